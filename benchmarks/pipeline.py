@@ -23,7 +23,7 @@ RUNS = 5
 SPEAKING = (
     "history",
     "runs",
-    "compare metrics/scores.json metrics/scores.json --apart",
+    "compare metrics/scores.json metrics/scores.json --per-seed",
     "check",
     "show steps",
     "stage data",

@@ -34,8 +34,8 @@ SHORT = 10  # steps of a training that a longer one resumes from
 TIMED = """
 import json, sys, time
 from pathlib import Path
-from cli.stages.watch import Watch
-from cli.stages.training import Tracked
+from cli.stages.watch import SpoolObserver
+from cli.stages.training import TrackedTraining
 import diffusion.train.loop as training
 
 spent = {}
@@ -50,8 +50,8 @@ def timed(owner, name, label):
     setattr(owner, name, outer)
 
 for owner, name, label in (
-    (Tracked, "save", "saving"), (Watch, "metrics", "spool"), (Watch, "progress", "live line and heartbeat"),
-    (Watch, "preview", "previews"), (training, "train", "training"),
+    (TrackedTraining, "save", "saving"), (SpoolObserver, "metrics", "spool"),
+    (SpoolObserver, "progress", "live line and heartbeat"), (SpoolObserver, "preview", "previews"), (training, "train", "training"),
 ):
     timed(owner, name, label)
 sys.argv = ["diffctl", "stage", "train"]

@@ -143,7 +143,7 @@ def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path
         text=True,
     )
     assert kept.returncode == 0, kept.stderr
-    assert "going on after step 12 of 12" in kept.stderr
+    assert "resuming after step 12 of 12" in kept.stderr
     assert "the code has changed since it made these steps" in kept.stderr
     model = read_artefact(folder / "models/model.safetensors")
     assert [since.step for since in model.code] == [0, 12]

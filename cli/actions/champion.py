@@ -34,7 +34,7 @@ def show_champions(as_json: bool) -> None:
     typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
 
 
-SHORT = 9  # digits of a commit
+SHORT = 9  # digits of a commit shown
 
 
 def _show_history(found: History) -> None:
@@ -44,11 +44,11 @@ def _show_history(found: History) -> None:
             listed.add_row(*_row(event))
         show(listed)
     for event in found.unclaimed:
-        typer.echo(f"not carried out: {' '.join(_row(event)[:4])}: another came first, or it was killed")
+        typer.echo(f"not applied: {' '.join(_row(event)[:4])} (superseded or killed)")
     for version, pin in found.pinned.items():
         note = f" ({pin.note})" if pin.note else ""
-        typer.echo(f"pinned: version {version} stays out since {_when(pin)}, by {pin.who}{note}")
-    holder = f"version {found.holder}" if found.holder else "nobody"
+        typer.echo(f"pinned: version {version} is not promoted since {_when(pin)}, by {pin.who}{note}")
+    holder = f"version {found.holder}" if found.holder else "none"
     before = f"; `diffctl rollback` goes to version {found.previous}" if found.previous else ""
     typer.echo(f"{found.name}: champion is {holder}{before}")
 

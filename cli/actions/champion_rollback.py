@@ -29,13 +29,13 @@ def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
         typer.echo(json.dumps(event.model_dump(mode="json")))
     else:
         typer.echo(
-            f"{history.name}: champion is version {event.after} again, after version {event.before}, which "
-            "stays out until `diffctl promote` forces it in; its file was checked and an image of it sampled"
+            f"{history.name}: champion is version {event.after} again. Version {event.before} is "
+            "promoted again only by `diffctl promote --force`"
         )
 
 
 def _sample_one(weights: Path, scores: ScoresDocument) -> None:
-    """Make image 0 as in the best cell; raises what keeps the model from being sampled."""
+    """Sample image 0 with the settings of the best cell; errors are raised."""
     device = default_device()
     loaded, card = load_model(weights, device), scores.cells[scores.best.cell].card
     known = {field: card[field] for field in SampleSettings.model_fields if field in card}

@@ -26,7 +26,7 @@ def deploy_to_prefect(params: bool, as_json: bool) -> None:
         typer.echo(f"{one.name}: {one.description}")
         if params:
             _show_parameters(one)
-    typer.echo(f"on Prefect at {redact_uri(url)}; a worker carries them out: docs/operations.md says how")
+    typer.echo(f"on Prefect at {redact_uri(url)}; a Prefect worker runs them, see docs/operations.md")
 
 
 def _show_parameters(one: Deployment) -> None:
@@ -39,7 +39,7 @@ def _show_parameters(one: Deployment) -> None:
 
 
 def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
-    """A JSON schema in a few words: its type, and the bounds of a number."""
+    """Describe a JSON schema by its type and the bounds of a number."""
     if reference := schema.get("$ref"):
         fields = definitions.get(reference.rpartition("/")[2], {}).get("properties", {})
         return f"object of {', '.join(fields)}"
@@ -60,4 +60,4 @@ def emit_event(data: str | None) -> None:
     url = require_prefect_url()
 
     emit_data_changed(url, name)
-    typer.echo(f"told Prefect at {redact_uri(url)} that {name} has changed")
+    typer.echo(f"event sent to Prefect at {redact_uri(url)}: {name} has changed")

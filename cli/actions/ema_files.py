@@ -18,7 +18,7 @@ from diffusion.system.output_paths import check_output, write_output
 def make_ema_models(width: str, source: Path, out: Path, as_json: bool) -> None:
     """Carry out `diffctl ema`."""
     widths = _widths(width)
-    _try(out, widths)
+    _check_outputs(out, widths)
     snapshots = Snapshots.of(source)
     made = []
     with progress("ema", unit="models") as show:
@@ -31,14 +31,14 @@ def make_ema_models(width: str, source: Path, out: Path, as_json: bool) -> None:
     tracked = ", ".join(f"{one:g}" for one in snapshots.sigma_rels)
     typer.echo(f"from {len(snapshots.paths)} snapshots of {tracked} in {source}:")
     for model in made:
-        typer.echo(f"width {model['width']:g}: {model['out']}, its profile missed by {model['error']:.2%}")
+        typer.echo(f"σ_rel {model['sigma_rel']:g}: {model['out']}, profile error {model['error']:.2%}")
 
 
 def _make(snapshots: Snapshots, width: float, out: Path) -> dict[str, Any]:
-    """Write the model file of a width; returns what is said of it."""
+    """Write the model file of a profile; return its description."""
     artefact = save_artefact(out, *snapshots.reconstruct(width), write_output)
     return {
-        "width": width,
+        "sigma_rel": width,
         "out": str(out),
         "model_sha256": artefact.model_sha256,
         "step": artefact.step,
@@ -46,8 +46,8 @@ def _make(snapshots: Snapshots, width: float, out: Path) -> dict[str, Any]:
     }
 
 
-def _try(out: Path, widths: list[float]) -> None:
-    """UsageError where the files cannot be written."""
+def _check_outputs(out: Path, widths: list[float]) -> None:
+    """Raise UsageError if a file cannot be written."""
     for width in widths:
         check_output(_file(out, width), "--out")
 
@@ -57,10 +57,10 @@ def _file(out: Path, width: float) -> Path:
 
 
 def _widths(text: str) -> list[float]:
-    """The widths that are asked for, each once; UsageError where they are none."""
+    """Parse the widths without duplicates; UsageError if one is invalid."""
     try:
         return list(dict.fromkeys(TypeAdapter(list[SigmaRel]).validate_python(text.split(","))))
     except ValidationError:
         raise UsageError(
-            f"--width {printable(text)}: give widths from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, with commas"
+            f"--sigma-rel {printable(text)}: give widths from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, with commas"
         ) from None

@@ -52,7 +52,7 @@ def show_forward(
         typer.echo(
             "no data is prepared here, so no image is shown: `diffctl stage data`, or --image", err=True
         )
-    tell(shown, out, as_json)
+    write_figure(shown, out, as_json)
 
 
 def show_steps(
@@ -65,7 +65,7 @@ def show_steps(
     champion: bool,
 ) -> None:
     """Carry out `diffctl show steps`."""
-    tell(steps_figure(Selection(profile, model, run_id, champion).process(), count), out, as_json)
+    write_figure(steps_figure(Selection(profile, model, run_id, champion).process(), count), out, as_json)
 
 
 def show_variance(
@@ -83,19 +83,21 @@ def show_variance(
     champion: bool,
 ) -> None:
     """Carry out `diffctl show variance`."""
-    asked = Selection(profile, model, run_id, champion)
-    if not asked.names_model and profile is not None:
+    selection = Selection(profile, model, run_id, champion)
+    if not selection.names_model and profile is not None:
         for name in ("store", "num", "seed"):
             refuse_idle(context, name, True, "with --profile, which names no model")
-        return tell(variance_bounds(make_grid(asked.process(), count, spacing.value)), out, as_json)
-    loaded = load_model(asked.model_file(), default_device())
+        return write_figure(
+            variance_bounds(make_grid(selection.process(), count, spacing.value)), out, as_json
+        )
+    loaded = load_model(selection.model_file(), default_device())
     grid = make_grid(loaded.artefact.process, count, spacing.value)
     images = open_matching_store(store, loaded.artefact)
     indices = range(min(num, len(images)))
     condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
     with progress("variance", unit="passes") as show:
         shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, seed, show)
-    tell(shown, out, as_json)
+    write_figure(shown, out, as_json)
 
 
 def show_reverse(
@@ -117,7 +119,7 @@ def show_reverse(
         if klass is None
         else class_condition(loaded.artefact, klass, 1)
     )
-    tell(reverse_figure(loaded, settings, index, condition, default_device()), out, as_json)
+    write_figure(reverse_figure(loaded, settings, index, condition, default_device()), out, as_json)
 
 
 def show_model(
@@ -129,7 +131,7 @@ def show_model(
     champion: bool,
 ) -> None:
     """Carry out `diffctl show network`."""
-    tell(model_figure(_spec(Selection(profile, model, run_id, champion))), out, as_json)
+    write_figure(model_figure(_spec(Selection(profile, model, run_id, champion))), out, as_json)
 
 
 def show_samplers(
@@ -145,14 +147,14 @@ def show_samplers(
 ) -> None:
     """Carry out `diffctl show samplers`."""
     process = Selection(profile, model, run_id, champion).process()
-    tell(samplers_figure(process, count, spacing.value, seed=seed), out, as_json)
+    write_figure(samplers_figure(process, count, spacing.value, seed=seed), out, as_json)
 
 
-WIDEST, NARROWEST = 120, 72  # characters of a line, whatever the terminal has; a pipe has 80
+WIDEST, NARROWEST = 120, 72  # characters of a line
 
 
 def _image(name: str | None, store: Path | None) -> Images | None:
-    """The image (H, W, C) that a file or a number names; None where none is named and none is prepared."""
+    """Return the image (H, W, C) of a file or number; None if neither is given and no data is prepared."""
     if name is not None and not name.isdecimal():
         picture = read_picture(Path(name), None, 3)
         is_grey = bool((picture == picture[:, :, :1]).all())
@@ -162,21 +164,21 @@ def _image(name: str | None, store: Path | None) -> Images | None:
     opened = open_store(store or PREPARED / "test")
     number = int((name or "0")[:18])
     if number >= len(opened):
-        raise UsageError(f"there is no image {number} in {opened.path}: give 0 to {len(opened) - 1}")
+        raise UsageError(f"no image {number} in {opened.path}: give 0 to {len(opened) - 1}")
     image: Images = opened.images[number]
     return image
 
 
-def _spec(asked: Selection) -> NetworkSpec:
-    """The shape of a model's network, or of the one that a configuration would train."""
-    if asked.names_model:
-        return read_artefact(asked.model_file()).network
-    project = Project(asked.config())
+def _spec(selection: Selection) -> NetworkSpec:
+    """Return the network of a model, or the one that a configuration trains."""
+    if selection.names_model:
+        return read_artefact(selection.model_file()).network
+    project = Project(selection.config())
     return plan_training(project.config, project.train_meta(), default_device()).network
 
 
-def tell(shown: FigureData, out: Path | None, as_json: bool) -> None:
-    """Write the figure to its file, if one is named, and print what was asked for."""
+def write_figure(shown: FigureData, out: Path | None, as_json: bool) -> None:
+    """Write the figure to its file, if one is named, and print what was selection for."""
     if out is not None:
         _write(out, shown)
     if as_json:

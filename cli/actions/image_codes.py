@@ -47,13 +47,13 @@ def encode(
     pixels = np.stack([image.pixels for image in chosen])
     condition = input_condition(artefact, [image.label for image in chosen], klass)
     with progress("encode", unit="steps") as show:
-        codes, back = _there_and_back(loaded, settings, pixels, condition, batch_size, show)
+        codes, back = _encode_and_decode(loaded, settings, pixels, condition, batch_size, show)
     writer = _npz if out.suffix == ".npz" else _png
     writer(out, pixels, codes, back, condition.labels)
     error = float(np.abs(back.astype(int) - pixels).mean())
     made = {"out": str(out), "images": len(pixels), "steps": steps, "mean_pixel_error": round(error, 4)}
-    said = f"{len(pixels)} image(s), which come back within {error:.2f} of 255 on average: {out}"
-    typer.echo(json.dumps(made) if as_json else said)
+    text = f"{len(pixels)} image(s), mean reconstruction error {error:.2f} of 255: {out}"
+    typer.echo(json.dumps(made) if as_json else text)
 
 
 def interpolate(
@@ -89,7 +89,7 @@ def _load(path: Path, steps: int, spacing: Spacing) -> tuple[LoadedModel, Sample
     return load_model(path, default_device()), SampleSettings(steps=steps, spacing=spacing.value)
 
 
-def _there_and_back(
+def _encode_and_decode(
     loaded: LoadedModel,
     settings: SampleSettings,
     pixels: Images,
@@ -97,7 +97,7 @@ def _there_and_back(
     batch_size: int,
     show: Show,
 ) -> tuple[Tensor, Images]:
-    """The codes of the images, and the images that come back from them."""
+    """Return the codes of the images and their reconstructions."""
     codes, back, done = [], [], 0
     total = 2 * settings.steps * -(-len(pixels) // batch_size)
 
@@ -115,7 +115,7 @@ def _there_and_back(
 
 
 def _npz(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
-    """codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
+    """Write codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
         arrays["labels"] = labels.numpy()
@@ -123,12 +123,12 @@ def _npz(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor 
 
 
 def _png(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
-    """Three rows: the images, their codes (±2 σ from black to white) and what comes back."""
+    """Write three rows: images, codes (±2 σ from black to white) and reconstructions."""
     _strip(out, np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back]), columns=len(pixels))
 
 
 def _strip(out: Path, images: Images, columns: int | None = None) -> None:
-    """The images in rows of `columns`, by default in one row."""
+    """Write the images in rows of `columns`, by default in one row."""
     picture = enlarge(grid(images, columns or len(images)), images.shape[1])
     write_output(out, lambda file: file.write(png_bytes(picture)))
 

@@ -1,4 +1,4 @@
-"""What `diffctl sample` makes: images in batches, and the file that they go into."""
+"""Images sampled in batches, and the formats of their file."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.sampler import Step
 from diffusion.system.output_paths import write_output
 
-GIF_FRAMES = 60  # at most, however many steps
+GIF_FRAMES = 60  # at most
 
 
 def frames_of(
@@ -29,7 +29,7 @@ def frames_of(
     batch_size: int,
     animate: bool,
 ) -> tuple[list[Images], list[int] | None]:
-    """The images as the last of the frames (one alone unless animated), NHWC, and their labels."""
+    """Return frames (N, H, W, C), the last one the images, and labels; one frame without `animate`."""
     device = next(loaded.network.parameters()).device
     fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
     condition = _condition(classifier.artefact if classifier else loaded.artefact, settings, indices, klass)
@@ -38,20 +38,18 @@ def frames_of(
         for start in range(0, len(indices), batch_size):
             show(start, len(indices), "")
             part = slice(start, start + batch_size)
-            asked = indices[part], condition.rows(part)
-            batches.append(_batch(loaded, classifier, settings, *asked, animate, fast))
+            rows = indices[part], condition.rows(part)
+            batches.append(_batch(loaded, classifier, settings, *rows, animate, fast))
         show(len(indices), len(indices), "")
     frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     return frames, None if condition.labels is None else condition.labels.tolist()
 
 
-def _condition(
-    knows_classes: Artefact, settings: SampleSettings, indices: range, klass: str | None
-) -> Condition:
-    """The asked class of each image; no labels for an unconditional model without a classifier."""
+def _condition(labelled: Artefact, settings: SampleSettings, indices: range, klass: str | None) -> Condition:
+    """Return the class of each image; none for an unconditional model without a classifier."""
     if klass is not None:
-        return class_condition(knows_classes, klass, len(indices))
-    return mixed_condition(knows_classes, settings, indices)
+        return class_condition(labelled, klass, len(indices))
+    return mixed_condition(labelled, settings, indices)
 
 
 def _batch(
@@ -63,7 +61,7 @@ def _batch(
     animate: bool,
     fast: bool,
 ) -> list[Images]:
-    """The frames of one batch; `fast` has the network compiled."""
+    """Return the frames of one batch; `fast` compiles the network."""
     device = next(loaded.network.parameters()).device
     every = -(-settings.steps // GIF_FRAMES)
     frames: list[Images] = []

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import typer
 
-from cli.actions.paper_table import paper_json, show_beside, show_sweep
+from cli.actions.paper_table import paper_json, show_comparison, show_sweep
 from cli.actions.score_tables import show_scores
 from cli.commands.evaluate import Split
 from cli.shared.options import Extractor, refuse_idle
@@ -66,19 +66,19 @@ def evaluate_images(
     if out is not None:
         write_output_text(out, json.dumps(document, indent=2) + "\n")
     if as_json:
-        told = {} if opened is None else {"paper": paper_json(opened, document)}
-        print(json.dumps({**document, **told}, indent=2, sort_keys=True))
+        extra = {} if opened is None else {"paper": paper_json(opened, document)}
+        print(json.dumps({**document, **extra}, indent=2, sort_keys=True))
         return
     show_scores(document)
     if opened is not None:
-        show_beside(opened, document)
+        show_comparison(opened, document)
 
 
-WORTH_TELLING = 10**9  # bytes of memory
+LARGE_MEMORY = 10**9  # bytes from which the need is printed
 
 
 def _each_once(extractors: Sequence[Extractor]) -> list[str]:
-    """Their names; UsageError for one that is given twice."""
+    """Return their names; UsageError for a duplicate."""
     names = [one.value for one in extractors]
     for name in names:
         if names.count(name) > 1:
@@ -89,31 +89,31 @@ def _each_once(extractors: Sequence[Extractor]) -> list[str]:
 def _scored(
     path: Path, against: Path, split: str, extractors: list[str], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """The scores of the images; what cannot be is refused before anything heavy is loaded."""
+    """Return the scores of the images in each feature space."""
     if is_statistics(against):
-        asked = _against_statistics(path, against, extractors)
+        spaces = _against_statistics(path, against, extractors)
     else:
-        asked = _against_images(path, against, split, extractors)
-    given = _weights_of(list(asked), options.pop("weights"), options.pop("weights_sha256"))
-    _tell_memory(max(one.memory for one in asked.values()))
+        spaces = _against_images(path, against, split, extractors)
+    given = _weights_of(list(spaces), options.pop("weights"), options.pop("weights_sha256"))
+    _print_memory(max(one.memory for one in spaces.values()))
 
     check_extractors(given)
     documents = []
-    for name, one in asked.items():  # one after the other, so that no two take memory at a time
-        with progress("features" if len(asked) == 1 else name) as watch:
+    for name, one in spaces.items():  # in sequence, to limit memory
+        with progress("features" if len(spaces) == 1 else name) as watch:
             documents.append(one.score(**given[name], **options, progress=watch))
     return merge_spaces(documents)
 
 
-class _Asked(NamedTuple):
-    """A feature space: what scores in it, and the bytes of memory that it takes."""
+class _FeatureSpace(NamedTuple):
+    """A feature space: its scoring function and the memory it needs, in bytes."""
 
     score: Callable[..., dict[str, Any]]
     memory: int
 
 
-def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _Asked]:
-    """The spaces by their extractors' names."""
+def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _FeatureSpace]:
+    """Return the feature spaces by extractor."""
     names: list[str | None] = [*extractors] or [None]
     opened = [open_statistics(against, name) for name in names]
     sample = open_sample(path)
@@ -122,15 +122,15 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
     def score(published: Any, **options: Any) -> dict[str, Any]:
         return score_against_statistics(sample, published, images, **options)
 
-    def asked(published: Any) -> _Asked:
+    def space(published: Any) -> _FeatureSpace:
         real = max(published.spec.features, len(images or ()))
-        return _Asked(partial(score, published), require_memory(published.spec, len(sample), real))
+        return _FeatureSpace(partial(score, published), require_memory(published.spec, len(sample), real))
 
-    return {published.spec.name: asked(published) for published in opened}
+    return {published.spec.name: space(published) for published in opened}
 
 
-def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _Asked]:
-    """The spaces by their extractors' names."""
+def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _FeatureSpace]:
+    """Return the feature spaces by extractor."""
     pair = open_inputs(path, against, split)
     counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
     labelled = pair.sample.labels is not None and pair.real.labels is not None
@@ -140,13 +140,13 @@ def _against_images(path: Path, against: Path, split: str, extractors: list[str]
 
     names = extractors or [default_extractor(pair.real.images.shape[1])]
     return {
-        name: _Asked(partial(score, name), require_memory(extractor_spec(name), *counts, labelled))
+        name: _FeatureSpace(partial(score, name), require_memory(extractor_spec(name), *counts, labelled))
         for name in names
     }
 
 
 def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:
-    """What each extractor is given; UsageError where a file of weights could be of more than one network."""
+    """Return the weights options of each extractor; UsageError if the file fits several networks."""
     takes = [name for name in names if not extractor_spec(name).weights.comes_along] or names[:1]
     if weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
         raise UsageError(
@@ -157,7 +157,7 @@ def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> d
     return {name: given if name in takes else {} for name in names}
 
 
-def _tell_memory(needed: int) -> None:
-    """Say what scoring will take where a person may wonder whether the machine has it."""
-    if needed >= WORTH_TELLING:
+def _print_memory(needed: int) -> None:
+    """Print the memory that scoring needs, if it is large."""
+    if needed >= LARGE_MEMORY:
         typer.echo(f"scoring takes about {needed / 1e9:.1f} GB of memory", err=True)

@@ -43,9 +43,9 @@ def start_servers(mlflow_port: MlflowPort, prefect_port: PrefectPort) -> None:
         )
     for kind in KINDS:
         if (named := external_server(kind)) is not None:
-            typer.echo(f"{kind.title}: {redact_uri(named)} ({kind.variable} names it: none is started here)")
+            typer.echo(f"{kind.title}: {redact_uri(named)} (set by {kind.variable}, not started here)")
     if servers:
-        typer.echo("they stay when this terminal closes; `diffctl down` stops them")
+        typer.echo("they run until `diffctl down`")
 
 
 def stop_servers() -> None:
@@ -54,7 +54,7 @@ def stop_servers() -> None:
     for server in stopped:
         typer.echo(f"{server.kind.title} at {server.page} is stopped")
     if not stopped:
-        typer.echo("none of this folder's servers is running")
+        typer.echo("no server of this folder is running")
 
 
 def show_status(as_json: bool) -> None:
@@ -86,19 +86,19 @@ def open_ui(port: int) -> None:
         typer.echo(f"the runs are at {newest_experiment_link(page, uri)}")
         return
     if not is_port_free(port):
-        raise DiffctlError(f"port {port} of this machine is taken: give another one with --port")
+        raise DiffctlError(f"port {port} is in use: give another one with --port")
     begin("looking for the newest run")
     link = newest_experiment_link(f"http://127.0.0.1:{port}", uri)
-    _say(f"starting MLflow on 127.0.0.1:{port}")
-    if code := _serve(uri, port, lambda: _say(f"MLflow: {link} (Ctrl-C ends it)")):
-        raise DiffctlError(f"MLflow's server ended by itself (exit {code}), see the message above")
+    _print(f"starting MLflow on 127.0.0.1:{port}")
+    if code := _serve(uri, port, lambda: _print(f"MLflow: {link} (Ctrl-C ends it)")):
+        raise DiffctlError(f"the MLflow server failed (exit {code}): see its messages above")
 
 
 POLL_SECONDS = 0.1
 
 
 def _row(server: LocalServer) -> dict[str, Any]:
-    """A server as `--json` tells it: its state is up, silent (alive without an answer) or dead."""
+    """Return a server as JSON values. Its state is up, silent (alive, but not answering) or dead."""
     alive = server.record.alive
     answer = server.version if alive else None
     return {
@@ -113,7 +113,7 @@ def _row(server: LocalServer) -> dict[str, Any]:
 
 def _show_servers(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        typer.echo("none of this folder's servers is running: `diffctl up` starts them")
+        typer.echo("no server of this folder is running: `diffctl up` starts them")
         return
     listed = table("SERVER", "STATE", "ADDRESS", "VERSION", "PROCESS")
     for row in rows:
@@ -122,49 +122,49 @@ def _show_servers(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["version"] not in (None, row["installed"]):
             typer.echo(
-                f"{row['server']} runs as {row['version']}, and {row['installed']} is installed: "
-                "`diffctl down` and `diffctl up` change that"
+                f"{row['server']} {row['version']} is running, but {row['installed']} is installed: "
+                "restart it with `diffctl down` and `diffctl up`"
             )
         if row["state"] != "up":
-            typer.echo(f"{row['server']} is {row['state']}: runs/servers/{row['server']}.log may say why")
+            typer.echo(f"{row['server']} is {row['state']}: see runs/servers/{row['server']}.log")
 
 
 def _show_queue(runs: list[QueuedRun], url: str | None, known: bool) -> None:
     if not url or not known:
         return
     if not runs:
-        typer.echo(f"no run is at work or due on Prefect at {redact_uri(url)}")
+        typer.echo(f"no active or scheduled run on Prefect at {redact_uri(url)}")
         return
-    listed = table("RUN", "DEPLOYMENT", "STATE", "BEGAN OR DUE (UTC)", "ID")
+    listed = table("RUN", "DEPLOYMENT", "STATE", "START (UTC)", "ID")
     for run in runs:
         listed.add_row(run.name, run.deployment or "", run.state, run.time, run.flow_run)
     show(listed)
 
 
-def _say(sentence: str) -> None:
-    """Print it now, also where a pipe reads."""
+def _print(sentence: str) -> None:
+    """Print and flush, also into a pipe."""
     typer.echo(sentence)
     sys.stdout.flush()
 
 
 def _serve(uri: str, port: int, ready: Callable[[], object]) -> int:
-    """Run MLflow's server until Ctrl-C or SIGTERM, which is its usual end: 0; else its exit code.
+    """Run MLflow's server until Ctrl-C or SIGTERM and return 0, or its exit code if it ends by itself.
 
     `ready` is called once it answers.
     """
     with stop_request() as stop:
-        # In a session of its own: it answers a Ctrl-C with a traceback, and SIGTERM with silence.
+        # In a session of its own, since it prints a traceback on Ctrl-C.
         server = subprocess.Popen(
             server_command(port), env={**os.environ, **server_environment(uri)}, start_new_session=True
         )
-        is_told = False
+        is_ready = False
         try:
             while (code := server.poll()) is None and stop.signal is None:
-                if not is_told and is_mlflow_healthy(port):
+                if not is_ready and is_mlflow_healthy(port):
                     ready()
-                    is_told = True
+                    is_ready = True
                 time.sleep(POLL_SECONDS)
-        finally:  # also where nobody reads what is said
+        finally:  # also after a closed pipe
             server.terminate()
             server.wait()
         stop.clear()

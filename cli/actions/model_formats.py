@@ -18,15 +18,15 @@ from diffusion.system.output_paths import check_output, check_output_folder, wri
 
 def import_openai_model(file: Path, preset: Preset, out: Path | None, as_json: bool) -> None:
     """Carry out `diffctl openai`."""
-    out = _place(out, file.stem)
-    _keep(out, *import_openai(file, preset.value), {"preset": preset.value}, as_json)
+    out = _output_path(out, file.stem)
+    _save(out, *import_openai(file, preset.value), {"preset": preset.value}, as_json)
 
 
 def import_diffusers_model(folder: Path, out: Path | None, as_json: bool) -> None:
     """Carry out `diffctl from_diffusers`."""
-    out = _place(out, folder.resolve().name)
+    out = _output_path(out, folder.resolve().name)
     weights, artefact = import_diffusers(folder)
-    _keep(out, weights, artefact, {"schedule": artefact.process.schedule}, as_json)
+    _save(out, weights, artefact, {"schedule": artefact.process.schedule}, as_json)
 
 
 def export_diffusers_model(
@@ -35,28 +35,28 @@ def export_diffusers_model(
     """Carry out `diffctl diffusers`."""
     check_output_folder(folder, "FOLDER")
     export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
-    said = f"pipeline: {folder}, its use is in {folder / 'README.md'}"
-    typer.echo(json.dumps({"out": str(folder)}) if as_json else said)
+    text = f"pipeline: {folder}, see {folder / 'README.md'}"
+    typer.echo(json.dumps({"out": str(folder)}) if as_json else text)
 
 
-def _place(out: Path | None, name: str) -> Path:
-    """Where the model file goes, tried before the work."""
+def _output_path(out: Path | None, name: str) -> Path:
+    """Return the path of the model file, checked before the work."""
     out = out or Path("models") / f"{name}.safetensors"
     check_output(out, "--out")
     return out
 
 
-def _keep(
+def _save(
     out: Path, weights: dict[str, Tensor], artefact: Artefact, what: dict[str, str], as_json: bool
 ) -> None:
-    """Write the model file, and say what it is."""
+    """Write the model file and print its description."""
     save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
     sections, kinds = sections_of(artefact), ", ".join(what.values())
     made = {"out": str(out), **what, "parameters": parameters, **sections}
-    said = (
-        f"{parameters / 1e6:,.1f} M parameters of {kinds}: {out}, to be used with --model.\n"
-        f"A training that starts from it (`diffctl use --start {out}`) has in params.yaml:\n"
+    text = (
+        f"{parameters / 1e6:,.1f} M parameters of {kinds}: {out}, for use with --model.\n"
+        f"A training that starts from it (`diffctl use --init-from {out}`) has in params.yaml:\n"
         f"{format_sections(sections)}"
     )
-    typer.echo(json.dumps(made) if as_json else said)
+    typer.echo(json.dumps(made) if as_json else text)

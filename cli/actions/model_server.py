@@ -1,4 +1,4 @@
-"""A model behind an address: in this process or on Ray Serve."""
+"""A model over HTTP: in this process or on Ray Serve."""
 
 import functools
 from collections.abc import Callable
@@ -53,9 +53,12 @@ def _here(
 ) -> None:
     """Serve in this process."""
     bound = bind_socket(*at, token is not None)
-    service = Service(source(), default_device(), config, say)
+    service = Service(source(), default_device(), config, print_message)
     serve_app(
-        create_app(service, token), service, bound, lambda: _tell(service.ref.name, *bound.getsockname()[:2])
+        create_app(service, token),
+        service,
+        bound,
+        lambda: _print_address(service.ref.name, *bound.getsockname()[:2]),
     )
 
 
@@ -65,18 +68,18 @@ def _on_ray(
     token: bytes | None,
     at: tuple[str, int],
     address: str | None,
-    asked: tuple[str, float | None],
+    replicas_and_gpus: tuple[str, float | None],
 ) -> None:
-    """Serve on Ray, which stands for as long as this process does where no cluster is named.
+    """Serve on Ray; a local Ray ends with this process.
 
-    `asked` has how many replicas, as text, and the GPUs of each.
+    `replicas_and_gpus` has the number of replicas as text, and the GPUs of each.
     """
-    cluster, (least, most) = cluster_address(address), parse_replicas(asked[0])
+    cluster, (least, most) = cluster_address(address), parse_replicas(replicas_and_gpus[0])
     place = _place(*at, token is not None, cluster)
     found = source()
     published = found.fetch()
     with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
-        replicas = Replicas(least, most, resolve_gpus(asked[1], "--gpus-per-replica", "replica"))
+        replicas = Replicas(least, most, resolve_gpus(replicas_and_gpus[1], "--gpus-per-replica", "replica"))
         if cluster is None:
             check_capacity(replicas)
         serve_on_ray(
@@ -86,45 +89,47 @@ def _on_ray(
             token,
             place,
             replicas,
-            lambda: _tell(published.name, *place),
+            lambda: _print_address(published.name, *place),
         )
 
 
 def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
-    """Where Ray's proxies are to listen: each machine of a cluster at the same host and port.
+    """Return the host and port of Ray's proxies, equal on each machine of a cluster.
 
-    UsageError where others would reach it and no token is asked, or where a cluster's port is left open.
+    UsageError if the host is not loopback without a token, or if a cluster has no fixed port.
     """
     if cluster is None:
         with bind_socket(host, port, has_token) as bound:
             shown, number, *_ = bound.getsockname()
             return shown, number
     if cluster.startswith("ray://"):
-        raise UsageError("serve --ray takes a cluster's own address, such as 10.0.0.1:6379, not ray://")
+        raise UsageError("serve --ray needs the address of the cluster, such as 10.0.0.1:6379, not ray://")
     require_token(host, host, has_token)
     if not port:
-        raise UsageError("on a cluster --port must be a certain one: each machine listens there")
+        raise UsageError("on a cluster --port must not be 0: give a port that is free on each machine")
     return host, port
 
 
-def _tell(name: str, address: str, port: int) -> None:
-    """Say where the model is to be had."""
+def _print_address(name: str, address: str, port: int) -> None:
+    """Print the address of the model."""
     typer.echo(f"{name}: {address_of(address, port)}/v1/images (Ctrl-C ends it)")
 
 
 def address_of(address: str, port: int) -> str:
-    """What a browser is given for an IP address and a port."""
+    """Return the URL of an IP address and a port."""
     shown = f"[{address}]" if ":" in address else address
     return f"http://{shown}:{port}"
 
 
-def say(sentence: str) -> None:
-    """Tell what happened to the models, on stderr."""
+def print_message(sentence: str) -> None:
+    """Print a message about the models on stderr."""
     typer.echo(f"diffctl: {sentence}", err=True)
 
 
 def source_of(model: Path | None, run_id: str | None, champion: bool) -> ModelSource:
-    """Where the model comes from; UsageError when there is none."""
+    """Return the source of the model; UsageError if there is none."""
     if champion:
         return ChampionSource(model_name(load().data.name))
-    return FixedSource(model_of_file(model or MODEL, say) if run_id is None else model_of_run(run_id))
+    return FixedSource(
+        model_of_file(model or MODEL, print_message) if run_id is None else model_of_run(run_id)
+    )

@@ -1,4 +1,4 @@
-"""A grid of sampling settings of a finished model, sampled and scored."""
+"""A grid of sampling settings of a trained model, sampled and scored."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def _parts(values: str) -> list[str]:
 
 
 def _log(document: ScoresDocument, data: str, run_id: str | None, champion: bool) -> str | None:
-    """Put the scores beside those of the model's run; the run's id, None for a model that is a file."""
+    """Log the scores to the run of the model and return its id; None for a model file."""
     if champion:
         run_id = champion_run(model_name(data))
     elif run_id is not None:

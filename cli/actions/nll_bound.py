@@ -1,4 +1,4 @@
-"""The bound on the negative log-likelihood of images."""
+"""The variational bound of images."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def compute_nll(
         )
     _write(out, bits)
     mean = float(bits.total.mean())
-    error = float(bits.total.std() / count**0.5) if count > 1 else None  # one image has no spread
+    error = float(bits.total.std() / count**0.5) if count > 1 else None
     made = {
         "bits_per_dimension": mean,
         "standard_error": error,
@@ -54,12 +54,12 @@ def compute_nll(
         "out": str(out),
     }
     spread = "" if error is None else f" ± {error:.4f}"
-    said = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {out}"
-    typer.echo(json.dumps(made) if as_json else said)
+    text = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {out}"
+    typer.echo(json.dumps(made) if as_json else text)
 
 
 def _write(out: Path, bits: Bits) -> None:
-    """The terms by t as a picture and as CSV."""
+    """Write the terms by t as PNG and CSV."""
     rows = [f"{t},{term:.8g}" for t, term in zip(bits.timesteps.tolist(), bits.terms.tolist(), strict=True)]
     write_output_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""params.yaml as the protocol of a paper needs it."""
+"""The protocol of a paper, written into params.yaml."""
 
 import typer
 
@@ -11,19 +11,19 @@ from diffusion.system.yaml_text import parse_yaml
 
 
 def use_protocol(name: str) -> None:
-    """Write each field in which params.yaml departs from the paper, and say what stays and why."""
+    """Set each field that differs from the paper; print the changes, and what cannot be set."""
     config = load()
     changes, left = adopt_protocol(name, config.model_dump(mode="json"))
     text = replace_values({tuple(one.field.split(".")): one.new for one in changes})
-    parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # before anything is written
+    parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # validated before the file is written
     if changes:
         write_atomic(PARAMS, lambda file: file.write(text.encode()))
     else:
-        typer.echo(f"{PARAMS} has all of the protocol {name} that can be set")
+        typer.echo(f"{PARAMS} follows the protocol {name} already")
     for change in changes:
         typer.echo(str(change))
     if any(one.field.startswith("process.") for one in changes):
-        typer.echo("process decides the training: the next `diffctl run` trains anew")
+        typer.echo("process has changed: the next `diffctl run` trains from scratch")
     if left:
         typer.echo("not set:")
     for one in left:

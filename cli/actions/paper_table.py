@@ -1,4 +1,4 @@
-"""What stands on a terminal of scores against what others have published."""
+"""Scores in a table with those of a paper."""
 
 import json
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ from diffusion.protocol.scores_document import read_scores
 
 
 def paper_json(paper: Paper, document: dict[str, Any]) -> dict[str, Any]:
-    """The paper's figures beside the scores of a document, for a script."""
-    return _as_json(paper, _beside(paper, document))
+    """Return the comparison of the paper with a scores document as JSON values."""
+    return _as_json(paper, _compare(paper, document))
 
 
-def show_beside(paper: Paper, document: dict[str, Any]) -> None:
-    """The paper's figures beside the scores of a document."""
+def show_comparison(paper: Paper, document: dict[str, Any]) -> None:
+    """Print the comparison of the paper with a scores document."""
     typer.echo()
-    _show(paper, _beside(paper, document))
+    _show(paper, _compare(paper, document))
 
 
-def _beside(paper: Paper, document: dict[str, Any]) -> list[FigureComparison]:
+def _compare(paper: Paper, document: dict[str, Any]) -> list[FigureComparison]:
     spaces = [document, *document.get("spaces", {}).values()]
     return compare_scores(paper, [SpaceScores(one["card"], one["scores"]) for one in spaces])
 
 
 def show_sweep(paper: Paper, as_json: bool) -> None:
-    """The paper's figures, each beside the cell of metrics/scores.json whose protocol departs least."""
+    """Print the paper's scores, each with the cell of metrics/scores.json of the nearest protocol."""
     found = compare_cells(paper, read_scores(SCORES).cells)
     if as_json:
         typer.echo(json.dumps(_as_json(paper, found), indent=2))
@@ -50,7 +50,7 @@ def _as_json(paper: Paper, found: Sequence[FigureComparison]) -> dict[str, Any]:
 
 
 def _show(paper: Paper, found: Sequence[FigureComparison]) -> None:
-    """A row a figure; what keeps all of them from being comparable is said once, below."""
+    """Print a row for each score; differences that all rows share are printed once below."""
     alike = shared_differences([one.differences for one in found])
     cells = any(one.cell for one in found)
     made = table("published", "where", "score", "value", "here", *(["cell"] if cells else []), "comparable")

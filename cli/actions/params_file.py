@@ -1,4 +1,4 @@
-"""params.yaml: its profiles, and values that replace others in place."""
+"""The file params.yaml: profiles, and edits in place."""
 
 import subprocess
 from collections.abc import Mapping
@@ -28,14 +28,14 @@ def use_profile(profile: str, force: bool) -> None:
             f"keep it (`cp {PARAMS} {PROFILES}/NAME.yaml`), or overwrite it with --force"
         )
     write_atomic(PARAMS, lambda file: file.write(text))
-    typer.echo(f"{PARAMS} is now {source}; `diffctl run` makes it")
+    typer.echo(f"{PARAMS} is now {source}; `diffctl run` trains it")
 
 
 def find_profile(profile: str) -> Path:
-    """The profile's file; UsageError lists the profiles there are."""
+    """Return the file of the profile; UsageError lists the profiles."""
     named = PROFILES / f"{profile}.yaml"
     for path in (named, Path(profile)):
-        with suppress(OSError, ValueError):  # what no file can be called
+        with suppress(OSError, ValueError):  # invalid as a path
             if path.is_file():
                 return path
     names = ", ".join(profile_names()) or "none"
@@ -45,7 +45,7 @@ def find_profile(profile: str) -> Path:
 
 
 def _has_unsaved_edits(params: Path, wanted: bytes) -> bool:
-    """Whether overwriting `params` would lose a text that stands nowhere else."""
+    """Return whether overwriting `params` would lose text that is stored nowhere else."""
     if not params.exists():
         return False
     text = params.read_bytes()
@@ -54,7 +54,7 @@ def _has_unsaved_edits(params: Path, wanted: bytes) -> bool:
 
 
 def _committed(path: Path) -> bytes | None:
-    """The file's text in Git's HEAD; None without Git, a commit or the file."""
+    """Return the file's text in Git's HEAD; None without Git, a commit or the file."""
     try:
         shown = subprocess.run(["git", "show", f"HEAD:./{path}"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -63,7 +63,7 @@ def _committed(path: Path) -> bytes | None:
 
 
 def replace_values(values: Mapping[tuple[str, ...], Any]) -> str:
-    """The text of params.yaml with other values at some places; UsageError where one cannot be written."""
+    """Return the text of params.yaml with these values; UsageError if one cannot be replaced."""
     text = PARAMS.read_text(encoding="utf-8")
     for path, value in values.items():
         try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from cli.actions.model_server import address_of, say, source_of
+from cli.actions.model_server import address_of, print_message, source_of
 from diffusion.layout import PREPARED
 from diffusion.system.devices import default_device
 from serving.app import create_app
@@ -22,7 +22,7 @@ def serve_playground(
     """Carry out `diffctl playground`."""
     at = bind_socket("127.0.0.1", port, has_token=False)
     source = ChoosableSource(source_of(model, run_id, champion))
-    service = Service(source, default_device(), ServeConfig(drain=DRAIN), say)
+    service = Service(source, default_device(), ServeConfig(drain=DRAIN), print_message)
     app = create_app(service, None, routes(service, source, store or PREPARED / "test"))
 
     def started() -> None:
@@ -31,4 +31,4 @@ def serve_playground(
     serve_app(app, service, at, started)
 
 
-DRAIN = 5  # seconds at the end for what was begun: whoever ends it looks at the page
+DRAIN = 5  # seconds to finish open requests at the end

@@ -1,4 +1,4 @@
-"""The model that a training is initialised from."""
+"""The pretrained model of params.yaml (train.init_from)."""
 
 import subprocess
 import sys
@@ -22,34 +22,34 @@ from tracking.registry.registered_models import fetch_champion, fetch_version
 from tracking.runs.scored_runs import fetch_model
 
 NO_START = "none"
-VERSION = "version"  # of the registered model, behind a colon its number
-DIGITS = 10  # more than MLflow counts in
-PINNED = ("train", "init_from", "sha256")  # what `--start` writes in params.yaml
+VERSION = "version"  # version:N of the registered model
+DIGITS = 10  # at most
+PINNED = ("train", "init_from", "sha256")  # the key in params.yaml
 
 
 def use_pretrained(name: str) -> None:
-    """Fetch the model into the folder `start`, and pin it in params.yaml by its SHA-256."""
-    load()  # what is no params file is told before anything is fetched
+    """Copy the model into the folder `start`, and pin its SHA-256 in params.yaml."""
+    load()  # an invalid params.yaml is refused before any download
     if name == NO_START:
         _write_start(PINNED[:-1], None)
-        typer.echo(f"{PARAMS}: train.init_from is null; the weights are drawn")
+        typer.echo(f"{PARAMS}: train.init_from is null; the weights are random")
         return
 
     path, artefact = store_pretrained(_model(name))
     tracked = _track(path)
     _write_start(PINNED, artefact.model_sha256)
-    typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {_told(artefact)}: {path}")
+    typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {_describe(artefact)}: {path}")
     if tracked:
         typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
-    typer.echo(_to_change(artefact))
+    typer.echo(_needed_changes(artefact))
 
 
-def _to_change(artefact: Artefact) -> str:
-    """What of params.yaml differs from the start, to be pasted; as far as it can be told without the data."""
+def _needed_changes(artefact: Artefact) -> str:
+    """Return the values of params.yaml that must change for this model, as YAML."""
     config = load()
     try:
         side = int(Project(config).train_meta()["image_size"])
-    except DiffctlError:  # nothing is known of the images
+    except DiffctlError:  # no prepared data
         side = artefact.network.image_size
     changes = needed_changes(config, artefact, side)
     if not changes:
@@ -57,14 +57,14 @@ def _to_change(artefact: Artefact) -> str:
     return f"it fits once {PARAMS} says, as the start does:\n{format_sections(changes)}"
 
 
-def _told(artefact: Artefact) -> str:
+def _describe(artefact: Artefact) -> str:
     spec = artefact.network
     shape = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
     return f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {spec.num_classes} classes"
 
 
 def _model(name: str) -> Path:
-    """The model file that is meant: a file that is there, a data set's champion or version, else a run's."""
+    """Return the file of a path, a champion, a version or an MLflow run."""
     kind, _, data = name.partition(":")
     with suppress(OSError, ValueError):  # what no file can be called
         if Path(name).exists():
@@ -74,17 +74,17 @@ def _model(name: str) -> Path:
     if kind == VERSION and data:
         return _version(data)
     if name.endswith(".safetensors"):
-        return Path(name)  # reading it says that there is none
+        return Path(name)  # reading it raises the error
 
     return fetch_model(name)
 
 
 def _version(named: str) -> Path:
-    """The file of the registered version that is named as N or N:DATA."""
+    """Return the file of the registered version N or N:DATA."""
     number, _, data = named.partition(":")
     if not (number.isascii() and number.isdecimal() and len(number) < DIGITS and int(number)):
         raise UsageError(
-            f"--start: {brief(number, str)} is no version's number: `diffctl history` lists some"
+            f"--init-from: {brief(number, str)} is no version number: `diffctl history` lists them"
         )
     return fetch_version(model_name(data or load().data.name), int(number))
 
@@ -95,12 +95,12 @@ def _write_start(path: tuple[str, ...], value: str | None) -> None:
 
 
 def _track(path: Path) -> Path | None:
-    """Let DVC track the file, so that a clone can have it; the file to commit. None outside a DVC project."""
+    """Add the file to DVC and return the .dvc file to commit; None outside of a DVC project."""
     if not Path(".dvc").is_dir():
         return None
     command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise DiffctlError(f"DVC cannot track {path} ({said[0] if said else 'it does not say why'})")
+        errors = done.stderr.strip().splitlines()
+        raise DiffctlError(f"DVC cannot track {path} ({errors[0] if errors else 'without a message'})")
     return dvc_file(path)

@@ -29,7 +29,7 @@ def check_project(measure: bool, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
-        typer.echo(f"{errors} would fail, {warnings} to know about")
+        typer.echo(f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(1)
 
@@ -41,7 +41,7 @@ COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": ty
 
 
 def _findings(config: Config, measure: bool) -> Iterator[Finding]:
-    """Each when it is found, what takes longest last."""
+    """Yield findings as they are made, slow checks last."""
     refused = False
     for finding in iter_findings(config):
         refused |= finding.level == "error"
@@ -52,26 +52,26 @@ def _findings(config: Config, measure: bool) -> Iterator[Finding]:
 
 
 def _mlflow() -> Finding:
-    """Whether the runs' store lets us in: a wrong password would be found at the end of a training."""
+    """Check the access to MLflow, since a training would find a wrong password only at its end."""
     try:
         check_access()
     except MlflowUnavailable as away:
-        return Finding("warning", "MLflow", str(away), "a training goes on without it, the registry does not")
+        return Finding("warning", "MLflow", str(away), "trainings work without it, the registry does not")
     except MlflowError as error:
         return Finding("error", "MLflow", str(error))
     return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
 
 
 def _times(config: Config, refused: bool) -> list[Finding]:
-    """How long training, sweep and scoring take; not where one of them would fail."""
+    """Estimate the durations of training, sweep and scoring, unless one of them would fail."""
     if refused:
-        return [Finding("warning", SUBJECT, "not measured", "see to what would fail first")]
+        return [Finding("warning", SUBJECT, "not measured", "correct the errors first")]
     with interrupt_on_signal():
         return list(check_time(Project(config), lambda sentence: typer.echo(sentence, err=True)))
 
 
 def _values(finding: Finding) -> dict[str, Any]:
-    """The finding as JSON has it: numbers only where it has some."""
+    """Return the finding as JSON values, without missing numbers."""
     return {name: value for name, value in finding._asdict().items() if value is not None}
 
 

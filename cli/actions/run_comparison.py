@@ -19,14 +19,19 @@ from tracking.store import tracking_uri
 
 
 def compare_runs(
-    names: list[str], metric: list[str] | None, html: Path | None, apart: bool, open_page: bool, as_json: bool
+    names: list[str],
+    metric: list[str] | None,
+    html: Path | None,
+    per_seed: bool,
+    open_page: bool,
+    as_json: bool,
 ) -> None:
     """Carry out `diffctl compare`."""
     if html is not None:
         check_output(html, "--html")
     scored = [load_scored(name) for name in names]
     link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if open_page else None
-    result = compare_scores(scored, metric or [], apart=apart)
+    result = compare_scores(scored, metric or [], apart=per_seed)
     if html is not None:
         write_output_text(html, render_comparison(result, scored, [load_pictures(one) for one in scored]))
     typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
@@ -42,7 +47,7 @@ def compare_runs(
 
 
 def _show_comparison(result: Comparison) -> None:
-    """The table, the best number of a row marked, and below it what was left out and why."""
+    """Print the table with the best number of each row marked, then the omissions and their reasons."""
     if result.rows:
         listed = table("CELL", "SCORE", *result.labels)
         for row in result.rows:
@@ -53,7 +58,7 @@ def _show_comparison(result: Comparison) -> None:
         if any(row.best is not None for row in result.rows):
             typer.echo("< the best of its row")
         if any(any(row.tied) for row in result.rows):
-            typer.echo("≈ not told apart from the best: the gap is inside its confidence interval")
+            typer.echo("≈ not significantly worse: the gap is within its confidence interval")
         if how := describe_comparison(gap for row in result.rows for gap in row.gaps):
             typer.echo(f"gaps to the best are {how}")
         if any(row.ranks and row.best is None for row in result.rows):
@@ -67,7 +72,7 @@ def _show_comparison(result: Comparison) -> None:
 
 
 def _numbers(row: ScoreRow) -> list[str]:
-    """Each value, of a group with its spread, and its mark."""
+    """Return each value with its mark; for a group with its standard deviation."""
     marked = []
     columns = zip(row.values, row.deviations, row.tied, row.few_images, strict=True)
     for value, deviation, tied, few in columns:

@@ -47,11 +47,11 @@ def sample_images(
     frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
     WRITERS[out.suffix](out, frames, labels)
     made = {"out": str(out), "indices": list(indices), **settings.model_dump(mode="json")}
-    said = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
+    text = f"{len(indices)} image(s) of {loaded.artefact.data.name}: {out}"
     if budget is not None:
         cell = describe_cell(settings_axes(settings))
-        said = f"{cell}, the best of its sweep for {budget} network evaluations\n{said}"
-    typer.echo(json.dumps(made) if as_json else said)
+        text = f"{cell}, the best of its sweep for {budget} NFE\n{text}"
+    typer.echo(json.dumps(made) if as_json else text)
 
 
 def _settings_for(budget: int, seed: int, model: Path, scores: ScoresDocument) -> SampleSettings:
@@ -61,16 +61,16 @@ def _settings_for(budget: int, seed: int, model: Path, scores: ScoresDocument) -
 def _load(
     path: Path, classifier: Path | None, settings: SampleSettings
 ) -> tuple[LoadedModel, LoadedClassifier | None]:
-    """The model, and the classifier if there is to be one; UsageError when the settings do not fit."""
+    """Load the model and the classifier, if any; UsageError if the settings do not fit."""
     loaded = load_model(path, default_device())
     check_settings(loaded.artefact, settings)
     return loaded, load_classifier(classifier, default_device()) if classifier else None
 
 
 def scores_of(model: Path, run_id: str | None, champion: bool) -> ScoresDocument:
-    """The scores document of a model: of its MLflow run, of its registered version, or of the file's project.
+    """Return the scores document of a model: of its MLflow run, its registered version, or its project.
 
-    Those of a file are metrics/scores.json beside the folder that it lies in.
+    A model file in models/ has its scores in ../metrics/scores.json.
     """
     if run_id is not None:
         return fetch_scores(find_run(run_id))

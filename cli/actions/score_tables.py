@@ -1,4 +1,4 @@
-"""What stands on a terminal of scored images: a row a score, of every feature space."""
+"""Tables of scores: of ad-hoc images, and of the cells of a sweep."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 
 
 def show_scores(document: dict[str, Any]) -> None:
-    """A row a score, with its interval and what held-out real images score; no score that misleads."""
+    """Print a row for each score, with its interval and the score of held-out real images."""
     spaces = list(_spaces(document))
     columns = ["score", f"{document['images']['count']:,} images"]
     intervals = document.get("intervals")
@@ -29,29 +29,29 @@ def show_scores(document: dict[str, Any]) -> None:
         columns.append("real, held out" + (" (extrapolated)" if floors[0]["extrapolated"] else ""))
     made = table(*columns)
     for name, one in spaces:
-        for row in _rows(name, one, beside=one is not document):
+        for row in _rows(name, one, named=one is not document):
             cells = [row[0], row[1], *([row[2]] if intervals else []), *([row[3]] if floors else [])]
             made.add_row(*cells)
     show(made)
     for name, one in spaces:
-        _say_against_what(name, one)
+        _print_reference(name, one)
 
 
 def _spaces(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The extractors' names and what is said of each, the document's own first."""
+    """Yield the extractors' names and their scores, the primary one first."""
     yield document["extractor"], document
     yield from document.get("spaces", {}).items()
 
 
-def _rows(extractor: str, one: dict[str, Any], beside: bool) -> Iterator[tuple[str, str, str, str]]:
-    """A score's name, its value, its interval and what held-out images score."""
+def _rows(extractor: str, one: dict[str, Any], named: bool) -> Iterator[tuple[str, str, str, str]]:
+    """Yield name, value, interval and the value of held-out images of each score."""
     spec, scores, floor = extractor_spec(extractor), one["scores"], one["reference"].get("floor", {})
     shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
     for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
         if name in scores:
-            told = spec.named_beside(name) if beside else name
+            label = spec.named_beside(name) if named else name
             real = f"{floor[name]:.5g}" if name in floor else ""
-            yield told, f"{scores[name]:.5g}", _interval(scores, name), real
+            yield label, f"{scores[name]:.5g}", _interval(scores, name), real
 
 
 def _interval(scores: dict[str, float], name: str) -> str:
@@ -61,8 +61,8 @@ def _interval(scores: dict[str, float], name: str) -> str:
     return "" if None in ends else f"{ends[0]:.5g} to {ends[1]:.5g}"
 
 
-def _say_against_what(extractor: str, one: dict[str, Any]) -> None:
-    """A line of the reference, and one of what it does not give."""
+def _print_reference(extractor: str, one: dict[str, Any]) -> None:
+    """Print the reference, and the scores that it does not allow."""
     reference = one["reference"]
     if "sha256" not in reference:
         print(
@@ -80,7 +80,7 @@ def _say_against_what(extractor: str, one: dict[str, Any]) -> None:
 
 
 def show_sweep_scores(document: ScoresDocument) -> None:
-    """A row a cell, by its axes; the best one is marked."""
+    """Print a row for each cell, the best one marked."""
     spec, chosen = document.spec, document.best
     cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     winner = document.cells[chosen.cell]

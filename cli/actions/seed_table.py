@@ -55,7 +55,7 @@ def _values(
 
 
 def _show(document: ScoresDocument, found: Sequence[SeedComparison]) -> None:
-    """A row a score, at the best cell."""
+    """Print a row for each score of the best cell."""
     if not found:
         typer.echo(
             "MLflow has no scores of another seed of this setting: change train.seed alone, `diffctl run`"

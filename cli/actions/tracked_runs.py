@@ -1,4 +1,4 @@
-"""The tracked trainings, and what an outage left undelivered."""
+"""The tracked trainings and their undelivered logs."""
 
 import json
 
@@ -22,11 +22,11 @@ def show_runs(num: int, every: bool, as_json: bool) -> None:
     elif rows:
         _show_runs(rows)
         if more:
-            typer.echo(f"these are the newest {num}: `diffctl runs --all` lists the others too")
+            typer.echo(f"newest {num}: `diffctl runs --all` lists all")
     elif not problem:
         typer.echo("no trainings yet: `diffctl run` starts one")
     if problem:
-        raise type(problem)(f"{problem}; only what lies in runs/ is shown")
+        raise type(problem)(f"{problem}; only the trainings in runs/ are listed")
 
 
 def reap_dead_runs(names: list[str] | None, pending: int, as_json: bool) -> None:
@@ -39,11 +39,9 @@ def reap_dead_runs(names: list[str] | None, pending: int, as_json: bool) -> None
         for one in reaped:
             typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
         for stranded in freed:
-            typer.echo(
-                f"{stranded.name}: was pending for {span(stranded.seconds)} on Prefect, is Crashed now"
-            )
+            typer.echo(f"{stranded.name}: pending for {span(stranded.seconds)} on Prefect, marked Crashed")
         if not reaped and not freed:
-            typer.echo("no dead training is left unmarked")
+            typer.echo("no dead training")
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
@@ -57,14 +55,14 @@ def sync_runs(as_json: bool) -> None:
         for one in synced:
             typer.echo(f"{one.folder}: {one.message}")
         if not synced:
-            typer.echo("there is nothing in runs/train/")
+            typer.echo("no training in runs/train/")
     if left := [one for one in synced if not one.done]:
         raise TemporaryError(
-            f"{len(left)} of {len(synced)} trainings are not wholly in MLflow: try again later"
+            f"{len(left)} of {len(synced)} trainings are not completely in MLflow: try again later"
         )
 
 
-SILENT_SECONDS = 120.0  # without a heartbeat, which comes every ten seconds at least while steps are made
+SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
 
 
 def _show_runs(rows: list[RunRow]) -> None:
@@ -79,12 +77,12 @@ def _show_runs(rows: list[RunRow]) -> None:
         typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
     if any(row.state == "dead" for row in rows):
         typer.echo(
-            "dead: its process is gone; `diffctl run` goes on with it, `diffctl runs reap` marks it KILLED"
+            "dead: its process has ended; `diffctl run` resumes it, `diffctl runs reap` marks it KILLED"
         )
 
 
 def _state(row: RunRow) -> str:
-    """Of a running one that hangs, is stopped or makes something other than steps: since when."""
+    """Return the state; of a running one without heartbeats also for how long."""
     if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
         return row.state
     return f"running, no sign for {span(since(row.heartbeat))}"

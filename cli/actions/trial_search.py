@@ -102,7 +102,7 @@ def _ray_runner(
     devices = config.train.devices if isinstance(config.train.devices, int) else 1
     return ray_trials(
         options.address or config.sample.address,
-        TrialResources(options.at_once, options.cpus or 1, devices),
+        TrialResources(options.max_parallel, options.cpus or 1, devices),
         folder,
         (*MODULE, "--local"),
         trials.begin,

@@ -1,1 +1,1 @@
-"""The commands for people."""
+"""The commands of `diffctl`: options, help and light checks."""

@@ -1,4 +1,4 @@
-"""`diffctl check`: what would fail later, in seconds."""
+"""`diffctl check`: problems of params.yaml and the machine, found in seconds; `diffctl schema`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +11,15 @@ from cli.shared.startup_message import begin
 
 def check(
     measure: Annotated[
-        bool, typer.Option("--measure", help="Say how long it takes, by a few steps and images; kept.")
+        bool, typer.Option("--measure", help="Estimate the durations from a few measured steps and images.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Look for what would fail later, in seconds, and what it costs: data, model, disk, memory, weights."""
-    begin("looking for what would fail later", as_json)
+    """Check data, model, disk, memory and weights for errors before a run.
+
+    With --measure also estimate how long training, sampling and scoring take.
+    """
+    begin("checking the project", as_json)
     from cli.actions import project_check
 
     project_check.check_project(measure, as_json)
@@ -27,10 +30,10 @@ def schema(
         Path | None, file_option("--out", "-o", help="FILE.json. [default: standard output]")
     ] = None,
 ) -> None:
-    """Print the JSON schema of params.yaml, for editors to complete its keys and check its values."""
+    """Print the JSON schema of params.yaml, for editors."""
     if out is not None:
         check_output_suffix(out, (".json",))
-    begin("collecting what params.yaml may hold")
+    begin("loading the schema")
     from cli.actions import project_check
 
     project_check.write_schema(out)

@@ -1,4 +1,4 @@
-"""`diffctl deploy`: prefect.yaml on a Prefect server, with the pool and the automations that it needs."""
+"""`diffctl deploy`: prefect.yaml on a Prefect server; `diffctl emit`: events for its automations."""
 
 from typing import Annotated
 
@@ -9,13 +9,15 @@ from cli.shared.startup_message import begin
 
 def deploy(
     params: Annotated[
-        bool, typer.Option("--params", help="Show the parameters that each deployment takes.")
+        bool, typer.Option("--params", help="Also list the parameters of each deployment.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Create or update on Prefect the work pool, deployments and automations of prefect.yaml.
+    """Create or update the deployments of prefect.yaml on Prefect.
 
-    The server is that of PREFECT_API_URL, else that of `diffctl up`.
+    This includes their work pool and automations.
+
+    The server is PREFECT_API_URL, or the one of `diffctl up`.
     """
     begin("connecting to Prefect", as_json)
     from cli.actions import deployment
@@ -36,10 +38,10 @@ def emit() -> None:
 @emit_app.command("data-changed")
 def data_changed(
     data: Annotated[
-        str | None, typer.Option("--data", help="The data set's name. [default: params.yaml's]")
+        str | None, typer.Option("--data", help="The name of the data set. [default: from params.yaml]")
     ] = None,
 ) -> None:
-    """Say that the data has changed, as after `dvc push`: it starts the deployment `retrain`."""
+    """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
     begin("connecting to Prefect")
     from cli.actions import deployment
 

@@ -1,4 +1,4 @@
-"""`diffctl evaluate`: any images against a data set or other images."""
+"""`diffctl evaluate`: scores of any images against a data set or other images."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,7 @@ from diffusion.system.limits import MAX_BATCH, MAX_NEIGHBOURS
 
 
 class Split(StrEnum):
-    """The split of a prepared data set that is the reference; the other one makes the floor."""
+    """The split of a prepared data set that is the reference; the other one gives the floor."""
 
     train = "train"
     test = "test"
@@ -24,43 +24,41 @@ def evaluate(
     path: Annotated[
         Path | None,
         typer.Argument(
-            help="A folder of images, an npz (arr_0) or a store. [default with --paper: the sweep's scores]"
+            help="Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]"
         ),
     ] = None,
     against: Annotated[
         Path | None,
         typer.Option(
-            "--against", help="The real images: the same, a prepared data set, or published statistics."
+            "--against", help="Real images: likewise, a prepared data set, or published statistics."
         ),
     ] = None,
     paper: Annotated[
         str | None,
-        typer.Option(
-            "--paper", help="Set the scores beside a paper's: adm, ddim, edm, or a YAML file of figures."
-        ),
+        typer.Option("--paper", help="Compare with a paper: adm, ddim, edm, or a YAML file of its scores."),
     ] = None,
     extractor: Annotated[
         list[Extractor] | None,
         typer.Option(
             "--extractor",
-            help="May be given again, for more. [default: by the images' size; inception of statistics]",
+            help="Feature extractor; repeatable. [default: by image size; inception for statistics]",
         ),
     ] = None,
     split: Annotated[
-        Split, typer.Option("--split", help="Which split of a prepared data set is the reference.")
+        Split, typer.Option("--split", help="The split of a prepared data set to compare with.")
     ] = Split.train,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="The extractor's file, where no package has it. [default: download]"),
+        typer.Option("--weights", help="The extractor's weights file. [default: package or download]"),
     ] = None,
     weights_sha256: Annotated[
         str | None,
-        typer.Option("--weights-sha256", help="That of --weights, where they are not the published ones."),
+        typer.Option("--weights-sha256", help="SHA-256 of --weights, if they are not the published ones."),
     ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch-size", min=1, max=MAX_BATCH, help="Images at a time. [default: as suits the device]"
+            "--batch-size", min=1, max=MAX_BATCH, help="Images per forward pass. [default: by device]"
         ),
     ] = None,
     prc_images: Annotated[
@@ -69,7 +67,7 @@ def evaluate(
             "--prc-images",
             min=1,
             max=MAX_NEIGHBOURS,
-            help="Real images at most for precision, recall, density and coverage. [default: 10,000]",
+            help="Real images for precision, recall, density, coverage. [default: 10,000]",
         ),
     ] = None,
     prc_samples: Annotated[
@@ -78,15 +76,18 @@ def evaluate(
             "--prc-samples",
             min=1,
             max=MAX_NEIGHBOURS,
-            help="The same of the scored images. [default: as --prc-images]",
+            help="Scored images for these. [default: as --prc-images]",
         ),
     ] = None,
     out: Annotated[
-        Path | None, file_option("--out", "-o", help="Write scores and protocol card into this file of JSON.")
+        Path | None, file_option("--out", "-o", help="Write scores and protocol card as JSON.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print scores and protocol card as JSON.")] = False,
 ) -> None:
-    """Score images: Fréchet and kernel distance to real ones, their floor, and the excess over it."""
+    """Score images by their distances to real ones.
+
+    Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it.
+    """
     _refuse_incomplete(path, against, paper)
     refuse_idle(
         context, "out", path is None, "without PATH: the scores of the sweep are in metrics/scores.json"
@@ -114,6 +115,6 @@ def evaluate(
 def _refuse_incomplete(path: Path | None, against: Path | None, paper: str | None) -> None:
     """Raise UsageError unless there are images to score or a paper to compare with."""
     if (path is None) != (against is None):
-        raise UsageError("images are scored against others: give PATH and --against PATH")
+        raise UsageError("PATH and --against need each other: give both")
     if path is None and paper is None:
-        raise UsageError("give PATH and --against PATH, or --paper for the scores of the sweep")
+        raise UsageError("nothing to score: give PATH and --against, or --paper for the scores of the sweep")

@@ -1,20 +1,26 @@
-"""`diffctl import` and `diffctl export`: models from other projects, and for them."""
+"""`diffctl import` and `export`: formats of other projects; `diffctl ema`: other EMA profiles."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.shared.options import Champion, ModelFile, Preset, RunId, file_option, folder_argument, folder_option
+from cli.shared.options import (
+    AsJson,
+    Champion,
+    ModelFile,
+    Preset,
+    RunId,
+    file_option,
+    folder_argument,
+    folder_option,
+)
 from cli.shared.startup_message import begin
 from diffusion.layout import AVERAGES
 
 Out = Annotated[
-    Path | None, file_option("--out", "-o", help="The model file. [default: models/NAME.safetensors]")
+    Path | None, file_option("--out", "-o", help="Output file. [default: models/NAME.safetensors]")
 ]
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")]
 
 
 import_app = typer.Typer(name="import", help="Import a model of another project.", no_args_is_help=True)
@@ -25,17 +31,17 @@ export_app = typer.Typer(name="export", help="Export a model for another project
 
 @export_app.callback()
 def _export() -> None:
-    """Keep `diffusers` a subcommand while it is the only one."""
+    """Export a model for another project."""
 
 
 @import_app.command("openai")
 def openai(
     file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")],
-    preset: Annotated[Preset, typer.Option("--preset", help="Its shape.")],
+    preset: Annotated[Preset, typer.Option("--preset", help="Its architecture.")],
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a published checkpoint; it is read without running any code in it."""
+    """Import a published checkpoint without executing code from it."""
     begin("reading the checkpoint", as_json)
     from cli.actions import model_formats
 
@@ -48,7 +54,7 @@ def from_diffusers(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a pipeline of diffusers: its network and its schedule of betas."""
+    """Import a diffusers pipeline: its network and beta schedule."""
     begin("reading the pipeline", as_json)
     from cli.actions import model_formats
 
@@ -57,13 +63,13 @@ def from_diffusers(
 
 @export_app.command("diffusers")
 def diffusers(
-    folder: Annotated[Path, folder_argument(help="The pipeline folder to make.")],
+    folder: Annotated[Path, folder_argument(help="The new pipeline folder.")],
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export UNet2DModel and DDIMScheduler, which DDIMPipeline.from_pretrained loads."""
+    """Export a pipeline for DDIMPipeline.from_pretrained."""
     begin("loading the model", as_json)
     from cli.actions import model_formats
 
@@ -71,17 +77,17 @@ def diffusers(
 
 
 def ema(
-    width: Annotated[
-        str, typer.Option("--width", "-w", help="Widths σ_rel, a comma between them, such as 0.05,0.1,0.2.")
+    sigma_rel: Annotated[
+        str, typer.Option("--sigma-rel", help="Widths of the EMA profiles, such as 0.05,0.1,0.2.")
     ],
     source: Annotated[Path, typer.Option("--from", help="The folder of snapshots.")] = AVERAGES,
-    out: Annotated[
-        Path, folder_option("--out", "-o", help="The folder of the model files, which stays.")
-    ] = Path("models"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    out: Annotated[Path, folder_option("--out", "-o", help="The folder of the model files.")] = Path(
+        "models"
+    ),
+    as_json: AsJson = False,
 ) -> None:
-    """Make models with power-function EMAs of any width from the snapshots of a training."""
+    """Make models with other EMA profiles from a training's snapshots."""
     begin("reading the snapshots", as_json)
     from cli.actions import ema_files
 
-    ema_files.make_ema_models(width, source, out, as_json)
+    ema_files.make_ema_models(sigma_rel, source, out, as_json)

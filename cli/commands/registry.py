@@ -1,41 +1,44 @@
-"""Commands over the registry: which model is champion, who decided it, and back to the one before."""
+"""`diffctl promote`, `rollback` and `history`: the champion in MLflow's model registry."""
 
 from typing import Annotated
 
 import typer
 
+from cli.shared.options import AsJson
 from cli.shared.startup_message import begin
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
-
-
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the history.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, stored in the history.")]
 
 
 def promote(
     version: Annotated[
         int | None,
         typer.Argument(
-            metavar="[VERSION]", min=1, max=MAX_COUNT, help="A registered version. [default: models/]"
+            metavar="[VERSION]",
+            min=1,
+            max=MAX_COUNT,
+            help="A registered version. [default: models/]",
         ),
     ] = None,
     reason: Reason = "",
     force: Annotated[
-        bool, typer.Option("--force", help="Promote it whatever the gate says; needs --reason.")
+        bool, typer.Option("--force", help="Promote it even if the gate refuses; needs --reason.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the gate would decide, and change nothing.")
+        bool, typer.Option("--dry-run", help="Print the decision of the gate without any change.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion if it is better; by default models/, registered with its scores first.
+    """Make a model version the champion if it is better.
 
-    Exit code 3 when the gate keeps it out.
+    Without VERSION, the model of this project is registered with its scores first.
+
+    Exit code 3 if the gate refuses it.
     """
     if force and not reason.strip():
-        raise UsageError("--force needs --reason TEXT: the history says why the gate was overruled")
+        raise UsageError("--force needs --reason TEXT, which the history stores")
     begin("reading the registry", as_json)
     from cli.actions import champion
 
@@ -46,15 +49,21 @@ def rollback(
     to: Annotated[
         int | None,
         typer.Option(
-            "--to", metavar="N", min=1, max=MAX_COUNT, help="An earlier version. [default: the one before]"
+            "--to",
+            metavar="N",
+            min=1,
+            max=MAX_COUNT,
+            help="An earlier version. [default: previous champion]",
         ),
     ] = None,
     reason: Reason = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make the previous champion the champion again, after checking its file and sampling one image.
+    """Make the previous champion the champion again.
 
-    The version that it replaces is pinned: no `diffctl run` promotes it again.
+    Its file is verified and one image is sampled first.
+
+    The replaced version is not promoted by later runs.
     """
     begin("reading the registry", as_json)
     from cli.actions import champion_rollback
@@ -63,7 +72,7 @@ def rollback(
 
 
 def history(as_json: AsJson = False) -> None:
-    """List the champions, the newest last: when, by whom, from which version to which, and why."""
+    """List the changes of the champion, newest last."""
     begin("reading the registry", as_json)
     from cli.actions import champion
 

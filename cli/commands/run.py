@@ -6,19 +6,19 @@ import typer
 
 
 def run(
-    push: Annotated[bool, typer.Option("--push", help="Send what was made to the DVC remote.")] = False,
+    push: Annotated[bool, typer.Option("--push", help="Push the results to the DVC remote.")] = False,
     fresh: Annotated[
-        bool, typer.Option("--fresh", help="Train and sample from scratch; saved states are discarded.")
+        bool, typer.Option("--fresh", help="Train and sample from scratch, without saved states.")
     ] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Go on with the training although its code has changed.")
+        bool, typer.Option("--keep", help="Resume the training although its code has changed.")
     ] = False,
 ) -> None:
-    """Bring everything up to date: data, model, samples, scores, report and registry.
+    """Run the pipeline: data, model, samples, scores, report, registry.
 
-    Only what is stale is made. Ctrl-C saves; the same command goes on.
+    Only stale stages run. Ctrl-C saves the training; the same command resumes it.
     """
-    typer.echo("==> starting; Ctrl-C saves what there is, and the same command goes on")
+    typer.echo("==> starting; Ctrl-C saves the training, and the same command resumes it")
     from cli.actions import pipeline_run
 
     pipeline_run.run_stages(push, fresh, keep)

@@ -1,29 +1,26 @@
-"""Commands over what was tracked: the trainings, and what an outage left behind."""
+"""`diffctl runs`, `sync` and `prune`: tracked trainings and their files."""
 
 from typing import Annotated
 
 import typer
 
-from cli.shared.options import refuse_idle
+from cli.shared.options import AsJson, refuse_idle
 from cli.shared.startup_message import begin
 
-app = typer.Typer(name="runs", help="List the trainings: running, dead or done.", invoke_without_command=True)
-
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+app = typer.Typer(name="runs", help="List the trainings.", invoke_without_command=True)
 
 
 @app.callback()
 def runs(
     context: typer.Context,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="The newest N.")] = 50,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="Show the newest N.")] = 50,
+    every: Annotated[bool, typer.Option("--all", help="Show all.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the trainings of this project and of its MLflow, the newest first."""
+    """List the trainings of this project and its MLflow, newest first."""
     if context.invoked_subcommand is not None:
         return
-    refuse_idle(context, "num", every, "beside --all")
+    refuse_idle(context, "num", every, "with --all")
     begin("reading the runs", as_json)
     from cli.actions import tracked_runs
 
@@ -34,28 +31,35 @@ def runs(
 def reap(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: the dead ones here]"),
+        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: dead runs of this project]"),
     ] = None,
     pending: Annotated[
         int,
-        typer.Option("--pending", min=0, max=10_000, help="Minutes after which a pending run is stranded."),
+        typer.Option(
+            "--pending",
+            min=0,
+            max=10_000,
+            help="Minutes until a pending Prefect run counts as crashed.",
+        ),
     ] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """Mark trainings whose process is gone as KILLED in MLflow; what they left is delivered first.
+    """Mark trainings without a process as KILLED in MLflow.
 
-    Without names, scheduled runs that are stranded as Pending on Prefect are marked as Crashed too, where a
-    server is known: they hold the slot of their deployment.
+    Their logs are delivered first.
+
+    Without names, Prefect runs that stay Pending are also marked as
+    Crashed, since they block their deployment.
     """
-    begin("looking for trainings without a process", as_json)
+    begin("looking for dead trainings", as_json)
     from cli.actions import tracked_runs
 
     tracked_runs.reap_dead_runs(names, pending, as_json)
 
 
 def sync(as_json: AsJson = False) -> None:
-    """Deliver to MLflow what an outage left in runs/train/; every point arrives once."""
-    begin("looking for what is not in MLflow yet", as_json)
+    """Deliver logs that MLflow missed during an outage, each point once."""
+    begin("looking for undelivered logs", as_json)
     from cli.actions import tracked_runs
 
     tracked_runs.sync_runs(as_json)
@@ -64,12 +68,15 @@ def sync(as_json: AsJson = False) -> None:
 def prune(
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", metavar="RUN", help="A run whose files stay."),
+        typer.Option("--keep", metavar="RUN", help="Keep the files of this run."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this it is only listed.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; else they are only listed.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """List what params.yaml, the champion, searches and kept runs do not need in runs/; --yes removes it."""
+    """List or remove files in runs/ that nothing needs.
+
+    Files of params.yaml, the champion, searches and kept runs stay.
+    """
     begin("looking through runs/", as_json)
     from cli.actions import run_pruning
 

@@ -1,4 +1,4 @@
-"""Commands over one model: from a file, an MLflow run or the registry; no model flags are ever needed."""
+"""`diffctl sample`: images from a model file, an MLflow run or the champion."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.shared.options import (
+    AsJson,
     Champion,
     ModelFile,
     RunId,
@@ -23,11 +24,11 @@ from diffusion.system.limits import (
     MAX_HELD,
 )
 
-USUAL_NUM = 16  # images, where neither --num nor --index is given
+USUAL_NUM = 16  # images, without --num and --index
 
 
 Klass = Annotated[
-    str | None, typer.Option("--class", help="A class, by name or number. [default: all in turn]")
+    str | None, typer.Option("--class", help="A class, by name or number. [default: all, cyclically]")
 ]
 
 
@@ -35,13 +36,14 @@ def sample(
     context: typer.Context,
     out: Annotated[
         Path,
-        file_option("--out", "-o", help="FILE.png (a grid), .gif (the denoising) or .npz."),
+        file_option("--out", "-o", help="FILE.png (grid), .gif (denoising) or .npz."),
     ],
     num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="Images 0 … N−1. [default: 16]")
+        int | None, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="Number of images. [default: 16]")
     ] = None,
     index: Annotated[
-        int | None, typer.Option("--index", min=0, max=MAX_COUNT, help="Image I alone, as in any batch.")
+        int | None,
+        typer.Option("--index", min=0, max=MAX_COUNT, help="Only image I, as in any batch."),
     ] = None,
     budget: Annotated[
         int | None,
@@ -49,7 +51,7 @@ def sample(
             "--budget",
             min=1,
             max=MAX_COUNT,
-            help="Network evaluations per image: the sweep's best cell for them.",
+            help="NFE per image: use the best cell of the model's sweep for it.",
         ),
     ] = None,
     klass: Klass = None,
@@ -61,14 +63,17 @@ def sample(
         float, typer.Option("--classifier-scale", min=0.0, max=MAX_GUIDANCE, help="How strongly (ADM's s).")
     ] = 1.0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images at a time.")
+        int, typer.Option("--batch-size", min=1, max=MAX_BATCH, help="Images per forward pass.")
     ] = 64,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was made as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Sample images from a model, which describes itself. Image I depends on the seed and on I alone."""
+    """Sample images from a model.
+
+    Image I depends on the seed and on I only.
+    """
     check_output_suffix(out, (".png", ".gif", ".npz"))
     options = given_options(context)
     if budget is not None:
@@ -97,7 +102,7 @@ def sample(
 
 def _indices(num: int | None, index: int | None) -> range:
     if num is not None and index is not None:
-        raise UsageError("--num and --index exclude each other: give one of them")
+        raise UsageError("--num and --index exclude each other: leave one out")
     return range(num or USUAL_NUM) if index is None else range(index, index + 1)
 
 

@@ -14,7 +14,7 @@ class RayOptions(NamedTuple):
     """The options that need --ray."""
 
     address: str | None
-    at_once: int | None
+    max_parallel: int | None
     cpus: int | None
 
 
@@ -32,10 +32,13 @@ def search(
     ray: Annotated[
         bool, typer.Option("--ray", help="Run trials in parallel on Ray, one per device.")
     ] = False,
-    at_once: Annotated[
+    max_parallel: Annotated[
         int | None,
         typer.Option(
-            "--at-once", min=1, max=4096, help="With --ray: parallel trials at most. [default: all that fit]"
+            "--max-parallel",
+            min=1,
+            max=4096,
+            help="With --ray: trials at a time. [default: all that fit]",
         ),
     ] = None,
     cpus: Annotated[
@@ -49,9 +52,9 @@ def search(
     The models, samples and metrics of the project do not change. The same command resumes an interrupted
     search.
     """
-    options = RayOptions(address, at_once, cpus)
+    options = RayOptions(address, max_parallel, cpus)
     if not ray and any(options):
-        raise UsageError("ADDRESS, --at-once and --cpus need --ray: add it, or leave them out")
+        raise UsageError("ADDRESS, --max-parallel and --cpus need --ray: add it, or leave them out")
     _require_optuna()
     begin("checking the points of the search", as_json)
     from cli.actions import trial_search

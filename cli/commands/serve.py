@@ -1,4 +1,4 @@
-"""`diffctl serve`: a model behind an address."""
+"""`diffctl serve`: a model over HTTP; `diffctl playground`: the same with a page."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,50 +18,55 @@ def serve(
     address: Annotated[
         str | None,
         typer.Argument(
-            metavar="[ADDRESS]", help="With --ray: a cluster's. [default: RAY_ADDRESS, or a Ray of its own]"
+            metavar="[ADDRESS]", help="With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]"
         ),
     ] = None,
-    ray: Annotated[
-        bool, typer.Option("--ray", help="Replicas on Ray Serve, on one machine or many.")
-    ] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Run replicas on Ray Serve.")] = False,
     replicas: Annotated[
-        str | None, typer.Option("--replicas", metavar="N|MIN:MAX", help="With --ray: how many. [default: 1]")
+        str | None,
+        typer.Option("--replicas", metavar="N|MIN:MAX", help="With --ray: replicas. [default: 1]"),
     ] = None,
     gpus: Annotated[
         float | None,
         typer.Option(
-            "--gpus-per-replica", min=0, max=64, help="With --ray; 0.5: two share one. [default: 1 if any]"
+            "--gpus-per-replica", min=0, max=64, help="With --ray; at 0.5 two share one. [default: 1 if any]"
         ),
     ] = None,
     host: Annotated[
         str,
-        typer.Option("--host", help="The address to listen on; any but this machine's own needs a token."),
+        typer.Option("--host", help="Address to listen on; all but loopback need a token."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = SERVE_PORT,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free port.")] = SERVE_PORT,
     token_file: Annotated[
-        Path | None, typer.Option("--token-file", help="A file with the token that clients must send.")
+        Path | None, typer.Option("--token-file", help="File with the token of clients.")
     ] = None,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
     images: Annotated[
         int | None,
-        typer.Option("--max-images", min=1, max=1024, help="The most of one request. [default: 64]"),
+        typer.Option("--max-images", min=1, max=1024, help="Images per request at most. [default: 64]"),
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--max-steps", min=1, max=MAX_STEPS, help="The most of one request. [default: 1000]"),
+        typer.Option("--max-steps", min=1, max=MAX_STEPS, help="Steps per request at most. [default: 1000]"),
     ] = None,
     rows: Annotated[
         int | None,
         typer.Option(
-            "--rows", min=2, max=MAX_BATCH, help="Rows of a network pass, over all requests. [default: 64]"
+            "--batch-size",
+            min=2,
+            max=MAX_BATCH,
+            help="Rows per forward pass of all requests. [default: 64]",
         ),
     ] = None,
     queue: Annotated[
         int | None,
         typer.Option(
-            "--queue", min=1, max=MAX_HELD, help="Images at work and waiting; more get 429. [default: 1024]"
+            "--queue",
+            min=1,
+            max=MAX_HELD,
+            help="Open images at most; more get 429. [default: 1024]",
         ),
     ] = None,
     poll: Annotated[
@@ -73,16 +78,18 @@ def serve(
     drain: Annotated[
         float | None,
         typer.Option(
-            "--drain", min=0, max=3600, help="Seconds to finish begun requests at the end. [default: 60]"
+            "--drain", min=0, max=3600, help="Seconds to finish open requests at the end. [default: 60]"
         ),
     ] = None,
 ) -> None:
-    """Serve a model's images over HTTP, until Ctrl-C: POST /v1/images. Requests share network passes.
+    """Serve a model over HTTP (POST /v1/images) until Ctrl-C.
 
-    With --champion, a new champion is loaded as soon as there is one, and no request is lost.
+    Requests share forward passes.
+
+    With --champion, a new champion is loaded without losing a request.
     """
     if not ray and (address, replicas, gpus) != (None, None, None):
-        raise UsageError("an address, --replicas and --gpus-per-replica go with --ray")
+        raise UsageError("ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or leave them out")
     require_packages()
     refuse_two_models(model, run_id, champion)
     limits = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
@@ -95,7 +102,7 @@ def serve(
 
 
 def require_packages() -> None:
-    """UsageError when a package that serving needs is missing."""
+    """Raise UsageError if a package of the extra `serve` is missing."""
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise UsageError(f"serving needs {' and '.join(missing)}: pip install 'diffctl[serve]'")
 
@@ -104,15 +111,17 @@ PLAYGROUND_PORT = 8081
 
 
 def playground(
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = PLAYGROUND_PORT,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="0: any free port.")
+    ] = PLAYGROUND_PORT,
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
     store: StorePath = None,
 ) -> None:
-    """Try a model in the browser, until Ctrl-C: images as they form, steps × η, the way between two.
+    """Try a model in the browser until Ctrl-C.
 
-    The page is served on this machine alone and loads nothing from elsewhere.
+    The page is served on this machine only and loads nothing from the network.
     """
     require_packages()
     refuse_two_models(model, run_id, champion)

@@ -1,25 +1,26 @@
-"""`diffctl up`, `down`, `status`: servers in the background; `ui`: MLflow's in the foreground."""
+"""`diffctl up`, `down`, `status`: MLflow and Prefect in the background; `ui`: MLflow in the foreground."""
 
 from typing import Annotated
 
 import typer
 
+from cli.shared.options import AsJson
+
 MlflowPort = Annotated[
-    int, typer.Option("--mlflow-port", envvar="DIFFCTL_MLFLOW_PORT", min=1, max=65535, help="MLflow's port.")
+    int, typer.Option("--mlflow-port", envvar="DIFFCTL_MLFLOW_PORT", min=1, max=65535, help="Port of MLflow.")
 ]
 
 
 PrefectPort = Annotated[
     int,
-    typer.Option("--prefect-port", envvar="DIFFCTL_PREFECT_PORT", min=1, max=65535, help="Prefect's port."),
+    typer.Option("--prefect-port", envvar="DIFFCTL_PREFECT_PORT", min=1, max=65535, help="Port of Prefect."),
 ]
 
 
 def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None:
-    """Start MLflow and Prefect on this machine; they stay until `diffctl down`.
+    """Start MLflow and Prefect on this machine, until `diffctl down`.
 
-    `diffctl run` uses them from then on. A server that MLFLOW_TRACKING_URI or PREFECT_API_URL names is used
-    instead of one of these.
+    `diffctl run` uses them. A server in MLFLOW_TRACKING_URI or PREFECT_API_URL is used instead.
     """
     from cli.actions import local_services
 
@@ -27,23 +28,26 @@ def up(mlflow_port: MlflowPort = 5000, prefect_port: PrefectPort = 4200) -> None
 
 
 def down() -> None:
-    """Stop the servers that `diffctl up` started in this folder, and no others."""
+    """Stop the servers of `diffctl up` in this folder."""
     from cli.actions import local_services
 
     local_services.stop_servers()
 
 
-def status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False) -> None:
-    """Show this folder's servers with their versions, and the runs that are at work or due."""
+def status(as_json: AsJson = False) -> None:
+    """Show this folder's servers, and Prefect's active and scheduled runs."""
     from cli.actions import local_services
 
     local_services.show_status(as_json)
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port of the UI.")] = 5000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the UI.")] = 5000,
 ) -> None:
-    """Open the runs in the MLflow UI, until Ctrl-C; where one is running already, print its address."""
+    """Open the MLflow UI until Ctrl-C.
+
+    If one runs already, only its address is printed.
+    """
     from cli.actions import local_services
 
     local_services.open_ui(port)

@@ -1,4 +1,4 @@
-"""`diffctl show`: figures of how a configuration or a model works, each a command."""
+"""`diffctl show`: figures of a configuration or a model, each a subcommand."""
 
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +22,7 @@ from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 app = typer.Typer(
     name="show",
-    help="Show how diffusion works, for params.yaml, a profile or a model: as SVG, PNG or text.",
+    help="Show figures of params.yaml, a profile or a model.",
     no_args_is_help=True,
 )
 
@@ -35,7 +35,7 @@ Out = Annotated[
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")]
 
 
-SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="Which timesteps are visited.")]
+SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The spacing of the timesteps.")]
 
 
 def begin_figure(out: Path | None, as_json: bool) -> None:
@@ -50,9 +50,7 @@ def forward(
     context: typer.Context,
     image: Annotated[
         str | None,
-        typer.Option(
-            "--image", help="A file, or a number in the store. [default: 0, where data is prepared]"
-        ),
+        typer.Option("--image", help="A file, or a number in the store. [default: 0, if data is prepared]"),
     ] = None,
     store: StorePath = None,
     seed: Seed = 0,
@@ -63,7 +61,7 @@ def forward(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """Both schedules by t: ᾱ, the signal-to-noise ratio, and what they do to an image."""
+    """Noise schedules by t: ᾱ, signal-to-noise ratio, and noised images."""
     begin_figure(out, as_json)
     from cli.actions import figures
 
@@ -72,7 +70,7 @@ def forward(
 
 @app.command()
 def steps(
-    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="How many: S.")] = 10,
+    count: Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Number of steps.")] = 10,
     out: Out = None,
     as_json: AsJson = False,
     profile: Profile = None,
@@ -80,7 +78,7 @@ def steps(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """The S timesteps that each spacing visits, by t and by noise."""
+    """The timesteps of each spacing."""
     begin_figure(out, as_json)
     from cli.actions import figures
 
@@ -92,11 +90,11 @@ def variance(
     context: typer.Context,
     count: Annotated[
         int | None,
-        typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps. [default: all timesteps]"),
+        typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps. [default: all T]"),
     ] = None,
     spacing: SpacingOption = Spacing["uniform"],
     store: StorePath = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MAX_BATCH, help="Images to noise.")] = 64,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MAX_BATCH, help="Number of images.")] = 64,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -105,7 +103,10 @@ def variance(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """Where a trained model's variance lies between its bounds, by t; with --profile the bounds alone."""
+    """The learned variance between its bounds, by t.
+
+    With --profile only the bounds.
+    """
     begin_figure(out, as_json)
     from cli.actions import figures
 
@@ -118,7 +119,7 @@ def variance(
 def reverse(
     context: typer.Context,
     index: Annotated[
-        int, typer.Option("--index", min=0, max=MAX_COUNT, help="The image, as in `diffctl sample`.")
+        int, typer.Option("--index", min=0, max=MAX_COUNT, help="The image's index, as in `diffctl sample`.")
     ] = 0,
     klass: Annotated[
         str | None, typer.Option("--class", help="A class, by name or number. [default: as `diffctl sample`]")
@@ -129,7 +130,7 @@ def reverse(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """One image's way back from noise: x_t at some steps, and the image that the model predicts from it."""
+    """The sampling of one image: x_t and the predicted x_0 at some steps."""
     begin_figure(out, as_json)
     from cli.actions import figures
 
@@ -146,7 +147,7 @@ def network(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """The network as a table: its levels, their outputs, parameters and FLOPs per image."""
+    """The network: levels, output shapes, parameters and FLOPs per image."""
     begin_figure(out, as_json)
     from cli.actions import figures
 
@@ -165,7 +166,7 @@ def samplers(
     run_id: RunId = None,
     champion: Champion = False,
 ) -> None:
-    """Where each sampler goes: paths from the same noise to five Gaussians, by an exact denoiser."""
+    """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
     begin_figure(out, as_json)
     from cli.actions import figures
 

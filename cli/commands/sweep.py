@@ -1,4 +1,4 @@
-"""`diffctl sweep`: other settings of a finished model, sampled and scored; nothing is trained."""
+"""`diffctl sweep`: other sampling settings of a trained model."""
 
 from typing import Annotated
 
@@ -19,11 +19,11 @@ def sweep(
     model: ModelFile = None,
     run_id: RunId = None,
     champion: Champion = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the scores document as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
-    """Sample and score a grid of settings from a finished model, against data/reference.
+    """Sample and score a grid of settings of a trained model.
 
-    With --run-id or --champion the scores go to that model's run in MLflow, beside those that it has.
+    With --run-id or --champion the scores are also logged to the MLflow run of that model.
     """
     begin("loading the model", as_json)
     from cli.actions import model_sweep

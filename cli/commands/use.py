@@ -15,12 +15,12 @@ def use(
         str | None, typer.Argument(help="A name in profiles/, or a file.", autocompletion=profile_names)
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite unsaved edits.")] = False,
-    start: Annotated[
+    init_from: Annotated[
         str | None,
         typer.Option(
-            "--start",
+            "--init-from",
             metavar="MODEL",
-            help="Train from a file, an MLflow run, champion[:DATA] or version:N[:DATA]; or from none.",
+            help="Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
         ),
     ] = None,
     protocol: Annotated[
@@ -28,17 +28,18 @@ def use(
         typer.Option(
             "--protocol",
             metavar="PAPER",
-            help="Set what a paper's protocol states: adm, edm or ddim.",
+            help="Follow the protocol of a paper: adm, edm or ddim.",
             autocompletion=lambda: list(PROTOCOLS),
         ),
     ] = None,
 ) -> None:
-    """Copy a profile to params.yaml, comments included; pin the model that its training starts from.
+    """Copy a profile to params.yaml, or edit params.yaml in place.
 
-    --protocol writes each field in which params.yaml departs from a paper, and says which and why.
+    --init-from pins the initial weights. --protocol sets each field that differs from a paper, and lists
+    the changes with their sources.
     """
-    if profile is None and start is None and protocol is None:
-        raise UsageError("name a profile, a model with --start, or a paper with --protocol")
+    if profile is None and init_from is None and protocol is None:
+        raise UsageError("name a profile, a model with --init-from, or a paper with --protocol")
     if protocol is not None and protocol not in PROTOCOLS:
         raise UsageError(f"--protocol {printable(protocol)}: give one of {', '.join(PROTOCOLS)}")
     if profile is not None:
@@ -50,8 +51,8 @@ def use(
         from cli.actions.paper_protocol import use_protocol
 
         use_protocol(protocol)
-    if start is not None:
+    if init_from is not None:
         begin("looking for the model")
         from cli.actions.pretrained_model import use_pretrained
 
-        use_pretrained(start)
+        use_pretrained(init_from)

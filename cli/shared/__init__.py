@@ -1,1 +1,1 @@
-"""What commands and stages share: options, images, progress, tables."""
+"""Options, progress, tables and the process, shared by commands."""

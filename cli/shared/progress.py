@@ -1,4 +1,4 @@
-"""Progress with images/s and an ETA: a live line at a terminal, now and then a plain line elsewhere."""
+"""Progress with rate and ETA: a live line on a terminal, a plain line every 10 s elsewhere."""
 
 import contextlib
 import os
@@ -11,38 +11,38 @@ from typing import Protocol
 
 from diffusion.system.signals import check_signals
 
-PLAIN_SECONDS = 10  # between lines where nobody watches live
-RECENT = 60  # marks, at most one a second, that the rate looks back on
+PLAIN_SECONDS = 10  # between lines in a log
+RECENT = 60  # marks of the rate, at most one a second
 
 
 ONE = {"images": "an image", "steps": "a step", "passes": "a pass", "bytes": "a byte"}
 
 
 class Show(Protocol):
-    """Shows how far a piece of work is."""
+    """Shows the progress of some work."""
 
     def __call__(self, done: int, total: int, more: str = "", /) -> None:
-        """`done` of `total`, and what else to say."""
+        """Show `done` of `total`, and more text."""
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss, or h:mm:ss from an hour on."""
+    """Return seconds as m:ss or h:mm:ss."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def pace(rate: float, unit: str) -> str:
-    """So many a second, as 12 images/s; where that is less than one, the time of each, as 3.5 s an image."""
+    """Return a rate, such as 12 images/s, or 3.5 s an image below one a second."""
     if rate >= 1:
         return f"{rate:,.0f} {unit}/s"
     return f"{1 / rate:,.{1 if rate > 0.1 else 0}f} s {ONE[unit]}"
 
 
 class _Rate:
-    """Done, total, the time left by the rate of the last minute, and at the end the rate of all.
+    """The text of the progress: ETA by the rate of the last minute, and at the end the mean rate.
 
-    What was done before the first call, in an earlier run, counts as done and not in a rate.
+    Work of an earlier run, before the first call, does not count in the rate.
     """
 
     def __init__(self, label: str, unit: str, per: int) -> None:
@@ -52,7 +52,7 @@ class _Rate:
         self.marks: deque[tuple[float, int]] = deque(maxlen=RECENT)
 
     def line(self, done: int, total: int, more: str) -> str:
-        """What to show now."""
+        """Return the current text."""
         now = time.monotonic()
         self.first = self.first or (now, done)
         if not self.marks or now - self.marks[-1][0] >= 1:
@@ -70,7 +70,7 @@ class _Rate:
 
 
 def _fitting(line: str) -> str:
-    """The line cut to the terminal: one that goes on below cannot be drawn over."""
+    """Cut the line to the terminal, since a wrapped line cannot be redrawn."""
     try:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except OSError:
@@ -79,34 +79,34 @@ def _fitting(line: str) -> str:
 
 
 def above(line: str) -> None:
-    """Write a line on stderr where a live line may stand, which is drawn again below it."""
-    with contextlib.suppress(OSError):  # nobody reads it any more
+    """Print a line on stderr above the live line, if any."""
+    with contextlib.suppress(OSError):  # stderr was closed
         print(f"\r\033[K{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
-    """Yield a function to call with (done, total, more); `per` is how many units one `done` counts."""
+    """Yield a function to call with (done, total, more); one `done` is `per` units."""
     rate = _Rate(label, unit, per)
     live = sys.stderr.isatty()
     shown_at = 0.0 if live else time.monotonic()
-    unsaid = ""
+    pending = ""
 
-    def say(line: str, end: str) -> None:
-        with contextlib.suppress(OSError):  # nobody reads it any more: the work goes on
+    def write(line: str, end: str) -> None:
+        with contextlib.suppress(OSError):  # stderr was closed
             print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
 
     def show(done: int, total: int, more: str = "") -> None:
-        nonlocal shown_at, unsaid
+        nonlocal shown_at, pending
         check_signals()
-        unsaid = rate.line(done, total, more)
+        pending = rate.line(done, total, more)
         if done < total and time.monotonic() - shown_at > (0.1 if live else PLAIN_SECONDS):
             shown_at = time.monotonic()
-            say(_fitting(unsaid) if live else unsaid, end="" if live else "\n")
-            unsaid = unsaid if live else ""
+            write(_fitting(pending) if live else pending, end="" if live else "\n")
+            pending = pending if live else ""
 
     try:
         yield show
     finally:
-        if unsaid:
-            say(unsaid, end="\n")
+        if pending:
+            write(pending, end="\n")

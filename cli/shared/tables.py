@@ -1,4 +1,4 @@
-"""Tables in the terminal: aligned columns, cut to nobody's width when they go into a file or a pipe."""
+"""Tables with aligned columns, of full width in files and pipes."""
 
 import time
 from typing import TYPE_CHECKING
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_WIDTH = 250  # characters
-NARROWEST = 8  # characters a column: in fewer, nothing can be read any more
+NARROWEST = 8  # characters of a readable column
 
 
 def table(*columns: str) -> "Table":
-    """A table with these headings and no lines."""
+    """Return a table with these headings and no borders."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
@@ -21,7 +21,7 @@ def table(*columns: str) -> "Table":
 
 
 def show(made: "Table") -> None:
-    """Print it to stdout, a line a cell where the terminal is too narrow for columns."""
+    """Print the table; in a narrow terminal a line for each cell."""
     import sys
 
     from rich.console import Console
@@ -35,7 +35,7 @@ def show(made: "Table") -> None:
 
 
 def _show_cells(made: "Table") -> None:
-    """Each row as lines of heading and value, empty cells left out."""
+    """Print each cell that is not empty as a line of heading and value."""
     for cells in zip(*(column.cells for column in made.columns), strict=True):
         for column, cell in zip(made.columns, cells, strict=True):
             if cell:
@@ -44,17 +44,17 @@ def _show_cells(made: "Table") -> None:
 
 
 def ago(milliseconds: int | None) -> str:
-    """How long ago a moment in milliseconds since 1970 was, in its largest unit."""
+    """Return the time since a Unix time in milliseconds, in its largest unit."""
     return "" if milliseconds is None else f"{span(since(milliseconds))} ago"
 
 
 def since(milliseconds: int) -> float:
-    """The seconds since a moment in milliseconds since 1970, 0 for one that is still to come."""
+    """Return the seconds since a Unix time in milliseconds, 0 for the future."""
     return max(0.0, time.time() - milliseconds / 1000)
 
 
 def span(seconds: float) -> str:
-    """A time in its largest unit."""
+    """Return a duration in its largest unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"

@@ -1,1 +1,1 @@
-"""dvc.yaml's commands and what watches them."""
+"""The stages of dvc.yaml, and the observers of a training."""

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from cli.stages.training import follow, say, stage_command, told
+from cli.stages.training import console_training, follow, print_line, stage_command
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
@@ -19,8 +19,8 @@ def run_stage(fresh: bool, keep: bool) -> None:
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
     places = TrainPaths(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
-    trainer = Trainer(plan, store, places, stage_command("classifier"), partial(say, "classifier"))
+    trainer = Trainer(plan, store, places, stage_command("classifier"), partial(print_line, "classifier"))
     if is_follower():
         return follow(trainer)
-    trainer.lead(partial(told, "classifier", plan), fresh=fresh, keep=keep)
-    say("classifier", f"`diffctl sample --classifier {CLASSIFIER}` guides by it")
+    trainer.lead(partial(console_training, "classifier", plan), fresh=fresh, keep=keep)
+    print_line("classifier", f"`diffctl sample --classifier {CLASSIFIER}` uses it for guidance")

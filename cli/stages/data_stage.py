@@ -17,19 +17,19 @@ from diffusion.system.signals import stop_request
 
 
 def run_stage() -> None:
-    """Run the stage by params.yaml."""
+    """Prepare the data of params.yaml."""
     with show_preparation() as (show, downloading):
         prepare(load_section("data", DataConfig), PREPARED, show, downloading)
     show_prepared(PREPARED)
 
 
 Downloading = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, of which file)."""
+"""Called with the bytes done, the total, and the file name."""
 
 
 @contextmanager
 def show_preparation() -> Iterator[tuple[Show, Downloading]]:
-    """Yield what to call for images and for downloaded bytes; Ctrl-C and SIGTERM stop at the next call."""
+    """Yield callbacks for images and for downloaded bytes; a signal stops the work at the next call."""
     with stop_request() as stop, progress("data") as images, _downloads() as bytes_of:
 
         def show(done: int, total: int, more: str = "") -> None:
@@ -45,7 +45,7 @@ def show_preparation() -> Iterator[tuple[Show, Downloading]]:
 
 @contextmanager
 def _downloads() -> Iterator[Downloading]:
-    """A progress line for each file, one after another."""
+    """Yield a callback with a progress line for each file."""
     current = ""
     show: Show | None = None
     with ExitStack() as line:
@@ -61,7 +61,7 @@ def _downloads() -> Iterator[Downloading]:
 
 
 def show_prepared(folder: Path) -> None:
-    """Say what lies in a folder of prepared splits."""
+    """Print the contents of a folder of prepared splits."""
     splits = ("train", "test")
     stores = {split: open_store(folder / split, PreparedMeta, unverified=True) for split in splits}
     counts = ", ".join(f"{len(store):,} {split}" for split, store in stores.items())

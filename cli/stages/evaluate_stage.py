@@ -16,7 +16,7 @@ from tracking.runs.scored_runs import log_scores
 
 
 def run_stage() -> None:
-    """Run the stage by params.yaml."""
+    """Score every cell and log the scores."""
     preflight("evaluate")
     section = load_section("evaluate", EvaluateConfig)
     cells = open_cells(load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)

@@ -1,4 +1,4 @@
-"""The check before a stage. It watches only: each stage loads by itself what its result depends on."""
+"""The check before a stage. It only observes: each stage loads its own sections."""
 
 import typer
 

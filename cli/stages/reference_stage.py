@@ -9,7 +9,7 @@ from diffusion.system.params import load_section
 
 
 def run_stage() -> None:
-    """Run the stage by params.yaml."""
+    """Compute the features of the reference."""
     preflight("reference")
     with progress("reference") as show:
         make_reference(load_section("evaluate", EvaluateConfig), PREPARED, REFERENCE, show)

@@ -9,7 +9,7 @@ from tracking.runs.scored_runs import log_report
 
 
 def run_stage() -> None:
-    """Run the stage by params.yaml."""
+    """Write the report and log it."""
     page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, REPORT)
     log_report(RUN, REPORT)
     typer.echo(f"report: {page}")

@@ -12,7 +12,7 @@ from flows.sweep_cells import run_sweep
 
 
 def run_stage() -> None:
-    """Run the stage by params.yaml."""
+    """Sample every cell that is not complete."""
     preflight("sample")
     section = load_section("sample", SampleConfig)
     cells = grid(section, load_section("sweep", SweepConfig))

@@ -1,4 +1,4 @@
-"""A grid of a model that is there, sampled and scored beside the pipeline's own."""
+"""A grid of a trained model, sampled and scored outside of the pipeline."""
 
 from pathlib import Path
 
@@ -21,10 +21,10 @@ def scored_grid(
     model: Path,
     folder: Path,
 ) -> ScoresDocument:
-    """Make every cell of the grid and score it against data/reference.
+    """Sample every cell of the grid and score it against data/reference.
 
-    In `folder` come `samples/`, `scores.json` and `scores.csv`. What is there already is not made again; what
-    is no cell of the grid goes. Errors as of the stages.
+    Writes `samples/`, `scores.json` and `scores.csv` in `folder`. Complete cells are reused, cells outside of
+    the grid are removed. Errors as of the stages.
     """
     samples, cells = folder / "samples", grid(sample, sweep)
     models = EMAModelFiles(model, cells)

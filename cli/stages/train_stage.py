@@ -3,7 +3,7 @@
 from functools import partial
 
 from cli.stages.preflight import preflight
-from cli.stages.training import follow, say, stage_command, tracked
+from cli.stages.training import follow, print_line, stage_command, tracked_training
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
@@ -19,15 +19,15 @@ from flows.fetch_pretrained import fetch_pretrained
 
 
 def run_stage(fresh: bool, keep: bool) -> None:
-    """Run the stage by params.yaml."""
+    """Train the denoiser, or resume its training."""
     sections = load_sections(TrainSections)
     fetch_pretrained(sections.train.init_from)
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
     places = TrainPaths(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
-    trainer = Trainer(plan, store, places, stage_command("train"), partial(say, "train"))
+    trainer = Trainer(plan, store, places, stage_command("train"), partial(print_line, "train"))
     if config is None:
         return follow(trainer)
-    training = trainer.lead(partial(tracked, plan, config), fresh=fresh, keep=keep)
+    training = trainer.lead(partial(tracked_training, plan, config), fresh=fresh, keep=keep)
     write_json(RUN, add_checksum(training.identity()))

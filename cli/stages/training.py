@@ -1,4 +1,4 @@
-"""The surroundings of a training: the terminal, the spool and its sender. All of it only watches."""
+"""The console, the spool and the sender of a training. They only observe."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import nn
 
 from cli.shared.progress import above, progress
 from cli.stages.validation import Validation, scored_images
-from cli.stages.watch import LiveLine, Watch
+from cli.stages.watch import ConsoleLine, SpoolObserver
 from diffusion.code_digest import CodeSince
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import configured_extractor
@@ -46,64 +46,64 @@ from tracking.runs.run_names import training_name
 from tracking.spool.sender import start_sender
 from tracking.spool.spool_writer import Spool, flatten
 
-# What an unreachable MLflow may cost at the end of a training; `diffctl sync` does the rest.
+# Seconds that an unavailable MLflow may delay the end of a training; `diffctl sync` does the rest.
 SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
 
 
 @dataclass(frozen=True)
-class Told:
-    """A training that the terminal tells of, under its stage's name."""
+class ConsoleObserver:
+    """A training that is reported on the console under the name of its stage."""
 
     name: str
     run: RunDir
-    observer: LiveLine
+    observer: ConsoleLine
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """Say where the training lies, where it starts, and if that is at nothing, what is new about it."""
+        """Print the folder of the training, and where it resumes or why it starts from scratch."""
         step, total = state.step, state.plan.train.steps
-        how = f"going on after step {step:,} of {total:,}" if step else f"{total:,} steps"
-        say(self.name, f"{how}, state in {self.run.folder}")
+        how = f"resuming after step {step:,} of {total:,}" if step else f"{total:,} steps"
+        print_line(self.name, f"{how}, state in {self.run.folder}")
         if self.run.start:
-            say(self.name, self.run.start.describe())
+            print_line(self.name, self.run.start.describe())
         elif not step and (changes := self.run.changes()):
-            say(self.name, changes)
+            print_line(self.name, changes)
         if changed := state.change_of_code():
-            say(self.name, _said_of(*changed))
+            print_line(self.name, _describe_change(*changed))
 
     def save(self, state: TrainState) -> None:
-        """Keep the state."""
+        """Save the state."""
         self.run.save(state)
 
     def finished(self, model: Path) -> None:
-        """Say where the model file is."""
-        say("model", str(model))
+        """Print the path of the model file."""
+        print_line("model", str(model))
 
 
 @dataclass(frozen=True)
-class Tracked(Told):
-    """A training that MLflow hears of, too."""
+class TrackedTraining(ConsoleObserver):
+    """A training that is also logged to MLflow."""
 
-    observer: Watch
+    observer: SpoolObserver
     spool: Spool
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """As any; a score that the stop before it cut short is made now."""
+        """As the base class; a score that a stop interrupted is repeated now."""
         super().announce(state, ema)
         self.observer.catch_up(state.step, ema)
 
     def save(self, state: TrainState) -> None:
-        """Keep the state; what it will not replay is in the spool, on the disk, before it counts."""
+        """Save the state, after an fsync of the logs of its steps."""
         with self.observer.paused():
             self.spool.sync()
             super().save(state)
 
     def finished(self, model: Path) -> None:
-        """Keep the model file for MLflow and say where it is."""
+        """Add the model file to the spool and print its path."""
         self.spool.artifact(model, folder=MODEL_FOLDER)
         super().finished(model)
 
     def identity(self) -> dict[str, Any]:
-        """What models/run.json says: the training's key, by which its MLflow run is found."""
+        """Return the content of models/run.json: the key of the MLflow run."""
         return {"key": self.run.key, "fingerprint": self.run.folder.name}
 
 
@@ -112,27 +112,27 @@ def stage_command(name: str) -> list[str]:
     return [sys.executable, "-m", "cli.entry", "stage", name]
 
 
-def say(name: str, sentence: str) -> None:
-    """A line on stderr, under the stage's name."""
+def print_line(name: str, sentence: str) -> None:
+    """Print a line on stderr with the name of the stage."""
     above(f"{name}: {sentence}")
 
 
-def _said_of(before: CodeSince, now: CodeSince) -> str:
+def _describe_change(before: CodeSince, now: CodeSince) -> str:
     if before.digest != now.digest:
-        return f"the code has changed since it made these steps ({before.digest}, now {now.digest})"
-    return f"these steps were made by torch {before.torch}, the following ones are by {now.torch}"
+        return f"the code has changed since these steps ({before.digest}, now {now.digest})"
+    return f"these steps used torch {before.torch}, the next ones use {now.torch}"
 
 
 def follow(trainer: Trainer) -> None:
-    """Be one more process of a training; typer's Exit when that stops, which the first process says."""
+    """Run a further process of a training; typer.Exit when it stops, which rank 0 reports."""
     try:
         trainer.follow()
     except (Interrupted, RankFailed, Diverged) as error:
         raise typer.Exit(error.exit_code) from None
 
 
-def held_out(plan: TrainPlan) -> ValidationLoss | None:
-    """What measures the loss over the test split; None where it is not asked for or cannot be."""
+def validation_loss(plan: TrainPlan) -> ValidationLoss | None:
+    """Return the validation loss on the test split; None if it is off or not possible."""
     if plan.train.val_every is not None:
         with observer_guard("validation loss"):
             return ValidationLoss(plan, open_store(PREPARED / "test", PreparedMeta))
@@ -140,16 +140,18 @@ def held_out(plan: TrainPlan) -> ValidationLoss | None:
 
 
 @contextmanager
-def told(name: str, plan: TrainPlan, run: RunDir, stop: StopRequest) -> Iterator[Told]:
-    """Tell the terminal of a training."""
-    heldout = held_out(plan)
+def console_training(name: str, plan: TrainPlan, run: RunDir, stop: StopRequest) -> Iterator[ConsoleObserver]:
+    """Report a training on the console."""
+    heldout = validation_loss(plan)
     with progress(name, per=plan.train.batch_size) as show:
-        yield Told(name, run, LiveLine(run, show, heldout))
+        yield ConsoleObserver(name, run, ConsoleLine(run, show, heldout))
 
 
 @contextmanager
-def tracked(plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest) -> Iterator[Tracked]:
-    """Watch a training: its spool is open and being sent; how the block ends becomes the run's status."""
+def tracked_training(
+    plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest
+) -> Iterator[TrackedTraining]:
+    """Track a training in MLflow; the end of the block decides the status of its run."""
     spool = Spool(run.folder, run.key, training_name(config), experiment_name(plan.data.name))
     spool.params(config.model_dump(mode="json"))
     tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
@@ -165,9 +167,11 @@ def tracked(plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest) 
     status = "FAILED"
     try:
         validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
-        heldout = held_out(plan)
+        heldout = validation_loss(plan)
         with progress("train", per=plan.train.batch_size) as show:
-            yield Tracked("train", run, Watch(run, plan, spool, show, validation, heldout), spool)
+            yield TrackedTraining(
+                "train", run, SpoolObserver(run, plan, spool, show, validation, heldout), spool
+            )
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -180,7 +184,7 @@ def tracked(plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest) 
 def _validation(
     run: RunDir, plan: DenoiserPlan, config: Config, spool: Spool, stop: StopRequest
 ) -> Validation:
-    """What scores the EMA in the midst of the training; what is missing for it is told before that begins."""
+    """Return the scorer of EMA checkpoints; missing inputs are reported before the training."""
     section = config.evaluate
     extractor = configured_extractor(section)
     with progress("reference") as show:

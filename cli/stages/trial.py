@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from cli.stages.scoring import scored_grid
-from cli.stages.training import SENDER_SECONDS, Tracked, follow, say, tracked
+from cli.stages.training import SENDER_SECONDS, TrackedTraining, follow, print_line, tracked_training
 from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -111,7 +111,7 @@ def run_trial(folder: Path, *, local: bool = False) -> None:
     if is_follower():
         return follow(trainer)
     if is_held(folder / LOCK):
-        say("trial", "waiting for another process of this trial")
+        print_line("trial", "waiting for another process of this trial")
     with file_lock(folder / LOCK):
         if read_result(folder) is None:
             _finish(trainer, config, TrialPlace(folder))
@@ -140,7 +140,7 @@ def _trainer(config: Config, folder: Path) -> Trainer:
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
     places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
-    return Trainer(plan, store, places, trial_command(folder), partial(say, "train"))
+    return Trainer(plan, store, places, trial_command(folder), partial(print_line, "train"))
 
 
 def _run(trainer: Trainer, config: Config, place: TrialPlace) -> TrialResult:
@@ -163,12 +163,12 @@ def _run(trainer: Trainer, config: Config, place: TrialPlace) -> TrialResult:
 
 def _lead(
     trainer: Trainer,
-    observe: Callable[[RunDir, StopRequest], AbstractContextManager[Tracked]],
-) -> Tracked:
+    observe: Callable[[RunDir, StopRequest], AbstractContextManager[TrackedTraining]],
+) -> TrackedTraining:
     """As `Trainer.lead`, after other processes with the same training: two points may be one training."""
     lock, started = TRAIN_RUNS / training_fingerprint(trainer.plan) / "lock", False
 
-    def start(run: RunDir, stop: StopRequest) -> AbstractContextManager[Tracked]:
+    def start(run: RunDir, stop: StopRequest) -> AbstractContextManager[TrackedTraining]:
         nonlocal started
         started = True
         return observe(run, stop)
@@ -179,7 +179,7 @@ def _lead(
         except LockBusy as busy:
             if started:
                 raise
-            say("train", f"waiting: {busy}")
+            print_line("train", f"waiting: {busy}")
             with file_lock(lock):
                 pass
 
@@ -192,10 +192,10 @@ def _tracked_trial(
     about: About,
     run: RunDir,
     stop: StopRequest,
-) -> Iterator[Tracked]:
+) -> Iterator[TrackedTraining]:
     """Track the training as a child run of the search, and prune it by its validation loss."""
     pruning.stop = stop
-    with tracked(plan, config, run, stop) as training:
+    with tracked_training(plan, config, run, stop) as training:
         name = pruning.place.search.name
         training.spool.tags({SEARCH: name, SEARCH_KEY: about.key, TRIAL: str(pruning.place.number)})
         if pruning.section.prune:
@@ -207,7 +207,7 @@ def _tracked_trial(
                 training.spool.tags({PRUNED: str(pruning.at)})
 
 
-def _log(training: Tracked, document: ScoresDocument, place: TrialPlace) -> None:
+def _log(training: TrackedTraining, document: ScoresDocument, place: TrialPlace) -> None:
     """Add the scores to the spool of the training and deliver it."""
     folder = training.run.folder
     known = read_status(folder)

@@ -1,4 +1,4 @@
-"""Scores in the midst of a training: made, shown, logged by step, their weights kept. No result changes."""
+"""Scores during a training, logged by step, with their checkpoints. They change no result."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
 from tracking.spool.spool_writer import Spool
 
-PREFIX = "validation"  # of the scores' names in MLflow
+PREFIX = "validation"  # of metric names in MLflow
 
 
 def scored_images(config: Config) -> ValidationImages:
-    """Images as the section `sample` says, `train.eval_images` by DDIM in `train.eval_steps` with η = 0."""
+    """Return the images to score: `train.eval_images` by DDIM (η = 0) in `train.eval_steps` steps."""
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
     steps = min(config.train.eval_steps, config.process.timesteps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
@@ -26,7 +26,7 @@ def scored_images(config: Config) -> ValidationImages:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `train.eval_every` asks for, of one training."""
+    """The scores of one training at every `train.eval_every` steps."""
 
     artefact: Artefact
     scorer: ValidationScorer
@@ -34,12 +34,12 @@ class Validation:
     spool: Spool
     stop: StopRequest
 
-    def knows(self, step: int) -> bool:
-        """Whether the weights after `step` steps have been scored."""
+    def is_scored(self, step: int) -> bool:
+        """Return whether the weights after `step` steps are scored."""
         return step in self.checkpoints.scores()
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Score the EMA; a request to stop cuts that short, and the training's next start makes it good."""
+        """Score the EMA. A stop interrupts it, and the resumed training repeats it."""
 
         def watch(done: int, total: int) -> None:
             self.stop.raise_if_set()

@@ -1,4 +1,4 @@
-"""What watches a training: the terminal, the spool and the previews. Nothing here changes the result."""
+"""Observers of a training: console, spool and previews. They change no result."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -27,20 +27,20 @@ from tracking.system_metrics import SystemMetrics
 OnValidation = Callable[[int, float], None]  # called with the step and the validation loss of the EMA
 
 BEAT_SECONDS = 10.0
-SYSTEM_SECONDS = 10.0  # between readings of the machine at least
+SYSTEM_SECONDS = 10.0  # between system metrics
 PREVIEW_STEPS = 20  # DDIM steps of a preview
-SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line, where the training has them
+SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
 
 
-class LiveLine:
-    """The observer of a terminal: a live line, and a heartbeat in the training's folder."""
+class ConsoleLine:
+    """The console observer: a live line, and a heartbeat in the run's folder."""
 
     def __init__(self, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
         self._run, self._show, self._heldout = run, show, heldout
         self._beat_at = 0.0
 
     def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-        """The live line, and a heartbeat now and then."""
+        """Update the live line and the heartbeat."""
         shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
         self._show(step, total, " · ".join(shown))
         if time.monotonic() - self._beat_at > BEAT_SECONDS:
@@ -49,21 +49,21 @@ class LiveLine:
                 self._run.beat(step)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Nothing: the curve has them at the end."""
+        """Do nothing: the loss curve is written at the end."""
 
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
-        """No picture."""
+        """Draw no preview."""
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return the validation losses, if there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """No score."""
+        """Compute no score."""
 
 
-class Watch(LiveLine):
-    """The observer of a training that MLflow hears of: metrics, previews and scores go into the spool.
+class SpoolObserver(ConsoleLine):
+    """The observer that adds metrics, previews and scores to the spool of MLflow.
 
     `on_validation` is called with each validation loss.
     """
@@ -87,7 +87,7 @@ class Watch(LiveLine):
         self.on_validation: OnValidation | None = None
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Means of a window of steps, with the images a second of the steps alone, into the spool."""
+        """Log the means of a window of steps, and the images per second without other work."""
         now = time.monotonic()
         if self._window:
             since, start = self._window
@@ -100,7 +100,7 @@ class Watch(LiveLine):
         self._spool.metrics(step, values)
 
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
-        """The same images at every step: a row of raw weights and one of EMA weights, into the spool."""
+        """Log a preview of fixed images: a row of raw weights and one of EMA weights."""
         path = self._run.folder / "previews" / f"{step:09d}.png"
         with self.paused():
             write_preview(path, self._plan, network, ema)
@@ -117,14 +117,14 @@ class Watch(LiveLine):
         return losses
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Score the EMA, whose weights are kept as `train.keep` says; the scores become curves by step."""
+        """Score the EMA and log the scores; `train.keep` decides which checkpoints stay."""
         if self._validation is not None:
             with self.paused():
                 self._validation.evaluate(step, ema)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time that the block takes is none of the steps': it does not count in images a second."""
+        """Exclude the time of the block from the images per second."""
         began = time.monotonic()
         try:
             yield
@@ -134,16 +134,16 @@ class Watch(LiveLine):
                 self._window = (since + time.monotonic() - began, start)
 
     def catch_up(self, step: int, ema: nn.Module) -> None:
-        """Make the score that is due after `step` steps, if it is not there."""
+        """Compute the score that is due after `step` steps, if it is missing."""
         if not (step and self._plan.train.is_scored(step) and self._validation):
             return
         with observer_guard(f"score of step {step:,}"):
-            if not self._validation.knows(step):
+            if not self._validation.is_scored(step):
                 self.evaluate(step, ema)
 
 
 def write_preview(path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module) -> None:
-    """Write a PNG of ten images from fixed seeds: above by the raw weights, below by their EMA."""
+    """Write a PNG of ten images: above by the raw weights, below by their EMA."""
     artefact = plan_artefact(plan)
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)
@@ -157,7 +157,7 @@ def write_preview(path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Mo
             model = LoadedModel(weights, artefact)
             rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
         finally:
-            weights.train(training)  # else a preview that fails would turn the training's dropout off
+            weights.train(training)  # also after an error, so that dropout stays on
     picture = grid(np.concatenate(rows), columns=len(indices))
     picture = enlarge(picture, artefact.network.image_size)
     write_atomic(path, lambda file: file.write(png_bytes(picture)))

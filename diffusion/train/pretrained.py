@@ -22,7 +22,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig
 
-GET = "`diffctl use --start` fetches it, `dvc pull` brings one that was pushed"
+GET = "`diffctl use --init-from` fetches it, `dvc pull` brings one that was pushed"
 
 
 class PretrainedRefused(UsageError):

@@ -148,9 +148,9 @@ class OptimisationConfig(Section):
 class PretrainedConfig(Section):
     """The model that a training starts from, by the SHA-256 that cards know it by.
 
-    `diffctl use --start` fetches the model and writes its `sha256` here. `freeze` names parts of the network,
-    such as `encoder` or `time.0`, that stay as they are. What was taken from the start learns at `lr_scale`
-    times the rate, what begins anew at the full rate.
+    `diffctl use --init-from` fetches the model and writes its `sha256` here. `freeze` names parts of the
+    network, such as `encoder` or `time.0`, that stay as they are. What was taken from the start learns at
+    `lr_scale` times the rate, what begins anew at the full rate.
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -31,7 +31,7 @@ def made(folder: Path) -> list[str]:
 
 
 def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
-    assert invoke("ema", "--width", "0.2,0.1,0.2").code == 0
+    assert invoke("ema", "--sigma-rel", "0.2,0.1,0.2").code == 0
     assert made(folder) == ["ema-0.1.safetensors", "ema-0.2.safetensors"]
     tracked = load_model(snapshot_path(folder / "models/ema", 0.1, 8))
     network, artefact = load_model(folder / "models/ema-0.1.safetensors")
@@ -42,11 +42,11 @@ def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
 
 
 def test_json_output_describes_the_model(folder: Path, invoke: Invoke) -> None:
-    done = invoke("ema", "-w", "0.15", "--from", "models/ema", "-o", "other", "--json")
+    done = invoke("ema", "--sigma-rel", "0.15", "--from", "models/ema", "-o", "other", "--json")
     (model,) = json.loads(done.out)
     artefact = read_artefact(folder / "other/ema-0.15.safetensors")
     assert model == {
-        "width": 0.15,
+        "sigma_rel": 0.15,
         "out": "other/ema-0.15.safetensors",
         "model_sha256": artefact.model_sha256,
         "step": 8,
@@ -56,25 +56,25 @@ def test_json_output_describes_the_model(folder: Path, invoke: Invoke) -> None:
 
 @pytest.mark.parametrize("width", ["", "0.005", "0.3", "-0.1", "nan", "wide", "0.1,,0.2"])
 def test_invalid_width_is_refused(folder: Path, invoke: Invoke, width: str) -> None:
-    assert_refused(invoke("ema", f"--width={width}"), "--width", "0.01", "0.28")
+    assert_refused(invoke("ema", f"--sigma-rel={width}"), "--sigma-rel", "0.01", "0.28")
     assert made(folder) == []
 
 
 def test_unwritable_output_is_refused_before_reading(folder: Path, invoke: Invoke) -> None:
     (folder / "file").write_text("")
-    done = invoke("ema", "--width", "0.1", "--from", "nowhere", "--out", "file/models")
+    done = invoke("ema", "--sigma-rel", "0.1", "--from", "nowhere", "--out", "file/models")
     assert_refused(done, "--out file/models/ema-0.1.safetensors")
 
 
 def test_missing_mixed_and_damaged_snapshots_are_refused(folder: Path, invoke: Invoke) -> None:
-    assert_refused(invoke("ema", "--width", "0.1", "--from", "nowhere"), "nowhere")
+    assert_refused(invoke("ema", "--sigma-rel", "0.1", "--from", "nowhere"), "nowhere")
     path = snapshot_path(folder / "models/ema", 0.1, 4)
     data = bytearray(path.read_bytes())
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert_refused(invoke("ema", "--width", "0.1"), path.name, "damaged", code=1)
+    assert_refused(invoke("ema", "--sigma-rel", "0.1"), path.name, "damaged", code=1)
     path.write_bytes(data)
     spec = spec_of(channels=16)
     other = artefact_of(spec, step=8, ema_sigma_rel=0.2)
     save_artefact(snapshot_path(folder / "models/ema", 0.2, 8), network_of(spec).state_dict(), other)
-    assert_refused(invoke("ema", "--width", "0.1"), "two trainings")
+    assert_refused(invoke("ema", "--sigma-rel", "0.1"), "two trainings")
     assert made(folder) == []

@@ -40,7 +40,7 @@ COMMANDS = {
     "check": Row(("no-such-argument",)),
     "sample": Row(("--model", "no.safetensors", *OUT), (*RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
-    "ema": Row(("--width", "0.1", "--from", "no-such-folder")),
+    "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),
     "nll": Row(("--model", "no.safetensors"), RUN),
     "encode": Row(("no.png", "--model", "no.safetensors", "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),
     "interpolate": Row(("no.png", "0", "--model", "no.safetensors", *OUT), ("0", "1", *RUN, *OUT)),

@@ -34,7 +34,7 @@ def test_stopped_run_resumes_and_registers_its_model(folder: Path) -> None:
 
     resumed = diffctl(folder, "run", env=env)
     assert resumed.returncode == 0, resumed.stderr
-    assert "train: going on after step" in resumed.stdout
+    assert "train: resuming after step" in resumed.stdout
     assert "model:  diffctl-digits version 1: promoted" in resumed.stdout
     assert "report: report/index.html" in resumed.stdout
     assert "make ui" in resumed.stdout

@@ -20,7 +20,7 @@ STAGES = ("data", "reference", "train", "sample", "evaluate", "report", "classif
 LOADING = {  # with arguments that reach its first heavy import
     "run": [],
     "ui": ["--port", str(free_port())],
-    "use": ["--start", "model.safetensors"],
+    "use": ["--init-from", "model.safetensors"],
     "check": [],
     "schema": [],
     "sample": PICTURE,
@@ -28,7 +28,7 @@ LOADING = {  # with arguments that reach its first heavy import
     "sweep": MODEL,
     "search": [],
     "nll": PICTURE,
-    "ema": ["--width", "0.1"],
+    "ema": ["--sigma-rel", "0.1"],
     "encode": ["0", *PICTURE],
     "interpolate": ["0", "1", *PICTURE],
     "import openai": ["a.pt", "--preset", "adm-64"],

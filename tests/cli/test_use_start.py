@@ -1,4 +1,4 @@
-"""`diffctl use --start`: a model is stored under its SHA-256 and pinned in params.yaml; `check` reports."""
+"""`diffctl use --init-from`: a model is stored under its SHA-256, pinned and checked."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def found(invoke: Invoke) -> dict[str, dict[str, str]]:
 def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> None:
     model = model_file(project / "mine.safetensors")
     sha256 = read_artefact(model).model_sha256
-    done = invoke("use", "--start", "mine.safetensors")
+    done = invoke("use", "--init-from", "mine.safetensors")
     assert done.code == 0, done.err
     kept = project / "start" / f"{sha256[:16]}.safetensors"
     assert kept.read_bytes() == model.read_bytes()
@@ -50,21 +50,21 @@ def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> No
     kept.unlink()
     missing = found(invoke)["start"]
     assert missing["level"] == "error"
-    assert "`diffctl use --start`" in missing["message"]
+    assert "`diffctl use --init-from`" in missing["message"]
     kept.with_name(f"{kept.name}.dvc").touch()
     assert found(invoke)["start"]["level"] == "warning", "DVC can fetch it"
-    assert invoke("use", "--start", "none").code == 0
+    assert invoke("use", "--init-from", "none").code == 0
     assert pinned(project) is None
     assert "start" not in found(invoke)
 
 
 def test_check_reports_a_model_of_another_shape_or_of_grey_images(project: Path, invoke: Invoke) -> None:
     model_file(project / "mine.safetensors", channels=16)
-    assert invoke("use", "--start", "mine.safetensors").code == 0
+    assert invoke("use", "--init-from", "mine.safetensors").code == 0
     assert "model.channels is 8, and the start has 16" in found(invoke)["start"]["message"]
     write_params(project, data={"channels": 3}, process=VELOCITY)
     model_file(project / "mine.safetensors")
-    assert invoke("use", "--start", "mine.safetensors").code == 0
+    assert invoke("use", "--init-from", "mine.safetensors").code == 0
     warned = found(invoke)["start"]
     assert warned["level"] == "warning"
     assert "grey images" in warned["message"]
@@ -78,7 +78,7 @@ def test_dvc_tracks_the_model_and_git_sees_the_pin(project: Path) -> None:
     git(project, "commit", "--quiet", "--message", "begin")
     subprocess.run([command()[0], "-m", "dvc", "init", "--quiet"], cwd=project, check=True)
     model_file(project / "models.safetensors")
-    done = diffctl(project, "use", "--start", "models.safetensors")
+    done = diffctl(project, "use", "--init-from", "models.safetensors")
     assert done.returncode == 0, done.stderr
     (tracked,) = (project / "start").glob("*.dvc")
     assert str(tracked.relative_to(project)) in done.stdout
@@ -91,7 +91,7 @@ def test_dvc_tracks_the_model_and_git_sees_the_pin(project: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "word"),
     [
-        (None, "--start"),
+        (None, "--init-from"),
         ("gone.safetensors", "gone.safetensors"),
         ("params.yaml", "safetensors"),
         ("champion", "diffctl-digits has no champion"),

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.stages.training import Tracked
-from cli.stages.watch import Watch, write_preview
+from cli.stages.training import TrackedTraining
+from cli.stages.watch import SpoolObserver, write_preview
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
@@ -67,7 +67,7 @@ def test_full_disk_for_previews_does_not_stop_training(
     watched, alone = (new_state(plan_of(store), CPU) for _ in range(2))
     with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
-        watch = Watch(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
+        watch = SpoolObserver(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
         monkeypatch.setattr(os, "fsync", full)
         train(watched, store, ProcessGroup(CPU), watch, folder.save, lambda: None)
         monkeypatch.undo()
@@ -158,9 +158,9 @@ def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_
     def fail(step: int, ema: UNet) -> None:
         raise RuntimeError("no room on the device")
 
-    validation: Any = SimpleNamespace(knows=lambda step: False, evaluate=fail)
+    validation: Any = SimpleNamespace(is_scored=lambda step: False, evaluate=fail)
     state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
-    watch = Watch(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
+    watch = SpoolObserver(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
         watch.catch_up(4, state.ema)
 
@@ -192,8 +192,8 @@ def test_image_rate_excludes_previews_saves_and_scores(
     store = open_store(digits_store)
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
     state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
-    watch = Watch(folder, state.plan, spool, lambda *_: None, validation)
-    tracked = Tracked("train", folder, watch, spool)
+    watch = SpoolObserver(folder, state.plan, spool, lambda *_: None, validation)
+    tracked = TrackedTraining("train", folder, watch, spool)
     train(state, store, ProcessGroup(CPU), watch, tracked.save, lambda: clock.take(2))
     assert len(logged) == 12
     assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11

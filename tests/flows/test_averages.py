@@ -54,7 +54,7 @@ def test_the_best_ema_profile_is_registered_and_a_longer_list_samples_new_cells_
     (version,) = connect().search_model_versions(f"name = '{NAME}'")
     best = json.loads((folder / "metrics/scores.json").read_text())["best"]["cell"]
     width = best.rpartition("ema")[2]
-    run(folder, "ema", "--width", width, "--out", "written")
+    run(folder, "ema", "--sigma-rel", width, "--out", "written")
     written = folder / f"written/ema-{width}.safetensors"
     assert version.tags[keys.FILE_SHA256] == sha256_file(written)
     assert version.tags[keys.MODEL_SHA256] == read_artefact(written).model_sha256

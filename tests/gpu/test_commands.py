@@ -47,7 +47,7 @@ def test_killed_it_goes_on_to_the_same_loss(device, project: Path, monkeypatch) 
     uninterrupted(project)
     wanted = losses(project)
     assert signal_at(project, steps // 4, signal.SIGKILL).returncode == -signal.SIGKILL
-    assert "going on after step" in train_to_the_end(project).stderr
+    assert "resuming after step" in train_to_the_end(project).stderr
     found = losses(project)
     assert len(found) == steps
     if device.type == "cpu":

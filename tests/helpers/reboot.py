@@ -107,7 +107,7 @@ def reboot(folder: Path, moment: Moment) -> None:
             wait_until(lambda: "Completed" in work.states(), 500)
         lines = [entry["message"] for entry in work.logs()]
     if moment.event == "states saved":
-        assert any("train: going on after step" in line for line in lines)
+        assert any("train: resuming after step" in line for line in lines)
     assert sampled.items() <= units(work.clone).items(), "what was sampled is not sampled again"
     assert len(units(work.clone)) == UNITS
     assert records(work.clone, "model_versions") == 1

@@ -59,7 +59,7 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
 
     end = diffctl(searching, "search", "--json")
     assert end.returncode == 0, end.stderr
-    assert "going on after step" in end.stderr
+    assert "resuming after step" in end.stderr
     found = json.loads(end.stdout)
     assert [trial["point"]["train.seed"] for trial in found["trials"]] == [3, 4]
     assert {trial["state"] for trial in found["trials"]} == {"done"}

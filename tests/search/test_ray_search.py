@@ -110,7 +110,7 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
     found = result_of(process)
     assert found == wanted
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
-    assert all("going on after step" in log_of(searching, number) for number in (0, 1))
+    assert all("resuming after step" in log_of(searching, number) for number in (0, 1))
     for number in range(2):
         model = f"search/search/trials/{number:05d}/model.safetensors"
         assert (searching / "runs" / model).read_bytes() == (
@@ -155,7 +155,7 @@ def test_lost_node_costs_no_trial(searching: Path, monkeypatch: pytest.MonkeyPat
     finally:
         cluster.shutdown()
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
-    assert any("going on after step" in log_of(searching, number) for number in (0, 1))
+    assert any("resuming after step" in log_of(searching, number) for number in (0, 1))
 
 
 def test_missing_resources_and_a_running_search_are_refused(searching: Path) -> None:
@@ -166,6 +166,6 @@ def test_missing_resources_and_a_running_search_are_refused(searching: Path) -> 
     done = diffctl(searching, "search", "--ray", "--cpus", "4000", env=ALONE)
     assert done.returncode == 2, done.stderr
     assert "4000" in done.stderr
-    done = diffctl(searching, "search", "--at-once", "2")
+    done = diffctl(searching, "search", "--max-parallel", "2")
     assert done.returncode == 2
     assert "--ray" in done.stderr

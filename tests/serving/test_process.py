@@ -51,7 +51,7 @@ def metric(server: ServerProcess, name: str) -> float:
         (["--model", "missing.safetensors"], "missing.safetensors"),
         (["--host", "0.0.0.0"], "--token-file"),
         (["--champion"], "diffctl-digits has no champion"),
-        (["--rows", "1"], "--rows"),
+        (["--batch-size", "1"], "--batch-size"),
     ],
 )
 @pytest.mark.slow

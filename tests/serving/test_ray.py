@@ -213,7 +213,7 @@ main()
 def test_autoscaling_loses_no_request(here):
     small_model(here / MODEL)
     program = [sys.executable, "-c", IMPATIENT]
-    server = ServerProcess(here, "--ray", "--replicas", "1:2", "--rows", "4", program=program)
+    server = ServerProcess(here, "--ray", "--replicas", "1:2", "--batch-size", "4", program=program)
     over, quiet = threading.Event(), threading.Event()
     statuses: list[int | str] = []
 

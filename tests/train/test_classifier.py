@@ -370,7 +370,7 @@ def test_the_stage_trains_a_classifier_that_guides_samples(project):
     assert made.returncode == 0, made.stderr
     first = (project / "models/classifier.safetensors").read_bytes()
     again = diffctl(project, "stage", "classifier")
-    assert "going on after step 12 of 12" in again.stderr
+    assert "resuming after step 12 of 12" in again.stderr
     assert (project / "models/classifier.safetensors").read_bytes() == first
     spec = spec_of()
     artefact = artefact_of(

@@ -126,7 +126,7 @@ def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: P
 
     ballast.unlink()
     end = train_to_the_end(folder)
-    assert "going on after step" in end.stderr
+    assert "resuming after step" in end.stderr
     assert logged_steps(folder) == list(range(1, STEPS + 1))
     model = model_bytes(folder)
     assert diffctl(folder, "stage", "train", "--fresh").returncode == 0

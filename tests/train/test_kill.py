@@ -42,7 +42,7 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
         assert signal_at(prepared, step, signal.SIGKILL).returncode == -signal.SIGKILL
         assert not (prepared / "models/model.safetensors").exists()
     end = train_to_the_end(prepared)
-    assert "going on after step" in end.stderr
+    assert "resuming after step" in end.stderr
     assert model_bytes(prepared) == wanted
     assert (prepared / "plots/loss.csv").read_text() == curve
     assert logged_steps(prepared) == list(range(1, STEPS + 1)), "every point once, in order"
@@ -51,12 +51,12 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
 @pytest.mark.slow
 def test_killed_after_a_start_from_a_model_it_is_the_same_too(prepared: Path) -> None:
     (prepared / "first.safetensors").write_bytes(uninterrupted(prepared))
-    used = diffctl(prepared, "use", "--start", "first.safetensors")
+    used = diffctl(prepared, "use", "--init-from", "first.safetensors")
     assert used.returncode == 0, used.stderr
     wanted = uninterrupted(prepared)
     assert wanted != (prepared / "first.safetensors").read_bytes()
     assert signal_at(prepared, 15, signal.SIGKILL).returncode == -signal.SIGKILL
-    assert "going on after step" in train_to_the_end(prepared).stderr
+    assert "resuming after step" in train_to_the_end(prepared).stderr
     assert model_bytes(prepared) == wanted
 
 
@@ -76,7 +76,7 @@ def test_asked_to_stop_it_saves_first_and_goes_on(prepared: Path, number: int, c
     assert "Traceback" not in said
     (state,) = states(prepared)
     assert int(state.stem.removeprefix("state-")) >= 3
-    assert "going on after step" in train_to_the_end(prepared).stderr
+    assert "resuming after step" in train_to_the_end(prepared).stderr
 
 
 @pytest.mark.slow

@@ -302,7 +302,7 @@ def test_a_training_goes_on_in_another_number_of_processes(prepared: Path) -> No
     process.send_signal(signal.SIGINT)
     ended(process, others)
     set_devices(prepared, 2, train=longer)
-    assert "going on after step" in train_to_the_end(prepared).stderr
+    assert "resuming after step" in train_to_the_end(prepared).stderr
     assert_same_curve(curve(prepared), expected)
 
 
@@ -339,7 +339,7 @@ def test_a_killed_process_ends_the_others_with_a_sentence_and_nothing_is_lost(pr
     assert process.returncode == 1
     assert "of the training's 3 ended with SIGKILL" in said
     step = logged_steps(prepared)[-1]
-    assert f"going on after step {step} of 60" in train_to_the_end(prepared).stderr
+    assert f"resuming after step {step} of 60" in train_to_the_end(prepared).stderr
 
 
 # The first process, on whose device nothing ends any more once another one is lost.
@@ -379,7 +379,7 @@ def test_a_killed_process_ends_the_others_where_nothing_can_be_saved_any_more(pr
     assert process.returncode == 1
     assert said.count("of the training's 3 ended with SIGKILL") == 1
     again = train_to_the_end(prepared).stderr
-    (step,) = re.findall(r"going on after step (\d+) of 60", again)
+    (step,) = re.findall(r"resuming after step (\d+) of 60", again)
     assert int(step) % TRAIN["save_every"] == 0
     assert int(step) >= 8
 

@@ -202,6 +202,6 @@ def test_a_longer_training_that_is_killed_is_bitwise_equal(project: Path, monkey
     write_params(project, train={**settings, "steps": 40})
     for step in sorted(random.Random(0).sample(range(23, 38), 2)):
         signal_at(project, step, signal.SIGKILL)
-    assert "going on after step" in train_to_the_end(project).stderr
+    assert "resuming after step" in train_to_the_end(project).stderr
     assert model_bytes(project) == wanted
     assert sorted(logged_steps(project)) == list(range(1, 41))

@@ -145,7 +145,7 @@ def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared:
     process.terminate()
     assert "stopped by SIGTERM, saved" in ended(process, others)
     said = train_to_the_end(prepared).stderr
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert "the training goes on without" not in said
     found = curve(prepared)
     assert_same_curve(found, expected)
@@ -161,6 +161,6 @@ def test_a_killed_process_takes_its_shard_with_it_and_the_saved_state_stands(pre
     said = ended(process, others)
     assert process.returncode == 1
     assert "of the training's 2 ended with SIGKILL" in said
-    (step,) = re.findall(r"going on after step (\d+) of 60", train_to_the_end(prepared).stderr)
+    (step,) = re.findall(r"resuming after step (\d+) of 60", train_to_the_end(prepared).stderr)
     assert int(step) >= 8
     assert int(step) % TRAIN["save_every"] == 0

@@ -28,7 +28,7 @@ def test_a_training_on_two_threads_is_that_on_one_to_rounding(tmp_path: Path) ->
         if stopped:
             signal_at(tmp_path, 3, signal.SIGTERM)
         said = train_to_the_end(tmp_path, env=TWO).stderr
-        assert ("going on after step" in said) is stopped
+        assert ("resuming after step" in said) is stopped
         made.append(weights(model))
         assert read_verified_artefact(model).code == read_verified_artefact(one).code
         model.unlink()
