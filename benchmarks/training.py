@@ -51,7 +51,8 @@ def timed(owner, name, label):
 
 for owner, name, label in (
     (TrackedTraining, "save", "saving"), (SpoolObserver, "metrics", "spool"),
-    (SpoolObserver, "progress", "live line and heartbeat"), (SpoolObserver, "preview", "previews"), (training, "train", "training"),
+    (SpoolObserver, "progress", "live line and heartbeat"),
+    (SpoolObserver, "preview", "previews"), (training, "train", "training"),
 ):
     timed(owner, name, label)
 sys.argv = ["diffctl", "stage", "train"]

@@ -58,8 +58,8 @@ def test_servers_named_by_the_environment_are_used(
     for name, url in ELSEWHERE.items():
         monkeypatch.setenv(name, url)
     mlflow, prefect = invoke("up").out.splitlines()
-    assert mlflow.startswith("MLflow: http://127.0.0.1:9 (MLFLOW_TRACKING_URI ")
-    assert prefect.startswith("Prefect: http://127.0.0.1:9/api (PREFECT_API_URL ")
+    assert mlflow.startswith("MLflow: http://127.0.0.1:9 (set by MLFLOW_TRACKING_URI, ")
+    assert prefect.startswith("Prefect: http://127.0.0.1:9/api (set by PREFECT_API_URL, ")
     assert invoke("ui").out == "the runs are at http://127.0.0.1:9\n"
     status = diffctl(project, "status")  # Prefect reads its variable once a process
     assert (status.returncode, status.stderr.count("\n")) == (75, 1)

@@ -61,7 +61,7 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     use(protocol=name)
     again = capsys.readouterr().out
     assert PARAMS.read_text() == text
-    assert "has all of the protocol" in again
+    assert "follows the protocol" in again
     assert left_in(again) == left_in(said)
 
 
