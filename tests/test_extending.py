@@ -1,5 +1,6 @@
 """The next idea is one file and one entry: docs/extending.md done in a copy of the project, and run there."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -179,6 +180,84 @@ def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
         assert cell["card"]["nfe"] == 2 * steps - 1
         assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= cell["scores"].keys()
         assert not [score for score in cell["scores"] if score.startswith("is")]
+
+
+OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect
+    "diffusion/protocol/settings.py": (
+        "    clip: Annotated[\n",
+        """    temperature: Annotated[
+        GuidanceScale,
+        Option(
+            "Scales the added noise.",
+            label="τ",
+            phrase="τ = {}",
+            no_effect=(NoEffect("eta", "at {option} 0", _equal_to(0)),),
+        ),
+    ] = 1.0
+    clip: Annotated[
+""",
+    ),
+    "diffusion/sample/ddim.py": (
+        "    return Ddim(settings.eta, ",
+        "    return Ddim(settings.eta * settings.temperature, ",
+    ),
+}
+OPTION_SCRIPT = """
+import json
+from types import SimpleNamespace
+from typer.testing import CliRunner
+from cli.main import app
+from diffusion.check.params_schema import params_schema
+from diffusion.config import parse
+from diffusion.protocol.grid import cell_settings, describe_cell, grid, settings_card
+from diffusion.protocol.settings import OPTIONS
+from serving.playground.choices import _control
+from serving.requests import HTTP_OPTIONS, SampleRequest
+from tests.conftest import params
+from tests.helpers.networks import artefact_of, spec_of
+from tests.helpers.scores_document import document
+from tracking.registry.pyfunc_model import Request
+
+config = parse(params(sweep={"steps": [5], "eta": [0.0, 1.0], "temperature": [0.5, 1.0]}), "test")
+cells = grid(config.sample, config.sweep)
+cards = [settings_card(cell_settings(config.sample, cell)) for cell in cells]
+help = [CliRunner().invoke(app, [*command, "--help"]).output for command in (["sample"], ["sweep"])]
+schema = params_schema()["$defs"]
+print(json.dumps({
+    "cells": [cell.name for cell in cells],
+    "text": describe_cell(cells[1].axes),
+    "cards": [card.get("temperature") for card in cards],
+    "params": ["temperature" in schema[name]["properties"] for name in ("SampleConfig", "SweepConfig")],
+    "cli": ["--temperature" in text for text in help],
+    "http": SampleRequest.model_json_schema()["properties"]["temperature"]["description"],
+    "registered": "temperature" in Request.model_fields,
+    "control": _control(HTTP_OPTIONS["temperature"], artefact_of(spec_of())).model_dump(),
+    "heading": OPTIONS["temperature"].label,
+}))
+"""
+
+
+@pytest.mark.slow
+def test_a_sampling_option_is_a_declaration_and_its_effect(tmp_path: Path) -> None:
+    folder = small_project(tmp_path / "project")
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, (old, new) in OPTION_EDITS.items():
+        text = (folder / name).read_text()
+        assert text.count(old) == 1
+        (folder / name).write_text(text.replace(old, new))
+    assert len(OPTION_EDITS) == 2
+    found = json.loads(run(folder, "-c", OPTION_SCRIPT).splitlines()[-1])
+    assert found["cells"] == ["steps5-eta0", "steps5-eta1-temperature0.5", "steps5-eta1-temperature1"]
+    assert found["text"] == "5 steps, η = 1, τ = 0.5"
+    assert found["cards"] == [None, 0.5, None], "a card omits a new option's default: old cards stay equal"
+    assert found["params"] == [True, True]
+    assert found["cli"] == [True, True]
+    assert found["http"] == "Scales the added noise."
+    assert found["registered"] is True
+    control = found["control"]
+    assert (control["label"], control["kind"], control["most"]) == ("Temperature τ", "number", 1000)
+    assert control["off"] == [{"option": "eta", "values": [0]}]
+    assert found["heading"] == "τ"
 
 
 def test_the_docs_list_what_there_is() -> None:
