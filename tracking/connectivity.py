@@ -33,7 +33,7 @@ DENIED_TEXTS = (
     "Access denied",
     "Unknown database",
 )
-WITH_TIMEOUT = ("postgresql", "mysql")  # databases whose drivers accept connect_timeout
+WITH_TIMEOUT = ("postgresql", "mysql")  # their drivers accept connect_timeout
 
 
 class MlflowError(DiffctlError):
@@ -134,7 +134,7 @@ def _check_database(uri: str) -> None:
 
 
 def _engine(uri: str) -> "sqlalchemy.Engine":
-    """Return an engine without a pool whose connections time out after seconds."""
+    """Return an engine without a pool, with a connection timeout."""
     import sqlalchemy
 
     options = {"connect_timeout": int(TIMEOUT_SECONDS)} if uri.startswith(WITH_TIMEOUT) else {}

@@ -136,7 +136,7 @@ def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):
 
 
 def of_seeds(setting, factors):
-    """Return a run for each seed, whose kernel distances are multiplied by its factor."""
+    """Return a run for each factor, which multiplies its kernel distances."""
     return [
         ScoredRun(
             f"{setting}{seed}",

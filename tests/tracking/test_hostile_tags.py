@@ -38,7 +38,7 @@ HOSTILE = (
 
 @pytest.fixture
 def registered(here: Path, make_model) -> Path:
-    """A project whose champion is version 1, with files where the tags point."""
+    """A project with version 1 as champion, and files where the tags point."""
     write_params(here)
     make_model(1)
     register()
@@ -62,7 +62,7 @@ def set_tags(**tags: str) -> str:
 
 @pytest.fixture
 def no_downloads(monkeypatch):
-    """Fail if MLflow is asked for a file."""
+    """Fail if a file is requested from MLflow."""
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: pytest.fail("a file was requested"))

@@ -169,7 +169,7 @@ def test_limits_of_different_numbers_of_images_are_comparable(command):
 
 
 def with_interval(value: float, half: float) -> ScoresDocument:
-    """Return a document of one cell whose kernel distance has its own errors and this interval."""
+    """Return a document of one cell; its kernel distance has its own errors and this interval."""
     one = document({(10, 0.0): value})
     with_errors(one.cells[CELL], KD, chance(round(100 * value), half / NORMAL))
     return one

@@ -3,7 +3,7 @@
 MLflow's alias has neither a history nor a compare-and-set, so it only follows this log. A move is recorded in
 three steps:
 
-1. record: a tag of the registered model, whose key contains an id, so that no record is overwritten;
+1. record: a tag of the registered model. Its key contains an id, so that no record is overwritten;
 2. claim: a param of a run, named by the move's number. MLflow never overwrites a param, so of two concurrent
    moves with one number only the first counts. The other stays unclaimed and never happened;
 3. aliases: `champion` and `previous` are set, and read again until they agree with the log.
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import RegisteredModel
     from mlflow.tracking import MlflowClient
 
+RESCORED = "anew"  # how the champion's own weights become a version with new scores
 MAX_REASON = 1000  # characters; a tag in MLflow's database has at most 5,000
 MAX_NOTE = 500
 MAX_TIME = 253_402_300_799_999  # milliseconds since 1970: the end of the year 9999
@@ -56,7 +57,7 @@ class Score(Section):
 class Move(Section):
     """A move of the champion from version `before` (None: there was none) to version `after`.
 
-    `at` is in milliseconds since 1970. `how` names who decided; "anew": the same weights, scored again.
+    `at` is in milliseconds since 1970. `how` names who decided, or RESCORED.
     `note` is the user's reason, `commit` the version's, `score` its score, and `against` that of `before`.
     """
 
@@ -114,13 +115,13 @@ class History:
             if move.how == "rollback" and move.after in held:
                 del held[held.index(move.after) + 1 :]
             else:
-                left = {move.after, move.before} if move.how == "anew" else {move.after}
+                left = {move.after, move.before} if move.how == RESCORED else {move.after}
                 held = [version for version in held if version not in left] + [move.after]
         return held
 
     @property
     def previous(self) -> int | None:
-        """The version that a rollback returns to; None if there is none."""
+        """The version that a rollback returns to, if any."""
         held = self.holders
         return held[-2] if len(held) > 1 else None
 
@@ -145,7 +146,7 @@ class History:
         later = held[held.index(rollback.after) + 1 :] if rollback.after in held else [rollback.before]
         replaced = {version for version in later if version is not None}
         for move in reversed(self.events):
-            if move.how == "anew" and move.after in replaced and move.before is not None:
+            if move.how == RESCORED and move.after in replaced and move.before is not None:
                 replaced.add(move.before)
         return replaced
 
@@ -176,7 +177,7 @@ def judged_score(cells: Cells) -> Score:
 
 
 def find_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
-    """Return the registered model of this name; None if there is none."""
+    """Return the registered model of this name, or None."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -57,7 +57,7 @@ def protocol_fingerprint(document: ScoresDocument) -> str:
 def find_version(
     client: "MlflowClient", name: str, sha256: str, document: ScoresDocument
 ) -> "ModelVersion | None":
-    """Return the version of these weights under the protocol of these scores; None if there is none."""
+    """Return the version of these weights under the protocol of these scores, or None."""
     protocol = protocol_fingerprint(document)
     query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}' AND tags.`{CARD}` = '{protocol}'"
     versions = client.search_model_versions(query)

@@ -15,6 +15,7 @@ from tracking.keys import DECISION, GIT_COMMIT
 from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
+    RESCORED,
     ConcurrentMove,
     History,
     Move,
@@ -49,7 +50,7 @@ NO_OVERRIDE = Override()
 class Decision:
     """The result for a model: its version, the champion, whether the champion changed, and why.
 
-    `version` is None for a model that is not registered, in a dry run; `champion` is None if there is none.
+    `version` is None for a model that is not registered, in a dry run; `champion` is None without a champion.
     `passed` is whether the model is champion, in a dry run whether it would be.
     """
 
@@ -95,7 +96,7 @@ def apply_gate(
         forced = override.force and history.holder is not None
         move = next_move(
             history,
-            how="force" if forced else "anew" if verdict.anew else "gate",
+            how="force" if forced else RESCORED if verdict.anew else "gate",
             after=number,
             reason=brief(verdict.reason, str, MAX_REASON - len("...")),
             note=override.note,
@@ -210,7 +211,7 @@ class Rollback:
 def plan_rollback(client: "MlflowClient", name: str, to: int | None = None) -> Rollback:
     """Plan a return to the previous champion, or to the earlier champion `to`.
 
-    UsageError if there is none, or `to` never was champion.
+    UsageError without an earlier champion, or if `to` never was champion.
     """
     history = repair(client, name)
     if history.holder is None:

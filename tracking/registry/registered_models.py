@@ -45,7 +45,7 @@ def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
 
 
 def champion_version(name: str) -> int | None:
-    """Return the champion's version number; None if there is none."""
+    """Return the champion's version number, or None."""
     with mlflow_client() as client:
         found = find_champion(client, name)
     return int(found.version) if found else None
@@ -95,7 +95,7 @@ def _require_champion(name: str) -> "ModelVersion":
 
 
 def require_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion":
-    """Return the version of that number; UsageError if there is none."""
+    """Return the version of that number; UsageError if it does not exist."""
     found = get_version(client, name, number)
     if found is None:
         raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")

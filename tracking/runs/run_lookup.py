@@ -106,7 +106,7 @@ def find_ui(run_id: str) -> str:
 def find_run(name: str, uri: str | None = None) -> "Run":
     """Return the training's run with this id, unique beginning of an id, name or fingerprint.
 
-    UsageError if there is none, or more than one.
+    UsageError unless exactly one run matches.
     """
     with mlflow_client(uri) as client:
         runs = training_runs(client)

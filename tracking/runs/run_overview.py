@@ -99,7 +99,7 @@ def _remote_row(run: "Run") -> RunRow:
 
 @dataclass(frozen=True)
 class KilledRun:
-    """A dead training whose run is KILLED now, or the `problem` that prevented it."""
+    """A dead training with its run KILLED now, or the `problem` that prevented it."""
 
     name: str
     problem: str | None = None

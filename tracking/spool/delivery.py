@@ -131,7 +131,7 @@ class _Delivery:
             raise RunDeleted(f"run {self.state.run_id} ({self.folder}) was deleted in MLflow: it is skipped")
 
     def _ensure_run(self) -> None:
-        """Create the run that the spool's first undamaged start names; MlflowError if there is none."""
+        """Create the run that the spool's first undamaged start names; MlflowError without a start."""
         if self.state.run_id is None:
             start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
             if start is None:

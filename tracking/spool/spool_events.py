@@ -109,7 +109,7 @@ class _Status(_Base):
 _Any = _Start | _Texts | _Dataset | _Metrics | _Image | _Artifact | _Checkpoint | _Dropped | _Status
 _EVENT: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
 
-# Kinds of events whose values have names that may have changed since.
+# Kinds of events with named values; names may have changed since.
 _NAMED: dict[str, DocumentKind] = {
     "params": "params",
     "tags": "tags",
