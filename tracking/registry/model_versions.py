@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DVC_LOCK = Path("dvc.lock")
-WEIGHTS, EARLIER_NAME = "model.safetensors", "model.safetensors"
+WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow")
