@@ -1,1 +1,1 @@
-"""The ground: the one store of every set of images, uint8 ↔ [−1, 1], pictures."""
+"""Images: the one store for every image set, uint8 ↔ [−1, 1], decoding, grids and pictures."""

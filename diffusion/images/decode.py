@@ -1,4 +1,4 @@
-"""Image files of strangers: png, jpeg, webp, gif (the first frame), and nothing else that Pillow opens."""
+"""Decoding of untrusted image files: png, jpeg, webp and gif (the first frame) only."""
 
 import io
 from collections.abc import Iterator
@@ -13,23 +13,23 @@ from diffusion.system.errors import DiffctlError
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
-MAX_BYTES = 256 << 20  # of a file; no image of the allowed size needs more
-MAX_PIXELS = 1 << 26  # 8192×8192: more is a decompression bomb, or belongs cut up
-MAX_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg, each of which goes over all of them
-STRIP_PIXELS = 1 << 20  # of 16 bits, converted at a time
+MAX_BYTES = 256 << 20  # of a file; enough for any image of the allowed size
+MAX_PIXELS = 1 << 26  # 8192×8192; more is a decompression bomb
+MAX_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg
+STRIP_PIXELS = 1 << 20  # of 16 bits, converted per strip
 
 _BOMB = f"with more than {MAX_PIXELS >> 20} million pixels"
 
 
 class BadImage(Exception):
-    """The bytes are no usable image; the message says why in a few words."""
+    """The bytes are no usable image; the message is a short reason."""
 
 
 @contextmanager
 def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
-    """The image in a file's content, of which only size and kind are known until it is loaded.
+    """Open the image in a file's content; only its size and mode are known until it is loaded.
 
-    BadImage for all that is wrong with it, also for what the block meets; a DiffctlError passes.
+    BadImage for any fault, also inside the block; a DiffctlError passes through.
     """
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
@@ -44,7 +44,7 @@ def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
         raise BadImage(_BOMB) from None
     except MemoryError:
         raise BadImage("too large for the memory that is free") from None
-    except Exception as error:  # a decoder may raise anything at damaged bytes
+    except Exception as error:  # decoders raise any type for damaged bytes
         raise BadImage(_reason(error)) from None
 
 
@@ -64,7 +64,7 @@ def _reason(error: Exception) -> str:
 
 
 def load_pixels(image: Image.Image, channels: int) -> Image.Image:
-    """The opened image whole, turned as EXIF says, in the mode of so many channels (see `flatten`)."""
+    """Decode an opened image completely, apply its EXIF orientation, and convert it as `flatten` does."""
     image.load()
     if "exif" in image.info:
         ImageOps.exif_transpose(image, in_place=True)
@@ -72,9 +72,9 @@ def load_pixels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """The image with 8 bits a channel in grey or RGB, by 1 or 3 channels, transparent parts being white.
+    """Convert to 8 bits per channel, grey (1 channel) or RGB (3); transparency becomes white.
 
-    With 2 or 4 channels it keeps its transparency.
+    With 2 or 4 channels transparency is kept.
     """
     mode = MODES[channels]
     is_transparent = image.has_transparency_data
@@ -90,7 +90,7 @@ def flatten(image: Image.Image, channels: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits a pixel in grey, a strip at a time, so that it takes little beside itself."""
+    """Convert an image of 16-bit grey in strips, to use little memory."""
     out = Image.new("L", image.size)
     rows = max(1, STRIP_PIXELS // image.width)
     for top in range(0, image.height, rows):

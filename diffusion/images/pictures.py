@@ -1,4 +1,4 @@
-"""Pictures of images: grids, PNG and GIF, made from uint8 NHWC arrays."""
+"""Grids, PNG and GIF from uint8 NHWC arrays, and image files as arrays."""
 
 import io
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from diffusion.system.errors import UsageError, printable
 from diffusion.system.regular_files import read_regular
 
 GAP = 2  # pixels between the images of a sheet
-MONTAGE, MONTAGE_COLUMNS = 40, 10  # images that stand for a set: of ten classes in turn a column each
-SHOWN = 64  # pixels: smaller images are enlarged by whole factors to about this, so that a person sees them
+MONTAGE, MONTAGE_COLUMNS = 40, 10  # images of a montage: ten classes in turn give one column each
+DISPLAY_SIZE = 64  # pixels: smaller images are enlarged by integer factors to about this size
 
 
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
-    """(N, H, W, C) → one (H', W', C) picture, row by row, with white gaps of `gap` pixels."""
+    """Arrange (N, H, W, C) images in one (H', W', C) picture, row by row, with white gaps of `gap` pixels."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     picture = np.full(
@@ -31,37 +31,37 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
 
 
 def enlarge(picture: Images, image_size: int) -> Images:
-    """Repeat pixels by the whole factor that shows images of `image_size` at about 64 pixels."""
-    factor = max(1, SHOWN // image_size)
+    """Repeat pixels by the integer factor that brings images of `image_size` to about 64 pixels."""
+    factor = max(1, DISPLAY_SIZE // image_size)
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def sheet(images: Images, columns: int) -> Images:
-    """(N, H, W, C) → one enlarged picture (H', W', C) with thin white gaps, row by row."""
+    """Arrange (N, H, W, C) images in one enlarged picture (H', W', C) with thin white gaps."""
     return grid(np.stack([enlarge(image, image.shape[0]) for image in images]), columns, GAP)
 
 
 def montage(images: Images) -> Images:
-    """The first images of a set as one enlarged picture, 10 a row: of two sets the same indices."""
+    """Return the first images of a set as one enlarged picture, 10 per row."""
     return sheet(images[:MONTAGE], MONTAGE_COLUMNS)
 
 
 def to_pil(picture: Images) -> Image.Image:
-    """An (H, W, C) array as a Pillow image: grey, grey with alpha, RGB or RGBA by its channels."""
+    """Convert an (H, W, C) array to a Pillow image: grey, grey with alpha, RGB or RGBA by channels."""
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
 
 
 def png_bytes(picture: Images) -> bytes:
-    """The picture as PNG."""
+    """Encode the picture as PNG."""
     buffer = io.BytesIO()
     to_pil(picture).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
-    """An image file as (H, W, C) uint8 in the mode of that many channels; UsageError when it does not fit.
+    """Return an image file as (H, W, C) uint8 with that many channels; UsageError if it does not match.
 
-    `image_size` is the side of the only square that is taken, None for any shape.
+    `image_size` is the required side of a square, None for any shape.
     """
     try:
         content = read_regular(path, MAX_BYTES)
@@ -73,7 +73,7 @@ def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
 
 
 def decode_picture(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
-    """As `read_picture`, of a file's content, which messages call by `name`."""
+    """Decode a file's content, as `read_picture`; messages use `name`."""
     try:
         with open_image(content) as image:
             if image_size is not None and image.size != (image_size, image_size):
@@ -90,7 +90,7 @@ def _unreadable(name: str, why: object) -> UsageError:
 
 
 def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> bytes:
-    """Frames (H, W, C) as a looping GIF of about `seconds`, the last frame held for `hold`."""
+    """Encode frames (H, W, C) as a looping GIF of about `seconds`; the last frame stays for `hold`."""
     pictures = [to_pil(frame) for frame in frames]
     each = max(20, round(1000 * seconds / len(pictures)))
     durations = [each] * (len(pictures) - 1) + [round(1000 * hold)]
@@ -102,6 +102,6 @@ def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5)
 
 
 def contact_sheet(images: Images) -> Images:
-    """(N, H, W, C) → all of them in one picture that a person sees at a look: in tens, or about square."""
+    """Arrange (N, H, W, C) images in one picture: ten per row, or about square."""
     columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
     return enlarge(grid(images, columns), images.shape[1])

@@ -44,15 +44,15 @@ class ImageStore:
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex over shape, pixels and labels: one changed pixel changes it."""
+        """SHA-256 in hex over shape, pixels and labels."""
         return str(self.meta["digest"])
 
 
 def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: bool = False) -> ImageStore:
-    """Open a store for reading; its meta is of that kind, and its images are those of its digest.
+    """Open a store for reading, with meta of that kind, and verify its images by their digest.
 
-    `unverified` leaves the images unread, for who wants no more than the meta. UsageError names what is
-    missing, DiffctlError what is edited or does not fit together.
+    `unverified` skips the images, for readers of the meta. UsageError names what is missing, DiffctlError
+    what was edited or is inconsistent.
     """
     path = Path(path)
     try:
@@ -71,7 +71,7 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
 
 
 def _refuse_unfit(store: ImageStore) -> None:
-    """DiffctlError unless images, labels and what is said of them fit each other."""
+    """Raise DiffctlError unless images, labels and meta are consistent."""
     path, images, labels, meta = store.path, store.images, store.labels, store.meta
     if images.dtype != np.uint8 or images.ndim != 4:
         raise DiffctlError(f"the images in {path} do not fit: {images.dtype} {images.shape}, want uint8 NHWC")
@@ -90,12 +90,12 @@ def _refuse_unfit(store: ImageStore) -> None:
 
 
 def _sizes(images: Images) -> dict[str, int]:
-    """What a prepared split's meta says of its images' shape."""
+    """Return the size fields of a prepared split's meta for these images."""
     return {"image_size": images.shape[1], "channels": images.shape[3]}
 
 
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
-    """What the store says of itself, checksummed by its writer, with all that such a one must say."""
+    """Return the validated meta, whose checksum proves that diffctl wrote it."""
     try:
         values = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
     except Corrupted as error:
@@ -112,14 +112,14 @@ def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
 
 
 def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
-    """Write an array as a store, whole or not at all; `count` and `digest` join the meta."""
+    """Write an array as a store, atomically; `count` and `digest` are added to the meta."""
     return stream_store(path, images.shape, blocks(images), labels, meta)
 
 
 def stream_store(
     path: Path, shape: tuple[int, ...], parts: Iterable[Images], labels: Labels | None, meta: dict[str, Any]
 ) -> ImageStore:
-    """Write images that come in parts, in order, of which only one need be in memory; as `write_store`."""
+    """Write images that arrive in parts, in order, one part in memory at a time; as `write_store`."""
     with atomic_folder(path) as folder:
         with open(folder / "images.npy", "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
@@ -131,7 +131,7 @@ def stream_store(
 
 
 def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.uint8]]:
-    """Write each part and give its rows' digests."""
+    """Write each part and yield its row digests."""
     for part in parts:
         file.write(np.ascontiguousarray(part).data)
         yield row_digests(part)
@@ -140,7 +140,7 @@ def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.ui
 def describe_store(
     folder: Path, labels: Labels | None, meta: dict[str, Any], count: int, digest: str
 ) -> None:
-    """Write all of a store but its images."""
+    """Write all of a store except its images."""
     if labels is not None:
         np.save(folder / "labels.npy", labels.astype(np.int64), allow_pickle=False)
     write_json(folder / "meta.json", add_checksum({**meta, "count": count, "digest": digest}))

@@ -1,4 +1,4 @@
-"""What a set of images must say of itself, by what it is: the classes of the stores' meta.json."""
+"""Required content of a store's meta.json, one class per kind of image set."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -16,12 +16,12 @@ from pydantic import (
 )
 
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
-MAX_ANCESTORS = 100  # that are named: the nearest
+MAX_ANCESTORS = 100  # of the lineage, nearest first
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class StoreMeta(BaseModel):
-    """Of any store: how many images it has, and the digest of them and their labels. It may say more."""
+    """Any store: number of images, and digest of images and labels. Further fields are allowed."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ class StoreMeta(BaseModel):
 
 
 class PreparedMeta(StoreMeta):
-    """Of a split of a prepared data set: what it is, and by which settings it was made of which raw files."""
+    """A split of a prepared data set: its name, settings and raw files."""
 
     name: str
     split: Literal["train", "test"]
@@ -50,7 +50,7 @@ class PreparedMeta(StoreMeta):
 
 
 class Training(BaseModel):
-    """Which training a model is of: `setting` is a digest of all that decides it but its seed."""
+    """The training that produced a model: `setting` is a digest of its settings without the seed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -59,7 +59,7 @@ class Training(BaseModel):
 
 
 class Ancestor(BaseModel):
-    """A model that another one was trained from: what cards know it by, what it had seen, and its step."""
+    """A model that another one was initialised from: its digest, data and step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,11 +70,11 @@ class Ancestor(BaseModel):
 
 
 class CellMeta(StoreMeta):
-    """Of a sampled cell: its name, its classes, the protocol card of its images, and their model's training.
+    """A sampled cell: name, classes, protocol card, and its model's training.
 
-    That is None of a model that was trained elsewhere. `lineage` are the models that it was trained from, the
-    nearest first. `average_of` is the model_sha256 of the training's own model, where the images are by
-    another average of its weights.
+    `training` is None for a model that was trained elsewhere. `lineage` are the models that it was
+    initialised from, nearest first. `average_of` is the model_sha256 of the training's own model if the
+    images are from another EMA of its weights.
     """
 
     name: str

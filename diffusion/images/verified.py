@@ -1,8 +1,7 @@
-"""Whether a store's images are those of its digest: hashed when it is opened, a large one when it changed.
+"""Verification of a store's images against their digest, cached for large stores.
 
-A note in the project holds what the files of a large store were when they were found right: sizes, times of
-change, inodes. Others mean nothing by themselves (`dvc checkout` and a copy give new ones), so that such
-files are hashed once more.
+A note in the project has the size, change times and inodes of a large store's files when they were verified.
+Other values do not prove a change (`dvc checkout` and a copy give new ones), so the files are hashed again.
 """
 
 import contextlib
@@ -19,29 +18,29 @@ from diffusion.system.files import write_json
 from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.section import fingerprint
 
-FILES = ("images.npy", "labels.npy")  # what a digest is of
-LARGE = 2**26  # bytes: less is hashed in a moment
+FILES = ("images.npy", "labels.npy")  # covered by the digest
+LARGE = 2**26  # bytes: a smaller store is hashed quickly
 
 
 def verify(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64] | None, digest: str) -> None:
-    """DiffctlError where the images and labels of the store at `path` are not those of its digest."""
+    """Raise DiffctlError unless images and labels of the store at `path` have this digest."""
     if is_verified(path, images, digest):
         return
     now = _state(path, digest)
     if content_digest(images, labels) != digest:
         raise DiffctlError(f"the images in {path} changed after they were written: make them again")
     if images.nbytes >= LARGE and VERIFIED_RUNS.parent.is_dir():
-        with contextlib.suppress(OSError):  # a folder to read only: hashed again the next time
+        with contextlib.suppress(OSError):  # a read-only folder: hashed again the next time
             write_json(_note(path), now)
 
 
 def is_verified(path: Path, images: NDArray[np.uint8], digest: str) -> bool:
-    """Whether the store is a large one whose files are as they were when they were found right."""
+    """Return whether the store is large and its files are unchanged since they were verified."""
     return images.nbytes >= LARGE and read_note(path) == _state(path, digest)
 
 
 def read_note(path: Path) -> JsonObject | None:
-    """What the files of the store were when they were found right; None where that is not known."""
+    """Return the state of the store's files when they were verified; None if unknown."""
     try:
         return read_json(_note(path), JsonObject)
     except (OSError, DiffctlError):

@@ -160,7 +160,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="is not empty"):
         export_diffusers(model(), tmp_path)
-    with pytest.raises(UsageError, match="is no folder"):
+    with pytest.raises(UsageError, match="is not a folder"):
         export_diffusers(model(), tmp_path / "mine.txt")
     assert (tmp_path / "mine.txt").read_text() == "precious"
 

@@ -177,7 +177,7 @@ def test_a_reader_that_goes_away_is_no_success(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read_a_little)
     reader.start()
-    with pytest.raises(DiffctlError, match=f"who read {pipe} went away"):
+    with pytest.raises(DiffctlError, match=f"the reader of {pipe} closed it early"):
         write_output(pipe, lambda file: file.write(bytes(1 << 22)))
     reader.join()
 
