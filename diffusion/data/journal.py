@@ -239,7 +239,7 @@ class _Journal:
         named = {str(row): why for row, why in bad.items()}
         return (
             canonical_json(
-                add_checksum({"init_from": start, "bad": named, "digests": _digest_of(self.target, start)})
+                add_checksum({"start": start, "bad": named, "digests": _digest_of(self.target, start)})
             )
             + "\n"
         )

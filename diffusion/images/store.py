@@ -74,14 +74,16 @@ def _refuse_unfit(store: ImageStore) -> None:
     """Raise DiffctlError unless images, labels and meta are consistent."""
     path, images, labels, meta = store.path, store.images, store.labels, store.meta
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise DiffctlError(f"the images in {path} do not fit: {images.dtype} {images.shape}, want uint8 NHWC")
+        raise DiffctlError(
+            f"the images in {path} are invalid: {images.dtype} {images.shape}, want uint8 NHWC"
+        )
     if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
         raise DiffctlError(
-            f"the labels in {path} do not fit: {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
+            f"the labels in {path} are invalid: {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
         )
-    said = (meta["count"], *(meta.get(field, size) for field, size in _sizes(images).items()))
-    if said != (len(images), *_sizes(images).values()):
-        raise DiffctlError(f"the images in {path} are {images.shape}, which is not what their meta.json says")
+    described = (meta["count"], *(meta.get(field, size) for field, size in _sizes(images).items()))
+    if described != (len(images), *_sizes(images).values()):
+        raise DiffctlError(f"the images in {path} are {images.shape}, unlike in their meta.json")
     classes = len(meta.get("classes") or ())
     if classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise DiffctlError(
@@ -106,7 +108,7 @@ def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
         kind.model_validate(values)
     except ValidationError as error:
         raise DiffctlError(
-            f"{explain(error, f'the images in {path} do not say what they are', kind)}: make them again"
+            f"{explain(error, f'the images in {path} have an incomplete meta.json', kind)}: make them again"
         ) from None
     return values
 

@@ -41,6 +41,6 @@ def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
         group, name = (files / "memory", "memory.limit_in_bytes") if controllers else (files, "memory.max")
         for part in ("", *Path(path).parts[1:]):
             group /= part
-            with suppress(OSError, ValueError):  # there is none, or it is `max`
+            with suppress(OSError, ValueError):  # no file, or `max`
                 limit = min(limit, int((group / name).read_text(encoding="utf-8")))
     return limit

@@ -1,7 +1,7 @@
-"""A module's syntax tree as text that is the same on every Python, and the imports in it.
+"""Syntax trees as text that is equal on all Python versions, and the imports in a tree.
 
-`ast.dump` differs between Python's versions. What changes no result is left out: docstrings, comments, in
-which words something is raised or told to people, and what stands for type checkers alone.
+`ast.dump` differs between versions. Parts without effect on results are left out: docstrings, comments,
+messages of exceptions and warnings, printing, and code for type checkers.
 """
 
 import ast
@@ -9,24 +9,24 @@ from collections.abc import Iterator
 from typing import Any
 
 _DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-_UNSAID = {"ctx", "kind", "type_comment"}  # follow from the rest, or say nothing
-_TELLING = {"print", "warnings.warn"}  # calls whose statement only tells somebody something
+_IGNORED_FIELDS = {"ctx", "kind", "type_comment"}  # redundant
+_REPORTING = {"print", "warnings.warn"}  # calls that only report
 
 
 def normalized_syntax(node: Any) -> str:
-    """A tree as text: every node with its fields that hold something."""
+    """Return a tree as text: every node with its non-empty fields."""
     if isinstance(node, ast.Constant):
         return f"{type(node.value).__name__} {node.value!r}"
     if isinstance(node, list):
-        kept = (item for item in node if not (_is_for_types(item) or _only_tells(item)))
+        kept = (item for item in node if not (_is_for_types(item) or _only_reports(item)))
         return f"[{' '.join(map(normalized_syntax, kept))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    if isinstance(node, ast.Raise):  # not in which words
+    if isinstance(node, ast.Raise):  # without its message
         raised = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
         return f"Raise {raised and ast.unparse(raised)}"
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in _UNSAID}
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 ends some with an empty text
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in _IGNORED_FIELDS}
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 appends an empty text to some
         fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
@@ -37,7 +37,7 @@ def normalized_syntax(node: Any) -> str:
 
 
 def imported_modules(tree: ast.AST) -> Iterator[str]:
-    """Every module name, and every name taken from one, that a tree imports; not those for types only."""
+    """Yield each module, and each name imported from one, in a tree; without those for type checkers."""
     for node in ast.iter_child_nodes(tree):
         if _is_for_types(node):
             continue
@@ -55,6 +55,6 @@ def _is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
 
 
-def _only_tells(node: ast.AST) -> bool:
+def _only_reports(node: ast.AST) -> bool:
     call = node.value if isinstance(node, ast.Expr) else None
-    return isinstance(call, ast.Call) and ast.unparse(call.func) in _TELLING
+    return isinstance(call, ast.Call) and ast.unparse(call.func) in _REPORTING

@@ -65,7 +65,7 @@ def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     edited = out.getvalue()
     loses_comments = len(COMMENT.findall(edited)) < len(COMMENT.findall(text))
     if wanted is None or loses_comments or parse_yaml(edited) != wanted:
-        raise YamlRefusal(f"{'.'.join(path)} cannot be set in it: write {_flow_text(path, value)} by hand")
+        raise YamlRefusal(f"{'.'.join(path)} cannot be set in it: edit the file: {_flow_text(path, value)}")
     return edited
 
 
@@ -125,7 +125,7 @@ def _check_node(event: NodeEvent) -> None:
     if getattr(event, "tag", None) is not None:
         _refuse(event.start_mark, "tags (!) are not read: write the plain value")
     if isinstance(event, ScalarEvent) and any("\ud800" <= one <= "\udfff" for one in event.value):
-        _refuse(event.start_mark, "an escape in it stands for no character")
+        _refuse(event.start_mark, "an escape in it is not a character")
 
 
 def _with_value(values: Any, path: Sequence[str], value: Any) -> Any:

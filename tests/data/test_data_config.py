@@ -9,7 +9,7 @@ from diffusion.data.source_registry import SOURCES, build_source
 from diffusion.system.references import load_reference
 
 
-def test_every_name_has_a_source_that_takes_its_section(tmp_path):
+def test_every_source_accepts_its_section(tmp_path):
     for name, entry in SOURCES.items():
         config = load_reference(entry.config)
         assert issubclass(config, DataConfig)
@@ -18,7 +18,7 @@ def test_every_name_has_a_source_that_takes_its_section(tmp_path):
         assert info.classes or info.blocked
 
 
-def test_a_set_has_its_own_class_however_it_is_made():
+def test_section_class_depends_on_name():
     for made in (DataConfig(name="digits"), DataConfig.model_validate({"name": "digits"})):
         assert type(made) is load_reference(SOURCES["digits"].config)
         assert pickle.loads(pickle.dumps(made)) == copy.deepcopy(made) == made.model_copy() == made
@@ -27,7 +27,7 @@ def test_a_set_has_its_own_class_however_it_is_made():
         DataConfig(name="mnist")
 
 
-def test_a_section_says_its_sets_own_options_alone():
+def test_own_options_belong_to_one_set():
     def own(**values):
         return DataConfig.model_validate(values).own_options()
 
@@ -59,7 +59,7 @@ def test_a_section_says_its_sets_own_options_alone():
         ({"name": "digits", "flips": True}, "flips"),
     ],
 )
-def test_impossible_combinations_are_refused_by_the_fields_name(values, message):
+def test_invalid_combinations_are_refused(values, message):
     with pytest.raises(ValidationError, match=message):
         DataConfig.model_validate(values)
 
@@ -73,5 +73,5 @@ def test_impossible_combinations_are_refused_by_the_fields_name(values, message)
         {"name": "image-folder", "path": "x", "image_size": 8, "labels": "labels.csv", "test_fraction": 0.2},
     ],
 )
-def test_possible_ones_are_not(values):
+def test_valid_combinations_are_accepted(values):
     assert DataConfig.model_validate(values).name == values["name"]

@@ -40,7 +40,7 @@ def adm_square(image, size):
 
 @settings(deadline=None, max_examples=40)
 @given(width=st.integers(5, 150), height=st.integers(5, 150), size=st.sampled_from([5, 8, 32, 64]))
-def test_squares_are_adm_s(width, height, size):
+def test_squares_equal_adm(width, height, size):
     pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     np.testing.assert_array_equal(np.asarray(square(image, size)), adm_square(image, size))
@@ -48,7 +48,7 @@ def test_squares_are_adm_s(width, height, size):
 
 @settings(deadline=None, max_examples=25)
 @given(native=st.sampled_from([1, 3]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20]))
-def test_conform_treats_a_batch_as_its_images(native, channels, size):
+def test_batch_equals_single_images(native, channels, size):
     images = random_images(0, 3, 12, native)
     out = conform(images, size, channels)
     assert out.shape == (3, size, size, channels)
@@ -59,7 +59,7 @@ def test_conform_treats_a_batch_as_its_images(native, channels, size):
 
 @pytest.mark.parametrize("form", ["PNG", "GIF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_format_is_what_pillow_reads(form, channels):
+def test_every_format_equals_pillow(form, channels):
     content = encoded(noise(), form)
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(16, 16, channels)
@@ -87,7 +87,7 @@ def test_transparent_parts_are_white(mode):
     np.testing.assert_allclose(half, (opaque.astype(int) * 128 + 255 * 127) / 255, atol=1.1)
 
 
-def test_a_transparent_palette_entry_is_white():
+def test_transparent_palette_entry_is_white():
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
     np.testing.assert_array_equal(pixels_of(encoded(image, transparency=1), 4, 3), 255)
@@ -96,7 +96,7 @@ def test_a_transparent_palette_entry_is_white():
     )
 
 
-def test_sixteen_bits_are_scaled_and_not_cut():
+def test_sixteen_bits_are_scaled():
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     found = pixels_of(encoded(Image.fromarray(levels)), 8, 1)[..., 0]
     np.testing.assert_array_equal(found, np.round(levels / 257))
@@ -104,7 +104,7 @@ def test_sixteen_bits_are_scaled_and_not_cut():
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_the_image(form, orientation):
+def test_exif_orientation_is_applied(form, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(noise(), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
@@ -114,7 +114,7 @@ def test_exif_turns_the_image(form, orientation):
 
 
 @pytest.mark.parametrize("form", ["GIF", "WEBP"])
-def test_an_animation_gives_its_first_frame(form):
+def test_animation_gives_first_frame(form):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     options = {"lossless": True} if form == "WEBP" else {}
     content = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
@@ -138,18 +138,18 @@ def bomb(width, height):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [8200, 10_000, 60_000])
-def test_a_decompression_bomb_is_refused_before_it_unfolds(side):
+def test_decompression_bomb_is_refused_before_decoding(side):
     with pytest.raises(BadImage, match="with more than 64 million pixels"):
         pixels_of(bomb(side, side), 64, 3)
 
 
-def test_a_large_photograph_is_decoded_at_a_smaller_scale():
+def test_large_photograph_is_decoded_at_reduced_scale():
     image = Image.new("RGB", (5000, 4000), "red")
     assert pixels_of(encoded(image, "JPEG"), 64, 3).shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])
-def test_a_truncated_image_is_bad(form):
+def test_truncated_image_is_bad(form):
     content = encoded(noise(64), form)
     with pytest.raises(BadImage, match=r"^(truncated|damaged|not an image)$"):
         pixels_of(content[: len(content) // 2], 64, 3)
@@ -158,7 +158,7 @@ def test_a_truncated_image_is_bad(form):
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"<svg></svg>", encoded(noise(), "BMP"), encoded(noise(), "TIFF")]
 )
-def test_what_is_no_image_of_the_four_formats_is_bad(content):
+def test_other_formats_are_bad(content):
     with pytest.raises(BadImage, match="not an image"):
         pixels_of(content, 16, 3)
 
@@ -168,7 +168,7 @@ def test_what_is_no_image_of_the_four_formats_is_bad(content):
     form=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
 )
-def test_damaged_bytes_give_an_image_or_a_reason(form, edits):
+def test_damaged_bytes_give_image_or_reason(form, edits):
     content = bytearray(encoded(noise(24), form))
     for at, value in edits:
         content[at % len(content)] = value
@@ -178,7 +178,7 @@ def test_damaged_bytes_give_an_image_or_a_reason(form, edits):
         assert str(error)  # noqa: PT017 (either outcome is right)
 
 
-def test_bad_files_are_reported_and_hold_zeros(tmp_path):
+def test_bad_files_are_reported_as_zeros(tmp_path):
     (tmp_path / "good.png").write_bytes(encoded(noise()))
     (tmp_path / "text.png").write_text("text")
     rows = read_images(tmp_path, [b"good.png", b"text.png", b"gone.png"], 16, 3)

@@ -8,13 +8,13 @@ from diffusion.data.holdout import hold_out, shuffled
 LABELS = st.lists(st.integers(0, 5), min_size=2, max_size=80).map(np.array)
 
 
-def test_the_permutation_is_the_same_everywhere():
+def test_permutation_has_golden_values():
     assert shuffled(10, 0).tolist() == [3, 2, 1, 8, 6, 0, 7, 4, 5, 9]  # raw PCG64 bits: fixed for good
 
 
 @settings(deadline=None)
 @given(count=st.integers(0, 500), seed=st.integers(0, 2**32 - 1), stream=st.integers(0, 3))
-def test_a_permutation_it_is(count, seed, stream):
+def test_shuffled_is_a_deterministic_permutation(count, seed, stream):
     order = shuffled(count, seed, stream)
     assert sorted(order.tolist()) == list(range(count))
     np.testing.assert_array_equal(order, shuffled(count, seed, stream))
@@ -22,7 +22,7 @@ def test_a_permutation_it_is(count, seed, stream):
 
 @settings(deadline=None)
 @given(labels=LABELS, part=st.floats(0.01, 0.99), seed=st.integers(0, 100))
-def test_a_stratified_split_is_exact_disjoint_and_proportional(labels, part, seed):
+def test_stratified_split_is_exact_disjoint_and_proportional(labels, part, seed):
     held_out = min(len(labels) - 1, max(1, round(part * len(labels))))
     train, test = hold_out(labels, len(labels), held_out, seed)
     assert len(test) == held_out
@@ -36,18 +36,18 @@ def test_a_stratified_split_is_exact_disjoint_and_proportional(labels, part, see
         assert abs(shares - sizes * held_out / len(labels)).max() <= 1
 
 
-def test_without_labels_exactly_so_many_are_held_out():
+def test_held_out_count_is_exact_without_labels():
     train, test = hold_out(None, 100, 17, 0)
     assert (len(train), len(test)) == (83, 17)
 
 
-def test_both_sides_are_shuffled_not_sorted_by_class():
+def test_both_sides_are_shuffled():
     labels = np.repeat(np.arange(10), 100)
     for rows in hold_out(labels, 1000, 300, 0):
         assert len(set(labels[rows[:40]])) >= 8
 
 
 @pytest.mark.parametrize("held_out", [0, 5, 6, -1])
-def test_a_side_without_images_is_refused(held_out):
+def test_empty_side_is_refused(held_out):
     with pytest.raises(ValueError, match="cannot hold out"):
         hold_out(None, 5, held_out, 0)

@@ -53,20 +53,20 @@ def write_member(path, name, content):
         b"",
     ],
 )
-def test_an_array_is_as_large_as_its_head_says_or_refused(tmp_path, head):
+def test_npz_with_false_header_is_refused(tmp_path, head):
     path = write_member(tmp_path / "x.npz", "arr_0.npy", head + bytes(384))
     assert "is not a complete zip or npz" in bounded(lambda: open_images(path).images.shape)
 
 
-def test_an_array_that_unfolds_to_more_than_images_do_is_refused(tmp_path):
+def test_npz_bomb_is_refused(tmp_path):
     path = tmp_path / "x.npz"
     write_zip_bomb(path, "arr_0.npy", header((LARGE, 1024, 1024, 1)), LARGE)
     assert path.stat().st_size < 5 << 20
-    said = bounded(lambda: open_images(path).images.shape)
-    assert "arr_0.npy unpacks to 3.1 GB" in said
+    message = bounded(lambda: open_images(path).images.shape)
+    assert "arr_0.npy unpacks to 3.1 GB" in message
 
 
-def test_images_that_take_more_than_is_free_are_refused(tmp_path, monkeypatch):
+def test_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
     np.savez(tmp_path / "x.npz", random_images(0, 3, 8))
     monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 575))
     with pytest.raises(DiffctlError, match=r"x\.npz take .* of memory"):
@@ -75,7 +75,7 @@ def test_images_that_take_more_than_is_free_are_refused(tmp_path, monkeypatch):
     assert len(open_images(tmp_path / "x.npz")) == 3
 
 
-def test_labels_are_not_read_before_they_fit(tmp_path):
+def test_mismatched_labels_are_refused(tmp_path):
     np.savez(tmp_path / "x.npz", data=np.zeros((2, 48), np.uint8), labels=np.zeros(3, int))
     with pytest.raises(DiffctlError, match=r"labels \(3,\)"):
         read_batch(tmp_path / "x.npz", "labels", first_label=0, classes=9, pixels=48)
@@ -88,7 +88,7 @@ def test_labels_are_not_read_before_they_fit(tmp_path):
     how=st.sampled_from(["shorter", "gone", "another", "a pipe"]),
     packed=st.booleans(),
 )
-def test_files_that_change_while_they_are_read_are_told(tmp_path_factory, cut, how, packed):
+def test_changing_files_are_read_or_refused(tmp_path_factory, cut, how, packed):
     folder = tmp_path_factory.mktemp("changing")
     path = folder / ("x.npz" if packed else "x")
     data = {"data": np.zeros((200, 1000), np.uint8), "labels": [0] * 200}
@@ -107,18 +107,18 @@ def test_files_that_change_while_they_are_read_are_told(tmp_path_factory, cut, h
     elif packed:
         path.unlink()
         os.mkfifo(path)
-    said = bounded(lambda: images.read(0, 200).shape)
-    assert str(path) in said or said == "(200, 1000)"
+    message = bounded(lambda: images.read(0, 200).shape)
+    assert str(path) in message or message == "(200, 1000)"
 
 
-def test_an_array_is_opened_again_where_another_came_in_its_place(tmp_path):
+def test_replaced_npz_is_opened_again(tmp_path):
     for value in (1, 2):
         np.savez(tmp_path / "new.npz", data=np.full((3, 2), value, np.uint8))
         os.replace(tmp_path / "new.npz", tmp_path / "x.npz")
         assert open_npz(tmp_path / "x.npz", "data").read(0, 3).tolist() == [[value] * 2] * 3
 
 
-def test_a_batch_without_rows_is_refused(tmp_path):
+def test_empty_batch_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz", data=planar(random_images(0, 2, 4))[:0], labels=np.empty(0, int))
     with pytest.raises(DiffctlError, match="labels are not"):
         read_batch(tmp_path / "x.npz", "labels", first_label=1, classes=9, pixels=48)

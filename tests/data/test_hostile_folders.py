@@ -49,18 +49,18 @@ ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(entries=ENTRIES)
-def test_every_entry_is_an_image_or_has_a_reason(tmp_path_factory, entries):
+def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
     root = tmp_path_factory.mktemp("above") / "raw"
     root.mkdir()
     here = os.getcwd()
     for name, kind in entries.items():
         KINDS[kind](os.fsencode(root) + b"/" + name + b".png", name + b".png")
     os.chdir(here)
-    said = bounded(lambda: _read_all(root))
+    message = bounded(lambda: _read_all(root))
     good = {name + b".png" for name, kind in entries.items() if kind == "an image"}
     stems = {os.fsdecode(name).casefold() for name in entries}
     if len(stems) == len(entries):  # else some have the name of another
-        assert said == repr(sorted(good))
+        assert message == repr(sorted(good))
 
 
 def _read_all(root):
@@ -74,7 +74,7 @@ def _read_all(root):
 
 
 @pytest.mark.parametrize("depth", [MAX_DEPTH - 1, MAX_DEPTH, 1200])
-def test_folders_nested_deep_are_refused_and_not_followed_for_ever(tmp_path, depth):
+def test_deeply_nested_folders_are_refused(tmp_path, depth):
     write_folder(tmp_path, {"a/0": random_images(0, 1, 8)[0]})
     at = os.open(tmp_path / "a", os.O_RDONLY)
     for _ in range(depth - 1):
@@ -102,7 +102,7 @@ def _remove_deep(folder):
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31mred", "\u202eleft".encode(), b"\x7f"])
-def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path, name):
+def test_unprintable_class_folder_is_refused(tmp_path, name):
     write_folder(
         tmp_path, {f"{folder}/{at}": one for folder in "ab" for at, one in enumerate(random_images(0, 3, 8))}
     )
@@ -113,7 +113,7 @@ def test_a_class_folder_whose_name_is_no_text_is_refused(tmp_path, name):
 
 
 @pytest.mark.parametrize("names", [["²", "³"], ["١", "٢"], ["1", "²"], ["9" * 250, "8" * 250]])
-def test_digits_of_all_kinds_are_class_names(tmp_path, names):
+def test_unicode_digits_are_class_names(tmp_path, names):
     write_folder(
         tmp_path, {f"{name}/{at}": one for name in names for at, one in enumerate(random_images(0, 3, 8))}
     )
@@ -121,7 +121,7 @@ def test_digits_of_all_kinds_are_class_names(tmp_path, names):
     assert sorted(raw.classes) == sorted(names)
 
 
-def test_a_pipe_among_the_images_is_left_out_and_listed(tmp_path):
+def test_pipe_among_images_is_skipped(tmp_path):
     raw = write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 6, 8))})
     os.mkfifo(raw / "x.png")
     train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
@@ -130,17 +130,17 @@ def test_a_pipe_among_the_images_is_left_out_and_listed(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
-def test_images_to_score_are_all_whole_or_named(tmp_path, kind):
+def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
     write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 3, 8))})
     here = os.getcwd()
     KINDS[kind](os.fsencode(tmp_path / "raw/x\n.png"), b"x\n.png")
     os.chdir(here)
-    said = bounded(lambda: open_images(tmp_path / "raw").images.shape)
-    assert said.isprintable()
-    assert said == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in said
+    message = bounded(lambda: open_images(tmp_path / "raw").images.shape)
+    assert message.isprintable()
+    assert message == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in message
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a device", "a circle", "nowhere", "nothing in it"])
-def test_what_is_to_be_scored_is_opened_or_refused_at_once(tmp_path, kind):
+def test_special_file_to_score_is_refused(tmp_path, kind):
     KINDS[kind](os.fsencode(tmp_path / "x"), b"x")
     assert str(tmp_path / "x") in bounded(lambda: open_images(tmp_path / "x"))

@@ -21,11 +21,11 @@ from tests.helpers.raw_data import random_images, write_fashion
 LARGE = 3000  # MB, of a few MB
 
 
-def test_an_idx_file_that_unfolds_without_end_is_refused(tmp_path):
+def test_idx_bomb_is_refused(tmp_path):
     write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
     write_gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz", b"", LARGE)
-    said = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
-    assert "unpacks to more than 64 MB" in said
+    message = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
+    assert "unpacks to more than 64 MB" in message
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_an_idx_file_that_unfolds_without_end_is_refused(tmp_path):
         b"\0\0\x08\2" + struct.pack(">II", 2, 784) + bytes(1568),
     ],
 )
-def test_an_idx_file_of_another_form_is_refused(tmp_path, content):
+def test_invalid_idx_file_is_refused(tmp_path, content):
     write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
     with pytest.raises(DiffctlError, match="train"):
@@ -56,7 +56,7 @@ CSV = st.binary(max_size=60) | st.lists(st.sampled_from(PIECES), max_size=30).ma
 
 @settings(deadline=None, max_examples=150)
 @given(head=st.sampled_from([b"", b"file,label\n", b"file,label,split\n"]), text=CSV)
-def test_any_csv_is_rows_or_one_sentence(tmp_path_factory, head, text):
+def test_any_csv_is_read_or_refused(tmp_path_factory, head, text):
     path = tmp_path_factory.mktemp("csv") / "labels.csv"
     path.write_bytes(head + text)
     try:
@@ -67,14 +67,14 @@ def test_any_csv_is_rows_or_one_sentence(tmp_path_factory, head, text):
     assert all(isinstance(row.file, str) and row.split in (None, "train", "test") for row in rows)
 
 
-def test_a_line_without_end_is_not_read_to_its_end(tmp_path):
+def test_endless_line_is_refused(tmp_path):
     with open(tmp_path / "labels.csv", "wb") as file:
         file.write(b"file,label\n")
         file.truncate(50 << 30)
     assert f"more than {MAX_LINE:,} characters" in bounded(lambda: list(read_labels(tmp_path / "labels.csv")))
 
 
-def test_files_are_found_near_the_top_and_not_for_ever(tmp_path):
+def test_file_search_is_bounded(tmp_path):
     deep = tmp_path.joinpath(*"abcdefghi")
     deep.mkdir(parents=True)
     (deep / "x").touch()

@@ -58,7 +58,7 @@ def assert_labelled(store) -> None:
 
 
 @pytest.mark.parametrize("how", ["saved", "parquet"])
-def test_splits_of_its_own_and_class_names(tmp_path, how):
+def test_own_splits_and_class_names_are_used(tmp_path, how):
     splits = {"train": dataset(30), "test": dataset(9, start=100)}
     if how == "saved":
         path = tmp_path / "set"
@@ -74,7 +74,7 @@ def test_splits_of_its_own_and_class_names(tmp_path, how):
     assert train.images.shape == (30, 8, 8, 3)
 
 
-def test_without_a_split_of_its_own_a_share_of_every_class_is_held_out(tmp_path):
+def test_share_of_every_class_is_held_out(tmp_path):
     dataset(30).save_to_disk(tmp_path / "set")
     train, test = store_of(tmp_path, tmp_path / "set", test_fraction=0.2, channels=1)
     assert (train.meta["counts"], test.meta["counts"]) == ([8] * 3, [2] * 3)
@@ -82,7 +82,7 @@ def test_without_a_split_of_its_own_a_share_of_every_class_is_held_out(tmp_path)
     assert_labelled(train)
 
 
-def test_it_is_the_same_every_time_and_says_what_it_was_made_of(tmp_path):
+def test_preparation_is_deterministic_and_lists_sources(tmp_path):
     dataset(12).save_to_disk(tmp_path / "set")
     first, _ = store_of(tmp_path / "a", tmp_path / "set")
     again, _ = store_of(tmp_path / "b", tmp_path / "set")
@@ -94,7 +94,7 @@ def test_it_is_the_same_every_time_and_says_what_it_was_made_of(tmp_path):
     assert build_source(DataConfig(name="hf", path=tmp_path / "set", image_size=8)).info().sources != before
 
 
-def test_labels_that_are_words_or_numbers_are_sorted_and_may_be_left_out(tmp_path):
+def test_plain_labels_are_sorted_and_optional(tmp_path):
     rows = {"img": [picture(n) for n in range(9)], "class": [str(2 + 8 * (n % 2)) for n in range(9)]}
     features = datasets.Features({"img": datasets.Image(), "class": datasets.Value("string")})
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
@@ -105,7 +105,7 @@ def test_labels_that_are_words_or_numbers_are_sorted_and_may_be_left_out(tmp_pat
     assert plain.labels is None
 
 
-def test_rows_without_a_label_or_an_image_are_problems(tmp_path):
+def test_incomplete_rows_are_problems(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     rows = {"image": [*map(picture, range(8)), None], "label": [0, 1, 2, None, 1, 2, 0, 1, 2]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
@@ -116,7 +116,7 @@ def test_rows_without_a_label_or_an_image_are_problems(tmp_path):
     assert train.meta["skipped"] == {"without a label": 1, "without an image": 1}
 
 
-def test_columns_that_are_not_told_by_their_kind_are_named(tmp_path):
+def test_ambiguous_columns_must_be_named(tmp_path):
     features = datasets.Features(
         {
             "before": datasets.Image(),
@@ -143,14 +143,14 @@ def test_columns_that_are_not_told_by_their_kind_are_named(tmp_path):
     assert min(levels(train)) >= 50
 
 
-def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp_path):
-    for path, kind, said in (
+def test_unavailable_datasets_are_refused(tmp_path):
+    for path, kind, message in (
         ("nobody/nothing", DiffctlError, "nobody/nothing"),
         ("no such name!", UsageError, "there is no folder no such name!, and it is no valid dataset name"),
         (str(tmp_path), DiffctlError, "cannot be read as a dataset"),
     ):
         source = build_source(DataConfig(name="hf", path=path, image_size=8))
-        with pytest.raises(kind, match=said) as refused:
+        with pytest.raises(kind, match=message) as refused:
             source.open()
         assert "\n" not in str(refused.value)
     assert issubclass(TemporaryError, DiffctlError)
@@ -158,7 +158,7 @@ def test_a_name_without_a_network_a_wrong_one_and_a_folder_without_a_dataset(tmp
     assert build_source(DataConfig(name="hf", path=str(tmp_path), image_size=8)).info().blocked
 
 
-def test_a_revision_is_asked_of_the_hub_and_is_part_of_what_the_data_is(tmp_path, monkeypatch):
+def test_revision_is_requested_and_recorded(tmp_path, monkeypatch):
     of = {"abc": dataset(12), "def": dataset(12, start=100), None: dataset(15)}  # a hub with two commits
 
     def load_dataset(name, subset, revision, cache_dir):
@@ -175,18 +175,18 @@ def test_a_revision_is_asked_of_the_hub_and_is_part_of_what_the_data_is(tmp_path
     assert min(levels(later)) >= 100
 
 
-def test_a_folder_has_no_revision(tmp_path):
+def test_revision_of_a_folder_is_refused(tmp_path):
     dataset(12).save_to_disk(tmp_path / "set")
     with pytest.raises(UsageError, match=r"data\.revision: .* is a folder and has no revision: leave it out"):
         store_of(tmp_path, tmp_path / "set", revision="abc")
 
 
 @pytest.mark.slow
-def test_check_and_the_data_stage_know_it(project):
+def test_check_and_data_stage_accept_a_dataset(project):
     as_parquet(project / "set", train=dataset(30), test=dataset(6, start=100))
     write_params(project, data={"name": "hf", "path": "set", "image_size": 8, "channels": 1})
-    said = diffctl(project, "check")
-    assert "hf: 36 images are here" in said.stdout
+    message = diffctl(project, "check")
+    assert "hf: 36 images are here" in message.stdout
     done = diffctl(project, "stage", "data")
     assert done.returncode == 0, done.stderr
     assert (project / "data/prepared/train/images.npy").exists()
@@ -201,6 +201,6 @@ def test_check_and_the_data_stage_know_it(project):
         {"path": "a/b", "image_size": 8, "revision": ""},
     ],
 )
-def test_what_it_does_not_take_is_refused(values):
+def test_invalid_options_are_refused(values):
     with pytest.raises(ValidationError):
         DataConfig(name="hf", **values)

@@ -46,7 +46,7 @@ def test_numbered_classes_are_sorted_as_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("held_out", [["val"], ["test"], ["val", "test"]])
-def test_train_beside_test_or_val_is_an_official_split(tmp_path, held_out):
+def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
     pool = random_images(0, 20, 8)
     tops = [held_out[at // 5 % len(held_out)] if at % 5 == 0 else "train" for at in range(20)]
     names = [f"{top}/{'ab'[at % 2]}/{at}" for at, top in enumerate(tops)]
@@ -58,7 +58,7 @@ def test_train_beside_test_or_val_is_an_official_split(tmp_path, held_out):
         build_source(folder_config(tmp_path / "raw", test_fraction=0.2)).open()
 
 
-def test_a_flat_folder_has_no_labels(tmp_path):
+def test_flat_folder_has_no_labels(tmp_path):
     write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 20, 8))})
     (tmp_path / "raw/README.md").write_text("of my pictures")
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
@@ -67,7 +67,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert (len(train), len(test)) == (18, 2)
 
 
-def test_labels_none_takes_no_class_from_folders(tmp_path):
+def test_labels_none_ignores_folders(tmp_path):
     write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 20, 8))})
     assert build_source(folder_config(tmp_path / "raw", labels="none")).open().train.labels is None
 
@@ -78,7 +78,7 @@ def test_labels_folders_needs_folders(tmp_path):
         build_source(folder_config(tmp_path / "raw", labels="folders")).open()
 
 
-def test_a_csv_gives_labels_and_splits(tmp_path):
+def test_csv_gives_labels_and_splits(tmp_path):
     pool = random_images(0, 12, 8)
     write_folder(tmp_path / "raw", {f"pictures/{at}": image for at, image in enumerate(pool)})
     sides = ["left", "right"]
@@ -101,7 +101,7 @@ def test_a_csv_gives_labels_and_splits(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_a_csv_that_does_not_fit_is_explained(tmp_path, text, message):
+def test_invalid_csv_is_refused(tmp_path, text, message):
     write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 3, 8))})
     if text is not None:
         (tmp_path / "raw/labels.csv").write_text(text)
@@ -109,7 +109,7 @@ def test_a_csv_that_does_not_fit_is_explained(tmp_path, text, message):
         build_source(folder_config(tmp_path / "raw", labels="labels.csv")).open()
 
 
-def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
+def test_unusable_files_are_listed(tmp_path):
     raw = tmp_path / "raw"
     write_folder(raw, {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(random_images(0, 6, 8))})
     write_folder(raw, {"loose": random_images(1, 1, 8)[0], "a/0": random_images(2, 1, 8)[0]}, "webp")
@@ -130,7 +130,7 @@ def test_everything_that_cannot_be_used_is_counted_and_named(tmp_path):
     ]
 
 
-def test_csv_rows_without_file_and_files_without_row_are_named(tmp_path):
+def test_unmatched_csv_rows_and_files_are_listed(tmp_path):
     raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
     (raw / "l.csv").write_text("file,label\n0.png,a\n1.png,b\n1.png,a\ngone.png,a\n./2.png,b\n")
     info = build_source(folder_config(raw, labels="l.csv")).info()
@@ -141,7 +141,7 @@ def test_csv_rows_without_file_and_files_without_row_are_named(tmp_path):
     ]
 
 
-def test_links_are_followed_once_and_a_circle_ends(tmp_path):
+def test_links_are_followed_once(tmp_path):
     write_folder(tmp_path / "elsewhere", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
     raw = write_folder(tmp_path / "raw", {"a/x": random_images(1, 1, 8)[0]})
     (raw / "b").symlink_to(tmp_path / "elsewhere")
@@ -153,7 +153,7 @@ def test_links_are_followed_once_and_a_circle_ends(tmp_path):
     assert names == {"a/x.png", "a/gone.png", "b/0.png", "b/1.png", "b/2.png", "b/3.png"}
 
 
-def test_names_that_are_no_text_are_read_and_reported(tmp_path):
+def test_undecodable_names_are_reported(tmp_path):
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 3, 8))}
     )
@@ -167,13 +167,13 @@ def test_names_that_are_no_text_are_read_and_reported(tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
 )
-def test_a_folder_without_images_is_refused(tmp_path, make):
+def test_folder_without_images_is_refused(tmp_path, make):
     make(tmp_path / "raw")
     with pytest.raises(DiffctlError, match=r"data\.path"):
         build_source(folder_config(tmp_path / "raw")).open()
 
 
-def test_a_single_image_is_too_few(tmp_path):
+def test_single_image_is_refused(tmp_path):
     raw = write_folder(tmp_path / "raw", {"0": random_images(0, 1, 8)[0]})
     with pytest.raises(DiffctlError, match="one image is too few"):
         build_source(folder_config(raw)).open()

@@ -104,7 +104,7 @@ def packed(folder):
     return archive.getvalue()
 
 
-def test_mini_imagenet_comes_from_kaggle_once(tmp_path, kaggle):
+def test_mini_imagenet_is_downloaded_once(tmp_path, kaggle):
     names = ["a", "b", "c", "d"] * 6
     images = random_images(0, 24, 84)
     kaggle.archives["miniimagenet"] = packed(write_mini_imagenet(tmp_path / "made", images, names))
@@ -116,7 +116,7 @@ def test_mini_imagenet_comes_from_kaggle_once(tmp_path, kaggle):
     assert kaggle.calls.count("DownloadDataset") == 1
 
 
-def test_imagenet_comes_from_kaggle(tmp_path, kaggle):
+def test_imagenet_is_downloaded(tmp_path, kaggle):
     pool = random_images(0, 8, 16)
     train_images = {"n01440764": list(pool[:3]), "n01443537": list(pool[3:6])}
     made = write_imagenet(tmp_path / "made", train_images, [("n01443537", pool[6]), ("n01440764", pool[7])])
@@ -127,8 +127,8 @@ def test_imagenet_comes_from_kaggle(tmp_path, kaggle):
 
 
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
-def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_in, name, monkeypatch):
-    """It lies in our own cache unless KAGGLEHUB_CACHE says otherwise."""
+def test_kaggle_download_is_reused_offline(tmp_path, signed_in, name, monkeypatch):
+    """It lies in our own cache unless KAGGLEHUB_CACHE expected otherwise."""
     monkeypatch.delenv("KAGGLEHUB_CACHE")
     config = {"name": name, "image_size": 16}
     with serving() as server:
@@ -152,7 +152,7 @@ def test_what_kaggle_gave_needs_neither_server_nor_token_again(tmp_path, signed_
     assert (tmp_path / "cache/kagglehub").is_dir()
 
 
-def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
+def test_refusal_of_kaggle_is_one_sentence(tmp_path, kaggle):
     assert has_kaggle_access()
     with pytest.raises(DiffctlError, match=r"accept its rules at https://www\.kaggle") as error:
         build_source(DataConfig(name="imagenet", image_size=64)).open()
@@ -160,13 +160,13 @@ def test_a_refusal_of_kaggle_is_one_sentence_with_what_to_do(tmp_path, kaggle):
     assert str(tmp_path / "cache/imagenet") in str(error.value)
 
 
-def test_a_server_that_is_away_may_come_back(signed_in):
+def test_unreachable_kaggle_is_a_temporary_error(signed_in):
     with pytest.raises(TemporaryError, match="Kaggle does not answer") as error:
         build_source(DataConfig(name="mini-imagenet")).open()
     assert "\n" not in str(error.value)
 
 
-def test_without_a_token_kaggle_is_not_asked(kaggle, monkeypatch, tmp_path):
+def test_no_request_without_token(kaggle, monkeypatch, tmp_path):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))

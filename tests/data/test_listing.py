@@ -44,7 +44,7 @@ def plainly(root, paths):
 
 @settings(max_examples=40, deadline=None)
 @given(paths=st.sets(st.builds(lambda folder, name: folder + name, FOLDERS, NAMES), max_size=30))
-def test_a_listing_is_what_plain_python_finds(tmp_path_factory, paths):
+def test_listing_equals_plain_python(tmp_path_factory, paths):
     root = tmp_path_factory.mktemp("raw")
     for path in paths:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def test_rows_are_taken_in_any_order():
 
 
 @pytest.mark.parametrize("change", ["name", "size", "time", "nothing"])
-def test_content_is_names_and_sizes_and_identity_the_times_too(tmp_path, change):
+def test_content_covers_names_and_sizes_and_identity_also_times(tmp_path, change):
     for name in ("a.png", "b/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"some")
@@ -86,7 +86,7 @@ def test_content_is_names_and_sizes_and_identity_the_times_too(tmp_path, change)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only there do processes fork")
-def test_many_files_are_listed_by_several_processes_as_by_one(tmp_path):
+def test_listing_is_equal_in_one_and_several_processes(tmp_path):
     for folder in ("", "b/", "b/c/"):
         (tmp_path / folder).mkdir(exist_ok=True)
         for at in range(30):

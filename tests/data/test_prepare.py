@@ -72,7 +72,7 @@ def test_equal_raw_files_give_equal_bytes(tmp_path):
     }
 
 
-def test_the_meta_says_what_is_inside(tmp_path):
+def test_meta_describes_the_split(tmp_path):
     raw = write_folder(
         tmp_path / "raw",
         {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 30, 12))},
@@ -92,7 +92,7 @@ def test_the_meta_says_what_is_inside(tmp_path):
     assert again.digest != train.digest or open_store(tmp_path / "prepared/test").digest != test.digest
 
 
-def test_what_cannot_be_used_stops_the_work_with_counts_and_paths(tmp_path):
+def test_unusable_files_stop_with_counts_and_paths(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     with pytest.raises(DiffctlError, match="3 of the raw files cannot be used") as error:
         prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
@@ -105,7 +105,7 @@ def test_what_cannot_be_used_stops_the_work_with_counts_and_paths(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_skipping_leaves_them_out_and_lists_them(tmp_path):
+def test_unusable_files_are_skipped_and_listed(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
     assert train.meta["classes"] == ["a", "b"]  # c has lost its only image
@@ -116,7 +116,7 @@ def test_skipping_leaves_them_out_and_lists_them(tmp_path):
     assert len((tmp_path / "prepared/skipped.csv").read_text().splitlines()) == 4
 
 
-def test_skipping_after_a_stop_decodes_nothing_again(tmp_path):
+def test_skip_after_stop_decodes_nothing_again(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     with pytest.raises(DiffctlError):
         prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
@@ -126,7 +126,7 @@ def test_skipping_after_a_stop_decodes_nothing_again(tmp_path):
     assert steps == [(21, 23), (23, 23)]  # a step a split: all was done
 
 
-def test_problems_of_the_listing_stop_before_anything_is_read(tmp_path):
+def test_listing_problems_stop_before_reading(tmp_path):
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 5, 8))}
     )
@@ -158,7 +158,7 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
     assert among == {f"train: train/a/{at}.png" for at in range(3)}
 
 
-def test_copies_are_named_where_bad_rows_are_left_out(tmp_path):
+def test_duplicates_are_named_with_skipped_rows(tmp_path):
     pool = random_images(0, 12, 8)
     pool[7] = pool[3]
     raw = write_folder(tmp_path / "raw", {f"train/a/{at:02d}": image for at, image in enumerate(pool)})
@@ -192,7 +192,7 @@ def many_images(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_images, kill):
+def test_killed_preparation_resumes_and_leaves_no_process(tmp_path, many_images, kill):
     process = start(tmp_path, many_images)
     block = SplitTarget(tmp_path, (6000, 48, 48, 3)).block
     while int(process.stdout.readline().split()[0]) < block:
@@ -213,7 +213,7 @@ def test_a_killed_preparation_goes_on_and_leaves_no_process(tmp_path, many_image
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
-def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill):
+def test_stopped_data_stage_resumes(tmp_path, many_images, kill):
     write_params(
         tmp_path,
         data={"name": "image-folder", "path": str(many_images), "image_size": 48},
@@ -232,7 +232,7 @@ def test_the_stopped_data_stage_says_so_and_goes_on(tmp_path, many_images, kill)
     assert again.stdout.strip() == "data/prepared: 5,400 train, 600 test images of 48×48×3, 2 classes"
 
 
-def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
+def test_killed_worker_is_one_sentence(tmp_path, many_images):
     config = folder_config(many_images, image_size=48)
 
     def kill_a_worker(done, total):
@@ -246,7 +246,7 @@ def test_a_worker_killed_for_memory_is_one_sentence(tmp_path, many_images):
 
 
 @pytest.mark.slow
-def test_two_at_once_do_not_disturb_each_other(tmp_path, many_images):
+def test_second_preparation_is_refused(tmp_path, many_images):
     config, refused = folder_config(many_images, image_size=48), []
 
     def again(done, total):
@@ -313,7 +313,7 @@ for _ in range(4):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("programs", [(FIRST, SECOND), (AGAIN,) * 4], ids=["waits", "comes between"])
-def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, programs):
+def test_overlapping_preparations_lose_nothing(tmp_path, programs):
     running = [
         subprocess.Popen(
             [sys.executable, "-c", program],
@@ -328,7 +328,7 @@ def test_a_second_preparation_at_the_end_of_the_first_loses_nothing(tmp_path, pr
     assert os.listdir(tmp_path / "work") == []
 
 
-def test_a_torn_journal_line_is_work_to_do_again(tmp_path):
+def test_torn_journal_line_is_redone(tmp_path):
     images = random_images(0, 1000, 8)
     target = SplitTarget(tmp_path / "split", images.shape)
     fill_split(ArrayReader(images), target, lambda images: None)
@@ -350,7 +350,7 @@ MANY_IMAGES = random_images(0, 600, 4)
 
 @given(damage=damages(), name=st.sampled_from(["journal", "digests", "images"]))
 @settings(deadline=None, max_examples=100)
-def test_whatever_happens_to_a_half_done_split_it_is_made_again_or_does_not_pass(damage, name):
+def test_damaged_unfinished_split_is_redone_or_detected(damage, name):
     """Notes of what is done are sealed; pixels are held against their digests by who opens the store."""
     with tempfile.TemporaryDirectory() as folder:
         target = SplitTarget(Path(folder) / "split", MANY_IMAGES.shape)
@@ -366,7 +366,7 @@ def test_whatever_happens_to_a_half_done_split_it_is_made_again_or_does_not_pass
         assert np.array_equal(images, MANY_IMAGES) == np.array_equal(row_digests(images), noted)
 
 
-def test_changed_raw_files_start_afresh(tmp_path):
+def test_changed_raw_files_restart_the_preparation(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     with pytest.raises(DiffctlError):
         prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
@@ -376,7 +376,7 @@ def test_changed_raw_files_start_afresh(tmp_path):
     assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
 
 
-def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
+def test_unfinished_work_of_other_settings_is_removed(tmp_path):
     raw, work = with_bad_images(tmp_path / "raw"), tmp_path / "work"
     for size in (8, 12):
         with pytest.raises(DiffctlError):
@@ -388,7 +388,7 @@ def test_what_other_settings_left_half_done_goes_when_a_set_is_whole(tmp_path):
     assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 
 
-def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch):
+def test_full_disk_is_detected_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
@@ -397,7 +397,7 @@ def test_too_little_room_is_said_before_the_work(tmp_path, monkeypatch):
         prepare(folder_config(raw, image_size=8), tmp_path / "out", work=tmp_path / "work")
 
 
-def test_a_new_data_set_takes_the_place_of_the_old_one(tmp_path):
+def test_new_data_set_replaces_the_old_one(tmp_path):
     prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
     raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 9, 8))})
     prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")

@@ -58,7 +58,7 @@ def project(folder: Path, database: Path, command: str, **data: object) -> Path:
 
 
 def run(folder: Path) -> str:
-    """What the pipeline says."""
+    """What the pipeline expected."""
     environment = {"PREFECT_API_URL": "", "DIFFCTL_CACHE": str(folder / "cache")}
     output, _ = script(folder, RUN, environment).communicate(timeout=180)
     return output
@@ -72,7 +72,7 @@ def run(folder: Path) -> str:
         ([], True, 1, "Failed"),
     ],
 )
-def test_a_server_that_is_away_is_tried_again_and_a_wrong_file_is_not(
+def test_unreachable_server_is_retried_and_wrong_file_is_not(
     tmp_path: Path, prefect_database: Path, faults: list[str], wrong: bool, tries: int, state: str
 ) -> None:
     made = write_fashion(tmp_path / "made", random_images(0, 40, 28, 1), np.arange(40) % 10, 10)
@@ -113,7 +113,7 @@ def in_a_second_clone(home: Path) -> None:
     assert first.digest == second.digest
 
 
-def test_a_folder_that_changed_is_prepared_anew(tmp_path: Path, prefect_database: Path) -> None:
+def test_changed_folder_is_prepared_again(tmp_path: Path, prefect_database: Path) -> None:
     """DVC does not see it, since the raw files are not its own."""
     images = random_images(0, 21, 8)
     write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(images[:20])})

@@ -74,7 +74,7 @@ def test_cifar10_round_trips(tmp_path_factory, seed, count, test):
 
 @few
 @given(seed=sizes, kind=st.sampled_from([None, "fine", "coarse"]), count=st.integers(2, 60))
-def test_cifar100_round_trips_with_fine_and_coarse_labels(tmp_path_factory, seed, kind, count):
+def test_cifar100_round_trips(tmp_path_factory, seed, kind, count):
     tmp_path = tmp_path_factory.mktemp("cifar100")
     draw = np.random.default_rng(seed)
     labels = {"fine": draw.integers(0, 100, count), "coarse": draw.integers(0, 20, count)}
@@ -91,7 +91,7 @@ def test_cifar100_round_trips_with_fine_and_coarse_labels(tmp_path_factory, seed
 
 @few
 @given(seed=sizes, form=st.sampled_from(["npz", "compressed", "pickle"]), size=st.sampled_from([32, 64]))
-def test_the_downsampled_imagenet_round_trips(tmp_path_factory, seed, form, size):
+def test_downsampled_imagenet_round_trips(tmp_path_factory, seed, form, size):
     tmp_path = tmp_path_factory.mktemp("small")
     images, labels = random_images(seed, 60, size), np.random.default_rng(seed).integers(0, 1000, 60)
     labels[0], labels[59] = 0, 999
@@ -103,7 +103,7 @@ def test_the_downsampled_imagenet_round_trips(tmp_path_factory, seed, form, size
         assert found[image.tobytes()] == str(label + 1)
 
 
-def test_the_downsampled_imagenet_comes_out_of_its_zips_with_its_names(tmp_path, cache):
+def test_downsampled_imagenet_is_unpacked_from_zips(tmp_path, cache):
     images, labels = random_images(0, 44, 64), np.arange(44) * 22
     loose = write_small_imagenet(tmp_path / "loose", images, labels, 8)
     raw = tmp_path / "raw"
@@ -120,25 +120,25 @@ def test_the_downsampled_imagenet_comes_out_of_its_zips_with_its_names(tmp_path,
     assert (cache / "imagenet64/unpacked/val_data.npz").exists()
 
 
-def test_the_batches_that_no_zip_holds_are_named(tmp_path):
+def test_missing_batches_are_named(tmp_path):
     loose = write_small_imagenet(tmp_path / "loose", random_images(0, 44, 32), np.arange(44), 8)
     raw, config = tmp_path / "raw", DataConfig(name="imagenet32", path=tmp_path / "raw")
     raw.mkdir()
 
-    def told():
+    def messages():
         with pytest.raises(DiffctlError) as error:
             build_source(config).open()
         assert build_source(config).info().blocked == str(error.value)
         return str(error.value).partition(" not found: ")[0].split(", ")
 
     training = [f"train_data_batch_{number}" for number in range(1, 11)]
-    assert told() == [*training, "val_data"]
+    assert messages() == [*training, "val_data"]
     pack_zip(raw / "Imagenet32_val_npz.zip", [loose / "val_data.npz"], "Imagenet32_val_npz")
-    assert told() == training
+    assert messages() == training
     files = [loose / f"{name}.npz" for name in training]
     pack_zip(raw / "Imagenet32_train_part1_npz.zip", files[:4], "part1")
     (raw / files[5].name).write_bytes(files[5].read_bytes())
-    assert told() == [training[4], *training[6:]]
+    assert messages() == [training[4], *training[6:]]
     pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:], "part2")
     assert not build_source(config).info().blocked
     assert len(build_source(config).open().train.reader) == 36
@@ -148,9 +148,7 @@ def test_the_batches_that_no_zip_holds_are_named(tmp_path):
 
 @few
 @given(seed=sizes, per_class=st.integers(2, 8), form=st.sampled_from(["python 3", "python 2", "bytes"]))
-def test_mini_imagenet_pools_its_files_and_holds_out_a_sixth_of_each_class(
-    tmp_path_factory, seed, per_class, form
-):
+def test_mini_imagenet_pools_files_and_holds_out_a_sixth(tmp_path_factory, seed, per_class, form):
     tmp_path = tmp_path_factory.mktemp("mini")
     names = [f"n{number:08d}" for number in range(6)] * per_class
     images = random_images(seed, len(names), 84)
@@ -164,7 +162,7 @@ def test_mini_imagenet_pools_its_files_and_holds_out_a_sixth_of_each_class(
         assert found[image.tobytes()] == name
 
 
-def test_mini_imagenet_is_made_smaller_with_antialiasing(tmp_path):
+def test_mini_imagenet_is_resized_with_antialiasing(tmp_path):
     names = ["a", "b", "c", "d"] * 6
     images = np.zeros((24, 84, 84, 3), dtype=np.uint8)
     images[:, ::2] = 255  # lines of one pixel: grey when averaged, black or white when picked
@@ -197,7 +195,7 @@ def test_imagenet_round_trips(tmp_path_factory, seed):
 @pytest.mark.parametrize(
     "name", ["cifar10", "cifar100", "fashion-mnist", "mini-imagenet", "imagenet64", "imagenet"]
 )
-def test_missing_raw_files_are_one_sentence_that_says_where_to_put_what(tmp_path, name):
+def test_missing_raw_files_are_one_sentence(tmp_path, name):
     (tmp_path / "raw").mkdir()
     config = DataConfig(name=name, path=tmp_path / "raw", image_size=64 if name == "imagenet" else None)
     info = build_source(config).info()
@@ -208,7 +206,7 @@ def test_missing_raw_files_are_one_sentence_that_says_where_to_put_what(tmp_path
 
 
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
-def test_without_kaggle_the_message_names_the_page_the_files_and_the_place(cache, name, monkeypatch):
+def test_message_without_kaggle_has_instructions(cache, name, monkeypatch):
     monkeypatch.setenv("HOME", str(cache))
     for variable in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_API_TOKEN"):
         monkeypatch.delenv(variable, raising=False)
@@ -222,7 +220,7 @@ def test_without_kaggle_the_message_names_the_page_the_files_and_the_place(cache
 
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
-def test_what_kagglehub_has_fetched_is_found_without_it(tmp_path, cache, name, own, monkeypatch):
+def test_kagglehub_download_is_found_without_kagglehub(tmp_path, cache, name, own, monkeypatch):
     """Laid out as kagglehub does, each whole when its marker is there; in our cache or in a chosen one."""
     monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -253,20 +251,20 @@ def test_public_sets_are_not_blocked(name):
     assert not build_source(DataConfig(name=name)).info().blocked
 
 
-def test_a_batch_whose_labels_do_not_fit_is_refused(tmp_path):
+def test_batch_with_invalid_labels_is_refused(tmp_path):
     images = random_images(0, 20, 32)
     write_cifar10(tmp_path / "raw", images, np.full(20, 10), 5)
     with pytest.raises(DiffctlError, match="its labels are not 0 to 9"):
         build_source(DataConfig(name="cifar10", path=tmp_path / "raw")).open()
 
 
-def test_a_batch_of_another_size_is_refused(tmp_path):
+def test_batch_of_other_size_is_refused(tmp_path):
     write_small_imagenet(tmp_path / "raw", random_images(0, 44, 32), np.zeros(44, dtype=int), 4)
     with pytest.raises(DiffctlError, match="12288 values an image"):
         build_source(DataConfig(name="imagenet64", path=tmp_path / "raw")).open()
 
 
-def test_a_truncated_npz_is_named(tmp_path):
+def test_truncated_npz_is_refused(tmp_path):
     write_small_imagenet(tmp_path / "raw", random_images(0, 44, 32), np.zeros(44, dtype=int), 4, "compressed")
     path = tmp_path / "raw/train_data_batch_3.npz"
     path.write_bytes(path.read_bytes()[:-200])
@@ -274,7 +272,7 @@ def test_a_truncated_npz_is_named(tmp_path):
         build_source(DataConfig(name="imagenet32", path=tmp_path / "raw")).open()
 
 
-def test_a_flipped_bit_in_a_compressed_npz_is_noticed(tmp_path):
+def test_flipped_bit_in_npz_is_detected(tmp_path):
     write_small_imagenet(tmp_path / "raw", random_images(0, 44, 32), np.zeros(44, dtype=int), 4, "compressed")
     path = tmp_path / "raw/val_data.npz"
     content = bytearray(path.read_bytes())
@@ -285,7 +283,7 @@ def test_a_flipped_bit_in_a_compressed_npz_is_noticed(tmp_path):
     assert not (tmp_path / "prepared").exists()
 
 
-def test_the_cifar_archive_laid_there_by_hand_is_verified_and_used(tmp_path, monkeypatch):
+def test_existing_cifar_archive_is_verified_and_used(tmp_path, monkeypatch):
     import dataclasses
     import hashlib
 

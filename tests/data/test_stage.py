@@ -69,12 +69,12 @@ MADE = {
 }
 
 
-def test_every_profile_is_here():
+def test_every_profile_is_covered():
     assert MAKE.keys() == {path.stem for path in (ROOT / "profiles").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_the_data_stage_of_every_profile_runs_from_the_command_line(tmp_path, name):
+def test_data_stage_runs_for_every_profile(tmp_path, name):
     values = yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text())
     if make := MAKE[name]:
         make(tmp_path / "raw")
@@ -103,7 +103,7 @@ main()
 
 
 @pytest.mark.parametrize(("name", "make"), [("cifar10", cifar10), ("cifar100", cifar100)])
-def test_cifar_comes_over_http_once(tmp_path, name, make):
+def test_cifar_is_downloaded_once(tmp_path, name, make):
     """Cut and gone on with, verified, unpacked in the cache; a second project needs no network."""
     make(tmp_path / "made")
     (unpacked,) = (tmp_path / "made").iterdir()
@@ -149,7 +149,7 @@ def dvc(folder, *arguments):
     run(folder, sys.executable, "-m", "dvc", *arguments)
 
 
-def test_dvc_brings_the_prepared_data_into_a_fresh_clone(tmp_path):
+def test_dvc_pull_restores_prepared_data(tmp_path):
     """Pushed and pulled, the digest is the same, and Git holds no data."""
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()

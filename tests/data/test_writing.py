@@ -71,7 +71,7 @@ def killed_before_move(number: int, config: DataConfig, out: Path, work: Path) -
 @pytest.mark.slow
 @pytest.mark.parametrize("disk", ["the same", "another"])
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_a_kill_at_the_end_costs_no_reading_and_leaves_nothing(
+def test_kill_in_last_step_rereads_nothing(
     tmp_path: Path,
     raw: Path,
     disk: str,
@@ -104,7 +104,7 @@ def test_a_kill_at_the_end_costs_no_reading_and_leaves_nothing(
     assert number >= 6
 
 
-def test_what_is_filled_anew_does_not_write_into_the_result(tmp_path: Path, raw: Path) -> None:
+def test_refilling_does_not_write_into_the_result(tmp_path: Path, raw: Path) -> None:
     """A kill can leave a work folder whose images have a second name in the result."""
     config = DataConfig(name="image-folder", path=raw, image_size=8)
     out, work = tmp_path / "out", tmp_path / "work"
@@ -122,7 +122,7 @@ def test_what_is_filled_anew_does_not_write_into_the_result(tmp_path: Path, raw:
     assert tree(out) == tree(tmp_path / "elsewhere")
 
 
-def test_room_is_asked_for_on_both_disks(
+def test_space_is_checked_on_both_disks(
     tmp_path: Path, raw: Path, another_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full, usage = tmp_path / "data", shutil.disk_usage
@@ -138,7 +138,7 @@ def test_room_is_asked_for_on_both_disks(
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EXDEV, errno.ENOTSUP, errno.EMLINK])
-def test_a_file_system_without_hard_links_gets_the_same_stores(
+def test_stores_are_equal_without_hard_links(
     tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     config = DataConfig(name="image-folder", path=raw, image_size=8)

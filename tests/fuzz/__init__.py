@@ -1,20 +1,19 @@
-"""What happens to files from outside: each parser gets thousands of broken inputs. `python -m tests.fuzz`.
+"""Fuzzing of parsers of outside files: thousands of broken inputs each. `python -m tests.fuzz`.
 
 A parser is a module of `tests/fuzz/parsers/`:
 
-    def seeds() -> list[bytes]         valid inputs, made small: at most some kilobytes
-    def parse(path: Path) -> None      reads one file as the product does; it has a folder of its own
+    def seeds() -> list[bytes]         valid inputs, at most some kilobytes
+    def parse(path: Path) -> None      reads one file as the product does, in its own folder
 
-and where it needs them
+and optionally
 
-    NAME = "meta.json"                 what the file is called, where its reader looks at that
-    MUTATORS = (mutate, ...)           beside those of tests/fuzz/mutators.py
-    def repair(data: bytes) -> bytes   makes a checksum right again, so that more than that is tried
-    EXPECTED = ("import: x", ...)      beginnings of what it may do that tests/fuzz/guard.py would refuse
+    NAME = "meta.json"                 the file name, if the reader depends on it
+    MUTATORS = (mutate, ...)           in addition to those of tests/fuzz/mutators.py
+    def repair(data: bytes) -> bytes   corrects checksums, so that more than these are tested
+    EXPECTED = ("import: x", ...)      prefixes of events that tests/fuzz/guard.py would refuse
 
-`parse` may return or raise a DiffctlError. Whatever else it raises, a hang, memory without bound, a dead
-process and code that is run are findings. Each is made small and kept in `tests/fuzz/corpus/<parser>/`, which
-the fast tests replay.
+`parse` may return or raise a DiffctlError. Any other exception, a hang, unbounded memory, a dead process and
+executed code are findings. They are stored in `tests/fuzz/corpus/<parser>/`, which the fast tests replay.
 """
 
 import importlib
@@ -27,5 +26,5 @@ PARSERS = tuple(sorted(module.name for module in pkgutil.iter_modules(parsers.__
 
 
 def load_parser(name: str) -> ModuleType:
-    """The module of that parser."""
+    """Return the module of that parser."""
     return importlib.import_module(f"{parsers.__name__}.{name}")

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz [PARSER...]`: try broken inputs and keep what they find in the corpus."""
+"""`python -m tests.fuzz [PARSER...]`: try broken inputs and store findings in the corpus."""
 
 import argparse
 import os
@@ -7,11 +7,11 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a child is a fork
 
 from tests.fuzz import PARSERS, load_parser
-from tests.fuzz.campaign import keep, run
+from tests.fuzz.harness import keep, run
 
 
 def main() -> int:
-    """The exit code: 1 where there are findings."""
+    """Return the exit code: 1 if there are findings."""
     options = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     options.add_argument("parsers", nargs="*", metavar="PARSER", help=f"of {', '.join(PARSERS)}; all")
     options.add_argument("--inputs", type=int, default=100_000, help="for each parser (%(default)s)")

@@ -1,6 +1,6 @@
-"""What a parser of outside files must never do, seen through Python's audit events.
+"""Actions that a parser of outside files must never take, detected by Python's audit events.
 
-A hook cannot be taken away again, so that a guarded process is a child that ends.
+An audit hook cannot be removed, so that it is set in a child process only.
 """
 
 import ast
@@ -23,11 +23,11 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class CodeRun(BaseException):
-    """An input made its reader do what no reader does. The event's action is not carried out."""
+    """An input made its reader do a forbidden action, which is not executed."""
 
 
 class Guard:
-    """From `watch` to `rest`, what is done outside of reading is noted in `seen` and refused."""
+    """Between `watch` and `rest`, actions other than reading are recorded in `seen` and refused."""
 
     def __init__(self, folder: Path, expected: tuple[str, ...] = ()) -> None:
         self.folder, self.expected = folder.resolve(), expected
@@ -38,11 +38,11 @@ class Guard:
         sys.addaudithook(self._hook)
 
     def watch(self) -> None:
-        """Forget what was seen, and look from now on."""
+        """Clear `seen` and start."""
         self.seen, self.watching = [], True
 
     def rest(self) -> None:
-        """Look no more."""
+        """Stop."""
         self.watching = False
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -58,20 +58,20 @@ class Guard:
             raise CodeRun(done)
 
     def _judged(self, event: str, arguments: tuple[Any, ...]) -> str | None:
-        """What is wrong with an event; None where it belongs to reading."""
-        said = f"{event}: {', '.join(str(argument)[:60] for argument in arguments[:2])}"
+        """Return the fault of an event; None if it belongs to reading."""
+        action = f"{event}: {', '.join(str(argument)[:60] for argument in arguments[:2])}"
         if event in PROCESSES or event == "pickle.find_class":
-            return said
+            return action
         if event == "import":
-            return None if str(arguments[0]).partition(".")[0] in self.known else said
+            return None if str(arguments[0]).partition(".")[0] in self.known else action
         if event in ("exec", "compile", *REACHES):
-            return None if _of_an_import(sys._getframe(2)) else said
+            return None if _of_an_import(sys._getframe(2)) else action
         if event == "open":
             path, _, flags = arguments
-            return said if flags & WRITING and not self._inside(path) else None
+            return action if flags & WRITING and not self._inside(path) else None
         if event in CHANGES:
             paths = arguments[: 1 + (event in TWO_PATHS)]
-            return None if all(map(self._inside, paths)) else said
+            return None if all(map(self._inside, paths)) else action
         return None
 
     def _inside(self, path: Any) -> bool:
@@ -82,7 +82,7 @@ class Guard:
 
 
 def _of_an_import(frame: FrameType | None) -> bool:
-    """Whether an import of a known module is under way, or a literal is being read (numpy's headers)."""
+    """Return whether a known module is being imported, or a literal parsed (NumPy's headers)."""
     while frame is not None:
         name = frame.f_code.co_filename
         if name.startswith("<frozen importlib") or (name == _AST and frame.f_code.co_name == "parse"):

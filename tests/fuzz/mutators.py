@@ -1,19 +1,17 @@
-"""Broken inputs of whole ones. A mutator gives None for what is not of its kind.
+"""Mutators: broken inputs from valid ones. A mutator returns None for inputs of another format.
 
-The generator is an argument, so that a seed decides all inputs of a parser that finds nothing.
+The random generator is an argument, so that a seed determines all inputs of a parser without findings.
 """
 
-import io
 import json
 import random
 import re
 import struct
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # the last are other inputs
+Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # last: other inputs
 
 MAX_BYTES = 1 << 20  # of one input
 EXTREMES = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1)
@@ -23,12 +21,12 @@ NUMBERS = (
 TEXTS = (
     "", "x", "../../x", "/etc/passwd", "nan", "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
 )  # fmt: skip
-RAW = (  # JSON that no tree of Python's makes
+RAW = (  # JSON text that json.dumps cannot produce
     "NaN", "Infinity", "-Infinity", "1e999", "-0", "9" * 5000, "1e" + "9" * 50, "[" * 100_000,
     "[" * 2000 + "]" * 2000, '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}', '"\\ud800"', '"\\u0000"', "",
     "nul", "tru", "[1,]", "'a'", '"' + "a" * 100_000 + '"',
 )  # fmt: skip
-PROBES = (  # what stands in each place in turn
+PROBES = (  # replacements of each value
     "null", "true", "0", "1", "-1", "0.5", "1e308", "NaN", "1e999", "9" * 30, "9" * 5000, '""', '"x"', '"5"',
     "[]", "[0]", '["x"]', "{}", '{"x": 0}', "[[[]]]", "[" * 1000 + "]" * 1000, '"' + "x" * 5000 + '"',
 )  # fmt: skip
@@ -38,7 +36,7 @@ _HOLE = "\ue000hole\ue000"  # where raw JSON goes
 def mutate(
     rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = (), most: int = MAX_BYTES
 ) -> bytes:
-    """One of the pool, broken in one to four places."""
+    """Return one of the pool, broken in one to four places."""
     data = rng.choice(pool)
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 4))):
         data = _once(rng, data, pool, more)[:most]
@@ -46,8 +44,8 @@ def mutate(
 
 
 def _once(rng: random.Random, data: bytes, pool: Sequence[bytes], more: Sequence[Mutator]) -> bytes:
-    """By what knows the input's form three times of four, else by its bytes."""
-    forms = [*more, mutate_json, mutate_json_lines, mutate_safetensors, mutate_zip]
+    """Mutate once: three times of four by a format's mutator, else by bytes."""
+    forms = [*more, mutate_json, mutate_json_lines, mutate_safetensors]
     rng.shuffle(forms)
     for mutator in forms if rng.random() < 0.75 else ():
         if (made := mutator(rng, data, pool)) is not None:
@@ -90,14 +88,14 @@ def _splice(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
 
 
 def _extreme(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
-    """A number of 1, 2, 4 or 8 bytes at any place."""
+    """Replace an integer of 1, 2, 4 or 8 bytes at any place."""
     size, at = rng.choice((1, 2, 4, 8)), rng.randrange(len(data) + 1)
     value = rng.choice((*EXTREMES, len(data), -1)) % 2 ** (8 * size)
     return data[:at] + value.to_bytes(size, rng.choice(("little", "big"))) + data[at + size :]
 
 
 def _digits(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """A number in decimal digits."""
+    """Replace a number in decimal digits."""
     places = list(re.finditer(rb"-?\d+(\.\d+)?", data[: 1 << 16]))
     if not places:
         return None
@@ -118,7 +116,7 @@ BYTES: tuple[Mutator, ...] = (_flip, _truncate, _cut, _repeat, _insert, _splice,
 
 
 def mutate_json(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """A whole JSON document with other values, types, keys or depth somewhere in it."""
+    """Replace a value, type, key or depth in a JSON document."""
     if data[:1] not in (b"{", b"["):
         return None
     try:
@@ -129,7 +127,7 @@ def mutate_json(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes
 
 
 def mutate_json_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """One of several lines of JSON."""
+    """Mutate one of several lines of JSON."""
     lines = data.splitlines(keepends=True)
     if len(lines) < 2 or data[:1] != b"{":
         return None
@@ -139,7 +137,7 @@ def mutate_json_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) ->
 
 
 def broken_json(rng: random.Random, tree: Any) -> str:
-    """The text of a tree that is broken in one place; JSON in its strings may be that place."""
+    """Return the text of a tree broken in one place, also in JSON within its strings."""
     if not (isinstance(tree, dict | list) and tree):
         return rng.choice(RAW)
     holder, key = _place(rng, tree)
@@ -154,7 +152,7 @@ def broken_json(rng: random.Random, tree: Any) -> str:
 
 
 def _place(rng: random.Random, tree: Any) -> tuple[Any, Any]:
-    """A (holder, key) somewhere in a tree that is not empty, by a walk down from its root."""
+    """Return a (holder, key) in a tree that is not empty, by a random walk from its root."""
     while True:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
         below = tree[key]
@@ -202,7 +200,7 @@ def _inner(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def each_value_swapped(data: bytes) -> Iterator[bytes]:
-    """The input with every value in its JSON in turn in each other form, or gone."""
+    """Yield the input with every JSON value replaced by each probe, or removed."""
     for tree, written in _trees(data):
         for holder, key in _places(tree):
             whole = holder[key]
@@ -217,7 +215,7 @@ def each_value_swapped(data: bytes) -> Iterator[bytes]:
 
 
 def _trees(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]]:
-    """Each JSON tree in an input, and how its text becomes an input again."""
+    """Yield each JSON tree in an input, with a function that writes its text back."""
     with suppress(ValueError, RecursionError):
         if data[8:9] == b"{" and data[:1] != b"{":
             yield from _trees_of_header(data)
@@ -232,7 +230,7 @@ def _trees(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]]:
 
 
 def _trees_of_header(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]]:
-    """What a safetensors file says of its first tensors, and what it says of itself."""
+    """Yield the first tensors in a safetensors header, and its metadata."""
     (length,) = struct.unpack("<Q", data[:8])
     header, payload = json.loads(data[8 : 8 + length]), data[8 + length :]
     metadata = header.get("__metadata__", {})
@@ -247,19 +245,15 @@ def _trees_of_header(data: bytes) -> Iterator[tuple[Any, Callable[[str], bytes]]
         return struct.pack("<Q", len(made)) + made + payload
 
     yield few, raw
-    for key, said in metadata.items():
+    for key, message in metadata.items():
         yield (
-            json.loads(said),
+            json.loads(message),
             lambda text, key=key: file({**header, "__metadata__": {**metadata, key: text}}),
         )
 
 
-def _with(header: dict[str, Any], key: str, text: str) -> dict[str, Any]:
-    return {**header, "__metadata__": {**header["__metadata__"], key: text}}
-
-
 def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (holder, key) in a tree, of a list's entries the first two."""
+    """Yield every (holder, key) in a tree; of a list the first two."""
     keys = (
         list(tree) if isinstance(tree, dict) else range(min(2, len(tree))) if isinstance(tree, list) else ()
     )
@@ -272,7 +266,7 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Another header before the same payload: its metadata, names, types, shapes and offsets."""
+    """Mutate a safetensors header: its metadata, names, types, shapes and offsets."""
     if len(data) < 10 or data[8:9] != b"{":
         return None
     (length,) = struct.unpack("<Q", data[:8])
@@ -283,7 +277,7 @@ def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -
         return None
     metadata = tree.get("__metadata__") if isinstance(tree, dict) else None
     holds = isinstance(metadata, dict) and metadata
-    if holds and rng.random() < 0.7:  # all that it says of itself stands in one string
+    if holds and rng.random() < 0.7:  # all that it expected of itself stands in one string
         key = rng.choice(list(metadata))
         try:
             metadata[key] = broken_json(rng, json.loads(metadata[key]))
@@ -293,34 +287,5 @@ def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -
     else:
         written = broken_json(rng, tree)
     made = written.encode("utf-8", "surrogatepass")
-    said = len(made) if rng.random() < 0.95 else rng.choice((*EXTREMES, 100_000_000))
-    return struct.pack("<Q", said) + made + payload
-
-
-def mutate_zip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """An archive with one member broken, doubled, renamed or gone, and right checksums."""
-    if data[:2] != b"PK":
-        return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [(info.filename, archive.read(info)) for info in archive.infolist()]
-    except Exception:  # broken by an earlier mutator: zipfile, zlib and the codecs raise all kinds
-        return None
-    if not members:
-        return None
-    at = rng.randrange(len(members))
-    name, content = members[at]
-    how = rng.random()
-    if how < 0.8:
-        members[at] = (name, rng.choice(BYTES)(rng, content, [content]) or b"")
-    elif how < 0.87:
-        members.append((name, content))
-    elif how < 0.94:
-        members[at] = (rng.choice(("../x", "/x", "x" * 300, name + "x")), content)
-    else:
-        del members[at]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return made.getvalue()
+    message = len(made) if rng.random() < 0.95 else rng.choice((*EXTREMES, 100_000_000))
+    return struct.pack("<Q", message) + made + payload

@@ -1,4 +1,4 @@
-"""Checksums made right again: without that, nearly every broken input would be refused for its checksum."""
+"""Corrected checksums: without them, most broken inputs would be refused for their checksum."""
 
 import json
 import struct
@@ -9,7 +9,7 @@ from diffusion.system.section import canonical_json
 
 
 def reseal(data: bytes) -> bytes:
-    """A JSON object with a right seal; what is no object stays as it is."""
+    """Return a JSON object with a right checksum; other data unchanged."""
     try:
         values = json.loads(data)
         return json.dumps(add_checksum(values)).encode() if FIELD in values else data
@@ -18,7 +18,7 @@ def reseal(data: bytes) -> bytes:
 
 
 def reseal_metadata(data: bytes, key: str) -> bytes:
-    """A safetensors file whose JSON text under that key of its metadata has a right seal."""
+    """Return a safetensors file with a right checksum of the JSON under that metadata key."""
     try:
         (length,) = struct.unpack("<Q", data[:8])
         header: dict[str, Any] = json.loads(data[8 : 8 + length])

@@ -45,7 +45,7 @@ def outcome(content, size, channels):
     kind=st.sampled_from(list(CHANNELS)),
     size=st.sampled_from([1, 32, 200]),
 )
-def test_an_image_of_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, turned, depth, kind, size):
+def test_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, turned, depth, kind, size):
     width, height = (narrow, long) if turned else (long, narrow)
     row = 1 + width * CHANNELS[kind] * depth // 8
     content = png(width, height, depth=depth, kind=kind, data=packed_zeros(height * row))
@@ -57,7 +57,7 @@ def test_an_image_of_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, t
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("side", [8193, 16383])
-def test_a_head_that_says_more_than_64_million_pixels_is_refused_before_they_are_made(form, side):
+def test_header_with_too_many_pixels_is_refused_before_decoding(form, side):
     content = bytearray(encoded(Image.new("L" if form != "WEBP" else "RGB", (16, 16)), form, lossless=True))
     both = [side.to_bytes(2, "little") * 2, side.to_bytes(2, "big") * 2, side.to_bytes(4, "big") * 2]
     if form == "PNG":
@@ -77,7 +77,7 @@ def test_a_head_that_says_more_than_64_million_pixels_is_refused_before_they_are
     )
 
 
-def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_is_read():
+def test_jpeg_with_too_many_scans_is_refused():
     content = encoded(Image.new("L", (2048, 2048), 128), "JPEG", progressive=True)
     last = content[content.rfind(b"\xff\xda") : -2]
     for scans in (10, MAX_SCANNED // 2048**2 + 1):
@@ -88,14 +88,14 @@ def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_is_read():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("depth", "kind"), [(16, 0), (8, 2), (8, 6), (16, 6)])
-def test_the_largest_image_takes_about_a_gigabyte(depth, kind):
+def test_largest_image_needs_about_a_gigabyte(depth, kind):
     row = 1 + 8192 * CHANNELS[kind] * depth // 8
     content = png(8192, 8192, depth=depth, kind=kind, data=packed_zeros(8192 * row))
     assert bounded(lambda: outcome(content, 64, 3), megabytes=1200, seconds=300) == "(64, 64)"
 
 
 @pytest.mark.parametrize("form", ["EPS", "TIFF", "BMP", "ICO", "PPM", "TGA", "PDF"])
-def test_what_pillow_would_open_or_run_beside_the_four_formats_is_refused(tmp_path, form):
+def test_other_formats_of_pillow_are_refused(tmp_path, form):
     (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (8, 8)), form))
     assert outcome((tmp_path / "x.png").read_bytes(), 8, 3) == "not an image"
     with pytest.raises(UsageError, match="not an image that can be read"):
@@ -106,13 +106,13 @@ def test_what_pillow_would_open_or_run_beside_the_four_formats_is_refused(tmp_pa
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_a_picture_keeps_what_the_model_knows(tmp_path, channels):
+def test_picture_keeps_the_models_channels(tmp_path, channels):
     pixels = random_images(0, 1, 8, channels)[0]
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "x.png")
     np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 8, channels), pixels)
 
 
-def test_a_picture_is_read_as_a_data_set_is(tmp_path):
+def test_picture_is_decoded_as_data_sets_are(tmp_path):
     levels = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     exif = Image.Exif()
@@ -126,22 +126,22 @@ def test_a_picture_is_read_as_a_data_set_is(tmp_path):
             np.testing.assert_array_equal(read_picture(tmp_path / "x.png", 8, channels), expected)
 
 
-def test_a_picture_of_another_size_is_refused_before_it_unfolds(tmp_path):
+def test_picture_of_other_size_is_refused_before_decoding(tmp_path):
     (tmp_path / "x.png").write_bytes(png(8000, 8000, data=packed_zeros(8000 * 24001)))
-    said = bounded(lambda: read_picture(tmp_path / "x.png", 8, 3), megabytes=128)
-    assert "has 8000×8000 pixels: the model takes 8×8" in said
+    message = bounded(lambda: read_picture(tmp_path / "x.png", 8, 3), megabytes=128)
+    assert "has 8000×8000 pixels: the model takes 8×8" in message
 
 
 @pytest.mark.parametrize(
     "name", ["x\n", "-x", "x" * 255, "x" * 5000, "pipe", "/dev/zero", "/", ".", "", "²", "9" * 5000]
 )
-def test_whatever_is_named_as_an_image_is_one_or_refused(tmp_path, monkeypatch, name):
+def test_any_input_name_is_an_image_or_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     (tmp_path / "9").write_bytes(b"text")
     spec = spec_of()
     store = np.zeros((2, spec.image_size, spec.image_size, spec.in_channels), np.uint8)
     write_store(tmp_path / "store", store, None, {})
-    said = bounded(lambda: load_input(name, tmp_path / "store", artefact_of(spec)))
-    assert said.isprintable()
-    assert "image" in said
+    message = bounded(lambda: load_input(name, tmp_path / "store", artefact_of(spec)))
+    assert message.isprintable()
+    assert "image" in message

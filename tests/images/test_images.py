@@ -22,7 +22,7 @@ def images(draw: st.DrawFn, count: st.SearchStrategy[int] = st.integers(1, 5)) -
     return draw(st_numpy.arrays(np.uint8, shape))
 
 
-def test_every_pixel_value_comes_back():
+def test_pixel_values_round_trip():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     values = to_model(pixels)
     assert values.dtype == torch.float32
@@ -32,14 +32,14 @@ def test_every_pixel_value_comes_back():
     assert torch.equal(to_uint8(values.double()), pixels)
 
 
-def test_values_are_rounded_and_clamped_never_wrapped():
+def test_values_are_rounded_and_clamped():
     values = torch.tensor([-30.0, -1.004, -0.9965, 0.0, 0.0044, 1.0, 1.01, 30.0])
     assert to_uint8(values).tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
 
 
 @given(images())
 @settings(deadline=None)
-def test_layouts_come_back(pixels):
+def test_layouts_round_trip(pixels):
     tensor = to_nchw(pixels)
     assert tensor.shape == (len(pixels), pixels.shape[3], *pixels.shape[1:3])
     assert tensor.is_contiguous()
@@ -49,7 +49,7 @@ def test_layouts_come_back(pixels):
     assert np.array_equal(to_nhwc(to_uint8(to_model(tensor))), pixels)
 
 
-def test_to_nchw_owns_its_memory():
+def test_to_nchw_copies():
     pixels = np.zeros((1, 2, 2, 1), np.uint8)
     tensor = to_nchw(pixels)
     tensor += 1
@@ -58,7 +58,7 @@ def test_to_nchw_owns_its_memory():
 
 @given(images(), st.integers(1, 6))
 @settings(deadline=None)
-def test_a_grid_holds_every_image_once_with_white_between(pixels, columns):
+def test_grid_has_every_image_and_white_gaps(pixels, columns):
     picture = grid(pixels, columns)
     count, height, width, _ = pixels.shape
     for i, image in enumerate(pixels):
@@ -76,7 +76,7 @@ def test_png_is_lossless(pixels):
 
 
 @pytest.mark.parametrize(("size", "factor"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
-def test_small_images_are_enlarged_by_whole_factors(size, factor):
+def test_small_images_are_enlarged_by_integer_factors(size, factor):
     picture = np.arange(size * size, dtype=np.uint8).reshape(size, size, 1)
     large = enlarge(picture, size)
     assert large.shape == (size * factor, size * factor, 1)
@@ -84,7 +84,7 @@ def test_small_images_are_enlarged_by_whole_factors(size, factor):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_gif_has_every_frame_and_holds_the_last(channels):
+def test_gif_has_every_frame_and_holds_the_last(channels):
     frames = [np.full((8, 8, channels), value, np.uint8) for value in (0, 100, 200)]
     with Image.open(io.BytesIO(gif_bytes(frames, seconds=0.3, hold=1.0))) as opened:
         assert opened.n_frames == 3

@@ -1,4 +1,4 @@
-"""A store says what it is, and whoever opens it gets what was written into it, or is refused."""
+"""A store expected what it is, and whoever opens it gets what was written into it, or is refused."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def same(one: ImageStore, other: ImageStore) -> bool:
     return np.array_equal(one.images, other.images) and labels and one.meta == other.meta
 
 
-def test_it_reads_what_was_written(tmp_path: Path) -> None:
+def test_store_round_trips(tmp_path: Path) -> None:
     store = written(tmp_path / "s")
     assert same(open_store(tmp_path / "s", CellMeta), store)
     assert store.meta == {**META, "count": 6, "digest": store.digest}
@@ -46,7 +46,7 @@ def test_it_reads_what_was_written(tmp_path: Path) -> None:
 
 @given(damage=damages(), name=st.sampled_from(["images.npy", "labels.npy", "meta.json"]))
 @settings(deadline=None, max_examples=400)
-def test_whatever_happens_to_a_byte_it_is_refused_or_reads_the_same(damage: Damage, name: str) -> None:
+def test_damaged_store_is_refused_or_equal(damage: Damage, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
         store = written(path)
@@ -55,23 +55,23 @@ def test_whatever_happens_to_a_byte_it_is_refused_or_reads_the_same(damage: Dama
         try:
             again = open_store(path)
         except DiffctlError as error:
-            said = str(error)
+            message = str(error)
         else:
             assert same(again, whole)
             return
-        assert str(store.path) in said
-        assert "\n" not in said
+        assert str(store.path) in message
+        assert "\n" not in message
 
 
 @pytest.mark.parametrize("gone", ["images.npy", "meta.json"])
-def test_what_is_missing_is_named(tmp_path: Path, gone: str) -> None:
+def test_missing_file_is_named(tmp_path: Path, gone: str) -> None:
     written(tmp_path / "s")
     (tmp_path / "s" / gone).unlink()
     with pytest.raises(DiffctlError, match=f"no images in .*: {gone} is missing"):
         open_store(tmp_path / "s")
 
 
-def test_lost_labels_are_noticed(tmp_path: Path) -> None:
+def test_lost_labels_are_detected(tmp_path: Path) -> None:
     written(tmp_path / "s")
     (tmp_path / "s/labels.npy").unlink()
     with pytest.raises(DiffctlError, match="changed after they were written: make them again"):
@@ -79,7 +79,7 @@ def test_lost_labels_are_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "says"),
+    ("changes", "kind", "expected"),
     [
         ({"digest": None}, StoreMeta, "digest: Field required"),
         ({"digest": "0"}, StoreMeta, "digest: String should match"),
@@ -90,17 +90,17 @@ def test_lost_labels_are_noticed(tmp_path: Path) -> None:
         ({}, PreparedMeta, "split: Field required"),
     ],
 )
-def test_what_a_store_must_say_it_says(
-    tmp_path: Path, changes: dict[str, object], kind: type[StoreMeta], says: str
+def test_required_meta_fields_are_checked(
+    tmp_path: Path, changes: dict[str, object], kind: type[StoreMeta], expected: str
 ) -> None:
     written(tmp_path / "s")
     reseal(tmp_path / "s", **changes)
-    with pytest.raises(DiffctlError, match=f"do not say what they are: .*{says}.*: make them again"):
+    with pytest.raises(DiffctlError, match=f"have an incomplete meta.json: .*{expected}.*: make them again"):
         open_store(tmp_path / "s", kind)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "5", "{}", "[" * 100_000, '{"count": 6}'])
-def test_a_meta_that_diffctl_did_not_write_is_refused(tmp_path: Path, text: str) -> None:
+def test_foreign_meta_is_refused(tmp_path: Path, text: str) -> None:
     written(tmp_path / "s")
     (tmp_path / "s/meta.json").write_text(text)
     with pytest.raises(DiffctlError, match=r"meta.json (is damaged|was not written by diffctl or is edited)"):
@@ -108,21 +108,21 @@ def test_a_meta_that_diffctl_did_not_write_is_refused(tmp_path: Path, text: str)
 
 
 @pytest.mark.parametrize(
-    ("array", "says"),
+    ("array", "expected"),
     [
-        (np.zeros((6, 2, 3, 1), np.int8), "do not fit: int8"),
-        (np.zeros((6, 6), np.uint8), r"do not fit: uint8 \(6, 6\)"),
-        (np.zeros((5, 2, 3, 1), np.uint8), "the labels in .* do not fit"),
+        (np.zeros((6, 2, 3, 1), np.int8), "are invalid: int8"),
+        (np.zeros((6, 6), np.uint8), r"are invalid: uint8 \(6, 6\)"),
+        (np.zeros((5, 2, 3, 1), np.uint8), "the labels in .* are invalid"),
     ],
 )
-def test_images_of_another_form_are_refused(tmp_path: Path, array: np.ndarray, says: str) -> None:
+def test_invalid_arrays_are_refused(tmp_path: Path, array: np.ndarray, expected: str) -> None:
     written(tmp_path / "s")
     np.save(tmp_path / "s/images.npy", array)
-    with pytest.raises(DiffctlError, match=says):
+    with pytest.raises(DiffctlError, match=expected):
         open_store(tmp_path / "s")
 
 
-def test_a_large_store_is_hashed_again_only_where_its_files_are_others(
+def test_large_store_is_hashed_again_only_after_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -150,16 +150,14 @@ def test_a_large_store_is_hashed_again_only_where_its_files_are_others(
     (tmp_path / "copy").rename(path)
     assert (opened(), opened()) == (1, 0)
     (note,) = Path("runs/verified").iterdir()
-    note.write_text("{")  # damaged, it says nothing
+    note.write_text("{")  # damaged, it expected nothing
     assert (opened(), opened()) == (1, 0)
     note.unlink()
     note.mkdir()  # what cannot be written is done without
     assert (opened(), opened()) == (1, 1)
 
 
-def test_an_edit_that_puts_the_files_time_back_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_edit_with_restored_time_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(verified, "LARGE", 0)
     Path("runs").mkdir()

@@ -82,7 +82,7 @@ OF_DATA: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("consumer", OF_CELL)
-def test_a_cells_pixel(edited: Path, consumer: str) -> None:
+def test_edited_pixel_of_a_cell_is_refused(edited: Path, consumer: str) -> None:
     tamper(edited / CELL, row=MANY - 7)
     scores = edited / SCORES
     write_scores_document(scores, document({(50, 0.0): 0.3}))
@@ -95,7 +95,7 @@ def test_a_cells_pixel(edited: Path, consumer: str) -> None:
 
 
 @pytest.mark.parametrize("consumer", OF_DATA)
-def test_a_real_images_pixel(edited: Path, consumer: str) -> None:
+def test_edited_pixel_of_real_images_is_refused(edited: Path, consumer: str) -> None:
     tamper(edited / PREPARED / "train", row=MANY - 7)
     with pytest.raises(DiffctlError, match=r"data/prepared/train changed after they were written"):
         OF_DATA[consumer]()

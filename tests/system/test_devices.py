@@ -23,7 +23,7 @@ from diffusion.train.train_config import TrainConfig
 
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
-    """Which GPUs this machine seems to have: none, until a test says so."""
+    """Which GPUs this machine seems to have: none, until a test expected so."""
     found = {"cuda": False, "mps": False}
     monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
@@ -36,13 +36,13 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     ("cuda", "mps", "taken"),
     [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
 )
-def test_the_best_that_is_there_is_taken(there, cuda, mps, taken):
+def test_best_device_is_selected(there, cuda, mps, taken):
     there.update(cuda=cuda, mps=mps)
     assert device_kind() == default_device().type == taken
 
 
 @pytest.mark.parametrize("named", ["cpu", "mps", "cuda"])
-def test_a_device_is_taken_by_name(there, monkeypatch, named):
+def test_device_is_selected_by_name(there, monkeypatch, named):
     there.update(cuda=True, mps=True)
     monkeypatch.setenv(DEVICE_VARIABLE, named)
     assert default_device() == torch.device(named)
@@ -53,20 +53,20 @@ def test_a_device_is_taken_by_name(there, monkeypatch, named):
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ("gpu", "DIFFCTL_DEVICE is gpu: set one of cuda, mps, cpu, or unset it"),
         ("mps", "DIFFCTL_DEVICE is mps, but this machine or torch has none: unset it"),
     ],
 )
-def test_a_name_of_nothing_is_refused(there, monkeypatch, named, said):
+def test_unavailable_device_is_refused(there, monkeypatch, named, message):
     monkeypatch.setenv(DEVICE_VARIABLE, named)
     with pytest.raises(UsageError) as refused:
         default_device()
-    assert str(refused.value) == said
+    assert str(refused.value) == message
 
 
-def test_an_apple_gpu_is_held_by_one_and_no_scores_are_made_there(there, tmp_path):
+def test_apple_gpu_is_exclusive_and_not_used_for_scores(there, tmp_path):
     there["mps"] = True
     with acquire_device() as device:
         assert device == torch.device("mps")

@@ -24,7 +24,7 @@ def killed_while_making(path: Path) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_what_a_killed_maker_leaves_goes_at_the_next_start(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     path, other = tmp_path / "made", tmp_path / "made-otherwise"
     killed_while_making(path)
     killed_while_making(other)
@@ -39,7 +39,7 @@ def test_what_a_killed_maker_leaves_goes_at_the_next_start(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_living_one_makes_is_no_leftover(tmp_path: Path) -> None:
+def test_folder_in_progress_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "made"
     with atomic_folder(path) as first:
         (first / "by").write_text("first")
@@ -52,7 +52,7 @@ def test_what_a_living_one_makes_is_no_leftover(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_failure_leaves_the_folder_before_it_and_nothing_else(tmp_path: Path) -> None:
+def test_failure_keeps_the_old_folder(tmp_path: Path) -> None:
     path = tmp_path / "made"
     path.mkdir()
 

@@ -30,7 +30,7 @@ _TREES = st.recursive(
 
 
 @given(_TREES)
-def test_any_json_of_another_shape_is_one_sentence(tree: object) -> None:
+def test_json_of_wrong_shape_is_one_sentence(tree: object) -> None:
     with pytest.raises(DiffctlError) as caught:
         parse_json(json.dumps({"name": "a", "inner": tree}), _Outer, "here")
     assert str(caught.value).startswith("here is damaged or of another format: ")
@@ -38,13 +38,13 @@ def test_any_json_of_another_shape_is_one_sentence(tree: object) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_the_class_or_one_sentence(data: bytes) -> None:
+def test_invalid_bytes_are_one_sentence(data: bytes) -> None:
     with pytest.raises(DiffctlError, match="here is damaged"):
         parse_json(b"x" + data, JsonObject, "here")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ('{"name": "a", "inner": {"size": ' + "9" * 5000 + "}}", "number out of range"),
         ("[" * 100_000, "recursion limit"),
@@ -55,14 +55,14 @@ def test_any_bytes_are_the_class_or_one_sentence(data: bytes) -> None:
         ("", "Invalid JSON"),
     ],
 )
-def test_what_is_wrong_is_said_shortly(text: str, says: str) -> None:
+def test_errors_are_short(text: str, expected: str) -> None:
     with pytest.raises(DiffctlError) as caught:
         parse_json(text, _Outer, "here")
-    assert says in str(caught.value)
+    assert expected in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
+def test_too_large_file_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"a": "b" * 100}))
     assert read_json(path, JsonObject) == {"a": "b" * 100}
@@ -70,7 +70,7 @@ def test_a_file_too_large_is_not_read(tmp_path: Path) -> None:
         read_json(path, JsonObject, max_bytes=50)
 
 
-def test_what_somebody_gave_is_told_back_in_one_short_line() -> None:
+def test_brief_is_one_short_line() -> None:
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]

@@ -1,4 +1,4 @@
-"""Where a file system has no locks, that is said, and nothing goes on as if it had some."""
+"""Where a file system has no locks, that is message, and nothing goes on as if it had some."""
 
 import errno
 import fcntl
@@ -39,25 +39,25 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def look(path: Path) -> AbstractContextManager[None]:
     is_held(path)
-    raise AssertionError("it says whether the lock is held, and cannot know")
+    raise AssertionError("it expected whether the lock is held, and cannot know")
 
 
 @pytest.mark.usefixtures("no_locks")
 @pytest.mark.parametrize(
     "lock", [file_lock, lambda path: file_lock(path, timeout=0), lambda path: group_lock(path, "a"), look]
 )
-def test_nothing_is_done_unprotected(
+def test_missing_locks_are_an_error(
     tmp_path: Path, lock: Callable[[Path], AbstractContextManager[None]]
 ) -> None:
     path = tmp_path / "lock"
     path.touch()
-    said = f"^{path} cannot be locked .*: put that folder on a local disk, or"
-    with pytest.raises(DiffctlError, match=said), lock(path):
+    message = f"^{path} cannot be locked .*: put that folder on a local disk, or"
+    with pytest.raises(DiffctlError, match=message), lock(path):
         raise AssertionError("the lock is not held")
 
 
 @pytest.mark.usefixtures("no_locks")
-def test_files_and_folders_are_written_all_the_same(tmp_path: Path) -> None:
+def test_files_and_folders_are_written_without_locks(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "whole")
     with atomic_folder(tmp_path / "folder") as made:
         remove_leftovers(tmp_path / "folder")
@@ -66,7 +66,7 @@ def test_files_and_folders_are_written_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> None:
+def test_stage_without_locks_ends_in_one_sentence(tmp_path: Path) -> None:
     write_params(tmp_path)
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(WITHOUT_LOCKS)
@@ -79,7 +79,7 @@ def test_a_stage_says_it_in_one_sentence_and_makes_nothing(tmp_path: Path) -> No
     assert not (tmp_path / "data/prepared").exists()
 
 
-def test_a_group_says_its_name_and_keeps_others_out(tmp_path: Path) -> None:
+def test_group_lock_has_a_name_and_excludes_other_groups(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert holding_group(path) is None
     with group_lock(path, "a"), group_lock(path, "a"):
@@ -91,7 +91,7 @@ def test_a_group_says_its_name_and_keeps_others_out(tmp_path: Path) -> None:
         assert holding_group(path) == "b"
 
 
-def test_a_group_is_held_by_the_program_that_takes_its_holders_place(tmp_path: Path) -> None:
+def test_group_lock_survives_exec(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom diffusion.system.locks import group_lock\n"
         "lock = group_lock(Path('lock'), 'a', through_exec=True)\nlock.__enter__()\n"

@@ -1,4 +1,4 @@
-"""What is freed is kept: the allocator is told so before work on a CPU begins."""
+"""What is freed is kept: the allocator is messages so before work on a CPU begins."""
 
 import platform
 import subprocess
@@ -29,5 +29,5 @@ def faults(keep: bool) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
-def test_freed_memory_is_asked_of_the_system_once() -> None:
+def test_freed_memory_is_reused() -> None:
     assert faults(keep=True) * 100 < faults(keep=False)

@@ -38,12 +38,12 @@ def refusal(trial: Callable[[Path, str], None], path: Path, flag: str) -> str | 
     try:
         trial(path, flag)
     except UsageError as error:
-        said = str(error)
+        message = str(error)
     else:
         return None
-    assert said.startswith(f"{flag} {printable(path)} ")
-    assert said.isprintable()
-    return said
+    assert message.startswith(f"{flag} {printable(path)} ")
+    assert message.isprintable()
+    return message
 
 
 def read_while(path: str, work: Callable[[], None]) -> bytes:
@@ -66,15 +66,15 @@ def read_while(path: str, work: Callable[[], None]) -> bytes:
 @example(place=at.in_proc, name="x.png")
 @example(place=at.linked(at.below_nothing), name="x.png")
 @example(place=at.linked(at.a_fifo), name="x.png")
-def test_what_is_tried_is_what_happens_and_what_a_plain_open_takes(place: Place, name: str) -> None:
+def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = place(Path(scratch), name)
         except OSError:  # not even the place can be made
             return
         before = at.tree(Path(scratch))
-        said = refusal(check_output, Path(path), "--out")
-        taken = said is None
+        message = refusal(check_output, Path(path), "--out")
+        taken = message is None
         assert at.tree(Path(scratch)) == before, "trying leaves nothing behind"
         kept = {entry: os.readlink(entry) for entry in before if os.path.islink(entry)}
         if taken:
@@ -90,7 +90,7 @@ def test_what_is_tried_is_what_happens_and_what_a_plain_open_takes(place: Place,
 
 @settings(deadline=None, max_examples=100)
 @given(place=at.places, name=at.names(""))
-def test_a_folder_is_made_where_nothing_or_an_empty_one_is(place: Place, name: str) -> None:
+def test_output_folder_is_new_or_empty(place: Place, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = Path(place(Path(scratch), name))
@@ -102,15 +102,13 @@ def test_a_folder_is_made_where_nothing_or_an_empty_one_is(place: Place, name: s
         assert at.tree(Path(scratch)) == before
 
 
-def test_the_folder_that_one_stands_in_is_not_replaced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match=r"FOLDER \. is in use"):
         check_output_folder(Path(), "FOLDER")
 
 
-def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
+def test_link_into_dvc_cache_is_replaced(tmp_path: Path) -> None:
     cached = tmp_path / ".dvc/cache/files/md5/0a/1234"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"of another commit")
@@ -122,7 +120,7 @@ def test_a_link_into_dvcs_cache_is_replaced_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_atomic, write_output])
-def test_a_stages_out_replaces_a_link_itself(tmp_path: Path, write: Callable[..., None]) -> None:
+def test_stage_output_replaces_a_link(tmp_path: Path, write: Callable[..., None]) -> None:
     target, out = tmp_path / "target", tmp_path / "out"
     target.write_bytes(b"before")
     out.symlink_to(target)
@@ -131,7 +129,7 @@ def test_a_stages_out_replaces_a_link_itself(tmp_path: Path, write: Callable[...
     assert target.read_bytes() == (b"before" if write is write_atomic else b"new")
 
 
-def test_a_stages_folder_replaces_a_link_itself(tmp_path: Path) -> None:
+def test_stage_folder_replaces_a_link(tmp_path: Path) -> None:
     target, out = tmp_path / "target", tmp_path / "out"
     target.mkdir()
     (target / "mine").touch()
@@ -143,7 +141,7 @@ def test_a_stages_folder_replaces_a_link_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [at.a_fifo, at.a_socket, at.a_folder])
-def test_a_stages_out_puts_nothing_away_but_files_and_links(tmp_path: Path, kind: Place) -> None:
+def test_stage_output_replaces_files_and_links_only(tmp_path: Path, kind: Place) -> None:
     path = Path(kind(tmp_path, "out"))
     before = at.tree(tmp_path)
     with pytest.raises(OSError, match=f"'{path}'$"):
@@ -151,7 +149,7 @@ def test_a_stages_out_puts_nothing_away_but_files_and_links(tmp_path: Path, kind
     assert at.tree(tmp_path) == before
 
 
-def test_standard_output_goes_on_where_it_is(tmp_path: Path) -> None:
+def test_standard_output_continues_at_its_position(tmp_path: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from diffusion.system.output_paths import check_output, write_output_text\n"
@@ -167,7 +165,7 @@ def test_standard_output_goes_on_where_it_is(tmp_path: Path) -> None:
     assert piped.stdout == "before\npage\nafter\n"
 
 
-def test_a_reader_that_goes_away_is_no_success(tmp_path: Path) -> None:
+def test_closed_pipe_is_an_error(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -194,7 +192,7 @@ def refused(path: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["new.png", "folder/new.png", "there.png"])
-def test_what_is_not_allowed_is_found_before_the_work(below: str) -> None:
+def test_missing_permission_is_found_before_the_work(below: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:  # in /tmp, which nobody may enter
         folder = Path(scratch)
         (folder / "there.png").touch(0o444)
@@ -206,13 +204,13 @@ def test_what_is_not_allowed_is_found_before_the_work(below: str) -> None:
     assert process.exitcode == 0
 
 
-def test_a_disk_to_read_only_is_found_before_the_work(tmp_path: Path, mount: Mount) -> None:
+def test_read_only_disk_is_found_before_the_work(tmp_path: Path, mount: Mount) -> None:
     folder = mount(tmp_path / "disk", *memory_disk("1m", ",ro"))
     with pytest.raises(UsageError, match=r"^--out .*/disk/a.png cannot be written \(Read-only file system\)"):
         check_output(folder / "a.png", "--out")
 
 
-def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, mount: Mount) -> None:
+def test_full_disk_names_the_users_path(tmp_path: Path, mount: Mount) -> None:
     folder = mount(tmp_path / "disk", *memory_disk("64k"))
     (folder / "a.png").write_bytes(b"before")
     link = tmp_path / "link.png"
@@ -225,7 +223,7 @@ def test_a_full_disk_is_told_of_the_file_that_was_named(tmp_path: Path, mount: M
     assert link.read_bytes() == b"before"
 
 
-def test_a_mounted_file_is_written_in_its_place(tmp_path: Path, mount: Mount) -> None:
+def test_mounted_file_is_written_in_place(tmp_path: Path, mount: Mount) -> None:
     inside = mount(tmp_path / "disk", *memory_disk("1m")) / "a.png"
     inside.touch()
     out = tmp_path / "out.png"

@@ -30,7 +30,7 @@ def anothers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("plant", "said"),
+    ("plant", "message"),
     [
         (link, "is a link"),
         (lambda path: path.symlink_to("nowhere"), "is a link"),
@@ -40,19 +40,19 @@ def anothers(path: Path) -> None:
     ],
     ids=["a link", "a link to nothing", "a file", "open to others", "another user's"],
 )
-def test_no_device_is_held_in_a_folder_that_others_could_have_filled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], object], said: str
+def test_lock_folder_open_to_others_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], object], message: str
 ) -> None:
     folder = tmp_path / "diffctl-devices-0"
     plant(folder)
     monkeypatch.setattr(devices, "LOCK_DIR", folder)
     with pytest.raises(DiffctlError) as error, devices.acquire_lock(["a"]):
         pass
-    assert str(error.value) == f"{folder} {said}: remove it, or set TMPDIR to your own folder"
+    assert str(error.value) == f"{folder} {message}: remove it, or set TMPDIR to your own folder"
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_a_private_folder_is_made_and_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_private_folder_is_created_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = os.umask(0)
     try:
         folder = make_private_dir(tmp_path / "a")
@@ -65,9 +65,7 @@ def test_a_private_folder_is_made_and_used_again(tmp_path: Path, monkeypatch: py
         assert (folder / "GPU-a.lock").exists()
 
 
-def test_a_planted_link_in_place_of_a_devices_lock_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_link_as_device_lock_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     (tmp_path / "GPU-a.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(DiffctlError, match="is a link"), devices.acquire_lock(["GPU-a"]):

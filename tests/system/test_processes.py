@@ -30,18 +30,18 @@ def stubborn() -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
-def test_a_process_has_one_start_and_another_one_has_another(stubborn: "subprocess.Popen[str]") -> None:
+def test_start_times_differ_between_processes(stubborn: "subprocess.Popen[str]") -> None:
     assert start_time(stubborn.pid) == start_time(stubborn.pid) != start_time(os.getppid())
 
 
-def test_who_is_gone_has_no_start_reaped_or_not(stubborn: "subprocess.Popen[str]") -> None:
+def test_ended_process_has_no_start_time(stubborn: "subprocess.Popen[str]") -> None:
     stubborn.kill()
     wait_until(lambda: start_time(stubborn.pid) is None)  # a zombie
     stubborn.wait()
     assert start_time(stubborn.pid) is None
 
 
-def test_a_group_is_ended_whoever_does_not_hear(stubborn: "subprocess.Popen[str]") -> None:
+def test_group_that_ignores_sigterm_is_killed(stubborn: "subprocess.Popen[str]") -> None:
     (member,) = group_processes(stubborn.pid)
     assert member.pid == stubborn.pid
     terminate([member], grace=0.1)

@@ -36,16 +36,16 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path, monkeypatch, kind):
+def test_special_files_are_refused_at_once(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     make, why = KINDS[kind]
     make(tmp_path / "x")
-    said = bounded(lambda: read_regular_text(tmp_path / "x"))
-    assert said.startswith(f"{tmp_path / 'x'} cannot be read (")
-    assert why in said
+    message = bounded(lambda: read_regular_text(tmp_path / "x"))
+    assert message.startswith(f"{tmp_path / 'x'} cannot be read (")
+    assert why in message
 
 
-def test_a_link_to_a_file_is_read_and_its_handle_closed(tmp_path):
+def test_linked_file_is_read_and_closed(tmp_path):
     (tmp_path / "a").write_bytes(b"content")
     (tmp_path / "b").symlink_to("a")
     before = os.listdir("/proc/self/fd")
@@ -57,20 +57,20 @@ def test_a_link_to_a_file_is_read_and_its_handle_closed(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_huge_file_is_refused_by_its_size(tmp_path):
+def test_huge_file_is_refused(tmp_path):
     with open(tmp_path / "x", "wb") as file:
         file.truncate(1 << 40)
     assert "larger than 32 MB" in bounded(lambda: read_regular_text(tmp_path / "x"))
 
 
-def test_bytes_that_are_no_text_are_told(tmp_path):
+def test_undecodable_text_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"ab\xff")
     with pytest.raises(DiffctlError, match="x is not text in UTF-8"):
         read_regular_text(tmp_path / "x")
 
 
 @given(st.binary(max_size=20))
-def test_any_name_is_one_line_that_a_terminal_shows(name):
+def test_any_name_becomes_one_printable_line(name):
     shown = printable(os.fsdecode(name))
     assert shown.isprintable()
     shown.encode()

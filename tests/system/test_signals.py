@@ -43,13 +43,13 @@ def stopped(work: Callable[[], object]) -> Interrupted:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
-def test_it_is_raised_where_the_work_stands(number: signal.Signals, code: int) -> None:
+def test_signal_raises_interrupted(number: signal.Signals, code: int) -> None:
     end = stopped(lambda: send(number))
     assert end.exit_code == code
     assert str(end) == f"stopped by {number.name}: the same command goes on from what is finished"
 
 
-def test_whoever_catches_every_exception_does_not_catch_it() -> None:
+def test_except_exception_does_not_catch_interrupted() -> None:
     went_on = False
 
     def work() -> None:
@@ -74,11 +74,11 @@ def begins_another_block() -> None:
 
 
 @pytest.mark.parametrize("work", [swallow, looks, begins_another_block])
-def test_what_is_swallowed_all_the_same_is_found_at_the_next_safe_place(work: Callable[[], None]) -> None:
+def test_swallowed_interrupt_is_raised_at_next_check(work: Callable[[], None]) -> None:
     stopped(work)
 
 
-def test_work_that_looks_is_not_raised_at_and_is_the_first_to_speak() -> None:
+def test_polling_work_is_not_interrupted() -> None:
     def work() -> None:
         with stop_request() as stop:
             send(signal.SIGTERM)
@@ -89,7 +89,7 @@ def test_work_that_looks_is_not_raised_at_and_is_the_first_to_speak() -> None:
     assert "saved" in str(stopped(work))
 
 
-def test_what_it_does_not_look_at_is_raised_when_it_is_over() -> None:
+def test_unchecked_request_is_raised_after_the_block() -> None:
     def work() -> None:
         with stop_request():
             send(signal.SIGINT)
@@ -98,19 +98,19 @@ def test_what_it_does_not_look_at_is_raised_when_it_is_over() -> None:
     stopped(work)
 
 
-def test_alone_it_is_left_to_who_looks() -> None:
+def test_stop_request_alone_does_not_raise() -> None:
     with stop_request() as stop:
         send(signal.SIGINT)
     assert stop.signal == signal.SIGINT
 
 
-def test_what_is_the_usual_end_of_a_work_is_forgotten() -> None:
+def test_cleared_request_is_not_raised() -> None:
     with interrupt_on_signal(), stop_request() as stop:
         send(signal.SIGINT)
         stop.clear()
 
 
-def test_the_first_signal_is_the_one_that_counts_and_a_second_ctrl_c_ends_the_process() -> None:
+def test_first_signal_counts_and_second_ctrl_c_ends_the_process() -> None:
     with stop_request() as stop:
         send(signal.SIGINT)
         send(signal.SIGTERM)
@@ -119,7 +119,7 @@ def test_the_first_signal_is_the_one_that_counts_and_a_second_ctrl_c_ends_the_pr
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
-def test_a_ctrl_c_that_a_run_passes_on_after_sigterm_does_not_end_what_saves() -> None:
+def test_ctrl_c_after_sigterm_does_not_end_the_process() -> None:
     with stop_request() as stop:
         send(signal.SIGTERM)
         send(signal.SIGINT)
@@ -128,7 +128,7 @@ def test_a_ctrl_c_that_a_run_passes_on_after_sigterm_does_not_end_what_saves() -
         stop.clear()
 
 
-def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
+def test_second_ctrl_c_is_held_until_release() -> None:
     with stop_request(hold=True) as stop:
         for _ in range(3):
             send(signal.SIGINT)
@@ -137,7 +137,7 @@ def test_held_a_second_one_ends_it_from_when_it_is_let_go() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
-def test_a_library_that_puts_its_own_handler_is_overruled_inside() -> None:
+def test_handler_of_a_library_is_replaced() -> None:
     def work() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         with interrupt_on_signal():

@@ -84,7 +84,7 @@ class DownsampledImageNet:
         packed = {name.removesuffix(".npz") for archive in self._zips(folder) for name in zip_names(archive)}
         places = zip(BATCHES, self._places(folder), strict=True)
         if missing := [name for name, path in places if path is None and name not in packed]:
-            raise DiffctlError(f"{', '.join(missing)} not found: {self._by_hand(folder)}")
+            raise DiffctlError(f"{', '.join(missing)} not found: {self._manual_steps(folder)}")
 
     def _places(self, folder: Path) -> list[Path | None]:
         return [find_file(folder, f"{name}.npz") or find_file(folder, name) for name in BATCHES]
@@ -92,7 +92,7 @@ class DownsampledImageNet:
     def _zips(self, folder: Path) -> list[Path]:
         return sorted(find_files(folder, f"Imagenet{self.size}_*.zip"))
 
-    def _by_hand(self, folder: Path) -> str:
+    def _manual_steps(self, folder: Path) -> str:
         return (
             f"sign in at {PAGE}, get the {self.size}×{self.size} training and validation zips (npz) and put "
             f"them into {folder}, or set data.path to where they are"

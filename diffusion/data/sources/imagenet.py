@@ -58,7 +58,7 @@ class ImageNet:
         if not _missing(folder):
             return DatasetInfo(COUNT, None, IMAGENET_CLASSES)
         askable = config.path is None and has_kaggle_access()
-        blocked = "" if askable else download_help("competitions", COMPETITION, _by_hand(folder))
+        blocked = "" if askable else download_help("competitions", COMPETITION, _manual_steps(folder))
         return DatasetInfo(COUNT, None, IMAGENET_CLASSES, download=DOWNLOAD, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
@@ -66,9 +66,9 @@ class ImageNet:
         config = self.config
         root = _folder(config)
         if _missing(root) and config.path is None:
-            root = download_from_kaggle("competitions", COMPETITION, _by_hand(root))
+            root = download_from_kaggle("competitions", COMPETITION, _manual_steps(root))
         if missing := _missing(root):
-            raise DiffctlError(f"{root / missing} is missing: {_by_hand(root)}")
+            raise DiffctlError(f"{root / missing} is missing: {_manual_steps(root)}")
         synsets, classes = read_synsets(root / SYNSETS)
         train, test = _train_files(root, synsets), _val_files(root, synsets)
 
@@ -157,7 +157,7 @@ def _missing(root: Path) -> str | None:
     return next((place for place in places if not (root / place).exists()), None)
 
 
-def _by_hand(root: Path) -> str:
+def _manual_steps(root: Path) -> str:
     return (
         f"unpack {COMPETITION}.zip into {root}, so that {root / TRAIN} and {root / SOLUTION} are there, or "
         "set data.path to where that is"

@@ -40,14 +40,14 @@ def find_download(kind: Kind, handle: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def download_from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
+def download_from_kaggle(kind: Kind, handle: str, manual_steps: str) -> Path:
     """Return the folder with the files of a Kaggle data set or competition, downloaded if needed.
 
     They are in KAGGLEHUB_CACHE, else in our own cache. DiffctlError, with manual instructions, if kagglehub
     is missing, has no access, or fails; TemporaryError if Kaggle does not answer.
     """
     if not has_kaggle_access():
-        raise DiffctlError(download_help(kind, handle, by_hand))
+        raise DiffctlError(download_help(kind, handle, manual_steps))
     import kagglehub
     import requests
 
@@ -58,19 +58,19 @@ def download_from_kaggle(kind: Kind, handle: str, by_hand: str) -> Path:
             return Path(download(handle))
         except (requests.ConnectionError, requests.Timeout) as error:
             raise TemporaryError(
-                f"Kaggle does not answer ({_first_line(error)}): try again later, or {by_hand}"
+                f"Kaggle does not answer ({_first_line(error)}): try again later, or {manual_steps}"
             ) from None
         except Exception as error:  # its own errors, those of requests and of the disk
             raise DiffctlError(
                 f"Kaggle did not give {handle} ({_first_line(error)}): accept its rules at "
-                f"{_page(kind, handle)}, or {by_hand}"
+                f"{_page(kind, handle)}, or {manual_steps}"
             ) from None
 
 
-def download_help(kind: Kind, handle: str, by_hand: str) -> str:
+def download_help(kind: Kind, handle: str, manual_steps: str) -> str:
     """Return instructions to get a Kaggle data set, manually or automatically."""
     return (
-        f"{by_hand}; get it from {_page(kind, handle)}, or let diffctl download it: "
+        f"{manual_steps}; get it from {_page(kind, handle)}, or let diffctl download it: "
         "pip install 'diffctl[kaggle]' and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or "
         "~/.kaggle/kaggle.json"
     )

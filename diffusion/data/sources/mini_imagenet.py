@@ -46,7 +46,7 @@ class MiniImageNet:
         if _is_complete(folder):
             return DatasetInfo(60_000, SHAPE, 100)
         askable = config.path is None and has_kaggle_access()
-        blocked = "" if askable else download_help("datasets", HANDLE, _by_hand(folder))
+        blocked = "" if askable else download_help("datasets", HANDLE, _manual_steps(folder))
         return DatasetInfo(60_000, SHAPE, 100, download=DOWNLOAD, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
@@ -71,7 +71,7 @@ class MiniImageNet:
         config = self.config
         folder = _folder(config)
         if config.path is None and not _is_complete(folder):
-            folder = download_from_kaggle("datasets", HANDLE, _by_hand(folder))
+            folder = download_from_kaggle("datasets", HANDLE, _manual_steps(folder))
         found = {name: find_file(folder, name) for name in FILES}
         if missing := [name for name, path in found.items() if path is None]:
             raise DiffctlError(f"{folder} has no {', '.join(missing)}: put it there")
@@ -90,7 +90,7 @@ def _is_complete(folder: Path) -> bool:
     return all(find_file(folder, name) for name in FILES)
 
 
-def _by_hand(folder: Path) -> str:
+def _manual_steps(folder: Path) -> str:
     return f"put {', '.join(FILES)} into {folder}, or set data.path to where they are"
 
 

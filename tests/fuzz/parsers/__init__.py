@@ -1,1 +1,1 @@
-"""One module a parser of files from outside; `tests.fuzz` says what it holds."""
+"""One module per parser of outside files; `tests.fuzz` describes them."""

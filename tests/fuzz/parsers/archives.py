@@ -1,4 +1,4 @@
-"""The archives in which data sets come: CIFAR's gzipped tar, the downsampled ImageNet's zips."""
+"""Archives of data sets: CIFAR's gzipped tar, the zips of the downsampled ImageNet."""
 
 import gzip
 import io
@@ -35,7 +35,7 @@ KINDS = b"0123456LKxgSVD\0"
 
 @cache
 def seeds() -> list[bytes]:
-    """Tars in three formats, and zips in folders."""
+    """Return tars in three formats, and zips with folders."""
     tars = [_tar(form) for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)]
     return [*tars, *(_zip(method) for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))]
 
@@ -59,7 +59,7 @@ def _zip(method: int) -> bytes:
 
 
 def parse(path: Path) -> None:
-    """Unpack it; nothing but the wanted files comes to lie beside it."""
+    """Unpack it; only the wanted files may appear next to it."""
     out, refused = path.parent / "out", None
     try:
         if path.read_bytes().startswith(GZIP):
@@ -77,7 +77,7 @@ def parse(path: Path) -> None:
 
 
 def mutate_gzip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """What is in a gzip file broken, and packed again with a right checksum."""
+    """Mutate the content of a gzip file and compress it again."""
     if data[:2] != b"\x1f\x8b":
         return None
     try:
@@ -88,7 +88,7 @@ def mutate_gzip(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes
 
 
 def mutate_tar(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """A header of another name, size, kind or target, with a right checksum, or one more."""
+    """Mutate or add a tar header: name, size, kind or target, with a right checksum."""
     if data[:2] != GZIP:
         return None
     try:
@@ -100,7 +100,7 @@ def mutate_tar(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes 
         return None
     at = rng.choice(heads)
     head, rest = bytearray(whole[at : at + 512]), whole[at + 512 :]
-    if rng.random() < 0.25:  # a header of a kind that says something of the next one
+    if rng.random() < 0.25:  # a header of a kind that expected something of the next one
         body = rng.choice((*PAX, *TEXTS)).ljust(512, b"\0")
         rest = body + whole[at:]
         head[156:157] = rng.choice((b"x", b"g", b"L", b"K", b"S"))

@@ -1,4 +1,4 @@
-"""The record of a server in the background."""
+"""The record of a background server."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from flows.prefect_server.background import MAX_BYTES, BackgroundProcess
 
 
 def seeds() -> list[bytes]:
-    """A record as it is written."""
+    """Return a valid record."""
     record = BackgroundProcess(name="mlflow", pid=1234, start="0a1b-2c3d 64768", port=5000)
     return [json.dumps(record.model_dump(), indent=2).encode()]
 

@@ -1,4 +1,4 @@
-"""A pipeline's unet/config.json, as `diffctl import diffusers` reads it, beside its right weights."""
+"""A pipeline's unet/config.json for `diffctl import diffusers`, with valid weights."""
 
 import json
 from functools import cache
@@ -25,7 +25,7 @@ NAME = "config.json"
 
 @cache
 def network() -> UNet:
-    """A network whose weights lie beside every configuration."""
+    """Return the network of the weights."""
     spec = UNetSpec(**SHAPE, image_size=8, in_channels=1, out_channels=1, num_classes=2, class_cond=True)
     torch.manual_seed(0)
     return UNet(spec)
@@ -33,14 +33,14 @@ def network() -> UNet:
 
 @cache
 def seeds() -> list[bytes]:
-    """Its configuration, and one with what older pipelines say."""
+    """Return its configuration, and one of an older pipeline."""
     own = unet_config(network())
     older = {**own, "_class_name": "UNet2DModel", "flip_sin_to_cos": False, "freq_shift": 1}
     return [json.dumps(values).encode() for values in (own, older)]
 
 
 def parse(path: Path) -> None:
-    """Import the folder that it lies in."""
+    """Import the folder."""
     folder = path.parent
     (folder / "scheduler_config.json").write_text(json.dumps(SCHEDULER))
     save_file(

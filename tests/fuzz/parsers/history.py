@@ -1,4 +1,4 @@
-"""The tags and params of MLflow that a champion's history is read from."""
+"""MLflow tags and params of a champion's history."""
 
 import json
 from functools import cache
@@ -17,12 +17,12 @@ MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
 
 @cache
 def seeds() -> list[bytes]:
-    """A move each, of every kind."""
+    """Return one move of every kind."""
     return [json.dumps(move(number, *moved)).encode() for number, moved in enumerate(MOVES, 1)]
 
 
 def parse(path: Path) -> None:
-    """Read the input as one more move of a whole history, claimed by its id, and show all that follows."""
+    """Read the input as one more move of a valid history, and format the result."""
     texts = [*map(bytes.decode, seeds()), path.read_bytes().decode("utf-8", "replace")]
     records = {f"{EVENT}.{number:06d}.x": text for number, text in enumerate(texts)}
     ids = [*map(identity, range(1, len(MOVES) + 1)), _id(texts[-1])]

@@ -18,7 +18,7 @@ MUTATORS = (mutate_gzip,)
 
 @cache
 def seeds() -> list[bytes]:
-    """Images and labels, of two each."""
+    """Return images and labels, two each."""
     return [_idx(random_images(0, 2, 28, 1)[..., 0]), _idx(np.array([3, 9], np.uint8))]
 
 
@@ -28,7 +28,7 @@ def _idx(values: np.ndarray) -> bytes:
 
 
 def parse(path: Path) -> None:
-    """Read a split with it in place of its images, else of its labels."""
+    """Read a split with the input as its images, else as its labels."""
     images, labels = seeds()
     other = path.with_name(LABELS)
     other.write_bytes(labels)

@@ -1,4 +1,4 @@
-"""An image file among those of a data set, scored, or given to a command."""
+"""An image file in a data set, in a folder to score, or given to a command."""
 
 import io
 import struct
@@ -23,7 +23,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @cache
 def seeds() -> list[bytes]:
-    """Every format in its kinds: grey, palette, 16 bits, transparent, CMYK, progressive, turned, animated."""
+    """Return all formats and modes: grey, palette, 16 bits, transparent, CMYK, progressive, rotated,
+    animated.
+    """
     noise = Image.fromarray(random_images(0, 1, SIZE)[0])
     frames = [Image.fromarray(image) for image in random_images(1, 2, SIZE)]
     levels = Image.fromarray(np.arange(SIZE * SIZE, dtype=np.uint16).reshape(SIZE, SIZE) * 400)
@@ -66,7 +68,7 @@ def parse(path: Path) -> None:
 
 
 def repair(data: bytes) -> bytes:
-    """Right checksums for a PNG's chunks."""
+    """Correct the checksums of a PNG's chunks."""
     if not data.startswith(PNG):
         return data
     made, at = bytearray(PNG), len(PNG)

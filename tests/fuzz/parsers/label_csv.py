@@ -1,4 +1,4 @@
-"""A CSV file that names the classes of images in a folder."""
+"""A CSV file with the classes of images in a folder."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ IMAGES = ("0.png", "a/2.jpg")
 
 
 def seeds() -> list[bytes]:
-    """With splits and without, quoted, with the mark at its beginning and other line ends."""
+    """Return files with and without splits, quotes, byte order mark and other line ends."""
     return [
         b"file,label\n0.png,cat\na/2.jpg,dog\n",
         b"\xef\xbb\xbfFile,Class,split\r\n0.png,1,train\r\na/2.jpg,10,test\r\n",
@@ -19,7 +19,7 @@ def seeds() -> list[bytes]:
 
 
 def parse(path: Path) -> None:
-    """Open a folder with two files by it."""
+    """Open a folder of two files with it."""
     for name in IMAGES:
         (path.parent / name).parent.mkdir(exist_ok=True)
         (path.parent / name).touch()

@@ -1,4 +1,4 @@
-"""What a measurement of `diffctl check --measure` has kept in the user's cache."""
+"""A measurement of `diffctl check --measure` in the user's cache."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.fuzz.repairs import reseal
 
 
 def seeds() -> list[bytes]:
-    """A measurement as it is kept."""
+    """Return a valid measurement."""
     timed = ImageTime(images=8, image=TimeRange.of([0.1, 0.2, 0.4]))
     kept = Measurement(
         machine="a processor, 2 threads",
@@ -24,7 +24,7 @@ def seeds() -> list[bytes]:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right checksum."""
+    """Correct the checksum."""
     return reseal(data)
 
 

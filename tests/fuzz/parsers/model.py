@@ -1,4 +1,4 @@
-"""A model file, and what is told of it: safetensors with its own description."""
+"""A model file: safetensors with a description."""
 
 from contextlib import suppress
 from functools import cache
@@ -17,7 +17,7 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 
 @cache
 def seeds() -> list[bytes]:
-    """A conditional model, an unconditional one with a fixed variance, and a classifier."""
+    """Return a conditional model, an unconditional one with fixed variance, and a classifier."""
     small = {"channels": 4, "channel_mult": (1,), "attention_resolutions": (), "head_channels": 4}
     whole = spec_of(**small)
     plain = spec_of(**small, num_classes=0, null_class=False, out_channels=1, class_cond=False)
@@ -36,12 +36,12 @@ def _file(network, artefact) -> bytes:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right seal of what it says of itself."""
+    """Correct the description's checksum."""
     return reseal_metadata(data, METADATA_KEY)
 
 
 def parse(path: Path) -> None:
-    """Load it as a model and as a classifier, of which it is one at most."""
+    """Load it as a model, else as a classifier."""
     with suppress(DiffctlError):
         read_verified_artefact(path)
     try:

@@ -1,4 +1,4 @@
-"""Images in an npz: a set to score, or a batch of the downsampled ImageNet."""
+"""Images in an npz file: a set to score, or a batch of the downsampled ImageNet."""
 
 import io
 import random
@@ -34,7 +34,7 @@ SHAPES = (
 
 @cache
 def seeds() -> list[bytes]:
-    """Packed and not, with labels and without."""
+    """Return compressed and uncompressed files, with and without labels."""
     images, labels = random_images(0, 4, 4), np.array([1, 2, 3, 1])
     arrays = [
         {"arr_0": images, "arr_1": labels},
@@ -52,7 +52,7 @@ def _packed(save, arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def parse(path: Path) -> None:
-    """Open it as a set to score, else as a batch, of which every row is read."""
+    """Open it as a set to score, else read all rows as a batch."""
     try:
         store = open_images(path)
     except DiffctlError:
@@ -65,7 +65,7 @@ def parse(path: Path) -> None:
 
 
 def mutate_header(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Another head of an array: its version, dtype, order, shape or syntax; checksums are right."""
+    """Mutate an array's header: version, dtype, order, shape or syntax, with right zip checksums."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
@@ -103,7 +103,7 @@ def _header(rng: random.Random) -> bytes:
 
 
 def mutate_entry(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Another flag, method, checksum, size, length or place of a member in the list at the archive's end."""
+    """Mutate a member's entry in the zip directory: flag, method, checksum, size, length or offset."""
     at = data.find(b"PK\x01\x02", rng.randrange(len(data) + 1))
     if at < 0:
         return None

@@ -1,4 +1,4 @@
-"""A published checkpoint, as `diffctl import openai` reads it: a zip with a pickle, or the older layout."""
+"""A checkpoint for `diffctl import openai`: a zip with a pickle, or the older layout."""
 
 import io
 from collections import OrderedDict
@@ -27,7 +27,7 @@ NAME = "a.pt"
 
 @cache
 def seeds() -> list[bytes]:
-    """One checkpoint in both layouts of files, with classes and without."""
+    """Return one checkpoint in both layouts, with and without classes."""
     made = []
     for classes, new_layout in ((0, True), (3, False)):
         spec = UNetSpec(**SHAPE, image_size=8, in_channels=1, out_channels=2, num_classes=classes)

@@ -1,4 +1,4 @@
-"""A YAML file of published figures, and what stands beside them."""
+"""A YAML file of published figures, and a comparison with them."""
 
 from functools import cache
 from pathlib import Path
@@ -14,7 +14,7 @@ NAME = "paper.yaml"
 
 @cache
 def seeds() -> list[bytes]:
-    """A plain file, and one with all that there may be."""
+    """Return a minimal and a complete file."""
     figure = {"name": "a", "where": "table 1", "metric": "fid", "value": 2.5}
     plain = {"title": "A", "source": "B", "figures": [figure]}
     rich = {
@@ -33,7 +33,7 @@ def _cells():
 
 
 def parse(path: Path) -> None:
-    """Read it, and set it beside a sweep."""
+    """Read it and compare it with a sweep."""
     found = compare_cells(open_paper(str(path)), _cells())
     shared_differences([one.differences for one in found])
     for one in found:

@@ -1,4 +1,4 @@
-"""params.yaml: read, and turned into what the stages make of it without a network."""
+"""params.yaml, up to the settings of the stages, without a network."""
 
 import json
 import random
@@ -27,9 +27,10 @@ LEAST = {  # what has no default
 
 
 def seeds() -> list[bytes]:
-    """A profile's lines without their comments; and each section whole beside the least of the others.
+    """Return a profile without comments, and each complete section with minimal other ones as JSON, which is
+    YAML too.
 
-    These as JSON, which is YAML, too. They are small, since PyYAML reads a kilobyte in milliseconds.
+    They are small, since YAML is parsed at about a kilobyte per millisecond.
     """
     profile = (ROOT / "profiles/digits.yaml").read_text(encoding="utf-8")
     lines = [line.partition("#")[0].rstrip() for line in profile.splitlines()]
@@ -50,7 +51,7 @@ def parse(path: Path) -> None:
 
 
 def mutate_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """A line doubled, dropped, moved, indented, or with YAML of another kind as its value."""
+    """Duplicate, drop, move or indent a line, or replace its value with other YAML."""
     lines = data.split(b"\n")
     at = rng.randrange(len(lines))
     line = lines[at]

@@ -1,4 +1,4 @@
-"""A reference's folder: its description beside whole features, or features beside a whole description."""
+"""A reference's folder: its meta.json with valid features, or features with a valid meta.json."""
 
 import io
 import json
@@ -35,7 +35,7 @@ META = {
 
 @cache
 def seeds() -> list[bytes]:
-    """The description, and features."""
+    """Return meta.json and features."""
     return [json.dumps(add_checksum(META)).encode(), _array(np.zeros((COUNT, WIDTH), np.float32))]
 
 
@@ -46,12 +46,12 @@ def _array(values: np.ndarray) -> bytes:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right seal of the description."""
+    """Correct the checksum of meta.json."""
     return reseal(data)
 
 
 def parse(path: Path) -> None:
-    """Read the folder with the input in the place of one of its files."""
+    """Read the folder with the input as one of its files."""
     data, folder = path.read_bytes(), path.parent / "reference"
     folder.mkdir()
     is_array = data[:1] == b"\x93"

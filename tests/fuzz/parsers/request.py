@@ -1,4 +1,4 @@
-"""What is asked of the registered model: MLflow gives it the values of a request's JSON."""
+"""A request to the registered model: MLflow passes it the values of JSON."""
 
 import json
 from functools import cache
@@ -18,7 +18,7 @@ from tracking.registry.pyfunc_model import RegisteredSampler, Request
 
 
 def seeds() -> list[bytes]:
-    """The smallest request, and one that says all."""
+    """Return a minimal and a complete request."""
     whole = {
         "num": 2,
         "indices": [3, 5],
@@ -38,7 +38,7 @@ def seeds() -> list[bytes]:
 
 @cache
 def _sampler() -> RegisteredSampler:
-    """A small model of four timesteps, as it is loaded from the registry."""
+    """Return a small model of four timesteps, loaded as from the registry."""
     spec = spec_of(channels=4, channel_mult=(1,), attention_resolutions=(), head_channels=4)
     with TemporaryDirectory() as folder:
         weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
@@ -55,7 +55,7 @@ def _sampler() -> RegisteredSampler:
 
 
 def parse(path: Path) -> None:
-    """Sample what it asks for; a refusal that its sender sees is as it should be."""
+    """Sample for the request; a refusal that the client receives is expected."""
     sampler = _sampler()
     try:
         values = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""metrics/scores.json, and what is made of it: ranking, the gate, tables, a comparison."""
+"""metrics/scores.json, with its ranking, gate, tables and comparison."""
 
 import json
 import math
@@ -15,6 +15,7 @@ from diffusion.choice.selection import pareto_front, recommended
 from diffusion.protocol.scores import pack
 from diffusion.protocol.scores_document import document_values, read_scores
 from diffusion.report import score_tables
+from diffusion.report.headline import headline
 from diffusion.system.errors import DiffctlError
 from tests.helpers.scores_document import ERRORS, document, with_space
 from tracking.comparison.compared_runs import ScoredRun
@@ -25,7 +26,7 @@ NAME = "scores.json"
 
 @cache
 def seeds() -> list[bytes]:
-    """A plain document, one with all that there may be of one feature space, and one of two."""
+    """Return a minimal document, a complete one with one feature space, and one with two."""
     rich = document_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
     rich["intervals"] = {"confidence": 0.95}
     rich["best"]["optimism"] = 0.01
@@ -43,7 +44,7 @@ def seeds() -> list[bytes]:
 
 
 def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """A cell whose errors can be unpacked, of numbers and sizes that are rarely met."""
+    """Replace a cell's errors by valid ones with rare numbers and sizes."""
     numbers = (0.0, -0.1, 1e-45, 1e15, -1e15, 1e16, math.inf, math.nan)
     try:
         values = json.loads(data)
@@ -64,16 +65,12 @@ MUTATORS = (mutate_errors,)
 
 
 def parse(path: Path) -> None:
-    """Read it, rank it, and show it."""
+    """Read, rank and format it."""
     ours, theirs = read_scores(path), document()
     best_cell(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
     decide(theirs.cells, ours.cells, "version 1")
     spec = ours.spec
-    (
-        score_tables.score_table(ours, spec),
-        score_tables.front_table(ours, spec),
-        score_tables.headline(ours, spec),
-    )
+    score_tables.score_table(ours, spec), score_tables.front_table(ours, spec), headline(ours, spec)
     score_tables.spaces_table(all_spaces(ours))
     score_tables.protocol_table([cell.card for cell in ours.cells.values()])
     with suppress(DiffctlError):

@@ -1,4 +1,4 @@
-"""A training's saved state, and a training that becomes it."""
+"""A training's saved state, and a training that resumes from it."""
 
 import warnings
 from functools import cache
@@ -45,7 +45,7 @@ def _state() -> TrainState:
 
 @cache
 def seeds() -> list[bytes]:
-    """The state after three steps, moments included, of a small network."""
+    """Return the state after three steps of a small network, moments included."""
     state = _state()
     for weight in state.network.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -57,18 +57,18 @@ def seeds() -> list[bytes]:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right seal."""
+    """Correct the checksum."""
     said = data[:-CHECKSUM_BYTES]
     return said + sha256(f"{FILE}\n".encode() + said).digest()
 
 
 def parse(path: Path) -> None:
-    """Find it as the newest of a training, which goes on from it."""
+    """Restore it as the newest state of a training."""
     folder = path.parent / "training"
     folder.mkdir()
     path.rename(folder / FILE)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         if not RunDir(folder, "key").restore(_state()):
-            raise DiffctlError(str(told[0].message).replace(str(folder), ""))
+            raise DiffctlError(str(messages[0].message).replace(str(folder), ""))
     _state().take_means()

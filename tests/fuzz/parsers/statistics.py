@@ -1,4 +1,4 @@
-"""Published statistics of features, a mean and a covariance in an npz or a pickle, and images beside them."""
+"""Published statistics of features, a mean and a covariance in npz or pickle, with optional images."""
 
 import io
 import pickle
@@ -20,7 +20,7 @@ EXTRACTOR, SIZE = "effnet-lite0-64", 3  # so few features that a seed is small
 
 @cache
 def seeds() -> list[bytes]:
-    """The forms of OpenAI, EDM and EDM2."""
+    """Return the formats of OpenAI, EDM and EDM2."""
     arrays = {"mu": np.arange(SIZE, dtype=np.float64), "sigma": np.eye(SIZE)}
     others = {"mu_s": np.zeros(SIZE), "sigma_s": np.eye(SIZE), "arr_0": np.zeros((1, 2, 2, 3), np.uint8)}
     packed = [_packed(save, one) for save, one in ((np.savez, {**arrays, **others}), (np.savez, arrays))]
@@ -39,7 +39,7 @@ MUTATORS = (mutate_header, mutate_entry)
 
 @contextmanager
 def few_features():
-    """The extractors with so few features."""
+    """Reduce the extractors to a few features."""
     whole = {name: EXTRACTORS[name] for name in (EXTRACTOR, INCEPTION_SPATIAL.name)}
     EXTRACTORS.update({name: replace(spec, features=SIZE) for name, spec in whole.items()})
     try:
@@ -49,7 +49,7 @@ def few_features():
 
 
 def parse(path: Path) -> None:
-    """Read it as the statistics of both extractors, and the images that it has."""
+    """Read the statistics of both extractors, and the images if there are any."""
     is_statistics(path)
     with few_features():
         names = [EXTRACTOR]

@@ -1,4 +1,4 @@
-"""A set of images: its description, or its arrays beside a whole description."""
+"""An image store: its meta.json, or arrays with a valid meta.json."""
 
 import io
 import json
@@ -30,9 +30,9 @@ SPLIT = {
 
 @cache
 def seeds() -> list[bytes]:
-    """A cell's description, a split's, images and labels."""
+    """Return meta.json of a cell and of a split, images and labels."""
     images, labels = np.zeros((COUNT, 2, 2, 1), np.uint8), np.array([0, 0, 1])
-    return [json.dumps(add_checksum(said)).encode() for said in (CELL, SPLIT)] + [
+    return [json.dumps(add_checksum(message)).encode() for message in (CELL, SPLIT)] + [
         _array(images),
         _array(labels),
     ]
@@ -45,12 +45,12 @@ def _array(values: np.ndarray) -> bytes:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right seal of the description."""
+    """Correct the checksum of meta.json."""
     return reseal(data)
 
 
 def parse(path: Path) -> None:
-    """Open the store with the input in the place of one of its files."""
+    """Open the store with the input as one of its files."""
     data, folder = path.read_bytes(), path.parent / "store"
     meta, _, images, labels = seeds()
     folder.mkdir()

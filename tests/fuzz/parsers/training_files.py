@@ -1,4 +1,4 @@
-"""The small files of trainings, stages and searches: spool, heartbeat, outcome, identity, journal, ends."""
+"""Small files of trainings, stages and searches: spool, heartbeat, outcome, identity, journal."""
 
 import json
 import zlib
@@ -35,7 +35,7 @@ OUTCOME = b'{"kind": "failed", "sentence": "it failed", "exit_code": 1}'
 
 @cache
 def seeds() -> list[bytes]:
-    """A whole spool, and one of each of the others."""
+    """Return a complete spool, and one of each other file."""
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "a.png").write_bytes(b"picture")
@@ -57,7 +57,7 @@ def seeds() -> list[bytes]:
 
 
 def repair(data: bytes) -> bytes:
-    """With right checksums of a spool's lines, or of a sealed object."""
+    """Correct the checksums of a spool's lines, or of a JSON object."""
     if b'"crc"' not in data:
         return reseal(data)
     lines = [line.rpartition(CHECKSUM[:8])[0] for line in data.splitlines()]
@@ -91,6 +91,6 @@ def parse(path: Path) -> None:
 
 def _refusal(read: Callable[[], object]) -> DiffctlError | None:
     try:
-        return None if read() is not None else DiffctlError("it says nothing")
+        return None if read() is not None else DiffctlError("it expected nothing")
     except DiffctlError as error:
         return error

@@ -1,4 +1,4 @@
-"""A shard of a cell: images by their range."""
+"""A shard of a cell: images of an index range."""
 
 import warnings
 from functools import cache
@@ -18,7 +18,7 @@ CELL, FILE = "cell", "00000000-00000004.npy"
 
 @cache
 def seeds() -> list[bytes]:
-    """The only shard of a cell."""
+    """Return the only shard of a cell."""
     with TemporaryDirectory() as folder:
         shards = CellShards(Path(folder) / CELL, COUNT, SHAPE)
         shards.save(range(COUNT), np.arange(16, dtype=np.uint8).reshape(COUNT, *SHAPE))
@@ -26,19 +26,19 @@ def seeds() -> list[bytes]:
 
 
 def repair(data: bytes) -> bytes:
-    """With a right seal."""
+    """Correct the checksum."""
     said = data[:-CHECKSUM_BYTES]
     return said + sha256(f"{CELL}/{FILE}\n".encode() + said).digest()
 
 
 def parse(path: Path) -> None:
-    """Find it among a cell's shards, and read its images."""
+    """Read it as a shard of a cell."""
     shards = CellShards(path.parent / CELL, COUNT, SHAPE)
     shards.folder.mkdir()
     path.rename(shards.folder / FILE)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         if shards.missing(COUNT):
-            raise DiffctlError(str(told[0].message).replace(str(path.parent), ""))
+            raise DiffctlError(str(messages[0].message).replace(str(path.parent), ""))
     (images,) = shards.images()
     assert images.shape == (COUNT, *SHAPE)
