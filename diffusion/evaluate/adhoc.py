@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from diffusion.choice.confidence import CONFIDENCE, interval
 from diffusion.evaluate.adhoc_inputs import ScoringInputs
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
-from diffusion.evaluate.features.extract import FeatureArray
-from diffusion.evaluate.features.extractors import exact_float32, load_extractor
-from diffusion.evaluate.features.reference_features import make_reference_of, matching_reference
+from diffusion.evaluate.features.extract import FeatureArray, Features
+from diffusion.evaluate.features.extractors import Extractor, exact_float32, load_extractor
+from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
 from diffusion.evaluate.scores.published_distance import PublishedDistance, PublishedTarget
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.scores.torch_fidelity_scores import statistics
@@ -31,40 +31,40 @@ MIN_FOR_INTERVAL = 3  # images
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
 
+class ScoringOptions(TypedDict, total=False):
+    """Options of ad-hoc scoring. All are optional.
+
+    `weights` and `weights_sha256` are as in `load_extractor`; `batch_size`, `prc_images` and `prc_samples` as
+    in the section `evaluate`. `progress` receives (done, total) of the images that are extracted.
+    """
+
+    weights: Path | None
+    weights_sha256: str | None
+    batch_size: int | None
+    prc_images: int | None
+    prc_samples: int | None
+    progress: Progress | None
+
+
 def score_images(
-    inputs: ScoringInputs,
-    *,
-    extractor: str | None = None,
-    weights: Path | None = None,
-    weights_sha256: str | None = None,
-    batch_size: int | None = None,
-    prc_images: int | None = None,
-    prc_samples: int | None = None,
-    progress: Progress | None = None,
+    inputs: ScoringInputs, *, extractor: str | None = None, **options: Unpack[ScoringOptions]
 ) -> dict[str, Any]:
     """Score the sample against the real images. Return `images`, `reference`, `scores` and `card`.
 
     Features come from data/reference if it fits, then from the feature cache; only the rest is extracted.
-
-    Args:
-        extractor: a name of EXTRACTORS; None for the bundled one for the images' size.
-        prc_images, prc_samples: as in the section `evaluate`.
-        progress: receives (done, total) of the images that are extracted.
+    `extractor` is a name of EXTRACTORS, by default the bundled one for the images' size.
     """
     sample, real, heldout = inputs.sample, inputs.real, inputs.heldout
-    name = extractor or default_extractor(real.images.shape[1])
-    loaded = load_extractor(name, weights, scoring_device(), weights_sha256)
+    loaded = _load(extractor or default_extractor(real.images.shape[1]), options)
     reference = None
     if heldout is not None:
         reference = matching_reference(REFERENCE, loaded, inputs.split, inputs.against)
     others = [] if reference is not None else [real, *([] if heldout is None else [heldout])]
-    *real_features, features = cached_features(loaded, [*others, sample], batch_size, progress)
+    *real_features, features = _features(loaded, [*others, sample], options)
     if reference is None:
         held = real_features[1] if heldout is not None else None
         reference = make_reference_of(loaded, real, real_features[0], heldout, held)
-    defaults = EvaluateConfig()
-    most = prc_images or defaults.prc_images
-    scorer = Scorer(reference, defaults.confidence_intervals, most, loaded.device, prc_samples)
+    scorer = _scorer(reference, loaded, options)
     return {
         "images": _described(sample),
         **shared_values(scorer, len(sample)),
@@ -76,35 +76,25 @@ def score_against_statistics(
     sample: ImageStore,
     published: PublishedStatistics,
     images: ImageStore | None = None,
-    *,
-    weights: Path | None = None,
-    weights_sha256: str | None = None,
-    batch_size: int | None = None,
-    prc_images: int | None = None,
-    prc_samples: int | None = None,
-    progress: Progress | None = None,
+    **options: Unpack[ScoringOptions],
 ) -> dict[str, Any]:
     """Score the sample against published statistics. Return the keys of `score_images` and `not_scored`.
 
     The statistics give the Fréchet distance. `images`, the real images of the same file if it has some, give
     the other scores; this is how OpenAI's evaluator computes precision and recall. `not_scored` lists the
-    missing scores and the reason. The other arguments are as in `score_images`.
+    missing scores and the reason.
     """
-    spec, defaults = published.spec, EvaluateConfig()
-    loaded = load_extractor(spec.name, weights, scoring_device(), weights_sha256)
-    stores = [sample] if images is None else [sample, images]
-    features, *real = cached_features(loaded, stores, batch_size, progress)
+    spec, loaded = published.spec, _load(published.spec.name, options)
+    features, *real = _features(loaded, [sample] if images is None else [sample, images], options)
     sampling = sample.meta.get("card", {})
     card = statistics_card(sampling, len(sample), published.facts, spec, loaded.weights_sha256)
     reference: dict[str, Any] = {**published.facts, "features": spec.features}
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}
-        most = prc_images or defaults.prc_images
-        of_images = make_reference_of(loaded, images, real[0])
-        scorer = Scorer(of_images, defaults.confidence_intervals, most, loaded.device, prc_samples)
+        scorer = _scorer(make_reference_of(loaded, images, real[0]), loaded, options)
         scores |= scorer.scores_without_distance(features)
-        card |= neighbour_card(len(sample), len(images), (scorer.most_samples, most))
+        card |= neighbour_card(len(sample), len(images), (scorer.most_samples, scorer.most))
     has_images = images is not None
     return {
         "images": _described(sample),
@@ -115,6 +105,20 @@ def score_against_statistics(
         "not_scored": {"scores": missing_scores(spec, has_images), "why": missing_reason(has_images)},
         "card": card,
     }
+
+
+def _load(name: str, options: ScoringOptions) -> Extractor:
+    return load_extractor(name, options.get("weights"), scoring_device(), options.get("weights_sha256"))
+
+
+def _features(loaded: Extractor, stores: list[ImageStore], options: ScoringOptions) -> list[Features]:
+    return cached_features(loaded, stores, options.get("batch_size"), options.get("progress"))
+
+
+def _scorer(reference: Reference, loaded: Extractor, options: ScoringOptions) -> Scorer:
+    defaults = EvaluateConfig()
+    most = options.get("prc_images") or defaults.prc_images
+    return Scorer(reference, defaults.confidence_intervals, most, loaded.device, options.get("prc_samples"))
 
 
 @exact_float32()

@@ -16,6 +16,7 @@ from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, real_digits
+from tests.helpers.file_server import serving
 from tests.helpers.inception import write_random_inception
 
 
@@ -150,19 +151,19 @@ def with_url(monkeypatch, url):
 
 
 def test_wrong_download_is_removed(tmp_path, monkeypatch):
-    wrong = tmp_path / "wrong.pth"
-    wrong.write_bytes(b"not weights")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    with_url(monkeypatch, wrong.as_uri())
-    with pytest.raises(DiffctlError, match="serves another file"):
-        load_extractor("inception-v3-compat")
+    with serving({"wrong.pth": b"not weights"}) as server:
+        with_url(monkeypatch, server.url("wrong.pth"))
+        with pytest.raises(DiffctlError, match="serves another file"):
+            load_extractor("inception-v3-compat")
     assert not any((tmp_path / "torch").rglob("*.pth"))
 
 
 def test_right_download_is_kept(tmp_path, monkeypatch, random_inception):
     path, sha256 = random_inception
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    with_url(monkeypatch, path.as_uri())
-    data = read_weights(EXTRACTORS[INCEPTION.name], sha256=sha256)
+    with serving({"inception.pth": path.read_bytes()}) as server:
+        with_url(monkeypatch, server.url("inception.pth"))
+        data = read_weights(EXTRACTORS[INCEPTION.name], sha256=sha256)
     kept = tmp_path / "torch" / "hub" / "checkpoints" / INCEPTION.weights.file
     assert kept.read_bytes() == data.getbuffer()
