@@ -25,6 +25,9 @@ from flows.dvc_stage import Write, reproduce, supervise
 from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
 from flows.pipeline_steps import check_mlflow
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
+from tracking.keys import model_name
+from tracking.registry.registered_models import champion_run
+from tracking.runs.run_lookup import find_run
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -100,10 +103,6 @@ def _model(images: str) -> list[str]:
 
 def _run(images: str) -> "Run":
     """Return the MLflow run of the model."""
-    from tracking.keys import model_name
-    from tracking.registry.registered_models import champion_run
-    from tracking.runs.run_lookup import find_run
-
     return find_run(
         champion_run(model_name(load().data.name)) if images == CHAMPION else images.removeprefix(RUN)
     )

@@ -2,18 +2,16 @@
 
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
+from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals
 from flows.dvc_stage import STAGES, Write, has_remote, push_outs, reproduce
+from flows.fetch_pretrained import fetch_pretrained
 from flows.output_relay import echo
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
-
-if TYPE_CHECKING:
-    from diffusion.train.plan import DenoiserPlan
 
 Step = Callable[[str, bool], Awaitable[str | None]]
 """Runs the named step, a resumable stage from scratch if the flag is set; returns its result as text."""
@@ -63,7 +61,6 @@ async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
 def _raw_files_changed() -> bool:
     """Return whether the raw files differ from the prepared ones; DVC does not track them."""
     from diffusion.check.findings import Project
-    from diffusion.config import load
 
     return Project(load()).raw_files_changed
 
@@ -80,53 +77,40 @@ async def run_steps(
         if name in done:
             continue
         check_signals()
-        if fresh and name in RESUMABLE:
-            _discard(name)
-        if keep and name == "train":
-            _keep_training()
+        if name == "train" and (fresh or keep):
+            _prepare_training(fresh=fresh, keep=keep)
+        if name == "sample" and fresh:
+            _discard_shards()
         done[name] = await do(name, fresh)
 
 
-def _discard(stage: str) -> None:
-    """Remove the stage's saved progress; raise DiffctlError if that training is running."""
-    if stage == "train":
-        _discard_training()
-    elif MODEL.exists():
-        from diffusion.config import load
-        from diffusion.model.model_file import read_artefact
-        from diffusion.sample.ema_models import existing_ema_models
-        from diffusion.sample.shards import cells_folder
+def _discard_shards() -> None:
+    """Remove the finished shards of the current model and its EMA profiles."""
+    from diffusion.model.model_file import read_artefact
+    from diffusion.sample.ema_models import existing_ema_models
+    from diffusion.sample.shards import cells_folder
 
-        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
-            folder = cells_folder(read_artefact(model).model_sha256)
-            if folder.exists():
-                shutil.rmtree(folder)
+    if not MODEL.exists():
+        return
+    for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
+        folder = cells_folder(read_artefact(model).model_sha256)
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
-def _discard_training() -> None:
-    from diffusion.train.checkpoint.run_dir import open_training
+def _prepare_training(*, fresh: bool = False, keep: bool = False) -> None:
+    """Discard the saved training with `fresh`, adopt another code's with `keep`.
 
-    with open_training(_training(), fresh=True):
-        pass
-
-
-def _keep_training() -> None:
-    from diffusion.train.checkpoint.run_dir import open_training
-
-    with open_training(_training(), keep=True):
-        pass
-
-
-def _training() -> "DenoiserPlan":
-    """Return the plan of the training in params.yaml."""
-    from diffusion.config import load
+    Raise DiffctlError if that training is running.
+    """
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta
     from diffusion.system.devices import default_device
+    from diffusion.train.checkpoint.run_dir import open_training
     from diffusion.train.plan import plan_training
-    from flows.fetch_pretrained import fetch_pretrained
 
     config = load()
     fetch_pretrained(config.train.init_from)
     meta = open_store(PREPARED / "train", PreparedMeta, unverified=True).meta
-    return plan_training(config, meta, default_device())
+    with open_training(plan_training(config, meta, default_device()), fresh=fresh, keep=keep):
+        pass

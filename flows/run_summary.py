@@ -15,8 +15,12 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
-from tracking.keys import REPORT_FOLDER
+from tracking.keys import REPORT_FOLDER, model_name
 from tracking.mlflow_pages import run_link, score_names, score_table, version_link
+from tracking.registry.registered_models import find_registered
+from tracking.runs.run_lookup import read_identity
+from tracking.runs.scored_runs import data_name, find_training_run
+from tracking.store import tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -107,10 +111,6 @@ def _picture(folder: Path, name: str) -> Iterator[str]:
 
 def links_of_pipeline() -> Iterator[str]:
     """Yield links to the run, the registered version and the report."""
-    from tracking.runs.run_lookup import read_identity
-    from tracking.runs.scored_runs import find_training_run
-    from tracking.store import tracking_uri
-
     run = find_training_run(read_identity(RUN))
     yield from links_of_model(run, read_scores(SCORES))
     if page := mlflow_page(tracking_uri()):
@@ -121,11 +121,6 @@ def links_of_pipeline() -> Iterator[str]:
 
 def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
     """Yield links to the run of a model and to its registered version with these scores."""
-    from tracking.keys import model_name
-    from tracking.registry.registered_models import find_registered
-    from tracking.runs.scored_runs import data_name
-    from tracking.store import tracking_uri
-
     page, version = mlflow_page(tracking_uri()), find_registered(document)
     if page:
         link = run_link(page, run.info.experiment_id, run.info.run_id)
