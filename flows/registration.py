@@ -4,8 +4,8 @@ Both steps are idempotent: a rescored champion has the current card, and a model
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
 from flows.output_relay import echo
+from flows.sweep_cells import ProgressOf, Show
 from tracking.connectivity import MlflowError
 from tracking.registry.model_registry import (
     OutdatedChampion,
@@ -27,10 +28,6 @@ from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
 if TYPE_CHECKING:
     from diffusion.protocol.scores import CellScores
     from diffusion.protocol.scores_document import ScoresDocument
-
-Show = Callable[[int, int], None]
-ProgressOf = Callable[[str], AbstractContextManager[Show]]
-"""Given a label, a context with a callback for (done, total)."""
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def run_cells(cells: CellTasks) -> None:
     cells.raise_failures()
 
 
-def run_name(names: list[str]) -> str:
+def _flow_run_name(names: list[str]) -> str:
     """Return the name of the flow run over these cells."""
     if len(names) < 2:
         return ", ".join(names) or "no cells"
@@ -140,7 +140,7 @@ def _flow(cells: CellTasks) -> "Awaitable[State]":
     async def cell(name: str) -> None:
         cells.make(name)
 
-    @flow(name="sweep", flow_run_name=run_name(cells.left()))
+    @flow(name="sweep", flow_run_name=_flow_run_name(cells.left()))
     async def sweep(names: list[str]) -> State | None:
         """Every cell of a sweep, one after the other."""
         progress = await _progress(len(names))

@@ -7,19 +7,14 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 from urllib.parse import quote
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.system.section import canonical_json
 from serving.requests import MAX_BODY
 from serving.responses import ModelRef
 from serving.service import Service
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
@@ -33,10 +28,10 @@ HOST = re.compile(
 class MetricsMiddleware:
     """Counts responses, adds the headers of the model unless a route did, and answers unhandled errors."""
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
@@ -80,17 +75,17 @@ def model_headers(model: ModelRef) -> list[tuple[bytes, bytes]]:
 class TokenMiddleware:
     """Requires the bearer token, except for health checks."""
 
-    def __init__(self, app: App, token: bytes) -> None:
+    def __init__(self, app: ASGIApp, token: bytes) -> None:
         self._app, self._token = app, token
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http" or scope["path"] in HEALTH_PATHS or self._is_authorized(scope):
             return await self._app(scope, receive, send)
         headers = [(b"www-authenticate", b"Bearer")]
         await send_error(send, 401, "wrong or missing token: send Authorization: Bearer TOKEN", headers)
 
-    def _is_authorized(self, scope: MutableMapping[str, Any]) -> bool:
+    def _is_authorized(self, scope: Scope) -> bool:
         given = [value for name, value in scope["headers"] if name == b"authorization"]
         kind, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
         return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
@@ -99,17 +94,17 @@ class TokenMiddleware:
 class LocalHostMiddleware:
     """Refuses every Host header but those of this machine, against DNS rebinding."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http" or is_loopback(_host(scope)):
             return await self._app(scope, receive, send)
         await send_error(send, 421, "without a token this server answers only to localhost and 127.0.0.1")
 
 
-def _host(scope: MutableMapping[str, Any]) -> str:
+def _host(scope: Scope) -> str:
     """Return the name or address in the Host header without its port; "" if it is malformed or repeated."""
     given = [value for name, value in scope["headers"] if name == b"host"]
     match = HOST.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
@@ -129,10 +124,10 @@ def is_loopback(host: str) -> bool:
 class BodyLimitMiddleware:
     """Reads the body of a request before the routes, up to MAX_BODY bytes."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
