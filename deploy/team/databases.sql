@@ -1,4 +1,4 @@
--- Once, by the database's user: psql --dbname postgres --file databases.sql
+-- Run once, as the database's user: psql --dbname postgres --file databases.sql
 CREATE DATABASE mlflow;
 CREATE DATABASE mlflow_auth;
 CREATE DATABASE prefect;
