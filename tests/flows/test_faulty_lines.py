@@ -85,7 +85,7 @@ def test_a_run_survives_faulty_connections_and_logs_every_point(
 
 
 def assert_training_arrived(clone: Path, uri: str) -> None:
-    """Every point of the training is in MLflow once, beside the scores that were registered in its run."""
+    """Check that every point of the training is in MLflow once."""
     run, key = run_of(clone)
     ours = {name for name, *_ in logged(run)}
     arrived = {point: count for point, count in stored(uri, key).items() if point[0] in ours}

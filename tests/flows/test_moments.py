@@ -45,7 +45,7 @@ def project(folder: Path, database: Path) -> Path:
 
 
 def run(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
-    """Run the pipeline in the folder, with what is temporary in `tmp` of it."""
+    """Run the pipeline in the folder, with its temporary files in `tmp`."""
     (folder / "tmp").mkdir(exist_ok=True)
     env = own_code(folder) | {"PYTHONPATH": f"{folder}:{ROOT}", "TMPDIR": str(folder / "tmp")}
     return subprocess.run(

@@ -116,7 +116,7 @@ def toy(tmp_path: Path, prefect_database: Path) -> Path:
 def started(
     folder: Path, *arguments: str, url: str = "", env: dict[str, str] | None = None
 ) -> "subprocess.Popen[str]":
-    """`diffctl run` in the folder, in a session of its own."""
+    """Start `diffctl run` in the folder, in its own session."""
     return subprocess.Popen(
         command("run", *arguments),
         cwd=folder,

@@ -122,7 +122,7 @@ def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wante
     )
     assert [cell for cell, done in progress if done == "48/48"] == list(wanted)
     assert len(shards(project)) == 2 * 48 / 4
-    assert times(list(finished)) == finished, "what was finished is not made again"
+    assert times(list(finished)) == finished, "finished shards are not sampled again"
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
 
@@ -179,8 +179,8 @@ def test_an_unreachable_cluster_is_one_sentence(project: Path) -> None:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster that asks for a token."""
-    # A path of its own that is short: Ray's sockets lie in it.
+    """The address of a cluster that requires a token."""
+    # A short path, since Ray puts its sockets there.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         port = free_port()
         start = [

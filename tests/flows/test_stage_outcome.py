@@ -10,7 +10,7 @@ import pytest
 from flows.stage_outcome import VARIABLE, StageOutcome, outcome_file, read_outcome
 from tests.conftest import diffctl, environment
 
-# A command that fails, or prints what the processes that it starts would see.
+# A command that fails, or prints the variable that its child processes would inherit.
 COMMAND = """
 import os, sys
 import cli.main

@@ -37,7 +37,7 @@ def test_every_route_but_health_requires_the_token(app, given, status):
 
 
 def status_of(middleware, headers: list[tuple[bytes, bytes]], *messages: dict) -> int:
-    """The status with which the middleware, over an application that returns 200, answers."""
+    """The status from the middleware around an application that returns 200."""
     sent, left = [], list(messages)
 
     async def inner(scope, receive, send) -> None:

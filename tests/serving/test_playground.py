@@ -135,7 +135,7 @@ def test_choices_are_what_the_model_allows(client, place):
 
 
 def test_the_response_settings_identify_their_sweep_cell(client):
-    """By its settings without the seed, which the page compares."""
+    """The page compares the settings without the seed."""
     answer = client.post("/v1/images", json={"seed": 9}).json()
     settings = {key: value for key, value in answer["settings"].items() if key != "seed"}
     best = client.get("/playground/choices").json()["cost"]["points"][1]

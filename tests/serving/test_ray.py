@@ -129,10 +129,10 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
         with httpx.Client(timeout=60) as client:
             while not over.is_set():
                 events = number % 3 == 0
-                asked = {"num": number % 4 + 1, "steps": 4 + number * 3}
+                body = {"num": number % 4 + 1, "steps": 4 + number * 3}
                 path = "/v1/images/events" if events else "/v1/images"
                 try:
-                    answer = client.post(f"{two.url}{path}", json=asked)
+                    answer = client.post(f"{two.url}{path}", json=body)
                 except httpx.HTTPError as error:
                     return lost.append(repr(error))
                 answers.append((answer.status_code, answer.headers["x-model-version"]))
@@ -150,8 +150,8 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
         # Each replica looks for itself: 30 answers of version 2 alone are of both.
         wait_until(lambda: [version for _, version in answers[-30:]] == ["2"] * 30)
         assert {status for status, _ in answers} == {200}
-        asked = {"num": 3, "steps": 5, "format": "npz"}
-        made = httpx.post(f"{two.url}/v1/images", json=asked, timeout=60)
+        body = {"num": 3, "steps": 5, "format": "npz"}
+        made = httpx.post(f"{two.url}/v1/images", json=body, timeout=60)
         (here / "made.npz").write_bytes(made.content)
         with np.load(here / "made.npz") as arrays:
             difference = arrays["arr_0"].astype(int) - offline(3, 5)
@@ -220,9 +220,9 @@ def test_autoscaling_loses_no_request(here):
     def ask(number: int) -> None:
         with httpx.Client(timeout=120) as client:
             while not over.is_set() and not (quiet.is_set() and number):
-                asked = {"num": 2, "steps": 5 if quiet.is_set() else 40}
+                body = {"num": 2, "steps": 5 if quiet.is_set() else 40}
                 try:
-                    statuses.append(client.post(f"{server.url}/v1/images", json=asked).status_code)
+                    statuses.append(client.post(f"{server.url}/v1/images", json=body).status_code)
                 except httpx.HTTPError as error:
                     statuses.append(repr(error))
 
