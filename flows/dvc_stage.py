@@ -207,7 +207,7 @@ def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> Diff
         who = f"process {holder[1]}" if holder else "another process"
         return FolderBusy(stage, who)
     if full := next((line for line in errors if NO_ROOM in line), None):
-        return StageFailed(stage, f"{full}: make room, then run the same command again")
+        return StageFailed(stage, f"{full}: free some space, then run the same command again")
     return StageFailed(stage, text or "DVC failed without a message; `dvc repro` may show one")
 
 

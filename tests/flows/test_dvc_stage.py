@@ -66,7 +66,7 @@ def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.
         ("TemporaryError('no server answers')", 75, True, "no server answers"),
         ("UsageError('data.name: no such data')", 2, False, "data.name: no such data"),
         ("ValueError('a\\nmistake')", 1, False, "ValueError: a mistake"),
-        ("OSError(28, 'No space left', 'a')", 1, False, "a cannot be written (No space left): make room"),
+        ("OSError(28, 'Full', 'a')", 1, False, "a cannot be written (Full): free some space"),
     ],
 )
 def test_a_failure_carries_the_stages_message_and_exit_code(
@@ -306,7 +306,7 @@ def test_a_full_remote_is_one_sentence_and_the_push_resumes_after_making_room(
         asyncio.run(push_outs())
     assert error.value.exit_code == 1
     assert "\n" not in str(error.value)
-    assert "make room" in str(error.value)
+    assert "free some space" in str(error.value)
     for path in (path for path in remote.glob("files/md5/*/*") if not path.name.startswith(".")):
         assert hashlib.md5(path.read_bytes()).hexdigest() == path.parent.name + path.name
     make_room(remote)

@@ -183,7 +183,7 @@ class Versions:
             raise UsageError(f"{name} has no version {number}")
         if self.files[number] is None:
             raise DiffctlError(f"the file of version {number} is damaged")
-        return VersionFiles(self.files[number], published(self.files[number]).scores)
+        return VersionFiles(number, self.files[number], published(self.files[number]).scores)
 
 
 def test_a_chosen_version_serves(place, tmp_path, monkeypatch):
