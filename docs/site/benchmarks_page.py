@@ -1,4 +1,4 @@
-"""What each benchmark measures and promises, as its own module says it, in docs/benchmarks.md."""
+"""The benchmarks' docstrings in docs/benchmarks.md."""
 
 import ast
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ def with_promises(markdown: str) -> str:
 def _sections() -> Iterator[str]:
     for file in sorted((ROOT / "benchmarks").glob("*.py")):
         if is_run(file):
-            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            yield f"### benchmarks.{file.stem}\n\n{said}\n"
+            docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            yield f"### benchmarks.{file.stem}\n\n{docstring}\n"
 
 
 def is_run(file: Path) -> bool:

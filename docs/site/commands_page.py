@@ -1,4 +1,4 @@
-"""The reference of the command line: what each command's `--help` says, from the commands themselves."""
+"""The reference of the command line, from each command's `--help`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from docs.site.tables import literal, table
 
 HEAD = """# Command line
 
-What `--help` says of each command. Every command exits with one of [these
+The `--help` of each command. Every command exits with one of [these
 codes](../operations.md#exit-codes), and with one sentence where it fails.
 
 """
@@ -46,6 +46,6 @@ def _section(name: str, command: Any) -> str:
     return "\n".join(lines)
 
 
-def _plain(said: str) -> str:
-    """Help as text: what looks like Markdown in it is none, but for code."""
-    return said.replace("[", "\\[").replace("*", "\\*").replace("<", "&lt;")
+def _plain(text: str) -> str:
+    """Escape help text for Markdown, except code."""
+    return text.replace("[", "\\[").replace("*", "\\*").replace("<", "&lt;")

@@ -20,7 +20,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """A page's text, with what benchmarks say of themselves, and links from the library's names."""
+    """Insert the benchmarks' docstrings and link the library's names."""
     return library_page.with_links(benchmarks_page.with_promises(markdown))
 
 

@@ -17,7 +17,7 @@ by package. Shapes are B images of C×H×W; ε, x̂_0, α and σ are those of th
 """
 REFERENCE = re.compile(r"`(diffusion(?:\.\w+)+):(\w+)([\w.]*)`")
 IMPORT = re.compile(r"^ *from (diffusion(?:\.\w+)+) import ([\w, ]+)$", re.M)
-NOT_EXTENDED = "extending.md"  # whose blocks are new files
+NOT_EXTENDED = "extending.md"  # its blocks are new files
 
 
 def text() -> str:

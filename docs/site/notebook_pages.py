@@ -45,7 +45,7 @@ def page(name: str, notebook: Node) -> Iterator[tuple[str, str | bytes]]:
                 pictures += 1
                 yield f"notebooks/{name}-{pictures}.png", base64.b64decode(data["image/png"])
                 parts.append(f"![{cell.metadata.get('alt', 'What the cell draws')}]({name}-{pictures}.png)")
-            elif said := output.get("text") or data.get("text/plain"):
-                parts.append(f"```text\n{said.rstrip()}\n```")
+            elif text := output.get("text") or data.get("text/plain"):
+                parts.append(f"```text\n{text.rstrip()}\n```")
     source = f"*Executed when this page was built: [{name}.ipynb]({name}.ipynb) without what it prints.*"
     yield f"notebooks/{name}.md", "\n\n".join([*parts, source]) + "\n"

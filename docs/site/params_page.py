@@ -24,7 +24,7 @@ BOUNDS = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("maximum", "≤"), ("e
 
 @dataclass(frozen=True)
 class Field:
-    """A field as its row says it."""
+    """One row of the table."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ def text() -> str:
 
     schema = params_schema()
     definitions = schema["$defs"]
-    found: dict[str, tuple[str, Schema]] = {}  # a class is told where it stands first
+    found: dict[str, tuple[str, Schema]] = {}  # a class is described at its first path
     for name, part in schema["properties"].items():
         for path, own in sections(name, part, definitions):
             found.setdefault(own["title"], (path, own))
@@ -47,7 +47,7 @@ def text() -> str:
 
 
 def sections(path: str, part: Schema, definitions: Schema) -> Iterator[tuple[str, Schema]]:
-    """The objects that may stand at a path of params.yaml, and those within them, each with its path."""
+    """Yield the objects allowed at a path of params.yaml and their nested objects, with their paths."""
     for own in _objects(part, definitions):
         yield path, own
         for name, value in own["properties"].items():
@@ -56,7 +56,7 @@ def sections(path: str, part: Schema, definitions: Schema) -> Iterator[tuple[str
 
 def fields(own: Schema, definitions: Schema) -> list[Field]:
     """The fields of a section's class, in its order."""
-    said = _sentences(own["title"])
+    sentences = _sentences(own["title"])
     required = {
         *own.get("required", []),
         *(name for any_ in own.get("anyOf", []) for name in any_["required"]),
@@ -67,7 +67,7 @@ def fields(own: Schema, definitions: Schema) -> list[Field]:
             _kind(value, definitions),
             _bounds(value),
             "" if name in required or "default" not in value else literal(_written(value["default"])),
-            " ".join(NONE.sub("null", one) for one in said if re.search(rf"`{re.escape(name)}`", one))
+            " ".join(NONE.sub("null", one) for one in sentences if re.search(rf"`{re.escape(name)}`", one))
             or value.get("description", ""),
         )
         for name, value in own["properties"].items()
@@ -128,9 +128,9 @@ def _kind(value: Schema, definitions: Schema) -> str:
 
 
 def _bounds(value: Schema) -> str:
-    """The numbers between which a value lies, of a list its items."""
+    """Return the bounds of a value, or of a list's items."""
     parts = [value, *value.get("anyOf", []), value.get("items", {})]
-    said = [
+    bounds = [
         f"{sign}\N{NO-BREAK SPACE}{_number(part[key])}"
         for part in parts
         for key, sign in BOUNDS
@@ -138,8 +138,8 @@ def _bounds(value: Schema) -> str:
     ]
     if "maxItems" in value:
         least, most = value.get("minItems", 0), value["maxItems"]
-        said.append(f"{least} to {most} of them" if least < most else f"{most} of them")
-    return ", ".join(dict.fromkeys(said))
+        bounds.append(f"{least} to {most} of them" if least < most else f"{most} of them")
+    return ", ".join(dict.fromkeys(bounds))
 
 
 def _number(value: float) -> str:
@@ -152,7 +152,7 @@ def _written(value: Any) -> str:
 
 
 def _sentences(title: str) -> list[str]:
-    """What a section's class and those that it comes from say of themselves, the class first."""
+    """Return the docstrings of a section's class and its base classes, the class first."""
     kind = next(kind for kind in _below(_section()) if kind.__name__ == title)
     docs = [own.__doc__ for own in kind.__mro__ if issubclass(own, _section()) and own.__doc__]
     return [

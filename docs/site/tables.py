@@ -9,7 +9,7 @@ CODE_OR_BAR = re.compile(r"(`[^`]*`)|\|")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells a phone shows below each other (site.css). A cell may hold any text."""
+    """Return a table that a phone shows with cells below each other (site.css)."""
     lines = [head, ["---"] * len(head), *rows]
     body = "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
     return f'<div class="reference" markdown>\n\n{body}\n\n</div>\n'
@@ -21,5 +21,5 @@ def cell(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Text that stands for itself."""
+    """Return text as inline code."""
     return f"`{text}`" if text else ""

@@ -1,4 +1,4 @@
-"""The GPU benchmark: what it says without a GPU, what it keeps, and that all parts run on a CPU."""
+"""The GPU benchmark: its message without a GPU, its stored results, and all parts on a CPU."""
 
 import json
 
@@ -16,7 +16,7 @@ RESULT = {"rate": 10.0, "memory": 2e9, "flop": 4, "idle": None, "top": []}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
+def test_message_without_a_gpu(capsys):
     assert gpu.main([]) == 0
     assert capsys.readouterr().out == "There is no GPU here, so nothing was measured.\n"
 
@@ -47,11 +47,11 @@ def test_what_was_measured_is_kept_and_not_measured_again(made, tmp_path, capsys
     assert "| a | b | c | 10 | 40.0% | 2.0 GB |" in capsys.readouterr().out
 
 
-def test_a_profile_is_told_below_the_table(made, tmp_path, capsys):
+def test_profile_is_printed_below_the_table(made, tmp_path, capsys):
     gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
-    said = capsys.readouterr().out
-    assert "a | b | ours: 25% of the time no kernel ran" in said
-    assert "   50.0%  a kernel" in said
+    output = capsys.readouterr().out
+    assert "a | b | ours: 25% of the time no kernel ran" in output
+    assert "   50.0%  a kernel" in output
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"parts": {}}', '{"machine": {"torch": "1"}, "parts": {}}'])
@@ -91,14 +91,14 @@ def test_every_profile_is_measured_in_all_ways(tmp_path):
 @pytest.mark.long
 def test_all_parts_run(tmp_path, capsys):
     assert gpu.main([str(tmp_path / "kept.json"), "--small"]) == 0
-    said = capsys.readouterr().out
-    assert "are missing" not in said
-    assert "does not suffice" not in said
-    assert said.count("of the time no kernel ran") == 3 * len(BATCHES)
-    assert f"{gpu.QUALITY}: " in said
+    output = capsys.readouterr().out
+    assert "are missing" not in output
+    assert "does not suffice" not in output
+    assert output.count("of the time no kernel ran") == 3 * len(BATCHES)
+    assert f"{gpu.QUALITY}: " in output
 
 
-def test_goals_are_told_of_what_was_measured(tmp_path, capsys, monkeypatch):
+def test_goals_are_printed_for_measured_parts(tmp_path, capsys, monkeypatch):
     """At their bounds: met there, and missed by a hundredth."""
     ours, theirs = (gpu.training_name(gpu.ADM, WHOLE, by) for by in ("ours", "diffusers"))
     calm, noisy = (gpu.sampling_name("cifar10", WHOLE, eta, "ours") for eta in gpu.ETAS)
@@ -119,21 +119,21 @@ def test_goals_are_told_of_what_was_measured(tmp_path, capsys, monkeypatch):
     file.write_text(json.dumps({"machine": gpu.machine(WHOLE, CPU), "parts": found}))
     monkeypatch.setattr(gpu, "parts", lambda *_: dict.fromkeys(found))
     assert gpu.measure(file, WHOLE, CPU, minutes=0.0)
-    said = capsys.readouterr().out
-    assert "times diffusers': 1.29 (goal: 1.3; MISSED)" in said
-    assert "share of the bf16 rate: 0.4 (goal: 0.4; met)" in said
+    output = capsys.readouterr().out
+    assert "times diffusers': 1.29 (goal: 1.3; MISSED)" in output
+    assert "share of the bf16 rate: 0.4 (goal: 0.4; met)" in output
 
 
-def test_what_cannot_be_had_is_told_and_left_for_the_next_call(tmp_path, capsys, monkeypatch):
+def test_unavailable_data_are_reported_and_retried_by_the_next_call(tmp_path, capsys, monkeypatch):
     def refuse():
         raise DiffctlError("no such data")
 
     monkeypatch.setattr(gpu, "parts", lambda *_: {gpu.QUALITY: refuse, "a | b | c": lambda: RESULT})
     assert not gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
-    said = capsys.readouterr()
-    assert "no such data" in said.err
-    assert "1 of 2 parts are missing" in said.out
-    assert "| a | b | c | 10 |" in said.out
+    output = capsys.readouterr()
+    assert "no such data" in output.err
+    assert "1 of 2 parts are missing" in output.out
+    assert "| a | b | c | 10 |" in output.out
 
 
 def test_the_long_training_begins_first_in_a_call_of_some_minutes(tmp_path, monkeypatch):

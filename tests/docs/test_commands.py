@@ -1,4 +1,4 @@
-"""Every command that the pages tell, and each of its options, is one that there is."""
+"""Every command on the pages exists, with its options."""
 
 import re
 import shlex
@@ -20,11 +20,11 @@ END = re.compile(r"\s(\|\||&&|[|>;\\]|#)(\s|$)|[;)]$")
 TOP = typer.main.get_command(app)
 
 
-def told(page: Path) -> Iterator[str]:
+def commands_of(page: Path) -> Iterator[str]:
     """The command lines of a page, in code blocks and within sentences."""
     for line in LINE.finditer(page.read_text(encoding="utf-8")):
-        said = re.split(r" {3,}", line[1])[0] if line[1] else line[2]  # what stands after is no command
-        text = re.sub(r"\s+", " ", said)
+        text_part = re.split(r" {3,}", line[1])[0] if line[1] else line[2]  # a comment follows
+        text = re.sub(r"\s+", " ", text_part)
         yield END.split(text[text.index("diffctl ") :])[0].strip()
 
 
@@ -57,7 +57,7 @@ def options(command: Any) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_of_a_page_is_there(page: Path) -> None:
-    lines = list(told(page))
+    lines = list(commands_of(page))
     assert [(line, what) for line in lines if (what := wrong(line))] == []
 
 
@@ -78,4 +78,4 @@ def test_what_is_not_there_is_seen(line: str, what: str | None) -> None:
 
 def test_the_readme_and_the_tutorial_are_looked_at() -> None:
     for name in ("README.md", "docs/tutorial.md"):
-        assert len(list(told(ROOT / name))) > 10
+        assert len(list(commands_of(ROOT / name))) > 10

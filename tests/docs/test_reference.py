@@ -30,7 +30,7 @@ def test_every_field_of_every_section_has_a_meaning_and_what_it_may_be() -> None
     assert [f"{path}.{field.name}" for path, field in found if not field.meaning or not field.kind] == []
 
 
-def test_a_field_is_told_as_its_class_has_it() -> None:
+def test_fields_are_described_by_their_class() -> None:
     train = {field.name: field for field in params_page.fields(dict(sections())["train"], SCHEMA["$defs"])}
     assert (train["steps"].kind, train["steps"].default) == ("whole number", "")
     assert train["ema_decay"].default == "`0.9999`"
@@ -45,7 +45,7 @@ def test_the_page_has_every_section_once() -> None:
     assert {"process", "train", "train.lr (schedule: cosine)", "search.fields"} <= set(titles)
 
 
-def test_every_command_is_told_with_its_options() -> None:
+def test_every_command_is_listed_with_its_options() -> None:
     text = commands_page.text()
     for name, command in commands_page.commands(TOP, "diffctl"):
         section = text.split(f"\n## {name}\n")[1].split("\n## ")[0]

@@ -1,4 +1,4 @@
-"""docs/tutorial.md and the README's commands, run in a fresh clone as they stand."""
+"""Run docs/tutorial.md and the README's commands in a fresh clone."""
 
 import re
 from pathlib import Path
@@ -39,29 +39,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(folder: Path) -> str:
-    """What the rest of the tutorial says."""
+def output(folder: Path) -> str:
+    """Return the output of the tutorial's commands."""
     return clone.shell("\n".join(TUTORIAL[1:]), folder)
 
 
-def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, said: str) -> None:
-    assert "diffctl-digits version 1: " in said
-    assert "diffctl-digits version 2: promoted" in said  # thrice the steps are no matter of chance
-    assert "champion is version 2; `diffctl rollback` goes to version 1" in said
+def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, output: str) -> None:
+    assert "diffctl-digits version 1: " in output
+    assert "diffctl-digits version 2: promoted" in output  # three times the steps are not chance
+    assert "champion is version 2; `diffctl rollback` goes to version 1" in output
     for name in ("digits.png", "seventh.png", "threes.gif", "champion.png"):
         with Image.open(folder / name) as picture:
             picture.verify()
     assert (folder / "report/index.html").stat().st_size > 10_000
     assert (folder / "way.svg").exists()
-    assert "excess" in said
+    assert "excess" in output
 
 
-def test_the_first_lines_of_the_tutorial_shorten_what_there_is(said: str) -> None:
-    assert "train 200/200" in said
-    assert "train 600/600" in said
+def test_the_first_lines_of_the_tutorial_shorten_what_there_is(output: str) -> None:
+    assert "train 200/200" in output
+    assert "train 600/600" in output
 
 
-def test_the_readmes_commands_run(folder: Path, said: str) -> None:
+def test_the_readmes_commands_run(folder: Path, output: str) -> None:
     use = re.search(r"^## Use\n(.*?)^## ", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
     assert use
     lines = [line.strip() for line in re.findall(r"^    (\S.*)$", use[1], re.M)]

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, params
 Tree = dict[str, Any]
 Place = tuple[str | int, ...]
 
-MOST_SAID = 1000  # characters of a message, without the file's name
+MAX_MESSAGE = 1000  # characters of a message, without the file's name
 PROFILES = {path.stem: read_params(path) for path in sorted((ROOT / "profiles").glob("*.yaml"))}
 CLASSIFIER = {  # which no profile has
     "model": {"channels": 8, "channel_mult": [1, 2], "attention_resolutions": [4]},
@@ -99,8 +99,8 @@ def read(path: Path) -> Config | str:
     try:
         return load(path)
     except UsageError as refusal:
-        said = str(refusal)
-        assert said.startswith(str(path)), said
-        assert said.isprintable(), said
-        assert len(said) < MOST_SAID + len(str(path)), said
-        return said
+        message = str(refusal)
+        assert message.startswith(str(path)), message
+        assert message.isprintable(), message
+        assert len(message) < MAX_MESSAGE + len(str(path)), message
+        return message

@@ -17,7 +17,7 @@ class Waited(AssertionError):
 class NothingWaits(TorchDispatchMode):
     """Within it tensors of the meta device are as a GPU's, and what waits for one raises Waited.
 
-    That is what looks at values, and each copy between it and the host that is not said to be asynchronous:
+    These are reads of values, and each synchronous copy to or from the host:
     a host's single number aside, which a GPU's kernel is given as it is. A tensor that is made there of
     Python's numbers is such a copy.
     """

@@ -24,7 +24,7 @@ class PausedWork:
         self.waiting: str | None = None
         self.calls: list[tuple[str, tuple[Any, ...], bool]] = []
         self._client, self._work = client, work
-        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._stopped = threading.Semaphore(0), threading.Semaphore(0)
         self._killed = False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -52,7 +52,7 @@ class PausedWork:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             self.waiting = name
-            self._stands.release()
+            self._stopped.release()
             self._go.acquire()
             if self._killed:
                 raise Killed
@@ -72,7 +72,7 @@ class PausedWork:
         except BaseException as error:
             self.error = error
         self.waiting = None
-        self._stands.release()
+        self._stopped.release()
 
     def _wait(self) -> None:
-        assert self._stands.acquire(timeout=PATIENCE), f"{self.waiting} does not come to an end"
+        assert self._stopped.acquire(timeout=PATIENCE), f"{self.waiting} does not come to an end"

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.mlflow_server import free_port
 
-PLACES = "/usr/lib/postgresql/*/bin/initdb"  # Debian's, which are on nobody's PATH
+PLACES = "/usr/lib/postgresql/*/bin/initdb"  # Debian's, not on PATH
 SERVANT = "postgres"  # root may not run a server: Debian's user for it
 
 

@@ -42,10 +42,10 @@ def trained(
     """
     folder.mkdir(exist_ok=True)
     server = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
-    asked = [str(server.port), str(store), str(folder), json.dumps(changes), str(stop or -1), kind]
+    arguments = [str(server.port), str(store), str(folder), json.dumps(changes), str(stop or -1), kind]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.process_pair", str(rank), str(world), *asked],
+            [sys.executable, "-m", "tests.helpers.process_pair", str(rank), str(world), *arguments],
             env={**environment(), "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
             stderr=subprocess.PIPE,
             text=True,
@@ -53,8 +53,8 @@ def trained(
         for rank in range(world)
     ]
     for process in processes:
-        _, said = process.communicate(timeout=DEADLINE)
-        assert process.returncode == 0, said
+        _, output = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 0, output
     saved = newest_state(folder)
     assert saved is not None
     return saved

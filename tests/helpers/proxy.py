@@ -20,7 +20,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close that is a reset
 class Proxy:
     """Listen at `port` of 127.0.0.1; each mode applies to existing and new connections.
 
-    `refuse` closes all and listens no more, `hang` takes connections and says nothing, `reset` ends each by a
+    `refuse` closes all and stops listening, `hang` accepts connections silently, `reset` ends each by a
     reset, `slow` lets 200 kB a second through.
     """
 

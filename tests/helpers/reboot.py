@@ -92,7 +92,7 @@ def drawn(seed: int, number: int) -> Moment:
 def reboot(folder: Path, moment: Moment) -> None:
     """Kill servers, worker and run at that moment, restart them, and assert that the next run completes.
 
-    A training goes on; of the units that were sampled none is sampled again, and one version is registered.
+    A training resumes, no unit is sampled twice, and one version is registered.
     """
     train = {"steps": STEPS, "save_every": SAVE_EVERY}
     with nightly(folder, {"interval": 15}, server=LEASE, train=train) as work:

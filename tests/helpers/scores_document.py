@@ -67,7 +67,7 @@ def document(kernel: dict[tuple[int, float], float] | None = None, **card: Any) 
 
 
 def certain_cell(metric: str, value: float, errors: Any = None, **card: Any) -> CellScores:
-    """A cell with this score, and its errors, of which its interval follows; its other scores are 1."""
+    """Return a cell with this score and errors that give its interval; its other scores are 1."""
     axes = {"steps": card["steps"], "eta": card["eta"]}
     scores = dict.fromkeys(ERRORS, 1.0) | {metric: value}
     cell = CellScores(**axes, scores=scores, card={**CARD, "nfe": card["steps"], **card})

@@ -78,7 +78,7 @@ def gated(service: Service) -> Gate:
 
 
 class ServerProcess:
-    """`diffctl serve` in a folder, on a port of its own choice; it is ready when it has said its address.
+    """`diffctl serve` in a folder, on a free port; it is ready once it has printed its address.
 
     `name` is another command that serves, `program` what is started in the place of `diffctl`.
     """

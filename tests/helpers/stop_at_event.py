@@ -1,9 +1,9 @@
-"""`diffctl`, run so that it is told to stop at a moment that is counted in events, not in time.
+"""Run `diffctl` and stop it at a moment counted in events, not in time.
 
     python -m tests.helpers.stop_at_event ARGUMENTS
 
-MOMENT says when, as in "stage train:import:700:2": at the 700th audit event `import` of that process signal
-2, twice at once with ":2:2". The first process that is run so is told, be it that one or the one above it.
+MOMENT is, for example, "stage train:import:700:2": at the 700th audit event `import` of that process signal
+2, twice at once with ":2:2". The first process started in this way gets the signal.
 COUNTS names a folder for how many events of each name there were in all.
 """
 
@@ -30,14 +30,14 @@ def watch(name: str) -> None:
             return
         counts[happened] += 1
         if (process, event, number) == (name, happened, str(counts[happened])):
-            tell([int(text) for text in signals])
+            send_signals([int(text) for text in signals])
 
     sys.addaudithook(hook)
     if folder := os.environ.get("COUNTS"):
         atexit.register(lambda: (Path(folder) / f"{name}.json").write_text(json.dumps(counts)))
 
 
-def tell(signals: list[int]) -> None:
+def send_signals(signals: list[int]) -> None:
     """Send them; by a child where there are several, for the first may end the sender."""
     target = int(os.environ["TARGET"])
     if len(signals) == 1:

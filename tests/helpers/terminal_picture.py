@@ -46,8 +46,8 @@ class Line:
 
     def draw(self, at: float, written: str) -> None:
         """Write to its end; after a carriage return, in place of what stood there."""
-        begun, *anew = written.split("\r")
-        drawn = [part for part in anew if part]
+        begun, *redrawn = written.split("\r")
+        drawn = [part for part in redrawn if part]
         text = (drawn[-1] if drawn else self.text + begun).rstrip()
         if text != self.text:
             self.states.append((at, text))

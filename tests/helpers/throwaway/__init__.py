@@ -1,1 +1,1 @@
-"""A network, a process and an extractor that nobody needs, a file each: the test of the registries."""
+"""A throw-away network, process and extractor, one file each, for tests of the registries."""

@@ -30,5 +30,5 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """x (B, C, H, W), t (B,), labels (B,) → (B, C or 2C, H, W)."""
-        beside = self.time(t.to(x.dtype)[:, None] / 1000) + self.classes(labels)
-        return self.head(self.dropout(nn.functional.silu(self.stem(x) + beside[:, :, None, None])))
+        condition = self.time(t.to(x.dtype)[:, None] / 1000) + self.classes(labels)
+        return self.head(self.dropout(nn.functional.silu(self.stem(x) + condition[:, :, None, None])))
