@@ -111,12 +111,12 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from diffusion.system.locks import file_lock
-from tracking import sender
+from tracking.spool import sender
 from tracking.spool.spool_writer import Spool
 folder = Path(sys.argv[1])
 with file_lock(folder / "lock"):
     spool = Spool(folder, key="key", name="digits-abcd", experiment="diffctl-digits")
-    print(sender.start(folder).process.pid, flush=True)
+    print(sender.start_sender(folder).process.pid, flush=True)
     step = 0
     while True:
         step += 1

@@ -15,7 +15,8 @@ from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
 START = """
 import sys
 from pathlib import Path
-from tracking.store import connect, ensure_experiment, ensure_run, tracking_uri
+from tracking.experiments import ensure_experiment, ensure_run
+from tracking.store import connect, tracking_uri
 print("ready", flush=True)
 sys.stdin.readline()
 client = connect(tracking_uri(Path(sys.argv[1])))
