@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import Selection
-from cli.shared.options import Spacing, refuse_idle
+from cli.actions.model_choice import selected_config, selected_model, selected_process
+from cli.shared.options import Selection, Spacing, refuse_idle
 from cli.shared.progress import progress
 from cli.shared.sampling_options import refuse_idle_options
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
@@ -40,14 +40,11 @@ def show_forward(
     seed: int,
     out: Path | None,
     as_json: bool,
-    profile: str | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
 ) -> None:
     """Carry out `diffctl show forward`."""
     refuse_idle(context, "store", image is not None and not image.isdecimal(), "where the image is a file")
-    shown = forward_figure(Selection(profile, model, run_id, champion).process(), _image(image, store), seed)
+    shown = forward_figure(selected_process(selection), _image(image, store), seed)
     if not shown.noised:
         typer.echo(
             "no data is prepared here, so no image is shown: `diffctl stage data`, or --image", err=True
@@ -55,17 +52,9 @@ def show_forward(
     write_figure(shown, out, as_json)
 
 
-def show_steps(
-    count: int,
-    out: Path | None,
-    as_json: bool,
-    profile: str | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
-) -> None:
+def show_steps(count: int, out: Path | None, as_json: bool, selection: Selection) -> None:
     """Carry out `diffctl show steps`."""
-    write_figure(steps_figure(Selection(profile, model, run_id, champion).process(), count), out, as_json)
+    write_figure(steps_figure(selected_process(selection), count), out, as_json)
 
 
 def show_variance(
@@ -77,20 +66,16 @@ def show_variance(
     seed: int,
     out: Path | None,
     as_json: bool,
-    profile: str | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
 ) -> None:
     """Carry out `diffctl show variance`."""
-    selection = Selection(profile, model, run_id, champion)
-    if not selection.names_model and profile is not None:
+    if not selection.names_model and selection.profile is not None:
         for name in ("store", "num", "seed"):
             refuse_idle(context, name, True, "with --profile, which names no model")
         return write_figure(
-            variance_bounds(make_grid(selection.process(), count, spacing.value)), out, as_json
+            variance_bounds(make_grid(selected_process(selection), count, spacing.value)), out, as_json
         )
-    loaded = load_model(selection.model_file(), default_device())
+    loaded = load_model(selected_model(selection), default_device())
     grid = make_grid(loaded.artefact.process, count, spacing.value)
     images = open_matching_store(store, loaded.artefact)
     indices = range(min(num, len(images)))
@@ -106,14 +91,12 @@ def show_reverse(
     klass: str | None,
     out: Path | None,
     as_json: bool,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
 ) -> None:
     """Carry out `diffctl show reverse`."""
     refuse_idle_options(options)
     settings = parse_settings(options)
-    loaded = load_model(Selection(None, model, run_id, champion).model_file(), default_device())
+    loaded = load_model(selected_model(selection), default_device())
     condition = (
         mixed_condition(loaded.artefact, settings, [index])
         if klass is None
@@ -122,31 +105,16 @@ def show_reverse(
     write_figure(reverse_figure(loaded, settings, index, condition, default_device()), out, as_json)
 
 
-def show_model(
-    out: Path | None,
-    as_json: bool,
-    profile: str | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
-) -> None:
+def show_model(out: Path | None, as_json: bool, selection: Selection) -> None:
     """Carry out `diffctl show network`."""
-    write_figure(model_figure(_spec(Selection(profile, model, run_id, champion))), out, as_json)
+    write_figure(model_figure(_spec(selection)), out, as_json)
 
 
 def show_samplers(
-    count: int,
-    spacing: Spacing,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-    profile: str | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    count: int, spacing: Spacing, seed: int, out: Path | None, as_json: bool, selection: Selection
 ) -> None:
     """Carry out `diffctl show samplers`."""
-    process = Selection(profile, model, run_id, champion).process()
+    process = selected_process(selection)
     write_figure(samplers_figure(process, count, spacing.value, seed=seed), out, as_json)
 
 
@@ -172,8 +140,8 @@ def _image(name: str | None, store: Path | None) -> Images | None:
 def _spec(selection: Selection) -> NetworkSpec:
     """Return the network of a model, or the one that a configuration trains."""
     if selection.names_model:
-        return read_artefact(selection.model_file()).network
-    project = Project(selection.config())
+        return read_artefact(selected_model(selection)).network
+    project = Project(selected_config(selection))
     return plan_training(project.config, project.train_meta(), default_device()).network
 
 

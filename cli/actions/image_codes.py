@@ -8,8 +8,8 @@ import torch
 import typer
 from torch import Tensor
 
-from cli.actions.model_choice import resolve_model
-from cli.shared.options import Spacing
+from cli.actions.model_choice import selected_model
+from cli.shared.options import Selection, Spacing
 from cli.shared.progress import Show, progress
 from diffusion.analysis import inversion
 from diffusion.analysis.image_inputs import end_condition, input_condition, load_first, load_input
@@ -33,13 +33,11 @@ def encode(
     steps: int,
     spacing: Spacing,
     batch_size: int,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
     as_json: bool,
 ) -> None:
     """Carry out `diffctl encode`."""
-    loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
+    loaded, settings = _load(selected_model(selection), steps, spacing)
     artefact = loaded.artefact
     chosen = (
         [load_input(name, store, artefact) for name in images] if images else load_first(num, store, artefact)
@@ -65,13 +63,11 @@ def interpolate(
     klass: str | None,
     steps: int,
     spacing: Spacing,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
     as_json: bool,
 ) -> None:
     """Carry out `diffctl interpolate`."""
-    loaded, settings = _load(resolve_model(model, run_id, champion), steps, spacing)
+    loaded, settings = _load(selected_model(selection), steps, spacing)
     ends = [load_input(name, store, loaded.artefact) for name in (first, second)]
     condition = end_condition(loaded.artefact, [end.label for end in ends], klass)
     pixels = np.stack([end.pixels for end in ends])

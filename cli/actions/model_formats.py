@@ -6,8 +6,8 @@ from pathlib import Path
 import typer
 from torch import Tensor
 
-from cli.actions.model_choice import resolve_model
-from cli.shared.options import Preset
+from cli.actions.model_choice import selected_model
+from cli.shared.options import Preset, Selection
 from diffusion.check.pretrained_shape import format_sections, sections_of
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.from_openai import import_openai
@@ -29,12 +29,10 @@ def import_diffusers_model(folder: Path, out: Path | None, as_json: bool) -> Non
     _save(out, weights, artefact, {"schedule": artefact.process.schedule}, as_json)
 
 
-def export_diffusers_model(
-    folder: Path, model: Path | None, run_id: str | None, champion: bool, as_json: bool
-) -> None:
+def export_diffusers_model(folder: Path, selection: Selection, as_json: bool) -> None:
     """Carry out `diffctl diffusers`."""
     check_output_folder(folder, "FOLDER")
-    export_diffusers(load_model(resolve_model(model, run_id, champion)), folder)
+    export_diffusers(load_model(selected_model(selection)), folder)
     text = f"pipeline: {folder}, see {folder / 'README.md'}"
     typer.echo(json.dumps({"out": str(folder)}) if as_json else text)
 

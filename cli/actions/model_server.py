@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from cli.shared.options import Selection
 from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.system.devices import default_device
@@ -30,15 +31,13 @@ def serve_model(
     host: str,
     port: int,
     token_file: Path | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
     limits: dict[str, float | None],
 ) -> None:
     """Carry out `diffctl serve`."""
     config = ServeConfig.model_validate({key: value for key, value in limits.items() if value is not None})
     token = None if token_file is None else read_token(token_file)
-    source = functools.partial(source_of, model, run_id, champion)
+    source = functools.partial(source_of, selection)
     if ray:
         _on_ray(source, config, token, (host, port), address, (replicas or "1", gpus))
     else:
@@ -126,10 +125,10 @@ def print_message(sentence: str) -> None:
     typer.echo(f"diffctl: {sentence}", err=True)
 
 
-def source_of(model: Path | None, run_id: str | None, champion: bool) -> ModelSource:
+def source_of(selection: Selection) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
-    if champion:
+    if selection.champion:
         return ChampionSource(model_name(load().data.name))
-    return FixedSource(
-        model_of_file(model or MODEL, print_message) if run_id is None else model_of_run(run_id)
-    )
+    if selection.run_id is not None:
+        return FixedSource(model_of_run(selection.run_id))
+    return FixedSource(model_of_file(selection.model or MODEL, print_message))

@@ -1,13 +1,13 @@
 """A grid of sampling settings of a trained model, sampled and scored."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import typer
 
-from cli.actions.model_choice import resolve_model
+from cli.actions.model_choice import selected_model
 from cli.actions.score_tables import show_sweep_scores
+from cli.shared.options import Selection
 from cli.stages.scoring import scored_grid
 from diffusion.config import load
 from diffusion.layout import SWEEP_RUN
@@ -23,12 +23,7 @@ from tracking.runs.scored_runs import log_sweep
 
 
 def sweep_model(
-    options: dict[str, str | None],
-    num_images: int | None,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
-    as_json: bool,
+    options: dict[str, str | None], num_images: int | None, selection: Selection, as_json: bool
 ) -> None:
     """Carry out `diffctl sweep`."""
     config = load()
@@ -41,9 +36,9 @@ def sweep_model(
         check_axes(section, axes, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    path = resolve_model(model, run_id, champion)
+    path = selected_model(selection)
     document = scored_grid(section, axes, config.evaluate, path, SWEEP_RUN)
-    logged = _log(document, config.data.name, run_id, champion)
+    logged = _log(document, config.data.name, selection)
     if as_json:
         typer.echo(json.dumps(document_values(document), indent=2, sort_keys=True))
         return
@@ -71,9 +66,10 @@ def _parts(values: str) -> list[str]:
     return [part.strip() for part in values.split(",")]
 
 
-def _log(document: ScoresDocument, data: str, run_id: str | None, champion: bool) -> str | None:
+def _log(document: ScoresDocument, data: str, selection: Selection) -> str | None:
     """Log the scores to the run of the model and return its id; None for a model file."""
-    if champion:
+    run_id = selection.run_id
+    if selection.champion:
         run_id = champion_run(model_name(data))
     elif run_id is not None:
         run_id = str(find_run(run_id).info.run_id)

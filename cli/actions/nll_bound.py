@@ -6,7 +6,8 @@ from pathlib import Path
 import typer
 from matplotlib.figure import Figure
 
-from cli.actions.model_choice import resolve_model
+from cli.actions.model_choice import selected_model
+from cli.shared.options import Selection
 from cli.shared.progress import progress
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
@@ -22,13 +23,11 @@ def compute_nll(
     steps: int | None,
     seed: int,
     batch_size: int,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
     as_json: bool,
 ) -> None:
     """Carry out `diffctl nll`."""
-    loaded = load_model(resolve_model(model, run_id, champion), default_device())
+    loaded = load_model(selected_model(selection), default_device())
     images = open_matching_store(store, loaded.artefact)
     count = min(num or len(images), len(images))
     condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)

@@ -5,6 +5,7 @@ from pathlib import Path
 import typer
 
 from cli.actions.model_server import address_of, print_message, source_of
+from cli.shared.options import Selection
 from diffusion.layout import PREPARED
 from diffusion.system.devices import default_device
 from serving.app import create_app
@@ -16,12 +17,10 @@ from serving.requests import ServeConfig
 from serving.service import Service
 
 
-def serve_playground(
-    port: int, model: Path | None, run_id: str | None, champion: bool, store: Path | None
-) -> None:
+def serve_playground(port: int, selection: Selection, store: Path | None) -> None:
     """Carry out `diffctl playground`."""
     at = bind_socket("127.0.0.1", port, has_token=False)
-    source = ChoosableSource(source_of(model, run_id, champion))
+    source = ChoosableSource(source_of(selection))
     service = Service(source, default_device(), ServeConfig(drain=DRAIN), print_message)
     app = create_app(service, None, routes(service, source, store or PREPARED / "test"))
 

@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 from cli.actions.image_files import WRITERS, frames_of
-from cli.actions.model_choice import resolve_model
+from cli.actions.model_choice import selected_model
+from cli.shared.options import Selection
 from diffusion.choice.best_settings import budget_settings
 from diffusion.config import load
 from diffusion.layout import SCORES
@@ -32,17 +33,15 @@ def sample_images(
     classifier: Path | None,
     classifier_scale: float,
     batch_size: int,
-    model: Path | None,
-    run_id: str | None,
-    champion: bool,
+    selection: Selection,
     as_json: bool,
     indices: range,
 ) -> None:
     """Carry out `diffctl sample`."""
     settings = parse_settings(options, classifier_scale=classifier_scale if classifier else 0.0)
-    path = resolve_model(model, run_id, champion)
+    path = selected_model(selection)
     if budget is not None:
-        settings = _settings_for(budget, settings.seed, path, scores_of(path, run_id, champion))
+        settings = _settings_for(budget, settings.seed, path, scores_of(path, selection))
     loaded, guide = _load(path, classifier, settings)
     frames, labels = frames_of(loaded, guide, settings, indices, klass, batch_size, out.suffix == ".gif")
     WRITERS[out.suffix](out, frames, labels)
@@ -67,13 +66,13 @@ def _load(
     return loaded, load_classifier(classifier, default_device()) if classifier else None
 
 
-def scores_of(model: Path, run_id: str | None, champion: bool) -> ScoresDocument:
+def scores_of(model: Path, selection: Selection) -> ScoresDocument:
     """Return the scores document of a model: of its MLflow run, its registered version, or its project.
 
     A model file in models/ has its scores in ../metrics/scores.json.
     """
-    if run_id is not None:
-        return fetch_scores(find_run(run_id))
-    if champion:
+    if selection.run_id is not None:
+        return fetch_scores(find_run(selection.run_id))
+    if selection.champion:
         return fetch_champion_scores(model_name(load().data.name))
     return read_scores(model.absolute().parent.parent / SCORES)

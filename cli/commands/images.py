@@ -10,6 +10,7 @@ from cli.shared.options import (
     Champion,
     ModelFile,
     RunId,
+    Selection,
     Spacing,
     StorePath,
     check_output_suffix,
@@ -67,9 +68,8 @@ def encode(
     begin("loading the model", as_json)
     from cli.actions import image_codes
 
-    image_codes.encode(
-        out, images, num, store, klass, steps, spacing, batch_size, model, run_id, champion, as_json
-    )
+    selection = Selection(model, run_id, champion)
+    image_codes.encode(out, images, num, store, klass, steps, spacing, batch_size, selection, as_json)
 
 
 def interpolate(
@@ -104,7 +104,7 @@ def interpolate(
     from cli.actions import image_codes
 
     image_codes.interpolate(
-        first, second, out, frames, store, klass, steps, spacing, model, run_id, champion, as_json
+        first, second, out, frames, store, klass, steps, spacing, Selection(model, run_id, champion), as_json
     )
 
 
@@ -141,4 +141,6 @@ def nll(
     begin("loading the model", as_json)
     from cli.actions import nll_bound
 
-    nll_bound.compute_nll(out, store, num, steps, seed, batch_size, model, run_id, champion, as_json)
+    nll_bound.compute_nll(
+        out, store, num, steps, seed, batch_size, Selection(model, run_id, champion), as_json
+    )

@@ -11,6 +11,7 @@ from cli.shared.options import (
     ModelFile,
     Preset,
     RunId,
+    Selection,
     file_option,
     folder_argument,
     folder_option,
@@ -73,7 +74,7 @@ def diffusers(
     begin("loading the model", as_json)
     from cli.actions import model_formats
 
-    model_formats.export_diffusers_model(folder, model, run_id, champion, as_json)
+    model_formats.export_diffusers_model(folder, Selection(model, run_id, champion), as_json)
 
 
 def ema(

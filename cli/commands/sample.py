@@ -10,6 +10,7 @@ from cli.shared.options import (
     Champion,
     ModelFile,
     RunId,
+    Selection,
     check_output_suffix,
     file_option,
     refuse_idle,
@@ -92,9 +93,7 @@ def sample(
         classifier,
         classifier_scale,
         batch_size,
-        model,
-        run_id,
-        champion,
+        Selection(model, run_id, champion),
         as_json,
         indices,
     )

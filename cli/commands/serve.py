@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.shared.options import Champion, ModelFile, RunId, StorePath, refuse_two_models
+from cli.shared.options import Champion, ModelFile, RunId, Selection, StorePath
 from cli.shared.startup_message import begin
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
@@ -91,14 +91,13 @@ def serve(
     if not ray and (address, replicas, gpus) != (None, None, None):
         raise UsageError("ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or leave them out")
     require_packages()
-    refuse_two_models(model, run_id, champion)
+    selection = Selection(model, run_id, champion)
+    selection.check()
     limits = {"images": images, "steps": steps, "rows": rows, "queue": queue, "poll": poll, "drain": drain}
     begin("loading the model")
     from cli.actions import model_server
 
-    model_server.serve_model(
-        address, ray, replicas, gpus, host, port, token_file, model, run_id, champion, limits
-    )
+    model_server.serve_model(address, ray, replicas, gpus, host, port, token_file, selection, limits)
 
 
 def require_packages() -> None:
@@ -124,8 +123,9 @@ def playground(
     The page is served on this machine only and loads nothing from the network.
     """
     require_packages()
-    refuse_two_models(model, run_id, champion)
+    selection = Selection(model, run_id, champion)
+    selection.check()
     begin("loading the model")
     from cli.actions import playground_server
 
-    playground_server.serve_playground(port, model, run_id, champion, store)
+    playground_server.serve_playground(port, selection, store)

@@ -41,9 +41,7 @@ def status(as_json: AsJson = False) -> None:
     local_services.show_status(as_json)
 
 
-def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the UI.")] = 5000,
-) -> None:
+def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port of the UI.")] = 5000) -> None:
     """Open the MLflow UI until Ctrl-C.
 
     If one runs already, only its address is printed.

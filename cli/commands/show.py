@@ -11,6 +11,7 @@ from cli.shared.options import (
     ModelFile,
     Profile,
     RunId,
+    Selection,
     Spacing,
     StorePath,
     check_output_suffix,
@@ -65,7 +66,9 @@ def forward(
     begin_figure(out, as_json)
     from cli.actions import figures
 
-    figures.show_forward(context, image, store, seed, out, as_json, profile, model, run_id, champion)
+    figures.show_forward(
+        context, image, store, seed, out, as_json, Selection(model, run_id, champion, profile)
+    )
 
 
 @app.command()
@@ -82,7 +85,7 @@ def steps(
     begin_figure(out, as_json)
     from cli.actions import figures
 
-    figures.show_steps(count, out, as_json, profile, model, run_id, champion)
+    figures.show_steps(count, out, as_json, Selection(model, run_id, champion, profile))
 
 
 @app.command()
@@ -111,7 +114,7 @@ def variance(
     from cli.actions import figures
 
     figures.show_variance(
-        context, count, spacing, store, num, seed, out, as_json, profile, model, run_id, champion
+        context, count, spacing, store, num, seed, out, as_json, Selection(model, run_id, champion, profile)
     )
 
 
@@ -135,7 +138,7 @@ def reverse(
     from cli.actions import figures
 
     options = given_options(context)
-    figures.show_reverse(options, index, klass, out, as_json, model, run_id, champion)
+    figures.show_reverse(options, index, klass, out, as_json, Selection(model, run_id, champion))
 
 
 @app.command("model")
@@ -151,7 +154,7 @@ def network(
     begin_figure(out, as_json)
     from cli.actions import figures
 
-    figures.show_model(out, as_json, profile, model, run_id, champion)
+    figures.show_model(out, as_json, Selection(model, run_id, champion, profile))
 
 
 @app.command()
@@ -170,4 +173,4 @@ def samplers(
     begin_figure(out, as_json)
     from cli.actions import figures
 
-    figures.show_samplers(count, spacing, seed, out, as_json, profile, model, run_id, champion)
+    figures.show_samplers(count, spacing, seed, out, as_json, Selection(model, run_id, champion, profile))

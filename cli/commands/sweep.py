@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from cli.shared.options import Champion, ModelFile, RunId
+from cli.shared.options import Champion, ModelFile, RunId, Selection
 from cli.shared.sampling_options import AxesCommand, given_options
 from cli.shared.startup_message import begin
 from diffusion.system.limits import MAX_COUNT
@@ -28,7 +28,7 @@ def sweep(
     begin("loading the model", as_json)
     from cli.actions import model_sweep
 
-    model_sweep.sweep_model(given_options(context), num_images, model, run_id, champion, as_json)
+    model_sweep.sweep_model(given_options(context), num_images, Selection(model, run_id, champion), as_json)
 
 
 sweep.command_class = AxesCommand  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -48,10 +48,25 @@ StorePath = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
-def refuse_two_models(model: Path | None, run_id: str | None, champion: bool) -> None:
-    """Raise UsageError if more than one model is named."""
-    if sum((model is not None, run_id is not None, champion)) > 1:
-        raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
+class Selection(NamedTuple):
+    """The options that select a model, or else a configuration."""
+
+    model: Path | None
+    run_id: str | None
+    champion: bool
+    profile: str | None = None
+
+    @property
+    def names_model(self) -> bool:
+        """Whether a model is named."""
+        return self.model is not None or self.run_id is not None or self.champion
+
+    def check(self) -> None:
+        """Raise UsageError if two models, or a model and a profile, are named."""
+        if sum((self.model is not None, self.run_id is not None, self.champion)) > 1:
+            raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
+        if self.names_model and self.profile is not None:
+            raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
 
 
 def file_option(*flags: str, help: str) -> Any:

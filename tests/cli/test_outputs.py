@@ -46,8 +46,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise Worked
 
-    for module in ("sample_images", "nll_bound", "image_codes", "model_formats", "model_choice"):
-        monkeypatch.setattr(f"cli.actions.{module}.resolve_model", work)
+    for module in ("sample_images", "nll_bound", "image_codes", "model_formats", "figures"):
+        monkeypatch.setattr(f"cli.actions.{module}.selected_model", work)
     monkeypatch.setattr("cli.actions.model_formats.import_openai", work)
     monkeypatch.setattr("cli.actions.run_comparison.load_scored", work)
     monkeypatch.setattr("cli.actions.seed_table.read_scores", work)
