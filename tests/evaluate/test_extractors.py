@@ -1,3 +1,5 @@
+"""Extractors: their networks, weights files, downloads and caches."""
+
 import dataclasses
 import hashlib
 import pickle

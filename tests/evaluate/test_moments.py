@@ -1,3 +1,5 @@
+"""Moments, statistics, Fréchet distance and Inception score by closed forms."""
+
 import numpy as np
 import pytest
 import torch
