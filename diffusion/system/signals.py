@@ -13,7 +13,7 @@ from typing import Any
 
 from diffusion.system.errors import Interrupted
 
-FINISHED_STAYS = ": the same command goes on from what is finished"
+FINISHED_STAYS = ": the same command resumes after the finished parts"
 
 
 class SignalMode(Enum):
@@ -39,7 +39,7 @@ class StopRequest:
     def raise_if_set(self) -> None:
         """Raise Interrupted if a stop was requested; call it after all work is saved."""
         if self.signal is not None:
-            raise make_interrupted(self.signal, ", saved: the same command goes on from here")
+            raise make_interrupted(self.signal, ", saved: the same command resumes here")
 
     def check(self) -> None:
         """Raise Interrupted if a stop was requested; for work that is safe to stop at any moment."""

@@ -1,3 +1,5 @@
+"""The section `data`: a class per data set, valid and invalid options."""
+
 import copy
 import pickle
 

@@ -1,3 +1,5 @@
+"""Image decoding for data sets: ADM's squares, every format, EXIF, transparency, damage."""
+
 import io
 import struct
 import zlib
@@ -29,7 +31,7 @@ def pixels_of(content, size, channels):
 
 
 def adm_square(image, size):
-    """What ADM does to ImageNet, with the number of halvings in closed form."""
+    """Crop as ADM does for ImageNet, with the number of halvings in closed form."""
     for _ in range((min(image.size) // size).bit_length() - 1):
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -122,7 +124,7 @@ def test_animation_gives_first_frame(form):
 
 
 def bomb(width, height):
-    """A PNG of a few bytes that says it is huge."""
+    """Return a PNG of a few bytes with huge dimensions in its header."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

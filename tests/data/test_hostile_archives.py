@@ -1,4 +1,4 @@
-"""Archives that unfold to more than fits, or hold what no set does: one sentence, in bounds."""
+"""Archive bombs and invalid archives end in one sentence, within time and memory limits."""
 
 import gzip
 import io
@@ -15,7 +15,7 @@ from diffusion.system.errors import DiffctlError
 from tests.helpers.archive_bombs import write_gzip_bomb, write_zip_bomb
 from tests.helpers.bounded_process import bounded
 
-LARGE = 3000  # MB, of a few MB
+LARGE = 3000  # MB, from a few MB
 
 
 def write_member(path, name, content):

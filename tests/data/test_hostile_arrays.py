@@ -1,4 +1,4 @@
-"""Arrays in zips that say more than they hold, or unfold to more than fits: one sentence, in bounds."""
+"""npz files with false headers or bombs end in one sentence, within time and memory limits."""
 
 import os
 import pickle
@@ -18,7 +18,7 @@ from tests.helpers.archive_bombs import write_zip_bomb
 from tests.helpers.bounded_process import bounded
 from tests.helpers.raw_data import planar, random_images
 
-LARGE = 3000  # MB, of a few MB
+LARGE = 3000  # MB, from a few MB
 
 
 def header(shape, kind="|u1", fortran=False):

@@ -1,4 +1,4 @@
-"""Folders with anything in them: every image is read or named with a reason, and nothing is waited for."""
+"""Folders with arbitrary entries: every image is read or reported, and nothing blocks."""
 
 import os
 import socket
@@ -59,7 +59,7 @@ def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
     message = bounded(lambda: _read_all(root))
     good = {name + b".png" for name, kind in entries.items() if kind == "an image"}
     stems = {os.fsdecode(name).casefold() for name in entries}
-    if len(stems) == len(entries):  # else some have the name of another
+    if len(stems) == len(entries):  # otherwise some share a stem
         assert message == repr(sorted(good))
 
 
@@ -92,7 +92,7 @@ def test_deeply_nested_folders_are_refused(tmp_path, depth):
 
 
 def _remove_deep(folder):
-    """pytest's own way has no such depth."""
+    """Remove a folder that is too deep for pytest."""
     while (folder / "d").exists():
         (folder / "d").rename(folder.with_name("next"))
         for one in folder.iterdir():

@@ -1,4 +1,4 @@
-"""IDX and CSV files of any content, and where files are looked for."""
+"""IDX and CSV files of any content, and the search for files."""
 
 import gzip
 import os
@@ -18,7 +18,7 @@ from tests.helpers.archive_bombs import write_gzip_bomb
 from tests.helpers.bounded_process import bounded
 from tests.helpers.raw_data import random_images, write_fashion
 
-LARGE = 3000  # MB, of a few MB
+LARGE = 3000  # MB, from a few MB
 
 
 def test_idx_bomb_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""Datasets of the `datasets` library, offline: what it wrote is prepared, row by row, under its labels."""
+"""Datasets of the `datasets` library, offline: saved datasets are prepared with their labels."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def picture(number: int, size: int = 8) -> Image.Image:
-    """A grey picture of one level."""
+    """Return a grey picture of one level."""
     return Image.fromarray(np.full((size, size, 3), number, dtype=np.uint8))
 
 

@@ -1,3 +1,5 @@
+"""Folders of images: classes, splits, CSV labels, and files that cannot be used."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,7 @@ def test_class_folders_round_trip(tmp_path_factory, seed, channels, suffix, frac
     tmp_path = tmp_path_factory.mktemp("folder")
     pool = random_images(seed, 24, 12, channels)
     if suffix == "webp":
-        pool[..., 1:] = pool[..., :1]  # webp knows RGB only; equal channels survive the way to grey
+        pool[..., 1:] = pool[..., :1]  # webp is RGB only; equal channels survive the conversion to grey
     names = ["a_cat", "the dog", "10"]
     images = {f"{names[at % 3]}/{at}": image for at, image in enumerate(pool)}
     write_folder(tmp_path / "raw", images, suffix)
@@ -115,7 +117,7 @@ def test_unusable_files_are_listed(tmp_path):
     write_folder(raw, {"loose": random_images(1, 1, 8)[0], "a/0": random_images(2, 1, 8)[0]}, "webp")
     (raw / "empty").mkdir()
     (raw / "a/notes.txt").write_text("no image")
-    (raw / "README.txt").write_text("beside the classes")
+    (raw / "README.txt").write_text("next to the classes")
     (raw / ".hidden").mkdir()
     (raw / ".hidden/x.png").write_bytes(b"")
     (raw / "a/Thumbs.db").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""The real kagglehub against a server that answers as Kaggle's does. Its test endpoint has a fixed port."""
+"""The real kagglehub against a server like Kaggle's. Its test endpoint has a fixed port."""
 
 import io
 import json
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 class Kaggle(BaseHTTPRequestHandler):
-    """GetDataset, DownloadDataset and DownloadDataFiles; `archives` by the handle's last part."""
+    """GetDataset, DownloadDataset and DownloadDataFiles; `archives` by the last part of the handle."""
 
     archives: dict[str, bytes]
     calls: list[str]
@@ -49,19 +49,19 @@ class Kaggle(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def port_alone():
-    """Kaggle's port for this test alone: tests that run beside it would meet its server."""
+    """Reserve Kaggle's port for this test."""
     with file_lock(Path(tempfile.gettempdir()) / "diffctl-test-kaggle.lock", timeout=120):
         yield
 
 
 @pytest.fixture
 def signed_in(tmp_path, monkeypatch, port_alone):
-    """A user with a token, and no server."""
+    """A user with a token, without a server."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "a token")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
@@ -71,7 +71,7 @@ def signed_in(tmp_path, monkeypatch, port_alone):
 
 @contextmanager
 def serving():
-    """A server without archives."""
+    """Run a server without archives."""
 
     class Handler(Kaggle):
         archives: ClassVar = {}
@@ -95,7 +95,7 @@ def kaggle(signed_in):
 
 
 def packed(folder):
-    """A zip of all files of a folder."""
+    """Return a zip of all files of a folder."""
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as out:
         for path in sorted(folder.rglob("*")):
@@ -128,7 +128,7 @@ def test_imagenet_is_downloaded(tmp_path, kaggle):
 
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
 def test_kaggle_download_is_reused_offline(tmp_path, signed_in, name, monkeypatch):
-    """It lies in our own cache unless KAGGLEHUB_CACHE expected otherwise."""
+    """It is in our own cache unless KAGGLEHUB_CACHE is set."""
     monkeypatch.delenv("KAGGLEHUB_CACHE")
     config = {"name": name, "image_size": 16}
     with serving() as server:

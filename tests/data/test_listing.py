@@ -1,4 +1,4 @@
-"""Folders of image files by column, against plain Python over os.walk."""
+"""Listings of image folders, compared with plain Python and os.walk."""
 
 import os
 import subprocess
@@ -30,7 +30,7 @@ for listing.MANY in (10**9, 0):
 
 
 def plainly(root, paths):
-    """The images in order, and those whose stem an earlier file of their folder has."""
+    """Return the images in order, and those with the stem of an earlier file of their folder."""
     images, twins = [], []
     for folder in sorted({os.path.dirname(path) for path in paths}, key=lambda name: name.split("/")):
         taken = set()
@@ -91,7 +91,7 @@ def test_listing_is_equal_in_one_and_several_processes(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         for at in range(30):
             (tmp_path / f"{folder}{at}.png").write_bytes(bytes(at))
-        for name in ("10.jpg", "x.txt", "B.webp", "b.gif"):  # twins far from each other, and another file
+        for name in ("10.jpg", "x.txt", "B.webp", "b.gif"):  # equal stems far apart, and another file
             (tmp_path / f"{folder}{name}").write_bytes(b"")
     command = [sys.executable, "-c", LIST_TWICE, str(tmp_path)]
     one, several = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()

@@ -1,3 +1,5 @@
+"""Preparation: equal bytes, bad files, duplicates, kills, and two processes."""
+
 import json
 import multiprocessing
 import os
@@ -47,7 +49,7 @@ def folder_config(raw, **options):
 
 
 def with_bad_images(raw):
-    """20 good images of two classes, and three that cannot be read."""
+    """Write 20 good images of two classes, and three unreadable ones."""
     write_folder(raw, {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(random_images(0, 20, 8))})
     good = (raw / "a/00.png").read_bytes()
     (raw / "a/cut.png").write_bytes(good[:-40])
@@ -108,7 +110,7 @@ def test_unusable_files_stop_with_counts_and_paths(tmp_path):
 def test_unusable_files_are_skipped_and_listed(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
-    assert train.meta["classes"] == ["a", "b"]  # c has lost its only image
+    assert train.meta["classes"] == ["a", "b"]  # class c lost its only image
     assert len(train) + len(test) == 20
     good = {image.tobytes(): "ab"[at % 2] for at, image in enumerate(random_images(0, 20, 8))}
     assert by_image(train) | by_image(test) == good
@@ -123,7 +125,7 @@ def test_skip_after_stop_decodes_nothing_again(tmp_path):
     steps = []
     config = folder_config(raw, on_bad="skip")
     prepare(config, tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work")
-    assert steps == [(21, 23), (23, 23)]  # a step a split: all was done
+    assert steps == [(21, 23), (23, 23)]  # one step per split: all was done
 
 
 def test_listing_problems_stop_before_reading(tmp_path):
@@ -225,9 +227,9 @@ def test_stopped_data_stage_resumes(tmp_path, many_images, kill):
     wait_until(lambda: any(path.stat().st_size for path in tmp_path.rglob("journal.jsonl")))
     process.send_signal(kill)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode in (128 + kill, 0)  # 0: it was done before the signal came
+    assert process.returncode in (128 + kill, 0)  # 0: done before the signal
     assert "Traceback" not in errors
-    assert process.returncode == 0 or "goes on from here" in errors
+    assert process.returncode == 0 or "resumes here" in errors
     again = diffctl(tmp_path, "stage", "data")
     assert again.stdout.strip() == "data/prepared: 5,400 train, 600 test images of 48×48×3, 2 classes"
 
@@ -261,7 +263,7 @@ def test_second_preparation_is_refused(tmp_path, many_images):
     assert refused
 
 
-# Two preparations of the same: the first deletes its folder when the second one is there, which waits for it.
+# Two equal preparations: the first one deletes its folder while the second one waits for the lock.
 FIRST = """
 import shutil
 from pathlib import Path
@@ -351,7 +353,7 @@ MANY_IMAGES = random_images(0, 600, 4)
 @given(damage=damages(), name=st.sampled_from(["journal", "digests", "images"]))
 @settings(deadline=None, max_examples=100)
 def test_damaged_unfinished_split_is_redone_or_detected(damage, name):
-    """Notes of what is done are sealed; pixels are held against their digests by who opens the store."""
+    """Journal lines are checksummed; pixels are verified by readers of the store."""
     with tempfile.TemporaryDirectory() as folder:
         target = SplitTarget(Path(folder) / "split", MANY_IMAGES.shape)
         fill_split(ArrayReader(MANY_IMAGES), target, lambda images: None)

@@ -1,4 +1,4 @@
-"""The data stage under `diffctl run`: what is tried again, and changed files; real DVC, Prefect, HTTP."""
+"""The data stage under `diffctl run`: retries and changed files, with real DVC, Prefect and HTTP."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from tests.helpers.toy_project import script, toy_project
 
 pytestmark = pytest.mark.slow
 
-# `diffctl stage data` on files of the official form, whose addresses and checksums are the test's own.
+# `diffctl stage data` on files in the official format, with addresses and checksums of this test.
 STAGE = """
 import sys, time
 from pathlib import Path
@@ -28,7 +28,7 @@ from diffusion.data.sources import fashion_mnist
 files = {files}
 fashion_mnist.FILES = [RemoteFile(*file) for file in files]
 fashion_mnist.DEBIAN = Path("nowhere")
-time.sleep = lambda seconds: None  # between the downloader's own tries
+time.sleep = lambda seconds: None  # between attempts of the downloader
 sys.argv[1:] = ["stage", "data"]
 from cli.main import main
 main()
@@ -43,7 +43,7 @@ with prefect_server():
 
 
 def project(folder: Path, database: Path, command: str, **data: object) -> Path:
-    """The toy project, but its data stage is `command`, on `data`."""
+    """Create the toy project with `command` as its data stage."""
     with_database(folder, database)
     toy_project(folder)
     graph = yaml.safe_load((folder / "dvc.yaml").read_text())
@@ -58,7 +58,7 @@ def project(folder: Path, database: Path, command: str, **data: object) -> Path:
 
 
 def run(folder: Path) -> str:
-    """What the pipeline expected."""
+    """Return the output of the pipeline."""
     environment = {"PREFECT_API_URL": "", "DIFFCTL_CACHE": str(folder / "cache")}
     output, _ = script(folder, RUN, environment).communicate(timeout=180)
     return output
@@ -67,7 +67,7 @@ def run(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("faults", "wrong", "tries", "state"),
     [
-        (["503"] * 7, False, 2, "Completed"),  # the downloader itself gives up after six
+        (["503"] * 7, False, 2, "Completed"),  # the downloader stops after six attempts
         (["503"] * 18, False, 3, "Failed"),
         ([], True, 1, "Failed"),
     ],
@@ -101,7 +101,7 @@ def test_unreachable_server_is_retried_and_wrong_file_is_not(
 
 
 def in_a_second_clone(home: Path) -> None:
-    """The same stage in another folder gives the same data."""
+    """Check that the same stage in another folder gives the same data."""
     clone = home.parent / "clone"
     clone.mkdir()
     for name in ("stage.py", "params.yaml"):
@@ -114,7 +114,7 @@ def in_a_second_clone(home: Path) -> None:
 
 
 def test_changed_folder_is_prepared_again(tmp_path: Path, prefect_database: Path) -> None:
-    """DVC does not see it, since the raw files are not its own."""
+    """DVC does not detect it, since raw files are not dependencies."""
     images = random_images(0, 21, 8)
     write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(images[:20])})
     project(tmp_path, prefect_database, "diffctl stage data", name="image-folder", path="raw", image_size=8)

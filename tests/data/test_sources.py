@@ -1,3 +1,5 @@
+"""Every data set round trips in its official format; missing or damaged files are named."""
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -165,7 +167,7 @@ def test_mini_imagenet_pools_files_and_holds_out_a_sixth(tmp_path_factory, seed,
 def test_mini_imagenet_is_resized_with_antialiasing(tmp_path):
     names = ["a", "b", "c", "d"] * 6
     images = np.zeros((24, 84, 84, 3), dtype=np.uint8)
-    images[:, ::2] = 255  # lines of one pixel: grey when averaged, black or white when picked
+    images[:, ::2] = 255  # lines of one pixel: grey if averaged, black or white if sampled
     write_mini_imagenet(tmp_path / "raw", images, names)
     train, _ = prepared(tmp_path, name="mini-imagenet", path=tmp_path / "raw", image_size=28)
     assert train.images.shape[1:] == (28, 28, 3)
@@ -221,7 +223,7 @@ def test_message_without_kaggle_has_instructions(cache, name, monkeypatch):
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
 def test_kagglehub_download_is_found_without_kagglehub(tmp_path, cache, name, own, monkeypatch):
-    """Laid out as kagglehub does, each whole when its marker is there; in our cache or in a chosen one."""
+    """A download is complete if kagglehub's marker is there; in our cache or a configured one."""
     monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     hub = cache / "kagglehub"
@@ -237,7 +239,7 @@ def test_kagglehub_download_is_found_without_kagglehub(tmp_path, cache, name, ow
         place = hub / "datasets/whitemoon/miniimagenet"
         marker = place / "1.complete"
         write_mini_imagenet(place / "versions/1", images, ["a", "b", "c", "d"] * 6)
-        (place / "versions/2").mkdir()  # a transfer that was cut
+        (place / "versions/2").mkdir()  # an interrupted transfer
     config = DataConfig(name=name, image_size=64)
     assert build_source(config).info().blocked
     marker.touch()

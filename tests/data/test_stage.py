@@ -1,4 +1,4 @@
-"""The data stage from the command line: every profile on files in the official format, and DVC's part."""
+"""The data stage on the command line: every profile with files in the official format, and DVC."""
 
 import hashlib
 import shutil
@@ -88,7 +88,7 @@ def test_data_stage_runs_for_every_profile(tmp_path, name):
     assert {"test", "train"} <= {path.name for path in (tmp_path / "data/prepared").iterdir()}
 
 
-# `diffctl stage data` on an archive of the official form, whose address and checksum are the test's own.
+# `diffctl stage data` on an archive in the official format, with an address and checksum of this test.
 STAGE = """
 import dataclasses, sys
 from diffusion.downloads.fetch import RemoteFile
@@ -104,7 +104,7 @@ main()
 
 @pytest.mark.parametrize(("name", "make"), [("cifar10", cifar10), ("cifar100", cifar100)])
 def test_cifar_is_downloaded_once(tmp_path, name, make):
-    """Cut and gone on with, verified, unpacked in the cache; a second project needs no network."""
+    """The download is interrupted, resumed and verified; a second project needs no network."""
     make(tmp_path / "made")
     (unpacked,) = (tmp_path / "made").iterdir()
     archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[name]
@@ -150,7 +150,7 @@ def dvc(folder, *arguments):
 
 
 def test_dvc_pull_restores_prepared_data(tmp_path):
-    """Pushed and pulled, the digest is the same, and Git holds no data."""
+    """After push and pull the digest is equal, and Git has no data."""
     origin, clone = tmp_path / "origin", tmp_path / "clone"
     origin.mkdir()
     stage = {

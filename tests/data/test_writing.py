@@ -1,4 +1,4 @@
-"""The last step of a preparation, killed before each of its moves: nothing is read again, nothing is left."""
+"""The last step of a preparation, killed before each of its file operations."""
 
 import errno
 import multiprocessing
@@ -26,7 +26,7 @@ KILLED, DONE = -signal.SIGKILL, 0
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
     images = random_images(0, 24, 8)
-    images[7] = images[3]  # so that there is a list of copies too
+    images[7] = images[3]  # for a list of duplicates
     return write_folder(
         tmp_path / "raw", {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(images)}
     )
@@ -34,7 +34,7 @@ def raw(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def another_disk() -> Iterator[Path]:
-    """A folder where the prepared data cannot have a second name."""
+    """A folder on another disk, to which hard links are impossible."""
     if not os.path.isdir("/dev/shm"):
         pytest.skip("there is no second disk")
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
@@ -43,7 +43,7 @@ def another_disk() -> Iterator[Path]:
 
 
 def killed_before_move(number: int, config: DataConfig, out: Path, work: Path) -> int:
-    """Prepare in a process that dies before that move since the stores began to be written; its exit code."""
+    """Prepare in a process that is killed before that operation of the last step; return its exit code."""
 
     def run() -> None:
         seen = -1  # no store yet
@@ -105,7 +105,7 @@ def test_kill_in_last_step_rereads_nothing(
 
 
 def test_refilling_does_not_write_into_the_result(tmp_path: Path, raw: Path) -> None:
-    """A kill can leave a work folder whose images have a second name in the result."""
+    """A kill can leave a work folder with hard links to images in the result."""
     config = DataConfig(name="image-folder", path=raw, image_size=8)
     out, work = tmp_path / "out", tmp_path / "work"
     number = 0

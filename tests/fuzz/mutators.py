@@ -277,7 +277,7 @@ def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -
         return None
     metadata = tree.get("__metadata__") if isinstance(tree, dict) else None
     holds = isinstance(metadata, dict) and metadata
-    if holds and rng.random() < 0.7:  # all that it expected of itself stands in one string
+    if holds and rng.random() < 0.7:  # the whole description is one string
         key = rng.choice(list(metadata))
         try:
             metadata[key] = broken_json(rng, json.loads(metadata[key]))

@@ -1,4 +1,4 @@
-"""Image files of strangers are opened within bounds, or refused in a few words, whatever is in them."""
+"""Untrusted image files are decoded within limits, or refused with a short reason."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from tests.helpers.bounded_process import bounded
 from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.raw_data import random_images
 
-CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by the kind of a PNG
+CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by PNG colour type
 
 
 def encoded(image, form="PNG", **options):
@@ -102,7 +102,7 @@ def test_other_formats_of_pillow_are_refused(tmp_path, form):
         read_picture(tmp_path / "x.png", 8, 3)
 
 
-# A picture for a model
+# Pictures for a model
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])

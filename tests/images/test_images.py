@@ -1,4 +1,4 @@
-"""Pixels ↔ model values, and pictures: nothing is lost on the way and back."""
+"""Pixels ↔ model values, layouts, grids and picture files round trip."""
 
 import io
 

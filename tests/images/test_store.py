@@ -1,4 +1,4 @@
-"""A store expected what it is, and whoever opens it gets what was written into it, or is refused."""
+"""A store returns what was written, or is refused."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def written(path: Path, count: int = 6) -> ImageStore:
 
 
 def reseal(path: Path, **changes: object) -> None:
-    """Write the store's meta with these values and a right seal."""
+    """Write these values into the store's meta with a right checksum."""
     values = json.loads((path / "meta.json").read_text())
     values = {key: value for key, value in {**values, **changes}.items() if value is not None}
     (path / "meta.json").write_text(json.dumps(add_checksum(values)))
@@ -141,7 +141,7 @@ def test_large_store_is_hashed_again_only_after_a_change(
     assert (opened(), opened()) == (1, 1), "outside of a project there is no place for a note"
     Path("runs").mkdir()
     assert (opened(), opened()) == (1, 0)
-    os.utime(path / "images.npy", ns=(1, 1))  # as of `dvc checkout`: the same images, another time
+    os.utime(path / "images.npy", ns=(1, 1))  # as after `dvc checkout`: same images, other time
     assert (opened(), opened()) == (1, 0)
     os.utime(path / "labels.npy", ns=(1, 1))
     assert (opened(), opened()) == (1, 0)
@@ -150,10 +150,10 @@ def test_large_store_is_hashed_again_only_after_a_change(
     (tmp_path / "copy").rename(path)
     assert (opened(), opened()) == (1, 0)
     (note,) = Path("runs/verified").iterdir()
-    note.write_text("{")  # damaged, it expected nothing
+    note.write_text("{")  # damaged, so ignored
     assert (opened(), opened()) == (1, 0)
     note.unlink()
-    note.mkdir()  # what cannot be written is done without
+    note.mkdir()  # cannot be written, so done without
     assert (opened(), opened()) == (1, 1)
 
 

@@ -1,4 +1,4 @@
-"""One pixel of one of 20,000 images is edited: whoever would use it refuses, and nothing is left behind."""
+"""One edited pixel among 20,000 images: every consumer refuses and leaves nothing behind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ CELL = SAMPLES / "steps50-eta0"
 
 @pytest.fixture(params=["small", "large"])
 def edited(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A project with many images in each split and in its one cell, all found right; large: with a note."""
+    """A project with many verified images per split and cell; `large` caches the verification."""
     if request.param == "large":
         monkeypatch.setattr(verified, "LARGE", 0)
         (project / "runs").mkdir()
@@ -60,7 +60,7 @@ def edited(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
 
 
 def look() -> None:
-    """What `diffctl check` finds, raised."""
+    """Raise what `diffctl check` finds."""
     for finding in check(load()):
         if finding.level == "error" and "changed after" in finding.message:
             raise DiffctlError(finding.message)

@@ -1,4 +1,4 @@
-"""Folders that appear whole: what a killed maker leaves is removed, what a living one makes is not."""
+"""Atomic folders: leftovers of killed processes are removed, folders in progress are not."""
 
 import multiprocessing
 import os
@@ -11,7 +11,7 @@ from diffusion.system.files import atomic_folder, remove_leftovers
 
 
 def killed_while_making(path: Path) -> None:
-    """Begin a folder and die as by the kernel's hand."""
+    """Start a folder in a process that is killed."""
 
     def make() -> None:
         with atomic_folder(path) as made:

@@ -1,4 +1,4 @@
-"""Documents from outside: the class they should be, or one sentence."""
+"""JSON from outside becomes the class or one sentence."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a file system has no locks, that is message, and nothing goes on as if it had some."""
+"""Locks: they end with their holder, and a file system without locks is an error."""
 
 import errno
 import fcntl
@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.system import locks
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, remove_leftovers, write_text
 from diffusion.system.locks import LockBusy, file_lock, group_lock, holding_group, is_held
 from tests.conftest import diffctl, write_params
 
-# What NFS, FUSE and old network file systems say to flock.
+# Errors of flock on NFS, FUSE and old network file systems.
 ERRORS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO]
 
 WITHOUT_LOCKS = """
@@ -105,3 +106,49 @@ def test_group_lock_survives_exec(tmp_path: Path) -> None:
     assert holding_group(tmp_path / "lock") == "a"
     process.communicate("\n")
     assert holding_group(tmp_path / "lock") is None
+
+
+def test_lock_ends_with_its_holder(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time; from pathlib import Path; from diffusion.system.locks import file_lock\n"
+        "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    assert not is_held(path)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    assert is_held(path)
+    with pytest.raises(LockBusy), file_lock(path, timeout=0):
+        pass
+    holder.kill()
+    holder.wait()
+    assert not is_held(path)
+    with file_lock(path, timeout=0):
+        assert is_held(path)
+
+
+def test_waiter_takes_the_new_file_when_the_lock_file_is_deleted(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    first, between = file_lock(path), file_lock(path, timeout=5)
+    first.__enter__()
+
+    def delete(seconds):  # while the last one waits
+        monkeypatch.undo()
+        path.unlink()
+        between.__enter__()
+        first.__exit__(None, None, None)
+
+    monkeypatch.setattr(locks.time, "sleep", delete)
+    with pytest.raises(LockBusy), file_lock(path, timeout=0):
+        pass
+    path.unlink()
+    between.__exit__(None, None, None)
+    with file_lock(path, timeout=0):
+        assert is_held(path)
+
+
+def test_link_as_lock_file_is_refused(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DiffctlError), file_lock(tmp_path / "lock"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,4 +1,4 @@
-"""What is freed is kept: the allocator is messages so before work on a CPU begins."""
+"""Freed memory is reused instead of returned to the kernel."""
 
 import platform
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# The page faults of asking for 64 MB and freeing it again, ten times: each new mapping faults at every page.
+# Page faults of allocating and freeing 64 MB ten times: a new mapping faults at every page.
 FAULTS = """
 import resource, torch
 from diffusion.system.malloc import keep_freed_memory

@@ -1,4 +1,4 @@
-"""What a person names to be written: every kind of place is written to or refused before the work."""
+"""Output paths of users: every kind of place is written or refused before the work."""
 
 import errno
 import multiprocessing
@@ -24,7 +24,7 @@ CONTENT = b"content" * 100
 
 
 def opens(path: str) -> bool:
-    """The oracle: whether a plain open for writing takes the path, once its folders are made."""
+    """Return whether a plain open for writing succeeds, after its folders are created (the oracle)."""
     try:
         os.makedirs(os.path.dirname(os.path.realpath(path)), exist_ok=True)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK))
@@ -34,7 +34,7 @@ def opens(path: str) -> bool:
 
 
 def refusal(trial: Callable[[Path, str], None], path: Path, flag: str) -> str | None:
-    """The one line by which the trial refuses the path, which it names; None where it is taken."""
+    """Return the sentence that refuses the path, or None."""
     try:
         trial(path, flag)
     except UsageError as error:
@@ -47,7 +47,7 @@ def refusal(trial: Callable[[Path, str], None], path: Path, flag: str) -> str | 
 
 
 def read_while(path: str, work: Callable[[], None]) -> bytes:
-    """What is read of the path after the work, or from the pipe in the midst of it."""
+    """Return the content of the path after the work, or of the pipe during it."""
     if not Path(path).is_fifo():
         work()
         return Path(path).read_bytes()
@@ -70,7 +70,7 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = place(Path(scratch), name)
-        except OSError:  # not even the place can be made
+        except OSError:  # the place cannot be created
             return
         before = at.tree(Path(scratch))
         message = refusal(check_output, Path(path), "--out")
@@ -84,7 +84,7 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
             assert not [entry for entry in at.tree(Path(scratch)) if entry.endswith(".tmp")]
         too_long = (
             len(os.fsencode(os.path.realpath(path))) > 3800
-        )  # the trial and a hidden name need more room
+        )  # the probe and a temporary name need longer paths
         assert taken == opens(path) or (too_long and not taken)
 
 
@@ -181,7 +181,7 @@ def test_closed_pipe_is_an_error(tmp_path: Path) -> None:
 
 
 def refused(path: Path) -> None:
-    """In a process of nobody's: exit 0 where the path is refused for want of access."""
+    """Run as nobody: exit 0 if the path is refused for lack of permission."""
     if os.getuid() == 0:
         os.setresuid(65534, 65534, 65534)
     try:
@@ -193,7 +193,7 @@ def refused(path: Path) -> None:
 
 @pytest.mark.parametrize("below", ["new.png", "folder/new.png", "there.png"])
 def test_missing_permission_is_found_before_the_work(below: str) -> None:
-    with tempfile.TemporaryDirectory() as scratch:  # in /tmp, which nobody may enter
+    with tempfile.TemporaryDirectory() as scratch:  # in /tmp, which every user may enter
         folder = Path(scratch)
         (folder / "there.png").touch(0o444)
         folder.chmod(0o555)

@@ -1,4 +1,4 @@
-"""Processes known by id and start, and groups that are ended."""
+"""Processes by id and start time, and groups that are ended."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Files from outside are read when they are plain, and refused, never waited for, when they are not."""
+"""Regular files are read; anything else is refused without blocking."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""One flag a process: raised at once, looked at, or held; and found by whoever looks after it was lost."""
+"""One flag per process: raised at once, polled or held, and raised again if it was swallowed."""
 
 import contextlib
 import os
@@ -13,9 +13,9 @@ from diffusion.system.signals import check_signals, interrupt_on_signal, stop_re
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Every block gives back what was there before it."""
+    """Check that every block restores the previous handlers."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which `nohup` has ignored
+    hung_up = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as `nohup` ignores it
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
@@ -28,13 +28,13 @@ def send(number: int) -> None:
 
 
 def swallow() -> None:
-    """What the worst of libraries does with a Ctrl-C."""
+    """Catch everything, as the worst of libraries does with a Ctrl-C."""
     with contextlib.suppress(BaseException):
         send(signal.SIGINT)
 
 
 def stopped(work: Callable[[], object]) -> Interrupted:
-    """What ends the work, which must be ended."""
+    """Return the exception that ends the work."""
     with pytest.raises(Interrupted) as caught, interrupt_on_signal():
         work()
     return caught.value
@@ -46,7 +46,7 @@ def stopped(work: Callable[[], object]) -> Interrupted:
 def test_signal_raises_interrupted(number: signal.Signals, code: int) -> None:
     end = stopped(lambda: send(number))
     assert end.exit_code == code
-    assert str(end) == f"stopped by {number.name}: the same command goes on from what is finished"
+    assert str(end) == f"stopped by {number.name}: the same command resumes after the finished parts"
 
 
 def test_except_exception_does_not_catch_interrupted() -> None:

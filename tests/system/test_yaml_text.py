@@ -165,7 +165,7 @@ def test_edit_keeps_style_and_comments(text, expected):
     ],
 )
 def test_edit_that_cannot_keep_the_rest_is_refused(text):
-    with pytest.raises(YamlRefusal, match=r'write train: \{init_from: \{sha256: "x"\}\} by hand'):
+    with pytest.raises(YamlRefusal, match=r'edit the file: train: \{init_from: \{sha256: "x"\}\}'):
         edit_yaml(text, PATH, "x")
 
 

@@ -100,7 +100,7 @@ def mutate_tar(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes 
         return None
     at = rng.choice(heads)
     head, rest = bytearray(whole[at : at + 512]), whole[at + 512 :]
-    if rng.random() < 0.25:  # a header of a kind that expected something of the next one
+    if rng.random() < 0.25:  # a header of a kind that describes the next one
         body = rng.choice((*PAX, *TEXTS)).ljust(512, b"\0")
         rest = body + whole[at:]
         head[156:157] = rng.choice((b"x", b"g", b"L", b"K", b"S"))

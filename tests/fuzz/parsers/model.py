@@ -22,10 +22,10 @@ def seeds() -> list[bytes]:
     whole = spec_of(**small)
     plain = spec_of(**small, num_classes=0, null_class=False, out_channels=1, class_cond=False)
     classifier = spec_of(**small, out_channels=10, null_class=False)
-    says = ClassifierArtefact(**{**dict(artefact_of(whole)), "network": classifier}, kind="classifier")
+    description = ClassifierArtefact(**{**dict(artefact_of(whole)), "network": classifier}, kind="classifier")
     torch.manual_seed(0)
     made = [(network_of(spec), artefact_of(spec)) for spec in (whole, plain)]
-    return [_file(*one) for one in [*made, (Classifier(classifier), says)]]
+    return [_file(*one) for one in [*made, (Classifier(classifier), description)]]
 
 
 def _file(network, artefact) -> bytes:

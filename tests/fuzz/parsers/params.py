@@ -12,7 +12,7 @@ from tests.conftest import ROOT, params
 from tests.helpers.broken_params import CLASSIFIER, RAW
 
 NAME = "params.yaml"
-EXPECTED = ("import: PIL",)  # of an entry whose section lies beside its reader
+EXPECTED = ("import: PIL",)  # by an entry with its section in the reader's module
 
 
 LEAST = {  # what has no default

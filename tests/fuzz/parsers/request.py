@@ -59,7 +59,7 @@ def parse(path: Path) -> None:
     sampler = _sampler()
     try:
         values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # the scoring server's to say
+    except (ValueError, RecursionError) as error:  # reported by the scoring server
         raise DiffctlError("it is no JSON") from error
     try:
         (reply,) = sampler.predict([Request.model_validate(values)])

@@ -60,12 +60,12 @@ def parse(path: Path) -> None:
         (folder / name).write_bytes(content)
     with patch.object(store, "verify"):  # the digest is not what is tried here
         opened = store.open_store(folder, StoreMeta)
-    if place == "meta.json" and not any(map(_says, (CellMeta, PreparedMeta), (opened, opened))):
+    if place == "meta.json" and not any(map(_is_valid, (CellMeta, PreparedMeta), (opened, opened))):
         raise DiffctlError("it is no cell and no split")
     assert len(np.array(opened.images)) == COUNT
 
 
-def _says(kind: type[StoreMeta], opened: store.ImageStore) -> bool:
+def _is_valid(kind: type[StoreMeta], opened: store.ImageStore) -> bool:
     try:
         store.open_store(opened.path, kind, unverified=True)
     except DiffctlError:

@@ -27,8 +27,8 @@ def seeds() -> list[bytes]:
 
 def repair(data: bytes) -> bytes:
     """Correct the checksum."""
-    said = data[:-CHECKSUM_BYTES]
-    return said + sha256(f"{CELL}/{FILE}\n".encode() + said).digest()
+    content = data[:-CHECKSUM_BYTES]
+    return content + sha256(f"{CELL}/{FILE}\n".encode() + content).digest()
 
 
 def parse(path: Path) -> None:
