@@ -80,11 +80,10 @@ def ours(precision: str, shape: Shape) -> Work:
     from diffusion.protocol.settings import SampleSettings
     from diffusion.sample.class_labels import labels_condition
     from diffusion.sample.generate import generate
-    from diffusion.train.batch import draw_batch
+    from diffusion.train.batch import ImageLoader, draw_batch
     from diffusion.train.distributed.process_group import ProcessGroup
     from diffusion.train.gradients import GradientAccumulator
-    from diffusion.train.loader import ImageLoader
-    from diffusion.train.loop import new_state, train_step
+    from diffusion.train.train_step import new_state, train_step
 
     plan, meta = described(precision, shape)
     images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, shape.channels), dtype=np.uint8)

@@ -56,7 +56,7 @@ def batches(count: int = 40_000, draws: int = 400) -> Result:
     import torch
 
     from diffusion.system.threads import prefetch
-    from diffusion.train.loader import ImageLoader
+    from diffusion.train.batch import ImageLoader
 
     with scratch() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)

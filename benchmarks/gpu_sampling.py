@@ -20,14 +20,14 @@ from diffusion.model.unet import UNet
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.train.loop import allow_tf32
 from diffusion.train.plan import TrainPlan
-from diffusion.train.precision import set_tf32
 
 
 def ours(plan: TrainPlan, eta: float, size: Size, device: torch.device) -> Result:
     """Measure `generate` as the stage `sample` calls it for many images."""
     count, settings = plan.train.batch_size, SampleSettings(steps=size.ddim_steps, eta=eta)
-    set_tf32(True, device)
+    allow_tf32(True, device)
     model = LoadedModel(freeze(UNet(plan.network).to(device)), plan)
     condition = mixed_condition(plan, settings, range(count))
 

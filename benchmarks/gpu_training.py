@@ -21,9 +21,11 @@ from diffusion.images.store import ImageStore, write_store
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, new_state, train
+from diffusion.train.loop import train
 from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import TrainPlan, plan_training
+from diffusion.train.train_step import new_state
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"cifar10": 32, "imagenet64": 64, "imagenet64-adm": 64}

@@ -219,7 +219,7 @@ def options() -> argparse.Namespace:
 
 def main() -> None:
     from diffusion.system.devices import default_device
-    from diffusion.train.precision import resolve_precision
+    from diffusion.train.plan import resolve_precision
 
     given = options()
     rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)

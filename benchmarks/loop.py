@@ -22,8 +22,10 @@ from diffusion.config import load
 from diffusion.images.store import ImageStore, write_store
 from diffusion.model.unet import UNet
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, new_state, train
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import TrainPlan, plan_training
+from diffusion.train.train_step import new_state
 from tracking.spool.spool_writer import Spool
 
 ROOT = Path(__file__).parent.parent

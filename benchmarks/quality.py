@@ -35,9 +35,11 @@ from diffusion.sample.generate import generate
 from diffusion.system.device_transfer import float64_device
 from diffusion.system.devices import default_device
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.gradients import should_compile
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import TrainPlan, plan_training
-from diffusion.train.precision import compiles
+from diffusion.train.train_step import TrainState, new_state
 
 CPU = torch.device("cpu")
 PROFILES = Path(__file__).parent.parent / "profiles"
@@ -87,7 +89,11 @@ def trained(plan: TrainPlan, store: ImageStore, device: torch.device) -> tuple[T
 
 def steps_in(seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device) -> int:
     """Steps of a training of so many seconds, by a short one; what is done once is among the seconds."""
-    changes = {"log_every": TRIAL_STEPS // 3, "steps": TRIAL_STEPS, "compile": compiles(plan.train, device)}
+    changes = {
+        "log_every": TRIAL_STEPS // 3,
+        "steps": TRIAL_STEPS,
+        "compile": should_compile(plan.train, device),
+    }
     trial, clock, began = _changed(plan, changes), Clock(), time.perf_counter()
     train(new_state(trial, device), store, ProcessGroup(device), clock, lambda state: None, lambda: None)
     (first, since), (last, until) = clock.at[0], clock.at[-1]
@@ -103,7 +109,7 @@ def ours(store: ImageStore, size: Size, device: torch.device, profile: Path = PR
     """Images of the profile's own training of about so many seconds there, and what it was."""
     plan = plan_training(load(profile), store.meta, device)
     steps = steps_in(size.seconds, plan, store, device)
-    changes = {"steps": steps, "compile": compiles(plan.train, device)}  # as in the trial
+    changes = {"steps": steps, "compile": should_compile(plan.train, device)}  # as in the trial
     state, took = trained(_changed(plan, changes), store, device)
     settings, model = SampleSettings(steps=size.steps), LoadedModel(state.ema, plan)
     images = np.concatenate(

@@ -22,7 +22,7 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.system.syntax import normalized_syntax
-from diffusion.train.classifier_plan import ClassifierPlan
+from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.conftest import ROOT
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -154,7 +154,7 @@ def test_neutral_modules_are_there_and_have_a_reason() -> None:
 
 def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
     tree = ast.parse(
-        "def f():\n    from diffusion.model import unet\nif TYPE_CHECKING:\n    import diffusion.train.ema"
+        "def f():\n    from diffusion.model import unet\nif TYPE_CHECKING:\n    import diffusion.train.loop"
     )
     assert modules_of(tree) == {"diffusion.model.unet"}
     assert {"diffusion.model.unet", "diffusion.model.blocks", "diffusion.model.unet_config"} <= set(
@@ -172,7 +172,7 @@ def test_a_training_is_known_by_what_it_computes_by() -> None:
     } <= code
     assert {
         "diffusion.train.batch",
-        "diffusion.train.ema",
+        "diffusion.train.ema_profiles",
         "diffusion.process.timestep_samplers",
         "diffusion.images.pixels",
     } <= code
@@ -186,7 +186,7 @@ def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
     )
     losses = {f"diffusion.process.{name}" for name in ("losses", "posterior", "vlb", "condition")}
     assert model - classifier == {"diffusion.train.denoiser_objective", *losses}
-    assert classifier - model == {"diffusion.train.classifier_objective", "diffusion.model.classifier"}
+    assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
     assert {
         "diffusion.train.loop",
         "diffusion.train.gradients",
@@ -207,7 +207,7 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
         "diffusion.model.blocks",
         "diffusion.process.noise",
     } <= ddim
-    assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema"}
+    assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema_profiles"}
 
 
 def test_what_was_read_is_what_runs() -> None:
@@ -222,9 +222,9 @@ def test_what_was_read_is_what_runs() -> None:
 
 
 def test_changed_modules_are_named_as_files() -> None:
-    old = {"diffusion.model.unet": "1", "diffusion.train.loader": "2", "diffusion.gone": "3"}
-    new = {"diffusion.model.unet": "1", "diffusion.train.loader": "4", "diffusion.new": "5"}
-    assert changed_modules(old, new) == ["gone.py", "new.py", "train/loader.py"]
+    old = {"diffusion.model.unet": "1", "diffusion.train.batch": "2", "diffusion.gone": "3"}
+    new = {"diffusion.model.unet": "1", "diffusion.train.batch": "4", "diffusion.new": "5"}
+    assert changed_modules(old, new) == ["gone.py", "new.py", "train/batch.py"]
     assert code_digest(old) != code_digest(new)
 
 

@@ -64,7 +64,7 @@ EDITS = {
         "diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3", ()
     ),
     "loss of another objective": Edit(
-        "diffusion/train/classifier_objective.py", "logits.argmax(1)", "logits.argmin(1)", ()
+        "diffusion/train/classifier_training.py", "logits.argmax(1)", "logits.argmin(1)", ()
     ),
     "lock": Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3", ()),
     "comment": Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),

@@ -38,7 +38,7 @@ def test_what_the_demo_says_is_expected(line: str) -> None:
         ' - leaked type "triton._C.libtriton.ir.block"',
         "/usr/lib/python3.13/site-packages/torch/x.py:3: FutureWarning: this will go",
         "Traceback (most recent call last):",
-        "diffctl: no preview of step 5 (OSError): the training goes on without",
+        "diffctl: no preview of step 5 (OSError): the training continues without",
         "2026/11/25 12:00:00 INFO mlflow.store.db.utils: Creating initial MLflow database tables...",
         "Exception ignored in: <function f at 0x7f>",
     ],

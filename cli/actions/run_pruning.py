@@ -11,7 +11,7 @@ from diffusion.config import load
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.params import load_sections
-from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import ClassifierSections
 from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers

@@ -25,9 +25,10 @@ from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.process_group import RankFailed
-from diffusion.train.loop import Diverged, TrainState
+from diffusion.train.loop import Diverged
 from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
+from diffusion.train.train_step import TrainState
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import (

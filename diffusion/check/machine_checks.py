@@ -16,7 +16,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.precision import resolve_precision
+from diffusion.train.plan import resolve_precision
 from diffusion.train.step_memory import (
     count_parameters,
     device_memory,

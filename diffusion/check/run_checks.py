@@ -19,10 +19,11 @@ from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.system.threads import single_thread
-from diffusion.train.checkpoint.resume import CONFIG, find_resume_point, why_from_scratch
+from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratch
 from diffusion.train.checkpoint.run_dir import run_dir_of
+from diffusion.train.checkpoint.run_record import CONFIG
 from diffusion.train.checkpoint.state_files import newest_step
-from diffusion.train.classifier_plan import plan_classifier
+from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import ClassifierSections
 

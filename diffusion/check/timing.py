@@ -30,8 +30,10 @@ from diffusion.sample.cell_images import shard_images
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.section import Section
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, new_state, train
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.train_step import new_state
 
 REPEATS = 5
 GROWTH = 4  # of the number of images from trial to trial

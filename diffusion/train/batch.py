@@ -1,12 +1,14 @@
-"""All that is random of a training step, of each row of the batch from (seed, step, row) alone.
+"""The batch of a training step. All random numbers of a row come from (seed, step, row) alone.
 
-So a process, or a micro-batch, draws its own rows and no others, and whoever draws a row draws the same.
+So each rank, and each micro-batch, draws its own rows only, and every one draws the same for a row.
 """
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,18 +18,21 @@ from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.device_transfer import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
-from diffusion.train.epochs import epoch_rows
-from diffusion.train.loader import ImageLoader
 from diffusion.train.plan import TrainPlan
 
+if TYPE_CHECKING:
+    from diffusion.images.store import ImageStore
+
 WHOLE = slice(None)
+DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
+COPY_ROWS = 4096  # copied to the device at a time
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step learns from: images in [−1, 1], labels with some dropped, timesteps, weights and noise.
+    """The input of a step: images in [−1, 1], labels with some dropped, timesteps, their weights and noise.
 
-    `augmentation` (B, 9) is how the images were transformed, where they were.
+    `augmentation` (B, 9) has the parameters of the images' transforms, if any.
     """
 
     x_0: Tensor
@@ -41,18 +46,90 @@ class Batch:
         return iter((self.x_0, self.labels, self.index, self.weights, self.noise, self.augmentation))
 
     def split(self, size: int) -> Iterator["Batch"]:
-        """The batch in parts of at most `size` images, in order."""
+        """Split the batch into parts of at most `size` images, in order."""
         for start in range(0, len(self.index), size):
-            yield self._of(slice(start, start + size))
+            yield self._rows(slice(start, start + size))
 
     def divide(self, count: int) -> Iterator["Batch"]:
-        """The batch in `count` parts, in order, whose sizes differ by at most one image."""
+        """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
         rows = len(self.index)
         for part in range(count):
-            yield self._of(slice(part * rows // count, (part + 1) * rows // count))
+            yield self._rows(slice(part * rows // count, (part + 1) * rows // count))
 
-    def _of(self, rows: slice) -> "Batch":
+    def _rows(self, rows: slice) -> "Batch":
         return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+
+
+class ImageLoader:
+    """The images of a store as uint8 (B, C, H, W) batches on a device, by explicit row numbers.
+
+    On a GPU a set of at most a quarter of the free memory is copied there once; rows of a larger one are
+    gathered from the memory map through pinned memory. On a CPU the memory map is used. `resident` overrides
+    the choice. The values are the same either way.
+    """
+
+    def __init__(
+        self, store: "ImageStore", device: torch.device | str, *, resident: bool | None = None
+    ) -> None:
+        self.device = torch.device(device)
+        self.labels = store.labels
+        self._images = store.images
+        self._is_cuda = self.device.type == "cuda"
+        if resident is None:
+            resident = self._is_cuda and self._fits_device(store.images.nbytes)
+        self._resident = self._copy_to_device() if resident else None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def resident(self) -> bool:
+        """Whether the device holds the whole set."""
+        return self._resident is not None
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Return the images of `rows` (int64, on the CPU) in that order; IndexError for an invalid row."""
+        if rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"rows {int(rows.min())} to {int(rows.max())} of a set of {len(self)} images")
+        if self._resident is not None:
+            return self._resident[to_device(rows, self.device)]
+        batch = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=self._is_cuda)
+        np.take(self._images, rows.numpy(), axis=0, out=batch.numpy(), mode="clip")  # releases the GIL
+        return batch.to(self.device, non_blocking=self._is_cuda).permute(0, 3, 1, 2).contiguous()
+
+    def _copy_to_device(self) -> Tensor:
+        count, height, width, channels = self._images.shape
+        images = torch.empty((count, channels, height, width), dtype=torch.uint8, device=self.device)
+        for start in range(0, count, COPY_ROWS):
+            rows = torch.from_numpy(np.array(self._images[start : start + COPY_ROWS]))
+            images[start : start + COPY_ROWS] = rows.to(self.device).permute(0, 3, 1, 2)
+        if self._is_cuda:  # other streams read it
+            torch.cuda.synchronize(self.device)
+        return images
+
+    def _fits_device(self, size: int) -> bool:
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return size <= DEVICE_SHARE * free
+
+
+def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
+    """Return the rows, (len(places),) int64 in [0, count), at these places of the sequence of epochs.
+
+    Each epoch has every row once, in its own order. Place p is place p mod `count` of epoch p // `count`, so
+    that a resume needs the place alone.
+    """
+    parts, place = [], places.start
+    while place < places.stop:
+        epoch, first = divmod(place, count)
+        last = min(count, first + places.stop - place)
+        parts.append(_permutation(purpose, seed, epoch, count)[first:last])
+        place += last - first
+    return torch.cat(parts)
+
+
+@lru_cache(maxsize=2)  # a batch, or a prefetched one, may span two epochs
+def _permutation(purpose: str, seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=counter_generator(f"{purpose} epoch", seed, epoch))
 
 
 def draw_batch(
@@ -63,9 +140,9 @@ def draw_batch(
     share: slice = WHOLE,
     purpose: str = "train",
 ) -> Batch:
-    """The `share` of step `step`'s batch, on the data's device; trainings of two purposes share no draw.
+    """Draw the `share` of a step's batch, on the data's device; trainings with two purposes share no draw.
 
-    Step k sees the images at the places k·B … (k+1)·B − 1 of a walk through the data, epoch after epoch.
+    Step k has the images at the places k·B … (k+1)·B − 1 of the sequence of epochs.
     """
     seed, size, spec, device = plan.train.seed, plan.train.batch_size, plan.network, data.device
     drawn = range(size)[share]
@@ -74,12 +151,12 @@ def draw_batch(
     (flips, dropped, times), noise = _draw_rows(
         (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
     )
-    images, told = data[rows], None
+    images, augmentation = data[rows], None
     if plan.data.flip:
         images = torch.where(to_device(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     images = to_model(images)
     if plan.augment:
-        images, told = augment(images, plan.augment, (purpose, seed, step), drawn)
+        images, augmentation = augment(images, plan.augment, (purpose, seed, step), drawn)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "plan_training() refuses a conditional model without labels"
@@ -89,15 +166,15 @@ def draw_batch(
         labels = to_device(labels, device)
     index, weights = sampler.draw(times)
     index = to_device(index, float64_device(device))  # where the process has its tables
-    return Batch(images, labels, index, to_device(weights, device), to_device(noise, device), told)
+    return Batch(images, labels, index, to_device(weights, device), to_device(noise, device), augmentation)
 
 
 def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """What is random of each row: (3, rows) float64 uniforms in [0, 1) and ε (rows, *shape)."""
+    """Draw (3, rows) float64 uniforms in [0, 1) and ε (rows, *shape), each row from its own generator."""
     uniforms, noise = torch.empty(len(rows), 3, dtype=torch.float64), torch.empty(len(rows), *shape)
     for row, numbers, image in zip(rows, uniforms, noise, strict=True):
         source = counter_generator(*name, row)
-        numbers.uniform_(generator=source)  # all of them, used or not: what follows stays in its place
+        numbers.uniform_(generator=source)  # all of them, used or not, so that later draws keep their place
         image.normal_(generator=source)
     return uniforms.T.contiguous(), noise
 
@@ -110,7 +187,7 @@ def batches(
     share: slice = WHOLE,
     purpose: str = "train",
 ) -> Generator[Batch, None, None]:
-    """The steps' batches in order; on a GPU two are drawn ahead, unless a draw needs the losses before it."""
+    """Yield the steps' batches; on a GPU two are prefetched, unless a draw depends on the losses before."""
     draws = (partial(draw_batch, plan, sampler, data, step, share, purpose) for step in steps)
     if data.device.type != "cuda" or sampler.learns:
         return (draw() for draw in draws)

@@ -1,4 +1,4 @@
-"""The objective of a diffusion model: DDPM's and iDDPM's losses of what the network says of noised images."""
+"""The objective of a diffusion model: the losses of DDPM and iDDPM."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,14 +12,13 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
 from diffusion.train.batch import Batch
-from diffusion.train.objective import Losses, Objective, Purposes
-from diffusion.train.plan import plan_artefact
+from diffusion.train.plan import Objective, Purposes, plan_artefact
 
 
-def _losses(network: Network, process: NoiseProcess, batch: Batch) -> Losses:
+def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
     if batch.augmentation is not None:
-        told: Callable[..., Tensor] = network  # one that has a layer for it
-        network = partial(told, augmentation=batch.augmentation)
+        conditioned: Callable[..., Tensor] = network  # a network with a layer for it
+        network = partial(conditioned, augmentation=batch.augmentation)
     condition = Condition(len(batch.index), batch.labels)
     return training_losses(network, process, batch.x_0, batch.index, batch.noise, condition)
 
@@ -28,6 +27,5 @@ def _timesteps(process: NoiseProcess) -> UniformSampler:
     return T_SAMPLERS[process.config.t_sampler](process.timesteps)
 
 
-DENOISER = Objective(
-    build_network, _losses, _timesteps, Purposes("train", "weights", "dropout"), plan_artefact
-)
+PURPOSES = Purposes("train", "weights", "dropout")
+DENOISER = Objective(build_network, _losses, _timesteps, PURPOSES, plan_artefact)

@@ -1,26 +1,70 @@
-"""Power-function averages of the weights beside the EMA (Karras et al. 2024, 2312.02696, sec. 3)."""
+"""Averages of the weights: the EMA with a warm-up, and power-function averages with a relative width σ_rel.
 
+Power-function averages are those of EDM2 (Karras et al. 2024, 2312.02696, sec. 3).
+"""
+
+import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion.model.power_ema import newest_weight
-from diffusion.train.ema import ema_copy
+from diffusion.train.distributed.process_group import buckets
 
 
-def new_profiles(network: nn.Module, widths: Sequence[float]) -> nn.ModuleList:
-    """A copy of the network for each width, of whose weights the first step makes the first average."""
-    return nn.ModuleList(ema_copy(network) for _ in widths)
+def ema_copy(network: nn.Module) -> nn.Module:
+    """Return a copy in eval mode that takes no gradient."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
+
+
+def warmed_decay(decay: float, step: int) -> float:
+    """Return min(decay, (1+k)/(10+k)) for update k, so that early averages forget the initialisation."""
+    return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()
-def update_profiles(averages: nn.ModuleList, network: nn.Module, widths: Sequence[float], steps: int) -> None:
-    """Let each average take in the weights after `steps` steps, in place.
+def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor) -> None:
+    """ema ← decay·ema + (1 − decay)·network, in place, if the boolean scalar `finite` is true.
 
-    After a step that was not finite these are the ones before, which then count once more.
+    `finite` may be on a GPU; the host does not wait for it.
     """
-    for average, width in zip(averages, widths, strict=True):
+    averages: list[Tensor] = list(ema.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    part = (1 - decay) * finite.to(averages[0].dtype)
+    if part.device.type == "cpu":
+        torch._foreach_lerp_(averages, weights, [part] * len(averages))
+    else:
+        lerp_tensors(averages, weights, part)
+
+
+def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
+    """averages ← averages + part·(weights − averages), in place; `part` is a scalar on their device.
+
+    It uses a few kernels for many tensors, where a lerp by a device scalar takes one per tensor. The
+    differences of one bucket of tensors are in memory at a time.
+    """
+    for pairs in buckets(list(zip(averages, weights, strict=True)), lambda pair: pair[0]):
+        now, wanted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        differences = torch._foreach_sub(wanted, now)
+        torch._foreach_mul_(differences, part)
+        torch._foreach_add_(now, list(differences))
+
+
+def new_profiles(network: nn.Module, sigma_rels: Sequence[float]) -> nn.ModuleList:
+    """Return a copy of the network per σ_rel, which the first update overwrites."""
+    return nn.ModuleList(ema_copy(network) for _ in sigma_rels)
+
+
+@torch.no_grad()
+def update_profiles(
+    profiles: nn.ModuleList, network: nn.Module, sigma_rels: Sequence[float], steps: int
+) -> None:
+    """Add the weights after `steps` steps to each average, in place.
+
+    A non-finite step leaves the weights unchanged, so that the previous ones count once more.
+    """
+    for profile, sigma_rel in zip(profiles, sigma_rels, strict=True):
         torch._foreach_lerp_(
-            list(average.parameters()), list(network.parameters()), newest_weight(width, steps)
+            list(profile.parameters()), list(network.parameters()), newest_weight(sigma_rel, steps)
         )

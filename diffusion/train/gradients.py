@@ -1,9 +1,7 @@
-"""A batch's gradient: in micro-batches that fit the memory, summed over the processes of the training."""
+"""The gradient of a batch, in micro-batches that fit the memory, summed over the ranks."""
 
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +12,10 @@ from diffusion.process.process_registry import build_process
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.batch import Batch
-from diffusion.train.distributed.gradient_buckets import OverlappedSums
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards
 from diffusion.train.dropout_masks import make_dropout_masks
-from diffusion.train.objective import Losses
 from diffusion.train.plan import TrainPlan, build_objective
-from diffusion.train.precision import compiles
 from diffusion.train.step_memory import (
     device_memory,
     fitting_microbatch,
@@ -28,81 +23,77 @@ from diffusion.train.step_memory import (
     oom_hint,
     profile_bytes,
 )
+from diffusion.train.train_config import OptimisationConfig
 
+MIN_COMPILED_STEPS = 2000  # compilation takes a minute or two
 
-class Sums(Protocol):
-    """What sums gradients over the processes: OverlappedSums, or Shards."""
-
-    def sending(self) -> AbstractContextManager[None]:
-        """Within it lies the last backward pass of a step."""
-
-    def finish(self) -> None:
-        """Let the parameters' gradients be the sums."""
-
-    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The Euclidean norm of all gradients, of which this process has those given."""
+Losses = dict[str, Tensor]
 
 
 class GradientAccumulator:
-    """Fills in the gradient of one batch after another, equal to the whole batch's but for rounding.
+    """Computes the gradient of one batch after another, equal to the whole batch's except for rounding.
 
-    A micro-batch is what `train.microbatch` says. With `auto` it is as many of this process's images as the
-    memory's size suggests, on a GPU twice that, and half as many whenever the memory does not suffice: the
-    same step is tried again, of which nothing was kept, by the same draws.
+    `train.microbatch` is the size of a micro-batch. With `auto` it is the number of this rank's images that
+    the total memory suggests, twice that on a GPU, and it is halved whenever memory runs out: the step is
+    retried with the same random numbers.
 
-    With `shards` the processes put the network together for every pass. So all make equally many, no step can
-    be tried again, and `auto` is what the estimate says.
+    With `shards` every forward pass is a collective. So all ranks make equally many, no step can be retried,
+    and `auto` is the estimate.
     """
 
     def __init__(
         self, plan: TrainPlan, network: nn.Module, group: ProcessGroup, shards: Shards | None = None
     ) -> None:
-        train, self._is_sharded = plan.train, shards is not None
-        self._sums: Sums = shards or OverlappedSums(network, group)
-        self._plan, self._network, self._group = plan, network, group
+        train = plan.train
+        self._plan, self._network, self._group, self._shards = plan, network, group, shards
         self._objective, self._process = build_objective(plan), build_process(plan.process)
         self.share = group.share(train.batch_size, train.PREFIX)
-        self.microbatch = self._first_microbatch(self.share.stop - self.share.start)
-        if self._is_sharded:
+        self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
+        if shards:
             self.microbatch = group.all_reduce_min(self.microbatch)
-        alike = shards.bare if shards else network
-        self._masks = make_dropout_masks(network, plan, self._objective.purposes.dropout, alike)
-        self._compiling = compiles(train, group.device) and not self._is_sharded
+        template = shards.meta if shards else network
+        self._masks = make_dropout_masks(network, plan, self._objective.purposes.dropout, template)
+        self._is_compiling = should_compile(train, group.device) and not shards
         self._forward: Network | None = None
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
-        """Add step `step`'s gradient to the parameters' own.
+        """Accumulate the gradient of step `step` in the parameters.
 
-        Returns of the whole batch, whatever this process's share, the losses by name and the timesteps and
-        weights, (B,) each. DiffctlError when the memory does not suffice.
+        Returns the losses by name, the timesteps and the weights of the whole batch, (B,) each, on every
+        rank. DiffctlError if the memory does not suffice.
         """
-        losses = self._own_losses(batch, step)
-        self._sums.finish()
+        losses = self._compute_losses(batch, step)
+        if self._shards:
+            self._shards.take_gradients()
+        else:
+            self._group.all_reduce(_gradients(self._network.parameters()))
         index = to_device(batch.index, batch.weights.device)
-        known = torch.stack([*losses.values(), batch.weights, index.float()])
-        known = self._group.gather(known, self.share, self._plan.train.batch_size)
-        self._group.all_reduce([known])
-        *values, weights, index = known.unbind()
-        return dict(zip(losses, values, strict=True)), index.long(), weights
+        values = torch.stack([*losses.values(), batch.weights, index.float()])
+        values = self._group.pad_to_batch(values, self.share, self._plan.train.batch_size)
+        self._group.all_reduce([values])
+        *of_losses, weights, index = values.unbind()
+        return dict(zip(losses, of_losses, strict=True)), index.long(), weights
 
-    def clip(self, parameters: Iterable[nn.Parameter], most: float) -> Tensor:
-        """Scale the gradients down to a norm of `most`, where it is more; returns what it was."""
+    def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradients down to `max_norm` if their norm is larger; return their norm before."""
         learned = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = self._sums.norm([parameter.grad for parameter in learned if parameter.grad is not None])
-        torch.nn.utils.clip_grads_with_norm_(learned, most, norm)
+        gradients = _gradients(learned)
+        norm = self._shards.norm(gradients) if self._shards else torch.nn.utils.get_total_norm(gradients)
+        torch.nn.utils.clip_grads_with_norm_(learned, max_norm, norm)
         return norm
 
-    def _own_losses(self, batch: Batch, step: int) -> Losses:
+    def _compute_losses(self, batch: Batch, step: int) -> Losses:
+        """Run forward and backward passes, and retry them after a failure that can be handled."""
         while True:
             try:
-                with translate_dist_errors():  # with shards a pass itself waits for the others
+                with translate_dist_errors():  # with shards a pass is a collective
                     losses = self._attempt(batch, step)
             except RuntimeError as error:
-                self._make_do(error)
+                self._handle_failure(error)
             else:
-                self._compiling = False  # what compiled once does so again: later errors have other causes
+                self._is_compiling = False  # compilation has succeeded: later errors have other causes
                 return losses
-            # Only here, where the error no longer holds on to what the attempt had computed.
+            # Here, where the error no longer refers to the attempt's tensors.
             self._network.zero_grad(set_to_none=True)
             if self._group.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -110,68 +101,80 @@ class GradientAccumulator:
     def _attempt(self, batch: Batch, step: int) -> Losses:
         if self._masks:
             self._masks.draw(step, self._group.device)
-        if self._forward is None:  # only here, where it is caught when torch.compile fails
-            fast: Network = torch.compile(self._network, dynamic=False) if self._compiling else self._network
-            self._forward = autocast(fast, self._plan.precision)
-        found, row, parts = [], self.share.start, self._parts(batch)
-        for number, part in enumerate(parts, start=1):
+        if self._forward is None:  # here, where a failure of torch.compile is caught
+            network: Network = self._network
+            if self._is_compiling:
+                network = torch.compile(self._network, dynamic=False)
+            self._forward = autocast(network, self._plan.precision)
+        parts, row = [], self.share.start
+        for part in self._microbatches(batch):
             if self._masks:
-                self._masks.take(slice(row, row + len(part.index)))
-            with self._sums.sending() if number == len(parts) else nullcontext():
-                found.append(self._backward(self._forward, part))
+                self._masks.select_rows(slice(row, row + len(part.index)))
+            parts.append(self._backward(self._forward, part))
             row += len(part.index)
-        return {name: torch.cat([one[name] for one in found]) for name in found[0]}
+        return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
 
-    def _parts(self, batch: Batch) -> list[Batch]:
-        """This process's micro-batches; with shards as many as every other's.
+    def _microbatches(self, batch: Batch) -> list[Batch]:
+        """Split this rank's share; with shards into as many micro-batches as on every other rank.
 
-        Shares differ by an image, so that there one may have two where others have one at a time.
+        Shares differ by one image, so that a rank may then have two images where others have one.
         """
-        if not self._is_sharded:
+        if not self._shards:
             return list(batch.split(self.microbatch))
         least, rest = divmod(self._plan.train.batch_size, self._group.world_size)
         return list(batch.divide(min(least, -(-(least + bool(rest)) // self.microbatch))))
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
-        """Add the part's share of the batch's gradient; returns its losses, each (B,)."""
+        """Accumulate the micro-batch's part of the gradient; return its losses, (B,) each."""
         losses = self._objective.losses(forward, self._process, part)
         mean = (losses["loss"] * part.weights).sum() / self._plan.train.batch_size
         mean.backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
-    def _make_do(self, error: RuntimeError) -> None:
-        """Change what made the attempt fail; raise when there is nothing to change."""
+    def _handle_failure(self, error: RuntimeError) -> None:
+        """Halve the micro-batch or disable compilation; raise if neither applies."""
         if is_out_of_memory(error):
-            if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._is_sharded:
-                advice = oom_hint(self._plan.train.PREFIX)
+            if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._shards:
+                hint = oom_hint(self._plan.train.PREFIX)
                 raise DiffctlError(
-                    f"a step of {self.microbatch} images does not fit the memory: {advice}"
+                    f"a step of {self.microbatch} images does not fit the memory: {hint}"
                 ) from None
             self.microbatch = -(-self.microbatch // 2)
-            _warn(f"the memory does not suffice: going on with micro-batches of {self.microbatch} images")
-        elif self._compiling:
-            self._compiling, self._forward = False, None
+            _warn(f"out of memory: continuing with micro-batches of {self.microbatch} images")
+        elif self._is_compiling:
+            self._is_compiling, self._forward = False, None
             reason = str(error).strip().partition("\n")[0]
-            _warn(f"the network cannot be compiled ({reason}): training goes on without that")
+            _warn(f"the network cannot be compiled ({reason}): training continues without compilation")
         else:
             raise error
 
-    def _first_microbatch(self, images: int) -> int:
+    def _initial_microbatch(self, images: int) -> int:
         wanted, device = self._plan.train.microbatch, self._group.device
         if wanted is None:
             return images
         if wanted != "auto":
             return min(wanted, images)
-        total, _ = device_memory(device)
-        shards = self._group.world_size if self._is_sharded else 1
-        if device.type == "cuda":
-            guess = total if self._is_sharded else 2 * total  # in bf16 a step takes about half the estimate
-        else:
-            guess = total // self._group.world_size  # a machine's memory is for all its processes
-        spec, build = self._plan.network, self._objective.network
-        guess -= profile_bytes(spec, len(self._plan.train.sigma_rels), build) // shards
-        return fitting_microbatch(spec, images, guess, build, shards)
+        budget, _ = device_memory(device)
+        ranks = self._group.world_size
+        if device.type != "cuda":
+            budget //= ranks  # the ranks share the machine's memory
+        elif not self._shards:
+            budget *= 2  # in bf16 a step takes about half the estimate
+        spec, build, shards = self._plan.network, self._objective.network, ranks if self._shards else 1
+        budget -= profile_bytes(spec, len(self._plan.train.sigma_rels), build) // shards
+        return fitting_microbatch(spec, images, budget, build, shards)
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, DiffctlWarning, stacklevel=2)
+def should_compile(train: OptimisationConfig, device: torch.device) -> bool:
+    """Whether to compile the network; auto compiles on a GPU unless the training is too short to gain."""
+    if train.compile != "auto":
+        return train.compile
+    return device.type == "cuda" and train.steps >= MIN_COMPILED_STEPS
+
+
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DiffctlWarning, stacklevel=2)

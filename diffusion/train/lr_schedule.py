@@ -1,6 +1,6 @@
-"""The learning rate as a function of the step: schedules by name, as `train.lr` says them. It loads no torch.
+"""Learning-rate schedules by name, as in `train.lr`. Loads no torch.
 
-A further one is a subclass of Course here and an entry of LR_SCHEDULES.
+A new one is a subclass of LRSchedule here and an entry of LR_SCHEDULES.
 """
 
 import math
@@ -24,7 +24,7 @@ Count = Annotated[int, Field(ge=0, le=MAX_COUNT), NotBool]
 
 @dataclass(frozen=True)
 class LRScheduleEntry:
-    """`config` is the schedule's class, a subclass of Course, as a "module:name"."""
+    """`config` is the schedule's class, a subclass of LRSchedule, as a "module:name"."""
 
     config: str
 
@@ -39,9 +39,9 @@ LR_SCHEDULES = {
 
 
 class LRSchedule(RegistrySection):
-    """Fields of every schedule: a linear warm-up from 0 over `warmup` steps, and a cool-down to 0.
+    """The base of all schedules: warm-up over the first `warmup` steps, cool-down over the last `cooldown`.
 
-    `schedule` is a name of LR_SCHEDULES. The cool-down takes the last `cooldown` steps. Both multiply the
+    `schedule` is a name of LR_SCHEDULES. Warm-up and cool-down are linear, from 0 and to 0, and multiply the
     schedule's own rate. Steps count from 0.
     """
 
@@ -53,13 +53,13 @@ class LRSchedule(RegistrySection):
     cooldown: Count = 0
 
     def base_rate(self, step: int, steps: int) -> float:
-        """The rate of a step of a training of `steps`, without warm-up and cool-down."""
+        """Return the rate of a step, without warm-up and cool-down."""
         raise NotImplementedError
 
     def find_problem(self, steps: int, prefix: str) -> str | None:
-        """Why a training of so many steps cannot have this schedule; None where it can.
+        """Return why a training of `steps` cannot have this schedule, None if it can.
 
-        `prefix` stands before the section `train`.
+        `prefix` is that of the section `train`.
         """
         lr = f"{prefix}train.lr"
         if self.warmup > steps:
@@ -73,9 +73,9 @@ class LRSchedule(RegistrySection):
         return None
 
     def describe(self) -> str:
-        """The schedule for people: its name, and what was chosen of it."""
-        chosen = self.model_dump(exclude={"schedule"}, exclude_defaults=True)
-        return ", ".join([self.schedule, *(f"{name} {value}" for name, value in chosen.items())])
+        """Return the schedule's name and its options that are not defaults."""
+        options = self.model_dump(exclude={"schedule"}, exclude_defaults=True)
+        return ", ".join([self.schedule, *(f"{name} {value}" for name, value in options.items())])
 
 
 class ConstantLR(LRSchedule):
@@ -85,7 +85,7 @@ class ConstantLR(LRSchedule):
     rate: Rate
 
     def base_rate(self, step: int, steps: int) -> float:
-        """The rate."""
+        """Return `rate`."""
         return self.rate
 
 
@@ -93,83 +93,83 @@ class _Falling(LRSchedule):
     rate: Rate
     end: LastRate = 0.0
 
-    def done(self, step: int, steps: int) -> float:
-        """Which part of the way from the warm-up's end to the training's is done, in [0, 1]."""
+    def progress(self, step: int, steps: int) -> float:
+        """Return the progress from the end of the warm-up to the end of the training, in [0, 1]."""
         return max(0, step - self.warmup) / max(1, steps - self.warmup)
 
 
 class CosineLR(_Falling):
-    """From `rate` after the warm-up to `end` at the training's end by half a cosine (1608.03983, eq. 5)."""
+    """Half a cosine from `rate` after the warm-up to `end` at the last step (1608.03983, eq. 5)."""
 
     schedule: Literal["cosine"] = "cosine"
 
     def base_rate(self, step: int, steps: int) -> float:
-        """end + (rate − end)·(1 + cos πf)/2, f the part that is done."""
-        return self.end + (self.rate - self.end) * (1 + math.cos(math.pi * self.done(step, steps))) / 2
+        """Return end + (rate − end)·(1 + cos πp)/2 with the progress p."""
+        return self.end + (self.rate - self.end) * (1 + math.cos(math.pi * self.progress(step, steps))) / 2
 
 
 class LinearLR(_Falling):
-    """From `rate` after the warm-up to `end` at the training's end in equal parts."""
+    """A line from `rate` after the warm-up to `end` at the last step."""
 
     schedule: Literal["linear"] = "linear"
 
     def base_rate(self, step: int, steps: int) -> float:
-        """rate + (end − rate)·f, f the part that is done."""
-        return self.rate + (self.end - self.rate) * self.done(step, steps)
+        """Return rate + (end − rate)·p with the progress p."""
+        return self.rate + (self.end - self.rate) * self.progress(step, steps)
 
 
 class InverseSqrtLR(LRSchedule):
-    """`rate` up to step `hold`, then rate/√(step/hold) as EDM2 trains (Karras et al. 2024, 2312.02696)."""
+    """`rate` up to step `hold`, then rate/√(step/hold), as in EDM2 (2312.02696)."""
 
     schedule: Literal["inverse-sqrt"] = "inverse-sqrt"
     rate: Rate
     hold: PositiveInt
 
     def base_rate(self, step: int, steps: int) -> float:
-        """rate/√max(step/hold, 1)."""
+        """Return rate/√max(step/hold, 1)."""
         return self.rate / math.sqrt(max(1.0, step / self.hold))
 
 
 class StepLR(LRSchedule):
-    """`rates` lists [from, rate]: each holds from its step to the next one's, the last one to the end."""
+    """`rates` lists [step, rate]: each rate applies from its step until the next entry's."""
 
     schedule: Literal["steps"] = "steps"
     rates: Annotated[tuple[tuple[Count, Rate], ...], Field(min_length=1, max_length=100)]
 
     @model_validator(mode="after")
-    def _one_after_another(self) -> Self:
-        begins = [begin for begin, _ in self.rates]
-        if begins[0] != 0:
-            raise ValueError(f"rates begins at step {begins[0]:,}: its first part must be from 0")
-        for before, after in pairwise(begins):
+    def _rates_are_in_order(self) -> Self:
+        starts = [start for start, _ in self.rates]
+        if starts[0] != 0:
+            raise ValueError(f"rates starts at step {starts[0]:,}: its first step must be 0")
+        for before, after in pairwise(starts):
             if after == before:
-                raise ValueError(f"rates has two parts from step {after:,}, which overlap: take one out")
+                raise ValueError(f"rates has two entries of step {after:,}: remove one")
             if after < before:
                 raise ValueError(f"rates goes back from step {before:,} to {after:,}: list them in order")
         return self
 
     def base_rate(self, step: int, steps: int) -> float:
-        """The rate of the last part that has begun."""
-        return next(rate for begin, rate in reversed(self.rates) if begin <= step)
+        """Return the rate of the last entry up to this step."""
+        return next(rate for start, rate in reversed(self.rates) if start <= step)
 
     def find_problem(self, steps: int, prefix: str) -> str | None:
-        """As any schedule; also where a part would never begin."""
+        """As the base; also if an entry is never reached."""
         last, _ = self.rates[-1]
         if last >= steps:
             return (
-                f"lr.rates: a training of {steps:,} steps does not reach the part from step {last:,}: "
-                f"take it out, or raise {prefix}train.steps"
+                f"lr.rates: a training of {steps:,} steps does not reach the entry of step {last:,}: "
+                f"remove it, or raise {prefix}train.steps"
             )
         return super().find_problem(steps, prefix)
 
 
 def parse_lr(value: Any) -> Any:
-    """What stands in `train.lr` as the fields of a schedule: a number is a constant rate."""
+    """Return the value of `train.lr` as a schedule's fields: a number is a constant rate."""
     return value if isinstance(value, dict | LRSchedule) else {"rate": value}
 
 
 def learning_rate(schedule: LRSchedule, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of a training of `steps`, warm-up and cool-down included."""
+    """Return the rate of step `step` (from 0) of a training of `steps`, with warm-up and cool-down."""
     rate = schedule.base_rate(step, steps)
     if step < schedule.warmup:
         rate = rate * (step + 1) / schedule.warmup
@@ -179,7 +179,7 @@ def learning_rate(schedule: LRSchedule, step: int, steps: int) -> float:
 
 
 def first_divergent_step(schedule: LRSchedule, steps: int, other: LRSchedule, other_steps: int) -> int | None:
-    """The first step of both trainings at which their rates differ; None where none does."""
+    """Return the first common step at which the rates differ, None without one."""
     for step in range(min(steps, other_steps)):
         if learning_rate(schedule, step, steps) != learning_rate(other, step, other_steps):
             return step

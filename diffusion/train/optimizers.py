@@ -1,8 +1,8 @@
-"""What moves the weights: AdamW (Loshchilov and Hutter 2019, 1711.05101), or Muon (Jordan et al. 2024).
+"""The optimisers: AdamW (Loshchilov and Hutter 2019, 1711.05101) and Muon (Jordan et al. 2024).
 
-A layer's gradient, seen as a matrix, has a few directions that are far stronger than the rest. Muon makes the
-matrix of its momentum orthogonal before it moves the weights, so that they go along all directions alike. Its
-steps are as long as AdamW's, as Liu et al. 2025 (2502.16982) scale them.
+A layer's gradient, as a matrix, has a few directions that are far stronger than the rest. Muon orthogonalises
+the momentum before the update, so that all directions move alike. Its updates are scaled to AdamW's size
+(Liu et al. 2025, 2502.16982).
 """
 
 import math
@@ -17,14 +17,14 @@ from diffusion.train.train_config import OptimisationConfig
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
-LENGTH = 0.2  # the root mean square of a step's numbers at a rate of 1, as AdamW's is while it trains
-MIN_MATRIX_SIDE = 8  # rows and columns of what counts as a matrix: fewer have no weak directions
+UPDATE_RMS = 0.2  # of an update at a learning rate of 1, as typical for AdamW
+MIN_MATRIX_SIDE = 8  # rows and columns of a matrix: smaller ones have no weak directions
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Matrices (n, r, c) with nearly the singular vectors of those and singular values of 0.7 to 1.2.
+    """Return matrices (n, r, c) with nearly the same singular vectors and singular values of 0.7 to 1.2.
 
-    By five steps of Newton and Schulz with a quintic whose slope at 0 is steep. A matrix of zeros stays one.
+    It makes five Newton-Schulz steps with a quintic that is steep at 0. A zero matrix stays zero.
     """
     if matrices.shape[1] > matrices.shape[2]:
         wide: Tensor = orthogonalize(matrices.mT)
@@ -38,7 +38,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters that are matrices, each output's weights a row; a class's vector is a row, too."""
+    """Return the parameters that are matrices, with each output's weights, or a class's vector, as a row."""
     several = [parameter for parameter in network.parameters() if parameter.ndim > 1]
     return [parameter for parameter in several if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]
 
@@ -46,38 +46,39 @@ def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
 def make_optimizer(
     train: OptimisationConfig, network: nn.Module, groups: list[dict[str, Any]]
 ) -> torch.optim.AdamW:
-    """The section's optimiser of the groups of the network's weights; the rate is set at every step."""
-    told: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay, "fused": True}
+    """Return the section's optimiser of these parameter groups; the learning rate is set at every step."""
+    options: dict[str, Any] = {"lr": 0.0, "weight_decay": train.weight_decay, "fused": True}
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **told)
-    return Muon(groups, matrix_parameters(network), **told)
+        return torch.optim.AdamW(groups, **options)
+    return Muon(groups, matrix_parameters(network), **options)
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for `matrices`, AdamW for all other parameters of the groups, at the same rate.
+    """Muon for `matrices`, AdamW for all other parameters, with the same learning rate.
 
-    As torch's fused optimisers it looks at `found_inf`, and no host waits to know it: where it is 1, neither
-    weights nor moments change.
+    Like torch's fused optimisers it skips the step if `found_inf` is 1, without a synchronisation.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], matrices: Iterable[nn.Parameter], **told: Any) -> None:
-        super().__init__(groups, **told)
+    def __init__(
+        self, groups: list[dict[str, Any]], matrices: Iterable[nn.Parameter], **options: Any
+    ) -> None:
+        super().__init__(groups, **options)
         self._matrices = set(matrices)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move all weights by their gradients; those of the matrices are taken away."""
+        """Update all weights; the gradients of matrices are set to None."""
         found = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for same in _by_shape(self._learning(group)):
-                self._move(same, group, found)
+            for weights in _by_shape(self._matrices_with_gradient(group)):
+                self._update(weights, group, found)
         super().step(closure)
 
-    def _learning(self, group: dict[str, Any]) -> list[nn.Parameter]:
+    def _matrices_with_gradient(self, group: dict[str, Any]) -> list[nn.Parameter]:
         return [weight for weight in group["params"] if weight in self._matrices and weight.grad is not None]
 
-    def _move(self, weights: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
-        """One step of matrices of one shape."""
+    def _update(self, weights: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
+        """Update matrices of one shape."""
         gradients = torch.stack([weight.grad.flatten(1) for weight in weights if weight.grad is not None])
         moments = [self._moment(weight) for weight in weights]
         momentum = torch.stack([moment.flatten(1) for moment in moments])
@@ -85,17 +86,17 @@ class Muon(torch.optim.AdamW):
         gradients = torch.where(kept > 0, gradients, momentum)
         momentum = torch.lerp(momentum, gradients, 1 - MOMENTUM)
         ahead = torch.lerp(gradients, momentum, MOMENTUM)
-        way = LENGTH * math.sqrt(max(momentum.shape[1:])) * kept * orthogonalize(ahead)
-        for weight, moment, new, by in zip(weights, moments, momentum, way, strict=True):
+        updates = UPDATE_RMS * math.sqrt(max(momentum.shape[1:])) * kept * orthogonalize(ahead)
+        for weight, moment, new, update in zip(weights, moments, momentum, updates, strict=True):
             moment.copy_(new.view(weight.shape))
             weight.mul_(1 - group["lr"] * group["weight_decay"] * kept)
-            weight.sub_(by.view(weight.shape), alpha=group["lr"])
+            weight.sub_(update.view(weight.shape), alpha=group["lr"])
             weight.grad = None
 
     def _moment(self, weight: nn.Parameter) -> Tensor:
         state = self.state[weight]
         if not state:
-            state["step"] = torch.zeros((), device=weight.device)  # as AdamW's, which looks for it
+            state["step"] = torch.zeros((), device=weight.device)  # AdamW expects it
             state["momentum"] = torch.zeros_like(weight)
         moment: Tensor = state["momentum"]
         return moment

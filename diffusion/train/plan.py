@@ -1,11 +1,13 @@
-"""From a configuration and the prepared data to the description of the model that they give."""
+"""From a configuration and prepared data to a training plan: the description of the resulting model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor, nn
 
 from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
 from diffusion.images.store_meta import Ancestor
@@ -13,12 +15,12 @@ from diffusion.layout import STARTS
 from diffusion.model.model_config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS
+from diffusion.model.precision import Precision
 from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import PROCESSES
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
-from diffusion.train.precision import resolve_precision
 from diffusion.train.pretrained import check_pretrained
 from diffusion.train.train_config import (
     AugmentConfig,
@@ -29,29 +31,47 @@ from diffusion.train.train_config import (
 )
 
 if TYPE_CHECKING:
-    from diffusion.train.objective import Objective
+    from diffusion.process.denoiser_output import Network
+    from diffusion.process.noise_process import NoiseProcess
+    from diffusion.process.timestep_samplers import UniformSampler
+    from diffusion.train.batch import Batch
 
-# Fields of `train` that say when to look and how to fit the machine: a training goes on when they change. The
-# last four change sums by rounding.
-OBSERVATION_FIELDS = {
-    "log_every",
-    "save_every",
-    "val_every",
-    "val_images",
-    "preview_every",
-    "eval_every",
-}
-OBSERVATION_FIELDS |= {"eval_images", "eval_steps", "keep"}
-TRACKED_FIELDS = {
-    "ema_profiles"
-}  # what is tracked from the first step on: another training, of the same model
+# Fields of `train` that are not part of the fingerprint: when to observe, and how to fit the machine. The
+# latter change sums by rounding.
+OBSERVATION_FIELDS = {"log_every", "save_every", "val_every", "val_images", "preview_every"}
+OBSERVATION_FIELDS |= {"eval_every", "eval_images", "eval_steps", "keep"}
 HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
+TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect on the model
+
+
+class Purposes(NamedTuple):
+    """Names of a training's random generators, so that trainings of two objectives share no draw."""
+
+    steps: str
+    weights: str
+    dropout: str
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network is trained for.
+
+    `network` builds it from the plan's spec, with weights from the global generator. `losses` returns the
+    losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `timesteps` makes the
+    sampler of t. `artefact` makes the model file's metadata from the plan and the code of the steps.
+    """
+
+    network: Callable[[NetworkSpec], nn.Module]
+    losses: "Callable[[Network, NoiseProcess, Batch], dict[str, Tensor]]"
+    timesteps: "Callable[[NoiseProcess], UniformSampler]"
+    purposes: Purposes
+    artefact: "Callable[[TrainPlan, Sequence[CodeSince]], Artefact]"
 
 
 class TrainPlan(ModelDescription):
-    """What is still to be trained: what its file will say, and the section `train` as a class.
+    """A training to be made: the resulting model's description, with the section `train` as an object.
 
-    `OBJECTIVE` is what its network learns, a "module:name" that is loaded when the training begins.
+    `OBJECTIVE` is the reference "module:name" of its Objective, loaded when the training starts.
     """
 
     OBJECTIVE: ClassVar[str]
@@ -60,22 +80,22 @@ class TrainPlan(ModelDescription):
 
     @property
     def p_uncond(self) -> float:
-        """How often a label is dropped, where the network knows that none is given."""
+        """The probability of a dropped label."""
         return 0.0
 
     @property
     def augment(self) -> AugmentConfig | None:
-        """How its images are transformed; None where they are not."""
+        """The augmentation of the images, if any."""
         return None
 
     @property
     def init_from(self) -> PretrainedConfig | None:
-        """The model that it begins with; None where the weights are drawn."""
+        """The pretrained model, if any."""
         return None
 
 
 class DenoiserPlan(TrainPlan):
-    """A diffusion model that is still to be trained."""
+    """The plan of a diffusion model."""
 
     OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
 
@@ -83,22 +103,22 @@ class DenoiserPlan(TrainPlan):
 
     @property
     def p_uncond(self) -> float:
-        """How often a label is dropped for guidance (CFG alg. 1)."""
+        """The probability of a dropped label, for guidance (CFG alg. 1)."""
         return self.train.p_uncond
 
     @property
     def augment(self) -> AugmentConfig | None:
-        """How its images are transformed, of which the network is told."""
+        """The augmentation of the images, with which the network is conditioned."""
         return self.train.augment
 
     @property
     def init_from(self) -> PretrainedConfig | None:
-        """The model that it begins with; None where the weights are drawn."""
+        """The pretrained model, if any."""
         return self.train.init_from
 
 
-def build_objective(plan: TrainPlan) -> "Objective":
-    """What the network of this plan learns."""
+def build_objective(plan: TrainPlan) -> Objective:
+    """Return the plan's objective."""
     objective: Objective = load_reference(plan.OBJECTIVE)
     return objective
 
@@ -106,9 +126,9 @@ def build_objective(plan: TrainPlan) -> "Objective":
 def plan_training(
     config: TrainSections, meta: dict[str, Any], device: torch.device, starts: Path = STARTS
 ) -> DenoiserPlan:
-    """What the training will give, from the training split's meta; UsageError where they do not fit.
+    """Plan the training on a training split with this `meta`; UsageError if they do not fit.
 
-    StartRefused where the model that it begins with, in the folder `starts`, does not.
+    PretrainedRefused if the pretrained model, in the folder `starts`, does not fit.
     """
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
@@ -117,9 +137,11 @@ def plan_training(
         )
     spec = load_reference(MODELS[config.model.name].spec)
     if config.train.augment and "augmented" not in spec.model_fields:
-        raise UsageError(f"train.augment: a {config.model.name} cannot be told of it, so leave it out")
+        raise UsageError(
+            f"train.augment: a {config.model.name} cannot be conditioned with it, so leave it out"
+        )
     channels = meta["channels"]
-    told = {"augmented": True} if config.train.augment else {}
+    augmented = {"augmented": True} if config.train.augment else {}
     try:
         network = NetworkSpec.model_validate(
             {
@@ -129,7 +151,7 @@ def plan_training(
                 "out_channels": 2 * channels if config.process.variance == "learned" else channels,
                 "num_classes": len(classes),
                 "null_class": config.train.p_uncond > 0,
-                **told,
+                **augmented,
             }
         )
     except ValidationError as error:
@@ -150,14 +172,14 @@ def plan_training(
 def _lineage(
     config: TrainSections, network: NetworkSpec, data: DataCard, starts: Path
 ) -> tuple[Ancestor, ...]:
-    """The models that it comes from; none where the weights are drawn."""
+    """Return the models that this one descends from; none for random initial weights."""
     if config.train.init_from is None:
         return ()
     return check_pretrained(config.train.init_from, network, config.process, data.classes, starts).lineage
 
 
 def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
-    """What the network will see, from the training split's meta; its classes where they are learned."""
+    """Return the card of a training split, with its classes if the network is conditioned with them."""
     return DataCard(
         name=meta["name"],
         classes=tuple(meta["classes"]) if labelled else (),
@@ -167,49 +189,60 @@ def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataC
     )
 
 
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """Return the precision; auto is bf16 where it is known to be faster, by rule and never by timing.
+
+    That is a CPU with AVX-512 BF16 or an NVIDIA GPU from Ampere on.
+    """
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    if device.type == "mps":
+        return "fp32"  # not all have bf16, and none was measured
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
 def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> ModuleDigests:
-    """The modules that the numbers of such a training of such a model in this process come from."""
+    """Return the digests of the modules that compute such a training."""
     entries, transfer = (PROCESSES[process.schedule], MODELS[model.name]), MODELS[model.name].transfer
-    named = (reference_module(reference) for reference in (kind.OBJECTIVE, transfer))
-    return module_digests("diffusion.train.loop", *named, *(entry.module for entry in entries))
+    references = (reference_module(reference) for reference in (kind.OBJECTIVE, transfer))
+    return module_digests("diffusion.train.loop", *references, *(entry.module for entry in entries))
 
 
 def training_fingerprint(plan: TrainPlan) -> str:
-    """The name of a training: equal exactly when every step would compute the same, but for rounding.
+    """Return the identity of a training: equal if every step would compute the same, except for rounding.
 
-    So by other code it is another training; by another torch it is this one, which goes on and says so.
+    Other code makes another training; another version of torch does not, and is reported.
     """
     return fingerprint({**_identity(plan), "code": plan.code[-1].digest})
 
 
 def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artefact:
-    """What the model's file says of itself; `code` made the steps where more than the plan's did."""
+    """Return the model file's metadata; `code` made the steps, by default the plan's."""
     return Artefact.model_validate(artefact_values(plan, code))
 
 
 def artefact_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
-    """As a file of weights tells it: when to look, how to fit, other averages are not its matter."""
-    left_out = OBSERVATION_FIELDS | HARDWARE_FIELDS | TRACKED_FIELDS
+    """Return the metadata's values, with defaults for fields of `train` that do not affect the model."""
+    neutral = OBSERVATION_FIELDS | HARDWARE_FIELDS | TRACKED_FIELDS
     fields = type(plan.train).model_fields.items()
-    usual = {name: field.default for name, field in fields if name in left_out}
-    train = plan.train.model_copy(update=usual).model_dump(mode="json")
+    defaults = {name: field.default for name, field in fields if name in neutral}
+    train = plan.train.model_copy(update=defaults).model_dump(mode="json")
     return {**dict(plan), "train": train, "code": tuple(code or plan.code)}
 
 
 def training_settings(plan: TrainPlan) -> dict[str, Any]:
-    """What the fingerprint is made of but for the code, by the names that params.yaml has."""
+    """Return what the fingerprint is computed from, except the code, under the names of params.yaml."""
     values = _identity(plan)
-    del values["step"]  # train.steps again
+    del values["step"]  # is train.steps
     return {"model": values.pop("network"), **values}
 
 
 def _identity(plan: TrainPlan) -> dict[str, Any]:
-    left_out = {"code", "weights_sha256", "lineage"}  # the last is of the start that `train` pins
+    left_out = {"code", "weights_sha256", "lineage"}  # lineage follows from train.init_from
     values = plan.model_dump(mode="json", exclude=left_out)
-    del values["network"]["gradient_checkpointing"]  # computes the same again
-    values["train"] = {
-        key: value
-        for key, value in values["train"].items()
-        if key not in OBSERVATION_FIELDS | HARDWARE_FIELDS
-    }
+    del values["network"]["gradient_checkpointing"]  # recomputes the same values
+    neutral = OBSERVATION_FIELDS | HARDWARE_FIELDS
+    values["train"] = {key: value for key, value in values["train"].items() if key not in neutral}
     return values

@@ -1,7 +1,6 @@
-"""Trainings that begin with the weights of a model that is there already.
+"""Pretrained initial weights of a training: a model file in the folder `start`, pinned by its SHA-256.
 
-The file lies in the folder `start`, under the SHA-256 that params.yaml pins it by, which is what a card knows
-a model by: its weights and all that it says of itself. So one from another start is another training.
+The SHA-256 covers the weights and all metadata. It is part of the training's fingerprint.
 """
 
 from dataclasses import dataclass
@@ -22,20 +21,20 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig
 
-GET = "`diffctl use --init-from` fetches it, `dvc pull` brings one that was pushed"
+HOW_TO_GET = "`diffctl use --init-from` fetches it, `dvc pull` brings one that was pushed"
 
 
 class PretrainedRefused(UsageError):
-    """The start is missing, is another model, or cannot become what is to be trained."""
+    """The pretrained model is missing, is another one, or does not fit the network."""
 
 
 class PretrainedMissing(PretrainedRefused):
-    """The start is not here, but DVC tracks it: the stage that needs it lets DVC bring it."""
+    """The pretrained model is not here, but DVC tracks it and can pull it."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The model that a training starts from, and what is wanted of it."""
+    """A pinned pretrained model and its section of the configuration."""
 
     path: Path
     config: PretrainedConfig
@@ -43,38 +42,52 @@ class Pretrained:
 
     @property
     def lineage(self) -> tuple[Ancestor, ...]:
-        """It and what it came from, the nearest first."""
+        """The model and its ancestors, the nearest first."""
         return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MAX_ANCESTORS]
 
-    def taken(
-        self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+    def transferred(
+        self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
     ) -> Transferred:
-        """What a network begins with; `weights` are the file's, with or without values. StartRefused."""
-        start = Source(weights, self.artefact.network, self.artefact.data.classes)
+        """Transfer the model's `weights`, which may be meta tensors, into a network with `initial` ones.
+
+        PretrainedRefused if they do not fit.
+        """
+        source = Source(weights, self.artefact.network, self.artefact.data.classes)
         try:
-            return transfer(start, spec, classes, drawn)
+            return transfer(source, spec, classes, initial)
         except Incompatible as error:
             raise PretrainedRefused(f"train.init_from: {error}") from None
 
     def is_frozen(self, name: str) -> bool:
-        """Whether a weight stays as it is."""
+        """Whether the weight is in a frozen part."""
         return any(name == part or name.startswith(f"{part}.") for part in self.config.freeze)
+
+    def check_frozen_parts(self, names: list[str]) -> None:
+        """Raise PretrainedRefused for an unknown frozen part, or if no weight is left to train."""
+        for part in self.config.freeze:
+            if not any(name == part or name.startswith(f"{part}.") for name in names):
+                parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
+                raise PretrainedRefused(
+                    f"train.init_from.freeze: the network has no {part!r}; its parts are {parts}"
+                )
+        if all(map(self.is_frozen, names)):
+            raise PretrainedRefused("train.init_from.freeze leaves nothing to train")
 
 
 def pretrained_path(sha256: str, starts: Path = STARTS) -> Path:
-    """Where the model of this SHA-256 lies."""
+    """Return the path of the model with this SHA-256."""
     return starts / f"{sha256[:16]}.safetensors"
 
 
 def dvc_file(path: Path) -> Path:
-    """The file by which DVC tracks the model at `path`, and a clone knows it."""
+    """Return the path of the file with which DVC tracks `path`."""
     return path.with_name(f"{path.name}.dvc")
 
 
 def store_pretrained(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
-    """Put a model file among the starts, whole and verified; its place there, and what it says of itself.
+    """Verify a model file and copy it into `starts`; return its path there and its metadata.
 
-    DiffctlError where it is no diffusion model, damaged, or of another format.
+    DiffctlError for a file that is damaged, of another format, or no diffusion model.
     """
     artefact = read_verified_artefact(model)
     path = pretrained_path(artefact.model_sha256, starts)
@@ -84,21 +97,22 @@ def store_pretrained(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact
 
 
 def find_pretrained(config: PretrainedConfig, starts: Path = STARTS) -> Pretrained:
-    """The start that is pinned, its weights unread.
+    """Return the pinned model without reading its weights.
 
-    StartRefused where it is another model or not here, StartAway where DVC can bring it.
+    PretrainedRefused if it is missing or another one, PretrainedMissing if DVC can pull it.
     """
     path = pretrained_path(config.sha256, starts)
     if not path.exists():
         kind = PretrainedMissing if dvc_file(path).exists() else PretrainedRefused
-        raise kind(f"train.init_from: {path}, which the training begins with, is not here: {GET}")
+        raise kind(f"train.init_from: {path}, with which the training starts, is not here: {HOW_TO_GET}")
     try:
         artefact = read_artefact(path)
     except DiffctlError as error:
         raise PretrainedRefused(f"train.init_from: {error}") from None
     if artefact.model_sha256 != config.sha256:
         raise PretrainedRefused(
-            f"train.init_from: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: {GET}"
+            f"train.init_from: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: "
+            f"{HOW_TO_GET}"
         )
     return Pretrained(path, config, artefact)
 
@@ -110,21 +124,22 @@ def check_pretrained(
     classes: tuple[str, ...],
     starts: Path = STARTS,
 ) -> Pretrained:
-    """The start, found to fit the network, its classes and its process, before anything is computed.
+    """Return the pinned model after checking, without computation, that it fits the network.
 
-    StartRefused says by the first field or weight why it does not.
+    PretrainedRefused names the first field or weight that does not fit.
     """
     start = find_pretrained(config, starts)
-    said = start.artefact.process.prediction
-    if said != process.prediction:
+    prediction = start.artefact.process.prediction
+    if prediction != process.prediction:
         raise PretrainedRefused(
-            f"train.init_from: process.prediction is {process.prediction}, and the start predicts {said}"
+            f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
+            f"{prediction}"
         )
-    with torch.device("meta"):  # names and shapes alone
-        has = build_network(start.artefact.network).state_dict()
+    with torch.device("meta"):
+        weights = build_network(start.artefact.network).state_dict()
         network = build_network(spec)
-        start.taken(has, spec, classes, network.state_dict())
-    _refuse_idle_parts(start, [name for name, _ in network.named_parameters()])
+        start.transferred(weights, spec, classes, network.state_dict())
+    start.check_frozen_parts([name for name, _ in network.named_parameters()])
     return start
 
 
@@ -135,31 +150,20 @@ def init_network(
     classes: tuple[str, ...],
     starts: Path = STARTS,
 ) -> list[dict[str, Any]]:
-    """Give the network, as it was drawn, the start's weights, in place; returns the optimiser's groups.
+    """Load the pretrained weights, if any, into a network with random ones; return the optimiser's groups.
 
-    A group's `scale` is of the rate: 1 without a start. A frozen weight takes no gradient and is in no group.
+    A group's `scale` is a factor of the learning rate, 1 without a pretrained model. A frozen weight takes no
+    gradient and is in no group.
     """
     if config is None:
         return [{"params": list(network.parameters()), "scale": 1.0}]
     start = find_pretrained(config, starts)
-    trained = load_model(start.path).network.state_dict()
-    taken = start.taken(trained, spec, classes, network.state_dict())
-    network.load_state_dict(taken.weights)
+    weights = load_model(start.path).network.state_dict()
+    transferred = start.transferred(weights, spec, classes, network.state_dict())
+    network.load_state_dict(transferred.weights)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(not start.is_frozen(name))
         if parameter.requires_grad:
-            groups.setdefault(1.0 if name in taken.new else config.lr_scale, []).append(parameter)
+            groups.setdefault(1.0 if name in transferred.new else config.lr_scale, []).append(parameter)
     return [{"params": parameters, "scale": scale} for scale, parameters in groups.items()]
-
-
-def _refuse_idle_parts(start: Pretrained, names: list[str]) -> None:
-    """StartRefused for a frozen part that the network does not have, and where nothing is left to learn."""
-    for part in start.config.freeze:
-        if not any(name == part or name.startswith(f"{part}.") for name in names):
-            parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
-            raise PretrainedRefused(
-                f"train.init_from.freeze: the network has no {part!r}; its parts are {parts}"
-            )
-    if all(map(start.is_frozen, names)):
-        raise PretrainedRefused("train.init_from.freeze leaves nothing to train")

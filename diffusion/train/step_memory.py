@@ -1,6 +1,9 @@
-"""What a training step takes of the memory, which micro-batch fits, and what to say when none does."""
+"""The memory of a training step: an estimate, the micro-batch that fits, and the hint if none does.
 
-from collections.abc import Callable, Iterator
+The same passes count the FLOPs of the network.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
@@ -8,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from diffusion.model.flops import FlopCounter
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.network_registry import build_network
 from diffusion.system.errors import DiffctlError
@@ -19,20 +23,59 @@ from diffusion.train.distributed.sharding import shard_units
 
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
-TRAIN_BYTES = 20  # of a parameter in training: weights, EMA, gradient and Adam's two moments, in fp32
-# Of a parameter of a sharded network's parts that are whole at a time, in fp32: the one that computes and the
-# next, each gathered and laid out as its weights, and the gradients of one and of another being summed.
-TOGETHER_BYTES = 24
-AVERAGE_BYTES = 4  # of a parameter in one more average
-HALF_BYTES = TRAIN_BYTES // 2  # what it could be in a precision of half as many
-QUICK = 10**9  # products of a parameter and a pixel: an image's pass of fewer takes milliseconds
-# What torch, cuBLAS, cuDNN (by its version) and Triton say in errors that have no type of their own.
-SHORTAGES = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
-STEP_SHARE = 0.8  # of a machine's memory that a step may take where nothing can be tried
+TRAIN_BYTES = 20  # per parameter: weight, EMA, gradient and Adam's two moments, in fp32
+# Per parameter of the gathered units of a sharded network, in fp32: the one that computes and the next, each
+# both gathered and as weights, and two gradients in reduction.
+GATHERED_BYTES = 24
+PROFILE_BYTES = 4  # per parameter of one more average
+MIN_BYTES = TRAIN_BYTES // 2  # per parameter at half precision
+QUICK = 10**9  # products of parameters and pixels; a forward pass below takes milliseconds
+# Parts of messages of torch, cuBLAS, cuDNN (which differ by version) and Triton, which have no error type.
+OOM_MARKS = ("DefaultCPUAllocator", "out of memory", "STATUS_ALLOC_FAILED", "ALLOCATION_FAILED")
+STEP_SHARE = 0.8  # of a machine's memory that a step may take if it cannot be tried
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch has no formula for it
+UPSAMPLED_CONV = 9 * 4 / 16  # nine taps at each of four pixels, where the CPU kernel needs sixteen products
+
+
+class FlopCounter(TorchDispatchMode):
+    """A context that counts the FLOPs of the forward passes within it: `total`.
+
+    An operation is a multiplication or an addition of a matrix product or a convolution, by torch's formulas.
+    Normalisation and other elementwise work are not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False, so that torch does not load its compiler."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        kind = func._overloadpacket
+        if kind is CPU_ATTENTION:
+            self.total += sdpa_flop_count(*(part.shape for part in args[:3]))  # type: ignore[no-untyped-call]
+        elif kind in flop_registry:
+            counted = flop_registry[kind](*args, **(kwargs or {}), out_val=output)
+            self.total += round(counted * UPSAMPLED_CONV) if _is_upsampled_conv(kind, args) else counted
+        return output
+
+
+def _is_upsampled_conv(kind: Any, args: Sequence[Any]) -> bool:
+    """Whether it is `cpu_kernels.upsampled_conv`: a transposed convolution with a fixed kernel."""
+    if kind is not torch.ops.aten.convolution or not args[6]:
+        return False
+    weight: Tensor = args[1]
+    return not isinstance(weight, nn.Parameter)
 
 
 class _Unfilled(TorchFunctionMode):
-    """Parameters are not given their first values, which nobody looks at: torch imports much to do it."""
+    """Skips the initialisation of parameters, for which torch imports a lot."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -43,7 +86,7 @@ class _Unfilled(TorchFunctionMode):
 
 
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
-    """How many numbers the network learns."""
+    """Return the number of parameters."""
     return _counted_parameters(spec, build)
 
 
@@ -54,55 +97,54 @@ def _counted_parameters(spec: NetworkSpec, build: NetworkBuilder) -> int:
 
 
 def exceeds_memory(spec: NetworkSpec, total: int) -> bool:
-    """Whether training so many weights takes more than `total` bytes, found without building the network."""
-    return HALF_BYTES * spec.least_parameters() > total
+    """Whether training takes more than `total` bytes in any case, without building the network."""
+    return MIN_BYTES * spec.least_parameters() > total
 
 
 def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network, shards: int = 1) -> int:
-    """What a training step of that many images takes at most, of one of so many shards."""
-    held = count_parameters(spec, build) * TRAIN_BYTES
+    """Return the maximum memory of a step of `images` in bytes, for one of `shards`."""
+    state = count_parameters(spec, build) * TRAIN_BYTES
     if shards > 1:
-        held = -(-held // shards) + TOGETHER_BYTES * _largest_unit(spec, build)
-    return held + activation_bytes(spec, images, build)
+        state = -(-state // shards) + GATHERED_BYTES * _largest_unit(spec, build)
+    return state + activation_bytes(spec, images, build)
 
 
 @cache
 def _largest_unit(spec: NetworkSpec, build: NetworkBuilder) -> int:
-    """How many numbers the largest part of a sharded network has that is put together at a time."""
+    """Return the number of parameters of the largest unit that is gathered at a time."""
     with torch.device("meta"), _Unfilled():
         parts = shard_units(build(spec))
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
-    *stages, whole = counts  # the last has what is in no stage
+    *stages, whole = counts  # the last unit has what is in no stage
     return max([*stages, whole - sum(stages)])
 
 
-def profile_bytes(spec: NetworkSpec, widths: int, build: NetworkBuilder = build_network) -> int:
-    """What so many power-function averages take beside that, and a snapshot of them on the disk."""
-    return AVERAGE_BYTES * widths * count_parameters(spec, build)
+def profile_bytes(spec: NetworkSpec, profiles: int, build: NetworkBuilder = build_network) -> int:
+    """Return the bytes of power-function averages, in memory and in a snapshot on disk."""
+    return PROFILE_BYTES * profiles * count_parameters(spec, build)
 
 
 def activation_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
-    """Bytes that a forward pass of so many images keeps for the backward pass, in fp32.
+    """Return the bytes that a forward pass keeps for the backward pass, in fp32.
 
-    Every image after the first adds the same, so that two passes tell it of any number.
+    They grow linearly after the first image, so that passes of one and two images determine them.
     """
     one, two, _ = _counted_passes(spec, build)
     return one + (images - 1) * (two - one)
 
 
 def forward_flops(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
-    """How many operations one image's pass through the network takes."""
+    """Return the FLOPs of one image's forward pass."""
     *_, operations = _counted_passes(spec, build)
     return operations
 
 
 @cache
 def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int, int]:
-    """`activation_bytes` of one and of two images, and the first's operations, by passes that are made.
+    """Run forward passes; return the kept bytes of one and of two images, and the FLOPs of one.
 
-    Really where that is quick, else with fake tensors, which take the same kernels as real ones and hold no
-    memory; torch loads its compiler for them. On the meta device attention takes another path, which keeps
-    what that does not.
+    The passes are real if they are quick, else they use fake tensors, which select the same kernels but hold
+    no memory. Meta tensors would select another attention kernel, which keeps more.
     """
     quick = count_parameters(spec, build) * spec.image_size**2 < QUICK
     with _real_tensors() if quick else _fake_tensors():
@@ -118,7 +160,7 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        found[storage._cdata] = storage  # kept, so that its address is not used again
+        found[storage._cdata] = storage  # a reference, so that its address is not reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -131,13 +173,13 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
 
 @contextmanager
 def _real_tensors() -> Iterator[None]:
-    """Within it dropout draws what nobody else would."""
+    """Run passes in one thread with a forked random generator, which dropout draws from."""
     with single_thread(), torch.random.fork_rng(devices=[]):
         yield
 
 
 def _fake_tensors() -> AbstractContextManager[object]:
-    """Within it tensors have shapes and no values."""
+    """Return the mode in which tensors have shapes but no values."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler
 
     return FakeTensorMode()
@@ -146,9 +188,9 @@ def _fake_tensors() -> AbstractContextManager[object]:
 def fitting_microbatch(
     spec: NetworkSpec, images: int, total: int, build: NetworkBuilder = build_network, shards: int = 1
 ) -> int:
-    """The images, halved until a step of so many takes at most 80% of `total` bytes; at least 1.
+    """Halve `images` until a step takes at most 80% of `total` bytes; at least 1.
 
-    By the memory that there is, not by what is free now: the same machine always finds the same.
+    `total` is the installed and not the free memory, so that a machine always finds the same.
     """
     while images > 1 and step_bytes(spec, images, build, shards) > STEP_SHARE * total:
         images = -(-images // 2)
@@ -156,7 +198,7 @@ def fitting_microbatch(
 
 
 def device_memory(device: torch.device) -> tuple[int, int]:
-    """(total, free) bytes of the GPU; for the CPU the machine's, or its container's where those are less."""
+    """Return (total, free) bytes of the GPU, or of the machine or its container."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return total, free
@@ -164,7 +206,7 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 
 
 def oom_hint(prefix: str) -> str:
-    """What to lower where the memory does not suffice; `prefix` stands before its sections in params.yaml."""
+    """Return what to change if memory runs out; `prefix` is that of the sections in params.yaml."""
     return (
         f"lower {prefix}train.microbatch (or set it to auto), set {prefix}model.gradient_checkpointing: "
         "true, or make the model smaller"
@@ -172,16 +214,16 @@ def oom_hint(prefix: str) -> str:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the CPU's memory did not suffice."""
-    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in SHORTAGES)
+    """Whether the error is that the GPU's or the CPU's memory ran out."""
+    return isinstance(error, torch.OutOfMemoryError) or any(mark in str(error) for mark in OOM_MARKS)
 
 
 @contextmanager
 def translate_oom(prefix: str) -> Iterator[None]:
-    """Turn what torch and numpy raise for a lack of memory into a sentence with the `oom_hint`."""
+    """Raise DiffctlError with the `oom_hint` for out-of-memory errors of torch and numpy."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        raise DiffctlError(f"the memory does not suffice: {oom_hint(prefix)}") from None
+        raise DiffctlError(f"out of memory: {oom_hint(prefix)}") from None

@@ -1,4 +1,8 @@
-"""The steps' means on their way from the device to the host."""
+"""The means of steps: their asynchronous copy to the host, and the loss by timestep quartile.
+
+The loss by quartile shows where between image and noise a training still learns. Sums and counts are added up
+over a window of steps, so that each quartile's mean is over all of its images (iDDPM's code, 2102.09672).
+"""
 
 from collections import deque
 from collections.abc import Iterator
@@ -7,37 +11,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LAG = 8  # steps that the host may be ahead of a GPU
+MAX_LAG = 8  # steps that the host may be ahead of a GPU
+QUARTILES = 4
+QUARTILE_NAMES = tuple(f"loss_q{quartile}" for quartile in range(QUARTILES))
+SUM, COUNT = ".sum", ".count"
 
 
 class AsyncMetrics:
-    """Every step's means, in order, as they arrive.
+    """The means of every step, in order, as they arrive on the host.
 
-    On a CPU that is at once. A GPU copies them behind the step's own work, and the host takes what has
-    arrived, so that it waits for no step but where it is `LAG` steps ahead.
+    On a CPU they are there at once. From a GPU they are copied behind the step's work, and the host waits
+    only if it is `MAX_LAG` steps ahead.
     """
 
     def __init__(self) -> None:
         self.newest: dict[str, float] = {}
-        self._coming: deque[tuple[tuple[str, ...], Tensor, Any]] = deque()
+        self._pending: deque[tuple[tuple[str, ...], Tensor, Any]] = deque()
 
     def add(self, means: dict[str, Tensor]) -> None:
-        """Send a step's means, each a number on the device, on their way."""
+        """Start the copy of a step's means, each a number on the device."""
         values = torch.stack(list(means.values()))
         event = None
         if values.is_cuda:
             values = values.to("cpu", non_blocking=True)
             event = torch.cuda.current_stream().record_event()
-        self._coming.append((tuple(means), values, event))
+        self._pending.append((tuple(means), values, event))
 
     def arrived(self, *, everything: bool = False) -> Iterator[dict[str, float]]:
-        """Take the means that are here, or wait for all of them."""
-        while self._coming:
-            names, values, event = self._coming[0]
+        """Yield the means that have arrived; wait for all pending ones if `everything`."""
+        while self._pending:
+            names, values, event = self._pending[0]
             if event is not None and not event.query():
-                if not everything and len(self._coming) <= LAG:
+                if not everything and len(self._pending) <= MAX_LAG:
                     return
                 event.synchronize()
-            self._coming.popleft()
+            self._pending.popleft()
             self.newest = dict(zip(names, values.tolist(), strict=True))
             yield self.newest
+
+
+def quartile_sums(losses: Tensor, index: Tensor, timesteps: int) -> dict[str, Tensor]:
+    """Return sum and count of per-image losses (B,) by quarter of T; `index` (B,) is in [0, timesteps)."""
+    quartile = index.to(losses.device) * QUARTILES // timesteps
+    inside = (quartile[:, None] == torch.arange(QUARTILES, device=losses.device)).to(losses.dtype)
+    sums = {f"{name}{SUM}": value for name, value in zip(QUARTILE_NAMES, losses @ inside, strict=True)}
+    counts = zip(QUARTILE_NAMES, inside.sum(0), strict=True)
+    return sums | {f"{name}{COUNT}": value for name, value in counts}
+
+
+def with_quartile_means(totals: dict[str, float]) -> dict[str, float]:
+    """Replace sums and counts by each quartile's mean; omit a quartile without images."""
+    values = {name: value for name, value in totals.items() if not name.endswith((SUM, COUNT))}
+    for name in QUARTILE_NAMES:
+        if totals.get(f"{name}{COUNT}"):
+            values[name] = totals[f"{name}{SUM}"] / totals[f"{name}{COUNT}"]
+    return values

@@ -27,38 +27,38 @@ from diffusion.system.section import (
 )
 from diffusion.train.lr_schedule import LRSchedule, Rate, parse_lr
 
-MAX_FROZEN_PARTS = 100  # parts that are named
+MAX_FROZEN_PARTS = 100  # named parts of the network
 MAX_EMA_PROFILES = 4  # each takes as much memory as the weights
-MAX_SNAPSHOTS = 256  # of a width, in a training
-CURVE_ROWS = 2000  # a curve has no more points than a picture of it can show
+MAX_SNAPSHOTS = 256  # per profile, in a training
+CURVE_ROWS = 2000  # more points than a plot can show are useless
 Augmentation = Literal["x-flip", "y-flip", "scaling", "rotation", "anisotropy", "translation"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
-VALIDATION_SHARE = 0.015  # of a training's work, that validation losses take by default
+VALIDATION_SHARE = 0.015  # of a training's work, taken by validation losses by default
 
 
 class OptimisationConfig(Section):
-    """How any network is trained. `steps` is the whole training.
+    """The training of any network. `steps` is the number of optimiser steps.
 
-    A step takes `batch_size` images, of all processes together. Everything random comes from `seed` and the
-    step. `optimizer` adamw moves every weight by its own gradient, muon a layer's matrix as a whole, which
-    learns more in a step, at up to twice the rate. `weight_decay` is either's. `precision` auto is bf16
-    where the processor or GPU has it, else fp32.
+    A step takes `batch_size` images, over all processes. All random numbers come from `seed` and the step.
+    `optimizer` is adamw or muon, which orthogonalises the updates of matrices: it learns more per step, at up
+    to twice the learning rate. `weight_decay` applies to both. `precision` auto is bf16 if the processor or
+    GPU has it, else fp32.
 
-    `lr` is a rate or a learning-rate schedule. Gradients are clipped to the norm `grad_clip`; None: never,
-    as iDDPM and ADM train. The model file holds the average of the weights by `ema_decay`, at step k at most
-    (1+k)/(10+k), so that a short training forgets its start; 0 keeps the weights themselves.
+    `lr` is a learning rate or a schedule. A gradient with a norm above `grad_clip` is scaled down to it; None
+    disables clipping, as in iDDPM and ADM. The model file holds the EMA of the weights with `ema_decay`, at
+    step k at most (1+k)/(10+k), so that a short training forgets its initialisation; 0 keeps the weights.
     `devices` is the number of processes that share every batch; auto is one for each GPU of this machine.
     With `shard` each process holds a part of the weights, averages and moments, otherwise all of them.
-    `microbatch` is how many images a process takes at a time; auto halves its share of the batch until it
-    fits, None takes the share whole. `compile` uses torch.compile; auto: on a GPU, for long trainings without
-    shards. These four change a result only by rounding. `tf32` rounds a GPU's float32 products to 10 bits.
-    `log_every` is the number of steps between entries in the log. `save_every` is the number of steps between
-    saved states. Every `val_every` steps the loss over images of the test split is measured; None: never;
-    auto: as often as about 1.5% of a training's work allows. `val_images` is how many images that loss is
-    over. None of the last four changes a result.
+    `microbatch` is the number of images in a forward pass; auto halves a process's share of the batch until
+    it fits, None takes the full share. `compile` uses torch.compile; auto does so on a GPU, for long
+    trainings without shards. These four change a result only by rounding. `tf32` rounds a GPU's float32
+    products to 10 bits. `log_every` is the number of steps between log entries. `save_every` is the number of
+    steps between saved states. Every `val_every` steps the validation loss is computed on the test split;
+    None disables it; auto limits it to about 1.5% of a training's work. `val_images` is the number of
+    images of that loss. None of the last four changes a result.
     """
 
-    PREFIX: ClassVar[str] = ""  # what stands before this section, and its model's, in params.yaml
+    PREFIX: ClassVar[str] = ""  # of this section and its model's in params.yaml
 
     steps: PositiveInt
     batch_size: BatchSize
@@ -86,21 +86,21 @@ class OptimisationConfig(Section):
         if isinstance(self.microbatch, int) and self.microbatch > self.batch_size:
             raise ValueError(f"microbatch {self.microbatch} is more than batch_size {self.batch_size}")
         if self.shard and self.compile is True:
-            raise ValueError("shard computes without torch.compile: set compile to auto")
+            raise ValueError("shard excludes torch.compile: set compile to auto")
         if self.shard and self.optimizer == "muon":
-            raise ValueError("shard leaves no matrix whole, which muon needs: set optimizer to adamw")
+            raise ValueError("shard splits matrices, which muon needs whole: set optimizer to adamw")
         if find_problem := self.lr.find_problem(self.steps, self.PREFIX):
             raise ValueError(find_problem)
         return self
 
     def is_logged(self, step: int) -> bool:
-        """Whether the means since the last time are told after `step` steps."""
+        """Whether means are logged after `step` steps."""
         return step % self.log_every == 0 or step == self.steps
 
     def is_in_curve(self, step: int) -> bool:
-        """Whether what is told after `step` steps joins the curve: evenly spread, CURVE_ROWS and the last.
+        """Whether the log entry after `step` steps is added to the curve: every n-th, and the last.
 
-        Every saved state holds the curve, which therefore does not grow with the steps.
+        The curve has at most CURVE_ROWS entries, since every saved state contains it.
         """
         every = -(-self.steps // (self.log_every * CURVE_ROWS))
         return step % (self.log_every * every) == 0 or step == self.steps
@@ -110,11 +110,9 @@ class OptimisationConfig(Section):
         return step % self.save_every == 0 or step == self.steps
 
     def is_validated(self, step: int) -> bool:
-        """Return whether the validation loss is computed after `step` steps.
+        """Whether the validation loss is computed after `step` steps: at most CURVE_ROWS times, and last.
 
-        It is computed at most CURVE_ROWS times, and at the end.
-
-        An image takes one pass by each of two networks, in training three: forward, and twice that back.
+        An image takes a forward pass of two networks, and the equivalent of three in a training step.
         """
         if self.val_every is None:
             return False
@@ -124,33 +122,33 @@ class OptimisationConfig(Section):
         return step % every == 0 or step == self.steps
 
     def is_previewed(self, step: int) -> bool:
-        """Whether pictures are made after `step` steps: never, where a section does not say so."""
+        """Whether previews are made after `step` steps; never by default."""
         return False
 
     def is_scored(self, step: int) -> bool:
-        """Whether the EMA is scored after `step` steps: never, where a section does not say so."""
+        """Whether the EMA is scored after `step` steps; never by default."""
         return False
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The widths of further averages: none, where a section does not say so."""
+        """The σ_rel of power-function averages; none by default."""
         return ()
 
     def snapshot_steps(self) -> Sequence[int]:
-        """After which steps those averages are kept, the last step among them; never where there are none."""
+        """Return the steps with a snapshot of these averages, including the last step; none by default."""
         return ()
 
     def is_snapshot(self, step: int) -> bool:
-        """Whether those averages are kept after `step` steps."""
+        """Whether these averages are saved after `step` steps; never by default."""
         return False
 
 
 class PretrainedConfig(Section):
-    """The model that a training starts from, by the SHA-256 that cards know it by.
+    """The pretrained model of a training, pinned by its SHA-256 as in cards.
 
     `diffctl use --init-from` fetches the model and writes its `sha256` here. `freeze` names parts of the
-    network, such as `encoder` or `time.0`, that stay as they are. What was taken from the start learns at
-    `lr_scale` times the rate, what begins anew at the full rate.
+    network, such as `encoder` or `time.0`, that are not trained. Pretrained weights are trained with
+    `lr_scale` times the learning rate, new ones with the full rate.
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -159,10 +157,10 @@ class PretrainedConfig(Section):
 
 
 class EmaProfilesConfig(Section):
-    """Power-function EMAs of the weights, tracked with the EMA (Karras et al. 2024, 2312.02696).
+    """Power-function averages of the weights, in addition to the EMA (EDM2, 2312.02696).
 
-    `sigma_rel` lists their σ_rel. A snapshot of each is kept every `every` steps and after the last.
-    From these `diffctl ema` makes an EMA of any other σ_rel after training.
+    `sigma_rel` lists their σ_rel. A snapshot of each is saved every `every` steps and after the last. From
+    these `diffctl ema` reconstructs any other σ_rel.
     """
 
     sigma_rel: Annotated[tuple[SigmaRel, ...], Field(min_length=1, max_length=MAX_EMA_PROFILES), Unique] = (
@@ -173,10 +171,10 @@ class EmaProfilesConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Transforms of training images that the network is told of (Karras et al. 2022, 2206.00364, app. F.2).
+    """Non-leaky augmentation: transforms with which the network is conditioned (EDM, 2206.00364, app. F.2).
 
-    Each of `kinds` is applied independently of the others. An image gets each kind with `probability`; of all
-    images half are mirrored by x-flip.
+    Each of `kinds` is applied independently of the others. An image gets each kind with `probability`; x-flip
+    mirrors half of all images.
     """
 
     probability: Annotated[float, Field(gt=0, le=1), NotBool] = 0.12
@@ -186,17 +184,17 @@ class AugmentConfig(Section):
 
 
 class TrainConfig(OptimisationConfig):
-    """The training of the model. `p_uncond` drops labels for guidance (CFG alg. 1).
+    """The training of the model. `p_uncond` is the probability of a dropped label, for guidance (CFG alg. 1).
 
-    `augment` transforms images, of which the network is told; None leaves them as they are.
+    `augment` transforms images and conditions the network with the transform; None disables it.
 
-    The training begins with the weights of `init_from`; None: with random ones.
+    The training starts from the weights of `init_from`; None uses random ones.
 
-    Every `preview_every` steps pictures are made. Every `eval_every` steps the EMA is scored; None: never.
-    `eval_images` is how many images each such score is of. `eval_steps` is the number of DDIM steps that make
-    them. `keep` says which of the scored weights stay: the best, the last, or one every K steps. None of that
-    changes a result. Nor do the power-function EMAs of `ema_profiles`, which are tracked from the first step:
-    with others a training starts from scratch.
+    Every `preview_every` steps preview images are made. Every `eval_every` steps the EMA is scored; None
+    disables it. `eval_images` is the number of images of each score. `eval_steps` is the number of DDIM steps
+    of these images. `keep` selects the scored weights that are kept: the best, the last, or one every K
+    steps. None of these changes a result, nor do the power-function averages of `ema_profiles`. These are
+    tracked from the first step on, so that a change of them starts a new training.
     """
 
     init_from: PretrainedConfig | None = Field(default=None, exclude_if=operator.not_)
@@ -220,29 +218,29 @@ class TrainConfig(OptimisationConfig):
         count = -(-self.steps // self.ema_profiles.every) if self.ema_profiles else 0
         if count > MAX_SNAPSHOTS:
             raise ValueError(
-                f"ema_profiles.every makes {count:,} snapshots of a width in {self.steps:,} steps, and "
-                f"{MAX_SNAPSHOTS} are the most: raise it to {-(-self.steps // MAX_SNAPSHOTS):,}"
+                f"ema_profiles.every makes {count:,} snapshots per profile in {self.steps:,} steps, and "
+                f"at most {MAX_SNAPSHOTS} are allowed: raise it to {-(-self.steps // MAX_SNAPSHOTS):,}"
             )
         return self
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The widths of the power-function averages."""
+        """The σ_rel of the power-function averages."""
         return self.ema_profiles.sigma_rel if self.ema_profiles else ()
 
     def snapshot_steps(self) -> Sequence[int]:
-        """After which steps the power-function averages are kept, the last step among them."""
+        """Return the steps with a snapshot of the power-function averages, including the last step."""
         if self.ema_profiles is None:
             return ()
         every = self.ema_profiles.every
         return (*range(every, self.steps, every), self.steps)
 
     def is_snapshot(self, step: int) -> bool:
-        """Whether the power-function averages are kept after `step` steps."""
+        """Whether the power-function averages are saved after `step` steps."""
         return self.ema_profiles is not None and (step % self.ema_profiles.every == 0 or step == self.steps)
 
     def is_previewed(self, step: int) -> bool:
-        """Whether pictures are made after `step` steps."""
+        """Whether previews are made after `step` steps."""
         return step % self.preview_every == 0 or step == self.steps
 
     def is_scored(self, step: int) -> bool:
@@ -251,7 +249,7 @@ class TrainConfig(OptimisationConfig):
 
 
 class TrainSections(Section):
-    """The sections that decide a model, which the whole of params.yaml has too."""
+    """The sections of params.yaml that determine a model."""
 
     data: SerializeAsAny[DataConfig]
     model: SerializeAsAny[ModelConfig]
@@ -272,7 +270,7 @@ class TrainSections(Section):
 
 
 class ClassifierTrainConfig(OptimisationConfig):
-    """The training of a classifier, by uniform t and with every label."""
+    """The training of a classifier, with uniform t and all labels."""
 
     PREFIX: ClassVar[str] = "classifier."
 
@@ -280,7 +278,7 @@ class ClassifierTrainConfig(OptimisationConfig):
 class ClassifierConfig(Section):
     """A classifier of noised images for guidance (ADM sec. 4), trained by `diffctl stage classifier`.
 
-    `model` is the shape of its encoder, the first half of such a U-Net. `train` is how it is trained.
+    `model` is the architecture of its encoder, the first half of such a U-Net. `train` is its training.
     """
 
     model: UNetConfig
@@ -288,7 +286,7 @@ class ClassifierConfig(Section):
 
 
 class ClassifierSections(Section):
-    """The sections that decide a classifier; `classifier` itself is opt-in."""
+    """The sections of params.yaml that determine a classifier; `classifier` is optional."""
 
     data: DataConfig
     process: SerializeAsAny[ProcessConfig]

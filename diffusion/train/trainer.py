@@ -1,4 +1,4 @@
-"""A training from its plan to its model file, led by one process and followed by any others."""
+"""A training from its plan to its model file, led by rank 0."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -21,37 +21,39 @@ from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.launch import launch_ranks
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.rank_zero import rank_zero_first
-from diffusion.train.loop import NullObserver, Observer, TrainState, new_state, train
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver, Observer
 from diffusion.train.plan import TrainPlan, build_objective, training_fingerprint
+from diffusion.train.train_step import TrainState, new_state
 
 
 class RunObserver(Protocol):
-    """Who tells people of a training, and keeps its states."""
+    """Reports a training to the user and saves its states."""
 
     @property
     def observer(self) -> Observer:
-        """What the loop tells."""
+        """The observer of the loop."""
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """The training begins, or goes on, at this state; `ema` is its average, whole where it is scored."""
+        """Report the start or resume; `ema` is unsharded if it is scored at this step."""
 
     def save(self, state: TrainState) -> None:
-        """Keep the state."""
+        """Save the state."""
 
     def finished(self, model: Path) -> None:
-        """The model file is written."""
+        """Report the written model file."""
 
 
-W = TypeVar("W", bound=RunObserver)
+Run = TypeVar("Run", bound=RunObserver)
 
-BEGIN = "begin"  # what the first process does alone before the first step
+START = "begin"  # the work of rank 0 alone before the first step
 
 
 @dataclass(frozen=True)
 class TrainPaths:
-    """Where the folders of such trainings, the curve and the model file lie, and what they start from.
+    """The folder of run directories, the curve, the model file and the folder of pretrained models.
 
-    `averages` is the folder of snapshots, which not all trainings give.
+    `averages` is the folder of snapshots, if the training publishes them.
     """
 
     runs: Path
@@ -63,118 +65,111 @@ class TrainPaths:
 
 @dataclass(frozen=True)
 class Trainer:
-    """The training of a plan with a store's images. `command` starts another process of it.
+    """The training of a plan with a store's images.
 
-    `say` is told what it waits for.
+    `command` starts another of its processes. `on_wait` is called with what it waits for.
     """
 
     plan: TrainPlan
     store: ImageStore
     places: TrainPaths
     command: Sequence[str]
-    say: OnWait
+    on_wait: OnWait
 
     def lead(
         self,
-        watched: Callable[[RunDir, StopRequest], AbstractContextManager[W]],
+        observe: Callable[[RunDir, StopRequest], AbstractContextManager[Run]],
         *,
         fresh: bool = False,
         keep: bool = False,
-    ) -> W:
-        """Train, or go on where the same training stopped, and write the model file; `watched` watches.
+    ) -> Run:
+        """Train or resume as rank 0 and write the model file; `observe` makes the RunObserver.
 
-        `fresh` and `keep` as `open_training`. Interrupted after a save on a signal.
+        `fresh` and `keep` as in `open_training`. Interrupted by a signal, after a save.
         """
         plan, places = self.plan, self.places
         with (
             open_training(plan, places.runs, fresh=fresh, keep=keep) as run,
             stop_request() as stop,
-            launch_ranks(plan.train, self.command, self.say, stop.raise_if_set) as group,
-            watched(run, stop) as watcher,
+            launch_ranks(plan.train, self.command, self.on_wait, stop.raise_if_set) as group,
+            observe(run, stop) as observer,
         ):
             state = new_state(plan, group.device, places.starts, group)
             run.restore(state, partial(_share_state, state, group))
-            ema = _whole_ema(state)
-            with rank_zero_first(group, BEGIN):
-                watcher.announce(state, ema)
+            ema = _full_ema(state)
+            with rank_zero_first(group, START):
+                observer.announce(state, ema)
             del ema
-            with run.writer.beside():
+            with run.writer.in_background():
                 train(
                     state,
                     self.store,
                     group,
-                    watcher.observer,
-                    watcher.save,
-                    partial(_between_steps, run, group, stop),
+                    observer.observer,
+                    observer.save,
+                    partial(_check_between_steps, run, group, stop),
                     partial(self._snapshot, run),
                 )
             write_loss_curve(places.curve, state.history)
-            result = self._result(state)
+            artefact = self._artefact(state)
             if places.averages is not None:
-                publish_snapshots(run.folder, places.averages, plan.train, result)
-            save_artefact(places.model, state.ema.state_dict(), result)
-            watcher.finished(places.model)
-        return watcher
-
-    def _snapshot(self, run: RunDir, state: TrainState) -> None:
-        """Keep the averages as they are now."""
-        said = self._result(state).model_copy(update={"step": state.step})
-        save_snapshots(run.folder, state.averages, self.plan.train.sigma_rels, said)
-
-    def _result(self, state: TrainState) -> Artefact:
-        """What the model file says."""
-        return build_objective(self.plan).result(self.plan, state.code)
+                publish_snapshots(run.folder, places.averages, plan.train, artefact)
+            save_artefact(places.model, state.ema.state_dict(), artefact)
+            observer.finished(places.model)
+        return observer
 
     def follow(self) -> None:
-        """Compute a share of every batch of a training that another process leads.
+        """Train as another rank: compute a share of every batch.
 
-        Interrupted or RankFailed as there, which says it.
+        Interrupted or RankFailed as on rank 0, which reports it.
         """
         plan = self.plan
         with (
             stop_request() as stop,
-            launch_ranks(plan.train, self.command, self.say, stop.raise_if_set) as group,
+            launch_ranks(plan.train, self.command, self.on_wait, stop.raise_if_set) as group,
         ):
             state = new_state(plan, group.device, self.places.starts, group)
             restore_state(state, _share_state(state, group), "the first process's state")
-            _whole_ema(state)
-            with rank_zero_first(group, BEGIN):
+            _full_ema(state)
+            with rank_zero_first(group, START):
                 pass
-            train(
-                state,
-                self.store,
-                group,
-                NullObserver(),
-                lambda state: None,
-                partial(group.agree_on_stop, stop),
-            )
+            check_stop = partial(group.agree_on_stop, stop)
+            train(state, self.store, group, NullObserver(), lambda state: None, check_stop)
+
+    def _snapshot(self, run: RunDir, state: TrainState) -> None:
+        artefact = self._artefact(state).model_copy(update={"step": state.step})
+        save_snapshots(run.folder, state.ema_profiles, self.plan.train.sigma_rels, artefact)
+
+    def _artefact(self, state: TrainState) -> Artefact:
+        """Return the model file's metadata."""
+        return build_objective(self.plan).artefact(self.plan, state.code)
 
 
 def _share_state(
     state: TrainState, group: ProcessGroup, newest: SavedState | None = None
 ) -> SavedState | None:
-    """What all processes begin with, which is the first one's: its newest state, or the new one that it has.
+    """Return rank 0's state, saved or new, from which all ranks start.
 
-    None where each begins with its own, alone or in new shards, which are of the same weights.
+    None if each starts from its own: alone, or from new shards, which are of the same weights.
     """
     if newest is None and group.world_size > 1 and not state.shards:
         newest = state.saved()
     return group.broadcast_state(_identity(state.plan), newest)
 
 
-def _whole_ema(state: TrainState) -> nn.Module:
-    """The average of the weights, whole on the first process where it is scored; all processes call it."""
+def _full_ema(state: TrainState) -> nn.Module:
+    """Return the EMA, gathered on rank 0 if it is scored at this step; a collective."""
     is_scored = state.step > 0 and state.plan.train.is_scored(state.step)
-    return state.shards.ema(state) if state.shards and is_scored else state.ema
+    return state.shards.gather_ema(state) if state.shards and is_scored else state.ema
 
 
 def _identity(plan: TrainPlan) -> str:
-    """What must be the same in all processes: the training, and when the first one works alone."""
-    times = {name: often for name, often in plan.train.model_dump().items() if name.endswith("_every")}
-    return f"{training_fingerprint(plan)} {canonical_json(times)}"
+    """Return what must be equal on all ranks: the training, and the steps with work of rank 0 alone."""
+    intervals = {name: value for name, value in plan.train.model_dump().items() if name.endswith("_every")}
+    return f"{training_fingerprint(plan)} {canonical_json(intervals)}"
 
 
-def _between_steps(run: RunDir, group: ProcessGroup, stop: StopRequest) -> None:
-    """Raise what ends the training before its next step: a save that has failed, or a signal."""
+def _check_between_steps(run: RunDir, group: ProcessGroup, stop: StopRequest) -> None:
+    """Raise the error of a failed save, or Interrupted after a signal."""
     run.writer.check()
     group.agree_on_stop(stop)

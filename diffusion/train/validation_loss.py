@@ -1,7 +1,7 @@
-"""The loss over images that the training never sees, at fixed noise: whether it learns more than its images.
+"""The validation loss: over images that the training never uses, with fixed noise.
 
-Which images, t and noise stands in no seed, so that trainings of one data set are compared by the same draws;
-nothing is drawn from a training's own generators, and no number of a training depends on this.
+Images, t and noise are fixed, independent of the seed, so that trainings on one data set are compared on the
+same draws. It draws nothing from a training's generators and changes no number of a training.
 """
 
 import warnings
@@ -18,25 +18,24 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import Batch
-from diffusion.train.loss_by_timestep import NAMES as QUARTERS
-from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
 from diffusion.train.plan import TrainPlan, build_objective
+from diffusion.train.step_metrics import QUARTILE_NAMES, quartile_sums, with_quartile_means
 
-AT_ONCE = 64  # images at most
-PREFIX = "val_"  # before the names of the losses in the curve
+MAX_BATCH = 64
+PREFIX = "val_"  # of the losses' names in the curve
 LOSS = f"{PREFIX}loss"
-RAW = "raw_"  # before the names of the losses of the weights themselves; the others are of their average
-OF_EACH = ("loss", "accuracy", "mse", "vlb", *QUARTERS)
-PARTS = (*OF_EACH, *(f"{RAW}{part}" for part in OF_EACH))
-RISE, TIMES = 1.02, 3  # the losses that many times in a row above the least by this factor have risen
+RAW = "raw_"  # prefix of the losses of the weights themselves; the others are those of the EMA
+NAMES = ("loss", "accuracy", "mse", "vlb", *QUARTILE_NAMES)
+PARTS = (*NAMES, *(f"{RAW}{name}" for name in NAMES))
+RISE, RISING_LOSSES = 1.02, 3  # so many losses in a row above the minimum times RISE are a rise
 
-Values = dict[str, float]
+Losses = dict[str, float]
 
 
 class ValidationLoss:
-    """The losses over `train.val_images` of a store's images, or all where it has fewer.
+    """The losses over `train.val_images` images of a store, or all if it has fewer.
 
-    Place i of n has an image of its own, a t from the i-th n-th of the process, and noise by i.
+    Draw i of n has its own image, a t from the i-th n-th of the process, and noise from i.
     """
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
@@ -46,17 +45,17 @@ class ValidationLoss:
         self._rows = order[: plan.train.val_images]
 
     @torch.no_grad()
-    def losses(self, network: nn.Module, ema: nn.Module) -> Values:
-        """Means of each loss and, of what is trained by, each quarter of T: the EMA's, then the raw weights'.
+    def losses(self, network: nn.Module, ema: nn.Module) -> Losses:
+        """Return the mean losses, and those by quartile of T, of the EMA and of the raw weights.
 
-        The networks are left as they were.
+        The networks' modes are restored.
         """
         device = next(network.parameters()).device
         wanted = self._plan.train.microbatch
-        size = min(wanted, AT_ONCE) if isinstance(wanted, int) else AT_ONCE
-        found: Values = {}
+        size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
+        found: Losses = {}
         for prefix, weights in (("", ema), (RAW, network)):
-            with _evaluating(weights):
+            with _eval_mode(weights):
                 forward = autocast(weights, self._plan.precision)
                 parts = [
                     (self._objective.losses(forward, self._process, batch), batch.index)
@@ -67,7 +66,7 @@ class ValidationLoss:
             found |= {f"{prefix}{name}": value for name, value in self._means(losses, index).items()}
         return found
 
-    def _means(self, losses: dict[str, Tensor], index: Tensor) -> Values:
+    def _means(self, losses: dict[str, Tensor], index: Tensor) -> Losses:
         sums = quartile_sums(losses["loss"], index, self._process.timesteps)
         means = {name: value.double().mean() for name, value in losses.items()}
         return with_quartile_means({name: float(value) for name, value in {**means, **sums}.items()})
@@ -75,25 +74,25 @@ class ValidationLoss:
     def _batches(self, size: int, device: torch.device) -> Iterator[Batch]:
         count, spec = len(self._rows), self._plan.network
         for start in range(0, count, size):
-            places = range(start, min(start + size, count))
-            rows = self._rows[places.start : places.stop].numpy()
+            draws = range(start, min(start + size, count))
+            rows = self._rows[draws.start : draws.stop].numpy()
             images = to_model(to_nchw(self._store.images[rows]))
-            noise, uniforms = torch.empty_like(images), torch.empty(len(places), dtype=torch.float64)
-            for row, place in enumerate(places):
-                source = counter_generator("held-out draws", place)
+            noise, uniforms = torch.empty_like(images), torch.empty(len(draws), dtype=torch.float64)
+            for row, draw in enumerate(draws):
+                source = counter_generator("held-out draws", draw)
                 uniforms[row : row + 1].uniform_(generator=source)
                 noise[row].normal_(generator=source)
-            index = ((torch.tensor(places) + uniforms) / count * self._process.timesteps).long()
+            index = ((torch.tensor(draws) + uniforms) / count * self._process.timesteps).long()
             labels = None
             if spec.num_classes:
-                assert self._store.labels is not None, "the splits of a data set have labels alike"
+                assert self._store.labels is not None, "all splits of a data set have labels, or none has"
                 labels = torch.from_numpy(self._store.labels[rows]).to(device)
-            weights = torch.ones(len(places), device=device)
+            weights = torch.ones(len(draws), device=device)
             yield Batch(images.to(device), labels, index.to(device), weights, noise.to(device))
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def _eval_mode(network: nn.Module) -> Iterator[None]:
     training = network.training
     network.eval()
     try:
@@ -102,8 +101,8 @@ def _evaluating(network: nn.Module) -> Iterator[None]:
         network.train(training)
 
 
-def add_to_history(history: list[Values], step: int, losses: Values) -> None:
-    """Join a step's losses to the curve; DiffctlWarning where the average's begins to rise."""
+def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
+    """Add a step's losses to the curve; DiffctlWarning when the EMA's loss starts to rise."""
     if not losses:
         return
     if not (history and history[-1]["step"] == step):
@@ -114,18 +113,18 @@ def add_to_history(history: list[Values], step: int, losses: Values) -> None:
         least, at = min(measured)
         warnings.warn(
             f"the validation loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
-            f"step {step:,}: the model begins to know its images by heart; fewer steps, more images, "
-            "data.flip or model.dropout help",
+            f"step {step:,}: the model is overfitting; fewer steps, more images, data.flip or model.dropout "
+            "help",
             DiffctlWarning,
             stacklevel=2,
         )
 
 
 def starts_rising(losses: Sequence[float]) -> bool:
-    """Whether the last three are each over the least before by 2%, and one loss ago they were not."""
+    """Whether the last three losses exceed the minimum before by 2%, and one loss ago they did not."""
     return _has_risen(losses) and not _has_risen(losses[:-1])
 
 
 def _has_risen(losses: Sequence[float]) -> bool:
-    before, last = losses[:-TIMES], losses[-TIMES:]
+    before, last = losses[:-RISING_LOSSES], losses[-RISING_LOSSES:]
     return bool(before) and min(last) > RISE * min(before)

@@ -28,10 +28,9 @@ from diffusion.check.time_estimate import (
 )
 from diffusion.check.timing import ImageTime, TimeRange, time_work
 from diffusion.config import Config, parse
-from diffusion.model.flops import FlopCounter
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
-from diffusion.train.step_memory import count_parameters, forward_flops
+from diffusion.train.step_memory import FlopCounter, count_parameters, forward_flops
 from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.show.test_network_table import SHAPES

@@ -21,9 +21,9 @@ from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
 from diffusion.system import devices
 from diffusion.system.errors import UsageError
-from diffusion.train.loop import new_state
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.step_memory import count_parameters, step_bytes
+from diffusion.train.train_step import new_state
 from tests.conftest import params
 
 GPU = torch.device("cuda")

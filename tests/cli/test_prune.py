@@ -23,8 +23,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
-from diffusion.train.checkpoint.state_files import SavedState, save_state
-from diffusion.train.checkpoint.state_values import StateValues
+from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
 from tests.cli.conftest import assert_refused

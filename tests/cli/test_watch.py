@@ -20,8 +20,10 @@ from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
-from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import DenoiserPlan
+from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 from tracking.spool.spool_writer import Spool
 
@@ -73,7 +75,7 @@ def test_full_disk_for_previews_does_not_stop_training(
         monkeypatch.undo()
         assert not list((folder.folder / "previews").iterdir())
         assert len(list(folder.folder.glob("state-*.sealed"))) == 2
-    room = "(No space left on device): the training goes on without"
+    room = "(No space left on device): the training continues without"
     previews = [f"no preview of step {step} {room}" for step in (6, 12)]
     assert told_in(said) == [f"no heartbeat {room}", *previews]
     run(alone, store)
@@ -124,7 +126,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         warnings.simplefilter("default", DiffctlWarning)
         train(watched, store, ProcessGroup(CPU), Failing(watched.plan), save, lambda: None)
     assert saved == [4]
-    without = "the training goes on without"
+    without = "the training continues without"
     assert [line for line in told_in(said) if not line.startswith("no live line")] == [
         f"no metrics of step 2 (ValueError: nan at 2): {without}",
         f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",

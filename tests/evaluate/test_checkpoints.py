@@ -8,8 +8,8 @@ import torch
 from diffusion.evaluate.training_scores import ScoredCheckpoints
 from diffusion.images.store import open_store
 from diffusion.model.model_file import load_model, tensors_sha256
-from diffusion.train.loop import TrainState, new_state
 from diffusion.train.plan import plan_artefact
+from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.helpers.trainings import plan_of

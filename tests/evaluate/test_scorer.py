@@ -19,7 +19,7 @@ from diffusion.protocol.card import subset_size
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
-from diffusion.train.loop import new_state
+from diffusion.train.train_step import new_state
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.trainings import plan_of
 

@@ -15,8 +15,8 @@ from diffusion.sample.cell_images import make_cell
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
-from diffusion.train.loop import new_state
 from diffusion.train.plan import plan_training
+from diffusion.train.train_step import new_state
 from flows.registration import promote_version, register_model
 from tests.conftest import params
 from tests.helpers.digits_sweep import make_config, write_prepared

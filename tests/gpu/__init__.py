@@ -1,1 +1,1 @@
-"""What only a GPU executes: `make test-gpu` runs it, and without one it is skipped."""
+"""Tests of code that only a GPU executes: `make test-gpu` runs them, without a GPU they are skipped."""

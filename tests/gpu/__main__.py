@@ -1,8 +1,7 @@
-"""Run what is marked `gpu`: `python -m tests.gpu [--minutes M] [--file FILE]`, then pytest's arguments.
+"""Run the tests marked `gpu`: `python -m tests.gpu [--minutes M] [--file FILE]`, then pytest's arguments.
 
-What has passed is kept in FILE, for this code, torch and GPU: the same command goes on with the rest, and
-comes to what has failed last. After M minutes no further test begins. What needs a package that is missing is
-skipped, with its name.
+Passed tests are recorded in FILE, for this code, torch and GPU. The same command runs the rest, with failed
+tests last. No test starts after M minutes. Tests that need a missing package are skipped, with its name.
 """
 
 import argparse
@@ -17,7 +16,7 @@ FOLDERS = ("diffusion", "cli", "flows", "serving", "tracking", "profiles", "test
 
 
 def code() -> str:
-    """A digest of all that tests may see."""
+    """Return a digest of all files that tests may read."""
     digest = hashlib.sha256()
     found = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*"))
     for path in sorted(path for path in found if path.suffix in (".py", ".yaml")):
@@ -26,20 +25,22 @@ def code() -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """0 where nothing failed, though some may be left; else pytest's exit code. 0 without a GPU, too."""
+    """Return 0 if no test failed, or without a GPU; else pytest's exit code."""
     reader = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
-    reader.add_argument("--minutes", type=float, default=math.inf, help="after which no further test begins")
-    reader.add_argument("--file", type=Path, default=FILE, help="where it is kept what has passed")
-    asked, further = reader.parse_known_args(arguments)
+    reader.add_argument("--minutes", type=float, default=math.inf, help="after which no test starts")
+    reader.add_argument("--file", type=Path, default=FILE, help="record of passed tests")
+    options, further = reader.parse_known_args(arguments)
     import torch
 
     if not torch.cuda.is_available():
         print("There is no GPU here, so nothing was tested.")
         return 0
-    from tests.gpu.going import Going, run
+    from tests.gpu.resumable_run import ResumableRun, run
 
     here = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "code": code()}
-    return run(Going(asked.file, here, asked.minutes), ["-m", "gpu", str(ROOT / "tests/gpu"), *further])
+    return run(
+        ResumableRun(options.file, here, options.minutes), ["-m", "gpu", str(ROOT / "tests/gpu"), *further]
+    )
 
 
 if __name__ == "__main__":

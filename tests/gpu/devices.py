@@ -1,4 +1,4 @@
-"""Devices that a test of what a GPU does is run on: the CPU shows that the test itself is sound."""
+"""Devices of the GPU tests: the CPU shows that a test itself is correct."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from diffusion.train.precision import set_tf32
+from diffusion.train.loop import allow_tf32
 
 GPU = pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu, id="cuda")
 CPU = torch.device("cpu")
@@ -17,17 +17,17 @@ SLOW_ON_CPU = [pytest.param(CPU, marks=pytest.mark.slow, id="cpu"), GPU]
 
 @contextmanager
 def exactly(device: torch.device) -> Iterator[None]:
-    """Within it float32 products are float32's own, without TF32."""
-    set_tf32(False, device)
+    """Compute float32 products without TF32."""
+    allow_tf32(False, device)
     try:
         yield
     finally:
-        set_tf32(True, device)
+        allow_tf32(True, device)
 
 
 @contextmanager
 def waiting_fails(device: torch.device) -> Iterator[None]:
-    """Within it whatever has the host wait for the GPU raises; a CPU knows no such thing."""
+    """Raise at any synchronisation with a GPU; do nothing on a CPU."""
     if device.type != "cuda":
         yield
         return

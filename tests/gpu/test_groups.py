@@ -1,4 +1,4 @@
-"""Processes on GPUs: sums by NCCL beside the backward pass, and trainings of two, whole and in shards."""
+"""Several ranks on GPUs: sums by NCCL, and trainings of two, unsharded and sharded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,10 @@ import torch
 import torch.distributed as dist
 
 from diffusion.images.store import open_store
-from diffusion.train.batch import draw_batch
-from diffusion.train.distributed import gradient_buckets
+from diffusion.train.batch import ImageLoader, draw_batch
+from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
 from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
 from tests.gpu.test_training import FP32, begun
 from tests.helpers.process_pair import trained
@@ -22,28 +21,26 @@ from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
 
 @contextmanager
 def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGroup]:
-    """A group of this process only, which believes to be the first of `world`: sums are real, of one."""
+    """Yield a group of this process alone that counts as rank 0 of `world`: collectives run with one rank."""
     store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
     with join_group(ProcessGroup(device), store):
         yield ProcessGroup(device, 0, world)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_one_process_sums_alone_on_the_device_and_on_the_host(device) -> None:
+def test_collectives_run_on_the_device_and_on_the_host(device) -> None:
     values = torch.arange(6.0, device=device)
     with alone_but_joined(device, world=2) as group:
-        group.begin_sum(one := values.clone())()
-        group.all_reduce([two := values.clone(), three := -values.view(2, 3)])
-        assert group.all_reduce_min(7) == 7, "which the hosts tell each other"
+        group.all_reduce([one := values.clone(), two := -values.view(2, 3)])
+        assert group.all_reduce_min(7) == 7
     assert torch.equal(one, values)
-    assert torch.equal(two, values)
-    assert torch.equal(three, -values.view(2, 3))
+    assert torch.equal(two, -values.view(2, 3))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_sums_beside_the_backward_pass_are_those_of_the_gradients(device, digits_store, monkeypatch) -> None:
-    """In many buckets, of which no step waits for one on the host."""
-    monkeypatch.setattr(gradient_buckets, "SENT", 5_000)
+def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monkeypatch) -> None:
+    """The sums are in many buckets, and the host waits for none."""
+    monkeypatch.setattr(process_group, "BUCKET", 5_000)
     store, found = open_store(digits_store), []
     with exactly(device), alone_but_joined(device, world=2) as two:
         for group in (two, ProcessGroup(device)):
@@ -51,7 +48,7 @@ def test_sums_beside_the_backward_pass_are_those_of_the_gradients(device, digits
             plan, data = state.plan, ImageLoader(store, device)
             gradients = GradientAccumulator(plan, state.network, group)
             first, second = (draw_batch(plan, state.timesteps, data, step, two.share(8)) for step in range(2))
-            gradients(first, 0)  # makes what is made once: NCCL's connections, cuDNN's plans
+            gradients(first, 0)  # initialises NCCL's connections and cuDNN's plans
             state.network.zero_grad()
             with waiting_fails(device):
                 gradients(second, 1)
@@ -60,9 +57,9 @@ def test_sums_beside_the_backward_pass_are_those_of_the_gradients(device, digits
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["whole", "shards"])
+@pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["unsharded", "sharded"])
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_two_processes_train_as_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
     found = trained(digits_store, tmp_path / "runs", 2, changes, kind=device.type)

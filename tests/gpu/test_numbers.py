@@ -1,4 +1,4 @@
-"""What a GPU says, against the CPU: images in bf16, the features and the distances."""
+"""Results of a GPU against those of the CPU: images in bf16, features and distances."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from tests.gpu.devices import CPU, DEVICES, SLOW_ON_CPU, exactly
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
-NEAR, SPARE = 8, 0.05  # grey levels; and by how much less than the CPU's share of such pixels a GPU's may be
+NEAR, SPARE = 8, 0.05  # grey levels; tolerance of the share of such pixels
 
 
 def images(device: torch.device, precision: str, count: int) -> torch.Tensor:
-    """Images of the same model, computed so."""
+    """Return images of the same model."""
     artefact = artefact_of(spec_of(), precision=precision)
     model = LoadedModel(freeze(network_of(spec_of()).to(device)), artefact)
     settings = SampleSettings(steps=6, eta=1.0, seed=1)
@@ -30,17 +30,17 @@ def images(device: torch.device, precision: str, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_in_bf16_as_many_pixels_are_near_float32s_as_on_a_cpu(device) -> None:
+def test_bf16_images_are_as_near_to_float32_as_on_a_cpu(device) -> None:
     exact = images(CPU, "fp32", 16)
     with exactly(device):
         shares = [((images(at, "bf16", 16) - exact).abs() <= NEAR).float().mean() for at in (device, CPU)]
     assert shares[0] >= shares[1] - SPARE
-    assert shares[1] > 0.5, "else it says nothing"
+    assert shares[1] > 0.5, "otherwise the test is meaningless"
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_scores_are_the_cpus(device) -> None:
-    """On the CPU itself, by batches of another size, which changes rounding alone."""
+def test_scores_equal_the_cpus(device) -> None:
+    """The CPU itself uses another batch size, which changes rounding only."""
     pictures, _ = real_digits()
     count = 60 if device.type == "cpu" else 600
     noise = np.random.default_rng(0).integers(-30, 31, pictures[:count].shape)
@@ -54,7 +54,7 @@ def test_scores_are_the_cpus(device) -> None:
 
 
 def distances(features: np.ndarray, real: np.ndarray) -> tuple[float, float]:
-    """The Fréchet and the kernel distance."""
+    """Return the Fréchet and the kernel distance."""
     drawn = subsets(len(features), len(real))
     kernel = kernel_distance(kernels(features, real), drawn, own_sums(Kernel(real, real), drawn.reference))
     return frechet_distance(statistics(features), statistics(real)), kernel.mean

@@ -23,13 +23,12 @@ from diffusion.sample.sampler import run_sampler
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
-from diffusion.train.batch import batches
+from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.ema import lerp_tensors
+from diffusion.train.ema_profiles import lerp_tensors
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import new_state, train_step
 from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.train_step import new_state, train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
 from tests.helpers.profile_trainings import TRAININGS
@@ -62,7 +61,7 @@ def a_classifier(device: torch.device) -> LoadedClassifier:
     ],
     ids=str,
 )
-def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
+def test_a_sampling_step_does_not_synchronise(device, values, guidance) -> None:
     model, settings = a_model(device), SampleSettings(steps=5, **guidance, **values)
     classifier = a_classifier(device) if settings.classifier_scale else None
     grid = check_settings(model.artefact, settings)
@@ -80,8 +79,8 @@ def test_a_sampling_step_waits_for_nothing(device, values, guidance) -> None:
 
 @pytest.mark.parametrize("changes", TRAININGS.values(), ids=TRAININGS)
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_a_training_step_waits_for_nothing(device, changes, digits_store) -> None:
-    """Nor does the thread that draws the next ones meanwhile."""
+def test_a_training_step_does_not_synchronise(device, changes, digits_store) -> None:
+    """Neither does the thread that draws the next batches."""
     store = open_store(digits_store)
     train = {**changes["train"], "batch_size": 8, "microbatch": 4}
     plan = plan_of(store, **{**changes, "train": train})
@@ -98,7 +97,7 @@ def test_a_training_step_waits_for_nothing(device, changes, digits_store) -> Non
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_in_float32_images_are_the_cpus_to_one_grey_level(device, eta, guidance) -> None:
+def test_float32_images_equal_the_cpus_to_one_grey_level(device, eta, guidance) -> None:
     settings = SampleSettings(steps=6, eta=eta, guidance=guidance, seed=1)
     made = []
     with exactly(device):
@@ -110,7 +109,7 @@ def test_in_float32_images_are_the_cpus_to_one_grey_level(device, eta, guidance)
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_an_engine_joins_guided_and_other_rows(device) -> None:
+def test_an_engine_batches_guided_and_unguided_rows(device) -> None:
     """Their times and weights come from the host."""
     model, jobs = a_model(device), []
     with exactly(device), Engine(model, device) as engine:
@@ -127,7 +126,7 @@ def test_an_engine_joins_guided_and_other_rows(device) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("resident", [False, True])
-def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_store) -> None:
+def test_prefetch_changes_neither_batches_nor_their_order(device, resident, digits_store) -> None:
     store = open_store(digits_store)
     batches = ImageLoader(store, device, resident=resident)
     draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
@@ -139,7 +138,7 @@ def test_prefetching_changes_neither_batches_nor_order(device, resident, digits_
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_noise_drawn_ahead_is_the_cpus(device) -> None:
+def test_prefetched_noise_equals_the_cpus(device) -> None:
     ours, theirs = ImageNoise(5, range(3), (3, 16, 16)), ImageNoise(5, range(3), (3, 16, 16))
     with prefetched_draws(lambda: to_device(ours.draw(), device), 4, device) as draw, waiting_fails(device):
         found = [draw() for _ in range(6)]
@@ -147,16 +146,16 @@ def test_noise_drawn_ahead_is_the_cpus(device) -> None:
 
 
 @pytest.mark.parametrize("device", [GPU])  # the CPU has no graphs, and compiles for a minute
-def test_a_compiled_network_says_the_same(device) -> None:
-    """Also when a graph of it is recorded and played, for different images that are kept."""
+def test_a_compiled_network_gives_the_same_output(device) -> None:
+    """Also with a recorded graph, for different images."""
     network, labels = a_model(device).network, torch.arange(4).to(device)
     fast, t = CompiledNetwork(network), torch.full((4,), 7, device=device)
     several = [torch.randn(4, 1, 8, 8, device=device) for _ in range(6)]
     with exactly(device), torch.no_grad(), warnings.catch_warnings(category=DiffctlWarning):
         warnings.simplefilter("error", DiffctlWarning)  # it went without
         found = [fast(x, t, labels) for x in several]
-        for x, said in zip(several, found, strict=True):
-            assert torch.allclose(said, network(x, t, labels), atol=1e-4)
+        for x, output in zip(several, found, strict=True):
+            assert torch.allclose(output, network(x, t, labels), atol=1e-4)
 
 
 @pytest.mark.parametrize("device", [GPU])
@@ -173,7 +172,7 @@ def test_a_group_norm_keeps_channels_last_and_its_numbers(device) -> None:
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_averages_move_as_a_lerp_moves_them(device) -> None:
+def test_gpu_update_equals_a_lerp(device) -> None:
     averages = [torch.randn(7, 3, device=device) for _ in range(9)]
     weights, part = [torch.randn(7, 3, device=device) for _ in range(9)], torch.tensor(0.1, device=device)
     expected = [torch.lerp(one, other, part) for one, other in zip(averages, weights, strict=True)]

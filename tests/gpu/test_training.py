@@ -1,4 +1,4 @@
-"""Trainings on a GPU: gone on with, short of memory, compiled, read from the host, and as good as ever."""
+"""Trainings on a GPU: resume, out of memory, compilation, data on the host, and quality."""
 
 import math
 import warnings
@@ -22,31 +22,31 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlWarning, Interrupted
-from diffusion.train import loader
-from diffusion.train.batch import draw_batch
+from diffusion.train import batch
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import TrainState, new_state, train
+from diffusion.train.loop import train
 from diffusion.train.plan import plan_training
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly
 from tests.helpers.trainings import Recorder
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
-USUAL = 139.5  # of 500 digits in 50 DDIM steps, after the profile's training on a CPU, one run
-NOISE = 1.2  # times that, for other rounding: what chance does was not measured
+USUAL = 139.5  # FD of 500 digits in 50 DDIM steps, after the profile's training on a CPU, one run
+NOISE = 1.2  # tolerance factor for other rounding; the variance was not measured
 
 
 def begun(store: ImageStore, device: torch.device, **changes: dict[str, Any]) -> TrainState:
-    """Step 0 of a small training there."""
+    """Return step 0 of a small training."""
     return new_state(plan_training(parse(params(**changes), "test"), store.meta, device), device)
 
 
 def curve(state: TrainState, store: ImageStore, device: torch.device) -> list[tuple[int, float]]:
-    """The losses of the rest of the training, which is trained."""
+    """Train to the end; return the losses by step."""
     seen = Recorder()
     train(state, store, ProcessGroup(device), seen, lambda state: None, lambda: None)
     return [(step, values["loss"]) for step, values in seen.seen]
@@ -58,8 +58,8 @@ def assert_close(found: list[tuple[int, float]], wanted: list[tuple[int, float]]
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_stopped_it_goes_on_from_what_was_written_beside_the_steps(device, digits_store, tmp_path) -> None:
-    """What is written is the state as it was between two steps, though the next ones began meanwhile."""
+def test_resume_from_a_state_written_in_the_background(device, digits_store, tmp_path) -> None:
+    """The written state is that between two steps, although the next ones started meanwhile."""
     store, changes = open_store(digits_store), {"train": {**FP32, "save_every": 3, "log_every": 1}}
     with exactly(device):
         wanted = curve(begun(store, device, **changes), store, device)
@@ -70,7 +70,7 @@ def test_stopped_it_goes_on_from_what_was_written_beside_the_steps(device, digit
                 run.save(state)
                 was[state.step] = {name: value.cpu().clone() for name, value in state.tensors().items()}
 
-            with pytest.raises(Interrupted), run.writer.beside():
+            with pytest.raises(Interrupted), run.writer.in_background():
                 run_saving_on(device, first, store, save, 8)
             saved = newest_state(run.folder)
             assert saved is not None
@@ -85,7 +85,7 @@ def test_stopped_it_goes_on_from_what_was_written_beside_the_steps(device, digit
 def run_saving_on(
     device: torch.device, state: TrainState, store: ImageStore, save: Any, stop_at: int
 ) -> None:
-    """Train there, saving, until so many steps are made."""
+    """Train with saves up to a step."""
 
     def check_stop() -> None:
         if state.step == stop_at:
@@ -95,7 +95,7 @@ def run_saving_on(
 
 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
-    """The gradient of step 0's batch."""
+    """Return the gradient of step 0."""
     batch = draw_batch(state.plan, state.timesteps, ImageLoader(store, device), 0)
     GradientAccumulator(state.plan, state.network, ProcessGroup(device))(batch, 0)
     return [parameter.grad.clone() for parameter in state.network.parameters()]
@@ -103,7 +103,7 @@ def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list
 
 @contextmanager
 def memory_for(device: torch.device, state: TrainState, images: int, peaks: list[int]) -> Iterator[None]:
-    """Within it no more than so many images have a pass: a GPU's memory is cut between the two `peaks`."""
+    """Limit the memory to a pass of `images`: on a GPU to the mean of the two `peaks`."""
     if device.type == "cpu":
 
         def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -124,9 +124,7 @@ def memory_for(device: torch.device, state: TrainState, images: int, peaks: list
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_where_the_memory_does_not_suffice_half_as_many_images_make_the_same_gradient(
-    device, digits_store
-) -> None:
+def test_a_halved_microbatch_gives_the_same_gradient(device, digits_store) -> None:
     store, images, found, peaks = open_store(digits_store), 8 if device.type == "cpu" else 8192, [], []
     with exactly(device):
         for microbatch in (images, images // 2):
@@ -146,11 +144,11 @@ def test_where_the_memory_does_not_suffice_half_as_many_images_make_the_same_gra
 
 
 @pytest.mark.parametrize("device", LONG_ON_CPU)
-def test_a_compiled_training_is_the_same_but_for_rounding(device, digits_store) -> None:
+def test_a_compiled_training_is_equal_to_rounding(device, digits_store) -> None:
     store, short = open_store(digits_store), {**FP32, "steps": 4, "log_every": 1}
     torch.compiler.reset()
     with exactly(device), warnings.catch_warnings(category=DiffctlWarning):
-        warnings.simplefilter("error", DiffctlWarning)  # it went without
+        warnings.simplefilter("error", DiffctlWarning)  # compilation failed
         found = [
             curve(begun(store, device, train={**short, "compile": compiles}), store, device)
             for compiles in (True, False)
@@ -159,7 +157,7 @@ def test_a_compiled_training_is_the_same_but_for_rounding(device, digits_store) 
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_what_the_compiler_refuses_is_trained_without(device, digits_store, monkeypatch) -> None:
+def test_a_compiler_error_trains_without_compilation(device, digits_store, monkeypatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("no kernel")
 
@@ -173,19 +171,19 @@ def test_what_the_compiler_refuses_is_trained_without(device, digits_store, monk
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_set_that_stays_on_the_host_trains_the_same(device, digits_store, monkeypatch) -> None:
-    """Its batches come through pinned memory, as one's do that is too large for the device."""
+def test_data_on_the_host_gives_the_same_training(device, digits_store, monkeypatch) -> None:
+    """Batches come through pinned memory, as for a data set that is too large for the device."""
     store, short = open_store(digits_store), {**FP32, "steps": 5, "log_every": 1}
     with exactly(device):
         there = curve(begun(store, device, train=short), store, device)
-        monkeypatch.setattr(loader, "DEVICE_SHARE", 0.0)
+        monkeypatch.setattr(batch, "DEVICE_SHARE", 0.0)
         assert not ImageLoader(store, device).resident
         assert_close(curve(begun(store, device, train=short), store, device), there, 1e-4)
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_digits_come_to_their_usual_score(device, tmp_path) -> None:
-    if device.type == "cpu":  # shows that the test runs
+def test_digits_reach_their_usual_score(device, tmp_path) -> None:
+    if device.type == "cpu":  # checks the test itself
         assert 0 < digits_distance(device, tmp_path, {"train": {"steps": 4}}, images=12, steps=2) < math.inf
     else:
         assert digits_distance(device, tmp_path, _PROFILE, images=500, steps=50) < NOISE * USUAL
@@ -194,7 +192,7 @@ def test_digits_come_to_their_usual_score(device, tmp_path) -> None:
 def digits_distance(
     device: torch.device, folder: Path, changes: dict[str, dict[str, Any]], images: int, steps: int
 ) -> float:
-    """The Fréchet distance of so many images, in so many DDIM steps, after a training on all digits there."""
+    """Return the Fréchet distance of `images` after a training on all digits."""
     config = parse(params(**changes), "test")
     prepare(config.data, folder)
     store = open_store(folder / "train")
@@ -208,7 +206,7 @@ def digits_distance(
     return frechet_distance(*(statistics(extract(extractor, part).features) for part in (made, store.images)))
 
 
-# What `params` has made small, as the profile has it.
+# The profile's values of the fields that `params` reduces.
 _PROFILE: dict[str, dict[str, Any]] = {
     "model": {"channels": 32, "attention_resolutions": [4], "head_channels": 32},
     "train": {

@@ -1,4 +1,4 @@
-"""Without a GPU the command says so, in a sentence, and ends well."""
+"""Without a GPU the command prints a sentence and exits with 0."""
 
 import pytest
 import torch
@@ -7,6 +7,6 @@ from tests.gpu.__main__ import main
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_nothing_is_tested(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert capsys.readouterr().out == "There is no GPU here, so nothing was tested.\n"

@@ -16,10 +16,10 @@ from diffusion.images.store import open_store
 from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
-from diffusion.train.distributed import gradient_buckets
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.train.loop import NullObserver, TrainState, new_state, train
-from diffusion.train.precision import set_tf32
+from diffusion.train.loop import allow_tf32, train
+from diffusion.train.observers import NullObserver
+from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.trainer import _share_state
 from tests.conftest import environment
 from tests.helpers.trainings import plan_of
@@ -66,7 +66,7 @@ def device_of(kind: str, rank: int) -> torch.device:
         return CPU
     device = torch.device(kind, rank)
     torch.cuda.set_device(device)
-    set_tf32(False, device)
+    allow_tf32(False, device)
     return device
 
 
@@ -75,7 +75,6 @@ def main() -> None:
     rank, world, port = map(int, sys.argv[1:4])
     store, folder, changes, stop = Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6], int(sys.argv[7])
     torch.set_num_threads(1)
-    gradient_buckets.SENT = 5_000
     images = open_store(store)
     plan = plan_of(images, **json.loads(changes))
     group = ProcessGroup(device_of(sys.argv[8], rank), rank, world)

@@ -12,7 +12,7 @@ from diffusion.images.store import open_store
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import newest_state
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.train.loop import new_state
+from diffusion.train.train_step import new_state
 from diffusion.train.trainer import _share_state
 from tests.helpers.sharded import SHARDED
 from tests.helpers.trainings import plan_of

@@ -12,8 +12,10 @@ from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import RunDir, open_training
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.loop import train
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import DenoiserPlan, plan_training
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 
 CPU = torch.device("cpu")

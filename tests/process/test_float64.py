@@ -15,10 +15,9 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, classifier_gradient, shift_eps
 from diffusion.sample.nan_guard import NaNGuard
 from diffusion.sample.sampler import run_sampler
-from diffusion.train.batch import Batch, draw_batch
+from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
 from diffusion.train.plan import build_objective
 from tests.helpers.no_float64 import Float64, no_float64
 from tests.helpers.trainings import plan_of

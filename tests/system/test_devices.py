@@ -20,7 +20,8 @@ from diffusion.system.devices import (
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import is_held
 from diffusion.train.distributed.launch import process_count
-from diffusion.train.precision import compiles, resolve_precision
+from diffusion.train.gradients import should_compile
+from diffusion.train.plan import resolve_precision
 from diffusion.train.train_config import TrainConfig
 
 
@@ -81,7 +82,7 @@ def test_apple_gpu_is_exclusive_and_not_used_for_scores(there, tmp_path):
     assert process_count(train) == 1
     assert resolve_precision("auto", device) == "fp32"
     assert resolve_precision("bf16", device) == "bf16"
-    assert not compiles(train, device)
+    assert not should_compile(train, device)
 
 
 def link(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Resampling under an affine map: the filter by its definition, maps by closed forms, rows by themselves."""
+"""Affine resampling: the filter by its definition, maps by closed forms, independence of images."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.train.affine import SYM6, affine_resample
+from diffusion.train.augmentation import SYM6, affine_resample
 
 TAPS = torch.tensor(SYM6, dtype=torch.float64)
 NOTHING = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -18,14 +18,14 @@ def images(count: int = 1, side: int = 24) -> torch.Tensor:
 
 
 def places(side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and y of each pixel from the centre, each (side, side)."""
+    """Return x and y of each pixel from the centre, each (side, side)."""
     line = torch.arange(side) - (side - 1) / 2
     y, x = torch.meshgrid(line, line, indexing="ij")
     return x, y
 
 
 def test_the_filter_is_sym6():
-    """Orthonormal to its even shifts; its high-pass sees no polynomial of degree 5; nearly symmetric."""
+    """It is orthonormal to its even shifts, and its high-pass annihilates polynomials of degree 5."""
     for shift in range(6):
         assert float(TAPS[2 * shift :] @ TAPS[: 12 - 2 * shift]) == pytest.approx(
             float(shift == 0), abs=1e-10
@@ -37,13 +37,13 @@ def test_the_filter_is_sym6():
     assert float(TAPS.sum()) == pytest.approx(math.sqrt(2))
 
 
-def test_where_nothing_moves_nothing_changes():
+def test_the_identity_changes_nothing():
     x = images()
     inside = (..., slice(6, -6), slice(6, -6))
     assert torch.allclose(affine_resample(x, NOTHING[None])[inside], x[inside], atol=1e-5)
 
 
-def test_a_move_by_whole_pixels_moves_pixels():
+def test_a_translation_by_whole_pixels_is_exact():
     x = images()
     there = NOTHING + torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, -3.0]])
     expected = x.roll((3, -2), (2, 3))
@@ -53,7 +53,7 @@ def test_a_move_by_whole_pixels_moves_pixels():
 
 @settings(deadline=None, max_examples=20)
 @given(angle=st.floats(-3.2, 3.2), scale=st.floats(0.6, 1.6), x_0=st.floats(-4, 4), y_0=st.floats(-4, 4))
-def test_a_slope_becomes_the_slope_that_is_there(angle, scale, x_0, y_0):
+def test_a_linear_function_is_resampled_exactly(angle, scale, x_0, y_0):
     """Sampling and filters are exact for linear functions, away from the mirrored edges."""
     x, y = places(24)
     cos, sin = scale * math.cos(angle), scale * math.sin(angle)
@@ -63,11 +63,11 @@ def test_a_slope_becomes_the_slope_that_is_there(angle, scale, x_0, y_0):
     maps = torch.tensor([[[cos, -sin, x_0], [sin, cos, y_0]]])
     found = affine_resample((0.03 * x - 0.05 * y + 0.2)[None, None], maps)[0, 0]
     expected = 0.03 * seen_x - 0.05 * seen_y + 0.2
-    # A linear reading between two fine pixels bends where the filter's own delay does not cancel.
+    # Bilinear sampling has an error where the filter's delay does not cancel.
     assert torch.allclose(found[inside], expected[inside], atol=2e-3)
 
 
-def test_a_smooth_image_is_turned_as_its_formula_is():
+def test_a_smooth_image_is_rotated_like_its_formula():
     x, y = places(32)
 
     def waves(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_a_smooth_image_is_turned_as_its_formula_is():
     assert float((found - expected)[inside].abs().max()) < 0.03
 
 
-def test_an_image_far_away_is_its_mirror_image():
+def test_beyond_its_edge_an_image_is_mirrored():
     x, y = places(16)
     smooth = (0.4 * x + 0.2 * y).cos()[None, None]
     there = NOTHING + torch.tensor([[0.0, 0.0, 16.0], [0.0, 0.0, 0.0]])
@@ -93,7 +93,7 @@ def test_an_image_far_away_is_its_mirror_image():
     )
 
 
-def test_a_row_does_not_hang_on_its_neighbours():
+def test_an_image_does_not_depend_on_the_batch():
     x = images(7, side=9)
     maps = NOTHING + 0.3 * torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(0))
     whole = affine_resample(x, maps)

@@ -1,4 +1,4 @@
-"""A step's draws: each row by its own name, whoever draws it, and each image once an epoch."""
+"""The draws of a step: each row from its own generator, and each image once per epoch."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,20 +13,18 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore
 from diffusion.process.timestep_samplers import HISTORY, LossAwareSampler, UniformSampler
-from diffusion.train.batch import Batch, _draw_rows, draw_batch
+from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.epochs import epoch_rows
-from diffusion.train.loader import ImageLoader
 from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import plan_of
 
 CPU = torch.device("cpu")
 TIMESTEPS = 20
-SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are the same in every run
+SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 
 
 def numbered(count: int) -> ImageStore:
-    """So many images of classes in turn, each with its own number in its first two pixels."""
+    """Return images of alternating classes, each with its number in its first two pixels."""
     images = np.zeros((count, 8, 8, 1), dtype=np.uint8)
     images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(count), 256)
     meta = {"name": "numbers", "classes": list("abc"), "counts": [1] * 3, "digest": "0"}
@@ -39,7 +37,7 @@ def described(store: ImageStore, **train: Any) -> TrainPlan:
 
 
 def learned() -> LossAwareSampler:
-    """A sampler that has seen larger losses at larger t."""
+    """Return a sampler after larger losses at larger t."""
     sampler = LossAwareSampler(TIMESTEPS)
     for _ in range(HISTORY):
         sampler.update(torch.arange(TIMESTEPS), torch.linspace(0, 2, TIMESTEPS))
@@ -47,7 +45,7 @@ def learned() -> LossAwareSampler:
 
 
 def numbers_of(batch: Batch) -> list[int]:
-    """Which images these are, mirrored or not."""
+    """Return the images' numbers, mirrored or not."""
     pixels = ((batch.x_0[:, 0, 0] + 1) * 127.5).round().long()
     ends = torch.where(pixels[:, :1] + pixels[:, 1:2] > 0, pixels[:, :2], pixels[:, -2:].flip(1))
     return (ends[:, 0] * 256 + ends[:, 1]).tolist()
@@ -67,7 +65,7 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
     microbatch=st.integers(1, 30),
     sampler=st.sampled_from([UniformSampler(TIMESTEPS), learned()]),
 )
-def test_any_share_and_any_microbatch_are_the_whole_batchs(count, size, step, world, microbatch, sampler):
+def test_shares_and_microbatches_are_parts_of_the_batch(count, size, step, world, microbatch, sampler):
     store = numbered(count)
     plan, data = described(store, batch_size=size, p_uncond=0.3), ImageLoader(store, CPU)
     whole = draw_batch(plan, sampler, data, step)
@@ -82,7 +80,7 @@ def test_any_share_and_any_microbatch_are_the_whole_batchs(count, size, step, wo
 
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 60), size=st.integers(1, 50), seed=st.integers(0), epochs=st.integers(1, 4))
-def test_each_epoch_sees_each_image_once(count, size, seed, epochs):
+def test_each_epoch_has_each_image_once(count, size, seed, epochs):
     steps = range(-(-epochs * count // size))
     places = [range(step * size, (step + 1) * size) for step in steps]
     seen = torch.cat([epoch_rows("train", seed, part, count) for part in places])[: epochs * count]
@@ -91,7 +89,7 @@ def test_each_epoch_sees_each_image_once(count, size, seed, epochs):
         assert torch.equal(epoch.sort().values, torch.arange(count))
 
 
-def test_epochs_have_orders_of_their_own():
+def test_epochs_have_different_orders():
     orders = [
         tuple(epoch_rows(purpose, seed, range(epoch * 50, (epoch + 1) * 50), 50).tolist())
         for purpose in ("train", "classifier")
@@ -101,8 +99,8 @@ def test_epochs_have_orders_of_their_own():
     assert len({*orders, tuple(range(50))}) == len(orders) + 1
 
 
-def test_the_batches_of_a_training_walk_through_the_epochs():
-    """Three steps of 16 are an epoch of 45 images and three of the next."""
+def test_batches_follow_the_epochs():
+    """Three steps of 16 images are an epoch of 45 and three of the next."""
     store = numbered(45)
     plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
     seen = [
@@ -114,15 +112,15 @@ def test_the_batches_of_a_training_walk_through_the_epochs():
     assert len({*seen[45:]}) == 3
 
 
-def test_a_batch_larger_than_the_data_sees_all_of_it_evenly():
+def test_a_batch_larger_than_the_data_has_every_image_evenly():
     store = numbered(7)
     plan, data = described(store, batch_size=30), ImageLoader(store, CPU)
     times = Counter(numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, 3)))
     assert set(times) == set(range(7))
-    assert max(times.values()) - min(times.values()) <= 2  # four epochs and an end of the one before or after
+    assert max(times.values()) - min(times.values()) <= 2  # four full epochs and parts of two
 
 
-def test_a_share_costs_a_share(monkeypatch):
+def test_a_share_draws_its_own_rows_only(monkeypatch):
     import diffusion.train.batch
 
     made = []
@@ -133,7 +131,7 @@ def test_a_share_costs_a_share(monkeypatch):
     store = numbered(50)
     plan, data = described(store, batch_size=40, seed=3), ImageLoader(store, CPU)
     draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
-    assert made == [("train", 3, 5, row) for row in range(10, 20)]
+    assert [name for name in made if name[0] == "train"] == [("train", 3, 5, row) for row in range(10, 20)]
 
 
 def many(sampler: UniformSampler, **train: Any) -> tuple[Batch, ImageStore]:
@@ -151,8 +149,7 @@ def test_timesteps_are_drawn_by_their_probabilities(sampler):
     assert torch.allclose(batch.weights.double(), 1 / (TIMESTEPS * p[batch.index]), rtol=1e-6)
 
 
-def test_half_of_the_images_are_mirrored_and_the_asked_share_of_labels_dropped():
-    """And the one has nothing to do with the other, nor with t."""
+def test_flips_dropped_labels_and_timesteps_are_independent():
     batch, store = many(UniformSampler(TIMESTEPS), p_uncond=0.25)
     numbers = numbers_of(batch)
     mirrored = batch.x_0[:, 0, 0, -2:].amax(1) > -1
@@ -168,7 +165,7 @@ def test_half_of_the_images_are_mirrored_and_the_asked_share_of_labels_dropped()
     assert torch.equal(batch.labels[kept], torch.from_numpy(store.labels[numbers])[kept])
 
 
-def test_noise_is_standard_normal_and_every_rows_own():
+def test_noise_is_standard_normal_and_different_per_row():
     batch, _ = many(UniformSampler(TIMESTEPS))
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
@@ -185,8 +182,8 @@ def test_trainings_of_two_purposes_share_no_draw():
     assert numbers_of(ours) != numbers_of(theirs)
 
 
-def test_no_row_leans_on_the_one_before():
-    """Normals of few pixels are drawn in pairs, and an odd number leaves half of a pair over."""
+def test_a_row_does_not_depend_on_the_row_before():
+    """Normals are drawn in pairs, so that an odd number leaves one over."""
     (uniforms, noise), name = _draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)
     for row in range(9):
         alone, own = _draw_rows(name, range(row, row + 1), (1, 1, 3))

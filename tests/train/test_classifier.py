@@ -1,4 +1,4 @@
-"""Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its command."""
+"""Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its stage."""
 
 import json
 from typing import Any
@@ -28,13 +28,12 @@ from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train.batch import draw_batch
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.classifier_plan import ClassifierPlan, plan_classifier
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import new_state
+from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import build_objective
 from diffusion.train.train_config import ClassifierSections
+from diffusion.train.train_step import new_state
 from tests.conftest import diffctl, params, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
@@ -88,20 +87,20 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("t", [0, 10, 100, 500, 999])
-def test_algorithm_2_with_the_true_classifier_is_bayes_rule(t):
+def test_algorithm_2_with_the_exact_classifier_is_bayes_rule(t):
     grid = grid_of("cosine", 1000)
     data = TwoGaussians(grid)
     x, labels = randn(8, 1, 1, 1), torch.arange(8) % 2
     at = torch.full((8,), t)
     gradient = classifier_gradient(lambda x, t: data.logits(x, t), 1.0)
     guided = shift_eps(network_denoiser(data.unconditional, grid), gradient, OnGrid(grid))
-    said = guided(x, at, Condition(8, labels))
-    assert torch.allclose(said.eps, data.conditional(x, at, labels), atol=1e-4)
+    output = guided(x, at, Condition(8, labels))
+    assert torch.allclose(output.eps, data.conditional(x, at, labels), atol=1e-4)
     alpha, sigma = grid.alpha[t], grid.sigma[t]
-    assert torch.allclose(alpha * said.x0 + sigma * said.eps, x, atol=1e-9)
+    assert torch.allclose(alpha * output.x0 + sigma * output.eps, x, atol=1e-9)
 
 
-def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
+def test_the_scale_multiplies_the_gradient_and_keeps_the_variance():
     grid = grid_of("cosine", 100)
     data = TwoGaussians(grid)
     x, t = randn(4, 1, 1, 1), torch.full((4,), 30)
@@ -115,16 +114,16 @@ def test_a_larger_scale_is_a_multiple_and_the_variance_is_left_alone():
         return torch.cat([x, 7 * x], 1)
 
     guided = shift_eps(network_denoiser(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
-    said = guided(x, t, condition)
-    assert torch.equal(said.variance_fraction, (7 * x + 1) / 2)
-    assert not torch.equal(said.eps, x)
+    output = guided(x, t, condition)
+    assert torch.equal(output.variance_fraction, (7 * x + 1) / 2)
+    assert not torch.equal(output.eps, x)
     with pytest.raises(UsageError, match="give one"):
         guided(x, t, Condition(4))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_guided_samples_of_the_mixture_are_of_the_asked_class(eta):
-    """η = 0 by algorithm 2, η = 1 by algorithm 1: both lead an unconditional model to a class."""
+def test_guided_samples_of_a_mixture_have_the_requested_class(eta):
+    """η = 0 uses algorithm 2, η = 1 algorithm 1."""
     grid = grid_of("linear", 1000)
     data = TwoGaussians(grid)
     gradient = classifier_gradient(data.logits, 1.0)
@@ -182,7 +181,7 @@ def loaded_classifier(**changes: Any) -> LoadedClassifier:
     return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
-def test_the_pool_attends_from_the_mean():
+def test_attention_pool_queries_with_the_mean():
     pool = AttentionPool(8, 12, 2, 5)
     randomise(pool)
     x = torch.randn(3, 8, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -205,7 +204,7 @@ def test_the_pool_attends_from_the_mean():
         {"channels": 48, "head_channels": None, "heads": 4, "embedding": "additive"},
     ],
 )
-def test_the_classifier_sees_image_and_time(changes):
+def test_logits_depend_on_image_and_time(changes):
     classifier = loaded_classifier(**changes).network
     spec = classifier_spec(**changes)
     x = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size)
@@ -218,22 +217,22 @@ def test_the_classifier_sees_image_and_time(changes):
 
 @pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5}, {"sampler": "dpm-solver++"}])
 @pytest.mark.parametrize("classes", [0, 10])
-def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler, classes):
+def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sampler, classes):
     spec = spec_of(num_classes=classes, null_class=False)
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     classifier = loaded_classifier()
     settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
-    asked_for = labels_condition(loaded.artefact, torch.tensor([3, 7, 1]), 3)
-    guided = generate(loaded, settings, range(3), asked_for, CPU, None, classifier)
-    alone = generate(loaded, settings, [1], asked_for.rows(slice(1, 2)), CPU, None, classifier)
+    condition = labels_condition(loaded.artefact, torch.tensor([3, 7, 1]), 3)
+    guided = generate(loaded, settings, range(3), condition, CPU, None, classifier)
+    alone = generate(loaded, settings, [1], condition.rows(slice(1, 2)), CPU, None, classifier)
     assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1
     off = settings.model_copy(update={"classifier_scale": 0.0})
-    plain = generate(loaded, off, range(3), asked_for if classes else asked_for.unlabelled(), CPU)
+    plain = generate(loaded, off, range(3), condition if classes else condition.unlabelled(), CPU)
     assert not torch.equal(guided, plain)
 
 
 @pytest.mark.parametrize(
-    ("changes", "process", "said"),
+    ("changes", "process", "message"),
     [
         (
             {"image_size": 16, "attention_resolutions": (8,)},
@@ -241,17 +240,17 @@ def test_guidance_changes_images_of_any_model_and_image_i_stays_its_own(sampler,
             "takes 16×16×1 images, the model makes 8×8×1",
         ),
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
-        ({}, {"timesteps": 50}, "cosine with 50 timesteps, the model has cosine with 100"),
+        ({}, {"timesteps": 50}, "cosine and 50 timesteps"),
         ({}, {"schedule": "linear"}, "the noise of linear"),
         ({"num_classes": 9, "out_channels": 9}, {}, "other classes"),
     ],
 )
-def test_a_classifier_of_something_else_is_refused(changes, process, said):
+def test_a_classifier_for_other_images_or_noise_is_refused(changes, process, message):
     classifier = loaded_classifier(**changes)
     noised_by = ProcessConfig(**{"timesteps": 100, **process})
     classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"process": noised_by}))
     spec = spec_of()
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         generate(
             LoadedModel(network_of(spec), artefact_of(spec)),
             SampleSettings(steps=2, classifier_scale=1.0),
@@ -263,7 +262,7 @@ def test_a_classifier_of_something_else_is_refused(changes, process, said):
         )
 
 
-def test_a_file_knows_whether_it_is_a_model_or_a_classifier(tmp_path):
+def test_a_model_file_is_no_classifier_and_the_reverse(tmp_path):
     classifier = loaded_classifier()
     save_artefact(tmp_path / "c.safetensors", classifier.network.state_dict(), classifier.artefact)
     again = load_classifier(tmp_path / "c.safetensors")
@@ -295,7 +294,7 @@ def test_resume_is_bitwise_equal(digits_store, tmp_path):
         second = new_state(plan, CPU)
         assert folder.restore(second)
         assert second.step == 5
-        torch.manual_seed(123)  # nothing may depend on the global generator
+        torch.manual_seed(123)  # no draw may come from the global generator
         rest = run(second, store).seen
     assert_same(whole, second)
     assert whole.history == second.history
@@ -303,7 +302,7 @@ def test_resume_is_bitwise_equal(digits_store, tmp_path):
     assert rest == [(step, values) for step, values in seen if step > 5]
 
 
-def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits_store):
+def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
     store = open_store(digits_store)
     plan = resolved(store)
     objective, process = build_objective(plan), build_process(plan.process)
@@ -320,7 +319,7 @@ def test_its_losses_are_the_cross_entropy_and_the_accuracy_of_every_image(digits
     ]
 
 
-def test_it_draws_nothing_that_the_models_training_draws(digits_store):
+def test_a_classifier_shares_no_draw_with_a_model(digits_store):
     store = open_store(digits_store)
     classifier = new_state(resolved(store), CPU)
     model = new_state(plan_of(store, model={"dropout": 0.0}), CPU)
@@ -329,14 +328,14 @@ def test_it_draws_nothing_that_the_models_training_draws(digits_store):
     assert not {*ours} & {*theirs}
 
 
-def test_a_key_that_means_nothing_here_is_refused(digits_store):
+def test_keys_of_the_models_training_are_refused(digits_store):
     for key, value in {"p_uncond": 0.1, "preview_every": 5, "eval_every": 5, "keep": "best"}.items():
         values = {**params(), "classifier": {**SECTION, "train": {**SECTION["train"], key: value}}}
         with pytest.raises(UsageError, match=rf"classifier.train.{key}: unknown key, allowed are steps, "):
             parse(values, "params.yaml")
 
 
-def test_a_lack_of_memory_is_told_by_its_own_section(digits_store):
+def test_out_of_memory_advice_names_the_classifiers_section(digits_store):
     store = open_store(digits_store)
     state = new_state(resolved(store, microbatch=4), CPU)
     state.network.middle.register_forward_pre_hook(lambda *_: torch.empty(10**15))

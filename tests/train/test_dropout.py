@@ -1,4 +1,4 @@
-"""Dropout's masks: any dropout's law, and the same for a row however the batch is computed."""
+"""Dropout masks: their distribution, and their independence of how a batch is computed."""
 
 import itertools
 import warnings
@@ -15,20 +15,19 @@ from diffusion.model.classifier import Classifier
 from diffusion.model.dropout import Dropout
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlWarning
-from diffusion.train.batch import draw_batch
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.dropout_masks import DropoutMasks, make_dropout_masks
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import TrainState, new_state
 from diffusion.train.plan import TrainPlan
+from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.networks import randomise
 from tests.helpers.trainings import plan_of
 from tests.train.test_gradients import refuse_more_than
 
 CPU = torch.device("cpu")
 P = 0.3
-SURE = 1e-4  # how rarely a true distribution would fail its test; the draws are the same in every run
+SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 
 
 def described(store_path: Path, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
@@ -38,12 +37,12 @@ def described(store_path: Path, model: dict[str, Any] | None = None, **train: An
 
 def begun(plan: TrainPlan) -> TrainState:
     state = new_state(plan, CPU)
-    randomise(state.network)  # a fresh one's zero convolutions hide the masks before them
+    randomise(state.network)  # its zero-initialised convolutions would hide the masks
     return state
 
 
 def gradient(store_path: Path, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
-    """What this process's share adds to the gradient of step 3."""
+    """Return the gradient of this rank's share of step 3."""
     gradients = GradientAccumulator(plan, state.network, group)
     data = ImageLoader(open_store(store_path), CPU)
     gradients(draw_batch(plan, state.timesteps, data, 3, gradients.share), 3)
@@ -63,12 +62,12 @@ def whole(digits_store: Path) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("microbatch", [1, 3, 8])
-def test_microbatches_change_no_mask(digits_store, whole, microbatch):
+def test_masks_do_not_depend_on_microbatches(digits_store, whole, microbatch):
     plan = described(digits_store, microbatch=microbatch)
     assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
 
 
-def test_nor_does_a_shortage(digits_store, whole):
+def test_masks_do_not_depend_on_an_out_of_memory_retry(digits_store, whole):
     plan = described(digits_store, microbatch="auto")
     state = begun(plan)
     refuse_more_than(state, 3)
@@ -78,9 +77,8 @@ def test_nor_does_a_shortage(digits_store, whole):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_nor_does_the_number_of_processes(digits_store, whole, world, monkeypatch):
+def test_masks_do_not_depend_on_the_number_of_ranks(digits_store, whole, world, monkeypatch):
     monkeypatch.setattr(ProcessGroup, "all_reduce", lambda *_: None)
-    monkeypatch.setattr(ProcessGroup, "begin_sum", lambda *_: lambda: None)
     plan = described(digits_store)
     shares = [
         gradient(digits_store, plan, begun(plan), ProcessGroup(CPU, rank, world)) for rank in range(world)
@@ -88,18 +86,18 @@ def test_nor_does_the_number_of_processes(digits_store, whole, world, monkeypatc
     assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
 
 
-def test_nor_does_computing_the_blocks_twice(digits_store, whole):
+def test_masks_do_not_depend_on_gradient_checkpointing(digits_store, whole):
     plan = described(digits_store, {"gradient_checkpointing": True})
     assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
 
 
-def test_without_dropout_the_gradient_is_another(digits_store, whole):
+def test_dropout_changes_the_gradient(digits_store, whole):
     plan = described(digits_store, {"dropout": 0.0})
     ours = gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
     assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(ours, whole, strict=True))
 
 
-def test_the_global_generator_is_left_alone(digits_store):
+def test_masks_do_not_use_the_global_generator(digits_store):
     plan = described(digits_store)
     state = begun(plan)
     before = torch.get_rng_state()
@@ -108,10 +106,10 @@ def test_the_global_generator_is_left_alone(digits_store):
 
 
 def masks_at(masks: DropoutMasks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
-    """What is kept of each layer's rows in that step, (B, numbers of a row) bool a layer."""
+    """Return each layer's mask of these rows, (B, numbers of a row) bool."""
     seen: list[Tensor] = []
     masks.draw(step, CPU)
-    masks.take(rows)
+    masks.select_rows(rows)
     layers = [layer for layer in network.modules() if isinstance(layer, Dropout)]
     look = [layer.register_forward_hook(lambda _, given, out: seen.append(given[0])) for layer in layers]
     x, t = torch.zeros(rows.stop - rows.start, 1, 8, 8), torch.zeros(rows.stop - rows.start).long()
@@ -122,15 +120,15 @@ def masks_at(masks: DropoutMasks, network: UNet | Classifier, step: int, rows: s
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
-    """How many standard deviations two masks' covariance is from 0."""
+    """Return the covariance of two masks in standard deviations."""
     size = min(len(one), len(other))
     a, b = (mask[:size].double() - (1 - P) for mask in (one, other))
     return float((a * b).sum()) / (size**0.5 * P * (1 - P))
 
 
 @pytest.mark.parametrize("kind", [UNet, Classifier])
-def test_masks_are_those_of_any_dropout(digits_store, kind):
-    """Bits with probability 1 − p in every row and layer, of two rows and of two layers independent."""
+def test_masks_are_independent_bernoulli_bits(digits_store, kind):
+    """Bits have probability 1 − p and are independent between rows and layers."""
     plan = described(digits_store, batch_size=20)
     network = kind(plan.network)
     layers = masks_at(make_dropout_masks(network, plan, "dropout"), network, 0, slice(0, 20))
@@ -143,7 +141,7 @@ def test_masks_are_those_of_any_dropout(digits_store, kind):
         assert all(abs(agreement(*rows)) < 5 for rows in zip(kept, later, strict=True))
 
 
-def test_masks_are_named_by_step_and_row(digits_store):
+def test_masks_depend_on_purpose_step_and_row(digits_store):
     plan = described(digits_store)
     network = UNet(plan.network)
     masks = make_dropout_masks(network, plan, "dropout")
@@ -164,7 +162,7 @@ def given(p: float, shape: tuple[int, int, int]) -> Dropout:
     return layer
 
 
-def test_what_is_kept_is_scaled_and_the_mean_stays():
+def test_kept_values_are_scaled_so_that_the_mean_stays():
     layer, x = given(P, (3, 40, 40)), torch.ones(4, 3, 40, 40)
     out = layer(x)
     assert out.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
@@ -174,7 +172,7 @@ def test_what_is_kept_is_scaled_and_the_mean_stays():
     assert torch.equal(layer.eval()(x), x)
 
 
-def test_the_layout_changes_no_mask():
+def test_masks_do_not_depend_on_the_memory_layout():
     layer, x = given(P, (3, 4, 5)), torch.randn(4, 3, 4, 5)
     last = layer(x.to(memory_format=torch.channels_last))
     assert torch.equal(last, layer(x))
@@ -182,7 +180,7 @@ def test_the_layout_changes_no_mask():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits_store):
+def test_a_compiled_network_uses_new_masks_without_recompilation(digits_store):
     plan = described(digits_store)
     network = UNet(plan.network)
     randomise(network)
@@ -193,7 +191,7 @@ def test_a_compiled_network_takes_the_steps_masks_without_compiling_again(digits
     seen = []
     for step in range(3):
         masks.draw(step, CPU)
-        masks.take(slice(step, step + 3))
+        masks.select_rows(slice(step, step + 3))
         seen.append(network(x, t, labels))
         with torch._dynamo.config.patch(error_on_recompile=step > 0):
             assert torch.allclose(compiled(x, t, labels), seen[-1], rtol=1e-4, atol=1e-5)

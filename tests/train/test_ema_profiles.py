@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
@@ -15,11 +16,15 @@ from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
 from diffusion.train.checkpoint.run_dir import RunDir
-from diffusion.train.ema_profiles import new_profiles, update_profiles
-from diffusion.train.loop import NullObserver, TrainState, new_state
+from diffusion.train.distributed import process_group
+from diffusion.train.ema_profiles import ema_update, lerp_tensors, new_profiles, update_profiles
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 from tests.helpers import trainings
+from tests.helpers.networks import network_of, spec_of
+from tests.helpers.no_sync_tensors import DEVICE, NothingWaits
 from tests.helpers.trainings import CPU, Killed, run, run_in
 from tests.model.test_posthoc_ema import discrete
 
@@ -45,7 +50,7 @@ def trained(store: ImageStore, plan: DenoiserPlan, root: Path, kill_at: int | No
 
     def snapshot(folder: RunDir, state: TrainState) -> None:
         artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
-        save_snapshots(folder.folder, state.averages, plan.train.sigma_rels, artefact)
+        save_snapshots(folder.folder, state.ema_profiles, plan.train.sigma_rels, artefact)
 
     return run_in(store, plan, root, kill_at, snapshot, Killed(), **options)
 
@@ -192,7 +197,7 @@ def test_a_missing_snapshot_is_an_error(store, tmp_path):
     plan = plan_of(store, steps=6)
     folder, state, _ = trained(store, plan, tmp_path / "runs")
     snapshot_path(folder.folder / "ema", 0.1, 3).unlink()
-    with pytest.raises(DiffctlError, match=r"0\.1-000000003\.safetensors is gone"):
+    with pytest.raises(DiffctlError, match=r"0\.1-000000003\.safetensors is missing"):
         published(folder, plan, state, tmp_path / "ema")
     assert not (tmp_path / "ema").exists()
 
@@ -211,7 +216,12 @@ def test_snapshots_of_two_trainings_or_of_none_are_refused(store, tmp_path):
 
 @pytest.mark.parametrize(
     "averages",
-    [{"sigma_rel": sigma_rel, "every": 1} for sigma_rel in ([0.3], [], [0.1, 0.1])] + [{}],
+    [
+        {"sigma_rel": [0.3], "every": 1},
+        {"sigma_rel": [], "every": 1},
+        {"sigma_rel": [0.1, 0.1], "every": 1},
+        {},
+    ],
 )
 def test_impossible_averages_are_refused(averages):
     with pytest.raises(UsageError, match="ema_profiles"):
@@ -221,3 +231,51 @@ def test_impossible_averages_are_refused(averages):
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
     with pytest.raises(UsageError, match="raise it to 16"):
         parse(params(train={"steps": 4000, "ema_profiles": {"every": 10}}), "test")
+
+
+class Calls(TorchDispatchMode):
+    """Counts torch operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def tensors(count: int, seed: int) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, 1 + number % 5, generator=draw) for number in range(count)]
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-4, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("most", [1, 20, 10**6])
+def test_gpu_update_equals_a_lerp(monkeypatch, part, most):
+    monkeypatch.setattr(process_group, "BUCKET", most)
+    averages, weights, step = tensors(20, 0), tensors(20, 1), torch.tensor(part)
+    expected = [torch.lerp(one, other, step) for one, other in zip(averages, weights, strict=True)]
+    before = [one.clone() for one in averages]
+    lerp_tensors(averages, weights, step)
+    for one, wanted, was in zip(averages, expected, before, strict=True):
+        assert torch.allclose(one, wanted, rtol=1e-6, atol=1e-6)
+        assert part or torch.equal(one, was)
+
+
+def test_gpu_update_needs_no_more_kernels_for_more_tensors():
+    found, part = [], torch.tensor(0.1)
+    for count in (10, 20):
+        averages, weights = tensors(count, 0), tensors(count, 1)
+        with Calls() as calls, torch.no_grad():
+            lerp_tensors(averages, weights, part)
+        found.append(calls.count)
+    assert found == [3, 3]
+
+
+def test_ema_update_does_not_synchronise():
+    ema, network = network_of(spec_of()).to(DEVICE), network_of(spec_of()).to(DEVICE)
+    with NothingWaits():
+        ema_update(ema, network, 0.99, torch.empty((), dtype=torch.bool, device=DEVICE))

@@ -1,4 +1,4 @@
-"""What may befall a training, one after the other: nothing of it is lost, and the model is the same."""
+"""Many faults in one training: nothing is lost, and the model is bitwise equal."""
 
 import os
 import random
@@ -29,19 +29,19 @@ pytestmark = pytest.mark.slow
 
 STEPS = 240
 KILLS = 20
-SAVES = 6  # of the kills, those that come during a save
+SAVES = 6  # kills during a save
 
 
 @pytest.fixture
 def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with its data prepared, and MLflow's store ready."""
+    """Return a project with prepared data and an MLflow store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     prepare(project, steps=STEPS, log_every=1, save_every=5, preview_every=100)
     return project
 
 
 def torn_saves(folder: Path) -> set[Path]:
-    """What saves that were cut off have left."""
+    """Return the temporary files of interrupted saves."""
     return set(folder.glob("runs/train/*/.state-*.tmp"))
 
 
@@ -49,13 +49,13 @@ def kill_at(folder: Path, step: int, delay: float) -> None:
     """Kill the training some time after it has logged `step`."""
     process = start(folder)
     wait_for_step(folder, process, step)
-    time.sleep(delay)  # a moment inside a step, by chance
+    time.sleep(delay)  # a random moment within a step
     process.kill()
     assert process.wait(DEADLINE) == -signal.SIGKILL
 
 
 def kill_in_a_save(folder: Path) -> None:
-    """Kill the training while its next state is half on the disk."""
+    """Kill the training during the write of its next state."""
     before = torn_saves(folder)
     process = start(folder, slow_saves=True)
     wait_until(lambda: bool(torn_saves(folder) - before) or process.poll() is not None, DEADLINE)
@@ -64,7 +64,7 @@ def kill_in_a_save(folder: Path) -> None:
     assert torn_saves(folder)
 
 
-def test_twenty_kills_change_no_byte_of_the_model(prepared: Path) -> None:
+def test_the_model_is_bitwise_equal_after_twenty_kills(prepared: Path) -> None:
     wanted = uninterrupted(prepared)
     chance = random.Random(5)
     steps = sorted(chance.sample(range(2, STEPS - 10), KILLS))
@@ -84,7 +84,7 @@ def test_twenty_kills_change_no_byte_of_the_model(prepared: Path) -> None:
 
 @pytest.fixture
 def small_disk(prepared: Path) -> Iterator[Path]:
-    """The project with a disk of 8 MB of its own for `runs/`."""
+    """Return the project with a disk of 8 MB for `runs/`."""
     disk = prepared / "runs"
     disk.mkdir(exist_ok=True)
     mounted = subprocess.run(
@@ -101,7 +101,7 @@ def free_bytes(disk: Path) -> int:
     return room.f_bavail * room.f_frsize
 
 
-def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: Path) -> None:
+def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(small_disk: Path) -> None:
     folder = small_disk.parent
     process = start(folder)
     wait_until(lambda: len(states(folder)) == 2, DEADLINE)
@@ -109,17 +109,17 @@ def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: P
     ballast.write_bytes(bytes(max(0, free_bytes(small_disk) - 20_000)))  # not enough for a third state
     assert process.wait(DEADLINE) == 1
     assert process.stderr is not None
-    said = process.stderr.read().splitlines()
-    assert said[-1].startswith("diffctl: ")
-    assert "No space left on device" in said[-1]
-    assert "make room" in said[-1]
-    assert "Traceback" not in "\n".join(said)
+    lines = process.stderr.read().splitlines()
+    assert lines[-1].startswith("diffctl: ")
+    assert "No space left on device" in lines[-1]
+    assert "make room" in lines[-1]
+    assert "Traceback" not in "\n".join(lines)
     kept = states(folder)
     assert len(kept) == 2
     assert not torn_saves(folder)
 
     again = diffctl(folder, "stage", "train")
-    assert again.returncode == 2, "there is still no room, which is seen before it starts"
+    assert again.returncode == 2, "the missing space is found before the start"
     assert "Traceback" not in again.stderr
     assert "make room" in again.stderr
     assert states(folder)[0] == kept[0] or states(folder)[0] == kept[1]
@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_the_state_before_and_room_lets_it_go_on(small_disk: P
     assert model_bytes(folder) == model
 
 
-def test_the_same_training_twice_at_once_is_told_and_the_first_undisturbed(prepared: Path) -> None:
+def test_a_second_start_of_a_running_training_is_refused(prepared: Path) -> None:
     wanted = uninterrupted(prepared)
     first = start(prepared)
     wait_for_step(prepared, first, 2)

@@ -1,4 +1,4 @@
-"""SIGKILL, SIGTERM and Ctrl-C against real trainings: the final model file does not change by a byte."""
+"""SIGKILL, SIGTERM and Ctrl-C against real trainings: the final model file is bitwise equal."""
 
 import random
 import signal
@@ -28,14 +28,14 @@ STEPS = 40
 
 @pytest.fixture
 def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with its data prepared, and MLflow's store ready."""
+    """Return a project with prepared data and an MLflow store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     prepare(project, steps=STEPS, log_every=1, save_every=6, preview_every=20)
     return project
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Path) -> None:
+def test_resume_after_sigkill_is_bitwise_equal(prepared: Path) -> None:
     wanted = uninterrupted(prepared)
     curve = (prepared / "plots/loss.csv").read_text()
     for step in sorted(random.Random(0).sample(range(2, STEPS - 2), 3)):
@@ -49,7 +49,7 @@ def test_killed_at_random_steps_the_model_is_the_same_byte_for_byte(prepared: Pa
 
 
 @pytest.mark.slow
-def test_killed_after_a_start_from_a_model_it_is_the_same_too(prepared: Path) -> None:
+def test_resume_of_a_fine_tuning_after_sigkill_is_bitwise_equal(prepared: Path) -> None:
     (prepared / "first.safetensors").write_bytes(uninterrupted(prepared))
     used = diffctl(prepared, "use", "--init-from", "first.safetensors")
     assert used.returncode == 0, used.stderr
@@ -68,12 +68,12 @@ def test_killed_after_a_start_from_a_model_it_is_the_same_too(prepared: Path) ->
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
     ],
 )
-def test_asked_to_stop_it_saves_first_and_goes_on(prepared: Path, number: int, code: int) -> None:
+def test_a_signal_saves_the_state_before_the_exit(prepared: Path, number: int, code: int) -> None:
     process = signal_at(prepared, 3, number)
     assert process.returncode == code
     assert process.stderr is not None
-    said = process.stderr.read()
-    assert "Traceback" not in said
+    stderr = process.stderr.read()
+    assert "Traceback" not in stderr
     (state,) = states(prepared)
     assert int(state.stem.removeprefix("state-")) >= 3
     assert "resuming after step" in train_to_the_end(prepared).stderr
@@ -81,7 +81,7 @@ def test_asked_to_stop_it_saves_first_and_goes_on(prepared: Path, number: int, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "a flipped bit"])
-def test_a_damaged_newest_state_is_reported_and_the_one_before_used(prepared: Path, damage: str) -> None:
+def test_a_damaged_state_is_reported_and_the_one_before_used(prepared: Path, damage: str) -> None:
     wanted = uninterrupted(prepared)
     signal_at(prepared, 20, signal.SIGKILL)
     newest = states(prepared)[-1]
@@ -97,7 +97,7 @@ def test_a_damaged_newest_state_is_reported_and_the_one_before_used(prepared: Pa
 
 
 @pytest.mark.slow
-def test_halted_for_a_while_it_is_running_and_ends_as_if_it_had_not_been(prepared: Path) -> None:
+def test_a_stopped_and_continued_process_is_listed_as_running(prepared: Path) -> None:
     process = start(prepared)
     wait_for_step(prepared, process, 3)
     process.send_signal(signal.SIGSTOP)

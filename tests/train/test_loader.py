@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.images.store import write_store
 from diffusion.system.threads import PREFETCH_NAME, prefetch
-from diffusion.train.loader import ImageLoader
+from diffusion.train.batch import ImageLoader
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +27,13 @@ def read(batches, rows):
 @pytest.mark.parametrize("resident", [False, True])
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.integers(0, 49), max_size=20))
-def test_a_batch_is_the_named_images_in_their_order(store, resident, rows):
+def test_a_batch_has_the_requested_images_in_order(store, resident, rows):
     batch = ImageLoader(store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
     assert batch.is_contiguous()
     np.testing.assert_array_equal(batch.numpy(), store.images[rows].transpose(0, 3, 1, 2))
 
 
-def test_draws_are_taken_only_a_little_ahead(store):
+def test_prefetch_runs_only_a_little_ahead(store):
     taken = []
 
     def draws():
@@ -50,8 +50,8 @@ def test_draws_are_taken_only_a_little_ahead(store):
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])
-def test_the_threads_work_on_the_gpu_that_they_read_for(monkeypatch, device, index):
-    """A new thread's current GPU is the first one."""
+def test_prefetch_threads_use_the_requested_gpu(monkeypatch, device, index):
+    """A new thread's current GPU is GPU 0 by default."""
     here = threading.local()
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(here, "index", index))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
@@ -70,7 +70,7 @@ def test_the_threads_work_on_the_gpu_that_they_read_for(monkeypatch, device, ind
 
 @pytest.mark.parametrize("row", [-1, 50])
 @pytest.mark.parametrize("resident", [False, True])
-def test_a_row_that_is_not_there_is_refused(store, row, resident):
+def test_an_invalid_row_is_refused(store, row, resident):
     batches = ImageLoader(store, "cpu", resident=resident)
     with pytest.raises(IndexError, match="of a set of 50 images"):
         batches[torch.tensor([0, row])]
@@ -78,5 +78,5 @@ def test_a_row_that_is_not_there_is_refused(store, row, resident):
         list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))
 
 
-def test_the_processor_reads_from_the_memory_map(store):
+def test_the_cpu_reads_from_the_memory_map(store):
     assert not ImageLoader(store, "cpu").resident

@@ -1,4 +1,4 @@
-"""A training of 200,000 steps: what it saves, says and holds in memory does not grow with its steps."""
+"""A training of 200,000 steps: state file, spool and memory do not grow with the steps."""
 
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -16,10 +16,12 @@ from diffusion.system.limits import MAX_COUNT
 from diffusion.train import loop
 from diffusion.train.checkpoint.run_dir import open_run, write_loss_curve
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.loop import NullObserver, TrainState, new_state, train
+from diffusion.train.loop import train
 from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import plan_training
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 from tracking.spool.spool_events import EVENTS
 from tracking.spool.spool_writer import Spool, SpoolIndex
@@ -30,7 +32,7 @@ NAMES = ("loss", "mse", "vlb", "grad_norm")
 
 
 class Watched(NullObserver):
-    """What the spool gets of a training, as the stage gives it."""
+    """An observer that logs to the spool, as the stage does."""
 
     def __init__(self, spool: Spool) -> None:
         self.metrics = spool.metrics  # type: ignore[method-assign]
@@ -38,7 +40,7 @@ class Watched(NullObserver):
 
 @pytest.fixture
 def instant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that compute nothing, but for their means."""
+    """Make steps compute nothing except means."""
 
     def step(state: TrainState, *rest: object) -> dict[str, torch.Tensor]:
         state.step += 1
@@ -53,7 +55,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stopping_at(state: TrainState, step: int, grown: list[int]) -> Callable[[], None]:
-    """Stops there; notes by how many bytes what Python holds grew in the last 20,000 steps before."""
+    """Stop at `step`; append the growth of Python's memory over the last 20,000 steps."""
 
     def check() -> None:
         if state.step == step - 20_000:
@@ -67,7 +69,9 @@ def stopping_at(state: TrainState, step: int, grown: list[int]) -> Callable[[], 
 
 
 @pytest.mark.slow
-def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Path, instant: None) -> None:
+def test_state_spool_and_memory_do_not_grow_with_the_steps(
+    digits_store: Path, tmp_path: Path, instant: None
+) -> None:
     store = open_store(digits_store)
     settings = {"steps": STEPS, "log_every": 10, "save_every": 50_000}
     plan = plan_training(parse(params(train=settings), "test"), store.meta, CPU)
@@ -87,13 +91,13 @@ def test_two_hundred_thousand_steps_stay_small(digits_store: Path, tmp_path: Pat
         assert newest.stat().st_size - weights < 2**19
         assert (run.folder / EVENTS).stat().st_size / (STEPS / 10) < 300, "bytes a logged point"
         assert set(SpoolIndex.of(run.folder).steps.values()) == {STEPS}
-    assert grown[0] < 2**19, "200 rows of the curve, and nothing else"
+    assert grown[0] < 2**19, "200 rows of the curve"
     write_loss_curve(tmp_path / "loss.csv", resumed.history)
     assert len((tmp_path / "loss.csv").read_text().splitlines()) == CURVE_ROWS + 1
 
 
 @given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))
-def test_a_curve_has_few_rows_evenly_spread_and_the_last(steps: int, log_every: int) -> None:
+def test_a_curve_has_few_evenly_spaced_rows_and_the_last(steps: int, log_every: int) -> None:
     config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=ConstantLR(rate=1e-3))
     every = log_every * -(-steps // (log_every * CURVE_ROWS))
     assert every % log_every == 0

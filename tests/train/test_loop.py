@@ -10,8 +10,8 @@ from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.loop import TrainState, new_state
 from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
@@ -84,7 +84,7 @@ def test_nan_steps_change_no_tensor_and_end_the_training(store, monkeypatch, opt
             step()
 
         monkeypatch.setattr(state.optimizer, "step", step_blindly)
-        monkeypatch.setattr("diffusion.train.loop.IGNORES_FOUND_INF", ("cpu",))
+        monkeypatch.setattr("diffusion.train.train_step.IGNORES_FOUND_INF", ("cpu",))
     before = {name: value.clone() for name, value in state.tensors().items()}
     assert {name.rpartition(".")[2] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
     state.network.register_forward_hook(lambda module, args, output: output * math.nan)

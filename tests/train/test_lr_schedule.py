@@ -1,4 +1,4 @@
-"""The schedules of the learning rate against their closed forms, and what is refused of them."""
+"""Learning-rate schedules: closed forms, and what is refused."""
 
 import math
 from typing import Any
@@ -30,12 +30,12 @@ def test_a_number_is_a_constant_rate() -> None:
     )
 
 
-def test_a_warm_up_rises_linearly_and_a_cool_down_falls_so() -> None:
+def test_warm_up_and_cool_down_are_linear() -> None:
     found = rates(9, {"rate": 0.4, "warmup": 4, "cooldown": 4})
     assert found == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1])
 
 
-def test_a_cosine_falls_to_its_end() -> None:
+def test_cosine_falls_to_its_end() -> None:
     found = rates(12, {"schedule": "cosine", "rate": 1.0, "warmup": 2})
     assert [found[step] for step in (0, 1, 2, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
     assert found[11] == pytest.approx((1 + math.cos(0.9 * math.pi)) / 2)
@@ -43,19 +43,19 @@ def test_a_cosine_falls_to_its_end() -> None:
     assert higher[2:] == pytest.approx([0.5 + rate / 2 for rate in found[2:]])
 
 
-def test_a_line_falls_in_equal_parts() -> None:
+def test_linear_falls_in_equal_parts() -> None:
     assert rates(4, {"schedule": "linear", "rate": 1.0}) == [1.0, 0.75, 0.5, 0.25]
     assert rates(4, {"schedule": "linear", "rate": 1.0, "end": 3.0}) == [1.0, 1.5, 2.0, 2.5]
 
 
-def test_an_inverse_square_root_halves_where_the_steps_are_four_times_as_many() -> None:
+def test_inverse_sqrt_halves_at_four_times_the_steps() -> None:
     found = rates(17, {"schedule": "inverse-sqrt", "rate": 1.0, "hold": 4})
     assert found[:5] == [1.0] * 5
     assert found[16] == 0.5
     assert found[9] == pytest.approx(2 / 3)
 
 
-def test_steps_hold_each_rate_until_the_next_one() -> None:
+def test_steps_keep_each_rate_until_the_next() -> None:
     assert rates(6, {"schedule": "steps", "rates": [[0, 0.3], [2, 0.2], [5, 0.1]]}) == [
         *[0.3] * 2,
         *[0.2] * 3,
@@ -74,15 +74,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", LR_SCHEDULES)
 @given(warmup=st.integers(0, 30), cooldown=st.integers(0, 30), steps=st.integers(60, 90))
-def test_every_rate_of_every_course_is_above_nothing(
-    name: str, warmup: int, cooldown: int, steps: int
-) -> None:
+def test_every_rate_of_every_schedule_is_positive(name: str, warmup: int, cooldown: int, steps: int) -> None:
     found = rates(steps, {"schedule": name, "warmup": warmup, "cooldown": cooldown, **OPTIONS[name]})
     assert all(0 < rate < 0.1 + 1e-12 for rate in found)
 
 
 @pytest.mark.parametrize(
-    ("lr", "other", "other_steps", "parting"),
+    ("lr", "other", "other_steps", "diverges_at"),
     [
         (0.1, 0.1, 80, None),
         (0.1, 0.2, 60, 0),
@@ -97,23 +95,23 @@ def test_every_rate_of_every_course_is_above_nothing(
         ({"schedule": "inverse-sqrt", "rate": 0.1, "hold": 7}, 0.1, 30, 8),
     ],
 )
-def test_where_two_trainings_part(lr: Any, other: Any, other_steps: int, parting: int | None) -> None:
+def test_first_divergent_step(lr: Any, other: Any, other_steps: int, diverges_at: int | None) -> None:
     one, another = schedule(60, lr), schedule(other_steps, other)
-    assert first_divergent_step(one, 60, another, other_steps) == parting
-    assert first_divergent_step(another, other_steps, one, 60) == parting
+    assert first_divergent_step(one, 60, another, other_steps) == diverges_at
+    assert first_divergent_step(another, other_steps, one, 60) == diverges_at
 
 
 @pytest.mark.parametrize(
-    ("lr", "said"),
+    ("lr", "message"),
     [
         ({"rate": 1, "warmup": 13}, "train: lr.warmup 13 is more than steps 12: set train.lr.w"),
         ({"rate": 1, "warmup": 8, "cooldown": 5},
          "train: lr.warmup 8 and lr.cooldown 5 overlap in 12 steps: set train.lr.c"),
         ({"schedule": "steps", "rates": [[0, 1], [12, 0.1]]},
-         "train: lr.rates: a training of 12 steps does not reach the part from step 12: take it out"),
-        ({"schedule": "steps", "rates": [[3, 1]]}, "rates begins at step 3: its first part must"),
+         "train: lr.rates: a training of 12 steps does not reach the entry of step 12"),
+        ({"schedule": "steps", "rates": [[3, 1]]}, "rates starts at step 3"),
         ({"schedule": "steps", "rates": [[0, 1], [5, 0.1], [4, 0.2]]}, "rates goes back from step 5 to 4"),
-        ({"schedule": "steps", "rates": [[0, 1], [5, 0.1], [5, 0.2]]}, "rates has two parts from step 5, wh"),
+        ({"schedule": "steps", "rates": [[0, 1], [5, 0.1], [5, 0.2]]}, "rates has two entries of step 5"),
         ({"schedule": "steps", "rates": []}, "rates: .*at least 1"),
         ({"schedule": "steps", "rate": 1}, "train.lr.rate: steps has no such option; it belongs to con"),
         ({"schedule": "step", "rate": 1}, "train.lr.schedule: allowed are constant, cosine, linear"),
@@ -123,13 +121,13 @@ def test_where_two_trainings_part(lr: Any, other: Any, other_steps: int, parting
         (None, "train.lr.rate: Input should be a valid number"),
     ],
 )  # fmt: skip
-def test_an_impossible_course_is_one_sentence(lr: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
+def test_an_impossible_schedule_is_refused_in_one_sentence(lr: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
         parse(params(train={"lr": lr}), "params.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_of_a_classifier_the_whole_name_is_said() -> None:
+def test_a_classifiers_error_has_the_full_key() -> None:
     section = {
         "model": {"channels": 8},
         "train": {"steps": 5, "batch_size": 1, "lr": {"rate": 1, "warmup": 6}},
@@ -138,7 +136,7 @@ def test_of_a_classifier_the_whole_name_is_said() -> None:
         parse({**params(), "classifier": section}, "params.yaml")
 
 
-def test_a_course_is_spoken_of_by_what_was_chosen() -> None:
+def test_a_schedule_is_described_by_its_options() -> None:
     assert schedule(60, 0.1).describe() == "constant, rate 0.1"
     assert (
         schedule(60, {"schedule": "cosine", "rate": 0.1, "warmup": 5}).describe()

@@ -1,6 +1,6 @@
-"""Numbers that must not move: golden loss curves, bf16 beside fp32, compiled and channels_last networks.
+"""Numbers that must not change: golden loss curves, bf16 against fp32, compiled and channels_last networks.
 
-`python -m tests.train.test_numerics` writes the golden curves anew, for a change that is meant to move them.
+`python -m tests.train.test_numerics` writes new golden curves, for an intended change.
 """
 
 import gc
@@ -19,12 +19,11 @@ from diffusion.config import parse
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.unet import UNet
-from diffusion.train.batch import batches
+from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import new_state, train_step
 from diffusion.train.plan import TrainPlan, plan_training
+from diffusion.train.train_step import new_state, train_step
 from tests.conftest import ROOT
 from tests.helpers.networks import network_of, randomise, spec_of
 
@@ -39,7 +38,7 @@ BF16_BOUND = 0.03
 
 
 def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
-    """What training the profile with a narrow network would give, and sixteen random images of its size."""
+    """Return the plan of the profile with a narrow network, and 16 random images of its size."""
     values: dict[str, Any] = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())
     model = values["model"]
     heads = {"head_channels": 8} if "heads" not in model else {"heads": 2, "head_channels": None}
@@ -66,7 +65,7 @@ def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
 
 
 def losses(profile: str) -> list[float]:
-    """The losses of the ten steps."""
+    """Return the losses of ten steps."""
     plan, store = shrunk(profile)
     state = new_state(plan, CPU)
     gradients = GradientAccumulator(plan, state.network, ProcessGroup(CPU))
@@ -75,7 +74,7 @@ def losses(profile: str) -> list[float]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_the_first_ten_losses_are_the_golden_ones(profile):
+def test_the_first_ten_losses_equal_the_golden_ones(profile):
     assert losses(profile) == pytest.approx(json.loads(GOLDEN.read_text())[profile], rel=2e-3)
 
 
@@ -94,7 +93,7 @@ def random_network(profile: str) -> tuple[UNet, tuple[torch.Tensor, torch.Tensor
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Root-mean-square distance relative to the size of `b`."""
+    """Return the RMS of a − b relative to that of b."""
     return float((a - b).square().mean().sqrt() / b.square().mean().sqrt())
 
 
@@ -109,7 +108,7 @@ def test_bf16_stays_within_its_bound_of_fp32(profile):
 
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
-    """By torch's own convolution of what they see, of which the first is x_t as it is."""
+    """The oracle is torch's convolution of their inputs; the first one's input is x_t."""
     network, arguments = random_network("digits")
     network = freeze(network).requires_grad_(not frozen)
     computing, seen = to_bf16(network), {}
@@ -125,11 +124,11 @@ def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
     for ours, layer in ((network.stem, computing.stem), (network.head, computing.head)):
         x, y = seen[layer]
         exact = F.conv2d(x.float(), ours.weight, ours.bias, padding=1)
-        assert (y - exact).abs().max() < 1e-6 * exact.abs().max(), "but for the order of sums"
+        assert (y - exact).abs().max() < 1e-6 * exact.abs().max()
     assert computing.middle[0].conv_in.weight.dtype == (torch.bfloat16 if frozen else torch.float32)
 
 
-def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
+def test_a_frozen_network_is_rounded_once_and_not_modified():
     network, arguments = random_network("digits")
     before = {name: weight.clone() for name, weight in network.state_dict().items()}
     frozen = autocast(network, "bf16")(*arguments)
@@ -138,9 +137,9 @@ def test_a_frozen_network_is_rounded_once_and_left_as_it_was():
     assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
 
 
-def test_the_rounded_copy_of_a_models_network_is_kept_until_its_weights_change():
+def test_the_bf16_copy_is_cached_until_the_weights_change():
     network, _ = random_network("digits")
-    assert to_bf16(network) is not to_bf16(network), "one that a training goes on to change"
+    assert to_bf16(network) is not to_bf16(network), "a training network is not cached"
     kept = to_bf16(freeze(network))
     assert to_bf16(network) is kept
     for change in (
@@ -155,7 +154,7 @@ def test_the_rounded_copy_of_a_models_network_is_kept_until_its_weights_change()
     assert to_bf16(network.requires_grad_(True)) is network
 
 
-def test_a_kept_copy_does_not_outlive_its_network():
+def test_the_cached_copy_does_not_outlive_its_network():
     network = freeze(UNet(spec_of()))
     kept = ref(to_bf16(network))
     assert kept() is not None

@@ -1,4 +1,4 @@
-"""Muon: orthogonal steps by torch's own Muon and by singular values, all else by AdamW, skipped steps."""
+"""Muon: orthogonal updates against torch's Muon and singular values, AdamW for all else, skipped steps."""
 
 import math
 
@@ -17,7 +17,7 @@ RATE = 0.01
 
 
 def of_spectrum(rows: int, columns: int, values: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
-    """A matrix of these singular values, and its singular vectors."""
+    """Return a matrix with these singular values, and its singular vectors."""
     source, few = torch.Generator().manual_seed(seed), min(rows, columns)
     left = torch.linalg.qr(torch.randn(rows, few, generator=source))[0]
     right = torch.linalg.qr(torch.randn(columns, few, generator=source))[0]
@@ -32,7 +32,7 @@ def of_spectrum(rows: int, columns: int, values: torch.Tensor, seed: int) -> tup
     scale=st.sampled_from([1e-4, 1.0, 1e3]),
     seed=st.integers(0, 99),
 )
-def test_singular_vectors_stay_and_all_singular_values_come_near_one(rows, columns, weakest, scale, seed):
+def test_singular_vectors_stay_and_singular_values_are_near_one(rows, columns, weakest, scale, seed):
     values = torch.linspace(1, weakest, min(rows, columns))
     matrix, left, right = of_spectrum(rows, columns, values * scale, seed)
     inside = left.mT @ orthogonalize(matrix[None])[0] @ right
@@ -41,7 +41,7 @@ def test_singular_vectors_stay_and_all_singular_values_come_near_one(rows, colum
     torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3, rtol=0)
 
 
-def test_a_matrix_of_zeros_stays_one_and_company_changes_nothing():
+def test_a_zero_matrix_stays_zero_and_matrices_are_independent():
     matrices = torch.stack([torch.zeros(8, 12), torch.randn(8, 12)])
     both = orthogonalize(matrices)
     assert torch.equal(both[0], torch.zeros(8, 12))
@@ -49,7 +49,7 @@ def test_a_matrix_of_zeros_stays_one_and_company_changes_nothing():
     torch.testing.assert_close(both.mT, orthogonalize(matrices.mT))
 
 
-def test_a_step_is_torchs_own_which_computes_in_bf16():
+def test_a_step_equals_torchs_muon_to_bf16():
     source = torch.Generator().manual_seed(0)
     ours, theirs = (nn.Parameter(torch.randn(24, 40, generator=source.manual_seed(0))) for _ in range(2))
     mine = Muon([{"params": [ours]}], [ours], lr=RATE, weight_decay=0.1, fused=True)
@@ -66,11 +66,11 @@ def test_a_step_is_torchs_own_which_computes_in_bf16():
     assert (ours - theirs).norm() < 0.01 * moved.norm()
 
 
-def test_what_is_no_matrix_moves_as_by_adamw_and_a_convolution_as_the_matrix_of_its_outputs():
+def test_other_parameters_use_adamw_and_a_convolution_is_a_matrix():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 2, 3))
     conv, norm, last = network
-    assert matrix_parameters(network) == [conv.weight]  # two rows are no matrix
+    assert matrix_parameters(network) == [conv.weight]  # two rows are too few
     same = nn.Parameter(conv.weight.detach().flatten(1).clone())
     copies = [nn.Parameter(weight.detach().clone()) for weight in (conv.bias, norm.weight, last.weight)]
     mine = Muon([{"params": list(network.parameters())}], matrix_parameters(network), lr=RATE, fused=True)
@@ -90,7 +90,7 @@ def test_what_is_no_matrix_moves_as_by_adamw_and_a_convolution_as_the_matrix_of_
 
 
 @pytest.mark.parametrize("at", [0, 2])
-def test_a_step_that_is_not_finite_changes_nothing(at):
+def test_a_non_finite_step_changes_nothing(at):
     torch.manual_seed(0)
     layer = nn.Linear(12, 16)
     optimizer = Muon(
@@ -107,12 +107,12 @@ def test_a_step_that_is_not_finite_changes_nothing(at):
     assert torch.equal(optimizer.state[layer.weight]["momentum"], moment)
 
 
-def test_shards_which_hold_no_whole_matrix_are_refused():
-    with pytest.raises(DiffctlError, match="shard leaves no matrix whole, which muon needs"):
+def test_muon_with_shards_is_refused():
+    with pytest.raises(DiffctlError, match="muon"):
         parse(params(train={"optimizer": "muon", "shard": True}), "test")
 
 
-def test_another_optimizer_is_another_training_and_the_usual_one_is_not_named():
+def test_the_default_optimizer_is_not_stored():
     usual = parse(params(), "test").train
     assert "optimizer" not in usual.model_dump()
     assert parse(params(train={"optimizer": "muon"}), "test").train.model_dump()["optimizer"] == "muon"

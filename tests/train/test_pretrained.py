@@ -12,9 +12,10 @@ from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.loop import TrainState, learning_rate, new_state
+from diffusion.train.lr_schedule import learning_rate
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
+from diffusion.train.train_step import TrainState, new_state
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, assert_same, run, run_until
 

@@ -1,4 +1,4 @@
-"""Training in several processes: equal to one but for rounding, stopped together, ended together.
+"""Training in several processes: equal to one process to rounding, stopped and ended together.
 
 Real processes over gloo on 127.0.0.1, started by the real command line.
 """
@@ -21,17 +21,19 @@ from hypothesis import strategies as st
 from diffusion.images.store import open_store
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train.batch import draw_batch
-from diffusion.train.buckets import BUCKET, buckets
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import (
+    BUCKET,
     ProcessGroup,
     RankFailed,
+    buckets,
     join_group,
     translate_dist_errors,
 )
-from diffusion.train.loader import ImageLoader
-from diffusion.train.loop import MAX_BAD_STEPS, NullObserver, _take, new_state, train
+from diffusion.train.loop import MAX_BAD_STEPS, _record, train
+from diffusion.train.observers import NullObserver
 from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.train_step import new_state
 from tests.conftest import diffctl, environment, write_params
 from tests.helpers.pair import pair_of
 from tests.helpers.training_process import (
@@ -50,7 +52,7 @@ TRAIN = {"steps": 24, "batch_size": 7, "log_every": 1, "save_every": 4, "precisi
 
 
 @given(count=st.integers(1, 300), world=st.integers(1, 20))
-def test_shares_are_all_rows_once_and_even(count, world):
+def test_shares_partition_the_rows_evenly(count, world):
     group = [ProcessGroup(CPU, rank, world) for rank in range(world)]
     if count < world:
         with pytest.raises(UsageError, match=rf"batch_size {count} is less than the {world} processes"):
@@ -70,7 +72,7 @@ def test_buckets_keep_order_and_stay_small(sizes):
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_the_shares_of_a_draw_are_the_whole_draw(digits_store, world):
+def test_the_shares_of_a_batch_are_the_batch(digits_store, world):
     store = open_store(digits_store)
     plan = plan_of(store, train={"batch_size": 7, "p_uncond": 0.3, "augment": {}}, data={"flip": True})
     sampler, data = UniformSampler(plan.process.timesteps), ImageLoader(store, CPU)
@@ -110,21 +112,20 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "said"), LOST)
-def test_a_broken_connection_is_the_loss_of_a_process_and_told_with_its_cause(error, said):
-    told = rf"or is out of reach \([^\n]*{said}[^\n]*\): the same command goes on"
-    with pytest.raises(RankFailed, match=told), translate_dist_errors():
+@pytest.mark.parametrize(("error", "cause"), LOST)
+def test_a_broken_connection_raises_rank_failed_with_its_cause(error, cause):
+    with pytest.raises(RankFailed, match=rf"\([^\n]*{cause}[^\n]*\)"), translate_dist_errors():
         raise error
 
 
 @pytest.mark.parametrize("error", OTHERS)
-def test_any_other_error_around_a_collective_stays_what_it_is(error):
+def test_other_errors_of_a_collective_are_unchanged(error):
     with pytest.raises(type(error)) as raised, translate_dist_errors():
         raise error
     assert raised.value is error
 
 
-# Two processes; the second one is killed before, or in the midst of, what the first one waits for.
+# Two ranks; the second is killed before or during the call of the first.
 PAIR = """
 import os, signal, sys, threading, time
 import torch, torch.distributed as dist
@@ -138,21 +139,20 @@ group = ProcessGroup(torch.device("cpu"), rank, 2)
 numbers = [torch.ones(500_000)]
 what = {
     "sum": lambda: group.all_reduce(numbers),
-    "begun": lambda: group.begin_sum(numbers[0])(),
     "agree": lambda: group.agree_on_stop(StopRequest()),
     "spread": lambda: list(group.broadcast_state("", SavedState({"a": numbers[0]}, {})).tensors.values()),
 }
 try:
     with join_group(group, store):
         group.all_reduce(numbers)
-        if moment == "mistake":
-            group.all_reduce([torch.ones(1).expand(2)])  # what is summed cannot be written there
+        if moment == "bug":
+            group.all_reduce([torch.ones(1).expand(2)])  # an expanded tensor cannot be written
         if rank and moment in what:
             os.kill(os.getpid(), signal.SIGKILL)
         if rank:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
         while True:
-            what.get(moment, what["begun"])()
+            what.get(moment, what["sum"])()
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -162,23 +162,23 @@ except Exception as error:
     "moment",
     [
         "sum",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("agree", "spread", "midst", "mistake")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("agree", "spread", "during", "bug")),
     ],
 )
-def test_a_killed_process_is_told_as_lost_and_a_mistake_is_not(moment):
+def test_a_killed_rank_raises_rank_failed_and_a_bug_does_not(moment):
     with pair_of(PAIR, moment) as pair:
-        said = pair[0].communicate(timeout=120)[0]
+        output = pair[0].communicate(timeout=120)[0]
         pair[1].communicate(timeout=120)
-    if moment == "mistake":
-        assert said.startswith("RuntimeError ")
+    if moment == "bug":
+        assert output.startswith("RuntimeError ")
     else:
         assert pair[1].returncode == -signal.SIGKILL
-        assert said.startswith("RankFailed another process of this training has ended or is out of reach (")
-        assert "gloo" not in said
+        assert output.startswith("RankFailed ")
+        assert "gloo" not in output
 
 
 @pytest.mark.parametrize("blocks", [False, True], ids=["on a CPU", "on a GPU"])
-def test_the_loss_of_a_process_is_saved_first_unless_it_blocks_the_device(digits_store, monkeypatch, blocks):
+def test_a_failed_rank_saves_first_unless_the_device_is_blocked(digits_store, monkeypatch, blocks):
     monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
     store, group, saved = open_store(digits_store), ProcessGroup(CPU), []
     state = new_state(plan_of(store, train=TRAIN), CPU)
@@ -186,20 +186,19 @@ def test_the_loss_of_a_process_is_saved_first_unless_it_blocks_the_device(digits
     def lose() -> None:
         if state.step == 3:
             if blocks:
-                monkeypatch.setattr(AsyncMetrics, "arrived", None)  # whatever waits for the device would hang
+                monkeypatch.setattr(AsyncMetrics, "arrived", None)  # any wait for the device would hang
             raise RankFailed("another process has ended")
 
     with pytest.raises(RankFailed):
         train(state, store, group, NullObserver(), lambda state: saved.append(state.step), lose)
     assert saved == ([] if blocks else [3])
-    assert group.over.is_set() == (not blocks), "who watches must end a process that hangs"
-    assert group.lost.is_set() == blocks
+    assert group.over.is_set() == (not blocks), "the launcher must end a process that hangs"
 
 
 @pytest.mark.parametrize(
     ("blocks", "error", "destroyed"), [(True, RankFailed, 0), (False, RankFailed, 1), (True, DiffctlError, 1)]
 )
-def test_a_group_that_is_blocked_is_left_as_it_is(monkeypatch, blocks, error, destroyed):
+def test_a_blocked_group_is_not_destroyed(monkeypatch, blocks, error, destroyed):
     calls = []
     monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
     monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
@@ -209,8 +208,8 @@ def test_a_group_that_is_blocked_is_left_as_it_is(monkeypatch, blocks, error, de
     assert len(calls) == destroyed
 
 
-def test_the_first_process_alone_ends_a_training_that_diverges(digits_store):
-    """On GPUs each notices at a step of its own, and one that left before the first would be told as lost."""
+def test_rank_zero_alone_ends_a_diverged_training(digits_store):
+    """On GPUs ranks notice at different steps, and one that left before rank 0 would count as failed."""
     state = new_state(plan_of(open_store(digits_store), train=TRAIN), CPU)
     for is_rank_zero in (False, True):
         state.step, async_metrics = 1, AsyncMetrics()
@@ -218,9 +217,9 @@ def test_the_first_process_alone_ends_a_training_that_diverges(digits_store):
             async_metrics.add({"loss": torch.tensor(torch.nan)})
         if is_rank_zero:
             with pytest.raises(DiffctlError, match="non-finite steps in a row"):
-                _take(state, async_metrics, NullObserver(), is_rank_zero)
+                _record(state, async_metrics, NullObserver(), is_rank_zero)
         else:
-            _take(state, async_metrics, NullObserver(), is_rank_zero)
+            _record(state, async_metrics, NullObserver(), is_rank_zero)
 
 
 @pytest.fixture
@@ -240,7 +239,7 @@ def curve(folder: Path, name: str = "loss") -> list[dict[str, float]]:
 
 
 def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
-    """Compare the columns that both have; only validation losses are in one alone."""
+    """Assert equal shared columns; those of validation losses depend on the observer."""
     assert len(found) == len(expected)
     for ours, theirs in zip(found, expected, strict=True):
         shared = {name: theirs[name] for name in ours if not name.startswith("val_")}
@@ -248,7 +247,7 @@ def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, fl
 
 
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The other processes of its training."""
+    """Return the training's other processes."""
     return [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -264,16 +263,16 @@ def training_at(folder: Path, step: int) -> "tuple[subprocess.Popen[str], list[p
 
 
 def ended(process: "subprocess.Popen[str]", others: list[psutil.Process]) -> str:
-    """What it said; nothing of it may be left."""
-    _, said = process.communicate(timeout=90)
+    """Wait until all have ended; return the standard error."""
+    _, stderr = process.communicate(timeout=90)
     assert not psutil.wait_procs(others, timeout=30)[1]
-    assert "Traceback" not in said
-    return said
+    assert "Traceback" not in stderr
+    return stderr
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(prepared: Path) -> None:
-    """Seven images of a batch are three and four; dropout's masks are theirs wherever they are."""
+def test_two_processes_train_like_one(prepared: Path) -> None:
+    """A batch of seven images is split into three and four."""
     model = {"dropout": 0.2}
     set_devices(prepared, 2, model=model)
     train_to_the_end(prepared)
@@ -285,7 +284,7 @@ def test_two_processes_train_as_one(prepared: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_in_another_number_of_processes(prepared: Path) -> None:
+def test_a_training_resumes_with_another_number_of_processes(prepared: Path) -> None:
     longer = {"steps": 120}
     set_devices(prepared, 1, train=longer)
     uninterrupted(prepared)
@@ -307,7 +306,7 @@ def test_a_training_goes_on_in_another_number_of_processes(prepared: Path) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_resume_byte_for_byte(prepared: Path) -> None:
+def test_two_processes_resume_bitwise_equal_after_sigkill(prepared: Path) -> None:
     changes = {"model": {"dropout": 0.2}}
     set_devices(prepared, 2, **changes)
     wanted = uninterrupted(prepared)
@@ -319,7 +318,7 @@ def test_two_processes_resume_byte_for_byte(prepared: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_timestep_sampler_learns_the_same_from_two_processes(prepared: Path) -> None:
+def test_loss_aware_timesteps_do_not_depend_on_the_number_of_processes(prepared: Path) -> None:
     changes = {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}
     changes["sweep"] = {"steps": [2]}
     curves = {}
@@ -331,18 +330,18 @@ def test_the_timestep_sampler_learns_the_same_from_two_processes(prepared: Path)
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_with_a_sentence_and_nothing_is_lost(prepared: Path) -> None:
+def test_a_killed_process_ends_the_others_and_the_state_is_saved(prepared: Path) -> None:
     set_devices(prepared, 3, train={"steps": 60})
     process, others = training_at(prepared, 9)
     others[1].kill()
-    said = ended(process, others)
+    stderr = ended(process, others)
     assert process.returncode == 1
-    assert "of the training's 3 ended with SIGKILL" in said
+    assert "of the training's 3 ended with SIGKILL" in stderr
     step = logged_steps(prepared)[-1]
     assert f"resuming after step {step} of 60" in train_to_the_end(prepared).stderr
 
 
-# The first process, on whose device nothing ends any more once another one is lost.
+# Rank 0, with a device that blocks for ever once another rank has failed.
 BLOCKED = """
 import atexit, sys, threading
 import torch.distributed as dist
@@ -368,16 +367,16 @@ main()
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_where_nothing_can_be_saved_any_more(prepared: Path) -> None:
+def test_a_killed_process_ends_the_others_if_the_device_is_blocked(prepared: Path) -> None:
     set_devices(prepared, 3, train={"steps": 60})
     line = [sys.executable, "-c", BLOCKED]
     process = subprocess.Popen(line, cwd=prepared, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_step(prepared, process, 9)
     others = workers(process)
     others[1].kill()
-    said = ended(process, others)
+    stderr = ended(process, others)
     assert process.returncode == 1
-    assert said.count("of the training's 3 ended with SIGKILL") == 1
+    assert stderr.count("of the training's 3 ended with SIGKILL") == 1
     again = train_to_the_end(prepared).stderr
     (step,) = re.findall(r"resuming after step (\d+) of 60", again)
     assert int(step) % TRAIN["save_every"] == 0
@@ -385,14 +384,14 @@ def test_a_killed_process_ends_the_others_where_nothing_can_be_saved_any_more(pr
 
 
 @pytest.mark.slow
-def test_the_others_die_with_the_first_one(prepared: Path) -> None:
+def test_workers_die_with_rank_zero(prepared: Path) -> None:
     set_devices(prepared, 2, train={"steps": 5000})
     process, others = training_at(prepared, 3)
     process.kill()
     ended(process, others)
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path) -> None:
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(prepared: Path) -> None:
     set_devices(prepared, 8)
     done = diffctl(prepared, "stage", "train")
     assert done.returncode == 2
@@ -400,7 +399,7 @@ def test_a_batch_smaller_than_the_processes_is_refused(prepared: Path) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_is_another_way_to_start_it(prepared: Path) -> None:
+def test_torchrun_can_launch_a_training(prepared: Path) -> None:
     uninterrupted(prepared)
     expected = curve(prepared)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,4 +1,4 @@
-"""What the first process does alone may take longer than a collective waits; its loss is told still."""
+"""Work of rank 0 alone may take longer than a collective's timeout; its failure is detected."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ PATIENCE = 100.0
 
 
 class Clock:
-    """Time that passes only where somebody waits; `each` is done at every wait, told how many there were."""
+    """A clock that advances at waits only; `each` is called at every wait with their number."""
 
     def __init__(self, each) -> None:
         self.time, self._each, self._waits = 0.0, each, 0
@@ -23,12 +23,12 @@ class Clock:
         return self.time
 
     def pause(self, seconds: float) -> None:
-        self.time += 9.0  # as if the machine were slow
+        self.time += 9.0  # a slow machine
         self._waits += 1
         self._each(self._waits)
 
 
-def test_signs_of_life_are_waited_for_beyond_the_patience():
+def test_heartbeats_extend_the_wait_beyond_the_timeout():
     store = dist.HashStore()
 
     def work(waits: int) -> None:
@@ -37,26 +37,26 @@ def test_signs_of_life_are_waited_for_beyond_the_patience():
         elif waits % 10 == 0:
             store.add(HEARTBEATS, 1)
 
-    store.set(DONE, "step 6")  # what was done before is not this
+    store.set(DONE, "step 6")  # of earlier work
     clock = Clock(work)
     wait_for_rank_zero(store, "step 7", PATIENCE, clock.now, clock.pause)
     assert clock.time == 450 > PATIENCE
 
 
-def test_without_a_sign_of_life_the_first_process_is_lost_after_the_patience():
+def test_without_a_heartbeat_rank_zero_has_failed_after_the_timeout():
     clock = Clock(lambda waits: None)
-    with pytest.raises(RankFailed, match=r"has given no sign of life for 100 s: the same command goes on"):
+    with pytest.raises(RankFailed, match="no heartbeat for 100 s"):
         wait_for_rank_zero(dist.HashStore(), "step 7", PATIENCE, clock.now, clock.pause)
     assert PATIENCE < clock.time < PATIENCE + 20
 
 
-def test_the_first_process_says_that_it_is_done_also_when_it_fails(monkeypatch):
+def test_rank_zero_reports_the_end_of_its_work_also_on_an_error(monkeypatch):
     monkeypatch.setattr(alone, "HEARTBEAT_SECONDS", 0.001)
     store = dist.HashStore()
 
     def work() -> None:
         with rank_zero_first(ProcessGroup(CPU, 0, 2, store=store), "step 3"):
-            while store.add(HEARTBEATS, 0) < 3:  # the signs come while it works
+            while store.add(HEARTBEATS, 0) < 3:  # they are sent during the work
                 pass
             raise ValueError("a mistake")
 
@@ -65,12 +65,12 @@ def test_the_first_process_says_that_it_is_done_also_when_it_fails(monkeypatch):
     assert store.get(DONE) == b"step 3"
 
 
-def test_alone_nobody_waits_for_anybody():
+def test_a_single_process_does_not_wait():
     with rank_zero_first(ProcessGroup(CPU), "step 1"), rank_zero_first(ProcessGroup(CPU, 1, 2), "step 1"):
         pass
 
 
-# Two processes over gloo, whose collectives wait for a second: the first one works for several.
+# Two ranks over gloo with a timeout of one second: rank 0 works for several.
 PAIR = """
 import sys, time
 from datetime import timedelta
@@ -99,7 +99,7 @@ except Exception as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("waits", ["waits", "would not wait"])
-def test_who_works_longer_than_a_collective_waits_ends_nobody(waits):
+def test_rank_zero_may_work_longer_than_the_timeout_of_a_collective(waits):
     with pair_of(PAIR, waits) as pair:
-        said = [one.communicate(timeout=120)[0].strip() for one in pair]
-    assert said == (["[4.0, 4.0, 4.0]"] * 2 if waits == "waits" else ["RankFailed"] * 2)
+        outputs = [one.communicate(timeout=120)[0].strip() for one in pair]
+    assert outputs == (["[4.0, 4.0, 4.0]"] * 2 if waits == "waits" else ["RankFailed"] * 2)

@@ -1,4 +1,4 @@
-"""The published recipes as their authors' command lines, against the presets and profiles that have them."""
+"""Published recipes as their authors' command lines, against presets and profiles."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,7 @@ from diffusion.train.train_config import TrainConfig
 from tests.conftest import ROOT
 from tests.helpers.openai_layout import Layout
 
-# What openai/improved-diffusion and openai/guided-diffusion take for a flag that is not given. Neither has
-# one for clipping: both log the gradient's norm and step.
+# Defaults of openai/improved-diffusion and openai/guided-diffusion. Neither clips gradients.
 DEFAULTS = {
     "attention_resolutions": "16,8",
     "class_cond": "False",
@@ -38,12 +37,12 @@ DEFAULTS = {
 MULTIPLIERS = {"64": (1, 2, 3, 4), "32": (1, 2, 2, 2)}  # by image_size
 OURS = (
     OBSERVATION_FIELDS | HARDWARE_FIELDS | {"seed", "precision", "tf32"}
-)  # of a train section: no part of a recipe
+)  # fields of `train` outside a recipe
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The flags of a published model's training; iterations, and what else the code decides."""
+    """The flags of a published training, and the settings that its code fixes."""
 
     preset: str
     command: str
@@ -105,7 +104,7 @@ class Recipe:
         )
 
     def layout(self) -> "OnPaper":
-        """The same network in the authors' own layout, without values."""
+        """Return the network in the authors' layout, without values."""
         flags = self.flags
         return OnPaper(
             image_size=int(flags["image_size"]),
@@ -126,13 +125,13 @@ class Recipe:
 
 
 class OnPaper(Layout):
-    """Weights by name and shape alone, on the meta device."""
+    """Weights on the meta device."""
 
     def weight(self, name: str, *shape: int) -> torch.Tensor:
         return self.state.setdefault(name, torch.empty(shape))
 
     def parameters(self) -> int:
-        """How many numbers the network learns, found by running it."""
+        """Return the number of parameters, by running the network."""
         size = self.image_size
         with torch.device("meta"):
             labels = torch.zeros(1, dtype=torch.int64) if self.num_classes else None
@@ -166,7 +165,7 @@ RECIPES = {
         rescale_timesteps=False,
     ),
 }
-# Profiles that say of themselves that they take a recipe for other data: whose, and what differs.
+# Profiles that adapt a recipe to other data: its name, and the fields that differ.
 ADAPTED = {
     "cifar100": ("cifar10", {"model.class_cond", "train.p_uncond"}),
     "mini-imagenet": (
@@ -177,7 +176,7 @@ ADAPTED = {
 OWN = {"digits", "fashion-mnist", "image-folder"}  # recipes of this project
 
 
-def test_every_profile_says_whose_recipe_it_has() -> None:
+def test_every_profile_is_assigned_to_a_recipe() -> None:
     assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} == {*RECIPES, *ADAPTED, *OWN}
 
 
@@ -186,12 +185,12 @@ def profile(name: str) -> Config:
 
 
 def values(section: Section) -> dict[str, Any]:
-    """What decides a result."""
+    """Return the fields that determine a result."""
     return {key: value for key, value in section.model_dump().items() if key not in OURS}
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_published_profile_is_its_papers_recipe(name: str) -> None:
+def test_a_published_profile_equals_its_papers_recipe(name: str) -> None:
     config, recipe = profile(name), RECIPES[name]
     assert values(config.model) == values(recipe.model())
     assert values(config.process) == values(recipe.process())
@@ -199,7 +198,7 @@ def test_a_published_profile_is_its_papers_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_preset_is_its_papers_recipe(name: str) -> None:
+def test_a_preset_equals_its_papers_recipe(name: str) -> None:
     recipe = RECIPES[name]
     preset = PRESETS[recipe.preset]
     assert values(UNetConfig(**preset.model)) == values(recipe.model())
@@ -209,12 +208,12 @@ def test_a_preset_is_its_papers_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_authors_layout_has_as_many_parameters(name: str) -> None:
+def test_the_authors_layout_has_the_same_number_of_parameters(name: str) -> None:
     assert RECIPES[name].layout().parameters() == PRESETS[RECIPES[name].preset].parameters
 
 
 @pytest.mark.parametrize("name", ADAPTED)
-def test_an_adapted_profile_differs_in_what_it_says(name: str) -> None:
+def test_an_adapted_profile_differs_in_the_listed_fields(name: str) -> None:
     origin, expected = ADAPTED[name]
     ours, theirs = profile(name), profile(origin)
     differing = {

@@ -14,10 +14,11 @@ from diffusion.model.model_file import save_artefact
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.checkpoint.run_dir import open_training
 from diffusion.train.checkpoint.state_files import newest_step, read_state, save_state, state_files
-from diffusion.train.loop import TrainState, thin_history
+from diffusion.train.loop import thin_history
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
+from diffusion.train.train_step import TrainState
 from tests.conftest import write_params
 from tests.helpers import trainings
 from tests.helpers.mlflow_server import empty_database

@@ -9,9 +9,8 @@ import torch
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.checkpoint.run_dir import RunDir, open_run, write_loss_curve
-from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
-from diffusion.train.checkpoint.state_values import StateValues
-from diffusion.train.config_diff import changed_fields
+from diffusion.train.checkpoint.run_record import changed_fields
+from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
 
 OLD = {"diffusion.process.losses": "1", "diffusion.model.unet": "2"}
 NEW = {"diffusion.process.losses": "3", "diffusion.model.unet": "2"}

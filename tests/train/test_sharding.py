@@ -1,4 +1,4 @@
-"""Trainings in shards: equal to one process but for rounding, saved as any, gone on with in any number."""
+"""Sharded trainings: equal to one process to rounding, and resumed with any number of ranks."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.state_files import SavedState, save_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, _meta_copy, _with_parameters, shard_rows
-from diffusion.train.loop import new_state
+from diffusion.train.train_step import new_state
 from tests.helpers.pair import pair_of
 from tests.helpers.process_pair import DEADLINE, trained
 from tests.helpers.shard_memory import LARGE, SCRIPT
@@ -34,7 +34,7 @@ def assert_same_bits(ours: SavedState, theirs: SavedState) -> None:
 
 
 @given(count=st.integers(1, 20), columns=st.integers(1, 3), world=st.integers(2, 7))
-def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_full(count, columns, world):
+def test_shards_partition_the_rows_in_order(count, columns, world):
     whole = torch.arange(count * columns).view(count, columns)
     network = nn.Linear(1, 1)
     shards = [shard_rows(whole, ProcessGroup(CPU, rank, world)) for rank in range(world)]
@@ -44,7 +44,7 @@ def test_the_shards_of_a_tensor_are_its_rows_once_in_order_and_the_first_ones_fu
     assert filled.weight.item() == 1.0
 
 
-def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_store):
+def test_a_meta_copy_has_no_values_and_can_be_filled(digits_store):
     state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
     bare = _meta_copy(state.ema)
     assert all(parameter.is_meta and not parameter.requires_grad for parameter in bare.parameters())
@@ -56,8 +56,8 @@ def test_a_bare_copy_has_no_numbers_and_is_left_as_it_is_by_one_that_has(digits_
         assert torch.equal(value, state.ema.state_dict()[name])
 
 
-def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_alike(digits_store):
-    """Seven rows of two processes could be eight to the first one."""
+def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(digits_store):
+    """Rank 0 could not distinguish seven rows from eight."""
     state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
     for weight in state.network.parameters():
         weight.grad = torch.ones_like(weight)
@@ -68,9 +68,9 @@ def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_al
     found = []
     for rank in range(2):
         shards = Shards(state.network, state.network, bare, ProcessGroup(CPU, rank, 2))
-        found.append(dict(shards.own(state, saved).tensors))
-        with pytest.raises(ValueError, match=rf"{re.escape(name)} of \[3, 3\] is none of"):
-            shards.own(state, foreign)
+        found.append(dict(shards.shard_state(state, saved).tensors))
+        with pytest.raises(ValueError, match=rf"{re.escape(name)} has shape"):
+            shards.shard_state(state, foreign)
     assert found[0].keys() == found[1].keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
         whole = tensor.ndim == 0 or name.startswith("timesteps.")
@@ -78,34 +78,34 @@ def test_a_saved_state_comes_as_rows_and_one_of_other_sizes_is_refused_by_all_al
         assert torch.equal(both, tensor), name
 
 
-def test_shards_are_refused_with_what_compiles(digits_store):
-    with pytest.raises(UsageError, match=r"shard computes without torch\.compile"):
+def test_shards_exclude_compilation(digits_store):
+    with pytest.raises(UsageError, match=r"shard excludes torch"):
         plan_of(open_store(digits_store), train={"shard": True, "compile": True})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 3])
-def test_shards_train_as_one_process(digits_store, tmp_path, world):
-    """With averages, dropout, checkpointed stages, micro-batches that differ, and tensors of one row."""
+def test_shards_train_like_one_process(digits_store, tmp_path, world):
+    """With EMA profiles, dropout, gradient checkpointing, unequal micro-batches and tensors of one row."""
     assert_close(trained(digits_store, tmp_path / "runs", world, SHARDED), alone(digits_store))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["whole", "shards"])
-def test_processes_go_on_byte_for_byte(digits_store, tmp_path, changes):
-    """Also where the sums of a step are in many buckets, and three processes' order of summing counts."""
+def test_resume_of_three_ranks_is_bitwise_equal(digits_store, tmp_path, changes):
+    """With many buckets and three ranks, where the order of summation matters."""
     whole = trained(digits_store, tmp_path / "whole", 3, changes)
     trained(digits_store, tmp_path / "parts", 3, changes, stop=2)
     assert_same_bits(trained(digits_store, tmp_path / "parts", 3, changes), whole)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the highest memory is Linux's to tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize("shard", [True, False], ids=["shards", "whole"])
-def test_two_processes_never_have_a_whole_state_each_in_memory_that_goes_on_in_shards(
+def test_no_rank_holds_the_full_state_during_a_sharded_resume(
     digits_store: Path, tmp_path: Path, shard: bool
 ) -> None:
-    """Each has half of it, and while that is made the whole weights, which are a quarter."""
+    """Each holds half of it, and the full weights, a quarter, while it is built."""
     state = new_state(plan_of(open_store(digits_store), **LARGE), CPU)
     for weight in state.network.parameters():
         weight.grad = torch.ones_like(weight)
@@ -120,7 +120,7 @@ def test_two_processes_never_have_a_whole_state_each_in_memory_that_goes_on_in_s
 
 
 @pytest.mark.slow
-def test_a_state_of_shards_goes_on_in_any_number_and_the_reverse(digits_store, tmp_path):
+def test_a_sharded_state_resumes_with_any_number_of_ranks(digits_store, tmp_path):
     trained(digits_store, tmp_path, 3, SHARDED, stop=1)
     trained(digits_store, tmp_path, 1, SHARDED, stop=2)
     trained(digits_store, tmp_path, 2, SHARDED, stop=3)
@@ -134,8 +134,8 @@ def prepared(project: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared: Path) -> None:
-    """Pictures, validation losses and scores are of whole networks, which all processes help to make."""
+def test_a_sharded_training_is_observed_stopped_and_resumed(prepared: Path) -> None:
+    """Previews, validation losses and scores use gathered networks."""
     watched = {"steps": 40, "preview_every": 8, "val_every": 8}
     set_devices(prepared, 1, train=watched)
     uninterrupted(prepared)
@@ -144,9 +144,9 @@ def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared:
     process, others = training_at(prepared, 9)
     process.terminate()
     assert "stopped by SIGTERM, saved" in ended(process, others)
-    said = train_to_the_end(prepared).stderr
-    assert "resuming after step" in said
-    assert "the training goes on without" not in said
+    stderr = train_to_the_end(prepared).stderr
+    assert "resuming after step" in stderr
+    assert "the training continues without" not in stderr
     found = curve(prepared)
     assert_same_curve(found, expected)
     assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=2e-3)
@@ -154,13 +154,13 @@ def test_a_real_training_in_shards_is_watched_stopped_and_gone_on_with(prepared:
 
 
 @pytest.mark.slow
-def test_a_killed_process_takes_its_shard_with_it_and_the_saved_state_stands(prepared: Path) -> None:
+def test_a_sharded_training_resumes_from_the_last_save_after_sigkill(prepared: Path) -> None:
     set_devices(prepared, 2, train={"steps": 60, "shard": True})
     process, others = training_at(prepared, 9)
     others[0].kill()
-    said = ended(process, others)
+    stderr = ended(process, others)
     assert process.returncode == 1
-    assert "of the training's 2 ended with SIGKILL" in said
+    assert "of the training's 2 ended with SIGKILL" in stderr
     (step,) = re.findall(r"resuming after step (\d+) of 60", train_to_the_end(prepared).stderr)
     assert int(step) >= 8
     assert int(step) % TRAIN["save_every"] == 0

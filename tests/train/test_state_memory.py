@@ -1,4 +1,4 @@
-"""How much of a saved state is in memory at a time while a training becomes it: counted, not measured."""
+"""The part of a saved state that is in memory at a time during a restore: counted, not measured."""
 
 import copy
 import weakref
@@ -12,15 +12,13 @@ from torch import Tensor
 
 from diffusion.system import checksums
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
-from diffusion.train.checkpoint import state_writer
-from diffusion.train.checkpoint.lazy_tensors import LazyTensors
-from diffusion.train.checkpoint.state_files import newest_state, save_state
-from diffusion.train.checkpoint.state_writer import StateWriter
-from diffusion.train.checkpoint.tensor_stream import StoredTensors
+from diffusion.train.checkpoint import state_files
+from diffusion.train.checkpoint.state_files import StateWriter, newest_state, save_state
+from diffusion.train.checkpoint.tensor_stream import LazyTensors, StoredTensors
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.distributed.sharding import Shards, _meta_copy
-from diffusion.train.loop import TrainState, new_state
+from diffusion.train.train_step import TrainState, new_state
 from tests.fuzz.parsers.state import _state as small_state
 from tests.helpers.trainings import assert_same
 
@@ -28,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 class Held:
-    """The most bytes of tensors, brought by a class of lazy ones, that were alive at once."""
+    """The peak number of bytes of tensors that a class of LazyTensors has loaded."""
 
     def __init__(self, kind: type[LazyTensors], patch: pytest.MonkeyPatch) -> None:
         self.now = self.most = self.count = 0
@@ -49,7 +47,7 @@ class Held:
 
 @pytest.fixture
 def trained() -> Iterator[TrainState]:
-    """A training with moments, its numbers such as no new one has."""
+    """Return a training with moments, different from any new one."""
     state = copy.deepcopy(small_state())
     for number, weight in enumerate(state.network.parameters(), start=1):
         weight.grad = torch.full_like(weight, number)
@@ -64,16 +62,16 @@ def fresh() -> TrainState:
 
 
 def kept(state: TrainState) -> int:
-    """Bytes that the optimiser keeps as they come: each parameter's count of steps."""
+    """Return the bytes that the optimiser keeps as loaded: each parameter's count of steps."""
     return sum(tensor.nbytes for name, tensor in state.tensors().items() if name.endswith(".step"))
 
 
 def most(state: TrainState) -> int:
-    """Bytes of the two largest tensors, for the next one is there before a loop lets the last one go."""
+    """Return the bytes of the two largest tensors: a loop holds one while it loads the next."""
     return sum(sorted(tensor.nbytes for tensor in state.tensors().values())[-2:])
 
 
-def test_a_file_gives_one_tensor_after_the_other(
+def test_a_state_file_is_loaded_one_tensor_at_a_time(
     tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_state(tmp_path, trained.saved())
@@ -81,7 +79,7 @@ def test_a_file_gives_one_tensor_after_the_other(
     assert saved is not None
     held = Held(StoredTensors, monkeypatch)
     assert saved.tensors.keys() == trained.tensors().keys()
-    assert held.count == 0, "whoever looks for a name reads nothing"
+    assert held.count == 0, "a look-up of names loads nothing"
     again.restore(saved)
     assert_same(again, trained)
     assert held.count == len(saved.tensors)
@@ -89,38 +87,38 @@ def test_a_file_gives_one_tensor_after_the_other(
     assert held.most <= most(trained) + kept(trained)
 
 
-def test_another_process_receives_one_tensor_after_the_other(
+def test_another_rank_receives_one_tensor_at_a_time(
     trained: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the first one would send lies in a list."""
+    """The tensors that rank 0 would send are in a list."""
     saved, sent = trained.saved(), iter(trained.tensors().values())
     shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
-    monkeypatch.setattr(process_group, "_from_first", lambda value: ("same", shapes, saved.values))
+    monkeypatch.setattr(process_group, "_from_rank_zero", lambda value: ("same", shapes, saved.values))
     monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.copy_(next(sent)))
-    held, follower = Held(process_group._Shared, monkeypatch), fresh()
+    held, follower = Held(process_group._Broadcast, monkeypatch), fresh()
     shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
     assert shared is not None
     follower.restore(shared)
     assert_same(follower, trained)
-    assert next(sent, None) is None, "who sends waits for nobody"
+    assert next(sent, None) is None
     assert held.most <= most(trained) + kept(trained)
 
 
-def test_a_state_that_was_gathered_from_shards_is_written_as_it_is(
+def test_a_gathered_state_is_written_without_another_copy(
     tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No other copy is made of it, and what the next step changes is not in it."""
+    """It is not copied again, and later steps do not change it."""
     store, written = dist.TCPStore("127.0.0.1", 0, 1, is_master=True), []
-    monkeypatch.setattr(state_writer, "save_state", lambda folder, state: written.append(state))
-    monkeypatch.setattr(state_writer, "detached_copy", lambda state: pytest.fail("copied again"))
-    monkeypatch.setattr(state_writer, "room_beside", lambda: size_of(trained))  # a copy's, which is there
+    monkeypatch.setattr(state_files, "save_state", lambda folder, state: written.append(state))
+    monkeypatch.setattr(state_files, "detached_copy", lambda state: pytest.fail("copied again"))
+    monkeypatch.setattr(state_files, "available_memory", lambda: size_of(trained))  # enough for one copy
     writer = StateWriter(tmp_path)
-    with join_group(ProcessGroup(CPU), store), writer.beside():
+    with join_group(ProcessGroup(CPU), store), writer.in_background():
         network = trained.network
-        whole = Shards(network, network, _meta_copy(network), ProcessGroup(CPU)).whole(trained)
+        whole = Shards(network, network, _meta_copy(network), ProcessGroup(CPU)).gather_state(trained)
         assert_same(whole, trained)
         writer.save(whole.saved())
-        assert writer._writing is not None, "it is written beside the next steps"
+        assert writer._writing is not None, "it is written in the background"
         writer.wait()
     (saved,) = written
     wanted = {name: tensor.clone() for name, tensor in trained.tensors().items()}
@@ -136,8 +134,8 @@ def size_of(state: TrainState) -> int:
     return sum(tensor.nbytes for tensor in state.tensors().values())
 
 
-def test_a_seal_is_checked_by_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where they end with the file, or within a block."""
+def test_a_checksum_is_verified_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the file ends with or within a block."""
     monkeypatch.setattr(checksums, "BLOCK", 8)
     for size in (0, 1, 7, 8, 9, 16, 100):
         path, content = tmp_path / f"a{size}", bytes(range(size))

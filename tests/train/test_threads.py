@@ -1,4 +1,4 @@
-"""Threads are no part of what a training is: another number of them changes rounding and nothing else."""
+"""The number of threads is not part of a training's fingerprint: it changes rounding only."""
 
 import signal
 from pathlib import Path
@@ -18,8 +18,8 @@ def weights(path: Path) -> torch.Tensor:
     return torch.cat([value.double().flatten() for _, value in sorted(load_file(path).items())])
 
 
-def test_a_training_on_two_threads_is_that_on_one_to_rounding(tmp_path: Path) -> None:
-    """Also one that was stopped on one thread and goes on with two; in float32, whose rounding is small."""
+def test_the_number_of_threads_changes_rounding_only(tmp_path: Path) -> None:
+    """Also for a training that was stopped with one thread and resumed with two, in float32."""
     prepare(tmp_path, steps=12, precision="fp32")
     one, model = tmp_path / "one.safetensors", tmp_path / "models/model.safetensors"
     one.write_bytes(uninterrupted(tmp_path))
@@ -27,8 +27,8 @@ def test_a_training_on_two_threads_is_that_on_one_to_rounding(tmp_path: Path) ->
     for stopped in (True, False):
         if stopped:
             signal_at(tmp_path, 3, signal.SIGTERM)
-        said = train_to_the_end(tmp_path, env=TWO).stderr
-        assert ("resuming after step" in said) is stopped
+        stderr = train_to_the_end(tmp_path, env=TWO).stderr
+        assert ("resuming after step" in stderr) is stopped
         made.append(weights(model))
         assert read_verified_artefact(model).code == read_verified_artefact(one).code
         model.unlink()

@@ -16,11 +16,12 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import write_loss_curve
-from diffusion.train.classifier_plan import plan_classifier
-from diffusion.train.loop import NullObserver, TrainState, new_state
+from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.observers import NullObserver
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, ClassifierSections, TrainConfig
+from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising
 from tests.conftest import params
 from tests.helpers import trainings

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import DiffctlError
-from diffusion.train.config_diff import flat
+from diffusion.train.checkpoint.run_record import flatten_fields
 
 if TYPE_CHECKING:
     from diffusion.config import Config
@@ -44,7 +44,7 @@ def _training_fields(config: "Config") -> dict[str, Any]:
     from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
 
     excluded = {"data.path", *(f"train.{name}" for name in OBSERVATION_FIELDS | HARDWARE_FIELDS)}
-    values = flat(config.model_dump(mode="json", include=set(SECTIONS)))
+    values = flatten_fields(config.model_dump(mode="json", include=set(SECTIONS)))
     return {name: value for name, value in values.items() if name not in excluded}
 
 

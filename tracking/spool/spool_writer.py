@@ -17,7 +17,7 @@ from typing import Any
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import sha256_file, sync_folder
-from diffusion.train.config_diff import flat
+from diffusion.train.checkpoint.run_record import flatten_fields
 from tracking.spool.spool_events import EVENTS, Event, encode_event, read_events
 
 TAIL = 2**16  # bytes to read at a time when searching the last line
@@ -206,7 +206,7 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
     """Return nested values as texts: names joined by dots, lists as JSON, without those that are None."""
     return {
         name: json.dumps(value) if isinstance(value, list | tuple) else str(value)
-        for name, value in flat(values).items()
+        for name, value in flatten_fields(values).items()
         if value is not None
     }
 

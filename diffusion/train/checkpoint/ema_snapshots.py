@@ -1,6 +1,7 @@
-"""The snapshots of a training's further averages: in its folder, and as what it gives.
+"""Snapshots of a training's power-function averages: in its run directory, and as a stage's output.
 
-In the folder lies every one up to the newest saved state, for each is written before that state is.
+Each snapshot is written before the state of its step, so that the run directory always has every snapshot up
+to the newest saved state.
 """
 
 from collections.abc import Sequence
@@ -14,44 +15,47 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, copy_file
 from diffusion.train.train_config import OptimisationConfig
 
-FOLDER = "ema"  # in a training's folder
+FOLDER = "ema"  # in a run directory
 
 
 def save_snapshots(
-    folder: Path, averages: nn.ModuleList, widths: Sequence[float], artefact: Artefact
+    folder: Path, profiles: nn.ModuleList, sigma_rels: Sequence[float], artefact: Artefact
 ) -> None:
-    """Keep each average in a training's folder; DiffctlError where there is no room."""
-    for average, width in zip(averages, widths, strict=True):
-        said = artefact.model_copy(update={"ema_sigma_rel": width})
+    """Save each average in a run directory; DiffctlError if the disk is full."""
+    for average, sigma_rel in zip(profiles, sigma_rels, strict=True):
+        path = snapshot_path(folder / FOLDER, sigma_rel, artefact.step)
         try:
-            save_artefact(snapshot_path(folder / FOLDER, width, artefact.step), average.state_dict(), said)
+            save_artefact(
+                path, average.state_dict(), artefact.model_copy(update={"ema_sigma_rel": sigma_rel})
+            )
         except OSError as error:
             raise DiffctlError(
                 f"cannot save the averages of step {artefact.step:,} in {folder / FOLDER} "
-                f"({error.strerror}): make room and run it again; it goes on from the state before"
+                f"({error.strerror}): make room and run it again; it resumes from the state before"
             ) from error
 
 
 def copy_snapshots(source: Path, folder: Path, step: int) -> None:
-    """Bring those of another training's folder, up to a step, into a training's folder."""
-    for kept in snapshot_files(source / FOLDER):
-        if snapshot_step(kept) <= step:
-            copy_file(kept, folder / FOLDER / kept.name)
+    """Copy the snapshots up to a step from another run directory."""
+    for path in snapshot_files(source / FOLDER):
+        if snapshot_step(path) <= step:
+            copy_file(path, folder / FOLDER / path.name)
 
 
-def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, result: Artefact) -> None:
-    """Make `out` the snapshots of a finished training, of a `result`; an empty folder where it kept none.
+def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, artefact: Artefact) -> None:
+    """Write the snapshots of a finished training to `out`, an empty folder if it has none.
 
-    One that another training made, from which this has gone on, is this one's now. DiffctlError for one that
-    is missing or damaged.
+    Their metadata is that of `artefact`, also for snapshots that were copied from another training.
+    DiffctlError for a missing or damaged one.
     """
     with atomic_folder(out) as made:
-        for width in config.sigma_rels:
+        for sigma_rel in config.sigma_rels:
             for step in config.snapshot_steps():
-                kept = snapshot_path(folder / FOLDER, width, step)
-                if not kept.is_file():
+                path = snapshot_path(folder / FOLDER, sigma_rel, step)
+                if not path.is_file():
                     raise DiffctlError(
-                        f"{kept} is gone: `diffctl run --fresh` trains anew, with all averages"
+                        f"{path} is missing: `diffctl run --fresh` trains from scratch, with all averages"
                     )
-                said = result.model_copy(update={"step": step, "ema_sigma_rel": width})
-                save_artefact(snapshot_path(made, width, step), read_weights(kept, read_artefact(kept)), said)
+                metadata = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
+                weights = read_weights(path, read_artefact(path))
+                save_artefact(snapshot_path(made, sigma_rel, step), weights, metadata)

@@ -1,29 +1,79 @@
-"""What a training says of itself while it runs, in `run.json` of its folder: for whoever looks."""
+"""What a training records in its run directory: heartbeat, settings and code. Loads no torch."""
 
+import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from diffusion.system.checksums import read_checksummed_json
+from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.json_files import JsonObject
 from diffusion.system.section import Section
 
 HEARTBEAT = "run.json"
-_Instant = Annotated[float, Field(ge=0, lt=10**11)]
+CONFIG, CODE = "config.json", "code.json"  # what the training's fingerprint was computed from
+MAX_SHOWN = 24  # characters of a value in a message
+
+_Timestamp = Annotated[float, Field(ge=0, lt=10**11)]
 
 
 class Heartbeat(Section):
-    """Key, process, step, and the time of the last sign of life in seconds since 1970."""
+    """Key, process and step of a training, and the time of the heartbeat in seconds since 1970."""
 
     key: Annotated[str, Field(min_length=1, max_length=200)]
     pid: PositiveInt
     step: Annotated[NonNegativeInt, Field(le=10**12)]
-    heartbeat: _Instant
+    heartbeat: _Timestamp
 
 
 def read_heartbeat(folder: Path) -> Heartbeat | None:
-    """What the training in `folder` said last; None where there is none. DiffctlError where it is damaged."""
+    """Return the last heartbeat in a run directory, None without one; DiffctlError if it is damaged."""
     try:
         return read_checksummed_json(folder / HEARTBEAT, Heartbeat)
     except FileNotFoundError:
         return None
+
+
+def read_note(path: Path) -> JsonObject:
+    """Return a note's values; none if it is missing, or damaged, which is reported."""
+    try:
+        return read_checksummed_json(path, JsonObject)
+    except FileNotFoundError:
+        return {}
+    except DiffctlError as error:
+        warn_damaged(error)
+        return {}
+
+
+def warn_damaged(error: DiffctlError) -> None:
+    """Warn that a damaged note is ignored."""
+    warnings.warn(f"{error}: it is ignored", DiffctlWarning, stacklevel=3)
+
+
+def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values by dotted name, as in params.yaml."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            found |= flatten_fields(value, f"{name}.")
+        else:
+            found[name] = value
+    return found
+
+
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Return `name old → new` of every field that differs, sorted by name."""
+    before, after = flatten_fields(old), flatten_fields(new)
+    names = sorted(before.keys() | after.keys())
+    return [
+        f"{name} {_shortened(before, name)} → {_shortened(after, name)}"
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _shortened(values: dict[str, Any], name: str) -> str:
+    text = str(values.get(name, "-"))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,37 +1,58 @@
-"""The resumable state of a training: a sealed file each, of which the two newest are kept.
+"""Saved states of a training: checksummed files, the two newest are kept.
 
-A state counts from when its file has its name, and only while its seal is of that name and of all that is in
-it: a truncated, altered or renamed one is reported and set aside, and the one before is used.
+A state file is written under a temporary name and renamed when it is complete. Its checksum covers name and
+content. A truncated, altered or renamed state is reported and quarantined, and the one before is used.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
+from diffusion.code_digest import CodeSince
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import copy_file
 from diffusion.system.json_files import parse_json
-from diffusion.system.section import brief, canonical_json
-from diffusion.train.checkpoint.lazy_tensors import without_prefix
-from diffusion.train.checkpoint.state_values import StateValues
-from diffusion.train.checkpoint.tensor_stream import StoredTensors, write_tensors
+from diffusion.system.machine_memory import available_memory
+from diffusion.system.section import Section, brief, canonical_json
+from diffusion.train.checkpoint.tensor_stream import StoredTensors, without_prefix, write_tensors
 
 KEPT_STATES = 2
 PREFIX, SUFFIX = "state-", ".sealed"
-QUARANTINED = (
-    "damaged-"  # before the name of a damaged state: it counts no more, and the next good save drops it
-)
+QUARANTINED = "damaged-"  # name prefix of a damaged state, which the next successful save removes
 READ_ERRORS = (ValueError, OSError, DiffctlError)  # what reading a state may raise
-VALUES = "values"  # the name under which the counters lie among the tensors, as the bytes of their JSON
+VALUES = "values"  # the tensor that holds the counters, as the bytes of their JSON
+MEMORY_FACTOR = 2  # times a copy's size that must be free for it, since the next steps may need more
+
+Means = dict[str, float]
+
+
+class StateValues(Section):
+    """The counters of a training after `step` steps: the fields of `Resumable` that are no tensors."""
+
+    step: NonNegativeInt = 0
+    skipped: NonNegativeInt = 0
+    bad_in_a_row: NonNegativeInt = 0
+    window: Means = Field(default_factory=dict)
+    history: list[Means] = Field(default_factory=list)
+    code: list[CodeSince] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _window_has_steps(self) -> Self:
+        if self.window and not self.window.get("count", 0.0) > 0:
+            raise ValueError("window has sums of no steps")
+        return self
 
 
 class SavedState(NamedTuple):
-    """Named tensors, and the counters beside them; `is_copy` where nothing else changes the tensors."""
+    """Named tensors and the counters; `is_copy` if no step of the training changes the tensors."""
 
     tensors: Mapping[str, Tensor]
     values: StateValues
@@ -39,16 +60,15 @@ class SavedState(NamedTuple):
 
 
 def save_state(folder: Path, state: SavedState) -> Path:
-    """Write the state after its step, drop all but it and the newest other; a failure drops none."""
-    path = _place(folder, state.values.step)
+    """Write the state and remove all others but the newest; a failed write removes none."""
+    path = folder / f"{PREFIX}{state.values.step:09d}{SUFFIX}"
+    content = {**state.tensors, VALUES: _to_bytes(state.values)}
     try:
-        write_checksummed(
-            path, lambda file: write_tensors(file, {**state.tensors, VALUES: _bytes(state.values)})
-        )
+        write_checksummed(path, lambda file: write_tensors(file, content))
     except OSError as error:
         raise DiffctlError(
             f"cannot save the training's state in {folder} ({error.strerror}): make room and run it again; "
-            "it goes on from the state before"
+            "it resumes from the state before"
         ) from error
     others = [other for other in state_files(folder) if other != path]
     for old in [*others[: 1 - KEPT_STATES], *folder.glob(f"{QUARANTINED}*")]:
@@ -57,43 +77,34 @@ def save_state(folder: Path, state: SavedState) -> Path:
 
 
 def newest_step(folder: Path) -> int:
-    """After how many steps the newest state was saved; 0 without one."""
+    """Return the step of the newest state; 0 without one."""
     return max((step_of(path) for path in state_files(folder)), default=0)
 
 
-def copy_states(source: Path, folder: Path) -> None:
-    """Bring the states of another folder into this one, each whole or not at all."""
-    for path in state_files(source):
-        copy_state(path, folder)
-
-
 def copy_state(path: Path, folder: Path) -> None:
-    """Bring one state into another folder, whole or not at all; FileNotFoundError when it is gone."""
+    """Copy one state into another folder atomically; FileNotFoundError if it is gone."""
     copy_file(path, folder / path.name)
 
 
 def newest_state(folder: Path) -> SavedState | None:
-    """The newest whole state, None when there is none; a damaged one is reported and set aside."""
+    """Return the newest intact state, None without one; report and quarantine damaged ones."""
     states = state_files(folder)
     while states:
         path = states.pop()
         try:
             return read_state(path)
         except READ_ERRORS as error:
-            none = "no state is left, so the training begins again at step 0"
-            then = "using the state before it" if states else none
+            scratch = "no state is left, so the training starts from scratch"
+            then = "using the state before it" if states else scratch
             warnings.warn(f"{path} is damaged ({error}): {then}", DiffctlWarning, stacklevel=2)
-            path.replace(
-                path.with_name(QUARANTINED + path.name)
-            )  # it may be newer than all that is still to come
+            path.replace(path.with_name(QUARANTINED + path.name))  # its step may be higher than those to come
     return None
 
 
 def read_state(path: Path) -> SavedState:
-    """The state in a file, looked through now; one of UNREADABLE where it is damaged or not there.
+    """Verify a state file and return its state; one of READ_ERRORS if it is damaged or missing.
 
-    Its tensors are read when they are asked for, from the file that was looked through, whatever has its name
-    by then.
+    The tensors are read on request from the file that was verified, even if the name has a new file by then.
     """
     file, size = open_checksummed(path)
     try:
@@ -110,23 +121,73 @@ def read_state(path: Path) -> SavedState:
     return SavedState(without_prefix(tensors, VALUES), values)
 
 
-def _bytes(values: StateValues) -> Tensor:
+def _to_bytes(values: StateValues) -> Tensor:
     return torch.frombuffer(bytearray(canonical_json(values).encode()), dtype=torch.uint8)
 
 
 def state_files(folder: Path) -> list[Path]:
-    """The files of the states in a folder, the newest last."""
+    """Return the state files in a folder, the newest last."""
     return sorted(path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _number(path).isdecimal())
 
 
-def _place(folder: Path, step: int) -> Path:
-    return folder / f"{PREFIX}{step:09d}{SUFFIX}"
-
-
 def step_of(path: Path) -> int:
-    """After how many steps a state was saved, by its file's name."""
+    """Return the step in a state file's name."""
     return int(_number(path))
 
 
 def _number(path: Path) -> str:
     return path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
+
+
+class StateWriter:
+    """Writes states into a folder, one at a time.
+
+    Within `in_background` the write of a state overlaps with the next steps, if memory suffices for a copy of
+    the state. An error of such a write is raised by the next `check`, `save` or `wait`, or at the end of the
+    block.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[Path] | None = None
+
+    def save(self, state: SavedState) -> None:
+        """Write the state, or start to write a copy of it; DiffctlError if the disk is full."""
+        self.wait()
+        size = sum(tensor.nbytes for tensor in state.tensors.values())
+        if self._thread is None or (MEMORY_FACTOR - state.is_copy) * size > available_memory():
+            save_state(self._folder, state)
+        else:
+            copied = state if state.is_copy else detached_copy(state)
+            self._writing = self._thread.submit(save_state, self._folder, copied)
+
+    def check(self) -> None:
+        """Raise the error of a finished write; do not wait for one in progress."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the write in progress; raise its error."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Write states in a thread within the block; wait for the last write at its end."""
+        with ThreadPoolExecutor(1, "state") as self._thread:
+            try:
+                yield
+            finally:
+                self._thread = None
+                self.wait()
+
+
+def detached_copy(state: SavedState) -> SavedState:
+    """Return a contiguous copy of the state in the CPU's memory."""
+    copies = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
+        for name, tensor in state.tensors.items()
+    }
+    return SavedState(copies, state.values, True)

@@ -1,9 +1,9 @@
-"""Starting and joining the processes of a training: one a GPU, and all end when one does.
+"""Start and join the processes of a training, one per GPU; all end when one does.
 
-Torchrun and we ourselves say through the environment which process one is: RANK, WORLD_SIZE, LOCAL_RANK.
+The rank of a process comes from torchrun's environment variables RANK, WORLD_SIZE and LOCAL_RANK, which this
+launcher sets for the processes that it starts.
 """
 
-import atexit
 import os
 import signal
 import subprocess
@@ -23,19 +23,18 @@ from diffusion.system.processes import die_with_parent
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, join_group
 from diffusion.train.train_config import OptimisationConfig
 
-STARTED_BY = "DIFFCTL_STARTED_BY"  # the process that started this one as a part of its training
-GRACE_SECONDS = 20.0  # for the others to end by themselves
+STARTED_BY = "DIFFCTL_STARTED_BY"  # the process that started this one as a worker
+GRACE_SECONDS = 20.0  # for the other processes to end by themselves
 POLL_SECONDS = 0.1
-GONE = "another process of this training is lost: the same command goes on from the saved state"
 
 
 def is_follower() -> bool:
-    """Whether this process works for the training of another one, which saves and tells."""
-    return _is_told() and int(os.environ["RANK"]) > 0
+    """Whether this process is a rank other than 0, which neither saves nor logs."""
+    return _is_launched() and int(os.environ["RANK"]) > 0
 
 
 def process_count(train: OptimisationConfig) -> int:
-    """How many processes `train.devices` means on this machine: auto none without an image of the batch.
+    """Return how many processes `train.devices` requests here; auto requests none without an image.
 
     UsageError for more than there are GPUs.
     """
@@ -44,15 +43,15 @@ def process_count(train: OptimisationConfig) -> int:
         return max(1, min(gpus, train.batch_size))
     if gpus and train.devices > gpus:
         raise UsageError(
-            f"{train.PREFIX}train.devices: {train.devices} are asked for, and there are {gpus} GPUs: "
-            "lower it, or auto"
+            f"{train.PREFIX}train.devices is {train.devices}, and there are {gpus} GPUs: "
+            "lower it, or set auto"
         )
     return train.devices
 
 
 def world_size(train: OptimisationConfig) -> tuple[int, int]:
-    """How many processes will train together, and how many of them on this machine; as `process_count`."""
-    if _is_told():
+    """Return the number of ranks, and of those on this machine; errors as `process_count`."""
+    if _is_launched():
         world = int(os.environ["WORLD_SIZE"])
         return world, int(os.environ.get("LOCAL_WORLD_SIZE", world))
     count = process_count(train)
@@ -66,15 +65,15 @@ def launch_ranks(
     waiting: OnWait | None = None,
     check: Check | None = None,
 ) -> Iterator[ProcessGroup]:
-    """Be one of the processes that train: as the environment says, else the first, with the others started.
+    """Join the training's ranks; a process that was not launched is rank 0 and starts the others.
 
-    `command` starts another one. Their GPUs are held against other trainings and sweeps: while those have
-    them, this one waits, `waiting` is told, and `check` may raise. DiffctlError when a process has ended
-    before its time; none outlives this one. UsageError when there are more processes than images in a batch.
+    `command` starts another process. The GPUs are locked against other trainings and sweeps. While others
+    hold them, this process waits, `waiting` is called once, and `check` may raise. DiffctlError when a worker
+    has failed; none outlives this process. UsageError for more ranks than images in a batch.
     """
-    if _is_told():
+    if _is_launched():
         _die_with_parent()
-        with _one_of_several(waiting, check) as group:
+        with _launched_rank(waiting, check) as group:
             yield group
     elif (count := process_count(train)) == 1:
         with acquire_device(waiting, check=check) as device:
@@ -82,54 +81,55 @@ def launch_ranks(
                 torch.cuda.set_device(device)
             yield ProcessGroup(device)
     else:
-        # Refused before anything starts.
+        # Raises before anything is started.
         ProcessGroup(torch.device("cpu"), 0, count).share(train.batch_size, train.PREFIX)
         with acquire_gpus(count, waiting, check):
             store = TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
-            first = ProcessGroup(_own_device(count), 0, count, store=store)
-            with _started(first, store, command):
-                yield first
+            group = ProcessGroup(_rank_device(count), 0, count, store=store)
+            with _started_workers(group, store, command):
+                yield group
 
 
 @contextmanager
-def _one_of_several(waiting: OnWait | None, check: Check | None) -> Iterator[ProcessGroup]:
-    """As the environment says; the first one of a machine holds the GPUs of all there."""
+def _launched_rank(waiting: OnWait | None, check: Check | None) -> Iterator[ProcessGroup]:
+    """Join as the rank in the environment; the first process of a machine locks all GPUs there."""
     store, rank, world = next(rendezvous("env://"))
     store.set(_present(rank), "")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    with acquire_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else here, waiting, check):
-        group = ProcessGroup(_own_device(here), rank, world, store=store)
-        _end_after_loss(group, RankFailed.exit_code, GRACE_SECONDS)
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    with acquire_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else local_world, waiting, check):
+        group = ProcessGroup(_rank_device(local_world), rank, world, store=store)
         try:
             with join_group(group, store):
                 yield group
         except RankFailed as error:
-            _end_blocked(group, error.exit_code)
+            if group.loss_blocks:
+                exit_now(str(error) if group.is_rank_zero else "", error.exit_code)
             raise
 
 
 @contextmanager
-def _started(first: ProcessGroup, store: TCPStore, command: Sequence[str]) -> Iterator[None]:
-    others = _Workers(first.world_size, command, store.port, first.over)
-    # Later than by who watches the others, which can say more of one that has ended.
-    _end_after_loss(first, DiffctlError.exit_code, 3 * GRACE_SECONDS)
+def _started_workers(group: ProcessGroup, store: TCPStore, command: Sequence[str]) -> Iterator[None]:
+    workers = _Workers(group.world_size, command, store.port, group.over)
     try:
-        others.meet(store)
-        with join_group(first, store):
+        workers.wait_ready(store)
+        with join_group(group, store):
             yield
-        others.wait()
+        workers.wait()
     except RankFailed as error:
-        _end_blocked(first, DiffctlError.exit_code)
-        raise DiffctlError(others.account() or str(error)) from error
+        message = workers.exit_report() or str(error)
+        if group.loss_blocks:
+            workers.stop()
+            exit_now(message, DiffctlError.exit_code)
+        raise DiffctlError(message) from error
     finally:
-        others.end()
+        workers.stop()
 
 
 class _Workers:
-    """The processes that this one started, ranks 1 and up.
+    """The processes that rank 0 has started: ranks 1 and up.
 
-    A thread watches them. It ends this process when one of them has failed and the main thread, waiting for
-    a GPU, does not come to notice.
+    A thread watches them. It ends this process when a worker has failed and the main thread, blocked in a
+    collective or by its GPU, does not notice.
     """
 
     def __init__(self, count: int, command: Sequence[str], port: int, over: threading.Event) -> None:
@@ -145,40 +145,40 @@ class _Workers:
                 command,
                 env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdin=subprocess.DEVNULL,
-                process_group=0,  # the first one alone is told to stop, and tells the others
+                process_group=0,  # signals go to rank 0 alone, which agrees on a stop with the others
             )
             for rank in range(1, count)
         ]
         self._over = over
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
-    def meet(self, store: TCPStore) -> None:
-        """Wait until all are there; RankFailed when one fails before."""
+    def wait_ready(self, store: TCPStore) -> None:
+        """Wait until all workers have joined the store; RankFailed when one fails before."""
         keys = [_present(rank) for rank in range(1, len(self._running) + 1)]
         while not store.check(keys):
             if any(process.poll() for process in self._running):
                 raise RankFailed("another process of this training failed at its start")
             time.sleep(POLL_SECONDS)
 
-    def account(self) -> str | None:
-        """A sentence about one that has failed, waiting a little for it; None when none has."""
+    def exit_report(self) -> str | None:
+        """Describe the worker that failed, after a short wait for it; None if none did."""
         deadline = time.monotonic() + GRACE_SECONDS
         while time.monotonic() < deadline:
             for rank, process in enumerate(self._running, start=1):
                 code = process.poll()
-                if code and code != RankFailed.exit_code:  # which says that it ended because of another one
+                if code and code != RankFailed.exit_code:  # the code of a rank that ended because of another
                     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
                     return (
                         f"process {rank} of the training's {len(self._running) + 1} ended with {how}, so all "
-                        "stop: the same command goes on from the saved state"
+                        "stop: the same command resumes from the saved state"
                     )
             time.sleep(POLL_SECONDS)
         return None
 
     def wait(self) -> None:
-        """Wait a while until all have ended as this one is about to; RankFailed when one fails at that.
+        """Wait for the workers of a finished training to end; RankFailed when one fails at that.
 
-        The training is finished: who does not end in time is left to `end`, and costs nothing of it.
+        A worker that does not end in time is left to `stop`.
         """
         self._over.set()
         for process in self._running:
@@ -186,8 +186,8 @@ class _Workers:
                 if process.wait(GRACE_SECONDS):
                     raise RankFailed("another process of this training failed at its end")
 
-    def end(self) -> None:
-        """Leave none behind: who does not end with this one is killed, for nothing of it is kept."""
+    def stop(self) -> None:
+        """Wait for the workers to end, and kill those that do not."""
         self._over.set()
         deadline = time.monotonic() + GRACE_SECONDS
         for process in self._running:
@@ -201,17 +201,22 @@ class _Workers:
         while not self._over.wait(POLL_SECONDS):
             if any(process.poll() for process in self._running):
                 if not self._over.wait(GRACE_SECONDS):
-                    print(
-                        f"diffctl: {self.account() or 'the other processes have ended'}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                    os._exit(1)
+                    exit_now(self.exit_report() or "the other processes have ended", DiffctlError.exit_code)
                 return
 
 
-def _is_told() -> bool:
-    """Whether the environment names this process one of several."""
+def exit_now(message: str, code: int) -> None:
+    """Print the message and end this process without clean-up, which could wait for a blocked GPU."""
+    if message:
+        print(f"diffctl: {message}", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the reader may be gone
+            stream.flush()
+    os._exit(code)
+
+
+def _is_launched() -> bool:
+    """Whether the environment makes this process one of several ranks."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
@@ -219,8 +224,8 @@ def _present(rank: int) -> str:
     return f"present/{rank}"
 
 
-def _own_device(local_world: int) -> torch.device:
-    """This process's GPU, or the CPU, whose cores the processes of a machine share evenly."""
+def _rank_device(local_world: int) -> torch.device:
+    """Return this rank's GPU, or the CPU, whose cores the ranks of a machine share evenly."""
     if device_kind() == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
@@ -230,41 +235,8 @@ def _own_device(local_world: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _end_blocked(group: ProcessGroup, code: int) -> None:
-    """Let this process end with that code as soon as it has said why, where its GPU waits for a lost one.
-
-    Python's own way out would destroy the process group, and wait for the GPU.
-    """
-    if group.loss_blocks:
-        atexit.register(_end_now, code)
-
-
-def _end_after_loss(group: ProcessGroup, code: int, grace: float) -> None:
-    """Have this process end with that code `grace` seconds after a loss that blocks its device at the latest.
-
-    Its own way out waits for the threads that feed the device, and those may wait for the device.
-    """
-
-    def end() -> None:
-        group.lost.wait()
-        time.sleep(grace)
-        if group.is_rank_zero:
-            print(f"diffctl: {GONE}", file=sys.stderr)
-        _end_now(code)
-
-    if group.loss_blocks:
-        threading.Thread(target=end, name="loss", daemon=True).start()
-
-
-def _end_now(code: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more
-            stream.flush()
-    os._exit(code)
-
-
 def _die_with_parent() -> None:
-    """Be killed with the process that started this one, even when that one is killed by SIGKILL."""
+    """Let the kernel kill this process together with the one that started it."""
     starter = os.environ.get(STARTED_BY, os.getppid())
     if not die_with_parent(int(starter)):
         raise DiffctlError("the training's first process has ended")

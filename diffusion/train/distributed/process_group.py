@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is among them, and the little that they tell each other."""
+"""The ranks that train together, and their collectives."""
 
 import re
 import socket
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from threading import Event
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,21 +15,21 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
-from diffusion.system.signals import StopRequest
-from diffusion.train.buckets import buckets
-from diffusion.train.checkpoint.lazy_tensors import LazyTensors, meta_tensors
 from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 
-COLLECTIVE_TIMEOUT = timedelta(
-    hours=2
-)  # of a collective; for what the first one does alone nobody waits in one
-# What gloo says of a broken connection in errors that have no type of their own, and NCCL in ones of a type
-# that its other errors share.
+if TYPE_CHECKING:
+    from diffusion.system.signals import StopRequest
+
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # longer work of rank 0 alone is waited for outside a collective
+BUCKET = 16 * 2**20  # numbers that are worked on at a time
+# Parts of gloo's messages for a broken connection, which has no error type, and of NCCL's, whose type it
+# shares with other errors.
 BROKEN = (
     "closed by peer",
     "closed by remote peer",
     "reset by peer",
-    "Broken pipe",
+    "Corrupted pipe",
     "Connection refused",
     "Connection timed out",
     "No route to host",
@@ -41,21 +41,41 @@ BROKEN = (
     "remote process exited",
 )
 
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
 
 class RankFailed(TemporaryError):
-    """Another process of the training has ended, so that this one cannot go on."""
+    """Another rank has ended, so that this one cannot continue."""
+
+
+def buckets(items: Sequence[Item], tensor_of: Callable[[Item], Tensor]) -> Iterator[list[Item]]:
+    """Yield the items in order, in lists whose tensors have one type and at most BUCKET numbers.
+
+    A single larger tensor is a list by itself.
+    """
+    bucket: list[Item] = []
+    size = 0
+    for item in items:
+        tensor = tensor_of(item)
+        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != tensor_of(bucket[0]).dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(item)
+        size += tensor.numel()
+    if bucket:
+        yield bucket
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among `world_size` ones that train together; alone, nothing is ever sent."""
+    """This process's rank among `world_size`; a single rank communicates with nothing."""
 
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    over: Event = field(default_factory=Event)  # set where this process ends the training by itself
-    lost: Event = field(default_factory=Event)  # set where a loss blocks what this process has on its device
-    store: Store | None = None  # where they met
+    over: Event = field(default_factory=Event)  # set when this process ends the training by itself
+    store: Store | None = None  # the store of the rendezvous
 
     @property
     def is_rank_zero(self) -> bool:
@@ -64,13 +84,13 @@ class ProcessGroup:
 
     @property
     def loss_blocks(self) -> bool:
-        """Whether work that is queued here never ends once another process is lost: a GPU's sums by NCCL."""
+        """Whether queued work hangs when another rank has failed: a GPU that waits in an NCCL collective."""
         return self.device.type == "cuda"
 
     def share(self, count: int, prefix: str = "") -> slice:
-        """This process's rows of `count`; shares differ by at most one row. UsageError when one gets none.
+        """Return this rank's rows of `count`; shares differ by at most one row.
 
-        `prefix` stands before the section `train` that says both numbers.
+        UsageError for an empty share, with `prefix` before the section `train`.
         """
         if count < self.world_size:
             raise UsageError(
@@ -80,7 +100,7 @@ class ProcessGroup:
         return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over the processes, the same bits on all of them."""
+        """Replace each tensor by its sum over the ranks, with the same bits on all of them."""
         if self.world_size > 1:
             with translate_dist_errors():
                 for bucket in buckets(tensors, lambda tensor: tensor):
@@ -90,59 +110,45 @@ class ProcessGroup:
                     for tensor, part in zip(bucket, parts, strict=True):
                         tensor.copy_(part.view(tensor.shape))
 
-    def begin_sum(self, tensor: Tensor) -> Callable[[], None]:
-        """Begin to replace the tensor by its sum over the processes; what is returned waits for that.
-
-        All processes begin theirs in the same order.
-        """
-        with translate_dist_errors():
-            work = dist.all_reduce(tensor, async_op=True)
-
-        def wait() -> None:
-            with translate_dist_errors():
-                work.wait()
-
-        return wait
-
     def all_reduce_min(self, number: int) -> int:
-        """The least of what the processes say."""
+        """Return the least of the ranks' numbers."""
         least = torch.tensor(number)
         if self.world_size > 1:
             with translate_dist_errors():
                 dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def gather(self, values: Tensor, share: slice, count: int) -> Tensor:
-        """`values` (n, this share's columns) among zeros, (n, count): to be summed over the processes."""
+    def pad_to_batch(self, values: Tensor, share: slice, count: int) -> Tensor:
+        """Return `values` (n, rows of this share) within zeros (n, count), to be summed over the ranks."""
         if self.world_size == 1:
             return values
-        whole = values.new_zeros(len(values), count)
-        whole[:, share] = values
-        return whole
+        padded = values.new_zeros(len(values), count)
+        padded[:, share] = values
+        return padded
 
-    def agree_on_stop(self, stop: StopRequest) -> None:
-        """Interrupted, on all processes at the same step, when a signal has reached one of them."""
+    def agree_on_stop(self, stop: "StopRequest") -> None:
+        """Raise Interrupted on all ranks at the same step if one of them has received a signal."""
         if self.world_size > 1:
             number = torch.tensor(stop.signal or 0)
             with translate_dist_errors():
                 dist.all_reduce(number, dist.ReduceOp.MAX)
             if not number:
-                return  # a signal that has arrived in the meantime is agreed upon after the next step
+                return  # a signal that arrived meanwhile is agreed on after the next step
             stop.signal = int(number)
         stop.raise_if_set()
 
     def broadcast_state(self, identity: str, saved: SavedState | None) -> SavedState | None:
-        """The first process's saved state, if it has one; DiffctlError on one whose training is another.
+        """Return rank 0's saved state, if it has one; DiffctlError on a rank with another `identity`.
 
-        That is said by its identity. All ask for the same tensors in the same order, each of which arrives
-        then, on the CPU, also on the first one.
+        All ranks must request the same tensors in the same order. Each tensor is broadcast on request and
+        arrives on the CPU.
         """
         if self.world_size == 1:
             return saved
         with translate_dist_errors():
-            held = meta_tensors(saved.tensors) if saved else {}
-            shapes = {name: (outline.shape, outline.dtype) for name, outline in held.items()}
-            first, shapes, values = _from_first((identity, shapes, saved.values if saved else None))
+            meta = meta_tensors(saved.tensors) if saved else {}
+            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in meta.items()}
+            first, shapes, values = _from_rank_zero((identity, shapes, saved.values if saved else None))
             if first != identity:
                 raise DiffctlError(
                     f"process {self.rank} on {socket.gethostname()} would train something else than the "
@@ -150,13 +156,13 @@ class ProcessGroup:
                 )
         if values is None:
             return None
-        return SavedState(_Shared(shapes, saved.tensors if saved and self.is_rank_zero else None), values)
+        return SavedState(_Broadcast(shapes, saved.tensors if saved and self.is_rank_zero else None), values)
 
 
-class _Shared(LazyTensors):
-    """The first process's tensors of these shapes and types: each is sent when all processes ask for it.
+class _Broadcast(LazyTensors):
+    """Rank 0's tensors of these shapes and types, broadcast from its `source` when all ranks request them.
 
-    The first one has the `source`. RankFailed when a process is out of reach.
+    RankFailed if a rank is out of reach.
     """
 
     def __init__(
@@ -171,7 +177,7 @@ class _Shared(LazyTensors):
 
     def __getitem__(self, name: str) -> Tensor:
         if self._source is None:
-            tensor = torch.empty_like(self.outlines[name], device="cpu")
+            tensor = torch.empty_like(self.meta[name], device="cpu")
         else:
             tensor = self._source[name].detach().cpu().contiguous()
         with translate_dist_errors():
@@ -179,10 +185,7 @@ class _Shared(LazyTensors):
         return tensor
 
 
-Value = TypeVar("Value")
-
-
-def _from_first(value: Value) -> Value:
+def _from_rank_zero(value: Value) -> Value:
     values = [value]
     dist.broadcast_object_list(values, 0)
     return values[0]
@@ -190,36 +193,36 @@ def _from_first(value: Value) -> Value:
 
 @contextmanager
 def translate_dist_errors() -> Iterator[None]:
-    """Turn torch's errors about a connection that broke into RankFailed; any other stays what it is."""
+    """Raise RankFailed for torch's errors about a broken connection; other errors pass unchanged."""
     try:
         yield
     except RuntimeError as error:
         if not is_broken_connection(error):
             raise
         raise RankFailed(
-            f"another process of this training has ended or is out of reach ({_in_short(error)}): the same "
-            "command goes on from the saved state"
+            f"another process of this training has ended or is out of reach ({_first_sentence(error)}): the "
+            "same command resumes from the saved state"
         ) from error
 
 
 def is_broken_connection(error: RuntimeError) -> bool:
-    """Whether another process or the store is out of reach: no mistake, and no lack of memory."""
+    """Whether another rank or the store is out of reach."""
     if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
         return True
     return any(mark in str(error) for mark in BROKEN)
 
 
-def _in_short(error: RuntimeError) -> str:
-    """The error's first sentence, without the place in gloo's source and its advice."""
+def _first_sentence(error: RuntimeError) -> str:
+    """Return the error's first sentence, without the line in gloo's source and its advice."""
     line = str(error).strip().partition("\n")[0]
     return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0]
 
 
 @contextmanager
 def join_group(group: ProcessGroup, store: Store) -> Iterator[ProcessGroup]:
-    """Join the processes that meet at `store`: NCCL between GPUs, gloo for what the hosts tell each other.
+    """Join the ranks that meet at `store`: NCCL between GPUs, gloo between hosts.
 
-    After a RankFailed that blocks the GPU the group is left as it is, for to destroy it is to wait for it.
+    After a RankFailed that blocks the GPU the group is not destroyed, since that would wait for the GPU.
     """
     device, world = group.device, group.world_size
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

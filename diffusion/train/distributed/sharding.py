@@ -1,13 +1,12 @@
-"""A training whose weights, averages and moments lie in shards, one a process (FSDP: 2304.11277).
+"""A training whose weights, averages and moments are sharded, one shard per rank (FSDP: 2304.11277).
 
-Every tensor is cut along its first dimension. torch's `fully_shard` puts a stage of the network together just
-before it computes, forward and back, and sums its gradients into the shards. All that is done to weights
-between two passes goes number by number, so each process does to its shard what one would do to all of it.
+Every tensor is split along its first dimension. torch's `fully_shard` gathers a stage of the network just
+before it computes, forward and backward, and sums its gradients into the shards. Everything else that happens
+to the weights is elementwise, so that each rank applies it to its shard.
 """
 
 import copy
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,135 +15,134 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusion.model.blocks import Stage
-from diffusion.train.checkpoint.lazy_tensors import LazyTensors, meta_tensors
 from diffusion.train.checkpoint.resumable import STEP_KEY
 from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.train_config import OptimisationConfig
 
 if TYPE_CHECKING:
-    from diffusion.train.loop import TrainState
+    from diffusion.train.train_step import TrainState
 
 CPU = torch.device("cpu")
 
-Moment = Callable[[nn.Parameter, Tensor], Tensor]
-"""What becomes of a parameter's moment."""
-
 
 def is_sharded(train: OptimisationConfig, group: ProcessGroup) -> bool:
-    """Whether the training lies in shards: where that is asked for, and there are several processes."""
+    """Whether the training is sharded: on request, and with several ranks."""
     return train.shard and group.world_size > 1
 
 
 def shard_units(network: nn.Module) -> list[nn.Module]:
-    """What is put together at a time: the network's stages, and last itself with all that is in none."""
+    """Return the modules that are gathered as a unit: the stages, and last the network for all else."""
     return [*(module for module in network.modules() if isinstance(module, Stage)), network]
 
 
 def shard_network(
     network: nn.Module, groups: Sequence[dict[str, Any]], group: ProcessGroup
 ) -> tuple["Shards", nn.Module, list[dict[str, Any]]]:
-    """The network's shards, a module whose weights are this process's, and the optimiser's groups of those.
+    """Shard the network in place on the group's device.
 
-    They lie on the group's device. The network itself goes on to compute, and is put together for that.
+    Returns its shards, a module whose parameters are this rank's shards, and the optimiser's groups of them.
+    The network itself remains the module that computes.
     """
-    bare, whole = _meta_copy(network), list(network.parameters())
-    _shard(network, group)
-    own = _with_parameters(bare, map(_local, network.parameters()))
-    places = dict(zip(whole, own.parameters(), strict=True))
-    return Shards(network, own, bare, group), own, _placed(groups, places)
+    from torch.distributed.device_mesh import init_device_mesh  # heavy, and unused by a single process
+    from torch.distributed.fsdp import fully_shard
+
+    meta, parameters = _meta_copy(network), list(network.parameters())
+    mesh = init_device_mesh(group.device.type, (group.world_size,))
+    for unit in shard_units(network):
+        sharded = fully_shard(unit, mesh=mesh)
+        sharded.set_gradient_divide_factor(1.0)  # each loss is a share of the batch's mean already
+        sharded.set_force_sum_reduction_for_comms(True)
+    local = _with_parameters(meta, map(_to_local, network.parameters()))
+    replacements = dict(zip(parameters, local.parameters(), strict=True))
+    return Shards(network, local, meta, group), local, _regroup(groups, replacements)
 
 
 class Shards:
-    """What sums the gradients of a state in shards, and gives the whole of it to who looks or saves.
+    """The shards of a training state: gradient sums, and gathering of the full state on rank 0.
 
-    It sums as OverlappedSums does where every process has all weights. What all processes must call gives the
-    whole to the first one; the others, which send their shards for it, get back their own. `computing` is the
-    network that computes, `own` has its shards as weights, and `bare` is what it is whole, without numbers.
+    `computing` is the network that computes, and `meta` the unsharded network on the meta device. The
+    gathering methods are collectives: they return full modules on rank 0, and the shards on other ranks.
     """
 
-    def __init__(self, computing: nn.Module, own: nn.Module, bare: nn.Module, group: ProcessGroup) -> None:
-        self.computing, self.bare, self._group = computing, bare, group
-        self._pairs = list(zip(own.parameters(), computing.parameters(), strict=True))
+    def __init__(self, computing: nn.Module, local: nn.Module, meta: nn.Module, group: ProcessGroup) -> None:
+        self.computing, self.meta, self._group = computing, meta, group
+        self._pairs = list(zip(local.parameters(), computing.parameters(), strict=True))
 
-    @contextmanager
-    def sending(self) -> Iterator[None]:
-        """Nothing more is done within it than elsewhere: every backward pass sums its own gradients."""
-        yield
-
-    def finish(self) -> None:
-        """Give the state's weights the gradients that the passes have summed."""
+    def take_gradients(self) -> None:
+        """Move the gradients, which the backward passes have summed, to the state's shards."""
         for shard, computing in self._pairs:
-            shard.grad = None if computing.grad is None else _local(computing.grad)
+            shard.grad = None if computing.grad is None else _to_local(computing.grad)
             computing.grad = None
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """The Euclidean norm of the gradients in all shards."""
+        """Return the Euclidean norm over the gradients of all shards."""
         squares = torch.nn.utils.get_total_norm(list(gradients)).square().to(self._group.device)
         self._group.all_reduce([squares])
         return squares.sqrt()
 
-    def networks(self, state: "TrainState") -> tuple[nn.Module, nn.Module]:
-        """The weights and their average, whole, on the first process's device; all processes call it."""
-        return self._whole(state.network, self._group.device), self.ema(state)
+    def gather_networks(self, state: "TrainState") -> tuple[nn.Module, nn.Module]:
+        """Return the full network and its EMA on rank 0's device."""
+        return self._gather_module(state.network, self._group.device), self.gather_ema(state)
 
-    def ema(self, state: "TrainState") -> nn.Module:
-        """The average alone, likewise."""
-        return self._whole(state.ema, self._group.device)
+    def gather_ema(self, state: "TrainState") -> nn.Module:
+        """Return the full EMA on rank 0's device."""
+        return self._gather_module(state.ema, self._group.device)
 
-    def whole(self, state: "TrainState") -> "TrainState":
-        """A copy of the state as one process has it, in the host's memory; all processes call it."""
-        network, ema = self._whole(state.network, CPU), self._whole(state.ema, CPU)
-        averages = nn.ModuleList(self._whole(average, CPU) for average in state.averages)
-        sizes = dict(zip(state.network.parameters(), self.bare.parameters(), strict=True))
-        optimizer = _moved(
+    def gather_state(self, state: "TrainState") -> "TrainState":
+        """Return a full copy of the state in rank 0's host memory."""
+        network, ema = self._gather_module(state.network, CPU), self._gather_module(state.ema, CPU)
+        profiles = nn.ModuleList(self._gather_module(profile, CPU) for profile in state.ema_profiles)
+        sizes = dict(zip(state.network.parameters(), self.meta.parameters(), strict=True))
+        optimizer = _move_optimizer(
             state.optimizer,
             dict(zip(state.network.parameters(), network.parameters(), strict=True)),
-            lambda parameter, moment: self._gathered(moment, sizes[parameter].shape),
+            lambda parameter, moment: self._gather(moment, sizes[parameter].shape),
         )
         return replace(
             state,
             network=network,
             ema=ema,
-            averages=averages,
+            ema_profiles=profiles,
             optimizer=optimizer,
             timesteps=copy.deepcopy(state.timesteps),
             shards=None,
             is_copy=True,
         )
 
-    def join(self, state: "TrainState") -> None:
-        """Let the state be whole again on the first process; all processes call it."""
-        whole = self.whole(state)
-        for part in ("network", "ema", "averages", "optimizer", "shards"):
-            setattr(state, part, getattr(whole, part))
+    def unshard(self, state: "TrainState") -> None:
+        """Replace the state's shards by the full tensors, on rank 0."""
+        full = self.gather_state(state)
+        for part in ("network", "ema", "ema_profiles", "optimizer", "shards"):
+            setattr(state, part, getattr(full, part))
 
-    def own(self, state: "TrainState", saved: SavedState) -> SavedState:
-        """The saved state, of whose weights and moments this process's rows come, each when it is asked for.
+    def shard_state(self, state: "TrainState", saved: SavedState) -> SavedState:
+        """Return the saved state with this rank's rows of weights and moments, loaded on request.
 
-        ValueError, on all processes alike, where one is of another size than this state's.
+        ValueError, on all ranks alike, for a tensor of another size.
         """
-        sizes = {name: parameter.shape for name, parameter in self.bare.named_parameters()}
-        places = ["network", "ema", *(f"averages.{number}" for number in range(len(state.averages)))]
-        shard_network = {f"{place}.{name}": size for place in places for name, size in sizes.items()}
-        order = dict(zip(state.network.parameters(), sizes.values(), strict=True))
-        learned = [order[weight] for one in state.optimizer.param_groups for weight in one["params"]]
+        sizes = {name: parameter.shape for name, parameter in self.meta.named_parameters()}
+        parts = ["network", "ema", *(f"ema_profiles.{number}" for number in range(len(state.ema_profiles)))]
+        sharded = {f"{part}.{name}": size for part in parts for name, size in sizes.items()}
+        by_weight = dict(zip(state.network.parameters(), sizes.values(), strict=True))
+        learned = [by_weight[weight] for one in state.optimizer.param_groups for weight in one["params"]]
         moments = {f"optimizer.{number}": size for number, size in enumerate(learned)}
-        for name, outline in meta_tensors(saved.tensors).items():
+        for name, tensor in meta_tensors(saved.tensors).items():
             parameter, _, moment = name.rpartition(".")
             if parameter in moments and moment != STEP_KEY:
-                shard_network[name] = moments[parameter]
-            if name in shard_network and outline.shape != shard_network[name]:
-                raise ValueError(f"{name} of {list(outline.shape)} is none of {list(shard_network[name])}")
-        return saved._replace(tensors=_Rows(saved.tensors, shard_network, self._group))
+                sharded[name] = moments[parameter]
+            if name in sharded and tensor.shape != sharded[name]:
+                raise ValueError(f"{name} has shape {list(tensor.shape)} instead of {list(sharded[name])}")
+        return saved._replace(tensors=_ShardedTensors(saved.tensors, sharded, self._group))
 
-    def _whole(self, shards: nn.Module, device: torch.device) -> nn.Module:
-        pairs = zip(shards.parameters(), self.bare.parameters(), strict=True)
-        whole = [self._gathered(shard, full.shape).to(device) for shard, full in pairs]
-        return _with_parameters(_meta_copy(shards), whole) if self._group.is_rank_zero else shards
+    def _gather_module(self, shards: nn.Module, device: torch.device) -> nn.Module:
+        pairs = zip(shards.parameters(), self.meta.parameters(), strict=True)
+        full = [self._gather(shard, whole.shape).to(device) for shard, whole in pairs]
+        return _with_parameters(_meta_copy(shards), full) if self._group.is_rank_zero else shards
 
-    def _gathered(self, shard: Tensor, size: torch.Size) -> Tensor:
-        """The whole tensor in the first process's memory; on the others the shard."""
+    def _gather(self, shard: Tensor, size: torch.Size) -> Tensor:
+        """Return the full tensor in rank 0's host memory; the shard on other ranks."""
         if not size or shard.ndim == 0:
             return shard.detach().to(CPU, copy=True)
         sent = shard.new_zeros(-(-size[0] // self._group.world_size), *size[1:])
@@ -156,42 +154,28 @@ class Shards:
         return torch.cat([part.cpu() for part in parts])[: size[0]] if parts else shard.detach()
 
 
-class _Rows(LazyTensors):
-    """Tensors of which this process's rows come, where they are named in `shard_network`."""
+class _ShardedTensors(LazyTensors):
+    """Tensors of which those named in `sharded` are reduced to this rank's rows."""
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor], shard_network: Container[str], group: ProcessGroup
-    ) -> None:
-        self._tensors, self._cut, self._group = tensors, shard_network, group
-        super().__init__({name: self._own(name, outline) for name, outline in meta_tensors(tensors).items()})
+    def __init__(self, tensors: Mapping[str, Tensor], sharded: Container[str], group: ProcessGroup) -> None:
+        self._tensors, self._sharded, self._group = tensors, sharded, group
+        super().__init__({name: self._local(name, tensor) for name, tensor in meta_tensors(tensors).items()})
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._own(name, self._tensors[name])
+        return self._local(name, self._tensors[name])
 
-    def _own(self, name: str, whole: Tensor) -> Tensor:
-        return shard_rows(whole, self._group) if name in self._cut else whole
-
-
-def shard_rows(whole: Tensor, group: ProcessGroup) -> Tensor:
-    """This process's rows of a tensor, none where it has fewer than there are processes; no copy."""
-    parts = whole.detach().chunk(group.world_size)
-    return parts[group.rank] if group.rank < len(parts) else whole.detach()[:0]
+    def _local(self, name: str, tensor: Tensor) -> Tensor:
+        return shard_rows(tensor, self._group) if name in self._sharded else tensor
 
 
-def _shard(network: nn.Module, group: ProcessGroup) -> None:
-    """Let the network be sharded, in place."""
-    from torch.distributed.device_mesh import init_device_mesh  # loads what one process never needs
-    from torch.distributed.fsdp import fully_shard
-
-    mesh = init_device_mesh(group.device.type, (group.world_size,))
-    for unit in shard_units(network):
-        sharded = fully_shard(unit, mesh=mesh)
-        sharded.set_gradient_divide_factor(1.0)  # a loss is its share of the whole batch's mean already
-        sharded.set_force_sum_reduction_for_comms(True)
+def shard_rows(tensor: Tensor, group: ProcessGroup) -> Tensor:
+    """Return a view of this rank's rows, none if the tensor has fewer rows than there are ranks."""
+    parts = tensor.detach().chunk(group.world_size)
+    return parts[group.rank] if group.rank < len(parts) else tensor.detach()[:0]
 
 
 def _meta_copy(network: nn.Module) -> nn.Module:
-    """A copy whose parameters have shapes and no numbers."""
+    """Return a copy with parameters on the meta device."""
     shapes = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
         for parameter in network.parameters()
@@ -199,34 +183,38 @@ def _meta_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, shapes)
 
 
-def _with_parameters(bare: nn.Module, tensors: Iterable[Tensor]) -> nn.Module:
-    """A copy that has these tensors, in order, as its parameters."""
-    filled, coming = copy.deepcopy(bare), iter(tensors)
+def _with_parameters(meta: nn.Module, tensors: Iterable[Tensor]) -> nn.Module:
+    """Return a copy with these tensors, in order, as its parameters."""
+    filled, coming = copy.deepcopy(meta), iter(tensors)
     for module in filled.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             module.register_parameter(name, nn.Parameter(next(coming), parameter.requires_grad))
     return filled
 
 
-def _local(parameter: Tensor) -> Tensor:
-    """What this process holds of a sharded parameter, or of its gradient; no copy."""
+def _to_local(parameter: Tensor) -> Tensor:
+    """Return a view of this rank's part of a sharded parameter or gradient."""
     with torch.no_grad():
         return parameter.to_local()  # type: ignore[attr-defined, no-any-return]
 
 
-def _placed(
-    groups: Sequence[dict[str, Any]], places: dict[nn.Parameter, nn.Parameter]
+def _regroup(
+    groups: Sequence[dict[str, Any]], replacements: dict[nn.Parameter, nn.Parameter]
 ) -> list[dict[str, Any]]:
-    """The same groups of the parameters in `places`, which stand for their own."""
-    return [{**group, "params": [places[parameter] for parameter in group["params"]]} for group in groups]
+    """Return the optimiser's groups with their parameters replaced."""
+    return [
+        {**group, "params": [replacements[parameter] for parameter in group["params"]]} for group in groups
+    ]
 
 
-def _moved(
-    optimizer: torch.optim.AdamW, places: dict[nn.Parameter, nn.Parameter], moment: Moment
+def _move_optimizer(
+    optimizer: torch.optim.AdamW,
+    replacements: dict[nn.Parameter, nn.Parameter],
+    convert: Callable[[nn.Parameter, Tensor], Tensor],
 ) -> torch.optim.AdamW:
-    """The same optimiser of the parameters in `places`, which stand for its own."""
-    moved = torch.optim.AdamW(_placed(optimizer.param_groups, places), fused=True)
-    for parameter, place in places.items():
+    """Return the same optimiser of replaced parameters, with each moment converted."""
+    moved = torch.optim.AdamW(_regroup(optimizer.param_groups, replacements), fused=True)
+    for parameter, replacement in replacements.items():
         if values := optimizer.state.get(parameter):
-            moved.state[place] = {name: moment(parameter, value) for name, value in values.items()}
+            moved.state[replacement] = {name: convert(parameter, value) for name, value in values.items()}
     return moved

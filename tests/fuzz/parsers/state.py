@@ -13,8 +13,8 @@ from diffusion.system.checksums import CHECKSUM_BYTES
 from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import SavedState, save_state
-from diffusion.train.loop import TrainState, new_state
 from diffusion.train.plan import plan_training
+from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 
 FILE = "state-000000003.sealed"
@@ -71,4 +71,4 @@ def parse(path: Path) -> None:
         warnings.simplefilter("always")
         if not RunDir(folder, "key").restore(_state()):
             raise DiffctlError(str(messages[0].message).replace(str(folder), ""))
-    _state().take_means()
+    _state().pop_means()

@@ -1,4 +1,4 @@
-"""pytest going on where an earlier call of it ended, without what has passed; what has failed comes last."""
+"""A pytest run that continues an earlier one: without passed tests, and with failed ones last."""
 
 import json
 import math
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
-class Going:
-    """A plugin of pytest that goes on with what has not passed `here`, for so many minutes, and keeps it."""
+class ResumableRun:
+    """A pytest plugin that runs the tests that have not passed `here`, within a time limit."""
 
     def __init__(self, path: Path, here: dict[str, str], minutes: float = math.inf) -> None:
         self.path, self.here, self.left = path, here, 0
@@ -27,14 +27,14 @@ class Going:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out what has passed, and take what has failed last."""
+        """Deselect passed tests, and run failed ones last."""
         done = [item for item in items if item.nodeid in self.passed]
         config.hook.pytest_deselected(items=done)
         rest = [item for item in items if item.nodeid not in self.passed]
         items[:] = sorted(rest, key=lambda item: item.nodeid in self.failed)
 
     def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
-        """Begin no test when the time is over."""
+        """Start no test after the time limit."""
         if time.monotonic() < self._until:
             return None
         self.left += 1
@@ -44,7 +44,7 @@ class Going:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """A test that lacks a package is skipped."""
+        """Skip a test that lacks a package."""
         report = yield
         return _skipped(report, call.excinfo.value if call.excinfo else None)
 
@@ -52,13 +52,13 @@ class Going:
     def pytest_make_collect_report(
         self, collector: pytest.Collector
     ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-        """As is a module of tests that does."""
+        """Skip a test module that lacks a package."""
         report = yield
         excinfo = report.call.excinfo if report.call else None
         return _skipped(report, excinfo.value.__cause__ if excinfo else None)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test came to, which it does with its call, unless its end fails."""
+        """Record a test's result: that of its call, or a failed teardown."""
         name = report.nodeid
         if report.failed or (report.when == "call" and report.passed):
             for names in (self.passed, self.failed):
@@ -69,7 +69,7 @@ class Going:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file has kept; nothing where it is none of these, or cut off."""
+    """Return the record in a file; nothing if it is missing or invalid."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         return kept if {"here", "passed", "failed"} <= set(kept) else {}
@@ -78,7 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _skipped(report: Report, error: BaseException | None) -> Report:
-    """The report, as one of what was skipped where another project's package was missing."""
+    """Return the report, as skipped if a third-party package is missing."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         if not (ROOT / package).exists():
@@ -87,12 +87,12 @@ def _skipped(report: Report, error: BaseException | None) -> Report:
     return report
 
 
-def run(going: Going, arguments: list[str]) -> int:
-    """Run pytest with the plugin and tell what is left; 0 where nothing failed."""
-    ended = int(pytest.main(["-rs", *arguments], plugins=[going]))
-    print(f"{len(going.passed)} passed so far, as {going.path} has it.", end=" ")
-    if going.left:
-        print(f"{going.left} are left: the same command goes on with them.", end=" ")
+def run(session: ResumableRun, arguments: list[str]) -> int:
+    """Run pytest with the plugin and print what is left; return 0 if nothing failed."""
+    ended = int(pytest.main(["-rs", *arguments], plugins=[session]))
+    print(f"{len(session.passed)} tests have passed, as recorded in {session.path}.", end=" ")
+    if session.left:
+        print(f"{session.left} are left: the same command continues with them.", end=" ")
     print()
-    nothing_left = ended == pytest.ExitCode.NO_TESTS_COLLECTED and going.passed
+    nothing_left = ended == pytest.ExitCode.NO_TESTS_COLLECTED and session.passed
     return 0 if nothing_left else ended

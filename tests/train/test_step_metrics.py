@@ -1,13 +1,13 @@
-"""The loss by timestep quartile, over windows in which steps draw unequal numbers of images."""
+"""The loss by timestep quartile, over windows of steps with unequal numbers of images."""
 
 import pytest
 import torch
 
-from diffusion.train.loss_by_timestep import quartile_sums, with_quartile_means
+from diffusion.train.step_metrics import quartile_sums, with_quartile_means
 
 
 @pytest.mark.parametrize("timesteps", [4, 10, 1000])
-def test_every_image_counts_once_in_its_quarter(timesteps: int) -> None:
+def test_every_image_counts_once_in_its_quartile(timesteps: int) -> None:
     index = torch.arange(timesteps)
     sums = quartile_sums(torch.ones(timesteps), index, timesteps)
     counts = [sums[f"loss_q{quartile}.count"].item() for quartile in range(4)]
@@ -16,7 +16,7 @@ def test_every_image_counts_once_in_its_quarter(timesteps: int) -> None:
     assert quartile_sums(torch.ones(1), torch.tensor([timesteps - 1]), timesteps)["loss_q3.count"] == 1
 
 
-def test_a_windows_mean_is_over_its_images_not_its_steps() -> None:
+def test_the_mean_of_a_window_is_over_images_not_steps() -> None:
     first = quartile_sums(torch.tensor([1.0, 2.0, 3.0, 8.0]), torch.tensor([0, 1, 2, 99]), 100)
     second = quartile_sums(torch.tensor([6.0, 4.0]), torch.tensor([24, 60]), 100)
     totals = {name: (first[name] + second[name]).item() / 2 for name in first} | {"loss": 0.5}

@@ -1,0 +1,97 @@
+"""The training of a classifier of noised images: its plan, and cross-entropy at uniform t (ADM, sec. 4.1)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import Tensor
+
+from diffusion.code_digest import CodeSince, code_since
+from diffusion.model.classifier import Classifier, ClassifierArtefact
+from diffusion.model.model_config import NetworkSpec
+from diffusion.model.unet_config import UNetSpec
+from diffusion.process.denoiser_output import Network
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.system.errors import UsageError
+from diffusion.system.section import explain
+from diffusion.train.batch import Batch
+from diffusion.train.plan import (
+    Objective,
+    Purposes,
+    TrainPlan,
+    artefact_values,
+    make_data_card,
+    resolve_precision,
+    training_code,
+)
+from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
+
+
+class ClassifierPlan(TrainPlan):
+    """The plan of a classifier."""
+
+    OBJECTIVE = "diffusion.train.classifier_training:CLASSIFIER"
+
+    kind: Literal["classifier"] = "classifier"
+    network: UNetSpec
+    train: ClassifierTrainConfig
+
+
+def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: torch.device) -> ClassifierPlan:
+    """Plan a classifier's training on a training split with this `meta`; UsageError if they do not fit.
+
+    Its images are noised by the model's process.
+    """
+    section, count = config.classifier, len(meta["classes"])
+    if section is None:
+        raise UsageError("params.yaml has no classifier section: give it one with model and train")
+    if count < 2:
+        raise UsageError(f"a classifier needs at least two classes, and {meta['name']} has {count}")
+    try:
+        network = UNetSpec(
+            **{**section.model.model_dump(), "class_cond": True},
+            image_size=meta["image_size"],
+            in_channels=meta["channels"],
+            out_channels=count,
+            num_classes=count,
+        )
+    except ValidationError as error:
+        raise UsageError(explain(error, "params.yaml with this data: classifier.model", UNetSpec)) from None
+    return ClassifierPlan(
+        network=network,
+        process=config.process,
+        train=section.train,
+        data=make_data_card(meta, config.data.flip, labelled=True),
+        step=section.train.steps,
+        precision=resolve_precision(section.train.precision, device),
+        code=(code_since(0, training_code(ClassifierPlan, config.process, network)),),
+    )
+
+
+def _network(spec: NetworkSpec) -> Classifier:
+    assert isinstance(spec, UNetSpec), "a classifier is the encoder of a U-Net"
+    return Classifier(spec)
+
+
+def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
+    """Return each image's cross-entropy in nats and whether its class is the likeliest, (B,) each."""
+    assert batch.labels is not None, "plan_classifier() refuses data without classes"
+    x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
+    logits = network(x_t, batch.index.to(x_t.device), None)
+    hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
+    return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
+
+
+def _timesteps(process: NoiseProcess) -> UniformSampler:
+    return UniformSampler(process.timesteps)
+
+
+def _artefact(plan: TrainPlan, code: Sequence[CodeSince]) -> ClassifierArtefact:
+    return ClassifierArtefact.model_validate(artefact_values(plan, code))
+
+
+PURPOSES = Purposes("classifier", "classifier weights", "classifier dropout")
+CLASSIFIER = Objective(_network, _losses, _timesteps, PURPOSES, _artefact)
