@@ -149,9 +149,9 @@ def _of_extractor(
     for key in ("weights", "weights_sha256", "statistics"):
         if after.get(key) and after[key] == before.get(key):
             yield ("evaluate", key), None, reason
-    also = [one for one in after.get("extra_extractors") or () if one["extractor"] != name]
-    if len(also) < len(after.get("extra_extractors") or ()):
-        yield ("evaluate", "extra_extractors"), also, f"{name} is evaluate.extractor"
+    rest = [one for one in after.get("extra_extractors") or () if one["extractor"] != name]
+    if len(rest) < len(after.get("extra_extractors") or ()):
+        yield ("evaluate", "extra_extractors"), rest, f"{name} is evaluate.extractor"
 
 
 def _changes(before: Mapping[str, Any], after: Sections, sources: Mapping[str, str]) -> Iterator[Change]:

@@ -52,13 +52,12 @@ _NamedSpace = Annotated[Space, BeforeValidator(_by_name)]
 class EvaluateConfig(Section):
     """Scores against the prepared data's `reference` split, by features of `extractor`.
 
-    The fields `weights`, `weights_sha256` and `statistics` are as in `Space`.
-    `extra_extractors` lists further feature spaces, each a name or a mapping; only the first ranks cells.
-    `batch_size` is the number of
-    images at a time, None for one that suits the device. `confidence_intervals` adds them to scores. At most
-    `prc_images` images of each set are compared pairwise for precision, recall and memorisation;
-    `prc_samples` is another limit for the samples. `protocol` names a paper's protocol. It changes no score;
-    `diffctl check` and the report list the mismatches.
+    The fields `weights`, `weights_sha256` and `statistics` are as in an entry of `extra_extractors`, which
+    lists further feature spaces, each a name or a mapping. Only the first space ranks cells. `batch_size` is
+    the number of images at a time, None for one that suits the device. `confidence_intervals` adds intervals
+    to scores. At most `prc_images` images of each set are compared pairwise for precision, recall and
+    memorisation; `prc_samples` is another limit for the samples. `protocol` names a paper's protocol. It
+    changes no score; `diffctl check` and the report list the mismatches.
     """
 
     extractor: ExtractorName = "effnet-lite0-64"
@@ -84,6 +83,6 @@ class EvaluateConfig(Section):
         seen = {self.extractor}
         for space in self.extra_extractors:
             if space.extractor in seen:
-                raise ValueError(f"also lists {space.extractor}, which is already an extractor")
+                raise ValueError(f"extra_extractors lists {space.extractor}, which is already an extractor")
             seen.add(space.extractor)
         return self

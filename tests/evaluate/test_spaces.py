@@ -43,7 +43,7 @@ def sections():
     return {
         "first": configured().evaluate,
         "further": configured(extractor=FURTHER).evaluate,
-        "both": configured(also=[FURTHER]).evaluate,
+        "both": configured(extra_extractors=[FURTHER]).evaluate,
     }
 
 
@@ -149,12 +149,12 @@ def test_space_may_have_its_own_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "also",
+    "extra",
     [[FIRST], [FURTHER, FURTHER], ["resnet"], [{"extractor": FURTHER, "weight": "x"}], [7], [FURTHER] * 9],
 )
-def test_invalid_space_is_refused(also):
+def test_invalid_space_is_refused(extra):
     with pytest.raises(UsageError, match="extra_extractors"):
-        validate(EvaluateConfig, {"extra_extractors": also}, "params.yaml")
+        validate(EvaluateConfig, {"extra_extractors": extra}, "params.yaml")
 
 
 @pytest.fixture
@@ -167,10 +167,10 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-@pytest.mark.parametrize("also", [INCEPTION.name, {"extractor": INCEPTION.name, "weights": "nowhere.pth"}])
-def test_missing_weights_are_refused_before_any_work(made, tmp_path, offline, also):
+@pytest.mark.parametrize("extra", [INCEPTION.name, {"extractor": INCEPTION.name, "weights": "nowhere.pth"}])
+def test_missing_weights_are_refused_before_any_work(made, tmp_path, offline, extra):
     calls = []
-    config = configured(also=[also])
+    config = configured(extra_extractors=[extra])
     with pytest.raises(DiffctlError, match=r"Network is unreachable|no file with weights") as caught:
         make_reference(
             config.evaluate, made / "prepared", tmp_path / "r", lambda *numbers: calls.append(numbers)
