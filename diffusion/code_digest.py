@@ -1,8 +1,11 @@
-"""The code that decides numbers, by digest: what other code has made is not taken for this code's work.
+"""Digests of the code that changes results: results of other code are not reused.
 
-A digest is of a module's syntax tree as diffusion/system/syntax.py writes it. Imports within this package are
-followed, also those inside functions; what is named only by a registry's text is not, so that an entry that
-was not chosen decides nothing. Modules in NEUTRAL change no number and are neither read nor followed.
+A digest hashes the syntax tree of a module (diffusion/system/syntax.py). Imports within this package are
+followed, also those inside functions. Modules that a registry names by text are not followed, so that an
+entry that was not chosen changes no digest.
+
+Neutral are the packages system and downloads, the modules directly in diffusion/, and every module with the
+line `CHANGES_RESULTS = False`. They are neither hashed nor followed.
 """
 
 import ast
@@ -18,70 +21,15 @@ from diffusion.system.syntax import imported_modules, normalized_syntax
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(__file__).parent.name
 
-# Modules that decide no number, or only by values that stand in a fingerprint by themselves.
-NEUTRAL = {
-    "diffusion.code_digest": "this",
-    "diffusion.config": "its values stand in the fingerprint",
-    "diffusion.data.data_config": "its values stand in the fingerprint",
-    "diffusion.data.source_registry": "names modules, of which the chosen one is counted",
-    "diffusion.data.problems": "lists what was left out",
-    "diffusion.data.sources.kaggle": "what comes is listed with the data",
-    "diffusion.downloads.cache": "names a folder",
-    "diffusion.downloads.fetch": "what comes is checked by its SHA-256",
-    "diffusion.evaluate.evaluate_config": "its values stand in what is found by them",
-    "diffusion.evaluate.features.extractor_weights": "what it reads is checked by its SHA-256",
-    "diffusion.images.store_meta": "names what a store says of itself",
-    "diffusion.images.verified": "looks whether images changed",
-    "diffusion.layout": "names places",
-    "diffusion.model.model_config": "its values stand in the fingerprint",
-    "diffusion.model.weights_header": "refuses weights of another network",
-    "diffusion.model.model_file": "writes and reads what others computed; a model's tensors have a digest",
-    "diffusion.model.presets": "its values stand in the fingerprint",
-    "diffusion.model.network_registry": "names modules, of which the chosen one is counted",
-    "diffusion.process.process_config": "its values stand in the fingerprint",
-    "diffusion.process.process_registry": "names modules, of which the chosen one is counted",
-    "diffusion.protocol.extractors": "names modules, of which the chosen one is counted",
-    "diffusion.protocol.samplers": "names modules, of which the chosen one is counted",
-    "diffusion.protocol.settings": "its values stand in the fingerprint",
-    "diffusion.protocol.sample_sections": "its values stand in the card",
-    "diffusion.sample.nan_guard": "refuses numbers that are none",
-    "diffusion.system.malloc": "keeps freed memory",
-    "diffusion.system.npy_files": "reads what others computed",
-    "diffusion.system.registry_section": "its values stand in the fingerprint",
-    "diffusion.system.devices": "holds a device",
-    "diffusion.system.json_files": "reads what others wrote",
-    "diffusion.system.errors": "names what went wrong",
-    "diffusion.system.files": "writes whole files",
-    "diffusion.system.limits": "bounds what may be asked for",
-    "diffusion.system.locks": "waits",
-    "diffusion.system.machine_memory": "measures the machine",
-    "diffusion.system.params": "its values stand in the fingerprint",
-    "diffusion.system.regular_files": "refuses what is no plain file",
-    "diffusion.system.renamed": "reads what earlier versions wrote",
-    "diffusion.system.references": "loads the module that is named",
-    "diffusion.system.checksums": "tells what changed after it was written",
-    "diffusion.system.section": "its values stand in the fingerprint",
-    "diffusion.system.signals": "stops",
-    "diffusion.system.syntax": "reads code",
-    "diffusion.system.threads": "where the work is done, and joined in its order",
-    "diffusion.system.device_transfer": "moves what others computed",
-    "diffusion.train.checkpoint.state_files": "writes and reads states",
-    "diffusion.train.checkpoint.tensor_stream": "writes and reads the tensors of states",
-    "diffusion.train.distributed.rank_zero": "waits",
-    "diffusion.train.observers": "observes a training",
-    "diffusion.train.plan": "its values are in the fingerprint",
-    "diffusion.train.step_memory": "chooses a micro-batch, which counts as rounding",
-    "diffusion.train.step_metrics": "means for the log",
-    "diffusion.train.train_config": "its values are in the fingerprint",
-    "diffusion.train.validation_loss": "observes a training",
-}
+NEUTRAL_PACKAGES = ("system", "downloads")
+MARKER = "CHANGES_RESULTS = False"
 
 ModuleDigests = dict[str, str]
-"""Module names and the digests of their trees, 16 hex digits each."""
+"""Module names and the digests of their syntax trees, 16 hex digits each."""
 
 
 class CodeSince(Section):
-    """By which code a training made its steps from `step` on: the code's digest, and torch's version."""
+    """The code of a training from `step` on: its digest, and torch's version."""
 
     step: int
     digest: str
@@ -90,10 +38,10 @@ class CodeSince(Section):
 
 @cache
 def module_digests(*roots: str) -> ModuleDigests:
-    """The modules that `roots` compute by, themselves included, but for the neutral ones.
+    """Return the digests of `roots` and of the modules that they import, without neutral ones.
 
-    The roots are imported first, so that what runs later is what was read, whatever is edited meanwhile. Read
-    once a process: a sweep asks for every cell, and nobody changes what is returned.
+    The roots are imported first, so that later edits change neither the running code nor the digest. The
+    result is computed once a process and must not be changed.
     """
     found: ModuleDigests = {}
     todo = list(roots)
@@ -109,23 +57,23 @@ def module_digests(*roots: str) -> ModuleDigests:
 
 
 def code_digest(code: ModuleDigests) -> str:
-    """16 hex digits for the whole of it."""
+    """Return 16 hex digits for all modules together."""
     return _digest("\n".join(f"{name} {digest}" for name, digest in sorted(code.items())))
 
 
 def code_since(step: int, code: ModuleDigests) -> CodeSince:
-    """This code with the installed torch, from `step` on."""
+    """Return this code with the installed torch, from `step` on."""
     return CodeSince(step=step, digest=code_digest(code), torch=torch_version())
 
 
 def torch_version() -> str:
-    """The installed torch's version, such as 2.13.0, without its build, which stands for a kind of device."""
+    """Return the installed torch's version without its build, such as 2.13.0."""
     return version("torch").partition("+")[0]
 
 
 @cache
 def library_version() -> str:
-    """The torch version and a digest of diffusion/: equal where equal images come from equal settings."""
+    """Return a digest of diffusion/ and torch's version: if equal, equal settings give equal images."""
     root = ROOT / PACKAGE
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
@@ -134,26 +82,28 @@ def library_version() -> str:
 
 
 def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
-    """The files, such as train/loader.py, of modules that differ, came or went, in order."""
+    """Return the files of changed, new and removed modules, such as train/loader.py, in order."""
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py" for name in names]
 
 
 def is_neutral(name: str) -> bool:
-    """Whether a module, or a package that it lies in, is listed as neutral."""
+    """Return whether a module of this package changes no result, by the rule at the top of this file."""
     parts = name.split(".")
-    return any(".".join(parts[:length]) in NEUTRAL for length in range(1, len(parts) + 1))
+    if len(parts) < 3 or parts[1] in NEUTRAL_PACKAGES:
+        return module_file(name) != ROOT.joinpath(*parts, "__init__.py")
+    return any(ast.unparse(node) == MARKER for node in module_tree(name).body)
 
 
 def module_file(name: str) -> Path | None:
-    """The file of a module of this project, None when the name is no module of it."""
+    """Return the file of a module of this project; None for any other name."""
     base = ROOT.joinpath(*name.split("."))
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
 
 
 @cache
 def module_tree(name: str) -> ast.Module:
-    """A module's syntax tree."""
+    """Return a module's syntax tree."""
     file = module_file(name)
     if file is None:
         raise ValueError(f"there is no module {name}")
@@ -161,7 +111,7 @@ def module_tree(name: str) -> ast.Module:
 
 
 def modules_of(tree: ast.AST) -> set[str]:
-    """The modules of this package that a tree imports; a package's own only where it holds code."""
+    """Return the modules of this package that a tree imports; an `__init__` only if it holds code."""
     found = set()
     for name in imported_modules(tree):
         parts = name.split(".")
@@ -174,7 +124,7 @@ def modules_of(tree: ast.AST) -> set[str]:
 
 
 def has_code(name: str) -> bool:
-    """Whether a module holds more than its docstring."""
+    """Return whether a module holds more than its docstring."""
     return len(module_tree(name).body) > 1
 
 

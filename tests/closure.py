@@ -18,7 +18,6 @@ STAGES = ROOT / "cli/stages"
 GRAPH = ROOT / "dvc.yaml"
 LIBRARY = "diffusion"
 REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
-CODE = ROOT / "diffusion/code_digest.py"
 
 
 def with_assets(file: Path) -> set[Path]:
@@ -62,8 +61,7 @@ def closure(files: set[Path]) -> set[Path]:
         file = todo.pop()
         if file not in seen:
             seen.add(file)
-            if file != CODE:  # it names modules to leave them out
-                todo.extend(files_of(parse(file)))
+            todo.extend(files_of(parse(file)))
     return {needed for file in seen for needed in with_assets(file)}
 
 

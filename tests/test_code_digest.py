@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from diffusion.code_digest import (
-    NEUTRAL,
     changed_modules,
     code_digest,
+    is_neutral,
     module_digests,
-    module_file,
     modules_of,
 )
 from diffusion.model.model_file import read_artefact, save_artefact
@@ -148,8 +147,19 @@ def test_what_may_change_a_result_changes_the_digest(old: str, new: str) -> None
     assert normalized_syntax(ast.parse(CODE.replace(old, new))) != normalized_syntax(ast.parse(CODE))
 
 
-def test_neutral_modules_are_there_and_have_a_reason() -> None:
-    assert all(module_file(name) and reason for name, reason in NEUTRAL.items())
+@pytest.mark.parametrize(
+    ("name", "neutral"),
+    [
+        ("diffusion.system.locks", True),
+        ("diffusion.downloads.cache", True),
+        ("diffusion.layout", True),
+        ("diffusion.model.model_file", True),
+        ("diffusion.model.unet", False),
+        ("diffusion.protocol.spacing", False),
+    ],
+)
+def test_a_module_is_neutral_by_its_package_or_its_marker(name: str, neutral: bool) -> None:
+    assert is_neutral(name) is neutral
 
 
 def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:

@@ -10,6 +10,8 @@ from diffusion.system.references import check_name
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import FilePath, Side
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 class DataConfig(RegistrySection):
     """Which images, from where, at which size.

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import write_text
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 SHOWN = 3  # paths of each kind in a sentence
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusion.data.data_config import DataConfig
     from diffusion.data.source import Source
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 @dataclass(frozen=True)
 class SourceEntry:

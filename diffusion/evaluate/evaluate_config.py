@@ -11,6 +11,8 @@ from diffusion.system.limits import MAX_NEIGHBOURS
 from diffusion.system.references import check_name
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
 

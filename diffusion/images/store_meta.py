@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
 MAX_ANCESTORS = 100  # of the lineage, nearest first
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

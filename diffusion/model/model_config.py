@@ -10,6 +10,8 @@ from diffusion.system.references import check_name
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, Probability, Side
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 AUGMENTATION_NUMBERS = 9  # that tell a network how its image was transformed (2206.00364, table 6)
 MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 

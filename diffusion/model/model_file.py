@@ -31,6 +31,8 @@ from diffusion.system.malloc import keep_freed_memory
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 METADATA_KEY = "diffctl"
 
 Text = Annotated[str, Field(max_length=1000)]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from diffusion.model.model_config import NetworkSpec
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 @dataclass(frozen=True)
 class ModelEntry:

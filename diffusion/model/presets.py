@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 @dataclass(frozen=True)
 class Preset:

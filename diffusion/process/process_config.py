@@ -12,6 +12,8 @@ from diffusion.system.references import check_name
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diffusion.process.noise_process import NoiseProcess
     from diffusion.process.process_config import ProcessConfig
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 @dataclass(frozen=True)
 class ProcessEntry:

@@ -15,6 +15,8 @@ from diffusion.system.references import load_reference, reference_module
 if TYPE_CHECKING:
     from torch import nn
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 INSTALL = "pip install 'diffctl[extractors]'"  # what brings the packages that some need
 COMMON = ("floor", "excess", "memorisation")  # scores that bear the same name whoever sees the images
 MAX_SPACES = 8  # in which the same images are scored beside the first one

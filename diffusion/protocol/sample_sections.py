@@ -17,6 +17,8 @@ from diffusion.system.section import (
     Unique,
 )
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 
 

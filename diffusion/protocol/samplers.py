@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from diffusion.protocol.settings import SampleSettings
     from diffusion.sample.sampler import Sampler
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 Noise = Literal["small", "large", "learned"]
 
 

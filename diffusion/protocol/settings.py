@@ -30,6 +30,8 @@ from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
 from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 def _deterministic_samplers() -> list[str]:
     return [name for name, entry in SAMPLERS.items() if not entry.stochastic]

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from diffusion.system.errors import DiffctlError
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 
 class NonFiniteError(DiffctlError):
     """A prediction, or what was computed from it, is NaN or infinite."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from diffusion.process.timestep_samplers import UniformSampler
     from diffusion.train.batch import Batch
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 # Fields of `train` that are not part of the fingerprint: when to observe, and how to fit the machine. The
 # latter change sums by rounding.
 OBSERVATION_FIELDS = {"log_every", "save_every", "val_every", "val_images", "preview_every"}

@@ -21,6 +21,8 @@ from diffusion.system.machine_memory import machine_memory
 from diffusion.system.threads import single_thread
 from diffusion.train.distributed.sharding import shard_units
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
 TRAIN_BYTES = 20  # per parameter: weight, EMA, gradient and Adam's two moments, in fp32

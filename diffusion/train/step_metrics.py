@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 MAX_LAG = 8  # steps that the host may be ahead of a GPU
 QUARTILES = 4
 QUARTILE_NAMES = tuple(f"loss_q{quartile}" for quartile in range(QUARTILES))

@@ -21,6 +21,8 @@ from diffusion.train.batch import Batch
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.step_metrics import QUARTILE_NAMES, quartile_sums, with_quartile_means
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 MAX_BATCH = 64
 PREFIX = "val_"  # of the losses' names in the curve
 LOSS = f"{PREFIX}loss"

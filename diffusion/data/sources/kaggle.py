@@ -9,6 +9,8 @@ from diffusion.downloads.cache import cache_root
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 Kind = Literal["datasets", "competitions"]
 HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
 

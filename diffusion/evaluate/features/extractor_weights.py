@@ -20,6 +20,8 @@ from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.references import load_reference
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 A_PROGRAM = "it is a TorchScript archive, which is a program: save its state_dict() with torch.save"
 
 

@@ -24,6 +24,8 @@ from diffusion.system.machine_memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
 from diffusion.train.checkpoint.tensor_stream import StoredTensors, without_prefix, write_tensors
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 KEPT_STATES = 2
 PREFIX, SUFFIX = "state-", ".sealed"
 QUARANTINED = "damaged-"  # name prefix of a damaged state, which the next successful save removes

@@ -15,6 +15,8 @@ from diffusion.model.weights_header import DTYPE_NAMES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import parse_json
 
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 MAX_HEADER_BYTES = 64 * 2**20  # a tensor takes about a hundred bytes
 MAX_NUMBERS = 2**50  # of a tensor, empty dimensions left out: what torch can count
