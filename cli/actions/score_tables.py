@@ -49,7 +49,7 @@ def _rows(extractor: str, one: dict[str, Any], named: bool) -> Iterator[tuple[st
     shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
     for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
         if name in scores:
-            label = spec.named_beside(name) if named else name
+            label = spec.qualified(name) if named else name
             real = f"{floor[name]:.5g}" if name in floor else ""
             yield label, f"{scores[name]:.5g}", _interval(scores, name), real
 

@@ -101,7 +101,7 @@ def check_protocol(project: Project) -> Iterator[Finding]:
         yield Finding("warning", subject, str(mismatch), remedy)
     if not found:
         yield Finding("ok", subject, f"as {PROTOCOLS[name].paper}")
-    for note in PROTOCOLS[name].besides:
+    for note in PROTOCOLS[name].remarks:
         yield Finding("ok", subject, note)
 
 

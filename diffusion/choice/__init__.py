@@ -1,1 +1,1 @@
-"""Which cell, and which model, is better, by scores of one protocol. It loads no torch."""
+"""Selection of cells and models by scores of one protocol. This package loads no torch."""

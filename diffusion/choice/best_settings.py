@@ -1,4 +1,4 @@
-"""Settings to sample with out of a model's own sweep: those of its best cell, or of the best for a budget."""
+"""Sampling settings from a model's sweep: those of the best cell, or of the best cell for a budget."""
 
 from diffusion.choice.document_slices import model_scores
 from diffusion.choice.selection import pareto_front, recommended
@@ -13,10 +13,10 @@ from diffusion.system.section import validate
 def budget_settings(
     scores: ScoresDocument, budget: int, seed: int, model: object, sha256: str
 ) -> SampleSettings:
-    """The settings of the cell that is best for at most `budget` network evaluations, with another seed.
+    """Return the settings of the best cell for an NFE of at most `budget`, with another seed.
 
-    UsageError when no cell is that cheap, or when the scores are not of `model`, whose model_sha256 is
-    `sha256`, or of what other code sampled.
+    UsageError if no cell is that cheap, if the scores are not those of `model` with the model_sha256
+    `sha256`, or if other code sampled them.
     """
     cells = scores_for(scores, model, sha256).cells
     choice = recommended(cells, budget)
@@ -30,19 +30,19 @@ def budget_settings(
 
 
 def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
-    """The settings of the cell that ranks first, with another seed."""
+    """Return the settings of the best cell, with another seed."""
     name = scores.best.cell
     return settings_of(scores.cells[name], name, seed)
 
 
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:
-    """What a cell's card says of how it was sampled, with another seed; UsageError where it does not fit."""
+    """Return the settings in a cell's card, with another seed; UsageError if they are invalid."""
     known = {key: cell.card[key] for key in SampleSettings.model_fields if key in cell.card}
     return validate(SampleSettings, {**known, "seed": seed}, f"the card of {name} does not fit")
 
 
 def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocument:
-    """Those of the scores that are the model's; UsageError without any, or of images that other code made."""
+    """Return the model's part of the scores; UsageError without any, or if other code sampled the images."""
     own = model_scores(scores, sha256)
     if own is None:
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")

@@ -1,8 +1,8 @@
-"""How sure a score of a document is, and whether two scores differ by more than chance.
+"""Confidence intervals of scores, and significance of the difference between two scores.
 
-A cell's `errors` hold, by the name of a score, what groups of images and random subsets add to its error:
-the squares sum to its variance. Two cells that start from the same noise, image by image, share a part of
-it: the products of their errors sum to the covariance.
+A cell's `errors` are, by the name of a score, the contributions of groups of images and random subsets to its
+error: their squares sum to the variance. Two cells that start from the same noise, image by image, share a
+part of it: the products of their errors sum to the covariance.
 """
 
 import math
@@ -22,11 +22,7 @@ NORMAL = 1.959964  # standard deviations of a 95 % interval
 
 Errors = NDArray[np.float32]
 
-SAME_NOISE = (
-    "model_sha256",
-    *AXES,
-    *DERIVED_FIELDS,
-)  # what two cells may differ in and still share x_T by index
+SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS)  # cells that differ in these alone share x_T by index
 
 
 class Interval(NamedTuple):
@@ -44,7 +40,7 @@ HOW = {
 
 
 class Gap(NamedTuple):
-    """A score less another one, half of that gap's confidence interval, and between what chance is."""
+    """A score minus another one, half of the confidence interval of that gap, and how it was estimated."""
 
     value: float
     half: float
@@ -52,20 +48,20 @@ class Gap(NamedTuple):
 
     @property
     def is_significant(self) -> bool:
-        """Whether it is outside what chance does."""
+        """Whether the gap is larger than half of its confidence interval."""
         return abs(self.value) > self.half
 
     @property
     def how(self) -> str:
-        """In words, which interval it is held against."""
+        """How the interval was estimated, as text."""
         return HOW[self.between]
 
 
 def interval(value: float, deviation: float, positive: bool = False) -> Interval:
-    """The interval of a score with this standard deviation.
+    """Return the confidence interval of a score with this standard deviation.
 
-    That of one that is `positive` is taken of its logarithm, since its spread grows with it: it reaches
-    further up than down. Not where it would reach to zero.
+    For a `positive` score it is that of the logarithm, since the spread grows with the value, unless the
+    plain interval reaches zero.
     """
     half = NORMAL * deviation
     if positive and half < value:
@@ -74,16 +70,13 @@ def interval(value: float, deviation: float, positive: bool = False) -> Interval
 
 
 def errors_of(cell: ImageScores, metric: str) -> Errors | None:
-    """The errors of a cell's score, None where it has none.
-
-    Those of the excess are its distance's: what they compare has one floor.
-    """
+    """Return the errors of a cell's score, or None. The excess has those of its distance."""
     lines = cell.errors.get(cell.spec.distance if metric == "excess" else metric)
     return None if lines is None else np.array(unpack(lines), np.float32)
 
 
 def interval_of(cell: ImageScores, metric: str) -> Interval | None:
-    """The interval of a cell's score, None where it has none."""
+    """Return the confidence interval of a cell's score, or None."""
     scores = cell.scores
     if f"{metric}_low" not in scores:
         return None
@@ -91,15 +84,15 @@ def interval_of(cell: ImageScores, metric: str) -> Interval | None:
 
 
 def share_noise(cell: ImageScores, other: ImageScores) -> bool:
-    """Whether image i of both starts from the same noise: one seed and protocol but for model and axes."""
+    """Return whether image i of both starts from the same noise: only model and axes may differ."""
     cards = cell.card, other.card
     return cards[0].get("seed") is not None and not differing_fields(cards, SAME_NOISE)
 
 
 def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:
-    """The gap between two cells of one protocol but for model and axes; None where one has no errors.
+    """Return the gap between two cells that differ in model and axes alone; None if one has no errors.
 
-    Paired where the cells share their noise; else as of independent errors, whose variances add.
+    It is paired if the cells share their noise; else the variances of independent errors add.
     """
     a, b = errors_of(cell, metric), errors_of(other, metric)
     if a is None or b is None:
@@ -112,12 +105,12 @@ def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:
 
 
 def student(freedom: float) -> float:
-    """The two-sided 95 % quantile of Student's t with so many degrees of freedom, which may be a fraction."""
+    """Return the two-sided 95 % quantile of Student's t; degrees of freedom may be a fraction."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
 def describe_comparison(gaps: Iterable[Gap | None]) -> str:
-    """In words, which intervals these gaps are held against; empty without any."""
+    """Return how the intervals of these gaps were estimated, as text; empty without gaps."""
     return " or ".join(sorted({gap.how for gap in gaps if gap is not None}, reverse=True))

@@ -1,4 +1,4 @@
-"""The gate: whether a model may take the champion's place, decided by scores of one protocol only."""
+"""The gate: decide by scores of one protocol whether a model may replace the champion."""
 
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -14,48 +14,51 @@ from diffusion.protocol.card import (
 )
 from diffusion.protocol.scores import ImageScores
 
-SUBJECT = ("model_sha256", "ema")  # what is compared, a model: the only fields of a card that may differ
-# The fields of a card that say which code made the numbers: weights can be scored anew by today's.
+SUBJECT = ("model_sha256", "ema")  # the compared model: the only fields of a card that may differ
+# The fields of a card with versions of the code. Weights can be scored again with the current ones.
 CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
 
 
 class Verdict(NamedTuple):
-    """Whether the candidate passes, and why, as part of a sentence; `anew`: as the champion's own weights."""
+    """Whether the candidate passes, and the reason as part of a sentence.
+
+    `rescored` is whether the candidate has the champion's own weights.
+    """
 
     better: bool
     reason: str
-    anew: bool = False
+    rescored: bool = False
 
 
 def card_diff(
     cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
 ) -> dict[str, list[Any]]:
-    """The fields on which the protocol cards of two cells differ, each with both values.
+    """Return the fields in which the cards of two cells differ, each with both values.
 
-    Those in `free` may differ unseen: of published statistics only a score that is against them depends.
+    Those in `free` may differ: only scores against published statistics depend on these.
     """
     return differing_fields([cell.card, other.card], (*SUBJECT, *free))
 
 
 def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
-    """Hold a candidate's best score against the champion's best, over the cells of one protocol in both.
+    """Compare a candidate's best score with the champion's best, over the cells of one protocol in both.
 
-    The champion's best cell must be among these: against a lesser one, a worse model could win. The candidate
-    is better where the interval of the difference says so; where scores have none, the smaller number
-    decides, and the reason says it. `name` is the champion's in the reason, such as `version 3`. The
-    champion's own weights, scored anew, pass: that is how it comes under a new protocol.
+    The champion's best cell must be among these: against a lesser one a worse model could win. The candidate
+    is better if the difference is significant. Without confidence intervals the smaller number decides, and
+    the reason states that. `name` is the champion's name in the reason, such as `version 3`. The champion's
+    own weights, scored again, pass: so the champion gets scores of a new protocol.
     """
     bar, metric, theirs = best_cell(champion)
     if bar not in candidate:
         return Verdict(
             False,
-            f"not comparable with {name}, whose best cell {bar} was not scored: put it into the sweep",
+            f"not comparable with {name}: its best cell {bar} was not scored, so put it into the sweep",
         )
     if _weights(candidate) == _weights(champion):
-        return Verdict(True, f"the weights of {name}, scored anew", anew=True)
+        return Verdict(True, f"the weights of {name}, scored again", rescored=True)
     if fields := card_diff(champion[bar], candidate[bar]):
         return Verdict(
-            False, f"not comparable with {name}, whose protocol differs in {describe_difference(fields)}"
+            False, f"not comparable with {name}: the protocols differ in {describe_difference(fields)}"
         )
     shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}
     cell, metric, value = best_cell(shared)
@@ -70,10 +73,10 @@ def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
 
 
 def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
-    """The champion's best cell where versions of the code, or more real images, alone part the two.
+    """Return the champion's best cell if the cards differ only in code versions or in more real images.
 
-    None where they can be compared, where something else differs too, and where real images went away: a
-    data set that was cut short by mistake must not choose the champion.
+    None if the two can be compared, if something else differs too, and if there are fewer real images: a data
+    set that lost images by mistake must not select the champion.
     """
     bar = best_cell(champion)[0]
     if bar not in candidate or _weights(candidate) == _weights(champion):

@@ -1,8 +1,8 @@
-"""Trainings that differ in their seed alone, as one: mean and spread of a score, whether two differ.
+"""Groups of trainings that differ in their seed alone: mean and spread of a score, and gaps between groups.
 
-Another seed moves a score by more than the images that it was measured on do, which the interval of a single
-training does not know. Cells of one sampling seed share their x_T in all trainings: what that adds is the
-same for both sides of a gap.
+The seed moves a score by more than the choice of images does, and the interval of a single training does not
+contain that. Cells of one sampling seed share their x_T in all trainings: its effect is equal on both sides
+of a gap.
 """
 
 import math
@@ -18,10 +18,7 @@ Cells = Sequence[ImageScores]  # one cell of the trainings of a group
 
 
 def cells_by_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) -> dict[int, CellScores]:
-    """A cell of trainings by their seed, where it was scored by the `bar`'s protocol.
-
-    Of several of one seed the first counts.
-    """
+    """Return a cell of trainings by their seed, if its protocol is that of `bar`; the first one of a seed."""
     found: dict[int, CellScores] = {}
     for document in documents:
         cell = document.cells.get(name)
@@ -31,19 +28,19 @@ def cells_by_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScore
 
 
 def mean_of(cells: Cells, metric: str) -> float:
-    """The mean of a score over the trainings."""
+    """Return the mean of a score over the trainings."""
     return statistics.fmean(cell.scores[metric] for cell in cells)
 
 
 def deviation_of(cells: Cells, metric: str) -> float | None:
-    """The standard deviation of a score between trainings; None of a single one."""
+    """Return the standard deviation of a score between trainings; None for a single one."""
     return statistics.stdev(cell.scores[metric] for cell in cells) if len(cells) > 1 else None
 
 
 def mean_interval(cells: Cells, metric: str) -> Interval | None:
-    """The confidence interval of the mean over seeds by Student's t; of a single training that of its images.
+    """Return the confidence interval of the mean over seeds by Student's t.
 
-    None where a single one has none.
+    For a single training it is that of its images, or None.
     """
     deviation, count = deviation_of(cells, metric), len(cells)
     if deviation is None:
@@ -53,10 +50,10 @@ def mean_interval(cells: Cells, metric: str) -> Interval | None:
 
 
 def group_gap(cells: Cells, others: Cells, metric: str) -> Gap | None:
-    """The gap between the means of two groups; None where two single trainings have no errors.
+    """Return the gap between the means of two groups; None if two single trainings have no errors.
 
-    Two groups are held against their own spreads (Welch 1947), a single training against a group by the
-    group's, which it is taken to share; of two single ones the images alone are known, as `certainty.gap`.
+    Two groups are compared by their own spreads (Welch 1947), a single training with a group by the spread of
+    the group. For two single trainings only the images count, as in `confidence.gap`.
     """
     spreads = [(deviation_of(side, metric), len(side)) for side in (cells, others)]
     known = [(deviation**2 / count, count) for deviation, count in spreads if deviation is not None]

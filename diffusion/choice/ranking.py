@@ -1,4 +1,4 @@
-"""Which score says that one cell, or one model, is better than another. Lower is better, always."""
+"""The score that ranks cells and models. Lower is better."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,12 +12,12 @@ Cells = Mapping[str, CellScores]
 
 
 def rank_metric(cell: ImageScores) -> str:
-    """The name of the score to rank a cell by."""
+    """Return the name of the score that ranks a cell."""
     return ranking_score(cell.spec, cell.num_images, has_floor="excess" in cell.scores)
 
 
 def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> str:
-    """The name of the score that ranks so many images as this extractor sees them.
+    """Return the name of the score that ranks this number of images with this extractor.
 
     It is the kernel distance below 5,000 images, else the excess, or the Fréchet distance without a floor.
     """
@@ -27,7 +27,7 @@ def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> s
 
 
 def best_cell(cells: Cells) -> tuple[str, str, float]:
-    """The best cell's name, its metric and its value; of equal ones that with the fewest steps."""
+    """Return the best cell's name, metric and value; among equal cells the one with the fewest steps."""
 
     def order(name: str) -> tuple[float, int, str]:
         cell = cells[name]
@@ -39,25 +39,25 @@ def best_cell(cells: Cells) -> tuple[str, str, float]:
 
 
 def is_auxiliary(metric: str) -> bool:
-    """Whether a name is of what stands beside a score: its spread, an end of its interval."""
+    """Return whether a name is that of a score's spread or of an end of its interval."""
     return metric.endswith(("_std", "_low", "_high"))
 
 
 def is_limit(metric: str) -> bool:
-    """Whether a name is of a distance extrapolated to N → ∞, which is to be of no number of images."""
+    """Return whether a name is that of a distance extrapolated to N → ∞."""
     return metric.endswith("_inf")
 
 
 def is_published(metric: str) -> bool:
-    """Whether a name is of a distance to published statistics, which are no part of the other scores."""
+    """Return whether a name is that of a distance to published statistics."""
     return "_published" in metric
 
 
 def leader(metric: str) -> Callable[..., Any] | None:
-    """`min` or `max`, whichever finds the best value of a score; None for one that ranks nothing.
+    """Return `min` or `max`, whichever finds the best value of a score; None for one that does not rank.
 
-    Inception scores of other networks than Inception rank noise above images; 0 is best for memorisation, and
-    samples that crowd have more density than real images.
+    With other networks than Inception, the Inception score ranks noise above images. Memorisation is best at
+    0. Crowded samples have a higher density than real images.
     """
     if is_auxiliary(metric):
         return None

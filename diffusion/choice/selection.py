@@ -1,4 +1,4 @@
-"""What was chosen of a sweep, with what choosing does to its score, as a scores document says it."""
+"""Selection of cells: the best one, the Pareto front of score against NFE, and the bias of selection."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +22,9 @@ class Choice(NamedTuple):
 
 
 def pareto_front(cells: Cells) -> list[Choice]:
-    """The cells that no other one beats in both, from the cheapest to the best.
+    """Return the cells that no other cell beats in both, from the cheapest to the best.
 
-    The distance decides, which is fair between the cells of one sweep: they share N and reference.
+    The distance ranks, which is fair within a sweep: its cells share N and reference.
     """
     choices = [Choice(name, cell.nfe, cell.scores[cell.spec.distance]) for name, cell in cells.items()]
     front: list[Choice] = []
@@ -41,21 +41,14 @@ def recommended(cells: Cells, budget: int) -> Choice | None:
 
 
 def select_best(cells: Cells) -> SelectedCell:
-    """The best cell of all.
-
-    Its `optimism` is how much too low its score is on average, since chance helped to choose it: None where
-    scores have no errors.
-    """
+    """Return the best cell. Its `optimism` is the bias of its score by selection, None without errors."""
     name, metric, value = best_cell(cells)
     too_low = optimism(list(cells.values()), metric)
     return SelectedCell(cell=name, metric=metric, value=value, of=len(cells), optimism=too_low)
 
 
 def select_front(cells: Cells) -> list[FrontCell]:
-    """The cell for each budget from the cheapest on, the best of those that cost no more than it does.
-
-    Its `optimism` is of the choice among these.
-    """
+    """Return the best cell for each budget, the cheapest first, with the bias of each selection."""
     return [_chosen(choice, cells) for choice in pareto_front(cells)]
 
 
@@ -73,13 +66,13 @@ def _chosen(choice: Choice, cells: Cells) -> FrontCell:
 
 
 def describe_selection(chosen: SelectedCell) -> str:
-    """What was chosen in one line: the score, its cell, and what choosing does to it."""
+    """Return the selection in one line: the score, its cell, and the bias of selection."""
     aside = describe_optimism(chosen)
     return f"{chosen.metric} {chosen.value:.4g} at {chosen.cell}" + (f", {aside}" if aside else "")
 
 
 def describe_optimism(chosen: SelectedCell) -> str:
-    """What choosing does, as the end of a sentence about the score; empty where nothing is to be said."""
+    """Return the bias of selection as the end of a sentence about the score; empty without a bias."""
     if not chosen.optimism or chosen.of < 2:
         return ""
     return f"about {chosen.optimism:.2g} too low, as the least of {chosen.of}"
@@ -91,12 +84,12 @@ SEED = 2020
 
 
 def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
-    """How much too low the least score of these cells is on average, ≥ 0; None where one has no errors.
+    """Return by how much the least score of these cells is too low on average, ≥ 0; None without errors.
 
-    Scores v of errors with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent
-    (Rasines & Young 2023, 2102.02159; for s = 1 they are the scores by two halves of the images). The first
-    choose a cell, and of it the second tell without bias, so that v is too low by the mean of −δ/s. It is
-    right on average over sweeps; of one it is a rough number.
+    Scores v with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent (Rasines &
+    Young 2023, 2102.02159; for s = 1 they are the scores of two halves of the images). The first select a
+    cell, the second estimate its score without bias, so that v is too low by the mean of −δ/s. This holds on
+    average over sweeps; for a single one it is a rough number.
     """
     errors = [errors_of(cell, metric) for cell in cells]
     known = [one for one in errors if one is not None]
@@ -116,7 +109,7 @@ def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
 
 
 def summary(document: ScoresDocument) -> dict[str, Any]:
-    """The best cell: its scores, what it is and costs; of how many images and of how many cells."""
+    """Return the best cell with its scores, axes and NFE, and the numbers of images and cells."""
     best = document.cells[document.best.cell]
     scores = {name: value for name, value in best.scores.items() if not is_auxiliary(name)}
     return {
@@ -127,5 +120,5 @@ def summary(document: ScoresDocument) -> dict[str, Any]:
 
 
 def write_summary(path: Path, document: ScoresDocument) -> None:
-    """Write it: equal scores give equal bytes."""
+    """Write metrics/summary.json, which `dvc metrics` shows; equal scores give equal bytes."""
     write_json(path, summary(document))

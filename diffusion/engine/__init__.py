@@ -1,1 +1,1 @@
-"""The engine: many requests' walks beside each other, a network pass for all of them at a time."""
+"""The engine: samples many requests at once and batches their calls of the network."""

@@ -51,7 +51,7 @@ class ForwardPass:
 class Engine:
     """One model on one device, a context; `add`, `step` and `cancel` may be called from any thread.
 
-    A pass has at most `rows` rows, of which a guided image takes two. At most `max_images` images are held,
+    A pass has at most `rows` rows; a guided image takes two. At most `max_images` images are held,
     running or waiting.
     """
 

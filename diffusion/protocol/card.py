@@ -1,4 +1,4 @@
-"""The protocol card: everything that a score depends on, so that only equal protocols are compared."""
+"""The protocol card: everything that a score depends on. Only scores of equal protocols are compared."""
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -15,9 +15,9 @@ Card = dict[str, Any]
 SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
 SUBSETS = 100  # of a kernel distance
 SUBSET_SIZE = 500  # at most
-GROUPS = 100  # of images, put together at random, by which a score's errors are told
+GROUPS = 100  # random groups of images that estimate a score's errors
 IS_SPLITS = 10  # at most
-NEIGHBOUR = 3  # the k whose distance is an image's reach (Kynkäänniemi et al. 2019)
+NEIGHBOUR = 3  # the k of precision and recall (Kynkäänniemi et al. 2019)
 SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
 WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
 
@@ -27,11 +27,11 @@ DIGEST = 64  # digits of a SHA-256 in hex
 def protocol_card(
     sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: tuple[int, int]
 ) -> Card:
-    """The whole card of N images against a reference: a flat JSON dict.
+    """Return the complete card of N images against a reference, a flat JSON dict.
 
-    `sampling` is the half that the images bring along (their store's meta["card"]), empty for images of
-    unknown origin. `reference` is that one's meta, `resize` how its extractor resizes images. `most`
-    images of the sample, and of the reference, at most are held against each other as neighbours.
+    `sampling` is the images' part (their store's meta["card"]), empty for images of unknown origin.
+    `reference` is the meta of the reference, `resize` how its extractor resizes images. `most` has the
+    largest numbers of sampled and of reference images for neighbours.
     """
     count = reference["reference_count"]
     return {
@@ -52,7 +52,7 @@ def protocol_card(
 
 
 def neighbour_card(num_images: int, count: int, most: tuple[int, int]) -> Card:
-    """What a card says of subsets, splits and neighbours of N images, against `count` real ones."""
+    """Return the fields on subsets, splits and neighbours of N images and `count` real ones."""
     return {
         "kid_subset_size": subset_size(num_images, count),
         "kid_subsets": SUBSETS,
@@ -75,7 +75,7 @@ _REFERENCE_FIELDS = (
 )
 
 
-EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype")  # what saw the images, and how
+EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype")
 STATISTICS_FIELDS = (
     "statistics_name",
     "statistics_sha256",
@@ -98,9 +98,9 @@ REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their 
 
 
 def differing_fields(cards: Sequence[Card], axes: Collection[str] = ()) -> dict[str, list[Any]]:
-    """The fields on which the cards disagree, each with its value in every card (None where it is missing).
+    """Return the fields in which the cards differ, each with its value in every card, None if missing.
 
-    Only the fields named in `axes` may differ unseen. Empty: the numbers may be compared.
+    The fields named in `axes` may differ. If the result is empty, the scores can be compared.
     """
     fields = sorted({field for card in cards for field in card} - set(axes))
     values = {field: [card.get(field) for card in cards] for field in fields}
@@ -118,17 +118,17 @@ def _short(value: Any) -> str:
 
 
 def subset_size(count: int, reference_count: int) -> int:
-    """Images a subset: half of the smaller set, at least 2 and at most 500."""
+    """Return the images per subset: half of the smaller set, at least 2 and at most 500."""
     return max(2, min(SUBSET_SIZE, count // 2, reference_count // 2))
 
 
 def is_splits(count: int) -> int:
-    """Splits of an Inception score: 10, or fewer where there are fewer images."""
+    """Return the splits of an Inception score: 10, or the number of images if that is smaller."""
     return min(IS_SPLITS, count)
 
 
 class ReferenceFacts(Section):
-    """What is said of a reference: its images, what saw them, and those held out where there are any."""
+    """A reference: its images, its extractor, and the held-out images if there are any."""
 
     evaluation: int
     extractor: str

@@ -1,9 +1,9 @@
-"""The feature extractors by name, as `evaluate.extractor` says it, and what is known of them without torch.
+"""The registry of feature extractors, by their names in `evaluate.extractor`. This module loads no torch.
 
-A further one is a module with a builder, (ExtractorSpec, its weights or None) → nn.Module, which turns
-uint8 (B, 3, H, W) into features (B, D) and logits (B, K) or None, and an entry here.
-`fid`, `kid` and `is` belong to Inception's pooled features alone, and `sfid` to its spatial ones; the scores
-of others carry the extractor's name, since their magnitudes mean something else.
+A new one is an entry here and a module with a builder, (ExtractorSpec, its weights or None) → nn.Module. The
+module turns uint8 (B, 3, H, W) into features (B, D) and logits (B, K) or None. `fid`, `kid` and `is` are the
+scores of Inception's pooled features, `sfid` that of its spatial ones. The scores of other extractors have
+their names, since the magnitudes differ.
 """
 
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-INSTALL = "pip install 'diffctl[extractors]'"  # what brings the packages that some need
-COMMON = ("floor", "excess", "memorisation")  # scores that bear the same name whoever sees the images
-MAX_SPACES = 8  # in which the same images are scored beside the first one
+INSTALL = "pip install 'diffctl[extractors]'"  # installs the packages that some extractors need
+COMMON = ("floor", "excess", "memorisation")  # scores with the same name for every extractor
+MAX_SPACES = 8  # further extractors that score the same images
 EVALUATION_VERSION = 3  # raise it when the same images would no longer give the same numbers
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file with an extractor's weights, known by its SHA-256; "" where it has none.
+    """A file with an extractor's weights and its SHA-256, "" without a file.
 
-    `package` is a "module:name", a function without arguments that gives the path of a file that is installed
-    with the extractor. Without it the file is downloaded from `url`, `size` bytes, into torch's hub cache.
+    `package` is the "module:name" of a function without arguments that returns the path of an installed file.
+    Without it the file is downloaded from `url`, `size` bytes, into torch's hub cache.
     """
 
     sha256: str = ""
@@ -39,7 +39,7 @@ class Weights:
 
     @property
     def comes_along(self) -> bool:
-        """Whether nothing has to be found or downloaded."""
+        """Whether nothing has to be downloaded."""
         return not self.url
 
 
@@ -47,8 +47,8 @@ class Weights:
 class ExtractorSpec:
     """A registered extractor; `builder` makes its network, a "module:name".
 
-    `size` is the side in pixels that it resizes images to, `resize` how, as cards say it; `features` how many
-    numbers it gives an image; `needs` a module that must be importable. `distance`, `kernel_distance` and
+    `size` is the side in pixels that it resizes images to, `resize` the method as in cards, `features` the
+    length of a feature vector, `needs` a module that must be importable. `distance`, `kernel_distance` and
     `score` name its Fréchet distance, its kernel distance and its Inception-style score; that one is None
     where it has no logits. `gaussian_distance` names one by a Gaussian kernel, for embeddings of length 1.
     """
@@ -67,7 +67,7 @@ class ExtractorSpec:
 
     @property
     def module(self) -> str:
-        """Where it is computed: what its features come from beside what all do."""
+        """The module that computes its features."""
         return reference_module(self.builder)
 
     @property
@@ -77,7 +77,7 @@ class ExtractorSpec:
 
     @property
     def results(self) -> list[str]:
-        """The score's name where it tells good images from bad ones: Inception's alone does."""
+        """The name of the Inception score, if its network is Inception: others rank noise above images."""
         return [self.score] if self.is_inception and self.score else []
 
     @property
@@ -93,7 +93,7 @@ class ExtractorSpec:
 
     @property
     def published(self) -> str:
-        """The name of the distance to published statistics, which stands beside that to the reference."""
+        """The name of the distance to published statistics."""
         return f"{self.distance}_published"
 
     @property
@@ -102,11 +102,11 @@ class ExtractorSpec:
         return f"{self.published}_inf"
 
     def named(self, score: str) -> str:
-        """The name of precision, recall, density or coverage in this extractor's features."""
+        """Return the name of precision, recall, density or coverage in this extractor's features."""
         return score if self.is_inception else self._with_name(score)
 
-    def named_beside(self, score: str) -> str:
-        """The name of any of its scores, or of an interval's end, beside those of another extractor."""
+    def qualified(self, score: str) -> str:
+        """Return the name of a score, or of an interval's end, with the extractor's name if it is common."""
         start = next((name for name in COMMON if score == name or score.startswith(f"{name}_")), None)
         return score if start is None else self._with_name(start) + score.removeprefix(start)
 
@@ -205,18 +205,18 @@ EXTRACTORS: dict[str, ExtractorSpec] = {
 
 
 def default_extractor(image_size: int) -> str:
-    """The embedded extractor for images of this side in pixels: 64 up to 32, else 96."""
+    """Return the installed extractor for images of this side in pixels: 64 up to 32, else 96."""
     return "effnet-lite0-64" if image_size <= 32 else "effnet-lite0-96"
 
 
 def extractor_spec(name: str) -> ExtractorSpec:
-    """The spec of a registered name; UsageError lists the names there are."""
+    """Return the spec of a registered name; UsageError lists the registered names."""
     if name not in EXTRACTORS:
         raise UsageError(f"there is no extractor {name!r}: give one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]
 
 
 def build_extractor(spec: ExtractorSpec, weights: IO[bytes] | None) -> "nn.Module":
-    """The extractor's network with these weights, the content of their file."""
+    """Return the extractor's network with these weights, the content of their file."""
     network: nn.Module = load_reference(spec.builder)(spec, weights)
     return network

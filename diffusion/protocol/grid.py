@@ -171,7 +171,7 @@ def cell_order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
 
 
 def open_cells(sample: SampleConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:
-    """Every cell of the grid with its images; DiffctlError when one is missing or not what is asked for."""
+    """Return every cell of the grid with its images; DiffctlError if one is missing or has other settings."""
     return {cell: _open_cell(sample, samples, cell) for cell in grid(sample, sweep)}
 
 

@@ -1,4 +1,4 @@
-"""How a sampling option is declared: what every interface needs to know about it besides its type.
+"""The declaration of a sampling option: its type, and what the interfaces need to know about it.
 
 A field of `diffusion.protocol.settings.SampleSettings` carries an `Option` in its annotation. From it follow
 the sections `sample` and `sweep` of params.yaml, command-line options, HTTP fields, controls of the

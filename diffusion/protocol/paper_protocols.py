@@ -1,6 +1,7 @@
-"""Papers' protocols by name, as `evaluate.protocol` says it: what each states of a run.
+"""The protocols of papers, by their names in `evaluate.protocol`.
 
-A protocol sets nothing: it is held against what params.yaml says, and what differs is told. No torch here.
+A protocol changes nothing: it is compared with params.yaml, and differences are reported. This module loads
+no torch.
 """
 
 from collections.abc import Mapping
@@ -19,10 +20,10 @@ CIFAR = ("cifar10",)
 
 @dataclass(frozen=True)
 class PaperField:
-    """What a paper states of a field of params.yaml, `section.key`: one of `values`; `source` says where.
+    """The `values` that a paper allows for a field of params.yaml, `section.key`, and their `source`.
 
-    It holds for the data sets named in `data`, of all where none is. Of a list in params.yaml each entry must
-    be among the values, of a file its name; a field of `sample` that the sweep varies is looked up there.
+    It applies to the data sets named in `data`, to all without names. Every entry of a list in params.yaml
+    must be one of the values, for a file its name. A field of `sample` that the sweep varies is read there.
     """
 
     field: str
@@ -33,15 +34,15 @@ class PaperField:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A paper's protocol: `states`, and what no field of params.yaml can say, `besides`."""
+    """A paper's protocol: its `states`, and `remarks` that no field of params.yaml expresses."""
 
     paper: str
     states: tuple[PaperField, ...]
-    besides: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Mismatch(NamedTuple):
-    """A field in which a run departs from a protocol: what the paper has, what the run, and the source."""
+    """A field in which a run differs from a protocol: the values of the paper and the run, and the source."""
 
     field: str
     paper: str
@@ -53,7 +54,7 @@ class Mismatch(NamedTuple):
 
 
 def _fid(where: str) -> tuple[PaperField, ...]:
-    """What all of them share: FID of 50,000 images against the training set."""
+    """Return the common fields: FID of 50,000 images against the training set."""
     return (
         PaperField("sample.num_images", (50_000,), where),
         PaperField("evaluate.extractor", ("inception-v3-compat",), where),
@@ -101,7 +102,7 @@ PROTOCOLS = {
     "ddim": Protocol(
         "DDIM (Song, Meng & Ermon 2021, 2010.02502): CIFAR-10 by steps and η",
         (
-            *_fid("of DDPM, whose network it is: 2006.11239, sec. 4.1 and app. B"),
+            *_fid("of DDPM, the network used: 2006.11239, sec. 4.1 and app. B"),
             PaperField("data.name", CIFAR, "table 1"),
             PaperField("process.timesteps", (1000,), "sec. 5"),
             PaperField("process.schedule", ("linear",), "app. D.1, as DDPM"),
@@ -119,7 +120,7 @@ PROTOCOLS = {
 
 
 def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
-    """Where a run departs from a protocol; `sections` are those of params.yaml as plain values."""
+    """Return where a run differs from a protocol; `sections` are those of params.yaml as plain values."""
     data = sections["data"]["name"]
     found = []
     for stated in PROTOCOLS[name].states:
@@ -151,7 +152,7 @@ SWEPT = ("steps", "eta")
 
 
 def score_mismatches(document: "ScoresDocument", name: str, process: Mapping[str, Any]) -> list[Mismatch]:
-    """The fields in which scores depart from the protocol of that name, one of PROTOCOLS.
+    """Return the fields in which scores differ from a protocol, by its name in PROTOCOLS.
 
     `process` is that section of the model, as plain values.
     """

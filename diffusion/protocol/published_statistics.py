@@ -1,7 +1,7 @@
-"""Published statistics of real images' features, and the card of what is scored against them. No torch.
+"""Published statistics of real images' features, and the card of scores against them.
 
-Who publishes such a file says in a paper or a README of which images it is; the file itself is a mean and a
-covariance. So a card has the file's SHA-256, and the address that a file of its name was published at.
+Such a file has a mean and a covariance alone. Which images they are of is in a paper or a README. So a card
+has the file's SHA-256, and the address at which a file of its name was published. This module loads no torch.
 """
 
 from collections.abc import Mapping
@@ -30,16 +30,16 @@ PUBLISHED = {
     "img512.pkl": f"{_EDM2}/img512.pkl",
 }
 
-UNKNOWN = "unknown"  # the source of a file of any other name
+UNKNOWN = "unknown"  # the source of a file with another name
 
 
 def statistics_source(name: str) -> str:
-    """The address that a file of this name was published at, or `unknown`."""
+    """Return the address at which a file of this name was published, or `unknown`."""
     return PUBLISHED.get(name, UNKNOWN)
 
 
 def missing_scores(spec: ExtractorSpec, images: bool = False) -> list[str]:
-    """The names of the scores that a mean and a covariance do not give, nor `images` beside them."""
+    """Return the names of scores that need more than a mean and a covariance, and more than `images`."""
     shares = [spec.named(score) for score in SHARES]
     gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
     of_images = [] if images else [spec.kernel_distance, *gaussian, *shares]
@@ -47,21 +47,21 @@ def missing_scores(spec: ExtractorSpec, images: bool = False) -> list[str]:
 
 
 def missing_reason(images: bool = False) -> str:
-    """The reason, to go on after those names."""
+    """Return the reason for the missing scores, to follow their names."""
     if images:
         return "these need real images that were held out, and the file has none"
     return "the file holds a mean and a covariance, and these need the features of every real image"
 
 
 def statistics_fields(facts: Mapping[str, str]) -> Card:
-    """What a card says of the file: the fields of OF_STATISTICS."""
+    """Return the fields of a card on the file, STATISTICS_FIELDS."""
     return {field: facts[field.removeprefix("statistics_")] for field in STATISTICS_FIELDS}
 
 
 def statistics_card(
     sampling: Card, num_images: int, reference: Card, spec: ExtractorSpec, weights_sha256: str
 ) -> Card:
-    """The whole card of N images against published statistics, of which `reference` says what they are."""
+    """Return the complete card of N images against published statistics, described by `reference`."""
     return {
         **sampling,
         "num_images": num_images,

@@ -1,6 +1,6 @@
-"""The samplers by name, as `sampler` says it in params.yaml, a card or a command. It loads no torch.
+"""The registry of samplers, by their names in params.yaml, cards and commands. This module loads no torch.
 
-A further one is a module with a builder, SampleSettings → Sampler, and an entry here.
+A new one is an entry here and a module with a builder, SampleSettings → Sampler.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 Noise = Literal["small", "large", "learned"]
 
 
-def one_a_step(steps: int) -> int:
-    """The evaluations of a sampler that asks the network once at each of its steps."""
+def one_per_step(steps: int) -> int:
+    """Return the NFE of a sampler that calls the network once per step."""
     return steps
 
 
@@ -27,23 +27,23 @@ def one_a_step(steps: int) -> int:
 class SamplerEntry:
     """`builder` makes a Sampler of the settings; `options` is the class of `sampler_options`.
 
-    Each is a "module:name", loaded when it is needed, the options without torch. A `stochastic` sampler takes
-    eta and, where that is not 0, noise, and moves a noisy step's mean where a prediction asks for it.
-    `nfe` says how often S steps ask the network.
+    Each is a "module:name", loaded when it is needed, the options without torch. A `stochastic` sampler uses
+    eta and, if that is not 0, noise, and applies the mean shift of a prediction at noisy steps. `nfe` returns
+    the number of calls of the network in S steps.
     """
 
     builder: str
     stochastic: bool = False
-    nfe: Callable[[int], int] = one_a_step
+    nfe: Callable[[int], int] = one_per_step
     options: str = "diffusion.system.section:NoOptions"
 
     @property
     def module(self) -> str:
-        """Where it is computed: what images of this sampler come from beside what all do."""
+        """The module that computes it."""
         return reference_module(self.builder)
 
     def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The options with what was left out; pydantic's ValidationError for a wrong one."""
+        """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
         checked: dict[str, Any] = load_reference(self.options).model_validate(values).model_dump(mode="json")
         return checked
 
@@ -55,6 +55,6 @@ SAMPLERS = {
 
 
 def build_sampler(settings: "SampleSettings") -> "Sampler":
-    """The sampler that the settings name."""
+    """Return the sampler that the settings name."""
     sampler: Sampler = load_reference(SAMPLERS[settings.sampler].builder)(settings)
     return sampler

@@ -25,13 +25,13 @@ LINE = 100  # characters of a line in a document
 
 
 def pack(errors: Iterable[float]) -> list[str]:
-    """The lines of these errors."""
+    """Return errors as lines of float32 in base64."""
     values = list(map(float, errors))
     return textwrap.wrap(base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode(), LINE)
 
 
 def unpack(lines: Sequence[str]) -> tuple[float, ...]:
-    """The errors in these lines; ValueError where that is not finite float32 in base64."""
+    """Return the errors in these lines; ValueError if they are not finite float32 in base64."""
     data = base64.b64decode("".join(lines), validate=True)
     if len(data) % 4:
         raise ValueError(f"{len(data)} bytes are no float32 numbers")
@@ -42,10 +42,11 @@ def unpack(lines: Sequence[str]) -> tuple[float, ...]:
 
 
 class ImageScores(Section):
-    """The scores of one set of images by name, their card and, where they are known, scores by class.
+    """The scores of one set of images by name, their card and, if known, scores by class.
 
-    `errors` holds, packed, what groups of images and random subsets add to the error of both distances: none
-    where scores have no intervals. They are as many for every set, so that those of two belong together.
+    `errors` has, packed, the contributions of groups of images and random subsets to the error of both
+    distances; it is empty if scores have no intervals. Every set has the same number of them, so that those
+    of two sets correspond.
     """
 
     scores: dict[str, ScoreNumber]
@@ -55,19 +56,19 @@ class ImageScores(Section):
 
     @property
     def spec(self) -> ExtractorSpec:
-        """The extractor that the scores are of."""
+        """The extractor of the scores."""
         return EXTRACTORS[str(self.card["extractor"])]
 
     @property
     def num_images(self) -> int:
-        """How many images were scored."""
+        """The number of scored images."""
         return int(self.card["num_images"] or 0)
 
     @model_validator(mode="after")
-    def _card_says_of_what(self) -> Self:
+    def _check_card(self) -> Self:
         for field, kind in REQUIRED_FIELDS.items():
             if not isinstance(self.card.get(field), kind):
-                raise ValueError(f"card.{field} is {brief(self.card.get(field))}: it must say that")
+                raise ValueError(f"card.{field} is {brief(self.card.get(field))}, not a {kind.__name__}")
         if self.card["extractor"] not in EXTRACTORS:
             raise ValueError(f"card.extractor: there is no {brief(self.card['extractor'])}")
         if self.num_images < 1:
@@ -75,7 +76,7 @@ class ImageScores(Section):
         return self
 
     @model_validator(mode="after")
-    def _scores_go_together(self) -> Self:
+    def _check_scores(self) -> Self:
         spec, has = self.spec, self.scores.keys()
         needed = {spec.distance, spec.kernel_distance}
         needed |= {f"{name.removesuffix('_low')}_high" for name in has if name.endswith("_low")}
@@ -84,14 +85,14 @@ class ImageScores(Section):
             raise ValueError(f"{spec.published} is against statistics, and card.statistics_sha256 names none")
         needed |= {"memorisation_std"} if "memorisation" in has else set()
         if missing := sorted(needed - has):
-            raise ValueError(f"there is no score {missing[0]} beside the others")
+            raise ValueError(f"there is no score {missing[0]}")
         for name, scores in self.classes.items():
             if spec.distance not in scores:
                 raise ValueError(f"class {brief(name)} has no score {spec.distance}")
         return self
 
     @model_validator(mode="after")
-    def _errors_are_of_the_scores(self) -> Self:
+    def _check_errors(self) -> Self:
         sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
         if self.spec.published in self.scores:
             sizes[self.spec.published] = GROUPS
@@ -126,20 +127,20 @@ _AxisValues: Any = fields_section("_AxisValues", Section, {name: _axis_field(OPT
 class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
     """A cell's value on every axis that varies, and its scores.
 
-    `spaces` has, by the names of further extractors, what those say of the same images.
+    `spaces` has the scores of further extractors for the same images, by their names.
     """
 
     spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
 
     @property
     def all_scores(self) -> dict[str, float]:
-        """The scores of every space; what bears no extractor's name gets that of a further one."""
-        beside = {
-            seen.spec.named_beside(name): value
+        """The scores of every extractor; those of further ones have its name."""
+        further = {
+            seen.spec.qualified(name): value
             for seen in self.spaces.values()
             for name, value in seen.scores.items()
         }
-        return {**self.scores, **beside}
+        return {**self.scores, **further}
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
         return int(self.card["nfe"] or 0)
 
     @model_validator(mode="after")
-    def _card_says_what_it_cost(self) -> Self:
+    def _check_cell_card(self) -> Self:
         if not isinstance(self.card.get("data"), str):
             raise ValueError("card.data does not name the data")
         if type(self.card.get("nfe")) is not int or self.nfe < 1:
@@ -160,7 +161,7 @@ class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
         return self
 
     @model_validator(mode="after")
-    def _spaces_are_of_the_same_images(self) -> Self:
+    def _check_spaces(self) -> Self:
         for name, seen in self.spaces.items():
             if seen.card["extractor"] != name or name == self.card["extractor"]:
                 raise ValueError(f"spaces has {brief(name)} with the scores of {seen.spec.name}")

@@ -19,28 +19,28 @@ from diffusion.system.section import Section, brief
 
 
 class ScoredReference(ReferenceFacts):
-    """The reference of some scores; `floor` is what held-out real images score, and of how many that is."""
+    """The reference of scores; `floor` has the scores of held-out real images and their number."""
 
     floor: dict[str, StrictBool | ScoreNumber] = Field(default_factory=dict)
 
     @property
     def images(self) -> dict[str, Any]:
-        """What it says of the images, whatever saw them."""
+        """The facts on the images, without those on the extractor."""
         facts = self.model_dump(exclude={"extractor", "weights_sha256", "dtype", "floor"})
         return {**facts, "floor": [self.floor.get(name) for name in ("num_images", "extrapolated")]}
 
 
 class Intervals(Section):
-    """How the confidence intervals were made."""
+    """The confidence level of the intervals."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)]
 
 
 class SelectedCell(Section):
-    """The cell that has the least score of several, and how much too low that is since chance chose too.
+    """The cell with the least score of several, and the bias of that score by selection.
 
-    `value` is the cell's score of the name `metric`, the least `of` so many; `optimism` is None where scores
-    have no errors.
+    `value` is the cell's score named `metric`, the least `of` this number of cells. `optimism` is by how much
+    it is too low on average, None if scores have no errors.
     """
 
     cell: str
@@ -51,17 +51,17 @@ class SelectedCell(Section):
 
 
 class FrontCell(SelectedCell):
-    """The same of the cells that cost no more than this one."""
+    """The best of the cells with at most this NFE."""
 
     nfe: PositiveInt
 
 
 class ScoresDocument(Section):
-    """The scores of a sweep, cells by their names; all of one extractor against one reference.
+    """The scores of a sweep by the names of its cells, of one extractor against one reference.
 
-    `training` is the model's, where that was trained here. `best` is the cell that ranks first, and `front`
-    the one for each budget from the cheapest on. `spaces` has the references of further extractors, by their
-    names, of which every cell has scores too. `protocol` names the paper's that it is meant to be by.
+    `training` is the model's, if it was trained here. `best` is the best cell, `front` the best cell for each
+    budget, the cheapest first. `spaces` has the references of further extractors, by their
+    names; every cell has scores of each. `protocol` is the name of a paper's protocol to compare with.
     """
 
     training: Training | None = None
@@ -97,7 +97,7 @@ class ScoresDocument(Section):
         return self
 
     @model_validator(mode="after")
-    def _chosen_are_cells(self) -> Self:
+    def _check_selection(self) -> Self:
         for field, chosen in [("best", self.best), *(("front", one) for one in self.front)]:
             cell = self.cells.get(chosen.cell)
             if cell is None:
@@ -116,38 +116,38 @@ class ScoresDocument(Section):
         return self
 
     @model_validator(mode="after")
-    def _references_fit(self) -> Self:
-        _refuse_unfit_floor(self.reference, self.spec, "reference")
+    def _check_references(self) -> Self:
+        _check_floor(self.reference, self.spec, "reference")
         for name, seen in self.spaces.items():
             if name not in EXTRACTORS or seen.extractor != name:
                 raise ValueError(f"spaces has {brief(name)} with the reference of {brief(seen.extractor)}")
             if seen.images != self.reference.images:
                 raise ValueError(f"spaces.{name} is of other images than the reference")
-            _refuse_unfit_floor(seen, EXTRACTORS[name], f"spaces.{name}")
+            _check_floor(seen, EXTRACTORS[name], f"spaces.{name}")
         return self
 
 
-def _refuse_unfit_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
-    """ValueError for a floor that lacks what is read of it, or that has no images to be of."""
+def _check_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
+    """Raise ValueError for a floor without the needed scores, or without held-out images."""
     needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
     if reference.floor and (missing := sorted(needed - reference.floor.keys())):
         raise ValueError(f"{where}.floor lacks {missing[0]}")
     if reference.floor and reference.heldout_count is None:
-        raise ValueError(f"{where}.floor is of held-out images, and there are none")
+        raise ValueError(f"{where}.floor needs held-out images, and there are none")
 
 
 def document_values(document: ScoresDocument) -> dict[str, Any]:
-    """The document as plain values, what it does not say left out."""
+    """Return the document as plain values, without unset fields."""
     return document.model_dump(mode="json", exclude_unset=True)
 
 
 def write_scores_document(path: Path, document: ScoresDocument) -> None:
-    """Write metrics/scores.json: equal scores give equal bytes."""
+    """Write metrics/scores.json; equal scores give equal bytes."""
     write_json(path, document_values(document))
 
 
 def read_scores(path: Path) -> ScoresDocument:
-    """The scores in a file; DiffctlError where there are none."""
+    """Return the scores in a file; DiffctlError without valid scores."""
     again = "make them with `diffctl stage evaluate`"
     try:
         return read_json(path, ScoresDocument, stored_as="scores")

@@ -117,7 +117,7 @@ def protocol_mismatches(config: Config) -> dict[str, Any] | None:
     if name is None:
         return None
     rows = [one._asdict() for one in mismatches(name, config.model_dump(mode="json"))]
-    return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].besides}
+    return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].remarks}
 
 
 def _published_svg(published: dict[str, Any]) -> Markup:

@@ -1,1 +1,1 @@
-"""Sampling: the solvers, guidance, images by index, the cells of a sweep."""
+"""Sampling: samplers, guidance, images by index, and the cells of a sweep."""

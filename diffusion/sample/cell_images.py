@@ -1,4 +1,4 @@
-"""The cells of a sweep: finished shards survive a kill, a grown grid costs its new cells."""
+"""The images of a sweep's cells. Finished shards survive a kill; a larger grid samples only its new cells."""
 
 import gc
 import shutil
@@ -31,11 +31,11 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 ShardRunner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
-"""Given a model's file, the settings and shards: each shard with its images, as they are made."""
+"""(model file, settings, shards) → each shard with its images, as they are sampled."""
 
 
 def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any]:
-    """The sampling half of the protocol card, without the number of images: a flat JSON dict."""
+    """Return the sampling part of the protocol card, without the number of images: a flat JSON dict."""
     return {
         "model_sha256": artefact.model_sha256,
         "ema": artefact.ema_sigma_rel or True,
@@ -47,16 +47,16 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
 
 
 def sampling_code(settings: SampleSettings, artefact: ModelDescription) -> ModuleDigests:
-    """The modules that such a model's images by these settings come from."""
+    """Return the modules that determine a model's images with these settings."""
     process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
     chosen = SAMPLERS[settings.sampler].module, process.module, network.module
     return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *chosen)
 
 
 def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:
-    """Where a cell's finished shards lie: by its card and by the code that made them.
+    """Return the folder of a cell's finished shards, named by its card and the sampling code.
 
-    The card has a version that is raised by hand; by other code that gives the same images it stays the same.
+    The card's version is raised by hand: it stays the same if other code samples the same images.
     """
     code = code_digest(sampling_code(settings, artefact))
     made_by = {"card": sampling_card(settings, artefact), "code": code}
@@ -72,10 +72,10 @@ def make_cell(
     run: ShardRunner | None = None,
     average_of: Path | None = None,
 ) -> ImageStore:
-    """Make a cell's image store at `out`, going on from the shards that are already there.
+    """Write a cell's image store at `out`, from finished shards and those that `run` samples.
 
-    `run` makes the others: in this process unless it is given. `average_of` is the training's own model where
-    `model` is another average of its weights.
+    Without `run` they are sampled in this process. `average_of` is the training's own model if `model` is
+    another average of its weights.
     """
     artefact = read_artefact(model)
     settings, total = cell_settings(sample, cell), sample.num_images
@@ -106,10 +106,10 @@ def make_cell(
 
 
 class LocalRunner:
-    """A Runner on this machine's first free device, a context: shards are made within it.
+    """A ShardRunner on this machine's first free device, a context.
 
-    From its first shard until the block ends it holds the device, as long as the weights lie there: they are
-    loaded once for all cells of a sweep. `waiting` as in `held_device`.
+    It holds the device from its first shard to the end of the block, and loads the weights once for all cells
+    of a sweep. `waiting` as in `held_device`.
     """
 
     def __init__(self, waiting: OnWait | None = None) -> None:
@@ -122,13 +122,13 @@ class LocalRunner:
 
     def __exit__(self, *error: object) -> None:
         self._loaded, device, self._device = None, self._device, None
-        _let_go(device)
+        _free_memory(device)
         self._held.close()
 
     def __call__(
         self, model: Path, settings: SampleSettings, shards: Sequence[range]
     ) -> Generator[tuple[range, Images], None, None]:
-        """The shards of a cell, each with its images, as a Runner."""
+        """Yield each shard with its images."""
         if not shards:
             return
         if self._device is None:
@@ -136,15 +136,15 @@ class LocalRunner:
         sha256 = sha256_file(model)
         if self._loaded is None or self._loaded[0] != sha256:
             self._loaded = None
-            _let_go(self._device)  # before the next one is there
+            _free_memory(self._device)  # before the next one is there
             self._loaded = sha256, load_model(model, self._device)
         fast = should_compile(self._loaded[1].artefact, settings, len(shards), self._device)
         for shard in shards:
             yield shard, shard_images(self._loaded[1], settings, shard, self._device, fast=fast)
 
 
-def _let_go(device: torch.device | None) -> None:
-    """Have a GPU's memory free again; a compiled network refers to itself, so that it is looked for."""
+def _free_memory(device: torch.device | None) -> None:
+    """Free a GPU's memory; a compiled network has reference cycles, so that it needs the collector."""
     if device is not None and device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -153,7 +153,7 @@ def _let_go(device: torch.device | None) -> None:
 def run_locally(
     model: Path, settings: SampleSettings, shards: Sequence[range]
 ) -> Generator[tuple[range, Images], None, None]:
-    """A Runner of a single cell on this machine's first free device."""
+    """Run the shards of a single cell on this machine's first free device."""
     with LocalRunner() as run:
         yield from run(model, settings, shards)
 
@@ -161,7 +161,7 @@ def run_locally(
 def shard_images(
     loaded: LoadedModel, settings: SampleSettings, shard: range, device: torch.device, *, fast: bool = False
 ) -> Images:
-    """The images of a shard, uint8 NHWC; `fast` has the network compiled."""
+    """Return the images of a shard, uint8 NHWC; `fast` compiles the network."""
     condition = mixed_condition(loaded.artefact, settings, shard)
     return to_nhwc(generate(loaded, settings, shard, condition, device, fast=fast))
 

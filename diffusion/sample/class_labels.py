@@ -1,4 +1,4 @@
-"""What is asked of a model: the classes of its images, by their mix, by name or one by one."""
+"""Conditions of images: a mix of classes, one class by name, or given labels."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from diffusion.system.section import brief
 
 
 def labels_condition(artefact: ModelDescription, labels: Tensor | None, count: int) -> Condition:
-    """The condition of `count` images with these (B,) labels, None for an unconditional model."""
+    """Return the condition of `count` images with these (B,) labels, None for an unconditional model."""
     spec = artefact.network
     return Condition(count, labels, spec.num_classes if spec.null_class else None)
 
@@ -22,15 +22,15 @@ def labels_condition(artefact: ModelDescription, labels: Tensor | None, count: i
 def mixed_condition(
     artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int]
 ) -> Condition:
-    """The asked class of each image, from (seed, index) alone; no labels if unconditional.
+    """Return the class of each image, from (seed, index) alone; no labels for an unconditional model.
 
-    UsageError when the mix of the data is asked of a model that does not know it.
+    UsageError for the mix of the data if the model file does not contain it.
     """
     return labels_condition(artefact, _mixed_labels(artefact, settings, indices), len(indices))
 
 
 def class_condition(artefact: ModelDescription, wanted: str, count: int) -> Condition:
-    """Images of one class, given by name or number; UsageError lists what there is."""
+    """Return the condition of images of one class, by name or number; UsageError lists the classes."""
     return labels_condition(artefact, torch.full((count,), class_index(artefact, wanted)), count)
 
 
@@ -53,7 +53,7 @@ def _mixed_labels(
 
 
 def class_index(artefact: ModelDescription, wanted: str) -> int:
-    """The label of a class given by name or number; UsageError lists what there is."""
+    """Return the label of a class by name or number; UsageError lists the classes."""
     names = artefact.data.classes
     if not names:
         raise UsageError("this model is unconditional: it takes no class")

@@ -1,4 +1,4 @@
-"""The reverse step of DDPM, iDDPM and DDIM, which differ in eta and in the noise that is added."""
+"""The reverse step of DDPM, iDDPM and DDIM, which differ in eta and in the added noise."""
 
 import math
 from collections.abc import Callable
@@ -28,11 +28,11 @@ class Ddim:
     clip: bool = True
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        """The walk from x; UsageError when η is too large for the grid."""
+        """Return the trajectory from x; UsageError if η is too large for the grid."""
         check_eta(grid, self.eta)
-        return self._walk(grid, x, noise)
+        return self._trajectory(grid, x, noise)
 
-    def _walk(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+    def _trajectory(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None
@@ -43,7 +43,7 @@ class Ddim:
     def step(
         self, step: GridStep, x: Tensor, prediction: Prediction, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """One step of the grid; returns (x_prev, x̂_0), shapes of `x`.
+        """Return (x_prev, x̂_0) after one step of the grid, shapes of `x`.
 
             x_prev = α'·x̂_0 + √(σ'² − η²β̃)·ε + s·z   (DDIM eq. 12, 16; α' = √ᾱ_prev, σ'² = 1 − ᾱ_prev)
 
@@ -63,7 +63,7 @@ class Ddim:
         return x_prev, x0_hat
 
     def scale(self, step: GridStep, fraction: Tensor | None) -> Tensor | float:
-        """The standard deviation s of the added noise; UsageError for learned noise without a fraction."""
+        """Return the deviation s of the added noise; UsageError for learned noise without a fraction."""
         if self.noise == "small":
             return self.eta * math.sqrt(step.posterior_variance)
         if self.noise == "large":
@@ -75,5 +75,5 @@ class Ddim:
 
 
 def build(settings: SampleSettings) -> Ddim:
-    """The sampler of these settings."""
+    """Return the sampler of these settings."""
     return Ddim(settings.eta, settings.noise, settings.clip)

@@ -7,11 +7,11 @@ With λ = log α/σ, a step from time s to t, h = λ_t − λ_s, is
 where x̂_0(x_r) is the step before's and r its h divided by this one's. D = x̂_0(x_s) is order 1, which is
 DDIM with η = 0. The step to the image, where λ is infinite, gives x̂_0 itself.
 
-D is a straight line through two x̂_0, read half a step ahead, 1/2r times as far as they are apart. On a grid
-of timesteps the last step that leaves noise is several times as long as the one before. So far ahead the line
-means little and multiplies the network's errors, yet not to read it gives up what half of it would give.
-So it is read by 1/4 + r/2 at most, which is less than 1/2r for r < 0.78: the order stays 2. (The paper's code
-takes order 1 at its last step where there are fewer than 10. docs/library.md has what was tried.)
+D extrapolates linearly from two x̂_0 to half a step ahead, by 1/2r of their distance. On a grid of timesteps
+the last noisy step is several times as long as the one before. So far ahead the extrapolation multiplies the
+network's errors, but order 1 would lose accuracy. So the factor is at most 1/4 + r/2, which is less than 1/2r
+for r < 0.78: the order stays 2. (The paper's code uses order 1 at the last of fewer than 10 steps.
+docs/library.md has the measurements.)
 """
 
 import math
@@ -32,8 +32,8 @@ class DPMSolverMultistep:
     clip: bool = True
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        """The walk from x."""
-        earlier: tuple[Tensor, float] | None = None  # x̂_0 of the step before, and its h
+        """Return the trajectory from x."""
+        earlier: tuple[Tensor, float] | None = None  # x̂_0 and h of the previous step
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None
@@ -49,7 +49,7 @@ class DPMSolverMultistep:
 
 
 def _extrapolated(x0_hat: Tensor, earlier: tuple[Tensor, float] | None, h: float) -> Tensor:
-    """D of a step over h."""
+    """Return D of a step over h."""
     if earlier is None:
         return x0_hat
     before, h_before = earlier
@@ -58,10 +58,10 @@ def _extrapolated(x0_hat: Tensor, earlier: tuple[Tensor, float] | None, h: float
 
 
 def extrapolation_factor(r: float) -> float:
-    """How far ahead the line is read, in distances of its two points: 1/2r, but at most 1/4 + r/2."""
+    """Return the factor of extrapolation: 1/2r, but at most 1/4 + r/2."""
     return min(1 / (2 * r), 0.25 + r / 2)
 
 
 def build(settings: SampleSettings) -> DPMSolverMultistep:
-    """The sampler of these settings."""
+    """Return the sampler of these settings."""
     return DPMSolverMultistep(settings.clip)

@@ -1,4 +1,4 @@
-"""The models of a sweep: the one that a training gives, and other averages of its weights, each made once."""
+"""The model files of a sweep: that of the training, and other averages of its weights."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,7 +16,7 @@ from diffusion.system.section import fingerprint
 class EMAModelFiles:
     """The model file of every cell: `model` itself, or the average of the cell's width.
 
-    UsageError where a cell has a width and `averages` has no snapshots of the training that gave `model`.
+    UsageError if a cell has a width and `averages` has no snapshots of the training of `model`.
     """
 
     def __init__(self, model: Path, cells: Iterable[Cell], averages: Path = AVERAGES) -> None:
@@ -25,18 +25,18 @@ class EMAModelFiles:
         self._snapshots = matching_snapshots(model, averages) if has_widths else None
 
     def file(self, cell: Cell) -> Path:
-        """The file that the cell's images are by, made where it is not there yet."""
+        """Return the model file of the cell's images, reconstructed if it is missing."""
         if cell.ema is None or self._snapshots is None:
             return self.model
         return ema_model_file(self._snapshots, cell.ema)
 
     def average_of(self, cell: Cell) -> Path | None:
-        """`model` where the cell is by another average of its training; None where it is by itself."""
+        """Return `model` if the cell uses another average of its training, else None."""
         return None if cell.ema is None else self.model
 
 
 def matching_snapshots(model: Path, averages: Path = AVERAGES) -> Snapshots:
-    """The snapshots of the training that gave `model`; UsageError where those that lie there are others."""
+    """Return the snapshots of the training of `model`; UsageError if they are of another training."""
     snapshots, own = Snapshots.of(averages), read_artefact(model)
     if not _is_of(snapshots, own):
         raise UsageError(
@@ -47,7 +47,7 @@ def matching_snapshots(model: Path, averages: Path = AVERAGES) -> Snapshots:
 
 
 def ema_model_file(snapshots: Snapshots, width: float) -> Path:
-    """The model file of a width, byte for byte as `diffctl ema` writes it; made once."""
+    """Return the model file of a width, byte for byte as `diffctl ema` writes it; it is made once."""
     path = _place(snapshots, width)
     if path.is_file():
         with suppress(DiffctlError):  # it is damaged, and made again
@@ -60,7 +60,7 @@ def ema_model_file(snapshots: Snapshots, width: float) -> Path:
 def existing_ema_models(
     model: Path, widths: Iterable[float], averages: Path = AVERAGES, root: Path = EMA_RUNS
 ) -> dict[float | None, Path]:
-    """Those of a model's averages that have been made, by their widths; snapshots are not read whole."""
+    """Return the existing model files of averages by their widths, without reading the snapshots."""
     try:
         snapshots, own = Snapshots.of(averages, unverified=True), read_artefact(model)
     except DiffctlError:
@@ -79,7 +79,7 @@ def _is_of(snapshots: Snapshots, own: Artefact) -> bool:
 
 
 def _place(snapshots: Snapshots, width: float, root: Path = EMA_RUNS) -> Path:
-    """Where a width's model lies: by all that it is made of, and by the code that makes it."""
+    """Return the path of a width's model file, named by its inputs and the code."""
     made_of = {
         "width": width,
         "snapshots": [artefact.model_dump(mode="json") for artefact in snapshots.artefacts],

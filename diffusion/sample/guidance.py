@@ -1,6 +1,6 @@
-"""Guidance as a wrapper of a denoiser, which is a denoiser again.
+"""Guidance: wrappers of a denoiser that are denoisers themselves.
 
-A weight is a number, or a (B,) tensor of one for each row.
+A weight is a number, or a (B,) tensor with one for each row.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
 def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
     """ε = (1+w)·ε(x, c) − w·ε(x, ∅), and x̂_0 likewise (CFG, 2207.12598, eq. 6).
 
-    Everything else is the conditional branch's. A row whose weight is 0 is asked once, the others twice, all
-    in one pass; weight 0 is the denoiser itself. A tensor of weights lies best on the CPU, where nothing
-    waits to look at it. UsageError when asked of a network that knows no condition.
+    Everything else is that of the conditional branch. A row with weight 0 is computed once, the others twice,
+    all in one pass; for weight 0 the denoiser itself is returned. Keep a tensor of weights on the CPU, since
+    its values are read. UsageError on call if the network takes no condition.
     """
     if not isinstance(weight, Tensor):
         if weight == 0:
@@ -84,27 +84,27 @@ def interval_guidance(
 
 
 class _Guided:
-    """`rows` of every batch are guided, by `weight`."""
+    """A denoiser with guidance of `rows` of every batch, by `weight`."""
 
     def __init__(self, denoiser: Denoiser, rows: slice | Tensor, weight: Tensor) -> None:
         self._denoiser, self._rows, self._weight = denoiser, rows, weight
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         rows, count = self._rows, len(x)
-        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t  # both as yet where they lay
+        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t  # before rows are moved
         rows = rows if isinstance(rows, slice) else to_device(rows, x.device)
-        asked = Condition.cat([condition, condition.rows(rows).null()])
-        both = self._denoiser(torch.cat([x, x[rows]]), times, asked)
+        conditions = Condition.cat([condition, condition.rows(rows).null()])
+        both = self._denoiser(torch.cat([x, x[rows]]), times, conditions)
         conditional, free = both.rows(slice(count)), both.rows(slice(count, None))
         weight = expand(self._weight, x)
         return conditional._replace(
-            x0=_apart(conditional.x0, free.x0, rows, weight),
-            eps=_apart(conditional.eps, free.eps, rows, weight),
+            x0=_combine(conditional.x0, free.x0, rows, weight),
+            eps=_combine(conditional.eps, free.eps, rows, weight),
         )
 
 
-def _apart(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
-    """(1+w)·conditional − w·free at the rows; the others are left as they are."""
+def _combine(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
+    """Return (1+w)·conditional − w·free at the rows, and `conditional` at the others."""
     guided = (1 + weight) * conditional[rows] - weight * free
     if isinstance(rows, slice):
         return guided
@@ -112,7 +112,7 @@ def _apart(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tens
 
 
 def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
-    """s·∇ log p(y|x_t) of a classifier (x_t, times) → logits of noised images (ADM, 2105.05233, sec. 4.1)."""
+    """Return s·∇ log p(y|x_t) of a classifier (x_t, times) → logits (ADM, 2105.05233, sec. 4.1)."""
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
         labels = target_labels(condition)
@@ -128,14 +128,14 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
 
 
 def target_labels(condition: Condition) -> Tensor:
-    """The (B,) labels towards which a classifier guides; UsageError when there are none."""
+    """Return the (B,) target labels of a classifier; UsageError without labels."""
     if condition.labels is None:
         raise UsageError("a classifier guides towards a class: give one")
     return condition.labels
 
 
 def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
-    """Moves each noisy step's mean by Σ times the gradient (ADM alg. 1), for DDPM: the prediction says so."""
+    """Shift the mean of each noisy step by Σ times the gradient (ADM alg. 1), for DDPM."""
 
     def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         return denoiser(x, t, condition)._replace(mean_shift=gradient(x, t, condition))
@@ -144,22 +144,23 @@ def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
 
 
 def shift_eps(denoiser: Denoiser, gradient: Gradient, process: NoiseProcess) -> Denoiser:
-    """ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its flow.
+    """Return ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its ODE.
 
-    x̂_0 follows, by σ²/α times the gradient; the variance's fraction stays the network's own.
+    x̂_0 changes by σ²/α times the gradient; the variance fraction stays that of the network.
     """
 
     def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         slope = gradient(x, t, condition)
         alpha, sigma = process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
-        said = denoiser(x, t, condition)
-        return said._replace(
-            x0=said.x0 + expand(sigma.square() / alpha, x) * slope, eps=said.eps - expand(sigma, x) * slope
+        prediction = denoiser(x, t, condition)
+        return prediction._replace(
+            x0=prediction.x0 + expand(sigma.square() / alpha, x) * slope,
+            eps=prediction.eps - expand(sigma, x) * slope,
         )
 
     return guided
 
 
 def without_labels(denoiser: Denoiser) -> Denoiser:
-    """An unconditional network's denoiser that lets a classifier have the labels."""
+    """Return an unconditional network's denoiser that ignores the labels of a classifier."""
     return lambda x, t, condition: denoiser(x, t, condition.unlabelled())

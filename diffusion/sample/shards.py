@@ -1,7 +1,7 @@
-"""Shards of a cell: ranges of image indices, each a file of its own once it is made.
+"""Shards of a cell: ranges of image indices, each in its own file.
 
-An image depends on the model, the settings and its index alone, so where, when and in which order shards are
-made changes nothing, and those that are finished are never made again.
+An image depends on the model, the settings and its index alone. So place, time and order of shards change
+nothing, and finished shards are never sampled again.
 """
 
 import io
@@ -23,20 +23,20 @@ from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
 DAMAGED_PREFIX = "damaged-"
-HEADER = 4096  # bytes that a .npy file's header never takes
+HEADER = 4096  # bytes; a .npy file's header is shorter
 
 
 def cells_folder(model_sha256: str) -> Path:
-    """Where the shards of a model's cells lie, a folder for each cell by its card and its code."""
+    """Return the folder of a model's cells; each cell has a folder named by its card and code."""
     return CELL_RUNS / model_sha256[:16]
 
 
 @dataclass(frozen=True)
 class CellShards:
-    """The shards of a cell of `total` images of `shape` (H, W, C), as far as they lie in `folder`.
+    """The shards in `folder` of a cell of `total` images of `shape` (H, W, C).
 
-    Each file is sealed with the folder's name and its own, so that it passes for no other range and no other
-    cell. What changed since, or is not of this shape, is told, set aside (`damaged-…`) and missing again.
+    Each file's checksum covers the names of folder and file, so that it is valid for no other range or cell.
+    A changed file, or one of another shape, is renamed to `damaged-…` with a warning and counts as missing.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class CellShards:
     shape: tuple[int, int, int]
 
     def missing(self, size: int) -> list[range]:
-        """The shards of at most `size` images that are left to make, all finished ones being looked at."""
+        """Check all finished shards; return the missing ones, of at most `size` images."""
         done = np.zeros(self.total, dtype=bool)
         for shard, path in self._files():
             if self._is_whole(shard, path):
@@ -60,7 +60,7 @@ class CellShards:
         return shards
 
     def save(self, shard: range, images: Images) -> None:
-        """Keep a shard's images, whole or not at all."""
+        """Write a shard's images atomically."""
         path = self.folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
         write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
 
@@ -81,7 +81,7 @@ class CellShards:
         assert at == self.total, "every shard is made before they are read"
 
     def _files(self) -> list[tuple[range, Path]]:
-        """Each finished shard of these images with its file, in the order of the indices."""
+        """Return each finished shard of these images with its file, in the order of indices."""
         named = [(NAME.fullmatch(path.name), path) for path in sorted(self.folder.glob("*.npy"))]
         found = [(range(int(match[1]), int(match[2])), path) for match, path in named if match]
         return [(shard, path) for shard, path in found if shard and shard.start < self.total]
@@ -90,8 +90,8 @@ class CellShards:
         try:
             self._read(shard, path)
         except (Corrupted, OSError) as error:
-            told = f"{path} is damaged ({error}): it is set aside, and its images are made again"
-            warnings.warn(told, DiffctlWarning, stacklevel=2)
+            message = f"{path} is damaged ({error}): it is renamed, and its images are sampled again"
+            warnings.warn(message, DiffctlWarning, stacklevel=2)
             path.replace(path.with_name(DAMAGED_PREFIX + path.name))
             return False
         return True
@@ -109,5 +109,5 @@ class CellShards:
 
 
 def _name(path: Path) -> str:
-    """What a file's seal calls it: a cell's folder bears the fingerprint of its card and its code."""
+    """Return the name in a file's checksum; a folder's name is the fingerprint of the card and the code."""
     return f"{path.parent.name}/{path.name}"

@@ -23,7 +23,7 @@ def test_a_candidate_without_the_champions_best_cell_is_not_comparable():
     verdict = decide(document({(5, 0.0): 1.216}, **OTHER).cells, champion(), "version 7")
     assert not verdict.better
     assert verdict.reason == (
-        f"not comparable with version 7, whose best cell {BAR} was not scored: put it into the sweep"
+        f"not comparable with version 7: its best cell {BAR} was not scored, so put it into the sweep"
     )
 
 
@@ -31,7 +31,7 @@ def test_a_protocol_that_differs_in_the_champions_best_cell_alone_is_not_compara
     mixed = document({(5, 0.0): 0.1}, **OTHER).cells | document({(10, 0.0): 0.1}, seed=3, **OTHER).cells
     verdict = decide(mixed, champion(), "version 7")
     assert not verdict.better
-    assert "differs in seed (0 against 3)" in verdict.reason
+    assert "differ in seed (0 against 3)" in verdict.reason
 
 
 def test_the_best_of_the_common_cells_is_held_against_the_champions_best():

@@ -105,9 +105,9 @@ def test_score_names_are_unique():
         shares = [spec.named(share) for share in ("precision", "recall", "density", "coverage")]
         names = [*spec.distances, f"{spec.distance}_low", spec.limit, spec.score, *shares]
         names += ["floor", "excess", "excess_low", "memorisation", "memorisation_std"]
-        calls.update(spec.named_beside(name) for name in names if name)
+        calls.update(spec.qualified(name) for name in names if name)
     assert set(calls.values()) == {1}
-    assert EXTRACTORS[FURTHER].named_beside("excess_low") == "excess_effnet_lite0_96_low"
+    assert EXTRACTORS[FURTHER].qualified("excess_low") == "excess_effnet_lite0_96_low"
 
 
 @pytest.mark.slow

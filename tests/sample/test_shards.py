@@ -149,7 +149,7 @@ def test_a_shard_that_is_not_what_its_name_says_is_made_again(
     file_of(tmp_path, range(4, 8)).unlink()
     shards.save(shard, images)
     file_of(tmp_path, shard).rename(tmp_path / f"{name}.npy")
-    with pytest.warns(DiffctlWarning, match=f"{name}.npy is damaged .*it is set aside"):
+    with pytest.warns(DiffctlWarning, match=f"{name}.npy is damaged .*it is renamed"):
         left = shards.missing(4)
     assert left == ([range(4, 8)] if shard.start == 4 else [range(4, 8), range(8, 12)])
     assert (tmp_path / f"damaged-{name}.npy").exists()

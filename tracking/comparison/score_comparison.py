@@ -152,7 +152,7 @@ def _metrics_of_space(first: ScoresDocument, name: str, metrics: Sequence[str]) 
     """Return the scores that belong to a feature space, by their names inside it."""
     own = {
         space: {
-            EXTRACTORS[space].named_beside(score): score
+            EXTRACTORS[space].qualified(score): score
             for cell in first.cells.values()
             for score in cell.spaces[space].scores
         }
@@ -183,7 +183,7 @@ def _compare_in_space(
             ]
             if sum(map(len, found)) > 1:
                 row = _row(name, metric, found)
-                rows.append(replace(row, metric=cell.spec.named_beside(metric)) if further else row)
+                rows.append(replace(row, metric=cell.spec.qualified(metric)) if further else row)
         for cells, difference in zip(chain.from_iterable(columns), differences, strict=True):
             if fields := _relevant(cell, cells.get(name), chosen):
                 difference.cells.append(name)

@@ -96,7 +96,7 @@ def apply_gate(
         forced = override.force and history.holder is not None
         move = next_move(
             history,
-            how="force" if forced else RESCORED if verdict.anew else "gate",
+            how="force" if forced else RESCORED if verdict.rescored else "gate",
             after=number,
             reason=brief(verdict.reason, str, MAX_REASON - len("...")),
             note=override.note,
