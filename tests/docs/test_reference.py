@@ -35,7 +35,7 @@ def test_fields_are_described_by_their_class() -> None:
     assert (train["steps"].kind, train["steps"].default) == ("whole number", "")
     assert train["ema_decay"].default == "`0.9999`"
     assert re.sub(r"\s", " ", train["ema_decay"].bounds) == "≥ 0, < 1"
-    assert "average of the weights" in train["ema_decay"].meaning
+    assert "EMA of the weights" in train["ema_decay"].meaning
     assert train["microbatch"].kind == "whole number or `auto` or `null`"
 
 
