@@ -46,7 +46,7 @@ DVC_LOCK = Path("dvc.lock")
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
-REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow")
+REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow", "filelock")
 
 
 def protocol_fingerprint(document: ScoresDocument) -> str:
