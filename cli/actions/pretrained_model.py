@@ -53,8 +53,8 @@ def _needed_changes(artefact: Artefact) -> str:
         side = artefact.network.image_size
     changes = needed_changes(config, artefact, side)
     if not changes:
-        return "`diffctl check` says whether it fits"
-    return f"it fits once {PARAMS} says, as the start does:\n{format_sections(changes)}"
+        return "run `diffctl check` to see whether it fits"
+    return f"it fits with these values in {PARAMS}:\n{format_sections(changes)}"
 
 
 def _describe(artefact: Artefact) -> str:

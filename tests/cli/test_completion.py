@@ -30,8 +30,8 @@ def run(folder: Path, *arguments: str, **variables: str) -> str:
 )
 def test_completes_commands_choices_and_profiles(tmp_path: Path, words: str, found: list[str]) -> None:
     shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    asked = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    assert run(tmp_path, _DIFFCTL_COMPLETE="complete_bash", **asked).split() == found
+    variables_of_completion = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert run(tmp_path, _DIFFCTL_COMPLETE="complete_bash", **variables_of_completion).split() == found
 
 
 def test_one_command_installs_completion(tmp_path: Path) -> None:

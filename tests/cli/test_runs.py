@@ -317,11 +317,11 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
         rows, _ = list_runs()
         assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}
         _show_runs(rows)
-    said = {line.split()[0][-1]: line for line in capsys.readouterr().out.splitlines()[1:4]}
-    assert "running, no sign for 12 min *" in said["r"]
-    assert "27 of 30" in said["r"]
+    lines = {line.split()[0][-1]: line for line in capsys.readouterr().out.splitlines()[1:4]}
+    assert "running, no sign for 12 min *" in lines["r"]
+    assert "27 of 30" in lines["r"]
     for key in "st":
-        assert "running *" in said[key]
+        assert "running *" in lines[key]
     (dead,) = [row for row in list_runs()[0] if row.fingerprint[0] == "r"]
     assert dead.state == "dead"
 

@@ -50,19 +50,19 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     shutil.copy(profile, PARAMS)
     before = load()
     use(protocol=name)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     text, after = PARAMS.read_text(), load()
     assert after.evaluate.protocol == name
-    assert {one.field for one in mismatches(name, values(after))} == left_in(said) - {"evaluate.extractor"}
+    assert {one.field for one in mismatches(name, values(after))} == left_in(output) - {"evaluate.extractor"}
     assert comments(text) == comments(profile.read_text())
     assert after.data == before.data
     for one in mismatches(name, values(before)):
-        assert one.source in said or one.field in left_in(said)
+        assert one.source in output or one.field in left_in(output)
     use(protocol=name)
     again = capsys.readouterr().out
     assert PARAMS.read_text() == text
     assert "follows the protocol" in again
-    assert left_in(again) == left_in(said)
+    assert left_in(again) == left_in(output)
 
 
 def test_output_has_both_values_and_the_source_of_each_change(capsys):
@@ -78,15 +78,15 @@ def test_output_has_both_values_and_the_source_of_each_change(capsys):
 def test_published_statistics_are_set_once_downloaded(capsys):
     shutil.copy(ROOT / "profiles/imagenet64-adm.yaml", PARAMS)
     use(protocol="adm")
-    said = capsys.readouterr().out
-    assert "evaluate.statistics: VIRTUAL_imagenet64_labeled.npz is not in references/: fetch it" in said
-    assert "https://openaipublic.blob.core.windows.net/" in said
+    output = capsys.readouterr().out
+    assert "evaluate.statistics: VIRTUAL_imagenet64_labeled.npz is not in references/: fetch it" in output
+    assert "https://openaipublic.blob.core.windows.net/" in output
     file = Path("references/VIRTUAL_imagenet64_labeled.npz")
     file.parent.mkdir()
     file.write_bytes(b"statistics")
     use(protocol="adm")
-    said = capsys.readouterr().out
-    assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in said
+    output = capsys.readouterr().out
+    assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in output
     statistics = load().evaluate.statistics
     assert statistics is not None
     assert (statistics.file, statistics.sha256) == (file, sha256(b"statistics").hexdigest())

@@ -67,7 +67,7 @@ def test_full_disk_for_previews_does_not_stop_training(
         fsync(handle)
 
     watched, alone = (new_state(plan_of(store), CPU) for _ in range(2))
-    with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as said:
+    with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
         watch = SpoolObserver(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
         monkeypatch.setattr(os, "fsync", full)
@@ -77,13 +77,13 @@ def test_full_disk_for_previews_does_not_stop_training(
         assert len(list(folder.folder.glob("state-*.sealed"))) == 2
     room = "(No space left on device): the training continues without"
     previews = [f"no preview of step {step} {room}" for step in (6, 12)]
-    assert told_in(said) == [f"no heartbeat {room}", *previews]
+    assert messages_of(caught) == [f"no heartbeat {room}", *previews]
     run(alone, store)
     assert_same(watched, alone)
 
 
-def told_in(said: list[warnings.WarningMessage]) -> list[str]:
-    return [str(warning.message) for warning in said if warning.category is DiffctlWarning]
+def messages_of(caught: list[warnings.WarningMessage]) -> list[str]:
+    return [str(warning.message) for warning in caught if warning.category is DiffctlWarning]
 
 
 class Failing:
@@ -122,12 +122,12 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
 
     changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)
         train(watched, store, ProcessGroup(CPU), Failing(watched.plan), save, lambda: None)
     assert saved == [4]
     without = "the training continues without"
-    assert [line for line in told_in(said) if not line.startswith("no live line")] == [
+    assert [line for line in messages_of(caught) if not line.startswith("no live line")] == [
         f"no metrics of step 2 (ValueError: nan at 2): {without}",
         f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 3 (the reference is stale): {without}",
@@ -136,7 +136,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 4 (the reference is stale): {without}",
     ]
-    assert len(told_in(said)) == 8, "the live line once, of four steps"
+    assert len(messages_of(caught)) == 8, "the live line once, of four steps"
     train(alone, store, ProcessGroup(CPU), NullObserver(), save, lambda: None)
     assert_same(watched, alone)
 

@@ -69,7 +69,7 @@ def test_runs_reap_frees_a_pending_run(tmp_path: Path) -> None:
         assert patient.stdout == "no dead training is left unmarked\n"
         freed = diffctl(work.clone, "runs", "reap", "--pending", "0", env=work.env)
         assert freed.returncode == 0, freed.stderr
-        assert "was pending for" in freed.stdout
+        assert "pending for" in freed.stdout
         assert work.states() == ["Crashed"]
 
 

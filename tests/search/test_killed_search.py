@@ -133,12 +133,12 @@ def test_invalid_points_are_refused_before_the_first_trial(searching: Path) -> N
         "model.channels": ({"low": 8, "high": 9}, "model"),
         "process.schedule": (["no-such"], "process.schedule"),
     }
-    for name, (values, told) in refused.items():
+    for name, (values, words) in refused.items():
         write_params(searching, search={"fields": {name: values}, "trials": 2})
         done = diffctl(searching, "search")
         assert done.returncode == 2, done.stderr
         assert name in done.stderr
-        assert told in done.stderr
+        assert words in done.stderr
         assert "Traceback" not in done.stderr
         assert not (searching / "runs/search").exists()
 
@@ -150,9 +150,9 @@ def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> 
     )
     wait_for_step(searching, process, 6)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 143, said
-    assert "Traceback" not in said
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 143, stderr
+    assert "Traceback" not in stderr
     write_params(searching, train={**LONG, "batch_size": 4}, search={"fields": FIELDS, "method": "grid"})
     other = diffctl(searching, "search")
     assert other.returncode == 2
