@@ -36,7 +36,7 @@ def write_training(seed: int = 0) -> None:
 def test_a_cell_is_of_the_very_file_that_is_written_for_its_width(trained: Path) -> None:
     models = EMAModelFiles(MODEL, [PLAIN, NARROW, WIDE])
     assert (models.file(PLAIN), models.average_of(PLAIN)) == (MODEL, None)
-    ema(width="0.07,0.2", out=trained / "written")
+    ema(sigma_rel="0.07,0.2", out=trained / "written")
     for cell, name in ((NARROW, "ema-0.07"), (WIDE, "ema-0.2")):
         assert models.average_of(cell) == MODEL
         made = models.file(cell)
@@ -73,7 +73,7 @@ def test_another_snapshot_makes_another_model(trained: Path) -> None:
 
 def test_what_is_missing_or_of_another_training_is_refused_before_anything_is_made(trained: Path) -> None:
     save_artefact(MODEL, network_of(spec_of()).state_dict(), artefact_of(spec_of(), step=9))
-    with pytest.raises(UsageError, match=r"models/ema has snapshots of another training than models/unet"):
+    with pytest.raises(UsageError, match=r"models/ema has snapshots of another training than models/model"):
         EMAModelFiles(MODEL, [PLAIN, WIDE])
     assert existing_ema_models(MODEL, [0.2]) == {}
     assert EMAModelFiles(MODEL, [PLAIN]).file(PLAIN) == MODEL, "who asks for no width needs none"
