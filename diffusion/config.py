@@ -1,6 +1,6 @@
 """params.yaml as a whole: composes the sections' own classes and checks that they agree.
 
-A section of params.yaml is a stage's parameters and a class beside the code that it steers. Unknown keys and
+A section of params.yaml holds a stage's parameters; its class is in that package. Unknown keys and
 impossible combinations are refused with the field's name and what is allowed. No torch below this module's
 import, so that the command line can validate in milliseconds.
 """

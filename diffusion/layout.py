@@ -1,4 +1,4 @@
-"""Where things lie, relative to the project's root (the folder with params.yaml)."""
+"""Paths relative to the project's root (the folder with params.yaml)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ PREPARED = Path("data/prepared")  # {train,test}/ image stores
 REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor
 STARTS = Path("start")  # models that trainings start from, by their SHA-256
 MODEL = Path("models/model.safetensors")  # the self-describing artefact
-AVERAGES = Path("models/ema")  # snapshots of power-function averages, of which any width is made
+AVERAGES = Path("models/ema")  # snapshots of EMA profiles, from which any sigma_rel is made
 RUN = Path("models/run.json")  # the MLflow run that the artefact came from; no stage depends on it
 LOSS_CURVE = Path("plots/loss.csv")
 CLASSIFIER = Path("models/classifier.safetensors")  # of noised images, for guidance; no part of the pipeline
@@ -36,7 +36,7 @@ _EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
 def home(folder: Path) -> Path:
-    """The checkout that an absolute folder belongs to: itself, or the one whose experiment DVC runs in it.
+    """Return the checkout of an absolute folder: itself, or the one that runs a DVC experiment there.
 
     `dvc exp run --temp` and `--queue` work in .dvc/tmp/exps/<name>/ of a checkout, which goes with all in it.
     """

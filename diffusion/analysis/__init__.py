@@ -1,1 +1,1 @@
-"""What a trained model says of images: likelihood, encoding, interpolation."""
+"""Analysis of images by a trained model: likelihood, encoding, interpolation."""

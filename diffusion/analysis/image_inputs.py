@@ -37,7 +37,7 @@ def load_input(name: str, store: Path | None, artefact: Artefact) -> InputImage:
 
 
 def load_first(num: int, store: Path | None, artefact: Artefact) -> list[InputImage]:
-    """The first images of the store, as many as asked or there are."""
+    """Return the first `num` images of the store, or all."""
     opened = open_matching_store(store, artefact)
     indices = range(min(num, len(opened)))
     labels = known_labels(opened, artefact, indices)
@@ -65,9 +65,9 @@ def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) 
 
 
 def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
-    """What to condition images on: the class asked for, else each image's own, else "no label".
+    """Return the condition of images: the given class, else each image's own, else "no label".
 
-    UsageError when a model that was trained without "no label" is not told.
+    UsageError if the class is unknown and the model was trained without "no label".
     """
     spec = artefact.network
     if klass is not None:

@@ -21,13 +21,13 @@ Progress = Callable[[int, int], None]
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-    """The walk of `encode`, as a sampler whose walk begins at images and ends at codes; it draws no noise."""
+    """Yield the trajectory of `encode`: a sampler from images to codes that draws no noise."""
     steps = grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
-        said = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
-        assert said is not None
-        x0_hat = (x - step.sigma_prev * said.eps) / step.alpha_prev
-        x = step.alpha * x0_hat + step.sigma * said.eps
+        prediction = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
+        assert prediction is not None
+        x0_hat = (x - step.sigma_prev * prediction.eps) / step.alpha_prev
+        x = step.alpha * x0_hat + step.sigma * prediction.eps
         yield Step(done, len(steps), x, x0_hat)
 
 
@@ -41,7 +41,7 @@ def encode(
 ) -> Tensor:
     """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
 
-    The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is asked where the step starts.
+    The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is predicted at a step's start.
     The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
     NonFiniteError, in the words of `guard`, where ε or a step is NaN or infinite.
     """
@@ -93,7 +93,7 @@ def decode_images(
 ) -> Tensor:
     """The images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU.
 
-    It clips no x̂_0, whatever the settings say, since `encode` reverses the step that does not: with S = T
+    It clips no x̂_0, whatever the settings, since `encode` reverses the step that does not: with S = T
     digits came back 0.01 of 255 off on average, and 1.0 with clipping.
     """
     device = next(loaded.network.parameters()).device

@@ -45,7 +45,7 @@ def bits_per_dimension(
 ) -> Bits:
     """The variational bound of uint8 images (N, H, W, C) (iDDPM sec. 3, in bits), a row of `condition` each.
 
-    One pass over all T, or over `steps` of them spread evenly, whose process has a bound of its own. Image
+    One pass over all T, or over `steps` of them spread evenly, which is a process with its own bound. Image
     i's noise comes from (seed, i) alone. The network runs in float32; x̂_0 is clipped to [−1, 1].
     `progress` gets (done, total) network passes of an image. NonFiniteError with the image
     and the term's place, counted from t = 0, where numbers are NaN or infinite.
@@ -92,8 +92,8 @@ def _term(
     index, process = torch.full((len(x_0),), i), denoiser.process
     x_t = process.q_sample(x_0, grid.times[i], noise)
     t = grid.times[i].item()
-    said = denoiser(x_t, t, condition)
-    log_var = log_variance(grid, process.config.variance, said.variance_fraction, x_t, index)
-    term = vlb_terms(grid, x_0, x_t, index, said.x0.clamp(-1, 1), log_var)
-    guard.check(i + 1, t, *said, term)
+    prediction = denoiser(x_t, t, condition)
+    log_var = log_variance(grid, process.config.variance, prediction.variance_fraction, x_t, index)
+    term = vlb_terms(grid, x_0, x_t, index, prediction.x0.clamp(-1, 1), log_var)
+    guard.check(i + 1, t, *prediction, term)
     return term.cpu().double()

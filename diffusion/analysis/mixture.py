@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: data of which all is known in closed form, also the denoiser that no other beats."""
+"""Mixtures of Gaussians: data with density and optimal denoiser in closed form."""
 
 import math
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class Mixture:
 
 
 def ring(count: int, radius: float, std: float) -> Mixture:
-    """Gaussians in two dimensions, evenly spread on a circle; the first lies at its top."""
+    """Gaussians in two dimensions, evenly spread on a circle; the first is at its top."""
     angles = math.pi / 2 + 2 * math.pi * torch.arange(count, dtype=torch.float64) / count
     return Mixture(radius * torch.stack([angles.cos(), angles.sin()], dim=1), std)
 
 
 @dataclass(frozen=True)
 class MixtureDenoiser:
-    """What a perfect network within the process would say: points lie in the channels, (B, D, 1, 1)."""
+    """The optimal denoiser within a process; points are in the channels, (B, D, 1, 1)."""
 
     mixture: Mixture
     process: NoiseProcess

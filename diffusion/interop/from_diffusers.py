@@ -126,7 +126,7 @@ class UNetFile(BaseModel):
 
 
 class SchedulerFile(BaseModel):
-    """What of scheduler_config.json decides a process; how it samples is none of a model's business."""
+    """The fields of scheduler_config.json that decide a process; its sampling options are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -158,7 +158,7 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
         process=process,
         train={},
         data=DataCard(name=folder.resolve().name, classes=names, digest=f"file:{sha256_file(path)}"),
-        step=0,  # it is not told
+        step=0,  # unknown
         precision="fp32",
     )
     with torch.device("meta"):
@@ -255,7 +255,7 @@ def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
 
 
 def _heads(config: UNetFile) -> dict[str, Any]:
-    """Channels a head where they divide every level's, else the number of heads, one where none is told."""
+    """Channels a head where they divide every level's, else the number of heads, by default one."""
     width = config.attention_head_dim
     levels = zip(config.block_out_channels, config.down_block_types, strict=True)
     if width is None:
@@ -267,7 +267,7 @@ def _heads(config: UNetFile) -> dict[str, Any]:
 
 
 def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConfig:
-    """The process whose betas these are; DiffctlError where no schedule of ours has them."""
+    """Return the process with these betas; DiffctlError if no schedule of ours has them."""
     learned = unet.out_channels == 2 * unet.in_channels
     if learned != config.variance_type.startswith("learned") or config.variance_type == "learned":
         raise DiffctlError(

@@ -100,9 +100,9 @@ def _is_plain(value: object) -> bool:
 
 
 def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Artefact, UNetSpec]:
-    """What the model file will say: the preset's shape and recipe, channels and classes from the weights.
+    """Return the model file's metadata: the preset's shape and recipe, channels and classes from the weights.
 
-    The network's spec stands in it, and is returned beside it.
+    The network's spec is returned as the second value.
     """
     first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
     if first is None or last is None:

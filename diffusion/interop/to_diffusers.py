@@ -156,7 +156,7 @@ def diffusers_names(network: UNet) -> dict[str, tuple[str, ...]]:
     names = {}
     for name in network.state_dict():
         if name.startswith("augmentation."):
-            continue  # told of none, as when it samples, it adds nothing
+            continue  # without augmentation, as in sampling, it adds nothing
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         names[name] = _their_names(prefixes[prefix], name.removeprefix(prefix))
     return names
@@ -177,7 +177,7 @@ def _their_names(block: str, name: str) -> tuple[str, ...]:
 
 
 def _as_theirs(name: str, tensor: Tensor) -> Tensor:
-    """A weight as it lies there: attention's 1×1 convolutions are matrices."""
+    """Return a weight in their shape: attention's 1×1 convolutions are matrices."""
     return tensor.flatten(1) if ".to_" in name and name.endswith("weight") else tensor
 
 

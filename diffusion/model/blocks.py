@@ -18,7 +18,7 @@ Resampling = Literal["none", "up", "down"]
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """The module with all parameters zero: a block whose branch it ends starts as the identity."""
+    """Zero all parameters of a module, so that a residual block that ends in it starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
@@ -208,7 +208,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Blocks one after another, each seeing the embedding; recomputed in the backward pass if asked."""
+    """Blocks in sequence, each with the embedding; optionally recomputed in the backward pass."""
 
     def __init__(self, blocks: list[nn.Module], gradient_checkpointing: bool = False) -> None:
         super().__init__(blocks)

@@ -2,7 +2,7 @@
 
 torch's group norm makes such a map contiguous, and the next convolution turns it back. Forward that reads and
 writes 24 bytes a number in float32, and this 12. Backward plain operations move more than they save: where
-gradients are wanted the formula stands.
+gradients are needed the formula is used.
 """
 
 import torch
@@ -31,7 +31,7 @@ def _normalised(norm: nn.GroupNorm, x: Tensor, weight: Tensor, bias: Tensor) -> 
     batch, channels, height, width = x.shape
     groups = (norm.num_groups, channels // norm.num_groups)
     laid = at_least_float32(x).permute(0, 2, 3, 1)
-    pixels = laid.view(batch, height, width, *groups)  # as it lies
+    pixels = laid.view(batch, height, width, *groups)  # a view
     variance, mean = torch.var_mean(pixels, dim=(1, 2, 4), correction=0)
     factor = weight.view(-1, *groups) * (variance + norm.eps).rsqrt()[..., None]
     offset = bias.view(-1, *groups) - mean[..., None] * factor

@@ -55,7 +55,7 @@ class Classifier(Encoder):
 
 
 class ClassifierArtefact(Artefact):
-    """What a classifier's file says of itself; `network.num_classes` is what it tells apart."""
+    """The metadata of a classifier's file; it distinguishes `network.num_classes` classes."""
 
     kind: Literal["classifier"]
     network: UNetSpec
@@ -70,14 +70,14 @@ class ClassifierArtefact(Artefact):
 
 
 class LoadedClassifier(NamedTuple):
-    """A classifier in eval mode, and what its file says of it."""
+    """A classifier in eval mode and its metadata."""
 
     network: Classifier
     artefact: ClassifierArtefact
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
-    """Build the classifier that the file describes and load its weights; DiffctlError when it is none."""
+    """Build the classifier that the file describes and load its weights; DiffctlError for any other file."""
     artefact = read_description(path, ClassifierArtefact)
     network = build_matching(Classifier, artefact.network, path)
     return LoadedClassifier(load_weights(network, path, artefact, device), artefact)

@@ -38,11 +38,10 @@ def compile_modes(device: torch.device) -> list[str | None]:
 
 
 class CompiledNetwork:
-    """The network compiled for the shape that it is asked of first; any other is computed as it stands.
+    """The network compiled for the shape of its first call; other shapes run without compilation.
 
-    On a GPU its kernels are launched as one graph, for the thread that asked first. What cannot be compiled
-    so is compiled without the graph, and computed as it stands where that fails too: a DiffctlWarning tells
-    of each once.
+    On a GPU its kernels are launched as one graph, for the thread of the first call. If that fails it is
+    compiled without the graph, and if that fails too it is not compiled. Each failure is one DiffctlWarning.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -53,7 +52,7 @@ class CompiledNetwork:
         self._passes = 0
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """What the network says."""
+        """Return the network's output."""
         shape = x.shape, t.dtype, labels is None, threading.get_ident() if x.is_cuda else 0
         if self._shape is None:
             self._shape, self._modes = shape, compile_modes(x.device)
@@ -63,31 +62,31 @@ class CompiledNetwork:
             except (RuntimeError, AssertionError) as error:
                 if self._passes >= _PASSES_TO_TRUST[self._modes[0]]:
                     raise
-                self._make_do(error)
+                self._handle_failure(error)
         return self._network(x, t, labels)  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CompiledNetwork":
-        """That of the network's copy, which nothing has asked yet."""
+        """Wrap a copy of the network, not compiled yet."""
         return CompiledNetwork(copy.deepcopy(self._network, memo))
 
     def _pass(self, mode: str | None, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         if self._fast is None:
             self._fast = torch.compile(self._network, dynamic=False, mode=mode)
-        said = self._fast(x, t, labels)
+        output = self._fast(x, t, labels)
         self._passes += 1
-        return said.clone() if mode == GRAPHS else said  # the next pass writes over what a graph gave
+        return output.clone() if mode == GRAPHS else output  # the next pass writes over what a graph gave
 
-    def _make_do(self, error: Exception) -> None:
-        """Go on in the next mode, or without compiling."""
+    def _handle_failure(self, error: Exception) -> None:
+        """Continue in the next mode, or without compiling."""
         failed, self._fast, self._passes = self._modes.pop(0), None, 0
         what = "launched as a CUDA graph" if failed == GRAPHS else "compiled"
         reason = str(error).strip().partition("\n")[0]
-        told = f"the network cannot be {what} ({reason}): sampling goes on without that"
-        warnings.warn(told, DiffctlWarning, stacklevel=3)
+        message = f"the network cannot be {what} ({reason}): sampling continues without that"
+        warnings.warn(message, DiffctlWarning, stacklevel=3)
 
 
 def compile_network(network: nn.Module) -> CompiledNetwork:
-    """The network compiled: once for each device that it lies on, while it lives.
+    """Return the compiled network, compiled once per device.
 
     It is kept by the network itself, to which it refers: kept anywhere else it would keep it alive.
     """

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MAX_PIXELS_OF_FORMULA = 256  # of which attention by formula is faster in bfloat16
-MIN_CHANNELS_LAST_PIXELS = 1024  # of which torch normalises a channels-last map as fast as a contiguous one
+MAX_PIXELS_OF_FORMULA = 256  # up to which attention by formula is faster in bfloat16
+MIN_CHANNELS_LAST_PIXELS = 1024  # from which torch normalises channels-last maps as fast as contiguous ones
 
 
 def downsample(x: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def upsampled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
     Of the nine taps those that fall on copies of one pixel are added up beforehand: a 4×4 kernel, stride 2.
     """
-    weight = at_least_float32(conv.weight)  # whose sums are rounded once, also where the weights are bfloat16
+    weight = at_least_float32(conv.weight)  # sums are rounded once, also with bfloat16 weights
     wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
     kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
     kernel = kernel.flip(2, 3).transpose(0, 1).to(x.dtype)
@@ -52,7 +52,7 @@ def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tenso
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """`kernels.attention`, for few pixels in bfloat16 by the formula as it stands.
+    """`kernels.attention`, for few pixels in bfloat16 by the plain formula.
 
     torch's fused backward pass has a fixed cost for each head there, of up to ten times the work. Without the
     copy that lays each pixel's channels side by side the fused kernels take twice the time.

@@ -1,14 +1,14 @@
-"""Dropout by masks that are given to it: who trains says which random bits a row meets."""
+"""Dropout with masks from the caller, which decides the random bits of each row."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose masks are windows of a tape of random bits, each row's at a start of its own.
+    """Dropout whose masks are windows of a tape of random bits, each row with its own start.
 
     `tape` (n,) bool, true with probability 1 − p, and `starts` (B,) int64 are set before each pass of a batch
-    in training. Without a tape it is torch's own, whose masks depend on how the batch is split.
+    in training. Without a tape it is torch's own; those masks depend on how the batch is split.
     """
 
     tape: Tensor | None = None

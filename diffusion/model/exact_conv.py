@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ExactConv2d(nn.Conv2d):
     """A convolution in its weights' own precision, under autocast and in a rounded copy too.
 
-    A network's first one sees x_t, whose noise at small t is as small as what bfloat16 leaves of an image.
+    The first convolution takes x_t. Its noise at small t is as small as bfloat16's rounding.
     """
 
     def forward(self, x: Tensor) -> Tensor:

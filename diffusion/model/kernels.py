@@ -1,7 +1,7 @@
 """The network's operations that a device does faster in another way: each a formula in torch's own words.
 
 Here alone it is decided who computes: a CPU by a faster equal (`cpu_kernels`) where there is one, all other
-devices by the formula. It keeps a channels-last map as it lies wherever torch's own operation does. Where
+devices by the formula. It keeps a map's channels-last layout wherever torch's own operation does. Where
 that does not, a GPU has an equal (`channels_last_kernels`) that does; a compiled network needs none.
 """
 
@@ -24,7 +24,7 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def stays_laid(x: Tensor) -> bool:
-    """Whether `x` is channels last where torch's group norm would copy it, and nobody wants its gradient."""
+    """Return whether `x` is channels last, needs no gradient, and torch's group norm would copy it."""
     if on_cpu(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return is_channels_last(x)

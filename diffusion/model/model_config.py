@@ -12,14 +12,14 @@ from diffusion.system.section import NotBool, Probability, Side
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-AUGMENTATION_NUMBERS = 9  # that tell a network how its image was transformed (2206.00364, table 6)
+AUGMENTATION_NUMBERS = 9  # that describe how an image was transformed (2206.00364, table 6)
 MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
 class ModelConfig(RegistrySection):
     """A network's shape, as its entry of MODELS has it, and what training reads of every one.
 
-    `name` is the network, an entry of MODELS. `class_cond` says whether it takes labels. `dropout` is the
+    `name` is the network, an entry of MODELS. `class_cond`: whether it takes labels. `dropout` is the
     share of features that training drops (diffusion/model/dropout.py). `gradient_checkpointing` computes
     features again in the backward pass instead of keeping them. A network that does neither refuses both.
     """

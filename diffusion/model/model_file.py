@@ -59,12 +59,12 @@ class DataCard(Section):
 
 
 class ModelDescription(Section):
-    """What decides the images of a model beside its weights.
+    """Everything that decides the images of a model, apart from its weights.
 
     `format` rises when the same config and data would no longer give the same weights.
     `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
     `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
-    `lineage` are the models that it was trained from, the nearest first; it stands in no file without any.
+    `lineage` lists the models that it was trained from, the nearest first; a file without any omits it.
     `ema_sigma_rel` is the σ_rel of the weights, if they are a power-function EMA; other files have none.
     """
 
@@ -114,14 +114,14 @@ class ModelDescription(Section):
         return copy
 
     def as_ancestor(self) -> Ancestor:
-        """What a model that is trained from this one says of it."""
+        """Return the entry of this model in the lineage of models trained from it."""
         return Ancestor(
             sha256=self.model_sha256, data=self.data.name, digest=self.data.digest, step=self.step
         )
 
     @property
     def model_sha256(self) -> str:
-        """What a card and the registry know this model by: its weights and all that it says of itself.
+        """The identity of the model in cards and registry: a hash of its weights and metadata.
 
         Not by which code it was trained: an edit that changes no weight makes no other model.
         """
@@ -130,7 +130,7 @@ class ModelDescription(Section):
 
 
 class Artefact(ModelDescription):
-    """All that a model file says of itself. `train` is that section as plain values: no image needs it."""
+    """The metadata of a model file. `train` is that section as plain values; sampling does not need it."""
 
     train: Mapping[str, Any]
 
@@ -160,7 +160,7 @@ class Artefact(ModelDescription):
 
 
 class LoadedModel(NamedTuple):
-    """A network in eval mode, and what its file says of it."""
+    """A network in eval mode and its metadata."""
 
     network: torch.nn.Module
     artefact: Artefact
@@ -171,12 +171,12 @@ def save_artefact(
 ) -> Description:
     """Write the artefact by `write`; equal weights, config and code give equal bytes.
 
-    Returns the artefact as it stands in the file, with the digest of its weights.
+    Returns the artefact as stored, with the digest of its weights.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
-    said = add_checksum(artefact.model_dump(mode="json"))
-    data = save(tensors, metadata={METADATA_KEY: canonical_json(said)})
+    metadata = add_checksum(artefact.model_dump(mode="json"))
+    data = save(tensors, metadata={METADATA_KEY: canonical_json(metadata)})
     write(path, lambda file: file.write(data))
     return artefact
 
@@ -191,16 +191,16 @@ def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def read_artefact(path: Path) -> Artefact:
-    """Read what a model file says of itself, without its weights; DiffctlError where it says nothing."""
+    """Read the metadata of a model file, without its weights; DiffctlError if it has none."""
     return read_description(path, Artefact)
 
 
 def read_description(path: Path, kind: type[Description]) -> Description:
-    """What a file of weights says of itself, as that kind; DiffctlError where it says nothing or another."""
+    """Read the metadata of a file of weights as `kind`; DiffctlError if it has none or another kind."""
     values = _read_metadata(path)
     if ("kind" in values) != ("kind" in kind.model_fields):
         raise DiffctlError(
-            f"{path} holds a {values.get('kind', 'diffusion model')}, which is not what is asked for here"
+            f"{path} holds a {values.get('kind', 'diffusion model')}, which is not the kind needed here"
         )
     try:
         return kind.from_stored(values)
@@ -214,10 +214,10 @@ def _read_metadata(path: Path) -> JsonObject:
     if METADATA_KEY not in metadata:
         raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
     try:
-        return strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"what {path} says of itself"))
+        return strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"the metadata of {path}"))
     except Corrupted as error:
         raise DiffctlError(
-            f"what {path} says of itself is damaged or edited ({error}): get the file again"
+            f"the metadata of {path} is damaged or edited ({error}): get the file again"
         ) from None
 
 
@@ -229,14 +229,14 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def read_verified_artefact(path: Path) -> Artefact:
-    """What a model file says of itself; DiffctlError also where its weights are not the ones it speaks of."""
+    """Read the metadata of a model file; DiffctlError also if the weights have another digest."""
     artefact = read_artefact(path)
     read_weights(path, artefact)
     return artefact
 
 
 def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
-    """The weights of a model file that says `artefact`; DiffctlError where they are other ones."""
+    """Read the weights of a model file with this metadata; DiffctlError if their digest differs."""
     with open_weights(path) as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if tensors_sha256(weights) != artefact.weights_sha256:

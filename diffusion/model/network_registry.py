@@ -1,8 +1,8 @@
-"""The networks by name, as `model.name` in params.yaml and a model file say it. It loads no torch.
+"""The networks by name: `model.name` in params.yaml and in model files. It loads no torch.
 
 A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
 (B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
-gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. One whose spec has `augmented`
+gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. With `augmented` a network
 takes `augmentation` (B, 9) too: how images were transformed; without it they were not.
 """
 
@@ -34,7 +34,7 @@ class ModelEntry:
 
     @property
     def module(self) -> str:
-        """Where it is computed: what a model of this kind comes from beside what all do."""
+        """The module that computes this network."""
         return reference_module(self.builder)
 
 

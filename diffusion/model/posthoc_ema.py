@@ -1,6 +1,6 @@
 """Snapshots of power-function averages, and any other width made of them after the training.
 
-A snapshot is a model file of its own, which says of what width and after which step it is.
+A snapshot is a model file with its sigma_rel and step in the metadata.
 """
 
 import math
@@ -30,7 +30,7 @@ Times = npt.NDArray[np.float64]
 
 
 def snapshot_path(folder: Path, width: float, step: int) -> Path:
-    """Where the average of this width after this step lies."""
+    """Return the path of the snapshot of this sigma_rel and step."""
     return folder / f"{width:g}-{step:09d}{SUFFIX}"
 
 
@@ -57,14 +57,14 @@ class ProfileFit(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshots:
-    """All snapshots of one training, and what each says of itself."""
+    """All snapshots of one training and their metadata."""
 
     paths: tuple[Path, ...]
     artefacts: tuple[Artefact, ...]
 
     @classmethod
     def of(cls, folder: Path, *, unverified: bool = False) -> Self:
-        """Those in a folder, each read whole, or `unverified` what they say of themselves alone.
+        """Read the snapshots of a folder, with `unverified` only their metadata.
 
         UsageError where there are none, or of two trainings; DiffctlError for a damaged one.
         """
@@ -89,7 +89,7 @@ class Snapshots:
 
     @property
     def last(self) -> Artefact:
-        """What the latest says."""
+        """The metadata of the latest snapshot."""
         return max(self.artefacts, key=lambda artefact: artefact.step)
 
     def fit(self, width: float) -> ProfileFit:
@@ -98,7 +98,7 @@ class Snapshots:
         return fit_profile(times, [artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts], width)
 
     def reconstruct(self, width: float) -> tuple[dict[str, Tensor], Artefact]:
-        """The average's weights, on the CPU in the snapshots' types, and what its model file says."""
+        """Return the weights of an EMA, on the CPU in the snapshots' types, and its metadata."""
         parts = self.fit(width).parts
         sums: dict[str, Tensor] = {}
         kinds: dict[str, torch.dtype] = {}

@@ -2,7 +2,7 @@
 
 Such an average after t steps counts the weights after step τ by p(τ) = (γ+1)·τ^γ / t^(γ+1), so that it
 forgets the random start by itself and always looks back over the same share of a training. Its width σ_rel is
-the standard deviation of p in units of t, which says the same as γ and is what people choose. No torch here.
+the standard deviation of p in units of t, which is equivalent to γ and easier to choose. No torch here.
 """
 
 import math

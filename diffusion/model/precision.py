@@ -24,9 +24,9 @@ def memory_layout(precision: Precision, device: torch.device) -> torch.memory_fo
 
 
 def frozen_layout(device: torch.device) -> torch.memory_format:
-    """How a rounded copy lies: as in training, but channels last on a CPU that multiplies tiles (AMX).
+    """Return the layout of a rounded copy: as in training, but channels last on a CPU with AMX.
 
-    Its convolutions want each pixel's channels side by side, and copy a map that lies otherwise to and fro.
+    AMX convolutions need each pixel's channels adjacent and copy other layouts to and fro.
     A backward pass loses by its group norms what it would gain.
     """
     if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
@@ -46,9 +46,9 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
     if precision == "fp32":
         return network
 
-    def cast(x: Tensor, t: Tensor, labels: Tensor | None, **told: Tensor) -> Tensor:
+    def cast(x: Tensor, t: Tensor, labels: Tensor | None, **augmentation: Tensor) -> Tensor:
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return network(x, t, labels, **told).float()
+            return network(x, t, labels, **augmentation).float()
 
     return cast
 
@@ -63,7 +63,7 @@ def freeze(network: Module) -> Module:
 
 
 def to_bf16(network: Network) -> Network:
-    """A copy of a frozen network whose products have bfloat16 weights: autocast rounds them at every call.
+    """Return a copy of a frozen network with bfloat16 weights, which autocast would round at every call.
 
     A network that trains, or one that is no plain module, is returned as it is.
     """
@@ -91,7 +91,7 @@ _SETTLED: WeakKeyDictionary[nn.Module, _Kept | None] = WeakKeyDictionary()
 
 
 def _state(network: nn.Module) -> _State:
-    """What changes with the network's numbers: where each tensor lies, and how often it was written to."""
+    """Return the address and version counter of each tensor: they change when weights change."""
     tensors = (*network.parameters(), *network.buffers())
     return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
 

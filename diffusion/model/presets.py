@@ -1,6 +1,6 @@
 """The published networks by name, each with the recipe that it was published with.
 
-`parameters` is the exact count of this library's network; the papers round it to what `source` says.
+`parameters` is the exact count of this library's network; the papers round it as `source` states.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 class Preset:
     """A published model: the sections of params.yaml that it was trained with, and what its data decided.
 
-    `qkv_by_head` tells how OpenAI's file orders the channels of attention: all of a head's q, k and v
+    `qkv_by_head` is how OpenAI's file orders the channels of attention: all of a head's q, k and v
     together, or all heads' q first.
     """
 

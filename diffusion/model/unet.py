@@ -105,7 +105,7 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """(B, E) activated embedding of (B,) original timesteps and labels, in `x`'s dtype.
 
-        `augmentation` (B, 9) tells how images were transformed, None that they were not. ValueError unless
+        `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
         there are labels exactly when the network is conditional.
         """
         if (labels is None) != (self.spec.num_classes == 0):
@@ -164,7 +164,7 @@ class UNet(Encoder):
         """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps, labels (B,) → (B, C or 2C, H, W).
 
         Labels are needed exactly when the network is conditional; ValueError otherwise. `augmentation` (B, 9)
-        tells an augmented network how images were transformed; without it they were not.
+        describes to an augmented network how images were transformed; without it they were not.
         """
         embedding = self.embed(x, t, labels, augmentation)
         h, skips = self.encode(x, embedding)

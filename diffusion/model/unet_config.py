@@ -27,7 +27,7 @@ class UNetConfig(ModelConfig):
 
     `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention. Its heads come
     either from `head_channels` (channels a head) or from `heads` (their number). The network sees
-    t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` stands for the shape of a
+    t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` gives the shape of a
     published network; other keys change it.
 
     Three more fields are for networks from elsewhere, and a file that has the usual values leaves them out.
@@ -122,8 +122,8 @@ class UNetConfig(ModelConfig):
 class UNetSpec(UNetConfig, NetworkSpec):
     """A UNetConfig with what the data decides, which is also what a model file stores.
 
-    `augmented`: it has a layer that is told how a training image was transformed. Without it, as when it
-    samples, the image is one that was not. It stands in no file of a network that has no such layer.
+    `augmented`: it has a layer for the transform of a training image. Without that input, as in sampling, the
+    image was not transformed. A file of a network without such a layer omits the field.
     """
 
     augmented: bool = Field(default=False, exclude_if=operator.not_)

@@ -9,7 +9,7 @@
 - The layer that is told of augmentation is left out where it is not wanted, which is exact, for it is told of
   none when the network samples; where the start has none it begins as drawn, as zeros.
 - The learned variance is left out where it is not wanted, and begins as drawn where the start has none.
-- The size of the images may differ where attention stands at the same levels.
+- The size of the images may differ if attention is at the same levels.
 """
 
 import torch

@@ -20,7 +20,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Incompatible(UsageError):
-    """A start whose weights cannot become the network's."""
+    """Pretrained weights do not fit the network."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Source:
 
 
 class Transferred(NamedTuple):
-    """All weights of the new network, and the names of those that begin anew, wholly or in a part."""
+    """All weights of the new network, and the names of those that are random in whole or in part."""
 
     weights: dict[str, Tensor]
     new: frozenset[str] = frozenset()

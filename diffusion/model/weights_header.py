@@ -1,6 +1,6 @@
-"""Whether a file holds the weights of the network that it describes: its header says so before any is built.
+"""Check by its header that a file holds the weights of the network that it describes, before building it.
 
-What a file says of itself may ask for any network that a section can describe. Its header names every weight
+Metadata can describe any network that a section allows. Its header names every weight
 that it has, so that a description costs no more memory than the file's own weights do.
 """
 

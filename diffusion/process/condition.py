@@ -1,4 +1,4 @@
-"""What images are conditioned on, a row each: all that a network is told beside the image and the time."""
+"""What images are conditioned on, a row each: a network's inputs apart from image and time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Denoisers: what is known of a noised image, whatever says it."""
+"""Denoisers: functions from a noisy image to a prediction of x_0 and ε."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +13,7 @@ from diffusion.system.device_transfer import float64_device, to_device
 
 
 class Denoiser(Protocol):
-    """Says what it thinks of noised images. Guidance wraps one and is one."""
+    """Predicts x_0 and ε of noisy images. Guidance wraps one and is one."""
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """What x (B, C, H, W) is made of, in its dtype; `t` is the time of all, or (B,) of each row."""

@@ -1,4 +1,4 @@
-"""What is said of a noised image: the raw network's output, and what it means of x_0 and ε."""
+"""The output of a network for a noisy image, and the prediction of x_0 and ε in it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Prediction(NamedTuple):
-    """What is said of x_t, each (B, C, H, W): `x0` and `eps`, where x_t = α·x0 + σ·eps.
+    """A prediction for x_t, each (B, C, H, W): `x0` and `eps`, where x_t = α·x0 + σ·eps.
 
     `variance_fraction` is f of log Σ = f·log β + (1−f)·log β̃ (iDDPM eq. 15), None for a fixed variance.
     `mean_shift` is the gradient g by which a noisy step's mean moves, Σ·g (ADM alg. 1), None for no move.
@@ -24,7 +24,7 @@ class Prediction(NamedTuple):
     mean_shift: Tensor | None = None
 
     def rows(self, index: slice | Tensor) -> "Prediction":
-        """What is said of some of the images."""
+        """Return the prediction for some of the images."""
         return Prediction(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
 
 

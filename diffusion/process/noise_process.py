@@ -58,7 +58,7 @@ class NoiseProcess(ABC):
     def full_grid(self, device: torch.device = CPU) -> TimeGrid:
         """All whole times 0 … T−1, along which training and the bound go; made once for each device.
 
-        Where the device has no float64, it lies on the CPU.
+        If the device has no float64, it is on the CPU.
         """
         device = float64_device(device)
         if device not in self._full:
@@ -71,7 +71,7 @@ class NoiseProcess(ABC):
         return expand(alpha, x_0) * x_0 + expand(sigma, x_0) * noise
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """What the network should say of x_t: a·x_0 + b·ε."""
+        """Return the network's target for x_t: a·x_0 + b·ε."""
         return _sum(self._combination(*self.alpha_sigma(t)), x_0, noise)
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:

@@ -15,7 +15,7 @@ from diffusion.system.section import NotBool
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 Variance = Literal["small", "large", "learned"]
-"""Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or what the network says (iDDPM eq. 15)."""
+"""Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or a predicted one (iDDPM eq. 15)."""
 
 
 class ProcessConfig(RegistrySection):

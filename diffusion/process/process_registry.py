@@ -1,4 +1,4 @@
-"""The processes by name, as `process.schedule` in params.yaml says it. It loads no torch.
+"""The processes by name: `process.schedule` in params.yaml. It loads no torch.
 
 A further one is a module with a builder, ProcessConfig → Process, and an entry here.
 """
@@ -27,7 +27,7 @@ class ProcessEntry:
 
     @property
     def module(self) -> str:
-        """Where it is computed: what a model of this process comes from beside what all do."""
+        """The module that computes this process."""
         return reference_module(self.builder)
 
 

@@ -41,7 +41,7 @@ class GridStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """`times` (S,), increasing, which the network is told; `alpha` and `sigma` (S,) float64 there."""
+    """`times` (S,), increasing, the network's input; `alpha` and `sigma` (S,) float64 at them."""
 
     times: Tensor
     alpha: Tensor

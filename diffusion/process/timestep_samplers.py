@@ -76,4 +76,4 @@ class LossAwareSampler(UniformSampler):
 
 
 T_SAMPLERS: dict[str, type[UniformSampler]] = {"uniform": UniformSampler, "loss-aware": LossAwareSampler}
-"""The samplers by name, as `process.t_sampler` says it; each is made of T."""
+"""The samplers by name (`process.t_sampler`); each is constructed with T."""

@@ -110,7 +110,7 @@ def test_a_classifiers_file_is_sealed_too(tmp_path: Path) -> None:
     save_artefact(path, Classifier(spec).state_dict(), says)
     load_classifier(path)
     path.write_bytes(path.read_bytes().replace(b"class3", b"class8"))
-    with pytest.raises(DiffctlError, match=r"c\.safetensors says of itself is damaged or edited"):
+    with pytest.raises(DiffctlError, match=r"c\.safetensors is damaged or edited"):
         load_classifier(path)
 
 

@@ -86,7 +86,7 @@ def test_no_step_of_sampling_makes_one(options, guidance):
         guided = classifier_free(network, guidance)
         gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
         walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, watch=watch)
+        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, guard=watch)
     assert made.x.device == device
 
 
