@@ -77,8 +77,8 @@ def test_a_step_of_a_classifier_makes_none(digits_store):
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 def test_no_step_of_sampling_makes_one(options, guidance):
     process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
-    watch = NaNGuard()
-    watch.end = lambda: None
+    guard = NaNGuard()
+    guard.raise_pending = lambda: None
     with no_float64() as device:
         x = torch.empty(3, *SHAPE, device=device)
         network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
@@ -86,7 +86,7 @@ def test_no_step_of_sampling_makes_one(options, guidance):
         guided = classifier_free(network, guidance)
         gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
         walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, guard=watch)
+        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, guard=guard)
     assert made.x.device == device
 
 
