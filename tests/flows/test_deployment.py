@@ -256,5 +256,5 @@ def test_emit_data_changed_starts_a_run(tmp_path: Path) -> None:
         assert not work.runs()
         done = diffctl(work.clone, "emit", "data-changed", env=work.env)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.endswith("that digits has changed\n")
+        assert done.stdout.endswith("digits has changed\n")
         wait_until(lambda: len(work.runs()) == 1, 60)
