@@ -63,7 +63,7 @@ def _once(folder: str) -> float:
     command = [sys.executable, "-m", "cli.main", "check"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if "would fail" not in done.stdout:
+    if " errors, " not in done.stdout:
         sys.exit(f"check failed:\n{done.stdout}{done.stderr}")
     after = os.times()
     return sum(after[2:4]) - sum(before[2:4])

@@ -8,6 +8,7 @@ import typer
 from pydantic import BaseModel
 
 from cli import main
+from cli.shared.sampling_options import SamplingCommand
 from tests.helpers.sections import bounds, numbers, parts, section_classes
 
 
@@ -26,7 +27,7 @@ def test_every_list_of_a_section_has_a_greatest_length(kind: type[BaseModel]) ->
 
 
 def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[str, Any]]:
-    """Every number that a command takes, as `command parameter`, with what typer is told of it."""
+    """Every number that a command takes, as `command parameter`, with its option of typer."""
     for command in app.registered_commands:
         assert command.callback is not None
         called = f"{name} {command.name or command.callback.__name__}"
@@ -40,7 +41,17 @@ def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[s
         yield from numeric_options(group.typer_instance, f"{name} {group.name}")
 
 
+def declared_options(group: Any, name: str = "diffctl") -> Iterator[tuple[str, Any]]:
+    """Yield the numeric options that commands derive from the declared sampling options."""
+    for called, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from declared_options(command, f"{name} {called}")
+        elif isinstance(command, SamplingCommand):
+            numeric = (one for one in command.declared() if one.bare_type() in (int, float))
+            yield from ((f"{name} {called} {one.name}", one) for one in numeric)
+
+
 def test_every_number_of_a_command_has_both_bounds() -> None:
-    options = dict(numeric_options(main.app))
+    options = dict(numeric_options(main.app)) | dict(declared_options(typer.main.get_command(main.app)))
     assert {"diffctl sample num", "diffctl sample eta", "diffctl ui port"} <= options.keys()
-    assert [name for name, told in options.items() if None in (told.min, told.max)] == []
+    assert [name for name, one in options.items() if None in (getattr(one, "min", None), one.max)] == []

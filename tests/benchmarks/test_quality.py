@@ -29,7 +29,7 @@ def test_the_steps_are_those_after_what_is_done_once(monkeypatch, seconds, steps
     monkeypatch.setattr(quality.time, "perf_counter", lambda: next(times))
     monkeypatch.setattr(quality, "_changed", lambda plan, changes: plan)
     monkeypatch.setattr(quality, "new_state", lambda *_: None)
-    monkeypatch.setattr(quality, "compiles", lambda *_: False)
+    monkeypatch.setattr(quality, "should_compile", lambda *_: False)
 
     def train(state, store, group, observer, *_):
         for step in (10, 20, 30):

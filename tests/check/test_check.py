@@ -71,7 +71,7 @@ def test_default_profile_has_no_warnings(project):
 def test_command_prints_findings_and_sets_the_exit_code(project):
     good = diffctl(project, "check")
     assert good.returncode == 0
-    assert "0 would fail" in good.stdout
+    assert "0 errors" in good.stdout
     write_params(project, train={"batch_size": 4000})
     bad = diffctl(project, "check", "--json")
     assert bad.returncode == 1

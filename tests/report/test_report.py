@@ -190,7 +190,7 @@ def test_page_without_intervals(own, tmp_path):
         chosen["optimism"] = None
     write_json(root / "scores.json", scores)
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
-    assert "confidence" not in text
+    assert "confidence interval" not in text
     assert "±" not in text
     assert 'class="best"' not in text
 
