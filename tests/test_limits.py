@@ -47,7 +47,7 @@ def declared_options(group: Any, name: str = "diffctl") -> Iterator[tuple[str, A
         if hasattr(command, "commands"):
             yield from declared_options(command, f"{name} {called}")
         elif isinstance(command, SamplingCommand):
-            numeric = (one for one in command.declared() if one.bare_type() in (int, float))
+            numeric = (one for one in command.declared() if one.bare_type().startswith(("int", "float")))
             yield from ((f"{name} {called} {one.name}", one) for one in numeric)
 
 
