@@ -1,7 +1,6 @@
-"""The `diffctl` script. A signal ends it silently until the command line listens: nothing has begun yet.
+"""The `diffctl` script. Until the command line has its own signal handlers, a signal ends it silently.
 
-Python's own answer to a Ctrl-C is a traceback, also in the midst of the first imports: so this comes before
-them.
+Python would print a traceback for a Ctrl-C during the first imports, so these handlers are set before them.
 """
 
 import os
@@ -16,10 +15,10 @@ def _leave(number: int, frame: object) -> None:
 for _number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(_number, _leave)
 
-if sys.platform == "darwin":  # what torch has not for an Apple GPU yet is computed by the CPU
+if sys.platform == "darwin":  # operations that torch lacks for Apple GPUs run on the CPU
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
-from cli.main import main  # noqa: E402 (that is the point)
+from cli.main import main  # noqa: E402 (the handlers come first)
 
 if __name__ == "__main__":
     main()

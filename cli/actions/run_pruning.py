@@ -22,7 +22,7 @@ def prune_runs(keep: list[str] | None, yes: bool, as_json: bool) -> None:
     project = Project(load())
     if not project.is_ready or project.plan is None:
         raise UsageError(
-            "the data of params.yaml are not prepared, so which training is its own is not known: "
+            "the data of params.yaml are not prepared, so its training cannot be identified: "
             "`diffctl stage data` prepares them"
         )
     plans: list[TrainPlan] = [project.plan]
@@ -40,7 +40,7 @@ def prune_runs(keep: list[str] | None, yes: bool, as_json: bool) -> None:
 
 def _show(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:
     if not found:
-        typer.echo("runs/ holds nothing that may go")
+        typer.echo("runs/ contains nothing to remove")
         return
     listed = table("SIZE", "WHAT", "FOLDER")
     for one in found:

@@ -32,7 +32,7 @@ def show_seeds(html: Path | None, as_json: bool) -> None:
         return
     _show(document, found)
     for seed, fields in sorted(aside.items()):
-        why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep has not that cell"
+        why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep lacks that cell"
         typer.echo(f"seed {seed} is left out: {why}")
     if html is not None:
         typer.echo(f"page: {html}")
@@ -58,7 +58,7 @@ def _show(document: ScoresDocument, found: Sequence[SeedComparison]) -> None:
     """Print a row for each score of the best cell."""
     if not found:
         typer.echo(
-            "MLflow has no scores of another seed of this setting: change train.seed alone, `diffctl run`"
+            "MLflow has no scores of another seed of this setting: change only train.seed and run `diffctl run`"
         )
         return
     listed = table("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS")

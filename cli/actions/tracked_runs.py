@@ -30,7 +30,7 @@ def show_runs(num: int, every: bool, as_json: bool) -> None:
 
 
 def reap_dead_runs(names: list[str] | None, pending: int, as_json: bool) -> None:
-    """Carry out `diffctl reap`."""
+    """Carry out `diffctl runs reap`."""
     reaped = reap_runs(names or [])
     freed = [] if names else reap_pending_runs(60 * pending)
     if as_json:
