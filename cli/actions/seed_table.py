@@ -58,7 +58,7 @@ def _show(document: ScoresDocument, found: Sequence[SeedComparison]) -> None:
     """Print a row for each score of the best cell."""
     if not found:
         typer.echo(
-            "MLflow has no scores of another seed of this setting: change only train.seed and run `diffctl run`"
+            "MLflow has no scores of another seed of this setting: change train.seed, then `diffctl run`"
         )
         return
     listed = table("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS")

@@ -19,16 +19,16 @@ Variance = Literal["small", "large", "learned"]
 
 
 class ProcessConfig(RegistrySection):
-    """The process: T timesteps, how noise comes in, what the network predicts and how it learns.
+    """The noise process, the parameterization and the loss.
 
-    T is `timesteps`. `schedule` is a name of PROCESSES; one with options of its own has them here, too.
+    `timesteps` is T. `schedule` is a name of PROCESSES; one with options of its own adds fields here.
     `prediction` is a name of PREDICTIONS: ε (DDPM), x0, the velocity √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022,
-    2202.00512) or a flow's ε − x_0; a sampler sees no difference. `weighting` min-snr evens out what the
-    timesteps ask of the network (Hang et al. 2023, 2303.09556).
+    2202.00512) or a flow's ε − x_0; samplers work with each. `weighting` min-snr balances the loss over
+    timesteps (Hang et al. 2023, 2303.09556).
 
     The `variance` of a reverse step is small, β̃, large, β, or learned between them (iDDPM eq. 15). The `loss`
-    simple is DDPM's eq. 14, vlb the bound, hybrid both (iDDPM eq. 16); these two are for a learned variance.
-    `t_sampler` loss-aware draws timesteps by how large their losses were (iDDPM eq. 18).
+    simple is DDPM's eq. 14, vlb the bound, hybrid both (iDDPM eq. 16); the last two need a learned variance.
+    `t_sampler` loss-aware draws timesteps in proportion to past losses (iDDPM eq. 18).
     """
 
     CHOSEN_BY = "schedule"
