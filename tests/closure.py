@@ -1,6 +1,6 @@
-"""Which files of the library a stage's body needs, and which of them its `deps:` in dvc.yaml list.
+"""The library files that the body of each stage needs, compared with its `deps:` in dvc.yaml.
 
-`python -m tests.closure` says which are not listed, and what is listed for nothing, and fails then.
+`python -m tests.closure` fails if files are missing or unnecessary, and lists them.
 """
 
 import ast
@@ -21,24 +21,25 @@ REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
 
 
 def with_assets(file: Path) -> set[Path]:
-    """A library file, and what its package ships beside its modules: templates and style sheets."""
-    beside = {asset for asset in file.parent.iterdir() if asset.suffix in (".j2", ".css")}
-    return {file, *beside}
+    """Return a library file with the templates and style sheets of its package."""
+    assets = {asset for asset in file.parent.iterdir() if asset.suffix in (".j2", ".css")}
+    return {file, *assets}
 
 
 def files_of(tree: ast.AST) -> set[Path]:
-    """The library's files that a tree imports; a package's own only where it holds code."""
-    return {file for name in modules_of(tree) | named(tree) | built(tree) if (file := module_file(name))}
+    """Return the library files that a tree imports; an `__init__.py` only if it contains code."""
+    names = modules_of(tree) | modules_in_strings(tree) | modules_of_builders(tree)
+    return {file for name in names if (file := module_file(name))}
 
 
-def named(tree: ast.AST) -> set[str]:
-    """The library's modules that a registry names by text, to be imported when one is chosen."""
+def modules_in_strings(tree: ast.AST) -> set[str]:
+    """Return the library modules that strings name, such as the lazily imported entries of a registry."""
     texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
     return {text for text in texts if isinstance(text, str) and text.startswith(f"{LIBRARY}.")}
 
 
-def built(tree: ast.AST) -> set[str]:
-    """The modules that the entries of registries name, whose `build_…` the tree imports."""
+def modules_of_builders(tree: ast.AST) -> set[str]:
+    """Return the modules in the entries of each registry with a `build_…` function that the tree imports."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and any(alias.name.startswith("build_") for alias in node.names):
@@ -49,12 +50,12 @@ def built(tree: ast.AST) -> set[str]:
 
 
 def parse(file: Path) -> ast.Module:
-    """The file's syntax tree."""
+    """Return the file's syntax tree."""
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
 def closure(files: set[Path]) -> set[Path]:
-    """The files and all that they import of the library, directly or not."""
+    """Return the files and all library files that they import, directly or indirectly."""
     seen: set[Path] = set()
     todo = list(files)
     while todo:
@@ -76,7 +77,7 @@ def stage_files() -> dict[str, list[str]]:
 
 
 def listed_code() -> dict[str, list[str]]:
-    """For each stage in dvc.yaml the dependencies that are code: folders and files of the library."""
+    """Return the dependencies of each stage in dvc.yaml that are folders or files of the library."""
     stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"]
     return {
         name: [dep for dep in stage["deps"] if dep.startswith(f"{LIBRARY}/")]
@@ -85,12 +86,12 @@ def listed_code() -> dict[str, list[str]]:
 
 
 def uncovered(deps: list[str], files: list[str]) -> list[str]:
-    """The files that lie below none of the dependencies."""
+    """Return the files that are below none of the dependencies."""
     return [file for file in files if not any(_is_below(file, dep) for dep in deps)]
 
 
-def idle(deps: list[str], files: list[str]) -> list[str]:
-    """The dependencies below which no file lies, or which lie below another one."""
+def unnecessary(deps: list[str], files: list[str]) -> list[str]:
+    """Return the dependencies without a file below them, and those below another dependency."""
     return [
         dep
         for dep in deps
@@ -104,11 +105,11 @@ def _is_below(file: str, dep: str) -> bool:
 
 
 def main() -> None:
-    """Hold dvc.yaml against the code."""
+    """Compare dvc.yaml with the code."""
     listed, found = listed_code(), []
     for stage, files in stage_files().items():
         found += [f"{stage}: {file} is needed and not listed" for file in uncovered(listed[stage], files)]
-        found += [f"{stage}: {dep} is listed for nothing" for dep in idle(listed[stage], files)]
+        found += [f"{stage}: {dep} is listed and not needed" for dep in unnecessary(listed[stage], files)]
     if found:
         sys.exit("\n".join(found))
 

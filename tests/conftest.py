@@ -1,4 +1,4 @@
-"""Small real projects for tests: digits, a small network, the command line. Profiles of Hypothesis."""
+"""Fixtures of small real projects: digits, a small network, the command line. Hypothesis profiles."""
 
 import atexit
 import contextlib
@@ -8,11 +8,11 @@ import sqlite3
 import tempfile
 from typing import Any
 
-# Tests run beside each other: one thread each, set before anything loads torch.
+# Tests run in parallel: one thread each, set before anything loads torch.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Processes that compile the same network at once read each other's half-written files: a cache each.
+# Parallel processes that compile the same network may read incomplete files: each has its own cache.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="diffctl-inductor-")
-# What a test keeps in the user's cache is another user's.
+# Tests must not use the cache of the user who runs them.
 os.environ["DIFFCTL_CACHE"] = tempfile.mkdtemp(prefix="diffctl-cache-")
 for name in ("TORCHINDUCTOR_CACHE_DIR", "DIFFCTL_CACHE"):
     atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
@@ -42,13 +42,13 @@ settings.register_profile("thorough", max_examples=300, **ALWAYS)
 settings.load_profile("fast")
 
 
-# No test cuts the power of this process: nothing here has to reach the disk. Child processes do sync.
+# No test simulates a power failure of this process, so it need not sync. Child processes do.
 def _skip_sync(handle: int) -> None:
-    """Take the place of os.fsync."""
+    """Replace os.fsync."""
 
 
 def _connect_unsynced(*arguments: Any, **options: Any) -> sqlite3.Connection:
-    """Take the place of sqlite3.connect: commits do not wait for the disk."""
+    """Replace sqlite3.connect: commits do not wait for the disk."""
     connection: sqlite3.Connection = _connect(*arguments, **options)
     with contextlib.suppress(sqlite3.DatabaseError):
         connection.execute("PRAGMA synchronous = OFF")
@@ -59,7 +59,7 @@ _connect = sqlite3.connect
 os.fsync = _skip_sync
 sqlite3.connect = sqlite3.dbapi2.connect = _connect_unsynced  # type: ignore[attr-defined, assignment]
 
-SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stage takes a second or two
+SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml reduced, so that a stage takes a second or two
     "model": {"channels": 8, "attention_resolutions": [4], "head_channels": 8},
     "train": {
         "steps": 12,
@@ -75,7 +75,7 @@ SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml shrunk until a stag
 
 
 def params(**changes: dict[str, Any]) -> dict[str, Any]:
-    """The values of the digits profile, made small, with the sections' keys in `changes` on top."""
+    """Return the values of the small digits profile, updated by the sections in `changes`."""
     values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
     for overlay in (SMALL, changes):
         for section, keys in overlay.items():
@@ -84,25 +84,25 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What only a GPU executes is skipped where there is none."""
-    wanting = [item for item in items if item.get_closest_marker("gpu")]
-    if wanting:
+    """Skip tests marked `gpu` if there is no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
         import torch
 
         if not torch.cuda.is_available():
-            for item in wanting:
+            for item in marked:
                 item.add_marker(pytest.mark.skip(reason="no GPU"))
 
 
 def pytest_runtest_setup() -> None:
-    """What a test draws without a generator is the same each time, in whatever order tests run."""
+    """Seed torch's global generator, so that draws do not depend on the order of tests."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small params.yaml, as the working directory; MLflow's store is inside it."""
+    """A folder with a small params.yaml as the working directory; MLflow's store is inside it."""
     monkeypatch.chdir(tmp_path)
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -125,18 +125,18 @@ def diffctl(
 
 
 def command(*arguments: str) -> list[str]:
-    """The diffctl command line in this interpreter's environment."""
+    """Return the diffctl command line with this interpreter."""
     return [sys.executable, "-m", "cli.entry", *arguments]
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment, one thread included, and `extra`."""
+    """Return this process's environment, with one thread, updated by `extra`."""
     return {**os.environ, **(extra or {})}
 
 
 @pytest.fixture(scope="session")
 def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared store of 64 digits, for every test to copy."""
+    """A prepared store of 64 digits, copied by each test."""
     from sklearn.datasets import load_digits
 
     from diffusion.images.store import write_store

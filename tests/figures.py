@@ -1,7 +1,7 @@
-"""The figures of docs/theory.md, by the commands that make them, and the README's picture.
+"""The figures of docs/theory.md with the commands that create them, and the README's picture.
 
-`python -m tests.figures --write [FOLDER]` makes them anew in a project's folder, by default this one, in
-which `make demo` has been run: some show its data and its model. Without the option it lists the commands.
+`python -m tests.figures --write [FOLDER]` creates them again. FOLDER is a project, by default this one. Run
+`make demo` there first, since some figures show its data and model. Without --write, the commands are listed.
 """
 
 import subprocess
@@ -13,7 +13,7 @@ from tests.conftest import ROOT, command, environment
 
 FOLDER = ROOT / "docs/figures"
 
-PICTURE = FOLDER / "samples.png"  # the README's: steps × η
+PICTURE = FOLDER / "samples.png"  # in the README: steps × η
 STEPS, ETAS = (2, 5, 10, 50), (0.0, 0.5, 1.0)
 
 FIGURES = {
@@ -30,20 +30,20 @@ FIGURES = {
 }
 
 
-def spoken(name: str) -> str:
-    """The command of a figure, as a person types it."""
+def format_command(name: str) -> str:
+    """Return the command of a figure, as a user types it."""
     return f"diffctl show {' '.join(FIGURES[name])} --out docs/figures/{name}.svg"
 
 
 def make(name: str, project: Path, folder: Path) -> None:
-    """Write a figure into the folder, of a project's data and model."""
+    """Write a figure of a project's data and model into the folder."""
     out = folder / f"{name}.svg"
     arguments = ["show", *FIGURES[name], "--out", str(out)]
     subprocess.run(command(*arguments), cwd=project, env=environment({"PYTHONPATH": str(ROOT)}), check=True)
 
 
 def samples(model: Path) -> dict[tuple[int, str], Images]:
-    """The first images of a model by steps and η, each cell from the same noise as a picture (H, W, C)."""
+    """Return the first images of a model by steps and η, as pictures (H, W, C) from the same noise."""
     from diffusion.images.pictures import sheet
     from diffusion.model.model_file import load_model
     from diffusion.protocol.settings import parse_settings
@@ -65,7 +65,7 @@ def samples(model: Path) -> dict[tuple[int, str], Images]:
 
 
 def picture(model: Path) -> bytes:
-    """The README's picture as PNG, in three fifths of a report's size."""
+    """Return the README's picture as PNG, at 3/5 of the size in a report."""
     from io import BytesIO
 
     from PIL import Image
@@ -83,9 +83,9 @@ def picture(model: Path) -> bytes:
 
 
 def main() -> None:
-    """Make the figures, or list their commands."""
+    """Create the figures, or list their commands."""
     if "--write" not in sys.argv[1:]:
-        print("\n".join(map(spoken, FIGURES)))
+        print("\n".join(map(format_command, FIGURES)))
         return
     project = Path(next((word for word in sys.argv[1:] if word != "--write"), ROOT)).resolve()
     for name in FIGURES:

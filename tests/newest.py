@@ -1,10 +1,10 @@
-"""What a newcomer's machine installs: the newest Python here, the newest of all that pyproject.toml allows.
+"""Test with the newest Python on this machine and the newest packages that pyproject.toml allows.
 
     make test-newest
 
-constraints.txt has no say in `.venv-newest`, and torch is PyPI's, on Linux the CUDA build. The fast tests are
-run there, and the demo, in a copy of this checkout. The demo may say nothing but EXPECTED: a library that has
-begun to warn, or to complain at exit, is heard here before a user hears it.
+`.venv-newest` ignores constraints.txt and contains PyPI's torch, the CUDA build on Linux. The fast tests run
+in it, and the demo runs in a copy of this checkout. The demo may print only lines in EXPECTED. So a new
+warning of a library, also at exit, is detected here before users see it.
 """
 
 import json
@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 VENV = ROOT / ".venv-newest"
-ROOM = 12  # GB that the set-up may take
-ASK = (
+REQUIRED_GB = 12  # free disk space for the installation
+QUERY = (
     "import ensurepip, json, sys, venv; v = sys.version_info; "
     "print(json.dumps(v[:3] if v.releaselevel == 'final' else None))"
 )
@@ -46,31 +46,31 @@ EXPECTED = (
 
 
 def main() -> None:
-    """Set up, test, run the demo; SystemExit with a sentence where something is not as it should be."""
+    """Set up the environment, run the tests and the demo; SystemExit with the reason if one fails."""
     python, version = newest_python(search_path())
-    said = ".".join(map(str, version))
-    print(f"Setting up .venv-newest with Python {said} and the newest of everything ...", flush=True)
+    release = ".".join(map(str, version))
+    print(f"Setting up .venv-newest with Python {release} and the newest packages ...", flush=True)
     set_up(python, version)
     tests = [str(VENV / "bin/python"), "-m", "pytest", "-n", "2", "-m", "not slow and not long"]
     if subprocess.run(tests, cwd=ROOT, env=environment()).returncode:
-        raise SystemExit(f"the fast tests fail with Python {said} and the newest of everything")
+        raise SystemExit(f"the fast tests fail with Python {release} and the newest packages")
     with tempfile.TemporaryDirectory(prefix="diffctl-newest-") as folder:
         copy_checkout(Path(folder))
         unexpected = [line for line in demo(Path(folder)) if not is_expected(line)]
     if unexpected:
         shown = "\n  ".join(unexpected[:20])
-        raise SystemExit(f"the demo said {len(unexpected)} lines that a user should not see:\n  {shown}")
-    print("the demo ran, and said nothing but what it should")
+        raise SystemExit(f"the demo printed {len(unexpected)} unexpected lines:\n  {shown}")
+    print("the demo ran and printed only expected lines")
 
 
 def search_path() -> list[Path]:
-    """Where Pythons may lie: on PATH, and those that pyenv keeps."""
-    kept = sorted(Path.home().glob(".pyenv/versions/*/bin"))
-    return [*map(Path, os.environ.get("PATH", os.defpath).split(os.pathsep)), *kept]
+    """Return the folders that may contain Pythons: those on PATH and those of pyenv."""
+    pyenv = sorted(Path.home().glob(".pyenv/versions/*/bin"))
+    return [*map(Path, os.environ.get("PATH", os.defpath).split(os.pathsep)), *pyenv]
 
 
 def newest_python(folders: Sequence[Path]) -> tuple[Path, Version]:
-    """The newest released Python in the folders that can make environments, and its version."""
+    """Return the newest released Python in the folders that can create environments, and its version."""
     names = {path for folder in folders for path in folder.glob("python3.*") if path.suffix[1:].isdigit()}
     found = [(version, path) for path in sorted(names) if (version := version_of(path)) and version > OLDEST]
     if not found:
@@ -80,9 +80,9 @@ def newest_python(folders: Sequence[Path]) -> tuple[Path, Version]:
 
 
 def version_of(python: Path) -> Version | None:
-    """The version of a Python that is released and can make environments, else None."""
+    """Return the version of a released Python that can create environments, else None."""
     try:
-        done = subprocess.run([python, "-c", ASK], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([python, "-c", QUERY], capture_output=True, text=True, timeout=60)
         answer = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return None
@@ -90,30 +90,30 @@ def version_of(python: Path) -> Version | None:
 
 
 def set_up(python: Path, version: Version) -> None:
-    """Make or renew the environment."""
+    """Create or upgrade the environment."""
     if not (VENV / "bin/pip").exists() or version_of(VENV / "bin/python") != version:
         free = shutil.disk_usage(ROOT).free / 1e9
-        if free < ROOM:
-            raise SystemExit(f"test-newest needs {ROOM} GB of room at {ROOT}, and there are {free:.0f}")
+        if free < REQUIRED_GB:
+            raise SystemExit(f"test-newest needs {REQUIRED_GB} GB of free space at {ROOT}, found {free:.0f}")
         subprocess.run([python, "-m", "venv", "--clear", VENV], check=True)
     pip = [VENV / "bin/pip", "--disable-pip-version-check", "install", "--quiet", "--upgrade"]
     done = subprocess.run([*pip, "--upgrade-strategy", "eager", "--editable", ".[dev]"], cwd=ROOT)
     if done.returncode:
-        raise SystemExit("the newest of everything that pyproject.toml allows cannot be installed together")
+        raise SystemExit("the newest packages that pyproject.toml allows cannot be installed together")
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with `.venv-newest` activated."""
+    """Return this process's environment with `.venv-newest` activated."""
     kept = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
     return {**kept, "PATH": f"{VENV / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
 
 
 def copy_checkout(folder: Path) -> None:
-    """Everything here that is no product, as the only commit of a repository."""
+    """Copy all files that Git does not ignore, as the only commit of a repository."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():  # not one that is deleted and not yet committed so
+        if (ROOT / name).is_file():  # a deleted file stays listed until its deletion is committed
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     author = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
@@ -122,7 +122,7 @@ def copy_checkout(folder: Path) -> None:
 
 
 def demo(folder: Path) -> Iterator[str]:
-    """The lines that `make demo` says on stdout and stderr, as they come; SystemExit when it fails."""
+    """Yield the lines that `make demo` prints to stdout and stderr; SystemExit if it fails."""
     own = {"PYTHONPATH": str(folder), "MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
     command, env = [VENV / "bin/diffctl", "run"], {**environment(), **own}
     with subprocess.Popen(
@@ -137,7 +137,7 @@ def demo(folder: Path) -> Iterator[str]:
 
 
 def is_expected(line: str) -> bool:
-    """Whether it is a line that the demo should say."""
+    """Return whether the demo may print this line."""
     return any(re.fullmatch(pattern, line) for pattern in EXPECTED)
 
 

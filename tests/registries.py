@@ -1,6 +1,6 @@
-"""What the registries hold, as docs/extending.md lists it.
+"""The contents of the registries, as docs/extending.md lists them.
 
-`python -m tests.registries --write` brings the list up to date; without the option it says whether it is.
+`python -m tests.registries --write` updates the list; without the option it fails if the list is outdated.
 """
 
 import inspect
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
 
 @dataclass(frozen=True)
 class Registry:
-    """A registry under its name: where it is, what chooses an entry, and what a builder is."""
+    """A registry: its name and file, the key that selects an entry, and the type of a builder or entry."""
 
     name: str
     entries: Mapping[str, Any]
@@ -62,7 +62,7 @@ REGISTRIES = (
 
 
 def listing() -> str:
-    """The list as Markdown: a table a registry."""
+    """Return the list as Markdown, with one table for each registry."""
     return "\n".join(_table(registry) for registry in REGISTRIES)
 
 
@@ -73,32 +73,32 @@ def _table(registry: Registry) -> str:
         if hasattr(next(iter(registry.entries.values())), "builder")
         else f"In `{registry.place}`. An entry is {registry.builder}.\n",
         "| name | what it is |\n| --- | --- |",
-        *(f"| `{name}` | {_said(entry, registry)} |" for name, entry in registry.entries.items()),
+        *(f"| `{name}` | {_describe(entry, registry)} |" for name, entry in registry.entries.items()),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _said(entry: Any, registry: Registry) -> str:
-    """What an entry, or the module of its builder, says of itself, and the options that it alone has."""
+def _describe(entry: Any, registry: Registry) -> str:
+    """Return the docstring of an entry or its builder's module, and the options that only it has."""
     if registry.entries is LR_SCHEDULES:
         own = load_reference(entry.config)
         return f"{_first(own)} Options: {', '.join(f'`{name}`' for name in _options(entry))}."
     if not hasattr(entry, "builder"):
         known = f"{entry.parameters:,} parameters. {entry.source}" if registry.entries is PRESETS else ""
         return known or (entry.paper if registry.entries is PROTOCOLS else _first(entry))
-    said = [_first(sys.modules[load_reference(entry.builder).__module__])]
+    texts = [_first(sys.modules[load_reference(entry.builder).__module__])]
     builders = {other.builder for other in registry.entries.values() if other.module == entry.module}
     if len(builders) > 1:
-        said.append(_first(load_reference(entry.builder)))
+        texts.append(_first(load_reference(entry.builder)))
     if registry.entries is EXTRACTORS:
-        said.append(f"{entry.features:,} features; resizes {entry.resize}; gives `{entry.distance}`.")
+        texts.append(f"{entry.features:,} features; resizes {entry.resize}; gives `{entry.distance}`.")
     if options := _options(entry):
-        said.append(f"Options: {', '.join(f'`{name}`' for name in options)}.")
-    return " ".join(said)
+        texts.append(f"Options: {', '.join(f'`{name}`' for name in options)}.")
+    return " ".join(texts)
 
 
 def _options(entry: Any) -> list[str]:
-    """The fields of the entry's section that not all entries have."""
+    """Return the fields of the entry's section that not all entries have."""
     if hasattr(entry, "options"):
         return list(load_reference(entry.options).model_fields)
     if not hasattr(entry, "config"):
@@ -113,7 +113,7 @@ def _first(thing: Any) -> str:
 
 
 def with_listing(text: str) -> str:
-    """The text of the docs with the list as it must be."""
+    """Return the text of the docs with the current list."""
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + listing() + "\n" + END + rest.split(END)[1]
 
@@ -125,7 +125,7 @@ def main() -> None:
     if "--write" in sys.argv[1:]:
         DOCS.write_text(wanted, encoding="utf-8")
     elif wanted != text:
-        sys.exit(f"{DOCS.name} does not list what there is: run `python -m tests.registries --write`")
+        sys.exit(f"{DOCS.name} has an outdated list: run `python -m tests.registries --write`")
 
 
 if __name__ == "__main__":

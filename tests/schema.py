@@ -1,6 +1,6 @@
-"""The JSON schema of params.yaml as the profiles' editors find it, at profiles/params.schema.json.
+"""The JSON schema of params.yaml for editors, profiles/params.schema.json.
 
-`python -m tests.schema --write` brings it up to date; without the option it says whether it is.
+`python -m tests.schema --write` updates it; without the option it fails if the schema is outdated.
 """
 
 import sys
@@ -17,7 +17,7 @@ def main() -> None:
     if "--write" in sys.argv[1:]:
         SCHEMA.write_text(wanted, encoding="utf-8")
     elif not SCHEMA.exists() or SCHEMA.read_text(encoding="utf-8") != wanted:
-        sys.exit(f"{SCHEMA.name} is not what params.yaml may hold: run `python -m tests.schema --write`")
+        sys.exit(f"{SCHEMA.name} is outdated: run `python -m tests.schema --write`")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The pictures of pages in README.md and docs/: `python -m tests.screenshot [FOLDER [NAME…]]`.
+"""Take the screenshots of README.md and docs/: `python -m tests.screenshot [FOLDER [NAME…]]`.
 
-The pages are those of a project, by default of this folder, in which `make demo` has been run; without names
-they are all made.
+The pages show a project, by default this checkout. Run `make demo` there first. Without names, all
+screenshots are taken.
 """
 
 import io
@@ -22,18 +22,18 @@ from tests.helpers.server_process import ServerProcess
 
 FOLDER = ROOT / "docs"
 SIZE = {"width": 1120, "height": 700}
-ASSISTANT = 384  # pixels of MLflow's page
+ASSISTANT = 384  # width of MLflow's assistant in pixels
 COLOURS = 128  # the pages have few
 COMPARED = "steps5-eta0", "steps10-eta0", "steps20-eta0", "steps50-eta0"  # cells of the sweep
 
 
 def playground(page: Page, project: Path) -> bytes:
-    """The page to try a model by, with images over steps and η."""
+    """Return a screenshot of the playground, with images over steps and η."""
     server = ServerProcess(project, name="playground")
     try:
         page.goto(server.url)
         expect(page.locator("#about")).to_contain_text("classes")
-        page.wait_for_load_state("networkidle")  # MLflow has said which versions there are
+        page.wait_for_load_state("networkidle")  # the versions in MLflow are loaded
         page.click("#tab-compare")
         page.fill("#compare [name=steps]", "2, 5, 10, 50")
         page.click("#compare .main")
@@ -44,13 +44,13 @@ def playground(page: Page, project: Path) -> bytes:
 
 
 def report(page: Page, project: Path) -> bytes:
-    """The report's first screen."""
+    """Return a screenshot of the start of the report."""
     page.goto((project / REPORT / "index.html").resolve().as_uri())
     return page.screenshot()
 
 
 def mlflow(page: Page, project: Path) -> bytes:
-    """MLflow's page that compares cells of the sweep, without the assistant that it shows on the right."""
+    """Return a screenshot of MLflow's comparison of cells, without the assistant on the right."""
     from tracking.mlflow_pages import comparison_link
     from tracking.store import connect
 
@@ -68,12 +68,12 @@ def mlflow(page: Page, project: Path) -> bytes:
 
 @contextmanager
 def ui(project: Path) -> Iterator[str]:
-    """The address of `diffctl ui` over the project while the block runs."""
+    """Run `diffctl ui` for the project and yield its address."""
     port = free_port()
     address, log = f"http://127.0.0.1:{port}", project / "ui.log"
-    with open(log, "wb") as said:
+    with open(log, "wb") as output:
         server = subprocess.Popen(
-            command("ui", "--port", str(port)), cwd=project, env=environment(), stdout=said, stderr=said
+            command("ui", "--port", str(port)), cwd=project, env=environment(), stdout=output, stderr=output
         )
     try:
         wait_for(f"{address}/health", server, log)
@@ -85,12 +85,12 @@ def ui(project: Path) -> Iterator[str]:
 
 
 PICTURES: dict[str, Callable[[Page, Path], bytes]] = {
-    made.__name__: made for made in (playground, report, mlflow)
+    function.__name__: function for function in (playground, report, mlflow)
 }
 
 
 def write(name: str, project: Path) -> None:
-    """Write a page of the project, as PNG of few colours."""
+    """Write the screenshot of a page, as PNG with few colours."""
     with sync_playwright() as running:
         browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         shot = PICTURES[name](browser.new_page(viewport=SIZE), project)

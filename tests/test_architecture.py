@@ -1,4 +1,4 @@
-"""The rules of the structure: directions of imports, dependencies of stages, what `--help` loads."""
+"""Rules of the code structure: import directions, dependencies of stages, modules that `--help` loads."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ import yaml
 
 from diffusion.code_digest import module_file
 from diffusion.system.syntax import imported_modules
-from tests.closure import GRAPH, LIBRARY, ROOT, idle, listed_code, parse, stage_files, uncovered
+from tests.closure import GRAPH, LIBRARY, ROOT, listed_code, parse, stage_files, uncovered, unnecessary
 
 MAY_USE = {
     "diffusion": {"diffusion"},
@@ -39,7 +39,7 @@ def package(file: Path) -> str:
     return file.relative_to(ROOT).parts[0]
 
 
-def test_imports_point_one_way() -> None:
+def test_packages_import_only_allowed_packages() -> None:
     wrong = []
     for file in FILES:
         roots = {name.split(".")[0] for name in imported_modules(parse(file))}
@@ -70,7 +70,7 @@ def test_dvc_lists_the_code_that_each_stage_imports() -> None:
     assert set(listed) == set(needed)
     for stage, files in needed.items():
         assert not uncovered(listed[stage], files), f"{stage}: list them, by folder, in dvc.yaml"
-        assert not idle(listed[stage], files), f"{stage}: listed in dvc.yaml for nothing"
+        assert not unnecessary(listed[stage], files), f"{stage}: listed in dvc.yaml and not needed"
 
 
 def test_every_stage_runs_one_command() -> None:
@@ -114,7 +114,7 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str]) -> None
     assert "Usage:" in done.stdout
 
 
-# Modules that record or show a date. All others measure durations by a monotonic clock.
+# Modules that record or show a date. All others measure durations with a monotonic clock.
 MAY_USE_WALL_CLOCK = {
     "cli/shared/tables.py",
     "diffusion/train/checkpoint/run_dir.py",
@@ -126,7 +126,7 @@ MAY_USE_WALL_CLOCK = {
 }
 
 
-def test_durations_are_measured_by_a_monotonic_clock() -> None:
+def test_durations_are_measured_with_a_monotonic_clock() -> None:
     found = {str(file.relative_to(ROOT)) for file in FILES if WALL_CLOCK.search(file.read_text())}
     assert found == MAY_USE_WALL_CLOCK
 
@@ -189,7 +189,7 @@ def test_no_two_packages_import_each_other(unit: Callable[[Path], str]) -> None:
     list(TopologicalSorter(graph).static_order())  # CycleError names the cycle
 
 
-def test_system_contains_no_word_of_diffusion() -> None:
+def test_system_contains_no_diffusion_terms() -> None:
     files = sorted((ROOT / LIBRARY / "system").rglob("*.py"))
     found = {file.name: word[0] for file in files if (word := DOMAIN.search(file.read_text()))}
     found.pop("renamed.py", None)  # a list of fields

@@ -1,4 +1,4 @@
-"""params.yaml of any shape: a Config, or one line with file and field; and `check` takes what loads."""
+"""params.yaml with any content gives a Config or a one-line error; `check` accepts each that loads."""
 
 import json
 import os
@@ -19,13 +19,13 @@ from tests.conftest import params
 from tests.helpers.broken_params import CLASSIFIER, Place, Tree, broken_texts, broken_trees, places, read
 from tests.helpers.sections import bounds, numbers
 
-MOST_BUILT = 2  # networks that `check` builds: to count the weights, and to see what a pass keeps
+MAX_BUILT = 2  # networks that `check` builds: to count weights, and to count activations
 
-few = settings(max_examples=15)  # each takes a whole check
+few = settings(max_examples=15)  # each runs a complete check
 
 
 @given(broken_trees())
-def test_a_changed_profile_is_a_config_or_one_line_with_the_field(
+def test_changed_profile_loads_or_fails_with_one_line_naming_the_field(
     tmp_path: Path, broken: tuple[Tree, Place]
 ) -> None:
     tree, place = broken
@@ -33,11 +33,11 @@ def test_a_changed_profile_is_a_config_or_one_line_with_the_field(
     path.write_text(json.dumps(tree), encoding="utf-8")
     found = read(path)
     if isinstance(found, str):
-        assert any(said in found for said in (str(place[0]), "readable as YAML: line", "than 65,536 bytes"))
+        assert any(text in found for text in (str(place[0]), "readable as YAML: line", "than 65,536 bytes"))
 
 
 @given(broken_texts())
-def test_yaml_that_no_values_make_is_a_config_or_one_line(tmp_path: Path, text: str) -> None:
+def test_arbitrary_yaml_text_loads_or_fails_with_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text, encoding="utf-8", newline="")
     read(path)
@@ -55,28 +55,28 @@ def test_yaml_that_no_values_make_is_a_config_or_one_line(tmp_path: Path, text: 
         (b"user: me\npassword: hunter2\n", "has none of the sections data, model"),
     ],
 )
-def test_a_file_of_another_kind_is_told_without_its_contents(tmp_path: Path, data: bytes, why: str) -> None:
+def test_other_kind_of_file_is_refused_without_quoting_it(tmp_path: Path, data: bytes, why: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(data)
-    said = read(path)
-    assert why in str(said)
-    assert "hunter2" not in str(said)
+    message = read(path)
+    assert why in str(message)
+    assert "hunter2" not in str(message)
 
 
 @pytest.mark.parametrize(
     "name", ["x" * 5000, "x" * 300, "/".join(["x" * 200] * 30), "a\0b", ".", "fifo", "/dev/zero"]
 )
-def test_what_is_no_file_is_told(tmp_path: Path, name: str) -> None:
+def test_path_that_is_not_a_file_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError) as refusal:
         load(tmp_path / name)
     assert len(str(refusal.value)) < 500
 
 
-def replaced(tree: Tree, path: str, value: Any) -> Tree:
-    """The tree with that value in a field; `[]` at its end puts it into a list alone.
+def with_value(tree: Tree, path: str, value: Any) -> Tree:
+    """Return the tree with the value in a field; a path with `[]` at its end sets a list of the value.
 
-    A number above the field, which stands for its section, gives way to the section.
+    A number in place of a section above the field is replaced by the section.
     """
     *above, name = path.removesuffix("[]").split(".")
     changed = json.loads(json.dumps(tree))
@@ -94,13 +94,13 @@ FIELDS = sorted(NUMERIC)
 BASE = {**params(), "classifier": CLASSIFIER}
 
 
-def test_a_number_beyond_its_bounds_is_refused() -> None:
+def test_number_outside_its_bounds_is_refused() -> None:
     accepted = []
     for path in FIELDS:
         least, greatest = NUMERIC[path]
         for value in (least - 1, greatest * 2 + 1, True, "x"):
             try:
-                parse(replaced(BASE, path, value), "params.yaml")
+                parse(with_value(BASE, path, value), "params.yaml")
             except UsageError as error:
                 assert path.removesuffix("[]").split(".")[0] in str(error)  # noqa: PT017
             else:
@@ -109,37 +109,37 @@ def test_a_number_beyond_its_bounds_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [False, [1], {}, 2**63, 10**99, float("nan")])
-def test_what_is_no_usable_number_is_refused(value: Any) -> None:
+def test_value_that_is_not_a_usable_number_is_refused(value: Any) -> None:
     for path in ("train.steps", "train.lr.rate", "sweep.eta[]"):
         with pytest.raises(UsageError, match=path.split(".")[0]):
-            parse(replaced(BASE, path, value), "params.yaml")
+            parse(with_value(BASE, path, value), "params.yaml")
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The shapes of the networks that are built from now on."""
+    """The specs of the networks that are built during the test."""
     shapes: list[Any] = []
     build = UNet.__init__
 
-    def noted(network: UNet, spec: UNetSpec) -> None:
+    def record_spec(network: UNet, spec: UNetSpec) -> None:
         shapes.append(spec)
         build(network, spec)
 
-    monkeypatch.setattr(UNet, "__init__", noted)
+    monkeypatch.setattr(UNet, "__init__", record_spec)
     step_memory._counted_parameters.cache_clear()
     step_memory._counted_passes.cache_clear()
     return shapes
 
 
-def checked(tree: Tree, root: Path, built: list[Any]) -> None:
-    """Load it and look at it: findings or a refusal, and few networks."""
+def check_if_valid(tree: Tree, root: Path, built: list[Any]) -> None:
+    """Load the tree and, if it is valid, check it: messages are short, and few networks are built."""
     try:
         config = parse(tree, "params.yaml")
     except UsageError:
         return
     del built[:]
     findings = check(config, root)
-    assert len(built) <= MOST_BUILT
+    assert len(built) <= MAX_BUILT
     for finding in findings:
         assert finding.message.isprintable()
         assert len(finding.message) + len(finding.remedy) < 1000
@@ -152,8 +152,8 @@ def test_check_accepts_the_extremes_of_several_numbers(
 ) -> None:
     tree = BASE
     for path, greatest in ends.items():
-        tree = replaced(tree, path, NUMERIC[path][greatest])
-    checked(tree, tmp_path, built)
+        tree = with_value(tree, path, NUMERIC[path][greatest])
+    check_if_valid(tree, tmp_path, built)
 
 
 @few
@@ -161,24 +161,24 @@ def test_check_accepts_the_extremes_of_several_numbers(
 def test_check_accepts_every_changed_profile_that_loads(
     tmp_path: Path, built: list[Any], broken: tuple[Tree, Place]
 ) -> None:
-    checked(broken[0], tmp_path, built)
+    check_if_valid(broken[0], tmp_path, built)
 
 
 @pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
 def test_check_accepts_each_extreme(tmp_path: Path, built: list[Any], end: int) -> None:
     for path in FIELDS:
-        checked(replaced(BASE, path, NUMERIC[path][end]), tmp_path, built)
+        check_if_valid(with_value(BASE, path, NUMERIC[path][end]), tmp_path, built)
 
 
-def test_a_network_that_no_machine_trains_is_not_built(tmp_path: Path, built: list[Any]) -> None:
+def test_network_too_large_for_any_machine_is_not_built(tmp_path: Path, built: list[Any]) -> None:
     shape = {"channels": 16_384, "channel_mult": [64, 64], "num_res_blocks": 16, "head_channels": 64}
     findings = check(parse(params(model=shape), "params.yaml"), tmp_path)
     assert [finding.subject for finding in findings if finding.level == "error"] == ["memory"]
     assert built == []
 
 
-def test_a_typo_in_any_section_names_what_is_allowed() -> None:
-    """Also in nested ones, and in those whose class another field chooses."""
+def test_typo_in_any_section_lists_the_allowed_keys() -> None:
+    """Also in nested sections, and in sections with a class that another field selects."""
     for place in places(BASE):
         holder: Any = BASE
         for key in place:
@@ -187,4 +187,4 @@ def test_a_typo_in_any_section_names_what_is_allowed() -> None:
             continue
         path = ".".join(map(str, place))
         with pytest.raises(UsageError, match=rf"{path}\.tpyo: unknown key, allowed are \w+, \w+"):
-            parse(replaced(BASE, f"{path}.tpyo", 1), "params.yaml")
+            parse(with_value(BASE, f"{path}.tpyo", 1), "params.yaml")

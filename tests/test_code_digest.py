@@ -1,4 +1,4 @@
-"""The digest of code: what changes it, what does not, and what a training or a cell is found by."""
+"""Code digests: the changes that affect them, and the modules that identify a training or a cell."""
 
 import ast
 import hashlib
@@ -59,28 +59,28 @@ class Schedule:
             pass
         return [i for j in rest for i in j if i][1:2, ...] @ self.limit
 """
-GOLDEN = "5a74bffc1d18b02d"  # of CODE's text on every Python
+GOLDEN = "5a74bffc1d18b02d"  # digest of CODE's normalized syntax on every Python
 
 
-def test_a_tree_is_the_same_text_on_every_python() -> None:
+def test_normalized_syntax_is_equal_on_every_python() -> None:
     assert hashlib.sha256(normalized_syntax(ast.parse(CODE)).encode()).hexdigest()[:16] == GOLDEN
 
 
 def other_pythons() -> list[str]:
-    """Further interpreters of this machine, from 3.11 on."""
+    """Return the other interpreters of this machine, from Python 3.11 on."""
     names = ["/usr/bin/python3", *(f"python3.{minor}" for minor in range(11, 16))]
     found = {}
     for name in names:
         if path := shutil.which(name):
-            asked = [path, "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
-            done = subprocess.run(asked, capture_output=True, text=True)
+            query = [path, "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
+            done = subprocess.run(query, capture_output=True, text=True)
             if done.returncode == 0 and tuple(map(int, done.stdout.split("."))) >= (3, 11):
                 found[done.stdout.strip()] = path
     found.pop(f"{sys.version_info[0]}.{sys.version_info[1]}", None)
     return list(found.values())
 
 
-WHOLE = """
+DIGEST_SCRIPT = """
 import ast, hashlib, pathlib, sys
 from diffusion.system.syntax import normalized_syntax
 digest = hashlib.sha256()
@@ -90,10 +90,10 @@ print(digest.hexdigest())
 """
 
 
-def test_all_of_the_library_has_the_digest_that_other_pythons_give_it() -> None:
+def test_library_digest_is_equal_on_other_pythons() -> None:
     digests = {
         subprocess.run(
-            [python, "-c", WHOLE],
+            [python, "-c", DIGEST_SCRIPT],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -119,7 +119,7 @@ def test_all_of_the_library_has_the_digest_that_other_pythons_give_it() -> None:
         ("[i for j in rest for i in j if i]", "[(i) for j in rest for i in (j) if i]"),
     ],
 )
-def test_words_and_layout_change_no_digest(old: str, new: str) -> None:
+def test_comments_messages_and_layout_do_not_change_the_digest(old: str, new: str) -> None:
     assert old in CODE
     assert normalized_syntax(ast.parse(CODE.replace(old, new))) == normalized_syntax(ast.parse(CODE))
 
@@ -142,7 +142,7 @@ def test_words_and_layout_change_no_digest(old: str, new: str) -> None:
         ('b"x"', '"x"'),
     ],
 )
-def test_what_may_change_a_result_changes_the_digest(old: str, new: str) -> None:
+def test_code_that_may_change_a_result_changes_the_digest(old: str, new: str) -> None:
     assert old in CODE
     assert normalized_syntax(ast.parse(CODE.replace(old, new))) != normalized_syntax(ast.parse(CODE))
 
@@ -158,11 +158,11 @@ def test_what_may_change_a_result_changes_the_digest(old: str, new: str) -> None
         ("diffusion.protocol.spacing", False),
     ],
 )
-def test_a_module_is_neutral_by_its_package_or_its_marker(name: str, neutral: bool) -> None:
+def test_module_is_neutral_by_package_or_marker(name: str, neutral: bool) -> None:
     assert is_neutral(name) is neutral
 
 
-def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
+def test_all_imports_are_followed_except_for_type_checking() -> None:
     tree = ast.parse(
         "def f():\n    from diffusion.model import unet\nif TYPE_CHECKING:\n    import diffusion.train.loop"
     )
@@ -172,7 +172,7 @@ def test_imports_are_followed_wherever_they_stand_but_for_types() -> None:
     )
 
 
-def test_a_training_is_known_by_what_it_computes_by() -> None:
+def test_training_code_contains_the_modules_it_computes_with() -> None:
     code = set(training_code(DenoiserPlan, ProcessConfig(), spec_of()))
     assert {
         "diffusion.train.loop",
@@ -190,7 +190,7 @@ def test_a_training_is_known_by_what_it_computes_by() -> None:
     assert not {name.split(".")[1] for name in code} & others
 
 
-def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
+def test_training_code_excludes_modules_of_other_objectives() -> None:
     model, classifier = (
         set(training_code(kind, ProcessConfig(), spec_of())) for kind in (DenoiserPlan, ClassifierPlan)
     )
@@ -204,7 +204,7 @@ def test_a_training_is_not_known_by_what_another_objective_learns_by() -> None:
     } <= model & classifier
 
 
-def test_a_cell_is_known_by_its_own_sampler() -> None:
+def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     ddim, solver = (
         set(sampling_code(SampleSettings(sampler=name), artefact_of(spec_of())))
         for name in ("ddim", "dpm-solver++")
@@ -220,7 +220,7 @@ def test_a_cell_is_known_by_its_own_sampler() -> None:
     assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema_profiles"}
 
 
-def test_what_was_read_is_what_runs() -> None:
+def test_digesting_a_module_imports_it() -> None:
     script = (
         "import sys\nfrom diffusion.code_digest import module_digests\n"
         "module_digests('diffusion.sample.dpm_solver')\nprint('diffusion.sample.dpm_solver' in sys.modules)"
@@ -231,26 +231,26 @@ def test_what_was_read_is_what_runs() -> None:
     assert done.stdout == "True\n"
 
 
-def test_changed_modules_are_named_as_files() -> None:
+def test_changed_modules_are_listed_as_files() -> None:
     old = {"diffusion.model.unet": "1", "diffusion.train.batch": "2", "diffusion.gone": "3"}
     new = {"diffusion.model.unet": "1", "diffusion.train.batch": "4", "diffusion.new": "5"}
     assert changed_modules(old, new) == ["gone.py", "new.py", "train/batch.py"]
     assert code_digest(old) != code_digest(new)
 
 
-def test_a_model_is_known_by_weights_and_settings_not_by_the_code_that_trained_it(tmp_path: Path) -> None:
+def test_model_identity_depends_on_weights_and_settings_not_on_training_code(tmp_path: Path) -> None:
     spec = spec_of()
     weights, path = network_of(spec).state_dict(), tmp_path / "m.safetensors"
     code = {"step": 0, "digest": "a" * 16, "torch": "2.13.0"}
 
-    def known(weights=weights, **changes) -> tuple[str, Path]:
+    def identity(weights=weights, **changes) -> tuple[str, Path]:
         save_artefact(path, weights, artefact_of(spec, **changes))
         artefact = read_artefact(path)
         return artefact.model_sha256, shards_folder(SampleSettings(), artefact)
 
-    base = known(code=(code,))
-    assert known(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base
-    assert known(code=()) == base
-    assert known(timesteps=50)[0] != base[0]
+    base = identity(code=(code,))
+    assert identity(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base
+    assert identity(code=()) == base
+    assert identity(timesteps=50)[0] != base[0]
     other = {name: tensor + 1 if name == "stem.bias" else tensor for name, tensor in weights.items()}
-    assert known(other)[0] != base[0]
+    assert identity(other)[0] != base[0]

@@ -1,4 +1,4 @@
-"""Code is an input: in a clone under real DVC an edit makes anew exactly what it must, and nothing else."""
+"""Code is a dependency: in a clone with real DVC, an edit reruns exactly the affected stages."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ FROM_TRAIN = ("train", "sample", "evaluate", "report")
 
 
 class Edit(NamedTuple):
-    """A replacement in a file, and the stages whose results must be others after it."""
+    """A replacement in a file, and the stages with other results after it."""
 
     file: str
     old: str
@@ -73,7 +73,7 @@ EDITS = {
 
 
 def reproduce(folder: Path, *arguments: str) -> str:
-    """`dvc repro` in the folder; what it said."""
+    """Run `dvc repro` in the folder and return its output."""
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "repro", *arguments],
         cwd=folder,
@@ -86,7 +86,7 @@ def reproduce(folder: Path, *arguments: str) -> str:
 
 
 def results(folder: Path) -> dict[str, object]:
-    """What dvc.lock says of every stage's results."""
+    """Return the outputs of every stage in dvc.lock."""
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert set(stages) == set(STAGES)
     return {name: [(out["path"], out["md5"]) for out in stage["outs"]] for name, stage in stages.items()}
@@ -101,19 +101,19 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EDITS)
-def test_an_edit_makes_anew_what_it_must(project: Path, name: str) -> None:
+def test_edit_reruns_exactly_the_affected_stages(project: Path, name: str) -> None:
     edit, before = EDITS[name], results(project)
     file, lock = project / edit.file, (project / "dvc.lock").read_text()
     text = file.read_text()
     assert edit.old in text
     file.write_text(text.replace(edit.old, edit.new))
     try:
-        said = reproduce(project)
+        output = reproduce(project)
         after = results(project)
         assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == edit.changes
-        begun = re.search(r"the training's code has changed in (.*) since step 12", said)
-        assert bool(begun) == ("train" in edit.changes and "data" not in edit.changes)
-        assert begun is None or Path(edit.file).name in begun[1]
+        restart = re.search(r"the training's code has changed in (.*) since step 12", output)
+        assert bool(restart) == ("train" in edit.changes and "data" not in edit.changes)
+        assert restart is None or Path(edit.file).name in restart[1]
     finally:
         file.write_text(text)
         (project / "dvc.lock").write_text(lock)
@@ -126,7 +126,7 @@ def test_an_edit_makes_anew_what_it_must(project: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_keep_goes_on_under_the_new_code_and_the_model_names_both(tmp_path: Path) -> None:
+def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(tmp_path: Path) -> None:
     from diffusion.model.model_file import read_artefact
 
     folder = small_project(tmp_path / "project")

@@ -1,4 +1,4 @@
-"""params.yaml: what is refused, in which words, and what a fingerprint is."""
+"""params.yaml: refused values and their messages, and fingerprints."""
 
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ def test_every_profile_is_valid(profile: Path) -> None:
     assert load(profile).data.name
 
 
-def test_the_project_starts_with_the_digits_profile() -> None:
+def test_project_params_equal_the_digits_profile() -> None:
     assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/digits.yaml").read_text()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"train": {"lr": -1}}, "train.lr.rate: .*greater than 0 .*got -1"),
         ({"train": {"learning_rate": 1}}, "train.learning_rate: unknown key, allowed are steps, batch_size"),
@@ -64,16 +64,16 @@ def test_the_project_starts_with_the_digits_profile() -> None:
          r"maps are \[8, 4\] pixels, so \[3\]"),
     ],
 )  # fmt: skip
-def test_the_impossible_is_refused_with_the_field_and_what_is_allowed(
-    changes: dict[str, Any], said: str
+def test_invalid_value_is_refused_with_field_and_allowed_values(
+    changes: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError, match=f"params.yaml: .*{said}") as refusal:
+    with pytest.raises(UsageError, match=f"params.yaml: .*{message}") as refusal:
         parse(params(**changes), "params.yaml")
     assert refusal.value.exit_code == 2
     assert "\n" not in str(refusal.value)
 
 
-def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_or_broken_file_fails_with_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"does not exist: run this in the project's folder"):
         load(tmp_path / "params.yaml")
     (tmp_path / "params.yaml").write_text("a: [1")
@@ -84,7 +84,7 @@ def test_a_missing_or_broken_file_is_one_sentence(tmp_path: Path) -> None:
         load(tmp_path / "params.yaml")
 
 
-def test_a_section_is_loaded_whatever_the_others_hold(tmp_path: Path) -> None:
+def test_section_loads_if_other_sections_are_invalid(tmp_path: Path) -> None:
     write_params(tmp_path, evaluate={"confidence_intervals": False}, train={"learning_rate": 1})
     path = tmp_path / "params.yaml"
     assert load_section("evaluate", EvaluateConfig, path) == EvaluateConfig(confidence_intervals=False)
@@ -96,7 +96,7 @@ def test_a_section_is_loaded_whatever_the_others_hold(tmp_path: Path) -> None:
         load_section("evaluate", EvaluateConfig, path)
 
 
-def test_a_config_is_frozen() -> None:
+def test_config_is_frozen() -> None:
     config = parse(params(), "test")
     with pytest.raises(ValueError, match="frozen"):
         config.train.steps = 5  # type: ignore[misc]
@@ -110,10 +110,10 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values))
-def test_a_fingerprint_does_not_depend_on_order(values: dict[str, Any]) -> None:
-    turned = dict(reversed(list(values.items())))
-    assert fingerprint(values) == fingerprint(turned)
-    assert canonical_json(values) == canonical_json(turned)
+def test_fingerprint_does_not_depend_on_order(values: dict[str, Any]) -> None:
+    reordered = dict(reversed(list(values.items())))
+    assert fingerprint(values) == fingerprint(reordered)
+    assert canonical_json(values) == canonical_json(reordered)
 
 
 @given(st.integers(1, 6), st.integers(1, 64))

@@ -1,4 +1,4 @@
-"""The Dockerfile without Docker: its steps are the Makefile's, and they set up what the project runs in."""
+"""The Dockerfile, tested without Docker: its steps are Makefile targets and set up a working environment."""
 
 import re
 import shlex
@@ -16,11 +16,11 @@ from tests.conftest import ROOT, environment
 TEXT = (ROOT / "Dockerfile").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", TEXT, re.MULTILINE))
-IMAGES_OWN = ("apt-get", "rm", "git")  # programs that are no business of the Makefile's
+NOT_IN_MAKEFILE = ("apt-get", "rm", "git")  # programs that are not Makefile targets
 
 
 def steps(name: str) -> Iterator[list[str]]:
-    """The words of each such instruction; a RUN's commands one by one, with the build's arguments in them."""
+    """Yield the words of each instruction of that name, or of each command in a RUN, with ARG values."""
     for line in re.findall(rf"^{name} (.+)$", TEXT, re.MULTILINE):
         for argument, value in ARGUMENTS.items():
             line = line.replace(f"${{{argument}}}", value)
@@ -31,8 +31,8 @@ def ignored() -> list[str]:
     return [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[0] != "#"]
 
 
-def test_every_step_is_a_target_of_the_makefile_with_variables_that_it_reads() -> None:
-    made = [words for words in steps("RUN") if words[0] not in IMAGES_OWN]
+def test_every_step_is_a_makefile_target_with_variables_that_it_uses() -> None:
+    made = [words for words in steps("RUN") if words[0] not in NOT_IN_MAKEFILE]
     assert made
     for program, target, *variables in made:
         assert program == "make"
@@ -41,29 +41,29 @@ def test_every_step_is_a_target_of_the_makefile_with_variables_that_it_reads() -
             assert f"$({variable.partition('=')[0]})" in MAKEFILE
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     for *sources, _ in steps("COPY"):
         for source in sources:
             assert (ROOT / source).exists()
             assert not any(PurePosixPath(source).match(pattern) for pattern in ignored())
 
 
-def test_what_a_command_makes_stays_out_of_the_image() -> None:
+def test_outputs_of_commands_are_excluded_from_the_image() -> None:
     made = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines() if line[0] != "#"}
     inside = {pattern.removeprefix("**/") for pattern in ignored()}
     assert made - inside <= {".venv", ".venv-newest"}
     assert {".git", ".venv*"} <= inside
 
 
-def test_the_python_is_one_that_the_project_takes() -> None:
+def test_python_version_is_the_minimum_of_the_project() -> None:
     version = re.search(r"^FROM python:(\d+\.\d+)-slim$", TEXT, re.MULTILINE)
     assert version
     assert f'requires-python = ">={version[1]}"' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.long
-def test_its_steps_set_up_an_environment_in_which_the_project_works(tmp_path: Path) -> None:
-    """In order, in a folder and an environment of their own that see what is installed here."""
+def test_steps_set_up_a_working_environment(tmp_path: Path) -> None:
+    """Run the steps in order, in a new folder and a new environment with access to the packages here."""
     folder, venv = tmp_path / "diffctl", tmp_path / "environment"
     folder.mkdir()
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
@@ -87,7 +87,7 @@ def test_its_steps_set_up_an_environment_in_which_the_project_works(tmp_path: Pa
 
 
 def copy(sources: list[str], folder: Path) -> None:
-    """As COPY does: what Git knows of the sources."""
+    """Copy the sources as COPY does, but only files that Git does not ignore."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *sources],
         cwd=ROOT,
@@ -102,7 +102,7 @@ def copy(sources: list[str], folder: Path) -> None:
 
 
 def run(words: list[str], folder: Path, env: dict[str, str]) -> str:
-    """What a command says; it must not fail."""
+    """Run a command that must succeed, and return its stdout."""
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout

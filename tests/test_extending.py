@@ -1,4 +1,4 @@
-"""The next idea is one file and one entry: docs/extending.md done in a copy of the project, and run there."""
+"""A new method is one file and one registry entry: docs/extending.md applied to a copy of the project."""
 
 import json
 import re
@@ -31,7 +31,7 @@ BLOCK = re.compile(
     r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
 )
 TESTS = ["tests/sample/test_heun.py", "tests/data/test_rings.py"]
-THROWAWAY = {  # the file, where it goes, its registry and its entry
+THROWAWAY = {  # by name: target file, file of the registry, entry
     "tiny": (
         "diffusion/model/tiny.py",
         "diffusion/model/network_registry.py",
@@ -75,22 +75,22 @@ print(*digests())
 
 
 def digests() -> list[str]:
-    """Of the code that the project's own entries are known by."""
+    """Return the code digests that identify work with the project's own entries."""
     artefact, process = artefact_of(spec_of()), ProcessConfig()
-    of = [training_code(DenoiserPlan, process, artefact.network)]
-    of += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
-    return [*map(code_digest, of), extraction_code(EXTRACTORS["effnet-lite0-64"])]
+    code = [training_code(DenoiserPlan, process, artefact.network)]
+    code += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
+    return [*map(code_digest, code), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 
 
-def enter(file: Path, registry: str, entry: str) -> None:
-    """Put an entry at the beginning of a registry."""
+def add_entry(file: Path, registry: str, entry: str) -> None:
+    """Insert an entry at the beginning of a registry."""
     text = file.read_text()
     assert text.count(f"\n{registry} = {{\n") == 1
     file.write_text(text.replace(f"\n{registry} = {{\n", f"\n{registry} = {{\n{entry}"))
 
 
 def run(folder: Path, *command: str) -> str:
-    """Run Python in the project by its own code; what it said."""
+    """Run Python in the project with the project's own code, and return its stdout."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
@@ -104,7 +104,7 @@ def run(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project after what the docs say, and with the throw-away entries."""
+    """A copy of the project with the additions in the docs and the throwaway entries."""
     folder = small_project(tmp_path_factory.mktemp("extending") / "project")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -114,7 +114,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]  # fmt: skip
     for block in blocks:
         if block["registry"]:
-            enter(folder / block["file"], block["registry"], block["code"])
+            add_entry(folder / block["file"], block["registry"], block["code"])
         else:
             (folder / block["file"]).write_text(block["code"])
     for name, (place, registry, entry) in THROWAWAY.items():
@@ -125,7 +125,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_docs_own_tests_pass(project: Path) -> None:
+def test_tests_in_the_docs_pass(project: Path) -> None:
     run(
         project,
         "-m",
@@ -139,12 +139,12 @@ def test_the_docs_own_tests_pass(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_new_entry_makes_no_work_of_the_others_stale(project: Path) -> None:
+def test_new_entry_does_not_change_digests_of_other_entries(project: Path) -> None:
     assert run(project, "-c", DIGESTS).split() == digests()
 
 
 @pytest.mark.slow
-def test_what_the_docs_add_passes_the_checks(project: Path) -> None:
+def test_code_in_the_docs_passes_mypy_and_ruff(project: Path) -> None:
     added = ["diffusion/sample/heun.py", "diffusion/data/sources/rings.py"]
     run(project, "-m", "mypy", *added)
     run(project, "-m", "ruff", "check", *added, *TESTS)
@@ -161,7 +161,7 @@ def test_what_the_docs_add_passes_the_checks(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
+def test_pipeline_runs_with_only_new_entries(project: Path) -> None:
     values = yaml.safe_load((project / "params.yaml").read_text())
     for section, keys in EXPERIMENT.items():
         values[section] = keys if section == "model" else {**values[section], **keys}
@@ -170,9 +170,9 @@ def test_a_whole_pipeline_runs_by_new_entries_alone(project: Path) -> None:
     train = open_store(project / "data/prepared/train")
     assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
     with safe_open(project / "models/model.safetensors", framework="pt") as file:
-        described = file.metadata()["diffctl"]
-    for said in ('"name":"tiny"', '"width":6', '"schedule":"straight"', '"most":0.999'):
-        assert said in described
+        description = file.metadata()["diffctl"]
+    for text in ('"name":"tiny"', '"width":6', '"schedule":"straight"', '"most":0.999'):
+        assert text in description
     scores = yaml.safe_load((project / "metrics/scores.json").read_text())
     assert scores["extractor"] == "pixels"
     for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
@@ -238,7 +238,7 @@ print(json.dumps({
 
 
 @pytest.mark.slow
-def test_a_sampling_option_is_a_declaration_and_its_effect(tmp_path: Path) -> None:
+def test_new_sampling_option_needs_only_a_declaration_and_its_effect(tmp_path: Path) -> None:
     folder = small_project(tmp_path / "project")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name, (old, new) in OPTION_EDITS.items():
@@ -260,7 +260,7 @@ def test_a_sampling_option_is_a_declaration_and_its_effect(tmp_path: Path) -> No
     assert found["heading"] == "τ"
 
 
-def test_the_docs_list_what_there_is() -> None:
+def test_docs_list_all_registry_entries() -> None:
     text = registries.DOCS.read_text(encoding="utf-8")
     assert registries.with_listing(text) == text, "run `python -m tests.registries --write`"
 
@@ -274,7 +274,7 @@ def test_the_docs_list_what_there_is() -> None:
         ("sample --out x.png --spacing cubic", "trailing"),
     ],
 )
-def test_options_take_the_names_that_the_registries_have(arguments: str, allowed: str) -> None:
+def test_options_accept_the_names_in_the_registries(arguments: str, allowed: str) -> None:
     result = CliRunner().invoke(app, arguments.split())
     assert result.exit_code == 2
     assert allowed in result.output

@@ -1,6 +1,6 @@
-"""Images and scores that must not move unless their version rises, and must where it does.
+"""Golden images and scores: they change if and only if their version is raised.
 
-`python -m tests.test_golden` writes the golden numbers anew, for a change that is meant to move them.
+`python -m tests.test_golden` rewrites the golden values after an intended change.
 """
 
 import base64
@@ -46,7 +46,7 @@ SCORED = ("reference", "heldout", "sample")
 
 
 def image(name: str) -> Images:
-    """Two images of a random network, (2, 8, 8, 1) uint8."""
+    """Return two images of a random network, (2, 8, 8, 1) uint8."""
     spec = spec_of(null_class=True)
     artefact = artefact_of(spec)
     made = generate(
@@ -60,42 +60,42 @@ def image(name: str) -> Images:
 
 
 def precisions() -> dict[str, str]:
-    """In which precision each layer of a network in bf16 gives what it computes.
+    """Return the output dtype of each layer of a network in bf16.
 
-    Their rule, not their images: rounding differs between processors, and moves some pixels from end to end.
+    Images in bf16 are not compared: rounding differs between processors and changes some pixels completely.
     """
     network, found = freeze(network_of(spec_of(null_class=True))), {}
 
-    def noting(name: str) -> Any:
+    def record_dtype(name: str) -> Any:
         return lambda layer, inputs, output: found.update({name: str(output.dtype)})
 
     for name, layer in to_bf16(network).named_modules():
         if not [*layer.children()]:
-            layer.register_forward_hook(noting(name))
+            layer.register_forward_hook(record_dtype(name))
     autocast(network, "bf16")(torch.zeros(1, 1, 8, 8), torch.tensor([0]), torch.tensor([0]))
     return found
 
 
 def scores() -> dict[str, float]:
-    """All scores of 40 noise images against 60 others, with 30 held out."""
+    """Return all scores of 40 noise images against 60 reference images, with 30 held-out images."""
     draws = np.random.default_rng(0)
     extractor = load_extractor("effnet-lite0-64")
 
-    def seen(count: int, low: int) -> Any:
+    def extracted(count: int, low: int) -> Any:
         return extract(extractor, draws.integers(low, 256, (count, 8, 8, 1), dtype=np.uint8))
 
-    reference, heldout, sample = seen(60, 0), seen(30, 0), seen(40, 50)
+    reference, heldout, sample = extracted(60, 0), extracted(30, 0), extracted(40, 50)
     meta = {"extractor": extractor.spec.name, "reference_split": "train", "heldout_split": "test"}
     labels, heldout_labels = np.arange(60) % 3, np.arange(30) % 3
     known = Reference(meta, reference.features, heldout, labels, heldout_labels)
     return Scorer(known, True, 10_000, extractor.device).scores(sample)
 
 
-def packed(images: Images) -> str:
+def encode(images: Images) -> str:
     return base64.b64encode(images.tobytes()).decode()
 
 
-def unpacked(text: str) -> Images:
+def decode(text: str) -> Images:
     return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(2, 8, 8, 1)
 
 
@@ -105,9 +105,9 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def verdict(version: str, own: int, known: int, same: bool) -> str | None:
-    """What is wrong with a version whose numbers are, or are not, those of the known one."""
+    """Return the error if a version and its values disagree; `same` if the values equal the golden ones."""
     if own == known and not same:
-        return f"the numbers have changed: raise {version}, or mend what changed them"
+        return f"the numbers have changed: raise {version}, or fix what changed them"
     if own != known and same:
         return f"{version} rose, which makes scores incomparable, and no number has changed: take it back"
     if own != known:
@@ -115,32 +115,34 @@ def verdict(version: str, own: int, known: int, same: bool) -> str | None:
     return None
 
 
-def test_sampling_makes_the_golden_images_as_long_as_its_version_stays() -> None:
+def test_sampling_matches_the_golden_images_of_its_version() -> None:
     known = golden("images")
     assert set(known["images"]) == set(SETTINGS)
-    distances = [np.abs(image(name).astype(int) - unpacked(known["images"][name])).max() for name in SETTINGS]
+    distances = [np.abs(image(name).astype(int) - decode(known["images"][name])).max() for name in SETTINGS]
     same = max(distances) <= 1 and precisions() == known["precisions"]  # 1: rounding
     assert verdict("SAMPLING_VERSION", SAMPLING_VERSION, known["version"], same) is None
 
 
-def test_scoring_gives_the_golden_scores_as_long_as_its_version_stays() -> None:
+def test_scoring_matches_the_golden_scores_of_its_version() -> None:
     known = golden("scores")
     same = scores() == pytest.approx(known["scores"], rel=1e-3, abs=1e-6)
     assert verdict("EVALUATION_VERSION", EVALUATION_VERSION, known["version"], same) is None
 
 
 @pytest.mark.parametrize(
-    ("own", "same", "said"),
+    ("own", "same", "expected"),
     [(2, True, None), (2, False, "raise V"), (3, True, "take it back"), (3, False, "write them")],
 )
-def test_a_version_that_does_not_fit_its_numbers_is_told(own: int, same: bool, said: str | None) -> None:
-    told = verdict("V", own, 2, same)
-    assert told == said if said is None else said in str(told)
+def test_version_that_disagrees_with_its_values_is_reported(
+    own: int, same: bool, expected: str | None
+) -> None:
+    error = verdict("V", own, 2, same)
+    assert error == expected if expected is None else expected in str(error)
 
 
 def main() -> None:
-    """Write both files."""
-    images = {name: packed(image(name)) for name in SETTINGS}
+    """Write the golden images and scores."""
+    images = {name: encode(image(name)) for name in SETTINGS}
     made = {"version": SAMPLING_VERSION, "images": images, "precisions": precisions()}
     scored = {"version": EVALUATION_VERSION, "scores": scores()}
     for name, values in (("images", made), ("scores", scored)):

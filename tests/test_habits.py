@@ -1,4 +1,4 @@
-"""What people's tools read beside the code: hooks before a commit, issue templates, the list of changes."""
+"""Files for development: pre-commit hooks, issue templates and the changelog."""
 
 import re
 import tomllib
@@ -17,11 +17,11 @@ PARTS = (*TYPED, "profiles")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 LIBRARY = [str(file.relative_to(ROOT)) for folder in PARTS for file in sorted((ROOT / folder).rglob("*"))]
 LIBRARY += [file.name for file in ROOT.glob("*") if file.is_file()]
-TOOLS = ("ruff", "mypy")  # which pyproject.toml lists for development
+TOOLS = ("ruff", "mypy")  # in the dev extra of pyproject.toml
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
-def test_a_hook_runs_what_the_environment_has_on_files_that_there_are(hook: dict[str, str]) -> None:
+def test_hook_runs_an_installed_tool_on_existing_files(hook: dict[str, str]) -> None:
     program, *arguments = hook["entry"].split()
     name = program.removeprefix(".venv/bin/")
     if name == "python":
@@ -34,7 +34,7 @@ def test_a_hook_runs_what_the_environment_has_on_files_that_there_are(hook: dict
         assert all(any(re.search(pattern, file) for file in LIBRARY) for pattern in patterns)
 
 
-def test_types_are_checked_before_a_commit_wherever_they_are_checked_at_all() -> None:
+def test_mypy_hook_covers_all_typed_packages() -> None:
     (hook,) = (hook for hook in HOOKS if hook["id"] == "mypy")
     packages = [
         name.removesuffix("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
@@ -43,7 +43,7 @@ def test_types_are_checked_before_a_commit_wherever_they_are_checked_at_all() ->
     assert all(re.search(hook["files"], f"{folder}/some/module.py") for folder in TYPED)
 
 
-def test_what_make_lint_checks_is_checked_before_a_commit() -> None:
+def test_hooks_run_all_checks_of_make_lint() -> None:
     lint = re.search(r"^lint:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert lint
     wanted = [line.strip().removeprefix("@$(BIN)/").removesuffix(" .") for line in lint[1].splitlines()]
@@ -52,13 +52,13 @@ def test_what_make_lint_checks_is_checked_before_a_commit() -> None:
 
 
 @pytest.mark.parametrize("name", ["bug", "numbers", "idea"])
-def test_a_template_has_a_name_and_what_it_is_about(name: str) -> None:
+def test_issue_template_has_name_description_and_labels(name: str) -> None:
     _, head, body = (ROOT / f".github/ISSUE_TEMPLATE/{name}.md").read_text().split("---\n", 2)
     assert {"name", "about", "labels"} == yaml.safe_load(head).keys()
     assert len(body) > 100
 
 
-def test_the_changes_know_this_version_and_link_to_what_there_is() -> None:
+def test_changelog_has_the_current_versions_and_links_exist() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     version = PROJECT["project"]["version"]
     assert f"## {version}\n" in text

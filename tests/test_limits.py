@@ -1,4 +1,4 @@
-"""Every number that a person gives has bounds, and every list an end: in params.yaml and in commands."""
+"""Every number in params.yaml and in commands has bounds, and every list a maximum length."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -21,13 +21,13 @@ def test_every_number_of_a_section_has_both_bounds(kind: type[BaseModel]) -> Non
 
 
 @pytest.mark.parametrize("kind", section_classes(), ids=lambda kind: kind.__name__)
-def test_every_list_of_a_section_has_a_greatest_length(kind: type[BaseModel]) -> None:
+def test_every_list_of_a_section_has_a_maximum_length(kind: type[BaseModel]) -> None:
     lists = [part for part in parts(kind) if part.schema.get("type") == "array"]
     assert [part.path for part in lists if "maxItems" not in part.schema] == []
 
 
 def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[str, Any]]:
-    """Every number that a command takes, as `command parameter`, with its option of typer."""
+    """Yield every numeric parameter of the commands as `command parameter`, with its typer option."""
     for command in app.registered_commands:
         assert command.callback is not None
         called = f"{name} {command.name or command.callback.__name__}"

@@ -1,4 +1,4 @@
-"""The set-up says what it would download in vain, before it does; nothing is installed here."""
+"""The installation warns before it downloads CUDA packages without a GPU; nothing is installed here."""
 
 import os
 import shutil
@@ -15,19 +15,19 @@ THERE = r'{"install": []}'
 PYTHON = """\
 mkdir -p .venv/bin
 echo '#!/bin/sh
-echo "$@" >> asked
+echo "$@" >> calls
 case "$*" in *--report*) cat report;; esac' > .venv/bin/pip
 echo '#!/bin/sh
-echo "python $@" >> asked' > .venv/bin/python
+echo "python $@" >> calls' > .venv/bin/python
 chmod +x .venv/bin/pip .venv/bin/python
 """
-LS_OF_A_GPU = "echo /dev/nvidia0; exit 2"  # as it ends where one of what it is asked for is missing
+LS_OF_A_GPU = "echo /dev/nvidia0; exit 2"  # like ls if one of its arguments does not exist
 
 
-def made(
+def run_make(
     folder: Path, target: str, report: str, gpu: bool, system: str, *arguments: str
 ) -> tuple[str, list[str]]:
-    """What a target says, and what pip was asked; Python, pip, uname and ls are not the machine's own."""
+    """Return a target's stdout and the calls of pip and Python; Python, pip, uname and ls are fakes."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "report").write_text(report)
@@ -43,17 +43,17 @@ def made(
     done = subprocess.run(command, cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    asked = folder / "asked"
-    return done.stdout, asked.read_text().splitlines() if asked.exists() else []
+    calls = folder / "calls"
+    return done.stdout, calls.read_text().splitlines() if calls.exists() else []
 
 
 def set_up(folder: Path, *given: Any) -> tuple[str, list[str]]:
-    """As `made` of the environment itself."""
-    return made(folder, ".venv/.installed", *given)
+    """Run the target that creates the environment."""
+    return run_make(folder, ".venv/.installed", *given)
 
 
 @pytest.mark.parametrize(
-    ("report", "gpu", "system", "told"),
+    ("report", "gpu", "system", "warns"),
     [
         (CUDA, False, "Linux x86_64", True),
         (CUDA, True, "Linux x86_64", False),
@@ -63,23 +63,23 @@ def set_up(folder: Path, *given: Any) -> tuple[str, list[str]]:
         ("", False, "Linux x86_64", False),
     ],
 )
-def test_cuda_for_no_gpu_is_told_with_the_line_that_avoids_it(tmp_path, report, gpu, system, told) -> None:
-    said, asked = set_up(tmp_path, report, gpu, system)
-    assert ("make .venv/.installed TORCH=cpu" in said) == told
-    assert asked[-1].endswith("--constraint constraints.txt --editable .")
+def test_cuda_without_a_gpu_warns_with_the_command_for_cpu(tmp_path, report, gpu, system, warns) -> None:
+    output, calls = set_up(tmp_path, report, gpu, system)
+    assert ("make .venv/.installed TORCH=cpu" in output) == warns
+    assert calls[-1].endswith("--constraint constraints.txt --editable .")
 
 
-def test_the_line_takes_the_build_for_cpus_and_keeps_everything_else(tmp_path) -> None:
-    _, asked = set_up(tmp_path, CPU, False, "Linux x86_64", "TORCH=cpu")
-    assert all("--extra-index-url https://download.pytorch.org/whl/cpu" in line for line in asked)
-    assert not any("--index-url" in line.split() for line in asked)
+def test_command_for_cpu_adds_the_index_of_cpu_builds(tmp_path) -> None:
+    _, calls = set_up(tmp_path, CPU, False, "Linux x86_64", "TORCH=cpu")
+    assert all("--extra-index-url https://download.pytorch.org/whl/cpu" in line for line in calls)
+    assert not any("--index-url" in line.split() for line in calls)
 
 
 @pytest.mark.parametrize(("target", "module"), [("test-gpu", "tests.gpu"), ("bench-gpu", "benchmarks.gpu")])
-def test_what_needs_a_gpu_installs_nothing_where_there_is_none(tmp_path, target, module) -> None:
-    said, asked = made(tmp_path, target, CUDA, False, "Linux x86_64")
-    assert said.startswith("There is no NVIDIA GPU here, so nothing was ")
-    assert asked == []
-    _, asked = made(tmp_path, target, CUDA, True, "Linux x86_64")
-    assert asked[-1] == f"python -m {module}"
-    assert asked[-2].endswith("--editable .[dev]")
+def test_gpu_targets_install_nothing_without_a_gpu(tmp_path, target, module) -> None:
+    output, calls = run_make(tmp_path, target, CUDA, False, "Linux x86_64")
+    assert output.startswith("There is no NVIDIA GPU here, so nothing was ")
+    assert calls == []
+    _, calls = run_make(tmp_path, target, CUDA, True, "Linux x86_64")
+    assert calls[-1] == f"python -m {module}"
+    assert calls[-2].endswith("--editable .[dev]")

@@ -1,4 +1,4 @@
-"""What `make test-newest` takes, and what it lets the demo say."""
+"""The Python that `make test-newest` selects, and the lines that the demo may print."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ runs:   `make ui` (or `diffctl ui`) opens them in MLflow
 
 
 @pytest.mark.parametrize("line", DEMO.splitlines())
-def test_what_the_demo_says_is_expected(line: str) -> None:
+def test_lines_of_the_demo_are_expected(line: str) -> None:
     assert is_expected(line)
 
 
@@ -43,12 +43,12 @@ def test_what_the_demo_says_is_expected(line: str) -> None:
         "Exception ignored in: <function f at 0x7f>",
     ],
 )
-def test_nothing_else_is(line: str) -> None:
+def test_other_lines_are_not_expected(line: str) -> None:
     assert not is_expected(line)
 
 
-def test_the_newest_python_that_works_is_taken(tmp_path: Path) -> None:
-    """Not a pre-release, not one without venv, not what only bears such a name, not one that is too old."""
+def test_newest_working_python_is_selected(tmp_path: Path) -> None:
+    """Pre-releases, Pythons without venv, files with similar names and old versions are ignored."""
     for name, answer in {
         "python3.99": "exit 1",
         "python3.98": "echo null",

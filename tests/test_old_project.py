@@ -53,7 +53,7 @@ def old(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    """Run a command in this process; its output."""
+    """Run a command in this process and return its stdout."""
     result = CliRunner().invoke(main.app, list(arguments), catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout
@@ -71,7 +71,7 @@ def test_old_keys_of_params_are_refused_with_their_new_names():
     assert parse(translate("params", sections), "here").train.ema_profiles
 
 
-def test_the_identity_of_an_old_model_file_is_unchanged():
+def test_identity_of_an_old_model_file_is_unchanged():
     artefact = read_artefact(MODEL)
     assert artefact.model_sha256 == MODEL_SHA256
     assert artefact.training == {"setting": SETTING, "seed": 0}
@@ -85,7 +85,7 @@ def test_old_snapshots_of_ema_profiles_are_read(old):
     assert snapshots.reconstruct(0.07)[1].step == 12
 
 
-def test_the_old_champion_gives_the_images_of_its_cell(old):
+def test_old_champion_reproduces_the_images_of_its_cell(old):
     settings = ["--steps", "2", "--guidance", "1", "--guidance-interval", "0.1:10"]
     run("sample", "--champion", "--num", "20", "--out", "new.npz", *settings)
     stored = open_store(SAMPLES / CELL, CellMeta)
@@ -94,14 +94,14 @@ def test_the_old_champion_gives_the_images_of_its_cell(old):
     assert difference.mean() < 1  # bf16 differs a little between processors
 
 
-def test_the_card_of_an_old_cell_is_that_of_the_same_settings_today(old):
+def test_card_of_an_old_cell_matches_the_same_settings_today(old):
     card = open_store(SAMPLES / CELL, CellMeta).meta["card"]
     settings = SampleSettings(steps=2, guidance=1.0, guidance_interval=(0.1, 10.0))
     today = settings_card(settings)
     assert not differing_fields([{field: card.get(field) for field in today}, today])
 
 
-def test_the_earlier_name_of_the_model_file_is_told(old):
+def test_old_name_of_the_model_file_is_refused_with_the_new_name(old):
     with pytest.raises(UsageError, match=r"models/unet\.safetensors is of an earlier version: rename it to"):
         load_model(MODEL_FILE)
 
@@ -114,12 +114,12 @@ def test_old_scores_are_read_compared_and_used_for_a_budget(old):
     run("sample", "--champion", "--budget", "4", "--num", "2", "--out", "x.npz")
 
 
-def test_the_history_of_old_champions_is_shown(old):
+def test_history_of_old_champions_is_shown(old):
     events = json.loads(run("history", "--json"))
     assert CELL[:11] in json.dumps(events)
 
 
-def test_an_undelivered_spool_of_an_old_training_is_delivered(old):
+def test_undelivered_spool_of_an_old_training_is_delivered(old):
     run("sync")
     client = connect()
     experiment = client.get_experiment_by_name("diffctl-digits")

@@ -1,4 +1,4 @@
-"""The recording of a terminal: what is on the screen, and when, in a picture that any reader of XML reads."""
+"""The recording of a terminal: the lines on the screen with their times, as valid XML."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from tests.recording import record
 
 
 def read(*texts: str) -> list[str]:
-    """The lines that are on the screen when these texts have come, a second apart."""
+    """Return the lines on the screen after these texts, written one second apart."""
     return [line.text for line in screen([Heard(at, text) for at, text in enumerate(texts)])]
 
 
@@ -21,25 +21,25 @@ def read(*texts: str) -> list[str]:
         (["one\r\ntwo\r\n"], ["one", "two"]),
         (["one", " more\r\n"], ["one more"]),
         (["\r\x1b[K1/3", "\r\x1b[K2/3", "\r\x1b[K3/3\n", "end\n"], ["3/3", "end"]),
-        (["bar |\r          \r", "said\n"], ["said"]),  # a bar that is wiped away
-        (["outer\n\rinner\x1b[A\r          \r", "said\n"], ["said", "inner"]),  # one below another
+        (["bar |\r          \r", "said\n"], ["said"]),  # an erased progress bar
+        (["outer\n\rinner\x1b[A\r          \r", "said\n"], ["said", "inner"]),  # a nested progress bar
         (["\x1b[1mbold\x1b[0m\n\x1b[31mred\x1b[0m\n"], ["bold", "red"]),
         (["\n\nlow\n\n"], ["", "", "low"]),
         ([""], [""]),
     ],
 )
-def test_the_screen_is_what_a_terminal_shows(written: list[str], seen: list[str]) -> None:
+def test_screen_matches_a_terminal(written: list[str], seen: list[str]) -> None:
     assert read(*written) == seen
 
 
-def test_a_line_that_is_drawn_often_keeps_its_first_and_last_state() -> None:
+def test_line_with_many_updates_keeps_its_first_and_last_state() -> None:
     (line,) = screen([Heard(at, f"\r\x1b[K{at}/100") for at in range(101)])
     states = [text for _, text in line.states]
     assert len(states) == STATES
     assert (states[0], states[-1]) == ("0/100", "100/100")
 
 
-def test_the_picture_keeps_the_order_and_shortens_the_waits() -> None:
+def test_picture_keeps_the_order_and_shortens_waits() -> None:
     lines = screen([Heard(0, "a\n"), Heard(0.2, "b\n"), Heard(3600, "c\n")])
     clock = shortened(lines)
     assert clock[0] == 0
@@ -47,7 +47,7 @@ def test_the_picture_keeps_the_order_and_shortens_the_waits() -> None:
     assert clock[3600] == pytest.approx(0.2 + LONGEST)
 
 
-def test_the_picture_is_xml_whose_kept_lines_are_the_last_screen() -> None:
+def test_picture_is_xml_with_the_last_screen_as_final_lines() -> None:
     drawn = ElementTree.fromstring(svg("see <this>", [Heard(0, "\r1 & 2"), Heard(1, "\r3 > 2\nend\n")], 40))
     texts = [element for element in drawn.iter() if element.tag.endswith("text")]
     last = [element.text for element in texts if "passing" not in element.attrib["class"]]
@@ -55,13 +55,13 @@ def test_the_picture_is_xml_whose_kept_lines_are_the_last_screen() -> None:
     assert [element.text for element in texts if "passing" in element.attrib["class"]] == ["1 & 2"]
 
 
-def test_a_command_is_heard_at_a_terminal_of_its_own(tmp_path) -> None:
-    heard = record(
+def test_command_runs_in_its_own_terminal(tmp_path) -> None:
+    recorded = record(
         [sys.executable, "-c", "import os; print(os.isatty(2), *os.get_terminal_size())"], tmp_path
     )
-    assert screen(heard)[-1].text == "True 100 40"
+    assert screen(recorded)[-1].text == "True 100 40"
 
 
-def test_a_command_that_fails_is_no_recording(tmp_path) -> None:
+def test_failed_command_raises(tmp_path) -> None:
     with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
         record([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)

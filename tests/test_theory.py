@@ -1,4 +1,4 @@
-"""docs/theory.md: every formula names what computes it, and every figure is one of `diffctl show`."""
+"""docs/theory.md: every formula names the code that computes it; `diffctl show` creates every figure."""
 
 import itertools
 import re
@@ -20,23 +20,23 @@ FORMULAS = [
     if block.startswith("    ") and "diffctl" not in block
 ]
 REFERENCE = re.compile(r"`(diffusion(?:\.\w+)+:[\w.]+)`")
-MOST_BYTES = 100_000  # of a figure
-WITHOUT_MODEL = ("model", "steps")  # made in seconds from a profile alone
+MAX_BYTES = 100_000  # of a figure
+WITHOUT_MODEL = ("model", "steps")  # created in seconds from only a profile
 
 
 @pytest.mark.parametrize(("formula", "after"), FORMULAS)
-def test_every_formula_names_what_computes_it(formula: str, after: str) -> None:
+def test_every_formula_names_its_code(formula: str, after: str) -> None:
     assert after.startswith("→ ")
     assert REFERENCE.search(after)
 
 
 @pytest.mark.parametrize("reference", sorted(set(REFERENCE.findall(PAGE))))
-def test_what_is_named_is_there_and_says_what_it_does(reference: str) -> None:
+def test_named_code_exists_and_has_a_docstring(reference: str) -> None:
     named = load_reference(reference)
     assert isinstance(named, dict) or named.__doc__
 
 
-def test_the_figures_are_those_of_the_commands_that_stand_below_them() -> None:
+def test_figures_match_the_commands_in_the_page() -> None:
     assert set(re.findall(r"\(figures/([\w-]+)\.svg\)", PAGE)) == set(FIGURES)
     assert {file.stem for file in FOLDER.glob("*")} == {*FIGURES, PICTURE.stem}
     for name, arguments in FIGURES.items():
@@ -44,9 +44,9 @@ def test_the_figures_are_those_of_the_commands_that_stand_below_them() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(FIGURES))
-def test_a_figure_is_small_and_says_what_it_shows(name: str) -> None:
+def test_figure_is_small_and_has_a_description(name: str) -> None:
     file = FOLDER / f"{name}.svg"
-    assert file.stat().st_size < MOST_BYTES
+    assert file.stat().st_size < MAX_BYTES
     root = ET.parse(file).getroot()
     assert root.tag.endswith("svg")
     assert len(root.get("aria-label", "")) > 20
@@ -54,15 +54,15 @@ def test_a_figure_is_small_and_says_what_it_shows(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITHOUT_MODEL)
-def test_the_command_still_makes_it(name: str, tmp_path: Path) -> None:
+def test_command_reproduces_the_figure(name: str, tmp_path: Path) -> None:
     make(name, ROOT, tmp_path)
     made, kept = (ET.parse(folder / f"{name}.svg").getroot() for folder in (tmp_path, FOLDER))
     assert made.get("aria-label") == kept.get("aria-label")
-    said = [[text.text for text in root.iter("{http://www.w3.org/2000/svg}text")] for root in (made, kept)]
-    assert said[0] == said[1]
+    texts = [[text.text for text in root.iter("{http://www.w3.org/2000/svg}text")] for root in (made, kept)]
+    assert texts[0] == texts[1]
 
 
-def test_the_readmes_picture_is_small_and_says_what_it_shows() -> None:
+def test_readme_picture_is_small_and_has_alt_text() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.search(r"!\[[^\]]{20,}\]\(docs/figures/samples\.png\)", readme)
     assert PICTURE.stat().st_size < 150_000

@@ -1,4 +1,4 @@
-"""systemd's units in deploy/: systemd reads them, and what they start is there with its options."""
+"""The systemd units in deploy/: systemd accepts them, and their commands exist with the given options."""
 
 import re
 import shlex
@@ -17,19 +17,19 @@ UNITS = sorted((ROOT / "deploy").rglob("*.service"))
 
 
 def settings(unit: Path) -> dict[str, str]:
-    """A unit's settings by name."""
+    """Return a unit's settings by name."""
     lines = unit.read_text().splitlines()
     return dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]\w+=", line))
 
 
 def started(unit: Path) -> list[str]:
-    """What a unit starts at last: the program of the environment, and its words."""
+    """Return the command line that a unit finally runs: a program of the environment, and its arguments."""
     line = settings(unit)["ExecStart"]
     words = shlex.split(line)
     return shlex.split(words[-1].rpartition("exec ")[2]) if words[0] == "/bin/sh" else words
 
 
-def test_there_are_units() -> None:
+def test_units_exist() -> None:
     assert {unit.stem for unit in UNITS} == {
         *("diffctl-servers", "diffctl-worker", "diffctl-serve"),
         *("diffctl-mlflow", "diffctl-prefect"),
@@ -37,53 +37,53 @@ def test_there_are_units() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_systemd_reads_it_without_a_complaint(unit: Path, tmp_path: Path) -> None:
+def test_systemd_verifies_the_unit_without_warnings(unit: Path, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         pytest.skip("systemd is not installed")
-    for one in unit.parent.glob("*.service"):  # also those that it wants
+    for one in unit.parent.glob("*.service"):  # also the units that it requires
         here = re.sub(r"/srv/diffctl/\.venv/bin/\w+", sys.executable, one.read_text())
         (tmp_path / one.name).write_text(here)
-    told = subprocess.run(
+    result = subprocess.run(
         [analyze, "verify", "--man=no", tmp_path / unit.name], capture_output=True, text=True, check=False
     )
-    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("unit", OWN, ids=lambda unit: unit.stem)
-def test_it_knows_its_folders_by_the_file_that_is_copied_with_it(unit: Path) -> None:
+def test_unit_uses_only_variables_in_its_environment_file(unit: Path) -> None:
     given = {line.partition("=")[0] for line in (unit.parent / "diffctl.env").read_text().splitlines()}
     assert set(re.findall(r"\$(DIFFCTL_\w+)", unit.read_text())) <= given
     assert settings(unit)["EnvironmentFile"] == "%E/diffctl/env"
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_a_whole_family_has_time_to_end(unit: Path) -> None:
-    """A training is told itself, since its worker does not wait; Ray is told by its server alone."""
+def test_all_processes_of_a_unit_have_time_to_stop(unit: Path) -> None:
+    """A training gets the signal itself, since its worker does not wait; of Ray, only the server gets it."""
     found = settings(unit)
-    told = {"diffctl-worker": "control-group", "diffctl-serve": "mixed"}
-    assert found.get("KillMode") == told.get(unit.stem)
+    kill_modes = {"diffctl-worker": "control-group", "diffctl-serve": "mixed"}
+    assert found.get("KillMode") == kill_modes.get(unit.stem)
     assert int(found.get("TimeoutStopSec", "90")) >= 60
     assert "exec " in found["ExecStart"] or "/bin/sh" not in found["ExecStart"], "the signal reaches it"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_what_it_starts_is_there_with_the_options_that_are_given(unit: Path) -> None:
+def test_started_command_exists_with_its_options(unit: Path) -> None:
     program, *words = started(unit)
     name = Path(program).name
     assert name in {script.name for script in entry_points(group="console_scripts")}
     commands = [word for word in words if not word.startswith("--")]
     options = [word for word in words if word.startswith("--")]
-    if options:  # their values, which are no commands, stand behind them
+    if options:  # values of options follow, which are not commands
         commands = words[: words.index(options[0])]
-    told = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).with_name(name), *commands, "--help"],
         env=environment({"COLUMNS": "200"}),
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 0, told.stderr
+    assert result.returncode == 0, result.stderr
     for option in options:
-        assert option in told.stdout
+        assert option in result.stdout

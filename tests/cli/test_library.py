@@ -53,8 +53,8 @@ def test_encode_writes_codes_and_their_reconstructions(run, tmp_path):
     assert arrays["codes"].dtype == np.float32
     assert arrays["labels"].tolist() == [0, 4]
     loaded = load_model(MODEL)
-    asked = Condition(2, torch.tensor([0, 4]))
-    back = decode_images(loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), asked)
+    condition = Condition(2, torch.tensor([0, 4]))
+    back = decode_images(loaded, SampleSettings(steps=20), torch.from_numpy(arrays["codes"]), condition)
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
     error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)

@@ -87,7 +87,7 @@ def messages_of(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 class Failing:
-    """An observer whose methods all fail; the preview fails during sampling."""
+    """An observer with methods that all fail; the preview fails during sampling."""
 
     def __init__(self, plan: DenoiserPlan) -> None:
         self.plan = plan

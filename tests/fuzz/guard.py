@@ -14,7 +14,7 @@ PROCESSES = (
     "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "subprocess.Popen",
 )  # fmt: skip
 REACHES = ("socket.connect", "socket.bind", "ctypes.dlopen", "webbrowser.open", "marshal.loads")
-CHANGES = (  # events whose first arguments are paths
+CHANGES = (  # events with paths as first arguments
     "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod",
     "os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.unpack_archive",
 )  # fmt: skip
@@ -27,37 +27,37 @@ class CodeRun(BaseException):
 
 
 class Guard:
-    """Between `watch` and `rest`, actions other than reading are recorded in `seen` and refused."""
+    """Between `start` and `stop`, actions other than reading are recorded in `seen` and refused."""
 
     def __init__(self, folder: Path, expected: tuple[str, ...] = ()) -> None:
         self.folder, self.expected = folder.resolve(), expected
         self.seen: list[str] = []
-        self.watching = False
+        self.is_active = False
         self.known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in sys.modules}
         sys.dont_write_bytecode = True
         sys.addaudithook(self._hook)
 
-    def watch(self) -> None:
-        """Clear `seen` and start."""
-        self.seen, self.watching = [], True
+    def start(self) -> None:
+        """Clear `seen` and begin to record."""
+        self.seen, self.is_active = [], True
 
-    def rest(self) -> None:
-        """Stop."""
-        self.watching = False
+    def stop(self) -> None:
+        """Stop recording."""
+        self.is_active = False
 
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.watching:
+        if not self.is_active:
             return
-        self.watching = False  # what this method does is no input's
+        self.is_active = False  # actions of this method are not those of an input
         try:
-            done = self._judged(event, arguments)
+            fault = self._find_fault(event, arguments)
         finally:
-            self.watching = True
-        if done is not None and not done.startswith(self.expected or ("\0",)):
-            self.seen.append(done)
-            raise CodeRun(done)
+            self.is_active = True
+        if fault is not None and not fault.startswith(self.expected or ("\0",)):
+            self.seen.append(fault)
+            raise CodeRun(fault)
 
-    def _judged(self, event: str, arguments: tuple[Any, ...]) -> str | None:
+    def _find_fault(self, event: str, arguments: tuple[Any, ...]) -> str | None:
         """Return the fault of an event; None if it belongs to reading."""
         action = f"{event}: {', '.join(str(argument)[:60] for argument in arguments[:2])}"
         if event in PROCESSES or event == "pickle.find_class":
@@ -75,7 +75,7 @@ class Guard:
         return None
 
     def _inside(self, path: Any) -> bool:
-        if isinstance(path, int):  # what is open already
+        if isinstance(path, int):  # an open file descriptor
             return True
         place = Path(os.path.realpath(os.fsdecode(path)))
         return place == Path(os.devnull) or place.is_relative_to(self.folder)

@@ -132,7 +132,7 @@ class Child:
         self.ours, theirs = Pipe(duplex=False)
         self.pid = os.fork()
         if self.pid == 0:
-            _be_child(Worker(parser, self.shared, self.folder, theirs), work)
+            _run_child(Worker(parser, self.shared, self.folder, theirs), work)
         theirs.close()
 
     def findings(self, until: float) -> Iterator[Finding]:
@@ -238,12 +238,12 @@ class Worker:
         path = self.place / getattr(self.parser, "NAME", "input")
         path.write_bytes(data)
         if self.guard is not None:
-            self.guard.watch()
+            self.guard.start()
         try:
             self.parser.parse(path)
         finally:
             if self.guard is not None:
-                self.guard.rest()
+                self.guard.stop()
 
 
 def search(seed: int, inputs: int, until: float, in_order: bool) -> Callable[[Worker], None]:
@@ -273,7 +273,7 @@ def search(seed: int, inputs: int, until: float, in_order: bool) -> Callable[[Wo
     return work
 
 
-def _be_child(worker: Worker, work: Callable[[Worker], None]) -> None:
+def _run_child(worker: Worker, work: Callable[[Worker], None]) -> None:
     """Run the work and exit: the exit handlers of a test runner must not run here."""
     code = FAILED
     try:

@@ -1,4 +1,4 @@
-"""Corrected checksums: without them, most broken inputs would be refused for their checksum."""
+"""Correct checksums, since otherwise most broken inputs would be refused for a wrong checksum."""
 
 import json
 import struct
@@ -8,8 +8,8 @@ from diffusion.system.checksums import FIELD, add_checksum
 from diffusion.system.section import canonical_json
 
 
-def reseal(data: bytes) -> bytes:
-    """Return a JSON object with a right checksum; other data unchanged."""
+def correct_checksum(data: bytes) -> bytes:
+    """Return a JSON object with a correct checksum, and other data unchanged."""
     try:
         values = json.loads(data)
         return json.dumps(add_checksum(values)).encode() if FIELD in values else data
@@ -17,8 +17,8 @@ def reseal(data: bytes) -> bytes:
         return data
 
 
-def reseal_metadata(data: bytes, key: str) -> bytes:
-    """Return a safetensors file with a right checksum of the JSON under that metadata key."""
+def correct_metadata_checksum(data: bytes, key: str) -> bytes:
+    """Return a safetensors file with a correct checksum of the JSON under that metadata key."""
     try:
         (length,) = struct.unpack("<Q", data[:8])
         header: dict[str, Any] = json.loads(data[8 : 8 + length])

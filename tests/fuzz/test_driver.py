@@ -1,4 +1,4 @@
-"""The driver finds each kind of misconduct, planted in a small parser."""
+"""The driver detects each kind of fault in a small parser."""
 
 import contextlib
 import ctypes
@@ -22,7 +22,7 @@ SEED = json.dumps({"size": 3, "name": "a", "deep": [1, {"b": 2}]}).encode()
 
 
 def planted(misbehave: Callable[[bytes, Path], object]) -> ModuleType:
-    """Return a parser that misbehaves for any input but its seed."""
+    """Return a parser that misbehaves for every input except its seed."""
 
     def parse(path: Path) -> None:
         data = path.read_bytes()
@@ -35,36 +35,36 @@ def planted(misbehave: Callable[[bytes, Path], object]) -> ModuleType:
     return module
 
 
-def _leave(data: bytes, path: Path) -> None:
+def _write_outside(data: bytes, path: Path) -> None:
     (path.parent.parent / "elsewhere").write_bytes(data)
 
 
-def _quietly(data: bytes, path: Path) -> None:
+def _run_suppressed(data: bytes, path: Path) -> None:
     with contextlib.suppress(BaseException):
         os.system("true")
 
 
-def _take(data: bytes, path: Path) -> None:
+def _allocate(data: bytes, path: Path) -> None:
     bytearray(8 << 30)
 
 
-MISCONDUCT: dict[str, tuple[Callable[[bytes, Path], object], str, str]] = {
-    "an error of no kind of ours": (lambda data, path: {}["a"], "raises", "KeyError"),
-    "memory": (_take, "raises", "MemoryError"),
-    "a shell": (lambda data, path: os.system("true"), "code", "CodeRun"),
-    "a shell, hushed up": (_quietly, "code", "CodeRun"),
-    "a process": (lambda data, path: subprocess.run(["true"]), "code", "CodeRun"),
+FAULTS: dict[str, tuple[Callable[[bytes, Path], object], str, str]] = {
+    "unexpected exception": (lambda data, path: {}["a"], "raises", "KeyError"),
+    "memory": (_allocate, "raises", "MemoryError"),
+    "shell": (lambda data, path: os.system("true"), "code", "CodeRun"),
+    "shell with suppressed exceptions": (_run_suppressed, "code", "CodeRun"),
+    "process": (lambda data, path: subprocess.run(["true"]), "code", "CodeRun"),
     "code": (lambda data, path: eval("1 + 1"), "code", "CodeRun"),
-    "a module": (lambda data, path: __import__("colorsys_of_nobody"), "code", "CodeRun"),
-    "a file elsewhere": (_leave, "code", "CodeRun"),
-    "a file that goes": (lambda data, path: os.rename(path, path.parent.parent / "x"), "code", "CodeRun"),
-    "its end": (lambda data, path: ctypes.string_at(0), "crash", "ended with -11"),
+    "unknown module": (lambda data, path: __import__("colorsys_of_nobody"), "code", "CodeRun"),
+    "write outside": (_write_outside, "code", "CodeRun"),
+    "rename to outside": (lambda data, path: os.rename(path, path.parent.parent / "x"), "code", "CodeRun"),
+    "segmentation fault": (lambda data, path: ctypes.string_at(0), "crash", "ended with -11"),
 }
 
 
-@pytest.mark.parametrize("what", MISCONDUCT)
-def test_misconduct_is_found(what: str) -> None:
-    misbehave, kind, message = MISCONDUCT[what]
+@pytest.mark.parametrize("what", FAULTS)
+def test_fault_is_found(what: str) -> None:
+    misbehave, kind, message = FAULTS[what]
     made = run(planted(misbehave), inputs=50, seconds=20)
     assert {finding.kind for finding in made.findings.values()} == {kind}, made
     assert message in next(iter(made.findings.values())).what

@@ -14,7 +14,7 @@ from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import METADATA_KEY, load_model, save_artefact
 from diffusion.model.weights_header import build_matching
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.repairs import reseal_metadata
+from tests.fuzz.repairs import correct_metadata_checksum
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 SPEC = spec_of()
@@ -47,7 +47,7 @@ def described(data: bytes, edit: Edit) -> bytes:
     (length,) = struct.unpack("<Q", data[:8])
     values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
     edit(values)
-    return reseal_metadata(saying(data, json.dumps(values)), METADATA_KEY)
+    return correct_metadata_checksum(saying(data, json.dumps(values)), METADATA_KEY)
 
 
 def refusal(tmp_path: Path, data: bytes) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusion.check.time_estimate import Measurement
 from diffusion.check.timing import ImageTime, TimeRange
 from diffusion.system.checksums import add_checksum, read_checksummed_json
-from tests.fuzz.repairs import reseal
+from tests.fuzz.repairs import correct_checksum
 
 
 def seeds() -> list[bytes]:
@@ -25,7 +25,7 @@ def seeds() -> list[bytes]:
 
 def repair(data: bytes) -> bytes:
     """Correct the checksum."""
-    return reseal(data)
+    return correct_checksum(data)
 
 
 def parse(path: Path) -> None:

@@ -11,7 +11,7 @@ from diffusion.interop.to_diffusers import scheduler_config, unet_config
 from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
 from diffusion.model.model_file import METADATA_KEY, load_model, read_verified_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.repairs import reseal_metadata
+from tests.fuzz.repairs import correct_metadata_checksum
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 
@@ -37,7 +37,7 @@ def _file(network, artefact) -> bytes:
 
 def repair(data: bytes) -> bytes:
     """Correct the description's checksum."""
-    return reseal_metadata(data, METADATA_KEY)
+    return correct_metadata_checksum(data, METADATA_KEY)
 
 
 def parse(path: Path) -> None:

@@ -15,7 +15,7 @@ NAME = "params.yaml"
 EXPECTED = ("import: PIL",)  # by an entry with its section in the reader's module
 
 
-LEAST = {  # what has no default
+REQUIRED = {  # fields without defaults
     "data": {"name": "digits"},
     "model": {"channels": 8, "channel_mult": [1]},
     "process": {},
@@ -38,7 +38,7 @@ def seeds() -> list[bytes]:
     axes["guidance_interval"] = [None, [0.2, 5]]
     also = ["effnet-lite0-96", {"extractor": "inception-v3-compat", "weights": "x.pth"}]
     whole = {**params(sweep=axes, evaluate={"extra_extractors": also}), "classifier": CLASSIFIER}
-    made = [json.dumps({**LEAST, name: section}) for name, section in whole.items()]
+    made = [json.dumps({**REQUIRED, name: section}) for name, section in whole.items()]
     return [text.encode() for text in ("\n".join(filter(None, lines)), *made)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion.evaluate.features import reference_features
 from diffusion.system.checksums import add_checksum
-from tests.fuzz.repairs import reseal
+from tests.fuzz.repairs import correct_checksum
 
 COUNT, WIDTH = 3, 4
 NAMES = ("features", "heldout", "labels", "heldout_labels")
@@ -47,7 +47,7 @@ def _array(values: np.ndarray) -> bytes:
 
 def repair(data: bytes) -> bytes:
     """Correct the checksum of meta.json."""
-    return reseal(data)
+    return correct_checksum(data)
 
 
 def parse(path: Path) -> None:

@@ -12,7 +12,7 @@ from diffusion.images import store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.repairs import reseal
+from tests.fuzz.repairs import correct_checksum
 
 COUNT = 3
 SAID = {"count": COUNT, "digest": "d" * 64, "name": "digits", "classes": ["0", "1"]}
@@ -46,7 +46,7 @@ def _array(values: np.ndarray) -> bytes:
 
 def repair(data: bytes) -> bytes:
     """Correct the checksum of meta.json."""
-    return reseal(data)
+    return correct_checksum(data)
 
 
 def parse(path: Path) -> None:

@@ -15,7 +15,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.resume import find_kept_run
 from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
 from flows.stage_outcome import read_outcome
-from tests.fuzz.repairs import reseal
+from tests.fuzz.repairs import correct_checksum
 from tracking.runs.run_lookup import read_identity
 from tracking.spool.delivery_state import DeliveryState, _SentFile
 from tracking.spool.spool_events import CHECKSUM, EVENTS
@@ -59,7 +59,7 @@ def seeds() -> list[bytes]:
 def repair(data: bytes) -> bytes:
     """Correct the checksums of a spool's lines, or of a JSON object."""
     if b'"crc"' not in data:
-        return reseal(data)
+        return correct_checksum(data)
     lines = [line.rpartition(CHECKSUM[:8])[0] for line in data.splitlines()]
     return b"".join(line + CHECKSUM % zlib.crc32(line) for line in lines if line)
 
