@@ -22,11 +22,11 @@ FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 
 
 def cell(value, errors=None, **card):
-    """A cell with a kernel distance, perhaps with errors."""
+    """Return a cell with a kernel distance and optional errors."""
     return certain_cell(KD, value, errors=errors, **{"steps": 5, "eta": 0.0, **card})
 
 
-def test_students_quantile():
+def test_student_quantile_matches_scipy():
     from scipy.stats import t
 
     assert t.ppf((1 + CONFIDENCE) / 2, 10**9) == pytest.approx(NORMAL, abs=1e-6)
@@ -42,18 +42,18 @@ def test_students_quantile():
     ({"classes": "3"}, False),
     ({"seed": None}, False),
 ])  # fmt: skip
-def test_noise_is_shared_by_cells_of_one_seed_and_protocol(card, shared):
+def test_cells_of_one_seed_and_protocol_share_noise(card, shared):
     assert share_noise(cell(1.0), cell(1.0, **card)) is shared
     assert share_noise(cell(1.0, seed=None), cell(1.0, seed=None)) is False
 
 
-def test_images_of_unknown_origin_share_nothing():
+def test_images_without_a_seed_share_no_noise():
     unknown = {key: value for key, value in CARD.items() if key != "seed"}
     images = ImageScores(scores={FD: 1.0, KD: 1.0}, card=unknown)
     assert not share_noise(images, images)
 
 
-def test_shared_errors_cancel_and_others_add():
+def test_shared_errors_cancel_and_independent_errors_add():
     draw = np.random.default_rng(0)
     common, own, other = draw.normal(size=(3, 100)) / 10
     a, b = cell(3.0, common + 0.1 * own), cell(2.8, common + 0.1 * other, steps=10)
@@ -61,26 +61,26 @@ def test_shared_errors_cancel_and_others_add():
     assert paired.between == "pairs of images"
     assert paired.half == pytest.approx(student(99) * np.linalg.norm(0.1 * (own - other)), rel=1e-5)
     assert paired.value == pytest.approx(0.2)
-    apart = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
-    assert apart.between == "independent images"
-    assert apart.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
-    assert (paired.is_significant, apart.is_significant) == (False, False)
-    assert gap(cell(3.0, common), cell(2.8, common), KD).is_significant  # nothing of it is chance
+    independent = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
+    assert independent.between == "independent images"
+    assert independent.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
+    assert (paired.is_significant, independent.is_significant) == (False, False)
+    assert gap(cell(3.0, common), cell(2.8, common), KD).is_significant  # equal errors cancel exactly
     assert describe_comparison([paired, None]) == "paired by image"
-    assert describe_comparison([paired, apart]) == "paired by image or of independent images"
+    assert describe_comparison([paired, independent]) == "paired by image or of independent images"
     assert describe_comparison([None]) == ""
 
 
-@pytest.mark.parametrize(("other", "told"), [(10.0, False), (13.9, False), (14.5, True), (5.5, True)])
-def test_of_other_noise_halves_add_in_quadrature(other, told):
-    """Halves of 3 and 3 make one of 4.24 for the gap, however alike the errors are."""
+@pytest.mark.parametrize(("other", "expected"), [(10.0, False), (13.9, False), (14.5, True), (5.5, True)])
+def test_half_widths_of_independent_noise_add_in_quadrature(other, expected):
+    """Two half-widths of 3 give 4.24 for the gap, even if the errors are equal."""
     errors = np.full(100, 3 / NORMAL / 10)
     a, b = cell(10.0, errors), cell(other, errors, seed=1)
-    assert gap(a, b, KD).is_significant is told
-    assert gap(b, a, KD).is_significant is told
+    assert gap(a, b, KD).is_significant is expected
+    assert gap(b, a, KD).is_significant is expected
 
 
-def test_a_positive_scores_interval_reaches_further_up_and_never_to_zero():
+def test_interval_of_a_positive_score_is_asymmetric_and_above_zero():
     low, high = interval(10.0, 2.0, positive=True)
     assert low * high == pytest.approx(100)
     assert high - 10 > 10 - low > 0
@@ -88,12 +88,12 @@ def test_a_positive_scores_interval_reaches_further_up_and_never_to_zero():
     assert interval(0.1, 1.0, positive=True) == interval(0.1, 1.0)
 
 
-def test_a_score_without_an_interval_has_no_gap():
+def test_score_without_an_interval_has_no_gap():
     assert gap(cell(1.0), cell(2.0, np.ones(100)), KD) is None
     assert interval_of(cell(1.0), KD) is None
 
 
-def test_gaps_of_the_excess_are_without_the_floor_that_both_share():
+def test_gap_of_the_excess_excludes_the_shared_floor():
     errors = np.full(100, 0.1)
     two = []
     for value in (30.0, 28.5):
@@ -106,14 +106,14 @@ def test_gaps_of_the_excess_are_without_the_floor_that_both_share():
     assert gap(*two, "excess").half == pytest.approx(np.sqrt(2) * NORMAL, rel=1e-6)
 
 
-@pytest.mark.parametrize(("card", "said"), [
+@pytest.mark.parametrize(("card", "pattern"), [
     ({}, r"0.2 \(a\) against version 7's 0.25 \(a\), more than what chance does \(±.*, paired by image\)"),
     ({"seed": 1}, "not comparable"),
 ])  # fmt: skip
-def test_the_gate_says_what_chance_does(card, said):
+def test_gate_reason_contains_the_significance(card, pattern):
     errors = np.random.default_rng(0).normal(size=100) / 100
     champion = {"a": cell(0.25, errors)}
     candidate = {"a": cell(0.2, 0.9 * errors, model_sha256="b" * 64, **card)}
     verdict = decide(candidate, champion, "version 7")
     assert verdict.better is not bool(card)
-    assert re.search(said, verdict.reason)
+    assert re.search(pattern, verdict.reason)

@@ -1,4 +1,4 @@
-"""Of a sweep over averages, the part that is of one model: its cells as if it alone had been sampled."""
+"""Slices of a sweep over EMA profiles: the cells of one model, as in a sweep of that model."""
 
 from itertools import product
 
@@ -13,29 +13,31 @@ from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, document_values
 from tests.helpers.scores_document import document
 
-WIDTHS = (None, 0.05, 0.2)
-SHA256 = {width: f"{number}" * 64 for number, width in enumerate(WIDTHS)}
+PROFILES = (None, 0.05, 0.2)
+SHA256 = {profile: f"{number}" * 64 for number, profile in enumerate(PROFILES)}
 POINTS = ((5, 0.0), (5, 1.0), (10, 0.0))
-CELLS = [*product(WIDTHS, POINTS)]
+CELLS = [*product(PROFILES, POINTS)]
 
 
 def swept(values: dict[tuple[float | None, tuple[int, float]], float]) -> ScoresDocument:
-    """A document of a sweep over averages, each with its own model, with these kernel distances."""
-    parts = {width: alone(width, values) for width in WIDTHS}
+    """Return a document of a sweep over EMA profiles (one model each) with these kernel distances."""
+    parts = {profile: alone(profile, values) for profile in PROFILES}
     cells = {
-        Cell(**{**cell.axes, "ema": width}).name: CellScores(
-            **document_values(cell), **({"ema": width} if width is not None else {})
+        Cell(**{**cell.axes, "ema": profile}).name: CellScores(
+            **document_values(cell), **({"ema": profile} if profile is not None else {})
         )
-        for width, part in parts.items()
+        for profile, part in parts.items()
         for cell in part.cells.values()
     }
-    whole = {**document_values(parts[None]), "best": select_best(cells), "front": select_front(cells)}
-    return ScoresDocument(**{**whole, "cells": cells})
+    full = {**document_values(parts[None]), "best": select_best(cells), "front": select_front(cells)}
+    return ScoresDocument(**{**full, "cells": cells})
 
 
-def alone(width: float | None, values: dict[tuple[float | None, tuple[int, float]], float]) -> ScoresDocument:
-    kernel = {point: values[width, point] for point in POINTS}
-    return document(kernel, model_sha256=SHA256[width], ema=True if width is None else width)
+def alone(
+    profile: float | None, values: dict[tuple[float | None, tuple[int, float]], float]
+) -> ScoresDocument:
+    kernel = {point: values[profile, point] for point in POINTS}
+    return document(kernel, model_sha256=SHA256[profile], ema=True if profile is None else profile)
 
 
 every_value = st.lists(st.floats(0.01, 1), min_size=len(CELLS), max_size=len(CELLS), unique=True).map(
@@ -44,23 +46,23 @@ every_value = st.lists(st.floats(0.01, 1), min_size=len(CELLS), max_size=len(CEL
 
 
 @given(every_value)
-def test_a_models_part_is_what_a_sweep_of_it_alone_says(values: dict) -> None:
-    whole = swept(values)
-    for width in WIDTHS:
-        assert document_values(model_scores(whole, SHA256[width])) == document_values(alone(width, values))
-    assert model_scores(whole, "f" * 64) is None
+def test_slice_of_a_model_equals_a_sweep_of_that_model(values: dict) -> None:
+    full = swept(values)
+    for profile in PROFILES:
+        assert document_values(model_scores(full, SHA256[profile])) == document_values(alone(profile, values))
+    assert model_scores(full, "f" * 64) is None
 
 
 @given(every_value)
-def test_the_best_models_part_has_the_best_cell(values: dict) -> None:
-    whole = swept(values)
-    part, best = best_model_scores(whole), whole.cells[whole.best.cell]
-    assert part.best.value == whole.best.value == min(values.values())
+def test_slice_of_the_best_model_contains_the_best_cell(values: dict) -> None:
+    full = swept(values)
+    part, best = best_model_scores(full), full.cells[full.best.cell]
+    assert part.best.value == full.best.value == min(values.values())
     assert part.cells[part.best.cell].card["model_sha256"] == SHA256[best.ema]
     assert best_model_scores(part) is part
 
 
-def test_an_average_is_held_against_a_champion_of_another_one() -> None:
+def test_models_of_different_ema_profiles_are_comparable() -> None:
     values = {cell: 0.1 + 0.01 * number for number, cell in enumerate(CELLS)}
     champion, candidate = alone(None, values), model_scores(swept(values), SHA256[0.2])
     assert candidate is not None

@@ -17,8 +17,8 @@ def cells(values, errors=None):
 
 
 @given(VALUES, VALUES)
-def test_two_groups_are_held_against_each_other_as_welch_does(a, b):
-    """SciPy's own test is the oracle: told exactly when its p is below 5 %."""
+def test_gap_of_two_groups_matches_welchs_interval(a, b):
+    """The reference is the confidence interval of SciPy's Welch test."""
     found = group_gap(cells(a), cells(b), KD)
     assert found.between == "trainings"
     assert found.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
@@ -30,7 +30,7 @@ def test_two_groups_are_held_against_each_other_as_welch_does(a, b):
 
 
 @given(VALUES)
-def test_the_mean_has_students_interval(values):
+def test_mean_interval_uses_the_student_quantile(values):
     low, high = mean_interval(cells(values), KD)
     error = np.std(values, ddof=1) / np.sqrt(len(values))
     half = stats.t.ppf(0.975, len(values) - 1) * error
@@ -39,16 +39,18 @@ def test_the_mean_has_students_interval(values):
     assert deviation_of(cells(values), KD) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
 
 
-def test_a_single_training_is_one_more_draw_of_the_group():
-    """It lies within the interval of a further draw in 95 % of cases, whatever the group's size."""
+def test_single_run_is_compared_as_a_further_draw_of_the_group():
+    """A further draw is significant in 5 % of cases, for every group size."""
     draw = np.random.default_rng(0)
     for count in (2, 3, 8):
         values = draw.normal(5, 1, size=(4000, count + 1))
-        told = sum(group_gap(cells(row[:1]), cells(row[1:]), KD).is_significant for row in values[:1000])
-        assert told / 1000 == pytest.approx(0.05, abs=0.02)
+        significant = sum(
+            group_gap(cells(row[:1]), cells(row[1:]), KD).is_significant for row in values[:1000]
+        )
+        assert significant / 1000 == pytest.approx(0.05, abs=0.02)
 
 
-def test_of_single_trainings_only_the_images_are_known():
+def test_gap_of_two_single_runs_uses_the_image_errors():
     a, b = cells([1.0], chance(0, 0.1)), cells([2.0], chance(1, 0.1))
     assert group_gap(a, b, KD) == gap(a[0], b[0], KD)
     assert mean_interval(a, KD) == (a[0].scores[f"{KD}_low"], a[0].scores[f"{KD}_high"])
@@ -56,6 +58,6 @@ def test_of_single_trainings_only_the_images_are_known():
     assert deviation_of(a, KD) is None
 
 
-def test_equal_trainings_leave_nothing_to_chance():
+def test_gap_between_groups_of_equal_scores_has_half_width_0():
     found = group_gap(cells([1.0, 1.0]), cells([1.5, 1.5]), KD)
     assert (found.value, found.half, found.is_significant) == (-0.5, 0.0, True)

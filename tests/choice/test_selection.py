@@ -26,7 +26,7 @@ from tests.helpers.scores_document import certain_cell, document, with_errors
 
 
 def cells_of(points):
-    """Cells with (steps, guidance) and a distance."""
+    """Return cells with these (steps, guidance, distance)."""
     return {
         str(number): CellScores(
             steps=steps,
@@ -48,13 +48,13 @@ POINTS = st.lists(
 )
 
 
-def test_the_front_is_what_nothing_beats():
+def test_front_contains_only_undominated_cells():
     cells = cells_of([(5, 0.0, 9.0), (10, 0.0, 9.0), (10, 1.5, 4.0), (20, 0.0, 5.0), (50, 0.0, 6.0)])
     assert [(choice.cell, choice.nfe) for choice in pareto_front(cells)] == [("0", 5), ("2", 20)]
 
 
 @given(POINTS, st.integers(1, 100))
-def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
+def test_recommended_cell_is_the_best_within_the_budget(points, budget):
     cells = cells_of(points)
     affordable = {name: cell for name, cell in cells.items() if cell.nfe <= budget}
     choice = recommended(cells, budget)
@@ -68,7 +68,7 @@ def test_the_recommended_cell_is_the_best_that_the_budget_buys(points, budget):
 
 
 @given(POINTS)
-def test_along_the_front_more_evaluations_are_better(points):
+def test_distance_decreases_with_nfe_along_the_front(points):
     front = pareto_front(cells_of(points))
     assert front
     for before, after in pairwise(front):
@@ -92,27 +92,28 @@ def sweep(values, errors, **card):
 @pytest.mark.parametrize(
     ("truth", "share"), [(np.zeros(CELLS), 0.0), (np.zeros(CELLS), 0.8), (np.linspace(0, 2, CELLS), 0.0)]
 )
-def test_it_is_how_much_too_low_the_least_is_on_average(truth, share):
-    """60 sweeps of cells that differ by nothing or little, of which each time the least is chosen."""
+def test_optimism_is_the_mean_bias_of_the_minimum(truth, share):
+    """Select the minimum in 60 sweeps of cells with equal or similar true scores."""
     draw = np.random.default_rng(0)
     roots = np.linalg.cholesky(share * np.ones((CELLS, CELLS)) + (1 - share) * np.eye(CELLS))
-    errors = roots @ np.linalg.qr(draw.normal(size=(100, CELLS)))[0].T  # their products are the covariances
-    found, wanted = [], []
+    # The inner products of the errors are the covariances.
+    errors = roots @ np.linalg.qr(draw.normal(size=(100, CELLS)))[0].T
+    found, expected = [], []
     for _ in range(60):
         values = truth + roots @ draw.normal(size=CELLS)
-        wanted.append((truth - values)[values.argmin()])
+        expected.append((truth - values)[values.argmin()])
         found.append(optimism(sweep(values, errors), KD))
-    assert np.mean(found) == pytest.approx(np.mean(wanted), abs=3 * np.std(wanted) / np.sqrt(60))
-    assert np.mean(found) > 0.7 * np.mean(wanted)
+    assert np.mean(found) == pytest.approx(np.mean(expected), abs=3 * np.std(expected) / np.sqrt(60))
+    assert np.mean(found) > 0.7 * np.mean(expected)
 
 
-def test_of_cells_far_apart_it_is_nothing():
+def test_optimism_is_zero_for_distant_cells():
     errors = np.random.default_rng(0).normal(size=(3, 100)) / 10
     assert optimism(sweep([0, 20, 40], errors), KD) == pytest.approx(0, abs=0.1)
     assert optimism(sweep([0], errors[:1]), KD) == 0
 
 
-def test_without_errors_it_is_unknown():
+def test_optimism_is_none_without_errors():
     assert (
         optimism([certain_cell(KD, 1.0, steps=1, eta=0.0), certain_cell(KD, 2.0, steps=2, eta=0.0)], KD)
         is None
@@ -122,23 +123,23 @@ def test_without_errors_it_is_unknown():
     assert describe_selection(entry) == f"{KD} 0.2 at steps10-eta0"
 
 
-def test_a_document_says_it_of_the_best_and_of_every_budget():
+def test_best_cell_and_front_contain_their_optimism():
     errors = np.random.default_rng(0).normal(size=(3, 100)) / 10
-    cells = {str(place): one for place, one in enumerate(sweep([0.3, 0.2, 0.4], errors))}
+    cells = {str(index): one for index, one in enumerate(sweep([0.3, 0.2, 0.4], errors))}
     for one in cells.values():
         with_errors(one, "fd_effnet_lite0_64", errors_of(one, KD)[:100])
         one.scores["fd_effnet_lite0_64"] = one.scores[KD]
-    said, front = select_best(cells), select_front(cells)
-    assert said.optimism == optimism(list(cells.values()), KD)
-    assert 0.2 < said.optimism < 2
-    assert describe_optimism(said).startswith("about ")
-    assert describe_selection(said).endswith("too low, as the least of 3")
+    best, front = select_best(cells), select_front(cells)
+    assert best.optimism == optimism(list(cells.values()), KD)
+    assert 0.2 < best.optimism < 2
+    assert describe_optimism(best).startswith("about ")
+    assert describe_selection(best).endswith("too low, as the least of 3")
     assert [entry.of for entry in front] == [1, 2]
     assert front[0].optimism == 0
     assert describe_optimism(front[0]) == ""
 
 
-def test_a_summary_is_the_best_cell_in_a_few_numbers(tmp_path):
+def test_summary_contains_the_best_cell(tmp_path):
     path = tmp_path / "summary.json"
     write_summary(path, document())
     assert json.loads(path.read_text()) == {

@@ -1,4 +1,4 @@
-"""Requests beside each other make the images that each makes alone, whoever joins, leaves or fails."""
+"""The engine: images of batched requests match separate runs, even if other requests end or fail."""
 
 import threading
 
@@ -24,12 +24,12 @@ from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
-BF16_MOVED, BF16_FAR = 0.05, 0.01  # shares of bytes that differ at all, and by more than a grey level
+MAX_BF16_CHANGED, MAX_BF16_FAR = 0.05, 0.01  # shares of bytes that differ, and that differ by more than 1
 MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
 
 
-def wanted(model: LoadedModel = MODEL, indices=range(2), klass: int | None = None, **values):
-    """Settings, indices and condition, as `Engine.add` takes them."""
+def request_args(model: LoadedModel = MODEL, indices=range(2), klass: int | None = None, **values):
+    """Return the settings, indices and condition of a request, the arguments of `Engine.add`."""
     settings = SampleSettings(**values)
     if klass is None:
         return settings, indices, mixed_condition(model.artefact, settings, indices)
@@ -40,31 +40,31 @@ def wanted(model: LoadedModel = MODEL, indices=range(2), klass: int | None = Non
     )
 
 
-def alone(model: LoadedModel, job: Job) -> torch.Tensor:
+def separate_run(model: LoadedModel, job: Job) -> torch.Tensor:
     return generate(model, job.settings, job.indices, job.condition, CPU)
 
 
-def run_out(engine: Engine) -> list[Job]:
-    """Pass after pass until no job is left; the jobs in the order of their ends."""
+def run_until_empty(engine: Engine) -> list[Job]:
+    """Step until no job is left. Return the jobs in the order in which they ended."""
     ended = []
     while engine.jobs:
         ended += engine.step().ended
     return ended
 
 
-def assert_as_alone(model: LoadedModel, job: Job) -> None:
+def assert_matches_separate_run(model: LoadedModel, job: Job) -> None:
     assert job.error is None
     assert job.images is not None
-    assert int((job.images.int() - alone(model, job).int()).abs().max()) <= 1
+    assert int((job.images.int() - separate_run(model, job).int()).abs().max()) <= 1
 
 
-class Beside(RuleBasedStateMachine):
-    """Requests of any kind join, leave and go on in any order."""
+class BatchedRequests(RuleBasedStateMachine):
+    """Requests of any kind are added, cancelled and advanced in any order."""
 
     def __init__(self) -> None:
         super().__init__()
         self.engine = Engine(MODEL, CPU, rows=12, max_images=40)
-        self.at_work: list[Job] = []
+        self.running: list[Job] = []
         self.ended: list[Job] = []
 
     @rule(
@@ -80,81 +80,81 @@ class Beside(RuleBasedStateMachine):
     def add(self, sampler, steps, guidance, klass, noise, first, count, seed):
         name, eta = sampler
         chosen = {"sampler": name, "eta": eta if steps > 1 else 0.0, "noise": noise, "guidance": guidance}
-        asked = wanted(MODEL, range(first, first + count), klass, steps=steps, seed=seed, **chosen)
-        held = sum(map(len, self.at_work))
+        request = request_args(MODEL, range(first, first + count), klass, steps=steps, seed=seed, **chosen)
+        held = sum(map(len, self.running))
         if held + count > 40:
             with pytest.raises(Full, match=f"^{held} images are being made"):
-                self.engine.add(*asked)
+                self.engine.add(*request)
         else:
-            self.at_work.append(self.engine.add(*asked))
+            self.running.append(self.engine.add(*request))
 
-    @precondition(lambda self: self.at_work)
+    @precondition(lambda self: self.running)
     @rule(which=st.integers(0, 99))
     def cancel(self, which):
-        job = self.at_work.pop(which % len(self.at_work))
+        job = self.running.pop(which % len(self.running))
         self.engine.cancel(job)
         assert job.ended
         assert job.images is None
 
-    @precondition(lambda self: self.at_work)
+    @precondition(lambda self: self.running)
     @rule(passes=st.integers(1, 4))
     def step(self, passes):
         for _ in range(passes):
             made = self.engine.step()
             assert 0 <= made.rows <= 12
-            assert bool(made.rows) == bool(self.at_work)
+            assert bool(made.rows) == bool(self.running)
             for job in made.ended:
-                self.at_work.remove(job)
+                self.running.remove(job)
                 self.ended.append(job)
 
     @invariant()
-    def holds_what_is_at_work(self):
-        assert self.engine.held == sum(map(len, self.at_work))
-        assert not any(job.ended for job in self.at_work)
+    def held_counts_the_running_jobs(self):
+        assert self.engine.held == sum(map(len, self.running))
+        assert not any(job.ended for job in self.running)
 
     def teardown(self):
-        ended = self.ended + run_out(self.engine)
+        ended = self.ended + run_until_empty(self.engine)
         for job in ended:
-            assert_as_alone(MODEL, job)
-        assert {id(job) for job in ended} >= {id(job) for job in self.at_work}
+            assert_matches_separate_run(MODEL, job)
+        assert {id(job) for job in ended} >= {id(job) for job in self.running}
         assert self.engine.held == 0
 
 
-TestBeside = Beside.TestCase
-TestBeside.settings = hypothesis_settings(max_examples=12, stateful_step_count=12, deadline=None)
+TestBatchedRequests = BatchedRequests.TestCase
+TestBatchedRequests.settings = hypothesis_settings(max_examples=12, stateful_step_count=12, deadline=None)
 
 
-def test_requests_of_all_lengths_share_the_passes():
+def test_requests_of_all_lengths_share_forward_passes():
     with Engine(MODEL, CPU) as engine:
-        jobs = [engine.add(*wanted(steps=steps, eta=1.0)) for steps in (5, 10, 20, 40)]
+        jobs = [engine.add(*request_args(steps=steps, eta=1.0)) for steps in (5, 10, 20, 40)]
         passes = 0
         while engine.jobs:
             engine.step()
             passes += 1
     assert passes == 40
     for job in jobs:
-        assert_as_alone(MODEL, job)
+        assert_matches_separate_run(MODEL, job)
 
 
-def test_one_that_joins_late_is_not_held_up_by_a_long_one():
+def test_short_request_is_not_delayed_by_a_long_one():
     with Engine(MODEL, CPU, rows=8) as engine:
-        long = engine.add(*wanted(indices=range(32), steps=50))
+        long = engine.add(*request_args(indices=range(32), steps=50))
         for _ in range(10):
             engine.step()
-        short = engine.add(*wanted(indices=[3], steps=2))
+        short = engine.add(*request_args(indices=[3], steps=2))
         passes = 0
         while not short.ended:
             engine.step()
             passes += 1
         assert passes <= 4
         assert not long.ended
-        assert_as_alone(MODEL, short)
+        assert_matches_separate_run(MODEL, short)
         engine.cancel(long)
 
 
-def test_the_passes_are_shared_equally_whoever_wants_more():
+def test_requests_share_forward_passes_equally():
     with Engine(MODEL, CPU, rows=8) as engine:
-        jobs = [engine.add(*wanted(indices=range(count), steps=100)) for count in (40, 8, 16)]
+        jobs = [engine.add(*request_args(indices=range(count), steps=100)) for count in (40, 8, 16)]
         for _ in range(60):
             engine.step()
         served = [job.served for job in jobs]
@@ -163,40 +163,40 @@ def test_the_passes_are_shared_equally_whoever_wants_more():
             engine.cancel(job)
 
 
-def test_a_request_of_more_than_a_pass_is_made_part_by_part():
+def test_large_request_is_split_into_chunks():
     with Engine(MODEL, CPU, rows=5) as engine:
-        job = engine.add(*wanted(indices=range(7), steps=3, guidance=1.0, eta=0.5))
+        job = engine.add(*request_args(indices=range(7), steps=3, guidance=1.0, eta=0.5))
         steps = []
         while engine.jobs:
             made = engine.step()
             assert made.rows <= 5
             steps += made.steps
-    assert_as_alone(MODEL, job)
+    assert_matches_separate_run(MODEL, job)
     seen = sorted((one.step.done, *range(7)[one.images]) for one in steps)
-    assert len(seen) == 3 * 4  # parts of two images, and one of one
+    assert len(seen) == 3 * 4  # chunks of two images, and one of one image
     assert [part.stop - part.start for part in {one.images.start: one.images for one in steps}.values()] == [
         2, 2, 2, 1,
     ]  # fmt: skip
 
 
-def test_two_halves_beside_each_other_make_the_same(monkeypatch):
+def test_parallel_halves_give_the_same_images(monkeypatch):
     monkeypatch.setattr("diffusion.engine.engine.splitting_helps", lambda device: True)
     with Engine(MODEL, CPU) as engine:
-        jobs = [engine.add(*wanted(indices=range(count), steps=4, eta=1.0)) for count in (1, 6)]
-        run_out(engine)
+        jobs = [engine.add(*request_args(indices=range(count), steps=4, eta=1.0)) for count in (1, 6)]
+        run_until_empty(engine)
     for job in jobs:
-        assert_as_alone(MODEL, job)
+        assert_matches_separate_run(MODEL, job)
 
 
-def test_an_unconditional_model_and_one_of_bf16_are_served():
+def test_unconditional_and_bf16_models_are_supported():
     spec = spec_of(num_classes=0, null_class=False)
     for model in (
         LoadedModel(network_of(spec), artefact_of(spec)),
         LoadedModel(network_of(spec_of()), artefact_of(spec_of(), precision="bf16")),
     ):
         with Engine(model, CPU) as engine:
-            jobs = [engine.add(*wanted(model, steps=steps, eta=1.0)) for steps in (2, 3)]
-            run_out(engine)
+            jobs = [engine.add(*request_args(model, steps=steps, eta=1.0)) for steps in (2, 3)]
+            run_until_empty(engine)
         for job in jobs:
             assert job.images is not None
             assert job.images.shape == (2, 1, 8, 8)
@@ -204,159 +204,162 @@ def test_an_unconditional_model_and_one_of_bf16_are_served():
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bf16 in this processor")
 @pytest.mark.parametrize("values", [{"steps": 5, "eta": 1.0}, {"steps": 20}], ids=str)
-def test_in_bf16_company_moves_few_bytes_and_these_hardly(values):
-    """Within the shares that docs/serving.md states; another seed's images are far beyond them."""
+def test_bf16_batching_changes_few_bytes_by_little(values):
+    """The changes are within the limits in docs/serving.md. Images of another seed are far outside."""
     spec = spec_of()
     process = ProcessConfig(timesteps=100, variance="learned", loss="hybrid", prediction="velocity")
     model = LoadedModel(network_of(spec), artefact_of(spec, precision="bf16", process=process))
     with Engine(model, CPU) as engine:
         jobs = []
         for number in range(8):
-            jobs.append(engine.add(*wanted(model, range(2 * number, 2 * number + 2), **values)))
-            engine.add(*wanted(model, range(number % 3 + 1), steps=7 + number, eta=1.0, seed=5))
+            jobs.append(engine.add(*request_args(model, range(2 * number, 2 * number + 2), **values)))
+            engine.add(*request_args(model, range(number % 3 + 1), steps=7 + number, eta=1.0, seed=5))
             engine.step()
-        run_out(engine)
-        other = engine.add(*wanted(model, range(16), seed=1, **values))
-    served = torch.cat([job.images for job in jobs]).int()
-    offline = torch.cat([alone(model, job) for job in jobs]).int()
-    apart, strangers = (served - offline).abs(), (alone(model, other).int() - offline).abs()
-    assert float((apart > 0).float().mean()) < BF16_MOVED
-    assert float((apart > 1).float().mean()) < BF16_FAR
-    assert float((strangers > 1).float().mean()) > 10 * BF16_MOVED
+        run_until_empty(engine)
+        other = engine.add(*request_args(model, range(16), seed=1, **values))
+    batched = torch.cat([job.images for job in jobs]).int()
+    separate = torch.cat([separate_run(model, job) for job in jobs]).int()
+    difference, other_seed = (batched - separate).abs(), (separate_run(model, other).int() - separate).abs()
+    assert float((difference > 0).float().mean()) < MAX_BF16_CHANGED
+    assert float((difference > 1).float().mean()) < MAX_BF16_FAR
+    assert float((other_seed > 1).float().mean()) > 10 * MAX_BF16_CHANGED
 
 
-def test_what_this_model_cannot_do_is_refused_at_once():
+def test_unsupported_settings_are_rejected_immediately():
     with Engine(MODEL, CPU) as engine:
         with pytest.raises(UsageError, match="101 sampling steps do not fit"):
-            engine.add(*wanted(steps=101))
+            engine.add(*request_args(steps=101))
         with pytest.raises(UsageError, match="eta 99"):
-            engine.add(*wanted(steps=50, eta=99))
+            engine.add(*request_args(steps=50, eta=99))
         assert engine.held == 0
     with pytest.raises(ValueError, match="two rows or more"):
         Engine(MODEL, CPU, rows=1)
 
 
-class SometimesNone(torch.nn.Module):
-    """The network, but for images of class 3, of which it says NaN."""
+class NaNForClass3(torch.nn.Module):
+    """The network, with NaN as the output for images of class 3."""
 
     def __init__(self) -> None:
         super().__init__()
         self.network = MODEL.network
 
     def forward(self, x, t, labels):
-        said = self.network(x, t, labels)
-        return torch.where((labels == 3).reshape(-1, 1, 1, 1), torch.nan, said)
+        output = self.network(x, t, labels)
+        return torch.where((labels == 3).reshape(-1, 1, 1, 1), torch.nan, output)
 
 
-def test_numbers_that_are_none_end_their_own_request_alone():
-    model = LoadedModel(SometimesNone(), MODEL.artefact)
+def test_nonfinite_values_fail_only_their_own_request():
+    model = LoadedModel(NaNForClass3(), MODEL.artefact)
     with Engine(model, CPU) as engine:
-        whole = engine.add(*wanted(klass=2, steps=4))
-        broken = engine.add(*wanted(klass=3, indices=[8, 9], steps=4))
-        ended = run_out(engine)
-    assert ended == [broken, whole]
+        intact = engine.add(*request_args(klass=2, steps=4))
+        broken = engine.add(*request_args(klass=3, indices=[8, 9], steps=4))
+        ended = run_until_empty(engine)
+    assert ended == [broken, intact]
     assert isinstance(broken.error, NonFiniteError)
     assert "image 8 is NaN or infinite from step 1 on" in str(broken.error)
-    assert_as_alone(MODEL, whole)
+    assert_matches_separate_run(MODEL, intact)
 
 
 def failing(settings: SampleSettings):
-    """A sampler with a fault, at its second step."""
+    """Return a sampler that raises an error at its second step."""
 
-    def walk(grid, x, noise):
+    def trajectory(grid, x, noise):
         for done, step in enumerate(grid.walk(), start=1):
-            said = yield DenoiserCall(x, step.t)
+            prediction = yield DenoiserCall(x, step.t)
             if done == 2:
                 raise ZeroDivisionError("a fault")
-            yield Step(done, len(grid), said.x0, said.x0)
+            yield Step(done, len(grid), prediction.x0, prediction.x0)
 
-    return walk
+    return trajectory
 
 
-def test_a_sampler_with_a_fault_ends_its_own_request_alone(monkeypatch):
+def test_failing_sampler_fails_only_its_own_request(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "failing", SamplerEntry("tests.engine.test_engine:failing"))
     with Engine(MODEL, CPU) as engine:
-        broken = engine.add(*wanted(sampler="failing", indices=range(CHUNK_SIZE + 3), steps=4))
-        whole = engine.add(*wanted(steps=4))
-        ended = run_out(engine)
-    assert ended == [broken, whole]
+        broken = engine.add(*request_args(sampler="failing", indices=range(CHUNK_SIZE + 3), steps=4))
+        intact = engine.add(*request_args(steps=4))
+        ended = run_until_empty(engine)
+    assert ended == [broken, intact]
     assert isinstance(broken.error, ZeroDivisionError)
-    assert_as_alone(MODEL, whole)
+    assert_matches_separate_run(MODEL, intact)
 
 
-def test_a_network_that_fails_ends_those_of_its_pass():
+def test_failing_network_fails_only_the_requests_of_its_forward_pass():
     def broken(x, t, labels):
         raise MemoryError("no room")
 
     with Engine(LoadedModel(broken, MODEL.artefact), CPU, rows=2) as engine:  # type: ignore[arg-type]
-        first, second = (engine.add(*wanted(steps=4)) for _ in range(2))
+        first, second = (engine.add(*request_args(steps=4)) for _ in range(2))
         assert engine.step().ended == [first]
         assert isinstance(first.error, MemoryError)
         assert not second.ended
 
 
-def test_requests_join_and_leave_from_other_threads_in_the_midst_of_a_pass():
-    inside, go_on = threading.Event(), threading.Event()
+def test_requests_are_added_and_cancelled_during_a_forward_pass():
+    inside, proceed = threading.Event(), threading.Event()
 
     def slow(x, t, labels):
         inside.set()
-        assert go_on.wait(30)
+        assert proceed.wait(30)
         return MODEL.network(x, t, labels)
 
     with Engine(LoadedModel(slow, MODEL.artefact), CPU) as engine:  # type: ignore[arg-type]
-        gone, stays = engine.add(*wanted(steps=2)), engine.add(*wanted(steps=3, seed=1))
+        cancelled, kept = engine.add(*request_args(steps=2)), engine.add(*request_args(steps=3, seed=1))
         thread = threading.Thread(target=engine.step)
         thread.start()
         assert inside.wait(30)
-        engine.cancel(gone)
-        joined = engine.add(*wanted(steps=2, seed=2))
+        engine.cancel(cancelled)
+        joined = engine.add(*request_args(steps=2, seed=2))
         assert engine.held == 4
-        go_on.set()
+        proceed.set()
         thread.join()
-        run_out(engine)
-    assert gone.images is None
-    assert_as_alone(MODEL, stays)
-    assert_as_alone(MODEL, joined)
+        run_until_empty(engine)
+    assert cancelled.images is None
+    assert_matches_separate_run(MODEL, kept)
+    assert_matches_separate_run(MODEL, joined)
 
 
-def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch):
-    """As on a GPU: the draws of each part come one ahead, all from one thread; who cancels leaves some."""
-    asked = [wanted(indices=range(3), steps=4, eta=0.7), wanted(indices=range(9, 20), steps=3, eta=1.0)]
+def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch):
+    """As on a GPU: one thread prefetches a draw for each chunk. A cancelled job leaves unused draws."""
+    requests = [
+        request_args(indices=range(3), steps=4, eta=0.7),
+        request_args(indices=range(9, 20), steps=3, eta=1.0),
+    ]
 
-    def made(pool):
+    def run(pool):
         with Engine(MODEL, CPU, rows=32) as engine:
             engine._noise_pool = pool
-            jobs = [engine.add(*one) for one in asked]
-            cancelled = engine.add(*wanted(steps=50, eta=1.0))
+            jobs = [engine.add(*one) for one in requests]
+            cancelled = engine.add(*request_args(steps=50, eta=1.0))
             engine.step()
             engine.cancel(cancelled)
-            run_out(engine)
+            run_until_empty(engine)
         return torch.cat([job.images for job in jobs])
 
-    expected, gpu = made(None), torch.device("cuda")
+    expected, gpu = run(None), torch.device("cuda")
     monkeypatch.setattr("diffusion.engine.job.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
     with device_threads(1, CPU) as pool:
-        assert torch.equal(made(pool), expected)
+        assert torch.equal(run(pool), expected)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
 
 
-def test_a_job_of_its_own_course_begins_at_given_rows_and_ends_as_it_says():
-    """There by DDIM backwards, and back again, beside others, as each alone."""
+def test_custom_trajectory_uses_its_start_and_end():
+    """DDIM encoding and decoding, batched with another request, match separate runs."""
     images = torch.rand(CHUNK_SIZE + 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    settings, indices, condition = wanted(indices=range(CHUNK_SIZE + 1), steps=5, clip=False)
+    settings, indices, condition = request_args(indices=range(CHUNK_SIZE + 1), steps=5, clip=False)
     with Engine(MODEL, CPU) as engine:
-        beside = engine.add(*wanted(steps=3, eta=1.0))
-        there = engine.add(settings, indices, condition, CustomTrajectory(images, encoding, lambda x: x))
-        run_out(engine)
-        assert there.images is not None
-        back = engine.add(
-            settings, indices, condition, CustomTrajectory(there.images, build_sampler(settings))
+        other = engine.add(*request_args(steps=3, eta=1.0))
+        encoded = engine.add(settings, indices, condition, CustomTrajectory(images, encoding, lambda x: x))
+        run_until_empty(engine)
+        assert encoded.images is not None
+        decoded = engine.add(
+            settings, indices, condition, CustomTrajectory(encoded.images, build_sampler(settings))
         )
-        run_out(engine)
+        run_until_empty(engine)
     grid = check_settings(MODEL.artefact, settings)
     exact = encode(model_denoiser(MODEL), grid, images, condition)
-    torch.testing.assert_close(there.images, exact, rtol=1e-4, atol=1e-4)
-    alone_back = decode_images(MODEL, settings, there.images, condition)
-    assert back.images is not None
-    assert int((back.images.int() - alone_back.int()).abs().max()) <= 1
-    assert_as_alone(MODEL, beside)
+    torch.testing.assert_close(encoded.images, exact, rtol=1e-4, atol=1e-4)
+    expected = decode_images(MODEL, settings, encoded.images, condition)
+    assert decoded.images is not None
+    assert int((decoded.images.int() - expected.int()).abs().max()) <= 1
+    assert_matches_separate_run(MODEL, other)

@@ -42,7 +42,7 @@ def card():
     return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", (1000, 1000))
 
 
-def test_it_holds_every_field_of_the_protocol(card):
+def test_card_contains_every_field_of_the_protocol(card):
     assert card == {
         **SAMPLING,
         "data": "digits",
@@ -72,7 +72,7 @@ def test_it_holds_every_field_of_the_protocol(card):
 
 
 @given(st.lists(CARDS, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")))
-def test_only_the_named_axes_may_differ(cards, axes):
+def test_differing_fields_ignores_the_given_axes(cards, axes):
     found = differing_fields(cards, axes)
     for field in "abcd":
         values = [card.get(field) for card in cards]
@@ -80,6 +80,6 @@ def test_only_the_named_axes_may_differ(cards, axes):
         assert found.get(field, values) == values
 
 
-def test_more_samples_than_real_images_may_be_held_against_each_other(card):
+def test_cards_with_fewer_real_images_differ_in_the_prc_counts(card):
     other = protocol_card(SAMPLING, 500, META, card["resize"], (400, 100))
     assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}

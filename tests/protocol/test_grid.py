@@ -1,4 +1,4 @@
-"""The grid: which cells there are, what they are called, and what is refused because it means nothing."""
+"""The sweep grid: its cells, their names, and errors for values that are invalid or have no effect."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ from diffusion.system.errors import UsageError
 from tests.conftest import params
 
 GRID = {"steps": [5, 10, 20, 50], "eta": [0.0, 0.5, 1.0]}
-AVERAGES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}}
+EMA_PROFILES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}}
 BOTH = ["ddim", "dpm-solver++"]
 
 
@@ -39,44 +39,44 @@ def names(sample: dict[str, Any] | None = None, **sweep: Any) -> list[str]:
     return [cell.name for cell in grid(config.sample, config.sweep)]
 
 
-def test_without_further_axes_a_cell_is_named_by_steps_and_eta() -> None:
+def test_default_name_of_a_cell_contains_steps_and_eta() -> None:
     assert names(steps=[50, 5], eta=[0.5, 0]) == [
         "steps50-eta0.5", "steps50-eta0", "steps5-eta0.5", "steps5-eta0"
     ]  # fmt: skip
 
 
-def test_a_deterministic_sampler_has_one_cell_for_each_step_count() -> None:
+def test_deterministic_sampler_has_one_cell_per_step_count() -> None:
     found = names(**GRID, sampler=BOTH)
     ddim = [f"steps{steps}-eta{eta}-sampler_ddim" for steps, eta in product(GRID["steps"], ("0", "0.5", "1"))]
     multistep = [f"steps{steps}-eta0-sampler_dpm-solver++" for steps in GRID["steps"]]
     assert sorted(found) == sorted(ddim + multistep)
 
 
-def test_noise_varies_only_where_there_is_noise() -> None:
+def test_noise_is_an_axis_of_stochastic_cells_only() -> None:
     assert names(steps=[5], eta=[0.0, 1.0], noise=["small", "large"]) == [
         "steps5-eta0", "steps5-eta1-noise_small", "steps5-eta1-noise_large"
     ]  # fmt: skip
 
 
-def test_every_axis_stands_in_the_name_the_settings_and_the_card() -> None:
+def test_every_axis_is_in_the_name_the_settings_and_the_card() -> None:
     sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
     sweep |= {"guidance": [1.5], "guidance_interval": [[0.2, 5]], "ema": [0.1]}
-    config = parse(params(train=AVERAGES, sweep=sweep), "test")
+    config = parse(params(train=EMA_PROFILES, sweep=sweep), "test")
     (cell,) = grid(config.sample, config.sweep)
     name = "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5-guidance_interval_0.2_5-ema0.1"
     assert cell.name == name
     card = settings_card(cell_settings(config.sample, cell))
-    of_sampling = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
-    assert {axis: card[axis] for axis in AXES if axis not in MODEL_AXES} == of_sampling
-    assert card.keys().isdisjoint(MODEL_AXES), "which model it is of is said by what loads that"
+    sampling_axes = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
+    assert {axis: card[axis] for axis in AXES if axis not in MODEL_AXES} == sampling_axes
+    assert card.keys().isdisjoint(MODEL_AXES), "the code that loads the model adds the model's fields"
     assert set(cell.axes) == set(AXES)
-    told = "η = 1, ddim, noise large, spacing trailing, w = 1.5, σ/α in 0.2:5, σ_rel = 0.1"
-    assert describe_line(cell.axes) == told
+    description = "η = 1, ddim, noise large, spacing trailing, w = 1.5, σ/α in 0.2:5, σ_rel = 0.1"
+    assert describe_line(cell.axes) == description
     assert describe_cell(cell.axes).startswith("5 steps, η = 1, ")
     assert describe_cell(Cell(1, 0.0).axes) == "1 step, η = 0"
 
 
-def test_an_interval_is_an_axis_of_guided_cells_alone() -> None:
+def test_interval_is_an_axis_of_guided_cells_only() -> None:
     axis = {"guidance_interval": [None, [0.2, 5], [0, 1e-05]]}
     assert names(steps=[5], eta=[0], guidance=[0, 2], **axis) == [
         "steps5-eta0-guidance0", "steps5-eta0-guidance2",
@@ -87,7 +87,7 @@ def test_an_interval_is_an_axis_of_guided_cells_alone() -> None:
     ]  # fmt: skip
 
 
-def test_the_sections_interval_is_that_of_every_guided_cell() -> None:
+def test_interval_of_the_section_applies_to_every_guided_cell() -> None:
     sections = {"sample": {"guidance_interval": [0.2, 5]}, "sweep": {**GRID, "guidance": [0, 2]}}
     config = parse(params(**sections), "test")
     for cell in grid(config.sample, config.sweep):
@@ -95,13 +95,13 @@ def test_the_sections_interval_is_that_of_every_guided_cell() -> None:
         assert settings.guidance_interval == ((0.2, 5) if cell.guidance else None)
         card = settings_card(settings)
         assert card.get("guidance_interval") == ("0.2:5" if cell.guidance else None)
-        assert ("nfe" in card) == (cell.guidance == 0)  # else the process decides
+        assert ("nfe" in card) == (cell.guidance == 0)  # otherwise the NFE depends on the process
         known = {key: card[key] for key in SampleSettings.model_fields if key in card}
         assert SampleSettings(**known) == settings
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9))
-def test_an_interval_is_read_back_as_it_is_written(low: float, high: float) -> None:
+def test_interval_round_trips_through_the_card(low: float, high: float) -> None:
     low, high = sorted((low, high))
     if low == high:
         with pytest.raises(ValidationError, match="the low end must be below the high one"):
@@ -114,7 +114,7 @@ def test_an_interval_is_read_back_as_it_is_written(low: float, high: float) -> N
     assert settings_axes(settings)["guidance_interval"] == text
 
 
-def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
+def test_unlisted_settings_come_from_the_sample_section() -> None:
     config = parse(
         params(sample={"spacing": "trailing", "guidance": 2.0}, sweep={"noise": ["large"]}), "test"
     )
@@ -124,7 +124,7 @@ def test_what_is_not_listed_is_as_the_sample_section_says() -> None:
         assert settings.noise == ("large" if cell.eta else "small")
 
 
-def test_no_two_cells_share_a_name_or_their_settings() -> None:
+def test_cells_have_unique_names_and_settings() -> None:
     sweep = {**GRID, "sampler": BOTH, "noise": ["large", "small", "learned"], "guidance": [0, 1.5]}
     config = parse(params(sweep=sweep), "test")
     cells = grid(config.sample, config.sweep)
@@ -132,32 +132,34 @@ def test_no_two_cells_share_a_name_or_their_settings() -> None:
     assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
 
 
-def test_the_models_own_average_has_the_cells_that_it_has_without_the_axis() -> None:
-    config = parse(params(train=AVERAGES, sweep={**GRID, "ema": ["decay", 0.05, 0.2]}), "test")
+def test_cells_of_the_default_ema_are_those_without_the_axis() -> None:
+    config = parse(params(train=EMA_PROFILES, sweep={**GRID, "ema": ["decay", 0.05, 0.2]}), "test")
     cells = grid(config.sample, config.sweep)
     plain = grid(config.sample, config.sweep.model_copy(update={"ema": None}))
     assert [cell for cell in cells if cell.ema is None] == plain
     assert len(cells) == 3 * len(plain)
     assert config.sweep.sigma_rels == (0.05, 0.2)
-    of = {cell: cell_settings(config.sample, cell) for cell in cells}
+    settings = {cell: cell_settings(config.sample, cell) for cell in cells}
     for cell in cells:
-        assert of[cell] == of[dataclasses.replace(cell, ema=None)], "an average changes no setting"
+        assert settings[cell] == settings[dataclasses.replace(cell, ema=None)], (
+            "an EMA profile changes no setting"
+        )
 
 
 @pytest.mark.parametrize("ema", [[0.005], [0.3], [True], ["wide"], [None], [], [0.1, 0.1], "0.1"])
-def test_what_is_no_average_is_refused(ema: Any) -> None:
+def test_invalid_ema_axis_is_rejected(ema: Any) -> None:
     with pytest.raises(UsageError, match=r"sweep\.ema") as refusal:
-        parse(params(train=AVERAGES, sweep={**GRID, "ema": ema}), "test")
+        parse(params(train=EMA_PROFILES, sweep={**GRID, "ema": ema}), "test")
     assert "\n" not in str(refusal.value)
 
 
-def test_a_width_is_refused_where_a_training_keeps_no_snapshots() -> None:
+def test_sigma_rel_without_snapshots_is_rejected() -> None:
     with pytest.raises(UsageError, match=r"sweep.ema: 0.2 is made from snapshots.*set train.ema_profiles"):
         parse(params(sweep={**GRID, "ema": ["decay", 0.2]}), "test")
     assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.sigma_rels == ()
 
 
-def test_a_single_step_has_no_eta() -> None:
+def test_single_step_requires_eta_0() -> None:
     config = parse(params(sweep={"steps": [1, 2], "eta": [0.0, 1.0]}), "test")
     names = [cell.name for cell in grid(config.sample, config.sweep)]
     assert names == ["steps1-eta0", "steps2-eta0", "steps2-eta1"]
@@ -167,10 +169,10 @@ def test_a_single_step_has_no_eta() -> None:
 
 
 @given(st.integers(1, 10**7), st.floats(0, 1e6), st.integers(1, 60))
-def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
+def test_nearly_equal_cells_have_unique_names_and_descriptions(
     steps: int, value: float, halvings: int
 ) -> None:
-    """A cell's folder is its name: under one name one cell would take the other's place."""
+    """The name of a cell is its folder, so a cell with the same name would overwrite it."""
     near = max(math.nextafter(value, math.inf), value * (1 + 0.5**halvings))
     cells = [
         Cell(steps, value), Cell(steps, near), Cell(steps + 1, value),
@@ -182,7 +184,7 @@ def test_cells_that_hardly_differ_have_names_and_words_of_their_own(
 
 
 @given(st.integers(1, 10**5), st.integers(0, 999_999), st.integers(0, 5))
-def test_a_value_of_six_digits_is_named_as_it_is_written(steps: int, digits: int, places: int) -> None:
+def test_six_digit_value_is_exact_in_the_name(steps: int, digits: int, places: int) -> None:
     eta = digits / 10**places
     assert Cell(steps, eta).name == f"steps{steps}-eta{eta:g}"
     assert float(Cell(steps, eta).name.partition("eta")[2]) == eta
@@ -200,7 +202,7 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sections", "said"),
+    ("sections", "message"),
     [
         ({"sample": {"sampler": "dpm-solver++"}}, "sample.sampler dpm-solver.* so sweep.eta must be"),
         ({"sweep": {"sampler": ["dpm-solver++"]}}, "sweep.sampler dpm-solver.* so sweep.eta must be"),
@@ -217,8 +219,8 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
          "sweep.noise learned needs process.variance learned"),
     ],
 )  # fmt: skip
-def test_what_no_cell_could_use_is_refused(sections: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_settings_without_effect_on_any_cell_are_rejected(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse(params(**sections), "params.yaml")
 
 
@@ -226,7 +228,7 @@ LIMITED = [[0.2, 5]]
 
 
 @pytest.mark.parametrize(
-    ("sample", "axis", "said"),
+    ("sample", "axis", "message"),
     [
         ({"guidance": 1, "guidance_interval": [5, 0.2]}, None, "the low end must be below the high one"),
         ({"guidance": 1, "guidance_interval": [-1, 5]}, None, "guidance_interval.0: .*greater than or equal"),
@@ -246,12 +248,12 @@ LIMITED = [[0.2, 5]]
         ({"guidance": 1, "guidance_interval": [0, 1]}, LIMITED, "leave sample.guidance_interval out"),
     ],
 )
-def test_an_interval_that_is_none_is_refused(sample: dict[str, Any], axis: Any, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_invalid_interval_is_rejected(sample: dict[str, Any], axis: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         parse(params(sample=sample, sweep={"guidance_interval": axis}), "params.yaml")
 
 
-def test_the_names_of_cells_are_any_file_systems_and_differ_whatever_the_case() -> None:
+def test_cell_names_are_portable_and_unique_without_case() -> None:
     axes = {"sampler": tuple(SAMPLERS), "noise": (None, *get_args(Noise)), "spacing": (None, *SPACINGS)}
     axes["guidance_interval"] = (None, "0.2:5", "1e-300:1e+300")
     cells = [

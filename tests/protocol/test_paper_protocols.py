@@ -1,4 +1,4 @@
-"""Papers' protocols: every field there is, and each departure told with both values."""
+"""Paper protocols: every stated field exists, and each mismatch contains both values."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from diffusion.system.errors import UsageError
 from tests.conftest import params
 from tests.helpers.scores_document import document
 
-# A run as each paper has it, but for what is not there to choose.
+# Runs with the settings of each paper, except for settings that params.yaml does not have.
 AS_DDIM = {
     "data": {"name": "cifar10"},
     "process": {
@@ -39,7 +39,7 @@ AS_ADM = {
 
 
 def config(base, **changes):
-    """A config of these sections with changes on top, over the small digits' train and model."""
+    """Return a config of these sections and changes, with the other sections from `params`."""
     values = params()
     values["data"] = {}
     for section in (*base, *changes):
@@ -47,12 +47,12 @@ def config(base, **changes):
     return parse(values, "test")
 
 
-def told(made):
+def config_mismatches(made):
     return mismatches(made.evaluate.protocol, made.model_dump(mode="json"))
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_every_field_that_is_stated_is_one_of_params_yaml_with_a_source(name):
+def test_every_stated_field_is_in_params_yaml_and_has_a_source(name):
     for stated in PROTOCOLS[name].states:
         section, key = stated.field.split(".")
         assert key in Config.model_fields[section].annotation.model_fields, stated.field
@@ -61,8 +61,8 @@ def test_every_field_that_is_stated_is_one_of_params_yaml_with_a_source(name):
 
 
 @pytest.mark.parametrize("base", [AS_DDIM, AS_ADM])
-def test_a_run_as_the_paper_has_it_departs_in_nothing(base):
-    assert told(config(base)) == []
+def test_run_with_the_papers_settings_has_no_mismatch(base):
+    assert config_mismatches(config(base)) == []
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_a_run_as_the_paper_has_it_departs_in_nothing(base):
         ({"process": {"schedule": "cosine"}}, "process.schedule", "linear", "cosine"),
     ],
 )
-def test_each_departure_is_told_with_what_the_paper_has_and_what_the_run_has(changes, field, paper, here):
-    (found,) = told(config(AS_DDIM, **changes))
+def test_mismatch_contains_the_values_of_paper_and_run(changes, field, paper, here):
+    (found,) = config_mismatches(config(AS_DDIM, **changes))
     assert found[:3] == (field, paper, here)
     assert found.source in str(found)
 
 
-def test_check_warns_of_each_and_says_what_no_field_says():
+def test_check_warns_of_each_mismatch_and_notes_what_no_field_covers():
     found = list(check_protocol(Project(config(AS_DDIM, sample={"num_images": 1000}))))
     assert [one.level for one in found] == ["warning", "ok"]
     assert "sample.num_images is 1,000, and the paper has 50,000" in found[0].message
@@ -98,23 +98,23 @@ def test_check_warns_of_each_and_says_what_no_field_says():
     assert levels == ["ok", "ok"]
 
 
-def test_without_a_protocol_nothing_is_said():
+def test_no_protocol_gives_no_findings():
     made = config(AS_DDIM, evaluate={"protocol": None})
     assert list(check_protocol(Project(made))) == []
     assert protocol_mismatches(made) is None
 
 
-def test_without_the_published_statistics_that_is_told():
-    (found,) = told(config(AS_ADM, evaluate={"statistics": None}))
+def test_missing_published_statistics_are_a_mismatch():
+    (found,) = config_mismatches(config(AS_ADM, evaluate={"statistics": None}))
     assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
 
 
-def test_a_protocol_that_is_none_lists_those_there_are():
+def test_error_for_an_unknown_protocol_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"evaluate\.protocol: .*adm, edm, ddim"):
         config(AS_DDIM, evaluate={"protocol": "karras"})
 
 
-def test_scores_depart_by_their_own_cards():
+def test_mismatches_of_scores_come_from_their_cards():
     made = document({(10, 0.0): 0.1, (20, 0.5): 0.2})
     found = {
         one.field: one.here

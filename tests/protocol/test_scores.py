@@ -1,4 +1,4 @@
-"""metrics/scores.json: whatever stands there is scores under their protocol, or one sentence."""
+"""metrics/scores.json: valid documents round-trip, and invalid documents give one-line errors."""
 
 import json
 import math
@@ -27,7 +27,7 @@ ENDS = {f"{DISTANCE}_low": 1.0, f"{DISTANCE}_high": 2.0}
 Edit = Callable[[dict[str, Any]], object]
 
 
-def test_a_document_is_the_same_again_to_the_byte(tmp_path: Path) -> None:
+def test_document_round_trip_is_byte_identical(tmp_path: Path) -> None:
     write_scores_document(tmp_path / "a.json", document())
     write_scores_document(tmp_path / "b.json", read_scores(tmp_path / "a.json"))
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
@@ -35,7 +35,7 @@ def test_a_document_is_the_same_again_to_the_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "5", '"x"', "{}", '{"cells": {}}', "[" * 100_000, "{"])
-def test_what_is_no_document_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_document_is_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "scores.json"
     path.write_text(text)
     with pytest.raises(DiffctlError, match=r"scores\.json is damaged or of another format") as caught:
@@ -56,7 +56,7 @@ def _with_errors(values: dict[str, Any], name: str, lines: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "message"),
     [
         (_all_cells(lambda cell: cell["scores"].update({KERNEL: "0.3"})), f"scores.{KERNEL}"),
         (_all_cells(lambda cell: cell["scores"].update({KERNEL: float("nan")})), f"scores.{KERNEL}"),
@@ -104,16 +104,16 @@ def _with_errors(values: dict[str, Any], name: str, lines: list[str]) -> None:
         (_all_cells(lambda cell: cell["scores"].update(ENDS)), "one of its interval and its errors"),
     ],
 )
-def test_a_document_that_does_not_fit_together_is_refused(edit: Edit, says: str) -> None:
+def test_inconsistent_document_is_rejected(edit: Edit, message: str) -> None:
     values = document_values(document())
     edit(values)
     with pytest.raises(DiffctlError) as caught:
         parse_json(json.dumps(values), ScoresDocument, "here")
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 1000
 
 
-def test_packed_errors_come_back_as_float32() -> None:
+def test_packed_errors_round_trip_as_float32() -> None:
     errors = np.random.default_rng(0).normal(size=200)
     lines = pack(errors)
     assert max(map(len, lines)) <= 100
@@ -122,6 +122,6 @@ def test_packed_errors_come_back_as_float32() -> None:
 
 
 @pytest.mark.parametrize("lines", [["AAAA"], ["?"], ["é"], ["AAA"], pack([math.inf]), pack([math.nan])])
-def test_what_are_no_errors_is_refused(lines: list[str]) -> None:
+def test_invalid_packed_errors_are_rejected(lines: list[str]) -> None:
     with pytest.raises(ValueError, match=r"base64|padd|ASCII|float32|finite|multiple of 4"):
         unpack(lines)

@@ -1,4 +1,4 @@
-"""DPM-Solver++(2M): its order against the exact solution for Gaussian data, and the paper's formula."""
+"""DPM-Solver++(2M): convergence order on Gaussian data with an exact solution, and the paper's formula."""
 
 import math
 
@@ -22,30 +22,30 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def fine_grid(steps: int) -> TimeGrid:
-    """The continuous linear process (β from 0.1 to 20) at times evenly from 1e-2 to 1, whatever T."""
+    """Return the continuous linear process (β from 0.1 to 20) at evenly spaced times from 1e-2 to 1."""
     u = torch.linspace(1e-2, 1, steps, dtype=torch.float64)
     alphas_cumprod = torch.exp(-(0.1 * u + (20 - 0.1) / 2 * u**2))
     return TimeGrid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
 
-def optimal(grid: TimeGrid):
+def optimal_network(grid: TimeGrid):
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
     return lambda x, t, labels: DATA.eps(x, table[int(t[0])])
 
 
 def last_error(sampler: str, steps: int) -> float:
-    """The largest distance from the exact flow, at the last timestep before ᾱ = 1."""
+    """Return the maximum error against the exact flow at the last timestep before ᾱ = 1."""
     grid = fine_grid(steps)
     x_t = randn(1, 1, 8, 8)
-    seen: list[Step] = []
-    sample(optimal(grid), grid, lambda: x_t, sampler=sampler, clip=False, callback=seen.append)
+    recorded: list[Step] = []
+    sample(optimal_network(grid), grid, lambda: x_t, sampler=sampler, clip=False, callback=recorded.append)
     start, end = float(grid.alphas_cumprod[-1]), float(grid.alphas_cumprod[0])
-    return float((seen[-2].x - DATA.flow(x_t, start, end)).abs().max())
+    return float((recorded[-2].x - DATA.flow(x_t, start, end)).abs().max())
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm-solver++", 2)])
-def test_the_order_of_convergence(sampler, order):
-    counts = [320, 640, 1280, 2560]  # before, the last steps are read less far ahead
+def test_convergence_order_matches_theory(sampler, order):
+    counts = [320, 640, 1280, 2560]  # with fewer steps, the extrapolation of the last steps is reduced
     errors = [last_error(sampler, count) for count in counts]
     slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
     assert order - 0.15 < slope < order + 0.6
@@ -59,8 +59,8 @@ def test_the_order_of_convergence(sampler, order):
     st.booleans(),
     st.data(),
 )
-def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
-    """Of order 2 after the first, but for reading the line less far ahead where a step is much longer."""
+def test_steps_match_paper_formula(name, spacing, timesteps, clip, data):
+    """Steps after the first are of order 2. Much longer steps extrapolate less."""
     steps = data.draw(st.integers(1, timesteps))
     grid = grid_of(name, timesteps, spaced_timesteps(spacing, steps, timesteps))
     x = randn(1, 1, 3, 3).numpy()
@@ -83,14 +83,14 @@ def test_every_step_is_the_papers(name, spacing, timesteps, clip, data):
         x = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d
         earlier.append((lambda_s, x_0))
     start = randn(1, 1, 3, 3)
-    found = sample(optimal(grid), grid, lambda: start, sampler="dpm-solver++", clip=clip)
+    found = sample(optimal_network(grid), grid, lambda: start, sampler="dpm-solver++", clip=clip)
     assert np.allclose(found, x, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
 @pytest.mark.parametrize("steps", [5, 14, 15, 20, 50, 100])
-def test_a_networks_errors_are_not_multiplied(steps, spacing):
-    """x̂_0 that is wrong by 0.01 at random moves the last noisy image by little more than that."""
+def test_network_errors_are_not_amplified(steps, spacing):
+    """A random error of 0.01 in x̂_0 changes the last noisy image by little more than 0.01."""
     grid = grid_of("cosine", 1000, spaced_timesteps(spacing, steps, 1000))
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
     x_0, start = randn(1, 1, 32, 32, seed=1), randn(1, 1, 32, 32)
@@ -100,16 +100,16 @@ def test_a_networks_errors_are_not_multiplied(steps, spacing):
             alpha_bar, wrong = table[int(t[0])], error * randn(1, 1, 32, 32, seed=2 + int(t[0]))
             return (x - alpha_bar.sqrt() * (x_0 + wrong)) / (1 - alpha_bar).sqrt()
 
-        seen: list[Step] = []
-        sample(network, grid, lambda: start, sampler="dpm-solver++", clip=False, callback=seen.append)
-        return seen[-2].x
+        recorded: list[Step] = []
+        sample(network, grid, lambda: start, sampler="dpm-solver++", clip=False, callback=recorded.append)
+        return recorded[-2].x
 
     assert float((last_noisy(0.01) - last_noisy(0.0)).std()) < 0.025
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(1, 60), st.sampled_from(["uniform", "quadratic", "trailing"]))
-def test_the_true_eps_leads_to_x0(steps, spacing):
+def test_true_eps_recovers_x0(steps, spacing):
     grid = grid_of("cosine", 60, spaced_timesteps(spacing, steps, 60))
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
     x_0 = randn(2, 1, 3, 3, seed=1).clamp(-1, 1)

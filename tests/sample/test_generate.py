@@ -1,4 +1,4 @@
-"""A model's images: image i depends on the seed and i alone, and what cannot be asked is one sentence."""
+"""Image generation: image i depends only on the seed and i, and invalid settings give one-line errors."""
 
 import hashlib
 import threading
@@ -36,7 +36,7 @@ def images(indices, settings=SETTINGS, batch_size=100) -> torch.Tensor:
 
 
 def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
-    """Equal but for a rounding at the border between two pixel values."""
+    """Allow differences of one pixel value in less than 1 % of the values, from rounding."""
     difference = (a.int() - b.int()).abs()
     assert int(difference.max()) <= 1
     assert float(difference.float().mean()) < 0.01
@@ -44,13 +44,13 @@ def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("noise", ["small", "large", "learned"])
-def test_batches_of_any_size_give_the_same_images(guidance, noise):
+def test_images_do_not_depend_on_batch_size(guidance, noise):
     settings = SETTINGS.model_copy(update={"guidance": guidance, "noise": noise})
-    whole = images(range(16), settings)
-    assert whole.dtype == torch.uint8
-    assert whole.shape == (16, 1, 8, 8)
+    full = images(range(16), settings)
+    assert full.dtype == torch.uint8
+    assert full.shape == (16, 1, 8, 8)
     for batch_size in (1, 5):
-        assert_close(images(range(16), settings, batch_size), whole)
+        assert_close(images(range(16), settings, batch_size), full)
 
 
 @pytest.fixture
@@ -62,44 +62,44 @@ def two_threads():
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_halves_beside_each_other_make_the_same_images(two_threads, count):
-    indices, walks = range(count), []
+def test_parallel_halves_give_the_same_images(two_threads, count):
+    indices, batch_sizes = range(count), []
     condition = mixed_condition(ARTEFACT, SETTINGS, indices)
 
-    def watch(step):  # who sees every step sees all images: no halves
-        walks.append(len(step.x))
+    def callback(step):  # a callback needs all images of a step, so the batch is not split
+        batch_sizes.append(len(step.x))
 
-    whole = generate(MODEL, SETTINGS, indices, condition, CPU, watch)
-    assert set(walks) == {count}
-    assert_close(generate(MODEL, SETTINGS, indices, condition, CPU), whole)
+    full = generate(MODEL, SETTINGS, indices, condition, CPU, callback)
+    assert set(batch_sizes) == {count}
+    assert_close(generate(MODEL, SETTINGS, indices, condition, CPU), full)
     assert torch.get_num_threads() == 2
 
 
-def test_when_one_half_fails_the_other_ends_at_its_next_step(two_threads):
+def test_failed_half_stops_the_other_half(two_threads):
     ended = threading.Event()
 
-    def made(half, go_on):
+    def work(half, check):
         if half.start is not None:
             raise ValueError("the second half")
         try:
             while True:
-                go_on()
+                check()
         finally:
             ended.set()
 
     with pytest.raises(ValueError, match="the second half"):
-        in_halves(made, 4)
+        in_halves(work, 4)
     assert ended.is_set()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
-    """As on a GPU: one draw for x_T and one for each step that adds noise, in a thread of their own."""
+def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, eta):
+    """As on a GPU: a separate thread draws x_T and the noise of each stochastic step."""
     chosen = SETTINGS.model_copy(update={"eta": eta})
     expected, threads = images(range(5), chosen), set()
     draw = ImageNoise.draw
 
-    def seen(noise):
+    def recorded_draw(noise):
         threads.add(threading.current_thread().name.partition("_")[0])
         return draw(noise)
 
@@ -107,7 +107,7 @@ def test_noise_that_is_drawn_ahead_makes_the_same_bits(monkeypatch, eta):
     assert noise_draws(chosen, gpu) == (4 if eta else 0)
     assert noise_draws(chosen, CPU) == 0
     monkeypatch.setattr("diffusion.sample.generate.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
-    monkeypatch.setattr(ImageNoise, "draw", seen)
+    monkeypatch.setattr(ImageNoise, "draw", recorded_draw)
     assert torch.equal(images(range(5), chosen), expected)
     assert threads == {PREFETCH_NAME} if eta else {"MainThread"}
 
@@ -125,7 +125,7 @@ def test_seed_index_and_settings_each_change_the_image():
         assert not torch.equal(base, other)
 
 
-def test_it_draws_from_no_global_generator():
+def test_generation_does_not_use_the_global_generator():
     torch.manual_seed(0)
     first = images([0, 1])
     torch.manual_seed(1)
@@ -136,7 +136,7 @@ def test_it_draws_from_no_global_generator():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.integers(1, 3))
-def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
+def test_image_noise_does_not_depend_on_the_batch(seed, indices, draws):
     together = ImageNoise(seed, indices, (2, 3, 3))
     alone = [ImageNoise(seed, [index], (2, 3, 3)) for index in indices]
     for _ in range(draws):
@@ -146,7 +146,7 @@ def test_the_noise_of_an_image_is_its_own(seed, indices, draws):
 
 @settings(deadline=None, max_examples=20)
 @given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
-def test_an_images_generator_takes_all_of_its_state_from_its_name(purpose, numbers):
+def test_full_state_generator_derives_its_state_from_its_name(purpose, numbers):
     source = full_state_generator(purpose, *numbers)
     name = f"{purpose}:{':'.join(map(str, numbers))}".encode()
     words = np.frombuffer(hashlib.shake_128(name).digest(4 * 624), dtype=np.uint32)
@@ -167,7 +167,7 @@ def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
     assert not torch.equal(ImageNoise(1, range(200), (1, 16, 16)).draw(), first)
 
 
-def test_generators_are_named_by_purpose_and_numbers():
+def test_generator_seed_depends_on_purpose_and_numbers():
     seeds = [
         counter_generator(*name).initial_seed()
         for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
@@ -180,7 +180,7 @@ def test_balanced_labels_follow_the_index():
     assert mixed_condition(ARTEFACT, SETTINGS, [0, 9, 10, 37]).labels.tolist() == [0, 9, 0, 7]
 
 
-def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
+def test_data_labels_follow_the_class_counts_and_the_image_index():
     mixed = SETTINGS.model_copy(update={"classes": "data"})
     labels = mixed_condition(ARTEFACT, mixed, range(4000)).labels
     assert torch.equal(mixed_condition(ARTEFACT, mixed, range(100, 120)).labels, labels[100:120])
@@ -189,22 +189,22 @@ def test_labels_as_in_the_data_have_its_mix_and_belong_to_the_index():
     assert torch.allclose(share, expected, atol=0.03)
 
 
-def test_an_unconditional_model_has_no_labels_and_takes_no_class():
+def test_unconditional_model_has_no_labels_and_rejects_a_class():
     artefact = artefact_of(spec_of(num_classes=0, null_class=False))
     assert mixed_condition(artefact, SETTINGS, [1]).labels is None
     with pytest.raises(UsageError, match="takes no class"):
         class_condition(artefact, "3", 1)
 
 
-def test_classes_by_name_and_number():
+def test_class_index_accepts_names_and_numbers():
     assert class_index(ARTEFACT, "class7") == 7
     assert class_index(ARTEFACT, "7") == 7
     assert class_condition(ARTEFACT, "7", 2).labels.tolist() == [7, 7]
     named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
-    assert class_index(named_by_digits, "9") == 0  # a name goes before a number
-    for wanted in ("10", "-1", "class10", "²", ""):
+    assert class_index(named_by_digits, "9") == 0  # a name takes precedence over a number
+    for value in ("10", "-1", "class10", "²", ""):
         with pytest.raises(UsageError, match=r"give 0 to 9, or one of class0, .*class9$"):
-            class_index(ARTEFACT, wanted)
+            class_index(ARTEFACT, value)
 
 
 @pytest.mark.parametrize(
@@ -219,35 +219,35 @@ def test_classes_by_name_and_number():
         ({"timesteps": (0, 30, 60, 100)}, {}, "end there"),
     ],
 )
-def test_what_a_model_cannot_do_is_one_sentence(changes, spec_changes, message):
+def test_unsupported_settings_give_one_line_errors(changes, spec_changes, message):
     artefact = artefact_of(spec_of(**spec_changes))
     with pytest.raises(UsageError, match=message) as caught:
         check_settings(artefact, SETTINGS.model_copy(update=changes))
     assert "\n" not in str(caught.value)
 
 
-def test_the_class_mix_of_the_data_needs_its_counts():
+def test_data_labels_require_class_counts():
     artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
     with pytest.raises(UsageError, match="class counts"):
         mixed_condition(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
 
 
-def test_an_explicit_list_is_walked_and_stands_for_its_spacing():
+def test_explicit_timesteps_replace_the_spacing():
     listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
     assert listed.steps == 4
     assert listed.timesteps == (0, 33, 66, 99)
     assert check_settings(ARTEFACT, listed).times.tolist() == [0, 33, 66, 99]
-    assert torch.equal(images([0, 1], listed), images([0, 1]))  # what uniform is for four steps
+    assert torch.equal(images([0, 1], listed), images([0, 1]))  # the uniform spacing of four steps
     assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
 
 
-def test_a_list_that_is_not_as_long_as_steps_is_refused():
+def test_timesteps_must_have_the_length_of_steps():
     with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
         SampleSettings(steps=3, timesteps=(0, 9))
 
 
 @pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
-def test_the_card_is_flat_and_gives_the_settings_back(chosen):
+def test_card_is_flat_and_restores_the_settings(chosen):
     settings = SampleSettings(seed=3, guidance=1.5, **chosen)
     card = sampling_card(settings, ARTEFACT)
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
@@ -263,7 +263,7 @@ def test_the_card_is_flat_and_gives_the_settings_back(chosen):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_any_number_of_channels_with_and_without_learned_variance(channels):
+def test_generate_supports_1_to_4_channels_with_and_without_learned_variance(channels):
     for learned in (1, 2):
         spec = spec_of(in_channels=channels, out_channels=channels * learned)
         model = LoadedModel(network_of(spec), artefact_of(spec))

@@ -16,7 +16,7 @@ PROCESS = process_of("cosine", 100)
 
 
 class Recorder:
-    """A network whose ε and v depend on the class; it counts its passes and their batch sizes."""
+    """A network whose ε and v depend on the class. It records the batch size of each forward pass."""
 
     def __init__(self, channels: int, learned: bool) -> None:
         self.channels, self.learned, self.batches = channels, learned, []
@@ -35,12 +35,12 @@ def inputs(channels: int):
 
 @settings(deadline=None)
 @given(st.integers(1, 4), st.booleans(), st.floats(0.01, 10))
-def test_all_channels_are_guided_and_only_the_mean(channels, learned, weight):
+def test_guidance_changes_the_mean_of_all_channels_but_no_variance(channels, learned, weight):
     network = Recorder(channels, learned)
     denoiser = NetworkDenoiser(network, PROCESS)
     x, t, condition = inputs(channels)
     found = classifier_free(denoiser, weight)(x, t, condition)
-    assert network.batches == [6]  # one pass on a doubled batch
+    assert network.batches == [6]  # one forward pass on a doubled batch
     conditional, unconditional = denoiser(x, t, condition), denoiser(x, t, condition.null())
     eps = (1 + weight) * conditional.eps - weight * unconditional.eps
     assert torch.allclose(found.eps, eps)
@@ -53,7 +53,7 @@ def test_all_channels_are_guided_and_only_the_mean(channels, learned, weight):
 
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=3, max_size=3), st.booleans())
-def test_each_row_has_its_weight_and_a_row_without_is_asked_once(weights, one_time):
+def test_rows_have_their_own_weight_and_unguided_rows_cost_one_nfe(weights, one_time):
     network = Recorder(2, learned=True)
     denoiser = NetworkDenoiser(network, PROCESS)
     x, t, condition = inputs(2)
@@ -64,17 +64,17 @@ def test_each_row_has_its_weight_and_a_row_without_is_asked_once(weights, one_ti
         alone = slice(row, row + 1)
         time = 7 if one_time else t[alone]
         expected = classifier_free(denoiser, weight)(x[alone], time, condition.rows(alone))
-        for part, wanted in zip(found.rows(alone), expected, strict=True):
-            assert part is wanted is None or torch.allclose(part, wanted)
+        for part, expected_part in zip(found.rows(alone), expected, strict=True):
+            assert part is expected_part is None or torch.allclose(part, expected_part)
 
 
 @pytest.mark.parametrize("weight", [0.0, torch.zeros(3)])
-def test_weight_0_is_the_conditional_network_in_one_pass(weight):
+def test_weight_0_returns_the_conditional_denoiser(weight):
     denoiser = NetworkDenoiser(Recorder(1, learned=True), PROCESS)
     assert classifier_free(denoiser, weight) is denoiser
 
 
-def test_guidance_of_a_model_that_knows_no_condition_is_refused():
+def test_guidance_requires_labels_and_a_null_class():
     x, t, condition = inputs(1)
     guided = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
     with pytest.raises(UsageError, match="unconditional"):
@@ -83,7 +83,7 @@ def test_guidance_of_a_model_that_knows_no_condition_is_refused():
         guided(x, t, Condition(3, condition.labels))
 
 
-def test_conditions_are_taken_and_joined_by_rows():
+def test_conditions_are_indexed_and_concatenated_by_rows():
     condition = inputs(1)[2]
     assert condition.rows(torch.tensor([2, 0])).labels.tolist() == [4, 0]
     assert len(condition.rows(slice(1, None))) == 2

@@ -1,6 +1,6 @@
-"""The next idea is one file: a sampler and a process written here work everywhere, by an entry each.
+"""Extension interfaces: a new sampler or process needs only its own code and one registry entry.
 
-And many walks beside each other, as a server drives them, make the images that each makes alone.
+Also the interface for batched trajectories: a time and weight per row, and no wait for the device.
 """
 
 import math
@@ -52,7 +52,7 @@ A_PROCESS = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
 
 
 class HeunOptions(Section):
-    """`correct` asks again where the step ends, on all but the last step."""
+    """`correct` adds a second denoiser call at the end of each step except the last."""
 
     correct: bool = True
 
@@ -62,22 +62,22 @@ def heun(
 ) -> Callable[[TimeGrid, torch.Tensor, Callable[[], torch.Tensor]], Trajectory]:
     options = HeunOptions(**settings.sampler_options)
 
-    def walk(grid: TimeGrid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Trajectory:
+    def trajectory(grid: TimeGrid, x: torch.Tensor, noise: Callable[[], torch.Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
-            said = yield DenoiserCall(x, step.t)
-            x0_hat = said.x0.clamp(-1, 1) if settings.clip else said.x0
+            prediction = yield DenoiserCall(x, step.t)
+            x0_hat = prediction.x0.clamp(-1, 1) if settings.clip else prediction.x0
             if step.is_last:
                 x = x0_hat
             else:
                 span = step.sigma_prev / step.alpha_prev - step.sigma / step.alpha
-                ahead = step.alpha_prev * (x / step.alpha + span * said.eps)
+                ahead = step.alpha_prev * (x / step.alpha + span * prediction.eps)
                 if options.correct:
                     after = yield DenoiserCall(ahead, grid.walk()[done].t)
-                    ahead = step.alpha_prev * (x / step.alpha + span * (said.eps + after.eps) / 2)
+                    ahead = step.alpha_prev * (x / step.alpha + span * (prediction.eps + after.eps) / 2)
                 x = ahead
             yield Step(done, len(grid), x, x0_hat)
 
-    return walk
+    return trajectory
 
 
 HEUN = SamplerEntry(
@@ -92,7 +92,7 @@ def with_heun(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "heun", HEUN)
 
 
-# A process: a flow on the straight line from the image to noise, bent by an option of its own.
+# A process: a straight-line flow from image to noise, with its own option for a time shift.
 
 
 class FlowConfig(ProcessConfig):
@@ -121,20 +121,20 @@ def with_flow(monkeypatch):
 FLOW = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "timesteps": 100}
 
 
-def conditioned(model: LoadedModel, settings: SampleSettings, indices: Any) -> Condition:
+def make_condition(model: LoadedModel, settings: SampleSettings, indices: Any) -> Condition:
     return mixed_condition(model.artefact, settings, indices)
 
 
-def a_model(**process: Any) -> LoadedModel:
+def make_model(**process: Any) -> LoadedModel:
     spec = spec_of()
     values = {"timesteps": 100, **process}
     return LoadedModel(network_of(spec), artefact_of(spec, process=ProcessConfig.model_validate(values)))
 
 
-def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
-    model = a_model()
+def test_new_sampler_needs_only_a_registry_entry(with_heun):
+    model = make_model()
     settings = SampleSettings(sampler="heun", steps=5, seed=3, sampler_options={"correct": True})
-    made = generate(model, settings, range(4), conditioned(model, settings, range(4)), CPU)
+    made = generate(model, settings, range(4), make_condition(model, settings, range(4)), CPU)
     assert made.shape == (4, *SHAPE)
     card = settings_card(settings)
     assert card["nfe"] == 9
@@ -152,32 +152,32 @@ def test_a_sampler_is_an_entry_and_nothing_else(with_heun):
     ]  # fmt: skip
 
 
-WALKS = [  # every pair of sampler, grid, guidance and interval
-    (sampler, walk, guidance, interval)
+NFE_CASES = [  # every pair of values of sampler, grid, guidance and interval
+    (sampler, schedule, guidance, interval)
     for row, interval in enumerate([None, (0.0, 1e9), (0.0, 0.4), (0.4, 3.0), (2e4, 1e9)])
-    for column, walk in enumerate([(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")])
+    for column, schedule in enumerate([(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")])
     for sampler, guidance in [((*SAMPLERS, "heun")[(row + column) % 3], 1.5 * ((row + column // 2) % 2))]
 ]
 
 
-@pytest.mark.parametrize(("sampler", "walk", "guidance", "interval"), WALKS)
-def test_the_evaluations_of_a_card_are_the_rows_of_the_network(with_heun, sampler, walk, guidance, interval):
-    model, rows, (steps, spacing) = a_model(), [], walk
+@pytest.mark.parametrize(("sampler", "schedule", "guidance", "interval"), NFE_CASES)
+def test_nfe_of_the_card_equals_network_rows_per_image(with_heun, sampler, schedule, guidance, interval):
+    model, rows, (steps, spacing) = make_model(), [], schedule
     settings = SampleSettings(
         sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
     )
 
-    def counted(x, t, labels):
+    def counting_network(x, t, labels):
         rows.append(len(x))
         return model.network(x, t, labels)
 
-    counting = LoadedModel(counted, model.artefact)  # type: ignore[arg-type]
-    generate(counting, settings, range(3), conditioned(model, settings, range(3)), CPU)
+    counting = LoadedModel(counting_network, model.artefact)  # type: ignore[arg-type]
+    generate(counting, settings, range(3), make_condition(model, settings, range(3)), CPU)
     assert sum(rows) / 3 == sampling_card(settings, model.artefact)["nfe"]
 
 
-def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):
-    model = a_model(**FLOW)
+def test_new_process_needs_only_a_registry_entry(with_flow, tmp_path):
+    model = make_model(**FLOW)
     process = build_process(model.artefact.process)
     source = torch.Generator().manual_seed(0)
     x_0, noise = torch.rand(5, *SHAPE, generator=source) * 2 - 1, torch.randn(5, *SHAPE, generator=source)
@@ -189,7 +189,7 @@ def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):
         SampleSettings(steps=10, eta=0.5, guidance=1.0),
         SampleSettings(steps=10, sampler="dpm-solver++"),
     ):
-        made = generate(model, chosen, range(3), conditioned(model, chosen, range(3)), CPU)
+        made = generate(model, chosen, range(3), make_condition(model, chosen, range(3)), CPU)
         assert made.float().std() > 1
     save_artefact(tmp_path / "m.safetensors", model.network.state_dict(), model.artefact)
     assert load_model(tmp_path / "m.safetensors").artefact.process == FlowConfig(**FLOW)
@@ -199,7 +199,7 @@ def test_a_process_is_an_entry_and_nothing_else(with_flow, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"sampler": "dpm-solver++"}])
-def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
+def test_flow_sampling_reproduces_gaussian_mean_and_variance(with_flow, sampler):
     process = Flow(FlowConfig(**{**FLOW, "timesteps": 1000}))
 
     def network(x, t, labels):
@@ -216,11 +216,11 @@ def test_a_flow_of_gaussian_data_has_its_mean_and_variance(with_flow, sampler):
     assert float(x.std()) == pytest.approx(DATA.std, rel=4 / math.sqrt(2) / 100 + 0.02)
 
 
-# Many walks beside each other.
+# Batched trajectories.
 
 
-def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
-    model = a_model()
+def test_denoiser_accepts_one_time_or_one_time_per_row():
+    model = make_model()
     denoiser = guided_denoiser(model, SampleSettings(guidance=1.0))
     x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
     condition = Condition(3, torch.arange(3), 10)
@@ -240,26 +240,28 @@ def test_a_denoiser_takes_one_time_for_all_or_one_for_each_row():
 )  # fmt: skip
 @pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
 @pytest.mark.parametrize("prediction", ["eps", "velocity"])
-def test_no_step_looks_at_an_image_on_the_host(options, guidance, prediction):
-    """Tensors without values: whatever would wait for one to come from a GPU fails; only the end may."""
+def test_sampling_steps_do_not_wait_for_the_device(options, guidance, prediction):
+    """Meta tensors have no values, so any wait for the device fails. Only the final check may wait."""
     x = torch.empty(3, *SHAPE, device="meta")
     process = build_process(ProcessConfig(timesteps=100, prediction=prediction))
     settings = SampleSettings(steps=6, **options)
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
-    walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-    watch = NaNGuard()
-    watch.raise_pending = lambda: None
+    trajectory = build_sampler(settings)(
+        process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x)
+    )
+    guard = NaNGuard()
+    guard.raise_pending = lambda: None
     with NothingWaits():
-        made = run_sampler(walk, classifier_free(network, guidance), condition, guard=watch)
+        made = run_sampler(trajectory, classifier_free(network, guidance), condition, guard=guard)
     assert made.x.device.type == "meta"
     assert made.nfe == 6
 
 
 @pytest.mark.parametrize("shift", [shift_mean, partial(shift_eps, process=A_PROCESS), None])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance, shift):
-    """The classifier's gradient is taken by the true pass back."""
+def test_interval_and_classifier_guidance_do_not_wait_for_the_device(guidance, shift):
+    """The classifier's gradient comes from a real backward pass."""
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), A_PROCESS)
     denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS)
     if shift is not None:
@@ -269,33 +271,33 @@ def test_no_step_waits_that_is_guided_in_an_interval_or_by_a_classifier(guidance
     x = torch.empty(3, *SHAPE, device="meta")
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     grid = A_PROCESS.grid([0, 20, 40, 60, 80, 99])
-    walk = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
-    watch = NaNGuard()
-    watch.raise_pending = lambda: None
+    trajectory = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
+    guard = NaNGuard()
+    guard.raise_pending = lambda: None
     with NothingWaits():
-        made = run_sampler(walk, denoiser, condition, guard=watch)
+        made = run_sampler(trajectory, denoiser, condition, guard=guard)
     assert made.x.device == DEVICE
 
 
 @pytest.mark.parametrize("guidance", [0.0, torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)])
 @pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
-def test_no_pass_of_rows_with_times_of_their_own_waits_for_the_device(times, guidance):
-    """As an engine asks: times and weights of the rows come from the host."""
+def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(times, guidance):
+    """As in the engine: the times and guidance weights of the rows are host tensors."""
     process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     x = torch.empty(3, *SHAPE, device="meta")
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
     with NothingWaits():
-        said = classifier_free(network, guidance)(x, times, condition)
-    assert {part.device for part in said if part is not None} == {DEVICE}
+        prediction = classifier_free(network, guidance)(x, times, condition)
+    assert {part.device for part in prediction if part is not None} == {DEVICE}
 
 
-@pytest.mark.parametrize("waits", [
+@pytest.mark.parametrize("operation", [
     lambda x, host: x.to("cpu", dtype=torch.float64), lambda x, host: host.to("meta"),
     lambda x, host: x[host > 0], lambda x, host: x[x > 0], lambda x, host: x.copy_(host),
     lambda x, host: float(x.sum()), lambda x, host: x.nonzero(), lambda x, host: x.new_tensor([1.0, 2.0]),
     lambda x, host: torch.tensor([1], device="meta"),
 ])  # fmt: skip
-def test_what_waits_is_seen(waits):
+def test_every_kind_of_wait_is_detected(operation):
     with pytest.raises((Waited, RuntimeError, NotImplementedError)), NothingWaits():
-        waits(torch.empty(3, device="meta"), torch.ones(3))
+        operation(torch.empty(3, device="meta"), torch.ones(3))

@@ -1,4 +1,4 @@
-"""Guidance within an interval of noise levels: by hand for mixtures of Gaussians, and what it costs."""
+"""Guidance within an interval of noise levels: reference results for Gaussian mixtures, and the NFE."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
 EVERYWHERE, NOWHERE = (0.0, 1e9), (1e-6, 1e-5)
 DATA, NULL = ring(5, radius=1.0, std=0.1), 5
 
-WALKS = [{"eta": 0.0}, {"eta": 0.7, "noise": "learned"}, {"eta": 1.0}, {"sampler": "dpm-solver++"}]
+SAMPLER_OPTIONS = [{"eta": 0.0}, {"eta": 0.7, "noise": "learned"}, {"eta": 1.0}, {"sampler": "dpm-solver++"}]
 
 
 def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
@@ -36,9 +36,9 @@ def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("walk", WALKS)
-def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
-    values = {"steps": 4, "seed": 2, "spacing": spacing, **walk}
+@pytest.mark.parametrize("options", SAMPLER_OPTIONS)
+def test_full_interval_is_plain_guidance_and_empty_interval_is_unguided(options, spacing):
+    values = {"steps": 4, "seed": 2, "spacing": spacing, **options}
     guided, unguided = SampleSettings(guidance=2.0, **values), SampleSettings(**values)
     everywhere, nowhere = (
         guided.model_copy(update={"guidance_interval": interval}) for interval in (EVERYWHERE, NOWHERE)
@@ -51,8 +51,8 @@ def test_everywhere_is_plain_guidance_and_nowhere_is_none(walk, spacing):
     assert count_nfe(nowhere, process) == unguided.nfe
 
 
-class ByClass:
-    """The best denoiser of a mixture: of a class's Gaussian, or of all. It counts its rows."""
+class MixtureDenoiser:
+    """The optimal denoiser of a class, or of the mixture for the null class. It counts its rows."""
 
     def __init__(self, process: NoiseProcess) -> None:
         self.process, self.rows = process, 0
@@ -71,45 +71,45 @@ class ByClass:
 
 
 def part_x0(label: int, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-    known = DATA if label == NULL else Mixture(DATA.means[label : label + 1], DATA.std)
-    return known.x0(x, alpha, sigma)
+    mixture = DATA if label == NULL else Mixture(DATA.means[label : label + 1], DATA.std)
+    return mixture.x0(x, alpha, sigma)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_in_the_middle_it_is_the_loop_that_one_writes_by_hand(schedule):
+def test_interval_guidance_matches_a_reference_loop(schedule):
     process, interval, w = build_process(ProcessConfig(schedule=schedule, timesteps=50)), (0.3, 2.0), 1.5
     chosen = SampleSettings(steps=12, guidance=w, guidance_interval=interval, clip=False)
     labels, source = torch.tensor([0, 3, 3]), torch.Generator().manual_seed(0)
     x_t = torch.randn(3, 2, 1, 1, generator=source, dtype=torch.float64)
-    grid, denoiser = sampling_grid(chosen, process), ByClass(process)
+    grid, denoiser = sampling_grid(chosen, process), MixtureDenoiser(process)
     guided = interval_guidance(denoiser, w, interval, process)
     made = run_sampler(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
 
     bars, inside = grid.alphas_cumprod.tolist(), 0
     for row, label in enumerate(labels.tolist()):
         x = x_t[row].reshape(1, 2)
-        for place in reversed(range(len(bars))):
-            bar, before = bars[place], bars[place - 1] if place else 1.0
+        for index in reversed(range(len(bars))):
+            bar, bar_prev = bars[index], bars[index - 1] if index else 1.0
             alpha, sigma = bar**0.5, (1 - bar) ** 0.5
             x0 = part_x0(label, x, alpha, sigma)
             if 0.3 < ((1 - bar) / bar) ** 0.5 <= 2.0:
                 x0, inside = (1 + w) * x0 - w * part_x0(NULL, x, alpha, sigma), inside + 1
-            x = before**0.5 * x0 + (1 - before) ** 0.5 * (x - alpha * x0) / sigma
+            x = bar_prev**0.5 * x0 + (1 - bar_prev) ** 0.5 * (x - alpha * x0) / sigma
         assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
     assert 0 < inside < 3 * 12
     assert denoiser.rows == 3 * 12 + inside == 3 * count_nfe(chosen, process.config)
 
 
-def test_each_row_has_the_noise_level_of_its_own_time():
+def test_interval_uses_the_noise_level_of_each_row():
     process = build_process(ProcessConfig(timesteps=50))
     x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     condition, times = Condition(3, torch.tensor([0, 1, 2]), NULL), torch.tensor([1, 25, 49])
-    denoiser = ByClass(process)
+    denoiser = MixtureDenoiser(process)
     found = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
     assert denoiser.rows == 3 + 1
     weights = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64)
-    wanted = classifier_free(ByClass(process), weights)(x, times, condition)
-    assert torch.equal(found.x0, wanted.x0)
+    expected = classifier_free(MixtureDenoiser(process), weights)(x, times, condition)
+    assert torch.equal(found.x0, expected.x0)
     for row, t in enumerate(times.tolist()):
         alone = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(
             x[[row]], t, condition.rows(slice(row, row + 1))
@@ -118,14 +118,14 @@ def test_each_row_has_the_noise_level_of_its_own_time():
 
 
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e9) | st.just(float("inf")))
-def test_an_interval_is_open_below_and_closed_above(one, other, level):
+def test_interval_is_open_below_and_closed_above(one, other, level):
     low, high = sorted((one, other))
     assert in_interval((low, high), level) == (low < min(level, 1e9) <= high)
     assert in_interval(None, level)
-    assert in_interval((0.0, 1e9), level) == (level > 0)  # all there is: σ is 0 nowhere
+    assert in_interval((0.0, 1e9), level) == (level > 0)  # every noise level, since σ is never 0
 
 
-def test_a_noise_level_means_the_same_for_every_schedule_and_every_number_of_times():
+def test_guided_steps_depend_only_on_the_noise_level():
     for schedule, timesteps in (("cosine", 1000), ("linear", 1000), ("cosine", 50)):
         process = build_process(ProcessConfig(schedule=schedule, timesteps=timesteps))
         bar = process.full_grid().alphas_cumprod
@@ -145,15 +145,15 @@ REQUESTS = st.tuples(
 
 @settings(deadline=None, max_examples=6)
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=4), rows=st.integers(2, 9))
-def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, rows):
-    seen: list[int] = []
+def test_batched_requests_with_different_intervals_match_separate_runs(requests, rows):
+    batch_sizes: list[int] = []
 
-    def counted(x, t, labels):
-        seen.append(len(x))
+    def counting_network(x, t, labels):
+        batch_sizes.append(len(x))
         return MODEL.network(x, t, labels)
 
-    counted.state_dict = MODEL.network.state_dict  # type: ignore[attr-defined]
-    with Engine(LoadedModel(counted, MODEL.artefact), CPU, rows=rows) as engine:  # type: ignore[arg-type]
+    counting_network.state_dict = MODEL.network.state_dict  # type: ignore[attr-defined]
+    with Engine(LoadedModel(counting_network, MODEL.artefact), CPU, rows=rows) as engine:  # type: ignore[arg-type]
         jobs = []
         for number, (sampler, steps, spacing, guidance, interval, count) in enumerate(requests):
             chosen = SampleSettings(
@@ -168,7 +168,7 @@ def test_requests_with_other_intervals_share_passes_and_are_as_alone(requests, r
             made = engine.step()
             assert made.rows <= rows
             given_rows += made.rows
-    assert sum(seen) == given_rows == sum(len(job) * job.nfe for job in jobs)
+    assert sum(batch_sizes) == given_rows == sum(len(job) * job.nfe for job in jobs)
     for job in jobs:
         assert job.error is None
         assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1

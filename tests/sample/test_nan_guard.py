@@ -1,4 +1,4 @@
-"""NaN and infinity never become a picture, a code or a likelihood: the first step with them is named."""
+"""Non-finite values never reach an image or a cell: an error names the first step with such a value."""
 
 import copy
 import math
@@ -32,19 +32,19 @@ from tests.helpers.trajectories import grid_of, network_denoiser
 
 CPU = torch.device("cpu")
 SPEC = spec_of()
-SOUND = LoadedModel(network_of(SPEC), artefact_of(SPEC, 20))
+INTACT = LoadedModel(network_of(SPEC), artefact_of(SPEC, 20))
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
-TOLD = r"is NaN or infinite from step \d+ on \(t = \d+\): "
+MESSAGE = r"is NaN or infinite from step \d+ on \(t = \d+\): "
 
 
 @st.composite
-def spoilt_models(draw: st.DrawFn) -> LoadedModel:
-    """The sound model with an entry of one of its tensors that is no number."""
-    network = copy.deepcopy(SOUND.network)
+def damaged_models(draw: st.DrawFn) -> LoadedModel:
+    """Draw the intact model with one non-finite entry in one of its tensors."""
+    network = copy.deepcopy(INTACT.network)
     tensor = draw(st.sampled_from(list(network.state_dict().values())))
     index = draw(st.integers(0, tensor.numel() - 1))
     tensor.view(-1)[index] = draw(st.sampled_from([math.nan, math.inf, -math.inf]))
-    return LoadedModel(network, SOUND.artefact)
+    return LoadedModel(network, INTACT.artefact)
 
 
 @st.composite
@@ -60,16 +60,16 @@ def chosen_settings(draw: st.DrawFn) -> SampleSettings:
     )
 
 
-def conditioned(model: LoadedModel, wanted: SampleSettings, count: int) -> Condition:
-    return mixed_condition(model.artefact, wanted, range(count))
+def make_condition(model: LoadedModel, chosen: SampleSettings, count: int) -> Condition:
+    return mixed_condition(model.artefact, chosen, range(count))
 
 
-def images(model: LoadedModel, wanted: SampleSettings) -> torch.Tensor:
-    return generate(model, wanted, range(2), conditioned(model, wanted, 2), CPU)
+def images(model: LoadedModel, chosen: SampleSettings) -> torch.Tensor:
+    return generate(model, chosen, range(2), make_condition(model, chosen, 2), CPU)
 
 
 def outcome(work: Callable[[], Any]) -> tuple[Any, str]:
-    """What the work gives, or the sentence with which it is refused."""
+    """Return the result and an empty message, or None and the error message."""
     try:
         return work(), ""
     except (NonFiniteError, UsageError) as error:
@@ -78,22 +78,24 @@ def outcome(work: Callable[[], Any]) -> tuple[Any, str]:
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=300)
-@given(spoilt_models(), chosen_settings())
-def test_weights_that_are_no_numbers_make_no_picture(model: LoadedModel, wanted: SampleSettings) -> None:
-    """An entry that has no say, such as a label's that is not asked for, leaves the sound model's picture."""
-    made, told = outcome(lambda: images(model, wanted))
-    if told:
-        assert re.match(rf"image [01] {TOLD}so are weights of the model \(\S+\), so use another", told)
+@given(damaged_models(), chosen_settings())
+def test_nonfinite_weights_raise_an_error_or_have_no_effect(
+    model: LoadedModel, chosen: SampleSettings
+) -> None:
+    """An unused entry, such as the embedding of another label, leaves the intact model's image."""
+    made, message = outcome(lambda: images(model, chosen))
+    if message:
+        assert re.match(rf"image [01] {MESSAGE}so are weights of the model \(\S+\), so use another", message)
     else:
-        assert torch.equal(made, images(SOUND, wanted))
+        assert torch.equal(made, images(INTACT, chosen))
 
 
-def test_finite_weights_that_overflow_are_told_from_others() -> None:
-    huge = copy.deepcopy(SOUND.network)
+def test_error_distinguishes_overflow_from_nonfinite_weights() -> None:
+    huge = copy.deepcopy(INTACT.network)
     with torch.no_grad():
         for weight in huge.parameters():
             weight.mul_(1e30)
-    model = LoadedModel(huge, SOUND.artefact)
+    model = LoadedModel(huge, INTACT.artefact)
     with pytest.raises(NonFiniteError, match=r"weights are finite, .*: train with a lower train\.lr"):
         images(model, SampleSettings(steps=2))
     with pytest.raises(NonFiniteError, match=r"weights are finite, .*: lower the guidance"):
@@ -102,44 +104,46 @@ def test_finite_weights_that_overflow_are_told_from_others() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 5), st.integers(0, 2), st.sampled_from([math.nan, math.inf]), st.booleans())
-def test_the_first_step_and_the_row_are_named(bad: int, row: int, value: float, at_the_end: bool) -> None:
-    """Also where nobody looks before the end, as on a GPU."""
+def test_error_contains_the_first_step_and_the_row(
+    bad: int, row: int, value: float, at_the_end: bool
+) -> None:
+    """This also holds if the check runs only at the end, as on a GPU."""
     grid = grid_of("linear", 6)
 
     def network(x, t, labels):
-        said = torch.zeros_like(x)
+        output = torch.zeros_like(x)
         if int(t[0]) <= 5 - bad:  # from step bad + 1 on
-            said[row, 0, 0, 0] = value
-        return said
+            output[row, 0, 0, 0] = value
+        return output
 
-    watch, x = NaNGuard(), torch.zeros(3, 1, 2, 2)
-    look, watch.raise_pending = watch.raise_pending, (lambda: None) if at_the_end else watch.raise_pending
+    guard, x = NaNGuard(), torch.zeros(3, 1, 2, 2)
+    check, guard.raise_pending = guard.raise_pending, (lambda: None) if at_the_end else guard.raise_pending
 
-    def walked():
-        run_sampler(Ddim()(grid, x, lambda: x), network_denoiser(network, grid), Condition(3), guard=watch)
-        look()
+    def run():
+        run_sampler(Ddim()(grid, x, lambda: x), network_denoiser(network, grid), Condition(3), guard=guard)
+        check()
 
     with pytest.raises(NonFiniteError, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):
-        walked()
+        run()
 
 
-def test_nan_weights_end_the_sample_command_without_a_file(tmp_path) -> None:
-    network, out = copy.deepcopy(SOUND.network), tmp_path / "made.png"
+def test_sample_command_writes_no_file_for_nan_weights(tmp_path) -> None:
+    network, out = copy.deepcopy(INTACT.network), tmp_path / "made.png"
     next(network.parameters()).data.fill_(math.nan)
-    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
+    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), INTACT.artefact)
     options = ["--model", str(tmp_path / "bad.safetensors"), "--steps", "2", "--out", str(out)]
     made = CliRunner().invoke(app, ["sample", *options])
     assert isinstance(made.exception, NonFiniteError)
     assert not out.exists()
 
 
-def test_nor_does_a_sweep_leave_a_cell(tmp_path, monkeypatch) -> None:
+def test_sweep_writes_no_cell_for_infinite_weights(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    network = copy.deepcopy(SOUND.network)
+    network = copy.deepcopy(INTACT.network)
     next(network.parameters()).data.fill_(math.inf)
-    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), SOUND.artefact)
+    save_artefact(tmp_path / "bad.safetensors", network.state_dict(), INTACT.artefact)
     sample = SampleConfig(num_images=4, batch_size=2)
-    with pytest.raises(NonFiniteError, match=TOLD):
+    with pytest.raises(NonFiniteError, match=MESSAGE):
         make_cell(sample, Cell(2, 0.0), tmp_path / "bad.safetensors", tmp_path / "cell")
     assert not (tmp_path / "cell").exists()
     assert not list(tmp_path.rglob("*.npy"))

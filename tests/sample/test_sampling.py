@@ -1,4 +1,4 @@
-"""The reverse step against DDPM, iDDPM and DDIM, and whole walks against closed forms."""
+"""The reverse step against DDPM, iDDPM and DDIM, and full trajectories against closed forms."""
 
 import math
 import re
@@ -28,7 +28,7 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 class Draws:
-    """Counted draws of noise; what a walk asks for is what its generator gives."""
+    """A seeded source of Gaussian noise that counts its draws."""
 
     def __init__(self, *shape: int, seed: int = 0) -> None:
         self.shape, self.source, self.count = shape, torch.Generator().manual_seed(seed), 0
@@ -39,27 +39,27 @@ class Draws:
 
 
 @st.composite
-def walks(draw: st.DrawFn, smallest: int = 1) -> TimeGrid:
+def grids(draw: st.DrawFn, smallest: int = 1) -> TimeGrid:
     timesteps = draw(st.integers(2, 300))
     steps = draw(st.integers(min(smallest, timesteps), timesteps))
     return grid_of(draw(NAMES), timesteps, spaced_timesteps(draw(SPACINGS), steps, timesteps))
 
 
 @st.composite
-def noisy_walks(draw: st.DrawFn) -> tuple[TimeGrid, float]:
-    """A walk of at least two steps and an η that it allows, as often above 1 as below."""
-    grid = draw(walks(2))
+def noisy_grids(draw: st.DrawFn) -> tuple[TimeGrid, float]:
+    """Draw a grid of at least two steps and a valid η, above and below 1 equally often."""
+    grid = draw(grids(2))
     return grid, draw(st.floats(0, 1) | st.floats(1, max_eta(grid)))
 
 
-def stepped(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
-    """One step of Ddim(**options) from index i, of a network that gives ε and v; (x_prev, x̂_0)."""
-    said = OnGrid(grid).read(eps if v is None else torch.cat([eps, v], 1), x, grid.times[i])
-    return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, said, z)
+def reverse_step(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
+    """Return (x_prev, x̂_0) of a step of Ddim(**options) from index i, for network outputs ε and v."""
+    prediction = OnGrid(grid).read(eps if v is None else torch.cat([eps, v], 1), x, grid.times[i])
+    return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, prediction, z)
 
 
 def true_eps(grid: TimeGrid, x_0: torch.Tensor):
-    """The network that knows x_0: it gives the ε that leads from x_0 to x_t, and checks its timesteps."""
+    """Return a network that outputs the ε between x_0 and x_t, and checks its timesteps."""
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
 
     def network(x, t, labels):
@@ -71,27 +71,27 @@ def true_eps(grid: TimeGrid, x_0: torch.Tensor):
 
 
 @settings(deadline=None, max_examples=25)
-@given(walks(), IMAGES, st.booleans())
-def test_the_true_eps_brings_eta_0_back_to_x0(grid, image, clip):
+@given(grids(), IMAGES, st.booleans())
+def test_true_eps_recovers_x0_at_eta_0(grid, image, clip):
     x_0 = randn(2, *image, seed=1).clamp(-1, 1)
     x = sample(true_eps(grid, x_0), grid, Draws(2, *image), eta=0.0, clip=clip)
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
 
 
 @settings(deadline=None, max_examples=25)
-@given(noisy_walks(), IMAGES, st.data())
-def test_one_step_is_ddim_eq_12(walk, image, data):
-    grid, eta = walk
+@given(noisy_grids(), IMAGES, st.data())
+def test_one_step_is_ddim_eq_12(grid_and_eta, image, data):
+    grid, eta = grid_and_eta
     i = data.draw(st.integers(0, len(grid) - 1))
     x, eps, z = randn(3, 2, *image)
     a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
     sigma = papers.ddim_sigma(a, b, eta)
     mean = papers.ddim_step(x.numpy(), eps.numpy(), a, b, sigma)
-    without, _ = stepped(grid, i, x, eps, None, eta=eta, clip=False)
+    without, _ = reverse_step(grid, i, x, eps, None, eta=eta, clip=False)
     tolerance = 1e-7 / math.sqrt(a)
     assert np.allclose(without, mean, rtol=1e-6, atol=tolerance)
     for noise, s in (("small", sigma), ("large", eta * papers.ddim_sigma_hat(a, b))):
-        noisy, _ = stepped(grid, i, x, eps, None, eta=eta, noise=noise, clip=False, z=z)
+        noisy, _ = reverse_step(grid, i, x, eps, None, eta=eta, noise=noise, clip=False, z=z)
         assert np.allclose(noisy, mean + s * z.numpy(), rtol=1e-6, atol=tolerance)
 
 
@@ -105,10 +105,10 @@ def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, dat
     mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
     _, variance = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
     tolerance = 1e-6 / math.sqrt(a)
-    found, _ = stepped(grid, i, x, eps, None, eta=1.0, clip=False)
+    found, _ = reverse_step(grid, i, x, eps, None, eta=1.0, clip=False)
     assert np.allclose(found, mean, rtol=1e-6, atol=tolerance)
     for noise, var in (("small", variance), ("large", 1 - a / b)):
-        noisy, _ = stepped(grid, i, x, eps, None, eta=1.0, noise=noise, clip=False, z=z)
+        noisy, _ = reverse_step(grid, i, x, eps, None, eta=1.0, noise=noise, clip=False, z=z)
         assert np.allclose(noisy, mean + math.sqrt(var) * z.numpy(), rtol=1e-6, atol=tolerance)
 
 
@@ -123,27 +123,27 @@ def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, ti
     _, beta_tilde = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
     variance = papers.iddpm_variance(v.numpy(), 1 - a / b, beta_tilde)
     mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
-    noisy, _ = stepped(grid, i, x, eps, v, eta=1.0, noise="learned", clip=False, z=z)
+    noisy, _ = reverse_step(grid, i, x, eps, v, eta=1.0, noise="learned", clip=False, z=z)
     assert np.allclose(noisy, mean + np.sqrt(variance) * z.numpy(), rtol=1e-6, atol=1e-6 / math.sqrt(a))
 
 
 @settings(deadline=None, max_examples=25)
-@given(noisy_walks(), IMAGES, st.data())
-def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(walk, image, data):
-    grid, eta = walk
+@given(noisy_grids(), IMAGES, st.data())
+def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(grid_and_eta, image, data):
+    grid, eta = grid_and_eta
     i = data.draw(st.integers(1, len(grid) - 1))
     x, eps, z, v = randn(4, 2, *image)
-    without, _ = stepped(grid, i, x, eps, v, eta=eta, clip=False)
-    noisy, _ = stepped(grid, i, x, eps, v, eta=eta, noise="learned", clip=False, z=z)
+    without, _ = reverse_step(grid, i, x, eps, v, eta=eta, clip=False)
+    noisy, _ = reverse_step(grid, i, x, eps, v, eta=eta, noise="learned", clip=False, z=z)
     beta, beta_tilde = float(grid.betas[i]), float(grid.posterior_variance[i])
     expected = eta * np.sqrt(papers.iddpm_variance(v.numpy(), beta, beta_tilde)) * z.numpy()
     assert np.allclose(noisy - without, expected, rtol=1e-5, atol=1e-9 + 1e-12 * float(without.abs().max()))
 
 
 @settings(deadline=None, max_examples=25)
-@given(noisy_walks(), IMAGES, st.data())
-def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
-    grid, eta = walk
+@given(noisy_grids(), IMAGES, st.data())
+def test_clipping_recomputes_eps_from_the_clipped_x0(grid_and_eta, image, data):
+    grid, eta = grid_and_eta
     i = data.draw(st.integers(0, len(grid) - 1))
     x, eps = randn(2, 2, *image)
     a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
@@ -151,14 +151,14 @@ def test_clipping_recomputes_eps_from_the_clipped_x0(walk, image, data):
     again = (x - math.sqrt(a) * x0_hat) / math.sqrt(1 - a)
     sigma = papers.ddim_sigma(a, b, eta)
     expected = math.sqrt(b) * x0_hat + math.sqrt(max(0, 1 - b - sigma**2)) * again
-    found, found_x0 = stepped(grid, i, x, eps, None, eta=eta, clip=True)
+    found, found_x0 = reverse_step(grid, i, x, eps, None, eta=eta, clip=True)
     assert np.allclose(found_x0, x0_hat, atol=1e-9)
     assert np.allclose(found, expected, atol=1e-7)
 
 
 @settings(deadline=None, max_examples=20)
-@given(walks(), st.sampled_from([0.0, 0.5, 1.0]))
-def test_noise_is_drawn_once_for_x_t_and_once_a_noisy_step(grid, eta):
+@given(grids(), st.sampled_from([0.0, 0.5, 1.0]))
+def test_noise_is_drawn_once_for_x_t_and_once_per_stochastic_step(grid, eta):
     draws = Draws(1, 1, 2, 2)
     seen: list[Step] = []
     x = sample(lambda x, t, labels: 0.5 * x, grid, draws, eta=eta, callback=seen.append)
@@ -168,7 +168,7 @@ def test_noise_is_drawn_once_for_x_t_and_once_a_noisy_step(grid, eta):
     assert torch.equal(seen[-1].x, seen[-1].x0_hat)  # ᾱ = 1 at the end: the last x is x̂_0 itself
 
 
-def test_the_network_sees_original_timesteps_and_labels():
+def test_network_receives_original_timesteps_and_labels():
     grid = grid_of("cosine", 100, [3, 50, 99])
     seen = []
 
@@ -181,19 +181,19 @@ def test_the_network_sees_original_timesteps_and_labels():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_learned_network_gives_eps_and_v(channels):
+def test_network_with_learned_variance_outputs_eps_and_v(channels):
     grid = grid_of("cosine", 50, spaced_timesteps("uniform", 5, 50))
     v = randn(2, channels, 2, 2, seed=9).clamp(-1, 1)
 
     def network(x, t, labels):
         return torch.cat([0.3 * x, v], 1)
 
-    def of_eps(x, t, labels):
+    def eps_network(x, t, labels):
         return 0.3 * x
 
     shape = (2, channels, 2, 2)
     small = sample(network, grid, Draws(*shape), eta=0.7)
-    assert torch.equal(small, sample(of_eps, grid, Draws(*shape), eta=0.7))
+    assert torch.equal(small, sample(eps_network, grid, Draws(*shape), eta=0.7))
     learned = sample(network, grid, Draws(*shape), eta=0.7, noise="learned")
     assert not torch.equal(small, learned)
     scale = Ddim(eta=0.7, noise="learned").scale(grid.walk()[0], (v + 1) / 2)
@@ -203,7 +203,7 @@ def test_a_learned_network_gives_eps_and_v(channels):
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("noise", ["small", "large"])
-def test_gaussian_data_is_sampled_with_its_mean_and_variance(name, eta, noise):
+def test_sampling_reproduces_gaussian_mean_and_variance(name, eta, noise):
     data, grid = papers.GaussianData(0.3, 0.4), grid_of(name, 1000)
     table = grid.alphas_cumprod
 
@@ -217,10 +217,10 @@ def test_gaussian_data_is_sampled_with_its_mean_and_variance(name, eta, noise):
 
 
 @settings(deadline=None, max_examples=15)
-@given(noisy_walks(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
-def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean, std):
+@given(noisy_grids(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
+def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, std):
     """Each step is affine in x, so mean and variance of the images follow exactly for every S and η."""
-    grid, eta = walk
+    grid, eta = grid_and_eta
     data = papers.GaussianData(mean, std)
     m, var = 0.0, 1.0
     for i in reversed(range(len(grid))):
@@ -240,19 +240,19 @@ def test_a_gaussian_walk_has_the_distribution_of_its_linear_recursion(walk, mean
 
 
 @settings(deadline=None, max_examples=25)
-@given(walks(2), st.floats(1e-3, 2))
-def test_eta_too_large_is_refused_with_the_largest_that_is_not(grid, above):
+@given(grids(2), st.floats(1e-3, 2))
+def test_error_for_too_large_eta_contains_the_maximum(grid, above):
     largest = max_eta(grid)
     with pytest.raises(UsageError, match=r"give 0 to \d\.\d{4}$") as refusal:
         sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=largest * (1 + above))
-    told = float(re.findall(r"[\d.]+$", str(refusal.value))[0])
-    assert 0 <= largest - told < 1.0001e-4
-    for eta in (told, largest):
+    reported = float(re.findall(r"[\d.]+$", str(refusal.value))[0])
+    assert 0 <= largest - reported < 1.0001e-4
+    for eta in (reported, largest):
         x = sample(lambda x, t, labels: 0 * x, grid, Draws(1, 1, 2, 2), eta=eta)
         assert bool(torch.isfinite(x).all())
 
 
-def test_negative_eta_and_learned_noise_without_v_are_refused():
+def test_negative_eta_and_learned_noise_without_v_are_rejected():
     grid = grid_of("cosine", 10)
     with pytest.raises(UsageError, match=r"eta -0\.1"):
         sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=-0.1)

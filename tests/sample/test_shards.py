@@ -1,4 +1,4 @@
-"""Where, when and in which parts images are made changes nothing: batches, processes, kills, larger grids."""
+"""Sampling in shards: images do not depend on batches, processes, interruptions or extended grids."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}
 
 
 def images_in(folder: str, sizes: list[int]) -> np.ndarray:
-    """The images 0 … sum(sizes) − 1 of the folder's one cell, in batches of these sizes."""
+    """Return images 0 … sum(sizes) − 1 of the folder's only cell, made in batches of these sizes."""
     os.chdir(folder)
     config = load()
     stops = np.cumsum(sizes)
@@ -60,81 +60,79 @@ def images_in(folder: str, sizes: list[int]) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_neither_the_batch_nor_the_process_changes_an_image(project: Path) -> None:
+def test_images_do_not_depend_on_batch_or_process(project: Path) -> None:
     with_model(project, sample={"num_images": 64}, sweep=ONE_NOISY_CELL)
-    whole = images_in(str(project), [64])
-    assert whole.std() > 10
+    expected = images_in(str(project), [64])
+    assert expected.std() > 10
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        ways = [[1] * 64, [16] * 4, [7, 57], [64]]
-        for images in pool.map(images_in, [str(project)] * len(ways), ways):
-            assert_equal_but_for_rounding(images, whole)
+        batchings = [[1] * 64, [16] * 4, [7, 57], [64]]
+        for images in pool.map(images_in, [str(project)] * len(batchings), batchings):
+            assert_equal_but_for_rounding(images, expected)
 
 
 PIXEL = (1, 1, 1)
 SHARDS = [range(0, 4), range(4, 8), range(8, 12)]
 
 
-def numbered(shard: range) -> Images:
-    """Images of one pixel that is the image's index."""
+def index_images(shard: range) -> Images:
+    """Return images of one pixel with the image's index as its value."""
     return np.array(shard, dtype=np.uint8).reshape(-1, *PIXEL)
 
 
 def three_shards(folder: Path) -> CellShards:
     shards = CellShards(folder, 12, PIXEL)
     for shard in SHARDS:
-        shards.save(shard, numbered(shard))
+        shards.save(shard, index_images(shard))
     return shards
 
 
-def file_of(folder: Path, shard: range) -> Path:
+def shard_path(folder: Path, shard: range) -> Path:
     return folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
 
 
 @given(st.data())
 @settings(deadline=None, max_examples=30)
-def test_shards_cover_what_is_missing_once_and_are_read_in_order(data: st.DataObject) -> None:
+def test_missing_shards_cover_each_image_once_and_are_read_in_order(data: st.DataObject) -> None:
     total = data.draw(st.integers(1, 40))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for _ in range(data.draw(st.integers(1, 3))):  # runs with other batch sizes and totals, each cut off
+        for _ in range(data.draw(st.integers(1, 3))):  # interrupted runs, other batch sizes and totals
             some = CellShards(folder, data.draw(st.integers(1, 40)), PIXEL)
             left = some.missing(data.draw(st.integers(1, 15)))
             for shard in data.draw(st.permutations(left))[: data.draw(st.integers(0, len(left)))]:
-                some.save(shard, numbered(shard))
+                some.save(shard, index_images(shard))
         size, shards = data.draw(st.integers(1, 15)), CellShards(folder, total, PIXEL)
         left = shards.missing(size)
         assert all(0 < len(shard) <= size for shard in left)
         for shard in left:
-            shards.save(shard, numbered(shard))
+            shards.save(shard, index_images(shard))
         assert not shards.missing(size)
         assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(total))
 
 
-@given(damage=damages(), which=st.sampled_from(SHARDS))
+@given(damage=damages(), target=st.sampled_from(SHARDS))
 @settings(deadline=None, max_examples=40)
-def test_whatever_happens_to_a_byte_of_a_shard_it_is_told_and_made_again(
-    damage: Damage, which: range
-) -> None:
+def test_damaged_shard_gives_a_warning_and_is_made_again(damage: Damage, target: range) -> None:
     with tempfile.TemporaryDirectory() as name:
-        shards, path = three_shards(Path(name)), file_of(Path(name), which)
-        whole = path.read_bytes()
-        path.write_bytes(damage(whole))
-        changed = path.read_bytes() != whole
-        with warnings.catch_warnings(record=True) as said:
+        shards, path = three_shards(Path(name)), shard_path(Path(name), target)
+        original = path.read_bytes()
+        path.write_bytes(damage(original))
+        changed = path.read_bytes() != original
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             left = shards.missing(4)
-        assert left == [which] * changed
-        assert [f"{path} is damaged (" in str(warning.message) for warning in said] == [True] * changed
+        assert left == [target] * changed
+        assert [f"{path} is damaged (" in str(warning.message) for warning in caught] == [True] * changed
         assert path.with_name(f"damaged-{path.name}").exists() == changed
         for shard in left:
-            shards.save(shard, numbered(shard))
+            shards.save(shard, index_images(shard))
         assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
     ("name", "shard", "images"),
     [
-        ("00000004-00000008", range(8, 12), numbered(range(8, 12))),  # under another name
+        ("00000004-00000008", range(8, 12), index_images(range(8, 12))),  # under another name
         ("00000004-00000008", range(4, 8), np.zeros((4, 2, 1, 1), np.uint8)),
         ("00000004-00000008", range(4, 8), np.zeros((3, 1, 1, 1), np.uint8)),
         ("00000004-00000008", range(4, 8), np.zeros((4, 1, 1, 1), np.int8)),
@@ -142,31 +140,31 @@ def test_whatever_happens_to_a_byte_of_a_shard_it_is_told_and_made_again(
         ("00000004-999999999999", range(4, 999999999999), np.zeros((4, 1, 1, 1), np.uint8)),
     ],
 )
-def test_a_shard_that_is_not_what_its_name_says_is_made_again(
+def test_shard_that_contradicts_its_name_is_made_again(
     tmp_path: Path, name: str, shard: range, images: Images
 ) -> None:
     shards = three_shards(tmp_path)
-    file_of(tmp_path, range(4, 8)).unlink()
+    shard_path(tmp_path, range(4, 8)).unlink()
     shards.save(shard, images)
-    file_of(tmp_path, shard).rename(tmp_path / f"{name}.npy")
+    shard_path(tmp_path, shard).rename(tmp_path / f"{name}.npy")
     with pytest.warns(DiffctlWarning, match=f"{name}.npy is damaged .*it is renamed"):
         left = shards.missing(4)
     assert left == ([range(4, 8)] if shard.start == 4 else [range(4, 8), range(8, 12)])
     assert (tmp_path / f"damaged-{name}.npy").exists()
 
 
-def test_a_shard_of_another_cell_is_made_again(tmp_path: Path) -> None:
-    """Its folder's name is the fingerprint of its card and code, and stands under its seal."""
+def test_shard_of_another_cell_is_made_again(tmp_path: Path) -> None:
+    """The checksum covers the folder's name, which is a fingerprint of the card and the code."""
     one, other = three_shards(tmp_path / "one"), three_shards(tmp_path / "other")
-    shutil.copy(file_of(one.folder, range(4, 8)), other.folder)
+    shutil.copy(shard_path(one.folder, range(4, 8)), other.folder)
     with pytest.warns(DiffctlWarning, match="its checksum does not match"):
         assert other.missing(4) == [range(4, 8)]
 
 
-def test_overlapping_shards_and_foreign_files_change_nothing(tmp_path: Path) -> None:
+def test_overlapping_shards_and_foreign_files_have_no_effect(tmp_path: Path) -> None:
     shards = three_shards(tmp_path)
     for more in (range(1, 7), range(6, 20), range(20, 24), range(3, 4)):
-        shards.save(more, numbered(more))
+        shards.save(more, index_images(more))
     for name in ("notes.npy", "4-8.npy", "00000008-00000004.npy", "-00000001-00000004.npy", "readme"):
         (tmp_path / name).write_text("mine")
     (tmp_path / "folder.npy").mkdir()
@@ -175,16 +173,16 @@ def test_overlapping_shards_and_foreign_files_change_nothing(tmp_path: Path) -> 
     assert (tmp_path / "notes.npy").read_text() == "mine"
 
 
-def test_a_shard_that_cannot_be_read_any_more_ends_the_cell_in_a_sentence(tmp_path: Path) -> None:
+def test_shard_damaged_after_the_check_raises_an_error(tmp_path: Path) -> None:
     shards = three_shards(tmp_path)
     assert shards.missing(4) == []
-    file_of(tmp_path, range(4, 8)).write_bytes(b"")
+    shard_path(tmp_path, range(4, 8)).write_bytes(b"")
     with pytest.raises(DiffctlError, match=r"00000004-00000008.npy was damaged just now .*: run it again"):
         list(shards.images())
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_from_its_finished_shards(project: Path) -> None:
+def test_sweep_resumes_from_finished_shards_after_sigkill(project: Path) -> None:
     sections = {"sample": {"num_images": 40, "batch_size": 4}, "sweep": {"steps": [20], "eta": [0.0, 1.0]}}
     with_model(project, **sections)
     process = subprocess.Popen(
@@ -197,32 +195,32 @@ def test_a_killed_sweep_goes_on_from_its_finished_shards(project: Path) -> None:
     assert 3 <= len(kept) < 20
     assert diffctl(project, "stage", "sample").returncode == 0
     assert len(shard_files(project)) == 20
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was finished is not made again"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards are not made again"
 
     other = project / "other"
     other.mkdir()
     with_model(other, **sections)
     assert diffctl(other, "stage", "sample").returncode == 0
-    wanted = cell_images(other)
+    expected = cell_images(other)
     for name, images in cell_images(project).items():
-        assert np.array_equal(images, wanted[name])
+        assert np.array_equal(images, expected[name])
 
 
 def shard_files(project: Path) -> list[Path]:
     return sorted((project / "runs/cells").glob("*/*/*.npy"))
 
 
-def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
+def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
     made = []
 
-    def watched(model, settings, shards):  # a runner that tells what it is asked for
+    def recording_runner(model, settings, shards):
         made.extend((settings.steps, settings.eta, shard) for shard in shards)
         yield from run_locally(model, settings, shards)
 
     def sweep(steps: list[int]) -> None:
         config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
         for cell in grid(config.sample, config.sweep):
-            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched)
+            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=recording_runner)
 
     sweep([2])
     assert len(made) == 2 * 2
@@ -233,36 +231,40 @@ def test_a_grown_grid_makes_its_new_cells_only(project: Path) -> None:
 
 
 @pytest.mark.parametrize("changed", ["sampling_version", "sampling_torch"])
-def test_shards_of_other_code_are_made_anew(
+def test_shards_of_another_code_version_are_made_again(
     project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
     (cell,) = grid(config.sample, config.sweep)
     cards, made = [], []
 
-    def watched(model, settings, shards):
+    def recording_runner(model, settings, shards):
         made.append(len(shards))
         yield from run_locally(model, settings, shards)
 
-    def again() -> None:
-        cards.append(make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=watched).meta["card"])
+    def run() -> None:
+        cards.append(
+            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=recording_runner).meta["card"]
+        )
 
-    again()
-    again()
+    run()
+    run()
     if changed == "sampling_version":
         monkeypatch.setattr("diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1)
     else:
         monkeypatch.setattr("diffusion.sample.cell_images.torch_version", lambda: "another")
-    again()
+    run()
     assert made == [1, 0, 1]
     assert set(differing_fields(cards)) == {changed}
 
 
-def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
+def test_cell_is_an_image_store_with_its_card(project: Path) -> None:
     config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
     seen = []
     for cell in grid(config.sample, config.sweep):
-        store = make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, lambda *now: seen.append(now))
+        store = make_cell(
+            config.sample, cell, MODEL, SAMPLES / cell.name, lambda *progress: seen.append(progress)
+        )
         assert store.images.shape == (10, 8, 8, 1)
         assert store.digest == open_store(SAMPLES / cell.name).digest
         assert store.labels is not None
@@ -272,9 +274,7 @@ def test_a_cell_is_a_store_with_its_card(project: Path) -> None:
     assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
 
 
-def test_a_runner_that_is_not_installed_is_found_before_it_is_needed(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_reports_a_runner_that_is_not_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = with_model(project, sample={"runner": "ray"})
     monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
     (finding,) = machine_checks.check_runner(Project(config))
@@ -291,7 +291,7 @@ def assert_busy(lock: AbstractContextManager[None]) -> None:
 @pytest.mark.parametrize(
     ("visible", "free"), [("0,1", "cuda:1"), ("1,0", "cuda:0"), ("1", "cuda:0"), ("", "cpu")]
 )
-def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
+def test_gpu_is_identified_by_uuid_and_not_by_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: str
 ) -> None:
     uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
@@ -309,85 +309,85 @@ def test_a_gpu_is_known_by_its_uuid_whatever_its_number(
 
 @pytest.fixture
 def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The lock of a GPU that this machine seems to have, which computes as the CPU."""
+    """Return the lock file of a fake GPU that computes on the CPU."""
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
     return tmp_path / "GPU-a.lock"
 
 
-def test_a_sweep_holds_its_device_as_long_as_the_weights_lie_there(
+def test_sweep_holds_its_device_while_weights_are_loaded(
     project: Path, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_model(project, sample={"num_images": 8, "batch_size": 4}, sweep={"steps": [2, 3]})
-    lying, between = weakref.WeakSet(), []
+    loaded_networks, states = weakref.WeakSet(), []
 
     def load(*arguments: object) -> LoadedModel:
         loaded = load_model(*arguments)
-        lying.add(loaded.network)
+        loaded_networks.add(loaded.network)
         return loaded
 
-    def show(done: int, total: int) -> None:
-        between.append((len(lying), is_held(fake_gpu)))
+    def record(done: int, total: int) -> None:
+        states.append((len(loaded_networks), is_held(fake_gpu)))
 
     monkeypatch.setattr("diffusion.sample.cell_images.load_model", load)
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)
         models = EMAModelFiles(MODEL, cells)
-        run_sweep(config.sample, cells, models, SAMPLES, lambda label: contextlib.nullcontext(show))
+        run_sweep(config.sample, cells, models, SAMPLES, lambda label: contextlib.nullcontext(record))
 
     sweep()
     assert len(cell_images(project)) == 4
-    assert set(between) == {(0, False), (1, True)}
-    assert between.count((0, False)) == 1, "before the first shard; the weights are loaded once"
-    assert (len(lying), is_held(fake_gpu)) == (0, False)
+    assert set(states) == {(0, False), (1, True)}
+    assert states.count((0, False)) == 1, "before the first shard; the weights are loaded once"
+    assert (len(loaded_networks), is_held(fake_gpu)) == (0, False)
     sweep()
-    assert len(lying) == 0, "what is finished needs no device"
+    assert len(loaded_networks) == 0, "finished cells need no device"
 
 
-def test_a_ray_worker_takes_its_weights_along_when_it_lets_the_device_go(
+def test_ray_worker_moves_its_weights_to_the_cpu_before_it_releases_the_device(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
-    network, places = load_model(MODEL).network, []
-    monkeypatch.setattr(type(network), "to", lambda network, place: places.append(str(place)))
+    network, events = load_model(MODEL).network, []
+    monkeypatch.setattr(type(network), "to", lambda network, device: events.append(str(device)))
 
     @contextlib.contextmanager
     def held(group: str | None) -> Iterator[torch.device]:
         yield torch.device("cuda")
-        places.append("let go")
+        events.append("let go")
 
     def images(loaded: LoadedModel, *arguments: object) -> None:
-        places.append("at work")
+        events.append("at work")
 
     monkeypatch.setattr(devices, "acquire_device", held)
     monkeypatch.setattr("diffusion.sample.cell_images.shard_images", images)
     monkeypatch.setattr("flows.ray.shard_runner._loaded", lambda *_: LoadedModel(network, None))
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
     make_shard(None, "", library_version(), settings, 1, "sweep", range(4))
-    assert places == ["cuda", "at work", "cpu", "let go"]
+    assert events == ["cuda", "at work", "cpu", "let go"]
 
 
-def test_a_worker_with_other_code_refuses(project: Path) -> None:
+def test_worker_with_another_version_raises_an_error(project: Path) -> None:
     settings = SampleSettings(steps=2)
-    with pytest.raises(DiffctlError) as refused:
+    with pytest.raises(DiffctlError) as caught:
         make_shard(None, "", "0123 with torch 1.0", settings, 0, "sweep", range(4))
-    assert str(refused.value) == (
+    assert str(caught.value) == (
         f"{socket.gethostname()} has another diffctl or torch than this machine "
         f"({library_version()}, not 0123 with torch 1.0): install the same on both"
     )
 
 
-def test_who_waits_for_a_device_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_a_device_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
     held = file_lock(tmp_path / "a.lock")
     held.__enter__()
-    told = []
+    messages = []
 
-    def tell(text: str) -> None:
-        told.append(text)
+    def report(text: str) -> None:
+        messages.append(text)
         held.__exit__(None, None, None)
 
-    with devices.acquire_lock(["a"], tell) as name:
+    with devices.acquire_lock(["a"], report) as name:
         assert name == "a"
-    assert len(told) == 1
+    assert len(messages) == 1
