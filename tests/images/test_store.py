@@ -26,7 +26,7 @@ def written(path: Path, count: int = 6) -> ImageStore:
     return write_store(path, images, np.arange(count) % 2, META)
 
 
-def correct_checksum(path: Path, **changes: object) -> None:
+def write_meta(path: Path, **changes: object) -> None:
     """Write these values into the store's meta with a right checksum."""
     values = json.loads((path / "meta.json").read_text())
     values = {key: value for key, value in {**values, **changes}.items() if value is not None}
@@ -94,7 +94,7 @@ def test_required_meta_fields_are_checked(
     tmp_path: Path, changes: dict[str, object], kind: type[StoreMeta], expected: str
 ) -> None:
     written(tmp_path / "s")
-    correct_checksum(tmp_path / "s", **changes)
+    write_meta(tmp_path / "s", **changes)
     with pytest.raises(DiffctlError, match=f"have an incomplete meta.json: .*{expected}.*: make them again"):
         open_store(tmp_path / "s", kind)
 
