@@ -28,7 +28,7 @@ OLDEST = (3, 11)
 Version = tuple[int, ...]
 
 EXPECTED = (
-    r"==> starting; Ctrl-C saves what there is, and the same command goes on",
+    r"==> starting; Ctrl-C saves the training, and the same command resumes it",
     r"==> (data|reference|train|sample|evaluate|report)",
     r"(data|reference|train|evaluate|steps\d+-eta[\d.]+) [\d,]+/[\d,]+( · [^·]+)*",
     r"data/prepared: [\d,]+ train, [\d,]+ test images of 8×8×1, 10 classes",

@@ -37,7 +37,7 @@ def playground(page: Page, project: Path) -> bytes:
         page.click("#tab-compare")
         page.fill("#compare [name=steps]", "2, 5, 10, 50")
         page.click("#compare .main")
-        expect(page.locator("#compare .said")).to_contain_text("12 of 12 cells", timeout=120_000)
+        expect(page.locator("#compare .status")).to_contain_text("12 of 12 cells", timeout=120_000)
         return page.screenshot(full_page=True)
     finally:
         server.kill()
