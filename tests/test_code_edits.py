@@ -68,7 +68,9 @@ EDITS = {
     ),
     "lock": Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3", ()),
     "comment": Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
-    "docstring": Edit("diffusion/sample/sampler.py", '"""Samplers as generators', '"""Sampling methods as generators', ()),
+    "docstring": Edit(
+        "diffusion/sample/sampler.py", '"""Samplers as generators', '"""Methods as generators', ()
+    ),
 }
 
 
