@@ -1,4 +1,4 @@
-"""Encoding and interpolation: the exact flow for Gaussian data, and the way back."""
+"""Encoding and interpolation: the exact flow of Gaussian data, and reconstruction."""
 
 import math
 
@@ -42,7 +42,7 @@ def images(seed: int = 0) -> torch.Tensor:
     return DATA.mean + DATA.std * randn(4, 1, 32, 32, seed=seed)
 
 
-def test_codes_of_gaussian_data_follow_the_exact_flow_and_are_normal():
+def test_codes_of_gaussian_data_match_exact_flow_and_are_normal():
     x_0 = images()
     code = encode(network_denoiser(network, FULL), FULL, x_0, Condition(len(x_0)))
     exact = DATA.flow(x_0, 1.0, float(FULL.alphas_cumprod[-1]))
@@ -51,38 +51,44 @@ def test_codes_of_gaussian_data_follow_the_exact_flow_and_are_normal():
     assert float(code.var()) == pytest.approx(1, abs=0.1)
 
 
-def test_the_way_back_is_exact_in_the_limit():
+def test_reconstruction_error_has_first_order():
     x_0 = images()
     errors = []
     for steps in (25, 50, 100, 200):
         grid = spaced(steps)
         code = encode(network_denoiser(network, grid), grid, x_0, Condition(len(x_0)))
-        back = sample(network, grid, lambda code=code: code, clip=False)
-        errors.append(float((back - x_0).abs().mean()))
+        reconstruction = sample(network, grid, lambda code=code: code, clip=False)
+        errors.append(float((reconstruction - x_0).abs().mean()))
     ratios = np.array(errors[:-1]) / errors[1:]
     assert (ratios > 1.6).all()  # order 1: half the error with twice the steps
     assert errors[-1] < 0.02
 
 
-def test_the_network_is_asked_where_each_step_starts():
-    seen = []
+def test_encode_calls_network_at_start_of_each_step():
+    calls = []
 
     def recorder(x, t, labels):
-        seen.append((int(t[0]), labels))
+        calls.append((int(t[0]), labels))
         return torch.zeros_like(x)
 
-    grid, alone = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
-    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), alone)
-    assert seen == [(5, None), (5, None), (50, None)]
-    done = []
+    grid, condition = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
+    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), condition)
+    assert calls == [(5, None), (5, None), (50, None)]
+    progress = []
     grid = grid_of("cosine", 1000, [5, 999])
-    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), alone, lambda *step: done.append(step))
-    assert done == [(1, 2), (2, 2)]
+    encode(
+        network_denoiser(recorder, grid),
+        grid,
+        randn(1, 1, 2, 2),
+        condition,
+        lambda *step: progress.append(step),
+    )
+    assert progress == [(1, 2), (2, 2)]
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**31), st.floats(0, 1))
-def test_slerp_lies_on_the_arc(seed, fraction):
+def test_slerp_is_on_arc(seed, fraction):
     a, b = randn(2, 1, 1, 4, 4, seed=seed)
     a, b = a / a.norm(), b / b.norm()
     between = slerp(a, b, fraction)
@@ -92,7 +98,7 @@ def test_slerp_lies_on_the_arc(seed, fraction):
     assert torch.allclose(slerp(b, a, 1 - fraction), between, atol=1e-9)
 
 
-def test_slerp_ends_at_the_codes_image_by_image():
+def test_slerp_endpoints_are_codes_of_each_image():
     a, b = randn(2, 3, 2, 4, 4)
     assert torch.allclose(slerp(a, b, 0.0), a)
     assert torch.allclose(slerp(a, b, 1.0), b)
@@ -106,7 +112,7 @@ MEANS, STD = (-0.4, 0.5, 0.1), 0.3  # of two classes, and of images without a la
 
 @pytest.fixture(scope="module")
 def gaussian() -> LoadedModel:
-    """The best model of two classes of Gaussian pixels."""
+    """Return the optimal model of two classes of Gaussian pixels."""
     process, spec = ProcessConfig(timesteps=1000), spec_of(num_classes=2)
     return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, process=process))
 
@@ -116,19 +122,19 @@ def of_labels(labels: tuple[int, ...]) -> Condition:
 
 
 def two_images(*labels: int) -> np.ndarray:
-    """An image of each of the two labels, (2, 8, 8, 1) uint8."""
+    """Return one image for each of two labels, (2, 8, 8, 1) uint8."""
     x_0 = torch.cat([MEANS[k] + STD * randn(1, 1, 8, 8, seed=i) for i, k in enumerate(labels)])
     return to_nhwc(to_uint8(x_0))
 
 
-def grey_levels(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The mean difference of uint8 images."""
+def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the mean absolute difference of two uint8 images."""
     return float((a.int() - b.int()).abs().float().mean())
 
 
 @pytest.mark.parametrize("labels", [(0, 1), (1, 0), (0, 0), (2, 2)])
-def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(gaussian, labels):
-    """The flow of Gaussian data is known, so each frame is: the arc's point, of the nearer end's class."""
+def test_interpolation_follows_arc_between_images(gaussian, labels):
+    """Compare each frame with the exact flow from its point on the arc, for the class of the nearer end."""
     ends = two_images(*labels)
     frames = interpolate(gaussian, SampleSettings(steps=500), ends, of_labels(labels), 5)
     classes = [papers.GaussianData(MEANS[label], STD) for label in labels]
@@ -138,22 +144,21 @@ def test_an_interpolation_goes_along_the_arc_from_the_first_image_to_the_second(
     for k, frame in enumerate(frames):
         nearer = classes[0] if k <= 2 else classes[1]
         exact = to_uint8(nearer.flow(slerp(a, b, k / 4), noisiest, 1.0))
-        assert grey_levels(frame, exact[0]) < 1.5
-    assert grey_levels(frames[0], to_nchw(ends)[0]) < 1.5
-    assert grey_levels(frames[-1], to_nchw(ends)[1]) < 1.5
+        assert mean_difference(frame, exact[0]) < 1.5
+    assert mean_difference(frames[0], to_nchw(ends)[0]) < 1.5
+    assert mean_difference(frames[-1], to_nchw(ends)[1]) < 1.5
 
 
-def test_its_ends_are_each_image_there_and_back_with_its_own_label(gaussian):
+def test_interpolation_ends_are_reconstructions_with_own_labels(gaussian):
     ends, both, few = two_images(0, 1), of_labels((0, 1)), SampleSettings(steps=7)
     frames = interpolate(gaussian, few, ends, both, 2)
     for i in (0, 1):
-        alone = slice(i, i + 1)
-        code = encode_images(gaussian, few, ends[alone], both.rows(alone))
-        back = decode_images(gaussian, few, code, both.rows(alone))
-        assert int((frames[alone].int() - back.int()).abs().max()) <= 1
-        assert (
-            grey_levels(back, to_nchw(ends[alone])) > 1.5
-        )  # seven steps do not come back to the image itself
+        row = slice(i, i + 1)
+        code = encode_images(gaussian, few, ends[row], both.rows(row))
+        reconstruction = decode_images(gaussian, few, code, both.rows(row))
+        assert int((frames[row].int() - reconstruction.int()).abs().max()) <= 1
+        # Seven steps do not reconstruct the image.
+        assert mean_difference(reconstruction, to_nchw(ends[row])) > 1.5
 
 
 NO_LABEL = 10
@@ -163,7 +168,7 @@ NO_LABEL = 10
     ("spec", "found", "klass", "expected"),
     [
         ({}, (3, 3), None, [3, 3]),
-        ({}, (3, 4), None, [NO_LABEL, NO_LABEL]),  # the model knows "no label", which is neither's
+        ({}, (3, 4), None, [NO_LABEL, NO_LABEL]),  # different labels: the null class
         ({}, (None, 4), None, [NO_LABEL, NO_LABEL]),
         ({}, (3, 4), "class7", [7, 7]),
         ({"null_class": False}, (3, 4), None, [3, 4]),
@@ -171,11 +176,11 @@ NO_LABEL = 10
         ({"null_class": False, "num_classes": 0}, (None, None), None, None),
     ],
 )
-def test_the_labels_of_the_ends(spec, found, klass, expected):
+def test_labels_of_end_condition(spec, found, klass, expected):
     labels = end_condition(artefact_of(spec_of(**spec)), found, klass).labels
     assert (None if labels is None else labels.tolist()) == expected
 
 
-def test_ends_whose_class_must_be_known_are_refused_without():
+def test_end_condition_requires_class_without_null_class():
     with pytest.raises(UsageError, match="give --class"):
         end_condition(artefact_of(spec_of(null_class=False)), (3, None), None)

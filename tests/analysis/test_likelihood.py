@@ -1,4 +1,4 @@
-"""Bits per dimension: the entropy of Gaussian data under the optimal model, and the sums add up."""
+"""Bits per dimension: the entropy of Gaussian data under the optimal model, and sums of the terms."""
 
 import math
 
@@ -27,7 +27,7 @@ def optimal() -> LoadedModel:
     return LoadedModel(OptimalNetwork(PROCESS, STD), artefact_of(spec, process=PROCESS))
 
 
-def test_the_bits_of_the_optimal_model_are_the_entropy_of_the_data():
+def test_bits_of_optimal_model_equal_data_entropy():
     images = pixels()
     bits = bits_per_dimension(optimal(), images, Condition(len(images)))
     x_0 = images / 127.5 - 1
@@ -36,7 +36,7 @@ def test_the_bits_of_the_optimal_model_are_the_entropy_of_the_data():
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[LoadedModel, np.ndarray, Condition]:
+def random_model() -> tuple[LoadedModel, np.ndarray, Condition]:
     spec = spec_of()
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     return (
@@ -46,8 +46,8 @@ def real() -> tuple[LoadedModel, np.ndarray, Condition]:
     )
 
 
-def test_terms_and_prior_add_up_to_the_totals(real):
-    loaded, images, condition = real
+def test_terms_and_prior_sum_to_total(random_model):
+    loaded, images, condition = random_model
     bits = bits_per_dimension(loaded, images, condition)
     assert bits.timesteps.tolist() == list(range(30))
     assert bits.total.shape == bits.prior.shape == (5,)
@@ -56,32 +56,34 @@ def test_terms_and_prior_add_up_to_the_totals(real):
     assert bool(torch.isfinite(bits.total).all())
 
 
-def test_batches_change_nothing_and_image_i_has_its_own_noise(real):
-    loaded, images, condition = real
-    whole = bits_per_dimension(loaded, images, condition)
+def test_bits_are_independent_of_batch_size(random_model):
+    loaded, images, condition = random_model
+    full = bits_per_dimension(loaded, images, condition)
     for size in (1, 2):
         parts = bits_per_dimension(loaded, images, condition, batch_size=size)
-        assert torch.allclose(whole.total, parts.total, rtol=1e-4)
-        assert torch.allclose(whole.terms, parts.terms, rtol=1e-3, atol=1e-6)
+        assert torch.allclose(full.total, parts.total, rtol=1e-4)
+        assert torch.allclose(full.terms, parts.terms, rtol=1e-3, atol=1e-6)
     first = bits_per_dimension(loaded, images[:2], condition.rows(slice(2)))
-    assert torch.allclose(first.total, whole.total[:2], rtol=1e-4)
+    assert torch.allclose(first.total, full.total[:2], rtol=1e-4)
     other = bits_per_dimension(loaded, images, condition, seed=1)
-    assert not torch.equal(other.total, whole.total)
+    assert not torch.equal(other.total, full.total)
 
 
-def test_fewer_steps_are_a_spaced_process(real):
-    loaded, images, condition = real
-    seen = []
-    bits = bits_per_dimension(loaded, images, condition, steps=4, progress=lambda *done: seen.append(done))
+def test_fewer_steps_use_spaced_timesteps(random_model):
+    loaded, images, condition = random_model
+    reported = []
+    bits = bits_per_dimension(
+        loaded, images, condition, steps=4, progress=lambda *done: reported.append(done)
+    )
     assert bits.timesteps.tolist() == [0, 10, 19, 29]
-    assert seen[-1] == (20, 20)
+    assert reported[-1] == (20, 20)
     assert bits.total.shape == (5,)
     with pytest.raises(UsageError, match="31 sampling steps"):
         bits_per_dimension(loaded, images, condition, steps=31)
 
 
-def test_the_bound_of_fewer_steps_is_looser():
-    """The best variance of a step among T is too small for a longer one."""
+def test_fewer_steps_give_looser_bound():
+    """The optimal variance for one of T steps is too small for a longer step."""
     images = pixels(8)
     bounds = [
         float(bits_per_dimension(optimal(), images, Condition(8), steps=steps).total.mean())
@@ -91,7 +93,7 @@ def test_the_bound_of_fewer_steps_is_looser():
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])
-def test_fixed_variances_have_bounds_too(variance):
+def test_fixed_variances_give_finite_bounds(variance):
     spec = spec_of(out_channels=1, num_classes=0, null_class=False)
     process = ProcessConfig(timesteps=20, variance=variance, loss="simple")
     loaded = LoadedModel(network_of(spec), artefact_of(spec, process=process))

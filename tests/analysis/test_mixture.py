@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: densities, the best denoiser, and a denoiser within a process."""
+"""Gaussian mixtures: densities, the optimal denoiser, and its use in a process."""
 
 import math
 
@@ -16,39 +16,39 @@ def randn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.1), (0.8, 0.6), (0.1, 0.995)])
-def test_the_best_guess_is_tweedies_formula(alpha: float, sigma: float) -> None:
+def test_optimal_denoiser_matches_tweedie_formula(alpha: float, sigma: float) -> None:
     """E[x_0 | x_t] = (x_t + σ²·∇ log p(x_t))/α, by automatic differentiation of the density."""
     mixture, x = Mixture(randn(4, 3, seed=1), 0.3), randn(20, 3).requires_grad_()
-    (slope,) = torch.autograd.grad(mixture.log_density(x, alpha, sigma).sum(), x)
-    assert torch.allclose(mixture.x0(x, alpha, sigma), (x + sigma**2 * slope) / alpha, atol=1e-12)
+    (score,) = torch.autograd.grad(mixture.log_density(x, alpha, sigma).sum(), x)
+    assert torch.allclose(mixture.x0(x, alpha, sigma), (x + sigma**2 * score) / alpha, atol=1e-12)
 
 
-def test_one_gaussian_is_the_papers() -> None:
+def test_single_gaussian_matches_closed_form() -> None:
     data, mixture = papers.GaussianData(0.3, 0.4), Mixture(torch.full((1, 1), 0.3, dtype=torch.float64), 0.4)
     process, x, t = process_of("cosine", 100), randn(50, 1, 1, 1), 40
-    said = MixtureDenoiser(mixture, process)(x, t, Condition(50))
+    output = MixtureDenoiser(mixture, process)(x, t, Condition(50))
     alpha_bar = float(process.full_grid().alphas_cumprod[t])
-    assert torch.allclose(said.eps, data.eps(x, alpha_bar), atol=1e-12)
-    assert torch.allclose(alpha_bar**0.5 * said.x0 + (1 - alpha_bar) ** 0.5 * said.eps, x, atol=1e-12)
+    assert torch.allclose(output.eps, data.eps(x, alpha_bar), atol=1e-12)
+    assert torch.allclose(alpha_bar**0.5 * output.x0 + (1 - alpha_bar) ** 0.5 * output.eps, x, atol=1e-12)
     logs = mixture.log_density(x.flatten(1))
     assert torch.allclose(logs, torch.distributions.Normal(0.3, 0.4).log_prob(x.flatten()))
 
 
-def test_rows_at_times_of_their_own_are_those_of_each_time() -> None:
+def test_timestep_per_row_matches_separate_calls() -> None:
     denoiser = MixtureDenoiser(ring(3, 0.7, 0.1), process_of("linear", 100))
     x, times = randn(4, 2, 1, 1), torch.tensor([0, 10, 50, 99])
-    together = denoiser(x, times, Condition(4))
-    alone = [denoiser(x[i : i + 1], int(times[i]), Condition(1)) for i in range(4)]
-    assert torch.allclose(together.x0, torch.cat([said.x0 for said in alone]), atol=1e-12)
-    assert torch.allclose(together.eps, torch.cat([said.eps for said in alone]), atol=1e-12)
+    batched = denoiser(x, times, Condition(4))
+    separate = [denoiser(x[i : i + 1], int(times[i]), Condition(1)) for i in range(4)]
+    assert torch.allclose(batched.x0, torch.cat([output.x0 for output in separate]), atol=1e-12)
+    assert torch.allclose(batched.eps, torch.cat([output.eps for output in separate]), atol=1e-12)
 
 
-def test_a_ring_lies_on_its_circle_and_draws_have_its_moments() -> None:
+def test_ring_means_are_on_circle_and_samples_match_moments() -> None:
     mixture = ring(5, 0.75, 0.08)
     assert torch.allclose(mixture.means.norm(dim=1), torch.full((5,), 0.75, dtype=torch.float64))
-    drawn = mixture.draw(20_000, torch.Generator().manual_seed(0))
-    assert drawn.mean(0).abs().max() < 0.02
-    # On a circle of radius r each axis has r²/2, and the Gaussians add their own.
-    assert drawn.var(0) == pytest.approx([0.75**2 / 2 + 0.08**2] * 2, rel=0.03)
-    entropy = -mixture.log_density(drawn).mean()  # that of well parted Gaussians, one of five
+    samples = mixture.draw(20_000, torch.Generator().manual_seed(0))
+    assert samples.mean(0).abs().max() < 0.02
+    # Per axis, a circle of radius r has variance r²/2. The Gaussians add their own variance.
+    assert samples.var(0) == pytest.approx([0.75**2 / 2 + 0.08**2] * 2, rel=0.03)
+    entropy = -mixture.log_density(samples).mean()  # the entropy of five well-separated Gaussians
     assert entropy == pytest.approx(math.log(5) + 1 + math.log(2 * math.pi * 0.08**2), rel=0.02)

@@ -1,4 +1,4 @@
-"""Pipelines in: what diffusers made gives equal outputs here, and what is exported comes back as it was."""
+"""Import from diffusers: equal outputs, and a lossless round trip of exported models."""
 
 import json
 from pathlib import Path
@@ -51,26 +51,26 @@ BIGGAN = {
 }
 
 
-def pipeline(folder: Path, of_scheduler: dict[str, Any] | None = None, **config: Any):
-    """A folder with a randomly initialised network, every weight of it; that network."""
+def pipeline(folder: Path, scheduler_options: dict[str, Any] | None = None, **config: Any):
+    """Save a pipeline with a network in which every weight is random. Return the network."""
     unet = diffusers.UNet2DModel(**config).eval()
     with torch.no_grad():
         for weight in unet.parameters():
             weight.add_(0.05 * torch.randn(weight.shape))
-    scheduler = diffusers.DDPMScheduler(**(of_scheduler or {}))
+    scheduler = diffusers.DDPMScheduler(**(scheduler_options or {}))
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(folder)
     return unet
 
 
-def imported(folder: Path):
+def import_and_load(folder: Path):
     weights, artefact = import_diffusers(folder)
     path = folder.with_suffix(".safetensors")
     save_artefact(path, weights, artefact)
     return load_model(path)
 
 
-def compare(unet, folder: Path, labels: torch.Tensor | None = None) -> None:
-    loaded = imported(folder)
+def check_equal_outputs(unet, folder: Path, labels: torch.Tensor | None = None) -> None:
+    loaded = import_and_load(folder)
     size, channels = unet.config.sample_size, unet.config.in_channels
     x, t = torch.randn(2, channels, size, size), torch.tensor([3, 870])
     with torch.no_grad():
@@ -84,11 +84,11 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_the_shape_of_googles_ddpm_gives_equal_outputs(tmp_path):
+def test_google_ddpm_config_gives_equal_outputs(tmp_path):
     folder = tmp_path / "ddpm"
     unet = pipeline(folder, {"variance_type": "fixed_large"}, **DDPM)
-    compare(unet, folder)
-    artefact = imported(folder).artefact
+    check_equal_outputs(unet, folder)
+    artefact = import_and_load(folder).artefact
     network = artefact.network
     assert (network.downsample_padding, network.frequency_shift, network.norm_eps) == ("after", 1, 1e-6)
     assert (artefact.process.schedule, artefact.process.variance) == ("linear", "large")
@@ -109,54 +109,55 @@ def test_the_shape_of_googles_ddpm_gives_equal_outputs(tmp_path):
     ],
     ids=str,
 )
-def test_other_shapes_give_equal_outputs(tmp_path, changes):
+def test_other_configs_give_equal_outputs(tmp_path, changes):
     learned = "learned_range" if changes.get("out_channels") == 2 else "fixed_small"
     unet = pipeline(tmp_path / "a", {"variance_type": learned}, **{**SMALL, **changes})
-    compare(unet, tmp_path / "a", torch.tensor([0, 2]) if "num_class_embeds" in changes else None)
+    check_equal_outputs(unet, tmp_path / "a", torch.tensor([0, 2]) if "num_class_embeds" in changes else None)
 
 
-def test_old_pipelines_in_one_folder_with_older_names_in_a_pickle(tmp_path):
+def test_legacy_pipeline_with_old_weight_names_in_pickle(tmp_path):
     folder = tmp_path / "old"
     unet = pipeline(folder, **{**SMALL, "attention_head_dim": None})
     for name in ("unet/config.json", "scheduler/scheduler_config.json"):
         (folder / name).rename(folder / Path(name).name)
-    names = {new: old for old, new in RENAMED_WEIGHTS.items()}
+    old_names = {new: old for old, new in RENAMED_WEIGHTS.items()}
 
-    def older(name: str) -> str:
-        for new, old in names.items():
+    def legacy_name(name: str) -> str:
+        for new, old in old_names.items():
             name = name.replace(f".{new}.", f".{old}.")
         return name
 
     torch.save(
-        {older(name): one for name, one in unet.state_dict().items()},
+        {legacy_name(name): weight for name, weight in unet.state_dict().items()},
         folder / "diffusion_pytorch_model.bin",
     )
     for name in ("unet", "scheduler"):
         for file in (folder / name).iterdir():
             file.unlink()
         (folder / name).rmdir()
-    compare(unet, folder)
+    check_equal_outputs(unet, folder)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_what_was_exported_comes_back_with_the_same_bytes(tmp_path, shape):
+def test_exported_model_is_reimported_bitwise_equal(tmp_path, shape):
     loaded = model(**shape)
     export_diffusers(loaded, tmp_path / "out")
-    back = imported(tmp_path / "out")
-    before, after = loaded.network.state_dict(), back.network.state_dict()
-    before.pop("augmentation.weight", None)  # which is left out
+    reimported = import_and_load(tmp_path / "out")
+    before, after = loaded.network.state_dict(), reimported.network.state_dict()
+    before.pop("augmentation.weight", None)  # not exported
     assert before.keys() == after.keys()
     channels = loaded.artefact.network.in_channels
     for name, weight in before.items():
-        kept = weight[:channels] if name.startswith("head.") else weight  # ε alone was exported
-        assert torch.equal(after[name], kept), name
-    assert back.artefact.data.classes == loaded.artefact.data.classes
-    assert back.artefact.network.null_class == loaded.artefact.network.null_class
+        # Only the ε channels are exported.
+        expected = weight[:channels] if name.startswith("head.") else weight
+        assert torch.equal(after[name], expected), name
+    assert reimported.artefact.data.classes == loaded.artefact.data.classes
+    assert reimported.artefact.network.null_class == loaded.artefact.network.null_class
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("prediction", ["eps", "x0", "velocity"])
-def test_process_and_prediction_come_back(tmp_path, schedule, prediction):
+def test_process_and_prediction_survive_round_trip(tmp_path, schedule, prediction):
     loaded = model(in_channels=3, out_channels=3, null_class=False)
     process = ProcessConfig(
         schedule=schedule, prediction=prediction, variance="small", loss="simple", timesteps=200
@@ -167,7 +168,7 @@ def test_process_and_prediction_come_back(tmp_path, schedule, prediction):
 
 
 @pytest.mark.parametrize(
-    ("file", "changes", "said"),
+    ("file", "changes", "message"),
     [
         ("unet/config.json", {"mid_block_scale_factor": 1.4}, "mid_block_scale_factor"),
         ("unet/config.json", {"act_fn": "gelu"}, "act_fn"),
@@ -193,14 +194,14 @@ def test_process_and_prediction_come_back(tmp_path, schedule, prediction):
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )
-def test_what_cannot_be_expressed_is_refused_by_its_key(tmp_path, file, changes, said):
+def test_unsupported_key_is_named_in_error(tmp_path, file, changes, message):
     pipeline(tmp_path / "a", **{**SMALL, "num_class_embeds": 5})
     edit(tmp_path / "a" / file, **changes)
-    with pytest.raises(DiffctlError, match=said):
+    with pytest.raises(DiffctlError, match=message):
         import_diffusers(tmp_path / "a")
 
 
-def test_a_folder_without_a_pipeline_and_damaged_weights(tmp_path):
+def test_missing_pipeline_and_damaged_weights_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no folder at"):
         import_diffusers(tmp_path / "none")
     with pytest.raises(UsageError, match=r"config\.json is missing: name the folder of a pipeline"):
@@ -215,10 +216,10 @@ def test_a_folder_without_a_pipeline_and_damaged_weights(tmp_path):
         import_diffusers(tmp_path / "a")
 
 
-def test_the_command_says_what_it_made(tmp_path):
+def test_command_reports_imported_model(tmp_path):
     pipeline(tmp_path / "a", **SMALL)
-    done = diffctl(tmp_path, "import", "diffusers", "a", "--json")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
-    assert (made["out"], made["schedule"]) == ("models/a.safetensors", "linear")
-    assert load_model(tmp_path / made["out"]).artefact.data.name == "a"
+    result = diffctl(tmp_path, "import", "diffusers", "a", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (report["out"], report["schedule"]) == ("models/a.safetensors", "linear")
+    assert load_model(tmp_path / report["out"]).artefact.data.name == "a"

@@ -1,4 +1,4 @@
-"""Published checkpoints in: the imported network agrees with an independent one in the original layout."""
+"""Import of OpenAI checkpoints: equal outputs to an independent network in the original layout."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.helpers.openai_layout import Layout
 SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
-    # model section, the same as original flags, whether attention is ordered by head
+    # model section, equivalent original flags, whether attention is ordered by head
     "adm-64": (
         {**SMALL, "num_res_blocks": 2, "attention_resolutions": (8, 4), "head_channels": 16},
         {
@@ -68,7 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
 
 
 def shrink(monkeypatch: pytest.MonkeyPatch, name: str, image_size: int = 8) -> dict[str, Any]:
-    """Make the preset small; the flags of the same network in the original layout."""
+    """Replace the preset by a small one. Return its flags in the original layout."""
     model, flags, by_head = CASES[name]
     preset = PRESETS[name]
     small = Preset(
@@ -96,16 +96,18 @@ def publish(layout: Layout, path: Path, half: bool = False) -> None:
 @pytest.mark.parametrize(
     ("channels", "learned", "classes"), [(3, True, 10), (1, False, 0), (3, False, 4), (1, True, 0)]
 )
-def test_outputs_agree_with_the_original_network(tmp_path, monkeypatch, name, channels, learned, classes):
+def test_outputs_match_original_network(tmp_path, monkeypatch, name, channels, learned, classes):
     flags = shrink(monkeypatch, name)
     out = 2 * channels if learned else channels
     layout = Layout(in_channels=channels, out_channels=out, num_classes=classes, **flags)
     publish(layout, tmp_path / "a.pt")
     weights, artefact = import_openai(tmp_path / "a.pt", name)
     save_artefact(tmp_path / "a.safetensors", weights, artefact)
-    network, described = load_model(tmp_path / "a.safetensors")
-    assert described.network.num_classes == classes
-    assert described.network.learned_variance == learned == (described.process.variance == "learned")
+    network, loaded_artefact = load_model(tmp_path / "a.safetensors")
+    assert loaded_artefact.network.num_classes == classes
+    assert (
+        loaded_artefact.network.learned_variance == learned == (loaded_artefact.process.variance == "learned")
+    )
     x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 500, 999])
     y = torch.arange(4) if classes else None
@@ -113,8 +115,8 @@ def test_outputs_agree_with_the_original_network(tmp_path, monkeypatch, name, ch
     assert torch.allclose(network(x, t, y), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_the_order_of_attention_matters(tmp_path, monkeypatch):
-    """The other order gives other images: the agreement above is no accident."""
+def test_attention_order_changes_qkv_weights(tmp_path, monkeypatch):
+    """The outputs can only match with the right order."""
     flags = shrink(monkeypatch, "adm-128")
     layout = Layout(in_channels=1, out_channels=2, **flags)
     publish(layout, tmp_path / "a.pt")
@@ -122,9 +124,9 @@ def test_the_order_of_attention_matters(tmp_path, monkeypatch):
     monkeypatch.setitem(CASES, "adm-128", (*CASES["adm-128"][:2], False))
     shrink(monkeypatch, "adm-128")
     wrong, _ = import_openai(tmp_path / "a.pt", "adm-128")
-    differing = [key for key in right if not torch.equal(right[key], wrong[key])]
-    assert differing
-    assert all(".qkv." in key for key in differing)
+    changed = [key for key in right if not torch.equal(right[key], wrong[key])]
+    assert changed
+    assert all(".qkv." in key for key in changed)
 
 
 def test_half_precision_files_become_float32(tmp_path, monkeypatch):
@@ -144,7 +146,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, di
     return tmp_path / "a.pt", layout.state
 
 
-def test_the_first_missing_key_is_named(published):
+def test_first_missing_key_is_named_in_error(published):
     path, state = published
     del state["output_blocks.1.0.in_layers.2.bias"]
     torch.save(state, path)
@@ -152,14 +154,14 @@ def test_the_first_missing_key_is_named(published):
         import_openai(path, "adm-256")
 
 
-def test_the_first_left_over_key_is_named(published):
+def test_first_unexpected_key_is_named_in_error(published):
     path, state = published
     torch.save({**state, "output_blocks.9.0.norm.weight": torch.zeros(1)}, path)
     with pytest.raises(DiffctlError, match=r"output_blocks\.9\.0\.norm\.weight is left over"):
         import_openai(path, "adm-256")
 
 
-def test_another_shape_is_named(published):
+def test_wrong_shape_is_named_in_error(published):
     path, state = published
     state["middle_block.0.in_layers.2.weight"] = torch.zeros(64, 32, 3, 3)
     torch.save(state, path)
@@ -169,7 +171,7 @@ def test_another_shape_is_named(published):
         import_openai(path, "adm-256")
 
 
-def test_an_upsampler_is_refused(published):
+def test_upsampler_is_refused(published):
     path, state = published
     state["input_blocks.0.0.weight"] = torch.zeros(32, 6, 3, 3)
     torch.save(state, path)
@@ -178,7 +180,7 @@ def test_an_upsampler_is_refused(published):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "plain weights"),
         (b"not a checkpoint at all", "plain weights"),
@@ -194,19 +196,19 @@ def test_an_upsampler_is_refused(published):
         ({"a": torch.zeros(1)}, "no U-Net of guided-diffusion or improved-diffusion: input_blocks.0.0"),
     ],
 )
-def test_files_that_are_no_checkpoint(tmp_path, content, said):
+def test_invalid_checkpoints_are_refused(tmp_path, content, message):
     path = tmp_path / "a.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(content, path)
-    with pytest.raises(DiffctlError, match=said) as caught:
+    with pytest.raises(DiffctlError, match=message) as caught:
         import_openai(path, "adm-64")
     assert "\n" not in str(caught.value)
 
 
-class Evil:
-    """What a hostile file would run when it is unpickled."""
+class MaliciousObject:
+    """Object that touches a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,14 +217,14 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
-def test_no_code_in_a_file_runs(tmp_path):
-    torch.save({"a": Evil(tmp_path / "ran")}, tmp_path / "a.pt")
+def test_pickled_code_is_not_executed(tmp_path):
+    torch.save({"a": MaliciousObject(tmp_path / "ran")}, tmp_path / "a.pt")
     with pytest.raises(DiffctlError, match="plain weights"):
         import_openai(tmp_path / "a.pt", "adm-64")
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_missing_file_and_an_unknown_preset(tmp_path):
+def test_missing_file_and_unknown_preset_are_refused(tmp_path):
     with pytest.raises(UsageError, match="no file at"):
         import_openai(tmp_path / "none.pt", "adm-64")
     with pytest.raises(UsageError, match=r"no preset 'adm-32': give one of adm-64, "):
@@ -231,9 +233,9 @@ def test_a_missing_file_and_an_unknown_preset(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["iddpm-cifar10", "ddpm-cifar10"])
-def test_a_published_size_as_it_is(tmp_path, name):
+def test_full_size_network_matches_original(tmp_path, name):
     preset = PRESETS[name]
-    original = {
+    flags = {
         "iddpm-cifar10": {"attention_resolutions": (16, 8), "num_heads": 4, "rescale_timesteps": 0.25},
         "ddpm-cifar10": {"attention_resolutions": (16,), "scale_shift_norm": False},
     }[name]
@@ -245,7 +247,7 @@ def test_a_published_size_as_it_is(tmp_path, name):
         channel_mult=(1, 2, 2, 2),
         num_res_blocks=preset.model["num_res_blocks"],
         resblock_updown=False,
-        **original,
+        **flags,
     )
     publish(layout, tmp_path / "a.pt")
     weights, artefact = import_openai(tmp_path / "a.pt", name)

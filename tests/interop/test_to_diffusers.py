@@ -1,4 +1,4 @@
-"""Pipelines out: diffusers loads the folder and gives the same images for the same noise."""
+"""Export to diffusers: the loaded pipeline generates the same images from the same noise."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ SHAPE: dict[str, Any] = {
 SHAPES: dict[str, dict[str, Any]] = {
     "adm": {},
     "three-levels": {"channel_mult": (1, 1, 2), "num_res_blocks": 2, "attention_resolutions": (8, 2)},
-    "no-attention-but-the-middle": {"attention_resolutions": ()},
+    "middle-attention-only": {"attention_resolutions": ()},
     "plain": {"channels": 64, "resample": "plain", "embedding": "additive", "head_channels": None},
     "plain-adagn-heads": {"resample": "plain", "head_channels": None, "heads": 4, "channel_mult": (1, 1)},
     "augmented": {"augmented": True},
@@ -50,7 +50,7 @@ def model(**changes: Any) -> LoadedModel:
     return LoadedModel(network_of(spec), artefact_of(spec))
 
 
-def exported(folder: Path, loaded: LoadedModel):
+def export_and_load(folder: Path, loaded: LoadedModel):
     diffusers = pytest.importorskip("diffusers")
     export_diffusers(loaded, folder)
     pipeline = diffusers.DDIMPipeline.from_pretrained(folder)
@@ -58,15 +58,15 @@ def exported(folder: Path, loaded: LoadedModel):
     return pipeline
 
 
-def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
-    """What DDIMPipeline makes, as uint8 NHWC; labels reach its UNet by a wrapper, since it passes none."""
-    sources = [full_state_generator("image", seed, index) for index in indices]
+def pipeline_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
+    """Return the uint8 NHWC images of DDIMPipeline. A wrapper passes the labels to its UNet."""
+    generators = [full_state_generator("image", seed, index) for index in indices]
     if labels is not None:
         forward = pipeline.unet.forward
         pipeline.unet.forward = lambda x, t: forward(x, t, class_labels=labels)
     images = pipeline(
         batch_size=len(indices),
-        generator=sources,
+        generator=generators,
         eta=eta,
         num_inference_steps=steps,
         use_clipped_model_output=True,
@@ -77,11 +77,11 @@ def their_images(pipeline, labels: torch.Tensor | None, indices: range, seed: in
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_same_images_for_the_same_noise(tmp_path, shape, eta):
+def test_exported_pipeline_generates_same_images(tmp_path, shape, eta):
     compare_images(tmp_path, model(**shape), eta)
 
 
-def test_the_same_images_of_a_network_that_predicts_the_velocity(tmp_path):
+def test_exported_velocity_network_generates_same_images(tmp_path):
     loaded = model()
     process = loaded.artefact.process.model_copy(update={"prediction": "velocity"})
     compare_images(
@@ -90,12 +90,12 @@ def test_the_same_images_of_a_network_that_predicts_the_velocity(tmp_path):
 
 
 def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
-    pipeline = exported(tmp_path / "out", loaded)
+    pipeline = export_and_load(tmp_path / "out", loaded)
     indices, steps = range(2, 5), 10
     labels = torch.tensor([1, 0, 7]) if loaded.artefact.network.num_classes else None
     settings = SampleSettings(steps=steps, eta=eta, seed=6, spacing="trailing")
     ours = to_nhwc(generate(loaded, settings, indices, Condition(3, labels), CPU))
-    theirs = their_images(pipeline, labels, indices, 6, steps, eta)
+    theirs = pipeline_images(pipeline, labels, indices, 6, steps, eta)
     difference = np.abs(ours.astype(int) - theirs)
     assert difference.max() <= 2
     assert difference.mean() < 0.02
@@ -103,9 +103,9 @@ def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_unet_gives_the_same_eps(tmp_path, shape):
+def test_exported_unet_gives_same_eps(tmp_path, shape):
     loaded = model(**shape)
-    unet = exported(tmp_path / "out", loaded).unet.eval()
+    unet = export_and_load(tmp_path / "out", loaded).unet.eval()
     spec = loaded.artefact.network
     x = torch.randn(3, spec.in_channels, spec.image_size, spec.image_size)
     t = torch.tensor([0, 50, 99])
@@ -116,11 +116,11 @@ def test_the_unet_gives_the_same_eps(tmp_path, shape):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_the_scheduler_has_the_same_process(tmp_path, name):
+def test_exported_scheduler_has_same_process(tmp_path, name):
     loaded = model()
     process = loaded.artefact.process.model_copy(update={"schedule": name, "timesteps": 1000})
     loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process}))
-    scheduler = exported(tmp_path / "out", loaded).scheduler
+    scheduler = export_and_load(tmp_path / "out", loaded).scheduler
     from diffusion.protocol.spacing import spaced_timesteps
 
     expected = grid_of(name, 1000).alphas_cumprod.float()
@@ -129,7 +129,7 @@ def test_the_scheduler_has_the_same_process(tmp_path, name):
     assert scheduler.timesteps.tolist() == spaced_timesteps("trailing", 50, 1000)[::-1]
 
 
-def test_the_folder_says_what_it_is(tmp_path):
+def test_exported_readme_describes_model(tmp_path):
     pytest.importorskip("diffusers")
     export_diffusers(model(), tmp_path / "out")
     text = (tmp_path / "out/README.md").read_text()
@@ -141,7 +141,7 @@ def test_the_folder_says_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"block": "convnext"}, "no model.block convnext"),
         ({"channel_mult": (2, 2)}, "starts with 2, not 1"),
@@ -150,13 +150,13 @@ def test_the_folder_says_what_it_is(tmp_path):
         ({"head_channels": None, "heads": 2, "attention_resolutions": (8, 4)}, "no model.heads"),
     ],
 )
-def test_what_has_no_counterpart_is_said_and_nothing_written(tmp_path, changes, said):
-    with pytest.raises(UsageError, match=f"{said}.*nothing was written"):
+def test_unsupported_model_is_refused_before_writing(tmp_path, changes, message):
+    with pytest.raises(UsageError, match=f"{message}.*nothing was written"):
         export_diffusers(model(**changes), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+def test_nonempty_folder_is_not_changed(tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UsageError, match="is not empty"):
         export_diffusers(model(), tmp_path)
@@ -165,8 +165,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_a_prediction_without_a_counterpart_is_said():
-    """x0, ε and the velocity have one; a flow's has none."""
+def test_unsupported_prediction_is_refused():
+    """diffusers has x0, ε and velocity predictions, but no flow."""
     artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="flow"))
     with pytest.raises(UsageError, match=r"have no process\.prediction flow: nothing was written"):
         scheduler_config(artefact)
@@ -174,13 +174,13 @@ def test_a_prediction_without_a_counterpart_is_said():
     assert scheduler_config(artefact)["prediction_type"] == "sample"
 
 
-def test_without_diffusers_the_extra_is_named(tmp_path, monkeypatch):
+def test_missing_diffusers_error_names_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(DiffctlError, match=r"pip install 'diffctl\[interop\]'"):
         export_diffusers(model(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_module_loads_no_diffusers():
+def test_module_import_does_not_load_diffusers():
     code = "import sys, diffusion.interop.to_diffusers; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""Compiled networks: of the first shape alone, once a model and device, and without where torch refuses."""
+"""Compiled networks: one batch shape, compiled once per model and device, with an eager fallback."""
 
 import gc
 import warnings
@@ -37,71 +37,71 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 CPU = torch.device("cpu")
 
 
-def asked(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(rows, 1, 8, 8), torch.full((rows,), 7), torch.zeros(rows, dtype=torch.int64)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many rows each pass of a compiled network had, a list; 0 is a compilation."""
-    seen: list[int] = []
+    """Record the number of rows of each forward pass of a compiled network; 0 marks a compilation."""
+    recorded: list[int] = []
 
     def compile_(network, *, dynamic, mode):
         assert dynamic is False
         assert mode is None
-        seen.append(0)
+        recorded.append(0)
 
         def fast(x, t, labels):
-            seen.append(len(x))
+            recorded.append(len(x))
             return network(x, t, labels)
 
         return fast
 
     monkeypatch.setattr(torch, "compile", compile_)
-    return seen
+    return recorded
 
 
-def test_the_rule_knows_the_device_and_the_passes() -> None:
+def test_is_worth_compiling_depends_on_device_and_pass_count() -> None:
     assert is_worth_compiling(MIN_COMPILED_PASSES, torch.device("cuda"))
     assert not is_worth_compiling(MIN_COMPILED_PASSES - 1, torch.device("cuda"))
     assert not is_worth_compiling(10**9, CPU)
     assert not is_worth_compiling(10**9, torch.device("mps"))
 
 
-def test_only_the_shape_that_repeats_is_compiled(compilations) -> None:
+def test_only_first_batch_shape_is_compiled(compilations) -> None:
     network = network_of(spec_of())
     fast = CompiledNetwork(network)
     for rows in (4, 3, 4, 4):
-        arguments = asked(rows)
+        arguments = random_inputs(rows)
         assert torch.equal(fast(*arguments), network(*arguments))
     assert compilations == [0, 4, 4, 4]
 
 
 @pytest.mark.parametrize("rounding", ["fp32", "bf16"])
-def test_a_model_is_compiled_once_for_all_its_units(compilations, rounding) -> None:
+def test_autocast_compiles_a_model_once(compilations, rounding) -> None:
     network = freeze(network_of(spec_of()))
     for _ in range(3):
-        autocast(network, rounding, fast=True)(*asked(2))
-        autocast(network, rounding)(*asked(2))
+        autocast(network, rounding, fast=True)(*random_inputs(2))
+        autocast(network, rounding)(*random_inputs(2))
     assert compilations == [0, 2, 2, 2]
 
 
-def test_what_is_kept_of_a_network_ends_with_it(compilations) -> None:
+def test_compiled_network_is_freed_with_its_network(compilations) -> None:
     network = network_of(spec_of())
-    kept = ref(compile_network(network))
-    assert kept() is compile_network(network)
+    compiled = ref(compile_network(network))
+    assert compiled() is compile_network(network)
     del network
     gc.collect()
-    assert kept() is None
+    assert compiled() is None
 
 
-def test_where_torch_refuses_the_network_is_computed_as_it_stands(monkeypatch) -> None:
-    def refuse(*_, **__):
+def test_compile_error_falls_back_to_eager_with_one_warning(monkeypatch) -> None:
+    def fail(*_, **__):
         raise RuntimeError("torch.compile is not supported on Python 4\nand more")
 
-    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(torch, "compile", fail)
     network = network_of(spec_of())
-    fast, arguments = CompiledNetwork(network), asked(2)
+    fast, arguments = CompiledNetwork(network), random_inputs(2)
     with pytest.warns(DiffctlWarning, match=r"cannot be compiled \(torch.compile is not supported on"):
         assert torch.equal(fast(*arguments), network(*arguments))
     with warnings.catch_warnings():
@@ -109,16 +109,16 @@ def test_where_torch_refuses_the_network_is_computed_as_it_stands(monkeypatch) -
         assert torch.equal(fast(*arguments), network(*arguments))
 
 
-def test_later_errors_are_the_networks_own(compilations) -> None:
+def test_errors_after_first_call_propagate(compilations) -> None:
     network = network_of(spec_of())
-    fast, arguments = CompiledNetwork(network), asked(2)
+    fast, arguments = CompiledNetwork(network), random_inputs(2)
     fast(*arguments)
     network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("device lost"))
     with pytest.raises(RuntimeError, match="device lost"):
         fast(*arguments)
 
 
-def test_graphs_are_for_a_gpus_main_thread() -> None:
+def test_cuda_graphs_are_used_only_in_main_thread_on_gpu() -> None:
     gpu = torch.device("cuda")
     assert compile_modes(gpu) == [GRAPHS, None]
     assert compile_modes(CPU) == [None]
@@ -127,22 +127,22 @@ def test_graphs_are_for_a_gpus_main_thread() -> None:
 
 
 @pytest.fixture
-def as_graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
-    """As on a GPU, with a compiler whose graph writes each answer over the one before: its passes by mode."""
+def graph_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
+    """Simulate CUDA graphs that overwrite their output. Return each pass as (mode, number)."""
     passes: list[tuple[str | None, int]] = []
 
     def compile_(network, *, dynamic, mode):
-        kept: list[torch.Tensor] = []
+        static_output: list[torch.Tensor] = []
 
         def fast(x, t, labels):
             passes.append((mode, sum(mode == one for one, _ in passes) + 1))
             if passes[-1] == fast.fails:
                 raise fast.error
-            said = network(x, t, labels)
+            output = network(x, t, labels)
             if mode != GRAPHS:
-                return said
-            kept[:] = kept or [torch.empty_like(said)]
-            return kept[0].copy_(said)
+                return output
+            static_output[:] = static_output or [torch.empty_like(output)]
+            return static_output[0].copy_(output)
 
         fast.fails, fast.error = compile_.fails, compile_.error
         return fast
@@ -153,29 +153,29 @@ def as_graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
     return passes
 
 
-def test_what_a_graph_gave_is_not_written_over(as_graphs) -> None:
+def test_cuda_graph_outputs_are_not_overwritten(graph_passes) -> None:
     network = network_of(spec_of())
-    fast, several = CompiledNetwork(network), [asked(2) for _ in range(5)]
+    fast, several = CompiledNetwork(network), [random_inputs(2) for _ in range(5)]
     found = [fast(*arguments) for arguments in several]
     assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
-    assert as_graphs == [(GRAPHS, number) for number in range(1, 6)]
+    assert graph_passes == [(GRAPHS, number) for number in range(1, 6)]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, torch.OutOfMemoryError])
-def test_a_graph_that_cannot_be_recorded_is_done_without(as_graphs, number, error) -> None:
+def test_failed_cuda_graph_capture_falls_back_to_plain_compilation(graph_passes, number, error) -> None:
     torch.compile.fails, torch.compile.error = (GRAPHS, number), error("no capture\nand more")
     network = network_of(spec_of())
-    fast, several = CompiledNetwork(network), [asked(2) for _ in range(5)]
+    fast, several = CompiledNetwork(network), [random_inputs(2) for _ in range(5)]
     with pytest.warns(DiffctlWarning, match=r"cannot be launched as a CUDA graph \(no capture\)"):
         found = [fast(*arguments) for arguments in several]
     assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
-    assert [mode for mode, _ in as_graphs] == [GRAPHS] * number + [None] * (6 - number)
+    assert [mode for mode, _ in graph_passes] == [GRAPHS] * number + [None] * (6 - number)
 
 
-def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> None:
+def test_errors_after_cuda_graph_capture_propagate(graph_passes) -> None:
     torch.compile.fails, torch.compile.error = (GRAPHS, 4), RuntimeError("device lost")
-    fast, arguments = CompiledNetwork(network_of(spec_of())), asked(2)
+    fast, arguments = CompiledNetwork(network_of(spec_of())), random_inputs(2)
     for _ in range(3):
         fast(*arguments)
     with pytest.raises(RuntimeError, match="device lost"):
@@ -183,61 +183,61 @@ def test_an_error_of_a_graph_that_went_well_is_the_networks_own(as_graphs) -> No
 
 
 @pytest.fixture
-def rule(monkeypatch) -> list[int]:
-    """Compiling pays; for how many passes it was asked."""
+def pass_counts(monkeypatch) -> list[int]:
+    """Make `is_worth_compiling` return True, and record the pass counts it receives."""
     passes: list[int] = []
     monkeypatch.setattr(sampling, "is_worth_compiling", lambda count, device: passes.append(count) or True)
     return passes
 
 
-def test_a_cell_of_many_passes_is_made_compiled(compilations, rule, monkeypatch, tmp_path) -> None:
-    """A runner asks the rule for all its shards together; the images are the same."""
+def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch, tmp_path) -> None:
+    """A runner decides once for all its shards. The images equal those of the eager network."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
     monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
     monkeypatch.setattr(cell_images, "sha256_file", lambda path: "0")
-    made = torch.cat(
+    generated = torch.cat(
         [torch.from_numpy(images) for _, images in cell_images.run_locally(tmp_path, settings, shards)]
     )
-    parts = [
+    expected = [
         generate(model, settings, part, mixed_condition(model.artefact, settings, part), CPU)
         for part in shards
     ]
-    assert torch.equal(made.permute(0, 3, 1, 2), torch.cat(parts))
-    assert rule == [9]
+    assert torch.equal(generated.permute(0, 3, 1, 2), torch.cat(expected))
+    assert pass_counts == [9]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]
 
 
-def test_many_images_of_the_command_are_made_compiled(compilations, rule) -> None:
-    """By the same rule, asked once for all of them."""
+def test_image_files_use_compiled_network(compilations, pass_counts) -> None:
+    """The command decides once for all its images."""
     model, settings = LoadedModel(network_of(spec_of()), artefact_of(spec_of())), SampleSettings(steps=3)
     images, _ = frames_of(model, None, settings, range(10), None, 4, False)
-    plain = generate(model, settings, range(4), mixed_condition(model.artefact, settings, range(4)), CPU)
-    assert np.array_equal(images[-1][:4], to_nhwc(plain))
-    assert rule == [9]
+    expected = generate(model, settings, range(4), mixed_condition(model.artefact, settings, range(4)), CPU)
+    assert np.array_equal(images[-1][:4], to_nhwc(expected))
+    assert pass_counts == [9]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]
 
 
-def test_many_images_that_are_scored_while_it_trains_are_made_compiled(compilations, rule) -> None:
-    """Of a copy, with which all that was compiled goes."""
+def test_validation_scores_use_compiled_network(compilations, pass_counts) -> None:
+    """The scorer compiles a copy, so the network itself has no compiled version."""
     network, artefact = network_of(spec_of()), artefact_of(spec_of())
     images = ValidationImages(SampleSettings(steps=3), 10, 4)
     scorer = ValidationScorer.__new__(ValidationScorer)
     scorer.images, scorer.features_at_once, scorer.extractor = images, 10, load_extractor("effnet-lite0-64")
-    scorer.scorer, seen = SimpleNamespace(scores=lambda found: {"found": float(found.features.sum())}), []
-    first = scorer.scores(network, artefact, lambda done, total: seen.append(done))
-    assert rule == [9]
-    assert compilations == [0, 4, 4, 4, 4, 4, 4], "which a callback leaves whole"
+    scorer.scorer, progress = SimpleNamespace(scores=lambda found: {"found": float(found.features.sum())}), []
+    first = scorer.scores(network, artefact, lambda done, total: progress.append(done))
+    assert pass_counts == [9]
+    assert compilations == [0, 4, 4, 4, 4, 4, 4], "a progress callback does not split batches"
     assert "_compiled_by_device" not in network.__dict__
     assert scorer.scores(network, artefact, lambda done, total: None) == first
 
 
-def test_a_rounded_copy_lies_in_memory_as_its_device_wants(monkeypatch) -> None:
-    network, arguments = network_of(spec_of(channels=16)).requires_grad_(False), asked(2)
+def test_bf16_copy_uses_memory_layout_of_device(monkeypatch) -> None:
+    network, arguments = network_of(spec_of(channels=16)).requires_grad_(False), random_inputs(2)
     outputs = []
     for tiles, layout in ((False, torch.contiguous_format), (True, torch.channels_last)):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
         assert precision.to_bf16(network).stem.weight.is_contiguous(memory_format=layout)
         outputs.append(autocast(network, "bf16")(*arguments))
     assert torch.allclose(*outputs, atol=0.05)
-    assert memory_layout("bf16", CPU) == torch.contiguous_format, "in which it trains, whatever the CPU"
+    assert memory_layout("bf16", CPU) == torch.contiguous_format, "training uses this layout on every CPU"

@@ -1,4 +1,4 @@
-"""Every kernel by the formula and by its equal for CPUs, against the formula written out in float64."""
+"""Kernels for the CPU and their formulas for other devices, against float64 references."""
 
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.model import channels_last_kernels as laid
-from diffusion.model import kernels
+from diffusion.model import channels_last_kernels, kernels
 from diffusion.model.kernels import is_channels_last
 from diffusion.model.precision import autocast
 from diffusion.model.unet import UNet
 from tests.helpers.networks import network_of, randomise, spec_of
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
-TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 4e-2}  # of the largest number
-WAYS = pytest.mark.parametrize("plain", [False, True], ids=["for CPUs", "formula"])
+# Relative to the largest value.
+TOLERANCES = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 4e-2}
+IMPLEMENTATIONS = pytest.mark.parametrize("plain", [False, True], ids=["cpu", "formula"])
 
 dtypes = st.sampled_from(list(TOLERANCES))
 layouts = st.sampled_from(LAYOUTS)
@@ -30,8 +30,8 @@ examples = settings(deadline=None, max_examples=40)
 
 
 @contextmanager
-def by_the_formula(plain: bool = True):
-    """Have the formulas computed for the block, as on a device that is no CPU."""
+def use_formulas(plain: bool = True):
+    """Use the formulas within the block, as on a device other than the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         if plain:
             patch.setattr(kernels, "on_cpu", lambda x: False)
@@ -41,14 +41,14 @@ def by_the_formula(plain: bool = True):
 def numbers(
     seed: int, *shape: int, dtype: torch.dtype, layout: torch.memory_format | None = None
 ) -> nn.Parameter:
-    """Random quarters between −2 and 2, which every dtype holds exactly."""
+    """Return random multiples of 1/4 in [−2, 2], which every dtype represents exactly."""
     values = torch.randint(-8, 9, shape, generator=torch.Generator().manual_seed(seed)) / 4
     values = values.to(dtype) if layout is None else values.to(dtype).contiguous(memory_format=layout)
     return nn.Parameter(values)
 
 
 def with_gradients(call: Callable[..., Tensor], inputs: list[nn.Parameter]) -> list[Tensor]:
-    """What `call` gives of the inputs, and the gradients by each of them of a randomly weighted sum of it."""
+    """Return the output of `call`, and the gradient of a randomly weighted sum of it for each input."""
     output = call(*inputs)
     weights = numbers(0, *output.shape, dtype=output.dtype).detach()
     return [output.detach(), *torch.autograd.grad(output, inputs, weights)]
@@ -61,8 +61,8 @@ def check(
     *inputs: nn.Parameter,
     magnified: float = 1.0,
 ) -> None:
-    """The kernel and its gradients are those of the exact formula, but for rounding that is `magnified`."""
-    with by_the_formula(plain):
+    """Assert that the kernel and its gradients match `exact`, with `magnified` times the tolerance."""
+    with use_formulas(plain):
         found = with_gradients(kernel, list(inputs))
     expected = with_gradients(exact, [nn.Parameter(value.detach().double()) for value in inputs])
     for ours, theirs in zip(found, expected, strict=True):
@@ -75,29 +75,29 @@ def repeated(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
-@WAYS
+@IMPLEMENTATIONS
 @examples
 @given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
-def test_downsampling_is_the_mean_of_four_pixels(plain, batch, channels, height, width, dtype, layout, seed):
+def test_downsample_averages_four_pixels(plain, batch, channels, height, width, dtype, layout, seed):
     x = numbers(seed, batch, channels, 2 * height, 2 * width, dtype=dtype, layout=layout)
     check(plain, kernels.downsample, lambda x: x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5)), x)
 
 
-@WAYS
+@IMPLEMENTATIONS
 @examples
 @given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
-def test_upsampling_repeats_every_pixel(plain, batch, channels, height, width, dtype, layout, seed):
+def test_upsample_repeats_each_pixel(plain, batch, channels, height, width, dtype, layout, seed):
     x = numbers(seed, batch, channels, height, width, dtype=dtype, layout=layout)
     check(plain, kernels.upsample, repeated, x)
 
 
-@WAYS
+@IMPLEMENTATIONS
 @examples
 @given(batches, channel_numbers, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
-def test_a_convolution_of_an_upsampled_map_is_what_it_says(
+def test_upsampled_conv_equals_convolution_after_upsampling(
     plain, batch, channels, out_channels, height, width, dtype, layout, seed
 ):
-    # torch 2.13's bfloat16 gradient of it is wrong for maps of one column; a network's are square.
+    # The bfloat16 gradient in torch 2.13 is wrong for maps of one column. Networks use square maps.
     assume(width > 1 or height < 5)
 
     def kernel(x, weight, bias):
@@ -120,7 +120,7 @@ def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
 
 @st.composite
 def norms(draw: st.DrawFn) -> tuple[int, list[nn.Parameter]]:
-    """The groups, and a map with its norm's weight and bias."""
+    """Draw a number of groups, and a map with the weight and bias of its norm."""
     groups, batch, width = draw(st.integers(1, 5)), draw(batches), draw(st.integers(1, 3))
     dtype, seed, shape = draw(dtypes), draw(seeds), (batch, groups * width, draw(sizes), draw(sizes))
     x = numbers(seed, *shape, dtype=dtype, layout=draw(layouts))
@@ -128,7 +128,7 @@ def norms(draw: st.DrawFn) -> tuple[int, list[nn.Parameter]]:
 
 
 def magnification(x: Tensor, groups: int) -> float:
-    """How many times a norm makes rounding larger: 1/σ of its flattest group, at least 1."""
+    """Return the factor by which a norm amplifies rounding errors: the largest 1/σ of a group, at least 1."""
     variance = x.detach().double().unflatten(1, (groups, -1)).var((2, 3, 4), unbiased=False)
     return max(1.0, float((variance.min() + 1e-5) ** -0.5))
 
@@ -139,10 +139,10 @@ def norm_of(groups: int, weight: nn.Parameter, bias: nn.Parameter) -> nn.GroupNo
     return norm
 
 
-@WAYS
+@IMPLEMENTATIONS
 @examples
 @given(norms())
-def test_a_group_norm_is_its_formula_for_one_number_too(plain, drawn):
+def test_group_norm_matches_formula(plain, drawn):
     groups, inputs = drawn
 
     def kernel(x, weight, bias):
@@ -152,10 +152,10 @@ def test_a_group_norm_is_its_formula_for_one_number_too(plain, drawn):
     check(plain, kernel, lambda x, *norm: normalised(x, groups, *norm), *inputs, magnified=magnified)
 
 
-@WAYS
+@IMPLEMENTATIONS
 @examples
 @given(norms(), seeds)
-def test_a_scaled_group_norm_is_scaled_and_shifted_image_by_image(plain, drawn, seed):
+def test_scaled_group_norm_scales_and_shifts_each_image(plain, drawn, seed):
     groups, inputs = drawn
     batch, channels = inputs[0].shape[:2]
 
@@ -172,25 +172,25 @@ def test_a_scaled_group_norm_is_scaled_and_shifted_image_by_image(plain, drawn, 
     )  # fmt: skip
 
 
-def laid_out(x: Tensor) -> nn.Parameter:
-    """The map channels last by its strides, also where it has a single channel or pixel."""
+def to_channels_last(x: Tensor) -> nn.Parameter:
+    """Return the map with channels-last strides, also for a single channel or pixel."""
     return nn.Parameter(x.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
 
 
 @examples
 @given(norms(), seeds)
-def test_a_group_norm_of_a_gpu_keeps_channels_last_and_is_its_formula(drawn, seed):
-    """On its own, and with each image's scale and shift."""
+def test_gpu_group_norm_keeps_channels_last_and_matches_formula(drawn, seed):
+    """With and without a scale and shift for each image."""
     groups, (x, weight, bias) = drawn
-    x, tolerance = laid_out(x), TOLERANCES[x.dtype] * magnification(x, groups)
+    x, tolerance = to_channels_last(x), TOLERANCES[x.dtype] * magnification(x, groups)
     scale, shift = (numbers(seed + i, *x.shape[:2], dtype=x.dtype) for i in (0, 1))
     norm = norm_of(groups, weight, bias)
     with torch.no_grad():
         plain = normalised(x.double(), groups, weight.double(), bias.double())
         scaled = plain * (1 + scale.double()[..., None, None]) + shift.double()[..., None, None]
         for found, exact in (
-            (laid.group_norm(norm, x), plain),
-            (laid.scaled_group_norm(norm, x, scale, shift), scaled),
+            (channels_last_kernels.group_norm(norm, x), plain),
+            (channels_last_kernels.scaled_group_norm(norm, x, scale, shift), scaled),
         ):
             assert (found.dtype, found.shape) == (x.dtype, x.shape)
             assert found.permute(0, 2, 3, 1).is_contiguous()
@@ -199,7 +199,7 @@ def test_a_group_norm_of_a_gpu_keeps_channels_last_and_is_its_formula(drawn, see
 
 @pytest.mark.parametrize("side", [8, 32])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_a_cpu_normalises_a_channels_last_map_as_it_lies_only_where_pixels_are_many(dtype, side):
+def test_cpu_group_norm_keeps_channels_last_only_for_many_pixels(dtype, side):
     x = numbers(0, 2, 6, side, side, dtype=dtype, layout=torch.channels_last).detach()
     scale, shift = (numbers(seed, 2, 6, dtype=dtype).detach() for seed in (1, 2))
     norm = nn.GroupNorm(3, 6).to(dtype)
@@ -216,7 +216,7 @@ def test_a_cpu_normalises_a_channels_last_map_as_it_lies_only_where_pixels_are_m
 
 
 class Copies(TorchDispatchMode):
-    """Notes every operation that lays a map out anew, and every group norm of torch's."""
+    """Record each operation that can copy a map, and each native group norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,8 +230,8 @@ class Copies(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_on_a_gpu_a_channels_last_map_is_copied_for_no_norm_without_gradients(dtype):
-    """By a device without values. With gradients it is torch's own, whose layout is its version's."""
+def test_gpu_group_norm_without_gradients_does_not_copy_channels_last_map(dtype):
+    """Use the meta device. With gradients the native norm runs; its layout depends on the torch version."""
     x = torch.empty(2, 64, 8, 8, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
     norm = nn.GroupNorm(32, 64, device="meta", dtype=dtype)
     scale = torch.empty(2, 64, dtype=dtype, device="meta")
@@ -244,16 +244,16 @@ def test_on_a_gpu_a_channels_last_map_is_copied_for_no_norm_without_gradients(dt
         assert {y.dtype for y in found} == {dtype}
 
 
-@WAYS
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("pixels", [1, 9, 256, 289])
 @settings(deadline=None, max_examples=10)
 @given(batches, st.integers(1, 3), st.integers(1, 9), dtypes, st.booleans(), seeds)
 def test_attention_is_softmax_of_scaled_products(
-    plain, pixels, batch, heads, width, dtype, side_by_side, seed
+    plain, pixels, batch, heads, width, dtype, is_contiguous, seed
 ):
     def kernel(qkv):
         return kernels.attention(
-            qkv if side_by_side else qkv.transpose(-1, -2).contiguous().transpose(-1, -2)
+            qkv if is_contiguous else qkv.transpose(-1, -2).contiguous().transpose(-1, -2)
         )
 
     def exact(qkv):
@@ -264,17 +264,17 @@ def test_attention_is_softmax_of_scaled_products(
     check(plain, kernel, exact, numbers(seed, batch, 3, heads, pixels, width, dtype=dtype))
 
 
-def test_only_a_cpu_computes_by_its_own_kernels():
+def test_cpu_kernels_are_used_only_on_cpu():
     assert kernels.on_cpu(torch.empty(1))
     assert not kernels.on_cpu(torch.empty(1, device="meta"))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_the_formulas_keep_channels_last(dtype):
+def test_formulas_keep_channels_last(dtype):
     x = numbers(0, 2, 6, 4, 4, dtype=dtype, layout=torch.channels_last)
     conv = nn.Conv2d(6, 4, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)
     norm, scale = nn.GroupNorm(3, 6).to(dtype), torch.ones(2, 6, dtype=dtype)
-    with by_the_formula():
+    with use_formulas():
         found = [
             kernels.downsample(x),
             kernels.upsample(x),
@@ -286,13 +286,13 @@ def test_the_formulas_keep_channels_last(dtype):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_fused_attention_gets_the_map_itself_where_it_can(monkeypatch, layout):
-    """What has each pixel's channels side by side is not copied; all else is, so that it has them."""
+def test_fused_attention_copies_map_only_if_channels_are_not_adjacent(monkeypatch, layout):
+    """A map with adjacent channels per pixel is passed on uncopied. Other maps are copied to that layout."""
     given = []
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: given.extend(qkv) or qkv[0])
     x = numbers(0, 2, 24, 4, 4, dtype=torch.float32, layout=layout)
     qkv = x.reshape(2, 3, 2, 4, 16).transpose(-1, -2)
-    with by_the_formula():
+    with use_formulas():
         kernels.attention(qkv)
     same = [tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for tensor in given]
     assert same == [layout == torch.channels_last] * 3
@@ -312,45 +312,45 @@ def arguments(layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
 
 @networks
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_network_of_formulas_is_the_same_network(changes, layout):
+def test_network_with_formulas_matches_cpu_kernels(changes, layout):
     network = network_of(spec_of(**{"channels": 16, **changes}))
     expected = network(*arguments(torch.contiguous_format))
-    with by_the_formula():
+    with use_formulas():
         found = network.to(memory_format=layout)(*arguments(layout))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @networks
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_of_formulas_never_leaves_channels_last(changes, precision):
+def test_network_with_formulas_keeps_channels_last(changes, precision):
     network = network_of(spec_of(**{"channels": 16, **changes}), seed=1).to(memory_format=torch.channels_last)
-    left = []
+    violations = []
 
-    def note(module, inputs, output):
+    def record(module, inputs, output):
         maps = [x for x in (*inputs, output) if x.ndim == 4]
-        left.extend(module for x in maps if not x.is_contiguous(memory_format=torch.channels_last))
+        violations.extend(module for x in maps if not x.is_contiguous(memory_format=torch.channels_last))
 
-    with torch.no_grad(), by_the_formula():
-        cast = autocast(network.requires_grad_(True), precision)  # the network itself, which the hooks are on
+    with torch.no_grad(), use_formulas():
+        cast = autocast(network.requires_grad_(True), precision)  # not a copy: the hooks are on `network`
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.GroupNorm):
-                module.register_forward_hook(note)
+                module.register_forward_hook(record)
         cast(*arguments(torch.channels_last))
-    assert not left
+    assert not violations
 
 
 @pytest.mark.slow
-def test_a_network_of_formulas_is_one_graph():
-    """fullgraph raises at the first break; this backend traces forward and backward but generates no code."""
+def test_network_with_formulas_compiles_to_one_graph():
+    """fullgraph raises at the first graph break. aot_eager traces both passes without generating code."""
     network = UNet(spec_of())
     randomise(network)
     torch.compiler.reset()
-    with by_the_formula():
+    with use_formulas():
         expected = network(*arguments(torch.contiguous_format))
         found = torch.compile(network, fullgraph=True, backend="aot_eager")(
             *arguments(torch.contiguous_format)
         )
-    torch.compiler.reset()  # what was traced here must not be taken where a CPU's kernels are meant
+    torch.compiler.reset()  # tests of the CPU kernels must not reuse this graph
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
     found.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())

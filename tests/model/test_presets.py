@@ -1,4 +1,4 @@
-"""The published networks: their parameter counts, and what model.preset means in params.yaml."""
+"""Presets of published networks: parameter counts, and the effect of model.preset in params.yaml."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ from diffusion.system.section import fingerprint
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 
-# What the papers and the published files' names say, in millions, and to how much of it they round.
+# Parameter counts from papers and file names, in millions, and their relative rounding error.
 PUBLISHED = {
     "adm-64": (296, 0.002),
     "adm-128": (422, 0.002),
@@ -32,8 +32,8 @@ PUBLISHED = {
 
 def spec_of(preset: Preset, **changes: Any) -> UNetSpec:
     learned = ProcessConfig(**preset.process).variance == "learned"
-    decided = {"image_size": preset.image_size, "in_channels": 3, "out_channels": 6 if learned else 3}
-    return UNetSpec(**{**preset.model, **decided, "num_classes": preset.num_classes, **changes})
+    data_shape = {"image_size": preset.image_size, "in_channels": 3, "out_channels": 6 if learned else 3}
+    return UNetSpec(**{**preset.model, **data_shape, "num_classes": preset.num_classes, **changes})
 
 
 def count(spec: UNetSpec) -> int:
@@ -42,7 +42,7 @@ def count(spec: UNetSpec) -> int:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_parameter_counts(name):
+def test_parameter_counts_match_papers(name):
     found = count(spec_of(PRESETS[name]))
     assert found == PRESETS[name].parameters
     millions, rounding = PUBLISHED[name]
@@ -51,35 +51,35 @@ def test_parameter_counts(name):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_no_published_network_is_taken_for_too_large(name):
-    """The closed form says less than there are, by no more than five times."""
+def test_least_parameters_of_presets_is_within_factor_five(name):
+    """The closed form is a lower bound of the parameter count, and at least a fifth of it."""
     spec = spec_of(PRESETS[name])
     assert spec.least_parameters() <= PRESETS[name].parameters <= 5 * spec.least_parameters()
 
 
 @pytest.mark.slow
 @given(
-    st.integers(1, 4).map(lambda wide: 32 * wide), st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(1, 4).map(lambda groups: 32 * groups), st.lists(st.integers(1, 3), min_size=1, max_size=3),
     st.integers(1, 3), st.sampled_from(["resnet", "convnext"]), st.sampled_from(["adagn", "additive"]),
 )  # fmt: skip
-def test_the_closed_form_of_parameters_is_never_too_much(channels, mults, blocks, block, embedding):
+def test_least_parameters_is_lower_bound(channels, mults, blocks, block, embedding):
     shape = {"channels": channels * 2, "channel_mult": mults, "num_res_blocks": blocks, "block": block}
     spec = UNetSpec(**shape, embedding=embedding, image_size=8, in_channels=1, out_channels=1)
     assert spec.least_parameters() <= count(spec)
 
 
 @pytest.mark.parametrize(("channels", "millions"), [(64, 30), (96, 68), (128, 120), (192, 270)])
-def test_the_imagenet_network_at_the_widths_of_iddpms_section_6(channels, millions):
+def test_iddpm_imagenet64_parameter_counts_match_section_6(channels, millions):
     found = count(spec_of(PRESETS["iddpm-imagenet64"], channels=channels))
     assert found / 1e6 == pytest.approx(millions, rel=0.011)
 
 
-def test_the_count_of_the_unconditional_256_pixel_network():
+def test_unconditional_adm_256_parameter_count():
     assert count(spec_of(PRESETS["adm-256"], num_classes=0)) == 553_838_086 - 1000 * 1024
 
 
 def ddpm_parameters() -> int:
-    """DDPM appendix B's network counted by hand: 3×3 convolutions, one attention head, additive embedding."""
+    """Count the parameters of the network in DDPM, appendix B: 3×3 convolutions, additive embedding."""
 
     def conv(a: int, b: int, k: int = 3) -> int:
         return a * b * k * k + b
@@ -104,12 +104,12 @@ def ddpm_parameters() -> int:
     return total + 2 * 128 + conv(128, 3)
 
 
-def test_the_ddpm_network_counted_by_hand():
+def test_ddpm_cifar10_parameters_match_appendix_b():
     assert ddpm_parameters() == PRESETS["ddpm-cifar10"].parameters
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_published_recipe_is_valid(name):
+def test_published_settings_are_valid(name):
     preset = PRESETS[name]
     assert TrainConfig(**preset.train).steps > 100_000
     assert ProcessConfig(**preset.process).timesteps in (1000, 4000)
@@ -123,28 +123,28 @@ def with_model(**model: Any) -> Config:
     return parse(values, "params.yaml")
 
 
-def test_a_preset_is_the_same_as_its_shape_written_out():
-    chosen = with_model(preset="adm-64")
-    assert chosen.model == with_model(**PRESETS["adm-64"].model).model
-    assert chosen.model.channels == 192
-    assert "preset" not in chosen.model.model_dump()
-    assert fingerprint(chosen) == fingerprint(with_model(**PRESETS["adm-64"].model))
+def test_preset_equals_explicit_model_section():
+    config = with_model(preset="adm-64")
+    assert config.model == with_model(**PRESETS["adm-64"].model).model
+    assert config.model.channels == 192
+    assert "preset" not in config.model.model_dump()
+    assert fingerprint(config) == fingerprint(with_model(**PRESETS["adm-64"].model))
 
 
-def test_keys_beside_a_preset_change_it():
+def test_model_keys_override_preset():
     assert with_model(preset="adm-64", dropout=0.0, channels=64).model.channels == 64
     heads = with_model(preset="adm-64", heads=4).model
     assert (heads.heads, heads.head_channels) == (4, None)
 
 
-def test_an_unknown_preset_is_one_sentence():
+def test_unknown_preset_raises_usage_error():
     with pytest.raises(
         UsageError, match=r"model: preset: allowed are adm-64, .*ddpm-cifar10 \(got 'adm-32'\)"
     ):
         with_model(preset="adm-32")
 
 
-def test_time_scale_is_what_the_network_sees_of_t():
+def test_time_scale_multiplies_timesteps():
     torch.manual_seed(0)
     shape = {"channels": 8, "channel_mult": (1,), "image_size": 4, "in_channels": 1, "out_channels": 1}
     plain, scaled = UNet(UNetSpec(**shape)), UNet(UNetSpec(**shape, time_scale=0.25))

@@ -1,4 +1,4 @@
-"""The network: shapes for every option, conditioning, attention and resampling against plain formulas."""
+"""UNet: shapes for every option, conditioning, attention and resampling against reference formulas."""
 
 import math
 
@@ -63,7 +63,7 @@ def specs(draw: st.DrawFn):
 
 @settings(deadline=None, max_examples=60)
 @given(specs())
-def test_every_option_gives_the_shape_and_a_full_gradient(spec):
+def test_every_option_gives_output_shape_and_all_gradients(spec):
     network = UNet(spec)
     x, t, labels = inputs(spec)
     assert torch.equal(network.eval()(x, t, labels), torch.zeros(2, spec.out_channels, *x.shape[2:]))
@@ -77,20 +77,20 @@ def test_every_option_gives_the_shape_and_a_full_gradient(spec):
 
 @settings(deadline=None, max_examples=20)
 @given(specs(), st.integers(0, 1))
-def test_an_image_does_not_see_the_rest_of_its_batch(spec, row):
+def test_output_is_independent_of_rest_of_batch(spec, row):
     network = network_of(spec)
     x, t, labels = inputs(spec)
-    alone = network(x[row : row + 1], t[row : row + 1], None if labels is None else labels[row : row + 1])
-    assert torch.allclose(network(x, t, labels)[row : row + 1], alone, rtol=1e-4, atol=1e-4)
+    single = network(x[row : row + 1], t[row : row + 1], None if labels is None else labels[row : row + 1])
+    assert torch.allclose(network(x, t, labels)[row : row + 1], single, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [28, 32, 20])
-def test_any_size_that_the_stride_divides(size):
+def test_image_sizes_divisible_by_stride_are_accepted(size):
     spec = spec_of(image_size=size, channel_mult=(1, 2, 2), attention_resolutions=(size // 4,))
     assert network_of(spec)(*inputs(spec)).shape == (2, 2, size, size)
 
 
-def test_sizes_and_attention_that_do_not_fit_are_refused():
+def test_invalid_specs_raise_validation_error():
     with pytest.raises(ValidationError, match="must be divisible by 4"):
         spec_of(image_size=30, channel_mult=(1, 2, 2))
     with pytest.raises(ValidationError, match=r"\[5\] cannot be used"):
@@ -105,7 +105,7 @@ def test_sizes_and_attention_that_do_not_fit_are_refused():
         spec_of(embedding="additive")
 
 
-def test_labels_are_needed_exactly_when_the_network_is_conditional():
+def test_labels_are_required_only_by_conditional_networks():
     conditional, unconditional = spec_of(), spec_of(num_classes=0, null_class=False)
     x, t, labels = inputs(conditional)
     with pytest.raises(ValueError, match="needs labels"):
@@ -115,7 +115,7 @@ def test_labels_are_needed_exactly_when_the_network_is_conditional():
 
 
 @pytest.mark.parametrize("changes", [{}, {"embedding": "additive", "channels": 48, "head_channels": 16}])
-def test_time_class_and_the_null_class_change_the_output(changes):
+def test_timestep_class_and_null_class_change_output(changes):
     spec = spec_of(**changes)
     network = network_of(spec)
     x, t, labels = inputs(spec)
@@ -128,7 +128,7 @@ def test_time_class_and_the_null_class_change_the_output(changes):
 
 
 @pytest.mark.parametrize("block", ["resnet", "convnext"])
-def test_gradient_checkpointing_changes_nothing(block):
+def test_gradient_checkpointing_gives_equal_gradients(block):
     gradients = []
     for checkpointing in (False, True):
         network = UNet(spec_of(block=block, gradient_checkpointing=checkpointing))
@@ -139,7 +139,7 @@ def test_gradient_checkpointing_changes_nothing(block):
 
 
 @pytest.mark.parametrize("block", ["resnet", "convnext"])
-def test_dropout_works_in_training_only(block):
+def test_dropout_is_active_only_in_training(block):
     network = UNet(spec_of(block=block, dropout=0.5))
     randomise(network)
     arguments = inputs(network.spec)
@@ -149,7 +149,7 @@ def test_dropout_works_in_training_only(block):
 
 
 @pytest.mark.parametrize("width", [2, 7, 8, 128])
-def test_the_timestep_embedding_is_sinusoidal(width):
+def test_timestep_embedding_is_sinusoidal(width):
     embedding = timestep_embedding(torch.tensor([0, 3, 999]), width)
     half = width // 2
     for row, t in enumerate((0, 3, 999)):
@@ -162,7 +162,7 @@ def test_the_timestep_embedding_is_sinusoidal(width):
 
 @settings(deadline=None)
 @given(st.integers(1, 600))
-def test_group_norm_takes_32_groups_or_what_divides(channels):
+def test_group_norm_uses_32_groups_or_a_divisor(channels):
     groups = GroupNorm(channels).num_groups
     assert channels % groups == 0
     assert groups <= 32
@@ -201,18 +201,18 @@ def test_attention_is_softmax_of_scaled_products_per_head(heads):
     assert torch.allclose(module(x, None), out, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["none", "up", "down"])
-def test_a_residual_block_resamples_inside_both_branches(how):
-    block = ResBlock(4, 8, 5, resampling=how)
+@pytest.mark.parametrize("resampling", ["none", "up", "down"])
+def test_residual_block_resamples_both_branches(resampling):
+    block = ResBlock(4, 8, 5, resampling=resampling)
     randomise(block)
     x, embedding = randn(2, 4, 6, 6), randn(2, 5, seed=1)
-    h = block.conv_in(resample(F.silu(block.norm_in(x)), how))
+    h = block.conv_in(resample(F.silu(block.norm_in(x)), resampling))
     h = block.conv_out(F.silu(block.condition(h, embedding)))
-    assert torch.allclose(block.eval()(x, embedding), block.skip(resample(x, how)) + h, atol=1e-5)
+    assert torch.allclose(block.eval()(x, embedding), block.skip(resample(x, resampling)) + h, atol=1e-5)
 
 
 @pytest.mark.parametrize("block", BLOCKS.values())
-def test_a_fresh_block_is_the_identity(block):
+def test_new_block_is_identity(block):
     x, embedding = randn(2, 8, 4, 4), randn(2, 5, seed=1)
     assert torch.equal(block(8, 8, 5)(x, embedding), x)
 
@@ -224,7 +224,7 @@ def test_resampling_averages_and_repeats():
     assert resample(x, "none") is x
 
 
-def test_plain_resampling_is_a_convolution_with_stride_and_one_after_repeating():
+def test_plain_resampling_uses_strided_and_upsampled_convolutions():
     x = randn(1, 4, 6, 6)
     down, up = Downsample(4), Upsample(4)
     full = F.conv2d(x, down.conv.weight, down.conv.bias, padding=1)
@@ -233,7 +233,7 @@ def test_plain_resampling_is_a_convolution_with_stride_and_one_after_repeating()
     assert torch.allclose(up(x, None), expected, atol=1e-5)
 
 
-def test_attention_stands_where_the_config_says():
+def test_attention_is_at_configured_resolutions():
     def count(*attention: int) -> int:
         spec = spec_of(
             channel_mult=(1, 2, 2), image_size=16, num_res_blocks=2, attention_resolutions=attention

@@ -1,4 +1,4 @@
-"""What a network takes from another one: the rules keep what the start says, or refuse by name."""
+"""Weight transfer: the rules preserve the outputs of the pretrained network, or raise an error."""
 
 from typing import Any
 
@@ -14,15 +14,19 @@ T = torch.tensor([0, 40, 99])
 NAMES = tuple(f"class{number}" for number in range(10))
 
 
-def begun(classes: tuple[str, ...] = NAMES, start: dict[str, Any] | None = None, **wanted: Any):
-    """The start, the network that has taken its weights, and what was taken."""
-    trained = network_of(spec_of(**(start or {})))
-    spec = spec_of(**{"num_classes": len(classes), "null_class": bool(classes), **wanted})
+def build_from_pretrained(
+    classes: tuple[str, ...] = NAMES, pretrained_spec: dict[str, Any] | None = None, **changes: Any
+):
+    """Return the pretrained network, a network with the transferred weights, and the transfer result."""
+    pretrained = network_of(spec_of(**(pretrained_spec or {})))
+    spec = spec_of(**{"num_classes": len(classes), "null_class": bool(classes), **changes})
     network = UNet(spec).eval().requires_grad_(False)
-    names = NAMES[: trained.spec.num_classes]
-    taken = transfer(Source(trained.state_dict(), trained.spec, names), spec, classes, network.state_dict())
-    network.load_state_dict(taken.weights)
-    return trained, network, taken
+    names = NAMES[: pretrained.spec.num_classes]
+    result = transfer(
+        Source(pretrained.state_dict(), pretrained.spec, names), spec, classes, network.state_dict()
+    )
+    network.load_state_dict(result.weights)
+    return pretrained, network, result
 
 
 def images(network: UNet, channels: int | None = None) -> Tensor:
@@ -38,89 +42,95 @@ def close(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_the_same_shape_takes_all_weights():
-    start, network, taken = begun()
-    assert taken.new == frozenset()
-    x = images(start)
-    assert torch.equal(network(x, T, labels(3, 0, 10)), start(x, T, labels(3, 0, 10)))
+def test_same_shape_transfers_all_weights():
+    pretrained, network, result = build_from_pretrained()
+    assert result.new == frozenset()
+    x = images(pretrained)
+    assert torch.equal(network(x, T, labels(3, 0, 10)), pretrained(x, T, labels(3, 0, 10)))
 
 
-def test_the_layer_that_is_told_of_augmentation_comes_and_goes():
-    x, seen = torch.randn(3, 1, 8, 8), labels(3, 0, 10)
-    start, network, taken = begun(start={"augmented": True})
-    assert taken.new == frozenset()
-    assert torch.equal(network(x, T, seen), start(x, T, seen)), "left out it is missed by nobody"
-    start, network, taken = begun(augmented=True)
-    assert taken.new == {"augmentation.weight"}
-    assert torch.equal(network(x, T, seen, torch.ones(3, 9)), start(x, T, seen)), "it begins as zeros"
-    start, network, taken = begun(start={"augmented": True}, augmented=True)
-    assert taken.new == frozenset()
-    assert torch.equal(network(x, T, seen, torch.ones(3, 9)), start(x, T, seen, torch.ones(3, 9)))
+def test_augmentation_layer_can_be_dropped_or_added():
+    x, y = torch.randn(3, 1, 8, 8), labels(3, 0, 10)
+    pretrained, network, result = build_from_pretrained(pretrained_spec={"augmented": True})
+    assert result.new == frozenset()
+    assert torch.equal(network(x, T, y), pretrained(x, T, y)), "dropping the layer keeps the outputs"
+    pretrained, network, result = build_from_pretrained(augmented=True)
+    assert result.new == {"augmentation.weight"}
+    assert torch.equal(network(x, T, y, torch.ones(3, 9)), pretrained(x, T, y)), (
+        "the new layer is initialized to zero"
+    )
+    pretrained, network, result = build_from_pretrained(pretrained_spec={"augmented": True}, augmented=True)
+    assert result.new == frozenset()
+    assert torch.equal(network(x, T, y, torch.ones(3, 9)), pretrained(x, T, y, torch.ones(3, 9)))
 
 
-def test_classes_are_taken_by_name_and_others_begin_as_no_class():
-    start, network, taken = begun(("class7", "boats", "class2"))
-    x = images(start)
-    assert torch.equal(network(x, T, labels(0, 1, 2)), start(x, T, labels(7, 10, 2)))
-    assert torch.equal(network(x, T, labels(3, 3, 3)), start(x, T, labels(10, 10, 10))), "the empty label"
-    assert taken.new == {"classes.weight"}
+def test_classes_transfer_by_name_and_new_ones_copy_null_class():
+    pretrained, network, result = build_from_pretrained(("class7", "boats", "class2"))
+    x = images(pretrained)
+    assert torch.equal(network(x, T, labels(0, 1, 2)), pretrained(x, T, labels(7, 10, 2)))
+    assert torch.equal(network(x, T, labels(3, 3, 3)), pretrained(x, T, labels(10, 10, 10))), "the null class"
+    assert result.new == {"classes.weight"}
 
 
-def test_without_an_empty_label_no_class_is_the_mean_of_all():
-    start, network, _ = begun(("boats",), start={"null_class": False})
-    mean = start.classes.weight.mean(dim=0)
+def test_new_class_is_mean_embedding_without_null_class():
+    pretrained, network, _ = build_from_pretrained(("boats",), pretrained_spec={"null_class": False})
+    mean = pretrained.classes.weight.mean(dim=0)
     assert all(torch.equal(row, mean) for row in network.classes.weight)
 
 
 @pytest.mark.parametrize("null_class", [True, False])
-def test_an_unconditional_network_says_what_the_start_says_of_no_class(null_class):
-    start, network, taken = begun((), start={"null_class": null_class})
-    x = images(start)
+def test_unconditional_network_matches_null_class_of_pretrained(null_class):
+    pretrained, network, result = build_from_pretrained((), pretrained_spec={"null_class": null_class})
+    x = images(pretrained)
     if not null_class:
-        start.classes.weight[0] = start.classes.weight.mean(dim=0)
-    assert close(network(x, T), start(x, T, labels(*[10 if null_class else 0] * 3)))
-    assert taken.new == frozenset()
+        pretrained.classes.weight[0] = pretrained.classes.weight.mean(dim=0)
+    assert close(network(x, T), pretrained(x, T, labels(*[10 if null_class else 0] * 3)))
+    assert result.new == frozenset()
 
 
-def test_every_class_of_an_unconditional_start_begins_as_it():
-    start, network, taken = begun(("a", "b"), start={"num_classes": 0, "null_class": False})
-    x = images(start)
-    assert close(network(x, T, labels(0, 1, 2)), start(x, T))
-    assert taken.new == {"classes.weight"}
+def test_classes_of_unconditional_pretrained_match_its_output():
+    pretrained, network, result = build_from_pretrained(
+        ("a", "b"), pretrained_spec={"num_classes": 0, "null_class": False}
+    )
+    x = images(pretrained)
+    assert close(network(x, T, labels(0, 1, 2)), pretrained(x, T))
+    assert result.new == {"classes.weight"}
 
 
-def test_a_grey_picture_in_rgb_is_seen_and_answered_as_in_grey():
-    start, network, _ = begun(in_channels=3, out_channels=6)
-    x, of = images(start), labels(1, 2, 3)
-    grey, rgb = start(x, T, of), network(x.repeat(1, 3, 1, 1), T, of)
+def test_grey_to_rgb_repeats_output_for_grey_image():
+    pretrained, network, _ = build_from_pretrained(in_channels=3, out_channels=6)
+    x, y = images(pretrained), labels(1, 2, 3)
+    grey, rgb = pretrained(x, T, y), network(x.repeat(1, 3, 1, 1), T, y)
     assert close(rgb, grey.repeat_interleave(3, dim=1)), "predictions first, then the variances"
 
 
-def test_a_grey_network_says_the_mean_of_what_the_rgb_start_says_of_a_grey_picture():
-    start, network, _ = begun(start={"in_channels": 3, "out_channels": 6})
-    x, of = images(network), labels(1, 2, 3)
-    said = start(x.repeat(1, 3, 1, 1), T, of)
-    assert close(network(x, T, of), torch.stack([said[:, :3].mean(1), said[:, 3:].mean(1)], dim=1))
+def test_rgb_to_grey_averages_output_for_grey_image():
+    pretrained, network, _ = build_from_pretrained(pretrained_spec={"in_channels": 3, "out_channels": 6})
+    x, y = images(network), labels(1, 2, 3)
+    rgb = pretrained(x.repeat(1, 3, 1, 1), T, y)
+    assert close(network(x, T, y), torch.stack([rgb[:, :3].mean(1), rgb[:, 3:].mean(1)], dim=1))
 
 
-def test_a_learned_variance_is_left_out_or_begins_as_drawn():
-    start, network, _ = begun(out_channels=1)
-    x, of = images(start), labels(1, 2, 3)
-    assert close(network(x, T, of), start(x, T, of)[:, :1])
-    start, network, _ = begun(start={"out_channels": 1})
-    said = network(x, T, of)
-    assert close(said[:, :1], start(x, T, of))
-    assert not said[:, 1:].any(), "the head is drawn as zero"
+def test_learned_variance_is_dropped_or_initialized():
+    pretrained, network, _ = build_from_pretrained(out_channels=1)
+    x, y = images(pretrained), labels(1, 2, 3)
+    assert close(network(x, T, y), pretrained(x, T, y)[:, :1])
+    pretrained, network, _ = build_from_pretrained(pretrained_spec={"out_channels": 1})
+    output = network(x, T, y)
+    assert close(output[:, :1], pretrained(x, T, y))
+    assert not output[:, 1:].any(), "the head is initialized to zero"
 
 
-def test_larger_images_with_attention_at_the_same_levels():
-    start, network, _ = begun(image_size=16, attention_resolutions=(8,))
-    assert all(torch.equal(own, start.state_dict()[name]) for name, own in network.state_dict().items())
+def test_larger_image_size_transfers_all_weights():
+    pretrained, network, _ = build_from_pretrained(image_size=16, attention_resolutions=(8,))
+    assert all(
+        torch.equal(weight, pretrained.state_dict()[name]) for name, weight in network.state_dict().items()
+    )
     assert network(images(network), T, labels(0, 1, 2)).shape == (3, 2, 16, 16)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("changes", "message"),
     [
         ({"channels": 16}, r"model\.channels is 16, and the start has 8"),
         ({"channel_mult": (1, 1)}, r"model\.channel_mult is \[1, 1\], and the start has \[1, 2\]"),
@@ -137,42 +147,50 @@ def test_larger_images_with_attention_at_the_same_levels():
         ({"in_channels": 2, "out_channels": 4}, "2 channels and the start's 1"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_its_name(wanted, said):
-    with pytest.raises(Incompatible, match=said):
-        begun(**wanted)
+def test_error_names_incompatible_option(changes, message):
+    with pytest.raises(Incompatible, match=message):
+        build_from_pretrained(**changes)
 
 
-def test_two_classes_of_one_name_are_refused():
+def test_duplicate_class_names_are_refused():
     network = network_of(spec_of())
-    start = Source(network.state_dict(), network.spec, ("a",) * 10)
+    source = Source(network.state_dict(), network.spec, ("a",) * 10)
     with pytest.raises(Incompatible, match="names two classes alike"):
-        transfer(start, network.spec, NAMES, network.state_dict())
+        transfer(source, network.spec, NAMES, network.state_dict())
 
 
-def test_without_values_it_is_refused_alike():
+def test_transfer_works_on_meta_device():
     with torch.device("meta"):
-        start, network = UNet(spec_of()), UNet(spec_of(channels=16))
+        pretrained, network = UNet(spec_of()), UNet(spec_of(channels=16))
         with pytest.raises(Incompatible, match=r"model\.channels"):
-            transfer(Source(start.state_dict(), start.spec, NAMES), network.spec, NAMES, network.state_dict())
-        taken = transfer(
-            Source(start.state_dict(), start.spec, NAMES), start.spec, ("x",) * 10, start.state_dict()
+            transfer(
+                Source(pretrained.state_dict(), pretrained.spec, NAMES),
+                network.spec,
+                NAMES,
+                network.state_dict(),
+            )
+        result = transfer(
+            Source(pretrained.state_dict(), pretrained.spec, NAMES),
+            pretrained.spec,
+            ("x",) * 10,
+            pretrained.state_dict(),
         )
-    assert {name: one.shape for name, one in taken.weights.items()} == {
-        name: one.shape for name, one in start.state_dict().items()
+    assert {name: weight.shape for name, weight in result.weights.items()} == {
+        name: weight.shape for name, weight in pretrained.state_dict().items()
     }
 
 
-def test_a_network_without_a_rule_takes_equal_shapes_and_classes_alone():
+def test_transfer_unchanged_requires_equal_shapes_and_classes():
     network = network_of(spec_of())
-    start = Source(network.state_dict(), network.spec, NAMES)
-    assert transfer_unchanged(start, network.spec, NAMES, network.state_dict()) == Transferred(
-        dict(start.weights)
+    source = Source(network.state_dict(), network.spec, NAMES)
+    assert transfer_unchanged(source, network.spec, NAMES, network.state_dict()) == Transferred(
+        dict(source.weights)
     )
     with pytest.raises(Incompatible, match="same classes in the same order"):
-        transfer_unchanged(start, network.spec, NAMES[::-1], network.state_dict())
-    fewer = {name: one for name, one in network.state_dict().items() if name != "stem.bias"}
+        transfer_unchanged(source, network.spec, NAMES[::-1], network.state_dict())
+    fewer = {name: weight for name, weight in network.state_dict().items() if name != "stem.bias"}
     with pytest.raises(Incompatible, match=r"the start has stem\.bias, which the network does not know"):
-        transfer_unchanged(start, network.spec, NAMES, fewer)
+        transfer_unchanged(source, network.spec, NAMES, fewer)
     other = {**network.state_dict(), "stem.bias": torch.zeros(3)}
     with pytest.raises(Incompatible, match=r"stem\.bias has shape \(8,\) in the start"):
-        transfer_unchanged(start, network.spec, NAMES, other)
+        transfer_unchanged(source, network.spec, NAMES, other)

@@ -1,4 +1,4 @@
-"""A model file's description against its weights: refused in one sentence before anything is built."""
+"""Metadata of a model file against its weights: one-line errors, before a network is built."""
 
 import json
 import os
@@ -22,35 +22,35 @@ Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("model") / "whole.safetensors"
     save_artefact(path, network_of(SPEC).state_dict(), artefact_of(SPEC))
     return path.read_bytes()
 
 
 def with_header(data: bytes, edit: Edit) -> bytes:
-    """The file with another header before the same weights."""
+    """Return the file with an edited header and the same weights."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     edit(header)
-    made = json.dumps(header).encode()
-    return struct.pack("<Q", len(made)) + made + data[8 + length :]
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data[8 + length :]
 
 
-def saying(data: bytes, said: str) -> bytes:
-    """The file with that text in place of what it says of itself."""
-    return with_header(data, lambda header: header["__metadata__"].update({METADATA_KEY: said}))
+def with_metadata(data: bytes, text: str) -> bytes:
+    """Return the file with `text` as its metadata."""
+    return with_header(data, lambda header: header["__metadata__"].update({METADATA_KEY: text}))
 
 
-def described(data: bytes, edit: Edit) -> bytes:
-    """The file with another description of itself, its seal included."""
+def with_edited_metadata(data: bytes, edit: Edit) -> bytes:
+    """Return the file with edited metadata and a matching checksum."""
     (length,) = struct.unpack("<Q", data[:8])
     values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
     edit(values)
-    return correct_metadata_checksum(saying(data, json.dumps(values)), METADATA_KEY)
+    return correct_metadata_checksum(with_metadata(data, json.dumps(values)), METADATA_KEY)
 
 
-def refusal(tmp_path: Path, data: bytes) -> str:
+def load_error(tmp_path: Path, data: bytes) -> str:
     path = tmp_path / "m.safetensors"
     path.write_bytes(data)
     with pytest.raises(DiffctlError) as caught:
@@ -61,14 +61,14 @@ def refusal(tmp_path: Path, data: bytes) -> str:
 
 
 @pytest.mark.parametrize(
-    "said", ["", "{", "5", "null", "[]", "[" * 100_000, '{"step":' + "9" * 5000 + "}", '{"kind": 5}', "{}"]
+    "text", ["", "{", "5", "null", "[]", "[" * 100_000, '{"step":' + "9" * 5000 + "}", '{"kind": 5}', "{}"]
 )
-def test_what_is_no_description_is_refused(tmp_path: Path, whole: bytes, said: str) -> None:
-    refusal(tmp_path, saying(whole, said))
+def test_invalid_metadata_is_refused(tmp_path: Path, model_bytes: bytes, text: str) -> None:
+    load_error(tmp_path, with_metadata(model_bytes, text))
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "message"),
     [
         (lambda v: v["network"].update(channels=3 * 10**8), ""),
         (lambda v: v["network"].update(num_res_blocks=10**7), ""),
@@ -86,13 +86,13 @@ def test_what_is_no_description_is_refused(tmp_path: Path, whole: bytes, said: s
         (lambda v: v.update(train={"lr": 1e999}), "it is not JSON"),
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(
-    tmp_path: Path, whole: bytes, edit: Edit, says: str
+def test_inconsistent_metadata_is_refused(
+    tmp_path: Path, model_bytes: bytes, edit: Edit, message: str
 ) -> None:
-    assert says in refusal(tmp_path, described(whole, edit))
+    assert message in load_error(tmp_path, with_edited_metadata(model_bytes, edit))
 
 
-def _longer(header: dict[str, Any]) -> None:
+def _lengthen(header: dict[str, Any]) -> None:
     header["time.0.weight"]["data_offsets"][1] += 4
 
 
@@ -104,43 +104,49 @@ def _longer(header: dict[str, Any]) -> None:
         lambda header: header.update(more=header.pop("time.0.weight")),
         lambda header: header["time.0.weight"].update(header["time.2.weight"]),
         lambda header: header.pop("time.0.weight"),
-        _longer,
+        _lengthen,
     ],
 )
-def test_a_header_of_other_weights_is_refused(tmp_path: Path, whole: bytes, edit: Edit) -> None:
-    refusal(tmp_path, with_header(whole, edit))
+def test_header_that_does_not_match_weights_is_refused(
+    tmp_path: Path, model_bytes: bytes, edit: Edit
+) -> None:
+    load_error(tmp_path, with_header(model_bytes, edit))
 
 
 @pytest.mark.parametrize("length", [0, 99_000_000, 2**63, 2**64 - 1])
-def test_a_header_of_another_length_is_refused(tmp_path: Path, whole: bytes, length: int) -> None:
-    refusal(tmp_path, struct.pack("<Q", length) + whole[8:])
+def test_wrong_header_length_is_refused(tmp_path: Path, model_bytes: bytes, length: int) -> None:
+    load_error(tmp_path, struct.pack("<Q", length) + model_bytes[8:])
 
 
-def test_more_tensors_than_any_network_has_are_refused(tmp_path: Path, whole: bytes) -> None:
-    def many(header: dict[str, Any]) -> None:
-        end = max(one["data_offsets"][1] for name, one in header.items() if name != "__metadata__")
-        none = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
-        header.update({f"x{index}": none for index in range(10_001)})
+def test_too_many_tensors_are_refused(tmp_path: Path, model_bytes: bytes) -> None:
+    def add_tensors(header: dict[str, Any]) -> None:
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        empty = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+        header.update({f"x{index}": empty for index in range(10_001)})
 
-    assert "no network has more than 10,000" in refusal(tmp_path, with_header(whole, many))
+    assert "no network has more than 10,000" in load_error(tmp_path, with_header(model_bytes, add_tensors))
 
 
-def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+def test_fifo_is_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m.safetensors")
     with pytest.raises(DiffctlError, match="no regular file"):
         load_model(tmp_path / "m.safetensors")
 
 
-def test_a_classifier_gives_a_logit_a_class(tmp_path: Path, whole: bytes) -> None:
-    (tmp_path / "m").write_bytes(described(whole, lambda values: values.update(kind="classifier")))
+def test_classifier_requires_one_logit_per_class(tmp_path: Path, model_bytes: bytes) -> None:
+    (tmp_path / "m").write_bytes(
+        with_edited_metadata(model_bytes, lambda values: values.update(kind="classifier"))
+    )
     with pytest.raises(DiffctlError, match=r"network\.out_channels 2 is not num_classes"):
         load_classifier(tmp_path / "m")
 
 
-def test_looking_at_a_description_draws_nothing(tmp_path: Path, whole: bytes) -> None:
-    (tmp_path / "m").write_bytes(whole)
-    drawn = []
+def test_build_matching_keeps_random_state(tmp_path: Path, model_bytes: bytes) -> None:
+    (tmp_path / "m").write_bytes(model_bytes)
+    states = []
     before = torch.get_rng_state()
-    build_matching(lambda spec: drawn.append(torch.get_rng_state()) or network_of(spec), SPEC, tmp_path / "m")
-    assert len(drawn) == 2
-    assert torch.equal(drawn[1], before)
+    build_matching(
+        lambda spec: states.append(torch.get_rng_state()) or network_of(spec), SPEC, tmp_path / "m"
+    )
+    assert len(states) == 2
+    assert torch.equal(states[1], before)

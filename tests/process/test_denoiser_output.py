@@ -1,4 +1,4 @@
-"""What a network predicts and how its errors are weighted: the same model in every parametrisation."""
+"""Prediction targets and loss weights: all parameterizations describe the same model."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
 from tests.helpers.trajectories import OnGrid, grid_of, process_of, sample
 
-NAMES = st.sampled_from(["linear", "cosine"])
-EACH = st.sampled_from(sorted(PREDICTIONS))
+SCHEDULES = st.sampled_from(["linear", "cosine"])
+PARAMETERIZATIONS = st.sampled_from(sorted(PREDICTIONS))
 
 
 def randn(*shape: int, seed: int) -> torch.Tensor:
@@ -22,24 +22,27 @@ def randn(*shape: int, seed: int) -> torch.Tensor:
 
 
 @settings(deadline=None, max_examples=60)
-@given(NAMES, EACH, st.integers(2, 1000), st.booleans(), st.integers(0, 2**31))
-def test_each_prediction_knows_noise_and_image(name, prediction, timesteps, real, seed):
-    process, source = process_of(name, timesteps, prediction=prediction), torch.Generator().manual_seed(seed)
-    t = torch.randint(timesteps, (6,), generator=source)
-    if real:
-        t = torch.rand(6, generator=source, dtype=torch.float64) * (timesteps - 1)
+@given(SCHEDULES, PARAMETERIZATIONS, st.integers(2, 1000), st.booleans(), st.integers(0, 2**31))
+def test_read_recovers_image_and_noise_from_target(name, prediction, timesteps, is_real, seed):
+    process, generator = (
+        process_of(name, timesteps, prediction=prediction),
+        torch.Generator().manual_seed(seed),
+    )
+    t = torch.randint(timesteps, (6,), generator=generator)
+    if is_real:
+        t = torch.rand(6, generator=generator, dtype=torch.float64) * (timesteps - 1)
     x_0, noise = randn(2, 6, 2, 4, 4, seed=seed)
     x_t = process.q_sample(x_0, t, noise)
     found = process.read(process.target(x_0, t, noise), x_t, t)
     alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
-    # Dividing by a tiny α or σ takes digits from any arithmetic.
+    # Division by a small α or σ amplifies rounding errors.
     assert bool(((found.x0 - x_0).abs() < 1e-10 / alpha).all())
     assert bool(((found.eps - noise).abs() < 1e-10 / sigma).all())
     assert found.variance_fraction is None
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_target_is_the_papers(prediction):
+def test_target_matches_papers(prediction):
     process, t = process_of("cosine", 1000, prediction=prediction), torch.tensor([3, 500, 999])
     x_0, noise = randn(2, 3, 1, 2, 2, seed=0)
     alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
@@ -47,18 +50,18 @@ def test_the_target_is_the_papers(prediction):
     assert torch.allclose(process.target(x_0, t, noise), expected[prediction], atol=1e-12)
 
 
-def test_the_velocity_is_the_derivative_of_x_t_by_the_angle():
+def test_velocity_is_derivative_of_x_t_by_angle():
     x_0, noise, angle = randn(4, seed=0), randn(4, seed=1), torch.tensor([0.7], dtype=torch.float64)
     process = OnGrid(TimeGrid(torch.tensor([0]), angle.cos(), angle.sin()), "velocity")
     found = process.target(x_0[:, None], torch.tensor(0), noise[:, None])[:, 0]
     path = lambda phi: phi.cos() * x_0 + phi.sin() * noise  # noqa: E731
-    small = 1e-6
-    slope = (path(angle + small) - path(angle - small)) / (2 * small)
+    delta = 1e-6
+    slope = (path(angle + delta) - path(angle - delta)) / (2 * delta)
     assert torch.allclose(found, slope, atol=1e-8)
 
 
-def told(process, error, learned=True):
-    """One model of x̂_0 = 0.3·x + error, whatever the process has its network predict."""
+def linear_network(process, error, learned=True):
+    """Return a network for x̂_0 = 0.3·x + error, in the parameterization of `process`."""
 
     def network(x, t, labels):
         alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
@@ -70,8 +73,8 @@ def told(process, error, learned=True):
 
 
 @settings(deadline=None, max_examples=40)
-@given(NAMES, st.integers(2, 400), st.sampled_from(["simple", "hybrid"]), st.integers(0, 2**31))
-def test_under_min_snr_all_parametrisations_have_one_loss(name, timesteps, loss, seed):
+@given(SCHEDULES, st.integers(2, 400), st.sampled_from(["simple", "hybrid"]), st.integers(0, 2**31))
+def test_min_snr_loss_is_equal_for_all_parameterizations(name, timesteps, loss, seed):
     t = torch.randint(timesteps, (6,), generator=torch.Generator().manual_seed(seed))
     x_0, noise, error = randn(3, 6, 1, 4, 4, seed=seed)
     found = []
@@ -81,13 +84,13 @@ def test_under_min_snr_all_parametrisations_have_one_loss(name, timesteps, loss,
             name, timesteps, loss=loss, variance="learned" if learned else "small", prediction=prediction,
             weighting="min-snr",
         )  # fmt: skip
-        network = told(process, error, learned)
+        network = linear_network(process, error, learned)
         found.append(training_losses(network, process, x_0, t, noise, Condition(6))["loss"])
     for other in found[1:]:
         assert torch.allclose(found[0], other, rtol=1e-6)
 
 
-def test_the_weight_is_flat_in_x0_up_to_the_limit():
+def test_min_snr_weight_is_one_up_to_limit():
     process, t = process_of("cosine", 1000, weighting="min-snr"), torch.arange(1000)
     alphas_cumprod = process.full_grid().alphas_cumprod
     snr = alphas_cumprod / (1 - alphas_cumprod)
@@ -99,11 +102,11 @@ def test_the_weight_is_flat_in_x0_up_to_the_limit():
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
 @pytest.mark.parametrize("sampler", ["ddim", "dpm-solver++"])
-def test_samplers_see_one_model_in_all_parametrisations(steps, sampler):
+def test_samplers_give_equal_images_for_all_parameterizations(steps, sampler):
     spaced = grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
     images = []
     for prediction in PREDICTIONS:
-        network = told(process_of("cosine", 1000, prediction=prediction), 0.1)
+        network = linear_network(process_of("cosine", 1000, prediction=prediction), 0.1)
         draw = lambda: randn(2, 1, 4, 4, seed=5)  # noqa: E731
         images.append(sample(network, spaced, draw, sampler=sampler, prediction=prediction))
     for other in images[1:]:
@@ -111,15 +114,15 @@ def test_samplers_see_one_model_in_all_parametrisations(steps, sampler):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_an_oracle_brings_ddim_back_to_the_data(prediction):
+def test_ddim_with_optimal_network_samples_data_distribution(prediction):
     process, data = process_of("cosine", 1000, prediction=prediction), papers.GaussianData(0.2, 0.4)
 
-    def oracle(x, t, labels):
+    def optimal_network(x, t, labels):
         alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
         eps = data.eps(x, alpha.square())
         return process.target((x - sigma * eps) / alpha, t, eps)
 
     draw = lambda: randn(1, 1, 64, 64, seed=2)  # noqa: E731
-    images = sample(oracle, grid_of("cosine", 1000), draw, clip=False, prediction=prediction)
+    images = sample(optimal_network, grid_of("cosine", 1000), draw, clip=False, prediction=prediction)
     assert float(images.mean()) == pytest.approx(0.2, abs=0.03)
     assert float(images.std()) == pytest.approx(0.4, abs=0.03)

@@ -1,4 +1,4 @@
-"""Nothing makes a float64 number on a device that has none: one without values stands in for Apple's GPUs."""
+"""Training and sampling create no float64 tensors on devices without float64, such as Apple GPUs."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from tests.train.test_classifier import SECTION, resolved
 CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
 
 
-def test_what_makes_one_is_seen():
+def test_float64_tensors_are_detected():
     with no_float64() as device:
         with pytest.raises(Float64):
             torch.ones(3, device=device).double()
@@ -34,8 +34,8 @@ def test_what_makes_one_is_seen():
             torch.ones(3, dtype=torch.float64).to(device)
 
 
-def on(device: torch.device, batch: Batch) -> Batch:
-    """The batch there, its timesteps where `draw_batch` leaves them for such a device."""
+def to_device(device: torch.device, batch: Batch) -> Batch:
+    """Move the batch to the device, except its timesteps, as `draw_batch` does for such a device."""
     return Batch(*(part if part is None or part is batch.index else part.to(device) for part in batch))
 
 
@@ -48,17 +48,17 @@ def on(device: torch.device, batch: Batch) -> Batch:
     ],
     ids=lambda process: " ".join(process.values()),
 )
-def test_a_step_of_training_makes_none(digits_store, process):
+def test_training_step_creates_no_float64(digits_store, process):
     store = open_store(digits_store)
     plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
     batch = draw_batch(plan, UniformSampler(plan.process.timesteps), ImageLoader(store, CPU), 0)
     with no_float64() as device:
         gradients = GradientAccumulator(plan, UNet(plan.network).to(device), ProcessGroup(device))
-        losses, index, weights = gradients(on(device, batch), 0)
+        losses, index, weights = gradients(to_device(device, batch), 0)
     assert {part.device for part in (*losses.values(), index, weights)} == {device}
 
 
-def test_a_step_of_a_classifier_makes_none(digits_store):
+def test_classifier_training_step_creates_no_float64(digits_store):
     store = open_store(digits_store)
     plan = resolved(store, SECTION, precision="fp32")
     batch = draw_batch(
@@ -67,7 +67,7 @@ def test_a_step_of_a_classifier_makes_none(digits_store):
 
     with no_float64() as device:
         network = build_objective(plan).network(plan.network).to(device)
-        losses, *_ = GradientAccumulator(plan, network, ProcessGroup(device))(on(device, batch), 0)
+        losses, *_ = GradientAccumulator(plan, network, ProcessGroup(device))(to_device(device, batch), 0)
     assert losses["loss"].device == device
 
 
@@ -75,7 +75,7 @@ def test_a_step_of_a_classifier_makes_none(digits_store):
     "options", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 1.0, "noise": "learned"}, {"sampler": "dpm-solver++"}]
 )
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_no_step_of_sampling_makes_one(options, guidance):
+def test_sampling_creates_no_float64(options, guidance):
     process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
     guard = NaNGuard()
     guard.raise_pending = lambda: None
@@ -85,18 +85,20 @@ def test_no_step_of_sampling_makes_one(options, guidance):
         condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
         guided = classifier_free(network, guidance)
         gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
-        walk = build_sampler(settings)(process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x))
-        made = run_sampler(walk, shift_eps(guided, gradient, process), condition, guard=guard)
-    assert made.x.device == device
+        trajectory = build_sampler(settings)(
+            process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x)
+        )
+        result = run_sampler(trajectory, shift_eps(guided, gradient, process), condition, guard=guard)
+    assert result.x.device == device
 
 
 @pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
-def test_no_pass_of_rows_with_times_of_their_own_makes_one(times):
+def test_forward_pass_with_timestep_per_row_creates_no_float64(times):
     process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     with no_float64() as device:
         x = torch.empty(3, *SHAPE, device=device)
         condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
         weights = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)
-        said = classifier_free(network, weights)(x, times, condition)
-    assert {part.device for part in said if part is not None} == {device}
+        output = classifier_free(network, weights)(x, times, condition)
+    assert {part.device for part in output if part is not None} == {device}

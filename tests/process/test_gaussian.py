@@ -1,4 +1,4 @@
-"""Posterior, learned variance, losses and the bound against the papers and against Gaussian data."""
+"""Posterior, learned variance, losses and VLB terms against the papers and Gaussian data."""
 
 import math
 
@@ -20,11 +20,11 @@ from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
 from tests.helpers.trajectories import OnGrid, grid_of
 
-NAMES = st.sampled_from(["linear", "cosine"])
+SCHEDULES = st.sampled_from(["linear", "cosine"])
 
 
 def x0_of(grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
-    """x̂_0 of an ε."""
+    """Return x̂_0 for a predicted ε."""
     return OnGrid(grid).read(eps, x_t, grid.times[index]).x0
 
 
@@ -37,12 +37,12 @@ def grids(draw: st.DrawFn) -> TimeGrid:
     timesteps = draw(st.integers(4, 1000))
     steps = draw(st.integers(2, timesteps))
     spacing = draw(st.sampled_from(["uniform", "quadratic", "trailing"]))
-    return grid_of(draw(NAMES), timesteps, spaced_timesteps(spacing, steps, timesteps))
+    return grid_of(draw(SCHEDULES), timesteps, spaced_timesteps(spacing, steps, timesteps))
 
 
 @settings(deadline=None)
 @given(grids(), st.data())
-def test_the_posterior_mean_is_bayes_rule(grid, data):
+def test_posterior_mean_matches_bayes_rule(grid, data):
     i = data.draw(st.integers(0, len(grid) - 1))
     x_0, x_t = randn(2, 1, 3, 3, 3)
     previous = float(grid.alphas_cumprod_prev[i])
@@ -54,7 +54,7 @@ def test_the_posterior_mean_is_bayes_rule(grid, data):
 
 @settings(deadline=None)
 @given(grids(), st.data())
-def test_the_posterior_mean_of_the_predicted_x0_is_ddpm_eq_11(grid, data):
+def test_posterior_mean_of_predicted_x0_matches_ddpm_eq_11(grid, data):
     i = data.draw(st.integers(0, len(grid) - 1))
     x_t, eps = randn(2, 1, 3, 3, 3)
     index = torch.tensor([i])
@@ -67,7 +67,7 @@ def test_the_posterior_mean_of_the_predicted_x0_is_ddpm_eq_11(grid, data):
 
 @settings(deadline=None)
 @given(grids(), st.data())
-def test_the_learned_variance_is_iddpm_eq_15(grid, data):
+def test_learned_variance_matches_iddpm_eq_15(grid, data):
     i = data.draw(st.integers(0, len(grid) - 1))
     v = randn(1, 3, 3, 3).clamp(-1, 1)
     beta = float(grid.betas[i])
@@ -78,7 +78,7 @@ def test_the_learned_variance_is_iddpm_eq_15(grid, data):
 
 @settings(deadline=None)
 @given(grids())
-def test_fractions_of_0_and_1_are_the_fixed_variances(grid):
+def test_variance_fractions_0_and_1_equal_fixed_variances(grid):
     index = torch.arange(1, len(grid))
     like = randn(len(index), 1, 2, 2)
     for fraction, name in ((0.0, "small"), (1.0, "large")):
@@ -86,7 +86,7 @@ def test_fractions_of_0_and_1_are_the_fixed_variances(grid):
         assert torch.allclose(learned, log_variance(grid, name, None, like, index), atol=1e-12)
 
 
-def test_a_learned_variance_without_a_fraction_is_refused():
+def test_learned_variance_without_fraction_raises():
     grid = grid_of("cosine", 10)
     with pytest.raises(ValueError, match="2C output channels"):
         log_variance(grid, "learned", None, randn(1, 1, 2, 2), torch.tensor([3]))
@@ -94,7 +94,7 @@ def test_a_learned_variance_without_a_fraction_is_refused():
 
 @given(st.integers(0, 2**31))
 @settings(deadline=None)
-def test_normal_kl_is_the_kl_of_gaussians(seed):
+def test_normal_kl_matches_closed_form(seed):
     a, b, c, d = randn(4, 50, seed=seed)
     expected = papers.gaussian_kl(a.numpy(), c.exp().numpy(), b.numpy(), d.exp().numpy())
     assert np.allclose(normal_kl(a, c, b, d), expected, rtol=1e-9, atol=1e-12)
@@ -103,7 +103,7 @@ def test_normal_kl_is_the_kl_of_gaussians(seed):
 
 @settings(deadline=None)
 @given(st.floats(-1.5, 1.5), st.floats(-9, 1))
-def test_the_probabilities_of_all_pixels_sum_to_one(mean, log_var):
+def test_pixel_probabilities_sum_to_one(mean, log_var):
     pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     log_p = discretized_log_likelihood(
         pixels, torch.tensor(mean).double(), torch.tensor(log_var).double().expand(256)
@@ -112,21 +112,21 @@ def test_the_probabilities_of_all_pixels_sum_to_one(mean, log_var):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_likelihood_is_ddpm_eq_13_far_into_both_tails(dtype):
+def test_discretized_log_likelihood_matches_ddpm_eq_13_in_both_tails(dtype):
     pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
     for mean in (-0.4, 0.0, 0.3):
         for std in (0.02, 0.1, 1.0):
             expected = -papers.eight_bit_nll(pixels.numpy(), np.full(256, mean), np.full(256, std))
             log_var = torch.full((256,), 2 * math.log(std), dtype=dtype)
             found = discretized_log_likelihood(pixels.to(dtype), torch.full_like(log_var, mean), log_var)
-            seen = (expected > math.log(1e-12)) | (np.abs(pixels.numpy()) == 1)
+            unclipped = (expected > math.log(1e-12)) | (np.abs(pixels.numpy()) == 1)
             tolerance = 1e-6 if dtype == torch.float64 else 5e-4
-            assert np.allclose(found[seen], expected[seen], rtol=tolerance, atol=tolerance)
-            assert bool((found[~seen] >= math.log(1e-12) - 1e-3).all())
+            assert np.allclose(found[unclipped], expected[unclipped], rtol=tolerance, atol=tolerance)
+            assert bool((found[~unclipped] >= math.log(1e-12) - 1e-3).all())
 
 
 def optimal(data: papers.GaussianData, grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor):
-    """ε, and log Σ of the true reverse process q(x_{t−1}|x_t) of Gaussian data."""
+    """Return ε and log Σ of the true reverse process q(x_{t−1}|x_t) for Gaussian data."""
     alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
     eps = data.eps(x_t, alpha_bar)
     previous, beta = grid.alphas_cumprod_prev[index], grid.betas[index]
@@ -138,7 +138,7 @@ def optimal(data: papers.GaussianData, grid: TimeGrid, x_t: torch.Tensor, index:
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("std", [0.1, 0.5, 1.0])
-def test_the_bound_of_the_optimal_gaussian_model_is_its_closed_form(name, std):
+def test_vlb_terms_of_optimal_gaussian_model_match_closed_form(name, std):
     data = papers.GaussianData(0.2, std)
     grid = grid_of(name, 1000)
     x_0 = 0.2 + std * randn(1, 1, 64, 64)
@@ -151,7 +151,7 @@ def test_the_bound_of_the_optimal_gaussian_model_is_its_closed_form(name, std):
         assert float(term) == pytest.approx(float(expected), rel=0.15, abs=1e-9)
 
 
-def test_the_whole_bound_of_the_optimal_model_is_the_entropy_of_the_data():
+def test_total_vlb_of_optimal_model_equals_data_entropy():
     std, grid = 0.3, grid_of("linear", 1000)
     data = papers.GaussianData(0.0, std)
     pixels = (127.5 * (std * randn(1, 1, 48, 48) + 1)).round().clamp(0, 255)
@@ -169,22 +169,22 @@ def test_the_whole_bound_of_the_optimal_model_is_the_entropy_of_the_data():
 
 @settings(deadline=None, max_examples=40)
 @given(
-    NAMES,
+    SCHEDULES,
     st.sampled_from([10, 100, 1000, 4000]),
     st.sampled_from(["small", "large", "learned"]),
     st.floats(0, 20),
     st.integers(0, 2**31),
 )
-def test_bits_are_finite_at_every_t_however_wrong_the_network(name, timesteps, variance, scale, seed):
+def test_vlb_terms_are_finite_for_any_network_output(name, timesteps, variance, scale, seed):
     grid = grid_of(name, timesteps)
-    source = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     index = torch.cat(
-        [torch.tensor([0, 1, timesteps - 1]), torch.randint(timesteps, (13,), generator=source)]
+        [torch.tensor([0, 1, timesteps - 1]), torch.randint(timesteps, (13,), generator=generator)]
     )
-    x_0 = torch.rand(16, 1, 4, 4, generator=source) * 2 - 1
-    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], torch.randn(x_0.shape, generator=source))
-    eps = scale * torch.randn(x_0.shape, generator=source)
-    fraction = torch.randn(x_0.shape, generator=source)
+    x_0 = torch.rand(16, 1, 4, 4, generator=generator) * 2 - 1
+    x_t = OnGrid(grid).q_sample(x_0, grid.times[index], torch.randn(x_0.shape, generator=generator))
+    eps = scale * torch.randn(x_0.shape, generator=generator)
+    fraction = torch.randn(x_0.shape, generator=generator)
     log_var = log_variance(grid, variance, fraction, x_t, index)
     terms = vlb_terms(grid, x_0, x_t, index, x0_of(grid, x_t, index, eps), log_var)
     assert terms.shape == (16,)
@@ -193,7 +193,7 @@ def test_bits_are_finite_at_every_t_however_wrong_the_network(name, timesteps, v
 
 
 @pytest.mark.parametrize("variance", ["small", "large", "learned"])
-def test_the_true_eps_leaves_only_what_the_variance_costs(variance):
+def test_vlb_terms_of_true_eps_depend_only_on_variance(variance):
     grid = grid_of("cosine", 200)
     x_0, noise = randn(2, 6, 2, 4, 4).clamp(-1, 1)
     index = torch.tensor([1, 2, 50, 100, 150, 199])
@@ -210,22 +210,22 @@ def losses_of(config: ProcessConfig, output: torch.Tensor, channels: int):
     process = build_process(config)
     x_0, noise = randn(2, 5, channels, 4, 4).clamp(-1, 1)
     index = torch.tensor([0, 1, 20, 50, 99])
-    asked = {}
+    received = {}
 
     def network(x, t, labels):
-        asked.update(x=x, t=t, labels=labels)
+        received.update(x=x, t=t, labels=labels)
         return output
 
     labels = torch.arange(5)
     losses = training_losses(network, process, x_0, index, noise, Condition(5, labels))
-    assert asked["t"].tolist() == index.tolist()
-    assert torch.equal(asked["labels"], labels)
-    assert torch.equal(asked["x"], process.q_sample(x_0, index, noise))
+    assert received["t"].tolist() == index.tolist()
+    assert torch.equal(received["labels"], labels)
+    assert torch.equal(received["x"], process.q_sample(x_0, index, noise))
     return losses, noise, process
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
+def test_hybrid_loss_matches_iddpm_eq_16_with_detached_mean(channels):
     config = ProcessConfig(timesteps=100)
     output = randn(5, 2 * channels, 4, 4, seed=3).requires_grad_()
     losses, noise, _ = losses_of(config, output, channels)
@@ -233,12 +233,13 @@ def test_the_hybrid_loss_is_iddpm_eq_16_and_its_mean_is_detached(channels):
     assert torch.allclose(losses["mse"], (noise - eps).square().mean((1, 2, 3)))
     assert torch.allclose(losses["loss"], losses["mse"] + 0.1 * losses["vlb"])
     (grad,) = torch.autograd.grad(losses["loss"].sum(), output)
-    (of_mse,) = torch.autograd.grad((noise - output[:, :channels]).square().mean((1, 2, 3)).sum(), output)
-    assert torch.allclose(grad[:, :channels], of_mse[:, :channels], atol=1e-12)  # the bound moves no mean
+    (mse_grad,) = torch.autograd.grad((noise - output[:, :channels]).square().mean((1, 2, 3)).sum(), output)
+    # The VLB term has no gradient for the mean.
+    assert torch.allclose(grad[:, :channels], mse_grad[:, :channels], atol=1e-12)
     assert bool((grad[:, channels:] != 0).any())
 
 
-def test_the_vlb_loss_moves_mean_and_variance():
+def test_vlb_loss_has_gradients_for_mean_and_variance():
     config = ProcessConfig(timesteps=100, loss="vlb")
     output = randn(5, 2, 4, 4, seed=3).requires_grad_()
     losses, _, process = losses_of(config, output, 1)
@@ -248,7 +249,7 @@ def test_the_vlb_loss_moves_mean_and_variance():
     assert bool((grad[:, 1:] != 0).any())
 
 
-def test_the_simple_loss_is_ddpm_eq_14():
+def test_simple_loss_matches_ddpm_eq_14():
     config = ProcessConfig(timesteps=100, variance="small", loss="simple")
     output = randn(5, 3, 4, 4, seed=3)
     losses, noise, _ = losses_of(config, output, 3)
@@ -257,7 +258,7 @@ def test_the_simple_loss_is_ddpm_eq_14():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_an_output_is_parted_into_what_it_predicts_and_the_variances_fraction(channels):
+def test_split_output_returns_prediction_and_variance_fraction(channels):
     output = randn(2, 2 * channels, 3, 3)
     predicted, fraction = split_output(output, channels)
     assert torch.allclose(torch.cat([predicted, 2 * fraction - 1], 1), output, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The forward process against the papers' closed forms, for every T, S and spacing."""
+"""Forward process against the closed forms of the papers, for every T, S and spacing."""
 
 import itertools
 
@@ -16,39 +16,39 @@ from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.trajectories import grid_of, process_of
 
-NAMES = st.sampled_from(["linear", "cosine"])
+SCHEDULES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
 TIMESTEPS = st.integers(2, 1200)
 
 
 @st.composite
 def spaced(draw: st.DrawFn) -> tuple[NoiseProcess, list[int]]:
-    """A process and some of its timesteps by a named spacing."""
+    """Draw a process and a subset of its timesteps with a named spacing."""
     timesteps = draw(TIMESTEPS)
     steps = draw(st.integers(1, timesteps))
-    return process_of(draw(NAMES), timesteps), spaced_timesteps(draw(SPACINGS), steps, timesteps)
+    return process_of(draw(SCHEDULES), timesteps), spaced_timesteps(draw(SPACINGS), steps, timesteps)
 
 
 @settings(deadline=None)
 @given(TIMESTEPS)
-def test_linear_alphas_cumprod_are_those_of_ddpm(timesteps):
+def test_linear_alphas_cumprod_match_ddpm(timesteps):
     expected = np.cumprod(1 - papers.ddpm_betas(timesteps))
     assert np.allclose(grid_of("linear", timesteps).alphas_cumprod, expected, rtol=1e-12, atol=0)
 
 
 @settings(deadline=None)
 @given(TIMESTEPS)
-def test_cosine_alphas_cumprod_are_those_of_iddpm_until_beta_is_clipped(timesteps):
+def test_cosine_alphas_cumprod_match_iddpm_until_beta_is_clipped(timesteps):
     grid = grid_of("cosine", timesteps)
     clipped = (grid.betas > 0.999 - 1e-9).numpy()
-    free = ~np.maximum.accumulate(clipped)
+    unclipped = ~np.maximum.accumulate(clipped)
     expected = papers.cosine_alpha_bar(timesteps)
-    assert np.allclose(grid.alphas_cumprod[free], expected[free], rtol=1e-9, atol=0)
+    assert np.allclose(grid.alphas_cumprod[unclipped], expected[unclipped], rtol=1e-9, atol=0)
     assert clipped.sum() <= max(1, 0.01 * timesteps) or timesteps < 10
     assert bool((grid.betas <= 0.999 + 1e-9).all())
 
 
-def test_the_published_betas_of_a_thousand_steps():
+def test_linear_betas_of_1000_timesteps_match_ddpm():
     grid = grid_of("linear", 1000)
     assert float(grid.betas[0]) == pytest.approx(1e-4, rel=1e-9)
     assert float(grid.betas[-1]) == pytest.approx(0.02, rel=1e-9)
@@ -57,7 +57,7 @@ def test_the_published_betas_of_a_thousand_steps():
 
 @settings(deadline=None)
 @given(spaced())
-def test_tables_are_finite_float64_and_ordered(case):
+def test_grid_tables_are_finite_float64_and_ordered(case):
     grid = case[0].grid(case[1])
     for name in ("alphas_cumprod", "alphas_cumprod_prev", "betas", "posterior_variance"):
         table = getattr(grid, name)
@@ -73,7 +73,7 @@ def test_tables_are_finite_float64_and_ordered(case):
 
 @settings(deadline=None)
 @given(spaced())
-def test_a_spaced_process_keeps_alpha_bar_and_original_timesteps(case):
+def test_spaced_grid_keeps_alphas_cumprod_and_timesteps(case):
     process, timesteps = case
     full, grid = process.full_grid(), process.grid(timesteps)
     assert torch.equal(grid.alphas_cumprod, full.alphas_cumprod[timesteps])
@@ -81,7 +81,7 @@ def test_a_spaced_process_keeps_alpha_bar_and_original_timesteps(case):
     assert np.allclose(torch.cumprod(1 - grid.betas, 0), grid.alphas_cumprod, rtol=1e-9, atol=1e-14)
 
 
-def test_the_full_spacing_is_the_process_itself():
+def test_grid_of_all_timesteps_equals_full_grid():
     process = process_of("cosine", 100)
     full = process.full_grid()
     assert torch.equal(process.grid(range(100)).betas, full.betas)
@@ -91,7 +91,7 @@ def test_the_full_spacing_is_the_process_itself():
 
 @settings(deadline=None)
 @given(spaced(), st.data())
-def test_the_posterior_is_bayes_rule(case, data):
+def test_posterior_variance_matches_bayes_rule(case, data):
     grid = case[0].grid(case[1])
     i = data.draw(st.integers(0, len(grid) - 1))
     previous = float(grid.alphas_cumprod_prev[i])
@@ -101,25 +101,27 @@ def test_the_posterior_is_bayes_rule(case, data):
 
 
 @settings(deadline=None)
-@given(NAMES, TIMESTEPS)
-def test_real_times_meet_the_table_at_whole_ones_and_are_monotone_between(name, timesteps):
+@given(SCHEDULES, TIMESTEPS)
+def test_alpha_sigma_match_table_at_integer_times_and_are_monotone(name, timesteps):
     process = process_of(name, timesteps)
-    whole = torch.arange(timesteps)
-    for exact, real in zip(process.alpha_sigma(whole), process.alpha_sigma(whole.double()), strict=True):
+    integers = torch.arange(timesteps)
+    for exact, real in zip(
+        process.alpha_sigma(integers), process.alpha_sigma(integers.double()), strict=True
+    ):
         assert torch.equal(exact, real)
-    assert torch.equal(process.alpha_sigma(whole)[0], process.full_grid().alpha)
+    assert torch.equal(process.alpha_sigma(integers)[0], process.full_grid().alpha)
     fine = torch.linspace(0, timesteps - 1, 7 * timesteps, dtype=torch.float64)
     alpha, sigma = process.alpha_sigma(fine)
     assert alpha.dtype == sigma.dtype == torch.float64
     assert bool((alpha.diff() < 0).all())
-    assert bool((sigma.diff() >= 0).all())  # near 1 its steps are smaller than float64's
+    assert bool((sigma.diff() >= 0).all())  # near 1 the differences are below float64 precision
     assert bool(((alpha / sigma).diff() < 0).all())
     assert torch.allclose(alpha.square() + sigma.square(), torch.ones_like(fine), atol=1e-14)
 
 
 @settings(deadline=None)
 @given(spaced())
-def test_a_walk_has_the_tables_as_plain_numbers(case):
+def test_walk_returns_table_values_as_python_numbers(case):
     grid = case[0].grid(case[1])
     steps = grid.walk()
     assert [step.t for step in steps] == case[1][::-1]
@@ -133,24 +135,24 @@ def test_a_walk_has_the_tables_as_plain_numbers(case):
 
 @settings(deadline=None)
 @given(spaced(), st.integers(0, 2**31), st.data())
-def test_predict_x0_and_eps_undo_q_sample(case, seed, data):
+def test_read_inverts_q_sample(case, seed, data):
     grid = case[0].grid(case[1])
     index = torch.tensor(data.draw(st.lists(st.integers(0, len(grid) - 1), min_size=1, max_size=4)))
-    source = torch.Generator().manual_seed(seed)
-    x_0 = torch.rand(len(index), 2, 3, 3, generator=source, dtype=torch.float64) * 2 - 1
-    noise = torch.randn(x_0.shape, generator=source, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    x_0 = torch.rand(len(index), 2, 3, 3, generator=generator, dtype=torch.float64) * 2 - 1
+    noise = torch.randn(x_0.shape, generator=generator, dtype=torch.float64)
     process, t = case[0], grid.times[index]
     x_t = process.q_sample(x_0, t, noise)
-    # Dividing by a tiny √ᾱ takes digits from any arithmetic.
-    digits = 1e-10 if float(grid.alphas_cumprod[index].min()) > 1e-10 else 1e-7
-    assert torch.allclose(process.read(noise, x_t, t).x0, x_0, rtol=0, atol=digits)
+    # Division by a small √ᾱ amplifies rounding errors.
+    tolerance = 1e-10 if float(grid.alphas_cumprod[index].min()) > 1e-10 else 1e-7
+    assert torch.allclose(process.read(noise, x_t, t).x0, x_0, rtol=0, atol=tolerance)
     by_x0 = build_process(process.config.model_copy(update={"prediction": "x0"})).read(x_0, x_t, t)
     assert torch.allclose(by_x0.eps, noise, rtol=0, atol=1e-10)
 
 
 @settings(deadline=None)
 @given(spaced(), st.data())
-def test_q_sample_has_the_marginal_of_its_timestep(case, data):
+def test_q_sample_matches_marginal_of_timestep(case, data):
     grid = case[0].grid(case[1])
     i = data.draw(st.integers(0, len(grid) - 1))
     alpha_bar = float(grid.alphas_cumprod[i])
@@ -161,51 +163,51 @@ def test_q_sample_has_the_marginal_of_its_timestep(case, data):
 
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
 @pytest.mark.parametrize("timesteps", [2, 3, 7, 10, 97, 100, 1000])
-def test_every_step_count_gives_exactly_so_many_distinct_steps(spacing, timesteps):
+def test_spaced_timesteps_returns_requested_number_of_distinct_timesteps(spacing, timesteps):
     for steps in range(1, timesteps + 1):
-        chosen = spaced_timesteps(spacing, steps, timesteps)
-        assert len(chosen) == steps
-        assert chosen[0] >= 0
-        assert chosen[-1] == timesteps - 1
-        assert all(a < b for a, b in itertools.pairwise(chosen))
+        spaced = spaced_timesteps(spacing, steps, timesteps)
+        assert len(spaced) == steps
+        assert spaced[0] >= 0
+        assert spaced[-1] == timesteps - 1
+        assert all(a < b for a, b in itertools.pairwise(spaced))
         if spacing != "trailing" and steps > 1:
-            assert chosen[0] == 0
+            assert spaced[0] == 0
 
 
 @settings(deadline=None)
 @given(st.integers(2, 4000), st.data())
-def test_uniform_and_trailing_are_evenly_spread(timesteps, data):
+def test_uniform_and_trailing_timesteps_are_evenly_spaced(timesteps, data):
     steps = data.draw(st.integers(2, timesteps))
     for spacing, gap in (("uniform", (timesteps - 1) / (steps - 1)), ("trailing", timesteps / steps)):
         gaps = np.diff(spaced_timesteps(spacing, steps, timesteps))
         assert abs(gaps - gap).max() < 1 + 1e-9
 
 
-def test_quadratic_is_quadratic_where_it_can_be():
-    chosen = spaced_timesteps("quadratic", 10, 1000)
-    assert chosen == [round(999 * (i / 9) ** 2) for i in range(10)]
+def test_quadratic_timesteps_match_formula():
+    timesteps = spaced_timesteps("quadratic", 10, 1000)
+    assert timesteps == [round(999 * (i / 9) ** 2) for i in range(10)]
 
 
 @settings(deadline=None)
 @given(spaced())
-def test_the_largest_eta_is_where_the_direction_vanishes(case):
+def test_max_eta_gives_zero_direction_coefficient(case):
     grid = case[0].grid(case[1])
     largest = max_eta(grid)
     assert largest >= 1
     if len(grid) > 1:
-        left = 1 - grid.alphas_cumprod_prev - largest**2 * grid.posterior_variance
-        assert float(left[1:].min()) == pytest.approx(0, abs=1e-9)
+        coefficient = 1 - grid.alphas_cumprod_prev - largest**2 * grid.posterior_variance
+        assert float(coefficient[1:].min()) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 11])
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-def test_step_counts_that_do_not_fit_are_refused(steps, spacing):
+def test_invalid_step_counts_are_refused(steps, spacing):
     with pytest.raises(UsageError, match=f"{steps} sampling steps do not fit: give 1 to 10"):
         spaced_timesteps(spacing, steps, 10)
 
 
 @pytest.mark.parametrize(
-    ("chosen", "message"),
+    ("timesteps", "message"),
     [
         ([], "increase"),
         ([3, 3, 9], "increase strictly"),
@@ -215,7 +217,7 @@ def test_step_counts_that_do_not_fit_are_refused(steps, spacing):
         ([0, 10], "end there"),
     ],
 )
-def test_bad_lists_of_timesteps_are_refused(chosen, message):
+def test_invalid_timesteps_are_refused(timesteps, message):
     with pytest.raises(UsageError, match=message):
-        check_timesteps(chosen, 10)
+        check_timesteps(timesteps, 10)
     assert check_timesteps([0, 4, 9], 10) == [0, 4, 9]

@@ -1,4 +1,4 @@
-"""How training draws its timesteps: unbiased, and by iDDPM eq. 18 once every t has been seen enough."""
+"""Timestep samplers: unbiased draws, and importance sampling (iDDPM eq. 18) with a full loss history."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def filled(timesteps: int, seed: int = 0) -> tuple[LossAwareSampler, np.ndarray]
 
 @given(st.integers(1, 1000), st.integers(1, 500))
 @settings(deadline=None)
-def test_uniform_draws_lie_in_range_with_weight_one(timesteps, count):
+def test_uniform_sampler_draws_in_range_with_weight_one(timesteps, count):
     t, weights = UniformSampler(timesteps).draw(uniforms(count))
     assert t.shape == weights.shape == (count,)
     assert int(t.min()) >= 0
@@ -33,21 +33,22 @@ def test_uniform_draws_lie_in_range_with_weight_one(timesteps, count):
 
 @given(st.integers(1, 5000))
 @settings(deadline=None)
-def test_the_ends_of_the_numbers_are_the_ends_of_the_timesteps(timesteps):
-    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert UniformSampler(timesteps).draw(ends)[0].tolist() == [0, timesteps - 1]
-    assert LossAwareSampler(timesteps).draw(ends)[0].tolist() == [0, timesteps - 1]
+def test_smallest_and_largest_uniforms_give_first_and_last_timestep(timesteps):
+    extremes = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    assert UniformSampler(timesteps).draw(extremes)[0].tolist() == [0, timesteps - 1]
+    assert LossAwareSampler(timesteps).draw(extremes)[0].tolist() == [0, timesteps - 1]
 
 
-def test_a_timestep_is_drawn_by_its_stretch_of_the_numbers():
+def test_loss_aware_sampler_inverts_cumulative_probabilities():
     sampler, _ = filled(7)
     p = sampler.probabilities()
-    reached = p.cumsum(0)
-    assert sampler.draw(reached - p / 2)[0].tolist() == list(range(7))
-    assert sampler.draw(reached[:-1])[0].tolist() == list(range(1, 7))  # an end belongs to the next one
+    cumulative = p.cumsum(0)
+    assert sampler.draw(cumulative - p / 2)[0].tolist() == list(range(7))
+    # A boundary belongs to the next timestep.
+    assert sampler.draw(cumulative[:-1])[0].tolist() == list(range(1, 7))
 
 
-def test_it_is_uniform_until_every_timestep_has_its_history():
+def test_loss_aware_sampler_is_uniform_until_history_is_full():
     sampler = LossAwareSampler(4)
     for _ in range(HISTORY):
         sampler.update(torch.tensor([0, 1, 2]), torch.tensor([1.0, 2.0, 3.0]))
@@ -57,7 +58,7 @@ def test_it_is_uniform_until_every_timestep_has_its_history():
 
 @given(st.integers(2, 60), st.integers(0, 1000))
 @settings(deadline=None)
-def test_probabilities_are_iddpm_eq_18(timesteps, seed):
+def test_probabilities_match_iddpm_eq_18(timesteps, seed):
     sampler, losses = filled(timesteps, seed)
     root = np.sqrt((losses**2).mean(0))
     expected = (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / timesteps
@@ -65,7 +66,7 @@ def test_probabilities_are_iddpm_eq_18(timesteps, seed):
     assert float(sampler.probabilities().sum()) == pytest.approx(1)
 
 
-def test_only_the_last_ten_losses_count():
+def test_only_last_ten_losses_are_used():
     sampler, losses = filled(3)
     newer = np.array([[5.0, 6.0, 7.0]] * 4)
     for row in newer:
@@ -75,32 +76,32 @@ def test_only_the_last_ten_losses_count():
     assert np.allclose(sampler.probabilities(), (1 - UNIFORM_SHARE) * root / root.sum() + UNIFORM_SHARE / 3)
 
 
-def test_a_timestep_twice_in_a_batch_counts_twice():
+def test_repeated_timestep_in_batch_is_recorded_twice():
     sampler = LossAwareSampler(2)
     sampler.update(torch.tensor([1, 1, 0]), torch.tensor([1.0, 2.0, 3.0]))
     assert sampler.counts.tolist() == [1, 2]
     assert sampler.losses[1, :2].tolist() == [1.0, 2.0]
 
 
-def test_weighted_losses_keep_their_mean_whatever_the_probabilities():
+def test_importance_weights_give_unbiased_mean_loss():
     sampler, _ = filled(20)
     loss = torch.linspace(1, 3, 20)
     t, weights = sampler.draw(uniforms(200_000))
     assert float((weights * loss[t]).mean()) == pytest.approx(float(loss.mean()), rel=0.01)
-    counted = torch.bincount(t, minlength=20) / len(t)
-    assert torch.allclose(counted.double(), sampler.probabilities(), atol=0.005)
+    frequencies = torch.bincount(t, minlength=20) / len(t)
+    assert torch.allclose(frequencies.double(), sampler.probabilities(), atol=0.005)
 
 
-def test_a_resumed_sampler_draws_the_same():
+def test_restored_sampler_draws_same_timesteps():
     sampler, _ = filled(20)
-    other = LossAwareSampler(20)
-    other.load_state_dict({name: value.clone() for name, value in sampler.state_dict().items()})
-    assert torch.equal(sampler.draw(uniforms(50, 3))[0], other.draw(uniforms(50, 3))[0])
-    other.update(torch.tensor([0]), torch.tensor([100.0]))
-    assert not torch.equal(sampler.losses, other.losses)  # a state that was loaded is a copy
+    restored = LossAwareSampler(20)
+    restored.load_state_dict({name: value.clone() for name, value in sampler.state_dict().items()})
+    assert torch.equal(sampler.draw(uniforms(50, 3))[0], restored.draw(uniforms(50, 3))[0])
+    restored.update(torch.tensor([0]), torch.tensor([100.0]))
+    assert not torch.equal(sampler.losses, restored.losses)  # load_state_dict copies the state
 
 
-def test_losses_of_zero_everywhere_stay_drawable():
+def test_zero_losses_give_uniform_probabilities():
     sampler = LossAwareSampler(3)
     for _ in range(HISTORY):
         sampler.update(torch.arange(3), torch.zeros(3))

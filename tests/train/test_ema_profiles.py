@@ -26,7 +26,7 @@ from tests.helpers import trainings
 from tests.helpers.networks import network_of, spec_of
 from tests.helpers.no_sync_tensors import DEVICE, NothingWaits
 from tests.helpers.trainings import CPU, Killed, run, run_in
-from tests.model.test_posthoc_ema import discrete
+from tests.model.test_posthoc_ema import discrete_profile
 
 STEPS, EVERY = 24, 3
 WIDTHS = [0.05, 0.1, 0.2]
@@ -101,7 +101,7 @@ def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(s
     for width in WIDTHS:
         tracked, artefact = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
         assert (artefact.ema_sigma_rel, artefact.step) == (width, STEPS)
-        assert distance(tracked.state_dict(), mean_of(weights, discrete(width, STEPS))) < 1e-4
+        assert distance(tracked.state_dict(), mean_of(weights, discrete_profile(width, STEPS))) < 1e-4
     widest = load_model(snapshot_path(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
     for path in (tmp_path / "ema").glob("0.2-*"):
         path.unlink()
@@ -189,7 +189,7 @@ def test_a_non_finite_step_counts_the_previous_weights_again():
                 network.weight.add_(step)
         seen.append({"weight": network.weight.detach().clone()})
         update_profiles(averages, network, (0.1,), step)
-    truth = mean_of(seen, discrete(0.1, 4))["weight"]
+    truth = mean_of(seen, discrete_profile(0.1, 4))["weight"]
     assert torch.allclose(averages.state_dict()["0.weight"].double(), truth, atol=1e-6)
 
 
