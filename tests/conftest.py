@@ -19,12 +19,12 @@ for name in ("TORCHINDUCTOR_CACHE_DIR", "DIFFCTL_CACHE"):
 
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hypothesis import HealthCheck, settings
 
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
@@ -32,14 +32,17 @@ from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture
 
 ROOT = Path(__file__).parent.parent
 
-# `make test` runs the fast profile, `make test-properties` the thorough one.
-ALWAYS: dict[str, Any] = {
-    "deadline": None,
-    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-}
-settings.register_profile("fast", max_examples=20, **ALWAYS)
-settings.register_profile("thorough", max_examples=300, **ALWAYS)
-settings.load_profile("fast")
+# `make test` runs the fast profile, `make test-properties` the thorough one. tests/gpu needs neither.
+if find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    ALWAYS: dict[str, Any] = {
+        "deadline": None,
+        "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    }
+    settings.register_profile("fast", max_examples=20, **ALWAYS)
+    settings.register_profile("thorough", max_examples=300, **ALWAYS)
+    settings.load_profile("fast")
 
 
 # No test simulates a power failure of this process, so it need not sync. Child processes do.

@@ -146,7 +146,7 @@ def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(tmp_
     )
     assert kept.returncode == 0, kept.stderr
     assert "resuming after step 12 of 12" in kept.stderr
-    assert "the code has changed since it made these steps" in kept.stderr
+    assert "the code has changed since these steps" in kept.stderr
     model = read_artefact(folder / "models/model.safetensors")
     assert [since.step for since in model.code] == [0, 12]
     assert model.code[0] == first.code[0]

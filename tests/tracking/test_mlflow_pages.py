@@ -102,7 +102,7 @@ def test_run_page_describes_the_training(trainings, browser):
     _, uri, runs = trainings
     run = connect(uri).get_run(runs[0])
     text = shown(
-        browser, run_link(uri, run.info.experiment_id, runs[0]), "diffusion model of digits", "The best"
+        browser, run_link(uri, run.info.experiment_id, runs[0]), "diffusion model of digits", "Best:"
     )
     cell = re.search(r" at ([\w.-]+)", run.data.tags[keys.BEST])
     assert cell is not None

@@ -51,7 +51,7 @@ def instant(monkeypatch: pytest.MonkeyPatch) -> None:
             yield None
 
     monkeypatch.setattr(loop, "train_step", step)
-    monkeypatch.setattr(loop, "_coming", nothing)
+    monkeypatch.setattr(loop, "_remaining_batches", nothing)
 
 
 def stopping_at(state: TrainState, step: int, grown: list[int]) -> Callable[[], None]:

@@ -25,7 +25,7 @@ HEAD = 4096  # bytes of an array's content that are searched for in the file
 DTYPE = re.compile(r"[<>|=]?[biuf][0-9]{1,2}")  # booleans, integers and floats
 DAMAGE = (
     pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError,
-    RecursionError, struct.error, ImportError,
+    RecursionError, struct.error, ImportError, SystemError,  # the last one by NumPy, for a damaged dtype
 )  # fmt: skip
 
 
