@@ -16,14 +16,15 @@ from tests.helpers.waiting import wait_until
 LONG = {"steps": 100_000, "save_every": 10}
 # One moment of each kind of event. Each takes minutes, mostly spent waiting.
 MOMENTS = [
-    pytest.param(Moment("states saved"), marks=pytest.mark.slow),
-    pytest.param(Moment("states saved", 7), marks=pytest.mark.long),
-    pytest.param(Moment("units sampled", 5), marks=pytest.mark.long),
-    pytest.param(Moment("files of scores"), marks=pytest.mark.long),
-    pytest.param(Moment("models registered"), marks=pytest.mark.long),
+    Moment("states saved"),
+    Moment("states saved", 7),
+    Moment("units sampled", 5),
+    Moment("files of scores"),
+    Moment("models registered"),
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
 def test_after_a_reboot_the_next_run_resumes(moment: Moment, tmp_path: Path) -> None:
     reboot(tmp_path, moment)
