@@ -141,10 +141,10 @@ class SchedulerFile(BaseModel):
 
 
 def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
-    """Our weights by name, float32, and the description of a pipeline folder, or of one with all files in it.
+    """Return our weights by name (float32) and the metadata of a pipeline folder or a flat folder.
 
-    UsageError where there is none; DiffctlError when a file is damaged, or names the first key that the
-    network or the process cannot express, or that is missing, left over or of another shape.
+    UsageError if there is no folder. DiffctlError if a file is damaged; it names the first key that is
+    unsupported, missing, unused or of another shape.
     """
     if not folder.is_dir():
         raise UsageError(f"no folder at {folder}: name the pipeline's, with model_index.json in it")

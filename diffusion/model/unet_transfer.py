@@ -1,15 +1,14 @@
-"""What a U-Net takes from one that was trained with other classes, channels or sizes of images.
+"""Transfer of a pretrained U-Net's weights to other classes, channels or image sizes.
 
-- A class takes its row where the start knows one of that name. Any other, and the empty label, begins as the
-  start's "no class": its empty label, else the mean of its classes, else nothing (a row of zeros).
-- An unconditional network takes that row into the bias that it was added to, and says what the start said of
-  "no class".
-- Grey images become RGB ones, or the reverse, so that a grey picture in RGB is seen as it was in grey, and is
-  answered alike in every channel.
-- The layer that is told of augmentation is left out where it is not wanted, which is exact, for it is told of
-  none when the network samples; where the start has none it begins as drawn, as zeros.
-- The learned variance is left out where it is not wanted, and begins as drawn where the start has none.
-- The size of the images may differ if attention is at the same levels.
+- A class copies the embedding of the pretrained class with the same name. Any other class and the null label
+  start as the pretrained "no class": its null label, else the mean of its classes, else zeros.
+- An unconditional network adds the "no class" embedding to the bias, so it equals the pretrained network
+  without a label.
+- Between grey and RGB, a grey image in RGB gives the grey prediction in every channel.
+- The augmentation layer is dropped, copied, or starts at zero. Dropping it is exact, since its input is zero
+  when the network samples.
+- The outputs of a learned variance are dropped, or keep their initial weights if they are missing.
+- The image size may differ if attention is at the same levels.
 """
 
 import torch

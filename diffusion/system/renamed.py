@@ -28,8 +28,8 @@ def _section(section: str, table: Table, new_section: str | None = None) -> Tabl
     return _within(new_section or section, part)
 
 
-# Each entry: the old path of a key → its new name. A path is made of old names alone. In flat names a `*` at
-# the end stands for the rest.
+# Each entry: the old path of a key → its new name. A path consists of old names. In flat names a final `*`
+# matches the rest.
 PARAMS: Table = {
     "evaluate.also": "extra_extractors",
     "evaluate.intervals": "confidence_intervals",
@@ -95,8 +95,8 @@ def earlier_names(kind: DocumentKind, name: str) -> list[str]:
 def refuse_renamed(values: Any, origin: str) -> None:
     """Raise UsageError if the sections of a params file, or its search, use an old key."""
     if found := [*_old_keys(values, _TREES["params"]), *_searched(values)]:
-        said = "; ".join(f"{old} was renamed, write {_translated_name('params', old)}" for old in found)
-        raise UsageError(f"{origin}: {said}")
+        renames = "; ".join(f"{old} was renamed, write {_translated_name('params', old)}" for old in found)
+        raise UsageError(f"{origin}: {renames}")
 
 
 class _Node:
