@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_sampling, gpu_training
+from benchmarks import gpu_contenders
 from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, Result, Size, matrix_rate
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
@@ -44,12 +44,14 @@ def parts(size: Size, device: torch.device, folder: Path) -> dict[str, Part]:
     peers = find_spec("diffusers") is not None
     found: dict[str, Part] = {RATE: lambda: {"flop_per_s": matrix_rate(device, size.matrix)}}
     for profile in BATCHES:
-        for loop in (gpu_training.ours, gpu_training.diffusers)[: 1 + peers]:
-            name = training_name(profile, size, loop.__name__)
+        for by in ("ours", "diffusers")[: 1 + peers]:
+            loop = getattr(gpu_contenders, f"train_{by}")
+            name = training_name(profile, size, by)
             found[name] = partial(_training, loop, profile, size, device, folder)
         for eta in ETAS:
-            for sampler in (gpu_sampling.ours, gpu_sampling.diffusers)[: 1 + peers]:
-                name = sampling_name(profile, size, eta, sampler.__name__)
+            for by in ("ours", "diffusers")[: 1 + peers]:
+                sampler = getattr(gpu_contenders, f"sample_{by}")
+                name = sampling_name(profile, size, eta, by)
                 found[name] = partial(_sampling, sampler, profile, eta, size, device, folder)
     if all(map(find_spec, FOR_QUALITY)):
         found[QUALITY] = partial(_quality, size, device, folder)
@@ -79,14 +81,14 @@ def _quality(size: Size, device: torch.device, folder: Path) -> dict[str, Any]:
 
 def _training(loop: Callable[..., Result], profile: str, size: Size, *where: Any) -> dict[str, Any]:
     device, folder = where
-    return _measured(loop, *gpu_training.described(profile, size, device, folder), size, device)
+    return _measured(loop, *gpu_contenders.described(profile, size, device, folder), size, device)
 
 
 def _sampling(
     sampler: Callable[..., Result], profile: str, eta: float, size: Size, *where: Any
 ) -> dict[str, Any]:
     device, folder = where
-    plan, _ = gpu_training.described(profile, size, device, folder)
+    plan, _ = gpu_contenders.described(profile, size, device, folder)
     return _measured(sampler, plan, eta, size, device)
 
 

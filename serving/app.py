@@ -12,7 +12,7 @@ from diffusion.system.section import MAX_PROBLEMS, brief
 from serving.engine_loop import PendingImages
 from serving.handlers import EventStreamResponse, http_errors, respond, with_model_headers
 from serving.loaded_model import ServedModel
-from serving.middleware import BodyLimitMiddleware, LocalHostMiddleware, MetricsMiddleware, TokenMiddleware
+from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.requests import EventsRequest, ImagesRequest, SampleRequest
 from serving.responses import Health, ImagesResponse, ModelsResponse, Problem
 from serving.service import Service
@@ -68,10 +68,7 @@ def create_app(service: Service, token: bytes | None = None, *further: APIRouter
         app.include_router(router)
     app.exception_handler(RequestValidationError)(_validation_error)
     app.add_middleware(BodyLimitMiddleware)
-    if token is None:
-        app.add_middleware(LocalHostMiddleware)
-    else:
-        app.add_middleware(TokenMiddleware, token=token)
+    app.add_middleware(AccessMiddleware, token=token)
     app.add_middleware(MetricsMiddleware, service=service)
     return app
 

@@ -72,36 +72,32 @@ def model_headers(model: ModelRef) -> list[tuple[bytes, bytes]]:
     ]
 
 
-class TokenMiddleware:
-    """Requires the bearer token, except for health checks."""
+class AccessMiddleware:
+    """Requires the bearer token except for health checks; without a token, a Host header of this machine.
 
-    def __init__(self, app: ASGIApp, token: bytes) -> None:
+    The rule for Host headers prevents DNS rebinding.
+    """
+
+    def __init__(self, app: ASGIApp, token: bytes | None) -> None:
         self._app, self._token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] != "http" or scope["path"] in HEALTH_PATHS or self._is_authorized(scope):
-            return await self._app(scope, receive, send)
-        headers = [(b"www-authenticate", b"Bearer")]
-        await send_error(send, 401, "wrong or missing token: send Authorization: Bearer TOKEN", headers)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+        elif self._token is None and not is_loopback(_host(scope)):
+            await send_error(send, 421, "without a token this server answers only to localhost and 127.0.0.1")
+        elif self._token is None or scope["path"] in HEALTH_PATHS or _has_token(scope, self._token):
+            await self._app(scope, receive, send)
+        else:
+            headers = [(b"www-authenticate", b"Bearer")]
+            await send_error(send, 401, "wrong or missing token: send Authorization: Bearer TOKEN", headers)
 
-    def _is_authorized(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        kind, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
-        return hmac.compare_digest(token.strip(), self._token) and kind.lower() == b"bearer"
 
-
-class LocalHostMiddleware:
-    """Refuses every Host header but those of this machine, against DNS rebinding."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
-        if scope["type"] != "http" or is_loopback(_host(scope)):
-            return await self._app(scope, receive, send)
-        await send_error(send, 421, "without a token this server answers only to localhost and 127.0.0.1")
+def _has_token(scope: Scope, token: bytes) -> bool:
+    given = [value for name, value in scope["headers"] if name == b"authorization"]
+    kind, _, sent = (given[0] if len(given) == 1 else b"").partition(b" ")
+    return hmac.compare_digest(sent.strip(), token) and kind.lower() == b"bearer"
 
 
 def _host(scope: Scope) -> str:

@@ -19,8 +19,9 @@ from diffusion.layout import PREPARED
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.settings import parse_settings
+from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.show.figure import WRITERS, FigureData
+from diffusion.show.figure import FigureData
 from diffusion.show.forward import forward as forward_figure
 from diffusion.show.network_table import model as model_figure
 from diffusion.show.reverse import reverse as reverse_figure
@@ -160,5 +161,6 @@ def write_figure(shown: FigureData, out: Path | None, as_json: bool) -> None:
 
 
 def _write(out: Path, shown: FigureData) -> None:
-    data = WRITERS[out.suffix](shown)
+    drawn = shown.draw()
+    data = as_png(drawn) if out.suffix == ".png" else svg_file(drawn, shown.title)
     write_output(out, lambda file: file.write(data))

@@ -12,7 +12,7 @@ from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.sampling_steps import count_nfe
-from diffusion.show.text_table import format_quantity
+from diffusion.show.figure import format_quantity
 from diffusion.system.devices import default_device
 from diffusion.system.section import Section
 from diffusion.train.plan import DenoiserPlan

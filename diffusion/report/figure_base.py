@@ -3,9 +3,11 @@
 Figures are drawn in the light colours. In an SVG the colours become CSS variables.
 """
 
+import contextlib
+import html
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -15,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from diffusion.images.store import Images
-from diffusion.report.theme import LIGHT, LINES
+from diffusion.report.theme import DARK, LIGHT, LINES, css_variables
 
 WIDTH = 7.2  # inches, the width of a page of text
 DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.2))
@@ -41,13 +43,17 @@ STYLE: Any = {  # matplotlib has a type for the name of each setting
 }
 
 
-def new_figure(height: float, fill: Callable[[Figure], None]) -> Figure:
-    """Return a figure of this height in inches, filled in the common style."""
+@contextlib.contextmanager
+def figure_style() -> Iterator[None]:
+    """Draw in the common style: a decorator of functions that draw."""
     with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.02, wspace=0.02)
-        figure = Figure((WIDTH, height), layout=layout)
-        fill(figure)
-    return figure
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure of this size in inches."""
+    layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.02, wspace=0.02)
+    return Figure((width, height), layout=layout)
 
 
 def line_colour(number: int) -> str:
@@ -93,6 +99,7 @@ def as_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@figure_style()
 def as_svg(figure: Figure, name: str, title: str) -> str:
     """Return the figure as an <svg> element for a page, without namespaces.
 
@@ -100,8 +107,7 @@ def as_svg(figure: Figure, name: str, title: str) -> str:
     screen readers.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -116,3 +122,15 @@ def as_svg(figure: Figure, name: str, title: str) -> str:
     assert viewbox, "matplotlib writes a viewBox"
     body = text[text.index(">") + 1 :]
     return f'<svg {viewbox[0]} role="img" aria-label="{title}">{body}'.strip()
+
+
+def svg_file(figure: Figure, title: str) -> bytes:
+    """Return the figure as an SVG file that follows the reader's colour scheme, reproducible to the byte."""
+    style = (
+        f"<style>:root{{{css_variables(LIGHT)} background:var(--paper);font-family:sans-serif}}"
+        f"@media (prefers-color-scheme: dark){{:root{{{css_variables(DARK)}}}}}</style>"
+    )
+    opening, body = as_svg(figure, "show", html.escape(title)).split(">", 1)
+    opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    lines = (line.strip() for line in f"{opening}>{style}{body}".splitlines())
+    return re.sub(r"\n+", "\n", "\n".join(lines) + "\n").encode()

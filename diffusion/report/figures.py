@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from numpy.typing import NDArray
 
 from diffusion.images.store import Images
-from diffusion.report.figure_base import STYLE, image_axes, legend_above, line_colour, log_axis
+from diffusion.report.figure_base import figure_style, image_axes, legend_above, line_colour, log_axis
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 from diffusion.report.training_curve import TrainingCurve
 
@@ -47,6 +46,7 @@ class CostPoint(NamedTuple):
     on_front: bool
 
 
+@figure_style()
 def score_curve(
     points: Sequence[CurvePoint],
     label: str,
@@ -58,15 +58,14 @@ def score_curve(
 
     `level` is the height and name of a horizontal line. `marks` are published scores.
     """
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
-        for number, name in enumerate(dict.fromkeys(point.line for point in points)):
-            _draw_line(axes, sorted(point for point in points if point.line == name), number)
-        for comparable in sorted({mark.is_comparable for mark in marks}):
-            _draw_marks(axes, [mark for mark in marks if mark.is_comparable == comparable], comparable)
-        _cost_axis(axes, sorted({point.steps for point in points} | {mark.x for mark in marks}), x_label)
-        _score_axis(axes, label, [*(point.value for point in points), *(mark.value for mark in marks)], level)
-        _legend(axes)
+    figure, axes = _axes()
+    for number, name in enumerate(dict.fromkeys(point.line for point in points)):
+        _draw_line(axes, sorted(point for point in points if point.line == name), number)
+    for comparable in sorted({mark.is_comparable for mark in marks}):
+        _draw_marks(axes, [mark for mark in marks if mark.is_comparable == comparable], comparable)
+    _cost_axis(axes, sorted({point.steps for point in points} | {mark.x for mark in marks}), x_label)
+    _score_axis(axes, label, [*(point.value for point in points), *(mark.value for mark in marks)], level)
+    _legend(axes)
     return figure
 
 
@@ -90,19 +89,19 @@ def _draw_marks(axes: Axes, marks: Sequence[PublishedMark], comparable: bool) ->
     axes.plot(x, values, "*", color=LIGHT["ink"], markerfacecolor=fill, markersize=8, label=label)
 
 
+@figure_style()
 def front(points: Sequence[CostPoint], label: str, level: tuple[float, str] | None = None) -> Figure:
     """Draw every cell by its cost, and the Pareto front as steps; `level` as in `score_curve`."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
-        best = [point for point in points if point.on_front]
-        others = [point for point in points if not point.on_front]
-        styles = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6, "label": "other cells"}
-        _plot_points(axes, others, "o", **styles)
-        styles = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
-        _plot_points(axes, best, "o-", **styles)
-        _cost_axis(axes, sorted({point.nfe for point in points}), "NFE per image")
-        _score_axis(axes, label, [point.value for point in points], level)
-        _legend(axes)
+    figure, axes = _axes()
+    best = [point for point in points if point.on_front]
+    others = [point for point in points if not point.on_front]
+    styles = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6, "label": "other cells"}
+    _plot_points(axes, others, "o", **styles)
+    styles = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
+    _plot_points(axes, best, "o-", **styles)
+    _cost_axis(axes, sorted({point.nfe for point in points}), "NFE per image")
+    _score_axis(axes, label, [point.value for point in points], level)
+    _legend(axes)
     return figure
 
 
@@ -110,27 +109,27 @@ def _plot_points(axes: Axes, points: Sequence[CostPoint], form: str, **style: ob
     axes.plot([point.nfe for point in points], [point.value for point in points], form, **style)  # type: ignore[arg-type]
 
 
+@figure_style()
 def loss_curve(curve: TrainingCurve) -> Figure:
     """Draw the training loss (thin), its moving average (thick) and validation losses (markers).
 
     The axis is logarithmic if all values are positive.
     """
     heldout = curve.lines()
-    with matplotlib.rc_context(STYLE):
-        figure, axes = _axes()
-        colour, smooth = line_colour(0), moving_average(curve.loss)
-        axes.plot(curve.steps, curve.loss, color=colour, linewidth=0.8, alpha=0.4, label="as logged")
-        axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, label="moving average")
-        for (label, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
-            style = {"color": LIGHT[line], "marker": marker, "markersize": 4, "label": label}
-            axes.plot(curve.val_steps, values, **style)  # type: ignore[arg-type]
-        values = np.concatenate([curve.loss, *heldout.values()])
-        values = values[np.isfinite(values)]
-        if len(values) and values.min() > 0:
-            log_axis(axes, "y", _two_or_five)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set(xlabel="training step", ylabel="loss")
-        _legend(axes)
+    figure, axes = _axes()
+    colour, smooth = line_colour(0), moving_average(curve.loss)
+    axes.plot(curve.steps, curve.loss, color=colour, linewidth=0.8, alpha=0.4, label="as logged")
+    axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, label="moving average")
+    for (label, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
+        style = {"color": LIGHT[line], "marker": marker, "markersize": 4, "label": label}
+        axes.plot(curve.val_steps, values, **style)  # type: ignore[arg-type]
+    values = np.concatenate([curve.loss, *heldout.values()])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0:
+        log_axis(axes, "y", _two_or_five)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set(xlabel="training step", ylabel="loss")
+    _legend(axes)
     return figure
 
 
@@ -143,21 +142,21 @@ def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0))
 
 
+@figure_style()
 def montage(tiles: Mapping[tuple[int, str], Images]) -> Figure:
     """Show one picture (H, W, C) for each (steps, line): a row per line, a column per number of steps."""
     steps, lines = sorted({steps for steps, _ in tiles}), list(dict.fromkeys(line for _, line in tiles))
     height, width = next(iter(tiles.values())).shape[:2]
-    with matplotlib.rc_context(STYLE):
-        layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.03, hspace=0.0, wspace=0.0)
-        size = 2.2 * len(steps) + 0.3, (2.2 * height / width + 0.06) * len(lines) + 0.25
-        figure = Figure(size, layout=layout)
-        grid = figure.subplots(len(lines), len(steps), squeeze=False)
-        for row, line in zip(grid, lines, strict=True):
-            for axes, count in zip(row, steps, strict=True):
-                image_axes(axes, tiles[count, line])
-            row[0].set_ylabel(line.replace(", ", "\n"))
-        for axes, count in zip(grid[0], steps, strict=True):
-            axes.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)
+    layout = ConstrainedLayoutEngine(h_pad=0.03, w_pad=0.03, hspace=0.0, wspace=0.0)
+    size = 2.2 * len(steps) + 0.3, (2.2 * height / width + 0.06) * len(lines) + 0.25
+    figure = Figure(size, layout=layout)
+    grid = figure.subplots(len(lines), len(steps), squeeze=False)
+    for row, line in zip(grid, lines, strict=True):
+        for axes, count in zip(row, steps, strict=True):
+            image_axes(axes, tiles[count, line])
+        row[0].set_ylabel(line.replace(", ", "\n"))
+    for axes, count in zip(grid[0], steps, strict=True):
+        axes.set_title(f"{count} step{'s' if count > 1 else ''}", fontsize=10)
     return figure
 
 

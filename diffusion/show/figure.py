@@ -1,48 +1,62 @@
-"""The common interface of the figures of `diffctl show`, and figures as files."""
+"""The common base of the figures of `diffctl show`, and numbers and tables as text for a terminal."""
 
-import html
-import re
-from typing import Any, Protocol
+import textwrap
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
+from pydantic_core import to_jsonable_python
+from rich.cells import cell_len, set_cell_size
 
-from diffusion.report.figure_base import as_png, as_svg
-from diffusion.report.theme import DARK, LIGHT, css_variables
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PREFIXES = "kMGTP"  # of powers of a thousand
 
 
-class FigureData(Protocol):
-    """The data of a figure, computed before anything is drawn."""
+class FigureData(ABC):
+    """The data of a figure, computed before anything is drawn. Subclasses are dataclasses."""
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """A description of the figure in one line."""
 
-    def draw(self) -> Figure:
+    @abstractmethod
+    def draw(self) -> "Figure":
         """Draw the figure in the style of the report."""
 
+    @abstractmethod
     def lines(self, width: int) -> list[str]:
         """Return the data as text tables with lines of at most `width` characters, at least 72."""
 
     def values(self) -> dict[str, Any]:
-        """Return the data as JSON values."""
+        """Return the fields as JSON values, arrays as nested lists, infinity as null."""
+        values = to_jsonable_python(self, inf_nan_mode="null", fallback=lambda array: array.tolist())
+        return dict(values)
 
 
-def png_of(figure: FigureData) -> bytes:
-    """Return the figure as PNG on white, reproducible to the byte."""
-    return as_png(figure.draw())
+def format_quantity(amount: int) -> str:
+    """Format a large number with three digits and a prefix: 831 k, 1.24 M, 103 G."""
+    power = max(0, min(len(PREFIXES), (len(f"{float(f'{amount:.2e}'):.0f}") - 1) // 3))
+    return f"{amount / 1000**power:.3g} {PREFIXES[power - 1]}" if power else str(amount)
 
 
-def svg_of(figure: FigureData) -> bytes:
-    """Return the figure as an SVG file that follows the reader's colour scheme, reproducible to the byte."""
-    drawn = as_svg(figure.draw(), "show", html.escape(figure.title))
-    style = (
-        f"<style>:root{{{css_variables(LIGHT)} background:var(--paper);font-family:sans-serif}}"
-        f"@media (prefers-color-scheme: dark){{:root{{{css_variables(DARK)}}}}}</style>"
-    )
-    opening, body = drawn.split(">", 1)
-    opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    lines = (line.strip() for line in f"{opening}>{style}{body}".splitlines())
-    return re.sub(r"\n+", "\n", "\n".join(lines) + "\n").encode()
+def columns(rows: Sequence[Sequence[str]], numbers: int = 0) -> list[str]:
+    """Align rows of equal length in columns. The last `numbers` columns are aligned on the right."""
+    widths = [max(map(cell_len, cells)) for cells in zip(*rows, strict=True)]
+    words = len(widths) - numbers
+    lines = []
+    for row in rows:
+        padded = [
+            set_cell_size(cell, width) if place < words else " " * (width - cell_len(cell)) + cell
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
-WRITERS = {".png": png_of, ".svg": svg_of}
+def wrapped(words: Iterable[str], width: int, indent: int = 0) -> list[str]:
+    """Wrap words into indented lines."""
+    blanks = " " * indent
+    return textwrap.wrap(" ".join(words), width, initial_indent=blanks, subsequent_indent=blanks)

@@ -1,7 +1,7 @@
 """The forward process: ᾱ and signal-to-noise ratio of every schedule, and noised images."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,23 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import PROCESSES, build_process
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.report.figure_base import DASHED, DOTTED, image_row, legend_above, line_colour, new_figure
-from diffusion.show import text_table
+from diffusion.report.figure_base import (
+    DASHED,
+    DOTTED,
+    figure_style,
+    image_row,
+    legend_above,
+    line_colour,
+    new_figure,
+)
+from diffusion.show.figure import FigureData, columns
 
 COLUMNS = 8  # shown times
 MAX_SIDE = 256  # pixels; larger images are shrunk
 
 
-class Schedule(NamedTuple):
+@dataclass(frozen=True)
+class Schedule:
     """A schedule at all whole times: ᾱ and log SNR = log ᾱ/(1 − ᾱ), each (T,)."""
 
     alphas_cumprod: NDArray[np.float64]
@@ -31,7 +40,7 @@ class Schedule(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Forward:
+class Forward(FigureData):
     """The `schedules` by name, the configured one first, and noised images (K, H, W, C) at the K `times`.
 
     `noised` is empty without an image.
@@ -48,33 +57,32 @@ class Forward:
         seen = ", and a noised image" if self.noised else ""
         return f"The forward process: ᾱ and the signal-to-noise ratio of {names} by t{seen}"
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw both curves, and below them a row of images for each schedule."""
-
-        def fill(figure: Figure) -> None:
-            curves: Any = figure
-            images: Any = None
-            if self.noised:
-                ratios = (2.6, 0.95 * len(self.noised))
-                curves, images = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
-            left, right = curves.subplots(1, 2)
-            for number, (name, schedule) in enumerate(self.schedules.items()):
-                style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.8, "label": name}
-                style["linestyle"] = ("-", DASHED, DOTTED)[number % 3]
-                left.plot(schedule.alphas_cumprod, **style)
-                right.plot(schedule.log_snr, **style)
-            left.set(xlabel="t", ylabel="ᾱ")
-            right.set(xlabel="t", ylabel="log ᾱ/(1−ᾱ)")
-            legend_above(left)
-            if images is None:
-                return
-            rows = images.subplots(len(self.noised), len(self.times), squeeze=False)
-            for row, (name, noised) in zip(rows, self.noised.items(), strict=True):
-                image_row(list(row), noised, name)
-            for axes, t in zip(rows[0], self.times, strict=True):
-                axes.set_title(f"t = {t}", fontsize=9)
-
-        return new_figure(2.6 + 0.95 * len(self.noised), fill)
+        figure = new_figure(2.6 + 0.95 * len(self.noised))
+        curves: Any = figure
+        images: Any = None
+        if self.noised:
+            ratios = (2.6, 0.95 * len(self.noised))
+            curves, images = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+        left, right = curves.subplots(1, 2)
+        for number, (name, schedule) in enumerate(self.schedules.items()):
+            style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.8, "label": name}
+            style["linestyle"] = ("-", DASHED, DOTTED)[number % 3]
+            left.plot(schedule.alphas_cumprod, **style)
+            right.plot(schedule.log_snr, **style)
+        left.set(xlabel="t", ylabel="ᾱ")
+        right.set(xlabel="t", ylabel="log ᾱ/(1−ᾱ)")
+        legend_above(left)
+        if images is None:
+            return figure
+        rows = images.subplots(len(self.noised), len(self.times), squeeze=False)
+        for row, (name, noised) in zip(rows, self.noised.items(), strict=True):
+            image_row(list(row), noised, name)
+        for axes, t in zip(rows[0], self.times, strict=True):
+            axes.set_title(f"t = {t}", fontsize=9)
+        return figure
 
     def lines(self, width: int) -> list[str]:
         """Return a table of ᾱ and log SNR at the shown times."""
@@ -83,16 +91,7 @@ class Forward:
             bar = [f"{schedule.alphas_cumprod[t]:.4f}" for schedule in self.schedules.values()]
             snr = [f"{schedule.log_snr[t]:.2f}" for schedule in self.schedules.values()]
             rows.append([str(t), *bar, *snr])
-        return text_table.columns(rows, len(rows[0]))
-
-    def values(self) -> dict[str, Any]:
-        """Return the curves at all t, and the images as nested lists."""
-        curves = {
-            name: {"alphas_cumprod": schedule.alphas_cumprod.tolist(), "log_snr": schedule.log_snr.tolist()}
-            for name, schedule in self.schedules.items()
-        }
-        noised = {name: images.tolist() for name, images in self.noised.items()}
-        return {"schedules": curves, "times": self.times, "noised": noised}
+        return columns(rows, len(rows[0]))
 
 
 def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -> Forward:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -17,11 +17,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.model.model_config import NetworkSpec
 from diffusion.model.network_registry import build_network
-from diffusion.report.figure_base import line_colour, new_figure
-from diffusion.show.text_table import columns, format_quantity
+from diffusion.report.figure_base import figure_style, line_colour, new_figure
+from diffusion.show.figure import FigureData, columns, format_quantity
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Consecutive modules with outputs of one size.
 
     `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's without
@@ -36,7 +37,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Model:
+class Model(FigureData):
     """The parts of a network in forward order, for one image."""
 
     name: str
@@ -58,28 +59,27 @@ class Model:
         parameters, flops = format_quantity(self.parameters), format_quantity(self.flops)
         return f"{self.name}: {parameters} parameters, {flops} FLOPs an image"
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw bars of parameters and FLOPs, one row per part."""
-
-        def fill(figure: Figure) -> None:
-            left, right = figure.subplots(1, 2, sharey=True)
-            rows = range(len(self.parts))
-            named = {"parameters": left, "flops": right}
-            for number, (name, axes) in enumerate(named.items()):
-                amounts = [getattr(part, name) for part in self.parts]
-                axes.barh(rows, amounts, color=line_colour(number), height=0.62)
-                style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-                for row, amount in zip(rows, amounts, strict=True):
-                    axes.annotate(format_quantity(amount), (amount, row), (4, 0), **style)
-                axes.set(xlim=(0, 1.22 * max(amounts)), xticks=[])
-                axes.set_title("FLOPs an image" if name == "flops" else name, fontsize=10)
-                axes.grid(visible=False)
-                axes.spines["bottom"].set_visible(False)
-                axes.tick_params(axis="y", length=0)
-            left.set_yticks(rows, [f"{part.name}  {size_of(part.shape)}" for part in self.parts])
-            left.invert_yaxis()
-
-        return new_figure(0.5 + 0.26 * len(self.parts), fill)
+        figure = new_figure(0.5 + 0.26 * len(self.parts))
+        left, right = figure.subplots(1, 2, sharey=True)
+        rows = range(len(self.parts))
+        named = {"parameters": left, "flops": right}
+        for number, (name, axes) in enumerate(named.items()):
+            amounts = [getattr(part, name) for part in self.parts]
+            axes.barh(rows, amounts, color=line_colour(number), height=0.62)
+            style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 8}
+            for row, amount in zip(rows, amounts, strict=True):
+                axes.annotate(format_quantity(amount), (amount, row), (4, 0), **style)
+            axes.set(xlim=(0, 1.22 * max(amounts)), xticks=[])
+            axes.set_title("FLOPs an image" if name == "flops" else name, fontsize=10)
+            axes.grid(visible=False)
+            axes.spines["bottom"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        left.set_yticks(rows, [f"{part.name}  {size_of(part.shape)}" for part in self.parts])
+        left.invert_yaxis()
+        return figure
 
     def lines(self, width: int) -> list[str]:
         """Return the table, with the sums in the last row."""
@@ -93,8 +93,7 @@ class Model:
 
     def values(self) -> dict[str, Any]:
         """Return the table and its sums."""
-        parts = [{**part._asdict(), "shape": list(part.shape)} for part in self.parts]
-        return {"name": self.name, "parameters": self.parameters, "flops": self.flops, "parts": parts}
+        return {**super().values(), "parameters": self.parameters, "flops": self.flops}
 
 
 def size_of(shape: tuple[int, ...]) -> str:

@@ -1,7 +1,6 @@
 """The reverse process of one image: x_t and the predicted x̂_0 along the sampler's trajectory."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +13,16 @@ from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
-from diffusion.report.figure_base import image_row, new_figure
+from diffusion.report.figure_base import figure_style, image_row, new_figure
 from diffusion.sample.generate import check_settings, generate
 from diffusion.sample.sampler import Step
-from diffusion.show import text_table
+from diffusion.show.figure import FigureData, columns
 
 COLUMNS = 8  # shown steps
 
 
 @dataclass(frozen=True)
-class Reverse:
+class Reverse(FigureData):
     """K steps of a trajectory: falling `times`, x_t and x̂_0 (K, H, W, C), and the final image."""
 
     settings: SampleSettings
@@ -41,20 +40,19 @@ class Reverse:
     def _how(self) -> str:
         return describe_cell(effective_axes(self.settings))
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw a row of x_t and a row of x̂_0, with the image at the end."""
-
-        def fill(figure: Figure) -> None:
-            upper, lower = figure.subplots(2, len(self.times) + 1)
-            image_row(list(upper), np.concatenate([self.x, self.image[None]]), "x_t")
-            image_row(list(lower[:-1]), self.x0_hat, "x̂_0")
-            lower[-1].set_axis_off()
-            for axes, t in zip(upper, self.times, strict=False):
-                axes.set_title(f"t = {t}", fontsize=9)
-            upper[-1].set_title("image", fontsize=9)
-
         height, width = self.image.shape[:2]
-        return new_figure(0.35 + 2 * 0.72 * height / width, fill)
+        figure = new_figure(0.35 + 2 * 0.72 * height / width)
+        upper, lower = figure.subplots(2, len(self.times) + 1)
+        image_row(list(upper), np.concatenate([self.x, self.image[None]]), "x_t")
+        image_row(list(lower[:-1]), self.x0_hat, "x̂_0")
+        lower[-1].set_axis_off()
+        for axes, t in zip(upper, self.times, strict=False):
+            axes.set_title(f"t = {t}", fontsize=9)
+        upper[-1].set_title("image", fontsize=9)
+        return figure
 
     def lines(self, width: int) -> list[str]:
         """Return a table of the mean and standard deviation of the pixels at each shown step."""
@@ -63,19 +61,8 @@ class Reverse:
             rows.append(
                 [str(t), *(f"{value:.1f}" for one in (x, x0_hat) for value in (one.mean(), one.std()))]
             )
-        table = text_table.columns(rows, len(rows[0]))
+        table = columns(rows, len(rows[0]))
         return [f"image {self.index} of seed {self.settings.seed}, {self._how()}", "", *table]
-
-    def values(self) -> dict[str, Any]:
-        """Return the settings, the times and all images as nested lists."""
-        return {
-            "settings": self.settings.model_dump(mode="json"),
-            "index": self.index,
-            "times": self.times,
-            "x": self.x.tolist(),
-            "x0_hat": self.x0_hat.tolist(),
-            "image": self.image.tolist(),
-        }
 
 
 def reverse(

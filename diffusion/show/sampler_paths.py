@@ -22,10 +22,10 @@ from diffusion.protocol.option_values import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.report.figure_base import WIDTH, line_colour, new_figure
+from diffusion.report.figure_base import WIDTH, figure_style, line_colour, new_figure
 from diffusion.report.theme import LIGHT
 from diffusion.sample.sampler import Step, run_sampler
-from diffusion.show import text_table
+from diffusion.show.figure import FigureData, columns
 
 MIXTURE = ring(5, 0.75, 0.08)
 ETAS = (0.0, 1.0)  # for stochastic samplers
@@ -46,7 +46,7 @@ class SamplerPaths(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Samplers:
+class Samplers(FigureData):
     """The paths by sampler and η, from the same noise with equal steps, to the `mixture`.
 
     `exact` (N, 2) are the ends of the exact flow; `data` (N, 2) are points of the mixture.
@@ -74,20 +74,17 @@ class Samplers:
         distances = np.linalg.norm(paths.ends - self.exact, axis=1)
         return float(np.median(distances) / self.mixture.std)
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw a square per sampler: paths, ends, and rings of one and two standard deviations."""
-
-        def fill(figure: Figure) -> None:
-            panels = figure.subplots(1, len(self.paths_by_sampler), sharex=True, sharey=True, squeeze=False)[
-                0
-            ]
-            for number, (axes, (name, paths)) in enumerate(
-                zip(panels, self.paths_by_sampler.items(), strict=True)
-            ):
-                axes.set_title(f"{name}\n{paths.nfe} evaluations", fontsize=9)
-                self._panel(axes, paths, number)
-
-        return new_figure(WIDTH / len(self.paths_by_sampler) + 0.3, fill)
+        figure = new_figure(WIDTH / len(self.paths_by_sampler) + 0.3)
+        panels = figure.subplots(1, len(self.paths_by_sampler), sharex=True, sharey=True, squeeze=False)[0]
+        for number, (axes, (name, paths)) in enumerate(
+            zip(panels, self.paths_by_sampler.items(), strict=True)
+        ):
+            axes.set_title(f"{name}\n{paths.nfe} evaluations", fontsize=9)
+            self._panel(axes, paths, number)
+        return figure
 
     def _panel(self, axes: Axes, paths: SamplerPaths, number: int) -> None:
 
@@ -119,7 +116,7 @@ class Samplers:
         rows.append(["exact flow", "", "0 σ", f"{self.spread(self.exact):.2f} σ"])
         rows.append(["the mixture itself", "", "", f"{self.spread(self.data):.2f} σ"])
         points = f"{len(self.exact)} points, {self.steps} steps"
-        return [f"{points}; σ = {self.mixture.std} is a Gaussian's width", "", *text_table.columns(rows, 3)]
+        return [f"{points}; σ = {self.mixture.std} is a Gaussian's width", "", *columns(rows, 3)]
 
     def values(self) -> dict[str, Any]:
         """Return the mixture, and each sampler's paths and errors."""

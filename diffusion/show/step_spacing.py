@@ -1,7 +1,7 @@
 """The timesteps of each spacing, by time and by noise level."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
-from diffusion.report.figure_base import line_colour, new_figure
+from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.sample.sampling_steps import max_eta
-from diffusion.show import text_table
+from diffusion.show.figure import FigureData, wrapped
 
 
-class Spaced(NamedTuple):
+@dataclass(frozen=True)
+class Spaced:
     """The times τ (S,), ascending, their log SNR and σ/α (S,), and the largest possible η."""
 
     times: list[int]
@@ -25,7 +26,7 @@ class Spaced(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(FigureData):
     """τ of S steps by each spacing, for a process with T `timesteps` and the named `schedule`."""
 
     timesteps: int
@@ -42,55 +43,38 @@ class Steps:
         """A description of the figure."""
         return f"The {self.steps} times of each spacing by t and by noise, {self.schedule}"
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw a row per spacing with a mark per step: by t on the left, by log SNR on the right."""
-
-        def fill(figure: Figure) -> None:
-            left, right = figure.subplots(1, 2, sharey=True)
-            for row, spaced in enumerate(self.spacings.values()):
-                style: dict[str, Any] = {"color": line_colour(row), "linewidths": 1.5, "linelengths": 0.6}
-                left.eventplot(np.array(spaced.times, dtype=float), lineoffsets=row, **style)
-                right.eventplot(spaced.log_snr, lineoffsets=row, **style)
-            left.set(xlabel="t", xlim=(-0.03 * self.timesteps, 1.03 * self.timesteps))
-            left.set(yticks=range(len(self.spacings)), yticklabels=list(self.spacings))
-            left.tick_params(axis="y", length=0)
-            left.grid(axis="y", visible=False)
-            right.set(xlabel=f"log SNR of {self.schedule}")
-            right.grid(axis="y", visible=False)
-            right.tick_params(axis="y", length=0)
-            left.invert_yaxis()
-            for axes in (left, right):
-                axes.invert_xaxis() if axes is right else None
-                axes.spines["left"].set_visible(False)
-
-        return new_figure(0.9 + 0.45 * len(self.spacings), fill)
+        figure = new_figure(0.9 + 0.45 * len(self.spacings))
+        left, right = figure.subplots(1, 2, sharey=True)
+        for row, spaced in enumerate(self.spacings.values()):
+            style: dict[str, Any] = {"color": line_colour(row), "linewidths": 1.5, "linelengths": 0.6}
+            left.eventplot(np.array(spaced.times, dtype=float), lineoffsets=row, **style)
+            right.eventplot(spaced.log_snr, lineoffsets=row, **style)
+        left.set(xlabel="t", xlim=(-0.03 * self.timesteps, 1.03 * self.timesteps))
+        left.set(yticks=range(len(self.spacings)), yticklabels=list(self.spacings))
+        left.tick_params(axis="y", length=0)
+        left.grid(axis="y", visible=False)
+        right.set(xlabel=f"log SNR of {self.schedule}")
+        right.grid(axis="y", visible=False)
+        right.tick_params(axis="y", length=0)
+        left.invert_yaxis()
+        for axes in (left, right):
+            axes.invert_xaxis() if axes is right else None
+            axes.spines["left"].set_visible(False)
+        return figure
 
     def lines(self, width: int) -> list[str]:
         """List each spacing's times and their σ/α."""
         lines = [f"{self.steps} of {self.timesteps} times, {self.schedule}"]
         for name, spaced in self.spacings.items():
             lines += ["", f"{name}, η up to {spaced.largest_eta:.4g}"]
-            lines += text_table.wrapped(map(str, spaced.times), width, indent=2)
+            lines += wrapped(map(str, spaced.times), width, indent=2)
             lines.append("  σ/α at these times, as for a guidance interval:")
             levels = (f"{level:.4g}" for level in spaced.noise_level)
-            lines += text_table.wrapped(levels, width, indent=2)
+            lines += wrapped(levels, width, indent=2)
         return lines
-
-    def values(self) -> dict[str, Any]:
-        """Return times, log SNR and σ/α by spacing; the largest η is null if there is no limit."""
-        return {
-            "timesteps": self.timesteps,
-            "schedule": self.schedule,
-            "spacings": {
-                name: {
-                    "times": spaced.times,
-                    "log_snr": spaced.log_snr.tolist(),
-                    "noise_level": spaced.noise_level.tolist(),
-                    "largest_eta": spaced.largest_eta if np.isfinite(spaced.largest_eta) else None,
-                }
-                for name, spaced in self.spacings.items()
-            },
-        }
 
 
 def steps(config: ProcessConfig, count: int) -> Steps:

@@ -19,9 +19,9 @@ from diffusion.process.process_config import ProcessConfig
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.report.figure_base import DASHED, DOTTED, line_colour, log_axis, new_figure
+from diffusion.report.figure_base import DASHED, DOTTED, figure_style, line_colour, log_axis, new_figure
 from diffusion.sample.generate import model_denoiser
-from diffusion.show import text_table
+from diffusion.show.figure import FigureData, columns
 from diffusion.system.errors import UsageError
 
 MAX_STEPS = 40  # at which the model is evaluated
@@ -32,7 +32,7 @@ Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
-class Variance:
+class Variance(FigureData):
     """The `times` of the steps (S,) and β̃/β, which is 0 for the last step to the image.
 
     At the steps `seen` (K,), `fractions` (3, K) are the quantiles over all pixels of the model's f, with
@@ -61,34 +61,33 @@ class Variance:
         what = "its bounds" if self.fractions is None else "the learned variance between its bounds"
         return f"The reverse step's variance over β along {steps}: {what}"
 
+    @figure_style()
     def draw(self) -> Figure:
         """Draw the variances over β by t, and f next to them, with bands of quantiles."""
-
-        def fill(figure: Figure) -> None:
-            count = 1 if self.fractions is None else 2
-            panels = figure.subplots(1, count, squeeze=False)[0]
-            x = self.times + self._is_long
-            beta: dict[str, Any] = {"color": line_colour(1), "linestyle": DASHED, "linewidth": 1.6}
-            small: dict[str, Any] = {"color": line_colour(2), "linestyle": DOTTED, "linewidth": 1.6}
-            panels[0].plot(x, np.ones(len(x)), label="β, f = 1", **beta)
-            panels[0].plot(x[1:], self.small[1:], label="β̃, f = 0", **small)
-            panels[0].set_ylabel("variance over β")
-            if np.nanmin(self.small[1:], initial=1.0) < LOG_BELOW:
-                log_axis(panels[0], "y")
-            if self.learned is not None and self.fractions is not None:
-                self._bands(panels[0], self.learned)
-                self._bands(panels[1], self.fractions)
-                panels[1].axhline(1, **beta)
-                panels[1].axhline(0, **small)
-                panels[1].set_ylabel("f")
-            for axes in panels:
-                axes.set_xlabel("t + 1" if self._is_long else "t")
-                if self._is_long:
-                    log_axis(axes, "x")
-            handles = panels[0].get_legend_handles_labels()
-            figure.legend(*handles, loc="outside upper left", ncols=4, fontsize=9)
-
-        return new_figure(3.1, fill)
+        figure = new_figure(3.1)
+        count = 1 if self.fractions is None else 2
+        panels = figure.subplots(1, count, squeeze=False)[0]
+        x = self.times + self._is_long
+        beta: dict[str, Any] = {"color": line_colour(1), "linestyle": DASHED, "linewidth": 1.6}
+        small: dict[str, Any] = {"color": line_colour(2), "linestyle": DOTTED, "linewidth": 1.6}
+        panels[0].plot(x, np.ones(len(x)), label="β, f = 1", **beta)
+        panels[0].plot(x[1:], self.small[1:], label="β̃, f = 0", **small)
+        panels[0].set_ylabel("variance over β")
+        if np.nanmin(self.small[1:], initial=1.0) < LOG_BELOW:
+            log_axis(panels[0], "y")
+        if self.learned is not None and self.fractions is not None:
+            self._bands(panels[0], self.learned)
+            self._bands(panels[1], self.fractions)
+            panels[1].axhline(1, **beta)
+            panels[1].axhline(0, **small)
+            panels[1].set_ylabel("f")
+        for axes in panels:
+            axes.set_xlabel("t + 1" if self._is_long else "t")
+            if self._is_long:
+                log_axis(axes, "x")
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper left", ncols=4, fontsize=9)
+        return figure
 
     @property
     def _is_long(self) -> bool:
@@ -115,7 +114,7 @@ class Variance:
                 row.append("" if np.isnan(learned) else f"{learned:.4f}")
                 row += [f"{value:.3f}" for value in self.fractions[:, place]]
             rows.append(row)
-        return text_table.columns(rows, len(rows[0]))
+        return columns(rows, len(rows[0]))
 
     def values(self) -> dict[str, Any]:
         """Return the bounds by time, and the model's f at the evaluated times."""

@@ -1,17 +1,24 @@
-"""The playground's controls for a model: its sampling options, real images and the costs of its sweep."""
+"""The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import BaseModel
 
 from diffusion.analysis.image_inputs import open_matching_store
+from diffusion.choice.best_settings import settings_of
+from diffusion.choice.confidence import interval_of
 from diffusion.model.model_file import Artefact
+from diffusion.process.process_registry import build_process
 from diffusion.protocol.options import SamplingOption
+from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.sample.generate import check_settings
+from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
 from serving.loaded_model import ServedModel
-from serving.playground.sweep_cost import SweepCost, sweep_cost
-from serving.requests import HTTP_OPTIONS
+from serving.requests import HTTP_OPTIONS, SampleRequest
 
 Kind = Literal["integer", "number", "choice", "flag", "interval"]
 KINDS: dict[Any, Kind] = {
@@ -54,6 +61,29 @@ class StoreChoice(BaseModel):
 
     images: int
     why: str | None = None
+
+
+class Point(BaseModel):
+    """A cell: its NFE per image, its Fréchet distance, and the confidence interval if known.
+
+    `settings` lacks the seed. `on_front`: no other cell is both cheaper and better.
+    """
+
+    cell: str
+    nfe: int
+    distance: float
+    low: float | None
+    high: float | None
+    on_front: bool
+    settings: dict[str, Any]
+
+
+class SweepCost(BaseModel):
+    """The cells of a sweep by increasing NFE, the name of the distance, and its number of images."""
+
+    metric: str
+    num_images: int
+    points: list[Point]
 
 
 class Choices(BaseModel):
@@ -108,3 +138,55 @@ def _store(path: Path, artefact: Artefact) -> StoreChoice:
         return StoreChoice(images=len(open_matching_store(path, artefact)))
     except DiffctlError as error:
         return StoreChoice(images=0, why=str(error))
+
+
+def sweep_cost(scores: ScoresDocument) -> SweepCost:
+    """Return the NFE and the distance of each cell of a sweep."""
+    metric, front = scores.spec.distance, {one.cell for one in scores.front}
+    points = []
+    for name, cell in scores.cells.items():
+        ends = interval_of(cell, metric)
+        point = Point(
+            cell=name,
+            nfe=cell.nfe,
+            distance=cell.scores[metric],
+            low=ends.low if ends else None,
+            high=ends.high if ends else None,
+            on_front=name in front,
+            settings=settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
+        )
+        points.append(point)
+    points.sort(key=lambda point: (point.nfe, point.distance))
+    return SweepCost(metric=metric, num_images=next(iter(scores.cells.values())).num_images, points=points)
+
+
+class NfePreview(BaseModel):
+    """NFE per image: `nfe`, and `everywhere` if guidance applied at every time.
+
+    `questions` counts the times at which the sampler calls the denoiser, `guided` those with guidance.
+    `lowest` and `highest` are σ/α at the last and the first of these times.
+    """
+
+    nfe: int
+    everywhere: int
+    questions: int
+    guided: int
+    lowest: float
+    highest: float
+
+
+def nfe_preview(model: ServedModel, request: SampleRequest) -> NfePreview:
+    """Return the NFE of the request without sampling; raise UsageError as for images."""
+    settings, config = model.resolve(request), model.artefact.process
+    check_settings(model.artefact, settings)
+    process = build_process(config)
+    times = call_times(settings, process)
+    levels = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
+    return NfePreview(
+        nfe=count_nfe(settings, config),
+        everywhere=count_nfe(settings.guided_everywhere(), config),
+        questions=len(times),
+        guided=sum(guidance_weight(settings, process, t) > 0 for t in times),
+        highest=levels[0],
+        lowest=levels[1],
+    )

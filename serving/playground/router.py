@@ -21,7 +21,7 @@ from serving.handlers import (
     with_model_headers,
 )
 from serving.loaded_model import ServedModel
-from serving.playground.choices import Choices, choices_of
+from serving.playground.choices import Choices, NfePreview, choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
 from serving.playground.model_choice import (
     ChoosableSource,
@@ -30,7 +30,6 @@ from serving.playground.model_choice import (
     choose_version,
     list_versions,
 )
-from serving.playground.nfe_preview import NfePreview, nfe_preview
 from serving.requests import SampleRequest
 from serving.service import Service
 

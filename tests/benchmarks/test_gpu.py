@@ -15,12 +15,6 @@ CPU = torch.device("cpu")
 RESULT = {"rate": 10.0, "memory": 2e9, "flop": 4, "idle": None, "top": []}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_message_without_a_gpu(capsys):
-    assert gpu.main([]) == 0
-    assert capsys.readouterr().out == "There is no GPU here, so nothing was measured.\n"
-
-
 @pytest.fixture
 def made(monkeypatch):
     """Three parts, and the names of those that were measured."""
@@ -45,13 +39,6 @@ def test_what_was_measured_is_kept_and_not_measured_again(made, tmp_path, capsys
     assert gpu.measure(file, SMALL, CPU, minutes=0.0)
     assert len(made) == 2
     assert "| a | b | c | 10 | 40.0% | 2.0 GB |" in capsys.readouterr().out
-
-
-def test_profile_is_printed_below_the_table(made, tmp_path, capsys):
-    gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
-    output = capsys.readouterr().out
-    assert "a | b | ours: 25% of the time no kernel ran" in output
-    assert "   50.0%  a kernel" in output
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"parts": {}}', '{"machine": {"torch": "1"}, "parts": {}}'])
@@ -134,11 +121,3 @@ def test_unavailable_data_are_reported_and_retried_by_the_next_call(tmp_path, ca
     assert "no such data" in output.err
     assert "1 of 2 parts are missing" in output.out
     assert "| a | b | c | 10 |" in output.out
-
-
-def test_the_long_training_begins_first_in_a_call_of_some_minutes(tmp_path, monkeypatch):
-    far = {"distance": 1.0, "how": "so"}
-    monkeypatch.setattr(gpu, "parts", lambda *_: {"a | b | c": lambda: RESULT, gpu.QUALITY: lambda: far})
-    assert not gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=9.0)
-    assert gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=9.0)
-    assert gpu.measure(tmp_path / "other.json", SMALL, CPU, minutes=float("inf"))

@@ -1,5 +1,6 @@
 """Import of OpenAI checkpoints: equal outputs to an independent network in the original layout."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,36 +147,27 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, di
     return tmp_path / "a.pt", layout.state
 
 
-def test_first_missing_key_is_named_in_error(published):
+KEY = "output_blocks.1.0.in_layers.2.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({KEY: None}, "no adm-256: output_blocks.1.0.in_layers.2.bias is missing"),
+        ({"output_blocks.9.0.norm.weight": (1,)}, "output_blocks.9.0.norm.weight is left over"),
+        (
+            {"middle_block.0.in_layers.2.weight": (64, 32, 3, 3)},
+            "has shape (64, 32, 3, 3), not (64, 64, 3, 3)",
+        ),
+        ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, "cannot be used: in_channels: "),  # an upsampler
+    ],
+    ids=["missing", "unexpected", "shape", "upsampler"],
+)
+def test_first_wrong_key_is_named_in_error(published, changes, message):
     path, state = published
-    del state["output_blocks.1.0.in_layers.2.bias"]
-    torch.save(state, path)
-    with pytest.raises(DiffctlError, match=r"no adm-256: output_blocks\.1\.0\.in_layers\.2\.bias is missing"):
-        import_openai(path, "adm-256")
-
-
-def test_first_unexpected_key_is_named_in_error(published):
-    path, state = published
-    torch.save({**state, "output_blocks.9.0.norm.weight": torch.zeros(1)}, path)
-    with pytest.raises(DiffctlError, match=r"output_blocks\.9\.0\.norm\.weight is left over"):
-        import_openai(path, "adm-256")
-
-
-def test_wrong_shape_is_named_in_error(published):
-    path, state = published
-    state["middle_block.0.in_layers.2.weight"] = torch.zeros(64, 32, 3, 3)
-    torch.save(state, path)
-    with pytest.raises(
-        DiffctlError, match=r"middle_block\.0.*has shape \(64, 32, 3, 3\), not \(64, 64, 3, 3\)"
-    ):
-        import_openai(path, "adm-256")
-
-
-def test_upsampler_is_refused(published):
-    path, state = published
-    state["input_blocks.0.0.weight"] = torch.zeros(32, 6, 3, 3)
-    torch.save(state, path)
-    with pytest.raises(DiffctlError, match=r"cannot be used: in_channels: .*got 6"):
+    state |= {name: torch.zeros(shape) for name, shape in changes.items() if shape}
+    torch.save({name: state[name] for name in state if changes.get(name, True)}, path)
+    with pytest.raises(DiffctlError, match=re.escape(message)):
         import_openai(path, "adm-256")
 
 

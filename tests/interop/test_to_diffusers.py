@@ -1,7 +1,6 @@
 """Export to diffusers: the loaded pipeline generates the same images from the same noise."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,10 +74,9 @@ def pipeline_images(pipeline, labels: torch.Tensor | None, indices: range, seed:
     return np.round(images * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize(("shape", "eta"), [("adm", 1.0), *((name, 0.0) for name in SHAPES)])
 def test_exported_pipeline_generates_same_images(tmp_path, shape, eta):
-    compare_images(tmp_path, model(**shape), eta)
+    compare_images(tmp_path, model(**SHAPES[shape]), eta)
 
 
 def test_exported_velocity_network_generates_same_images(tmp_path):
@@ -179,8 +177,3 @@ def test_missing_diffusers_error_names_extra(tmp_path, monkeypatch):
     with pytest.raises(DiffctlError, match=r"pip install 'diffctl\[interop\]'"):
         export_diffusers(model(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
-
-
-def test_module_import_does_not_load_diffusers():
-    code = "import sys, diffusion.interop.to_diffusers; sys.exit('diffusers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

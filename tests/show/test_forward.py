@@ -20,8 +20,9 @@ def test_curves_equal_the_papers(timesteps: int) -> None:
     assert linear.alphas_cumprod == pytest.approx(np.cumprod(1 - papers.ddpm_betas(timesteps)), rel=1e-9)
     unclipped = papers.cosine_alpha_bar(timesteps)[:-1]
     assert cosine.alphas_cumprod[:-1] == pytest.approx(unclipped, rel=1e-9)
-    for bar, ratio in shown.schedules.values():
-        assert ratio == pytest.approx(np.log(bar / (1 - bar)), abs=1e-6)
+    for one in shown.schedules.values():
+        bar = one.alphas_cumprod
+        assert one.log_snr == pytest.approx(np.log(bar / (1 - bar)), abs=1e-6)
     assert shown.noised == {}
 
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.show.text_table import columns, format_quantity, wrapped
+from diffusion.show.figure import columns, format_quantity, wrapped
 
 
 @given(st.integers(0, 10**17))
