@@ -13,13 +13,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import is_held
-from diffusion.system.signals import check_signals, stop_request
+from diffusion.system.signals import stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
@@ -30,14 +29,13 @@ STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.y
 Write = Callable[[str], object]
 """Takes output: full lines, and progress that overwrites itself."""
 
+DVC = (sys.executable, "-m", "dvc")
 DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
 # Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
 # a cancelled run after 30 s, and would leave the group running.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 WORKERS_PATIENCE = ((signal.SIGINT, 18.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0))
-BUSY_SECONDS = 600.0  # to wait for another DVC command in this folder
-BUSY_POLL_SECONDS = 5.0  # each try starts DVC
 NO_ROOM = os.strerror(errno.ENOSPC)
 _EXIT = re.compile(r"exited with (-?\d+)$")
 _HOLDER = re.compile(r"\(PID (\d+)\)")
@@ -53,51 +51,20 @@ class StageFailed(DiffctlError):
         self.retry = retry
 
 
-class FolderBusy(StageFailed):
-    """Another DVC command is running in this folder."""
-
-    def __init__(self, stage: str, who: str) -> None:
-        super().__init__(
-            stage,
-            f"another DVC command is running in this folder ({who}): wait for it to end",
-            TEMPORARY,
-            retry=True,
-        )
-        self.who = who
-
-
 async def reproduce(stage: str, *, force: bool = False, write: Write = echo) -> None:
     """Bring one stage up to date; its output goes to `write`, by default to standard output.
 
-    Wait for another DVC command in this folder. Raise StageFailed with the stage's exit code, or Interrupted
-    on SIGINT or SIGTERM, after the stage's processes have ended.
+    Raise StageFailed with the stage's exit code, or Interrupted on SIGINT or SIGTERM, after the stage's
+    processes have ended.
     """
     remote = ["--pull", "--allow-missing"] if has_remote() else []
-    await _by_dvc(stage, ["repro", "--single-item", stage, *["--force"] * force, *remote], write)
+    await supervise(stage, [*DVC, "repro", "--single-item", stage, *["--force"] * force, *remote], write)
 
 
 async def push_outs(write: Write = echo) -> None:
     """Push the outputs to the default remote; raise as `reproduce`."""
     write("==> push\n")
-    await _by_dvc("push", ["push"], write)
-
-
-async def _by_dvc(stage: str, arguments: list[str], write: Write) -> None:
-    """Run DVC, again as long as another DVC command is running here."""
-    began = time.monotonic()
-    is_reported = False
-    while True:
-        try:
-            return await supervise(stage, [sys.executable, "-m", "dvc", *arguments], write)
-        except FolderBusy as busy:
-            if time.monotonic() - began > BUSY_SECONDS:
-                raise
-            if not is_reported:
-                write(f"==> {stage}: waiting for another DVC command in this folder ({busy.who})\n")
-                is_reported = True
-        for _ in range(round(BUSY_POLL_SECONDS / POLL_SECONDS)):
-            check_signals()
-            await asyncio.sleep(POLL_SECONDS)
+    await supervise("push", [*DVC, "push"], write)
 
 
 async def supervise(stage: str, command: list[str], write: Write = echo) -> None:
@@ -107,46 +74,35 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
     """
     relay = OutputRelay(write)
     with outcome_file() as place, stop_request(hold=True) as stop:
-        with _running(command, relay, {VARIABLE: str(place)}) as process:
+
+        def on_first_signal() -> None:
+            stop.release()
+            write(f"\nstopping {stage}, which saves its state first\n")
+
+        reader, writer = open_channel()
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=writer,
+                stderr=writer,
+                env={**child_environment(), VARIABLE: str(place)},
+                start_new_session=True,
+            )
+        finally:
+            os.close(writer)
+        output = threading.Thread(target=relay_output, args=(reader, relay))
+        output.start()
+        try:
             while process.poll() is None and stop.signal is None:
                 await asyncio.sleep(POLL_SECONDS)
-
-            def on_first_signal() -> None:
-                stop.release()
-                write(f"\nstopping {stage}, which saves its state first\n")
-
-            if stop.signal is not None:
-                end_group(process, on_first_signal)
+        finally:
+            end_group(process, on_first_signal if stop.signal is not None else lambda: None)
+            output.join()
         outcome = read_outcome(place)
         stop.raise_if_set()
     if process.returncode:
         raise failure(stage, outcome, relay.errors)
-
-
-@contextmanager
-def _running(
-    command: list[str], relay: OutputRelay, variables: dict[str, str]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command in its own session, relay its output, and end all its processes after the block."""
-    reader, writer = open_channel()
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=writer,
-            stderr=writer,
-            env={**child_environment(), **variables},
-            start_new_session=True,
-        )
-    finally:
-        os.close(writer)
-    output = threading.Thread(target=relay_output, args=(reader, relay))
-    output.start()
-    try:
-        yield process
-    finally:
-        end_group(process)
-        output.join()
 
 
 def end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None] = lambda: None) -> None:
@@ -196,29 +152,31 @@ def has_remote() -> bool:
 
 def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> DiffctlError | Interrupted:
     """Return the error of a failed stage: from its outcome file, else from DVC's error lines."""
+    is_retryable = stage != "data"  # bad raw files stay bad
     if outcome is not None:
-        return _stage_failure(stage, outcome)
+        if outcome.kind == "interrupted":
+            return Interrupted(f"stage {stage}: {outcome.sentence}", outcome.exit_code - 128)
+        again = outcome.kind == "temporary" or (outcome.kind != "refused" and is_retryable)
+        return StageFailed(stage, outcome.sentence, outcome.exit_code, retry=again)
     text = " ".join(errors)
     if match := _EXIT.search(text):
-        return _exit_failure(stage, int(match[1]))
+        return _exit_failure(stage, int(match[1]), is_retryable)
     if "is busy" in text or "Unable to acquire lock" in text:
         is_held(DVC_LOCK)  # DiffctlError if the file system has no locks
         holder = _HOLDER.search(text)
-        who = f"process {holder[1]}" if holder else "another process"
-        return FolderBusy(stage, who)
+        who = f" (process {holder[1]})" if holder else ""
+        return StageFailed(
+            stage,
+            f"another DVC command is running in this folder{who}: wait for it to end",
+            TEMPORARY,
+            retry=True,
+        )
     if full := next((line for line in errors if NO_ROOM in line), None):
         return StageFailed(stage, f"{full}: free some space, then run the same command again")
     return StageFailed(stage, text or "DVC failed without a message; `dvc repro` may show one")
 
 
-def _stage_failure(stage: str, outcome: StageOutcome) -> DiffctlError | Interrupted:
-    if outcome.kind == "interrupted":
-        return Interrupted(f"stage {stage}: {outcome.sentence}", outcome.exit_code - 128)
-    again = outcome.kind == "temporary" or (outcome.kind != "refused" and _is_retryable(stage))
-    return StageFailed(stage, outcome.sentence, outcome.exit_code, retry=again)
-
-
-def _exit_failure(stage: str, code: int) -> DiffctlError | Interrupted:
+def _exit_failure(stage: str, code: int, is_retryable: bool) -> DiffctlError | Interrupted:
     """Return the error of a stage without an outcome file: it was killed, or is not a command of diffctl."""
     number = -code if code < 0 else code - 128
     if number in (signal.SIGINT, signal.SIGTERM):
@@ -227,10 +185,4 @@ def _exit_failure(stage: str, code: int) -> DiffctlError | Interrupted:
         )
     if code < 0 or number == signal.SIGKILL:
         return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
-    return StageFailed(
-        stage, f"its command failed (exit {code}), see the output above", retry=_is_retryable(stage)
-    )
-
-
-def _is_retryable(stage: str) -> bool:
-    return stage != "data"  # bad raw files stay bad
+    return StageFailed(stage, f"its command failed (exit {code}), see the output above", retry=is_retryable)

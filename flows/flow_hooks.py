@@ -190,16 +190,3 @@ def as_task(monitor: FlowMonitor, work: Work, **options: Any) -> Work:
         return await state.aresult()
 
     return call
-
-
-class _CancelledIsWarning(logging.Filter):
-    """Lowers the level of Prefect's message about a cancelled run to a warning."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno == logging.ERROR and "Finished in state Cancelled" in record.getMessage():
-            record.levelno, record.levelname = logging.WARNING, logging.getLevelName(logging.WARNING)
-        return True
-
-
-for _name in ("prefect.flow_runs", "prefect.task_runs"):
-    logging.getLogger(_name).addFilter(_CancelledIsWarning())

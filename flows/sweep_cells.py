@@ -8,7 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
@@ -18,7 +18,7 @@ from flows.prefect_server.client import is_healthy, quiet_client, run_flow
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
-    from prefect import Flow, State
+    from prefect import State
 
     from diffusion.protocol.grid import Cell
     from diffusion.protocol.sample_sections import SampleConfig
@@ -55,14 +55,6 @@ class CellTasks:
             self._tried.add(name)
             raise
         self._tried.add(name)
-
-    def make_left(self) -> None:
-        """Run the untried tasks in a loop."""
-        for name in self.left():
-            try:
-                self.make(name)
-            except Exception:
-                continue  # stored for raise_failures
 
     def raise_failures(self) -> None:
         """Raise DiffctlError with every failed cell, or UsageError if all failures are usage errors."""
@@ -119,80 +111,46 @@ def run_cells(cells: CellTasks) -> None:
             run_flow(lambda: _flow(cells), url)
     elif url:
         echo(f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: continuing without it\n")
-    cells.make_left()
+    for name in cells.left():
+        with suppress(Exception):  # stored for raise_failures
+            cells.make(name)
     cells.raise_failures()
 
 
-def _flow_run_name(names: list[str]) -> str:
-    """Return the name of the flow run over these cells."""
-    if len(names) < 2:
-        return ", ".join(names) or "no cells"
-    return f"{len(names)} cells, {names[0]} to {names[-1]}"  # Prefect's graph cannot show …
+async def _flow(cells: CellTasks) -> "State":
+    """Run a flow with a task per cell, as a child of the task in PARENT.
 
-
-def _flow(cells: CellTasks) -> "Awaitable[State]":
-    """Run a flow with a task per cell; its state is failed if a cell is, cancelled after a signal."""
+    Its state is failed if a cell is, cancelled after a signal.
+    """
     from prefect import State, flow, task
     from prefect.cache_policies import NO_CACHE
+    from prefect.client.orchestration import get_client
+    from prefect.flow_engine import run_flow_async
     from prefect.states import Cancelled
+
+    names, parent = cells.left(), os.environ.get(PARENT)
+    title = f"{len(names)} cells, {names[0]} to {names[-1]}" if len(names) > 1 else ", ".join(names)
 
     @task(task_run_name="{name}", cache_policy=NO_CACHE)
     async def cell(name: str) -> None:
         cells.make(name)
 
-    @flow(name="sweep", flow_run_name=_flow_run_name(cells.left()))
+    @flow(name="sweep", flow_run_name=title or "no cells")  # Prefect's graph cannot show …
     async def sweep(names: list[str]) -> State | None:
         """Every cell of a sweep, one after the other."""
-        progress = await _progress(len(names))
-        for number, name in enumerate(names, start=1):
+        for name in names:
             try:
                 await cell(name)
             except Interrupted as stop:
                 return Cancelled(message=str(stop), data=stop)
             except Exception:
                 continue  # stored for raise_failures
-            finally:
-                await progress(number)
         cells.raise_failures()
         return None
 
-    return _started(sweep, cells.left())
-
-
-async def _progress(total: int) -> "Callable[[int], Awaitable[None]]":
-    """Return a callback that reports the number of tried cells to Prefect; errors are ignored."""
-    import httpx
-    from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
-    from prefect.exceptions import PrefectException
-
-    lost = (httpx.HTTPError, PrefectException)
-    made = None
-    with suppress(*lost):
-        made = await acreate_progress_artifact(0.0, "sweep", description=f"0 of {total} cells")
-
-    async def update(done: int) -> None:
-        if made is not None:
-            with suppress(*lost):
-                words = f"{done} of {total} cells"
-                await aupdate_progress_artifact(made, 100 * done / total, description=words)
-
-    return update
-
-
-async def _started(sweep: "Flow[..., Any]", names: list[str]) -> "State[Any]":
-    """Run the flow over the cells, as a child of the task in PARENT if the server knows it."""
-    import httpx
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectException
-    from prefect.flow_engine import run_flow_async
-
-    if parent := os.environ.get(PARENT):
-        values = {"names": names}
-        with suppress(httpx.HTTPError, PrefectException):
-            async with get_client() as client:
-                flow_run = await client.create_flow_run(
-                    sweep, parameters=values, parent_task_run_id=UUID(parent)
-                )
-            ran = run_flow_async(sweep, flow_run, values, return_type="state")
-            return await cast("Awaitable[State[Any]]", ran)
-    return await cast("Awaitable[State[Any]]", sweep(names, return_state=True))
+    values = {"names": names}
+    async with get_client() as client:
+        flow_run = await client.create_flow_run(
+            sweep, parameters=values, parent_task_run_id=UUID(parent) if parent else None
+        )
+    return await cast("Awaitable[State]", run_flow_async(sweep, flow_run, values, return_type="state"))

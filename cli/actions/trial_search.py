@@ -39,7 +39,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
 from diffusion.train.plan import plan_training
 from flows.fetch_pretrained import fetch_pretrained
-from flows.ray.trial_runner import TrialResources, ray_trials
+from flows.ray.trial_runner import ray_trials
 from tracking.runs.logged_search import log_search
 
 
@@ -102,11 +102,13 @@ def _ray_runner(
     devices = config.train.devices if isinstance(config.train.devices, int) else 1
     return ray_trials(
         options.address or config.sample.address,
-        TrialResources(options.max_parallel, options.cpus or 1, devices),
         folder,
         (*MODULE, "--local"),
         trials.begin,
         trials.end_parallel,
+        at_once=options.max_parallel,
+        cpus=options.cpus or 1,
+        gpus=devices,
     )
 
 

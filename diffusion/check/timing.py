@@ -6,15 +6,15 @@ Networks are not compiled, which would take longer than the measurement.
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Self
+from typing import NamedTuple, Self
 
 import numpy as np
+import psutil
 import torch
-from pydantic import Field
 
 from diffusion.check.findings import Project
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
@@ -28,7 +28,6 @@ from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.sampling_steps import count_nfe
-from diffusion.system.section import Section
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import NullObserver
@@ -39,49 +38,62 @@ REPEATS = 5
 GROWTH = 4  # of the number of images from trial to trial
 SYNTHETIC = 256  # random images if the data are not prepared
 
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
 Work = Callable[[int, int], Sequence[float]]  # (images, repeats) -> seconds of each repeat
 
 
-class TimeRange(Section):
+class TimeRange(NamedTuple):
     """Seconds of repeated measurements: median, least and most."""
 
-    median: Seconds
-    least: Seconds
-    most: Seconds
-
-    @classmethod
-    def of(cls, times: Sequence[float]) -> Self:
-        """Return the range of some times."""
-        return cls(median=median(times), least=min(times), most=max(times))
+    median: float
+    least: float
+    most: float
 
     def scaled(self, factor: float) -> "TimeRange":
         """Return the range of `factor` such measurements in sequence."""
-        return TimeRange(median=factor * self.median, least=factor * self.least, most=factor * self.most)
-
-    def __add__(self, other: "TimeRange") -> "TimeRange":
-        least, most = self.least + other.least, self.most + other.most
-        return TimeRange(median=self.median + other.median, least=least, most=most)
+        return TimeRange(*(factor * value for value in self))
 
 
-class ImageTime(Section):
+def in_sequence(times: Iterable[TimeRange]) -> TimeRange:
+    """Return the range of work one after the other."""
+    return TimeRange(*(sum(values) for values in zip(*times, strict=True)))
+
+
+class ImageTime(NamedTuple):
     """Seconds per image, measured with batches of `images` images."""
 
-    images: Annotated[int, Field(gt=0)]
+    images: int
     image: TimeRange
+
+
+class CpuClock(NamedTuple):
+    """Readings in seconds: wall time, CPU time of all processes, and of this one."""
+
+    wall: float
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read the clocks."""
+        every = psutil.cpu_times()
+        busy = sum(every) - every.idle - getattr(every, "iowait", 0) - getattr(every, "guest", 0)
+        return cls(time.perf_counter(), busy, time.process_time())
+
+    def load_since(self, start: "CpuClock", processors: int) -> float:
+        """Return the share of the processors that other processes used since `start`."""
+        others = (self.all - start.all) - (self.own - start.own)
+        return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
 
 
 def machine_name(device: torch.device) -> str:
     """Return the name of the GPU, or of the CPU with its number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
+    lines: list[str] = []
+    with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    processor = next(names, platform.processor() or platform.machine())[:200]
-    return f"{processor}, {torch.get_num_threads()} threads"
+    return f"{next(names, platform.machine())}, {torch.get_num_threads()} threads"
 
 
 def time_work(work: Work, most: int, seconds: float) -> ImageTime:
@@ -100,7 +112,8 @@ def time_work(work: Work, most: int, seconds: float) -> ImageTime:
         images, last = larger, work(larger, 1)[0]
         spent += last
     repeats = min(REPEATS, 1 + int(max(0.0, seconds - spent) / max(last, 1e-9)))
-    return ImageTime(images=images, image=TimeRange.of([last, *work(images, repeats)]).scaled(1 / images))
+    times = [last, *work(images, repeats)]
+    return ImageTime(images, TimeRange(median(times), min(times), max(times)).scaled(1 / images))
 
 
 class _Finished(Exception):
@@ -134,8 +147,9 @@ class _StepTimer(NullObserver):
 def time_steps(
     project: Project, plan: DenoiserPlan, batch: int, seconds: float, device: torch.device
 ) -> ImageTime:
-    """Time training steps of up to `batch` images."""
-    state, store = new_state(plan, device, project.root / STARTS), _training_images(project, plan)
+    """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
+    state = new_state(plan, device, project.root / STARTS)
+    store = project.stores["train"] if project.is_ready else _random_images(plan)
 
     def work(images: int, repeats: int) -> Sequence[float]:
         changes = {"batch_size": images, "compile": False, "devices": 1}
@@ -148,10 +162,7 @@ def time_steps(
     return time_work(work, batch, seconds)
 
 
-def _training_images(project: Project, plan: DenoiserPlan) -> ImageStore:
-    """Return the prepared training images, or random images of their shape."""
-    if project.is_ready:
-        return project.stores["train"]
+def _random_images(plan: DenoiserPlan) -> ImageStore:
     spec, random = plan.network, np.random.default_rng(0)
     shape = (SYNTHETIC, spec.image_size, spec.image_size, spec.in_channels)
     images = random.integers(0, 256, shape, np.uint8)
@@ -177,8 +188,7 @@ def time_sampling(
             return shard_images(loaded, settings, range(images), device)
 
         found = time_work(_repeated(generate), batch, seconds / len(kinds))
-        scaled = found.image.scaled(1 / count_nfe(settings, plan.process))
-        times[name] = ImageTime(images=found.images, image=scaled)
+        times[name] = found._replace(image=found.image.scaled(1 / count_nfe(settings, plan.process)))
     return times
 
 

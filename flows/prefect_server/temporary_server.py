@@ -13,9 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
@@ -24,8 +23,6 @@ from flows.prefect_server.client import is_healthy, quiet_client
 from flows.prefect_server.local_servers import local_prefect
 from flows.prefect_server.prefect_settings import BUSY, CLIENT_SETTINGS, HOME, environment, home_settings
 from tracking.connectivity import redact_uri
-
-ASGI = Callable[[Any, Any, Any], Awaitable[None]]
 
 START_SECONDS = 120  # a first start creates the database: 10 s on two idle cores
 RECORD_SECONDS = 15  # for the server to record the events that it received
@@ -39,73 +36,46 @@ def prefect_server() -> Iterator[str]:
     Raise TemporaryError if PREFECT_API_URL or the server of `diffctl up` does not answer, DiffctlError if a
     temporary server does not start or another run has one in this folder.
     """
-    url = os.environ.get("PREFECT_API_URL")
+    named = os.environ.get("PREFECT_API_URL")
+    url = named or local_prefect()
     if not url:
-        with _server_of_this_folder() as url:
+        with file_lock(HOME / "lock", timeout=0, busy=BUSY), _temporary_server() as url:
             yield url
-    elif is_healthy(url, timeout=10):
-        with quiet_client(url):
-            yield url
-    else:
+        return
+    if not is_healthy(url, timeout=10):
+        where = f"PREFECT_API_URL={redact_uri(url)}" if named else f"{url}, which `diffctl up` started"
         raise TemporaryError(
-            f"no Prefect server answers at PREFECT_API_URL={redact_uri(url)}: start it, or unset the "
-            "variable to use a temporary one"
+            f"no Prefect server answers at {where}: start it again, or unset the variable or use "
+            "`diffctl down` for a temporary one"
         )
-
-
-@contextmanager
-def _server_of_this_folder() -> Iterator[str]:
-    """Yield the URL of the server of `diffctl up`, else of a temporary one."""
-    with ExitStack() as stack:
-        url = local_prefect()
-        if url is None:
-            stack.enter_context(file_lock(HOME / "lock", timeout=0, busy=BUSY))
-            url = local_prefect()  # `diffctl up` holds the lock while it starts
-        if url is None:
-            yield stack.enter_context(_temporary_server())
-            return
-        if not is_healthy(url, timeout=10):
-            raise TemporaryError(
-                f"the Prefect server of `diffctl up` does not answer at {url}: `diffctl down` stops it"
-            )
-        stack.close()
-        with environment(home_settings(HOME.absolute())), quiet_client(url):
-            yield url
+    with environment({} if named else home_settings(HOME.absolute())), quiet_client(url):
+        yield url
 
 
 @contextmanager
 def _temporary_server() -> Iterator[str]:
-    """Run a server over this folder's database; the caller holds its lock."""
+    """Run a server over this folder's database on a free port; the caller holds its lock."""
     settings = CLIENT_SETTINGS | home_settings(HOME.absolute())
     settings |= {
         "PREFECT_LOGGING_TO_API_ENABLED": "false",  # the terminal shows the log
         "PREFECT_CLIENT_MAX_RETRIES": "2",  # a local server answers or is gone
     }
-    with (
-        environment(settings),
-        _server_process() as (server, url),
-        quiet_client(url),  # imports Prefect while the server starts
-    ):
-        _wait_until_healthy(server, url)
-        yield url
-
-
-@contextmanager
-def _server_process() -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """Yield a server process and the URL of its API; stop it at the end of the block."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        server = subprocess.Popen(
-            [sys.executable, "-m", "flows.prefect_server.temporary_server", str(listener.fileno())],
-            stdin=subprocess.PIPE,
-            pass_fds=[listener.fileno()],
-            start_new_session=True,  # Ctrl-C is for the run, which still reports states
-        )
-    try:
-        yield server, f"http://127.0.0.1:{port}/api"
-    finally:
-        _stop(server)
+    with environment(settings):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+            server = subprocess.Popen(
+                [sys.executable, "-m", "flows.prefect_server.temporary_server", str(listener.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C is for the run, which still reports states
+            )
+        try:
+            with quiet_client(url):  # imports Prefect while the server starts
+                _wait_until_healthy(server, url)
+                yield url
+        finally:
+            _stop(server)
 
 
 def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
@@ -136,32 +106,22 @@ def _serve(descriptor: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = record_events_before_shutdown(create_app(ephemeral=True, final=True))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await wait_for_recorder()
+            await super().shutdown(sockets)
+
+    app = create_app(ephemeral=True, final=True)
+    server = Server(uvicorn.Config(app, log_level="critical", lifespan="on"))
     server.run(sockets=[socket.socket(fileno=descriptor)])
 
 
-def record_events_before_shutdown(app: ASGI) -> ASGI:
-    """Delay the shutdown of the application until it has recorded the events that it received.
+async def wait_for_recorder() -> None:
+    """Wait until no event is queued; the recorder itself finishes the one that it is writing.
 
-    Task states are events that wait in memory for Prefect's recorder. The application drops them at shutdown,
-    and the last tasks of a run would stay Running.
+    Task states are events that wait in memory. Prefect drops them at shutdown, and the last tasks of a run
+    would stay Running.
     """
-
-    async def wrapped(scope: Any, receive: Any, send: Any) -> None:
-        async def delayed_receive() -> Any:
-            message = await receive()
-            if message["type"] == "lifespan.shutdown":
-                await _wait_for_recorder()
-            return message
-
-        await app(scope, delayed_receive if scope["type"] == "lifespan" else receive, send)
-
-    return wrapped
-
-
-async def _wait_for_recorder() -> None:
-    """Wait until no event is queued; the recorder itself finishes the one that it is writing."""
     from prefect.server.utilities.messaging.memory import Topic
 
     readers = Topic.by_name("events")._subscriptions  # no public name

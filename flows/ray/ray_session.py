@@ -9,17 +9,15 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.code_digest import library_version
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from flows.prefect_server.prefect_settings import environment
 
 CHECK_SECONDS = 10
-# A call without arguments that each kind of server answers if the token is right.
-HEAD_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"
-CLIENT_CALL = "/ray.rpc.RayletDriver/ClusterInfo"
+RETRIES = 3  # of a task after its worker died
 
 
 def cluster_address(given: str | None) -> str | None:
@@ -31,8 +29,8 @@ def cluster_address(given: str | None) -> str | None:
 def ray_session(address: str | None, missing: str) -> Iterator[None]:
     """Connect to the cluster at `address`, else to a local Ray, for the block.
 
-    Raise UsageError with the text `missing` if Ray is not installed, and for a wrong token; DiffctlError if
-    the cluster does not answer.
+    Raise UsageError with the text `missing` if Ray is not installed, DiffctlError if the cluster does not
+    answer or refuses the token.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address(address)
@@ -42,25 +40,20 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
             folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
             options |= {"_temp_dir": stack.enter_context(folder), "include_dashboard": False}
             stack.enter_context(environment(local_token()))  # the import reads it
-        ray = _imported(missing)
+        try:
+            import ray
+        except ImportError:
+            raise UsageError(missing) from None
         stack.callback(ray.shutdown)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            _check_reachable(address)
+            _check_listening(address)
             ray.init(address or "local", **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise _failure(address, error) from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray installs its own
         yield
-
-
-def _imported(missing: str) -> Any:
-    try:
-        import ray
-    except ImportError:
-        raise UsageError(missing) from None
-    return ray
 
 
 def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
@@ -89,56 +82,41 @@ def local_token() -> dict[str, str]:
 def _failure(address: str | None, error: Exception) -> DiffctlError:
     if address is None:
         return DiffctlError(f"Ray does not start here: {first_line(error)}")
-    if "authentication" in first_line(error).lower():  # RAY_AUTH_MODE=token, but no token
-        return _wrong_token(address)
-    return DiffctlError(f"the Ray cluster at {address} is out of reach: {first_line(error)}")
-
-
-def _wrong_token(address: str) -> UsageError:
-    return UsageError(
-        f"the Ray cluster at {address} does not let us in: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
-        "or RAY_AUTH_TOKEN_PATH to the cluster's token"
+    return DiffctlError(
+        f"the Ray cluster at {address} is out of reach ({first_line(error)}): start it, or set RAY_AUTH_MODE "
+        "and RAY_AUTH_TOKEN if it requires a token"
     )
 
 
-def _check_reachable(address: str | None) -> None:
-    """Raise OSError if nothing listens at HOST:PORT, where Ray would wait for minutes.
-
-    Raise UsageError if it requires another token, which Ray would report as unreachable.
-    """
-    match = re.fullmatch(r"(ray://)?\[?([^/]+?)\]?:(\d+)", address or "")
-    if address is None or match is None:
-        return
-    host, port = match[2], int(match[3])
-    socket.create_connection((host, port), timeout=CHECK_SECONDS).close()
-    if _is_unauthenticated(host, port, CLIENT_CALL if match[1] else HEAD_CALL):
-        raise _wrong_token(address)
+def _check_listening(address: str | None) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, where Ray would wait for minutes."""
+    if match := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address or ""):
+        socket.create_connection((match[1], int(match[2])), timeout=CHECK_SECONDS).close()
 
 
-def _is_unauthenticated(host: str, port: int, call: str) -> bool:
-    """Return whether a Ray server rejects our token."""
-    import grpc
+def get_result(reference: Any, subject: str) -> Any:
+    """Return the result of a task; raise the DiffctlError of its worker, or one with the `subject`."""
+    import ray
 
-    token = _token()
-    sent = [("authorization", f"Bearer {token}")] if token else []
-    with grpc.insecure_channel(f"[{host}]:{port}" if ":" in host else f"{host}:{port}") as channel:
-        try:
-            channel.unary_unary(call)(b"", metadata=sent, timeout=CHECK_SECONDS)
-        except grpc.RpcError as error:
-            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
-    return False
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DiffctlError):
+            raise error.cause from None
+        raise DiffctlError(f"{subject} failed: {reason(error.cause)}") from None
+    except ray.exceptions.RayError as error:
+        raise DiffctlError(
+            f"{subject} failed after {RETRIES} retries ({first_line(error)}): run the same command to resume"
+        ) from None
 
 
-def _token() -> str | None:
-    """Return the token that Ray would send to a cluster, by Ray's rules."""
-    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return None
-    if given := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return given
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray/auth_token")
-    with suppress(OSError):
-        return path.read_text().strip() or None
-    return None
+def check_worker_version(version: str) -> None:
+    """Raise DiffctlError if diffctl or torch on this machine differ from the driver's."""
+    if (own := library_version()) != version:
+        raise DiffctlError(
+            f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
+            "install the same on both"
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ the machines share no files. A dead worker costs only its current shard.
 
 import copy
 import functools
-import socket
 import tempfile
 import uuid
 from collections import deque
@@ -18,10 +17,15 @@ from typing import TYPE_CHECKING, Any
 from diffusion.code_digest import library_version
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
-from flows.ray.ray_session import first_line, ray_session, resolve_gpus
+from flows.ray.ray_session import (
+    RETRIES,
+    check_worker_version,
+    get_result,
+    ray_session,
+    resolve_gpus,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
     from diffusion.model.model_file import LoadedModel
     from diffusion.sample.cell_images import ShardRunner
 
-RETRIES = 3  # of a shard after its worker died
 SHARDS_PER_WORKER = 2  # one running, one queued
 POLL_SECONDS = 0.5
 
@@ -77,7 +80,7 @@ def _run(
                 ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
                 for reference in ready:
                     shard = running.pop(reference)
-                    yield shard, _result(reference, shard)
+                    yield shard, get_result(reference, f"images {shard.start} to {shard.stop - 1}")
                 stop.raise_if_set()
     finally:
         for reference in running:
@@ -93,23 +96,6 @@ def _max_running(gpus: float) -> int:
     return SHARDS_PER_WORKER * max(1, int(workers))
 
 
-def _result(reference: Any, shard: range) -> "Images":
-    import ray
-
-    try:
-        images: Images = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, DiffctlError):
-            raise cause from None
-        raise DiffctlError(f"images {shard.start} to {shard.stop - 1} failed: {reason(cause)}") from None
-    except ray.exceptions.RayError as error:
-        raise DiffctlError(
-            f"images {shard.start} to {shard.stop - 1} failed after {RETRIES} retries: {first_line(error)}"
-        ) from None
-    return images
-
-
 # The functions below run on a worker.
 
 
@@ -117,15 +103,22 @@ def make_shard(
     weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, shard: range
 ) -> "Images":
     """Return a shard's images; raise DiffctlError if diffctl or torch differ from the driver's."""
+    import torch
+
     from diffusion.sample.cell_images import shard_images
 
-    if (own := library_version()) != version:
-        raise DiffctlError(
-            f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
-            "install the same on both"
-        )
-    with _device(gpus, sweep) as device, _moved_to(device, _loaded(weights, sha256)) as loaded:
-        return shard_images(loaded, settings, shard, device)
+    check_worker_version(version)
+    with _device(gpus, sweep) as device:
+        loaded = _loaded(weights, sha256)
+        if device.type != "cuda":
+            return shard_images(loaded, settings, shard, device)
+        moved = loaded._replace(network=copy.deepcopy(loaded.network))  # keeps no rounded copy alive
+        try:
+            moved.network.to(device)
+            return shard_images(moved, settings, shard, device)
+        finally:  # the worker outlives its shard, and Ray may give the GPU to another worker next
+            moved.network.to("cpu")
+            torch.cuda.empty_cache()
 
 
 def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
@@ -134,29 +127,7 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
 
     from diffusion.system.devices import acquire_device
 
-    if not gpus:
-        return nullcontext(torch.device("cpu"))
-    return acquire_device(group=sweep if gpus < 1 else None)
-
-
-@contextmanager
-def _moved_to(device: "torch.device", loaded: "LoadedModel") -> "Iterator[LoadedModel]":
-    """Move the model to the device for the block, then free the GPU's memory.
-
-    A worker outlives its shard, and Ray may give the GPU to another worker next.
-    """
-    import torch
-
-    if device.type != "cuda":
-        yield loaded
-        return
-    moved = loaded._replace(network=copy.deepcopy(loaded.network))  # keeps no rounded copy alive
-    try:
-        moved.network.to(device)
-        yield moved
-    finally:
-        moved.network.to("cpu")
-        torch.cuda.empty_cache()
+    return acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
 
 
 _models: "dict[str, LoadedModel]" = {}  # the worker's last model, in host memory

@@ -17,12 +17,11 @@ from typing import Any
 from diffusion.code_digest import library_version
 from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
 from diffusion.system.checksums import read_checksummed_json
-from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
-from flows.ray.ray_session import first_line, ray_session
+from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session
 from flows.trial_process import TrialKilled, run_process
 
-RETRIES = 3  # of a trial after its worker or process was killed
 POLL_SECONDS = 0.5
 LOG = "trial.log"  # the output of a trial's process, in its folder
 SENT = (
@@ -32,18 +31,6 @@ SENT = (
     "OMP_NUM_THREADS",
 )  # prefixes of variables sent to workers
 DEVICE, THREADS = "DIFFCTL_DEVICE", "OMP_NUM_THREADS"
-
-
-@dataclass(frozen=True)
-class TrialResources:
-    """The resources: up to `at_once` concurrent trials (None: as many as fit), `cpus` and `devices` of each.
-
-    `devices` counts GPUs, and applies if Ray has any.
-    """
-
-    at_once: int | None = None
-    cpus: int = 1
-    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +98,11 @@ class RayTrials:
             self._stop.raise_if_set()  # before the result of a trial that received the same Ctrl-C
             for reference in ready:
                 number = self._running.pop(reference)
-                self._over.append((number, _result(reference, number, self._task)))
+                subject = f"the trial in {trial_dir(self._task.search, number)}"
+                result = get_result(reference, subject)
+                if result is None:
+                    raise DiffctlError(f"{subject} was stopped: run the same command to resume it")
+                self._over.append((number, result))
         over, self._over = self._over, []
         for number, ended in over:
             self._on_end(number, ended)
@@ -132,40 +123,44 @@ class RayTrials:
 @contextmanager
 def ray_trials(
     address: str | None,
-    needs: TrialResources,
     search: Path,
     command: Sequence[str],
     begin: Callable[[Trial], TrialResult | None],
     on_end: Callable[[int, TrialResult], None],
+    *,
+    at_once: int | None,
+    cpus: int,
+    gpus: int,
 ) -> Iterator[RayTrials]:
     """Yield a runner for the trials in the folder `search`; no trial outlives the block.
 
-    Ray's output goes to stderr. Raise UsageError if Ray is missing or no machine has the resources,
-    DiffctlError if the cluster does not answer.
+    Up to `at_once` trials run concurrently (None: as many as fit), each on `cpus` cores and, if Ray has any
+    GPUs, on `gpus` of them. Ray's output goes to stderr. Raise UsageError if Ray is missing or no machine has
+    the resources, DiffctlError if the cluster does not answer.
     """
     about = read_checksummed_json(search / ABOUT, About)
     variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
-    task = TrialSpec(Path.cwd(), search, about.key, library_version(), tuple(command), variables, needs.cpus)
+    task = TrialSpec(Path.cwd(), search, about.key, library_version(), tuple(command), variables, cpus)
     with (
         redirect_stdout(sys.stderr),
         ray_session(address, "search --ray needs Ray: pip install 'diffctl[ray]'"),
     ):
-        resources = _trial_resources(needs, variables.get(DEVICE))
+        resources = _trial_resources(cpus, 0 if variables.get(DEVICE) == "cpu" else gpus)
         with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
-            trials = RayTrials(task, resources, needs.at_once, stop, begin, on_end)
+            trials = RayTrials(task, resources, at_once, stop, begin, on_end)
             try:
                 yield trials
             finally:
                 trials.end()
 
 
-def _trial_resources(needs: TrialResources, device: str | None) -> dict[str, int]:
+def _trial_resources(cpus: int, gpus: int) -> dict[str, int]:
     """Return the resources of a trial by Ray's names; raise UsageError if no machine has them."""
     import ray
 
-    resources = {"CPU": needs.cpus}
-    if device != "cpu" and ray.cluster_resources().get("GPU", 0):  # type: ignore[no-untyped-call]
-        resources["GPU"] = needs.devices
+    resources = {"CPU": cpus}
+    if gpus and ray.cluster_resources().get("GPU", 0):  # type: ignore[no-untyped-call]
+        resources["GPU"] = gpus
     if not _count_free(resources):
         text = " and ".join(f"{count} {name}{'s' * (count > 1)}" for name, count in resources.items())
         raise UsageError(f"a trial needs {text} on one machine, and no machine of Ray has them")
@@ -177,34 +172,7 @@ def _count_free(resources: dict[str, int]) -> int:
     import ray
 
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return count_slots(machines, resources)
-
-
-def count_slots(machines: Sequence[dict[str, float]], resources: dict[str, int]) -> int:
-    """Return how many times the resources fit, each time all on one machine."""
-    return sum(
-        min(int(machine.get(name, 0) // count) for name, count in resources.items()) for machine in machines
-    )
-
-
-def _result(reference: Any, number: int, task: TrialSpec) -> TrialResult:
-    import ray
-
-    folder = trial_dir(task.search, number)
-    try:
-        ended: TrialResult | None = ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DiffctlError):
-            raise error.cause from None
-        raise DiffctlError(f"the trial in {folder} failed: {reason(error.cause)}") from None
-    except ray.exceptions.RayError as error:
-        raise DiffctlError(
-            f"the trial in {folder} was lost after {RETRIES} retries ({first_line(error)}): run "
-            "the same command to resume it"
-        ) from None
-    if ended is None:
-        raise DiffctlError(f"the trial in {folder} was stopped: run the same command to resume it")
-    return ended
+    return sum(min(int(one.get(name, 0) // count) for name, count in resources.items()) for one in machines)
 
 
 # What runs on a worker.
@@ -237,18 +205,11 @@ def run_trial(task: TrialSpec, number: int) -> TrialResult | None:
 
 def _check_machine(task: TrialSpec) -> None:
     """Raise DiffctlError if this machine lacks the driver's code or folder."""
-    host = socket.gethostname()
-    if (own := library_version()) != task.version:
-        raise DiffctlError(
-            f"{host} has another diffctl or torch than this machine ({own}, not {task.version}): install "
-            "the same on both"
-        )
-    try:
-        is_there = read_checksummed_json(task.project / task.search / ABOUT, About).key == task.key
-    except (FileNotFoundError, NotADirectoryError):
-        is_there = False
-    if not is_there:
-        raise DiffctlError(
-            f"{host} does not have {task.project / task.search}: the machines of a search share the "
-            "project's folder, at one place on all of them (docs/search.md)"
-        )
+    check_worker_version(task.version)
+    with suppress(FileNotFoundError, NotADirectoryError):
+        if read_checksummed_json(task.project / task.search / ABOUT, About).key == task.key:
+            return
+    raise DiffctlError(
+        f"{socket.gethostname()} does not have {task.project / task.search}: the machines of a search share "
+        "the project's folder, at one place on all of them (docs/search.md)"
+    )

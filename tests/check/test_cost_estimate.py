@@ -18,15 +18,13 @@ from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
 from diffusion.check.time_estimate import (
     Measurement,
-    StoredMeasurement,
     by_axis,
     cell_times,
     check_time,
     format_duration,
-    measure_once,
     sampling_kinds,
 )
-from diffusion.check.timing import ImageTime, TimeRange, time_work
+from diffusion.check.timing import CpuClock, ImageTime, TimeRange, time_work
 from diffusion.config import Config, parse
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
@@ -39,10 +37,9 @@ AVERAGES = {"sigma_rel": [0.05, 0.1], "every": 5}
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(time_estimate, "PART_SECONDS", 0.05)
-    return tmp_path / "cache"
 
 
 def configuration(**changes: dict[str, Any]) -> Config:
@@ -159,7 +156,6 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
     assert sampling_kinds(project.config).keys() == seconds.keys()
     known = Measurement(
-        machine="m",
         batch=8,
         step=span(0.5),
         sampling={name: span(one) for name, one in seconds.items()},
@@ -177,9 +173,7 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
         ]
     }
     assert {value: time.median for value, time in by_axis(times)["steps"].items()} == {"2": 240.0, "3": 360.0}
-    monkeypatch.setattr(
-        time_estimate, "measure_once", lambda *given: StoredMeasurement(known, Path("kept"), is_new=False)
-    )
+    monkeypatch.setattr(time_estimate, "measure", lambda *given: known)
     found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
     training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
     assert found["training"] == pytest.approx(training)
@@ -190,45 +184,27 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     )
 
 
-def files(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
+CALLS = TimeRange(1.0, 0.5, 2.0)
 
 
-@pytest.mark.slow
-def test_measurement_is_cached_per_machine_and_configuration(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("others", "upper"), [(0.05, False), (0.8, True)])
+def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
 ) -> None:
-    text: list[str] = []
-    root = tmp_path / "project"
-    root.mkdir()
-
-    def outcome(**changes: dict[str, Any]) -> StoredMeasurement:
-        project = project_of(root, **changes)
-        assert project.plan is not None
-        return measure_once(project, project.plan, text.append)
-
-    first = outcome()
-    assert first.is_new
-    assert len(text) == 1
-    assert files(tmp_path) == {first.path}, "no run directory is touched"
-    assert outcome() == first._replace(is_new=False)
-    assert not outcome(
-        train={"steps": 100, "seed": 3}, sweep={"steps": [4, 9]}, sample={"num_images": 30}
-    ).is_new
-    assert len(text) == 1
-    others = [
-        outcome(train={"batch_size": 4}),
-        outcome(sweep={"eta": [0.0]}),
-        outcome(model={"channels": 16}),
-    ]
-    assert all(other.is_new for other in others)
-    monkeypatch.setattr(time_estimate, "machine_name", lambda device: "another")
-    assert outcome().is_new
-    monkeypatch.undo()
-    monkeypatch.setenv("DIFFCTL_CACHE", str(cache))
-    monkeypatch.setattr(time_estimate, "PART_SECONDS", 0.05)
-    first.path.write_text("{}")
-    assert outcome().is_new, "a damaged file is replaced"
+    """Of ten seconds on four processors this process uses all of one, and others a share of all four."""
+    busy = CpuClock(20.0, 105.0 + 10 + others * 40, 11.0)
+    clocks = [CpuClock(10.0, 105.0, 1.0), busy]
+    monkeypatch.setattr(CpuClock, "now", lambda: clocks.pop(0))
+    monkeypatch.setattr(time_estimate.psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(time_estimate, "time_steps", lambda *given: ImageTime(8, CALLS))
+    monkeypatch.setattr(
+        time_estimate, "time_sampling", lambda plan, kinds, *more: dict.fromkeys(kinds, ImageTime(8, CALLS))
+    )
+    monkeypatch.setattr(time_estimate, "time_extractor", lambda *given: ImageTime(8, CALLS))
+    found = list(check_time(project_of(tmp_path), lambda text: None))
+    assert any("upper bounds" in one.message for one in found if one.level == "warning") == upper
+    (total,) = [one.values for one in found if one.values and one.values["part"] == "all"]
+    assert total["load"] == pytest.approx(others)
 
 
 def run(
@@ -249,7 +225,4 @@ def test_command_measures_and_prints_json(
     (sweep,) = [one.values for one in found if one.values and one.values.get("part") == "sweep"]
     assert sweep["by_axis"].keys() == {"steps", "eta"}
     assert 0 < sweep["hours"]["least"] <= sweep["hours"]["median"] <= sweep["hours"]["most"]
-    code, out = run(capsys, monkeypatch, "--measure")
-    assert code == 0
-    assert ", measured before (" in out
     assert not (project / "runs").exists()

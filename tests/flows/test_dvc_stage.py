@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import flows.dvc_stage
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
 from flows.dvc_stage import StageFailed, child_environment, push_outs, reproduce
@@ -113,20 +112,6 @@ def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
     assert isinstance(error, StageFailed)
     assert (error.exit_code, error.retry) == (1, False)
     assert "prepared" in str(error)
-
-
-@pytest.mark.slow
-def test_another_dvc_command_is_waited_for(toy: Path) -> None:
-    be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
-    command = ["dvc", "repro", "--single-item", "data"]
-    manual = script(toy, f"import subprocess\nsubprocess.call({command})", child_environment())
-    wait_for_file(toy / "begun")
-    second = script(toy, reproducing("data", before="flows.dvc_stage.BUSY_POLL_SECONDS = 0.2"))
-    assert second.stdout is not None
-    assert "==> data: waiting for another DVC command in this folder (process " in second.stdout.readline()
-    (toy / "allow").touch()
-    assert second.communicate(timeout=60)[0].splitlines()[-1] == "==> data: up to date"
-    assert (manual.wait(60), second.returncode) == (0, 0)
 
 
 def test_the_child_environment_finds_diffctl_and_hides_the_flow_run(
@@ -316,10 +301,7 @@ def test_a_full_remote_is_one_sentence_and_the_push_resumes_after_making_room(
 
 
 @pytest.mark.parametrize("manual_first", [True, False])
-def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(
-    toy: Path, manual_first: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flows.dvc_stage, "BUSY_SECONDS", 0.0)
+def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(toy: Path, manual_first: bool) -> None:
     be(toy, "data", "Path('begun').write_text('yes')\nwhile not Path('allow').exists(): time.sleep(0.01)")
     command = ["dvc", "repro", "--single-item", "data"]
     manual = f"import subprocess, sys\nsys.exit(subprocess.call({command}))"

@@ -1,10 +1,8 @@
-"""Sampling on a real Ray cluster of two nodes: equal images, lost workers, tokens, GPUs."""
+"""Sampling on a real Ray cluster of two nodes: equal images, lost workers, GPUs."""
 
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,21 +12,15 @@ import pytest
 from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.processes import terminate
-from flows.ray.ray_session import _check_reachable
+from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import command, diffctl, environment
 from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
-from tests.helpers.mlflow_server import free_port
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
-MARK = "DIFFCTL_TEST_CLUSTER"
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 40}
 SECTIONS = {
     "sample": {"num_images": 48, "batch_size": 4},
     "sweep": {"steps": [30], "eta": [1.0], "sampler": ["ddim", "dpm-solver++"]},
@@ -175,58 +167,6 @@ def test_an_unreachable_cluster_is_one_sentence(project: Path) -> None:
     done = diffctl(project, "stage", "sample")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a cluster that requires a token."""
-    # A short path, since Ray puts its sockets there.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        port = free_port()
-        start = [
-            *RAY,
-            "start",
-            "--head",
-            f"--port={port}",
-            f"--ray-client-server-port={free_port()}",
-            "--num-cpus=1",
-        ]
-        start += [f"--temp-dir={folder}", "--include-dashboard=false", "--object-store-memory=100000000"]
-        subprocess.run(
-            start, env=environment(TOKEN | {MARK: folder}), check=True, stdout=subprocess.DEVNULL, timeout=120
-        )
-        try:
-            yield f"127.0.0.1:{port}"
-        finally:
-            terminate([process for process in psutil.process_iter() if is_marked(process, folder)])
-
-
-def is_marked(process: psutil.Process, folder: str) -> bool:
-    """Whether it is of the cluster of this folder: some of its processes change their command lines."""
-    try:
-        return process.environ().get(MARK) == folder
-    except (psutil.Error, OSError):
-        return False
-
-
-def test_a_missing_or_wrong_token_is_one_sentence(project: Path, guarded: str) -> None:
-    on_ray(project, guarded)
-    none = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN": "", "HOME": str(project)}
-    for given in ({}, TOKEN | {"RAY_AUTH_TOKEN": "another"}):
-        done = diffctl(project, "stage", "sample", env=none | given)
-        assert done.returncode == 2, done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert "RAY_AUTH_TOKEN_PATH" in done.stderr
-
-
-def test_the_clusters_token_is_accepted(project: Path, guarded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (project / "token").write_text(f"{TOKEN['RAY_AUTH_TOKEN']}\n")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(project / "token"))
-    _check_reachable(guarded)
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "another")
-    with pytest.raises(UsageError):
-        _check_reachable(guarded)
 
 
 def test_more_gpus_than_the_cluster_has_are_refused(project: Path, address: str) -> None:

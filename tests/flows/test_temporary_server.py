@@ -1,7 +1,6 @@
 """The temporary Prefect server: it answers, and ends with its run in every case."""
 
 import asyncio
-import os
 import signal
 import socket
 import threading
@@ -13,7 +12,7 @@ import pytest
 from diffusion.system.errors import DiffctlError
 from flows.prefect_server.client import is_healthy
 from flows.prefect_server.prefect_settings import environment
-from flows.prefect_server.temporary_server import prefect_server, record_events_before_shutdown
+from flows.prefect_server.temporary_server import prefect_server, wait_for_recorder
 from tests.helpers.prefect_home import with_database
 from tests.helpers.toy_project import processes_in, script, wait_for_file, wait_until_left
 
@@ -97,41 +96,24 @@ def test_a_port_that_does_not_speak_http_is_unhealthy() -> None:
         server.join()
 
 
-def test_environment_variables_are_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("A_SETTING", "before")
-    monkeypatch.delenv("ANOTHER", raising=False)
-    with environment({"A_SETTING": "inside", "ANOTHER": "too"}):
-        assert (os.environ["A_SETTING"], os.environ["ANOTHER"]) == ("inside", "too")
-    assert os.environ["A_SETTING"] == "before"
-    assert "ANOTHER" not in os.environ
-
-
 def test_the_server_records_queued_events_before_shutdown() -> None:
     from prefect.server.utilities.messaging.memory import Consumer, MemoryMessage, Topic
 
     taken: list[bytes] = []
-    at_the_end: list[int] = []
 
     async def take(message: Any) -> None:
         await asyncio.sleep(0)  # as a database write does
         taken.append(message.data)
-
-    async def receive() -> dict[str, str]:
-        return {"type": "lifespan.shutdown"}
-
-    async def app(scope: Any, receive_event: Any, send: Any) -> None:
-        await receive_event()
-        at_the_end.append(len(taken))
 
     async def server() -> None:
         consumer = Consumer("events")
         reading = asyncio.create_task(consumer.run(take))
         for number in range(50):
             await Topic.by_name("events").publish(MemoryMessage(str(number).encode(), {}))
-        await record_events_before_shutdown(app)({"type": "lifespan"}, receive, None)
+        await wait_for_recorder()
+        assert len(taken) >= 48, "at most two are being written"
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         await consumer.cleanup()
 
     asyncio.run(server())
-    assert at_the_end[0] >= 48, "at most two are being written"

@@ -2,9 +2,11 @@
 
 import math
 import statistics
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -219,13 +221,12 @@ def test_damaged_journal_is_one_sentence(tmp_path: Path) -> None:
         run_all(tmp_path, SECTIONS["grid"])
 
 
-def test_slots_need_all_resources_on_one_machine() -> None:
+def test_slots_need_all_resources_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 3.0, "GPU": 4.0}, {"CPU": 64.0}, {}]
-    assert trial_runner.count_slots(machines, {"CPU": 1, "GPU": 1}) == 4
-    assert trial_runner.count_slots(machines, {"CPU": 2, "GPU": 1}) == 2
-    assert trial_runner.count_slots(machines, {"CPU": 1, "GPU": 2}) == 2
-    assert trial_runner.count_slots(machines, {"CPU": 5}) == 13
-    assert trial_runner.count_slots([], {"CPU": 1}) == 0
+    nodes = [{"Alive": True, "Resources": one} for one in machines] + [{"Alive": False}]
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: nodes))
+    for wanted, count in (({"CPU": 1, "GPU": 1}, 4), ({"CPU": 1, "GPU": 2}, 2), ({"CPU": 5}, 13)):
+        assert trial_runner._count_free(wanted) == count
 
 
 def test_machine_without_the_project_or_with_other_code_is_refused(tmp_path: Path) -> None:
