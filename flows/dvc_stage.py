@@ -15,14 +15,19 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from diffusion.layout import RUNS
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
-from diffusion.system.locks import is_held
+from diffusion.system.locks import file_lock, is_held
 from diffusion.system.signals import stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
 from flows.stage_outcome import VARIABLE, StageOutcome, outcome_file, read_outcome
+
+if TYPE_CHECKING:
+    from diffusion.train.train_config import PretrainedConfig
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
@@ -30,6 +35,7 @@ Write = Callable[[str], object]
 """Takes output: full lines, and progress that overwrites itself."""
 
 DVC = (sys.executable, "-m", "dvc")
+PRETRAINED_LOCK = RUNS / "start.lock"  # all processes of a training need it, and DVC does not wait
 DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
 # Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
@@ -186,3 +192,33 @@ def _exit_failure(stage: str, code: int, is_retryable: bool) -> DiffctlError | I
     if code < 0 or number == signal.SIGKILL:
         return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
     return StageFailed(stage, f"its command failed (exit {code}), see the output above", retry=is_retryable)
+
+
+def fetch_pretrained(config: "PretrainedConfig | None") -> None:
+    """Pull the pinned weights from DVC's cache or remote unless they exist or DVC does not track them.
+
+    They are no dependency of the stage `train`: `dvc repro` would pull them for a training that does not run.
+    A stage may call DVC, which holds no lock of the folder while a command runs. Raise
+    DiffctlError if DVC fails; the training itself reports untracked weights that are missing.
+    """
+    from diffusion.train.pretrained import dvc_file, pretrained_path
+
+    if config is None:
+        return
+    path = pretrained_path(config.sha256)
+    tracked = dvc_file(path)
+    if path.exists() or not tracked.exists():
+        return
+    RUNS.mkdir(exist_ok=True)
+    with file_lock(PRETRAINED_LOCK):
+        if path.exists():
+            return
+        command = [*DVC, "pull", str(tracked)]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode or not path.exists():
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+        why = errors[0].removeprefix("ERROR: ") if errors else "no reason given"
+        raise DiffctlError(
+            f"train.init_from: {path} is missing, and `dvc pull {tracked}` failed ({why}): "
+            "run `dvc push` where it was pinned"
+        )

@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow with a task per step: the entrypoint of workers, and of `flows.run`.
+"""The pipeline as a Prefect flow with a task per step: the entrypoint of workers, and of `diffctl run`.
 
 Tasks pass names, never arrays, and Prefect stores no results: DVC decides what is stale.
 """

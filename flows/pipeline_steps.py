@@ -1,15 +1,25 @@
-"""The steps of the pipeline: the stages of dvc.yaml in order, the registration, and an optional push."""
+"""The steps of `diffctl run`: the stages of dvc.yaml in order, the registration, and an optional push.
 
+They run on a Prefect server, and without one after the server fails.
+"""
+
+import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
-from diffusion.system.signals import check_signals
-from flows.dvc_stage import STAGES, Write, has_remote, push_outs, reproduce
-from flows.fetch_pretrained import fetch_pretrained
+from diffusion.system.signals import check_signals, interrupt_on_signal
+from flows.dvc_stage import STAGES, Write, fetch_pretrained, has_remote, push_outs, reproduce
 from flows.output_relay import echo
+from flows.prefect_server.client import run_flow
+from flows.prefect_server.temporary_server import prefect_server
+from flows.run_lock import hold_run_lock
+
+if TYPE_CHECKING:
+    from prefect import State
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
@@ -114,3 +124,26 @@ def _prepare_training(*, fresh: bool = False, keep: bool = False) -> None:
     meta = open_store(PREPARED / "train", PreparedMeta, unverified=True).meta
     with open_training(plan_training(config, meta, default_device()), fresh=fresh, keep=keep):
         pass
+
+
+def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
+    """Bring every stage up to date and register the model; return the registry's decision.
+
+    Raise UsageError before any work; StageFailed, DiffctlError or Interrupted if a step ends the run.
+    """
+    load()
+    check_options(push=push, fresh=fresh, keep=keep)
+    check_mlflow()
+    done: dict[str, str | None] = {}
+    with interrupt_on_signal(), hold_run_lock(), prefect_server() as url:
+        run_flow(lambda: _start_flow(done, push=push, fresh=fresh, keep=keep), url)
+        # Without effect after a flow that completed: every step is in `done`.
+        asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))
+    return done["register"] or ""
+
+
+def _start_flow(done: dict[str, str | None], **options: bool) -> "Awaitable[State]":
+    from flows.pipeline import done_steps, pipeline
+
+    done_steps.set(done)
+    return pipeline(**options, return_state=True)

@@ -5,7 +5,7 @@ import typer
 from cli.actions.score_tables import show_sweep_scores
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.scores_document import read_scores
-from flows.run import run_pipeline
+from flows.pipeline_steps import run_pipeline
 
 
 def run_stages(push: bool, fresh: bool, keep: bool) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from cli.stages.trial import trial_command
 from diffusion.config import load
+from diffusion.search.search_config import describe_point
 from diffusion.search.search_dir import (
     Trial,
     TrialResult,
@@ -15,7 +16,6 @@ from diffusion.search.search_dir import (
     write_result,
     write_trial_params,
 )
-from diffusion.search.space import describe_point
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import stop_request
 from flows.trial_process import run_process

@@ -21,6 +21,7 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, REFERENCE
 from diffusion.protocol.scores_document import read_scores
+from diffusion.search.search_config import count_trials, describe_point, refuse_invalid
 from diffusion.search.search_dir import (
     LOCK,
     SCORES,
@@ -32,13 +33,12 @@ from diffusion.search.search_dir import (
     trial_dir,
 )
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
-from diffusion.search.space import count_trials, describe_point, refuse_invalid
 from diffusion.search.study import SearchStudy, SequentialRunner, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
 from diffusion.train.plan import plan_training
-from flows.fetch_pretrained import fetch_pretrained
+from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import ray_trials
 from tracking.runs.logged_search import log_search
 

@@ -15,7 +15,7 @@ from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import plan_training
 from diffusion.train.train_config import TrainSections
 from diffusion.train.trainer import Trainer, TrainPaths
-from flows.fetch_pretrained import fetch_pretrained
+from flows.dvc_stage import fetch_pretrained
 
 
 def run_stage(fresh: bool, keep: bool) -> None:

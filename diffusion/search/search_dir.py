@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,8 +10,7 @@ import yaml
 from pydantic import Field
 
 from diffusion.layout import PARAMS, SEARCH_RUNS
-from diffusion.search.search_config import SearchConfig
-from diffusion.search.space import Point, applied, grid
+from diffusion.search.search_config import Point, SearchConfig, applied, grid
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
@@ -47,7 +46,7 @@ class TrialResult:
 
     state: State
     value: float | None = None
-    reason: str = ""
+    reason: Annotated[str, Field(max_length=2000)] = ""
 
 
 class About(Section):
@@ -57,12 +56,6 @@ class About(Section):
     data_digest: Annotated[str, Field(max_length=200)]
     settings: dict[str, Any]
     search: dict[str, Any]
-
-
-class _ResultFile(Section):
-    state: State
-    value: float | None = None
-    reason: Annotated[str, Field(max_length=2000)] = ""
 
 
 def search_dir(name: str) -> Path:
@@ -122,14 +115,12 @@ def write_trial_params(folder: Path, values: dict[str, Any], point: Point) -> Pa
 
 def write_result(folder: Path, result: TrialResult) -> None:
     """Write the result of a trial, which is the last step of its process."""
-    values = {"state": result.state, "value": result.value, "reason": result.reason}
-    write_json(folder / RESULT, add_checksum(values))
+    write_json(folder / RESULT, add_checksum(asdict(result)))
 
 
 def read_result(folder: Path) -> TrialResult | None:
     """Return the result of the trial in the directory; None if it has none or the file is damaged."""
     try:
-        stored = read_checksummed_json(folder / RESULT, _ResultFile)
+        return read_checksummed_json(folder / RESULT, TrialResult)
     except (FileNotFoundError, DiffctlError):
         return None  # the trial is repeated from its saved state
-    return TrialResult(stored.state, stored.value, stored.reason)

@@ -8,8 +8,8 @@ from diffusion.choice.groups import group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.search.search_config import Point
 from diffusion.search.search_dir import Trial
-from diffusion.search.space import Point
 from diffusion.system.section import canonical_json
 
 SEED = "train.seed"
@@ -82,9 +82,5 @@ def _without_seed(point: Point) -> Point:
 
 def best_trial(group: SettingRow, scored: Sequence[ScoredTrial]) -> Trial:
     """Return the trial of a setting with the best score."""
-    return min((one.trial for one in scored if one.trial.number in group.trials), key=_value)
-
-
-def _value(trial: Trial) -> float:
-    assert trial.value is not None, "it is done"
-    return trial.value
+    members = [one for one in scored if one.trial.number in group.trials]
+    return min(members, key=lambda one: one.document.best.value).trial

@@ -8,12 +8,13 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import optuna
+from filelock import FileLock
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -24,9 +25,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from diffusion.search.search_config import Range, SearchConfig
+from diffusion.search.search_config import Point, Range, SearchConfig, count_trials, grid, sorted_fields
 from diffusion.search.search_dir import State, Trial, TrialResult
-from diffusion.search.space import Point, count_trials, grid, sorted_fields
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import canonical_json
@@ -42,26 +42,6 @@ STATES: dict[TrialState, State] = {
 }
 
 
-class _FileLock:
-    """The lock of the journal, released when its holder dies; Optuna's own locks then block for 30 s."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._held: AbstractContextManager[None] | None = None
-
-    def acquire(self) -> bool:
-        """Wait for the lock."""
-        self._held = file_lock(self._path)
-        self._held.__enter__()
-        return True
-
-    def release(self) -> None:
-        """Release the lock."""
-        assert self._held is not None, "it was acquired"
-        self._held.__exit__(None, None, None)
-        self._held = None
-
-
 class SearchStudy:
     """The trials of the search in `folder`, created if missing. Several processes may write to it.
 
@@ -74,7 +54,7 @@ class SearchStudy:
         self.section, self._path = section, folder / JOURNAL
         self._repair()
         with self._readable():
-            lock: Any = _FileLock(folder / LOCK)  # Optuna's base class is private
+            lock: Any = FileLock(folder / LOCK, poll_interval=0.02)  # Optuna's own blocks after a kill
             storage = JournalStorage(JournalFileBackend(str(self._path), lock))
             self._study = optuna.create_study(
                 study_name=name,
@@ -100,7 +80,9 @@ class SearchStudy:
         study.add_trials(self._frozen())
         params = study.ask(_distributions(self.section)).params
         return {
-            name: params[name] if isinstance(values, Range) else _listed(values, params[name])
+            name: params[name]
+            if isinstance(values, Range)
+            else next(value for value in values if canonical_json(value) == params[name])
             for name, values in sorted_fields(self.section)
         }
 
@@ -128,7 +110,7 @@ class SearchStudy:
             return
         if result.reason:
             self._trial(number).set_user_attr(REASON, result.reason)
-        state = next(state for state, name in STATES.items() if name == result.state)
+        (state,) = (state for state, name in STATES.items() if name == result.state)
         self._study.tell(number, result.value, state)
 
     def report(self, number: int, step: int, loss: float) -> bool:
@@ -193,10 +175,6 @@ def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
     return found
 
 
-def _listed(values: tuple[Any, ...], text: str) -> Any:
-    return next(value for value in values if canonical_json(value) == text)
-
-
 @contextmanager
 def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
@@ -229,7 +207,7 @@ class SequentialRunner:
         return 1
 
     def start(self, trial: Trial) -> None:
-        """Take the trial."""
+        """Remember the trial."""
         self._started.append(trial)
 
     def ended(self) -> list[tuple[int, TrialResult]]:

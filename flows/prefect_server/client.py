@@ -1,4 +1,4 @@
-"""The client of a Prefect server: health, quiet access, and flows that survive the loss of the server.
+"""The client of a Prefect server: settings, health, quiet access, and flows that survive the server.
 
 Prefect is imported only after its settings are in the environment.
 """
@@ -7,24 +7,61 @@ import asyncio
 import contextlib
 import http.client
 import importlib
+import os
 import queue
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals, make_interrupted
 from flows.output_relay import echo
-from flows.prefect_server.prefect_settings import CLIENT_SETTINGS, environment
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect import State
     from prefect.client.orchestration import SyncPrefectClient
 
+HOME = Path(".prefect")
+LEASES = "prefect.server.concurrency.lease_storage.filesystem"
+BUSY = "another `diffctl run` is running in this folder: wait for it, or stop it with Ctrl-C there"
+
+CLIENT_SETTINGS = {
+    "PREFECT_API_REQUEST_TIMEOUT": "10",  # a server that hangs delays nothing for minutes
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # telemetry logs errors about a locked database
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # the flows print what the user needs
+}
 DRAIN_SECONDS = 10
+
+
+def home_settings(home: Path) -> dict[str, str]:
+    """Return the settings of a server, or of its client, that keeps all files in the absolute path `home`."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+    }
+
+
+@contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables of this process and its children for the block, then restore them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def is_healthy(url: str, timeout: float) -> bool:

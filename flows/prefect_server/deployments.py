@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, UsageError
-from flows.prefect_server.client import api_client, is_healthy, quiet_client
-from flows.prefect_server.prefect_settings import LEASES
+from flows.prefect_server.client import LEASES, api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:

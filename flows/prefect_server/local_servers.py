@@ -17,7 +17,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
-from flows.prefect_server.prefect_settings import BUSY, HOME, LEASES, home_settings
+from flows.prefect_server.client import BUSY, HOME, LEASES, home_settings
 from tracking.connectivity import redact_uri
 from tracking.store import connect, server_command, server_environment, tracking_uri
 

@@ -19,9 +19,16 @@ from contextlib import contextmanager
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
-from flows.prefect_server.client import is_healthy, quiet_client
+from flows.prefect_server.client import (
+    BUSY,
+    CLIENT_SETTINGS,
+    HOME,
+    environment,
+    home_settings,
+    is_healthy,
+    quiet_client,
+)
 from flows.prefect_server.local_servers import local_prefect
-from flows.prefect_server.prefect_settings import BUSY, CLIENT_SETTINGS, HOME, environment, home_settings
 from tracking.connectivity import redact_uri
 
 START_SECONDS = 120  # a first start creates the database: 10 s on two idle cores

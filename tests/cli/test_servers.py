@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from diffusion.system.locks import file_lock
-from flows.prefect_server.prefect_settings import HOME
+from flows.prefect_server.client import HOME
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import command, diffctl, environment
 from tests.helpers.mlflow_server import free_port

@@ -12,6 +12,7 @@ import yaml
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import holding_group
 from flows import clone
+from flows.prefect_server.client import LEASES
 from flows.prefect_server.deployments import (
     AUTOMATIONS,
     FILE,
@@ -20,7 +21,6 @@ from flows.prefect_server.deployments import (
     read_automations,
     read_plan,
 )
-from flows.prefect_server.prefect_settings import LEASES
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
 from tests.conftest import diffctl

@@ -252,7 +252,7 @@ def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
 
     bring = (
         "from diffusion.train.train_config import PretrainedConfig\n"
-        "from flows.fetch_pretrained import fetch_pretrained\n"
+        "from flows.dvc_stage import fetch_pretrained\n"
         f"def work(): fetch_pretrained(PretrainedConfig(sha256={sha256!r}))\n"
         "import cli.main\ncli.main.app = work\ntry:\n    cli.main.main()\n"
         "except SystemExit as end:\n    if end.code: raise\n"

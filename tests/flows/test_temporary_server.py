@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from flows.prefect_server.client import is_healthy
-from flows.prefect_server.prefect_settings import environment
+from flows.prefect_server.client import environment, is_healthy
 from flows.prefect_server.temporary_server import prefect_server, wait_for_recorder
 from tests.helpers.prefect_home import with_database
 from tests.helpers.toy_project import processes_in, script, wait_for_file, wait_until_left

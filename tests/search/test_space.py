@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.search.search_config import SearchConfig
-from diffusion.search.space import applied, count_trials, grid, refuse_invalid
+from diffusion.search.search_config import SearchConfig, applied, count_trials, grid, refuse_invalid
 from diffusion.search.study import SearchStudy
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
