@@ -8,10 +8,10 @@ import asyncio
 import logging
 import os
 import re
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -28,6 +28,7 @@ from flows.output_relay import echo, plain_line
 from flows.prefect_server.client import environment
 from flows.run_lock import FLOW_RUN
 from flows.sweep_cells import PARENT
+from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
 
 POLL_SECONDS = 5.0  # between polls of the run's state and updates of progress
 PROGRESS = re.compile(r"(?P<label>\S.*?) (?P<done>[\d,]+)/(?P<total>[\d,]+)(?: · .*)?")
@@ -39,19 +40,9 @@ def run_name() -> str:
     words = [f"{datetime.now(UTC):%Y-%m-%d %H:%M}"]
     with suppress(DiffctlError):  # the run itself reports it
         words.append(load().data.name)
-    commit = _git("rev-parse", "--short", "HEAD")
-    if commit:
-        edited = "+" * bool(_git("status", "--porcelain", "--untracked-files=no"))
-        words.append(commit + edited)
+    if tags := git_tags(Path()):
+        words.append(tags[GIT_COMMIT][:7] + "+" * (tags[GIT_DIRTY] == "true"))
     return " ".join(words)
-
-
-def _git(*arguments: str) -> str:
-    with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-    return ""
 
 
 class FlowMonitor:
@@ -75,17 +66,13 @@ class FlowMonitor:
                 echo(text)
             for line in map(plain_line, text.splitlines()):
                 if match := PROGRESS.fullmatch(line):
-                    self._record_progress(name, match)
+                    done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
+                    words = f"{match['label']} {match['done']} of {match['total']}"
+                    self.progress[name] = words, min(100.0, 100 * done / max(total, 1))
                 if line and (by_worker or not text.startswith(("\r", "\x1b"))):
                     logger.log(logging.INFO, line)
 
         return write
-
-    def _record_progress(self, name: str, match: re.Match[str]) -> None:
-        done, total = (int(match[part].replace(",", "")) for part in ("done", "total"))
-        if total:
-            words = f"{match['label']} {match['done']} of {match['total']}"
-            self.progress[name] = words, min(100.0, 100 * done / total)
 
     async def poll(self) -> None:
         """Poll until the run is cancelled, and publish progress."""
@@ -109,17 +96,15 @@ class FlowMonitor:
         return state is not None and (state.is_cancelling() or state.is_cancelled())
 
     async def publish_progress(self) -> None:
-        """Create or update the progress artifact of each step."""
+        """Create or update the progress artifact of each step that has new progress."""
         from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
         for name, (words, percent) in list(self.progress.items()):
-            if self._published.get(name) == percent:
-                continue
-            if name in self._artifacts:
-                await aupdate_progress_artifact(self._artifacts[name], percent, description=words)
-            else:
+            if name not in self._artifacts:
                 key = f"progress-{name}"
                 self._artifacts[name] = await acreate_progress_artifact(percent, key, description=words)
+            elif self._published.get(name) != percent:
+                await aupdate_progress_artifact(self._artifacts[name], percent, description=words)
             self._published[name] = percent
 
 

@@ -6,9 +6,8 @@ Both steps are idempotent: a rescored champion has the current card, and a model
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
@@ -26,7 +25,6 @@ from tracking.registry.model_registry import (
 from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
 
 if TYPE_CHECKING:
-    from diffusion.protocol.scores import CellScores
     from diffusion.protocol.scores_document import ScoresDocument
 
 
@@ -81,22 +79,30 @@ def _rescore_champion(document: "ScoresDocument", override: Override, progress: 
 def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
     """Return the scores of the champion's best cell by the current code, under the protocol of `document`.
 
-    Raise DiffctlError if this code did not score `document`, or does not reproduce its protocol.
+    Raise DiffctlError if this code does not reproduce that protocol.
     """
     from diffusion.choice.gate import card_diff
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate
     from diffusion.protocol.grid import Cell
+    from diffusion.protocol.sample_sections import SampleConfig
+    from diffusion.protocol.settings import SamplerConfig
     from diffusion.sample.cell_images import make_cell
+    from diffusion.system.section import validate
 
     cell, config = Cell(**champion.cell.axes), load()
     target = document.cells[cell.name]
-    _check_code(target)
     echo(
         f"==> champion: version {champion.version.version}, scored with another "
         f"{', '.join(card_diff(champion.cell, target))}: rescoring {cell.name}\n"
     )
-    section = _settings(champion.cell, config.sample.batch_size)
+    card = champion.cell.card
+    known = {field: card[field] for field in SamplerConfig.model_fields if field in card}
+    section = validate(
+        SampleConfig,
+        {**known, "num_images": champion.cell.num_images, "batch_size": config.sample.batch_size},
+        "the card of the champion's best cell does not fit",
+    )
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".rescored-") as folder:
         with progress("sample") as show:
@@ -104,38 +110,7 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
         with progress("evaluate") as show:
             rescored = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
     if fields := card_diff(rescored.cells[cell.name], target):
-        raise DiffctlError(f"its new card still differs in {', '.join(fields)}")
-    return rescored
-
-
-def _settings(cell: "CellScores", batch_size: int) -> Any:
-    """Return the section `sample` that reproduces a cell's images."""
-    from diffusion.protocol.sample_sections import SampleConfig
-    from diffusion.protocol.settings import SamplerConfig
-    from diffusion.system.section import validate
-
-    known = {field: cell.card[field] for field in SamplerConfig.model_fields if field in cell.card}
-    return validate(
-        SampleConfig,
-        {**known, "num_images": cell.num_images, "batch_size": batch_size},
-        "the card of the champion's best cell does not fit",
-    )
-
-
-def _check_code(cell: "CellScores") -> None:
-    from diffusion.code_digest import torch_version
-    from diffusion.protocol.extractors import EVALUATION_VERSION
-    from diffusion.protocol.grid import SAMPLING_VERSION
-
-    current = {
-        "sampling_version": SAMPLING_VERSION,
-        "sampling_torch": torch_version(),
-        "evaluation": EVALUATION_VERSION,
-        "torch": version("torch"),
-        "torch_fidelity": version("torch-fidelity"),
-    }
-    if other := [field for field, value in current.items() if cell.card.get(field) != value]:
         raise DiffctlError(
-            f"the scores of the new model are of other code ({', '.join(other)} differ): "
-            "`diffctl run` scores models/ again"
+            f"its new card still differs in {', '.join(fields)}: `diffctl run` scores models/ again"
         )
+    return rescored

@@ -2,9 +2,6 @@
 
 import ast
 import hashlib
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,6 @@ from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.system.syntax import normalized_syntax
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
-from tests.conftest import ROOT
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CODE = """
@@ -64,45 +60,6 @@ GOLDEN = "5a74bffc1d18b02d"  # digest of CODE's normalized syntax on every Pytho
 
 def test_normalized_syntax_is_equal_on_every_python() -> None:
     assert hashlib.sha256(normalized_syntax(ast.parse(CODE)).encode()).hexdigest()[:16] == GOLDEN
-
-
-def other_pythons() -> list[str]:
-    """Return the other interpreters of this machine, from Python 3.11 on."""
-    names = ["/usr/bin/python3", *(f"python3.{minor}" for minor in range(11, 16))]
-    found = {}
-    for name in names:
-        if path := shutil.which(name):
-            query = [path, "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
-            done = subprocess.run(query, capture_output=True, text=True)
-            if done.returncode == 0 and tuple(map(int, done.stdout.split("."))) >= (3, 11):
-                found[done.stdout.strip()] = path
-    found.pop(f"{sys.version_info[0]}.{sys.version_info[1]}", None)
-    return list(found.values())
-
-
-DIGEST_SCRIPT = """
-import ast, hashlib, pathlib, sys
-from diffusion.system.syntax import normalized_syntax
-digest = hashlib.sha256()
-for file in sorted(pathlib.Path("diffusion").rglob("*.py")):
-    digest.update(normalized_syntax(ast.parse(file.read_text(encoding="utf-8"))).encode())
-print(digest.hexdigest())
-"""
-
-
-def test_library_digest_is_equal_on_other_pythons() -> None:
-    digests = {
-        subprocess.run(
-            [python, "-c", DIGEST_SCRIPT],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"PYTHONPATH": "."},
-        ).stdout
-        for python in [sys.executable, *other_pythons()]
-    }
-    assert len(digests) == 1
 
 
 @pytest.mark.parametrize(
@@ -218,17 +175,6 @@ def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
         "diffusion.process.noise",
     } <= ddim
     assert not ddim & {"diffusion.train.loop", "diffusion.train.batch", "diffusion.train.ema_profiles"}
-
-
-def test_digesting_a_module_imports_it() -> None:
-    script = (
-        "import sys\nfrom diffusion.code_digest import module_digests\n"
-        "module_digests('diffusion.sample.dpm_solver')\nprint('diffusion.sample.dpm_solver' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "True\n"
 
 
 def test_changed_modules_are_listed_as_files() -> None:

@@ -1,6 +1,7 @@
 """Checks that find in seconds what would fail later, each with a remedy."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 from diffusion.check.cost_estimate import check_cost
@@ -8,17 +9,136 @@ from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
-from diffusion.check.run_checks import (
-    check_averages,
-    check_eta,
-    check_guidance,
-    check_protocol,
-    check_start,
-)
 from diffusion.config import Config
-from diffusion.system.errors import UsageError
+from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
+from diffusion.process.process_registry import build_process
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.sample.ema_models import matching_snapshots
+from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta
+from diffusion.system.devices import default_device
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.threads import single_thread
+from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratch
+from diffusion.train.checkpoint.run_dir import run_dir_of
+from diffusion.train.checkpoint.run_record import CONFIG
+from diffusion.train.checkpoint.state_files import newest_step
+from diffusion.train.classifier_training import plan_classifier
+from diffusion.train.plan import TrainPlan
+from diffusion.train.train_config import ClassifierSections
+
+MAX_NAMED = 3  # cells in a message
 
 Check = Callable[[Project], Iterator[Finding]]
+
+
+def check_eta(project: Project) -> Iterator[Finding]:
+    """Check whether the largest η leaves 1 − ᾱ_prev − σ² ≥ 0 at every step of every cell."""
+    config, eta = project.config, max(project.config.sweep.eta)
+    if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
+        return  # any spacing allows η ≤ 1
+    with single_thread():
+        found = next(_too_large(config, eta), None)
+    if found is not None:
+        steps, limit = found
+        message = (
+            f"sweep.eta: {eta} is too large for {steps} steps, "
+            f"where at most {limit} leaves a real direction term"
+        )
+        yield Finding("error", "sampling", message, "lower it in sweep.eta, or drop these steps")
+
+
+def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
+    """Yield the numbers of steps for which η is too large, with the limit."""
+    process = build_process(config.process)
+    for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
+        times = process.grid(spaced_timesteps(spacing, steps, process.timesteps))
+        if eta > max_eta(times):
+            yield steps, format_max_eta(times)
+
+
+def _listed(config: Config, axis: str) -> tuple[str, ...]:
+    """Return the values of an axis of the grid."""
+    values: tuple[str, ...] = getattr(config.sweep, axis) or (getattr(config.sample, axis),)
+    return values
+
+
+def check_averages(project: Project) -> Iterator[Finding]:
+    """Check whether the EMA profiles of the sweep can be made from the finished training's snapshots."""
+    if not project.config.sweep.sigma_rels or not project.is_trained:
+        return
+    try:
+        matching_snapshots(project.root / MODEL, project.root / AVERAGES)
+    except DiffctlError as error:
+        yield Finding("error", "sampling", f"sweep.ema: {error}")
+
+
+def check_guidance(project: Project) -> Iterator[Finding]:
+    """Check whether every guidance interval contains a step."""
+    config = project.config
+    settings = {cell.name: cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)}
+    limited = {name: one for name, one in settings.items() if one.nfe is None}
+    with single_thread():
+        unguided = [name for name, one in limited.items() if not _is_guided(config, one)]
+    if unguided:
+        message = f"guidance applies at no step of {', '.join(unguided[:MAX_NAMED])}"
+        message += f" and {len(unguided) - MAX_NAMED} more cells" if len(unguided) > MAX_NAMED else ""
+        yield Finding("warning", "sampling", message, "`diffctl show steps` lists σ/α of each step")
+
+
+def _is_guided(config: Config, settings: SampleSettings) -> bool:
+    """Return whether the weight of guidance is positive at some call of the network."""
+    process = build_process(config.process)
+    return any(guidance_weight(settings, process, t) for t in call_times(settings, process))
+
+
+def check_protocol(project: Project) -> Iterator[Finding]:
+    """Report every mismatch with the paper of `evaluate.protocol`, and its notes."""
+    name = project.config.evaluate.protocol
+    if name is None:
+        return
+    subject, found = f"protocol {name}", mismatches(name, project.config.model_dump(mode="json"))
+    remedy = f"`diffctl use --protocol {name}` sets what can be set; or leave evaluate.protocol out"
+    for mismatch in found:
+        yield Finding("warning", subject, str(mismatch), remedy)
+    if not found:
+        yield Finding("ok", subject, f"as {PROTOCOLS[name].paper}")
+    for note in PROTOCOLS[name].remarks:
+        yield Finding("ok", subject, note)
+
+
+def check_start(project: Project) -> Iterator[Finding]:
+    """Report where the training and the classifier's training start."""
+    if not project.is_ready or project.plan is None:
+        return
+    yield Finding("ok", "training", _describe_start(project.plan, project.root / TRAIN_RUNS))
+    config = project.config
+    if config.classifier is None:
+        return
+    sections = ClassifierSections(data=config.data, process=config.process, classifier=config.classifier)
+    try:
+        plan = plan_classifier(sections, project.train_meta(), default_device())
+    except DiffctlError as error:
+        yield Finding("warning", "classifier", str(error), "`diffctl stage classifier` would refuse it")
+    else:
+        yield Finding("ok", "classifier", _describe_start(plan, project.root / CLASSIFIER_RUNS))
+
+
+def _describe_start(plan: TrainPlan, root: Path) -> str:
+    folder, settings, code = run_dir_of(plan, root)
+    if step := newest_step(folder):
+        return f"resumes after step {step:,} of {plan.train.steps:,} in {folder}"
+    begins = f"begins at step 0 of {plan.train.steps:,}"
+    if (folder / CONFIG).exists():  # discarded, or ended before its first checkpoint
+        return begins
+    if start := find_resume_point(folder, settings, code):
+        return start.describe()
+    return why_from_scratch(folder, settings, code) or begins
+
 
 ALL: tuple[Check, ...] = (
     check_raw,

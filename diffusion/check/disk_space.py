@@ -1,6 +1,7 @@
 """Free space on each disk for everything that is still to be written."""
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,10 +10,7 @@ from diffusion.check.findings import Finding, Project, format_bytes
 from diffusion.data.prepare import shape_of
 from diffusion.downloads.cache import cache_root
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.grid import Cell, cell_settings, grid
-from diffusion.sample.cell_images import shards_folder
-from diffusion.sample.ema_models import existing_ema_models
+from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device
 from diffusion.system.files import disk_usage
 from diffusion.train.checkpoint.ema_snapshots import FOLDER
@@ -45,15 +43,16 @@ def check_training_disk(project: Project) -> Iterator[Finding]:
 
 def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
     """Yield a finding per disk."""
-    disks: dict[int, list[Need]] = {}
+    disks: dict[int, Counter[str]] = {}
+    folders: dict[int, Path] = {}
     for need in needs:
-        disks.setdefault(_there(need.place).stat().st_dev, []).append(need)
-    for on_disk in disks.values():
-        parts: dict[str, int] = {}
-        for need in on_disk:
-            parts[need.part] = parts.get(need.part, 0) + need.size
-        folder = _there(on_disk[0].place)
-        needed, free = sum(parts.values()), shutil.disk_usage(folder).free
+        folder = _there(need.place)
+        disk = folder.stat().st_dev
+        folders.setdefault(disk, folder)
+        disks.setdefault(disk, Counter())[need.part] += need.size
+    for disk, parts in disks.items():
+        folder, needed = folders[disk], parts.total()
+        free = shutil.disk_usage(folder).free
         listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items())
         message = f"about {format_bytes(needed)} more are needed ({listed}), {format_bytes(free)} are free"
         if len(disks) > 1:
@@ -104,36 +103,16 @@ def _training(project: Project) -> list[Need]:
 
 
 def _samples(project: Project) -> list[Need]:
-    """Return the space for shards, stores and DVC's copies of all cells."""
+    """Return the space for shards, stores and DVC's copies of the cells that are not sampled."""
     config, meta = project.config, project.train_meta()
-    cells, samples = grid(config.sample, config.sweep), project.root / SAMPLES
-    size = config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
-    shards = _shards(project, cells)
-    stores = [disk_usage(samples / cell.name) for cell in cells]
-    is_done = bool(shards) and all(stores)
-    return [
-        Need("samples", project.root / CELL_RUNS, sum(max(0, size - shards.get(cell, 0)) for cell in cells)),
-        Need("samples", samples, sum(max(0, size - store) for store in stores)),
-        Need("samples", samples, 0 if is_done else size * len(cells)),
+    samples = project.root / SAMPLES
+    cells = [
+        cell
+        for cell in grid(config.sample, config.sweep)
+        if not (project.is_trained and (samples / cell.name).is_dir())
     ]
-
-
-def _shards(project: Project, cells: Sequence[Cell]) -> dict[Cell, int]:
-    """Return the bytes of each cell's finished shards; empty if the model does not fit the configuration."""
-    if not project.is_trained:
-        return {}
-    sample, root = project.config.sample, project.root
-    made = existing_ema_models(
-        root / MODEL, project.config.sweep.sigma_rels, root / AVERAGES, root / EMA_RUNS
-    )
-    models = {width: read_artefact(file) for width, file in made.items()}
-    models[None] = read_artefact(root / MODEL)
-    folders = {
-        cell: shards_folder(cell_settings(sample, cell), models[cell.ema])
-        for cell in cells
-        if cell.ema in models
-    }
-    return {cell: disk_usage(project.root / folder) for cell, folder in folders.items()}
+    size = len(cells) * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    return [Need("samples", project.root / CELL_RUNS, size), Need("samples", samples, 2 * size)]
 
 
 def _there(path: Path) -> Path:

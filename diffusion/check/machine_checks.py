@@ -57,7 +57,12 @@ def check_memory(project: Project) -> Iterator[Finding]:
         return
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
     fitting = total if device.type == "cpu" or shards > 1 else total / part
-    images = _microbatch(spec, train, share.stop - share.start, fitting, shards)
+    images = share.stop - share.start
+    if train.microbatch == "auto":
+        left = int(fitting) - profile_bytes(spec, len(train.sigma_rels)) // shards
+        images = fitting_microbatch(spec, images, left, shards=shards)
+    else:
+        images = min(train.microbatch or images, images)
     at_most = _step_bytes(spec, train, images, shards)
     each = f" in each of {here} processes" if here > 1 else ""
     cut = f", in {shards} shards" if shards > 1 else ""
@@ -79,25 +84,18 @@ def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int)
     return step_bytes(spec, images, shards=shards) + averages
 
 
-def _microbatch(spec: NetworkSpec, train: TrainConfig, images: int, memory: float, shards: int) -> int:
-    """Return the images per forward pass of a process; for auto, as training chooses it."""
-    if train.microbatch == "auto":
-        left = int(memory) - profile_bytes(spec, len(train.sigma_rels)) // shards
-        return fitting_microbatch(spec, images, left, shards=shards)
-    return min(train.microbatch or images, images)
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or the number of CPU threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def check_device(project: Project) -> Iterator[Finding]:
     """Report the device and the precision."""
     device = default_device()
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    elif device.type == "mps":
-        name = "Apple GPU"
-    else:
-        name = f"CPU, {torch.get_num_threads()} threads"
     precision = resolve_precision(project.config.train.precision, device)
-    yield Finding("ok", "device", f"{name}, {precision}")
+    yield Finding("ok", "device", f"{device_name(device)}, {precision}")
 
 
 def check_runner(project: Project) -> Iterator[Finding]:

@@ -9,12 +9,12 @@ import torch
 
 from diffusion.check.cost_estimate import scored_images
 from diffusion.check.findings import Finding, Project
+from diffusion.check.machine_checks import device_name
 from diffusion.check.timing import (
     CpuClock,
     ImageTime,
     TimeRange,
     in_sequence,
-    machine_name,
     time_extractor,
     time_sampling,
     time_steps,
@@ -24,7 +24,6 @@ from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import cached_path
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell, cell_settings, grid
-from diffusion.protocol.option_values import format_value
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import acquire_device, default_device
@@ -35,7 +34,6 @@ from diffusion.train.plan import DenoiserPlan
 
 PART_SECONDS = 15.0  # limit for each of training, sampling and scoring
 TIMED_STEPS = 4  # sampling steps
-MAX_LISTED = 12  # values of an axis in a message
 MAX_LOAD = 0.1  # of the processors, by other processes
 SUBJECT = "time"
 HOUR = 3600.0
@@ -63,7 +61,7 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
     """
     if project.plan is None:
         return
-    name = machine_name(default_device())
+    name = device_name(default_device())
     log(f"measuring on {name}, for about {3 * PART_SECONDS:.0f} s at most")
     try:
         with acquire_device(log) as device:
@@ -80,8 +78,9 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
     message = f"{train.steps:,} training steps of {train.batch_size:,} images, {format_range(step)} each: "
     yield _finding(f"{message}{format_range(training)}{batches}", "training", training)
     cells = cell_times(project, found)
-    parts = [training, *cells.values()]
-    yield _sweep_finding(cells)
+    sweep = in_sequence(cells.values())
+    yield _finding(f"{len(cells):,} cells of the sweep: {format_range(sweep)}", "sweep", sweep)
+    parts = [training, sweep]
     for extractor, timed in found.extractors.items():
         parts.append(scoring := timed.image.scaled(images))
         yield _finding(f"{images:,} images through {extractor}: {format_range(scoring)}", "scoring", scoring)
@@ -102,29 +101,6 @@ def cell_times(project: Project, found: Measurement) -> dict[Cell, TimeRange]:
         calls = count_nfe(settings, config.process) * config.sample.num_images
         times[cell] = found.sampling[sampling_kind(settings)].image.scaled(calls)
     return times
-
-
-def by_axis(cells: dict[Cell, TimeRange]) -> dict[str, dict[str, TimeRange]]:
-    """Return the times by value of each axis with several values; `-` is for cells without the axis."""
-    axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
-    times: dict[str, dict[str, list[TimeRange]]] = {axis: {} for axis in axes}
-    for cell, duration in cells.items():
-        for axis, values in times.items():
-            value = format_value(cell.axes[axis]) if axis in cell.axes else "-"
-            values.setdefault(value, []).append(duration)
-    sums = {axis: {value: in_sequence(of) for value, of in values.items()} for axis, values in times.items()}
-    return {axis: values for axis, values in sums.items() if len(values) > 1}
-
-
-def _sweep_finding(cells: dict[Cell, TimeRange]) -> Finding:
-    axes, total = by_axis(cells), in_sequence(cells.values())
-    message = f"{len(cells):,} cells of the sweep: {format_range(total)}"
-    for axis, values in axes.items():
-        if len(values) <= MAX_LISTED:
-            listed = (f"{value}: {format_duration(one.median)}" for value, one in values.items())
-            message += f"; by {axis} {', '.join(listed)}"
-    hours = {axis: {value: _hours(one) for value, one in values.items()} for axis, values in axes.items()}
-    return _finding(message, "sweep", total, by_axis=hours)
 
 
 def _finding(message: str, part: str, total: TimeRange, **more: Any) -> Finding:

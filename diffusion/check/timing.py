@@ -4,7 +4,6 @@ Steps use the trainer, samples the sampler, both with initial weights. No run di
 Networks are not compiled, which would take longer than the measurement.
 """
 
-import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -83,17 +82,6 @@ class CpuClock(NamedTuple):
         """Return the share of the processors that other processes used since `start`."""
         others = (self.all - start.all) - (self.own - start.own)
         return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
-
-
-def machine_name(device: torch.device) -> str:
-    """Return the name of the GPU, or of the CPU with its number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    lines: list[str] = []
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.machine())}, {torch.get_num_threads()} threads"
 
 
 def time_work(work: Work, most: int, seconds: float) -> ImageTime:

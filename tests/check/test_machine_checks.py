@@ -207,10 +207,9 @@ def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None
     save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), plan_artefact(plan))
     first, second = grid(config.sample, config.sweep)
     make_cell(config.sample, first, MODEL, SAMPLES / first.name)
-    assert needed_for("samples", config) == (1 + 1 + 2) * cell
+    assert needed_for("samples", config) == 3 * cell
     make_cell(config.sample, second, MODEL, SAMPLES / second.name)
     assert needed_for("samples", config) == 0
-    other = configuration(**small, train={"lr": 0.1})
-    assert needed_for("samples", other) == (2 + 0 + 2) * cell
+    assert needed_for("samples", configuration(**small, train={"lr": 0.1})) == 6 * cell
     MODEL.write_bytes(b"no model")
-    assert needed_for("samples", config) == (2 + 0 + 2) * cell
+    assert needed_for("samples", config) == 6 * cell

@@ -146,22 +146,6 @@ def test_the_model_is_put_into_the_object_store_once(
             list(run(MODEL, settings, [range(4)]))
 
 
-def test_shards_of_one_cell_run_on_both_nodes(project: Path, address: str) -> None:
-    on_ray(project, address)
-    process = start(project)
-    raylets: set[int] = set()
-
-    def both() -> bool:
-        raylets.update(worker.ppid() for worker in workers())
-        return len(raylets) == 2
-
-    wait_until(both, 120)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in err
-
-
 def test_an_unreachable_cluster_is_one_sentence(project: Path) -> None:
     on_ray(project, "127.0.0.1:1")
     done = diffctl(project, "stage", "sample")

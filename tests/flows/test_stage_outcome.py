@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.stage_outcome import VARIABLE, StageOutcome, outcome_file, read_outcome
+from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 from tests.conftest import diffctl, environment
 
 # A command that fails, or prints the variable that its child processes would inherit.
@@ -75,11 +75,3 @@ def test_a_real_stage_writes_its_outcome(project: Path) -> None:
     written = json.loads(place.read_text())
     assert (written["kind"], written["exit_code"]) == ("refused", done.returncode)
     assert done.stderr == f"diffctl: {written['sentence']}\n"
-
-
-def test_a_late_outcome_is_dropped(tmp_path: Path) -> None:
-    with outcome_file() as place:
-        assert place.parent.stat().st_mode & 0o777 == 0o700
-        assert read_outcome(place) is None
-    StageOutcome("failed", "too late", 1).write(place)
-    assert not place.parent.exists()

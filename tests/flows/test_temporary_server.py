@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import socket
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -79,20 +77,6 @@ def test_a_failed_start_is_an_error_and_leaves_no_process(
     with pytest.raises(DiffctlError, match="did not start"), prefect_server():
         pass
     assert not processes_in(folder)
-
-
-def test_a_port_that_does_not_speak_http_is_unhealthy() -> None:
-    def greet() -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
-            connection.recv(4096)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=greet)
-        server.start()
-        assert not is_healthy(f"http://127.0.0.1:{listener.getsockname()[1]}/api", timeout=5)
-        server.join()
 
 
 def test_the_server_records_queued_events_before_shutdown() -> None:

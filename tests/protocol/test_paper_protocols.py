@@ -2,8 +2,8 @@
 
 import pytest
 
+from diffusion.check import check_protocol
 from diffusion.check.findings import Project
-from diffusion.check.run_checks import check_protocol
 from diffusion.config import Config, parse
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches, score_mismatches
 from diffusion.report.page_content import protocol_mismatches

@@ -140,24 +140,6 @@ def is_of_ray(process: psutil.Process) -> bool:
         return False
 
 
-def test_lost_node_costs_no_trial(searching: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster
-
-    node = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    try:
-        other = cluster.add_node(**node)
-        process = start(searching, cluster.address, "--json")
-        wait_for_two(searching, process)
-        cluster.remove_node(other, allow_graceful=False)
-        found = result_of(process)
-    finally:
-        cluster.shutdown()
-    assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
-    assert any("resuming after step" in log_of(searching, number) for number in (0, 1))
-
-
 def test_missing_resources_and_a_running_search_are_refused(searching: Path) -> None:
     with file_lock(searching / "runs/search/search/lock"):
         done = diffctl(searching, "search", "--ray", env=ALONE)

@@ -1,7 +1,6 @@
 """The study of a search: killed at any time, in sequence or in parallel, no trial is lost or repeated."""
 
 import math
-import statistics
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -151,38 +150,6 @@ def test_more_trials_extend_a_search(tmp_path: Path) -> None:
     first = run_all(tmp_path / "a", few)
     assert run_all(tmp_path / "a", many)[: len(first)] == first
     assert run_all(tmp_path / "b", many) == run_all(tmp_path / "a", many)
-
-
-def test_tpe_learns_from_earlier_trials(tmp_path: Path) -> None:
-    def distance(trial: Trial) -> TrialResult:
-        return TrialResult("done", abs(trial.point["train.lr.rate"] - 0.3))
-
-    late = {}
-    for method in ("tpe", "random"):
-        fields = {"train.lr.rate": {"low": 0.0, "high": 1.0}}
-        section = SearchConfig(fields=fields, method=method, trials=30)
-        trials = run_all(tmp_path / method, section, distance)
-        late[method] = statistics.fmean(trial.value for trial in trials[15:])
-    assert late["tpe"] < 0.7 * late["random"]
-
-
-def test_tpe_avoids_the_points_of_running_trials(tmp_path: Path) -> None:
-    section = SECTIONS["tpe"].model_copy(
-        update={"fields": {"model.attention_resolutions": ([4], [])}, "trials": 60}
-    )
-    study = study_in(tmp_path, section)
-    for number in range(10):
-        study.start({"model.attention_resolutions": [4] if number % 2 else []})
-        study.finish(number, TrialResult("done", 0.1 if number % 2 else 0.9))
-
-    def count() -> int:
-        return sum(study.propose(number)["model.attention_resolutions"] == [4] for number in range(20, 50))
-
-    before = count()
-    for _ in range(8):
-        study.start({"model.attention_resolutions": [4]})
-    assert before > 20
-    assert count() < before
 
 
 def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
