@@ -14,21 +14,17 @@ _LIVE = ("\r", "\x1b")  # the start of a progress line that overwrites itself
 
 # Messages of `dvc repro --single-item`, and their replacements.
 _CHATTER = {
-    re.compile(r"Running stage '([^']+)':"): r"==> \1\n",
-    re.compile(r"Stage '([^']+)' didn't change, skipping"): r"==> \1: up to date\n",
-    re.compile(
-        r"Stage '([^']+)' is cached - skipping run, checking out outputs"
-    ): r"==> \1: from the cache\n",
-    re.compile(r"> diffctl stage \w+"): "",
-    re.compile(r"(Generating|Updating) lock file '.*'"): "",
-    re.compile(r"To track the changes with git, run:"): "",
-    re.compile(r"To enable auto staging, run:"): "",
-    re.compile(r"\t(git add|dvc config core\.autostage) .*"): "",
-    re.compile(r"Use `dvc push` to send your updates to remote storage\."): "",
-    re.compile(r"WARNING: 'models/ema' is empty\."): "",  # without EMA snapshots
-    re.compile(r"Data and pipelines are up to date\."): "",
-    re.compile(r"WARNING: '[^']+' is empty\."): "",  # other empty outs
-    re.compile(r"If there are no processes with such PIDs, you can manually remove .*"): "",
+    r"Running stage '([^']+)':": r"==> \1\n",
+    r"Stage '([^']+)' didn't change, skipping": r"==> \1: up to date\n",
+    r"Stage '([^']+)' is cached - skipping run, checking out outputs": r"==> \1: from the cache\n",
+    r"> diffctl stage \w+": "",
+    r"(Generating|Updating) lock file '.*'": "",
+    r"To (track the changes with git|enable auto staging), run:": "",
+    r"\t(git add|dvc config core\.autostage) .*": "",
+    r"Use `dvc push` to send your updates to remote storage\.": "",
+    r"WARNING: '[^']+' is empty\.": "",  # models/ema without EMA snapshots
+    r"Data and pipelines are up to date\.": "",
+    r"If there are no processes with such PIDs, you can manually remove .*": "",
 }
 # DVC's errors and the holder of a lock, for the supervisor.
 _ERROR = re.compile(r"(?:ERROR: |  (?=\(PID ))(.*)")
@@ -92,7 +88,7 @@ def plain_line(line: str) -> str:
 def _translate(line: str) -> str | None:
     """Return the replacement of a message of DVC, "" to drop it, None if the line is not from DVC."""
     for pattern, words in _CHATTER.items():
-        if match := pattern.fullmatch(line):
+        if match := re.fullmatch(pattern, line):
             return match.expand(words)
     return None
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
 from diffusion.protocol.published_statistics import statistics_source
 from diffusion.protocol.sample_sections import idle_axes
@@ -42,23 +41,19 @@ class Unchanged(NamedTuple):
         return f"{self.field}: {self.why}"
 
 
-class Adoption(NamedTuple):
-    """The changes in order, and the fields that cannot follow."""
-
-    changes: list[Change]
-    left: list[Unchanged]
-
-
-def adopt_protocol(name: str, sections: Mapping[str, Any]) -> Adoption:
-    """Return what makes `sections`, params.yaml as plain values, follow a protocol.
+def adopt_protocol(name: str, sections: Mapping[str, Any]) -> tuple[list[Change], list[Unchanged]]:
+    """Return what makes `sections`, params.yaml as plain values, follow a protocol, and what cannot follow.
 
     Statistics are searched in the folder `references` and next to params.yaml.
     """
     after: Sections = {key: dict(values) for key, values in sections.items() if isinstance(values, Mapping)}
-    left = []
+    left, data = [], sections["data"]["name"]
+    differing = {one.field for one in mismatches(name, sections)}
     after["evaluate"]["protocol"] = name
     sources = {"evaluate.protocol": PROTOCOLS[name].paper}
-    for stated in _departing(name, sections):
+    for stated in PROTOCOLS[name].states:
+        if stated.field not in differing or (stated.data and data not in stated.data):
+            continue
         place, value, why_not = _wanted(stated, after)
         if why_not:
             left.append(Unchanged(stated.field, why_not))
@@ -68,15 +63,7 @@ def adopt_protocol(name: str, sections: Mapping[str, Any]) -> Adoption:
     for place, value, source in _following(sections, after):
         after[place[0]][place[1]] = value
         sources.setdefault(".".join(place), source)
-    return Adoption(list(_changes(sections, after, sources)), [*left, *_lacking(after)])
-
-
-def _departing(name: str, sections: Mapping[str, Any]) -> Iterator[PaperField]:
-    data = sections["data"]["name"]
-    fields = {one.field for one in mismatches(name, sections)}
-    for stated in PROTOCOLS[name].states:
-        if stated.field in fields and (not stated.data or data in stated.data):
-            yield stated
+    return list(_changes(sections, after, sources)), left
 
 
 def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], Any, str]:
@@ -161,19 +148,6 @@ def _changes(before: Mapping[str, Any], after: Sections, sources: Mapping[str, s
         old = list(old) if isinstance(old, tuple) else old
         if old != new:
             yield Change(field, old, new, source)
-
-
-def _lacking(after: Sections) -> Iterator[Unchanged]:
-    """Yield missing weights of the first extractor."""
-    evaluate = after["evaluate"]
-    weights = EXTRACTORS[evaluate["extractor"]].weights
-    if evaluate.get("weights") or weights.comes_along or not weights.file:
-        return
-    from diffusion.evaluate.features.extractor_weights import cached_path  # with torch
-
-    if not cached_path(weights).is_file():
-        why = f"{weights.file}, its weights, is not here: `diffctl run` downloads it, or put it at"
-        yield Unchanged("evaluate.extractor", f"{why} {cached_path(weights)}")
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,6 @@ from pydantic import NonNegativeInt
 
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project, format_bytes
-from diffusion.config import Config
 from diffusion.model.model_config import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
@@ -49,7 +48,9 @@ def estimate_cost(project: Project) -> CostEstimate | None:
     config, plan = project.config, project.plan
     if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return None
-    flops, evaluations = forward_flops(plan.network), sweep_evaluations(config)
+    settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
+    evaluations = config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
+    flops = forward_flops(plan.network)
     step = flops * passes(plan.network) * config.train.batch_size
     return CostEstimate(
         evaluation_flops=flops,
@@ -65,12 +66,6 @@ def estimate_cost(project: Project) -> CostEstimate | None:
 def passes(network: NetworkSpec) -> int:
     """Return the passes of a training step per image: forward, backward, and recomputed forward."""
     return 1 + BACKWARD + network.gradient_checkpointing
-
-
-def sweep_evaluations(config: Config) -> int:
-    """Return the number of images through the network in the sweep, twice per guided step."""
-    settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
-    return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
 
 
 def scored_images(project: Project) -> int:

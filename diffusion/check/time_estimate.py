@@ -12,7 +12,6 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import device_name
 from diffusion.check.timing import (
     CpuClock,
-    ImageTime,
     TimeRange,
     in_sequence,
     time_extractor,
@@ -47,9 +46,9 @@ class Measurement(NamedTuple):
     """
 
     batch: int
-    step: ImageTime
-    sampling: dict[str, ImageTime]
-    extractors: dict[str, ImageTime]
+    step: TimeRange
+    sampling: dict[str, TimeRange]
+    extractors: dict[str, TimeRange]
     missing: dict[str, str]
     load: float = 0.0
 
@@ -70,19 +69,16 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
         yield Finding("warning", SUBJECT, f"not measured: {error}")
         return
     train, images = project.config.train, scored_images(project)
-    step = found.step.image.scaled(found.batch)
+    step = found.step.scaled(found.batch)
     training = step.scaled(train.steps)  # without previews, validation losses and scores in between
-    batches = (
-        "" if found.step.images == found.batch else f", timed with steps of {found.step.images:,} images"
-    )
-    message = f"{train.steps:,} training steps of {train.batch_size:,} images, {format_range(step)} each: "
-    yield _finding(f"{message}{format_range(training)}{batches}", "training", training)
+    message = f"{train.steps:,} training steps of {train.batch_size:,} images, {format_range(step)} each"
+    yield _finding(f"{message}: {format_range(training)}", "training", training)
     cells = cell_times(project, found)
     sweep = in_sequence(cells.values())
     yield _finding(f"{len(cells):,} cells of the sweep: {format_range(sweep)}", "sweep", sweep)
     parts = [training, sweep]
     for extractor, timed in found.extractors.items():
-        parts.append(scoring := timed.image.scaled(images))
+        parts.append(scoring := timed.scaled(images))
         yield _finding(f"{images:,} images through {extractor}: {format_range(scoring)}", "scoring", scoring)
     for extractor, why in found.missing.items():
         yield Finding("warning", SUBJECT, f"scoring by {extractor} could not be measured: {why}")
@@ -99,7 +95,7 @@ def cell_times(project: Project, found: Measurement) -> dict[Cell, TimeRange]:
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
         calls = count_nfe(settings, config.process) * config.sample.num_images
-        times[cell] = found.sampling[sampling_kind(settings)].image.scaled(calls)
+        times[cell] = found.sampling[sampling_kind(settings)].scaled(calls)
     return times
 
 
@@ -126,7 +122,7 @@ def format_duration(seconds: float) -> str:
 
 def measure(project: Project, plan: DenoiserPlan, device: torch.device) -> Measurement:
     """Measure all parts; DiffctlError if a training step or sampling fails."""
-    config, extractors = project.config, dict[str, ImageTime]()
+    config, extractors = project.config, dict[str, TimeRange]()
     world, _ = world_size(plan.train)
     share = ProcessGroup(torch.device("cpu"), world - 1, world).share(plan.train.batch_size)  # the largest
     batch, start = len(range(plan.train.batch_size)[share]), CpuClock.now()

@@ -57,13 +57,6 @@ def in_sequence(times: Iterable[TimeRange]) -> TimeRange:
     return TimeRange(*(sum(values) for values in zip(*times, strict=True)))
 
 
-class ImageTime(NamedTuple):
-    """Seconds per image, measured with batches of `images` images."""
-
-    images: int
-    image: TimeRange
-
-
 class CpuClock(NamedTuple):
     """Readings in seconds: wall time, CPU time of all processes, and of this one."""
 
@@ -84,8 +77,8 @@ class CpuClock(NamedTuple):
         return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
 
 
-def time_work(work: Work, most: int, seconds: float) -> ImageTime:
-    """Time work on up to `most` images at a time, in about `seconds` seconds.
+def time_work(work: Work, most: int, seconds: float) -> TimeRange:
+    """Return the seconds per image of work on up to `most` images at a time, in about `seconds` seconds.
 
     The batch grows as long as two trials of the next size are expected to fit. The first call is a warm-up.
     Work that takes longer even for one image runs three times.
@@ -101,7 +94,7 @@ def time_work(work: Work, most: int, seconds: float) -> ImageTime:
         spent += last
     repeats = min(REPEATS, 1 + int(max(0.0, seconds - spent) / max(last, 1e-9)))
     times = [last, *work(images, repeats)]
-    return ImageTime(images, TimeRange(median(times), min(times), max(times)).scaled(1 / images))
+    return TimeRange(median(times), min(times), max(times)).scaled(1 / images)
 
 
 class _Finished(Exception):
@@ -134,7 +127,7 @@ class _StepTimer(NullObserver):
 
 def time_steps(
     project: Project, plan: DenoiserPlan, batch: int, seconds: float, device: torch.device
-) -> ImageTime:
+) -> TimeRange:
     """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
     state = new_state(plan, device, project.root / STARTS)
     store = project.stores["train"] if project.is_ready else _random_images(plan)
@@ -164,7 +157,7 @@ def time_sampling(
     sample: SampleConfig,
     seconds: float,
     device: torch.device,
-) -> dict[str, ImageTime]:
+) -> dict[str, TimeRange]:
     """Time one call of the network per image, for each kind of sampling by name."""
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
@@ -176,13 +169,13 @@ def time_sampling(
             return shard_images(loaded, settings, range(images), device)
 
         found = time_work(_repeated(generate), batch, seconds / len(kinds))
-        times[name] = found._replace(image=found.image.scaled(1 / count_nfe(settings, plan.process)))
+        times[name] = found.scaled(1 / count_nfe(settings, plan.process))
     return times
 
 
 def time_extractor(
     space: Space, section: EvaluateConfig, shape: tuple[int, int], seconds: float, device: torch.device
-) -> ImageTime:
+) -> TimeRange:
     """Time feature extraction of images with this side and channels; errors as `load_extractor`."""
     extractor = load_extractor(space.extractor, space.weights, device, space.weights_sha256)
     most, (side, channels) = section.batch_size or extractor.batch_size, shape
