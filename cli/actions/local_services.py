@@ -38,9 +38,7 @@ def start_servers(mlflow_port: MlflowPort, prefect_port: PrefectPort) -> None:
     """Carry out `diffctl up`."""
     servers = start({"mlflow": mlflow_port, "prefect": prefect_port}, typer.echo)
     for server in servers:
-        typer.echo(
-            f"{server.kind.title}: {server.page} (version {server.version}, process {server.record.pid})"
-        )
+        typer.echo(f"{server.kind.title}: {server.page} (version {server.version}, process {server.pid})")
     for kind in KINDS:
         if (named := external_server(kind)) is not None:
             typer.echo(f"{kind.title}: {redact_uri(named)} (set by {kind.variable}, not started here)")
@@ -99,13 +97,13 @@ POLL_SECONDS = 0.1
 
 def _row(server: LocalServer) -> dict[str, Any]:
     """Return a server as JSON values. Its state is up, silent (alive, but not answering) or dead."""
-    alive = server.record.alive
+    alive = server.alive
     answer = server.version if alive else None
     return {
         "server": server.kind.name,
         "state": ("up" if answer else "silent") if alive else "dead",
         "address": server.page,
-        "process": server.record.pid,
+        "process": server.pid,
         "version": answer,
         "installed": version(server.kind.name),
     }

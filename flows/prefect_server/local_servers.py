@@ -1,26 +1,38 @@
 """The servers of this project on this machine, started by `diffctl up`: MLflow and Prefect.
 
-Prefect's leases are in files, so that neither its restart nor a reboot holds a concurrency slot forever.
-Nothing here imports Prefect or MLflow.
+They outlive the command, each recorded in runs/servers/ by process id and start time, so that a later process
+with the same id is not mistaken for it. Nothing here imports Prefect or MLflow.
 """
 
 import os
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+from pydantic import Field
 
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json
+from diffusion.system.json_files import read_json
 from diffusion.system.locks import file_lock
+from diffusion.system.processes import group_processes, start_time, terminate
+from diffusion.system.section import Section
 from diffusion.system.signals import check_signals
-from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
 from flows.prefect_server.client import BUSY, HOME, LEASES, home_settings
 from tracking.connectivity import redact_uri
 from tracking.store import connect, server_command, server_environment, tracking_uri
 
+FOLDER = Path("runs/servers")
+MAX_BYTES = 10_000  # of a record
+LAST_LINES = 5  # of the log, shown if a server fails to start
 START_SECONDS = 180  # a first start creates the database
 POLL_SECONDS = 0.1
 UP_OR_DOWN = "another `diffctl up` or `diffctl down` is running in this folder: wait for it to end"
@@ -43,22 +55,33 @@ PREFECT = ServerKind("prefect", "Prefect", "PREFECT_API_URL", "/api", "/api/heal
 KINDS = (MLFLOW, PREFECT)
 
 
-@dataclass(frozen=True)
-class LocalServer:
-    """A server that was started in this folder: its kind and its record."""
+class LocalServer(Section):
+    """A background process, the leader of its own session, and the port that it serves."""
 
-    kind: ServerKind
-    record: BackgroundProcess
+    name: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
+    pid: Annotated[int, Field(gt=1, lt=2**31)]
+    start: Annotated[str, Field(max_length=100)]
+    port: Annotated[int, Field(gt=0, lt=2**16)]
+
+    @property
+    def kind(self) -> ServerKind:
+        """What it serves."""
+        return next(kind for kind in KINDS if kind.name == self.name)
 
     @property
     def page(self) -> str:
         """The address of its web page."""
-        return f"http://127.0.0.1:{self.record.port}"
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
         """The address for clients."""
         return self.page + self.kind.api
+
+    @property
+    def alive(self) -> bool:
+        """Whether the started process still exists."""
+        return start_time(self.pid) == self.start
 
     @property
     def answers(self) -> bool:
@@ -70,11 +93,71 @@ class LocalServer:
         """The version that it reports; None if it does not answer."""
         return _get(self.page + self.kind.version)
 
+    def stop(self) -> None:
+        """End the process and its children, and delete the record."""
+        terminate(self.processes())
+        _record(self.name).unlink(missing_ok=True)
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the process group; if its leader was killed, the members that run in this folder."""
+        leader = start_time(self.pid)
+        if leader == self.start:
+            return group_processes(self.pid)
+        # No other process can get the leader's id while its group exists.
+        return [process for process in group_processes(self.pid) if leader is None and _runs_here(process)]
+
+
+def start_server(name: str, command: Sequence[str], variables: Mapping[str, str], port: int) -> LocalServer:
+    """Start the command in its own session, log to runs/servers/NAME.log, and record it."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(log_of(name), "wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+    made = LocalServer(name=name, pid=process.pid, start=start_time(process.pid) or "ended", port=port)
+    write_json(_record(name), made.model_dump())
+    return made
+
+
+def recorded(name: str) -> LocalServer | None:
+    """Return the server last started under this name, alive or not; None if there is none or it was stopped.
+
+    Raise DiffctlError if the record is damaged.
+    """
+    with suppress(FileNotFoundError):
+        return read_json(_record(name), LocalServer, max_bytes=MAX_BYTES)
+    return None
+
+
+def running(name: str) -> LocalServer | None:
+    """Return the server started under this name if it is alive."""
+    found = recorded(name)
+    return found if found is not None and found.alive else None
+
+
+def log_of(name: str) -> Path:
+    """Return the path of a server's log."""
+    return FOLDER / f"{name}.log"
+
+
+def _record(name: str) -> Path:
+    return FOLDER / f"{name}.json"
+
+
+def _runs_here(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.cwd() == str(Path.cwd())
+    return False
+
 
 def local_servers() -> list[LocalServer]:
     """Return the servers that were started in this folder and not stopped, alive or not."""
-    found = ((kind, recorded(kind.name)) for kind in KINDS)
-    return [LocalServer(kind, record) for kind, record in found if record is not None]
+    return [server for kind in KINDS if (server := recorded(kind.name)) is not None]
 
 
 def mlflow_page(uri: str) -> str | None:
@@ -84,8 +167,8 @@ def mlflow_page(uri: str) -> str | None:
     """
     if uri.startswith(("http://", "https://")):
         return redact_uri(uri).rstrip("/")
-    pages = (one.page for one in local_servers() if one.kind is MLFLOW and one.answers)
-    return next(pages, None)
+    server = recorded(MLFLOW.name)
+    return server.page if server is not None and server.answers else None
 
 
 def is_mlflow_healthy(port: int) -> bool:
@@ -95,8 +178,8 @@ def is_mlflow_healthy(port: int) -> bool:
 
 def local_prefect() -> str | None:
     """Return the URL of the Prefect server of `diffctl up`; None if it is not alive."""
-    record = running(PREFECT.name)
-    return None if record is None else LocalServer(PREFECT, record).url
+    server = running(PREFECT.name)
+    return None if server is None else server.url
 
 
 def prefect_url() -> str | None:
@@ -139,7 +222,7 @@ def down() -> list[LocalServer]:
     with file_lock(FOLDER / "lock", timeout=0, busy=UP_OR_DOWN):
         found = local_servers()
         for server in reversed(found):
-            server.record.stop()
+            server.stop()
     return found
 
 
@@ -150,44 +233,38 @@ def _check_ports(ports: Mapping[ServerKind, int]) -> None:
         if not is_port_free(port):
             raise DiffctlError(
                 f"port {port} of this machine is taken: give {kind.title} another one with "
-                f"--{kind.name}-port, or set {port_variable(kind)}"
+                f"--{kind.name}-port, or set DIFFCTL_{kind.name.upper()}_PORT"
             )
-
-
-def port_variable(kind: ServerKind) -> str:
-    """Return the name of the environment variable with a server's port."""
-    return f"DIFFCTL_{kind.name.upper()}_PORT"
 
 
 def is_port_free(port: int) -> bool:
     """Return whether a server could listen at this port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with suppress(OSError):
             probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+            return True
+    return False
 
 
 def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str], object]) -> LocalServer:
-    if (found := running(kind.name)) is not None:
-        return LocalServer(kind, found)
     if (old := recorded(kind.name)) is not None:
+        if old.alive:
+            return old
         old.stop()  # children that outlived it
     report(f"starting {kind.title} on 127.0.0.1:{port}")
-    record = _start_mlflow(port) if kind is MLFLOW else _start_prefect(port)
-    undo.callback(record.stop)
-    return LocalServer(kind, record)
+    if kind is PREFECT:
+        server = _start_prefect(port)
+    else:
+        uri = tracking_uri()
+        connect(uri)  # creates the store if it is missing
+        server = start_server(kind.name, server_command(port), server_environment(uri), port)
+    undo.callback(server.stop)
+    return server
 
 
-def _start_mlflow(port: int) -> BackgroundProcess:
-    uri = tracking_uri()
-    connect(uri)  # creates the store if it is missing
-    return start(MLFLOW.name, server_command(port), server_environment(uri), port)
-
-
-def _start_prefect(port: int) -> BackgroundProcess:
+def _start_prefect(port: int) -> LocalServer:
+    """Start Prefect with its leases in files: neither a restart nor a reboot holds a slot forever."""
     with file_lock(HOME / "lock", timeout=0, busy=BUSY):
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
         settings = home_settings(HOME.absolute()) | {
@@ -197,23 +274,21 @@ def _start_prefect(port: int) -> BackgroundProcess:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         }
-        return start(PREFECT.name, [*command, "--port", str(port)], settings, port)
+        return start_server(PREFECT.name, [*command, "--port", str(port)], settings, port)
 
 
 def _wait_until_healthy(server: LocalServer) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not server.answers:
         check_signals()
-        if not server.record.alive:
-            raise DiffctlError(_start_failure(server, "did not start"))
-        if time.monotonic() > deadline:
-            raise DiffctlError(_start_failure(server, f"did not answer within {START_SECONDS} s"))
-        time.sleep(POLL_SECONDS)
-
-
-def _start_failure(server: LocalServer, how: str) -> str:
-    log = " / ".join(server.record.end_of_log().splitlines())
-    return f"{server.kind.title} {how}, see {log_of(server.kind.name)}{': ' + log if log else ''}"
+        if server.alive and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+            continue
+        how = f"did not answer within {START_SECONDS} s" if server.alive else "did not start"
+        lines = log_of(server.name).read_text(errors="replace").splitlines()[-LAST_LINES:]
+        raise DiffctlError(
+            f"{server.kind.title} {how}, see {log_of(server.name)}{': ' * bool(lines)}{' / '.join(lines)}"
+        )
 
 
 def _get(url: str) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from flows.prefect_server.background import FOLDER, BackgroundProcess, log_of, recorded, running, start
+from flows.prefect_server.local_servers import FOLDER, LocalServer, log_of, recorded, running, start_server
 from tests.helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_started_server_is_recorded_and_stopped() -> None:
-    made = start("one", SLEEP, {}, 4200)
+    made = start_server("one", SLEEP, {}, 4200)
     assert recorded("one") == running("one") == made
     assert os.getsid(made.pid) == made.pid
     made.stop()
@@ -39,7 +39,7 @@ def test_a_started_server_is_recorded_and_stopped() -> None:
 @pytest.mark.slow
 def test_stop_also_ends_child_processes() -> None:
     for name, killed in (("one", False), ("two", True)):
-        made = start(name, WITH_CHILD, {}, 4200)
+        made = start_server(name, WITH_CHILD, {}, 4200)
         wait_until(lambda name=name: {"parent", "on"} <= set(log_of(name).read_text().split()))
         _, child = sorted(made.processes(), key=lambda process: process.pid != made.pid)
         if killed:
@@ -50,8 +50,8 @@ def test_stop_also_ends_child_processes() -> None:
 
 
 def test_a_reused_pid_is_left_alone() -> None:
-    made = start("one", SLEEP, {}, 4200)
-    other = BackgroundProcess(name="two", pid=made.pid, start="another moment", port=4200)
+    made = start_server("one", SLEEP, {}, 4200)
+    other = LocalServer(name="two", pid=made.pid, start="another moment", port=4200)
     assert not other.alive
     other.stop()
     assert made.alive
