@@ -127,6 +127,10 @@ def _submit(service: Service, body: SampleRequest, every: int = 0) -> tuple[Serv
 async def _validation_error(request: Request, error: Exception) -> Response:
     """Return the first errors of a request as one sentence; invalid values are shortened."""
     assert isinstance(error, RequestValidationError)
+    if isinstance(error.body, bytes):  # not parsed
+        given = brief(request.headers.get("content-type"))
+        sentence = f"the body has the content type {given}: send the header Content-Type: application/json"
+        return JSONResponse({"detail": sentence}, 422)
     problems: dict[str, str] = {}
     for item in error.errors()[:MAX_PROBLEMS]:
         field = brief(".".join(str(part) for part in item["loc"][1:2]), str)

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,6 +19,7 @@ from serving.middleware import is_loopback
 from serving.service import Service
 
 MAX_CONNECTIONS = 1000  # beyond them a request gets 503
+REPORT_SECONDS = 60  # between messages about a lack of file descriptors
 FLUSH_SECONDS = 5  # for responses to reach their clients after the last image
 MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters
 
@@ -101,11 +104,21 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._stop, self._on_start = service, stop, on_start
         self._draining: asyncio.Task[None] | None = None
+        self._next_report = 0.0  # of a lack of file descriptors
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""
+        asyncio.get_running_loop().set_exception_handler(self._handle_error)
         await super().startup(sockets)
         self._on_start()
+
+    def _handle_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log an error of the event loop. Without a free file descriptor it raises thousands a second."""
+        if getattr(context.get("exception"), "errno", None) not in (errno.EMFILE, errno.ENFILE):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next_report:
+            self._next_report = loop.time() + REPORT_SECONDS
+            self._service.report("no file descriptor is free, so new clients wait: raise `ulimit -n`")
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether to stop now."""

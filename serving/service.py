@@ -33,7 +33,7 @@ class Service:
         self.draining = False  # the server stops: no new requests
         self.active = 0  # unfinished requests
         self._source, self._device = source, device
-        self._report, self._last_report = report, ""
+        self.report, self._last_report = report, ""
         self._first = self._load()
         self._current: ServedModel | None = None
         self._old: ServedModel | None = None
@@ -114,7 +114,7 @@ class Service:
                 sentence = f"the model stays as it is: {reason(error)}"
                 if sentence != self._last_report:  # a long outage is one line
                     self._last_report = sentence
-                    self._report(sentence)
+                    self.report(sentence)
 
     async def _replace(self) -> None:
         """Load and serve the source's model if it changed, then wait until the old one has finished."""
@@ -125,7 +125,7 @@ class Service:
         self.metrics.reloads.labels("done").inc()
         self.metrics.set_model(self.ref)
         version = "" if published.version is None else f" version {published.version}"
-        self._report(f"{published.name}{version} serves now")
+        self.report(f"{published.name}{version} serves now")
         assert self._old is not None
         await self._old.loop.close()
         self._old = None

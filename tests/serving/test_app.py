@@ -209,9 +209,13 @@ def test_malformed_json_is_refused_with_a_sentence(client, body, status):
     assert "Traceback" not in answer.text
 
 
-def test_a_cross_site_form_post_is_refused(client):
-    answer = client.post("/v1/images", content=b'{"num": 1}', headers={"Content-Type": "text/plain"})
+@pytest.mark.parametrize("given", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_is_not_declared_as_json_is_refused(client, given):
+    """Such as a form of another site, which a browser sends without asking."""
+    headers = {} if given is None else {"Content-Type": given}
+    answer = client.post("/v1/images", content=b'{"num": 1}', headers=headers)
     assert answer.status_code == 422
+    assert answer.json()["detail"].endswith("send the header Content-Type: application/json")
 
 
 def test_non_finite_images_are_an_error_of_their_request(model):
@@ -393,7 +397,7 @@ def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tm
     source = Moving(published(model, 1), published(other, 2))
     reports: list[str] = []
     service = service_of(source, poll=0.1)
-    service._report = reports.append
+    service.report = reports.append
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client:
         with pending(client, gate, {"num": 2}) as answers:
@@ -416,7 +420,7 @@ def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_pat
     source = Moving(published(model, 1), None)
     reports: list[str] = []
     service: Service = service_of(source, poll=0.1)
-    service._report = reports.append
+    service.report = reports.append
     damaged = tmp_path / "damaged.safetensors"
     whole = model.read_bytes()
     damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])

@@ -1,5 +1,6 @@
 """`diffctl serve` as a process: errors, load, champion changes, shutdown."""
 
+import contextlib
 import json
 import random
 import signal
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from diffusion.layout import MODEL
-from tests.conftest import diffctl, write_params
+from tests.conftest import command, diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
@@ -124,6 +125,24 @@ def test_disconnected_clients_free_their_images(server):
             wait_until(lambda: metric(server, "diffctl_images_held ") > 0)
         wait_until(lambda: metric(server, "diffctl_images_held ") == 0)
     wait_until(lambda: metric(server, "diffctl_requests_gone_total ") == 5)
+
+
+@pytest.mark.slow
+def test_without_free_file_descriptors_it_logs_one_line_and_recovers(here):
+    small_model(here / MODEL)
+    limited = ["bash", "-c", 'ulimit -n 64 && exec "$0" "$@"', *command()]
+    server = ServerProcess(here, program=limited)
+    try:
+        with contextlib.ExitStack() as idle:
+            for _ in range(100):
+                idle.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            wait_until(lambda: server.log.read_text() != "")
+        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        assert server.stop() == 0
+        assert "ulimit -n" in server.log.read_text()
+        assert len(server.log.read_text().splitlines()) == 1
+    finally:
+        server.kill()
 
 
 @pytest.mark.slow
