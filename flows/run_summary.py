@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.option_values import format_value
+from diffusion.protocol.options import format_value
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.engine.engine import Full
 from diffusion.engine.job import ChunkStep
 from diffusion.images.pixels import to_nhwc, to_uint8
-from diffusion.sample.nan_guard import NonFiniteError
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel

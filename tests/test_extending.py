@@ -17,7 +17,7 @@ from cli.main import app
 from diffusion.code_digest import code_digest
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import open_store
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code

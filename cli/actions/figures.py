@@ -16,8 +16,8 @@ from diffusion.check.findings import Project
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images, open_store
 from diffusion.layout import PREPARED
-from diffusion.model.model_config import NetworkSpec
 from diffusion.model.model_file import load_model, read_artefact
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.settings import parse_settings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.class_labels import class_condition, mixed_condition

@@ -7,7 +7,7 @@ from cli.shared.options import Selection
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS
 from diffusion.model.model_file import read_artefact
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from tracking.keys import model_name
 from tracking.registry.registered_models import fetch_champion
 from tracking.runs.scored_runs import fetch_model

@@ -8,9 +8,9 @@ import typer
 
 from cli.shared.tables import show, table
 from diffusion.layout import SCORES
-from diffusion.papers.paper import Paper
-from diffusion.papers.paper_comparison import (
+from diffusion.papers.paper import (
     FigureComparison,
+    Paper,
     SpaceScores,
     compare_cells,
     compare_scores,

@@ -10,7 +10,7 @@ from diffusion.choice.selection import describe_optimism
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.option_values import format_value
+from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES
 

@@ -13,8 +13,7 @@ from diffusion.process.denoiser import Denoiser
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
-from diffusion.sample.nan_guard import NaNGuard, guard_networks
-from diffusion.sample.sampler import DenoiserCall, Step, Trajectory, run_sampler
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, guard_networks, run_sampler
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) steps."""

@@ -11,13 +11,12 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.losses import log_variance, prior_term, vlb_terms
 from diffusion.process.noise import ImageNoise
-from diffusion.process.posterior import log_variance
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.process.vlb import prior_term, vlb_terms
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.sample.nan_guard import NaNGuard, guard_networks
+from diffusion.sample.sampler import NaNGuard, guard_networks
 
 
 class Bits(NamedTuple):

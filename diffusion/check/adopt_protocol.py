@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from diffusion.protocol.card import statistics_source
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
-from diffusion.protocol.published_statistics import statistics_source
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.system.files import sha256_file

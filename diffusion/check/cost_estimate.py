@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt
 
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project, format_bytes
-from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.sampling_steps import count_nfe

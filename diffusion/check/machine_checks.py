@@ -10,7 +10,7 @@ from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
-from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, printable

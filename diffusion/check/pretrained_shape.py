@@ -7,9 +7,8 @@ import yaml
 from pydantic_core import to_jsonable_python
 
 from diffusion.config import Config
-from diffusion.model.model_config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import ModelDescription
-from diffusion.model.network_registry import MODELS
+from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.system.references import load_reference
 
 Sections = dict[str, dict[str, Any]]

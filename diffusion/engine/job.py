@@ -20,8 +20,7 @@ from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, noise_draws
 from diffusion.sample.guidance import guidance_weight
-from diffusion.sample.nan_guard import guard_networks
-from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step
+from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
 from diffusion.system.device_transfer import to_device
 from diffusion.system.threads import draw_ahead, then_draw
 

@@ -20,9 +20,8 @@ from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.store import ImageStore
 from diffusion.layout import REFERENCE
-from diffusion.protocol.card import neighbour_card
+from diffusion.protocol.card import missing_reason, missing_scores, neighbour_card, statistics_card
 from diffusion.protocol.extractors import default_extractor
-from diffusion.protocol.published_statistics import missing_reason, missing_scores, statistics_card
 from diffusion.system.devices import scoring_device
 
 Progress = Callable[[int, int], None]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from diffusion.data.file_arrays import FileArray, file_array, npz_keys, open_npz
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
+from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import (
     EXTRACTORS,
     INCEPTION,
@@ -27,7 +28,6 @@ from diffusion.protocol.extractors import (
     ExtractorSpec,
     extractor_spec,
 )
-from diffusion.protocol.published_statistics import UNKNOWN, statistics_source
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import open_regular, read_error
 

@@ -20,8 +20,7 @@ from diffusion.interop.to_diffusers import PREDICTION_TYPES, diffusers_names, no
 from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.json_files import JsonObject, read_json

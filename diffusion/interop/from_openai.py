@@ -15,7 +15,7 @@ from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import sha256_file
 from diffusion.system.section import brief, explain

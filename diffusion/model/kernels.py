@@ -1,54 +1,62 @@
-"""The network's operations that a device does faster in another way: each a formula in torch's own words.
+"""The network's operations that a CPU computes faster in another way, equal except for rounding.
 
-Here alone it is decided who computes: a CPU by a faster equal (`cpu_kernels`) where there is one, all other
-devices by the formula. It keeps a map's channels-last layout wherever torch's own operation does. Where
-that does not, a GPU has an equal (`channels_last_kernels`) that does; a compiled network needs none.
+All other devices compute the formula. Each operation keeps a map's channels-last layout where torch's own
+operation does.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.model import channels_last_kernels as laid
-from diffusion.model import cpu_kernels as cpu
+MAX_PIXELS_OF_FORMULA = 256  # up to which attention by formula is faster in bfloat16 on a CPU
+MIN_CHANNELS_LAST_PIXELS = 1024  # from which a CPU normalises channels-last maps as fast as contiguous ones
 
 
 def on_cpu(x: Tensor) -> bool:
-    """Whether `x` is computed by the CPU's equals of the formulas."""
+    """Return whether `x` is computed in the CPU's way."""
     return x.device.type == "cpu"
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether each pixel's channels lie side by side, and not each channel's pixels; False where both do."""
+    """Return whether each pixel's channels are adjacent, and not each channel's pixels; False if both are."""
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def stays_laid(x: Tensor) -> bool:
-    """Return whether `x` is channels last, needs no gradient, and torch's group norm would copy it."""
-    if on_cpu(x) or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return is_channels_last(x)
-
-
 def downsample(x: Tensor) -> Tensor:
-    """The mean of each 2×2 pixels: (B, C, H, W) with even H and W → (B, C, H/2, W/2)."""
-    if on_cpu(x):
-        return cpu.downsample(x)
-    return F.avg_pool2d(x, 2)
+    """Average each 2×2 pixels: (B, C, H, W) with even H and W → (B, C, H/2, W/2).
+
+    On a CPU by slices: torch's pooling takes two to ten times as long.
+    """
+    if not on_cpu(x):
+        return F.avg_pool2d(x, 2)
+    rows = x[:, :, ::2] + x[:, :, 1::2]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Each pixel repeated to 2×2: (B, C, H, W) → (B, C, 2H, 2W)."""
-    if on_cpu(x) and not is_channels_last(x):
-        return cpu.upsample(x)
-    return F.interpolate(x, scale_factor=2, mode="nearest")
+    """Repeat each pixel to 2×2: (B, C, H, W) → (B, C, 2H, 2W).
+
+    A contiguous map on a CPU by stacks: torch's interpolation takes two to ten times as long.
+    """
+    if not on_cpu(x) or is_channels_last(x):
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+    wide = torch.stack((x, x), dim=-1).flatten(-2)
+    return torch.stack((wide, wide), dim=3).flatten(2, 3)
 
 
 def upsampled_conv(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """`conv`, 3×3 with padding 1, of upsampled `x`: (B, C, H, W) → (B, C_out, 2H, 2W)."""
-    if on_cpu(x):
-        return cpu.upsampled_conv(conv, x)
-    return conv(upsample(x))  # type: ignore[no-any-return]
+    """Apply `conv`, 3×3 with padding 1, to upsampled `x`: (B, C, H, W) → (B, C_out, 2H, 2W).
+
+    On a CPU as one transposed convolution of `x` with 4/9 of the products. Of the nine taps those on
+    copies of one pixel are added beforehand: a 4×4 kernel, stride 2.
+    """
+    if not on_cpu(x):
+        return conv(upsample(x))  # type: ignore[no-any-return]
+    weight = _at_least_float32(conv.weight)  # sums are rounded once, also with bfloat16 weights
+    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
+    kernel = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
+    kernel = kernel.flip(2, 3).transpose(0, 1).to(x.dtype)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
 def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
@@ -56,28 +64,48 @@ def group_norm(norm: nn.GroupNorm, x: Tensor) -> Tensor:
 
     (B, C, H, W) → the same shape. A group may be a single number, which torch's module refuses of one image.
     """
-    if stays_laid(x):
-        return laid.group_norm(norm, x)
-    if on_cpu(x):
-        x = cpu.norm_layout(x)
-    return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return torch.group_norm(_norm_layout(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def scaled_group_norm(norm: nn.GroupNorm, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """norm(x)·(1 + scale) + shift, scale and shift (B, C): (B, C, H, W) → the same shape."""
-    if on_cpu(x):
-        x = cpu.norm_layout(x)
-        if not is_channels_last(x):
-            return cpu.scaled_group_norm(norm, x, scale, shift)
-    if stays_laid(x):
-        return laid.scaled_group_norm(norm, x, scale, shift)
-    return torch.addcmul(shift[..., None, None], group_norm(norm, x), 1 + scale[..., None, None])
+    """norm(x)·(1 + scale) + shift, scale and shift (B, C): (B, C, H, W) → the same shape.
+
+    A contiguous map on a CPU in one pass: with the batch along the channels, every image has its own weight
+    and bias of the norm.
+    """
+    x = _norm_layout(x)
+    if not on_cpu(x) or is_channels_last(x):
+        return torch.addcmul(shift[..., None, None], group_norm(norm, x), 1 + scale[..., None, None])
+    scale, shift = _at_least_float32(scale), _at_least_float32(shift)
+    weight = norm.weight * (1 + scale)
+    bias = torch.addcmul(shift, norm.bias, 1 + scale)
+    batch, channels = x.shape[:2]
+    one = x.reshape(1, batch * channels, *x.shape[2:])
+    groups = batch * norm.num_groups
+    return torch.group_norm(one, groups, weight.flatten(), bias.flatten(), norm.eps).reshape(x.shape)
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """softmax(q kᵀ/√d) v (1706.03762, eq. 1): q, k and v (B, 3, heads, pixels, d) → (B, heads, pixels, d)."""
+    """softmax(q kᵀ/√d) v (1706.03762, eq. 1): q, k and v (B, 3, heads, pixels, d) → (B, heads, pixels, d).
+
+    For few pixels in bfloat16 on a CPU by the plain formula: torch's fused backward pass has a fixed cost for
+    each head there, of up to ten times the work. The fused kernels need each pixel's channels adjacent.
+    """
     if on_cpu(qkv):
-        return cpu.attention(qkv)
-    # The fused kernels need each pixel's channels side by side, as they are when the map was channels-last.
-    q, k, v = (qkv if qkv.stride(-1) == 1 else qkv.contiguous()).unbind(1)
+        q, k, v = qkv.contiguous().unbind(1)  # without the copy the fused kernels take twice the time
+        if q.dtype == torch.bfloat16 and q.shape[-2] <= MAX_PIXELS_OF_FORMULA:
+            return torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), dim=-1) @ v
+    else:
+        q, k, v = (qkv if qkv.stride(-1) == 1 else qkv.contiguous()).unbind(1)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def _norm_layout(x: Tensor) -> Tensor:
+    """Return `x` as a CPU's group norm is fast: channels last, fewer pixels take 8 to 28 times as long."""
+    few = x.shape[-2] * x.shape[-1] < MIN_CHANNELS_LAST_PIXELS
+    return x.contiguous() if few and on_cpu(x) else x
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Return `x` in float32, or as it is where it is more exact."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

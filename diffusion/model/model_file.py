@@ -17,12 +17,11 @@ from safetensors.torch import save
 
 from diffusion.code_digest import CodeSince
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
-from diffusion.model.model_config import NetworkSpec
-from diffusion.model.network_registry import build_network
+from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.power_ema import SigmaRel
 from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic

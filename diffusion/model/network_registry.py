@@ -1,4 +1,4 @@
-"""The networks by name: `model.name` in params.yaml and in model files. It loads no torch.
+"""The networks by name, `model.name` in params.yaml, and what their sections share. It loads no torch.
 
 A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
 (B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
@@ -7,16 +7,22 @@ takes `augmentation` (B, 9) too: how images were transformed; without it they we
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Self
 
-from diffusion.system.references import load_reference, reference_module
+from pydantic import AfterValidator, Field, model_validator
+
+from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.registry_section import RegistrySection
+from diffusion.system.section import NotBool, Probability, Side
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from diffusion.model.model_config import NetworkSpec
-
 CHANGES_RESULTS = False  # diffusion/code_digest.py
+
+AUGMENTATION_NUMBERS = 9  # that describe how an image was transformed (2206.00364, table 6)
+MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ MODELS = {
         "diffusion.model.unet:UNet",
         "diffusion.model.unet_config:UNetConfig",
         "diffusion.model.unet_config:UNetSpec",
-        transfer="diffusion.model.unet_transfer:transfer",
+        transfer="diffusion.model.weight_transfer:transfer_unet",
     ),
 }
 
@@ -52,3 +58,55 @@ def build_network(spec: "NetworkSpec") -> "nn.Module":
     """The network of the spec, its weights drawn from torch's global generator."""
     network: nn.Module = load_reference(MODELS[spec.name].builder)(spec)
     return network
+
+
+class ModelConfig(RegistrySection):
+    """A network's shape, as its entry of MODELS has it, and what training reads of every one.
+
+    `name` is the network, an entry of MODELS. `class_cond`: whether it takes labels. `dropout` is the
+    share of features that training drops (diffusion/model/blocks.py). `gradient_checkpointing` computes
+    features again in the backward pass instead of keeping them. A network that does neither refuses both.
+    """
+
+    CHOSEN_BY = "name"
+    ENTRIES = MODELS
+
+    name: Annotated[str, AfterValidator(partial(check_name, registry=MODELS))] = "unet"
+    class_cond: bool = True
+    dropout: Probability = 0.0
+    gradient_checkpointing: bool = False
+
+    def check_size(self, image_size: int) -> None:
+        """ValueError where it cannot be built for images of this side in pixels."""
+
+    def least_parameters(self) -> int:
+        """At least how many numbers it learns, in closed form: what is too large is not built to find out."""
+        return 0
+
+
+class NetworkSpec(ModelConfig):
+    """A ModelConfig with what the data decides: all that is needed to build the network.
+
+    `num_classes` 0 means unconditional. `null_class` adds the "no label" row that classifier-free guidance
+    trains; its index is `num_classes`.
+    """
+
+    OF_ENTRY = "spec"
+
+    image_size: Side
+    in_channels: Annotated[int, Field(ge=1, le=4), NotBool]
+    out_channels: Annotated[int, Field(ge=1, le=MAX_CLASSES), NotBool]
+    num_classes: Annotated[int, Field(ge=0, le=MAX_CLASSES), NotBool] = 0
+    null_class: bool = False
+
+    @model_validator(mode="after")
+    def _size_and_classes_fit(self) -> Self:
+        self.check_size(self.image_size)
+        if self.null_class and not self.num_classes:
+            raise ValueError("null_class needs classes (num_classes > 0)")
+        return self
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network gives 2C channels: what it predicts, then v (iDDPM eq. 15)."""
+        return self.out_channels == 2 * self.in_channels

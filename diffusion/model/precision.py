@@ -1,15 +1,17 @@
-"""Networks in lower precision: the cast of a network, and how its numbers lie in memory."""
+"""Networks as they are run: in lower precision, in a memory layout, compiled."""
 
 import copy
+import threading
+import warnings
 from typing import Literal, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.compiled import compile_network
-from diffusion.model.exact_conv import ExactConv2d
+from diffusion.model.blocks import ExactConv2d
 from diffusion.process.denoiser_output import Network
+from diffusion.system.errors import DiffctlWarning
 
 Precision = Literal["fp32", "bf16"]
 
@@ -17,7 +19,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def memory_layout(precision: Precision, device: torch.device) -> torch.memory_format:
-    """How weights and feature maps lie in memory: channels last for a GPU's bf16 convolutions."""
+    """Return the layout of weights and feature maps: channels last for a GPU's bf16 convolutions."""
     if device.type == "cuda" and precision == "bf16":
         return torch.channels_last
     return torch.contiguous_format
@@ -35,9 +37,9 @@ def frozen_layout(device: torch.device) -> torch.memory_format:
 
 
 def autocast(network: Network, precision: Precision, *, fast: bool = False) -> Network:
-    """The network under autocast: float32 in and out, matrix products and convolutions in `precision`.
+    """Return the network under autocast: float32 in and out, products and convolutions in `precision`.
 
-    `fast` has a plain module compiled, which pays from many passes on.
+    `fast` compiles a plain module.
     """
     if precision == "bf16":
         network = to_bf16(network)
@@ -54,9 +56,9 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
 
 
 def freeze(network: Module) -> Module:
-    """The network in eval mode and frozen, as a file gives it: its rounded copy is kept while it lives.
+    """Return the network in eval mode and frozen; its rounded copy is kept as long as it exists.
 
-    Not for the EMA of a training: its next step makes a copy worthless, which would only hold memory.
+    Not for the EMA of a training, whose next step makes the copy useless.
     """
     _SETTLED[network] = None
     return network.eval().requires_grad_(False)
@@ -103,3 +105,81 @@ def _rounded_copy(network: nn.Module) -> nn.Module:
             module.to(torch.bfloat16)
     layout = frozen_layout(next(network.parameters()).device)
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+# Compiling takes a minute or two: the passes of 2,000 steps of training, three each.
+MIN_COMPILED_PASSES = 6000
+GRAPHS = "reduce-overhead"  # torch.compile's mode that records a CUDA graph and replays it
+WARM_UP_PASSES = 3  # of a graph: one warms up, one is recorded, one is replayed
+
+_COMPILED = "_compiled_by_device"
+
+
+def is_worth_compiling(passes: int, device: torch.device) -> bool:
+    """Return whether this number of passes of one shape is computed compiled: by rule, on a GPU alone."""
+    return device.type == "cuda" and passes >= MIN_COMPILED_PASSES
+
+
+def compile_mode(device: torch.device) -> str | None:
+    """Return torch.compile's mode on the device; None is its default.
+
+    A pass fits a CUDA graph: its shape is the same each time, the weights stay where they are, and no noise
+    is drawn in it. torch keeps graphs by thread, and fails in others than the main one (pytorch#123177).
+    """
+    graphs = device.type == "cuda" and threading.current_thread() is threading.main_thread()
+    return GRAPHS if graphs else None
+
+
+class CompiledNetwork:
+    """The network compiled for the shape of its first call; other shapes run without compilation.
+
+    On a GPU its kernels are launched as one graph, for the thread of the first call. If the first passes
+    fail, the network runs without compilation after one DiffctlWarning.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._shape: tuple[torch.Size, torch.dtype, bool, int] | None = None
+        self._mode: str | None = None
+        self._fast: Network | None = None
+        self._passes, self._failed = 0, False
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """Return the network's output."""
+        shape = x.shape, t.dtype, labels is None, threading.get_ident() if x.is_cuda else 0
+        if self._shape is None:
+            self._shape, self._mode = shape, compile_mode(x.device)
+        if shape == self._shape and not self._failed:
+            try:
+                return self._compiled(x, t, labels)
+            except (RuntimeError, AssertionError) as error:
+                if self._passes >= WARM_UP_PASSES:
+                    raise
+                self._failed, self._fast = True, None
+                reason = str(error).strip().partition("\n")[0]
+                message = f"the network cannot be compiled ({reason}): sampling continues without that"
+                warnings.warn(message, DiffctlWarning, stacklevel=2)
+        return self._network(x, t, labels)  # type: ignore[no-any-return]
+
+    def _compiled(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        if self._fast is None:
+            self._fast = torch.compile(self._network, dynamic=False, mode=self._mode)
+        output = self._fast(x, t, labels)
+        self._passes += 1
+        return output.clone() if self._mode == GRAPHS else output  # the next pass overwrites a graph's output
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "CompiledNetwork":
+        """Wrap a copy of the network, not compiled yet."""
+        return CompiledNetwork(copy.deepcopy(self._network, memo))
+
+
+def compile_network(network: nn.Module) -> CompiledNetwork:
+    """Return the compiled network, compiled once per device.
+
+    The network's own dict holds it: it refers to the network, and elsewhere would keep it alive.
+    """
+    device = str(next(network.parameters()).device)
+    kept: dict[str, CompiledNetwork] = network.__dict__.setdefault(_COMPILED, {})
+    if device not in kept:
+        kept[device] = CompiledNetwork(network)
+    return kept[device]

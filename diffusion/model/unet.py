@@ -8,6 +8,7 @@ from diffusion.model.blocks import (
     BLOCKS,
     Attention,
     Downsample,
+    ExactConv2d,
     GroupNorm,
     Resampling,
     Stage,
@@ -16,8 +17,7 @@ from diffusion.model.blocks import (
     timestep_embedding,
     zero,
 )
-from diffusion.model.exact_conv import ExactConv2d
-from diffusion.model.model_config import AUGMENTATION_NUMBERS
+from diffusion.model.network_registry import AUGMENTATION_NUMBERS
 from diffusion.model.unet_config import UNetSpec, level_sizes
 
 

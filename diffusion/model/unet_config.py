@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.model.model_config import ModelConfig, NetworkSpec
+from diffusion.model.network_registry import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
 from diffusion.system.section import NotBool, Side, Unique, brief
 

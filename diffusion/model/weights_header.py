@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from diffusion.layout import MODEL
-from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 

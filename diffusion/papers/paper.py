@@ -4,19 +4,20 @@ Those of PAPERS are shipped; users can write their own. A protocol uses the fiel
 it can be compared with one. Fields that the paper does not state are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
-from diffusion.protocol.card import SHARES, protocol_card
+from diffusion.protocol.card import SHARES, Card, protocol_card, statistics_card
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.published_statistics import statistics_card
+from diffusion.protocol.scores import CellScores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.regular_files import read_regular_text
@@ -153,3 +154,113 @@ def known_scores() -> frozenset[str]:
 def _scores_of(spec: ExtractorSpec) -> Iterator[str]:
     yield from (spec.distance, spec.limit, spec.published, spec.kernel_distance, *map(spec.named, SHARES))
     yield from (name for name in (spec.score, spec.gaussian_distance) if name)
+
+
+ONCE = 1  # runs behind a score of this project
+
+
+class Difference(NamedTuple):
+    """A field that a paper states differently from a card; `here` is None if the card lacks it."""
+
+    field: str
+    paper: Any
+    here: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} {_text(self.paper)} (here {_text(self.here)})"
+
+
+@dataclass(frozen=True)
+class FigureComparison:
+    """A published figure, this project's value of the same score, and the protocol differences.
+
+    `here` is None without such a score; `cell` names the cell of the value.
+    """
+
+    figure: Figure
+    here: float | None
+    differences: tuple[Difference, ...]
+    cell: str | None = None
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether both are the same score by the same protocol, as far as the paper states it."""
+        return self.here is not None and not self.differences
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "name": self.figure.name,
+            "where": self.figure.where,
+            "metric": self.figure.metric,
+            "published": self.figure.value,
+            "here": self.here,
+            **({} if self.cell is None else {"cell": self.cell}),
+            "comparable": self.is_comparable,
+            "departures": [one._asdict() for one in self.differences],
+        }
+
+
+def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()) -> list[Difference]:
+    """Return the fields, except those in `aside`, that differ or are missing in the card.
+
+    A minimum over several runs is never comparable with a single run.
+    """
+    stated = paper.protocol_of(figure)
+    found = [
+        Difference(field, value, card.get(field))
+        for field, value in stated.items()
+        if field not in aside and card.get(field) != value
+    ]
+    return found + ([Difference("least of", paper.least_of, ONCE)] if paper.least_of != ONCE else [])
+
+
+class SpaceScores(NamedTuple):
+    """The scores and the card of one feature space."""
+
+    card: Card
+    scores: Mapping[str, float]
+
+
+def space_scores(cell: CellScores) -> list[SpaceScores]:
+    """Return the scores of all feature spaces of a cell, the ranking one first."""
+    return [SpaceScores(one.card, one.scores) for one in (cell, *cell.spaces.values())]
+
+
+def with_score(metric: str, seen: Sequence[SpaceScores]) -> SpaceScores:
+    """Return the feature space with this score, or the first one."""
+    return next((one for one in seen if metric in one.scores), seen[0])
+
+
+def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComparison]:
+    """Compare each of the paper's figures with the scores of one set of images."""
+    found = []
+    for figure in paper.figures:
+        card, scores = with_score(figure.metric, seen)
+        found.append(
+            FigureComparison(figure, scores.get(figure.metric), tuple(differences(paper, figure, card)))
+        )
+    return found
+
+
+def compare_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[FigureComparison]:
+    """Compare each of the paper's figures with the cell that differs in the fewest fields."""
+    found = []
+    for figure in paper.figures:
+        seen = {name: with_score(figure.metric, space_scores(cell)) for name, cell in cells.items()}
+        found_differences = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
+        name = min(found_differences, key=lambda name: len(found_differences[name]))
+        found.append(
+            FigureComparison(figure, seen[name].scores.get(figure.metric), found_differences[name], name)
+        )
+    return found
+
+
+def shared_differences(found: Iterable[Sequence[Difference]]) -> list[Difference]:
+    """Return the differences common to all of one or more figures."""
+    first, *others = found
+    return [departure for departure in first if all(departure in other for other in others)]
+
+
+def _text(value: Any) -> str:
+    return "not stated" if value is None else f"{value:,}" if type(value) is int else str(value)

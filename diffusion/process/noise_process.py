@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.process.denoiser_output import Prediction, expand, split_output
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.device_transfer import float64_device, to_device
 

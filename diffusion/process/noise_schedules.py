@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.noise_process import TabulatedProcess
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 
 
 def linear_betas(timesteps: int) -> Tensor:

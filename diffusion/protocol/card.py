@@ -2,13 +2,10 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from diffusion.protocol.extractors import EVALUATION_VERSION
+from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
 from diffusion.system.section import PositiveInt, Section
-
-if TYPE_CHECKING:
-    pass
 
 Card = dict[str, Any]
 
@@ -76,11 +73,8 @@ _REFERENCE_FIELDS = (
 
 
 EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype")
-STATISTICS_FIELDS = (
-    "statistics_name",
-    "statistics_sha256",
-    "statistics_source",
-)  # what `…_published` is against
+# What `…_published` is against.
+STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
 COUNT_FIELDS = (
     "num_images",
     "kid_subset_size",
@@ -142,3 +136,69 @@ class ReferenceFacts(Section):
     heldout_split: str | None = None
     heldout_digest: str | None = None
     heldout_count: PositiveInt | None = None
+
+
+_OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
+_EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"
+_EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
+
+# By a file's name: github.com/openai/guided-diffusion evaluations/README.md, NVlabs/edm and NVlabs/edm2.
+PUBLISHED = {
+    "VIRTUAL_imagenet64_labeled.npz": f"{_OPENAI}/imagenet/64/VIRTUAL_imagenet64_labeled.npz",
+    **{
+        name: f"{_EDM}/{name}"
+        for name in (
+            "cifar10-32x32.npz",
+            "imagenet-64x64.npz",
+            "imagenet-64x64-baseline.npz",
+            "ffhq-64x64.npz",
+            "afhqv2-64x64.npz",
+        )
+    },
+    "img512.pkl": f"{_EDM2}/img512.pkl",
+}
+
+UNKNOWN = "unknown"  # the source of a file with another name
+
+
+def statistics_source(name: str) -> str:
+    """Return the address at which a file of this name was published, or `unknown`."""
+    return PUBLISHED.get(name, UNKNOWN)
+
+
+def missing_scores(spec: ExtractorSpec, images: bool = False) -> list[str]:
+    """Return the names of scores that need more than a mean and a covariance, and more than `images`."""
+    shares = [spec.named(score) for score in SHARES]
+    gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
+    of_images = [] if images else [spec.kernel_distance, *gaussian, *shares]
+    return [*of_images, "floor", "excess", "memorisation"]
+
+
+def missing_reason(images: bool = False) -> str:
+    """Return the reason for the missing scores, to follow their names."""
+    if images:
+        return "these need real images that were held out, and the file has none"
+    return "the file holds a mean and a covariance, and these need the features of every real image"
+
+
+def statistics_fields(facts: Mapping[str, str]) -> Card:
+    """Return the fields of a card on the file, STATISTICS_FIELDS."""
+    return {field: facts[field.removeprefix("statistics_")] for field in STATISTICS_FIELDS}
+
+
+def statistics_card(
+    sampling: Card, num_images: int, reference: Card, spec: ExtractorSpec, weights_sha256: str
+) -> Card:
+    """Return the complete card of N images against published statistics, described by `reference`."""
+    return {
+        **sampling,
+        "num_images": num_images,
+        **statistics_fields(reference),
+        "extractor": spec.name,
+        "weights_sha256": weights_sha256,
+        "resize": spec.resize,
+        "feature_dtype": "float32",
+        "torch": version("torch"),
+        "torch_fidelity": version("torch-fidelity"),
+        "evaluation": EVALUATION_VERSION,
+    }

@@ -9,8 +9,7 @@ from typing import Any
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.option_values import format_value
-from diffusion.protocol.options import SamplingOption
+from diffusion.protocol.options import SamplingOption, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import (

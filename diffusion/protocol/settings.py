@@ -10,20 +10,23 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from diffusion.model.power_ema import SigmaRel
-from diffusion.protocol.option_values import (
+from diffusion.protocol.options import (
     TRAINED_EMA,
     Average,
     Eta,
     GuidanceScale,
     Interval,
+    NoEffect,
+    Option,
     Options,
     SamplerName,
+    SamplingOption,
     SpacingName,
     Timesteps,
+    declared_options,
     interval_text,
     split_list,
 )
-from diffusion.protocol.options import NoEffect, Option, SamplingOption, declared_options
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Drawing
 
-from diffusion.papers.paper import Figure, Paper, all_papers
-from diffusion.papers.paper_comparison import (
+from diffusion.papers.paper import (
     Difference,
+    Figure,
+    Paper,
+    all_papers,
     differences,
     shared_differences,
     space_scores,

@@ -9,7 +9,7 @@ from diffusion.choice.ranking import leader
 from diffusion.protocol.card import SHARES, Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
-from diffusion.protocol.option_values import format_value
+from diffusion.protocol.options import format_value
 from diffusion.protocol.scores import CellScores, ImageScores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES, OPTIONS

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
-from diffusion.model.compiled import is_worth_compiling
-from diffusion.model.precision import autocast
+from diffusion.model.precision import autocast, is_worth_compiling
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, NetworkDenoiser
 from diffusion.process.noise import ImageNoise
@@ -17,8 +16,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_gradient, guided, shift_eps, shift_mean, without_labels
-from diffusion.sample.nan_guard import NaNGuard, guard_networks
-from diffusion.sample.sampler import Step, run_sampler
+from diffusion.sample.sampler import NaNGuard, Step, guard_networks, run_sampler
 from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import UsageError

@@ -7,8 +7,7 @@ import torch
 
 from diffusion.process.denoiser_output import Prediction
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import Noise, build_sampler
 from diffusion.protocol.settings import SampleSettings

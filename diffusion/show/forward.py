@@ -13,8 +13,7 @@ from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import PROCESSES, build_process
+from diffusion.process.process_registry import PROCESSES, ProcessConfig, build_process
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.report.figure_base import (
     DASHED,

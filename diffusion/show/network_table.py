@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.model.model_config import NetworkSpec
-from diffusion.model.network_registry import build_network
+from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.show.figure import FigureData, columns, format_quantity
 

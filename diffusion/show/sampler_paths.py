@@ -16,9 +16,8 @@ from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
-from diffusion.protocol.option_values import format_value
+from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.protocol.options import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps

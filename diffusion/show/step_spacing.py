@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.sample.sampling_steps import max_eta

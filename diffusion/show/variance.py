@@ -15,8 +15,7 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.report.figure_base import DASHED, DOTTED, figure_style, line_colour, log_axis, new_figure

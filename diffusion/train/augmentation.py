@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion.model.model_config import AUGMENTATION_NUMBERS
+from diffusion.model.network_registry import AUGMENTATION_NUMBERS
 from diffusion.process.noise import counter_generator
 from diffusion.system.device_transfer import to_device
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig

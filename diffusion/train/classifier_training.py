@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.code_digest import CodeSince, code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
-from diffusion.model.model_config import NetworkSpec
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser_output import Network
 from diffusion.process.noise_process import NoiseProcess

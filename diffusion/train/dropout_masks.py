@@ -11,8 +11,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.dropout import Dropout
-from diffusion.model.model_config import NetworkSpec
+from diffusion.model.blocks import Dropout
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.noise import counter_generator
 from diffusion.system.device_transfer import to_device
 from diffusion.train.plan import TrainPlan

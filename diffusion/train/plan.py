@@ -12,12 +12,10 @@ from torch import Tensor, nn
 from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
 from diffusion.images.store_meta import Ancestor
 from diffusion.layout import STARTS
-from diffusion.model.model_config import ModelConfig, NetworkSpec
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
-from diffusion.model.network_registry import MODELS
+from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import PROCESSES
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint

@@ -12,11 +12,10 @@ from torch import nn
 
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.layout import STARTS
-from diffusion.model.model_config import NetworkSpec
 from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified_artefact
-from diffusion.model.network_registry import build_network
+from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig

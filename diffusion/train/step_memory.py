@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from diffusion.model.model_config import NetworkSpec
-from diffusion.model.network_registry import build_network
+from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.system.errors import DiffctlError
 from diffusion.system.machine_memory import machine_memory
 from diffusion.system.threads import single_thread
@@ -69,7 +68,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 def _is_upsampled_conv(kind: Any, args: Sequence[Any]) -> bool:
-    """Whether it is `cpu_kernels.upsampled_conv`: a transposed convolution with a fixed kernel."""
+    """Whether it is `kernels.upsampled_conv` on a CPU: a transposed convolution with a fixed kernel."""
     if kind is not torch.ops.aten.convolution or not args[6]:
         return False
     weight: Tensor = args[1]

@@ -9,10 +9,10 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from diffusion.data.data_config import DataConfig
-from diffusion.model.model_config import ModelConfig
+from diffusion.model.network_registry import ModelConfig
 from diffusion.model.power_ema import SigmaRel
 from diffusion.model.unet_config import UNetConfig
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
 from diffusion.system.section import (
     BatchSize,

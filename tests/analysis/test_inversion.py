@@ -13,7 +13,7 @@ from diffusion.analysis.inversion import decode_images, encode, encode_images, i
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps

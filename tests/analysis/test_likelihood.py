@@ -9,7 +9,7 @@ import torch
 from diffusion.analysis.likelihood import bits_per_dimension
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
 

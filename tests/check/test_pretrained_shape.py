@@ -8,8 +8,8 @@ import torch
 
 from diffusion.check.pretrained_shape import Sections, format_sections, needed_changes, sections_of
 from diffusion.config import parse
-from diffusion.model.model_config import ModelConfig
 from diffusion.model.model_file import Artefact, save_artefact
+from diffusion.model.network_registry import ModelConfig
 from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.plan import plan_training
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained

@@ -17,7 +17,7 @@ from diffusion.layout import MODEL
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.model.presets import PRESETS
 from diffusion.process.condition import Condition
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from tests.cli.conftest import assert_refused

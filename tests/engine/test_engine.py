@@ -12,13 +12,12 @@ from diffusion.analysis.inversion import decode_images, encode, encoding
 from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
 from diffusion.engine.job import CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition, mixed_condition
 from diffusion.sample.generate import check_settings, generate, model_denoiser, noise_draws
-from diffusion.sample.nan_guard import NonFiniteError
-from diffusion.sample.sampler import DenoiserCall, Step
+from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of

@@ -7,19 +7,16 @@ import torch
 
 from diffusion.engine.engine import Engine
 from diffusion.images.store import open_store
-from diffusion.model import kernels
 from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
-from diffusion.model.compiled import CompiledNetwork
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import freeze
+from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
-from diffusion.sample.nan_guard import NaNGuard
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import NaNGuard, run_sampler
 from diffusion.system.device_transfer import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
@@ -156,19 +153,6 @@ def test_a_compiled_network_gives_the_same_output(device) -> None:
         found = [fast(x, t, labels) for x in several]
         for x, output in zip(several, found, strict=True):
             assert torch.allclose(output, network(x, t, labels), atol=1e-4)
-
-
-@pytest.mark.parametrize("device", [GPU])
-def test_a_group_norm_keeps_channels_last_and_its_numbers(device) -> None:
-    norm = torch.nn.GroupNorm(32, 64, device=device)
-    x = torch.randn(3, 64, 16, 16, device=device).to(memory_format=torch.channels_last)
-    scale, shift = torch.randn(2, 3, 64, device=device)
-    with torch.no_grad():
-        found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, shift)]
-        plain = norm(x)
-    assert all(map(kernels.is_channels_last, found))
-    expected = [plain, plain * (1 + scale[..., None, None]) + shift[..., None, None]]
-    torch.testing.assert_close(found, [one.contiguous(memory_format=torch.channels_last) for one in expected])
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)

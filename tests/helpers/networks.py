@@ -8,8 +8,7 @@ import torch
 from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from tests.helpers import papers
 
 

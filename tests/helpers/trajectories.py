@@ -10,8 +10,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, NetworkDenoiser
 from diffusion.process.denoiser_output import Network
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep

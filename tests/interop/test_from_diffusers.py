@@ -10,7 +10,7 @@ import torch
 from diffusion.interop.from_diffusers import RENAMED_WEIGHTS, import_diffusers
 from diffusion.interop.to_diffusers import export_diffusers
 from diffusion.model.model_file import load_model, save_artefact
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
 from tests.interop.test_to_diffusers import SHAPES, model

@@ -15,7 +15,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.condition import Condition
 from diffusion.process.noise import full_state_generator
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError

@@ -14,18 +14,19 @@ from cli.actions.image_files import frames_of
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.pixels import to_nhwc
-from diffusion.model import compiled as module
 from diffusion.model import precision
-from diffusion.model.compiled import (
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.precision import (
     GRAPHS,
     MIN_COMPILED_PASSES,
     CompiledNetwork,
-    compile_modes,
+    autocast,
+    compile_mode,
     compile_network,
+    freeze,
     is_worth_compiling,
+    memory_layout,
 )
-from diffusion.model.model_file import LoadedModel
-from diffusion.model.precision import autocast, freeze, memory_layout
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
@@ -109,72 +110,56 @@ def test_compile_error_falls_back_to_eager_with_one_warning(monkeypatch) -> None
         assert torch.equal(fast(*arguments), network(*arguments))
 
 
-def test_errors_after_first_call_propagate(compilations) -> None:
-    network = network_of(spec_of())
-    fast, arguments = CompiledNetwork(network), random_inputs(2)
-    fast(*arguments)
-    network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("device lost"))
-    with pytest.raises(RuntimeError, match="device lost"):
-        fast(*arguments)
-
-
 def test_cuda_graphs_are_used_only_in_main_thread_on_gpu() -> None:
     gpu = torch.device("cuda")
-    assert compile_modes(gpu) == [GRAPHS, None]
-    assert compile_modes(CPU) == [None]
+    assert compile_mode(gpu) == GRAPHS
+    assert compile_mode(CPU) is None
     with ThreadPoolExecutor(1) as other:
-        assert other.submit(compile_modes, gpu).result() == [None]
+        assert other.submit(compile_mode, gpu).result() is None
+
+
+class Graph:
+    """A simulated CUDA graph, which overwrites its output and fails at the pass `fails` with `error`."""
+
+    fails, error = 0, Exception()
+
+    def __init__(self, network, *, dynamic, mode):
+        assert mode == GRAPHS
+        self.network, self.output, self.passes = network, None, 0
+
+    def __call__(self, x, t, labels):
+        self.passes += 1
+        if self.passes == self.fails:
+            raise self.error
+        output = self.network(x, t, labels)
+        self.output = torch.empty_like(output) if self.output is None else self.output
+        return self.output.copy_(output)
 
 
 @pytest.fixture
-def graph_passes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, int]]:
-    """Simulate CUDA graphs that overwrite their output. Return each pass as (mode, number)."""
-    passes: list[tuple[str | None, int]] = []
-
-    def compile_(network, *, dynamic, mode):
-        static_output: list[torch.Tensor] = []
-
-        def fast(x, t, labels):
-            passes.append((mode, sum(mode == one for one, _ in passes) + 1))
-            if passes[-1] == fast.fails:
-                raise fast.error
-            output = network(x, t, labels)
-            if mode != GRAPHS:
-                return output
-            static_output[:] = static_output or [torch.empty_like(output)]
-            return static_output[0].copy_(output)
-
-        fast.fails, fast.error = compile_.fails, compile_.error
-        return fast
-
-    compile_.fails, compile_.error = None, None
-    monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(module, "compile_modes", lambda device: [GRAPHS, None])
-    return passes
+def graph(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(torch, "compile", Graph)
+    monkeypatch.setattr(precision, "compile_mode", lambda device: GRAPHS)
+    return monkeypatch
 
 
-def test_cuda_graph_outputs_are_not_overwritten(graph_passes) -> None:
-    network = network_of(spec_of())
-    fast, several = CompiledNetwork(network), [random_inputs(2) for _ in range(5)]
-    found = [fast(*arguments) for arguments in several]
-    assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
-    assert graph_passes == [(GRAPHS, number) for number in range(1, 6)]
-
-
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("fails", [0, 1, 2, 3])
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, torch.OutOfMemoryError])
-def test_failed_cuda_graph_capture_falls_back_to_plain_compilation(graph_passes, number, error) -> None:
-    torch.compile.fails, torch.compile.error = (GRAPHS, number), error("no capture\nand more")
+def test_graph_outputs_are_not_overwritten_and_failed_capture_falls_back(graph, fails, error) -> None:
+    graph.setattr(Graph, "fails", fails)
+    graph.setattr(Graph, "error", error("no capture\nand more"))
     network = network_of(spec_of())
     fast, several = CompiledNetwork(network), [random_inputs(2) for _ in range(5)]
-    with pytest.warns(DiffctlWarning, match=r"cannot be launched as a CUDA graph \(no capture\)"):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         found = [fast(*arguments) for arguments in several]
     assert all(torch.equal(a, network(*b)) for a, b in zip(found, several, strict=True))
-    assert [mode for mode, _ in graph_passes] == [GRAPHS] * number + [None] * (6 - number)
+    assert ["(no capture)" in str(one.message) for one in caught] == [True] * (fails > 0)
 
 
-def test_errors_after_cuda_graph_capture_propagate(graph_passes) -> None:
-    torch.compile.fails, torch.compile.error = (GRAPHS, 4), RuntimeError("device lost")
+def test_errors_after_graph_capture_propagate(graph) -> None:
+    graph.setattr(Graph, "fails", 4)
+    graph.setattr(Graph, "error", RuntimeError("device lost"))
     fast, arguments = CompiledNetwork(network_of(spec_of())), random_inputs(2)
     for _ in range(3):
         fast(*arguments)

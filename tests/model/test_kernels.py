@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.model import channels_last_kernels, kernels
+from diffusion.model import kernels
 from diffusion.model.kernels import is_channels_last
 from diffusion.model.precision import autocast
 from diffusion.model.unet import UNet
@@ -172,31 +171,6 @@ def test_scaled_group_norm_scales_and_shifts_each_image(plain, drawn, seed):
     )  # fmt: skip
 
 
-def to_channels_last(x: Tensor) -> nn.Parameter:
-    """Return the map with channels-last strides, also for a single channel or pixel."""
-    return nn.Parameter(x.detach().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
-
-
-@examples
-@given(norms(), seeds)
-def test_gpu_group_norm_keeps_channels_last_and_matches_formula(drawn, seed):
-    """With and without a scale and shift for each image."""
-    groups, (x, weight, bias) = drawn
-    x, tolerance = to_channels_last(x), TOLERANCES[x.dtype] * magnification(x, groups)
-    scale, shift = (numbers(seed + i, *x.shape[:2], dtype=x.dtype) for i in (0, 1))
-    norm = norm_of(groups, weight, bias)
-    with torch.no_grad():
-        plain = normalised(x.double(), groups, weight.double(), bias.double())
-        scaled = plain * (1 + scale.double()[..., None, None]) + shift.double()[..., None, None]
-        for found, exact in (
-            (channels_last_kernels.group_norm(norm, x), plain),
-            (channels_last_kernels.scaled_group_norm(norm, x, scale, shift), scaled),
-        ):
-            assert (found.dtype, found.shape) == (x.dtype, x.shape)
-            assert found.permute(0, 2, 3, 1).is_contiguous()
-            assert (found.double() - exact).abs().max() <= tolerance * (1 + exact.abs().max())
-
-
 @pytest.mark.parametrize("side", [8, 32])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_cpu_group_norm_keeps_channels_last_only_for_many_pixels(dtype, side):
@@ -213,35 +187,6 @@ def test_cpu_group_norm_keeps_channels_last_only_for_many_pixels(dtype, side):
     ):
         assert is_channels_last(found) == (side == 32)
         assert (found.double() - expected).abs().max() <= TOLERANCES[dtype] * (1 + expected.abs().max())
-
-
-class Copies(TorchDispatchMode):
-    """Record each operation that can copy a map, and each native group norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name in ("clone", "contiguous", "native_group_norm"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gpu_group_norm_without_gradients_does_not_copy_channels_last_map(dtype):
-    """Use the meta device. With gradients the native norm runs; its layout depends on the torch version."""
-    x = torch.empty(2, 64, 8, 8, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
-    norm = nn.GroupNorm(32, 64, device="meta", dtype=dtype)
-    scale = torch.empty(2, 64, dtype=dtype, device="meta")
-    for gradients in (False, True):
-        with torch.set_grad_enabled(gradients), Copies() as copies:
-            found = [kernels.group_norm(norm, x), kernels.scaled_group_norm(norm, x, scale, scale)]
-        assert gradients or all(map(is_channels_last, found))
-        assert copies.found.count("native_group_norm") == (2 if gradients else 0)
-        assert gradients or copies.found == []
-        assert {y.dtype for y in found} == {dtype}
 
 
 @IMPLEMENTATIONS

@@ -13,7 +13,7 @@ from diffusion.model.model_file import DataCard
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetConfig, UNetSpec
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.section import fingerprint
 from diffusion.train.train_config import TrainConfig

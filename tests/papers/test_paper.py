@@ -3,12 +3,15 @@
 import pytest
 import yaml
 
-from diffusion.papers.paper import PAPERS, Paper, card_fields, open_paper
-from diffusion.papers.paper_comparison import (
+from diffusion.papers.paper import (
+    PAPERS,
+    Paper,
     SpaceScores,
+    card_fields,
     compare_cells,
     compare_scores,
     differences,
+    open_paper,
     shared_differences,
 )
 from diffusion.protocol.grid import settings_card

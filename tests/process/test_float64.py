@@ -7,14 +7,12 @@ from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, classifier_gradient, shift_eps
-from diffusion.sample.nan_guard import NaNGuard
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import NaNGuard, run_sampler
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator

@@ -10,12 +10,17 @@ from hypothesis import strategies as st
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser_output import split_output
-from diffusion.process.losses import training_losses
-from diffusion.process.posterior import log_variance, posterior_mean
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.losses import (
+    discretized_log_likelihood,
+    log_variance,
+    normal_kl,
+    posterior_mean,
+    prior_term,
+    training_losses,
+    vlb_terms,
+)
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.process.vlb import discretized_log_likelihood, normal_kl, prior_term, vlb_terms
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
 from tests.helpers.trajectories import OnGrid, grid_of

@@ -18,8 +18,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
+from diffusion.process.process_registry import PROCESSES, ProcessConfig, ProcessEntry, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid, settings_card
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
@@ -34,8 +33,7 @@ from diffusion.sample.guidance import (
     shift_eps,
     shift_mean,
 )
-from diffusion.sample.nan_guard import NaNGuard
-from diffusion.sample.sampler import DenoiserCall, Step, Trajectory, run_sampler
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, run_sampler
 from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
 from tests.helpers import papers

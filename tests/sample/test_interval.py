@@ -11,8 +11,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser_output import Prediction
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS

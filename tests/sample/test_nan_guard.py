@@ -24,8 +24,7 @@ from diffusion.sample.cell_images import make_cell
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
-from diffusion.sample.nan_guard import NaNGuard, NonFiniteError
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import NaNGuard, NonFiniteError, run_sampler
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.trajectories import grid_of, network_denoiser

@@ -5,8 +5,7 @@ import pytest
 
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.process.noise import ImageNoise
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import PROCESSES
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.show.forward import MAX_SIDE, forward
 from tests.helpers import papers
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.show.sampler_paths import MIXTURE, sampler_paths, samplers

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.show.step_spacing import steps
 from diffusion.system.errors import UsageError

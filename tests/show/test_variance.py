@@ -6,7 +6,7 @@ import torch
 
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.show.variance import MAX_STEPS, learned_variance, make_grid, shown_steps, variance_bounds
 from diffusion.system.errors import UsageError
 from tests.helpers import papers

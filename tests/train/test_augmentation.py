@@ -174,7 +174,7 @@ def test_a_model_file_records_augmentation_only_if_used(store):
 
 
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
-    from diffusion.model.model_config import NetworkSpec
+    from diffusion.model.network_registry import NetworkSpec
 
     monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment"):

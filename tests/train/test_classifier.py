@@ -19,8 +19,7 @@ from diffusion.model.classifier import (
 )
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.process.condition import Condition
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition

@@ -9,7 +9,7 @@ import torch
 from diffusion.config import Config, load
 from diffusion.model.presets import PRESETS
 from diffusion.model.unet_config import UNetConfig
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.section import Section
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS

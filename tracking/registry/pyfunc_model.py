@@ -23,7 +23,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.nan_guard import NonFiniteError
+from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate

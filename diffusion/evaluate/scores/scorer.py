@@ -28,9 +28,8 @@ from diffusion.evaluate.scores.torch_fidelity_scores import (
 )
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
-from diffusion.protocol.card import Card, protocol_card
+from diffusion.protocol.card import Card, protocol_card, statistics_fields
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
-from diffusion.protocol.published_statistics import statistics_fields
 
 Scores = dict[str, float]
 

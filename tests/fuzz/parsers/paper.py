@@ -5,8 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from diffusion.papers.paper import open_paper
-from diffusion.papers.paper_comparison import compare_cells, shared_differences
+from diffusion.papers.paper import compare_cells, open_paper, shared_differences
 from tests.helpers.scores_document import document
 
 NAME = "paper.yaml"

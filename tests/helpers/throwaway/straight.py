@@ -4,7 +4,7 @@ from pydantic import Field
 from torch import Tensor
 
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 
 
 class StraightConfig(ProcessConfig):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from diffusion.model.dropout import Dropout
-from diffusion.model.model_config import ModelConfig, NetworkSpec
+from diffusion.model.blocks import Dropout
+from diffusion.model.network_registry import ModelConfig, NetworkSpec
 from diffusion.system.section import PositiveInt
 
 
