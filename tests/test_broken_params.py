@@ -16,8 +16,17 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
 from diffusion.train import step_memory
 from tests.conftest import params
-from tests.helpers.broken_params import CLASSIFIER, Place, Tree, broken_texts, broken_trees, places, read
-from tests.helpers.sections import bounds, numbers
+from tests.helpers.broken_params import (
+    CLASSIFIER,
+    Place,
+    Tree,
+    bounds,
+    broken_texts,
+    broken_trees,
+    numbers,
+    places,
+    read,
+)
 
 MAX_BUILT = 2  # networks that `check` builds: to count weights, and to count activations
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from cli import main
 from cli.shared.sampling_options import SamplingCommand
-from tests.helpers.sections import bounds, numbers, parts, section_classes
+from tests.helpers.broken_params import bounds, numbers, parts, section_classes
 
 
 @pytest.mark.parametrize("kind", section_classes(), ids=lambda kind: kind.__name__)

@@ -6,13 +6,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from tests.helpers.terminal_picture import LONGEST, STATES, Heard, screen, shortened, svg
-from tests.recording import record
+from tests.recording import LONGEST, STATES, Output, record, screen, shortened, svg
 
 
 def read(*texts: str) -> list[str]:
     """Return the lines on the screen after these texts, written one second apart."""
-    return [line.text for line in screen([Heard(at, text) for at, text in enumerate(texts)])]
+    return [line.text for line in screen([Output(at, text) for at, text in enumerate(texts)])]
 
 
 @pytest.mark.parametrize(
@@ -33,14 +32,14 @@ def test_screen_matches_a_terminal(written: list[str], seen: list[str]) -> None:
 
 
 def test_line_with_many_updates_keeps_its_first_and_last_state() -> None:
-    (line,) = screen([Heard(at, f"\r\x1b[K{at}/100") for at in range(101)])
+    (line,) = screen([Output(at, f"\r\x1b[K{at}/100") for at in range(101)])
     states = [text for _, text in line.states]
     assert len(states) == STATES
     assert (states[0], states[-1]) == ("0/100", "100/100")
 
 
 def test_picture_keeps_the_order_and_shortens_waits() -> None:
-    lines = screen([Heard(0, "a\n"), Heard(0.2, "b\n"), Heard(3600, "c\n")])
+    lines = screen([Output(0, "a\n"), Output(0.2, "b\n"), Output(3600, "c\n")])
     clock = shortened(lines)
     assert clock[0] == 0
     assert clock[0.2] == pytest.approx(0.2)
@@ -48,7 +47,7 @@ def test_picture_keeps_the_order_and_shortens_waits() -> None:
 
 
 def test_picture_is_xml_with_the_last_screen_as_final_lines() -> None:
-    drawn = ElementTree.fromstring(svg("see <this>", [Heard(0, "\r1 & 2"), Heard(1, "\r3 > 2\nend\n")], 40))
+    drawn = ElementTree.fromstring(svg("see <this>", [Output(0, "\r1 & 2"), Output(1, "\r3 > 2\nend\n")], 40))
     texts = [element for element in drawn.iter() if element.tag.endswith("text")]
     last = [element.text for element in texts if "passing" not in element.attrib["class"]]
     assert last == ["$ see <this>", "3 > 2", "end"]

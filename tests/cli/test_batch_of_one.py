@@ -8,7 +8,7 @@ import pytest
 
 from diffusion.layout import SCORES
 from tests.conftest import diffctl, write_params
-from tests.helpers.cells import assert_equal_but_for_rounding, cell_images
+from tests.helpers.networks import assert_equal_but_for_rounding, cell_images
 
 CELLS = {"steps": [2], "eta": [1.0]}
 

@@ -12,8 +12,7 @@ import pytest
 from diffusion.data.readers import archives
 from diffusion.data.readers.archives import unpack_tar, unpack_zip, zip_names
 from diffusion.system.errors import DiffctlError
-from tests.helpers.archive_bombs import write_gzip_bomb, write_zip_bomb
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded, write_gzip_bomb, write_zip_bomb
 
 LARGE = 3000  # MB, from a few MB
 

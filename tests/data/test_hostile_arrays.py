@@ -14,8 +14,7 @@ from diffusion.data.file_arrays import open_npz
 from diffusion.data.readers.image_batches import read_batch
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers.archive_bombs import write_zip_bomb
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded, write_zip_bomb
 from tests.helpers.raw_data import planar, random_images
 
 LARGE = 3000  # MB, from a few MB

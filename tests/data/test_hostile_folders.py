@@ -16,7 +16,7 @@ from diffusion.data.readers.listing import MAX_DEPTH, list_images
 from diffusion.data.source_registry import build_source
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded
 from tests.helpers.raw_data import prepared, random_images, write_folder
 
 

@@ -14,8 +14,7 @@ from diffusion.data.readers.label_csv import MAX_LINE, read_labels
 from diffusion.data.source_registry import build_source
 from diffusion.downloads.cache import MAX_DEPTH, find_file
 from diffusion.system.errors import DiffctlError
-from tests.helpers.archive_bombs import write_gzip_bomb
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded, write_gzip_bomb
 from tests.helpers.raw_data import random_images, write_fashion
 
 LARGE = 3000  # MB, from a few MB

@@ -24,7 +24,7 @@ from diffusion.data.source_registry import build_source
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded
 from tests.helpers.raw_data import old_numpy_pickle, python2_pickle, random_images, write_cifar10
 
 DTYPES = st.sampled_from([np.uint8, np.int64, np.float32, np.dtype(">f8"), np.bool_, np.dtype(">u2")])

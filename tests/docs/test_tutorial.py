@@ -1,13 +1,18 @@
 """Run docs/tutorial.md and the README's commands in a fresh clone."""
 
+import os
 import re
+import subprocess
+import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
-from tests.helpers import clone
+from tests.conftest import ROOT, environment
+from tests.newest import copy_checkout
 
 pytestmark = pytest.mark.long
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.M | re.S)
@@ -32,16 +37,16 @@ NOT_RUN = {  # lines of the README's section Use, by how they begin
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The clone after the tutorial's first block, with its environment."""
     home = tmp_path_factory.mktemp("tutorial")
-    source = clone.origin(home / "origin")
-    clone.shell(TUTORIAL[0].replace("<this repository>", f"'{source}'"), home)
-    clone.set_up(home / "diffctl")
+    source = origin(home / "origin")
+    shell(TUTORIAL[0].replace("<this repository>", f"'{source}'"), home)
+    set_up(home / "diffctl")
     return home / "diffctl"
 
 
 @pytest.fixture(scope="module")
 def output(folder: Path) -> str:
     """Return the output of the tutorial's commands."""
-    return clone.shell("\n".join(TUTORIAL[1:]), folder)
+    return shell("\n".join(TUTORIAL[1:]), folder)
 
 
 def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, output: str) -> None:
@@ -68,5 +73,45 @@ def test_the_readmes_commands_run(folder: Path, output: str) -> None:
     assert all(any(line.startswith(begin) for line in lines) for begin in NOT_RUN)
     wanted = [line for line in lines if not any(line.startswith(begin) for begin in NOT_RUN)]
     assert len(wanted) > 8
-    clone.shell("\n".join(["source .venv/bin/activate", *wanted]), folder)
+    shell("\n".join(["source .venv/bin/activate", *wanted]), folder)
     assert (folder / "sevens.gif").exists()
+
+
+SCRIPTS = {"diffctl": "cli.entry", "dvc": "dvc"}
+
+
+def origin(folder: Path) -> Path:
+    """Return the repository that a new user clones."""
+    folder.mkdir()
+    copy_checkout(folder)
+    return folder
+
+
+def set_up(clone: Path) -> None:
+    """Create the environment of `make install` from this interpreter's packages, in a second."""
+    folder = clone / ".venv"
+    venv.create(folder, with_pip=False)
+    own = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
+    (own / "packages.pth").write_text(f"{clone}\n{sysconfig.get_path('purelib')}\n")
+    for name, module in SCRIPTS.items():
+        script = folder / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
+        script.chmod(0o755)
+    (folder / ".installed").touch()  # newer than its prerequisites
+
+
+def shell(script: str, folder: Path) -> str:
+    """Run a script's lines as a shell does and return the output; AssertionError if a line fails."""
+    env = environment({"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", "MAKEFLAGS": "", "TZ": "UTC"})
+    env = {name: value for name, value in env.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    done = subprocess.run(
+        ["bash", "-euxc", script],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout

@@ -19,7 +19,7 @@ from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.file_server import serving
-from tests.helpers.inception import write_random_inception
+from tests.helpers.torch_fidelity_adapter import write_random_inception
 
 
 @pytest.fixture(scope="module")

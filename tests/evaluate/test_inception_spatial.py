@@ -16,7 +16,7 @@ from diffusion.images.store import open_store, write_store
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL
 from diffusion.report.score_tables import short_names
 from tests.helpers.digits_sweep import real_digits
-from tests.helpers.inception import write_random_inception
+from tests.helpers.torch_fidelity_adapter import write_random_inception
 
 NAME = INCEPTION_SPATIAL.name
 

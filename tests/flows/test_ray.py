@@ -15,7 +15,7 @@ from diffusion.protocol.grid import cell_settings, grid
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import command, diffctl, environment
-from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import diffctl
-from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.reboot import LEASE, Moment, kill, reboot, training
+from tests.helpers.nightly import LEASE, Moment, Nightly, kill, nightly, reboot, training
 from tests.helpers.servers import post
 from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until

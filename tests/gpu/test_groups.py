@@ -15,8 +15,7 @@ from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
 from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
 from tests.gpu.test_training import FP32, begun
-from tests.helpers.process_pair import trained
-from tests.helpers.sharded import CHANGES, SHARDED, alone, assert_close
+from tests.helpers.process_pair import CHANGES, SHARDED, alone, assert_close, trained
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from diffusion.train.step_metrics import AsyncMetrics
 from diffusion.train.train_step import new_state, train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
-from tests.helpers.profile_trainings import TRAININGS
+from tests.helpers.process_pair import TRAININGS
 from tests.helpers.trainings import plan_of
 
 

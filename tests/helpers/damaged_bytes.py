@@ -1,8 +1,16 @@
 """What happens to files: a bit flips, an end is lost, bytes are put in, taken out or written over."""
 
+import os
+import resource
+import signal
+import struct
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 from hypothesis import strategies as st
+
+from diffusion.system.errors import DiffctlError
 
 Damage = Callable[[bytes], bytes]
 
@@ -28,3 +36,85 @@ def damages(draw: st.DrawFn) -> Damage:
         return data[:at] + some + data[at:]
 
     return damaged
+
+
+BLOCK = 1 << 20  # bytes
+
+
+def png(width: int, height: int, *, depth: int = 8, kind: int = 2, data: bytes = b"") -> bytes:
+    """Return a PNG of that size and colour type (0 grey, 2 RGB, 6 RGBA) with compressed content."""
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in chunks
+    )
+
+
+def packed_zeros(count: int, wbits: int = 15) -> bytes:
+    """Return `count` zeros, compressed by zlib."""
+    packer = zlib.compressobj(9, wbits=wbits)
+    return packer.compress(bytes(count)) + packer.flush()
+
+
+def many_zeros(blocks: int) -> bytes:
+    """Return so many MB of zeros, compressed without a header."""
+    packer = zlib.compressobj(9, wbits=-15)
+    one = packer.compress(bytes(BLOCK)) + packer.flush(zlib.Z_FULL_FLUSH)
+    return one * blocks + b"\x03\x00"
+
+
+def write_gzip_bomb(path: Path, beginning: bytes, blocks: int) -> None:
+    """Return a gzip file of a prefix and so many MB of zeros."""
+    packer = zlib.compressobj(9, wbits=-15)
+    head = packer.compress(beginning) + packer.flush(zlib.Z_FULL_FLUSH)
+    size = (len(beginning) + blocks * BLOCK) % 2**32
+    trailer = struct.pack("<II", 0, size)
+    path.write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\x03" + head + many_zeros(blocks) + trailer)
+
+
+def write_zip_bomb(path: Path, name: str, beginning: bytes, blocks: int) -> None:
+    """Return a zip with one member: a prefix and so many MB of zeros."""
+    packer = zlib.compressobj(9, wbits=-15)
+    packed = packer.compress(beginning) + packer.flush(zlib.Z_FULL_FLUSH) + many_zeros(blocks)
+    size, encoded = len(beginning) + blocks * BLOCK, name.encode()
+    sizes = struct.pack("<III", 0, len(packed), size)
+    local = struct.pack("<IHHHI", 0x04034B50, 20, 0, 8, 0) + sizes + struct.pack("<HH", len(encoded), 0)
+    body = local + encoded + packed
+    listed = struct.pack("<IHHHHI", 0x02014B50, 20, 20, 0, 8, 0) + sizes
+    listed += struct.pack("<HHHHHII", len(encoded), 0, 0, 0, 0, 0, 0) + encoded
+    end = struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 1, 1, len(listed), len(body), 0)
+    path.write_bytes(body + listed + end)
+
+
+def bounded(call: Callable[[], object], megabytes: int = 512, seconds: int = 60) -> str:
+    """Return the message of the call's DiffctlError, else its result as text.
+
+    AssertionError for any other exception, also for more memory, and where it takes longer.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(seconds)
+        os.write(writer, _outcome(call, megabytes).encode("utf-8", "backslashreplace")[:16384])
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as stream:
+        kind, _, text = stream.read().decode().partition(":")
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, f"longer than {seconds} s, or it died: {status}"
+    assert kind == "result", text
+    return text
+
+
+def _outcome(call: Callable[[], object], megabytes: int) -> str:
+    try:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), resource.RLIM_INFINITY))
+        return f"result:{call()}"
+    except DiffctlError as error:
+        return f"result:{error}"
+    except BaseException as error:
+        return f"raised:{type(error).__name__}: {error}"

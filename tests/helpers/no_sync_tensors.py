@@ -1,10 +1,15 @@
 """A device without values, on which any operation that waits for a GPU fails."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from diffusion.system import device_transfer
 
 DEVICE = torch.device("meta")
 BY_VALUE = ("nonzero", "masked_select", "unique", "_local_scalar_dense", "equal", "is_nonzero")
@@ -68,3 +73,26 @@ def _flat(values: Any) -> list[Any]:
     if isinstance(values, list | tuple):
         return [one for value in values for one in _flat(value)]
     return [values]
+
+
+class Float64(AssertionError):
+    """A float64 tensor was made on the device."""
+
+
+class _Refusing(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, list | tuple) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.device == DEVICE and tensor.dtype == torch.float64:
+                raise Float64(func.overloadpacket.__name__)
+        return made
+
+
+@contextmanager
+def no_float64() -> Iterator[torch.device]:
+    """The device, known for the block to have no float64: whoever makes one there raises Float64."""
+    with pytest.MonkeyPatch.context() as patch, _Refusing():
+        patch.setattr(device_transfer, "WITHOUT_FLOAT64", (DEVICE.type,))
+        yield DEVICE

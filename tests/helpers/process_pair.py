@@ -6,11 +6,14 @@ On CPUs over gloo, and on a GPU each over NCCL.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from diffusion.images.store import open_store
 from diffusion.system.errors import Interrupted
@@ -95,6 +98,72 @@ def main() -> None:
             train(state, images, group, NullObserver(), save, check_stop)
         except Interrupted:
             return
+
+
+@contextmanager
+def pair_of(script: str, *arguments: str) -> Iterator[list["subprocess.Popen[str]"]]:
+    """Both; argv has the rank, the port of a store that lives as long as the block, and the arguments."""
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    yield [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), str(store.port), *arguments],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+SHORT: dict[str, Any] = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}
+CHANGES: dict[str, Any] = {
+    "train": {**SHORT, "ema_profiles": {"sigma_rel": [0.1], "every": 2}},
+    "model": {"dropout": 0.2, "gradient_checkpointing": True},
+}
+SHARDED = {**CHANGES, "train": {**CHANGES["train"], "shard": True}}
+
+
+def numbers(state: SavedState, part: str) -> Tensor:
+    """All numbers of a part, one after another."""
+    names = sorted(name for name in state.tensors if name.startswith(f"{part}."))
+    return torch.cat([state.tensors[name].double().flatten() for name in names])
+
+
+def assert_close(ours: SavedState, theirs: SavedState) -> None:
+    """But for rounding, by which Adam's first steps move weights without a true gradient anywhere."""
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert ours.values.step == theirs.values.step
+    for part, far in (("network", 1e-3), ("ema", 1e-3), ("ema_profiles", 1e-3), ("optimizer", 1e-4)):
+        a, b = numbers(ours, part), numbers(theirs, part)
+        assert float((a - b).norm()) < far * float(b.norm()), part
+
+
+def alone(store: Path) -> SavedState:
+    """What one process makes of it."""
+    images = open_store(store)
+    state = new_state(plan_of(images, **CHANGES), CPU)
+    train(state, images, ProcessGroup(CPU), NullObserver(), lambda state: None, lambda: None)
+    return state.saved()
+
+
+_HYBRID = {"process": {"variance": "learned", "loss": "hybrid", "prediction": "eps"}}
+_SIMPLE = {"process": {"variance": "small", "loss": "simple", "prediction": "eps"}}
+_AUGMENT = {"augment": {"probability": 1.0}}  # so that every image is resampled
+_AVERAGES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 2}}
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "simple": {**_SIMPLE, "model": {"class_cond": False}, "train": {"p_uncond": 0.0}},
+    "hybrid": {**_HYBRID, "train": {}},
+    "vlb": {"process": {**_HYBRID["process"], "loss": "vlb"}, "train": {}},
+    "velocity": {"process": {**_HYBRID["process"], "prediction": "velocity"}, "train": {}},
+    "min-snr": {"process": {**_HYBRID["process"], "weighting": "min-snr"}, "train": {}},
+    "dropout": {**_HYBRID, "model": {"dropout": 0.2}, "train": {}},
+    "flips": {**_HYBRID, "data": {"flip": True}, "train": {}},
+    "augmented": {**_HYBRID, "train": _AUGMENT},
+    "averages": {**_HYBRID, "train": _AVERAGES},
+    "checkpoints": {**_HYBRID, "model": {"gradient_checkpointing": True, "dropout": 0.2}, "train": {}},
+    "all": {**_HYBRID, "model": {"dropout": 0.2}, "data": {"flip": True}, "train": {**_AUGMENT, **_AVERAGES}},
+}
 
 
 if __name__ == "__main__":

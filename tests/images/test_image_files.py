@@ -15,8 +15,7 @@ from diffusion.images.decode import FORMATS, MAX_PIXELS, MAX_SCANNED, BadImage
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import write_store
 from diffusion.system.errors import UsageError
-from tests.helpers.archive_bombs import packed_zeros, png
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded, packed_zeros, png
 from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.raw_data import random_images
 

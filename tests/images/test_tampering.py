@@ -19,8 +19,8 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import grid, open_cells
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import DiffctlError
-from tests.helpers.cells import with_model
 from tests.helpers.digits_sweep import ONE_CELL, tamper, write_cell
+from tests.helpers.networks import with_model
 from tests.helpers.scores_document import document
 
 MANY = 20_000

@@ -17,7 +17,7 @@ from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.plan import build_objective
-from tests.helpers.no_float64 import Float64, no_float64
+from tests.helpers.no_sync_tensors import Float64, no_float64
 from tests.helpers.trainings import plan_of
 from tests.train.test_classifier import SECTION, resolved
 

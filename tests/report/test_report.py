@@ -33,8 +33,7 @@ from diffusion.report.training_curve import read_curve
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
-from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, hexadecimal
-from tests.helpers.colour_contrast import contrast
+from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, contrast, hexadecimal
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 from tests.helpers.disks import make_room, memory_disk
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import pytest
 
 from diffusion.report.theme import DARK, LIGHT, LINES
-from tests.helpers.colour_contrast import EYES, apart, contrast, lab, linear
+from tests.helpers.browser import EYES, apart, contrast, lab, linear
 
 SCHEMES = pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 

@@ -40,8 +40,8 @@ from diffusion.system.locks import LockBusy, file_lock, is_held
 from flows.ray.shard_runner import library_version, make_shard
 from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
-from tests.helpers.cells import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.damaged_bytes import Damage, damages
+from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.waiting import wait_until
 
 ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}

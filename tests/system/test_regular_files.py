@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import open_regular, read_regular, read_regular_text
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded
 
 
 def pipe(path):

@@ -16,11 +16,10 @@ from hypothesis.stateful import (
 )
 
 from diffusion.system.errors import DiffctlWarning, UsageError
-from tests.helpers.champion_moves import move
+from tests.helpers.champion_moves import Killed, PausedWork, move
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.paused_client import Killed, PausedWork
-from tests.helpers.postgres import postgres
 from tests.helpers.scores_document import document
+from tests.helpers.team import postgres
 from tracking.keys import CHAMPION, PREVIOUS
 from tracking.registry.champion_log import ConcurrentMove, History, Move, ensure_model, read_history, repair
 from tracking.registry.promotion import Decision, Override, apply_gate, plan_rollback, preview_gate, roll_back

@@ -30,7 +30,7 @@ from diffusion.train.train_step import TrainState, new_state, train_step
 from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.helpers.no_sync_tensors import NothingWaits
-from tests.helpers.profile_trainings import TRAININGS
+from tests.helpers.process_pair import TRAININGS
 from tests.helpers.trainings import CPU, plan_of
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}

@@ -35,7 +35,7 @@ from diffusion.train.observers import NullObserver
 from diffusion.train.step_metrics import AsyncMetrics
 from diffusion.train.train_step import new_state
 from tests.conftest import diffctl, environment, write_params
-from tests.helpers.pair import pair_of
+from tests.helpers.process_pair import pair_of
 from tests.helpers.training_process import (
     logged_steps,
     model_bytes,

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from diffusion.train.distributed import rank_zero as alone
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
 from diffusion.train.distributed.rank_zero import DONE, HEARTBEATS, rank_zero_first, wait_for_rank_zero
-from tests.helpers.pair import pair_of
+from tests.helpers.process_pair import pair_of
 
 CPU = torch.device("cpu")
 PATIENCE = 100.0
