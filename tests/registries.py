@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion.data.source_registry import SOURCES
+from diffusion.data.data_config import SOURCES
 from diffusion.model.network_registry import MODELS
 from diffusion.model.presets import PRESETS
 from diffusion.process.parameterization import PREDICTIONS
@@ -38,7 +38,7 @@ class Registry:
 
 
 REGISTRIES = (
-    Registry("SOURCES", SOURCES, "diffusion/data/source_registry.py", "data.name",
+    Registry("SOURCES", SOURCES, "diffusion/data/data_config.py", "data.name",
              "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
     Registry("MODELS", MODELS, "diffusion/model/network_registry.py", "model.name",
              "a `NetworkSpec` → `nn.Module`"),

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from diffusion.config import Config
+from diffusion.data.data_config import build_source
 from diffusion.data.prepare import shape_of
 from diffusion.data.source import DatasetInfo
-from diffusion.data.source_registry import build_source
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import MODEL, PREPARED, STARTS

@@ -11,21 +11,19 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
-from diffusion.data.readers.resize import conform
+from diffusion.data.readers.image_files import conform
 from diffusion.data.source import Job, Reader
 from diffusion.images.digests import row_digests
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sync_file
 from diffusion.system.json_files import JsonObject, parse_json
-from diffusion.system.npy_files import read_array
 from diffusion.system.section import Section, canonical_json, validate
 from diffusion.system.worker_processes import map_in_processes
 
@@ -93,12 +91,32 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
     jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
     many = reader.heavy and len(starts) > 1
     results = map_in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
-    with _Journal(target) as journal, closing(results):
-        for start, bad in results:
-            journal.add(start, bad)
-            finished[start] = bad
-            done(_stop(target, start) - start)
+    waiting: dict[int, dict[int, str]] = {}
+    committed = time.monotonic()
+    try:
+        with closing(results):
+            for start, bad in results:
+                waiting[start] = finished[start] = bad
+                done(_stop(target, start) - start)
+                if time.monotonic() - committed > COMMIT_SECONDS:
+                    _commit(target, waiting)
+                    waiting, committed = {}, time.monotonic()
+    finally:
+        _commit(target, waiting)
     return {row: why for bad in finished.values() for row, why in bad.items()}
+
+
+def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
+    """Sync finished blocks to disk: pixels first, then the lines of the journal that mark them."""
+    with _on_disk(target):
+        sync_file(target.images)
+        sync_file(target.digests)
+        with open(target.journal, "a", encoding="utf-8") as journal:
+            for start, bad in blocks.items():
+                entry = _Entry(start=start, bad=bad, digests=_digest_of(target, start))
+                journal.write(canonical_json(add_checksum(entry.model_dump(mode="json"))) + "\n")
+            journal.flush()
+            os.fsync(journal.fileno())
 
 
 def read_digests(target: SplitTarget) -> Iterator[NDArray[np.uint8]]:
@@ -124,7 +142,7 @@ def _on_disk(target: SplitTarget) -> Iterator[None]:
 
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
     """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
-    if target.journal.exists() and _is_laid_out(target):
+    if target.journal.exists():
         return _read_journal(target)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
@@ -134,20 +152,10 @@ def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
             file.truncate(file.tell() + target.shape[0] * target.row_bytes)
         with open(target.digests, "wb") as file:
             file.truncate(target.shape[0] * 64)
-        target.journal.write_bytes(b"")
+        sync_file(target.images)
+        sync_file(target.digests)
+        target.journal.touch()
     return {}
-
-
-def _is_laid_out(target: SplitTarget) -> bool:
-    """Return whether images and digests have the layout of the target."""
-    try:
-        images = read_array(target.images, mapped=True)
-        size, noted = target.images.stat().st_size, target.digests.stat().st_size
-    except (Corrupted, OSError):
-        return False
-    fits = images.dtype == np.uint8 and images.shape == target.shape and images.flags["C_CONTIGUOUS"]
-    # `header` counts from the end of the file; NumPy's offset must agree
-    return fits and getattr(images, "offset", -1) == size - images.nbytes and noted == 64 * len(images)
 
 
 def _read_journal(target: SplitTarget) -> dict[int, dict[int, str]]:
@@ -200,46 +208,3 @@ def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
         rest = values.reshape(-1)
         while len(rest):
             rest = rest[file.write(rest.data) :]
-
-
-class _Journal:
-    """Journal of finished blocks, synced in batches: pixels first, then the line that marks them."""
-
-    def __init__(self, target: SplitTarget) -> None:
-        self.target = target
-        self.waiting: list[tuple[int, dict[int, str]]] = []
-        self.committed = time.monotonic()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.commit()
-
-    def add(self, start: int, bad: dict[int, str]) -> None:
-        """Add a block."""
-        self.waiting.append((start, bad))
-        if time.monotonic() - self.committed > COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Sync all added blocks to disk."""
-        with _on_disk(self.target):
-            lines = [self._line(start, bad) for start, bad in self.waiting]
-            for path in (self.target.images, self.target.digests):
-                sync_file(path)
-            with open(self.target.journal, "a", encoding="utf-8") as journal:
-                journal.writelines(lines)
-                journal.flush()
-                os.fsync(journal.fileno())
-        self.waiting = []
-        self.committed = time.monotonic()
-
-    def _line(self, start: int, bad: dict[int, str]) -> str:
-        named = {str(row): why for row, why in bad.items()}
-        return (
-            canonical_json(
-                add_checksum({"start": start, "bad": named, "digests": _digest_of(self.target, start)})
-            )
-            + "\n"
-        )

@@ -6,11 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusion.code_digest import code_digest, module_digests
-from diffusion.data.data_config import DataConfig
+from diffusion.data.data_config import SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.problems import refuse_problems
 from diffusion.data.source import RawData, Split
-from diffusion.data.source_registry import SOURCES, build_source
 from diffusion.data.split_stores import FilledSplit, write_stores
 from diffusion.downloads.fetch import OnProgress
 from diffusion.layout import PREPARE_RUNS

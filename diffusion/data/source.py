@@ -4,19 +4,25 @@ A source names its classes and opens its splits. It neither resizes nor stores: 
 rows in several processes and writes the store.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.file_arrays import FileArray, MemoryArray
 from diffusion.data.holdout import Indices
 from diffusion.data.problems import Problem
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Images, Labels
+from diffusion.system.errors import DiffctlError, printable
+
+HEAVY_BYTES = 1 << 28  # of arrays that justify several processes
+MAX_NAME_LENGTH = 255  # characters of a class name, as of a folder's
+IMAGENET_CLASSES = 1000
 
 
 class Rows(NamedTuple):
@@ -116,84 +122,56 @@ class Source(Protocol):
 
 
 class ArrayReader:
-    """A reader of images in memory, in the order of `rows` if given."""
+    """A reader of one or several arrays (n, H, W, C), joined, in the order of `rows` if given."""
 
-    heavy = False
-
-    def __init__(self, images: Images, rows: Indices | None = None) -> None:
-        self.images = images
-        self.rows = np.arange(len(images)) if rows is None else rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def job(self, start: int, stop: int) -> Job:
-        """Return a job for rows `start` to `stop`."""
-        return partial(Rows, self.images[self.rows[start:stop]])
-
-    def names(self, rows: Indices) -> list[str]:
-        """Return the rows' numbers in the raw array."""
-        return _numbered(self.rows[rows])
-
-
-class FileArrayReader:
-    """A reader of concatenated arrays in files, in the order of `rows` if given.
-
-    Each array holds images of `shape` (H, W, C), flattened or not. `planar` means stored as (C, H, W).
-    """
-
-    heavy = True
-
-    def __init__(
-        self,
-        parts: Sequence[FileArray],
-        shape: tuple[int, int, int],
-        *,
-        planar: bool,
-        rows: Indices | None = None,
-    ) -> None:
-        self.parts = parts
-        self.shape = shape
-        self.planar = planar
-        self.ends = np.cumsum([part.shape[0] for part in parts])
+    def __init__(self, images: Images | Sequence[Images], rows: Indices | None = None) -> None:
+        self.parts = [images] if isinstance(images, np.ndarray) else images
+        self.ends = np.cumsum([len(part) for part in self.parts])
         self.rows = np.arange(self.ends[-1]) if rows is None else rows
+        self.heavy = sum(part.nbytes for part in self.parts) > HEAVY_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def job(self, start: int, stop: int) -> Job:
-        """Return a job for rows `start` to `stop`, split into runs of consecutive rows of one file."""
+        """Return a job with a copy of rows `start` to `stop`."""
         rows = self.rows[start:stop]
         which = np.searchsorted(self.ends, rows, side="right")
-        cuts = np.flatnonzero((np.diff(rows) != 1) | (np.diff(which) != 0)) + 1
-        pieces = []
-        for run, files in zip(np.split(rows, cuts), np.split(which, cuts), strict=True):
-            part = self.parts[files[0]]
-            first = int(run[0] - self.ends[files[0]]) + part.shape[0]
-            pieces.append(_piece(part, first, first + len(run)))
-        return partial(_read_pieces, pieces, self.shape, self.planar)
+        # A row less the end of its part is counted from that end.
+        images = [self.parts[part][row - self.ends[part]] for part, row in zip(which, rows, strict=True)]
+        return partial(Rows, np.stack(images))
 
     def names(self, rows: Indices) -> list[str]:
-        """Return the rows' numbers, counted over all files."""
-        return _numbered(self.rows[rows])
+        """Return the rows' numbers, counted over all arrays."""
+        return [f"image {row}" for row in self.rows[rows].tolist()]
 
 
-def _piece(part: FileArray, start: int, stop: int) -> tuple[FileArray, int, int]:
-    """Return a range of rows; of an array in memory only these rows, since a job is sent to a process."""
-    if isinstance(part, MemoryArray):
-        return MemoryArray(part.read(start, stop)), 0, stop - start
-    return part, start, stop
+def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
+    """Return the names as text; DiffctlError unless each is printable, valid UTF-8 and unique."""
+    if not isinstance(names, list | tuple):
+        raise DiffctlError(f"{printable(origin)} has no list of classes: it is not a file of this set")
+    found = tuple(_text(name) for name in names)
+    for name in found:
+        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
+            raise DiffctlError(
+                f"{printable(origin)} has a class named {printable(name[:40])!r}: give it a name of at most "
+                f"{MAX_NAME_LENGTH} printable characters"
+            )
+    if twice := [name for name, count in Counter(found).items() if count > 1]:
+        raise DiffctlError(f"{printable(origin)} has two classes named {twice[0]}: give each its own name")
+    return found
 
 
-def _read_pieces(
-    pieces: Sequence[tuple[FileArray, int, int]], shape: tuple[int, int, int], planar: bool
-) -> Rows:
-    height, width, channels = shape
-    stored = (channels, height, width) if planar else shape
-    images = [part.read(start, stop).reshape(-1, *stored) for part, start, stop in pieces]
-    joined = np.concatenate(images)
-    return Rows(joined.transpose(0, 2, 3, 1) if planar else joined)
+def unique_names(classes: Sequence[tuple[str, str]], origin: Path) -> tuple[str, ...]:
+    """Return the names of (synset, name) pairs; a duplicate (crane: bird, machine) gets its synset added.
+
+    DiffctlError as `class_names`, for the file `origin` that lists them.
+    """
+    seen = Counter(name for _, name in classes)
+    return class_names([n if seen[n] == 1 else f"{n} ({synset})" for synset, n in classes], origin)
 
 
-def _numbered(rows: Indices) -> list[str]:
-    return [f"image {row}" for row in rows.tolist()]
+def _text(name: object) -> str:
+    if isinstance(name, bytes):
+        return name.decode("utf-8", "surrogateescape")
+    return name if isinstance(name, str) else ""

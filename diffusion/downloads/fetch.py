@@ -1,22 +1,15 @@
-"""Download of published files into the cache: verified, resumed, from the first address that serves them.
-
-requests transfers and urllib3's Retry counts attempts and computes waits. Ours are the resumption of partial
-files over kills and mirrors, the digest, and the lock between processes.
-"""
+"""Download of published files into the cache: verified, resumed, from the first address that serves them."""
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
-from urllib3.util import Retry
+from urllib3.exceptions import HTTPError
 
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sync_folder
@@ -27,7 +20,6 @@ RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
 
 OnProgress = Callable[[int, int, str], None]  # bytes done, bytes in total, file name
-_OnBytes = Callable[[int, int], None]  # bytes done, bytes in total (0 if unknown)
 
 
 @dataclass(frozen=True)
@@ -44,17 +36,14 @@ class RemoteFile:
 class RetryPolicy:
     """Number of consecutive attempts without any progress, and waits and timeout in seconds.
 
-    An attempt that received bytes is no failure, so that an often interrupted download still completes.
+    An attempt that received bytes is no failure, so that an often interrupted download still completes. The
+    wait doubles from failure to failure.
     """
 
     attempts: int = 6
     wait: float = 1.0
     max_wait: float = 30.0
     timeout: float = 30.0
-
-    def start(self) -> Retry:
-        """Return a new counter of failed attempts."""
-        return Retry(self.attempts - 1, backoff_factor=self.wait, backoff_max=self.max_wait)
 
 
 class _Failed(Exception):
@@ -94,7 +83,7 @@ def fetch(
 def verify(path: Path, checksum: str) -> None:
     """Raise DiffctlError unless the file has the published checksum."""
     algorithm, expected = checksum.split(":")
-    found = _digest_of(path, algorithm).hexdigest()
+    found = _digest_of(path, algorithm)
     if found != expected:
         raise DiffctlError(
             f"{path} is not the published file ({algorithm} {found}, expected {expected}): delete it and "
@@ -106,7 +95,7 @@ def file_checksums(paths: Sequence[Path], notify: OnProgress | None = None) -> d
     """Return the SHA-256 of each file by name."""
     total, done, found = sum(path.stat().st_size for path in paths), 0, {}
     for path in paths:
-        found[path.name] = _digest_of(path, "sha256").hexdigest()
+        found[path.name] = _digest_of(path, "sha256")
         done += path.stat().st_size
         if notify is not None:
             notify(done, total, "checksums")
@@ -124,124 +113,84 @@ def _download(
 ) -> None:
     """Fill `part` with the right content, from the addresses in turn."""
     algorithm, expected = remote.checksum.split(":")
-    wrong, turn, why = 0, 0, ""
-    kind, retry = DiffctlError, policy.start()
+    wrong, failures, why = 0, 0, ""
 
-    def received(done: int, total: int) -> None:
+    def received(done: int) -> None:
         if notify is not None:
-            notify(done, total or remote.size, remote.name)
+            notify(done, remote.size, remote.name)
 
-    while urls and wrong <= len(urls):
-        url = urls[turn % len(urls)]
-        host, before = urlsplit(url).netloc, _size(part)
+    while urls and wrong <= len(urls) and failures < policy.attempts:
+        url, before = urls[0], _size(part)
         try:
-            found = _transfer(url, part, algorithm, policy.timeout, received)
-        except _Refused as refusal:
-            why = f"{host}: {refusal}"
-            urls = [other for other in urls if other != url]
-            continue
-        except _Failed as failure:
-            why = f"{host}: {failure}"
-            try:
-                retry = policy.start() if _size(part) > before else retry.increment("GET", url)
-            except MaxRetryError:
-                kind = TemporaryError
-                break
-            time.sleep(min(policy.max_wait, max(failure.after, retry.get_backoff_time())))
-        else:
+            _transfer(url, part, policy.timeout, received)
+            found = _digest_of(part, algorithm)
             if found == expected:
                 return
             part.unlink()  # some byte is wrong, so that nothing can be kept
-            why = f"{host} serves another file ({algorithm} {found}, expected {expected})"
-            wrong += 1
-        turn += 1
+            why, wrong = f"serves another file ({algorithm} {found}, expected {expected})", wrong + 1
+        except _Refused as refusal:
+            why, urls = str(refusal), [other for other in urls if other != url]
+        except _Failed as failure:
+            why, failures = str(failure), 0 if _size(part) > before else failures + 1
+            if failures < policy.attempts:
+                time.sleep(min(policy.max_wait, max(failure.after, policy.wait * 2**failures)))
+        why = f"{urlsplit(url).netloc}: {why}"
+        urls = [*urls[1:], url] if url in urls else urls
+    kind = TemporaryError if failures else DiffctlError
     raise kind(
         f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
         f"{part.parent / remote.name}"
     )
 
 
-def _transfer(url: str, part: Path, algorithm: str, timeout: float, received: _OnBytes) -> str:
-    """Complete `part` with the content of `url` and return its digest in hex.
+def _transfer(url: str, part: Path, timeout: float, received: Callable[[int], None]) -> None:
+    """Complete `part` with the content of `url`; the server resumes after the bytes in `part`, if it can.
 
-    The server resumes after the bytes in `part`, if it can. _Failed and _Refused for the network and the
-    server; DiffctlError for the disk.
+    _Failed and _Refused for the network and the server; DiffctlError for the disk.
     """
     have = _size(part)
     headers = {**HEADERS, "Range": f"bytes={have}-"} if have else HEADERS
     try:
         with requests.get(url, headers=headers, timeout=timeout, stream=True) as response:
-            if response.status_code == 416:  # nothing after our bytes: the digest tells if they are complete
-                return str(_digest_of(part, algorithm).hexdigest())
+            if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
+                return
             if response.status_code in RETRIED_STATUS:
-                raise _Failed(f"HTTP {response.status_code}", _retry_after(response))
+                after = response.headers.get("Retry-After", "")
+                raise _Failed(f"HTTP {response.status_code}", int(after) if after.isdecimal() else 0)
             if not response.ok:
                 raise _Refused(f"HTTP {response.status_code}")
-            return _receive(response, part, have, algorithm, received)
+            _receive(response, part, have, received)
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
         raise _Refused(str(error)) from None
-    except (requests.RequestException, HTTPError, OSError) as error:
+    except (requests.RequestException, HTTPError) as error:
         raise _Failed(str(error) or type(error).__name__) from None
-
-
-def _receive(response: requests.Response, part: Path, have: int, algorithm: str, received: _OnBytes) -> str:
-    resumed = response.status_code == 206 and _range_start(response) == have
-    digest = _digest_of(part, algorithm) if resumed else _new_digest(algorithm)
-    done = have if resumed else 0
-    length = int(response.headers.get("Content-Length") or 0)
-    total = done + length if length else 0
-    with _disk_errors(part):
-        file = open(part, "ab" if resumed else "wb")  # noqa: SIM115 (closed below; its errors are the disk's)
-    with file:
-        for block in response.raw.stream(BLOCK, decode_content=False):
-            with _disk_errors(part):
-                file.write(block)
-                file.flush()
-            digest.update(block)
-            done += len(block)
-            received(done, total)
-        with _disk_errors(part):
-            os.fsync(file.fileno())
-    if total and done < total:
-        raise _Failed(f"the connection was closed after {done:,} of {total:,} bytes")
-    return str(digest.hexdigest())
-
-
-def _digest_of(path: Path, algorithm: str) -> Any:
-    """Return the hash object of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: _new_digest(algorithm))
-
-
-def _new_digest(algorithm: str) -> Any:
-    """Return a hash object; MD5 works also where it is forbidden for security, since it detects damage."""
-    return hashlib.new(algorithm, usedforsecurity=False)
-
-
-@contextmanager
-def _disk_errors(part: Path) -> Iterator[None]:
-    """Raise DiffctlError for an OSError of the disk: another attempt would not help."""
-    try:
-        yield
-    except OSError as error:
+    except OSError as error:  # another attempt would not help
         raise DiffctlError(
             f"cannot write {part} ({error.strerror}): make room, or set DIFFCTL_CACHE to another disk; "
             "the download resumes from there"
         ) from None
 
 
-def _range_start(response: requests.Response) -> int | None:
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    start = rest.partition("-")[0]
-    return int(start) if unit == "bytes" and start.isdigit() else None
+def _receive(response: requests.Response, part: Path, have: int, received: Callable[[int], None]) -> None:
+    starts_here = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    done = have if response.status_code == 206 and starts_here else 0
+    length = int(response.headers.get("Content-Length") or 0)
+    total = done + length if length else 0
+    with open(part, "ab" if done else "wb") as file:
+        for block in response.raw.stream(BLOCK, decode_content=False):
+            file.write(block)
+            file.flush()
+            done += len(block)
+            received(done)
+        os.fsync(file.fileno())
+    if total and done < total:
+        raise _Failed(f"the connection was closed after {done:,} of {total:,} bytes")
 
 
-def _retry_after(response: requests.Response) -> float:
-    """Return the seconds in Retry-After, 0 without it."""
-    try:
-        return Retry().parse_retry_after(response.headers.get("Retry-After", "0"))
-    except InvalidHeader:
-        return 0.0
+def _digest_of(path: Path, algorithm: str) -> str:
+    """Return the hex digest; MD5 works also where it is forbidden for security, since it detects damage."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _size(path: Path) -> int:

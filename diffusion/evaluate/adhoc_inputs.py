@@ -9,12 +9,12 @@ import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn, cast
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from diffusion.data.file_arrays import NpzArray, integers, npz_keys, open_npz
 from diffusion.data.problems import Problem, summarize
+from diffusion.data.readers.arrays import integers, npz_keys, open_npz
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
@@ -33,7 +33,6 @@ MIN_IMAGES = 2  # a covariance needs two images
 LOSSY = (".jpg", ".jpeg", ".webp")
 IMAGES, LABELS = "arr_0", "arr_1"  # names in OpenAI's format
 MAX_FILES, MAX_PIXELS = 256, 1 << 26  # decoded at a time
-MAX_STREAMED = 4096  # images read at a time from a streamed file
 
 # Memory of scoring, see `scoring_memory`
 BLOCK_COPIES = 4  # float64 copies of a block of features
@@ -91,7 +90,7 @@ def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | N
     """
     if not has_array(statistics, IMAGES):
         return None
-    real = streamed_npz(statistics)
+    real = mapped_npz(statistics)
     _check_count(statistics, real)
     _check_size(sample, real, statistics)
     return real
@@ -136,31 +135,14 @@ def open_images(path: Path) -> ImageStore:
     return ImageStore(path, images, labels, {"name": path.name, "digest": content_digest(images, labels)})
 
 
-class StreamedImages:
-    """Images in an npz file, read by slices. Ascending slices decompress the file once."""
-
-    def __init__(self, array: NpzArray) -> None:
-        self.array = array
-        self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> Images:
-        start, stop, _ = rows.indices(len(self))
-        return self.array.read(start, max(start, stop))
-
-
-def streamed_npz(path: Path) -> ImageStore:
+def mapped_npz(path: Path) -> ImageStore:
     """Open the images of an npz file without their labels, read on demand; errors as `open_images`."""
-    array = _image_array(path)
-    _require_free(path, min(MAX_STREAMED, array.shape[0]) * math.prod(array.shape[1:]))
-    images = cast(Images, StreamedImages(array))
+    images = _image_array(path)
     return ImageStore(path, images, None, {"name": path.name, "digest": content_digest(images, None)})
 
 
-def _image_array(path: Path) -> NpzArray:
-    """Return the unread images of an npz file."""
+def _image_array(path: Path) -> Images:
+    """Return the images of an npz file, mapped."""
     if IMAGES not in npz_keys(path):
         raise DiffctlError(f"{printable(path)} has no {IMAGES}: store the images under that name")
     images = open_npz(path, IMAGES)
@@ -183,7 +165,7 @@ def _read_npz(path: Path) -> tuple[Images, Labels | None]:
         numbers = None if labels is None else integers(labels)
     except TypeError as error:
         raise DiffctlError(f"{printable(path)}: {LABELS} is {error}") from None
-    return images.read(0, count), numbers
+    return np.array(images), numbers
 
 
 def _read_folder(path: Path) -> Images:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.file_arrays import FileArray, file_array, npz_keys, open_npz
+from diffusion.data.readers.arrays import Array, npz_keys, open_npz, plain_array
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
@@ -112,8 +112,8 @@ def configured_statistics(space: Space) -> PublishedStatistics | None:
     return open_statistics(path, space.extractor, space.statistics.sha256)
 
 
-def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[FileArray, FileArray]]:
-    """Return the names and the unread arrays of mean and covariance."""
+def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[Array, Array]]:
+    """Return the names and the arrays of mean and covariance."""
     default = (MEAN, COVARIANCE)
     own = OWN_NAMES.get(spec.name, default)
     if _first_bytes(path) == ZIP:
@@ -122,7 +122,7 @@ def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[Fil
     values = _of_score(path, read_pickle(path), spec)
     names = own if own[0] in values else default
     try:
-        return names, (file_array(values[names[0]]), file_array(values[names[1]]))
+        return names, (plain_array(values[names[0]]), plain_array(values[names[1]]))
     except KeyError as error:
         raise DiffctlError(f"{printable(path)} holds no statistics: it has no {error}") from None
     except TypeError as error:
@@ -145,11 +145,11 @@ def _of_score(path: Path, values: Any, spec: ExtractorSpec) -> Mapping[str, Any]
     return found
 
 
-def _read(array: FileArray, key: str, name: str) -> Float:
+def _read(array: Array, key: str, name: str) -> Float:
     """Read an array as float64; DiffctlError for other types and for NaN or infinity."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
         raise DiffctlError(f"{name}: {key} is {array.dtype}, want float32 or float64")
-    values = array.read(0, array.shape[0]).astype(np.float64)
+    values = array.astype(np.float64)
     if not np.isfinite(values).all():
         raise DiffctlError(f"{name}: {key} has NaN or infinite values: download the file again")
     return values

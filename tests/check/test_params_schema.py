@@ -11,7 +11,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from diffusion.check.params_schema import params_schema
-from diffusion.data.source_registry import SOURCES
+from diffusion.data.data_config import SOURCES
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.samplers import SAMPLERS
 from tests.conftest import ROOT, params

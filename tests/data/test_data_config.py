@@ -6,8 +6,7 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from diffusion.data.data_config import DataConfig
-from diffusion.data.source_registry import SOURCES, build_source
+from diffusion.data.data_config import SOURCES, DataConfig, build_source
 from diffusion.system.references import load_reference
 
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from diffusion.data.readers.image_files import read_images
-from diffusion.data.readers.resize import conform, decode, square
+from diffusion.data.readers.image_files import conform, decode, read_images, square
 from diffusion.images.decode import BadImage
 from tests.helpers.raw_data import random_images
 

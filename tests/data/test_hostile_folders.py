@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion.data.data_config import DataConfig
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.problems import Problem, summarize
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import MAX_DEPTH, list_images
-from diffusion.data.source_registry import build_source
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded

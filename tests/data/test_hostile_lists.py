@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.data_config import DataConfig
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.label_csv import MAX_LINE, read_labels
-from diffusion.data.source_registry import build_source
 from diffusion.downloads.cache import MAX_DEPTH, find_file
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_gzip_bomb

@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from diffusion.data.data_config import DataConfig
-from diffusion.data.source_registry import build_source
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from tests.conftest import diffctl, write_params
 from tests.helpers.raw_data import prepared

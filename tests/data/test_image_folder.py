@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.data_config import DataConfig
-from diffusion.data.source_registry import build_source
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.raw_data import by_image, prepared, random_images, write_folder
 

@@ -12,8 +12,7 @@ from typing import ClassVar
 
 import pytest
 
-from diffusion.data.data_config import DataConfig
-from diffusion.data.source_registry import build_source
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.sources.kaggle import has_kaggle_access
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock

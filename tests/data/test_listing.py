@@ -1,8 +1,6 @@
 """Listings of image folders, compared with plain Python and os.walk."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,19 +12,6 @@ from diffusion.data.readers.listing import FilePaths, list_images
 STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
 NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
 FOLDERS = st.sampled_from(["", "x/", "x/y/", "ä/", "x-1/"])
-LIST_TWICE = """
-import sys
-from pathlib import Path
-import numpy as np
-from diffusion.data.readers import listing
-
-listing.CHUNK = 4
-assert listing.can_fork()
-for listing.MANY in (10**9, 0):
-    found = listing.list_images(Path(sys.argv[1]))
-    paths = found.paths.take(np.arange(len(found.paths)))
-    print([paths, found.others, found.problems, found.content, found.identity])
-"""
 
 
 def plainly(root, paths):
@@ -83,17 +68,3 @@ def test_content_covers_names_and_sizes_and_identity_also_times(tmp_path, change
     after = list_images(tmp_path)
     assert (before.content == after.content) == (change in ("time", "nothing"))
     assert (before.identity == after.identity) == (change == "nothing")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only there do processes fork")
-def test_listing_is_equal_in_one_and_several_processes(tmp_path):
-    for folder in ("", "b/", "b/c/"):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        for at in range(30):
-            (tmp_path / f"{folder}{at}.png").write_bytes(bytes(at))
-        for name in ("10.jpg", "x.txt", "B.webp", "b.gif"):  # equal stems far apart, and another file
-            (tmp_path / f"{folder}{name}").write_bytes(b"")
-    command = [sys.executable, "-c", LIST_TWICE, str(tmp_path)]
-    one, several = subprocess.run(command, text=True, stdout=subprocess.PIPE, check=True).stdout.splitlines()
-    assert one == several
-    assert one.count("with the name of another") == 6

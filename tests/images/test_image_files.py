@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.analysis.image_inputs import load_input
-from diffusion.data.readers.resize import decode
+from diffusion.data.readers.image_files import decode
 from diffusion.images.decode import FORMATS, MAX_PIXELS, MAX_SCANNED, BadImage
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import write_store

@@ -1,140 +1,121 @@
-"""Extraction of named members from tar and zip archives. Paths in an archive are never trusted."""
+"""Zip archives and npz files of strangers, and the tar of CIFAR. Paths in an archive are never trusted."""
 
-import gzip
 import shutil
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from diffusion.data.zip_files import explained, open_member, open_zip
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, write_atomic
 from diffusion.system.regular_files import open_regular, read_error
 
-MAX_UNPACKED = 1 << 30  # bytes of a tar; CIFAR's take 190 MB
-MAX_READ = 4 << 20  # bytes per read; a header's length may be false
-MAX_MEMBERS = 10_000
+HARMLESS_SIZE = 256 << 20  # bytes that any member may unpack to
+MAX_RATIO = 100  # of a larger member; images compress to a half, labels to a tenth
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGE = (
-    tarfile.TarError, zlib.error, EOFError, ValueError, OverflowError, RecursionError, IndexError, KeyError,
+    zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError, IndexError,
+    struct.error,
 )  # fmt: skip
+TAR_DAMAGE = (tarfile.TarError, zlib.error, EOFError, ValueError, KeyError)
 
 
-def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
-    """Extract the named members into `folder`, flat, completely or not at all; return the folder.
-
-    Only the bytes of regular files are extracted. DiffctlError if a member is missing, a duplicate or no
-    regular file, or if the archive is damaged or a bomb.
-    """
-    if all((folder / PurePosixPath(name).name).is_file() for name in members):
-        return folder
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn errors of a damaged or unreadable archive into a DiffctlError with its path."""
     try:
-        packed = open_regular(archive)
+        yield
+    except DAMAGE as error:
+        why = printable(error)[:200]
+        raise DiffctlError(
+            f"{printable(path)} is not a complete zip or npz file ({why}): get it again"
+        ) from None
     except OSError as error:
-        raise read_error(archive, error) from None
-    try:
-        with packed, _Unpacked(fileobj=packed) as content, tarfile.open(fileobj=content, mode="r:") as tar:
-            found = _members(tar, members)
-            if missing := [name for name in members if name not in found]:
-                raise DiffctlError(f"{archive} has no {missing[0]}: it is not the published archive")
-            with atomic_folder(folder) as made:
-                for (
-                    name,
-                    info,
-                ) in found.items():  # in order: seeking back decompresses it again
-                    _take(tar, archive, info, made / PurePosixPath(name).name)
-    except (*DAMAGE, OSError) as error:
-        raise _failure(archive, folder, error) from None
-    return folder
+        raise read_error(path, error) from None
 
 
-class _Unpacked(gzip.GzipFile):
-    """Content of a gzipped tar, refused if it is larger than any supported archive."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read as any file; ReadError for too much."""
-        if size is None or not 0 <= size <= MAX_READ or self.tell() + size > MAX_UNPACKED:
-            raise tarfile.ReadError("its contents are larger than a supported archive's")
-        return super().read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Seek as any file; ReadError beyond the limit."""
-        if not 0 <= offset <= MAX_UNPACKED:
-            raise tarfile.ReadError("its contents are larger than a supported archive's")
-        return super().seek(offset, whence)
+@contextmanager
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the archive; use `open_member` for its members. DiffctlError as `explained`, also in the block."""
+    with explained(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        yield archive
 
 
-def _members(tar: tarfile.TarFile, names: Collection[str]) -> dict[str, tarfile.TarInfo]:
-    """Return the named members that the archive has; ReadError if its structure is invalid."""
-    found: dict[str, tarfile.TarInfo] = {}
-    offset = -1
-    for number, info in enumerate(tar):
-        if info.offset <= offset or info.size < 0 or number >= MAX_MEMBERS:
-            raise tarfile.ReadError("its members do not follow each other")
-        offset = info.offset
-        if info.name in found:
-            raise tarfile.ReadError(f"it has {info.name} twice")
-        if info.name in names:
-            found[info.name] = info
-    return found
-
-
-def _take(tar: tarfile.TarFile, archive: Path, info: tarfile.TarInfo, path: Path) -> None:
-    content = tar.extractfile(info) if info.isreg() and not info.issparse() else None
-    if content is None:
-        raise DiffctlError(f"{archive}: {info.name} is not a plain file: it is not the published archive")
-    with content, open(path, "wb") as file:
-        shutil.copyfileobj(content, file)
-    if path.stat().st_size != info.size:
-        raise tarfile.ReadError(f"{info.name} ends too early")
-
-
-def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> list[Path]:
-    """Extract those of the named files that the zip has, from any folder, flat into `folder`.
-
-    Existing files stay. DiffctlError for a damaged archive, a bomb, duplicates, or a full disk.
-    """
-    found = []
-    with explained(archive), open_zip(archive) as opened:
-        wanted = {info: _flat(info.filename) for info in opened.infolist() if not info.is_dir()}
-        counted = Counter(name for name in wanted.values() if name in names)
-        if twice := [name for name, count in counted.items() if count > 1]:
-            raise DiffctlError(f"{printable(archive)} has {twice[0]} twice: get it again")
-        for info, name in wanted.items():
-            if name not in names:
-                continue
-            if not (folder / name).is_file():
-                with open_member(opened, info) as source:
-                    _write(folder / name, source)
-            found.append(folder / name)
-    return found
-
-
-def _write(path: Path, source: IO[bytes]) -> None:
-    """Write a member's content to a file; DiffctlError if the disk refuses it."""
-    try:
-        write_atomic(path, partial(shutil.copyfileobj, source))
-    except OSError as error:
-        raise DiffctlError(f"cannot write {path} ({error.strerror}): make room or give access") from None
+def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    """Open a member as a stream; BadZipFile if it is encrypted, a bomb or a duplicate."""
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile(f"{info.filename} is encrypted")
+    if info.compress_type not in METHODS:
+        raise zipfile.BadZipFile(f"{info.filename} has an unsupported compression method")
+    if info.file_size > HARMLESS_SIZE and info.file_size > MAX_RATIO * info.compress_size:
+        size = f"{info.file_size / 1e9:,.1f} GB from {info.compress_size / 1e6:,.1f} MB"
+        raise zipfile.BadZipFile(f"{info.filename} unpacks to {size}, which no images do")
+    if Counter(archive.namelist())[info.filename] > 1:
+        raise zipfile.BadZipFile(f"it has {info.filename} twice")
+    return archive.open(info)
 
 
 def zip_names(archive: Path) -> set[str]:
     """Return the names of the files in the zip, without folders; DiffctlError if it is damaged."""
-    with explained(archive), open_zip(archive) as opened:
+    with open_zip(archive) as opened:
         return {_flat(info.filename) for info in opened.infolist() if not info.is_dir()}
+
+
+def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
+    """Extract those of the named files that the zip has, from any folder, flat into `folder`.
+
+    Existing files stay. DiffctlError for a damaged archive, a bomb, duplicates, or a full disk.
+    """
+    with open_zip(archive) as opened:
+        wanted = [info for info in opened.infolist() if not info.is_dir() and _flat(info.filename) in names]
+        counted = Counter(_flat(info.filename) for info in wanted)
+        if twice := [name for name, count in counted.items() if count > 1]:
+            raise DiffctlError(f"{printable(archive)} has {twice[0]} twice: get it again")
+        for info in wanted:
+            path = folder / _flat(info.filename)
+            if not path.is_file():
+                with open_member(opened, info) as source, _writing(path):
+                    write_atomic(path, partial(shutil.copyfileobj, source))
+
+
+def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
+    """Extract the named members of a verified gzipped tar into `folder`, flat, completely or not at all.
+
+    Existing files stay. Return the folder. DiffctlError if a member is missing or no regular file, or the
+    archive is damaged.
+    """
+    if all((folder / _flat(name)).is_file() for name in members):
+        return folder
+    try:
+        with tarfile.open(archive) as tar, _writing(folder), atomic_folder(folder) as made:
+            for name in members:
+                content = tar.extractfile(name)
+                if content is None:
+                    raise KeyError(f"{name} is not a plain file")
+                with content, open(made / _flat(name), "wb") as file:
+                    shutil.copyfileobj(content, file)
+    except TAR_DAMAGE as error:
+        raise DiffctlError(
+            f"{archive} is damaged ({printable(error)[:200]}): delete it and get it again"
+        ) from None
+    return folder
 
 
 def _flat(name: str) -> str:
     return PurePosixPath(name).name
 
 
-def _failure(archive: Path, folder: Path, error: Exception) -> DiffctlError:
-    """Return the error to raise. An OSError with a number is the disk's; others are the archive's."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return DiffctlError(
-            f"cannot unpack {archive} into {folder} ({error.strerror}): make room or give access"
-        )
-    return DiffctlError(f"{archive} is damaged ({printable(error)[:200]}): delete it and get it again")
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of the archive, not of the disk
+            raise
+        raise DiffctlError(f"cannot write {path} ({error.strerror}): make room or give access") from None

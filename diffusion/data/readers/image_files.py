@@ -1,4 +1,4 @@
-"""Image files as rows of a split."""
+"""Image files as rows of a split: squares of uint8, as ADM prepares ImageNet (2105.05233)."""
 
 import hashlib
 import os
@@ -12,10 +12,12 @@ from PIL import Image
 
 from diffusion.data.holdout import Indices
 from diffusion.data.readers.listing import FilePaths
-from diffusion.data.readers.resize import decode
 from diffusion.data.source import Job, Rows
-from diffusion.images.decode import MAX_BYTES, BadImage
+from diffusion.images.decode import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
+from diffusion.images.store import Images
 from diffusion.system.regular_files import read_regular
+
+LARGE_PIXELS = 1 << 24  # a larger jpeg is decoded at a reduced scale, so that it fits in memory
 
 
 class ImageFileReader:
@@ -73,3 +75,56 @@ def _read(path: bytes) -> bytes:
         return read_regular(path, MAX_BYTES)
     except OSError as error:
         raise BadImage(f"not readable ({error.strerror})") from None
+
+
+def decode(content: bytes, size: int, channels: int) -> Image.Image:
+    """Decode a file's content into a square of `size` pixels, 8-bit grey (1 channel) or RGB (3).
+
+    EXIF orientation is applied, transparency becomes white, `square` scales and crops. BadImage if the image
+    cannot be read completely.
+    """
+    with open_image(content) as image:
+        if image.format == "JPEG" and image.width * image.height > LARGE_PIXELS:
+            image.draft(None, (2 * size, 2 * size))
+        return square(load_pixels(image, channels), size)
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Scale the short side to `size` and crop the centre.
+
+    The image is halved with a box filter while its short side is at least twice the size. Then it is scaled
+    bicubically with antialiasing. An image of that size keeps its pixels. BadImage for one so narrow that the
+    scaled image would be huge.
+    """
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    if min(image.size) != size:
+        scale = size / min(image.size)
+        shape = (round(image.width * scale), round(image.height * scale))
+        if shape[0] * shape[1] > MAX_PIXELS:
+            raise BadImage("too narrow")
+        image = image.resize(shape, Image.Resampling.BICUBIC)
+    if image.size == (size, size):
+        return image
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def conform(images: Images, size: int, channels: int) -> Images:
+    """Return a batch (N, H, W, C) as squares (N, size, size, channels); unchanged if it has that shape."""
+    if images.shape[1:] == (size, size, channels):
+        return images
+    out = np.empty((len(images), size, size, channels), dtype=np.uint8)
+    for index, image in enumerate(images):
+        picture = Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+        out[index] = np.asarray(square(flatten(picture, channels), size)).reshape(size, size, channels)
+    return out
+
+
+def transforms(native: tuple[int, int, int] | None, size: int, channels: int) -> list[str]:
+    """Describe, for meta.json, the conversion of images of shape `native` (None: of many shapes)."""
+    scaling = [f"short side to {size}: halved by box, then bicubic", f"centre crop to {size}×{size}"]
+    if native is None:
+        return [f"decoded to {'grey' if channels == 1 else 'RGB'}, turned by EXIF, on white", *scaling]
+    colour = {(1, 3): ["grey to RGB"], (3, 1): ["RGB to grey (ITU-R 601-2)"]}.get((native[2], channels), [])
+    return colour if native[:2] == (size, size) else [*colour, *scaling]

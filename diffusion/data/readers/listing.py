@@ -4,12 +4,9 @@ import hashlib
 import os
 import stat
 from bisect import bisect_left
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +15,10 @@ from diffusion.data.holdout import Indices
 from diffusion.data.problems import Problem
 from diffusion.images.decode import SUFFIXES
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.worker_processes import can_fork, map_in_processes
 
-CHUNK = 4096  # files held as Python objects at a time
-MANY = 4 * CHUNK  # files that justify several processes
-QUEUED = 4  # chunks a process
 MAX_DEPTH = 64  # folders below each other
 
 Names = NDArray[np.bytes_]
-Hashes = NDArray[np.int64]
 
 
 class FilePaths:
@@ -90,64 +82,30 @@ def list_images(root: Path) -> Listing:
     others: list[str] = []
     problems: list[Problem] = []
     content, identity = hashlib.sha256(), hashlib.sha256()
-    with closing(_list_all(root)) as listed:
-        for prefix, chunks in groupby(listed, key=lambda chunk: chunk.prefix):
-            images: list[Names] = []
-            hashes: list[Hashes] = []
-            for chunk in chunks:
-                content.update(chunk.content)
-                identity.update(chunk.times)
-                others += chunk.others
-                images.append(chunk.images)
-                hashes.append(chunk.hashes)
-            if any(map(len, images)):
-                column, twins = _without_twins(np.concatenate(images), np.concatenate(hashes))
-                folders.append((prefix, column))
-                problems += [Problem(prefix + name, "with the name of another") for name in twins]
+    for prefix, names in _walk(root, "", set(), MAX_DEPTH):
+        folder, images, stems = os.fsencode(prefix), [], set()
+        for name in names:
+            size, time = _size_and_time(os.fsencode(root / prefix) + b"/" + name)
+            content.update(b"%b%b\0%d\n" % (folder, name, size))
+            identity.update(time.to_bytes(8, "little", signed=True))
+            stem = _stem(name)
+            if stem is None:
+                others.append(os.fsdecode(folder + name))
+            elif stem in stems:
+                problems.append(Problem(os.fsdecode(folder + name), "with the name of another"))
+            else:
+                stems.add(stem)
+                images.append(name)
+        if images:
+            folders.append((prefix, np.array(images)))
     identity.update(content.digest())
     return Listing(FilePaths(folders), others, problems, content.hexdigest(), identity.hexdigest())
 
 
-class _Chunk(NamedTuple):
-    """Some files of a folder: images and the hashes of their stems, others, names and sizes, times."""
-
-    prefix: str
-    images: Names
-    hashes: Hashes
-    others: list[str]
-    content: bytes
-    times: bytes
-
-
-def _list_all(root: Path) -> Generator[_Chunk, None, None]:
-    """Yield all files below root in order, some at a time; use all cores if there are many."""
-    walked = list(_walk(root, "", set(), MAX_DEPTH))
-    jobs = (
-        (root, prefix, names[start : start + CHUNK])
-        for prefix, names in walked
-        for start in range(0, len(names), CHUNK)
-    )
-    if sum(len(names) for _, names in walked) >= MANY and can_fork():
-        return map_in_processes(_list_chunk, jobs, QUEUED)
-    return (_list_chunk(*job) for job in jobs)
-
-
-def _list_chunk(root: Path, prefix: str, names: Names) -> _Chunk:
-    files = list(_files(root, prefix, names.tolist()))
-    folder = os.fsencode(prefix)
-    stems = {name: stem for name, _, _ in files if (stem := _stem(name)) is not None}
-    return _Chunk(
-        prefix,
-        images=_column(list(stems)),
-        hashes=np.array([hash(stem) for stem in stems.values()], dtype=np.int64),  # equal in all forks
-        others=[os.fsdecode(folder + name) for name, _, _ in files if name not in stems],
-        content=b"".join(b"%b%b\0%d\n" % (folder, name, size) for name, size, _ in files),
-        times=np.array([time for _, _, time in files], dtype="<i8").tobytes(),
-    )
-
-
-def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Iterator[tuple[str, Names]]:
-    """Yield every folder below root in sorted order: its prefix, and the sorted names of its files."""
+def _walk(
+    root: Path, prefix: str, seen: set[tuple[int, int]], deep: int
+) -> Iterator[tuple[str, list[bytes]]]:
+    """Yield every folder below root in order: its prefix, and the sorted names of its visible files."""
     folder = root / prefix
     if not deep:
         top = printable(prefix.partition("/")[0])
@@ -157,34 +115,14 @@ def _walk(root: Path, prefix: str, seen: set[tuple[int, int]], deep: int) -> Ite
         if (here.st_dev, here.st_ino) in seen:
             return
         seen.add((here.st_dev, here.st_ino))
-        names, folders = _entries(folder)
+        with os.scandir(os.fsencode(folder)) as entries:
+            is_folder = {entry.name: _is_folder(entry) for entry in entries if entry.name[:1] != b"."}
     except OSError as error:
         raise DiffctlError(f"cannot read the folder {printable(folder)}: {error.strerror}") from None
-    yield prefix, names
-    for name in folders:
+    yield prefix, sorted(name for name, below in is_folder.items() if not below)
+    for name in sorted(os.fsdecode(name) for name, below in is_folder.items() if below):
         if name != "__MACOSX":
             yield from _walk(root, f"{prefix}{name}/", seen, deep - 1)
-
-
-def _entries(folder: Path) -> tuple[Names, list[str]]:
-    """Return the visible entries of a folder, sorted: names of files, and of folders."""
-    columns: list[Names] = []
-    files: list[bytes] = []
-    folders: list[str] = []
-    with os.scandir(os.fsencode(folder)) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            if _is_folder(entry):
-                folders.append(os.fsdecode(entry.name))
-                continue
-            files.append(entry.name)
-            if len(files) == CHUNK:
-                columns.append(_column(files))
-                files = []
-    names = np.concatenate([*columns, _column(files)])
-    names.sort()
-    return names, sorted(folders)
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -195,37 +133,16 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
         return False
 
 
-def _column(names: list[bytes]) -> Names:
-    return np.array(names, dtype=np.bytes_)
-
-
-def _files(root: Path, prefix: str, names: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
-    """Yield names, sizes and times; size and time are 0 unless it is a regular file."""
-    folder = os.fsencode(f"{root}/{prefix}")
-    for name in names:
-        try:
-            status = os.stat(folder + name)
-        except OSError:
-            yield name, 0, 0
-            continue
-        plain = stat.S_ISREG(status.st_mode)
-        yield name, status.st_size if plain else 0, status.st_mtime_ns if plain else 0
+def _size_and_time(path: bytes) -> tuple[int, int]:
+    """Return size and time of a regular file, else 0 and 0."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return 0, 0
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else (0, 0)
 
 
 def _stem(name: bytes) -> str | None:
     """Return an image's name without suffix, casefolded; None for another file."""
     stem, dot, suffix = os.fsdecode(name).rpartition(".")
     return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
-
-
-def _without_twins(names: Names, hashes: Hashes) -> tuple[Names, list[str]]:
-    """Separate names with the stem of an earlier one; `hashes` are of the stems."""
-    if len(np.unique(hashes)) == len(names):
-        return names, []  # the common case, found with 8 bytes a name
-    taken: set[str | None] = set()
-    first = np.ones(len(names), dtype=bool)
-    for at, name in enumerate(names):
-        stem = _stem(name)
-        first[at] = stem not in taken
-        taken.add(stem)
-    return names[first], [os.fsdecode(name) for name in names[~first]]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.data.file_arrays import StoredArray
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import read_error, read_regular
 
@@ -34,7 +33,7 @@ class _Forbidden(Exception):
 
 
 def read_pickle(path: Path) -> Any:
-    """Return the containers, numbers, text and arrays of a pickle; large arrays of a dict as StoredArray.
+    """Return the containers, numbers, text and arrays of a pickle; large arrays of a dict are mapped.
 
     Byte strings of Python 2 become text. DiffctlError if the file is missing, damaged or too large, or needs
     a name that is not admitted.
@@ -111,16 +110,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _left_in_file(path: Path, content: bytes, value: Any) -> Any:
-    """Return a StoredArray if the file has the array's bytes as they are; else the value itself."""
+    """Return the array mapped from the file, if its bytes are there as they are; else the value itself."""
     if not isinstance(value, np.ndarray) or value.nbytes <= LARGE or not value.flags.c_contiguous:
         return value
-    if value.dtype.kind not in "biuf":
-        return value
     stored = value.reshape(-1).view(np.uint8)
-    at = content.find(stored[:HEAD].tobytes())
-    while at >= 0:
-        there = np.frombuffer(content, np.uint8, min(stored.size, len(content) - at), at)
-        if np.array_equal(there, stored):
-            return StoredArray(path, at, value.shape, value.dtype)
-        at = content.find(stored[:HEAD].tobytes(), at + 1)
+    head = stored[:HEAD].tobytes()  # a search for the whole array would be slow
+    at = content.find(head)
+    while 0 <= at <= len(content) - stored.size:
+        if np.array_equal(np.frombuffer(content, np.uint8, stored.size, at), stored):
+            return np.memmap(path, value.dtype, "r", at, value.shape)
+        at = content.find(head, at + 1)
     return value

@@ -1,1 +1,1 @@
-"""The data sets, one module per kind; `source_registry` has them by name."""
+"""The data sets, one module per kind; `data_config` has them by name."""

@@ -1,19 +1,15 @@
 """CIFAR-10 and CIFAR-100: 60,000 images of 32×32 pixels (Krizhevsky 2009), in the version for Python."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from diffusion.data.class_names import class_names
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_tar
-from diffusion.data.readers.image_batches import entry, read_batch
+from diffusion.data.readers.arrays import entry, read_batches
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
+from diffusion.data.source import DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.cache import cache_root, raw_folder
 from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, file_checksums, verify
 from diffusion.system.errors import DiffctlError
@@ -41,14 +37,9 @@ class Archive:
     names: str
 
     @property
-    def batches(self) -> Sequence[str]:
-        """Files with images."""
-        return *self.train, *self.test
-
-    @property
     def files(self) -> Sequence[str]:
         """All files that are read."""
-        return *self.batches, self.names
+        return *self.train, *self.test, self.names
 
 
 class Cifar100Config(DataConfig):
@@ -75,16 +66,20 @@ class Cifar:
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the official split: 50,000 training images, 10,000 test images."""
-        folder = self._files(notify)
-        label_key, names_key, _ = self.labels
-        path = folder / self.archive.names
-        names = class_names(entry(read_pickle(path), names_key, path), path)
+        folder, archive = self._files(notify), self.archive
+        names = folder / archive.names
+        classes = class_names(entry(read_pickle(names), self.labels.names, names), names)
+
+        def split(batches: Sequence[str]) -> Split:
+            paths = [folder / name for name in batches]
+            return read_batches(paths, self.labels.labels, first_label=0, classes=len(classes), shape=SHAPE)
+
         return RawData(
-            classes=names,
+            classes=classes,
             shape=SHAPE,
-            train=_split([folder / name for name in self.archive.train], label_key, len(names)),
-            test=_split([folder / name for name in self.archive.test], label_key, len(names)),
-            sources=file_checksums([folder / name for name in self.archive.batches], notify),
+            train=split(archive.train),
+            test=split(archive.test),
+            sources=file_checksums([folder / name for name in (*archive.train, *archive.test)], notify),
         )
 
     def _files(self, notify: OnProgress | None) -> Path:
@@ -115,14 +110,6 @@ class Cifar:
             f"{folder} has neither {archive} nor {batch}: put the archive there, or leave out data.path to "
             "download it"
         )
-
-
-def _split(paths: Sequence[Path], label_key: str, classes: int) -> Split:
-    batches = [
-        read_batch(path, label_key, first_label=0, classes=classes, pixels=math.prod(SHAPE)) for path in paths
-    ]
-    images, labels = zip(*batches, strict=True)
-    return Split(FileArrayReader(images, SHAPE, planar=True), np.concatenate(labels))
 
 
 CIFAR10 = Archive(

@@ -1,17 +1,13 @@
 """The downsampled ImageNet: 1,331,167 images of 64×64 or 32×32 (Chrabaszcz et al. 2017, 1707.08819)."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from diffusion.data.class_names import IMAGENET_CLASSES, unique_names
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_zip, zip_names
-from diffusion.data.readers.image_batches import read_batch
-from diffusion.data.source import DatasetInfo, FileArrayReader, RawData, Split
+from diffusion.data.readers.arrays import read_batches
+from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, unique_names
 from diffusion.downloads.cache import cache_root, find_file, find_files, raw_folder
 from diffusion.downloads.fetch import OnProgress, file_checksums
 from diffusion.system.errors import DiffctlError
@@ -63,10 +59,7 @@ class DownsampledImageNet:
 
     def _split(self, paths: Sequence[Path]) -> Split:
         """Return the batches' split. Labels in the files count from 1, in the development kit's order."""
-        size = {"classes": IMAGENET_CLASSES, "pixels": math.prod(self.shape)}
-        batches = [read_batch(path, "labels", first_label=1, **size) for path in paths]
-        images, labels = zip(*batches, strict=True)
-        return Split(FileArrayReader(images, self.shape, planar=True), np.concatenate(labels))
+        return read_batches(paths, "labels", first_label=1, classes=IMAGENET_CLASSES, shape=self.shape)
 
     def _files(self, folder: Path) -> list[Path]:
         """Return the batches in order; those in zips are unpacked into the cache."""

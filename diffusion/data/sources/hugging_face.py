@@ -5,7 +5,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
 import numpy as np
 from pydantic import Field, model_validator
 
-from diffusion.data.class_names import class_names
 from diffusion.data.data_config import PhotographsConfig
-from diffusion.data.holdout import Indices, hold_out, shuffled
+from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import images_of
-from diffusion.data.source import DatasetInfo, Job, RawData, Rows, Split
-from diffusion.data.sources.image_folder import TEST_FRACTION, class_order
+from diffusion.data.source import DatasetInfo, Job, RawData, Rows, Split, class_names
+from diffusion.data.sources.image_folder import class_order, held_out_rows
 from diffusion.downloads.cache import cache_root
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.decode import MAX_BYTES, BadImage
@@ -34,10 +33,7 @@ if TYPE_CHECKING:
 INSTALL = "datasets is not installed: `pip install 'diffctl[hf]'`, then run this again"
 NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")  # on the hub
 HELD_OUT = ("test", "validation", "valid", "val")  # names of test splits, the first one found is used
-IMAGES, LABELS = (
-    ("image", "img"),
-    ("label", "labels", "class"),
-)  # names, if types do not suffice
+IMAGES, LABELS = ("image", "img"), ("label", "labels", "class")  # names, if types do not suffice
 NO_LABELS = "none"
 
 
@@ -76,60 +72,57 @@ class Hub:
             blocked = "its content is unknown until `diffctl stage data` gets it from the hub"
             return DatasetInfo(0, None, 0, blocked=blocked)
         try:
-            found = self._tables()
+            tables, classes = self._tables()
         except DiffctlError as error:
             return DatasetInfo(0, None, 0, blocked=str(error))
-        images = sum(len(one.rows) for one in found.tables)
-        sources = _sources(_folder(self.config))
-        return DatasetInfo(images, None, len(found.classes), problems=found.problems, sources=sources)
+        images, sources = sum(len(one.rows) for one in tables), _sources(_folder(self.config))
+        return DatasetInfo(images, None, len(classes), problems=_problems(tables), sources=sources)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the dataset: classes in its own order, else sorted; its own test split, else a tenth."""
-        found = self._tables()
-        if len(found.tables) == 2:
-            if self.config.test_fraction is not None:
-                raise UsageError("data.test_fraction: this dataset has its own test split; leave it out")
-            orders = [shuffled(len(table.rows), 0, at) for at, table in enumerate(found.tables)]
+        tables, classes = self._tables()
+        train, test, fraction = tables[0], tables[-1], self.config.test_fraction
+        if len(tables) == 1:
+            orders = held_out_rows(train.labels, len(train.rows), fraction)
+        elif fraction is not None:
+            raise UsageError("data.test_fraction: this dataset has its own test split; leave it out")
         else:
-            orders = [*_held_out(found.tables[0], self.config.test_fraction or TEST_FRACTION)]
-        train, test = found.tables[0], found.tables[-1]
+            orders = shuffled(len(train.rows), 0, 0), shuffled(len(test.rows), 0, 1)
         return RawData(
-            classes=found.classes,
+            classes=classes,
             shape=None,
             train=self._split(train, orders[0]),
             test=self._split(test, orders[1]),
             sources=_sources(_folder(self.config)),
-            identity=" ".join(map(_identity, found.tables)),
-            problems=found.problems,
+            identity=" ".join(map(_identity, tables)),
+            problems=_problems(tables),
         )
 
     def _split(self, table: "Table", order: Indices) -> Split:
         reader = HubReader(table, table.rows[order], self.config.size, self.config.channels or 3)
         return Split(reader, None if table.labels is None else table.labels[order])
 
-    def _tables(self) -> "Found":
+    def _tables(self) -> tuple[list["Table"], tuple[str, ...]]:
+        """Return one split, or two of which the second is the test split, and the classes."""
         config = self.config
         with _explained(config):
             splits = _load(config)
-            train, test = _split_names(splits)
-            image = _image_column(splits[train], config.image)
-            label = _label_column(splits[train], config.label)
-            names = _names(splits, label, [train, *filter(None, [test])])
-            tables = [_table(splits[name], image, label, names) for name in (train, test) if name]
-        problems = [
-            Problem(f"{split} {row}", "without a label")
-            for split, table in zip((train, test), tables, strict=False)
-            for row in table.unlabelled.tolist()
-        ]
+            names = list(splits)
+            train = "train" if "train" in names else names[0]
+            test = next((name for name in HELD_OUT if name in names and name != train), None)
+            used = {name: splits[name] for name in (train, test) if name is not None}
+            image, label = _columns(splits[train], config)
+            classes = _class_names(used.values(), label)
+            tables = [_table(name, split, image, label, classes) for name, split in used.items()]
         if not all(len(table.rows) for table in tables):
             raise DiffctlError(f"data.path: a split of {config.path} has no images that can be used")
-        classes = class_names(names, Path(str(config.path)))
-        return Found(tables, classes, problems)
+        return tables, class_names(classes, Path(str(config.path)))
 
 
 class Table(NamedTuple):
     """A split of the dataset: the image column, the usable rows, and a label for each of them."""
 
+    name: str
     dataset: "Dataset"
     image: str
     rows: Indices
@@ -137,12 +130,12 @@ class Table(NamedTuple):
     unlabelled: Indices
 
 
-class Found(NamedTuple):
-    """One split, or two: the second is the test split."""
-
-    tables: list[Table]
-    classes: tuple[str, ...]
-    problems: list[Problem]
+def _problems(tables: list[Table]) -> list[Problem]:
+    return [
+        Problem(f"{table.name} {row}", "without a label")
+        for table in tables
+        for row in table.unlabelled.tolist()
+    ]
 
 
 class HubReader:
@@ -213,7 +206,9 @@ def _load(config: HubConfig) -> "DatasetDict":
     """Return the dataset's splits by name."""
     import datasets
 
-    _quieten()
+    datasets.disable_progress_bars()
+    for library in ("datasets", "huggingface_hub"):  # they log every attempt to reach the hub
+        logging.getLogger(library).setLevel(logging.ERROR)
     folder = _folder(config)
     if config.revision is not None and folder.is_dir():
         raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
@@ -231,40 +226,18 @@ def _load(config: HubConfig) -> "DatasetDict":
     return loaded
 
 
-def _quieten() -> None:
-    """Silence the libraries' own messages, such as every attempt to reach the hub."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    for name in ("datasets", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _split_names(splits: "DatasetDict") -> tuple[str, str | None]:
-    """Return the training split and the test split (None without one)."""
-    names = list(splits)
-    train = "train" if "train" in names else names[0]
-    return train, next((name for name in HELD_OUT if name in names and name != train), None)
-
-
-def _image_column(dataset: "Dataset", named: str | None) -> str:
-    """Return the image column: the named one, or the only one by type or name; else UsageError."""
-    from datasets import Image
+def _columns(dataset: "Dataset", config: HubConfig) -> tuple[str, str | None]:
+    """Return the columns of images and labels: the named ones, else the only ones by type or name."""
+    from datasets import ClassLabel, Image
 
     features = dataset.features
-    found = [name for name, kind in features.items() if isinstance(kind, Image)]
-    return _column("image", features, named, found or [name for name in IMAGES if name in features])
-
-
-def _label_column(dataset: "Dataset", named: str | None) -> str | None:
-    from datasets import ClassLabel
-
-    features = dataset.features
-    if named == NO_LABELS:
-        return None
-    found = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    found = found or [name for name in LABELS if name in features]
-    return _column("label", features, named, found) if named or found else None
+    images = [name for name, kind in features.items() if isinstance(kind, Image)]
+    image = _column("image", features, config.image, images or [one for one in IMAGES if one in features])
+    if config.label == NO_LABELS:
+        return image, None
+    labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
+    labels = labels or [one for one in LABELS if one in features]
+    return image, _column("label", features, config.label, labels) if config.label or labels else None
 
 
 def _column(field: str, features: Any, named: str | None, found: list[str]) -> str:
@@ -279,43 +252,36 @@ def _column(field: str, features: Any, named: str | None, found: list[str]) -> s
     return found[0]
 
 
-def _names(splits: "DatasetDict", label: str | None, used: list[str]) -> list[str]:
+def _class_names(splits: Iterable["Dataset"], label: str | None) -> list[str]:
     """Return class names in label order: the column's own, else the sorted values."""
     from datasets import ClassLabel
 
     if label is None:
         return []
-    kind = splits[used[0]].features[label]
-    if isinstance(kind, ClassLabel):
-        return list(kind.names)
-    values = {value for split in used for value in splits[split].unique(label) if value is not None}
-    if odd := [value for value in values if not isinstance(value, str | int)]:
+    values: set[Any] = set()
+    for split in splits:
+        if isinstance(kind := split.features[label], ClassLabel):
+            return list(kind.names)
+        values.update(split.unique(label))
+    if odd := [value for value in values if not isinstance(value, str | int | None)]:
         raise UsageError(f"data.label: {label} has the value {brief(odd[0])}, which is no class")
-    return list(class_order(map(str, values)))
+    return list(class_order(map(str, values - {None})))
 
 
-def _table(dataset: "Dataset", image: str, label: str | None, names: list[str]) -> Table:
+def _table(name: str, dataset: "Dataset", image: str, label: str | None, classes: list[str]) -> Table:
     from datasets import ClassLabel, Image
 
     images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
     everything = np.arange(len(images))
     if label is None:
-        return Table(images, image, everything, None, everything[:0])
+        return Table(name, images, image, everything, None, everything[:0])
     values = list(dataset.select_columns([label])[label])
     if not isinstance(dataset.features[label], ClassLabel):
-        number = {name: at for at, name in enumerate(names)}
+        number = {one: at for at, one in enumerate(classes)}
         values = [number.get(str(value), -1) for value in values]
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
-    known = (labels >= 0) & (labels < len(names))
-    return Table(images, image, everything[known], labels[known], everything[~known])
-
-
-def _held_out(table: Table, fraction: float) -> tuple[Indices, Indices]:
-    """Return training and test rows, stratified by class."""
-    count = len(table.rows)
-    if count < 2:
-        raise DiffctlError("data.path: one image is too few, since some are held out for the test split")
-    return hold_out(table.labels, count, min(count - 1, max(1, round(fraction * count))), seed=0)
+    known = (labels >= 0) & (labels < len(classes))
+    return Table(name, images, image, everything[known], labels[known], everything[~known])
 
 
 def _sources(folder: Path) -> dict[str, str]:

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from diffusion.data.class_names import class_names
 from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.label_csv import SPLITS, read_labels
 from diffusion.data.readers.listing import FilePaths, Listing, list_images
-from diffusion.data.source import DatasetInfo, RawData, Split
+from diffusion.data.source import DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.cache import raw_folder
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
@@ -223,8 +222,12 @@ def _split_rows(items: Items, config: ImageFolderConfig) -> tuple[Indices, Indic
         if not len(train) or not len(test):
             raise DiffctlError("data.path: one of the splits train and test has no images")
         return train[shuffled(len(train), 0, 0)], test[shuffled(len(test), 0, 1)]
-    if len(items) < 2:
+    return held_out_rows(items.labels, len(items), config.test_fraction)
+
+
+def held_out_rows(labels: Labels | None, count: int, fraction: float | None) -> tuple[Indices, Indices]:
+    """Return shuffled training and test rows, stratified by class; `fraction` is a tenth by default."""
+    if count < 2:
         raise DiffctlError("data.path: one image is too few, since some are held out for the test split")
-    fraction = config.test_fraction or TEST_FRACTION
-    held_out = min(len(items) - 1, max(1, round(fraction * len(items))))
-    return hold_out(items.labels, len(items), held_out, seed=0)
+    held_out = min(count - 1, max(1, round((fraction or TEST_FRACTION) * count)))
+    return hold_out(labels, count, held_out, seed=0)

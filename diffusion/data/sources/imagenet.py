@@ -7,20 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.class_names import IMAGENET_CLASSES, unique_names
-from diffusion.data.data_config import DataConfig, PhotographsConfig
+from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import FilePaths, list_images
-from diffusion.data.source import DatasetInfo, RawData, Split
-from diffusion.data.sources.kaggle import (
-    download_from_kaggle,
-    download_help,
-    find_download,
-    has_kaggle_access,
-)
-from diffusion.downloads.cache import raw_folder
+from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, unique_names
+from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
@@ -50,23 +43,23 @@ class ImageNet:
 
     def __init__(self, config: PhotographsConfig) -> None:
         self.config = config
+        self.files = KaggleFiles(
+            NAME,
+            config.path,
+            "competitions",
+            COMPETITION,
+            DOWNLOAD,
+            is_complete=lambda folder: _missing(folder) is None,
+            manual_steps=_manual_steps,
+        )
 
     def info(self) -> DatasetInfo:
         """Return whether the challenge's files are there, or can be downloaded."""
-        config = self.config
-        folder = _folder(config)
-        if not _missing(folder):
-            return DatasetInfo(COUNT, None, IMAGENET_CLASSES)
-        askable = config.path is None and has_kaggle_access()
-        blocked = "" if askable else download_help("competitions", COMPETITION, _manual_steps(folder))
-        return DatasetInfo(COUNT, None, IMAGENET_CLASSES, download=DOWNLOAD, blocked=blocked)
+        return self.files.info(COUNT, None, IMAGENET_CLASSES)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the set: classes in the order of the synset map, training rows shuffled."""
-        config = self.config
-        root = _folder(config)
-        if _missing(root) and config.path is None:
-            root = download_from_kaggle("competitions", COMPETITION, _manual_steps(root))
+        config, root = self.config, self.files.fetch()
         if missing := _missing(root):
             raise DiffctlError(f"{root / missing} is missing: {_manual_steps(root)}")
         synsets, classes = read_synsets(root / SYNSETS)
@@ -142,14 +135,6 @@ def _read_solution(path: Path) -> dict[str, str]:
     except csv.Error as error:
         raise DiffctlError(f"{printable(path)} is not readable as CSV ({error}): get it again") from None
     return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
-
-
-def _folder(config: DataConfig) -> Path:
-    """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
-    ours = raw_folder(NAME, config.path)
-    if config.path is None and _missing(ours) and (theirs := find_download("competitions", COMPETITION)):
-        return ours if _missing(theirs) else theirs
-    return ours
 
 
 def _missing(root: Path) -> str | None:

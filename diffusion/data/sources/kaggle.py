@@ -1,25 +1,109 @@
 """Data sets that are on Kaggle only, by kagglehub if it is installed and signed in."""
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from diffusion.downloads.cache import cache_root
+from diffusion.data.source import DatasetInfo
+from diffusion.downloads.cache import cache_root, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-Kind = Literal["datasets", "competitions"]
 HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
+
+
+@dataclass(frozen=True)
+class KaggleFiles:
+    """The files of a Kaggle data set or competition: in `path`, our cache, or kagglehub's.
+
+    `size` is that of the download in bytes. `manual_steps` returns what to do for files in a folder.
+    """
+
+    name: str
+    path: Path | None
+    kind: Literal["datasets", "competitions"]
+    handle: str
+    size: int
+    is_complete: Callable[[Path], bool]
+    manual_steps: Callable[[Path], str]
+
+    @property
+    def page(self) -> str:
+        """The address of its page."""
+        return f"https://www.kaggle.com/{self.kind}/{self.handle}"
+
+    def folder(self) -> Path:
+        """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
+        ours = raw_folder(self.name, self.path)
+        theirs = self._downloaded() if self.path is None and not self.is_complete(ours) else None
+        return theirs if theirs and self.is_complete(theirs) else ours
+
+    def info(self, images: int, shape: tuple[int, int, int] | None, classes: int) -> DatasetInfo:
+        """Return whether the files are there, or can be downloaded."""
+        folder = self.folder()
+        if self.is_complete(folder):
+            return DatasetInfo(images, shape, classes)
+        blocked = "" if self.path is None and has_kaggle_access() else self._help(folder)
+        return DatasetInfo(images, shape, classes, download=self.size, blocked=blocked)
+
+    def fetch(self) -> Path:
+        """Return the folder of the files, downloaded if needed and possible; they may be incomplete.
+
+        DiffctlError, with manual instructions, if kagglehub is missing, has no access, or fails;
+        TemporaryError if Kaggle does not answer.
+        """
+        folder = self.folder()
+        if self.path is not None or self.is_complete(folder):
+            return folder
+        if not has_kaggle_access():
+            raise DiffctlError(self._help(folder))
+        import kagglehub
+        import requests
+
+        os.environ[HUB_CACHE] = str(_hub_cache())
+        download = kagglehub.dataset_download if self.kind == "datasets" else kagglehub.competition_download
+        with file_lock(cache_root() / f".kaggle-{self.handle.replace('/', '-')}.lock"):
+            try:
+                return Path(download(self.handle))
+            except (requests.ConnectionError, requests.Timeout) as error:
+                raise TemporaryError(
+                    f"Kaggle does not answer ({_first_line(error)}): try again later, or "
+                    f"{self.manual_steps(folder)}"
+                ) from None
+            except Exception as error:  # its own errors, those of requests and of the disk
+                raise DiffctlError(
+                    f"Kaggle did not give {self.handle} ({_first_line(error)}): accept its rules at "
+                    f"{self.page}, or {self.manual_steps(folder)}"
+                ) from None
+
+    def _downloaded(self) -> Path | None:
+        """Return the folder of a complete kagglehub download (the newest version), or None."""
+        place = _hub_cache() / self.kind / self.handle
+        if self.kind == "competitions":
+            is_whole = place.is_dir() and place.with_name(f"{place.name}.complete").is_file()
+            return place if is_whole else None
+        versions = [int(marker.stem) for marker in place.glob("*.complete") if marker.stem.isdigit()]
+        folders = [place / "versions" / str(version) for version in sorted(versions, reverse=True)]
+        return next((folder for folder in folders if folder.is_dir()), None)
+
+    def _help(self, folder: Path) -> str:
+        return (
+            f"{self.manual_steps(folder)}; get it from {self.page}, or let diffctl download it: "
+            "pip install 'diffctl[kaggle]' and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or "
+            "~/.kaggle/kaggle.json"
+        )
 
 
 def has_kaggle_access() -> bool:
     """Return whether kagglehub is installed and has credentials."""
     if find_spec("kagglehub") is None:
         return False
-    _quiet()
+    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")
     from kagglehub.config import get_kaggle_credentials
 
     try:
@@ -28,67 +112,9 @@ def has_kaggle_access() -> bool:
         return False
 
 
-def find_download(kind: Kind, handle: str) -> Path | None:
-    """Return the folder of a complete kagglehub download (the newest version), or None.
-
-    It makes no request.
-    """
-    place = _hub_cache() / kind / handle
-    if kind == "competitions":
-        is_whole = place.is_dir() and place.with_name(f"{place.name}.complete").is_file()
-        return place if is_whole else None
-    versions = [int(marker.stem) for marker in place.glob("*.complete") if marker.stem.isdigit()]
-    folders = [place / "versions" / str(version) for version in sorted(versions, reverse=True)]
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def download_from_kaggle(kind: Kind, handle: str, manual_steps: str) -> Path:
-    """Return the folder with the files of a Kaggle data set or competition, downloaded if needed.
-
-    They are in KAGGLEHUB_CACHE, else in our own cache. DiffctlError, with manual instructions, if kagglehub
-    is missing, has no access, or fails; TemporaryError if Kaggle does not answer.
-    """
-    if not has_kaggle_access():
-        raise DiffctlError(download_help(kind, handle, manual_steps))
-    import kagglehub
-    import requests
-
-    os.environ[HUB_CACHE] = str(_hub_cache())
-    download = kagglehub.dataset_download if kind == "datasets" else kagglehub.competition_download
-    with file_lock(cache_root() / f".kaggle-{handle.replace('/', '-')}.lock"):
-        try:
-            return Path(download(handle))
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise TemporaryError(
-                f"Kaggle does not answer ({_first_line(error)}): try again later, or {manual_steps}"
-            ) from None
-        except Exception as error:  # its own errors, those of requests and of the disk
-            raise DiffctlError(
-                f"Kaggle did not give {handle} ({_first_line(error)}): accept its rules at "
-                f"{_page(kind, handle)}, or {manual_steps}"
-            ) from None
-
-
-def download_help(kind: Kind, handle: str, manual_steps: str) -> str:
-    """Return instructions to get a Kaggle data set, manually or automatically."""
-    return (
-        f"{manual_steps}; get it from {_page(kind, handle)}, or let diffctl download it: "
-        "pip install 'diffctl[kaggle]' and put your token (kaggle.com/settings) in KAGGLE_API_TOKEN or "
-        "~/.kaggle/kaggle.json"
-    )
-
-
 def _hub_cache() -> Path:
     return Path(os.environ.get(HUB_CACHE) or cache_root() / "kagglehub").expanduser()
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def _page(kind: Kind, handle: str) -> str:
-    return f"https://www.kaggle.com/{kind}/{handle}"
-
-
-def _quiet() -> None:
-    os.environ.setdefault("KAGGLEHUB_VERBOSITY", "error")

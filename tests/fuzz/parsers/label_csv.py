@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from diffusion.data.data_config import DataConfig
-from diffusion.data.source_registry import build_source
+from diffusion.data.data_config import DataConfig, build_source
 
 NAME = "labels.csv"
 IMAGES = ("0.png", "a/2.jpg")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.readers.image_batches import read_batch
+from diffusion.data.readers.arrays import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.mutators import EXTREMES
@@ -56,9 +56,8 @@ def parse(path: Path) -> None:
     try:
         store = open_images(path)
     except DiffctlError:
-        images, labels = read_batch(path, "labels", first_label=1, classes=10, pixels=48)
-        assert images.read(0, len(labels)).shape == (len(labels), 48)
-        assert images.read(1, 1).shape == (0, 48)
+        split = read_batches([path], "labels", first_label=1, classes=10, shape=(4, 4, 3))
+        assert split.reader.job(0, len(split.labels))().images.shape == (len(split.labels), 4, 4, 3)
         return
     assert store.images.ndim == 4
     assert store.labels is None or len(store.labels) == len(store)

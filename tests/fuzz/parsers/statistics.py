@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluate.adhoc_inputs import IMAGES, streamed_npz
+from diffusion.evaluate.adhoc_inputs import IMAGES, mapped_npz
 from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from tests.fuzz.parsers.npz import mutate_entry, mutate_header
@@ -60,5 +60,5 @@ def parse(path: Path) -> None:
             assert np.isfinite(found.root).all()
             assert found.root.shape == found.covariance.shape == (SIZE, SIZE)
     if has_array(path, IMAGES):
-        images = streamed_npz(path).images
+        images = mapped_npz(path).images
         assert images[0 : len(images)].shape == images.shape

@@ -1,0 +1,153 @@
+"""Arrays in npz files of strangers, mapped from the disk, and the batch files of published sets."""
+
+import io
+import math
+import struct
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from diffusion.data.readers.archives import open_member, open_zip
+from diffusion.data.readers.pickles import read_pickle
+from diffusion.data.source import ArrayReader, Split
+from diffusion.images.store import Labels
+from diffusion.system.errors import DiffctlError, printable
+
+MAX_HEADER = 10_000  # bytes, NumPy's own limit
+BLOCK = 4 << 20  # bytes per read
+LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
+
+Array = NDArray[Any]
+
+
+def npz_keys(path: Path) -> set[str]:
+    """Return the names of the arrays in an npz file; DiffctlError if it is damaged."""
+    with open_zip(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def open_npz(path: Path, key: str) -> Array:
+    """Return the array `key` of an npz file, mapped; DiffctlError if it is missing or not plain numbers.
+
+    Its checksum is verified. A compressed array is unpacked into a temporary file, so that its size costs no
+    memory.
+    """
+    with open_zip(path) as archive:
+        if f"{key}.npy" not in archive.namelist():
+            raise DiffctlError(f"{printable(path)} has no array named {key}")
+        info = archive.getinfo(f"{key}.npy")
+        with open_member(archive, info) as member, tempfile.TemporaryFile() as unpacked:
+            shape, dtype = _read_header(member)
+            start = member.tell()
+            if start + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"its array {key} does not have the size in its header")
+            is_stored = info.compress_type == zipfile.ZIP_STORED
+            while block := member.read(BLOCK):  # to the end, where zipfile verifies the checksum
+                is_stored or unpacked.write(block)
+            if not math.prod(shape):
+                return np.empty(shape, dtype)
+            if is_stored:
+                return np.memmap(path, dtype, "r", _data_offset(path, info) + start, shape)
+            unpacked.flush()
+            return np.memmap(unpacked, dtype, "r", 0, shape)
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Return where a stored member's content begins in the zip."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[-4:])
+    return info.header_offset + LOCAL_HEADER + int(name) + int(extra)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of an .npy stream; ValueError unless it has plain numbers in C order."""
+    start = file.read(8)  # magic string and version
+    length_field = file.read(2 if start[6] == 1 else 4)
+    if (length := int.from_bytes(length_field, "little")) > MAX_HEADER:
+        raise ValueError(f"an array's header has {length:,} bytes")
+    head = io.BytesIO(start + length_field + file.read(length))
+    try:
+        version = npy.read_magic(head)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(head)
+    except Exception as error:  # the header is Python syntax, and its parser raises many types
+        raise ValueError(f"an array's header cannot be read: {type(error).__name__}") from None
+    if dtype.kind not in "biuf" or (fortran and len(shape) > 1):
+        raise ValueError("an array is not of plain numbers in C order")
+    if min(shape, default=0) < 0:
+        raise ValueError("an array has a negative size")
+    return shape, dtype
+
+
+def plain_array(value: object) -> Array:
+    """Return an array out of a data file; TypeError for anything else."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return value
+    raise TypeError(f"{type(value).__name__} instead of an array")
+
+
+def integers(value: object) -> NDArray[np.int64]:
+    """Return a list or array of integers as int64; TypeError for anything else."""
+    # Nested lists never reach NumPy: it would expand a list that contains itself.
+    if isinstance(value, list | tuple) and all(type(number) is int for number in value):
+        try:
+            return np.array(value, dtype=np.int64)
+        except OverflowError:
+            raise TypeError("integers that are too large") from None
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
+        raise TypeError("something else instead of a list of integers")
+    return np.array(value, dtype=np.int64)
+
+
+def read_batches(
+    paths: Sequence[Path], label_key: str, *, first_label: int, classes: int, shape: tuple[int, int, int]
+) -> Split:
+    """Return batch files as a split: pickles or npz files with flattened (C, H, W) images and their labels.
+
+    DiffctlError if images and labels of a file do not match each other, or `shape` (H, W, C) and `classes`.
+    """
+    batches = [_read_batch(path, label_key, first_label, classes, math.prod(shape)) for path in paths]
+    planar = (-1, shape[2], *shape[:2])
+    images = [images.reshape(planar).transpose(0, 2, 3, 1) for images, _ in batches]
+    return Split(ArrayReader(images), np.concatenate([labels for _, labels in batches]))
+
+
+def _read_batch(
+    path: Path, label_key: str, first_label: int, classes: int, pixels: int
+) -> tuple[Array, Labels]:
+    """Return mapped images (n, pixels) uint8, and labels counted from 0."""
+    try:
+        if path.suffix == ".npz":
+            images, labels = open_npz(path, "data"), integers(open_npz(path, label_key))
+        else:
+            batch = read_pickle(path)
+            images = plain_array(entry(batch, "data", path))
+            labels = integers(entry(batch, label_key, path))
+    except TypeError as error:
+        raise DiffctlError(f"{printable(path)} has {error}: it is not a batch of this set") from None
+    labels = labels - first_label
+    if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
+        raise DiffctlError(
+            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
+            f"or are not uint8 with {pixels} values an image"
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise DiffctlError(
+            f"{printable(path)}: its labels are not {first_label} to {first_label + classes - 1}"
+        )
+    return images, labels
+
+
+def entry(batch: Any, key: str, path: Path) -> Any:
+    """Return a value of a batch with text or bytes as keys; DiffctlError if it is missing."""
+    for spelling in (key, key.encode()):
+        if isinstance(batch, dict) and spelling in batch:
+            return batch[spelling]
+    raise DiffctlError(f"{printable(path)} has no {key}: it is not a file of this set")
