@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffusion.code_digest import module_file
-from diffusion.system.syntax import imported_modules
+from diffusion.code_digest import imported_modules, module_file
 from tests.closure import GRAPH, LIBRARY, ROOT, listed_code, parse, stage_files, uncovered, unnecessary
 
 MAY_USE = {

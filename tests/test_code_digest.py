@@ -12,12 +12,12 @@ from diffusion.code_digest import (
     is_neutral,
     module_digests,
     modules_of,
+    normalized_syntax,
 )
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
-from diffusion.system.syntax import normalized_syntax
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -108,7 +108,7 @@ def test_code_that_may_change_a_result_changes_the_digest(old: str, new: str) ->
     ("name", "neutral"),
     [
         ("diffusion.system.locks", True),
-        ("diffusion.downloads.cache", True),
+        ("diffusion.downloads.fetch", True),
         ("diffusion.layout", True),
         ("diffusion.model.model_file", True),
         ("diffusion.model.unet", False),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from diffusion.check.findings import Finding, Project, format_bytes
 from diffusion.data.prepare import shape_of
-from diffusion.downloads.cache import cache_root
+from diffusion.downloads.fetch import cache_root
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device

@@ -4,6 +4,7 @@ Rows are read in blocks. A worker reads a block and writes it at its place in `i
 marks the block as done. Memory holds a few blocks, whatever the size of the set.
 """
 
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +25,8 @@ from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sync_file
 from diffusion.system.json_files import JsonObject, parse_json
+from diffusion.system.processes import map_in_processes
 from diffusion.system.section import Section, canonical_json, validate
-from diffusion.system.worker_processes import map_in_processes
 
 BLOCK_BYTES = 3 << 19  # fits in a core's cache, so that hashing and writing are faster
 BLOCK_ROWS = 256
@@ -75,9 +76,24 @@ class SplitTarget:
         return self.shape[1] * self.shape[2] * self.shape[3]
 
     @property
-    def header(self) -> int:
-        """Bytes before the first image."""
-        return self.images.stat().st_size - self.shape[0] * self.row_bytes
+    def header(self) -> bytes:
+        """The bytes before the first image."""
+        file = io.BytesIO()
+        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
+        return file.getvalue()
+
+    def is_laid_out(self) -> bool:
+        """Return whether images and digests have their final sizes, and images their header."""
+        sizes = {
+            self.images: self.shape[0] * self.row_bytes + len(self.header),
+            self.digests: self.shape[0] * 64,
+        }
+        try:
+            fits = all(path.stat().st_size == size for path, size in sizes.items())
+            with open(self.images, "rb") as file:
+                return fits and file.read(len(self.header)) == self.header
+        except OSError:
+            return False
 
 
 def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str]:
@@ -142,19 +158,17 @@ def _on_disk(target: SplitTarget) -> Iterator[None]:
 
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
     """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
-    if target.journal.exists():
+    if target.journal.exists() and target.is_laid_out():
         return _read_journal(target)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
         target.images.unlink(missing_ok=True)  # it may be a hard link to finished images
         with open(target.images, "wb") as file:
-            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": target.shape})
-            file.truncate(file.tell() + target.shape[0] * target.row_bytes)
+            file.write(target.header)
+            file.truncate(len(target.header) + target.shape[0] * target.row_bytes)
         with open(target.digests, "wb") as file:
             file.truncate(target.shape[0] * 64)
-        sync_file(target.images)
-        sync_file(target.digests)
-        target.journal.touch()
+        target.journal.write_bytes(b"")
     return {}
 
 
@@ -197,7 +211,7 @@ def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str
     if rows.digests is not None:
         digests[:, 32:] = rows.digests
     with _on_disk(target):
-        _write_at(target.images, target.header + start * target.row_bytes, images)
+        _write_at(target.images, len(target.header) + start * target.row_bytes, images)
         _write_at(target.digests, start * 64, digests)
     return start, {start + row: why for row, why in rows.bad.items()}
 

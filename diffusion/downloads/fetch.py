@@ -1,10 +1,14 @@
-"""Download of published files into the cache: verified, resumed, from the first address that serves them."""
+"""The user's cache of raw files, shared by all projects, and downloads into it.
+
+A download is verified and resumed, and comes from the first address that serves the file.
+"""
 
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +19,7 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sync_folder
 from diffusion.system.locks import file_lock
 
+MAX_DEPTH = 8  # folder levels in which raw files are searched
 BLOCK = 1 << 20  # bytes
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
@@ -56,6 +61,52 @@ class _Failed(Exception):
 
 class _Refused(Exception):
     """This address will not serve the file."""
+
+
+def cache_root() -> Path:
+    """Return DIFFCTL_CACHE, else `diffctl` in the user's cache folder."""
+    if configured := os.environ.get("DIFFCTL_CACHE"):
+        return Path(configured).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffctl"
+
+
+def raw_folder(name: str, path: Path | None) -> Path:
+    """Return the folder of a data set's raw files: the configured path, else the one in the cache."""
+    return cache_root() / name if path is None else path.expanduser().absolute()
+
+
+def find_file(folder: Path, name: str) -> Path | None:
+    """Return the file `name` in or below a folder, the one nearest to the top; None if there is none."""
+    return next(find_files(folder, name), None)
+
+
+def find_files(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield regular files, or links to such, with a matching name: nearest to the top first, then by name.
+
+    Linked folders, unreadable folders and levels below MAX_DEPTH are skipped.
+    """
+    level = [folder]
+    for _ in range(1 + MAX_DEPTH):
+        entries = [entry for place in level for entry in _entries(place)]
+        yield from (
+            Path(entry.path) for entry in entries if fnmatchcase(entry.name, pattern) and _is_file(entry)
+        )
+        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a circular link
+        return False
 
 
 def fetch(
@@ -136,7 +187,7 @@ def _download(
                 time.sleep(min(policy.max_wait, max(failure.after, policy.wait * 2**failures)))
         why = f"{urlsplit(url).netloc}: {why}"
         urls = [*urls[1:], url] if url in urls else urls
-    kind = TemporaryError if failures else DiffctlError
+    kind = TemporaryError if failures >= policy.attempts else DiffctlError
     raise kind(
         f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
         f"{part.parent / remote.name}"

@@ -26,7 +26,7 @@ from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
-from diffusion.system.machine_memory import machine_memory
+from diffusion.system.memory import machine_memory
 from diffusion.system.regular_files import open_regular
 
 MIN_IMAGES = 2  # a covariance needs two images

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.downloads.cache import cache_root
+from diffusion.downloads.fetch import cache_root
 from diffusion.evaluate.features.extract import FeatureArray, Features, extract, offset_progress
 from diffusion.evaluate.features.extractors import Extractor
 from diffusion.evaluate.features.reference_features import extraction_code
+from diffusion.images.digests import UNREADABLE
 from diffusion.images.store import ImageStore
 from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning, printable
 from diffusion.system.files import disk_usage
-from diffusion.system.npy_files import UNREADABLE
 from diffusion.system.section import brief, fingerprint
 
 BLOCK = 2048  # images per file; the last file also holds the remainder

@@ -18,7 +18,7 @@ from diffusion.model.unet import UNet
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json, write_text
-from diffusion.system.output_paths import check_output_folder, resolve_output
+from diffusion.system.output_paths import check_output_folder
 
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 
@@ -67,7 +67,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     unet = UNet2DModel(**config)
     unet.load_state_dict(translate(network))
     scheduler = DDIMScheduler(**of_scheduler)
-    with atomic_folder(resolve_output(folder)) as made:
+    with atomic_folder(folder.resolve()) as made:
         DDIMPipeline(unet, scheduler).save_pretrained(made)
         write_json(made / "class_names.json", list(loaded.artefact.data.classes))
         write_text(made / "README.md", _readme(loaded.artefact, folder))

@@ -26,7 +26,7 @@ from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.json_files import JsonObject, parse_json
-from diffusion.system.malloc import keep_freed_memory
+from diffusion.system.memory import keep_freed_memory
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion.images.digests import UNREADABLE
 from diffusion.images.store import Images
 from diffusion.layout import CELL_RUNS
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.npy_files import UNREADABLE
 from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")

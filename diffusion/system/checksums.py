@@ -58,20 +58,15 @@ def write_checksummed(path: Path, write: Callable[[Any], object], name: str | No
 
 
 def read_checksummed(path: Path, name: str | None = None, max_bytes: int | None = None) -> bytes:
-    """Return the content of a checksummed file; Corrupted if changed, renamed or over `most` bytes."""
-    size = path.stat().st_size - CHECKSUM_BYTES
-    if size < 0 or (max_bytes is not None and size > max_bytes):
-        raise Corrupted(f"it has {size + CHECKSUM_BYTES:,} bytes")
-    with open(path, "rb") as file:
-        data, closing = file.read(size), file.read(CHECKSUM_BYTES + 1)
-    digest = hashlib.sha256(f"{name or path.name}\n".encode())
-    digest.update(data)
-    if digest.digest() != closing:
-        raise Corrupted("its checksum does not match")
-    return data
+    """Return the content of a checksummed file; Corrupted if changed, renamed or over `max_bytes`."""
+    file, size = open_checksummed(path, name, max_bytes)
+    with file:
+        return file.read(size)
 
 
-def open_checksummed(path: Path, name: str | None = None) -> tuple[IO[bytes], int]:
+def open_checksummed(
+    path: Path, name: str | None = None, max_bytes: int | None = None
+) -> tuple[IO[bytes], int]:
     """Open a checksummed file of any size; return it, at its start, and the bytes before the checksum.
 
     The content is hashed once in blocks; Corrupted as in `read_checksummed`.
@@ -79,7 +74,7 @@ def open_checksummed(path: Path, name: str | None = None) -> tuple[IO[bytes], in
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
         size = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
-        if size < 0:
+        if size < 0 or (max_bytes is not None and size > max_bytes):
             raise Corrupted(f"it has {size + CHECKSUM_BYTES:,} bytes")
         digest = hashlib.sha256(f"{name or path.name}\n".encode())
         block, left = memoryview(bytearray(min(BLOCK, size))), size
@@ -110,7 +105,7 @@ def strip_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checksummed_json(path: Path, kind: type[Document]) -> Document:
-    """A sealed JSON file as that class, or as a type such as `JsonObject`.
+    """Return a checksummed JSON file as that class, or as a type such as `JsonObject`.
 
     DiffctlError where it is damaged, edited or of another format; FileNotFoundError is the caller's.
     """

@@ -1,13 +1,29 @@
-"""Other processes: identified by id and start time, ended by group."""
+"""Other processes: identified by id and start time, ended by group; and pools of workers."""
 
 import ctypes
+import gc
+import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple
 
 import psutil
+
+from diffusion.system.errors import TemporaryError
+from diffusion.system.memory import keep_freed_memory
+
+MAX_WORKERS = 32  # beyond that the disk is the limit
+
+Arguments = TypeVarTuple("Arguments")
+Result = TypeVar("Result")
 
 GRACE_SECONDS = 10.0  # seconds between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -52,7 +68,7 @@ def _belongs(process: psutil.Process, group: int) -> bool:
 
 
 def terminate(processes: Sequence[psutil.Process], grace: float = GRACE_SECONDS) -> None:
-    """End the processes: SIGTERM, then SIGKILL for those still running after `patience` seconds."""
+    """End the processes: SIGTERM, then SIGKILL for those still running after `grace` seconds."""
     left: Sequence[psutil.Process] = processes
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in left:
@@ -61,3 +77,51 @@ def terminate(processes: Sequence[psutil.Process], grace: float = GRACE_SECONDS)
             except psutil.NoSuchProcess:
                 continue
         left = psutil.wait_procs(left, timeout=grace)[1]
+
+
+def map_in_processes(
+    work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]], queued: int
+) -> Generator[Result, None, None]:
+    """Yield `work` of every job, computed in worker processes, in order; close it to cancel the rest.
+
+    At most `queued` jobs per worker are pending or unread, so that memory stays constant. Workers end with
+    their parent in any case. TemporaryError if the kernel kills one.
+    """
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    workers = min(cores, MAX_WORKERS)
+    # Forked workers start at once and share imported modules. A fork copies a single thread.
+    can_fork = sys.platform == "linux" and threading.active_count() == 1
+    context = multiprocessing.get_context("fork" if can_fork else "spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(work,))
+    pending: deque[Future[Result]] = deque()
+    try:
+        for job in jobs:
+            pending.append(pool.submit(work, *job))
+            if len(pending) == queued * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise TemporaryError(
+            "a process that reads images was killed, most likely for lack of memory: run this again to resume"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(work: Callable[..., object]) -> None:
+    """Leave Ctrl-C to the parent, and exit with it: pipes of a pool alone would wait forever.
+
+    Receiving `work` imported its modules; the garbage collector can ignore them.
+    """
+    gc.freeze()
+    keep_freed_memory()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork inherits its parent's handler
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -5,6 +5,7 @@ stored document its new keys, `translate_names` does so for flat names, as MLflo
 """
 
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 from diffusion.system.errors import UsageError
@@ -78,7 +79,7 @@ RENAMED: dict[DocumentKind, Table] = {
 
 def translate(kind: DocumentKind, values: Value) -> Value:
     """Return a stored document with today's names; `values` stay as they are."""
-    result: Value = _translated(values, [_TREES[kind]])
+    result: Value = _translated(values, RENAMED[kind], ())
     return result
 
 
@@ -87,81 +88,49 @@ def translate_names(kind: DocumentKind, values: Mapping[str, Value]) -> dict[str
     return {_translated_name(kind, name): value for name, value in values.items()}
 
 
-def earlier_names(kind: DocumentKind, name: str) -> list[str]:
-    """Return the names that a flat key had in earlier versions."""
-    return [old for old in RENAMED[kind] if _translated_name(kind, old) == name]
-
-
 def refuse_renamed(values: Any, origin: str) -> None:
     """Raise UsageError if the sections of a params file, or its search, use an old key."""
-    if found := [*_old_keys(values, _TREES["params"]), *_searched(values)]:
+    if found := [*_old_keys(values, ()), *_searched(values)]:
         renames = "; ".join(f"{old} was renamed, write {_translated_name('params', old)}" for old in found)
         raise UsageError(f"{origin}: {renames}")
 
 
-class _Node:
-    """A key of the old paths: its new name, and the keys below it."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self.children: dict[str, _Node] = {}
-
-
-def _tree(table: Table) -> _Node:
-    root = _Node()
-    for path, name in table.items():
-        node = root
-        for part in path.split("."):
-            node = node.children.setdefault(part, _Node())
-        node.name = name
-    return root
+def _new_name(table: Table, path: tuple[str, ...]) -> str | None:
+    """Return the new name of the key at a path of old names; None if it keeps its name."""
+    for old, name in table.items():
+        parts = old.split(".")
+        if len(parts) == len(path) and all(map(fnmatchcase, path, parts)):
+            return name
+    return None
 
 
-_TREES = {kind: _tree(table) for kind, table in RENAMED.items()}
-
-
-def _below(nodes: list[_Node], key: str) -> list[_Node]:
-    return [node.children[part] for node in nodes for part in (key, ANY) if part in node.children]
-
-
-def _new_name(key: str, nodes: list[_Node]) -> str:
-    return next((node.name for node in nodes if node.name is not None), key)
-
-
-def _translated(values: Any, nodes: list[_Node]) -> Any:
-    if isinstance(values, Mapping) and nodes:
-        pairs = [(key, value, _below(nodes, str(key))) for key, value in values.items()]
-        return {_new_name(key, below): _translated(value, below) for key, value, below in pairs}
-    if isinstance(values, list | tuple) and (below := _below(nodes, ANY)):
-        return [_translated(value, below) for value in values]
+def _translated(values: Any, table: Table, path: tuple[str, ...]) -> Any:
+    if isinstance(values, Mapping) and table:
+        places = {key: (*path, str(key)) for key in values}
+        return {
+            _new_name(table, at) or key: _translated(values[key], table, at) for key, at in places.items()
+        }
+    if isinstance(values, list | tuple) and table:
+        return [_translated(value, table, (*path, ANY)) for value in values]
     return values
 
 
 def _translated_name(kind: DocumentKind, name: str) -> str:
+    table = RENAMED[kind]
     if kind in ("tags", "metrics"):  # their dots are no levels
-        return _translated_tag(RENAMED[kind], name)
-    nodes, parts = [_TREES[kind]], []
-    for part in name.split("."):
-        nodes = _below(nodes, part)
-        parts.append(_new_name(part, nodes))
-    return ".".join(parts)
+        old = next((old for old in table if fnmatchcase(name, old)), name)
+        before, new = old.removesuffix(ANY), table.get(old, old).removesuffix(ANY)
+        return new + name.removeprefix(before)
+    parts = name.split(".")
+    return ".".join(_new_name(table, tuple(parts[: at + 1])) or part for at, part in enumerate(parts))
 
 
-def _translated_tag(table: Table, name: str) -> str:
-    if name in table:
-        return table[name]
-    prefixes = (old for old in table if old.endswith(ANY) and name.startswith(old.removesuffix(ANY)))
-    old = next(prefixes, None)
-    return name if old is None else table[old].removesuffix(ANY) + name.removeprefix(old.removesuffix(ANY))
-
-
-def _old_keys(values: Any, node: _Node, path: str = "") -> Iterator[str]:
-    for key, child in node.children.items():
-        if isinstance(values, Mapping) and key in values:
-            here = f"{path}{key}"
-            if child.name is not None:
-                yield here
-            yield from _old_keys(values[key], child, f"{here}.")
+def _old_keys(values: Any, path: tuple[str, ...]) -> Iterator[str]:
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        here = (*path, str(key))
+        if _new_name(RENAMED["params"], here):
+            yield ".".join(here)
+        yield from _old_keys(value, here)
 
 
 def _searched(values: Any) -> Iterator[str]:

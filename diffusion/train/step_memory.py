@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.system.errors import DiffctlError
-from diffusion.system.machine_memory import machine_memory
+from diffusion.system.memory import machine_memory
 from diffusion.system.threads import single_thread
 from diffusion.train.distributed.sharding import shard_units
 

@@ -16,7 +16,7 @@ from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.process.timestep_samplers import UniformSampler
-from diffusion.system.malloc import keep_freed_memory
+from diffusion.system.memory import keep_freed_memory
 from diffusion.train.batch import Batch
 from diffusion.train.checkpoint.resumable import ModuleState, OptimizerState, Resumable, StatePart
 from diffusion.train.checkpoint.state_files import SavedState

@@ -63,16 +63,3 @@ def test_own_options_belong_to_one_set():
 def test_invalid_combinations_are_refused(values, message):
     with pytest.raises(ValidationError, match=message):
         DataConfig.model_validate(values)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"name": "digits", "image_size": 16, "channels": 3, "flip": True},
-        {"name": "cifar100", "labels": "coarse", "path": "raw"},
-        {"name": "imagenet", "image_size": 256},
-        {"name": "image-folder", "path": "x", "image_size": 8, "labels": "labels.csv", "test_fraction": 0.2},
-    ],
-)
-def test_valid_combinations_are_accepted(values):
-    assert DataConfig.model_validate(values).name == values["name"]

@@ -120,14 +120,6 @@ def test_unicode_digits_are_class_names(tmp_path, names):
     assert sorted(raw.classes) == sorted(names)
 
 
-def test_pipe_among_images_is_skipped(tmp_path):
-    raw = write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 6, 8))})
-    os.mkfifo(raw / "x.png")
-    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
-    assert len(train) + len(test) == 6
-    assert train.meta["skipped"] == {"not readable (not a regular file)": 1}
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
 def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
     write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 3, 8))})
@@ -137,9 +129,3 @@ def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
     message = bounded(lambda: open_images(tmp_path / "raw").images.shape)
     assert message.isprintable()
     assert message == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in message
-
-
-@pytest.mark.parametrize("kind", ["a pipe", "a device", "a circle", "nowhere", "nothing in it"])
-def test_special_file_to_score_is_refused(tmp_path, kind):
-    KINDS[kind](os.fsencode(tmp_path / "x"), b"x")
-    assert str(tmp_path / "x") in bounded(lambda: open_images(tmp_path / "x"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.label_csv import MAX_LINE, read_labels
-from diffusion.downloads.cache import MAX_DEPTH, find_file
+from diffusion.downloads.fetch import MAX_DEPTH, find_file
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_gzip_bomb
 from tests.helpers.raw_data import random_images, write_fashion

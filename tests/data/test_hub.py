@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
-from tests.conftest import diffctl, write_params
 from tests.helpers.raw_data import prepared
 
 datasets = pytest.importorskip("datasets")
@@ -172,23 +171,6 @@ def test_revision_is_requested_and_recorded(tmp_path, monkeypatch):
     assert [one.meta["options"]["revision"] for one in (old, later)] == ["abc", "def"]
     assert max(levels(old)) < 12
     assert min(levels(later)) >= 100
-
-
-def test_revision_of_a_folder_is_refused(tmp_path):
-    dataset(12).save_to_disk(tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.revision: .* is a folder and has no revision: leave it out"):
-        store_of(tmp_path, tmp_path / "set", revision="abc")
-
-
-@pytest.mark.slow
-def test_check_and_data_stage_accept_a_dataset(project):
-    as_parquet(project / "set", train=dataset(30), test=dataset(6, start=100))
-    write_params(project, data={"name": "hf", "path": "set", "image_size": 8, "channels": 1})
-    message = diffctl(project, "check")
-    assert "hf: 36 images are here" in message.stdout
-    done = diffctl(project, "stage", "data")
-    assert done.returncode == 0, done.stderr
-    assert (project / "data/prepared/train/images.npy").exists()
 
 
 @pytest.mark.parametrize(

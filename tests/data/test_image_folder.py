@@ -38,14 +38,6 @@ def test_class_folders_round_trip(tmp_path_factory, seed, channels, suffix, frac
         assert found[image.tobytes()] == name.split("/")[0]
 
 
-def test_numbered_classes_are_sorted_as_numbers(tmp_path):
-    write_folder(
-        tmp_path / "raw", {f"{at % 12}/{at}": image for at, image in enumerate(random_images(0, 36, 8))}
-    )
-    raw = build_source(folder_config(tmp_path / "raw")).open()
-    assert raw.classes == tuple(str(number) for number in range(12))
-
-
 @pytest.mark.parametrize("held_out", [["val"], ["test"], ["val", "test"]])
 def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
     pool = random_images(0, 20, 8)
@@ -66,17 +58,6 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert train.labels is None
     assert train.meta["classes"] == train.meta["counts"] == []
     assert (len(train), len(test)) == (18, 2)
-
-
-def test_labels_none_ignores_folders(tmp_path):
-    write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 20, 8))})
-    assert build_source(folder_config(tmp_path / "raw", labels="none")).open().train.labels is None
-
-
-def test_labels_folders_needs_folders(tmp_path):
-    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
-    with pytest.raises(UsageError, match="no sub-folder with images"):
-        build_source(folder_config(tmp_path / "raw", labels="folders")).open()
 
 
 def test_csv_gives_labels_and_splits(tmp_path):
@@ -172,9 +153,3 @@ def test_folder_without_images_is_refused(tmp_path, make):
     make(tmp_path / "raw")
     with pytest.raises(DiffctlError, match=r"data\.path"):
         build_source(folder_config(tmp_path / "raw")).open()
-
-
-def test_single_image_is_refused(tmp_path):
-    raw = write_folder(tmp_path / "raw", {"0": random_images(0, 1, 8)[0]})
-    with pytest.raises(DiffctlError, match="one image is too few"):
-        build_source(folder_config(raw)).open()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.data.readers.listing import FilePaths, list_images
+from diffusion.data.readers.listing import list_images
 
 STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
 NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
@@ -44,13 +44,6 @@ def test_listing_equals_plain_python(tmp_path_factory, paths):
     )
     assert [listing.paths.find(path) for path in images] == list(range(len(images)))
     assert all(listing.paths.find(path) == -1 for path in [*twins, "x", "nowhere/a.png", "", "x/~.png"])
-
-
-def test_rows_are_taken_in_any_order():
-    paths = FilePaths([("", np.array([b"p", b"qq"])), ("a/b/", np.array([b"x.png"]))])
-    assert paths.take(np.array([2, 0, 1, 2])) == [b"a/b/x.png", b"p", b"qq", b"a/b/x.png"]
-    assert paths.take(np.array([], dtype=np.int64)) == []
-    assert len(paths) == 3
 
 
 @pytest.mark.parametrize("change", ["name", "size", "time", "nothing"])

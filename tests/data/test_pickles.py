@@ -71,19 +71,6 @@ def test_old_pickles_round_trip(tmp_path_factory, array):
         assert same(value, read_pickle(path))
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_ordered_dicts_scalars_and_fortran_arrays(tmp_path, protocol):
-    value = {
-        "ordered": collections.OrderedDict(a=[1]),
-        "scalar": np.int64(7),
-        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
-    }
-    (tmp_path / "value").write_bytes(pickle.dumps(value, protocol=protocol))
-    found = read_pickle(tmp_path / "value")
-    assert (found["ordered"], found["scalar"]) == ({"a": [1]}, 7)
-    np.testing.assert_array_equal(found["fortran"], value["fortran"])
-
-
 @pytest.mark.parametrize(
     "make", [python2_pickle, functools.partial(old_numpy_pickle, protocol=3), pickle.dumps]
 )

@@ -1,6 +1,5 @@
 """Preparation: equal bytes, bad files, duplicates, kills, and two processes."""
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,7 +24,7 @@ from diffusion.images.digests import row_digests
 from diffusion.images.store import open_store
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
-from tests.conftest import ROOT, command, diffctl, environment, write_params
+from tests.conftest import ROOT, environment
 from tests.helpers.damaged_bytes import damages
 from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder
 from tests.helpers.waiting import wait_until
@@ -128,19 +127,6 @@ def test_skip_after_stop_decodes_nothing_again(tmp_path):
     assert steps == [(21, 23), (23, 23)]  # one step per split: all was done
 
 
-def test_listing_problems_stop_before_reading(tmp_path):
-    raw = write_folder(
-        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 5, 8))}
-    )
-    (raw / "empty").mkdir()
-    steps = []
-    with pytest.raises(DiffctlError, match=r"1 empty class \(empty\)"):
-        prepare(
-            folder_config(raw), tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work"
-        )
-    assert not steps
-
-
 def test_duplicates_are_counted_within_and_across(tmp_path):
     pool = random_images(0, 16, 8)
     names = [f"train/a/{at}" for at in range(12)] + [f"test/a/{at}" for at in range(4)]
@@ -158,19 +144,6 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
     assert ("test: test/a/0.png", "train: train/a/5.png") in copies
     among = {name for pair in copies for name in pair if "a/5" not in name and "test" not in name}
     assert among == {f"train: train/a/{at}.png" for at in range(3)}
-
-
-def test_duplicates_are_named_with_skipped_rows(tmp_path):
-    pool = random_images(0, 12, 8)
-    pool[7] = pool[3]
-    raw = write_folder(tmp_path / "raw", {f"train/a/{at:02d}": image for at, image in enumerate(pool)})
-    write_folder(raw, {"test/a/0": random_images(1, 1, 8)[0]})
-    for at in (0, 4, 5, 11):
-        (raw / f"train/a/{at:02d}.png").write_bytes(b"no image")
-    prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
-    listed = (tmp_path / "prepared/duplicates.csv").read_text().splitlines()
-    assert len(listed) == 2
-    assert {"03", "07"} == {part[-6:-4] for part in listed[1].split(",")}
 
 
 def start(tmp_path, raw, size=48):
@@ -213,27 +186,6 @@ def test_killed_preparation_resumes_and_leaves_no_process(tmp_path, many_images,
     assert tree(tmp_path / "out") == tree(tmp_path / "fresh")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_data_stage_resumes(tmp_path, many_images, kill):
-    write_params(
-        tmp_path,
-        data={"name": "image-folder", "path": str(many_images), "image_size": 48},
-        model={"attention_resolutions": [24]},
-    )
-    process = subprocess.Popen(
-        command("stage", "data"), cwd=tmp_path, env=environment(None), stderr=subprocess.PIPE, text=True
-    )
-    wait_until(lambda: any(path.stat().st_size for path in tmp_path.rglob("journal.jsonl")))
-    process.send_signal(kill)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (128 + kill, 0)  # 0: done before the signal
-    assert "Traceback" not in errors
-    assert process.returncode == 0 or "resumes here" in errors
-    again = diffctl(tmp_path, "stage", "data")
-    assert again.stdout.strip() == "data/prepared: 5,400 train, 600 test images of 48×48×3, 2 classes"
-
-
 def test_killed_worker_is_one_sentence(tmp_path, many_images):
     config = folder_config(many_images, image_size=48)
 
@@ -263,45 +215,7 @@ def test_second_preparation_is_refused(tmp_path, many_images):
     assert refused
 
 
-# Two equal preparations: the first one deletes its folder while the second one waits for the lock.
-FIRST = """
-import shutil
-from pathlib import Path
-from diffusion.data import prepare as module
-from tests.helpers.waiting import wait_until
-
-remove = shutil.rmtree
-
-def remove_when_the_other_is_there(folder, **options):
-    if folder.parent.name == "work":
-        Path("deleting").touch()
-        wait_until(Path("there").exists, 60)
-    remove(folder, **options)
-
-shutil.rmtree = remove_when_the_other_is_there
-module.prepare(module.DataConfig(name="digits"), Path("out"), work=Path("work"))
-Path("ended").touch()
-"""
-SECOND = """
-from pathlib import Path
-from diffusion.system import locks
-from diffusion.data import prepare as module
-from tests.helpers.waiting import wait_until
-
-wait_until(Path("deleting").exists, 60)
-locks.MIN_WAIT_SECONDS, sleep = 60, locks.time.sleep
-
-def wait(seconds):
-    Path("there").touch()
-    sleep(seconds)
-
-def fill(done, total):
-    Path("there").touch()
-    wait_until(Path("ended").exists, 60)
-
-locks.time.sleep = wait
-module.prepare(module.DataConfig(name="digits"), Path("out"), fill, work=Path("work"))
-"""
+# Equal preparations: one deletes its folder while another one waits for the lock.
 AGAIN = """
 from pathlib import Path
 from diffusion.system import locks
@@ -314,37 +228,19 @@ for _ in range(4):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("programs", [(FIRST, SECOND), (AGAIN,) * 4], ids=["waits", "comes between"])
-def test_overlapping_preparations_lose_nothing(tmp_path, programs):
+def test_overlapping_preparations_lose_nothing(tmp_path):
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", program],
+            [sys.executable, "-c", AGAIN],
             cwd=tmp_path,
             env=environment({"PYTHONPATH": str(ROOT)}),
             stderr=subprocess.PIPE,
         )
-        for program in programs
+        for _ in range(4)
     ]
-    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * len(programs)
+    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * 4
     assert len(open_store(tmp_path / "out/train")) + len(open_store(tmp_path / "out/test")) == 1797
     assert os.listdir(tmp_path / "work") == []
-
-
-def test_torn_journal_line_is_redone(tmp_path):
-    images = random_images(0, 1000, 8)
-    target = SplitTarget(tmp_path / "split", images.shape)
-    fill_split(ArrayReader(images), target, lambda images: None)
-    whole = target.journal.read_bytes()
-    target.journal.write_bytes(whole[:-5])
-    last = json.loads(whole.splitlines()[-1])["start"]
-    with open(target.images, "r+b") as file:
-        file.seek(target.header + last * 192)
-        file.write(bytes(192))
-    steps = []
-    assert fill_split(ArrayReader(images), target, steps.append) == {}
-    assert sum(steps) == 1000
-    assert steps[0] == last
-    np.testing.assert_array_equal(np.load(target.images), images)
 
 
 MANY_IMAGES = random_images(0, 600, 4)

@@ -104,24 +104,6 @@ def test_kill_in_last_step_rereads_nothing(
     assert number >= 6
 
 
-def test_refilling_does_not_write_into_the_result(tmp_path: Path, raw: Path) -> None:
-    """A kill can leave a work folder with hard links to images in the result."""
-    config = DataConfig(name="image-folder", path=raw, image_size=8)
-    out, work = tmp_path / "out", tmp_path / "work"
-    number = 0
-    while not out.exists():
-        assert killed_before_move(number, config, out, work) == KILLED
-        number += 1
-    images = out / "train/images.npy"
-    assert images.stat().st_nlink == 2
-    written = images.stat().st_mtime_ns
-    for journal in work.rglob("journal.jsonl"):
-        journal.unlink()
-    prepare(config, tmp_path / "elsewhere", work=work)
-    assert images.stat().st_mtime_ns == written
-    assert tree(out) == tree(tmp_path / "elsewhere")
-
-
 def test_space_is_checked_on_both_disks(
     tmp_path: Path, raw: Path, another_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

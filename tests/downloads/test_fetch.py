@@ -12,8 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.downloads.cache import cache_root, find_file, raw_folder
-from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch, file_checksums
+from diffusion.downloads.fetch import (
+    RemoteFile,
+    RetryPolicy,
+    cache_root,
+    fetch,
+    file_checksums,
+    find_file,
+    raw_folder,
+)
 from diffusion.system.errors import DiffctlError, TemporaryError
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until

@@ -1,15 +1,24 @@
-"""Actions that a parser of outside files must never take, detected by Python's audit events.
+"""Limits for a parser of outside files: time, memory, and actions that it must never take.
 
-An audit hook cannot be removed, so that it is set in a child process only.
+Actions are detected by Python's audit events. An audit hook cannot be removed, so that it is added once and
+acts only within `guarded`.
 """
 
 import ast
+import faulthandler
 import os
+import resource
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+SECONDS = 10
+SPARE_BYTES = 2 << 30  # of address space, beyond that at the start
 PROCESSES = (
     "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "subprocess.Popen",
 )  # fmt: skip
@@ -23,36 +32,30 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class CodeRun(BaseException):
-    """An input made its reader do a forbidden action, which is not executed."""
+    """An input made its reader take a forbidden action, which is not executed."""
 
 
-class Guard:
-    """Between `start` and `stop`, actions other than reading are recorded in `seen` and refused."""
+class TooSlow(BaseException):
+    """An input takes longer than SECONDS."""
 
-    def __init__(self, folder: Path, expected: tuple[str, ...] = ()) -> None:
-        self.folder, self.expected = folder.resolve(), expected
-        self.seen: list[str] = []
-        self.is_active = False
-        self.known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in sys.modules}
-        sys.dont_write_bytecode = True
+
+class _Guard:
+    """The audit hook: between `start` and `stop` it records and refuses actions of one thread."""
+
+    def __init__(self) -> None:
+        self.thread, self.folder, self.seen = 0, Path(), list[str]()
+        self.expected: tuple[str, ...] = ()
+        self.known: set[str] = set()
         sys.addaudithook(self._hook)
 
-    def start(self) -> None:
-        """Clear `seen` and begin to record."""
-        self.seen, self.is_active = [], True
-
-    def stop(self) -> None:
-        """Stop recording."""
-        self.is_active = False
-
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.is_active:
+        if self.thread != threading.get_ident():
             return
-        self.is_active = False  # actions of this method are not those of an input
+        thread, self.thread = self.thread, 0  # actions of this method are not those of an input
         try:
             fault = self._find_fault(event, arguments)
         finally:
-            self.is_active = True
+            self.thread = thread
         if fault is not None and not fault.startswith(self.expected or ("\0",)):
             self.seen.append(fault)
             raise CodeRun(fault)
@@ -81,14 +84,47 @@ class Guard:
         return place == Path(os.devnull) or place.is_relative_to(self.folder)
 
 
+_guard: _Guard | None = None
+
+
+@contextmanager
+def guarded(folder: Path, expected: tuple[str, ...] = ()) -> Iterator[None]:
+    """Raise CodeRun for an action other than reading, or than writing in `folder`; TooSlow and MemoryError.
+
+    `expected` has prefixes of actions that are allowed.
+    """
+    global _guard
+    _guard = _guard or _Guard()
+    _guard.folder, _guard.expected, _guard.seen = folder.resolve(), expected, []
+    _guard.known = set(sys.stdlib_module_names) | {name.partition(".")[0] for name in sys.modules}
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    handler = signal.signal(signal.SIGALRM, _too_slow)
+    faulthandler.dump_traceback_later(SECONDS + 5, exit=True)  # for a hang in C
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, before[1]))
+    _guard.thread = threading.get_ident()
+    try:
+        yield
+    finally:
+        _guard.thread = 0
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        faulthandler.cancel_dump_traceback_later()
+    if _guard.seen:
+        raise CodeRun(_guard.seen[0])  # the reader caught the exception
+
+
+def _too_slow(number: int, frame: FrameType | None) -> None:
+    raise TooSlow
+
+
 def _of_an_import(frame: FrameType | None) -> bool:
     """Return whether a known module is being imported, or a literal parsed (NumPy's headers)."""
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith("<frozen importlib") or (name == _AST and frame.f_code.co_name == "parse"):
+        if name.startswith("<frozen importlib") or (name == ast.__file__ and frame.f_code.co_name == "parse"):
             return True
         frame = frame.f_back
     return False
-
-
-_AST = ast.__file__

@@ -14,7 +14,7 @@ from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import METADATA_KEY, load_model, save_artefact
 from diffusion.model.weights_header import build_matching
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.repairs import correct_metadata_checksum
+from tests.fuzz.parser import correct_metadata_checksum
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 SPEC = spec_of()

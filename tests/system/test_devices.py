@@ -14,7 +14,6 @@ from diffusion.system.devices import (
     acquire_gpus,
     default_device,
     device_kind,
-    make_private_dir,
     scoring_device,
 )
 from diffusion.system.errors import DiffctlError, UsageError
@@ -124,24 +123,3 @@ def test_lock_folder_open_to_others_is_refused(
         pass
     assert str(error.value) == f"{folder} {message}: remove it, or set TMPDIR to your own folder"
     assert not list(tmp_path.rglob("*.lock"))
-
-
-def test_private_folder_is_created_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mask = os.umask(0)
-    try:
-        folder = make_private_dir(tmp_path / "a")
-    finally:
-        os.umask(mask)
-    assert folder.stat().st_mode & 0o777 == 0o700
-    assert make_private_dir(folder) == folder
-    monkeypatch.setattr(devices, "LOCK_DIR", folder)
-    with devices.acquire_lock(["GPU-a"]):
-        assert (folder / "GPU-a.lock").exists()
-
-
-def test_link_as_device_lock_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    (tmp_path / "GPU-a.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(DiffctlError, match="is a link"), devices.acquire_lock(["GPU-a"]):
-        pass
-    assert not (tmp_path / "precious").exists()

@@ -37,12 +37,6 @@ def test_json_of_wrong_shape_is_one_sentence(tree: object) -> None:
     assert "\n" not in str(caught.value)
 
 
-@given(st.binary())
-def test_invalid_bytes_are_one_sentence(data: bytes) -> None:
-    with pytest.raises(DiffctlError, match="here is damaged"):
-        parse_json(b"x" + data, JsonObject, "here")
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

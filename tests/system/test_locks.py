@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system import locks
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, remove_leftovers, write_text
 from diffusion.system.locks import LockBusy, file_lock, group_lock, holding_group, is_held
@@ -123,26 +122,6 @@ def test_lock_ends_with_its_holder(tmp_path):
     holder.kill()
     holder.wait()
     assert not is_held(path)
-    with file_lock(path, timeout=0):
-        assert is_held(path)
-
-
-def test_waiter_takes_the_new_file_when_the_lock_file_is_deleted(tmp_path, monkeypatch):
-    path = tmp_path / "lock"
-    first, between = file_lock(path), file_lock(path, timeout=5)
-    first.__enter__()
-
-    def delete(seconds):  # while the last one waits
-        monkeypatch.undo()
-        path.unlink()
-        between.__enter__()
-        first.__exit__(None, None, None)
-
-    monkeypatch.setattr(locks.time, "sleep", delete)
-    with pytest.raises(LockBusy), file_lock(path, timeout=0):
-        pass
-    path.unlink()
-    between.__exit__(None, None, None)
     with file_lock(path, timeout=0):
         assert is_held(path)
 

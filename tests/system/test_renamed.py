@@ -2,7 +2,7 @@ import pytest
 
 from diffusion.system import renamed
 from diffusion.system.errors import UsageError
-from diffusion.system.renamed import earlier_names, refuse_renamed, translate, translate_names
+from diffusion.system.renamed import refuse_renamed, translate, translate_names
 
 TABLES = {
     "params": {"train.averages": "ema_profiles", "train.averages.widths": "sigma_rel"},
@@ -14,8 +14,6 @@ TABLES = {
 @pytest.fixture(autouse=True)
 def tables(monkeypatch):
     monkeypatch.setattr(renamed, "RENAMED", {**renamed.RENAMED, **TABLES})
-    trees = {kind: renamed._tree(table) for kind, table in TABLES.items()}
-    monkeypatch.setattr(renamed, "_TREES", {**renamed._TREES, **trees})
 
 
 def test_keys_of_a_document_are_translated_at_their_own_place_only():
@@ -42,8 +40,6 @@ def test_flat_names_are_translated():
         "diffctl.sigma_rel": "0.1",
         "x": "y",
     }
-    assert earlier_names("tags", "diffctl.sigma_rel") == ["diffctl.width"]
-    assert earlier_names("tags", "x") == []
 
 
 @pytest.mark.parametrize(

@@ -49,19 +49,6 @@ def test_signal_raises_interrupted(number: signal.Signals, code: int) -> None:
     assert str(end) == f"stopped by {number.name}: the same command resumes after the finished parts"
 
 
-def test_except_exception_does_not_catch_interrupted() -> None:
-    went_on = False
-
-    def work() -> None:
-        nonlocal went_on
-        with contextlib.suppress(Exception):
-            send(signal.SIGINT)
-        went_on = True
-
-    stopped(work)
-    assert not went_on
-
-
 def looks() -> None:
     swallow()
     check_signals()
@@ -96,12 +83,6 @@ def test_unchecked_request_is_raised_after_the_block() -> None:
         pytest.fail("the work would go on")
 
     stopped(work)
-
-
-def test_stop_request_alone_does_not_raise() -> None:
-    with stop_request() as stop:
-        send(signal.SIGINT)
-    assert stop.signal == signal.SIGINT
 
 
 def test_cleared_request_is_not_raised() -> None:

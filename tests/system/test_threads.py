@@ -12,7 +12,6 @@ from diffusion.system.threads import (
     PREFETCH_NAME,
     device_threads,
     in_halves,
-    prefetch,
     prefetch_in,
     prefetched_draws,
 )
@@ -48,11 +47,6 @@ def test_next_draw_is_computed_before_it_is_requested() -> None:
     assert drawn == [0, 1]
 
 
-def test_single_draw_runs_in_the_calling_thread() -> None:
-    with prefetched_draws(lambda: torch.tensor(threading.get_ident()), 1, CPU) as draw:
-        assert int(draw()) == threading.get_ident()
-
-
 def test_failed_draw_raises_in_its_place() -> None:
     values = iter([1.0, 2.0])
 
@@ -66,18 +60,6 @@ def test_failed_draw_raises_in_its_place() -> None:
         assert [float(next_draw()), float(next_draw())] == [1, 2]
         with pytest.raises(MemoryError):
             next_draw()
-    assert not prefetch_threads()
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_exception_between_draws_leaves_no_thread(error: type[BaseException]) -> None:
-    def work() -> None:
-        with prefetched_draws(lambda: torch.zeros(1), 9, CPU) as draw:
-            draw()
-            raise error
-
-    with pytest.raises(error):
-        work()
     assert not prefetch_threads()
 
 
@@ -104,15 +86,6 @@ def test_closing_cancels_draws_that_have_not_started() -> None:
         results.close()
         resume.set()
     assert not late
-
-
-def test_closed_pool_raises() -> None:
-    with device_threads(1, CPU) as pool:
-        results = prefetch_in(pool, iter([lambda: (None,)] * 3), CPU, 1)
-        next(results)
-    with pytest.raises(RuntimeError):
-        list(results)
-    assert list(prefetch([lambda: (None,)] * 3, CPU)) == [(None,)] * 3
 
 
 def test_halves_are_joined_in_order() -> None:

@@ -14,7 +14,7 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
-from diffusion.system.machine_memory import cgroup_limit
+from diffusion.system.memory import cgroup_limit
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
@@ -134,7 +134,7 @@ def test_a_containers_memory_is_that_of_its_control_groups(tmp_path, monkeypatch
     found = cgroup_limit(tmp_path / "groups", tmp_path / "own")
     assert found == expected
     total, _ = device_memory(CPU)
-    monkeypatch.setattr("diffusion.system.machine_memory.cgroup_limit", lambda: found)
+    monkeypatch.setattr("diffusion.system.memory.cgroup_limit", lambda: found)
     assert device_memory(CPU)[0] == min(total, expected)
     assert device_memory(CPU)[1] <= expected
 

@@ -19,7 +19,7 @@ from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.distributed.sharding import Shards, _meta_copy
 from diffusion.train.train_step import TrainState, new_state
-from tests.fuzz.parsers.state import _state as small_state
+from tests.fuzz.models import training_state as small_state
 from tests.helpers.trainings import assert_same
 
 CPU = torch.device("cpu")

@@ -10,8 +10,15 @@ from diffusion.data.readers.archives import unpack_tar
 from diffusion.data.readers.arrays import entry, read_batches
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.data.source import DatasetInfo, RawData, Split, class_names
-from diffusion.downloads.cache import cache_root, raw_folder
-from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, file_checksums, verify
+from diffusion.downloads.fetch import (
+    OnProgress,
+    RemoteFile,
+    cache_root,
+    fetch,
+    file_checksums,
+    raw_folder,
+    verify,
+)
 from diffusion.system.errors import DiffctlError
 
 SHAPE = (32, 32, 3)

@@ -8,8 +8,14 @@ from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.arrays import read_batches
 from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, unique_names
-from diffusion.downloads.cache import cache_root, find_file, find_files, raw_folder
-from diffusion.downloads.fetch import OnProgress, file_checksums
+from diffusion.downloads.fetch import (
+    OnProgress,
+    cache_root,
+    file_checksums,
+    find_file,
+    find_files,
+    raw_folder,
+)
 from diffusion.system.errors import DiffctlError
 from diffusion.system.regular_files import read_regular_text
 

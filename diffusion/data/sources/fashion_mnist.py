@@ -13,8 +13,7 @@ import numpy as np
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
-from diffusion.downloads.cache import raw_folder
-from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch
+from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, raw_folder
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
 from diffusion.system.regular_files import read_error, read_regular

@@ -16,8 +16,7 @@ from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.label_csv import SPLITS, read_labels
 from diffusion.data.readers.listing import FilePaths, Listing, list_images
 from diffusion.data.source import DatasetInfo, RawData, Split, class_names
-from diffusion.downloads.cache import raw_folder
-from diffusion.downloads.fetch import OnProgress
+from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import NotBool, ShortText

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from diffusion.data.source import DatasetInfo
-from diffusion.downloads.cache import cache_root, raw_folder
+from diffusion.downloads.fetch import cache_root, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 

@@ -10,8 +10,7 @@ from diffusion.data.readers.arrays import Array, entry, integers, plain_array
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, class_names
 from diffusion.data.sources.kaggle import KaggleFiles
-from diffusion.downloads.cache import find_file
-from diffusion.downloads.fetch import OnProgress, file_checksums
+from diffusion.downloads.fetch import OnProgress, file_checksums, find_file
 from diffusion.system.errors import DiffctlError, printable
 
 NAME = "mini-imagenet"

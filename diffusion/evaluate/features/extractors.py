@@ -14,7 +14,7 @@ from diffusion.evaluate.features.extractor_weights import first_line, read_weigh
 from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
 from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.malloc import keep_freed_memory
+from diffusion.system.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)

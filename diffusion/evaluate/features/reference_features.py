@@ -17,6 +17,7 @@ from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extract import FeatureArray, Features, extract, offset_progress
 from diffusion.evaluate.features.extractors import Extractor, configured_extractors
+from diffusion.images.digests import array_digest, read_array
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.card import ReferenceFacts
@@ -24,7 +25,6 @@ from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
 from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.npy_files import array_digest, read_array
 from diffusion.system.section import brief, fingerprint
 
 Progress = Callable[[int, int], None]

@@ -20,7 +20,7 @@ from diffusion.system.checksums import Corrupted, open_checksummed, write_checks
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import copy_file
 from diffusion.system.json_files import parse_json
-from diffusion.system.machine_memory import available_memory
+from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
 from diffusion.train.checkpoint.tensor_stream import StoredTensors, without_prefix, write_tensors
 

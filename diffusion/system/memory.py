@@ -1,8 +1,14 @@
-"""Memory of the machine that this process may use."""
+"""Memory of the machine that this process may use, and glibc's malloc for tensors and images."""
 
+import ctypes
 import sys
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
+LARGEST = 2**31 - 1  # the largest value of mallopt: practically never
+BLOCKS = (2**30, 2**25)  # threshold of mapped blocks; older glibc versions allow 32 MB at most
 
 
 def machine_memory() -> tuple[int, int]:
@@ -44,3 +50,21 @@ def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
             with suppress(OSError, ValueError):  # no file, or `max`
                 limit = min(limit, int((group / name).read_text(encoding="utf-8")))
     return limit
+
+
+def keep_freed_memory(device_type: str = "cpu") -> None:
+    """Keep memory that CPU work frees for reuse by this process; do nothing for other devices.
+
+    By default glibc returns large freed blocks to the kernel and maps new ones, whose pages fault at first
+    use. It applies to the whole process and changes no result. Other allocators are unaffected.
+    """
+    if device_type == "cpu" and sys.platform == "linux":
+        _keep()
+
+
+@lru_cache
+def _keep() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # The block threshold first: setting one alone disables glibc's automatic adjustment of the other.
+    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in BLOCKS):
+        mallopt(M_TRIM_THRESHOLD, LARGEST)

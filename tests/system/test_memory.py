@@ -9,7 +9,7 @@ import pytest
 # Page faults of allocating and freeing 64 MB ten times: a new mapping faults at every page.
 FAULTS = """
 import resource, torch
-from diffusion.system.malloc import keep_freed_memory
+from diffusion.system.memory import keep_freed_memory
 if {keep}:
     keep_freed_memory()
 torch.ones(2**24)

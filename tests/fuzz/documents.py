@@ -1,0 +1,231 @@
+"""Documents: params.yaml, papers, scores, requests, and the champion's history."""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+from mlflow.exceptions import MlflowException
+from pydantic import ValidationError
+
+from cli.actions.champion import _row
+from diffusion.choice.document_slices import all_spaces
+from diffusion.choice.gate import decide
+from diffusion.choice.ranking import best_cell
+from diffusion.choice.selection import pareto_front, recommended
+from diffusion.config import load
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.papers.paper import open_paper
+from diffusion.papers.paper_comparison import compare_cells, shared_differences
+from diffusion.protocol.grid import cell_settings, grid, settings_card
+from diffusion.protocol.scores import pack
+from diffusion.protocol.scores_document import document_values, read_scores, write_scores_document
+from diffusion.report import score_tables
+from diffusion.report.headline import headline
+from diffusion.system.errors import DiffctlError
+from diffusion.system.section import fingerprint
+from tests.conftest import ROOT, params
+from tests.fuzz.parser import Parser, as_json
+from tests.helpers.broken_params import CLASSIFIER, RAW
+from tests.helpers.champion_moves import identity, move
+from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.scores_document import ERRORS, document, with_space
+from tracking.comparison.compared_runs import ScoredRun
+from tracking.comparison.score_comparison import compare
+from tracking.keys import EVENT, HISTORY_RUN
+from tracking.registry.champion_log import read_history
+from tracking.registry.promotion import pin_reason
+from tracking.registry.pyfunc_model import RegisteredSampler, Request
+
+REQUIRED = {  # fields of params.yaml without defaults
+    "data": {"name": "digits"},
+    "model": {"channels": 8, "channel_mult": [1]},
+    "process": {},
+    "train": {"steps": 1, "batch_size": 1, "lr": 1, "p_uncond": 0.1},
+    "sample": {"num_images": 2},
+    "sweep": {"steps": [2], "eta": [0]},
+    "evaluate": {},
+}
+
+
+@cache
+def params_seeds() -> list[bytes]:
+    """Return a profile without comments, and each complete section with minimal other ones as JSON."""
+    profile = (ROOT / "profiles/digits.yaml").read_text(encoding="utf-8")
+    lines = [line.partition("#")[0].rstrip() for line in profile.splitlines()]
+    axes = {"noise": ["small", "large"], "spacing": ["uniform", "trailing"], "guidance": [0, 1.5]}
+    axes["guidance_interval"] = [None, [0.2, 5]]
+    also = ["effnet-lite0-96", {"extractor": "inception-v3-compat", "weights": "x.pth"}]
+    whole = {**params(sweep=axes, evaluate={"extra_extractors": also}), "classifier": CLASSIFIER}
+    sections = as_json(*({**REQUIRED, name: section} for name, section in whole.items()))
+    return ["\n".join(filter(None, lines)).encode(), *sections]
+
+
+def read_params_file(path: Path) -> None:
+    """Load it, and make its cells' cards."""
+    config = load(path)
+    fingerprint(config)
+    for cell in grid(config.sample, config.sweep):
+        settings_card(cell_settings(config.sample, cell))
+
+
+def mutate_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """Duplicate, drop or indent a line, or replace its value with other YAML."""
+    lines = data.split(b"\n")
+    at = rng.randrange(len(lines))
+    other = lines[at].partition(b":")[0] + b": " + rng.choice(RAW).encode()
+    indented = rng.choice((b" ", b"\t", b"- ", b"? ", b"  ")) + lines[at]
+    lines[at : at + 1] = rng.choice(([lines[at]] * 2, [], [indented], [lines[at].lstrip()], [other]))
+    return b"\n".join(lines)
+
+
+@cache
+def paper_seeds() -> list[bytes]:
+    """Return a minimal and a complete YAML file of published figures."""
+    figure = {"name": "a", "where": "table 1", "metric": "fid", "value": 2.5}
+    plain = {"title": "A", "source": "B", "figures": [figure]}
+    protocol = {"data": "cifar10", "num_images": 50_000, "clip": True, "noise": None}
+    figures = [{**figure, "beside": ["digits"], "protocol": {"steps": 10, "eta": 0.5}}, figure]
+    rich = {**plain, "note": "n", "least_of": 3, "protocol": protocol, "figures": figures}
+    return [yaml.safe_dump(values).encode() for values in (plain, rich)]
+
+
+def read_paper(path: Path) -> None:
+    """Read it and compare it with a sweep."""
+    found = compare_cells(open_paper(str(path)), document().cells)
+    shared_differences([one.differences for one in found])
+    for one in found:
+        one.as_json(), [str(departure) for departure in one.differences]
+
+
+@cache
+def scores_seeds() -> list[bytes]:
+    """Return a minimal document, a complete one with one feature space, and one with two."""
+    rich = document_values(document({(5, 0.0): 0.3, (10, 1.0): 0.4}))
+    rich["intervals"] = {"confidence": 0.95}
+    rich["best"]["optimism"] = 0.01
+    rich["reference"] |= {"heldout_split": "test", "heldout_digest": "h" * 64, "heldout_count": 300}
+    distances = {"fd_effnet_lite0_64": 20.0, "kd_effnet_lite0_64": 0.1}
+    rich["reference"]["floor"] = {"num_images": 300, "extrapolated": True, **distances}
+    for cell in rich["cells"].values():
+        ends = {f"{name}_{end}": value for name, value in distances.items() for end in ("low", "high")}
+        others = {"memorisation": 0.1, "memorisation_std": 0.2, "fd_effnet_lite0_64_inf": 3.0}
+        cell["scores"] |= {**ends, **others, "precision_effnet_lite0_64": 0.5}
+        cell["errors"] = {name: pack([0.1] * count) for name, count in ERRORS.items()}
+        cell["classes"] = {"one": {"num_images": 5, "fd_effnet_lite0_64": 1.0, "floor": 0.5, "excess": 0.5}}
+    several = document_values(with_space(document({(5, 0.0): 0.3, (10, 1.0): 0.4})))
+    return as_json(document_values(document()), rich, several)
+
+
+def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
+    """Replace a cell's errors by valid ones with rare numbers and sizes."""
+    numbers = (0.0, -0.1, 1e-45, 1e15, -1e15, 1e16, math.inf, math.nan)
+    try:
+        values = json.loads(data)
+        cell = rng.choice(list(values["cells"].values()))
+        cell["errors"] = {
+            name: pack([rng.choice(numbers)] * rng.choice((count, count, count, 1)))
+            for name, count in ERRORS.items()
+        }
+        cell["scores"] |= {f"{name}_{end}": 0.0 for name in ERRORS for end in ("low", "high")}
+        return json.dumps(values).encode()
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, IndexError):
+        return None
+
+
+def read_scores_file(path: Path) -> None:
+    """Read, rank and format it."""
+    ours, theirs = read_scores(path), document()
+    best_cell(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
+    decide(theirs.cells, ours.cells, "version 1")
+    spec = ours.spec
+    score_tables.score_table(ours, spec), score_tables.front_table(ours, spec), headline(ours, spec)
+    score_tables.spaces_table(all_spaces(ours))
+    score_tables.protocol_table([cell.card for cell in ours.cells.values()])
+    with suppress(DiffctlError):
+        compare([ScoredRun("a", ours), ScoredRun("b", theirs)]).as_json()
+
+
+MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
+
+
+@cache
+def history_seeds() -> list[bytes]:
+    """Return one move of a champion of every kind."""
+    return as_json(*(move(number, *moved) for number, moved in enumerate(MOVES, 1)))
+
+
+def read_move(path: Path) -> None:
+    """Read the input as one more move of a valid history in MLflow's tags, and format the result."""
+    texts = [*map(bytes.decode, history_seeds()), path.read_bytes().decode("utf-8", "replace")]
+    records = {f"{EVENT}.{number:06d}.x": text for number, text in enumerate(texts)}
+    last = identity(3)
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        last = str(json.loads(texts[-1])["id"])
+    ids = [*map(identity, range(1, len(MOVES) + 1)), last]
+    claims = {f"{number:06d}": id for number, id in enumerate(ids, 1)}
+    model = SimpleNamespace(tags={HISTORY_RUN: "run", **records}, aliases={"champion": "1"})
+    client: Any = SimpleNamespace(
+        get_registered_model=lambda name: model,
+        get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(params=claims)),
+    )
+    history = read_history(client, "diffctl-digits")
+    history.as_json(), history.wrong_aliases
+    [_row(event) for event in (*history.events, *history.unclaimed)]
+    [pin_reason(pin, version) for version, pin in history.pinned.items()]
+
+
+REQUEST = {
+    "num": 2, "indices": [3, 5], "steps": 2, "eta": 0.5, "seed": 7, "class": "class3", "guidance": 1.5,
+    "guidance_interval": [0.2, 5], "noise": "large", "spacing": "trailing", "clip": False,
+}  # fmt: skip
+
+
+@cache
+def _sampler() -> RegisteredSampler:
+    """Return a small model of four timesteps, loaded as from the registry."""
+    spec = spec_of(channels=4, channel_mult=(1,), attention_resolutions=(), head_channels=4)
+    with TemporaryDirectory() as folder:
+        weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
+        save_artefact(weights, network_of(spec).state_dict(), artefact_of(spec, timesteps=4))
+        ours = read_artefact(weights).model_sha256
+        write_scores_document(scores, document({(2, 0.0): 0.1}, model_sha256=ours))
+        context = SimpleNamespace(
+            artifacts={"weights": str(weights), "scores": str(scores)},
+            model_config={"best_cell": "steps2-eta0"},
+        )
+        sampler = RegisteredSampler()
+        sampler.load_context(context)
+    return sampler
+
+
+def answer(path: Path) -> None:
+    """Sample for a request to the registered model; a refusal that the client receives is expected."""
+    sampler = _sampler()
+    try:
+        (reply,) = sampler.predict([Request.model_validate(json.loads(path.read_bytes()))])
+    except (ValueError, RecursionError, ValidationError, MlflowException) as error:
+        raise DiffctlError(str(error).replace("\n", " ")[:1000]) from None
+    assert len(reply.images) == len(reply.indices)
+
+
+PARSERS = {
+    "params": Parser(
+        params_seeds,
+        read_params_file,
+        "params.yaml",
+        [mutate_lines],
+        expected=("import: PIL",),  # by an entry with its section in the reader's module
+    ),
+    "paper": Parser(paper_seeds, read_paper, "paper.yaml"),
+    "scores": Parser(scores_seeds, read_scores_file, "scores.json", [mutate_errors]),
+    "history": Parser(history_seeds, read_move),
+    "request": Parser(lambda: as_json({}, {"num": 1, "steps": 1, "eta": 0.0}, REQUEST), answer),
+}

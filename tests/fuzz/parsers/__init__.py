@@ -1,1 +1,0 @@
-"""One module per parser of outside files; `tests.fuzz` describes them."""
