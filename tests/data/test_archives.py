@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffusion.data.readers.archives import unpack_tar, unpack_zip
-from diffusion.data.readers.arrays import open_npz, read_batches
+from diffusion.data.readers.arrays import open_npz
+from diffusion.data.source import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.archive_bombs import write_zip_bomb

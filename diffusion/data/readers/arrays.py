@@ -1,11 +1,10 @@
-"""Arrays in npz files of strangers, mapped from the disk, and the batch files of published sets."""
+"""Arrays in npz files and pickles of strangers, mapped from the disk."""
 
 import io
 import math
 import struct
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,9 +13,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from diffusion.data.readers.archives import open_member, open_zip
-from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import ArrayReader, Split
-from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
@@ -104,45 +100,6 @@ def integers(value: object) -> NDArray[np.int64]:
     if not isinstance(value, np.ndarray) or value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
         raise TypeError("something else instead of a list of integers")
     return np.array(value, dtype=np.int64)
-
-
-def read_batches(
-    paths: Sequence[Path], label_key: str, *, first_label: int, classes: int, shape: tuple[int, int, int]
-) -> Split:
-    """Return batch files as a split: pickles or npz files with flattened (C, H, W) images and their labels.
-
-    DiffctlError if images and labels of a file do not match each other, or `shape` (H, W, C) and `classes`.
-    """
-    batches = [_read_batch(path, label_key, first_label, classes, math.prod(shape)) for path in paths]
-    planar = (-1, shape[2], *shape[:2])
-    images = [images.reshape(planar).transpose(0, 2, 3, 1) for images, _ in batches]
-    return Split(ArrayReader(images), np.concatenate([labels for _, labels in batches]))
-
-
-def _read_batch(
-    path: Path, label_key: str, first_label: int, classes: int, pixels: int
-) -> tuple[Array, Labels]:
-    """Return mapped images (n, pixels) uint8, and labels counted from 0."""
-    try:
-        if path.suffix == ".npz":
-            images, labels = open_npz(path, "data"), integers(open_npz(path, label_key))
-        else:
-            batch = read_pickle(path)
-            images = plain_array(entry(batch, "data", path))
-            labels = integers(entry(batch, label_key, path))
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)} has {error}: it is not a batch of this set") from None
-    labels = labels - first_label
-    if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
-        raise DiffctlError(
-            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
-            f"or are not uint8 with {pixels} values an image"
-        )
-    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-        raise DiffctlError(
-            f"{printable(path)}: its labels are not {first_label} to {first_label + classes - 1}"
-        )
-    return images, labels
 
 
 def entry(batch: Any, key: str, path: Path) -> Any:

@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_tar
-from diffusion.data.readers.arrays import entry, read_batches
+from diffusion.data.readers.arrays import entry
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import DatasetInfo, RawData, Split, class_names
+from diffusion.data.source import DatasetInfo, RawData, Split, class_names, read_batches
 from diffusion.downloads.fetch import (
     OnProgress,
     RemoteFile,
