@@ -32,8 +32,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.system.device_transfer import float64_device
-from diffusion.system.devices import default_device
+from diffusion.system.devices import default_device, float64_device
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import should_compile
 from diffusion.train.loop import train

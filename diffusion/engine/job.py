@@ -21,7 +21,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, noise_draws
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.threads import draw_ahead, then_draw
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser_output import Network, Prediction
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.system.device_transfer import float64_device, to_device
+from diffusion.system.devices import float64_device, to_device
 
 
 class Denoiser(Protocol):

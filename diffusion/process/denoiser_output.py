@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""

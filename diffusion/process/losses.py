@@ -12,7 +12,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser_output import Network, expand, split_output
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 
 
 def training_losses(

@@ -14,7 +14,7 @@ from diffusion.process.denoiser_output import Prediction, expand, split_output
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
-from diffusion.system.device_transfer import float64_device, to_device
+from diffusion.system.devices import float64_device, to_device
 
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 
 
 class GridStep(NamedTuple):

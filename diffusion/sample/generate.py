@@ -18,7 +18,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_gradient, guided, shift_eps, shift_mean, without_labels
 from diffusion.sample.sampler import NaNGuard, Step, guard_networks, run_sampler
 from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import in_halves, prefetched_draws, splitting_helps
 

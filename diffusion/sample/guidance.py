@@ -13,7 +13,7 @@ from diffusion.process.denoiser import Denoiser, expand_times
 from diffusion.process.denoiser_output import Prediction, expand
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NOISE_LEVEL
 

@@ -1,4 +1,4 @@
-"""Selection of a device, and one GPU per cell or training by a lock that ends with its holders."""
+"""Selection of a device, transfers to it, and one GPU per cell or training by a lock."""
 
 import os
 import stat
@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from diffusion.system.device_transfer import float64_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock, group_lock
 
@@ -22,6 +22,7 @@ Check = Callable[[], object]
 """Called repeatedly while waiting; raises to stop."""
 
 
+WITHOUT_FLOAT64 = ("mps",)  # device types
 DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
 
 
@@ -56,6 +57,21 @@ def scoring_device() -> torch.device:
     Apple GPUs have no float64, and no comparison of their features with published ones is known.
     """
     return float64_device(default_device())
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Return the device for float64 values of work on `device`: itself, or the CPU if it has no float64."""
+    return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device; the tensor itself if it is there.
+
+    From the CPU to a GPU it is pinned and copied asynchronously; kernels launched afterwards see the copy.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type != "mps")  # MPS may read memory that was freed
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.model.network_registry import AUGMENTATION_NUMBERS
 from diffusion.process.noise import counter_generator
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 
 SCALE = ANISOTROPY = 2**0.2  # A_scale and A_aniso: the factor of one standard deviation

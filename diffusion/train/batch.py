@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import counter_generator
 from diffusion.process.timestep_samplers import UniformSampler
-from diffusion.system.device_transfer import float64_device, to_device
+from diffusion.system.devices import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
 from diffusion.train.plan import TrainPlan

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffusion.model.blocks import Dropout
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.process.noise import counter_generator
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.train.plan import TrainPlan
 
 MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two seldom coincide

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser_output import Network
 from diffusion.process.process_registry import build_process
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.batch import Batch
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors

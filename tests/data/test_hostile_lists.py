@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.readers.label_csv import MAX_LINE, read_labels
+from diffusion.data.readers.listing import MAX_LINE, read_labels
 from diffusion.downloads.fetch import MAX_DEPTH, find_file
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_gzip_bomb

@@ -17,7 +17,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import check_settings, generate, guided_denoiser
 from diffusion.sample.sampler import NaNGuard, run_sampler
-from diffusion.system.device_transfer import to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
 from diffusion.train.batch import ImageLoader, batches

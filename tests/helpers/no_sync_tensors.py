@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.system import device_transfer
+from diffusion.system import devices
 
 DEVICE = torch.device("meta")
 BY_VALUE = ("nonzero", "masked_select", "unique", "_local_scalar_dense", "equal", "is_nonzero")
@@ -94,5 +94,5 @@ class _Refusing(TorchDispatchMode):
 def no_float64() -> Iterator[torch.device]:
     """The device, known for the block to have no float64: whoever makes one there raises Float64."""
     with pytest.MonkeyPatch.context() as patch, _Refusing():
-        patch.setattr(device_transfer, "WITHOUT_FLOAT64", (DEVICE.type,))
+        patch.setattr(devices, "WITHOUT_FLOAT64", (DEVICE.type,))
         yield DEVICE

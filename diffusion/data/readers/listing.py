@@ -1,12 +1,15 @@
-"""Image files below a folder, listed with a few bytes of memory per file."""
+"""Image files below a folder, with a few bytes of memory per file, and CSV files with their classes."""
 
+import csv
 import hashlib
+import io
 import os
 import stat
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +17,13 @@ from numpy.typing import NDArray
 from diffusion.data.holdout import Indices
 from diffusion.data.problems import Problem
 from diffusion.images.decode import SUFFIXES
-from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.regular_files import open_regular
 
 MAX_DEPTH = 64  # folders below each other
+SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+MAX_LINE = 1 << 16  # characters; a path and a class take a few hundred
+FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
 
 Names = NDArray[np.bytes_]
 
@@ -146,3 +153,60 @@ def _stem(name: bytes) -> str | None:
     """Return an image's name without suffix, casefolded; None for another file."""
     stem, dot, suffix = os.fsdecode(name).rpartition(".")
     return stem.casefold() if dot and f".{suffix.lower()}" in SUFFIXES else None
+
+
+class Row(NamedTuple):
+    """One line: an empty label means none; `split` is None, train or test."""
+
+    file: str
+    label: str
+    split: str | None
+
+
+def read_labels(path: Path) -> Iterator[Row]:
+    """Yield the rows one by one.
+
+    UsageError if the file is missing, not CSV in UTF-8, or lacks a column.
+    """
+    try:
+        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(_lines(file))
+            columns = list(reader.fieldnames or [])
+            name_column = _column(path, columns, FILE_COLUMNS)
+            label_column = _column(path, columns, LABEL_COLUMNS)
+            for values in reader:
+                name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
+                yield Row(name, (values[label_column] or "").strip(), _split(path, values.get("split")))
+    except FileNotFoundError:
+        raise UsageError(f"data.labels: {path} does not exist; it must be in data.path") from None
+    except OSError as error:
+        raise UsageError(
+            f"data.labels: {path} cannot be read ({error.strerror}): give access to it"
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
+
+
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    """Yield lines; csv.Error for one that is too long, before the rest of it is read."""
+    while line := file.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
+        yield line
+
+
+def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:
+    for column in columns:
+        if column.strip().lower() in names:
+            return column
+    raise UsageError(f"data.labels: {path} needs a first line with a column {' or '.join(names)}")
+
+
+def _split(path: Path, name: str | None) -> str | None:
+    if not name or not name.strip():
+        return None
+    if name.strip() not in SPLITS:
+        raise UsageError(
+            f"data.labels: {path}: split {printable(name)[:80]!r} is not one of {', '.join(SPLITS)}"
+        )
+    return SPLITS[name.strip()]

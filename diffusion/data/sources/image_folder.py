@@ -13,8 +13,7 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.label_csv import SPLITS, read_labels
-from diffusion.data.readers.listing import FilePaths, Listing, list_images
+from diffusion.data.readers.listing import SPLITS, FilePaths, Listing, list_images, read_labels
 from diffusion.data.source import DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
