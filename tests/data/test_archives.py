@@ -13,8 +13,7 @@ from diffusion.data.readers.arrays import open_npz
 from diffusion.data.source import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers.archive_bombs import write_zip_bomb
-from tests.helpers.bounded_process import bounded
+from tests.helpers.damaged_bytes import bounded, write_zip_bomb
 from tests.helpers.raw_data import random_images
 
 MEMBERS = ["set/one", "set/two"]

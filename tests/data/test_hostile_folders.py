@@ -16,7 +16,7 @@ from diffusion.data.readers.listing import MAX_DEPTH, list_images
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded
-from tests.helpers.raw_data import prepared, random_images, write_folder
+from tests.helpers.raw_data import random_images, write_folder
 
 
 def image(place, name):

@@ -16,7 +16,7 @@ from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.sources.kaggle import has_kaggle_access
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
-from tests.helpers.raw_data import by_image, prepared, random_images, write_imagenet, write_mini_imagenet
+from tests.helpers.raw_data import prepared, random_images, write_imagenet, write_mini_imagenet
 
 pytest.importorskip("kagglehub")
 pytestmark = pytest.mark.slow
@@ -87,12 +87,6 @@ def serving():
     server.server_close()
 
 
-@pytest.fixture
-def kaggle(signed_in):
-    with serving() as server:
-        yield server
-
-
 def packed(folder):
     """Return a zip of all files of a folder."""
     archive = io.BytesIO()
@@ -101,28 +95,6 @@ def packed(folder):
             if path.is_file():
                 out.write(path, path.relative_to(folder))
     return archive.getvalue()
-
-
-def test_mini_imagenet_is_downloaded_once(tmp_path, kaggle):
-    names = ["a", "b", "c", "d"] * 6
-    images = random_images(0, 24, 84)
-    kaggle.archives["miniimagenet"] = packed(write_mini_imagenet(tmp_path / "made", images, names))
-    assert not build_source(DataConfig(name="mini-imagenet")).info().blocked
-    for _ in range(2):
-        train, test = prepared(tmp_path, name="mini-imagenet", image_size=84)
-    found = by_image(train) | by_image(test)
-    assert all(found[image.tobytes()] == name for image, name in zip(images, names, strict=True))
-    assert kaggle.calls.count("DownloadDataset") == 1
-
-
-def test_imagenet_is_downloaded(tmp_path, kaggle):
-    pool = random_images(0, 8, 16)
-    train_images = {"n01440764": list(pool[:3]), "n01443537": list(pool[3:6])}
-    made = write_imagenet(tmp_path / "made", train_images, [("n01443537", pool[6]), ("n01440764", pool[7])])
-    kaggle.archives["imagenet-object-localization-challenge"] = packed(made)
-    train, test = prepared(tmp_path, name="imagenet", image_size=16)
-    assert (len(train), len(test)) == (6, 2)
-    assert test.labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
@@ -151,9 +123,9 @@ def test_kaggle_download_is_reused_offline(tmp_path, signed_in, name, monkeypatc
     assert (tmp_path / "cache/kagglehub").is_dir()
 
 
-def test_refusal_of_kaggle_is_one_sentence(tmp_path, kaggle):
+def test_refusal_of_kaggle_is_one_sentence(tmp_path, signed_in):
     assert has_kaggle_access()
-    with pytest.raises(DiffctlError, match=r"accept its rules at https://www\.kaggle") as error:
+    with serving(), pytest.raises(DiffctlError, match=r"accept its rules at https://www\.kaggle") as error:
         build_source(DataConfig(name="imagenet", image_size=64)).open()
     assert "\n" not in str(error.value)
     assert str(tmp_path / "cache/imagenet") in str(error.value)
@@ -163,11 +135,3 @@ def test_unreachable_kaggle_is_a_temporary_error(signed_in):
     with pytest.raises(TemporaryError, match="Kaggle does not answer") as error:
         build_source(DataConfig(name="mini-imagenet")).open()
     assert "\n" not in str(error.value)
-
-
-def test_no_request_without_token(kaggle, monkeypatch, tmp_path):
-    monkeypatch.delenv("KAGGLE_API_TOKEN")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KAGGLE_CONFIG_DIR", str(tmp_path))
-    assert not has_kaggle_access()
-    assert not kaggle.calls

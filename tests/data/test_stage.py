@@ -1,21 +1,13 @@
 """The data stage on the command line: every profile with files in the official format, and DVC."""
 
-import hashlib
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from diffusion.images.digests import content_digest
-from diffusion.images.store import open_store
-from tests.conftest import ROOT, diffctl, environment
-from tests.helpers.file_server import serving
+from tests.conftest import ROOT, diffctl
 from tests.helpers.raw_data import (
-    pack_tar,
     random_images,
     write_cifar10,
     write_cifar100,
@@ -89,88 +81,3 @@ def test_data_stage_runs_for_every_profile(tmp_path, name):
 
 
 # `diffctl stage data` on an archive in the official format, with an address and checksum of this test.
-STAGE = """
-import dataclasses, sys
-from diffusion.downloads.fetch import RemoteFile
-from diffusion.data.sources import cifar
-
-name, remote = {name!r}, RemoteFile{remote!r}
-setattr(cifar, name, dataclasses.replace(getattr(cifar, name), remote=remote))
-sys.argv[1:] = ["stage", "data"]
-from cli.main import main
-main()
-"""
-
-
-@pytest.mark.parametrize(("name", "make"), [("cifar10", cifar10), ("cifar100", cifar100)])
-def test_cifar_is_downloaded_once(tmp_path, name, make):
-    """The download is interrupted, resumed and verified; a second project needs no network."""
-    make(tmp_path / "made")
-    (unpacked,) = (tmp_path / "made").iterdir()
-    archive = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}[name]
-    content = pack_tar(unpacked, tmp_path / archive).read_bytes()
-    checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-    def staged(project):
-        project.mkdir()
-        shutil.copy(ROOT / f"profiles/{name}.yaml", project / "params.yaml")
-        remote = (archive, (server.url(archive),), checksum, len(content))
-        code = STAGE.format(name=name.upper(), remote=remote)
-        return subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=project,
-            env=environment({"DIFFCTL_CACHE": str(tmp_path / "cache")}),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-
-    with serving({archive: content}, "cut") as server:
-        first = staged(tmp_path / "first")
-        assert first.returncode == 0, first.stderr
-        assert server.ranges() == [None, f"bytes={len(content) // 2}-"]
-    assert first.stdout.strip() == f"data/prepared: {MADE[name]}"
-    assert {path.name for path in unpacked.iterdir()} >= {
-        path.name for path in (tmp_path / "cache" / name / unpacked.name).iterdir()
-    }
-    second = staged(tmp_path / "second")
-    assert second.returncode == 0, second.stderr
-    ours, theirs = (open_store(tmp_path / place / "data/prepared/train") for place in ("first", "second"))
-    assert ours.digest == theirs.digest
-    np.testing.assert_array_equal(ours.images, random_images(0, 30, 32)[:20])
-    assert ours.labels.tolist() == (np.arange(20) % len(ours.meta["classes"])).tolist()
-
-
-def run(folder, *arguments):
-    subprocess.run(arguments, cwd=folder, check=True, capture_output=True, timeout=120)
-
-
-def dvc(folder, *arguments):
-    run(folder, sys.executable, "-m", "dvc", *arguments)
-
-
-def test_dvc_pull_restores_prepared_data(tmp_path):
-    """After push and pull the digest is equal, and Git has no data."""
-    origin, clone = tmp_path / "origin", tmp_path / "clone"
-    origin.mkdir()
-    stage = {
-        "cmd": f"{sys.executable} -m cli.entry stage data",
-        "params": ["data"],
-        "outs": ["data/prepared"],
-    }
-    (origin / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"data": stage}}))
-    (origin / "params.yaml").write_text((ROOT / "profiles/digits.yaml").read_text())
-    (origin / ".gitignore").write_text("/data/\n/runs/\n")
-    run(origin, "git", "init", "--quiet")
-    dvc(origin, "init", "--quiet")
-    dvc(origin, "remote", "add", "--default", "store", str(tmp_path / "remote"))
-    dvc(origin, "repro")
-    dvc(origin, "push")
-    run(origin, "git", "add", "--all")
-    run(origin, "git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "-m", "Prepare")
-    run(tmp_path, "git", "clone", "--quiet", str(origin), str(clone))
-    assert not (clone / "data").exists()
-    dvc(clone, "pull")
-    for split in ("train", "test"):
-        made, pulled = (open_store(place / "data/prepared" / split) for place in (origin, clone))
-        assert pulled.digest == made.digest == content_digest(pulled.images, pulled.labels)

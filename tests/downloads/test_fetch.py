@@ -18,7 +18,6 @@ from diffusion.downloads.fetch import (
     cache_root,
     fetch,
     file_checksums,
-    find_file,
     raw_folder,
 )
 from diffusion.system.errors import DiffctlError, TemporaryError
@@ -81,13 +80,6 @@ def test_download_completes_despite_faults(folder, faults):
         assert not server.faults
     assert path.read_bytes() == CONTENT
     assert leftovers(folder) == ["file.bin"]
-
-
-def test_interrupted_download_resumes(folder):
-    with serving({"file.bin": CONTENT}, "cut", "cut") as server:
-        fetch(remote(server.url("file.bin")), folder, None, QUICK)
-        half, three_quarters = len(CONTENT) // 2, len(CONTENT) // 2 + len(CONTENT) // 4
-        assert server.ranges() == [None, f"bytes={half}-", f"bytes={three_quarters}-"]
 
 
 @settings(deadline=None, max_examples=20)
@@ -159,11 +151,6 @@ def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     assert "\n" not in str(error.value)
 
 
-def test_offline_message_names_the_file(folder):
-    with pytest.raises(TemporaryError, match=r"file\.bin"):
-        fetch(remote("http://127.0.0.1:9/file.bin", "http://name.invalid/file.bin"), folder, None, QUICK)
-
-
 def test_existing_file_is_verified(folder):
     folder.mkdir(parents=True)
     (folder / "file.bin").write_bytes(CONTENT)
@@ -197,12 +184,6 @@ def test_read_only_cache_is_refused(folder):
         fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
 
 
-def test_cache_that_is_a_file_is_refused(tmp_path):
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DiffctlError, match="cannot write in"):
-        fetch(remote("http://127.0.0.1:9/file.bin"), tmp_path / "cache/set", None, QUICK)
-
-
 def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("DIFFCTL_CACHE", raising=False)
@@ -210,15 +191,6 @@ def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "big"))
     assert raw_folder("cifar10", None) == tmp_path / "big/cifar10"
     assert raw_folder("cifar10", tmp_path / "own") == tmp_path / "own"
-
-
-def test_nearest_file_is_found_first(tmp_path):
-    for place in ("a/b", "c"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "batch").write_text(place)
-    assert find_file(tmp_path, "batch") == tmp_path / "c/batch"
-    assert find_file(tmp_path, "nothing") is None
-    assert find_file(tmp_path / "nowhere", "batch") is None
 
 
 def test_checksums_equal_hashlib(tmp_path):

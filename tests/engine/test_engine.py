@@ -18,7 +18,6 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition, mixed_condition
 from diffusion.sample.generate import check_settings, generate, model_denoiser, noise_draws
 from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
-from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -123,18 +122,6 @@ TestBatchedRequests = BatchedRequests.TestCase
 TestBatchedRequests.settings = hypothesis_settings(max_examples=12, stateful_step_count=12, deadline=None)
 
 
-def test_requests_of_all_lengths_share_forward_passes():
-    with Engine(MODEL, CPU) as engine:
-        jobs = [engine.add(*request_args(steps=steps, eta=1.0)) for steps in (5, 10, 20, 40)]
-        passes = 0
-        while engine.jobs:
-            engine.step()
-            passes += 1
-    assert passes == 40
-    for job in jobs:
-        assert_matches_separate_run(MODEL, job)
-
-
 def test_short_request_is_not_delayed_by_a_long_one():
     with Engine(MODEL, CPU, rows=8) as engine:
         long = engine.add(*request_args(indices=range(32), steps=50))
@@ -222,17 +209,6 @@ def test_bf16_batching_changes_few_bytes_by_little(values):
     assert float((difference > 0).float().mean()) < MAX_BF16_CHANGED
     assert float((difference > 1).float().mean()) < MAX_BF16_FAR
     assert float((other_seed > 1).float().mean()) > 10 * MAX_BF16_CHANGED
-
-
-def test_unsupported_settings_are_rejected_immediately():
-    with Engine(MODEL, CPU) as engine:
-        with pytest.raises(UsageError, match="101 sampling steps do not fit"):
-            engine.add(*request_args(steps=101))
-        with pytest.raises(UsageError, match="eta 99"):
-            engine.add(*request_args(steps=50, eta=99))
-        assert engine.held == 0
-    with pytest.raises(ValueError, match="two rows or more"):
-        Engine(MODEL, CPU, rows=1)
 
 
 class NaNForClass3(torch.nn.Module):

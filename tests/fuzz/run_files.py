@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
+from flows.prefect_server.background import BackgroundProcess
 
 from diffusion.check.time_estimate import Measurement
 from diffusion.data.journal import SplitTarget, _read_journal
@@ -22,7 +23,6 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import read_json
 from diffusion.train.checkpoint.resume import find_kept_run
 from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
-from flows.prefect_server.background import BackgroundProcess
 from flows.stage_outcome import read_outcome
 from tests.fuzz.parser import Parser, as_json, correct_checksum, npy
 from tracking.runs.run_lookup import read_identity
