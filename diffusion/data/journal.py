@@ -162,7 +162,6 @@ def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
         return _read_journal(target)
     with _on_disk(target):
         target.folder.mkdir(parents=True, exist_ok=True)
-        target.images.unlink(missing_ok=True)  # it may be a hard link to finished images
         with open(target.images, "wb") as file:
             file.write(target.header)
             file.truncate(len(target.header) + target.shape[0] * target.row_bytes)

@@ -53,8 +53,6 @@ def prepare(
             refuse_problems(problems, listing)
         with atomic_folder(out) as made:
             write_stores(made, config, raw, filled, problems)
-        for target in targets.values():
-            target.images.unlink()  # first: half a folder must not keep a hard link to images in `out`
         _drop(folder)
     listing.unlink(missing_ok=True)
     _drop_unfinished(work)

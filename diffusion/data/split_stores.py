@@ -1,7 +1,6 @@
 """Filled splits to stores: bad rows left out, everything counted and hashed."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,8 +62,8 @@ def write_stores(
 ) -> None:
     """Write a store per split into `out`, and two lists: skipped.csv and duplicates.csv.
 
-    A class without images is left out. The filled files stay: `out` gets hard links to the images.
-    DiffctlError if a split has no image left.
+    A class without images is left out. Complete images are moved, not copied. DiffctlError if a split has no
+    image left.
     """
     classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
     scanned = {part.name: _scan(part, new_label) for part in filled}
@@ -172,15 +171,9 @@ def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str
 
 
 def _place_images(target: SplitTarget, good: NDArray[np.bool_], path: Path) -> None:
-    """Link the images to `path`; if rows are left out, copy the others there in blocks.
-
-    The source stays, so that nothing is read again if this process is killed here.
-    """
+    """Move the images to `path`; if rows are left out, copy the others there in blocks."""
     if good.all():
-        try:
-            os.link(target.images, path)
-        except OSError:  # on another disk, or one without links
-            shutil.copyfile(target.images, path)
+        shutil.move(target.images, path)
         return
     images = np.load(target.images, mmap_mode="r")
     out = open_memmap(path, mode="w+", dtype=np.uint8, shape=(int(good.sum()), *target.shape[1:]))
