@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import yaml
-from diffusion.papers.paper_comparison import compare_cells, shared_differences
 from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
@@ -23,7 +22,7 @@ from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import pareto_front, recommended
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.papers.paper import open_paper
+from diffusion.papers.paper import compare_cells, open_paper, shared_differences
 from diffusion.protocol.grid import cell_settings, grid, settings_card
 from diffusion.protocol.scores import pack
 from diffusion.protocol.scores_document import document_values, read_scores, write_scores_document

@@ -10,9 +10,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
-from flows.prefect_server.background import BackgroundProcess
 
-from diffusion.check.time_estimate import Measurement
 from diffusion.data.journal import SplitTarget, _read_journal
 from diffusion.evaluate.features import reference_features
 from diffusion.images import store
@@ -23,6 +21,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import read_json
 from diffusion.train.checkpoint.resume import find_kept_run
 from diffusion.train.checkpoint.run_record import HEARTBEAT, read_heartbeat
+from flows.prefect_server.local_servers import LocalServer
 from flows.stage_outcome import read_outcome
 from tests.fuzz.parser import Parser, as_json, correct_checksum, npy
 from tracking.runs.run_lookup import read_identity
@@ -108,11 +107,6 @@ CHECKSUMMED = (
     {"key": "k", "data_digest": "d", "settings": {"train": {"steps": 3}}, "search": {"fields": {}}},
     {"state": "failed", "value": None, "reason": "it diverged"},
     {"start": 0, "bad": {"3": "no image"}, "digests": sha256(b"\0" * 64).hexdigest()},
-    {
-        "machine": "2 threads", "batch": 64, "missing": {},
-        "step": {"images": 8, "image": {"median": 0.2, "least": 0.1, "most": 0.4}}, "sampling": {},
-        "extractors": {},
-    },
 )  # fmt: skip
 PLAIN = (
     {"kind": "failed", "sentence": "it failed", "exit_code": 1},
@@ -161,9 +155,8 @@ def read_run_file(path: Path) -> None:
         lambda: find_kept_run(path.parent / "x", {}),
         lambda: read_outcome(path),
         lambda: read_checksummed_json(path, _SentFile),
-        lambda: read_checksummed_json(path, Measurement),
         lambda: read_checksummed_json(folder / ABOUT, About),
-        lambda: read_json(path, BackgroundProcess),
+        lambda: read_json(path, LocalServer),
         lambda: read_result(folder),
     )
 

@@ -6,11 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusion.data.source_registry import SOURCES
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from diffusion.config import Config, load
+from diffusion.data.data_config import SOURCES
 from diffusion.model.network_registry import MODELS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
