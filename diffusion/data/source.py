@@ -4,7 +4,6 @@ A source names its classes and opens its splits. It neither resizes nor stores: 
 rows in several processes and writes the store.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,6 @@ from numpy.typing import NDArray
 
 from diffusion.data.holdout import Indices
 from diffusion.data.problems import Problem
-from diffusion.data.readers.arrays import Array, entry, integers, open_npz, plain_array
-from diffusion.data.readers.pickles import read_pickle
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Images, Labels
 from diffusion.system.errors import DiffctlError, printable
@@ -147,45 +144,6 @@ class ArrayReader:
     def names(self, rows: Indices) -> list[str]:
         """Return the rows' numbers, counted over all arrays."""
         return [f"image {row}" for row in self.rows[rows].tolist()]
-
-
-def read_batches(
-    paths: Sequence[Path], label_key: str, *, first_label: int, classes: int, shape: tuple[int, int, int]
-) -> Split:
-    """Return batch files as a split: pickles or npz files with flattened (C, H, W) images and their labels.
-
-    DiffctlError if images and labels of a file do not match each other, or `shape` (H, W, C) and `classes`.
-    """
-    batches = [_read_batch(path, label_key, first_label, classes, math.prod(shape)) for path in paths]
-    planar = (-1, shape[2], *shape[:2])
-    images = [images.reshape(planar).transpose(0, 2, 3, 1) for images, _ in batches]
-    return Split(ArrayReader(images), np.concatenate([labels for _, labels in batches]))
-
-
-def _read_batch(
-    path: Path, label_key: str, first_label: int, classes: int, pixels: int
-) -> tuple[Array, Labels]:
-    """Return mapped images (n, pixels) uint8, and labels counted from 0."""
-    try:
-        if path.suffix == ".npz":
-            images, labels = open_npz(path, "data"), integers(open_npz(path, label_key))
-        else:
-            batch = read_pickle(path)
-            images = plain_array(entry(batch, "data", path))
-            labels = integers(entry(batch, label_key, path))
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)} has {error}: it is not a batch of this set") from None
-    labels = labels - first_label
-    if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
-        raise DiffctlError(
-            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
-            f"or are not uint8 with {pixels} values an image"
-        )
-    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-        raise DiffctlError(
-            f"{printable(path)}: its labels are not {first_label} to {first_label + classes - 1}"
-        )
-    return images, labels
 
 
 def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from diffusion.data.readers.archives import unpack_tar, unpack_zip
 from diffusion.data.readers.arrays import open_npz
-from diffusion.data.source import read_batches
+from diffusion.data.sources.cifar import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_zip_bomb

@@ -21,7 +21,7 @@ from PIL import Image
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_files import read_images
-from diffusion.data.source import read_batches
+from diffusion.data.sources.cifar import read_batches
 from diffusion.data.sources.fashion_mnist import read_split
 from diffusion.evaluate.adhoc_inputs import IMAGES, mapped_npz, open_images
 from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics

@@ -1,15 +1,18 @@
 """CIFAR-10 and CIFAR-100: 60,000 images of 32×32 pixels (Krizhevsky 2009), in the version for Python."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_tar
-from diffusion.data.readers.arrays import entry
+from diffusion.data.readers.arrays import Array, entry, integers, open_npz, plain_array
 from diffusion.data.readers.pickles import read_pickle
-from diffusion.data.source import DatasetInfo, RawData, Split, class_names, read_batches
+from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.fetch import (
     OnProgress,
     RemoteFile,
@@ -19,7 +22,8 @@ from diffusion.downloads.fetch import (
     raw_folder,
     verify,
 )
-from diffusion.system.errors import DiffctlError
+from diffusion.images.store import Labels
+from diffusion.system.errors import DiffctlError, printable
 
 SHAPE = (32, 32, 3)
 
@@ -117,6 +121,45 @@ class Cifar:
             f"{folder} has neither {archive} nor {batch}: put the archive there, or leave out data.path to "
             "download it"
         )
+
+
+def read_batches(
+    paths: Sequence[Path], label_key: str, *, first_label: int, classes: int, shape: tuple[int, int, int]
+) -> Split:
+    """Return batch files as a split: pickles or npz files with flattened (C, H, W) images and their labels.
+
+    DiffctlError if images and labels of a file do not match each other, or `shape` (H, W, C) and `classes`.
+    """
+    batches = [_read_batch(path, label_key, first_label, classes, math.prod(shape)) for path in paths]
+    planar = (-1, shape[2], *shape[:2])
+    images = [images.reshape(planar).transpose(0, 2, 3, 1) for images, _ in batches]
+    return Split(ArrayReader(images), np.concatenate([labels for _, labels in batches]))
+
+
+def _read_batch(
+    path: Path, label_key: str, first_label: int, classes: int, pixels: int
+) -> tuple[Array, Labels]:
+    """Return mapped images (n, pixels) uint8, and labels counted from 0."""
+    try:
+        if path.suffix == ".npz":
+            images, labels = open_npz(path, "data"), integers(open_npz(path, label_key))
+        else:
+            batch = read_pickle(path)
+            images = plain_array(entry(batch, "data", path))
+            labels = integers(entry(batch, label_key, path))
+    except TypeError as error:
+        raise DiffctlError(f"{printable(path)} has {error}: it is not a batch of this set") from None
+    labels = labels - first_label
+    if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
+        raise DiffctlError(
+            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
+            f"or are not uint8 with {pixels} values an image"
+        )
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise DiffctlError(
+            f"{printable(path)}: its labels are not {first_label} to {first_label + classes - 1}"
+        )
+    return images, labels
 
 
 CIFAR10 = Archive(

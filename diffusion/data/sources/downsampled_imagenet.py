@@ -6,7 +6,8 @@ from pathlib import Path
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.readers.archives import unpack_zip, zip_names
-from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, read_batches, unique_names
+from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, unique_names
+from diffusion.data.sources.cifar import read_batches
 from diffusion.downloads.fetch import (
     OnProgress,
     cache_root,
