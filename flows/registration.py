@@ -20,9 +20,9 @@ from tracking.registry.model_registry import (
     promote,
     register,
     register_rescored,
-    version_scores,
 )
 from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
+from tracking.registry.registered_models import fetch_scores_of
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores_document import ScoresDocument
@@ -55,7 +55,7 @@ def promote_version(
 
     Raise UsageError if there is no such version.
     """
-    _rescore_champion(version_scores(name, number), override, progress)
+    _rescore_champion(fetch_scores_of(name, number), override, progress)
     return promote(name, number, override)
 
 

@@ -54,9 +54,9 @@ class ChampionSource:
 
     def fetch(self) -> PublishedModel:
         """Return the champion; raise UsageError if there is none."""
-        from tracking.registry.registered_models import fetch_champion_files
+        from tracking.registry.registered_models import fetch_version_files
 
-        champion = fetch_champion_files(self._name)
+        champion = fetch_version_files(self._name)
         return PublishedModel(self._name, champion.version, champion.file, champion.scores)
 
     def has_changed(self, since: PublishedModel) -> bool:

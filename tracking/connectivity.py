@@ -1,17 +1,14 @@
 """Checks whether MLflow is reachable, and the errors for the ways in which it fails."""
 
 import http.client
+import re
 import ssl
 import urllib.error
 import urllib.request
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
-
-if TYPE_CHECKING:
-    import sqlalchemy
 
 TIMEOUT_SECONDS = 5.0  # per IP address; a host name may have two, and the first may not answer
 
@@ -23,17 +20,11 @@ UNAVAILABLE = {
 }
 DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
 
-# Database drivers have no error code for a wrong user, password or database name, only these texts.
-DENIED_TEXTS = (
-    "authentication failed",
-    "no password supplied",
-    "does not exist",
-    "permission denied",
-    "no pg_hba.conf entry",
-    "Access denied",
-    "Unknown database",
+# Database drivers have no error code for a wrong user, password or database name, only a text.
+DENIED_TEXT = re.compile(
+    "authentication failed|no password supplied|does not exist|permission denied|no pg_hba.conf entry"
+    "|Access denied|Unknown database"
 )
-WITH_TIMEOUT = ("postgresql", "mysql")  # their drivers accept connect_timeout
 
 
 class MlflowError(DiffctlError):
@@ -113,46 +104,36 @@ def _check_server(uri: str) -> None:
             raise unavailable(uri, f"HTTP {error.code}") from None
     except (OSError, http.client.HTTPException) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
+        if isinstance(cause, TimeoutError):
+            raise unavailable(uri, f"not within {TIMEOUT_SECONDS:g} s") from None
         if not isinstance(cause, ssl.SSLError):  # MLflow's client may have its own certificates
-            raise unavailable(uri, _short_cause(cause)) from None
+            text = isinstance(cause, OSError) and cause.strerror
+            raise unavailable(uri, text or str(cause) or type(cause).__name__) from None
 
 
 def _check_database(uri: str) -> None:
     import sqlalchemy
+    from sqlalchemy.exc import ArgumentError, DBAPIError
 
-    engine = _engine(uri)
+    has_timeout = uri.startswith(("postgresql", "mysql"))
+    options = {"connect_timeout": int(TIMEOUT_SECONDS)} if has_timeout else {}
     try:
-        engine.connect().close()
-    except sqlalchemy.exc.DBAPIError as error:
-        message = str(error.orig).strip().splitlines()[0]
-        if any(text in message for text in DENIED_TEXTS):
-            raise MlflowDenied(
-                f"MLflow's database at {redact_uri(uri)} denies access ({message}): give another user, "
-                "password or database in MLFLOW_TRACKING_URI"
-            ) from None
-        raise unavailable(uri, message) from None
-
-
-def _engine(uri: str) -> "sqlalchemy.Engine":
-    """Return an engine without a pool, with a connection timeout."""
-    import sqlalchemy
-
-    options = {"connect_timeout": int(TIMEOUT_SECONDS)} if uri.startswith(WITH_TIMEOUT) else {}
-    try:
-        return sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options)
+        sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options).connect().close()
     except ModuleNotFoundError as error:
         raise UsageError(
             f"MLFLOW_TRACKING_URI needs {error.name}, which is not installed: "
             "pip install 'diffctl[server]' for postgresql+psycopg://…"
         ) from None
-    except (sqlalchemy.exc.ArgumentError, ValueError):
+    except (ArgumentError, ValueError):
         raise UsageError(
             "MLFLOW_TRACKING_URI is not the address of a database: "
             "give postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
         ) from None
-
-
-def _short_cause(cause: object) -> str:
-    if isinstance(cause, TimeoutError):
-        return f"not within {TIMEOUT_SECONDS:g} s"
-    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
+    except DBAPIError as error:
+        message = str(error.orig).strip().splitlines()[0]
+        if DENIED_TEXT.search(message):
+            raise MlflowDenied(
+                f"MLflow's database at {redact_uri(uri)} denies access ({message}): give another user, "
+                "password or database in MLFLOW_TRACKING_URI"
+            ) from None
+        raise unavailable(uri, message) from None

@@ -1,13 +1,24 @@
-"""Experiments and runs in MLflow: found by tags, and created once."""
+"""Experiments, runs, searches and checkpoints in MLflow: found by names and tags, and created once."""
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError
-from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
+from diffusion.system.files import sha256_file
+from diffusion.system.locks import file_lock
+from tracking.keys import (
+    FILE_SHA256,
+    KEY,
+    PARENT,
+    REGISTRY_EXPERIMENT,
+    SEARCH,
+    SEARCH_ROOT,
+    experiment_name,
+)
 from tracking.mlflow_pages import experiment_note, note_tags, registry_note
-from tracking.store import artifacts_folder, database_file
+from tracking.store import artifacts_folder, database_file, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -15,6 +26,9 @@ if TYPE_CHECKING:
 
 # The UI of MLflow shows curves first, and no traces, for this kind of experiment.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+SEARCH_TABLE = "search.json"
+SEARCH_LOCK = "search.lock"  # in the folder of the trainings: concurrent trials create one run
+CHECKPOINT = "diffctl-checkpoint"  # the type of a LoggedModel
 
 
 def ensure_experiment(client: "MlflowClient", name: str) -> str:
@@ -93,3 +107,80 @@ def log_folder(client: "MlflowClient", run_id: str, folder: Path, destination: s
             repository = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
             repository.delete_artifacts(destination)  # type: ignore[no-untyped-call]
         raise
+
+
+def join_search(client: "MlflowClient", run_id: str, key: str, trainings: Path) -> None:
+    """Make a trial's run a child of its search's run; `trainings` is the folder of the search's trainings."""
+    run = client.get_run(run_id)
+    name = run.data.tags.get(SEARCH, "search")
+    client.set_tag(run_id, PARENT, _ensure_search(client, run.info.experiment_id, key, name, trainings))
+
+
+def log_search(
+    key: str,
+    name: str,
+    data: str,
+    table: dict[str, Any],
+    best: dict[str, float],
+    trainings: Path = TRAIN_RUNS,
+) -> str:
+    """Log a search's table as an artifact, and the values of its best group as metrics; return the run's id.
+
+    Logging the same again changes nothing. MlflowError if MLflow does not answer.
+    """
+    with mlflow_client() as client:
+        experiment = ensure_experiment(client, experiment_name(data))
+        run_id = _ensure_search(client, experiment, key, name, trainings)
+        client.log_dict(run_id, table, SEARCH_TABLE)
+        logged = client.get_run(run_id).data.metrics
+        for metric, value in best.items():
+            if logged.get(metric) != value:
+                client.log_metric(run_id, metric, value)
+    return run_id
+
+
+def _ensure_search(client: "MlflowClient", experiment: str, key: str, name: str, trainings: Path) -> str:
+    """Return the id of the search's run, created if it is missing; it has no key, as it is no training."""
+    with file_lock(trainings / SEARCH_LOCK):
+        if found := find_by_tags(client, [experiment], {SEARCH_ROOT: key}):
+            return str(found[0].info.run_id)
+        return create_finished_run(client, experiment, f"search {name}", {SEARCH_ROOT: key, SEARCH: name})
+
+
+def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path) -> str:
+    """Return the id of the step's LoggedModel, created from the file at `path` if it is missing."""
+    from mlflow.entities import LoggedModelOutput
+
+    found = _find_checkpoint(client, run_id, step)
+    if found is None:
+        found = client.create_logged_model(
+            experiment_id=client.get_run(run_id).info.experiment_id,
+            name=_checkpoint_name(step),
+            source_run_id=run_id,
+            tags={FILE_SHA256: sha256_file(path)},
+            params={"step": str(step)},
+            model_type=CHECKPOINT,
+        )
+    if found.status != "READY":
+        client.log_model_artifact(found.model_id, str(path))
+        client.log_outputs(run_id, [LoggedModelOutput(found.model_id, step)])
+        client.finalize_logged_model(found.model_id, "READY")
+    return str(found.model_id)
+
+
+def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> None:
+    """Delete the step's LoggedModel if it exists; its scores stay in the run's curves."""
+    found = _find_checkpoint(client, run_id, step)
+    if found is not None:
+        client.delete_logged_model(found.model_id)
+
+
+def _find_checkpoint(client: "MlflowClient", run_id: str, step: int) -> Any:
+    experiment = client.get_run(run_id).info.experiment_id
+    query = f"source_run_id = '{run_id}' AND name = '{_checkpoint_name(step)}'"
+    found = client.search_logged_models([experiment], filter_string=query)
+    return found[0] if found else None
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"step-{step:09d}"

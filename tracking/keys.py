@@ -37,8 +37,8 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
-EVENT = "diffctl.event"  # a move of the champion as JSON; `.NUMBER.ID` is appended
-HISTORY_RUN = "diffctl.history_run"  # a run with a param for each claimed move
+EVENT = "diffctl.event"  # a move as JSON in earlier versions; `.NUMBER.ID` is appended
+HISTORY_RUN = "diffctl.history_run"  # a run with a param for each move of the champion
 
 # Artifact folders of a run.
 MODEL_FOLDER = "weights"  # the training's model file

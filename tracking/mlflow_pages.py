@@ -101,7 +101,7 @@ def experiment_note(data_name: str) -> str:
 def registry_note() -> str:
     """Describe the experiment that contains the registry's own runs."""
     return (
-        "The champions of each registered model: one run per model. Its parameters are the valid moves. "
+        "The champions of each registered model: one run per model. Its parameters are their moves. "
         "`diffctl history` reads them.\n\n"
         "**Do not delete anything here**: a registry without its run cannot be read.\n"
     )

@@ -3,10 +3,10 @@
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from diffusion.layout import home
@@ -106,6 +106,21 @@ def connect(uri: str | None = None) -> "MlflowClient":
             if not database.exists():
                 _create(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+Found = TypeVar("Found")
+
+
+def find(request: Callable[..., Found], *arguments: Any) -> Found | None:
+    """Return the answer to a request of the client; None if MLflow does not have what it names."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return request(*arguments)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def check_access() -> None:

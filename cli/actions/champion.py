@@ -12,8 +12,8 @@ from diffusion.system.errors import KEPT_OUT
 from flows.registration import promote_version, register_model
 from tracking.keys import model_name
 from tracking.registry.champion_log import History, Move, Score
-from tracking.registry.model_registry import read_champion_history
 from tracking.registry.promotion import Override, check_note
+from tracking.registry.registered_models import read_champion_history
 
 
 def promote_model(version: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
@@ -43,8 +43,6 @@ def _show_history(found: History) -> None:
         for event in found.events:
             listed.add_row(*_row(event))
         show(listed)
-    for event in found.unclaimed:
-        typer.echo(f"not applied: {' '.join(_row(event)[:4])} (superseded or killed)")
     for version, pin in found.pinned.items():
         note = f" ({pin.note})" if pin.note else ""
         typer.echo(f"pinned: version {version} is not promoted since {_when(pin)}, by {pin.who}{note}")

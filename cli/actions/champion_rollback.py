@@ -14,16 +14,16 @@ from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
 from diffusion.system.section import validate
 from tracking.keys import model_name
-from tracking.registry import model_registry
 from tracking.registry.promotion import check_note
+from tracking.registry.rollback import plan_rollback, roll_back
 
 
 def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
     """Carry out `diffctl rollback`."""
     note = check_note(reason)
-    plan, weights, scores = model_registry.plan_rollback(model_name(load().data.name), to)
-    _sample_one(weights, scores)
-    history = model_registry.roll_back(plan, note)
+    plan = plan_rollback(model_name(load().data.name), to)
+    _sample_one(plan.weights, plan.scores)
+    history = roll_back(plan, note)
     event = history.events[-1]
     if as_json:
         typer.echo(json.dumps(event.model_dump(mode="json")))

@@ -18,7 +18,7 @@ from diffusion.system.files import write_atomic
 from diffusion.system.section import brief
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
-from tracking.registry.registered_models import fetch_champion, fetch_version
+from tracking.registry.registered_models import fetch_champion, fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 
 NO_START = "none"
@@ -86,7 +86,7 @@ def _version(named: str) -> Path:
         raise UsageError(
             f"--init-from: {brief(number, str)} is no version number: `diffctl history` lists them"
         )
-    return fetch_version(model_name(data or load().data.name), int(number))
+    return fetch_version_files(model_name(data or load().data.name), int(number)).file
 
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:

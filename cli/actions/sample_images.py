@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.sample.generate import check_settings
 from diffusion.system.devices import default_device
 from tracking.keys import model_name
-from tracking.registry.registered_models import fetch_champion_scores
+from tracking.registry.registered_models import fetch_scores_of
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_scores
 
@@ -74,5 +74,5 @@ def scores_of(model: Path, selection: Selection) -> ScoresDocument:
     if selection.run_id is not None:
         return fetch_scores(find_run(selection.run_id))
     if selection.champion:
-        return fetch_champion_scores(model_name(load().data.name))
+        return fetch_scores_of(model_name(load().data.name))
     return read_scores(model.absolute().parent.parent / SCORES)

@@ -40,7 +40,7 @@ from diffusion.system.params import read_params
 from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import ray_trials
-from tracking.runs.logged_search import log_search
+from tracking.experiments import log_search
 
 
 def search_settings(name: str, ray: bool, as_json: bool, options: RayOptions) -> None:

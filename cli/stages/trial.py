@@ -46,8 +46,8 @@ from flows.trial_process import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.spool.sender import start_sender
+from tracking.spool.spool_status import read_status
 from tracking.spool.spool_writer import Spool
-from tracking.spool.training_status import read_status
 
 MODULE = ("-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder

@@ -33,8 +33,8 @@ from tracking.runs.run_overview import list_runs, reap
 from tracking.runs.scored_runs import fetch_model, fetch_scores, log_report, log_scores
 from tracking.spool.sender import deliver_all
 from tracking.spool.spool_events import read_events
+from tracking.spool.spool_status import read_status
 from tracking.spool.spool_writer import Spool
-from tracking.spool.training_status import read_status
 from tracking.store import connect
 
 NOTE = "mlflow.note.content"

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -162,22 +163,18 @@ def history_seeds() -> list[bytes]:
 
 
 def read_move(path: Path) -> None:
-    """Read the input as one more move of a valid history in MLflow's tags, and format the result."""
+    """Read the input as two more moves of a valid history, of today's and the earlier format; format all."""
     texts = [*map(bytes.decode, history_seeds()), path.read_bytes().decode("utf-8", "replace")]
-    records = {f"{EVENT}.{number:06d}.x": text for number, text in enumerate(texts)}
-    last = identity(3)
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        last = str(json.loads(texts[-1])["id"])
-    ids = [*map(identity, range(1, len(MOVES) + 1)), last]
-    claims = {f"{number:06d}": id for number, id in enumerate(ids, 1)}
-    model = SimpleNamespace(tags={HISTORY_RUN: "run", **records}, aliases={"champion": "1"})
-    client: Any = SimpleNamespace(
-        get_registered_model=lambda name: model,
-        get_run=lambda run_id: SimpleNamespace(data=SimpleNamespace(params=claims)),
-    )
-    history = read_history(client, "diffctl-digits")
+    values = [*texts, identity(len(texts) + 1)]
+    params = {f"{number:06d}": text for number, text in enumerate(values, 1)}
+    tags = {HISTORY_RUN: "run", f"{EVENT}.{len(values):06d}.{values[-1]}": texts[-1]}
+    run = SimpleNamespace(info=SimpleNamespace(run_id="run"), data=SimpleNamespace(params=params))
+    model = SimpleNamespace(name="diffctl-digits", tags=tags, aliases={"champion": "1"})
+    client: Any = SimpleNamespace(get_registered_model=lambda name: model, get_run=lambda run_id: run)
+    with warnings.catch_warnings(action="ignore"):
+        history = read_history(client, model.name)
     history.as_json(), history.wrong_aliases
-    [_row(event) for event in (*history.events, *history.unclaimed)]
+    [_row(event) for event in history.events]
     [pin_reason(pin, version) for version, pin in history.pinned.items()]
 
 

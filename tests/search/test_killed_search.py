@@ -18,7 +18,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tracking.spool.spool_events import read_events
-from tracking.spool.training_status import list_trainings
+from tracking.spool.spool_status import list_trainings
 
 FIELDS = {"train.seed": [3, 4]}
 LONG = {"steps": 24, "log_every": 1, "save_every": 4, "preview_every": 24}

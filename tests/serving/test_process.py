@@ -17,9 +17,8 @@ from tests.conftest import command, diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
-from tracking.registry.model_registry import register
-from tracking.registry.promotion import Override, promote_version
-from tracking.store import connect
+from tracking.registry.model_registry import promote, register
+from tracking.registry.promotion import Override
 
 NAME = "diffctl-digits"
 
@@ -171,7 +170,7 @@ def test_a_new_champion_drops_no_request(here):
         for client in clients:
             client.start()
         wait_until(lambda: len(answers) >= 20)
-        assert promote_version(connect(), NAME, 2, Override(force=True, note="the other one")).promoted
+        assert promote(NAME, 2, Override(force=True, note="the other one")).promoted
         wait_until(lambda: any(version == "2" for _, version, _ in answers))
         seen = len(answers)
         wait_until(lambda: len(answers) >= seen + 20)

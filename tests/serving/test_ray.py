@@ -23,9 +23,8 @@ from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.server_process import CPU, ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
-from tracking.registry.model_registry import register
-from tracking.registry.promotion import Override, promote_version
-from tracking.store import connect
+from tracking.registry.model_registry import promote, register
+from tracking.registry.promotion import Override
 
 pytest.importorskip("ray")
 
@@ -146,7 +145,7 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
             client.start()
         wait_until(lambda: len(answers) >= 20)
         assert {version for _, version in answers} == {"1"}
-        assert promote_version(connect(), NAME, 2, Override(force=True, note="the other one")).promoted
+        assert promote(NAME, 2, Override(force=True, note="the other one")).promoted
         # Each replica looks for itself: 30 answers of version 2 alone are of both.
         wait_until(lambda: [version for _, version in answers[-30:]] == ["2"] * 30)
         assert {status for status, _ in answers} == {200}

@@ -20,7 +20,7 @@ from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
-from tracking.registry.registered_models import fetch_champion, fetch_champion_scores
+from tracking.registry.registered_models import fetch_champion, fetch_scores_of
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 from tracking.store import connect
 
@@ -76,7 +76,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     assert version.tags[keys.EMA_SIGMA_REL] == "0.07"
     assert "σ_rel = 0.07" in version.description
     assert fetch_champion(NAME).read_bytes() == file_of(0.07).read_bytes()
-    scores, own = fetch_champion_scores(NAME), read_artefact(file_of(0.07))
+    scores, own = fetch_scores_of(NAME), read_artefact(file_of(0.07))
     assert scores.cells.keys() == {"steps5-eta0", "steps10-eta0"}
     assert scores.best.value == document.best.value
     assert scores.training is not None

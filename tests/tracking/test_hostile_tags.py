@@ -13,7 +13,7 @@ from tests.conftest import write_params
 from tracking import keys
 from tracking.registry.model_registry import register
 from tracking.registry.model_versions import check_digest
-from tracking.registry.registered_models import fetch_champion, fetch_champion_scores, fetch_version_files
+from tracking.registry.registered_models import fetch_champion, fetch_scores_of, fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
@@ -76,7 +76,7 @@ def test_only_hex_digits_are_a_digest(value):
 
 def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_downloads):
     run_id = set_tags(CARD=HOSTILE[0])
-    fetches = [lambda: fetch_champion_scores(NAME)]
+    fetches = [lambda: fetch_scores_of(NAME)]
     fetches += [lambda: fetch_version_files(NAME, 1), ChampionSource(NAME).fetch]
     for fetch in fetches:
         with pytest.raises(DiffctlError, match=keys.CARD):

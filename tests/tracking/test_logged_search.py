@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.locks import is_held
-from tracking.experiments import find_by_tags
+from tracking.experiments import SEARCH_LOCK, find_by_tags, log_search
 from tracking.keys import PARENT, SEARCH, SEARCH_KEY, SEARCH_ROOT
-from tracking.runs.logged_search import LOCK, log_search
 from tracking.runs.run_lookup import training_runs
 from tracking.spool.delivery import deliver
-from tracking.spool.delivery_state import SENT
+from tracking.spool.spool_status import SENT
 from tracking.spool.spool_writer import Spool
 from tracking.store import connect
 
@@ -29,10 +28,10 @@ def test_trials_are_children_of_one_run_however_often_they_are_sent(
     locked = []
 
     def find(client, experiments, tags):
-        locked.append(is_held(tmp_path / LOCK))
+        locked.append(is_held(tmp_path / SEARCH_LOCK))
         return find_by_tags(client, experiments, tags)
 
-    monkeypatch.setattr("tracking.runs.logged_search.find_by_tags", find)
+    monkeypatch.setattr("tracking.experiments.find_by_tags", find)
     for key in ("a", "b"):
         write_trial(tmp_path / key)
     for key in ("a", "b", "a"):
@@ -43,7 +42,7 @@ def test_trials_are_children_of_one_run_however_often_they_are_sent(
     )
     assert parent == again
     assert all(locked), "the parent is looked up and created under a lock"
-    assert not is_held(tmp_path / LOCK)
+    assert not is_held(tmp_path / SEARCH_LOCK)
     client = connect(uri)
     trials = training_runs(client)
     assert len(trials) == 2, "the search itself is not a training"

@@ -32,9 +32,14 @@ from tests.helpers.mlflow_server import free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
-from tracking.registry.model_registry import read_champion_history, register
+from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
-from tracking.registry.registered_models import fetch_champion, fetch_champion_scores, fetch_version
+from tracking.registry.registered_models import (
+    fetch_champion,
+    fetch_scores_of,
+    fetch_version_files,
+    read_champion_history,
+)
 from tracking.store import ENVIRONMENT, connect
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -64,8 +69,8 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
         keys.PREVIOUS: 1,
     }
     assert connect().get_model_version(NAME, "2").tags[keys.DECISION] == worse.reason
-    assert read_artefact(fetch_version(NAME, 4)).model_sha256 == read_artefact(MODEL).model_sha256
-    assert read_artefact(fetch_version(NAME, 2)).model_sha256 != read_artefact(MODEL).model_sha256
+    assert read_artefact(fetch_version_files(NAME, 4).file).model_sha256 == read_artefact(MODEL).model_sha256
+    assert read_artefact(fetch_version_files(NAME, 2).file).model_sha256 != read_artefact(MODEL).model_sha256
 
 
 def test_registering_again_changes_nothing(make_model):
@@ -139,7 +144,7 @@ def test_champion_is_fetched_and_checked(make_model, here):
         fetch_champion(NAME)
     sha256 = make_model(1)
     register()
-    assert fetch_champion_scores(NAME) == read_scores(SCORES)
+    assert fetch_scores_of(NAME) == read_scores(SCORES)
     path = fetch_champion(NAME)
     assert read_artefact(path).model_sha256 == sha256
     load_model(path)

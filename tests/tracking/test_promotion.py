@@ -164,25 +164,6 @@ def test_history_records_time_person_commit_and_reason(register_all, here):
     assert all(len(value) < 5000 for value in connect().get_registered_model(NAME).tags.values())
 
 
-def test_damaged_history_is_refused(register_all):
-    register_all(0.2)
-    client, (event,) = connect(), history().events
-    client.set_registered_model_tag(NAME, event.key, "{}")
-    with pytest.raises(DiffctlError, match=event.key):
-        register()
-    client.delete_registered_model_tag(NAME, event.key)
-    with pytest.raises(DiffctlError, match="move 1"):
-        register()
-
-
-def test_alias_moved_in_mlflow_is_restored_with_a_warning(register_all):
-    register_all(0.2, 0.9)
-    connect().set_registered_model_alias(NAME, keys.CHAMPION, "2")
-    with pytest.warns(match="champion of diffctl-digits"):
-        assert register().champion == 1
-    assert history().aliases == {keys.CHAMPION: 1}
-
-
 def write_samples(sha256: str) -> None:
     """Write ten black images as the best cell's samples."""
     meta = {"name": BEST, "classes": list("0123456789"), "card": {**CARD, "model_sha256": sha256}}

@@ -13,7 +13,6 @@ from tests.helpers.scores_document import document
 from tracking.comparison.seed_groups import other_seeds
 from tracking.registry.model_registry import register
 from tracking.runs.scored_runs import log_scores
-from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
 CELL = (10, 0.0)
@@ -48,10 +47,8 @@ def registered(make_model):
     return register_one
 
 
-def test_seeds_are_found_by_setting_in_runs_and_versions(evaluated):
-    first = evaluated(1, 0.20)
-    register()
-    connect().delete_tag(first, "diffctl.setting")  # as in runs of older versions
+def test_seeds_are_found_by_setting(evaluated):
+    evaluated(1, 0.20)
     evaluated(2, 0.24)
     assert found_seeds() == [(1, 0.20)]
     evaluated(7, 0.90, train=OTHER)

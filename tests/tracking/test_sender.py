@@ -21,7 +21,7 @@ from tests.helpers.waiting import wait_until
 from tracking.connectivity import MlflowUnavailable
 from tracking.experiments import ensure_experiment
 from tracking.spool import sender
-from tracking.spool.delivery_state import DeliveryState
+from tracking.spool.spool_status import DeliveryState
 from tracking.store import connect
 
 

@@ -21,7 +21,7 @@ from tests.helpers.training_process import (
     wait_for_step,
 )
 from tests.helpers.waiting import wait_until
-from tracking.spool.training_status import list_trainings
+from tracking.spool.spool_status import list_trainings
 
 STEPS = 40
 

@@ -4,7 +4,7 @@ The gate chooses between two models by their images. Another seed of the same se
 the better model does not need to have the better setting.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -15,51 +15,39 @@ from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.comparison.score_comparison import format_spread
 from tracking.experiments import newest_runs
-from tracking.keys import SETTING, experiment_name, model_name
-from tracking.registry.model_versions import fetch_version_scores, is_diffctl_version
+from tracking.keys import SETTING, experiment_name
+from tracking.registry.model_versions import fetch_version_scores
 from tracking.runs.scored_runs import data_name, fetch_scores
 from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-MAX_FOUND = 50  # runs and versions of a setting that are read, the newest
+MAX_FOUND = 50  # runs of a setting that are read, the newest
 MAX_AT_GATE = 10  # versions of a setting that the gate reads, the newest
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
-    """Return the scores of trainings of the same setting with other seeds, of runs and then of versions.
+    """Return the scores of trainings of the same setting with other seeds, the newest first.
 
-    The newest come first. UsageError if the scores do not name the training of their model.
+    UsageError if the scores do not name the training of their model.
     """
     training = document.training
     if training is None:
         raise UsageError("these scores do not name the training of their model, so other seeds are unknown")
     if not store_exists():
         return []
+    found = []
     with mlflow_client() as client:
-        found = list(_documents(client, data_name(document), training.setting))
+        experiment = client.get_experiment_by_name(experiment_name(data_name(document)))
+        ids, query = (
+            [experiment.experiment_id] if experiment else [],
+            f"tags.`{SETTING}` = '{training.setting}'",
+        )
+        for run in newest_runs(client, ids, query, MAX_FOUND) if ids else []:
+            with suppress(UsageError):  # its scores were deleted
+                found.append(fetch_scores(run))
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
-
-
-def _documents(client: "MlflowClient", data: str, setting: str) -> Iterator[ScoresDocument]:
-    experiment = client.get_experiment_by_name(experiment_name(data))
-    ids = [experiment.experiment_id] if experiment else []
-    runs = newest_runs(client, ids, f"tags.`{SETTING}` = '{setting}'", MAX_FOUND) if ids else []
-    for run in runs:
-        with suppress(UsageError):  # its scores were deleted
-            yield fetch_scores(run)
-    seen = {run.info.run_id for run in runs}
-    for version in _versions_of_setting(client, model_name(data), setting, MAX_FOUND):
-        if version.run_id not in seen and is_diffctl_version(version):
-            yield fetch_version_scores(client, version)
-
-
-def _versions_of_setting(client: "MlflowClient", name: str, setting: str, count: int) -> "list[ModelVersion]":
-    """Return the newest registered versions of a setting, the newest first."""
-    query = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'"
-    return list(client.search_model_versions(query, max_results=count, order_by=["version_number DESC"]))
 
 
 def describe_seeds(
@@ -75,7 +63,8 @@ def describe_seeds(
         return ""
 
     def by_seed(setting: str, own: ScoresDocument) -> list[CellScores]:
-        versions = _versions_of_setting(client, name, setting, MAX_AT_GATE)
+        query, order = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'", ["version_number DESC"]
+        versions = client.search_model_versions(query, max_results=MAX_AT_GATE, order_by=order)
         documents = [own, *(fetch_version_scores(client, version) for version in versions)]
         return list(cells_by_seed(documents, cell, champion.cells[cell]).values())
 

@@ -1,15 +1,11 @@
-"""The log of a registered model's champions, with compare-and-set on top of MLflow's alias.
+"""The log of a registered model's champions.
 
-MLflow's alias has neither a history nor a compare-and-set, so it only follows this log. A move is recorded in
-three steps:
+Each move of the champion is a param of one MLflow run, the model's history run: the key is the move's number,
+the value the move as JSON. MLflow neither overwrites nor deletes a param. So of two concurrent moves with one
+number the second fails, and nobody can delete a move. The aliases `champion` and `previous` follow the log;
+the next command corrects them if they differ.
 
-1. record: a tag of the registered model. Its key contains an id, so that no record is overwritten;
-2. claim: a param of a run, named by the move's number. MLflow never overwrites a param, so of two concurrent
-   moves with one number only the first counts. The other stays unclaimed and never happened;
-3. aliases: `champion` and `previous` are set, and read again until they agree with the log.
-
-A process that is killed before the claim has moved nothing. If it is killed after the claim, the move has
-happened and the next command repairs the aliases.
+Earlier versions stored the JSON as a tag of the registered model, and in the param only the move's id.
 """
 
 import os
@@ -31,13 +27,15 @@ from diffusion.system.signals import check_signals
 from tracking.connectivity import MlflowError
 from tracking.experiments import create_finished_run, ensure_experiment
 from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS, REGISTRY_EXPERIMENT, user_name
+from tracking.store import find
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
     from mlflow.tracking import MlflowClient
 
 RESCORED = "anew"  # how the champion's own weights become a version with new scores
-MAX_REASON = 1000  # characters; a tag in MLflow's database has at most 5,000
+MAX_REASON = 1000  # characters; a param in MLflow's database has at most 6,000
 MAX_NOTE = 500
 MAX_TIME = 253_402_300_799_999  # milliseconds since 1970: the end of the year 9999
 
@@ -57,8 +55,8 @@ class Score(Section):
 class Move(Section):
     """A move of the champion from version `before` (None: there was none) to version `after`.
 
-    `at` is in milliseconds since 1970. `how` names who decided, or RESCORED.
-    `note` is the user's reason, `commit` the version's, `score` its score, and `against` that of `before`.
+    `at` is in milliseconds since 1970. `how` names who decided, or RESCORED. `note` is the user's reason,
+    `commit` the version's, `score` its score, and `against` that of `before`.
     """
 
     id: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
@@ -74,35 +72,27 @@ class Move(Section):
     score: Score | None = None
     against: Score | None = None
 
-    @property
-    def key(self) -> str:
-        """The tag that records the move."""
-        return f"{EVENT}.{self.claim}.{self.id}"
-
-    @property
-    def claim(self) -> str:
-        """The param that claims the move's number, in a form that sorts."""
-        return f"{self.number:06d}"
-
 
 @dataclass(frozen=True)
 class History:
-    """The moves of a registered model's champion, and MLflow's aliases.
+    """The moves of a registered model's champion in order, and MLflow's aliases.
 
-    `events` are the claimed moves in order, `unclaimed` those that were recorded and did not happen. `run_id`
-    is the run of the claims, None before the first move.
+    `run_id` is the history run, None before the first move. `count` is the number of the last move, and
+    larger than that of the last event if it cannot be read.
     """
 
     name: str
     run_id: str | None = None
     events: tuple[Move, ...] = ()
-    unclaimed: tuple[Move, ...] = ()
+    count: int = 0
     aliases: dict[str, int] = field(default_factory=dict)
 
     @property
     def holder(self) -> int | None:
-        """The champion's version; without any move the alias, which something else has set."""
-        return self.events[-1].after if self.events else self.aliases.get(CHAMPION)
+        """The champion's version: of the last move, or the alias if there is none or it cannot be read."""
+        newest = [move.after for move in self.events[-1:]]
+        is_readable = self.events and self.events[-1].number == self.count
+        return newest[0] if is_readable else self.aliases.get(CHAMPION, *newest)
 
     @property
     def holders(self) -> list[int]:
@@ -110,8 +100,10 @@ class History:
 
         A version that was scored again is replaced by the version that it became.
         """
-        held = [self.events[0].before] if self.events and self.events[0].before else []
+        held: list[int] = []
         for move in self.events:
+            if move.before and held[-1:] != [move.before]:  # an alias before the log, or an unreadable move
+                held = [version for version in held if version != move.before] + [move.before]
             if move.how == "rollback" and move.after in held:
                 del held[held.index(move.after) + 1 :]
             else:
@@ -122,8 +114,8 @@ class History:
     @property
     def previous(self) -> int | None:
         """The version that a rollback returns to, if any."""
-        held = self.holders
-        return held[-2] if len(held) > 1 else None
+        held = [version for version in self.holders if version != self.holder]
+        return held[-1] if held else None
 
     @property
     def pinned(self) -> dict[int, Move]:
@@ -153,9 +145,7 @@ class History:
     @property
     def wrong_aliases(self) -> dict[str, int | None]:
         """The aliases that differ from the log, each with its right version (None: no version)."""
-        if not self.events:
-            return {}
-        right = {CHAMPION: self.holder, PREVIOUS: self.previous}
+        right = {CHAMPION: self.holder, PREVIOUS: self.previous} if self.events else {}
         return {alias: version for alias, version in right.items() if self.aliases.get(alias) != version}
 
     def as_json(self) -> dict[str, Any]:
@@ -166,7 +156,6 @@ class History:
             "previous": self.previous,
             "pinned": {str(version): move.id for version, move in self.pinned.items()},
             "events": [move.model_dump(mode="json") for move in self.events],
-            "not_carried_out": [move.model_dump(mode="json") for move in self.unclaimed],
         }
 
 
@@ -178,23 +167,16 @@ def judged_score(cells: Cells) -> Score:
 
 def find_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
     """Return the registered model of this name, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    return find(client.get_registered_model, name)
 
 
 def ensure_model(client: "MlflowClient", name: str) -> None:
-    """Create the registered model if it is missing, with the run of its claims."""
+    """Create the registered model if it is missing, with its history run."""
     from mlflow.exceptions import MlflowException
 
     if find_model(client, name) is not None:
         return
-    run_id = _create_run(client, name)
+    run_id = _create_history_run(client, name)
     try:
         client.create_registered_model(name, tags={HISTORY_RUN: run_id})
     except MlflowException as error:
@@ -203,31 +185,44 @@ def ensure_model(client: "MlflowClient", name: str) -> None:
             raise
 
 
-def _create_run(client: "MlflowClient", name: str) -> str:
+def _create_history_run(client: "MlflowClient", name: str) -> str:
     return create_finished_run(client, ensure_experiment(client, REGISTRY_EXPERIMENT), name, {})
 
 
 def read_history(client: "MlflowClient", name: str) -> History:
-    """Read the log, empty for an unknown model; DiffctlError if a record is damaged or missing."""
-    model, claims = find_model(client, name), dict[str, str]()
+    """Read the log, empty for an unknown model; a move that cannot be read is left out with a warning."""
+    model = find_model(client, name)
     if model is None:
         return History(name)
-    run_id = model.tags.get(HISTORY_RUN)
-    if run_id is not None:
-        claims = client.get_run(run_id).data.params
-        model = client.get_registered_model(name)  # after the claims: a move is recorded before its claim
-    records = {key: value for key, value in model.tags.items() if key.startswith(f"{EVENT}.")}
-    found = [parse_json(value, Move, f"the tag {key} of {name}") for key, value in records.items()]
-    by_id = {move.id: move for move in found}
-    claimed = sorted((number, id) for number, id in claims.items() if number.isdigit())
-    if missing := [number for number, id in claimed if id not in by_id]:
-        raise DiffctlError(
-            f"the history of {name} is damaged: the tag of move {int(missing[0])} was deleted in MLflow"
-        )
-    events = tuple(by_id[id] for _, id in claimed)
-    unclaimed = sorted((move for move in found if move not in events), key=lambda move: move.key)
     aliases = {alias: int(version) for alias, version in model.aliases.items()}
-    return History(name, run_id, events, tuple(unclaimed), aliases)
+    run = _history_run(client, model)
+    if run is None:
+        return History(name, aliases=aliases)
+    claims = sorted((int(key), value) for key, value in run.data.params.items() if key.isdecimal())
+    moves = (_read_move(model, number, value) for number, value in claims)
+    events = tuple(move for move in moves if move is not None)
+    return History(name, str(run.info.run_id), events, claims[-1][0] if claims else 0, aliases)
+
+
+def _history_run(client: "MlflowClient", model: "RegisteredModel") -> "Run | None":
+    """Return the history run by the model's tag, or by its name if somebody deleted the tag."""
+    if run_id := model.tags.get(HISTORY_RUN):
+        return client.get_run(run_id)
+    experiment = client.get_experiment_by_name(REGISTRY_EXPERIMENT)
+    query = f"attributes.run_name = '{model.name}'"
+    runs = client.search_runs([experiment.experiment_id], query) if experiment else []
+    return max(runs, key=lambda run: len(run.data.params), default=None)
+
+
+def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None:
+    """Return the move of a param; None with a warning if an earlier version's tag was deleted or changed."""
+    key = f"{EVENT}.{number:06d}.{value}"
+    try:
+        return parse_json(value if value.startswith("{") else model.tags.get(key, ""), Move, f"the tag {key}")
+    except DiffctlError as error:
+        text = f"move {number} of {model.name} is left out of the history: {error}"
+        warnings.warn(text, DiffctlWarning, stacklevel=3)
+        return None
 
 
 def next_move(history: History, **values: object) -> Move:
@@ -235,34 +230,31 @@ def next_move(history: History, **values: object) -> Move:
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "") or user_name()
     who = brief(f"{user}@{socket.gethostname()}", str, MAX_NAME - len("..."))
     signed = {"id": uuid.uuid4().hex, "at": time.time_ns() // 1_000_000, "who": who}
-    number = len(history.events) + 1
+    number = history.count + 1
     return Move.model_validate({**signed, "number": number, "before": history.holder, **values})
 
 
 def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
     """Carry out the next move of this history, and return the history with it.
 
-    ConcurrentMove if another process claimed the number first.
+    ConcurrentMove if another process made the move of this number first.
     """
     from mlflow.exceptions import MlflowException
 
     check_signals()  # a library may have swallowed an interruption
-    run_id = history.run_id
-    if run_id is None:  # a model that something else has registered
-        client.set_registered_model_tag(history.name, HISTORY_RUN, _create_run(client, history.name))
-        # Read it again: another process may have set it too.
-        run_id = str(client.get_registered_model(history.name).tags[HISTORY_RUN])
-    client.set_registered_model_tag(history.name, move.key, move.model_dump_json())
+    run_id = history.run_id or _create_history_run(client, history.name)
+    client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
     try:
-        client.log_param(run_id, move.claim, move.id)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":  # the param exists with another value
+        client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
+    except MlflowException:
+        now = read_history(client, history.name)
+        if now.count < move.number:
             raise
-        raise _concurrent(sync_aliases(client, history.name), move) from None
-    synced = sync_aliases(client, history.name)
-    if move not in synced.events:
-        raise _concurrent(synced, move)
-    return synced
+        raise _concurrent(now, move) from None
+    now = _set_aliases(client, read_history(client, history.name))
+    if move not in now.events:  # both have created the history run
+        raise _concurrent(now, move)
+    return now
 
 
 def _concurrent(history: History, move: Move) -> ConcurrentMove:
@@ -282,44 +274,22 @@ def repair(client: "MlflowClient", name: str) -> History:
     found = read_history(client, name)
     if not found.wrong_aliases:
         return found
-    synced = sync_aliases(client, name)
-    for alias in found.wrong_aliases.keys() - synced.wrong_aliases.keys():
-        was, now = (history.aliases.get(alias, "none") for history in (found, synced))
+    repaired = _set_aliases(client, found)
+    for alias in found.wrong_aliases.keys() - repaired.wrong_aliases.keys():
+        was, now = (history.aliases.get(alias, "none") for history in (found, repaired))
         warnings.warn(
             f"the alias {alias} of {name} was corrected: its version was {was}, and the history has {now}",
             DiffctlWarning,
             stacklevel=2,
         )
-    return synced
+    return repaired
 
 
-def sync_aliases(client: "MlflowClient", name: str) -> History:
-    """Set the aliases until they agree with the log, and return the history.
-
-    The log is read again after every change, so that the last of several concurrent processes sees all moves.
-    An alias of a deleted version stays unset.
-    """
-    deleted: set[int] = set()
-    while True:
-        history = read_history(client, name)
-        wrong = {alias: to for alias, to in history.wrong_aliases.items() if to not in deleted}
-        if not wrong:
-            return history
-        for alias, version in wrong.items():
-            if version is None:
-                client.delete_registered_model_alias(name, alias)
-            elif not _set_alias(client, name, alias, version):
-                deleted.add(version)
-
-
-def _set_alias(client: "MlflowClient", name: str, alias: str, version: int) -> bool:
-    """Set an alias; return False if the version was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.set_registered_model_alias(name, alias, str(version))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False
-    return True
+def _set_aliases(client: "MlflowClient", history: History) -> History:
+    """Make the aliases agree with the log; an alias of a deleted version stays as it is."""
+    for alias, version in history.wrong_aliases.items():
+        if version is None:
+            client.delete_registered_model_alias(history.name, alias)
+        else:
+            find(client.set_registered_model_alias, history.name, alias, str(version))
+    return read_history(client, history.name)

@@ -14,10 +14,8 @@ from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from tracking.keys import model_name
-from tracking.registry import promotion
-from tracking.registry.champion_log import History, find_model, repair
 from tracking.registry.model_versions import (
     create_version,
     fetch_version_scores,
@@ -25,10 +23,10 @@ from tracking.registry.model_versions import (
     find_version,
     is_diffctl_version,
 )
-from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, Rollback, apply_gate, preview_gate
+from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, apply_gate
 from tracking.registry.registered_models import find_champion, require_version
 from tracking.runs.scored_runs import data_name, log_scores
-from tracking.store import mlflow_client, store_exists
+from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -48,10 +46,9 @@ def register(
     run_id = None if override.dry_run else log_scores(run_file, document)
     with mlflow_client() as client:
         found = find_version(client, name, best.sha256, best.scores)
-        if run_id is None:
-            return preview_gate(client, name, int(found.version) if found else None, best.scores, override)
-        candidate = found or create_version(client, name, run_id, best.file, best.scores)
-        return apply_gate(client, candidate, best.scores, override)
+        if found is None and run_id is not None:
+            found = create_version(client, name, run_id, best.file, best.scores)
+        return apply_gate(client, name, found, best.scores, override)
 
 
 class _BestModel(NamedTuple):
@@ -86,15 +83,13 @@ def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Be
 
 
 def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
-    """Make a registered version champion if it is better or `override` forces it."""
-    with mlflow_client() as client:
-        return promotion.promote_version(client, name, number, override)
+    """Make a registered version champion if it is better by its own scores, or `override` forces it.
 
-
-def version_scores(name: str, number: int) -> ScoresDocument:
-    """Return the scores that a version was registered with; UsageError if there is no such version."""
+    UsageError if there is no such version.
+    """
     with mlflow_client() as client:
-        return fetch_version_scores(client, require_version(client, name, number))
+        candidate = require_version(client, name, number)
+        return apply_gate(client, name, candidate, fetch_version_scores(client, candidate), override)
 
 
 @dataclass(frozen=True)
@@ -128,27 +123,4 @@ def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> D
         rescored = find_version(client, version.name, sha256, document) or create_version(
             client, version.name, str(version.run_id), champion.weights, document
         )
-        return apply_gate(client, rescored, document)
-
-
-def plan_rollback(name: str, to: int | None = None) -> tuple[Rollback, Path, ScoresDocument]:
-    """Return the planned rollback (see `promotion.plan_rollback`), and its version's file and scores."""
-    with mlflow_client() as client:
-        plan = promotion.plan_rollback(client, name, to)
-        weights = fetch_version_weights(client, plan.target)
-        return plan, weights, fetch_version_scores(client, plan.target)
-
-
-def roll_back(plan: Rollback, note: str = "") -> History:
-    """Carry out the rollback; ConcurrentMove if the champion changed since it was planned."""
-    with mlflow_client() as client:
-        return promotion.roll_back(client, plan, note)
-
-
-def read_champion_history(name: str) -> History:
-    """Read the champion log and repair aliases of a killed move; UsageError for an unknown model."""
-    if store_exists():
-        with mlflow_client() as client:
-            if find_model(client, name) is not None:
-                return repair(client, name)
-    raise UsageError(f"there is no registered model {name}: `diffctl run` registers one")
+        return apply_gate(client, version.name, rescored, document)

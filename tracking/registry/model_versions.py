@@ -8,8 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -36,7 +35,7 @@ from tracking.keys import (
 )
 from tracking.mlflow_pages import MONTAGE, describe_version, samples_montage
 from tracking.registry.champion_log import ensure_model
-from tracking.store import tracking_uri, translate_errors
+from tracking.store import find, tracking_uri, translate_errors
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -66,14 +65,7 @@ def find_version(
 
 def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion | None":
     """Return the version of that number; None if it does not exist or was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version(name, str(number))
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
+    return find(client.get_model_version, name, str(number))
 
 
 def create_version(
@@ -87,9 +79,9 @@ def create_version(
 
     protocol = protocol_fingerprint(document)
     folder, montage = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
-    with tempfile.TemporaryDirectory() as scratch, _regular_file(model) as weights:
+    with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
-        _save_pyfunc(path, weights, document, Path(scratch))
+        _save_pyfunc(path, model, document, Path(scratch))
         if montage is not None:
             (path / MONTAGE).write_bytes(montage)
         log_folder(client, run_id, path, folder)
@@ -117,22 +109,13 @@ def _dvc_tags(model: Path) -> dict[str, str]:
     return {DVC_MD5: md5} if known else {}
 
 
-@contextmanager
-def _regular_file(path: Path) -> Iterator[Path]:
-    """Yield the file, or a copy if DVC has linked it to its cache: MLflow refuses links."""
-    if not path.is_symlink():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(shutil.copyfile(path, Path(folder) / path.name))
-
-
-def _save_pyfunc(path: Path, weights: Path, document: ScoresDocument, scratch: Path) -> None:
+def _save_pyfunc(path: Path, model: Path, document: ScoresDocument, scratch: Path) -> None:
     """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
     import diffusion
 
+    weights = shutil.copyfile(model, scratch / WEIGHTS)  # MLflow refuses links, as into DVC's cache
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
         path,

@@ -1,4 +1,4 @@
-"""Decisions about the champion: by the gate, by a user's override, or by a rollback."""
+"""Decisions about the champion, by the gate or by a user's override."""
 
 import warnings
 from dataclasses import dataclass
@@ -16,7 +16,6 @@ from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
     RESCORED,
-    ConcurrentMove,
     History,
     Move,
     Score,
@@ -27,7 +26,6 @@ from tracking.registry.champion_log import (
     repair,
 )
 from tracking.registry.model_versions import fetch_version_scores, get_version, is_diffctl_version
-from tracking.registry.registered_models import require_version
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -76,22 +74,25 @@ def check_note(text: str) -> str:
 
 def apply_gate(
     client: "MlflowClient",
-    candidate: "ModelVersion",
+    name: str,
+    candidate: "ModelVersion | None",
     document: ScoresDocument,
     override: Override = NO_OVERRIDE,
 ) -> Decision:
     """Compare a version with the champion, and make it champion if it is better or forced.
 
-    ConcurrentMove if another promotion came first.
+    A dry run changes nothing; its candidate may be unregistered (None). ConcurrentMove if another promotion
+    came first.
     """
-    name, number = candidate.name, int(candidate.version)
-    if override.dry_run:
-        return preview_gate(client, name, number, document, override)
-    history = repair(client, name)
-    if history.holder == number:
-        return _is_champion(history, number)
+    number = int(candidate.version) if candidate else None
+    history = read_history(client, name) if override.dry_run else repair(client, name)
+    if number is not None and history.holder == number:
+        return Decision(name, number, number, False, True, "it is champion already")
     verdict, against = _judge(client, history, number, document, override)
-    text = f"{'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
+    what = "promoted" if verdict.better else "kept out"
+    if override.dry_run or candidate is None or number is None:
+        text = f"would be {what}: {verdict.reason}"
+        return Decision(name, number, history.holder, False, verdict.better, text)
     if verdict.better:
         forced = override.force and history.holder is not None
         move = next_move(
@@ -105,28 +106,9 @@ def apply_gate(
             against=against,
         )
         history = apply_move(client, history, move)
+    text = f"{what}: {verdict.reason}"
     _log_decision(client, candidate, text)
     return Decision(name, number, history.holder, verdict.better, history.holder == number, text)
-
-
-def preview_gate(
-    client: "MlflowClient",
-    name: str,
-    number: int | None,
-    document: ScoresDocument,
-    override: Override = NO_OVERRIDE,
-) -> Decision:
-    """Return what the gate would decide about a version or an unregistered model; change nothing."""
-    history = read_history(client, name)
-    if number is not None and history.holder == number:
-        return _is_champion(history, number)
-    verdict, _ = _judge(client, history, number, document, override)
-    text = f"would be {'promoted' if verdict.better else 'kept out'}: {verdict.reason}"
-    return Decision(name, number, history.holder, False, verdict.better, text)
-
-
-def _is_champion(history: History, number: int) -> Decision:
-    return Decision(history.name, number, number, False, True, "it is champion already")
 
 
 def _judge(
@@ -139,7 +121,7 @@ def _judge(
     champion = get_version(client, history.name, holder)
     if champion is None:
         return Verdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
-    scores = _readable_scores(client, champion)
+    scores = readable_scores(client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
         return Verdict(True, f"forced to replace version {holder}"), against
@@ -154,7 +136,7 @@ def _judge(
     return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
-def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> ScoresDocument | None:
+def readable_scores(client: "MlflowClient", version: "ModelVersion") -> ScoresDocument | None:
     """Return a version's scores; None, with a warning, if they are damaged or of another format."""
     if not is_diffctl_version(version):
         return None
@@ -165,11 +147,6 @@ def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> ScoresD
     except DiffctlError as error:
         warnings.warn(reason(error), DiffctlWarning, stacklevel=2)
         return None
-
-
-def _readable_score(client: "MlflowClient", version: "ModelVersion | None") -> Score | None:
-    scores = _readable_scores(client, version) if version is not None else None
-    return judged_score(scores.cells) if scores else None
 
 
 def pin_reason(pin: Move, version: int) -> str:
@@ -190,67 +167,3 @@ def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) 
     if text not in decided.values():
         key = f"{DECISION}.{len(decided) + 1}" if decided else DECISION
         client.set_model_version_tag(name, number, key, text)
-
-
-def promote_version(
-    client: "MlflowClient", name: str, number: int, override: Override = NO_OVERRIDE
-) -> Decision:
-    """Apply the gate to a registered version by its own scores; UsageError if there is no such version."""
-    candidate = require_version(client, name, number)
-    return apply_gate(client, candidate, fetch_version_scores(client, candidate), override)
-
-
-@dataclass(frozen=True)
-class Rollback:
-    """A planned rollback: the version to return to, and the history at that time."""
-
-    history: History
-    target: "ModelVersion"
-
-
-def plan_rollback(client: "MlflowClient", name: str, to: int | None = None) -> Rollback:
-    """Plan a return to the previous champion, or to the earlier champion `to`.
-
-    UsageError without an earlier champion, or if `to` never was champion.
-    """
-    history = repair(client, name)
-    if history.holder is None:
-        raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
-    number = history.previous if to is None else to
-    if number is None:
-        raise UsageError(f"no version of {name} was champion before version {history.holder}: give --to")
-    if number == history.holder:
-        raise UsageError(f"version {number} of {name} is champion already")
-    champions = {move.after for move in history.events} | {move.before for move in history.events}
-    if number not in champions:
-        raise UsageError(
-            f"version {number} of {name} never was champion: `diffctl promote {number}` compares it with "
-            f"version {history.holder}"
-        )
-    target = get_version(client, name, number)
-    if target is None:
-        raise UsageError(f"version {number} of {name} was deleted in MLflow: give another one by --to")
-    return Rollback(history, target)
-
-
-def roll_back(client: "MlflowClient", plan: Rollback, note: str = "") -> History:
-    """Make the planned version champion again and pin the present one.
-
-    ConcurrentMove if the champion changed since it was planned.
-    """
-    now = read_history(client, plan.history.name)
-    if now.holder != plan.history.holder:
-        raise ConcurrentMove(
-            f"nothing was rolled back: version {now.holder} became champion meanwhile; see `diffctl history`"
-        )
-    move = next_move(
-        now,
-        how="rollback",
-        after=int(plan.target.version),
-        reason=f"back from version {now.holder}",
-        note=note,
-        commit=plan.target.tags.get(GIT_COMMIT),
-        score=_readable_score(client, plan.target),
-        against=_readable_score(client, get_version(client, now.name, now.holder or 0)),
-    )
-    return apply_move(client, now, move)

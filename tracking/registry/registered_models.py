@@ -1,13 +1,13 @@
-"""Reading the model registry: the champion, and the versions that diffctl registered."""
+"""Reading the model registry: the champion, its history, and the versions that diffctl registered."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.document_slices import best_model_scores
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.system.errors import TemporaryError, UsageError
+from diffusion.system.errors import UsageError
 from tracking.keys import MODEL_SHA256, model_name
-from tracking.registry.champion_log import read_history
+from tracking.registry.champion_log import History, find_model, read_history, repair
 from tracking.registry.model_versions import (
     fetch_version_scores,
     fetch_version_weights,
@@ -38,6 +38,15 @@ class VersionFiles(NamedTuple):
     scores: ScoresDocument
 
 
+def read_champion_history(name: str) -> History:
+    """Read the champion log and repair aliases of a killed move; UsageError for an unknown model."""
+    if store_exists():
+        with mlflow_client() as client:
+            if find_model(client, name) is not None:
+                return repair(client, name)
+    raise UsageError(f"there is no registered model {name}: `diffctl run` registers one")
+
+
 def find_champion(client: "MlflowClient", name: str) -> "ModelVersion | None":
     """Return the champion's version; None if there is no champion or no such model."""
     holder = read_history(client, name).holder
@@ -51,9 +60,20 @@ def champion_version(name: str) -> int | None:
     return int(found.version) if found else None
 
 
+def require_version(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion":
+    """Return the version of that number (None: the champion); UsageError if it does not exist."""
+    found = find_champion(client, name) if number is None else get_version(client, name, number)
+    if found is None and number is None:
+        raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
+    if found is None:
+        raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
+    return found
+
+
 def champion_run(name: str) -> str:
     """Return the id of the champion's run; UsageError if there is no champion."""
-    return str(_require_champion(name).run_id)
+    with mlflow_client() as client:
+        return str(require_version(client, name, None).run_id)
 
 
 def fetch_champion(name: str) -> Path:
@@ -61,64 +81,26 @@ def fetch_champion(name: str) -> Path:
 
     UsageError if there is no champion; DiffctlError if its file's SHA-256 is not the one in its tag.
     """
-    champion = _require_champion(name)
     with mlflow_client() as client:
-        return fetch_version_weights(client, champion)
+        return fetch_version_weights(client, require_version(client, name, None))
 
 
-def fetch_champion_scores(name: str) -> ScoresDocument:
-    """Return the scores that the champion was registered with; UsageError if there is no champion."""
-    champion = _require_champion(name)
-    with mlflow_client() as client:
-        return fetch_version_scores(client, champion)
+def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
+    """Return the scores that a version (default: the champion) was registered with.
 
-
-def fetch_champion_files(name: str) -> VersionFiles:
-    """Return the champion's version, file and scores.
-
-    UsageError if there is no champion, DiffctlError if its file was changed, TemporaryError if another
-    version became champion meanwhile.
+    UsageError if there is no such version.
     """
-    before = _require_champion(name)
-    files = _fetch_files(before)
-    if champion_version(name) != files.version:
-        raise TemporaryError(f"the champion of {name} changed during the download: try again")
-    return files
-
-
-def _require_champion(name: str) -> "ModelVersion":
     with mlflow_client() as client:
-        champion = find_champion(client, name)
-    if champion is None:
-        raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
-    return champion
+        return fetch_version_scores(client, require_version(client, name, number))
 
 
-def require_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion":
-    """Return the version of that number; UsageError if it does not exist."""
-    found = get_version(client, name, number)
-    if found is None:
-        raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
-    return found
-
-
-def fetch_version(name: str, number: int) -> Path:
-    """Return a version's model file in the cache; UsageError if there is no such version."""
-    return fetch_version_files(name, number).file
-
-
-def fetch_version_files(name: str, number: int) -> VersionFiles:
-    """Return the file and the scores of a version.
+def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
+    """Return the file and the scores of a version, by default of the champion.
 
     UsageError if there is no such version, DiffctlError if its file was changed.
     """
     with mlflow_client() as client:
         registered = require_version(client, name, number)
-    return _fetch_files(registered)
-
-
-def _fetch_files(registered: "ModelVersion") -> VersionFiles:
-    with mlflow_client() as client:
         weights = fetch_version_weights(client, registered)
         return VersionFiles(int(registered.version), weights, fetch_version_scores(client, registered))
 
@@ -128,10 +110,7 @@ def list_versions(name: str) -> list[RegisteredVersion]:
     if not store_exists():
         return []
     with mlflow_client() as client:
-        found = client.search_model_versions(f"name = '{name}'")
-    champion = champion_version(name)
-    numbers = sorted((int(one.version) for one in found if is_diffctl_version(one)), reverse=True)
-    return [RegisteredVersion(number, number == champion) for number in numbers]
+        return _numbered(client, name, client.search_model_versions(f"name = '{name}'"))
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
@@ -144,7 +123,12 @@ def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
     with mlflow_client() as client:
         exact = find_version(client, name, sha256, scores)
         query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}'"
-        found = [exact] if exact else client.search_model_versions(query)
-    champion = champion_version(name)
-    known = [RegisteredVersion(int(one.version), int(one.version) == champion) for one in found]
-    return max(known, key=lambda one: (one.is_champion, one.version), default=None)
+        found = _numbered(client, name, [exact] if exact else client.search_model_versions(query))
+    return max(found, key=lambda one: (one.is_champion, one.version), default=None)
+
+
+def _numbered(client: "MlflowClient", name: str, found: "list[ModelVersion]") -> list[RegisteredVersion]:
+    """Return the numbers of the versions that diffctl registered, the newest first."""
+    numbers = sorted((int(one.version) for one in found if is_diffctl_version(one)), reverse=True)
+    champion = find_champion(client, name)
+    return [RegisteredVersion(one, champion is not None and one == int(champion.version)) for one in numbers]

@@ -7,7 +7,7 @@ completely, are never leftovers.
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.config import Config
@@ -27,9 +27,8 @@ from diffusion.train.plan import TrainPlan
 from tracking.keys import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry.registered_models import find_champion
 from tracking.runs.run_lookup import find_run
-from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.spool_events import EVENTS, read_events
-from tracking.spool.training_status import read_status
+from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import mlflow_client, store_exists, tracking_uri
 
 TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
@@ -44,17 +43,6 @@ class Leftover:
     what: str
 
 
-@dataclass
-class Needed:
-    """What is kept: trainings by fingerprint, key or search, models by digest of weights or file."""
-
-    fingerprints: set[str] = field(default_factory=set)
-    keys: set[str] = field(default_factory=set)
-    searches: set[str] = field(default_factory=set)
-    models: set[str] = field(default_factory=set)
-    files: set[str] = field(default_factory=set)
-
-
 def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[str] = ()) -> list[Leftover]:
     """Return the leftovers, the largest first; `plans` are the present trainings, `names` runs to keep.
 
@@ -62,10 +50,9 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     search that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or MLflow, which
     names the champion, does not answer.
     """
-    needed = _needed_by_mlflow(config.data.name, names)
-    needed.searches = {search.key for search in known_searches()}
+    needed = _needed_by_mlflow(config.data.name, names) | {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
-        needed.fingerprints |= {folder.name for folder in _needed_by(plan, root)}
+        needed |= {folder.name for folder in _needed_by(plan, root)}
     found = [*_trainings(needed), *_cells(config, needed), *_ema_models(config), *_models(needed)]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
@@ -93,32 +80,27 @@ def _needed_by(plan: TrainPlan, root: Path) -> Iterator[Path]:
             yield point.folder
 
 
-def _needed_by_mlflow(data: str, names: Sequence[str]) -> Needed:
-    needed = Needed()
+def _needed_by_mlflow(data: str, names: Sequence[str]) -> set[str]:
+    """Return the keys and digests in the tags of the champion and the named runs."""
     if not names and not store_exists():
-        return needed
+        return set()
     tags = [find_run(name).data.tags for name in names]
     with mlflow_client() as client:
         champion = find_champion(client, model_name(data))
     tags += [champion.tags] if champion else []
-    for values in tags:
-        for kept, tag in ((needed.keys, KEY), (needed.models, MODEL_SHA256), (needed.files, FILE_SHA256)):
-            kept.update([values[tag]] if tag in values else [])
-    return needed
+    return {values[tag] for values in tags for tag in (KEY, MODEL_SHA256, FILE_SHA256) if tag in values}
 
 
-def _trainings(needed: Needed) -> Iterator[Leftover]:
+def _trainings(needed: set[str]) -> Iterator[Leftover]:
     uri = tracking_uri()
     for folder in [folder for root in TRAININGS for folder in _folders(root)]:
         training = read_status(folder) if (folder / EVENTS).exists() else None
-        undelivered = training is not None and not DeliveryState.load(folder, uri).complete
-        key = training.key if training else None
-        if folder.name in needed.fingerprints or key in needed.keys or undelivered:
-            continue
-        if training is not None and needed.searches & _searches_of(folder):
-            continue
-        if not is_held(folder / "lock"):
-            steps = f"{training.step:,} steps" if training else "nothing"
+        identities, steps = {folder.name}, "nothing"
+        if training is not None:
+            identities |= {training.key, *_searches_of(folder)}
+            steps = f"{training.step:,} steps"
+        delivered = training is None or DeliveryState.load(folder, uri).complete
+        if delivered and not identities & needed and not is_held(folder / "lock"):
             yield Leftover(folder, disk_usage(folder), f"training, {steps}")
 
 
@@ -128,9 +110,9 @@ def _searches_of(folder: Path) -> set[str]:
     return {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}
 
 
-def _cells(config: Config, needed: Needed) -> Iterator[Leftover]:
+def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
     """Yield the images of other models, and those of the present one that are not in the grid or outdated."""
-    kept = {cells_folder(sha256) for sha256 in needed.models}
+    kept = {cells_folder(digest) for digest in needed}
     own, present = set[Path](), set[Path]()
     if MODEL.is_file():
         profiles = existing_ema_models(MODEL, config.sweep.sigma_rels)
@@ -156,9 +138,9 @@ def _ema_models(config: Config) -> Iterator[Leftover]:
             yield Leftover(folder, disk_usage(folder), "model of an EMA profile that is not in the grid")
 
 
-def _models(needed: Needed) -> Iterator[Leftover]:
+def _models(needed: set[str]) -> Iterator[Leftover]:
     for folder in _folders(MODEL_RUNS):
-        if folder.name not in needed.files:
+        if folder.name not in needed:
             yield Leftover(folder, disk_usage(folder), "model fetched from MLflow")
 
 

@@ -20,7 +20,7 @@ from tracking.keys import FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import LOCAL, experiment_link
 from tracking.spool.delivery import deliver
 from tracking.spool.sender import LOCK
-from tracking.spool.training_status import read_status
+from tracking.spool.spool_status import read_status
 from tracking.store import mlflow_client
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
 from tracking.keys import BEST, FINGERPRINT, KEY
 from tracking.runs.run_lookup import find_run, training_runs
 from tracking.spool.delivery import deliver, mark_killed
-from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.sender import LOCK
-from tracking.spool.training_status import STATES, State, TrainingStatus, list_trainings
+from tracking.spool.spool_status import STATES, DeliveryState, State, TrainingStatus, list_trainings
 from tracking.store import mlflow_client, store_exists, tracking_uri
 
 if TYPE_CHECKING:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING, Any
 from diffusion.system.errors import DiffctlError, is_disk_full
 from diffusion.system.files import sha256_file
 from tracking.connectivity import MlflowError
-from tracking.experiments import ensure_experiment, ensure_run
+from tracking.experiments import (
+    drop_checkpoint,
+    ensure_checkpoint,
+    ensure_experiment,
+    ensure_run,
+    join_search,
+)
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
-from tracking.runs.logged_search import join_search
-from tracking.spool.delivery_state import DeliveryState
-from tracking.spool.logged_checkpoints import drop_checkpoint, ensure_checkpoint
 from tracking.spool.spool_events import EVENTS, Event, read_events, read_lines
-from tracking.spool.training_status import read_status
-from tracking.store import mlflow_client, reason
+from tracking.spool.spool_status import DeliveryState, read_status
+from tracking.store import find, mlflow_client, reason
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -76,7 +79,7 @@ def mark_killed(folder: Path, uri: str) -> bool:
 
 
 class _Delivery:
-    """One pass over the lines that were not sent."""
+    """One pass over the lines that were not sent; the method `_KIND` sends an event of that kind."""
 
     def __init__(self, state: DeliveryState, client: "MlflowClient") -> None:
         self.state, self.client = state, client
@@ -107,25 +110,20 @@ class _Delivery:
             if event is None:
                 self._reject(f"the line before byte {end}", ValueError("damaged"))
             else:
-                self._handle(event)
+                getattr(self, f"_{event['kind']}")(event)
             self._save_progress(offset)
         self._flush(offset)
         return DeliveryReport(self.points, self.rejected)
 
     def _check_run(self) -> None:
         """Start again if the store lost the run; RunDeleted if somebody deleted it."""
-        from mlflow.exceptions import MlflowException
-
         if self.state.run_id is None:
             return
-        try:
-            stage = self.client.get_run(self.state.run_id).info.lifecycle_stage
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
+        run = find(self.client.get_run, self.state.run_id)
+        if run is None:
             self.state = DeliveryState(self.folder, self.state.store, self.state.key)
             return
-        self.state.deleted = stage == "deleted"
+        self.state.deleted = run.info.lifecycle_stage == "deleted"
         if self.state.deleted:
             self.state.save()
             raise RunDeleted(f"run {self.state.run_id} ({self.folder}) was deleted in MLflow: it is skipped")
@@ -148,20 +146,6 @@ class _Delivery:
     def _save_progress(self, offset: int) -> None:
         self.state.offset, self.state.tries = offset, 0
         self.state.save()
-
-    def _handle(self, event: Event) -> None:
-        handlers: dict[str, Callable[[Event], None]] = {
-            "start": self._start,
-            "params": self._params,
-            "tags": self._tags,
-            "dataset": self._dataset,
-            "image": self._image,
-            "artifact": self._artifact,
-            "checkpoint": self._checkpoint,
-            "dropped": lambda event: drop_checkpoint(self.client, self.run_id, event["step"]),
-            "status": self._status,
-        }
-        handlers[event["kind"]](event)
 
     def _start(self, event: Event) -> None:
         if self.state.run_id is None:
@@ -186,18 +170,13 @@ class _Delivery:
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
-        from mlflow.exceptions import MlflowException
 
         source = json.dumps({"tags": {"digest": event["digest"], "classes": event["classes"]}})
         dataset = Dataset(event["name"], event["digest"][:DIGEST_LENGTH], "code", source)
-        inputs = [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        try:
-            self.client.log_inputs(self.run_id, inputs)
-        except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                raise
-            # MLflow searches the data set, then inserts it: another training inserted it in between.
-            self.client.log_inputs(self.run_id, inputs)
+        # It fails if another training inserts the same data set at this moment: the next try succeeds.
+        self.client.log_inputs(
+            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+        )
 
     def _image(self, event: Event) -> None:
         from PIL import Image
@@ -235,6 +214,9 @@ class _Delivery:
             self.client.log_batch(self.run_id, metrics=_metrics(event, model_id))
 
         self._upload(event, log)
+
+    def _dropped(self, event: Event) -> None:
+        drop_checkpoint(self.client, self.run_id, event["step"])
 
     def _status(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])

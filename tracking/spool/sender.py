@@ -20,9 +20,8 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
 from tracking.spool.delivery import RunDeleted, deliver, mark_killed
-from tracking.spool.delivery_state import DeliveryState
 from tracking.spool.spool_events import EVENTS
-from tracking.spool.training_status import spool_folders
+from tracking.spool.spool_status import DeliveryState, spool_folders
 from tracking.store import tracking_uri
 
 LOCK, LOG = "sender.lock", "sender.log"

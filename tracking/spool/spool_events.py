@@ -1,18 +1,7 @@
 """The events of a spool: the format of a line of `events.jsonl`, and reading them.
 
-Each line is a JSON object with the original step and time (milliseconds since 1970):
-
-    {"kind": "start", "time": …, "key": …, "name": …, "experiment": …}      at every opening
-    {"kind": "params" | "tags", "values": {…}}
-    {"kind": "dataset", "name": …, "digest": …, "classes": […]}
-    {"kind": "metrics", "time": …, "step": …, "values": {…}}
-    {"kind": "image", "time": …, "step": …, "key": …, "path": …}            paths are below the folder
-    {"kind": "artifact", "path": …, "folder": …, "sha256": …}
-    {"kind": "checkpoint", "time": …, "step": …, "path": …, "values": {…}}  weights and their scores
-    {"kind": "dropped", "step": …}                                          of a deleted checkpoint
-    {"kind": "status", "time": …, "status": "FINISHED" | "FAILED" | "KILLED"}
-
-Every line ends in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged.
+Each line is a JSON object with the original step and time (milliseconds since 1970). It ends in `"crc"`, a
+CRC-32 of everything before it; a line with another one is damaged.
 """
 
 import json
@@ -49,6 +38,8 @@ class _Base(BaseModel):
 
 
 class _Start(_Base):
+    """The first event after each opening of the spool."""
+
     kind: Literal["start"]
     time: _Count
     key: Annotated[str, Field(min_length=1)]
@@ -91,6 +82,8 @@ class _Artifact(_Base):
 
 
 class _Checkpoint(_Metrics):
+    """Weights and their scores."""
+
     kind: Literal["checkpoint"]  # type: ignore[assignment]
     path: _Path
 
@@ -109,13 +102,9 @@ class _Status(_Base):
 _Any = _Start | _Texts | _Dataset | _Metrics | _Image | _Artifact | _Checkpoint | _Dropped | _Status
 _EVENT: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
 
-# Kinds of events with named values; names may have changed since.
-_NAMED: dict[str, DocumentKind] = {
-    "params": "params",
-    "tags": "tags",
-    "metrics": "metrics",
-    "checkpoint": "metrics",
-}
+# Kinds of events with named values, each with the document of the names, which may have changed since.
+_NAMED: dict[str, DocumentKind] = {"params": "params", "tags": "tags"}
+_NAMED |= {"metrics": "metrics", "checkpoint": "metrics"}
 
 
 def encode_event(event: Event) -> bytes:

@@ -18,27 +18,26 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import sha256_file, sync_folder
 from diffusion.train.checkpoint.run_record import flatten_fields
-from tracking.spool.spool_events import EVENTS, Event, encode_event, read_events
+from tracking.spool.spool_events import EVENTS, Event, encode_event, read_lines
 
-TAIL = 2**16  # bytes to read at a time when searching the last line
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
 
 
 class Spool:
-    """An open spool, an observer of the training.
+    """An open spool. Opening it reads what it contains, so that a replay writes nothing twice.
 
-    Opening it removes a torn last line and reads the rest, so that a replay writes nothing twice. The
-    training's own lock keeps a second process out.
+    The training's own lock keeps a second process out.
     """
 
     def __init__(self, folder: Path, key: str, name: str, experiment: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._end = _drop_torn_line(self._file)
+        self._index = SpoolIndex.of(folder)
+        self._end = self._index.end
+        os.ftruncate(self._file, self._end)
         sync_folder(folder)
         self._unwritten = b""
-        self._index = SpoolIndex.of(folder)
         self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
 
     def params(self, values: dict[str, Any]) -> None:
@@ -63,12 +62,9 @@ class Spool:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
-        self._metrics(self._now(), step, values)
-
-    def _metrics(self, time: int, step: int, values: dict[str, float]) -> None:
         new = {key: value for key, value in values.items() if self._index.is_new(f"metric {key}", step)}
         if new:
-            self._append(kind="metrics", time=time, step=step, values=_json_floats(new))
+            self._append(kind="metrics", time=self._now(), step=step, values=_json_floats(new))
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
@@ -77,11 +73,10 @@ class Spool:
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
-        now = self._now()
-        self._metrics(now, step, values)
+        self.metrics(step, values)
         if path is not None and self._index.is_new("checkpoint", step):
-            scores = _json_floats(values)
-            self._append(kind="checkpoint", time=now, step=step, path=self._relative(path), values=scores)
+            relative, time = self._relative(path), self._index.time  # that of the metrics
+            self._append(kind="checkpoint", time=time, step=step, path=relative, values=_json_floats(values))
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
@@ -165,13 +160,15 @@ class SpoolIndex:
     artifacts: set[str] = field(default_factory=set)
     dropped: set[int] = field(default_factory=set)
     time: int = 0  # of the last event, milliseconds since 1970
+    end: int = 0  # bytes, without an incomplete last line of a killed writer
 
     @classmethod
     def of(cls, folder: Path) -> "SpoolIndex":
         """Return the index of the folder's spool."""
         index = cls()
-        for event in read_events(folder):
-            index._add(event)
+        for event, index.end in read_lines(folder):
+            if event is not None:
+                index._add(event)
         return index
 
     def is_new(self, series: str, step: int) -> bool:
@@ -214,20 +211,6 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
 def _json_floats(values: dict[str, float]) -> dict[str, float | str]:
     """Return floats for JSON: NaN and infinity become texts, which float() reads."""
     return {key: float(v) if math.isfinite(v) else str(float(v)) for key, v in values.items()}
-
-
-def _drop_torn_line(handle: int) -> int:
-    """Remove an incomplete last line of a killed writer; return the spool's length in bytes."""
-    size = end = os.fstat(handle).st_size
-    while end:
-        start = max(0, end - TAIL)
-        newline = os.pread(handle, end - start, start).rfind(b"\n")
-        end = start + newline + 1
-        if newline >= 0:
-            break
-    if end < size:
-        os.ftruncate(handle, end)
-    return end
 
 
 def _link_or_copy(path: Path, kept: Path) -> None:

@@ -1,0 +1,148 @@
+"""The trainings in runs/train/ as their folders describe them, and how far each was delivered."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeInt
+
+from diffusion.layout import TRAIN_RUNS
+from diffusion.system.checksums import add_checksum, read_checksummed_json
+from diffusion.system.errors import DiffctlError
+from diffusion.system.files import write_json
+from diffusion.system.locks import is_held
+from diffusion.system.section import Section
+from diffusion.train.checkpoint.run_record import read_heartbeat
+from tracking.connectivity import redact_uri
+from tracking.spool.spool_events import EVENTS, read_events, read_lines
+from tracking.store import database_file
+
+SENT = "sent.json"
+
+# stopped: a signal ended it after its state was saved. dead: it was killed without logging its end.
+State = Literal["running", "dead", "finished", "failed", "stopped"]
+STATES: dict[str, State] = {"FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingStatus:
+    """The status of a training. Times are milliseconds since 1970; `heartbeat` is its last sign of life."""
+
+    folder: Path
+    key: str
+    name: str
+    state: State
+    step: int
+    steps: int | None
+    started: int
+    updated: int
+    heartbeat: int | None
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+
+def read_status(folder: Path) -> TrainingStatus | None:
+    """Return the status of the training in `folder`; None if its spool contains no start."""
+    # Check the lock first: a training logs its end before it releases the lock.
+    running = is_held(folder / "lock")
+    try:
+        beat = read_heartbeat(folder)
+    except (OSError, DiffctlError):  # a damaged heartbeat hides nothing else
+        beat = None
+    key = name = ""
+    status: str | None = None
+    steps: int | None = None
+    step, started, updated = beat.step if beat else 0, 0, 0
+    for event in read_events(folder):
+        updated = event.get("time", updated)
+        match event["kind"]:
+            case "start":
+                key, name, status = event["key"], event["name"], None
+                started = started or updated
+            case "metrics":
+                step = max(step, event["step"])
+            case "params":
+                value = event["values"].get("train.steps", "")
+                steps = int(value) if value.isdecimal() and len(value) < 16 else steps
+            case "status":
+                status = event["status"]
+    if not key:
+        return None
+    state: State = "running" if running else STATES[status] if status else "dead"
+    heartbeat = round(1000 * beat.heartbeat) if beat else None
+    return TrainingStatus(folder, key, name, state, step, steps, started, updated, heartbeat)
+
+
+def spool_folders(root: Path = TRAIN_RUNS) -> list[Path]:
+    """Return every training folder that has a spool."""
+    return sorted(path.parent for path in root.glob(f"*/{EVENTS}"))
+
+
+def list_trainings(root: Path = TRAIN_RUNS) -> list[TrainingStatus]:
+    """Return every training of the project, the newest first."""
+    found = [training for folder in spool_folders(root) if (training := read_status(folder))]
+    return sorted(found, key=lambda training: training.started, reverse=True)
+
+
+class _SentFile(Section):
+    """The content of `sent.json`: a `DeliveryState` without its folder."""
+
+    store: str
+    key: str
+    run_id: str | None
+    offset: NonNegativeInt
+    tries: NonNegativeInt
+    deleted: bool
+
+
+@dataclasses.dataclass
+class DeliveryState:
+    """How far the spool of the training `key` was delivered to `store`: the byte offset, and its run."""
+
+    folder: Path
+    store: str
+    key: str
+    run_id: str | None = None
+    offset: int = 0
+    tries: int = 0  # of the next upload
+    deleted: bool = False  # somebody deleted the run
+
+    @classmethod
+    def load(cls, folder: Path, uri: str) -> "DeliveryState":
+        """Read `sent.json`; nothing was sent if it is damaged or of another store.
+
+        Nor if it is of another training: a fresh training may start while a sender is at work.
+        """
+        starts = (event for event in read_events(folder) if event["kind"] == "start")
+        nothing = cls(folder, _relative_store(folder, uri), next(starts, {}).get("key", ""))
+        try:
+            sent = read_checksummed_json(folder / SENT, _SentFile)
+        except (FileNotFoundError, DiffctlError):
+            return nothing  # sending it again changes nothing
+        is_ours = (sent.store, sent.key) == (nothing.store, nothing.key)
+        return cls(folder, **sent.model_dump()) if is_ours else nothing
+
+    def save(self) -> None:
+        """Write `sent.json`."""
+        values = {name: value for name, value in vars(self).items() if name != "folder"}
+        write_json(self.folder / SENT, add_checksum(values))
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left: every complete line was delivered, or the run was deleted."""
+        return self.deleted or next(read_lines(self.folder, self.offset), None) is None
+
+
+def _relative_store(folder: Path, uri: str) -> str:
+    """Return the store's URI, relative to the folder for a database in one of its parents.
+
+    A project that was copied or moved together with its database remembers what was delivered.
+    """
+    database, here = database_file(uri), folder.resolve()
+    if database is None or database.resolve().parent not in here.parents:
+        return redact_uri(uri)
+    return f"sqlite:///{os.path.relpath(database.resolve(), here)}"
