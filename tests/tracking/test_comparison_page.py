@@ -12,7 +12,6 @@ from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
 from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_scored
 from tracking.comparison.comparison_page import (
-    column_summaries,
     describe_finding,
     differing_params,
     gate_verdicts,
@@ -147,25 +146,6 @@ def of_seeds(setting, factors):
     ]
 
 
-def test_group_is_shown_as_mean_spread_and_gap():
-    scored = [*of_seeds("a", (1.0, 1.1, 0.9)), *of_seeds("b", (2.0, 2.1)), *of_seeds("c", (1.05,))]
-    first, second, third = column_summaries(compare(scored))
-    assert first == {
-        "label": "a0 ×3",
-        "score": "kd_effnet_lite0_64 0.1 ± 0.01",
-        "cell": "steps5-eta0",
-        "count": 3,
-        "gap": None,
-        "significant": False,
-        "best": True,
-    }
-    assert (second["score"], second["significant"]) == ("kd_effnet_lite0_64 0.205 ± 0.0071", True)
-    assert second["gap"]["value"] == "0.1"
-    assert (third["count"], third["significant"], third["best"]) == (1, False, False)
-    assert column_summaries(compare(scored[:1] + scored[3:4])) == []
-    assert describe_finding(compare(scored)).endswith("in any of 4 cells.")
-
-
 def test_gate_skips_seeds_of_one_setting():
     groups = compare([*of_seeds("a", (1.0, 1.1)), *of_seeds("b", (2.0, 2.1))]).groups
     pairs = {(one["champion"], one["candidate"]) for one in gate_verdicts(groups)}
@@ -180,7 +160,7 @@ def test_page_of_one_group_shows_its_band_and_seeds():
     page = render_comparison(comparison, scored, pictures(scored))
     assert describe_finding(comparison) is None
     assert "No best is marked" not in page
-    assert "over 3 seeds" in page
+    assert "a0 ×3 is the mean ± standard deviation of a0, a1, a2" in page
     assert page.count("fill-opacity: 0.12") == 2, "a band in each of two charts"
     assert page.count('type="range"') == 8, "in each cell the first seed against two others"
     both = [*scored, *of_seeds("b", (2.0, 2.1))]

@@ -7,9 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
-from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from diffusion.system.locks import file_lock
@@ -67,22 +64,6 @@ def test_delivering_all_again_changes_nothing(folder, uri):
     assert the_run(uri).to_dictionary()["info"] == run.to_dictionary()["info"]
     assert len(client.get_metric_history(run.info.run_id, "loss")) == 20
     assert len(client.get_metric_history(run.info.run_id, "peak")) == 1
-
-
-def test_dataset_created_concurrently_is_logged_again(folder, uri, monkeypatch):
-    real, tries = MlflowClient.log_inputs, []
-
-    def log_inputs(*arguments):
-        tries.append(arguments)
-        if len(tries) == 1:  # as a database fails when another request has just inserted the row
-            raise MlflowException("duplicate key value violates unique constraint", BAD_REQUEST)
-        real(*arguments)
-
-    monkeypatch.setattr(MlflowClient, "log_inputs", log_inputs)
-    open_spool(folder).close("FINISHED")
-    assert deliver(folder, uri).rejected == 0
-    assert len(tries) == 2
-    assert len(the_run(uri).inputs.dataset_inputs) == 1
 
 
 def test_bad_entries_are_rejected_and_block_nothing(folder, uri):

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from tests.helpers.mlflow_server import MlflowServer, free_port
 from tests.helpers.spools import EXPERIMENT, logged, open_spool, run_of, stored, the_run, write_points
 from tests.helpers.training_process import DEADLINE, prepare
 from tests.helpers.waiting import wait_until
-from tracking.connectivity import MlflowUnavailable
 from tracking.experiments import ensure_experiment
 from tracking.spool import sender
 from tracking.spool.spool_status import DeliveryState
@@ -63,27 +61,6 @@ def test_sender_ends_after_its_time_limit(folder, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert not sender.run(folder, dead, read_end, linger=0.1)
     os.close(read_end)
-
-
-@pytest.mark.slow
-def test_training_without_server_is_delivered_by_a_later_sync(folder, server):
-    spool = open_spool(folder)
-    handle = sender.start_sender(folder)
-    write_points(spool, 1, 200)
-    spool.close("FINISHED")
-    started = time.monotonic()
-    assert not handle.close(timeout=0.5), "there is no server"
-    assert time.monotonic() - started < 5
-    handle.process.kill()
-    handle.process.wait()
-    with pytest.raises(MlflowUnavailable):
-        sender.deliver_all(root=folder.parent)
-    server.start()
-    (done,) = sender.deliver_all(root=folder.parent)
-    assert done.done, done.message
-    assert stored(server.uri) == logged(folder)
-    assert the_run(server.uri).info.status == "FINISHED"
-    assert [again.points for again in sender.deliver_all(root=folder.parent)] == [0]
 
 
 @pytest.mark.slow
@@ -192,10 +169,13 @@ def test_killed_sender_loses_and_duplicates_nothing(folder, server):
 
 @pytest.mark.slow
 def test_outages_during_training_lose_and_duplicate_nothing(folder, server):
-    """The server is dead at the start, then killed, then hung."""
+    """The server hangs while the run is created, is killed later, and hangs again."""
+    server.start()
+    ensure_experiment(connect(server.uri), EXPERIMENT)
+    server.signal(signal.SIGSTOP)
     trainer = Trainer(folder, server.uri)
     trainer.wait_for_failed_try()
-    server.start()
+    server.signal(signal.SIGCONT)
     trainer.wait_for_progress()
     server.kill()
     trainer.wait_for_failed_try()
@@ -207,16 +187,3 @@ def test_outages_during_training_lose_and_duplicate_nothing(folder, server):
     trainer.wait_for_progress()
     trainer.kill()
     assert the_run(server.uri).info.status == "KILLED"
-
-
-@pytest.mark.slow
-def test_server_that_hangs_while_the_run_is_created_gets_one_run(folder, server):
-    server.start()
-    ensure_experiment(connect(server.uri), EXPERIMENT)
-    server.signal(signal.SIGSTOP)
-    trainer = Trainer(folder, server.uri)
-    for _ in range(2):
-        trainer.wait_for_failed_try()
-    server.signal(signal.SIGCONT)
-    trainer.wait_for_progress()
-    trainer.kill()

@@ -109,15 +109,6 @@ def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
     assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss"))
 
 
-@pytest.mark.parametrize("length", [0, 5, 2**16 - 1, 2**16, 3 * 2**16])
-def test_torn_line_of_any_length_is_dropped(tmp_path, length):
-    train(open_spool(tmp_path), 1, 3)
-    content = (tmp_path / EVENTS).read_bytes()
-    (tmp_path / EVENTS).write_bytes(content + b"x" * length)
-    open_spool(tmp_path)
-    assert (tmp_path / EVENTS).read_bytes().startswith(content + b'{"kind":"start"')
-
-
 def test_params_tags_and_data_are_written_once(tmp_path):
     for loss_every in (1, 2):
         spool = open_spool(tmp_path)

@@ -41,21 +41,17 @@ def render_comparison(
     groups = comparison.groups if scored else []
     pictures_of = dict(zip(map(id, scored), pictures, strict=False))
     heads = [group[0] for group in groups] if len(groups) > 1 else scored
-    rows = [_table_row(row) for row in comparison.rows]
-    for before, row in zip([{"cell": None}, *rows], rows, strict=False):
-        row["first"] = row["cell"] != before["cell"]
     return render(
         TEMPLATE,
         style=Markup(STYLE.read_text(encoding="utf-8")),
         finding=describe_finding(comparison),
         curves=score_curves(comparison, cells) if cells else [],
-        columns=column_summaries(comparison),
         verdicts=gate_verdicts(groups),
         params=differing_params(groups),
         sheets=picture_sheets(heads, [pictures_of[id(one)] for one in heads]) if pictures else [],
         runs=comparison.labels,
         seed_groups=comparison.seed_groups,
-        rows=rows,
+        rows=[_table_row(row) for row in comparison.rows],
         tied=any(any(row.tied) for row in comparison.rows),
         how=describe_comparison(gap for row in comparison.rows for gap in row.gaps),
         unmarked=any(row.ranks and row.best is None for row in comparison.rows),
@@ -107,32 +103,6 @@ def _is_significant(row: ScoreRow) -> bool:
     """Return whether the best of a row is significantly better than all others."""
     others = sum(value is not None for value in row.values) - 1
     return row.best is not None and others == sum(gap is not None and gap.is_significant for gap in row.gaps)
-
-
-def column_summaries(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return mean, spread and gap of each column, by the first score in the cell with its lowest value.
-
-    Empty if no column has several trainings.
-    """
-    rows = [row for row in _first_score(comparison) if max(row.trainings) > 1]
-    if not rows:
-        return []
-    row = min(rows, key=lambda one: min(value for value in one.values if value is not None))
-    columns = zip(comparison.labels, row.values, row.deviations, row.trainings, row.gaps, strict=True)
-    return [
-        {
-            "label": label,
-            "score": f"{row.metric} {value:.4g}" + ("" if spread is None else f" ± {format_spread(spread)}"),
-            "cell": row.cell,
-            "count": count,
-            "gap": gap
-            and {"value": format_spread(gap.value), "half": format_spread(gap.half), "how": gap.how},
-            "significant": gap is not None and gap.is_significant,
-            "best": value == row.best,
-        }
-        for label, value, spread, count, gap in columns
-        if value is not None
-    ]
 
 
 def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
