@@ -28,7 +28,6 @@ from tests.conftest import ROOT
 from tracking.store import connect
 
 OLD = ROOT / "tests/fixtures/old_project"
-MADE_IN = "/tmp/project"  # where the project was when MLflow stored absolute paths
 MODEL = OLD / "models/unet.safetensors"
 MODEL_SHA256 = "83500e8a0953ed41c32201b86d9c8670f48a7756908c1263daf88f59e0f6342a"
 CHAMPION_SHA256 = "0ce19de798f2bc2c80ff69040a9b6db6f509701f2deb3ca26a99830004eab9d3"
@@ -41,7 +40,7 @@ UNDELIVERED = "cfe489803e714234"
 def old(tmp_path, monkeypatch):
     """The old project as the working directory, with its MLflow store."""
     folder = shutil.copytree(OLD, tmp_path / "old")
-    sql = gzip.decompress((OLD / "mlflow.sql.gz").read_bytes()).decode().replace(MADE_IN, str(folder))
+    sql = gzip.decompress((OLD / "mlflow.sql.gz").read_bytes()).decode()
     database = sqlite3.connect(folder / "mlflow.db")
     database.executescript(sql)
     database.close()

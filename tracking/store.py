@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 from diffusion.layout import home
 from diffusion.system.errors import UsageError, is_disk_full
 from diffusion.system.locks import file_lock
+from tracking.artifact_paths import repair_artifact_paths
 from tracking.connectivity import (
     DENIED,
     UNAVAILABLE,
@@ -94,6 +96,9 @@ def mlflow_client(uri: str | None = None) -> Iterator["MlflowClient"]:
         yield connect(uri)
 
 
+_repaired: set[Path] = set()  # each database is repaired once per process
+
+
 def connect(uri: str | None = None) -> "MlflowClient":
     """Return a client of the store at `uri` (default: `tracking_uri()`); create a missing sqlite file."""
     uri = uri or tracking_uri()
@@ -105,6 +110,9 @@ def connect(uri: str | None = None) -> "MlflowClient":
         with file_lock(database.with_name(f"{database.name}.lock")):
             if not database.exists():
                 _create(database)
+    if database is not None and database not in _repaired:
+        repair_artifact_paths(database, artifacts_folder(database))
+        _repaired.add(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -166,7 +174,13 @@ def translate_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+    except (
+        MlflowException,
+        requests.RequestException,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        OSError,
+    ) as error:
         raise _translated(uri, error) from error
 
 

@@ -1,7 +1,7 @@
 """All trainings of runs/train/ and MLflow in one list, and marking dead ones as KILLED."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,12 @@ class RunRow:
     steps: int | None
     started: int
     updated: int | None
-    heartbeat: int | None
-    best: str | None
-    run_id: str | None
-    fingerprint: str | None
-    folder: str | None
-    undelivered: bool
+    heartbeat: int | None = None
+    best: str | None = None
+    run_id: str | None = None
+    fingerprint: str | None = None
+    folder: str | None = None
+    undelivered: bool = False
 
 
 def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[RunRow], MlflowError | None]:
@@ -60,40 +60,19 @@ def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[
     return sorted(rows, key=lambda row: row.started, reverse=True)[:newest], problem
 
 
-def _local_row(training: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
-    return RunRow(
-        name=training.name,
-        state=training.state,
-        step=training.step,
-        steps=training.steps,
-        started=training.started,
-        updated=training.updated,
-        heartbeat=training.heartbeat,
-        best=run.data.tags.get(BEST) if run else None,
-        run_id=run.info.run_id if run else None,
-        fingerprint=training.fingerprint,
-        folder=str(training.folder),
-        undelivered=not DeliveryState.load(training.folder, uri).complete,
-    )
+def _local_row(one: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
+    row = RunRow(one.name, one.state, one.step, one.steps, one.started, one.updated, one.heartbeat)
+    undelivered = not DeliveryState.load(one.folder, uri).complete
+    row = replace(row, fingerprint=one.fingerprint, folder=str(one.folder), undelivered=undelivered)
+    return replace(row, best=run.data.tags.get(BEST), run_id=run.info.run_id) if run else row
 
 
 def _remote_row(run: "Run") -> RunRow:
     """Return the row of a training of another machine, or without its folder."""
-    steps = run.data.params.get("train.steps")
-    return RunRow(
-        name=run.info.run_name,
-        state=STATES.get(run.info.status, "running"),
-        step=None,
-        steps=int(steps) if steps else None,
-        started=run.info.start_time,
-        updated=run.info.end_time,
-        heartbeat=None,
-        best=run.data.tags.get(BEST),
-        run_id=run.info.run_id,
-        fingerprint=run.data.tags.get(FINGERPRINT),
-        folder=None,
-        undelivered=False,
-    )
+    info, tags, steps = run.info, run.data.tags, run.data.params.get("train.steps")
+    state = STATES.get(info.status, "running")
+    row = RunRow(info.run_name, state, None, int(steps) if steps else None, info.start_time, info.end_time)
+    return replace(row, best=tags.get(BEST), run_id=info.run_id, fingerprint=tags.get(FINGERPRINT))
 
 
 @dataclass(frozen=True)
