@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.choice.best_settings import best_settings, budget_settings
+from diffusion.choice.best_settings import budget_settings, usual_settings
 from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
 from diffusion.protocol.options import SamplingOption, fields_section
@@ -109,7 +109,7 @@ def resolve_settings(
         or (option.default is None and name in request.model_fields_set)  # null overrides the best cell
     }
     if request.budget is None:
-        usual = _usual(scores, chosen)
+        usual = usual_settings(scores, chosen)
         settings = validate(SampleSettings, usual | chosen | {"seed": request.seed}, "the request")
     else:
         settings = _for_budget(request, chosen, scores, model, sha256)
@@ -133,14 +133,6 @@ def request_condition(
     if request.class_name is None:
         return mixed_condition(artefact, settings, request.image_indices)
     return class_condition(artefact, str(request.class_name), len(request.image_indices))
-
-
-def _usual(scores: ScoresDocument | None, chosen: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of the best cell; none if the request names another sampler."""
-    if scores is None:
-        return {}
-    usual = best_settings(scores)
-    return {} if chosen.get("sampler", usual.sampler) != usual.sampler else usual.model_dump()
 
 
 def _for_budget(

@@ -7,20 +7,18 @@ import typer
 
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
-from diffusion.config import load
 from diffusion.system.errors import KEPT_OUT
 from flows.registration import promote_version, register_model
-from tracking.keys import model_name
 from tracking.registry.champion_log import History, Move, Score
 from tracking.registry.promotion import Override, check_note
-from tracking.registry.registered_models import read_champion_history
+from tracking.registry.registered_models import project_model, read_champion_history
 
 
 def promote_model(version: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
     """Carry out `diffctl promote`."""
     override = Override(force, check_note(reason), dry_run)
     if version:
-        decision = promote_version(model_name(load().data.name), version, override, progress)
+        decision = promote_version(project_model(), version, override, progress)
     else:
         decision = register_model(override, progress)
     typer.echo(json.dumps(vars(decision)) if as_json else decision)
@@ -30,7 +28,7 @@ def promote_model(version: int | None, reason: str, force: bool, dry_run: bool, 
 
 def show_champions(as_json: bool) -> None:
     """Carry out `diffctl history`."""
-    found = read_champion_history(model_name(load().data.name))
+    found = read_champion_history(project_model())
     typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
 
 

@@ -5,23 +5,21 @@ from pathlib import Path
 
 import typer
 
-from diffusion.config import load
+from diffusion.choice.best_settings import best_settings
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
-from diffusion.system.section import validate
-from tracking.keys import model_name
 from tracking.registry.promotion import check_note
+from tracking.registry.registered_models import project_model
 from tracking.registry.rollback import plan_rollback, roll_back
 
 
 def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
     """Carry out `diffctl rollback`."""
     note = check_note(reason)
-    plan = plan_rollback(model_name(load().data.name), to)
+    plan = plan_rollback(project_model(), to)
     _sample_one(plan.weights, plan.scores)
     history = roll_back(plan, note)
     event = history.events[-1]
@@ -36,8 +34,6 @@ def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
 
 def _sample_one(weights: Path, scores: ScoresDocument) -> None:
     """Sample image 0 with the settings of the best cell; errors are raised."""
-    device = default_device()
-    loaded, card = load_model(weights, device), scores.cells[scores.best.cell].card
-    known = {field: card[field] for field in SampleSettings.model_fields if field in card}
-    settings = validate(SampleSettings, known, f"the card of {scores.best.cell} does not fit")
+    device, settings = default_device(), best_settings(scores)
+    loaded = load_model(weights, device)
     generate(loaded, settings, [0], mixed_condition(loaded.artefact, settings, [0]), device)

@@ -8,8 +8,7 @@ from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS
 from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
-from tracking.keys import model_name
-from tracking.registry.registered_models import fetch_champion
+from tracking.registry.registered_models import fetch_champion, project_model
 from tracking.runs.scored_runs import fetch_model
 
 
@@ -19,7 +18,7 @@ def selected_model(selection: Selection) -> Path:
     if selection.run_id is not None:
         return fetch_model(selection.run_id)
     if selection.champion:
-        return fetch_champion(model_name(load().data.name))
+        return fetch_champion(project_model())
     return selection.model or MODEL
 
 

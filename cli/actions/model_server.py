@@ -7,7 +7,6 @@ from pathlib import Path
 import typer
 
 from cli.shared.options import Selection
-from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -19,7 +18,7 @@ from serving.model_source import ChampionSource, FixedSource, ModelSource, model
 from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
 from serving.requests import ServeConfig
 from serving.service import Service
-from tracking.keys import model_name
+from tracking.registry.registered_models import project_model
 from tracking.store import tracking_uri
 
 
@@ -128,7 +127,7 @@ def print_message(sentence: str) -> None:
 def source_of(selection: Selection) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
     if selection.champion:
-        return ChampionSource(model_name(load().data.name))
+        return ChampionSource(project_model())
     if selection.run_id is not None:
         return FixedSource(model_of_run(selection.run_id))
     return FixedSource(model_of_file(selection.model or MODEL, print_message))

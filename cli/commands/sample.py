@@ -73,7 +73,8 @@ def sample(
 ) -> None:
     """Sample images from a model.
 
-    Image I depends on the seed and on I only.
+    Image I depends on the seed and on I only. With --champion or --run-id, settings without an option are
+    those of the best cell of the model's sweep.
     """
     check_output_suffix(out, (".png", ".gif", ".npz"))
     options = given_options(context)

@@ -1,5 +1,8 @@
 """Sampling settings from a model's sweep: those of the best cell, or of the best cell for a budget."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diffusion.choice.document_slices import model_scores
 from diffusion.choice.selection import pareto_front, recommended
 from diffusion.protocol.grid import SAMPLING_VERSION
@@ -33,6 +36,15 @@ def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
     """Return the settings of the best cell, with another seed."""
     name = scores.best.cell
     return settings_of(scores.cells[name], name, seed)
+
+
+def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that options default to: those of the best cell.
+
+    None if there are no scores, or if `chosen` names another sampler.
+    """
+    usual = best_settings(scores) if scores else SampleSettings()
+    return usual.model_dump() if scores and chosen.get("sampler", usual.sampler) == usual.sampler else {}
 
 
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:

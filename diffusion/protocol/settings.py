@@ -242,7 +242,12 @@ def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
             raise UsageError(f"{name} has no effect {why}: change that, or leave it out")
 
 
-def parse_settings(optional: dict[str, Any], **values: Any) -> SampleSettings:
-    """SampleSettings of a command's options, those in `optional` only if not None; UsageError where unfit."""
+def parse_settings(
+    optional: dict[str, Any], usual: dict[str, Any] | None = None, **values: Any
+) -> SampleSettings:
+    """Return the settings of a command's options; UsageError if they do not fit.
+
+    Options that are None have their value in `usual`, or their default.
+    """
     given = {name: value for name, value in optional.items() if value is not None}
-    return validate(SampleSettings, {**given, **values}, "these options do not fit")
+    return validate(SampleSettings, {**(usual or {}), **given, **values}, "these options do not fit")

@@ -15,8 +15,11 @@ MAX_TEXT = 300  # characters of a path or a reason
 MAX_BYTES = 64 * 2**10  # of a params file; the profiles have two thousand
 
 
-def read_params(path: Path | str = PARAMS) -> dict[str, Any]:
-    """Return the sections of a params file as plain values; UsageError if it is missing or unreadable."""
+def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[str, Any]:
+    """Return the sections of a params file as plain values; UsageError if it is missing or unreadable.
+
+    UsageError for keys of earlier versions too, unless `earlier_names` allows them.
+    """
     path = Path(path)
     shown = brief(path, str, MAX_TEXT)
     text = _text(path, shown)
@@ -26,7 +29,8 @@ def read_params(path: Path | str = PARAMS) -> dict[str, Any]:
         raise UsageError(f"{shown} is not readable as YAML: {brief(refusal, str, MAX_TEXT)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{shown} is not a params file: it has no sections")
-    refuse_renamed(values, shown)
+    if not earlier_names:
+        refuse_renamed(values, shown)
     return values
 
 

@@ -10,8 +10,6 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import numpy as np
-from tracking.spool.delivery_state import DeliveryState, _SentFile
-from tracking.spool.training_status import read_status
 
 from diffusion.data.journal import SplitTarget, _read_journal
 from diffusion.evaluate.features import reference_features
@@ -28,6 +26,7 @@ from flows.stage_outcome import read_outcome
 from tests.fuzz.parser import Parser, as_json, correct_checksum, npy
 from tracking.runs.run_lookup import read_identity
 from tracking.spool.spool_events import CHECKSUM, EVENTS
+from tracking.spool.spool_status import DeliveryState, _SentFile, read_status
 from tracking.spool.spool_writer import Spool, SpoolIndex
 
 # Folders of one meta.json and arrays: the input is one of the files

@@ -131,6 +131,38 @@ def test_rollback_accepts_only_an_earlier_champion(register_all):
     assert run("rollback", "--to", "1").exit_code == 0
 
 
+def test_end_of_rollbacks_names_the_other_champions(register_all):
+    register_all(0.2, 0.9)
+    run("promote", "2", "--force", "--reason", "x")
+    run("promote", "1", "--force", "--reason", "x")
+    assert run("rollback").exit_code == 0
+    end = run("rollback")
+    assert isinstance(end.exception, UsageError)
+    assert "version 2" in str(end.exception)
+    assert "--to (1)" in str(end.exception), "it was champion before version 2"
+    assert run("rollback", "--to", "1").exit_code == 0
+
+
+def test_rollback_and_history_need_only_the_data_name(register_all, here):
+    register_all(0.2, 0.1)
+    (here / "params.yaml").write_text("data: {name: digits, path: 7}\ntrain: {lr: {course: cosine}}\n")
+    assert run("rollback").exit_code == 0
+    assert "champion is version 1" in run("history").stdout
+
+
+def test_sample_of_the_champion_uses_the_best_cell_as_serve_does(register_all):
+    register_all(0.2)
+
+    def sampled(*more):
+        done = run("sample", "--champion", "--num", "1", "--out", "one.png", *more)
+        assert done.exit_code == 0, done.exception
+        return done.stdout
+
+    assert json.loads(sampled("--json"))["steps"] == 2
+    assert json.loads(sampled("--json", "--steps", "3"))["steps"] == 3
+    assert "2 steps, η = 0" in sampled()
+
+
 def test_each_decision_is_kept_on_the_version(register_all):
     register_all(0.2, 0.9)
     kept_out = version(2).tags[keys.DECISION]

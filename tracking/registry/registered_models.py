@@ -1,11 +1,16 @@
 """Reading the model registry: the champion, its history, and the versions that diffctl registered."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from pydantic import Field
 
 from diffusion.choice.document_slices import best_model_scores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_NAME
+from diffusion.system.params import PARAMS, read_params
+from diffusion.system.section import Section, validate
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.registry.champion_log import History, find_model, read_history, repair
 from tracking.registry.model_versions import (
@@ -36,6 +41,22 @@ class VersionFiles(NamedTuple):
     version: int
     file: Path
     scores: ScoresDocument
+
+
+class _Data(Section, extra="ignore"):
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=MAX_NAME)]
+
+
+class _Params(Section, extra="ignore"):
+    data: _Data
+
+
+def project_model() -> str:
+    """Return the name of this project's registered model.
+
+    Of params.yaml only data.name has to be valid: a rollback is possible whatever else is being edited there.
+    """
+    return model_name(validate(_Params, read_params(earlier_names=True), PARAMS).data.name)
 
 
 def read_champion_history(name: str) -> History:

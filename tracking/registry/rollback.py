@@ -56,11 +56,16 @@ def _target(history: History, to: int | None) -> int:
     if holder is None:
         raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
     number = history.previous if to is None else to
-    if number is None:
-        raise UsageError(f"no version of {name} was champion before version {holder}: give --to")
     if number == holder:
         raise UsageError(f"version {number} of {name} is champion already")
-    champions = {move.after for move in history.events} | {move.before for move in history.events}
+    moved = [version for move in history.events for version in (move.before, move.after)]
+    champions = sorted({version for version in moved if version is not None} - {holder})
+    if number is None:
+        others = ", ".join(map(str, champions))
+        raise UsageError(
+            f"version {holder} of {name} is where all rollbacks end: "
+            + (f"give an earlier champion by --to ({others})" if others else "no other version was champion")
+        )
     if number not in champions:
         raise UsageError(
             f"version {number} of {name} never was champion: `diffctl promote {number}` compares it with "
