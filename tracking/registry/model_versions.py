@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 DVC_LOCK = Path("dvc.lock")
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
+CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
 SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow", "filelock")
@@ -121,10 +123,20 @@ def _save_pyfunc(path: Path, model: Path, document: ScoresDocument, scratch: Pat
         path,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"weights": str(weights), "scores": str(scratch / SCORES.name)},
-        code_paths=[str(Path(diffusion.__file__).parent)],
+        code_paths=[str(_archive(Path(diffusion.__file__).parent, scratch))],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         model_config={"best_cell": best_cell(document.cells)[0]},
     )
+
+
+def _archive(package: Path, scratch: Path) -> Path:
+    """Write the package into one file: a server authenticates each file of an upload."""
+    path = scratch / CODE_ARCHIVE
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for file in sorted(package.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                archive.write(file, file.relative_to(package.parent))
+    return path
 
 
 def is_diffctl_version(registered: "ModelVersion") -> bool:

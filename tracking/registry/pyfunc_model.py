@@ -1,14 +1,19 @@
 """The registered model: MLflow executes this file to load it ("models from code"), without pickles.
 
-It is stored with a copy of diffusion/, and imports nothing else of this project.
+It is stored with an archive of diffusion/, and imports nothing else of this project.
 
     {"inputs": [{"num": 4, "steps": 50, "class": "3"}]}
     →  {"predictions": [{"indices": […], "labels": […], "images": [a PNG in base64, …]}]}
 """
 
 import base64
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
+
+CODE = Path(__file__).parent / "code" / "diffusion.zip"  # none before it is stored
+if CODE.is_file():
+    sys.path.insert(0, str(CODE))
 
 import mlflow
 from mlflow.exceptions import MlflowException
