@@ -32,7 +32,8 @@ def repair_artifact_paths(database: Path, artifacts: Path) -> None:
     with closing(sqlite3.connect(database, timeout=30)) as connection:
         locations: list[tuple[str]] = []
         with suppress(sqlite3.OperationalError):  # not created yet
-            locations = connection.execute("SELECT DISTINCT artifact_location FROM experiments").fetchall()
+            query = "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'diffctl%'"
+            locations = connection.execute(query).fetchall()
         for old in {f"{before}/{artifacts.name}" for before in _folders(locations, artifacts.name)} - {new}:
             folder = Path(unquote(urlsplit(old).path))
             if folder.exists() and os.path.samefile(folder, artifacts):  # through a link
