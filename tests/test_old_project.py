@@ -22,9 +22,13 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SampleSettings
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.renamed import translate
+from serving.model_source import ChampionSource
 from tests.conftest import ROOT
+from tracking.keys import FILE_SHA256, FORMAT
+from tracking.registry.champion_log import apply_move, next_move, read_history
+from tracking.registry.promotion import Override, apply_gate
 from tracking.store import connect
 
 OLD = ROOT / "tests/fixtures/old_project"
@@ -111,6 +115,32 @@ def test_old_scores_are_read_compared_and_used_for_a_budget(old):
     assert scores.best.cell == CELL
     assert CELL in run("compare", str(SCORES), str(SCORES))
     run("sample", "--champion", "--budget", "4", "--num", "2", "--out", "x.npz")
+
+
+def test_old_champion_is_used_and_restored_with_old_params(old):
+    shutil.copy(OLD / "params.yaml", "params.yaml")
+    run("sample", "--champion", "--num", "1", "--out", "one.png")
+    assert ChampionSource("diffctl-digits").fetch().version == 1
+    client = connect()
+    first = client.get_model_version("diffctl-digits", "1")
+    client.create_model_version("diffctl-digits", first.source, first.run_id, first.tags)
+    history = read_history(client, "diffctl-digits")
+    apply_move(client, history, next_move(history, how="force", after=2, reason="as of today"))
+    run("rollback", "--reason", "the old one was better")
+    assert "champion is version 1" in run("history")
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_champion_of_an_unreadable_format_is_reported_by_its_format(old, number):
+    client = connect()
+    client.delete_model_version_tag("diffctl-digits", "1", FILE_SHA256)
+    if number != 1:
+        client.set_model_version_tag("diffctl-digits", "1", FORMAT, str(number))
+    with pytest.raises(DiffctlError, match=rf"format {number}, .*upgrading\.md"):
+        run("sample", "--champion", "--num", "1", "--out", "one.png")
+    decision = apply_gate(client, "diffctl-digits", None, read_scores(SCORES), Override(dry_run=True))
+    assert not decision.passed
+    assert f"format {number}," in decision.reason
 
 
 def test_history_of_old_champions_is_shown(old):

@@ -35,6 +35,7 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 
 # Tags of a model version or a registered model.
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
+FORMAT = "diffctl.format"  # of the registered files and tags; versions of format 2 have no such tag
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
 EVENT = "diffctl.event"  # a move as JSON in earlier versions; `.NUMBER.ID` is appended

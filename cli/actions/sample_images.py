@@ -53,7 +53,7 @@ def sample_images(
     if budget is not None:
         text = f"{cell}, the best of its sweep for {budget} NFE\n{text}"
     elif usual:
-        text = f"{cell}: what no option sets is as in the best cell of its sweep\n{text}"
+        text = f"{cell}: settings without an option are those of the best cell\n{text}"
     typer.echo(json.dumps(made) if as_json else text)
 
 

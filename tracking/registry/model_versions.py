@@ -28,6 +28,7 @@ from tracking.keys import (
     DVC_MD5,
     EMA_SIGMA_REL,
     FILE_SHA256,
+    FORMAT,
     KEY,
     MODEL_SHA256,
     REGISTERED_FOLDER,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 DVC_LOCK = Path("dvc.lock")
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
+VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
+READABLE_FORMATS = ("2", "3")
 CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
 SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
@@ -90,6 +93,7 @@ def create_version(
     ensure_model(client, name)
     artefact = read_artefact(model)
     tags = {
+        FORMAT: str(VERSION_FORMAT),
         MODEL_SHA256: artefact.model_sha256,
         FILE_SHA256: sha256_file(model),
         CARD: protocol,
@@ -140,8 +144,20 @@ def _archive(package: Path, scratch: Path) -> Path:
 
 
 def is_diffctl_version(registered: "ModelVersion") -> bool:
-    """Return whether diffctl registered this version, so that it contains weights and scores."""
-    return {MODEL_SHA256, FILE_SHA256, CARD} <= registered.tags.keys()
+    """Return whether diffctl registered this version in a format that it reads."""
+    return not _unreadable(registered)
+
+
+def _unreadable(registered: "ModelVersion") -> str:
+    """Return why weights and scores of a version cannot be read; empty if they can."""
+    tags = registered.tags
+    if not {MODEL_SHA256, CARD} <= tags.keys():
+        return "was not registered by diffctl"
+    number = tags.get(FORMAT, str(VERSION_FORMAT - 1) if FILE_SHA256 in tags else "1")
+    if number not in READABLE_FORMATS:
+        known = " and ".join(READABLE_FORMATS)
+        return f"was registered by diffctl format {brief(number, str)}, not {known}: see docs/upgrading.md"
+    return ""
 
 
 def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") -> Path:
@@ -149,7 +165,7 @@ def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") ->
 
     DiffctlError if diffctl did not register it, or its file's SHA-256 is not the one in its tag.
     """
-    _refuse_foreign(registered)
+    _refuse_unreadable(registered)
 
     def download(folder: Path) -> Path:
         with translate_errors(tracking_uri()):
@@ -160,14 +176,14 @@ def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") ->
 
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:
     """Return the scores that a version was registered with; DiffctlError if diffctl did not register it."""
-    _refuse_foreign(registered)
+    _refuse_unreadable(registered)
     with translate_errors(tracking_uri()), tempfile.TemporaryDirectory() as scratch:
         return read_scores(_download(client, registered, SCORES.name, Path(scratch)))
 
 
-def _refuse_foreign(registered: "ModelVersion") -> None:
-    if not is_diffctl_version(registered):
-        raise DiffctlError(f"{registered.name} version {registered.version} was not registered by diffctl")
+def _refuse_unreadable(registered: "ModelVersion") -> None:
+    if why := _unreadable(registered):
+        raise DiffctlError(f"{registered.name} version {registered.version} {why}")
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:

@@ -1,13 +1,12 @@
 """Decisions about the champion, by the gate or by a user's override."""
 
-import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from diffusion.choice.gate import Verdict, decide, outdated_best_cell
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, reason
+from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 from tracking.comparison.seed_groups import describe_seeds
 from tracking.connectivity import MlflowError
@@ -25,7 +24,7 @@ from tracking.registry.champion_log import (
     read_history,
     repair,
 )
-from tracking.registry.model_versions import fetch_version_scores, get_version, is_diffctl_version
+from tracking.registry.model_versions import fetch_version_scores, get_version
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -121,14 +120,14 @@ def _judge(
     champion = get_version(client, history.name, holder)
     if champion is None:
         return Verdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
-    scores = readable_scores(client, champion)
+    scores, why = readable_scores(client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
         return Verdict(True, f"forced to replace version {holder}"), against
     if number in history.pinned:
         return Verdict(False, pin_reason(history.pinned[number], number)), against
     if scores is None:
-        return Verdict(False, f"the scores of version {holder} cannot be read: promote by --force"), None
+        return Verdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None
     verdict = decide(document.cells, scores.cells, f"version {holder}")
     is_outdated = override.dry_run and outdated_best_cell(document.cells, scores.cells)
     rescoring = f"; without --dry-run version {holder} is scored again first" if is_outdated else ""
@@ -136,17 +135,14 @@ def _judge(
     return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
-def readable_scores(client: "MlflowClient", version: "ModelVersion") -> ScoresDocument | None:
-    """Return a version's scores; None, with a warning, if they are damaged or of another format."""
-    if not is_diffctl_version(version):
-        return None
+def readable_scores(client: "MlflowClient", version: "ModelVersion") -> tuple[ScoresDocument | None, str]:
+    """Return a version's scores; None and the reason if they are damaged or of a format that is not read."""
     try:
-        return fetch_version_scores(client, version)
+        return fetch_version_scores(client, version), ""
     except MlflowError:
         raise
     except DiffctlError as error:
-        warnings.warn(reason(error), DiffctlWarning, stacklevel=2)
-        return None
+        return None, reason(error)
 
 
 def pin_reason(pin: Move, version: int) -> str:

@@ -102,5 +102,5 @@ def roll_back(plan: Rollback, note: str = "") -> History:
 def _score_of(client: "MlflowClient", history: History) -> Score | None:
     """Return the champion's score if it can be read."""
     champion = get_version(client, history.name, history.holder or 0)
-    scores = readable_scores(client, champion) if champion else None
+    scores = readable_scores(client, champion)[0] if champion else None
     return judged_score(scores.cells) if scores else None
