@@ -24,8 +24,8 @@ from tracking.store import connect
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 TRAININGS = {
     "digits": {},
-    "digits-lr0.001": {"lr": {**SMALL["train"]["lr"], "rate": 0.001}},
-    "digits-seed1": {"seed": 1},
+    "lr0.001-digits": {"lr": {**SMALL["train"]["lr"], "rate": 0.001}},
+    "seed1-digits": {"seed": 1},
 }
 BEST = "best/kd_effnet_lite0_64"
 

@@ -1,5 +1,6 @@
 """The name of a training's run: the nearest profile, and the fields that differ from it."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -28,21 +29,21 @@ def test_unchanged_profile_gives_its_own_name(profile):
 
 
 def test_name_lists_the_fields_that_differ_from_the_nearest_profile():
-    assert title("digits", train__lr=RATE, model__channels=64) == "digits-channels64-lr0.001"
-    assert title("digits", model__channel_mult=[1, 2, 2]) == "digits-channel_mult1.2.2"
-    assert title("digits", data__flip=True) == "digits-flip+"
-    assert title("digits", train__lr=0.002).startswith("digits-scheduleconstant-warmup")
+    assert title("digits", train__lr=RATE, model__channels=64) == "channels64-lr0.001-digits"
+    assert title("digits", model__channel_mult=[1, 2, 2]) == "channel_mult1.2.2-digits"
+    assert title("digits", data__flip=True) == "flip+-digits"
+    assert title("digits", train__lr=0.002).startswith("scheduleconstant-warmup")
     assert title("digits", train__log_every=7, train__save_every=9, sweep__steps=[5]) == "digits"
-    assert title("imagenet64-adm", train__seed=1) == "imagenet64-adm-seed1"
-    assert title("imagenet64", train__seed=1) == "imagenet64-seed1"
+    assert title("imagenet64-adm", train__seed=1) == "seed1-imagenet64-adm"
+    assert title("imagenet64", train__seed=1) == "seed1-imagenet64"
 
 
 def test_many_differences_are_counted():
     name = title("digits", train__lr=RATE, train__steps=77, train__batch_size=32, train__seed=5,
                  train__ema_decay=0.9, model__channels=64, train__p_uncond=0.2)  # fmt: skip
     assert len(name) <= MAX_LENGTH
-    assert name.startswith("digits-channels64-steps77-")
-    assert name.endswith(("-+1", "-+2", "-+3", "-+4"))
+    assert name.startswith("channels64-steps77-")
+    assert re.search(r"-\+[1-4]-digits$", name)
 
 
 def test_name_without_a_profile_is_the_data_set(tmp_path):

@@ -1,4 +1,4 @@
-"""The name of a training: its nearest profile, and the fields that differ from it."""
+"""The name of a training: the fields that differ from its nearest profile, and that profile."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,10 @@ MAX_LENGTH = 60  # characters
 
 
 def training_name(config: "Config", profiles: Path = PROFILES) -> str:
-    """Return a name such as `digits-lr0.001-channels64`: a profile of the data set and differing fields.
+    """Return a name such as `lr0.001-channels64-digits`: differing fields and a profile of the data set.
 
-    Of several profiles choose the one with the fewest differences; without any use the data set's name.
+    MLflow shows the beginning of a long name. Of several profiles choose the one with the fewest differences;
+    without any use the data set's name.
     """
     values = _training_fields(config)
     known = {path.stem: found for path in sorted(profiles.glob("*.yaml")) if (found := _profile(path))}
@@ -68,10 +69,10 @@ def _short(value: Any) -> str:
 
 
 def _joined(name: str, parts: list[str]) -> str:
-    """Return the name with as many parts as fit; `+3` counts three more."""
+    """Return as many parts as fit, then the name; `+3` counts three more."""
     for count in range(len(parts), -1, -1):
-        left = len(parts) - count
-        title = "-".join([name, *parts[:count], *([f"+{left}"] if left else [])])
+        left = [f"+{len(parts) - count}"] if count < len(parts) else []
+        title = "-".join([*parts[:count], *left, name])
         if len(title) <= MAX_LENGTH:
             return title
     return name[:MAX_LENGTH]
