@@ -11,9 +11,8 @@ from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.devices import default_device
-from tracking.registry.promotion import check_note
+from tracking.registry.promotion import check_note, plan_rollback, roll_back
 from tracking.registry.registered_models import project_model
-from tracking.registry.rollback import plan_rollback, roll_back
 
 
 def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:

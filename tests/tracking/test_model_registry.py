@@ -6,7 +6,6 @@ import io
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
-from tests.helpers.disks import fill_up, make_room, memory_disk
+from tests.helpers.disks import make_room, memory_disk
 from tests.helpers.mlflow_server import free_port, wait_for
 from tests.helpers.scores_document import document
 from tracking import keys
@@ -73,14 +72,6 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     assert read_artefact(fetch_version_files(NAME, 2).file).model_sha256 != read_artefact(MODEL).model_sha256
 
 
-def test_registering_again_changes_nothing(make_model):
-    make_model(1)
-    first, again = register(), register()
-    assert (again.version, again.champion, again.promoted) == (1, 1, False)
-    assert str(first) == "diffctl-digits version 1: promoted: the first one; champion is version 1"
-    assert len(connect().search_model_versions(f"name = '{NAME}'")) == 1
-
-
 def test_model_file_that_is_a_dvc_link_is_registered(make_model, tmp_path):
     make_model(1)
     weights = MODEL.read_bytes()
@@ -101,18 +92,6 @@ def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_pat
     make_room(artifacts)
     assert register().promoted
     assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
-
-
-def test_full_database_disk_is_one_sentence(make_model, mount, tmp_path, monkeypatch):
-    make_model(1)
-    disk = mount(tmp_path / "disk", *memory_disk("8m"))
-    shutil.copyfile(tmp_path / "mlflow.db", disk / "mlflow.db")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
-    fill_up(disk)
-    with pytest.raises(MlflowError, match=r"^[^\n]*make room$"):
-        register()
-    make_room(disk)
-    assert register().promoted
 
 
 def test_model_under_a_new_protocol_replaces_its_own_old_version(make_model):

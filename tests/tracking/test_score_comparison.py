@@ -14,9 +14,8 @@ from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.files import write_json
 from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space
-from tracking.comparison.compared_runs import ScoredRun, load_scored
+from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import compare
 
@@ -92,16 +91,6 @@ def test_score_that_ranks_depends_on_the_number_of_images():
     assert best_cell(cells) == ("steps20-eta1", KD, 0.1), "the fewest steps win a tie"
 
 
-def test_only_distances_rank():
-    metrics = [FD, "kid", "kid_std", "is_effnet_lite0_64", "floor"]
-    both = {"a": document(FEW), "b": document(FEW)}
-    for one in both.values():
-        one.cells[CELL].scores.update({"kid": 0.1, "kid_std": 0.1})
-        certain(one, *metrics)
-    rows = compare(scored(**both), metrics).rows
-    assert [row.best for row in rows] == [200.0, 0.1, None, None, None]
-
-
 def test_value_without_an_interval_is_never_marked_best(command):
     """Precision, recall and the limit have no interval, nor any score that was computed without errors."""
     both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
@@ -130,16 +119,6 @@ def test_unknown_and_missing_scores_are_refused():
     for metrics in (["fid"], ["excess", "fid"], ["kid"]):
         with pytest.raises(UsageError, match=f"'{metrics[-1]}'"):
             compare(runs, metrics)
-
-
-def test_row_without_any_value_is_left_out():
-    both = {"a": document(), "b": document()}
-    for one in both.values():
-        del one.cells["steps5-eta0"].scores["excess"]
-    del both["a"].cells[CELL].scores["excess"]
-    rows = compare(scored(**both), ["excess"]).rows
-    assert [row.cell for row in rows] == ["steps5-eta1", CELL, "steps10-eta1"]
-    assert rows[1].values == [None, 175.0]
 
 
 def with_limit(value, count, **card):
@@ -189,13 +168,6 @@ def test_gap_inside_its_interval_is_marked(command, tmp_path):
     assert "≈ 0.22" in page
     assert "0.19 to 0.25" in page
     assert "http" not in page
-
-
-def test_file_without_scores_is_refused(tmp_path):
-    write_json(tmp_path / "empty.json", {"cells": {}})
-    for name in ("empty.json", "missing.json"):
-        with pytest.raises(DiffctlError):
-            load_scored(str(tmp_path / name))
 
 
 def test_command_prints_a_table_and_json(command):

@@ -19,7 +19,7 @@ from cli.stages.training import TrackedTraining
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from tests.helpers.damaged_bytes import damages
 from tracking.spool.spool_events import EVENTS, read_events, read_lines
-from tracking.spool.spool_writer import Spool, flatten
+from tracking.spool.spool_writer import Spool
 
 
 def open_spool(folder: Path) -> Spool:
@@ -155,11 +155,6 @@ def test_non_finite_values_survive(tmp_path):
 def test_spool_imports_neither_mlflow_nor_torch():
     code = "import sys, tracking.spool.spool_writer; print(*({'mlflow', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
-
-
-def test_flatten_joins_names_by_dots():
-    values = {"a": {"b": {"c": 1}}, "d": [1, 2], "e": None, "f": True}
-    assert flatten(values) == {"a.b.c": "1", "d": "[1, 2]", "f": "True"}
 
 
 def test_full_disk_loses_nothing_once_there_is_room(tmp_path):

@@ -1,7 +1,8 @@
-"""Decisions about the champion, by the gate or by a user's override."""
+"""Decisions about the champion: by the gate, by a user's override, or by a rollback, which pins a version."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.choice.gate import Verdict, decide, outdated_best_cell
@@ -15,6 +16,7 @@ from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
     RESCORED,
+    ConcurrentMove,
     History,
     Move,
     Score,
@@ -24,7 +26,8 @@ from tracking.registry.champion_log import (
     read_history,
     repair,
 )
-from tracking.registry.model_versions import fetch_version_scores, get_version
+from tracking.registry.model_versions import fetch_version_scores, fetch_version_weights, get_version
+from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -120,7 +123,7 @@ def _judge(
     champion = get_version(client, history.name, holder)
     if champion is None:
         return Verdict(True, f"version {holder}, which was champion, was deleted in MLflow"), None
-    scores, why = readable_scores(client, champion)
+    scores, why = _readable_scores(client, champion)
     against = judged_score(scores.cells) if scores else None
     if override.force:
         return Verdict(True, f"forced to replace version {holder}"), against
@@ -135,7 +138,7 @@ def _judge(
     return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
-def readable_scores(client: "MlflowClient", version: "ModelVersion") -> tuple[ScoresDocument | None, str]:
+def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> tuple[ScoresDocument | None, str]:
     """Return a version's scores; None and the reason if they are damaged or of a format that is not read."""
     try:
         return fetch_version_scores(client, version), ""
@@ -163,3 +166,78 @@ def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) 
     if text not in decided.values():
         key = f"{DECISION}.{len(decided) + 1}" if decided else DECISION
         client.set_model_version_tag(name, number, key, text)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A planned rollback: the version to return to with its file and scores, and the history at that time."""
+
+    history: History
+    target: "ModelVersion"
+    weights: Path
+    scores: ScoresDocument
+
+
+def plan_rollback(name: str, to: int | None = None) -> Rollback:
+    """Plan a return to the previous champion, or to the earlier champion `to`.
+
+    UsageError without an earlier champion, or if `to` never was champion.
+    """
+    with mlflow_client() as client:
+        history = repair(client, name)
+        target = get_version(client, name, number := _target(history, to))
+        if target is None:
+            raise UsageError(f"version {number} of {name} was deleted in MLflow: give another one by --to")
+        weights = fetch_version_weights(client, target)
+        return Rollback(history, target, weights, fetch_version_scores(client, target))
+
+
+def _target(history: History, to: int | None) -> int:
+    """Return the number of the version to return to."""
+    name, holder = history.name, history.holder
+    if holder is None:
+        raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
+    number = history.previous if to is None else to
+    if number == holder:
+        raise UsageError(f"version {number} of {name} is champion already")
+    moved = [version for move in history.events for version in (move.before, move.after)]
+    champions = sorted({version for version in moved if version is not None} - {holder})
+    if number is None:
+        others = ", ".join(map(str, champions))
+        raise UsageError(
+            f"version {holder} of {name} is where all rollbacks end: "
+            + (f"give an earlier champion by --to ({others})" if others else "no other version was champion")
+        )
+    if number not in champions:
+        raise UsageError(
+            f"version {number} of {name} never was champion: `diffctl promote {number}` compares it with "
+            f"version {holder}"
+        )
+    return number
+
+
+def roll_back(plan: Rollback, note: str = "") -> History:
+    """Make the planned version champion again and pin the present one.
+
+    ConcurrentMove if the champion changed since it was planned.
+    """
+    with mlflow_client() as client:
+        now = read_history(client, plan.history.name)
+        if now.holder != plan.history.holder:
+            raise ConcurrentMove(
+                f"nothing was rolled back: version {now.holder} became champion meanwhile; "
+                "see `diffctl history`"
+            )
+        champion = get_version(client, now.name, now.holder or 0)
+        scores = _readable_scores(client, champion)[0] if champion else None
+        move = next_move(
+            now,
+            how="rollback",
+            after=int(plan.target.version),
+            reason=f"back from version {now.holder}",
+            note=note,
+            commit=plan.target.tags.get(GIT_COMMIT),
+            score=judged_score(plan.scores.cells),
+            against=judged_score(scores.cells) if scores else None,
+        )
+        return apply_move(client, now, move)
