@@ -43,7 +43,7 @@ from tracking.keys import (
     source_tags,
 )
 from tracking.mlflow_pages import note_tags, training_note
-from tracking.runs.run_names import training_name
+from tracking.runs.run_lookup import training_name
 from tracking.spool.sender import start_sender
 from tracking.spool.spool_writer import Spool, flatten
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from diffusion.config import load, parse
-from tracking.runs.run_names import MAX_LENGTH, training_name
+from tracking.runs.run_lookup import MAX_NAME_LENGTH, training_name
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 RATE = {"schedule": "cosine", "rate": 0.001, "warmup": 50}
@@ -41,7 +41,7 @@ def test_name_lists_the_fields_that_differ_from_the_nearest_profile():
 def test_many_differences_are_counted():
     name = title("digits", train__lr=RATE, train__steps=77, train__batch_size=32, train__seed=5,
                  train__ema_decay=0.9, model__channels=64, train__p_uncond=0.2)  # fmt: skip
-    assert len(name) <= MAX_LENGTH
+    assert len(name) <= MAX_NAME_LENGTH
     assert name.startswith("channels64-steps77-")
     assert re.search(r"-\+[1-4]-digits$", name)
 
