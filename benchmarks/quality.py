@@ -23,8 +23,7 @@ import torch
 
 from diffusion.config import load
 from diffusion.data.prepare import prepare
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore, open_store

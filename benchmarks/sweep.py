@@ -79,8 +79,7 @@ def network_seconds() -> float:
 def feature_seconds() -> float:
     """The extractor's passes over the images of every cell."""
     from diffusion.config import load
-    from diffusion.evaluate.features.extract import extract
-    from diffusion.evaluate.features.extractors import load_extractor
+    from diffusion.evaluate.features.extractors import extract, load_extractor
     from diffusion.images.store import open_store
     from diffusion.layout import SAMPLES
     from diffusion.protocol.grid import grid

@@ -41,7 +41,7 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_p
     weights. If that fails, a message is printed, and the gate finds the two not comparable. Raise
     DiffctlError as `register`.
     """
-    from diffusion.choice.document_slices import best_model_scores
+    from diffusion.choice.selection import best_model_scores
     from diffusion.protocol.scores_document import read_scores
 
     _rescore_champion(best_model_scores(read_scores(SCORES)), override, progress)
@@ -81,7 +81,7 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
 
     Raise DiffctlError if this code does not reproduce that protocol.
     """
-    from diffusion.choice.gate import card_diff
+    from diffusion.choice.confidence import card_diff
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate
     from diffusion.protocol.grid import Cell

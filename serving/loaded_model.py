@@ -5,8 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffusion.choice.best_settings import best_settings
-from diffusion.choice.selection import pareto_front
+from diffusion.choice.selection import best_settings, pareto_front
 from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffusion.choice.best_settings import scores_for
-from diffusion.choice.document_slices import model_scores
+from diffusion.choice.selection import model_scores, scores_for
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores

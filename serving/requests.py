@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.choice.best_settings import budget_settings, usual_settings
+from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.model.model_file import ModelDescription
 from diffusion.process.condition import Condition
 from diffusion.protocol.options import SamplingOption, fields_section

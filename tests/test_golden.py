@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc

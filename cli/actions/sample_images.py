@@ -10,7 +10,7 @@ import typer
 from cli.actions.image_files import WRITERS, frames_of
 from cli.actions.model_choice import selected_model
 from cli.shared.options import Selection
-from diffusion.choice.best_settings import budget_settings, usual_settings
+from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.layout import SCORES
 from diffusion.model.classifier import LoadedClassifier, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact

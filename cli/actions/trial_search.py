@@ -15,7 +15,7 @@ from cli.shared.tables import show, table
 from cli.stages.trial import MODULE
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
-from diffusion.evaluate.features.extractors import configured_extractors
+from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import open_references
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -87,7 +87,8 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
         return plan_training(parse(changed, origin), meta, torch.device("cpu"))
 
     refuse_invalid(values, config.search, fits_data)
-    open_references(REFERENCE, configured_extractors(config.evaluate), config.evaluate.reference, PREPARED)
+    extractors = [space_extractor(space) for space in config.evaluate.spaces]
+    open_references(REFERENCE, extractors, config.evaluate.reference, PREPARED)
     first = parse(first_settings(values, config.search), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 

@@ -15,7 +15,7 @@ from cli.stages.validation import Validation, scored_images
 from cli.stages.watch import ConsoleLine, SpoolObserver
 from diffusion.code_digest import CodeSince
 from diffusion.config import Config
-from diffusion.evaluate.features.extractors import configured_extractor
+from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import find_or_make_reference
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.store import open_store
@@ -187,7 +187,7 @@ def _validation(
 ) -> Validation:
     """Return the scorer of EMA checkpoints; missing inputs are reported before the training."""
     section = config.evaluate
-    extractor = configured_extractor(section)
+    extractor = space_extractor(section.spaces[0])
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)

@@ -3,25 +3,33 @@
 A cell's `errors` are, by the name of a score, the contributions of groups of images and random subsets to its
 error: their squares sum to the variance. Two cells that start from the same noise, image by image, share a
 part of it: the products of their errors sum to the covariance.
+
+Trainings that differ in their seed alone form a group. The seed moves a score by more than the choice of
+images does, and the interval of a single training does not contain that. Cells of one sampling seed share
+their x_T in all trainings: its effect is equal on both sides of a gap.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+import statistics
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.protocol.card import GROUPS, differing_fields
+from diffusion.protocol.card import GROUPS, STATISTICS_FIELDS, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS
-from diffusion.protocol.scores import ImageScores, unpack
+from diffusion.protocol.scores import CellScores, ImageScores, unpack
+from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import AXES
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval
 
 Errors = NDArray[np.float32]
+Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
+SUBJECT = ("model_sha256", "ema")  # the compared model: the only fields of a card that may differ
 SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS)  # cells that differ in these alone share x_T by index
 
 
@@ -89,6 +97,16 @@ def share_noise(cell: ImageScores, other: ImageScores) -> bool:
     return cards[0].get("seed") is not None and not differing_fields(cards, SAME_NOISE)
 
 
+def card_diff(
+    cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
+) -> dict[str, list[Any]]:
+    """Return the fields in which the cards of two cells differ, each with both values.
+
+    Those in `free` may differ: only scores against published statistics depend on these.
+    """
+    return differing_fields([cell.card, other.card], (*SUBJECT, *free))
+
+
 def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:
     """Return the gap between two cells that differ in model and axes alone; None if one has no errors.
 
@@ -114,3 +132,56 @@ def student(freedom: float) -> float:
 def describe_comparison(gaps: Iterable[Gap | None]) -> str:
     """Return how the intervals of these gaps were estimated, as text; empty without gaps."""
     return " or ".join(sorted({gap.how for gap in gaps if gap is not None}, reverse=True))
+
+
+def cells_by_seed(documents: Iterable[ScoresDocument], name: str, bar: CellScores) -> dict[int, CellScores]:
+    """Return a cell of trainings by their seed, if its protocol is that of `bar`; the first one of a seed."""
+    found: dict[int, CellScores] = {}
+    for document in documents:
+        cell = document.cells.get(name)
+        if document.training is not None and cell is not None and not card_diff(bar, cell):
+            found.setdefault(document.training.seed, cell)
+    return found
+
+
+def mean_of(cells: Trainings, metric: str) -> float:
+    """Return the mean of a score over the trainings."""
+    return statistics.fmean(cell.scores[metric] for cell in cells)
+
+
+def deviation_of(cells: Trainings, metric: str) -> float | None:
+    """Return the standard deviation of a score between trainings; None for a single one."""
+    return statistics.stdev(cell.scores[metric] for cell in cells) if len(cells) > 1 else None
+
+
+def mean_interval(cells: Trainings, metric: str) -> Interval | None:
+    """Return the confidence interval of the mean over seeds by Student's t.
+
+    For a single training it is that of its images, or None.
+    """
+    deviation, count = deviation_of(cells, metric), len(cells)
+    if deviation is None:
+        return interval_of(cells[0], metric)
+    mean, half = mean_of(cells, metric), student(count - 1) * deviation / math.sqrt(count)
+    return Interval(mean - half, mean + half)
+
+
+def group_gap(cells: Trainings, others: Trainings, metric: str) -> Gap | None:
+    """Return the gap between the means of two groups; None if two single trainings have no errors.
+
+    Two groups are compared by their own spreads (Welch 1947), a single training with a group by the spread of
+    the group. For two single trainings only the images count, as in `gap`.
+    """
+    spreads = [(deviation_of(side, metric), len(side)) for side in (cells, others)]
+    known = [(deviation**2 / count, count) for deviation, count in spreads if deviation is not None]
+    if not known:
+        return gap(cells[0], others[0], metric)
+    value = mean_of(cells, metric) - mean_of(others, metric)
+    if len(known) == 1:
+        ((variance, count),) = known
+        return Gap(value, student(count - 1) * math.sqrt(variance * (1 + count)), between="trainings")
+    total = sum(variance for variance, _ in known)
+    if not total:
+        return Gap(value, 0.0, between="trainings")
+    freedom = total**2 / sum(variance**2 / (count - 1) for variance, count in known)
+    return Gap(value, student(freedom) * math.sqrt(total), between="trainings")

@@ -1,20 +1,16 @@
 """The gate: decide by scores of one protocol whether a model may replace the champion."""
 
-from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from diffusion.choice.confidence import gap
+from diffusion.choice.confidence import card_diff, gap
 from diffusion.choice.ranking import Cells, best_cell
 from diffusion.protocol.card import (
     REAL_COUNTS,
     REAL_IMAGE_FIELDS,
-    STATISTICS_FIELDS,
     describe_difference,
-    differing_fields,
 )
 from diffusion.protocol.scores import ImageScores
 
-SUBJECT = ("model_sha256", "ema")  # the compared model: the only fields of a card that may differ
 # The fields of a card with versions of the code. Weights can be scored again with the current ones.
 CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
 
@@ -28,16 +24,6 @@ class Verdict(NamedTuple):
     better: bool
     reason: str
     rescored: bool = False
-
-
-def card_diff(
-    cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
-) -> dict[str, list[Any]]:
-    """Return the fields in which the cards of two cells differ, each with both values.
-
-    Those in `free` may differ: only scores against published statistics depend on these.
-    """
-    return differing_fields([cell.card, other.card], (*SUBJECT, *free))
 
 
 def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:

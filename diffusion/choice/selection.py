@@ -1,6 +1,9 @@
-"""Selection of cells: the best one, the Pareto front of score against NFE, and the bias of selection."""
+"""Selection of cells: the best one, the Pareto front of score against NFE, and the bias of selection.
 
-from collections.abc import Sequence
+Also the parts of a scores document, each with its own best cell, and the sampling settings of a cell.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,9 +11,19 @@ import numpy as np
 
 from diffusion.choice.confidence import errors_of, share_noise
 from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
-from diffusion.protocol.scores import ImageScores
+from diffusion.protocol.grid import SAMPLING_VERSION, Cell
+from diffusion.protocol.scores import CellScores, ImageScores
 from diffusion.protocol.scores_document import FrontCell, ScoresDocument, SelectedCell
+from diffusion.protocol.settings import MODEL_AXES, SampleSettings
+from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
+from diffusion.system.section import Section, validate
+
+DRAWS = 4000
+STEP = 0.5  # how far the scores that choose are moved, in standard deviations of theirs: nearer costs draws
+SEED = 2020
+SELECTED = {"best", "front", "cells"}  # fields of a document that depend on its cells
+SPACE_FIELDS = {"extractor", "reference", "spaces", *SELECTED}  # that differ between extractors
 
 
 class Choice(NamedTuple):
@@ -35,9 +48,14 @@ def pareto_front(cells: Cells) -> list[Choice]:
 
 
 def recommended(cells: Cells, budget: int) -> Choice | None:
-    """The best cell for at most `budget` NFE per image; None when the cheapest costs more."""
+    """Return the best cell for at most `budget` NFE per image; None if the cheapest costs more."""
     affordable = [choice for choice in pareto_front(cells) if choice.nfe <= budget]
     return affordable[-1] if affordable else None
+
+
+def select(cells: dict[str, CellScores], **shared: Any) -> ScoresDocument:
+    """Return the document of these cells and shared values, with the best cell and the front."""
+    return ScoresDocument(**shared, best=select_best(cells), front=select_front(cells), cells=cells)
 
 
 def select_best(cells: Cells) -> SelectedCell:
@@ -49,20 +67,20 @@ def select_best(cells: Cells) -> SelectedCell:
 
 def select_front(cells: Cells) -> list[FrontCell]:
     """Return the best cell for each budget, the cheapest first, with the bias of each selection."""
-    return [_chosen(choice, cells) for choice in pareto_front(cells)]
-
-
-def _chosen(choice: Choice, cells: Cells) -> FrontCell:
-    affordable = [cell for cell in cells.values() if cell.nfe <= choice.nfe]
-    metric = cells[choice.cell].spec.distance
-    return FrontCell(
-        cell=choice.cell,
-        nfe=choice.nfe,
-        metric=metric,
-        value=choice.distance,
-        of=len(affordable),
-        optimism=optimism(affordable, metric),
-    )
+    front = []
+    for choice in pareto_front(cells):
+        affordable = [cell for cell in cells.values() if cell.nfe <= choice.nfe]
+        metric = cells[choice.cell].spec.distance
+        selected = FrontCell(
+            cell=choice.cell,
+            nfe=choice.nfe,
+            metric=metric,
+            value=choice.distance,
+            of=len(affordable),
+            optimism=optimism(affordable, metric),
+        )
+        front.append(selected)
+    return front
 
 
 def describe_selection(chosen: SelectedCell) -> str:
@@ -76,11 +94,6 @@ def describe_optimism(chosen: SelectedCell) -> str:
     if not chosen.optimism or chosen.of < 2:
         return ""
     return f"about {chosen.optimism:.2g} too low, as the least of {chosen.of}"
-
-
-DRAWS = 4000
-STEP = 0.5  # how far the scores that choose are moved, in standard deviations of theirs: nearer costs draws
-SEED = 2020
 
 
 def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
@@ -122,3 +135,103 @@ def summary(document: ScoresDocument) -> dict[str, Any]:
 def write_summary(path: Path, document: ScoresDocument) -> None:
     """Write metrics/summary.json, which `dvc metrics` shows; equal scores give equal bytes."""
     write_json(path, summary(document))
+
+
+def model_scores(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
+    """Return the scores of the model with this model_sha256 as if it alone had been sampled, or None.
+
+    The axes of the model are removed. The best cell and the front are selected among these cells.
+    """
+    own = [cell for cell in document.cells.values() if cell.card.get("model_sha256") == sha256]
+    if not own:
+        return None
+    if len(own) == len(document.cells) and not any(axis in cell.axes for cell in own for axis in MODEL_AXES):
+        return document
+    plain = [CellScores(**_fields(cell, {*MODEL_AXES})) for cell in own]
+    return select({Cell(**cell.axes).name: cell for cell in plain}, **_fields(document, SELECTED))
+
+
+def best_model_scores(document: ScoresDocument) -> ScoresDocument:
+    """Return the scores of the best cell's model."""
+    best = document.cells[document.best.cell]
+    return model_scores(document, str(best.card.get("model_sha256"))) or document
+
+
+def scores_in_space(document: ScoresDocument, name: str) -> ScoresDocument:
+    """Return the document of one extractor alone; KeyError if it scored nothing.
+
+    The best cell and the front are selected by its own scores.
+    """
+    if name == document.extractor:
+        return document
+    fields = ("scores", "card", "errors", "classes")
+    cells = {
+        place: CellScores(**cell.axes, **{field: getattr(cell.spaces[name], field) for field in fields})
+        for place, cell in document.cells.items()
+    }
+    shared = _fields(document, SPACE_FIELDS)
+    return select(cells, **shared, extractor=name, reference=document.spaces[name])
+
+
+def all_spaces(document: ScoresDocument) -> list[ScoresDocument]:
+    """Return the document of each extractor, the ranking one first."""
+    return [scores_in_space(document, name) for name in (document.extractor, *document.spaces)]
+
+
+def _fields(section: Section, without: set[str]) -> dict[str, Any]:
+    """Return the fields that are set, without some."""
+    return {field: getattr(section, field) for field in section.model_fields_set - without}
+
+
+def budget_settings(
+    scores: ScoresDocument, budget: int, seed: int, model: object, sha256: str
+) -> SampleSettings:
+    """Return the settings of the best cell for an NFE of at most `budget`, with another seed.
+
+    UsageError if no cell is that cheap, if the scores are not those of `model` with the model_sha256
+    `sha256`, or if other code sampled them.
+    """
+    cells = scores_for(scores, model, sha256).cells
+    choice = recommended(cells, budget)
+    if choice is None:
+        least = pareto_front(cells)[0]
+        raise UsageError(
+            f"no cell of the sweep takes {budget} network evaluations or fewer: "
+            f"the cheapest is {least.cell} with {least.nfe}"
+        )
+    return settings_of(cells[choice.cell], choice.cell, seed)
+
+
+def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
+    """Return the settings of the best cell, with another seed."""
+    name = scores.best.cell
+    return settings_of(scores.cells[name], name, seed)
+
+
+def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that options default to: those of the best cell.
+
+    None if there are no scores, or if `chosen` names another sampler.
+    """
+    usual = best_settings(scores) if scores else SampleSettings()
+    return usual.model_dump() if scores and chosen.get("sampler", usual.sampler) == usual.sampler else {}
+
+
+def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:
+    """Return the settings in a cell's card, with another seed; UsageError if they are invalid."""
+    known = {key: cell.card[key] for key in SampleSettings.model_fields if key in cell.card}
+    return validate(SampleSettings, {**known, "seed": seed}, f"the card of {name} does not fit")
+
+
+def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocument:
+    """Return the model's part of the scores; UsageError without any, or if other code sampled the images."""
+    own = model_scores(scores, sha256)
+    if own is None:
+        raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
+    cards = [cell.card for cell in own.cells.values()]
+    if any(card.get("sampling_version") != SAMPLING_VERSION for card in cards):
+        raise UsageError(
+            f"the scores are not of sampling_version {SAMPLING_VERSION}, as this code samples: "
+            "`diffctl run` makes new ones"
+        )
+    return own

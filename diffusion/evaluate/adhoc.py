@@ -10,11 +10,16 @@ from diffusion.choice.confidence import CONFIDENCE, interval
 from diffusion.evaluate.adhoc_inputs import ScoringInputs
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
-from diffusion.evaluate.features.extract import FeatureArray, Features
-from diffusion.evaluate.features.extractors import Extractor, exact_float32, load_extractor
+from diffusion.evaluate.features.extractors import (
+    Extractor,
+    FeatureArray,
+    Features,
+    exact_float32,
+    load_extractor,
+)
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
-from diffusion.evaluate.scores.published_distance import PublishedDistance, PublishedTarget
-from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
+from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.scores.torch_fidelity_scores import statistics
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.evaluate.sweep_scores import score, shared_values
@@ -26,7 +31,6 @@ from diffusion.system.devices import scoring_device
 
 Progress = Callable[[int, int], None]
 
-MIN_FOR_INTERVAL = 3  # images
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
 
@@ -123,12 +127,12 @@ def _scorer(reference: Reference, loaded: Extractor, options: ScoringOptions) ->
 @exact_float32()
 def _distance_scores(features: FeatureArray, published: PublishedStatistics) -> dict[str, float]:
     """Return the distance, its interval and its limit for N → ∞, by name."""
-    spec = published.spec
-    distance = PublishedDistance(features, statistics(features), PublishedTarget(published))
-    scores = {spec.distance: distance.distance, spec.limit: distance.limit}
-    if len(features) < MIN_FOR_INTERVAL:
+    spec, target = published.spec, PublishedTarget(published)
+    limit, errors = limit_and_errors(features, target, len(features) >= MIN_FOR_INTERVAL)
+    scores = {spec.distance: target.distance(features, statistics(features)), spec.limit: limit}
+    if errors is None:
         return scores
-    ends = interval(scores[spec.distance], float(np.linalg.norm(distance.errors)), positive=True)
+    ends = interval(scores[spec.distance], float(np.linalg.norm(errors)), positive=True)
     return scores | {f"{spec.distance}_low": ends.low, f"{spec.distance}_high": ends.high}
 
 

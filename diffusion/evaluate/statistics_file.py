@@ -8,11 +8,12 @@ dict with a `mu` and a `sigma` for each score, such as `fid` and `fd_dinov2`.
 import hashlib
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,6 @@ from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import open_regular, read_error
 
 Float = NDArray[np.float64]
-T = TypeVar("T")
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of an npz file, and of a pickle of protocol 2 or later
 MEAN, COVARIANCE = "mu", "sigma"
@@ -74,7 +74,9 @@ def open_statistics(
         DiffctlError: for a damaged file, NaN, and arrays that are not a mean and a covariance.
     """
     spec = INCEPTION if extractor is None else extractor_spec(extractor)
-    name, digest = printable(path), _sha256(path)
+    name = printable(path)
+    with _opened(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 not in (None, digest):
         raise UsageError(
             f"evaluate.statistics: {name} is another file than params.yaml names: its SHA-256 is {digest}"
@@ -86,9 +88,15 @@ def open_statistics(
             "want (D,) and (D, D)"
         )
     if mean.shape[0] != spec.features:
+        fitting = " or ".join(one.name for one in EXTRACTORS.values() if one.features == mean.shape[0])
+        advice = (
+            f"if they are of {fitting}, give that as --extractor"
+            if fitting
+            else "no extractor here gives so many"
+        )
         raise UsageError(
             f"{name} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
-            f"{spec.features:,}: {_suggestion(mean.shape[0])}"
+            f"{spec.features:,}: {advice}"
         )
     mu, sigma = _read(mean, keys[0], name), _read(covariance, keys[1], name)
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
@@ -171,26 +179,16 @@ def _root(covariance: Float, key: str, name: str) -> Float:
     return root
 
 
-def _suggestion(count: int) -> str:
-    """Return what to do with statistics of `count` features."""
-    names = [spec.name for spec in EXTRACTORS.values() if spec.features == count]
-    if not names:
-        return "no extractor here gives so many"
-    return f"if they are of {' or '.join(names)}, give that as --extractor"
-
-
 def _first_bytes(path: Path) -> bytes:
-    return _with_file(path, lambda file: file.read(2))
+    with _opened(path) as file:
+        return file.read(2)
 
 
-def _sha256(path: Path) -> str:
-    return _with_file(path, lambda file: hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _with_file(path: Path, read: Callable[[BufferedReader], T]) -> T:
-    """Return the result of `read`; DiffctlError if the file cannot be read."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """Open a file; DiffctlError if it cannot be read."""
     try:
         with open_regular(path) as file:
-            return read(file)
+            yield file
     except OSError as error:
         raise read_error(path, error) from None

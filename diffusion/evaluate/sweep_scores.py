@@ -14,10 +14,15 @@ from threadpoolctl import threadpool_limits
 
 from diffusion.choice.confidence import CONFIDENCE
 from diffusion.choice.ranking import is_auxiliary
-from diffusion.choice.selection import select_best, select_front
+from diffusion.choice.selection import select
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.extractors import Extractor, configured_extractors, exact_float32
+from diffusion.evaluate.features.extractors import (
+    Extractor,
+    Features,
+    exact_float32,
+    extract,
+    space_extractor,
+)
 from diffusion.evaluate.features.reference_features import open_references
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.statistics_file import configured_statistics
@@ -54,7 +59,7 @@ def evaluate(
     """
     _check_cards(stores)
     published = [configured_statistics(space) for space in section.spaces]
-    extractors = configured_extractors(section)
+    extractors = [space_extractor(space) for space in section.spaces]
     opened = open_references(reference, extractors, section.reference, prepared)
     settings = section.confidence_intervals, section.prc_images
     scorers = [
@@ -70,6 +75,11 @@ class SpaceScorer(NamedTuple):
 
     extractor: Extractor
     scorer: Scorer
+
+    @property
+    def name(self) -> str:
+        """The extractor's name."""
+        return self.extractor.spec.name
 
     def score(self, store: ImageStore, batch_size: int | None, progress: Callable[[int], None]) -> Values:
         """Return the values of `protocol.scores.Scored` for one set of images."""
@@ -87,15 +97,17 @@ def score_cells(
     The first scorer gives the cells' own scores; those of the others are in `spaces` by name.
     """
     first, *further = scorers
-    images = sum(len(store) for store in stores.values())
-    counter = ProgressCounter(progress, images * len(scorers))
-    document = _shared_in_spaces(scorers, images // len(stores))  # computes what all cells need
-    if training := next(iter(stores.values())).meta.get("training"):
-        document["training"] = training
+    one = next(iter(stores.values()))
+    counter = ProgressCounter(progress, len(one) * len(stores) * len(scorers))
+    shared = shared_values(first.scorer, len(one))  # computes what all cells need
+    references = {space.name: shared_values(space.scorer, len(one))["reference"] for space in further}
+    shared |= {"spaces": references} if references else {}
+    if training := one.meta.get("training"):
+        shared["training"] = training
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
         values = first.score(store, batch_size, counter.part())
-        spaces = {one.scorer.spec.name: one.score(store, batch_size, counter.part()) for one in further}
+        spaces = {space.name: space.score(store, batch_size, counter.part()) for space in further}
         values |= {"spaces": spaces} if spaces else {}
         try:
             return CellScores(**cell.axes, **values)
@@ -105,8 +117,7 @@ def score_cells(
     with two_scoring_threads() as pool:
         futures = [pool.submit(entry, cell, store) for cell, store in stores.items()]
         entries = gather(futures, counter.stop)
-    cells = {cell.name: made for cell, made in zip(stores, entries, strict=True)}
-    return ScoresDocument(**document, best=select_best(cells), front=select_front(cells), cells=cells)
+    return select({cell.name: made for cell, made in zip(stores, entries, strict=True)}, **shared)
 
 
 @contextmanager
@@ -174,14 +185,6 @@ def shared_values(scorer: Scorer, num_images: int) -> Values:
     return document
 
 
-def _shared_in_spaces(scorers: Sequence[SpaceScorer], num_images: int) -> Values:
-    """Return the first scorer's shared values, with the references of the other spaces."""
-    first, *further = (one.scorer for one in scorers)
-    document = shared_values(first, num_images)
-    spaces = {one.spec.name: shared_values(one, num_images)["reference"] for one in further}
-    return {**document, "spaces": spaces} if spaces else document
-
-
 def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     """Write the document as JSON, and its scores as a long CSV for plots.
 
@@ -204,20 +207,15 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
 
 
 def _check_cards(stores: dict[Cell, ImageStore]) -> None:
-    """Raise a DiffctlError unless all cells are of one protocol and one training."""
+    """Raise a DiffctlError unless all cells are of one protocol and training, a model per EMA profile."""
     cards: list[Card] = [store.meta["card"] for store in stores.values()]
-    wrong = differing_fields(cards, (*AXES, *DERIVED_FIELDS, MODEL)) or (
-        [] if _is_one_training(stores) else [MODEL]
-    )
+    wrong = list(differing_fields(cards, (*AXES, *DERIVED_FIELDS, MODEL)))
+    trained = {store.meta.get("average_of") or store.meta["card"].get(MODEL) for store in stores.values()}
+    models = {(cell.ema, store.meta["card"].get(MODEL)) for cell, store in stores.items()}
+    if len(trained) > 1 or len(models) > len({cell.ema for cell in stores}):
+        wrong.append(MODEL)
     if wrong:
         raise DiffctlError(
             f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
             "make them with `diffctl stage sample`"
         )
-
-
-def _is_one_training(stores: dict[Cell, ImageStore]) -> bool:
-    """Return whether the cells are of one training, with one model per EMA profile."""
-    trained = {store.meta.get("average_of") or store.meta["card"].get(MODEL) for store in stores.values()}
-    models = {(cell.ema, store.meta["card"].get(MODEL)) for cell, store in stores.items()}
-    return len(trained) == 1 and len(models) == len({cell.ema for cell in stores})

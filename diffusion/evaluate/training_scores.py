@@ -12,8 +12,7 @@ from torch import nn
 from diffusion.choice.ranking import is_auxiliary, ranking_score
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import Extractor
+from diffusion.evaluate.features.extractors import Extractor, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc

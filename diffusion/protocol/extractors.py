@@ -153,7 +153,7 @@ INCEPTION = ExtractorSpec(
 # sFID (Nash et al. 2021, 2103.03841): the same network and weights, and a map not averaged over the image.
 INCEPTION_SPATIAL = ExtractorSpec(
     name="inception-v3-spatial",
-    builder="diffusion.evaluate.features.inception_spatial:build",
+    builder="diffusion.evaluate.features.inception:build_spatial",
     size=INCEPTION.size,
     resize=INCEPTION.resize,
     features=2023,
@@ -165,7 +165,7 @@ INCEPTION_SPATIAL = ExtractorSpec(
 # Those of FD-DINOv2 and of CMMD: the published names, resizes and weights.
 DINOV2 = ExtractorSpec(
     name="dinov2-vit-l14",
-    builder="diffusion.evaluate.features.dinov2:build",
+    builder="diffusion.evaluate.features.vit:build_dinov2",
     size=224,
     resize="bicubic, antialiased, to 224",
     features=1024,
@@ -182,7 +182,7 @@ DINOV2 = ExtractorSpec(
 
 CLIP = ExtractorSpec(
     name="clip-vit-l14-336",
-    builder="diffusion.evaluate.features.clip:build",
+    builder="diffusion.evaluate.features.vit:build_clip",
     size=336,
     resize="bicubic, antialiased, to 336",
     features=768,

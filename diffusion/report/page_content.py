@@ -9,8 +9,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from diffusion.choice.confidence import interval_of
-from diffusion.choice.document_slices import all_spaces
 from diffusion.choice.ranking import FEW_IMAGES
+from diffusion.choice.selection import all_spaces
 from diffusion.config import Config
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images, ImageStore

@@ -6,9 +6,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from diffusion.choice.confidence import Gap
-from diffusion.choice.gate import card_diff
-from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.confidence import Gap, card_diff, cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
 from diffusion.protocol.scores import CellScores

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from diffusion.choice.confidence import Interval
-from diffusion.choice.groups import group_gap, mean_interval, mean_of
+from diffusion.choice.confidence import Interval, group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument

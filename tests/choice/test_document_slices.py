@@ -5,9 +5,9 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.document_slices import best_model_scores, model_scores
-from diffusion.choice.gate import card_diff, decide
-from diffusion.choice.selection import select_best, select_front
+from diffusion.choice.confidence import card_diff
+from diffusion.choice.gate import decide
+from diffusion.choice.selection import best_model_scores, model_scores, select_best, select_front
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, document_values

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.choice.confidence import gap
-from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
+from diffusion.choice.confidence import deviation_of, gap, group_gap, mean_interval, mean_of
 from tests.helpers.scores_document import certain_cell, chance
 
 KD = "kd_effnet_lite0_64"

@@ -11,9 +11,8 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 
 from diffusion.code_digest import module_digests
-from diffusion.evaluate.features.extract import extract
 from diffusion.evaluate.features.extractor_weights import read_weights
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
 from diffusion.system.errors import DiffctlError

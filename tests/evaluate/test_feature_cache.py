@@ -9,8 +9,7 @@ import pytest
 
 from diffusion.evaluate import adhoc_inputs, feature_cache
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
-from diffusion.evaluate.features.extract import Features, extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import Features, extract, load_extractor
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import kernel_distance, moments, torch_fidelity_scores
 from diffusion.evaluate.scores.scorer import Scorer

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluate.scores.floor import fit_line, floor_at
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
+from diffusion.evaluate.scores.frechet_scores import fit_line, floor_at
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 
 

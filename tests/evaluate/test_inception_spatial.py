@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.inception import torch_fidelity_network
+from diffusion.evaluate.features.extractors import extract, load_extractor
+from diffusion.evaluate.features.inception import _network
 from diffusion.evaluate.features.reference_features import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import open_store, write_store
@@ -36,7 +35,7 @@ def extractor(weights):
 def test_features_equal_the_map_of_the_full_network(weights, extractor):
     """`mixed_6/conv:0` is NHWC after ReLU; OpenAI's evaluator takes [..., :7]."""
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
-    whole, seen = torch_fidelity_network("whole", ["2048"], weights[0].open("rb")), []
+    whole, seen = _network(INCEPTION, ["2048"], weights[0].open("rb")), []
     whole.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made.clone()))
     with torch.inference_mode():
         whole(images)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluate.scores import cmmd as module
 from diffusion.evaluate.scores import kernel_distance as kernel
-from diffusion.evaluate.scores.cmmd import Embeddings, cmmd
 from diffusion.evaluate.scores.kernel_distance import (
+    Embeddings,
     Kernel,
+    cmmd,
     kernel_distance,
     kernels,
     leave_one_out,
@@ -113,7 +113,7 @@ def published(x: np.ndarray, y: np.ndarray) -> float:
 @given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.sampled_from([3, 16, 2048]))
 def test_cmmd_equals_the_published_formula(count, others, shift, block):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "BLOCK", block)
+        patch.setattr(kernel, "CMMD_BLOCK", block)
         x, y = unit(0, count, shift), unit(1, others)
         assert cmmd(of(x), of(y)) == pytest.approx(published(x, y), abs=2e-5)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
-from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.scores import moments, torch_fidelity_scores
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.torch_fidelity_scores import (

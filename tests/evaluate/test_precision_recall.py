@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.features.extract import Features
+from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
-from diffusion.evaluate.scores import nearest_neighbours
+from diffusion.evaluate.scores import precision_recall
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.scores.scorer import Scorer
 from tests.evaluate.test_scorer import META
@@ -28,8 +28,8 @@ def of(features, most=10_000):
 def test_precision_and_recall_equal_torch_fidelity(monkeypatch, block, columns):
     from torch_fidelity.metric_prc import prc_features_to_metric
 
-    monkeypatch.setattr(nearest_neighbours, "BLOCK", block)
-    monkeypatch.setattr(nearest_neighbours, "COLUMNS", columns)
+    monkeypatch.setattr(precision_recall, "BLOCK", block)
+    monkeypatch.setattr(precision_recall, "COLUMNS", columns)
     ours, real = normal(0, 60, shift=0.7), normal(1, 90)
     want = prc_features_to_metric(torch.from_numpy(ours), torch.from_numpy(real), verbose=False)
     got = overlap(of(ours), of(real))
@@ -48,13 +48,13 @@ def test_neighbours_are_searched_in_blocks(monkeypatch):
     cdist = torch.cdist
     points, others = (torch.from_numpy(normal(seed, count)) for seed, count in ((0, 50), (1, 333)))
     whole = cdist(points, others)
-    monkeypatch.setattr(nearest_neighbours, "BLOCK", 16)
-    monkeypatch.setattr(nearest_neighbours, "COLUMNS", 20)
+    monkeypatch.setattr(precision_recall, "BLOCK", 16)
+    monkeypatch.setattr(precision_recall, "COLUMNS", 20)
     monkeypatch.setattr(torch, "cdist", watched)
-    found = nearest_neighbours.nearest(points, others)
+    found = precision_recall.nearest(points, others)
     torch.testing.assert_close(found.distances, whole.min(dim=1).values)
     assert torch.equal(found.rows, whole.argmin(dim=1))
-    reach, wide = nearest_neighbours.radii(others, 3, 5)
+    reach, wide = precision_recall.radii(others, 3, 5)
     torch.testing.assert_close(reach, cdist(others, others).kthvalue(4, dim=1).values)
     torch.testing.assert_close(wide, cdist(others, others).kthvalue(6, dim=1).values)
     assert max(made) == 16 * 20
@@ -74,7 +74,7 @@ def test_disjoint_sets_have_zero_overlap():
 @pytest.mark.parametrize("columns", [11, 16_384])
 def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
     """Naeem et al. eq. 4 and 5, pair by pair."""
-    monkeypatch.setattr(nearest_neighbours, "COLUMNS", columns)
+    monkeypatch.setattr(precision_recall, "COLUMNS", columns)
     samples, real = normal(0, 40, shift=0.5), normal(1, 70)
     reach = [sorted(np.linalg.norm(real - one, axis=1))[5] for one in real]
     inside = np.array(

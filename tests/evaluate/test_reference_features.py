@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from diffusion.evaluate.features.extract import extract
+from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.features.reference_features import (
     build_reference,
     extraction_code,

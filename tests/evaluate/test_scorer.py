@@ -9,9 +9,9 @@ import torch
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.extract import Features, extract
+from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
-from diffusion.evaluate.scores import class_scores
+from diffusion.evaluate.scores import frechet_scores
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.store import open_store, write_store
@@ -109,7 +109,7 @@ def test_scoring_during_training_disables_tf32(tf32, digits_store):
 @pytest.mark.parametrize(("limit", "targets"), [(128, 4), (3, 5), (0, 8)])
 def test_class_targets_are_computed_once(monkeypatch, limit, targets):
     """Two samples of four classes: one Gaussian for each class within the limit, two for each other one."""
-    made, compute, names = [], class_scores.Target, [*"abcd"]
+    made, compute, names = [], frechet_scores.Target, [*"abcd"]
 
     def scorer_of_classes():
         labels = np.arange(200) % 4
@@ -120,8 +120,8 @@ def test_class_targets_are_computed_once(monkeypatch, limit, targets):
 
     samples = [made_up(60, seed=seed) for seed in (2, 3)]
     want = [scorer_of_classes().classes(sample, np.arange(60) % 4, names) for sample in samples]
-    monkeypatch.setattr(class_scores, "MAX_TARGETS", limit)
-    monkeypatch.setattr(class_scores, "Target", lambda features: made.append(1) or compute(features))
+    monkeypatch.setattr(frechet_scores, "MAX_TARGETS", limit)
+    monkeypatch.setattr(frechet_scores, "Target", lambda features: made.append(1) or compute(features))
     one = scorer_of_classes()
     assert [one.classes(sample, np.arange(60) % 4, names) for sample in samples] == want
     assert len(made) == targets

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from diffusion.choice.document_slices import all_spaces, scores_in_space
+from diffusion.choice.selection import all_spaces, scores_in_space
 from diffusion.evaluate import sweep_scores as stage
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.reference_features import make_reference

@@ -11,8 +11,7 @@ import torch
 
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import best_cell, rank_metric
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import exact_float32
+from diffusion.evaluate.features.extractors import exact_float32, extract
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores

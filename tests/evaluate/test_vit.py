@@ -16,9 +16,8 @@ from PIL import Image
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from diffusion.evaluate.features import clip, dinov2, extractors
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features import extractors, vit
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.vit import Vit
 from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS
 from diffusion.system.errors import DiffctlError, UsageError
@@ -163,8 +162,8 @@ def images(count: int = 2, size: int = 32) -> Tensor:
 @pytest.fixture(scope="module")
 def small() -> dict[str, Vit]:
     return {
-        "dinov2": dinov2.build(SMALL_DINOV2, saved(published_dinov2())),
-        "clip": clip.build(SMALL_CLIP, saved(transformers_clip())),
+        "dinov2": vit.build_dinov2(SMALL_DINOV2, saved(published_dinov2())),
+        "clip": vit.build_clip(SMALL_CLIP, saved(transformers_clip())),
     }
 
 
@@ -177,7 +176,9 @@ def test_features_equal_golden_numbers(small, name):
 
 def test_both_dinov2_formats_give_one_network(small):
     data = io.BytesIO(save_safetensors(as_transformers_names_dinov2(published_dinov2())))
-    torch.testing.assert_close(dinov2.build(SMALL_DINOV2, data)(images())[0], small["dinov2"](images())[0])
+    torch.testing.assert_close(
+        vit.build_dinov2(SMALL_DINOV2, data)(images())[0], small["dinov2"](images())[0]
+    )
 
 
 def test_both_clip_formats_give_one_network(small):
@@ -190,7 +191,7 @@ def test_both_clip_formats_give_one_network(small):
         "visual.transformer.resblocks.0.attn.out_proj.weight",
         "visual.transformer.resblocks.0.mlp.c_fc.weight", "visual.transformer.resblocks.0.mlp.c_proj.bias",
     } < names  # fmt: skip
-    other = clip.build(SMALL_CLIP, saved(openai_clip()))
+    other = vit.build_clip(SMALL_CLIP, saved(openai_clip()))
     assert torch.equal(other(images())[0], small["clip"](images())[0])
 
 
@@ -210,7 +211,7 @@ def test_resize_equals_pillow(small):
         small["dinov2"](images(1, size))
         channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in images(1, size)[0]]
         resized = np.stack([np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC)) for one in channels])
-        mean, std = (np.reshape(values, (3, 1, 1)) for values in dinov2.IMAGENET)
+        mean, std = (np.reshape(values, (3, 1, 1)) for values in vit.IMAGENET)
         np.testing.assert_allclose(seen.pop()[0], (resized.clip(0, 255) / 255 - mean) / std, atol=1e-4)
     handle.remove()
 
@@ -226,7 +227,7 @@ def keys(x: float, a: float = -0.75) -> float:
 def test_positions_use_the_published_scale():
     """From 37×37 to 16×16 patches, bicubically by (16 + 0.1)/37, edges repeated."""
     embeddings = drawn({"pos_embed": (1, 1370, 8)})["pos_embed"]
-    assert dinov2.positions(embeddings, 37) is embeddings
+    assert vit.positions(embeddings, 37) is embeddings
     matrix = np.zeros((16, 37))
     for i in range(16):
         at = (i + 0.5) * 37 / 16.1 - 0.5
@@ -234,7 +235,7 @@ def test_positions_use_the_published_scale():
             matrix[i, min(max(j, 0), 36)] += keys(at - j)
     grid = embeddings[0, 1:].reshape(37, 37, 8).numpy()
     want = np.einsum("ia,jb,abd->ijd", matrix, matrix, grid).reshape(256, 8)
-    got = dinov2.positions(embeddings, 16)
+    got = vit.positions(embeddings, 16)
     torch.testing.assert_close(got[:, :1], embeddings[:, :1])
     np.testing.assert_allclose(got[0, 1:], want, atol=1e-5)
 

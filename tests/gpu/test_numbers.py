@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, kernels, own_sums, subsets
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel

@@ -12,8 +12,7 @@ import torch
 
 from diffusion.config import parse
 from diffusion.data.prepare import prepare
-from diffusion.evaluate.features.extract import extract
-from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import ImageStore, open_store

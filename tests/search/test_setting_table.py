@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion.choice.groups import group_gap, mean_interval
+from diffusion.choice.confidence import group_gap, mean_interval
 from diffusion.search.search_dir import Trial
 from diffusion.search.setting_table import ScoredTrial, best_trial, setting_rows
 from tests.helpers.scores_document import document

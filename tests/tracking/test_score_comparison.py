@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.choice.confidence import NORMAL
-from diffusion.choice.document_slices import scores_in_space
 from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell, rank_metric
+from diffusion.choice.selection import scores_in_space
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document

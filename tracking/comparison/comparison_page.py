@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from diffusion.choice.confidence import describe_comparison
-from diffusion.choice.gate import card_diff, decide
+from diffusion.choice.confidence import card_diff, describe_comparison
+from diffusion.choice.gate import decide
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
 from diffusion.protocol.grid import cell_order, describe_cell, describe_line

@@ -5,11 +5,18 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from diffusion.choice.confidence import Gap, Interval, errors_of
-from diffusion.choice.document_slices import scores_in_space
-from diffusion.choice.gate import card_diff
-from diffusion.choice.groups import deviation_of, group_gap, mean_interval, mean_of
+from diffusion.choice.confidence import (
+    Gap,
+    Interval,
+    card_diff,
+    deviation_of,
+    errors_of,
+    group_gap,
+    mean_interval,
+    mean_of,
+)
 from diffusion.choice.ranking import Cells, is_limit, is_published, leader, rank_metric
+from diffusion.choice.selection import scores_in_space
 from diffusion.protocol.card import COUNT_FIELDS, STATISTICS_FIELDS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import cell_order

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from diffusion.choice.groups import cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.confidence import cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import best_cell
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from diffusion.choice.document_slices import best_model_scores
 from diffusion.choice.gate import outdated_best_cell
+from diffusion.choice.selection import best_model_scores
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores

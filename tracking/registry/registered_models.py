@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field
 
-from diffusion.choice.document_slices import best_model_scores
+from diffusion.choice.selection import best_model_scores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NAME

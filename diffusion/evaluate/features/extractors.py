@@ -1,20 +1,37 @@
 """Feature extractors by name: loaded with verified weights, called in exact float32."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
+from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import first_line, read_weights
+from diffusion.images.pixels import to_nchw
+from diffusion.images.store import Images
 from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
 from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.memory import keep_freed_memory
+
+FeatureArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of N images, float32: `features` (N, D), and `logits` (N, K) if the extractor has any."""
+
+    features: FeatureArray
+    logits: FeatureArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
 
 
 @dataclass(frozen=True)
@@ -69,17 +86,8 @@ def load_extractor(
     return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
 
 
-def configured_extractor(section: EvaluateConfig) -> Extractor:
-    """Load the first extractor of the section `evaluate`; errors as `load_extractor`."""
-    return _of_space(section.spaces[0])
-
-
-def configured_extractors(section: EvaluateConfig) -> list[Extractor]:
-    """Load the extractors of all feature spaces; errors as `load_extractor`."""
-    return [_of_space(space) for space in section.spaces]
-
-
-def _of_space(space: Space) -> Extractor:
+def space_extractor(space: Space) -> Extractor:
+    """Load the extractor of a feature space; errors as `load_extractor`."""
     return load_extractor(space.extractor, space.weights, scoring_device(), space.weights_sha256)
 
 
@@ -96,3 +104,52 @@ def exact_float32() -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def extract(
+    extractor: Extractor,
+    images: Images,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    first: int = 0,
+) -> Features:
+    """Return the features of uint8 (N, H, W, C) images, in order. Greyscale is repeated to three channels.
+
+    The batch size, None for one that suits the device, changes rounding only. `progress` receives the number
+    of images done.
+
+    Raises:
+        DiffctlError: for other channels than 1 or 3, fewer than two images, and NaN or infinite features. The
+            error names the image; `first` is the index of the first one.
+    """
+    if images.shape[3] not in (1, 3):
+        raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
+    if len(images) < 2:
+        raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
+    batch_size = batch_size or extractor.batch_size
+    filled: tuple[FeatureArray, ...] = ()
+    for start in range(0, len(images), batch_size):
+        if progress:
+            progress(start)
+        batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
+        outputs = [part for part in extractor(batch) if part is not None]
+        filled = filled or tuple(np.empty((len(images), *part.shape[1:]), np.float32) for part in outputs)
+        for whole, part in zip(filled, outputs, strict=True):
+            whole[start : start + len(batch)] = part.numpy()
+    if progress:
+        progress(len(images))
+    for whole in filled:
+        if len(wrong := np.flatnonzero(~np.isfinite(whole).all(axis=1))):
+            name = extractor.spec.name
+            raise DiffctlError(
+                f"the features of {name} of image {first + wrong[0]} are NaN or infinite, as are "
+                f"those of {len(wrong)} of {len(whole)} images: the extractor's weights or code are damaged"
+            )
+    return Features(*filled)
+
+
+def offset_progress(
+    progress: Callable[[int, int], None] | None, before: int, total: int
+) -> Callable[..., None] | None:
+    """Return the progress callback of a part after `before` images of `total`; its own total is ignored."""
+    return None if progress is None else lambda done, *_: progress(before + done, total)

@@ -1,43 +1,40 @@
 """The reference: features of the real images, stored with everything that they depend on.
 
 A folder with `features.npy` and `labels.npy` of the reference split, `heldout.npy`, `heldout_logits.npy` and
-`heldout_labels.npy` of the other split, and `meta.json`. Labels and logits are optional. Further feature
-spaces are subfolders named by their extractors. torch-fidelity's cache is keyed by a name only and becomes
-stale.
+`heldout_labels.npy` of the other split, and `meta.json` with the digests of these arrays. Labels and logits
+are optional. Further feature spaces are subfolders named by their extractors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
-from diffusion.evaluate.features.extract import FeatureArray, Features, extract, offset_progress
-from diffusion.evaluate.features.extractors import Extractor, configured_extractors
+from diffusion.evaluate.features.extractors import (
+    Extractor,
+    FeatureArray,
+    Features,
+    extract,
+    offset_progress,
+    space_extractor,
+)
 from diffusion.images.digests import array_digest, read_array
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.protocol.card import ReferenceFacts
 from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
 from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
+from diffusion.system.json_files import JsonObject
 from diffusion.system.section import brief, fingerprint
 
 Progress = Callable[[int, int], None]
 
 ARRAYS = "arrays"  # key of the meta: each array's digest
-
-
-class ReferenceMeta(ReferenceFacts):
-    """The contents of a reference's meta.json."""
-
-    code: str
-    classes: list[str]
-    arrays: dict[Literal["features", "labels", "heldout", "heldout_logits", "heldout_labels"], str]
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Reference:
     @property
     def facts(self) -> dict[str, Any]:
         """The part of the meta for a scores document."""
-        return {key: value for key, value in self.meta.items() if key not in ("classes", "code", ARRAYS)}
+        return {key: value for key, value in self.meta.items() if key not in ("classes", "code")}
 
     @property
     def train_and_test(self) -> tuple[FeatureArray | None, FeatureArray | None]:
@@ -78,19 +75,17 @@ def make_reference(
 ) -> None:
     """Run the stage `reference`: extract the features of both splits and write the folder `out`.
 
-    Further feature spaces are written to subfolders. All weights are loaded before any image is read.
-    `progress` receives (done, total) images, each counted once per extractor.
+    All weights are loaded before any image is read. `progress` receives (done, total) images, each counted
+    once per extractor.
     """
-    extractors = configured_extractors(section)
-    real, heldout = _splits(section, prepared)
+    extractors = [space_extractor(space) for space in section.spaces]
+    real, heldout = _splits(prepared, section.reference)
     each = len(real) + len(heldout)
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
             show = offset_progress(progress, number * each, len(extractors) * each)
             reference = build_reference(extractor, real, heldout, section.batch_size, show)
-            place = folder if number == 0 else folder / extractor.spec.name
-            place.mkdir(exist_ok=True)
-            _write_files(place, reference)
+            _write_files(folder / extractor.spec.name if number else folder, reference)
 
 
 def find_or_make_reference(
@@ -104,15 +99,15 @@ def find_or_make_reference(
     for place in places:
         if (found := matching_reference(place, extractor, section.reference, prepared)) is not None:
             return found
-    reference = build_reference(extractor, *_splits(section, prepared), section.batch_size, progress)
+    splits = _splits(prepared, section.reference)
+    reference = build_reference(extractor, *splits, section.batch_size, progress)
     save_reference(places[-1], reference)
     return reference
 
 
-def _splits(section: EvaluateConfig, prepared: Path) -> tuple[ImageStore, ImageStore]:
+def _splits(prepared: Path, split: str) -> tuple[ImageStore, ImageStore]:
     """Return the reference split and the held-out split."""
-    real, heldout = section.reference, OTHER_SPLIT[section.reference]
-    return open_store(prepared / real, PreparedMeta), open_store(prepared / heldout, PreparedMeta)
+    return open_store(prepared / split, PreparedMeta), open_store(prepared / OTHER_SPLIT[split], PreparedMeta)
 
 
 def build_reference(
@@ -123,7 +118,7 @@ def build_reference(
     progress: Progress | None = None,
 ) -> Reference:
     """Extract a reference from open stores. `progress` receives (done, total) images."""
-    total = len(real) + (0 if heldout is None else len(heldout))
+    total = len(real) + len(heldout or ())
 
     def features(store: ImageStore, before: int) -> Features:
         return extract(extractor, store.images, batch_size, offset_progress(progress, before, total))
@@ -142,19 +137,31 @@ def make_reference_of(
 ) -> Reference:
     """Return the reference of open stores with these features."""
     meta = {
-        "code": extraction_code(extractor.spec),
-        "evaluation": EVALUATION_VERSION,
-        "extractor": extractor.spec.name,
-        "weights_sha256": extractor.weights_sha256,
+        **_extraction(extractor),
         "dtype": "float32",
         "name": real.meta.get("name", real.path.name),
         "image_size": real.images.shape[1],
         "classes": list(real.meta.get("classes", [])),
-        **_split_meta("reference", real),
-        **({} if heldout is None else _split_meta("heldout", heldout)),
     }
+    for role, store in (("reference", real), ("heldout", heldout)):
+        if store is not None:
+            meta |= {
+                f"{role}_split": store.meta.get("split", "all"),
+                f"{role}_digest": store.digest,
+                f"{role}_count": len(store),
+            }
     heldout_labels = None if heldout is None else heldout.labels
     return Reference(meta, seen.features, heldout_seen, real.labels, heldout_labels)
+
+
+def _extraction(extractor: Extractor) -> dict[str, Any]:
+    """Return what decides the features of given images."""
+    return {
+        "code": extraction_code(extractor.spec),
+        "evaluation": EVALUATION_VERSION,
+        "extractor": extractor.spec.name,
+        "weights_sha256": extractor.weights_sha256,
+    }
 
 
 def extraction_code(spec: ExtractorSpec) -> str:
@@ -178,10 +185,12 @@ def _write_files(folder: Path, reference: Reference) -> None:
         "heldout_logits": None if heldout is None else heldout.logits,
         "heldout_labels": reference.heldout_labels,
     }
-    held = {name: array for name, array in arrays.items() if array is not None}
-    digests = {name: array_digest(array) for name, array in held.items()}
-    for name, array in held.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    folder.mkdir(exist_ok=True)
+    digests = {}
+    for name, array in arrays.items():
+        if array is not None:
+            digests[name] = array_digest(array)
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
     write_json(folder / "meta.json", add_checksum({**reference.meta, ARRAYS: digests}))
 
 
@@ -205,18 +214,10 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
             digests.
     """
     reference = _read(path)
-    expected = {
-        "code": extraction_code(extractor.spec),
-        "evaluation": EVALUATION_VERSION,
-        "extractor": extractor.spec.name,
-        "weights_sha256": extractor.weights_sha256,
-        "reference_split": split,
-    }
-    stores: dict[str, ImageStore] = {}
+    expected = {**_extraction(extractor), "reference_split": split}
     if prepared is not None:
-        splits = {"reference": split, "heldout": OTHER_SPLIT[split]}
-        stores = {role: open_store(prepared / name, PreparedMeta) for role, name in splits.items()}
-    expected |= {f"{role}_digest": store.digest for role, store in stores.items()}
+        real, heldout = _splits(prepared, split)
+        expected |= {"reference_digest": real.digest, "heldout_digest": heldout.digest}
     for field, value in expected.items():
         if reference.meta.get(field) != value:
             raise DiffctlError(
@@ -235,12 +236,14 @@ def matching_reference(path: Path, extractor: Extractor, split: str, prepared: P
 
 
 def _read(path: Path) -> Reference:
+    """Return a reference whose checksum and digests prove that `_write_files` wrote it."""
     try:
-        meta = read_checksummed_json(path / "meta.json", ReferenceMeta)
-        arrays = {
-            str(name): _read_array(path / f"{name}.npy", digest) for name, digest in meta.arrays.items()
-        }
-        _refuse_unfit(meta, arrays)
+        meta = read_checksummed_json(path / "meta.json", JsonObject)
+        arrays: dict[str, Any] = {}
+        for name, digest in meta.pop(ARRAYS).items():
+            arrays[name] = read_array(path / f"{name}.npy")
+            if array_digest(arrays[name]) != digest:
+                raise Corrupted(f"{name}.npy changed after it was written")
     except FileNotFoundError as error:
         raise UsageError(
             f"no reference in {path} ({Path(error.filename).name} is missing): "
@@ -251,33 +254,6 @@ def _read(path: Path) -> Reference:
             f"the reference in {path} is damaged ({brief(error, reason)}): "
             "make it again with `diffctl stage reference`"
         ) from None
-    values = meta.model_dump(exclude_unset=True, exclude={ARRAYS})
     heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
-    return Reference(values, arrays["features"], heldout, arrays.get("labels"), arrays.get("heldout_labels"))
-
-
-def _refuse_unfit(meta: ReferenceMeta, arrays: Mapping[str, FeatureArray]) -> None:
-    """Raise Broken unless the arrays have the counts of the meta."""
-    counts = {"features": meta.reference_count, "labels": meta.reference_count}
-    if "features" not in arrays or ("heldout" in arrays) != (meta.heldout_count is not None):
-        raise Corrupted(f"it lists {', '.join(arrays)}")
-    for name, array in arrays.items():
-        count = counts.get(name, meta.heldout_count)
-        kind, axes = (np.int64, 1) if name.endswith("labels") else (np.float32, 2)
-        if array.dtype != kind or array.ndim != axes or len(array) != count:
-            raise Corrupted(f"{name} is {array.dtype} {array.shape}, of {count} images")
-
-
-def _read_array(path: Path, digest: str) -> Any:
-    array = read_array(path)
-    if array_digest(array) != digest:
-        raise Corrupted(f"{path.name} changed after it was written")
-    return array
-
-
-def _split_meta(role: str, store: ImageStore) -> dict[str, Any]:
-    return {
-        f"{role}_split": store.meta.get("split", "all"),
-        f"{role}_digest": store.digest,
-        f"{role}_count": len(store),
-    }
+    labels = arrays.get("labels"), arrays.get("heldout_labels")
+    return Reference(meta, arrays["features"], heldout, *labels)

@@ -1,17 +1,65 @@
-"""Vision transformers as extractors: timm's network, pixel normalisation, and renamed weights.
+"""Vision transformers as extractors: DINOv2 for FD-DINOv2, and CLIP's image tower for CMMD.
 
-Features equal those of the published code up to rounding (tests/evaluate/test_vit.py).
+Networks are timm's, with renamed weights. Features equal those of the published code up to rounding
+(tests/evaluate/test_vit.py).
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffusion.evaluate.features.extractor_weights import load_tensors
+from diffusion.protocol.extractors import ExtractorSpec
+
+PATCH = 14
 HEAD_WIDTH = 64  # channels of an attention head in every network of this shape
+OFFSET = 0.1  # added to the number of patches by DINOv2's code; it shifts the interpolation
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_NORMAL = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+# Prefixes of tensor names in published files, and timm's names for them
+DINOV2 = {r"(?=cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)": ""}
+DINOV2_TRANSFORMERS = {
+    r"embeddings\.cls_token": "cls_token",
+    r"embeddings\.position_embeddings": "pos_embed",
+    r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
+    r"encoder\.layer\.(\d+)\.norm": r"blocks.\1.norm",
+    r"encoder\.layer\.(\d+)\.attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)": r"blocks.\1.attn.\2",
+    r"encoder\.layer\.(\d+)\.attention\.(?:output\.dense|o_proj)": r"blocks.\1.attn.proj",
+    r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1": r"blocks.\1.ls\2.gamma",
+    r"encoder\.layer\.(\d+)\.mlp": r"blocks.\1.mlp",
+    r"layernorm": "norm",
+}
+CLIP_OPENAI = {
+    r"visual\.class_embedding": "cls_token",
+    r"visual\.conv1": "patch_embed.proj",
+    r"visual\.positional_embedding": "pos_embed",
+    r"visual\.ln_pre": "norm_pre",
+    r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_": r"blocks.\1.attn.qkv.",
+    r"visual\.transformer\.resblocks\.(\d+)\.attn\.out_proj": r"blocks.\1.attn.proj",
+    r"visual\.transformer\.resblocks\.(\d+)\.ln_(\d)": r"blocks.\1.norm\2",
+    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc": r"blocks.\1.mlp.fc1",
+    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj": r"blocks.\1.mlp.fc2",
+    r"visual\.ln_post": "norm",
+    r"visual\.proj$": "projection.weight",
+}
+CLIP_TRANSFORMERS = {
+    r"vision_model\.embeddings\.class_embedding": "cls_token",
+    r"vision_model\.embeddings\.patch_embedding": "patch_embed.proj",
+    r"vision_model\.embeddings\.position_embedding\.weight": "pos_embed",
+    r"vision_model\.pre_layrnorm": "norm_pre",
+    r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.(q|k|v)_proj": r"blocks.\1.attn.\2",
+    r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.out_proj": r"blocks.\1.attn.proj",
+    r"vision_model\.encoder\.layers\.(\d+)\.layer_norm(\d)": r"blocks.\1.norm\2",
+    r"vision_model\.encoder\.layers\.(\d+)\.mlp": r"blocks.\1.mlp",
+    r"vision_model\.post_layernorm": "norm",
+    r"visual_projection": "projection",
+}
 
 
 class Vit(nn.Module):
@@ -41,17 +89,69 @@ class Vit(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """Return the features of a batch."""
-        x = (
-            functional.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True)
-            / 255
-        )
+        x = images.float()
+        x = functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True) / 255
         x = x.clamp(0, 1) if self.clip else x
         mean, std = self.normal
         features = self.network((x - mean) / std)
         return functional.normalize(features, dim=-1) if self.unit else features, None
 
 
-def transformer(state: Mapping[str, Tensor], size: int, patch: int, **options: Any) -> nn.Module:
+def build_dinov2(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
+    """Build DINOv2 ViT-L/14 (2304.07193), the features of FD-DINOv2 (2306.04675); RuntimeError for others.
+
+    Images are resized to 224×224 and the class token is used, as in the published evaluation.
+    """
+    loaded = load_tensors(weights)
+    names = DINOV2_TRANSFORMERS if "embeddings.cls_token" in loaded else DINOV2
+    state = _with_joined_attention(_renamed(loaded, names))
+    if "pos_embed" in state:
+        state["pos_embed"] = positions(state["pos_embed"], spec.size // PATCH)
+    network = _transformer(state, spec.size, init_values=1.0)
+    if (width := state["cls_token"].shape[-1]) != spec.features:
+        raise RuntimeError(f"they are of a network that gives {width} features, not {spec.features}")
+    return Vit(network, spec.size, IMAGENET, clip=True)
+
+
+def build_clip(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
+    """Build CLIP's ViT-L/14@336 up to its projection (2103.00020); RuntimeError for others.
+
+    As in CMMD (2401.09603), images are resized to 336×336 and embeddings have unit length.
+    """
+    loaded = load_tensors(weights)
+    if "visual.conv1.weight" in loaded:
+        state = _renamed(loaded, CLIP_OPENAI)
+        projection = state.pop("projection.weight", torch.empty(0, 0)).T  # stored as columns
+    else:
+        state = _with_joined_attention(_renamed(loaded, CLIP_TRANSFORMERS))
+        projection = state.pop("projection.weight", torch.empty(0, 0))
+    if len(projection) != spec.features:
+        raise RuntimeError(f"they have no projection to {spec.features} features")
+    state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
+    state["pos_embed"] = state["pos_embed"].unsqueeze(0)
+    norm = partial(nn.LayerNorm, eps=1e-5)
+    network = _transformer(state, spec.size, norm_layer=norm, pre_norm=True, act_layer="quick_gelu")
+    head = nn.Linear(projection.shape[1], len(projection), bias=False)
+    head.load_state_dict({"weight": projection})
+    return Vit(nn.Sequential(network, head), spec.size, CLIP_NORMAL, unit=True)
+
+
+def positions(embeddings: Tensor, side: int) -> Tensor:
+    """Resize position embeddings (1, 1 + n², D) to another grid of patches, (1, 1 + side², D).
+
+    Bicubic without antialiasing, with the scale (side + 0.1)/n of DINOv2's code.
+    """
+    token, patches = embeddings[:, :1], embeddings[:, 1:]
+    n = round(patches.shape[1] ** 0.5)
+    if n == side:
+        return embeddings
+    grid = patches.reshape(1, n, n, -1).permute(0, 3, 1, 2)
+    scale = (side + OFFSET) / n
+    resized = functional.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([token, resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _transformer(state: Mapping[str, Tensor], size: int, **options: Any) -> nn.Module:
     """Build timm's network with the width and depth of the weights, and load them.
 
     RuntimeError for weights of another network.
@@ -61,13 +161,13 @@ def transformer(state: Mapping[str, Tensor], size: int, patch: int, **options: A
     if "cls_token" not in state:
         raise RuntimeError("they are of no known vision transformer")
     width = state["cls_token"].shape[-1]
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     network: nn.Module = VisionTransformer(
         img_size=size,
-        patch_size=patch,
+        patch_size=PATCH,
         embed_dim=width,
-        depth=depth,
+        depth=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
         num_heads=width // HEAD_WIDTH,
+        num_classes=0,
         global_pool="token",
         **options,
     )
@@ -75,7 +175,7 @@ def transformer(state: Mapping[str, Tensor], size: int, patch: int, **options: A
     return network
 
 
-def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
+def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Replace the matching prefix of each name as in `names`; drop other tensors."""
     found = {}
     for name, tensor in state.items():
@@ -85,7 +185,7 @@ def renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
     return found
 
 
-def with_joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Join each block's attn.q, attn.k and attn.v to attn.qkv."""
     joined = {name: tensor for name, tensor in state.items() if not re.search(r"attn\.[qkv]\.", name)}
     for name in state:

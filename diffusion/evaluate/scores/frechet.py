@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions, root_sum_interactions
 from diffusion.evaluate.scores.moments import Float, blocks, merged_moments, moments
 

@@ -1,4 +1,4 @@
-"""Mean and covariance of any number of vectors, block by block, in constant memory."""
+"""Mean, covariance and random subsets of any number of vectors, block by block, in constant memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from diffusion.protocol.card import SEED
 
 Float = NDArray[np.float64]
 
@@ -58,3 +60,10 @@ def _of_block(features: NDArray[np.floating[Any]]) -> Moments:
     mean = x.mean(axis=0)
     x -= mean
     return Moments(len(x), mean, x.T @ x)
+
+
+def random_subset(features: NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    """Return the features, or `most` random rows in their order, with a fixed seed."""
+    if len(features) <= most:
+        return features
+    return features[np.sort(np.random.default_rng(SEED).choice(len(features), most, replace=False))]

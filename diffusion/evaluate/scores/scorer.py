@@ -7,19 +7,24 @@ import numpy as np
 import torch
 
 from diffusion.choice.confidence import interval
-from diffusion.evaluate.features.extract import Features
-from diffusion.evaluate.features.extractors import exact_float32
+from diffusion.evaluate.features.extractors import Features, exact_float32
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import kernel_distance
-from diffusion.evaluate.scores.class_scores import LabelledFeatures, RealClasses, class_scores
-from diffusion.evaluate.scores.cmmd import Embeddings, cmmd
-from diffusion.evaluate.scores.floor import Floor, fit_line, floor_at, floor_error, shuffled
-from diffusion.evaluate.scores.frechet import ProjectedSample, Target
+from diffusion.evaluate.scores.frechet import Target
+from diffusion.evaluate.scores.frechet_scores import (
+    Floor,
+    LabelledFeatures,
+    PublishedTarget,
+    RealClasses,
+    floor_at,
+    floor_error,
+    limit_and_errors,
+    shuffled,
+)
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.kernel_distance import Kernels, OverSubsets
+from diffusion.evaluate.scores.kernel_distance import Embeddings, cmmd
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
-from diffusion.evaluate.scores.published_distance import PublishedDistance, PublishedTarget
 from diffusion.evaluate.scores.torch_fidelity_scores import (
     Statistics,
     frechet_distance,
@@ -32,6 +37,8 @@ from diffusion.protocol.card import Card, protocol_card, statistics_fields
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 
 Scores = dict[str, float]
+
+MIN_FOR_INTERVAL = 3  # images
 
 
 class SampleScores(NamedTuple):
@@ -66,7 +73,7 @@ class Scorer:
         self.most_samples = most_samples or most
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
-        self.published = published
+        self.published = None if published is None else PublishedTarget(published)
         self.floor = lru_cache(self._floor)
         self._floor_error = lru_cache(self._measure_floor_error)
         self._drawn = lru_cache(self._draw)
@@ -91,31 +98,30 @@ class Scorer:
         The projection of a set takes the most memory, so that no two are held at a time: the held-out images
         come first, and only a number of them is kept.
         """
-        floor = self._known_floor(len(sample))
-        limit, by_image = self._before_target(sample)
-        kernels = kernel_distance.kernels(sample.features, self.reference.features)
-        manifold = Manifold(sample.features, self.most_samples, self.device)
+        count, spec = len(sample), self.spec
+        floor, has_errors = self.floor(count), self._has_errors(count)
+        if has_errors:
+            self._floor_error(count)
+        limit, by_image = limit_and_errors(sample.features, self.target, has_errors)
         own = statistics(sample.features)
-        distance = frechet_distance(own, self._statistics)
-        near = self._kernel_distance(sample, kernels)
-        scores = {self.spec.distance: distance} | self._distances(sample, limit, near)
-        scores |= self._overlap(manifold) | self._gaussian_distance(sample)
+        scores = {spec.distance: frechet_distance(own, self._statistics), spec.limit: limit}
+        errors = {} if by_image is None else {spec.distance: by_image}
+        manifold = Manifold(sample.features, self.most_samples, self.device)
+        compared = self._compared(sample, manifold, has_errors)
+        scores |= compared.scores
+        errors |= compared.errors
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
             scores |= {"memorisation": found.mean, "memorisation_std": found.std}
         if floor is not None:
-            scores["floor"] = floor.distance
-            scores["excess"] = scores[self.spec.distance] - floor.distance
-        errors: dict[str, Float] = {}
-        if by_image is not None:
-            errors[self.spec.distance] = grouped(by_image)
-            errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
-        if self._published_target is not None:
-            against = PublishedDistance(sample.features, own, self._published_target)
-            scores |= {self.spec.published: against.distance, self.spec.published_limit: against.limit}
-            errors |= {self.spec.published: grouped(against.errors)} if errors else {}
-        return SampleScores(scores | self._ends(scores, errors, len(sample)), errors)
+            scores |= {"floor": floor.distance, "excess": scores[spec.distance] - floor.distance}
+        if self.published is not None:
+            limit, by_image = limit_and_errors(sample.features, self.published, has_errors)
+            distance = self.published.distance(sample.features, own)
+            scores |= {spec.published: distance, spec.published_limit: limit}
+            errors |= {} if by_image is None else {spec.published: by_image}
+        return SampleScores(scores | self._ends(scores, errors, count), errors)
 
     @exact_float32()
     def scores_without_distance(self, sample: Features) -> Scores:
@@ -123,13 +129,8 @@ class Scorer:
 
         For a caller with a distance to statistics of more images than the reference has.
         """
-        kernels = kernel_distance.kernels(sample.features, self.reference.features)
-        near = self._kernel_distance(sample, kernels)
-        scores = self._kernel_scores(sample, near) | self._gaussian_distance(sample)
-        scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
-        errors = {}
-        if self._has_errors(len(sample)):
-            errors[self.spec.kernel_distance] = _kernel_errors(kernels, near)
+        manifold = Manifold(sample.features, self.most_samples, self.device)
+        scores, errors = self._compared(sample, manifold, self._has_errors(len(sample)))
         return scores | self._ends(scores, errors, len(sample))
 
     @exact_float32()
@@ -141,12 +142,9 @@ class Scorer:
         real = self._real_classes
         if labels is None or real is None or list(names) != self.reference.classes:
             return {}
-        entries: dict[str, Any] = {}
-        for name, score in class_scores(LabelledFeatures(sample.features, labels), real, names).items():
-            entries[name] = {"num_images": score.num_images, self.spec.distance: score.distance}
-            if score.floor is not None:
-                entries[name] |= {"floor": score.floor, "excess": score.distance - score.floor}
-        return entries
+        ours = LabelledFeatures(sample.features, labels)
+        found = {name: real.scores(ours.of(i), i, self.spec.distance) for i, name in enumerate(names)}
+        return {name: values for name, values in found.items() if values is not None}
 
     @exact_float32()
     def real(self, num_images: int) -> Scores | None:
@@ -159,59 +157,36 @@ class Scorer:
         if floor is None or heldout is None:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
-        kernels = kernel_distance.kernels(sample.features, self.reference.features)
-        near = self._kernel_distance(sample, kernels)
-        limit = fit_line(ProjectedSample(sample.features, self.target)).limit
-        scores = self._distances(sample, limit, near)
-        scores |= self._overlap(Manifold(sample.features, self.most_samples, self.device))
-        if self._published_target is not None and len(sample) > 1:
+        limit, _ = limit_and_errors(sample.features, self.target, False)
+        manifold = Manifold(sample.features, self.most_samples, self.device)
+        scores = {self.spec.distance: floor.distance, self.spec.limit: limit}
+        scores |= self._compared(sample, manifold, has_errors=False).scores
+        if self.published is not None:
             own = statistics(sample.features)
-            against = PublishedDistance(sample.features, own, self._published_target)
-            scores |= {self.spec.published: against.distance}
-        return {self.spec.distance: floor.distance, **scores}
-
-    def _kernel_distance(self, sample: Features, kernels: Kernels) -> OverSubsets:
-        drawn, real_sums = self._drawn(len(sample))
-        return kernel_distance.kernel_distance(kernels, drawn, real_sums)
-
-    def _known_floor(self, num_images: int) -> Floor | None:
-        """Return the floor, and compute its error if it is needed later."""
-        floor = self.floor(num_images)
-        if floor is not None and self._has_errors(num_images):
-            self._floor_error(num_images)
-        return floor
+            scores[self.spec.published] = self.published.distance(sample.features, own)
+        return scores
 
     def _has_errors(self, num_images: int) -> bool:
-        return self.intervals and num_images > 2
+        return self.intervals and num_images >= MIN_FOR_INTERVAL
 
-    def _before_target(self, sample: Features) -> tuple[float, Float | None]:
-        """Return the limit, and each image's error of the distance if needed."""
-        projected = ProjectedSample(sample.features, self.target)
-        limit = fit_line(projected).limit
-        if not self._has_errors(len(sample)):
-            return limit, None
-        return limit, image_errors(projected.leave_one_out(), projected.interactions())
-
-    def _distances(self, sample: Features, limit: float, near: OverSubsets) -> Scores:
-        return {self.spec.limit: limit, **self._kernel_scores(sample, near)}
-
-    def _kernel_scores(self, sample: Features, near: OverSubsets) -> Scores:
+    def _compared(self, sample: Features, manifold: Manifold, has_errors: bool) -> SampleScores:
+        """Return the scores from pairs of images: kernel distances, Inception score, overlap."""
         spec = self.spec
+        kernels = kernel_distance.kernels(sample.features, self.reference.features)
+        near = kernel_distance.kernel_distance(kernels, *self._drawn(len(sample)))
         scores = {spec.kernel_distance: near.mean, f"{spec.kernel_distance}_std": near.std}
-        if spec.score is None or sample.logits is None:
-            return scores
-        certain = inception_score(sample.logits)
-        return {**scores, spec.score: certain.mean, f"{spec.score}_std": certain.std}
-
-    def _gaussian_distance(self, sample: Features) -> Scores:
-        if self.spec.gaussian_distance is None:
-            return {}
-        embeddings = Embeddings(sample.features, self.device)
-        return {self.spec.gaussian_distance: cmmd(embeddings, self._embeddings)}
-
-    def _overlap(self, manifold: Manifold) -> Scores:
+        if spec.score is not None and sample.logits is not None:
+            certain = inception_score(sample.logits)
+            scores |= {spec.score: certain.mean, f"{spec.score}_std": certain.std}
         found = overlap(manifold, self._real_manifold)
-        return {self.spec.named(name): value for name, value in found._asdict().items()}
+        scores |= {spec.named(name): value for name, value in found._asdict().items()}
+        if spec.gaussian_distance is not None:
+            embeddings = Embeddings(sample.features, self.device)
+            scores[spec.gaussian_distance] = cmmd(embeddings, self._embeddings)
+        if not has_errors:
+            return SampleScores(scores, {})
+        by_image = image_errors(kernel_distance.leave_one_out(kernels), kernel_distance.interactions(kernels))
+        return SampleScores(scores, {spec.kernel_distance: np.concatenate([grouped(by_image), near.errors])})
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
         """Return the ends of the intervals, by name."""
@@ -235,10 +210,6 @@ class Scorer:
     @cached_property
     def _statistics(self) -> Statistics:
         return statistics(self.reference.features)
-
-    @cached_property
-    def _published_target(self) -> PublishedTarget | None:
-        return None if self.published is None else PublishedTarget(self.published)
 
     @cached_property
     def _embeddings(self) -> Embeddings:
@@ -269,9 +240,3 @@ class Scorer:
         real = self.reference.features
         drawn = kernel_distance.subsets(count, len(real))
         return drawn, kernel_distance.own_sums(kernel_distance.Kernel(real, real), drawn.reference)
-
-
-def _kernel_errors(kernels: Kernels, near: OverSubsets) -> Float:
-    """Return the errors of a kernel distance: of groups of images, then of random subsets."""
-    images = image_errors(kernel_distance.leave_one_out(kernels), kernel_distance.interactions(kernels))
-    return np.concatenate([grouped(images), near.errors])

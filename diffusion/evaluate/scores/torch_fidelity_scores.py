@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diffusion.evaluate.features.extract import FeatureArray
+from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.kernel_distance import Estimate
 from diffusion.evaluate.scores.moments import BLOCK, moments
 from diffusion.protocol.card import SEED, is_splits

@@ -1,0 +1,172 @@
+"""Scores by Fréchet distances: floor, limit N → ∞, classes, and the distance to published statistics.
+
+A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023), so that
+real images, too, have a positive distance at small N. The excess is a sample's distance minus that of as many
+held-out real images. A line fitted in 1/N extrapolates the distance to N → ∞.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.evaluate.features.extractors import FeatureArray
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target
+from diffusion.evaluate.scores.jackknife import grouped, image_errors
+from diffusion.evaluate.scores.moments import Float
+from diffusion.evaluate.scores.torch_fidelity_scores import Statistics, frechet_distance
+from diffusion.evaluate.statistics_file import PublishedStatistics
+from diffusion.images.store import Labels
+from diffusion.protocol.card import SEED
+
+MAX_SUBSETS = 4  # disjoint subsets averaged for a measured floor
+FIT_POINTS = 5  # subset sizes of the line fit, evenly spaced in 1/N between half of the images and all
+MIN_CLASS_IMAGES = 2  # for samples and for real images
+MAX_TARGETS = 128  # cached classes; each takes twice the memory of its features
+
+
+class Line(NamedTuple):
+    """A Fréchet distance as limit + slope/N."""
+
+    limit: float
+    slope: float
+
+    def at(self, count: int) -> float:
+        """Return the distance of `count` images, at least 0."""
+        return max(0.0, self.limit + self.slope / count)
+
+
+def fit_line(projected: ProjectedSample) -> Line:
+    """Fit a line to the distances of random subsets, from half of the images to all."""
+    count = len(projected)
+    order = shuffled(count)
+    sizes = sorted({max(2, round(1 / value)) for value in np.linspace(1 / count, 2 / count, FIT_POINTS)})
+    distances = [_mean_distance(size, projected, order) for size in sizes]
+    if len(sizes) == 1:
+        return Line(distances[0], 0.0)
+    slope, limit = np.polyfit([1 / size for size in sizes], distances, 1)
+    return Line(float(limit), float(slope))
+
+
+def shuffled(count: int) -> NDArray[np.int64]:
+    """Return a fixed permutation of `count` images, for drawing subsets."""
+    return np.random.default_rng(SEED).permutation(count)
+
+
+def _mean_distance(size: int, projected: ProjectedSample, order: NDArray[np.int64]) -> float:
+    """Return the mean over disjoint subsets of `size`, at most MAX_SUBSETS."""
+    if size == len(order):
+        return projected.distance
+    subsets = min(MAX_SUBSETS, len(order) // size)
+    parts = (order[i * size : (i + 1) * size] for i in range(subsets))
+    return float(np.mean([projected.distance_of(part) for part in parts]))
+
+
+class Floor(NamedTuple):
+    """The Fréchet distance of `num_images` held-out real images to the reference.
+
+    `extrapolated` marks a value from a line fit, if there are fewer held-out images.
+    """
+
+    num_images: int
+    distance: float
+    extrapolated: bool
+
+
+def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
+    """Return the floor at N ≥ 2 images, extrapolated if there are fewer than N held-out images."""
+    if num_images > len(heldout):
+        return Floor(num_images, fit_line(ProjectedSample(heldout, target)).at(num_images), extrapolated=True)
+    needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
+    distance = _mean_distance(num_images, ProjectedSample(heldout[needed], target), np.arange(len(needed)))
+    return Floor(num_images, distance, extrapolated=False)
+
+
+def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
+    """Return the standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
+
+    None for an extrapolated floor, since the error of its line is not a sampling error.
+    """
+    subsets = min(MAX_SUBSETS, len(heldout) // num_images)
+    if not subsets:
+        return None
+    errors = _distance_errors(ProjectedSample(heldout[shuffled(len(heldout))[:num_images]], target))
+    return float(np.linalg.norm(errors)) / math.sqrt(subsets)
+
+
+def limit_and_errors(
+    features: FeatureArray, target: Target, has_errors: bool = True
+) -> tuple[float, Float | None]:
+    """Return the distance for N → ∞, and the errors (GROUPS,) of the distance at N ≥ 3 if required."""
+    projected = ProjectedSample(features, target)
+    return fit_line(projected).limit, grouped(_distance_errors(projected)) if has_errors else None
+
+
+def _distance_errors(projected: ProjectedSample) -> Float:
+    """Return (N,) each image's part of the distance's error; the squares sum to its variance."""
+    return image_errors(projected.leave_one_out(), projected.interactions())
+
+
+class PublishedTarget(Target):
+    """The Gaussian of published statistics as a target."""
+
+    def __init__(self, published: PublishedStatistics) -> None:
+        self.mean, self.root = published.mean, published.root
+        self.trace = float(published.covariance.trace())
+        self.statistics, self.facts = Statistics(published.mean, published.covariance), published.facts
+
+    def distance(self, features: FeatureArray, own: Statistics) -> float:
+        """Return the distance of features (N, D) with the statistics `own`, as torch-fidelity computes it."""
+        mean = features.mean(axis=0, dtype=np.float64)
+        return frechet_distance(own._replace(mu=mean), self.statistics)
+
+
+class LabelledFeatures(NamedTuple):
+    """Features (N, D) and the class of each image."""
+
+    features: FeatureArray
+    labels: Labels
+
+    def of(self, label: int) -> FeatureArray:
+        """Return the features of one class."""
+        return np.asarray(self.features[self.labels == label])
+
+
+class RealClasses:
+    """The Gaussians and floors of the real classes, computed once.
+
+    Only the first MAX_TARGETS Gaussians are cached; the others are computed for every sample. Classes are
+    visited in the same order each time, so that a least-recently-used cache would never hit.
+    """
+
+    def __init__(self, reference: LabelledFeatures, heldout: LabelledFeatures | None) -> None:
+        self.reference, self.heldout = reference, heldout
+        self._targets: dict[int, Target | None] = {}
+        self._floors: dict[tuple[int, int], float | None] = {}
+
+    def scores(self, sample: FeatureArray, label: int, metric: str) -> dict[str, float] | None:
+        """Return number, distance, floor and excess of a class's samples; None for too few images."""
+        target = self._target(label)
+        if len(sample) < MIN_CLASS_IMAGES or target is None:
+            return None
+        distance, floor = ProjectedSample(sample, target).distance, self._floor(label, len(sample), target)
+        values = {"num_images": len(sample), metric: distance}
+        return values if floor is None else values | {"floor": floor, "excess": distance - floor}
+
+    def _target(self, label: int) -> Target | None:
+        if label in self._targets:
+            return self._targets[label]
+        real = self.reference.of(label)
+        target = None if len(real) < MIN_CLASS_IMAGES else Target(real)
+        if len(self._targets) < MAX_TARGETS:
+            self._targets[label] = target
+        return target
+
+    def _floor(self, label: int, num_images: int, target: Target) -> float | None:
+        key = (label, num_images)
+        if key not in self._floors:
+            unseen = () if self.heldout is None else self.heldout.of(label)
+            known = len(unseen) >= MIN_CLASS_IMAGES
+            self._floors[key] = floor_at(num_images, np.asarray(unseen), target).distance if known else None
+        return self._floors[key]
