@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import typer
 
@@ -20,7 +20,6 @@ from diffusion.evaluate.adhoc_inputs import (
     is_prepared,
     open_inputs,
     open_sample,
-    require_memory,
 )
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.papers.paper import open_paper
@@ -74,7 +73,7 @@ def evaluate_images(
         show_comparison(opened, document)
 
 
-LARGE_MEMORY = 10**9  # bytes from which the need is printed
+Score = Callable[..., dict[str, Any]]
 
 
 def _each_once(extractors: Sequence[Extractor]) -> list[str]:
@@ -95,54 +94,28 @@ def _scored(
     else:
         spaces = _against_images(path, against, split, extractors)
     given = _weights_of(list(spaces), options.pop("weights"), options.pop("weights_sha256"))
-    _print_memory(max(one.memory for one in spaces.values()))
-
     check_extractors(given)
     documents = []
-    for name, one in spaces.items():  # in sequence, to limit memory
+    for name, score in spaces.items():  # in sequence, to limit memory
         with progress("features" if len(spaces) == 1 else name) as watch:
-            documents.append(one.score(**given[name], **options, progress=watch))
+            documents.append(score(**given[name], **options, progress=watch))
     return merge_spaces(documents)
 
 
-class _FeatureSpace(NamedTuple):
-    """A feature space: its scoring function and the memory it needs, in bytes."""
-
-    score: Callable[..., dict[str, Any]]
-    memory: int
-
-
-def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, _FeatureSpace]:
-    """Return the feature spaces by extractor."""
+def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dict[str, Score]:
+    """Return the scoring function of each extractor."""
     names: list[str | None] = [*extractors] or [None]
     opened = [open_statistics(against, name) for name in names]
     sample = open_sample(path)
     images = images_in_statistics(against, sample)
-
-    def score(published: Any, **options: Any) -> dict[str, Any]:
-        return score_against_statistics(sample, published, images, **options)
-
-    def space(published: Any) -> _FeatureSpace:
-        real = max(published.spec.features, len(images or ()))
-        return _FeatureSpace(partial(score, published), require_memory(published.spec, len(sample), real))
-
-    return {published.spec.name: space(published) for published in opened}
+    return {one.spec.name: partial(score_against_statistics, sample, one, images) for one in opened}
 
 
-def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, _FeatureSpace]:
-    """Return the feature spaces by extractor."""
+def _against_images(path: Path, against: Path, split: str, extractors: list[str]) -> dict[str, Score]:
+    """Return the scoring function of each extractor."""
     pair = open_inputs(path, against, split)
-    counts = len(pair.sample), len(pair.real), len(pair.heldout or ())
-    labelled = pair.sample.labels is not None and pair.real.labels is not None
-
-    def score(name: str, **options: Any) -> dict[str, Any]:
-        return score_images(pair, extractor=name, **options)
-
     names = extractors or [default_extractor(pair.real.images.shape[1])]
-    return {
-        name: _FeatureSpace(partial(score, name), require_memory(extractor_spec(name), *counts, labelled))
-        for name in names
-    }
+    return {name: partial(score_images, pair, extractor=name) for name in names}
 
 
 def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:
@@ -155,9 +128,3 @@ def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> d
         )
     given = {"weights": weights, "weights_sha256": sha256}
     return {name: given if name in takes else {} for name in names}
-
-
-def _print_memory(needed: int) -> None:
-    """Print the memory that scoring needs, if it is large."""
-    if needed >= LARGE_MEMORY:
-        typer.echo(f"scoring takes about {needed / 1e9:.1f} GB of memory", err=True)

@@ -9,7 +9,7 @@ import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,11 @@ from diffusion.data.readers.arrays import integers, npz_keys, open_npz
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import list_images
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
-from diffusion.evaluate.scores.moments import BLOCK
 from diffusion.evaluate.statistics_file import has_array
 from diffusion.images.decode import BadImage, open_image
 from diffusion.images.digests import content_digest
 from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
 from diffusion.system.memory import machine_memory
 from diffusion.system.regular_files import open_regular
@@ -33,14 +31,6 @@ MIN_IMAGES = 2  # a covariance needs two images
 LOSSY = (".jpg", ".jpeg", ".webp")
 IMAGES, LABELS = "arr_0", "arr_1"  # names in OpenAI's format
 MAX_FILES, MAX_PIXELS = 256, 1 << 26  # decoded at a time
-
-# Memory of scoring, see `scoring_memory`
-BLOCK_COPIES = 4  # float64 copies of a block of features
-NODES = 250  # quadrature points in log t; three arrays of this size per image of a block
-SQUARE_MATRICES = 12  # (D, D): covariances and the work space of their eigendecomposition
-EIGEN_MATRICES = 8  # of a spectrum's size: the matrix, its eigenvectors, the solver's work space
-LOGITS = 1100  # per image, at most
-BASE_MEMORY = 600 * 10**6  # networks, blocks of distances, kernels of subsets
 
 
 class ScoringInputs(NamedTuple):
@@ -64,13 +54,13 @@ def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInput
         UsageError, DiffctlError: as `open_images`; also for different sizes and fewer than two images.
     """
     sample = open_sample(path)
+    heldout = None
     if is_prepared(against):
         real, heldout = (open_store(against / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
+        _check_count(heldout)
     else:
-        real, heldout = open_images(against), None
-    for store in (real, heldout):
-        if store is not None:
-            _check_count(store.path, store)
+        real = open_images(against)
+    _check_count(real)
     _check_size(sample, real, against)
     return ScoringInputs(sample, real, heldout, against, split)
 
@@ -78,7 +68,7 @@ def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInput
 def open_sample(path: Path) -> ImageStore:
     """Open the images to be scored; errors as `open_images`, and for fewer than two images."""
     sample = open_images(path)
-    _check_count(path, sample)
+    _check_count(sample)
     return sample
 
 
@@ -91,7 +81,7 @@ def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | N
     if not has_array(statistics, IMAGES):
         return None
     real = mapped_npz(statistics)
-    _check_count(statistics, real)
+    _check_count(real)
     _check_size(sample, real, statistics)
     return real
 
@@ -175,12 +165,9 @@ def _read_folder(path: Path) -> Images:
     if not names:
         raise UsageError(f"{printable(path)} has no images: give a folder of image files, an npz or a store")
     if lossy := sum(name.lower().endswith(LOSSY) for name in names):
-        message = (
-            f"{lossy:,} of the images in {printable(path)} are jpeg or webp: lossy files change all scores"
-        )
-        warnings.warn(DiffctlWarning(message), stacklevel=2)
-    if listing.problems:
-        _refuse(path, listing.problems)
+        found = f"{lossy:,} of the images in {printable(path)} are jpeg or webp"
+        warnings.warn(f"{found}: lossy files change all scores", DiffctlWarning, stacklevel=2)
+    _refuse(path, listing.problems)
     size = _common_size(path, names)
     _require_free(path, len(names) * size * size * 3)
     images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
@@ -190,8 +177,7 @@ def _read_folder(path: Path) -> Images:
         rows = read_images(path, paths[start : start + step], size, 3)
         images[start : start + step] = rows.images
         bad += [Problem(names[start + row], why) for row, why in rows.bad.items()]
-    if bad:
-        _refuse(path, bad)
+    _refuse(path, bad)
     return images
 
 
@@ -206,8 +192,7 @@ def _common_size(path: Path, names: list[str]) -> int:
             bad.append(Problem(name, str(error)))
         except OSError as error:
             bad.append(Problem(name, f"not readable ({error.strerror})"))
-    if bad:
-        _refuse(path, bad)
+    _refuse(path, bad)
     for name, (width, height) in zip(names, sizes, strict=True):
         if (width, height) != sizes[0] or width != height:
             raise DiffctlError(
@@ -217,8 +202,11 @@ def _common_size(path: Path, names: list[str]) -> int:
     return sizes[0][0]
 
 
-def _refuse(path: Path, bad: Sequence[Problem]) -> NoReturn:
-    raise DiffctlError(f"{len(bad):,} of the images in {printable(path)} cannot be used: {summarize(bad)}")
+def _refuse(path: Path, bad: Sequence[Problem]) -> None:
+    """Raise a DiffctlError if there are unusable images."""
+    if bad:
+        found = f"{len(bad):,} of the images in {printable(path)} cannot be used"
+        raise DiffctlError(f"{found}: {summarize(bad)}")
 
 
 def _require_free(path: Path, needed: int) -> None:
@@ -239,39 +227,6 @@ def _check_size(sample: ImageStore, real: ImageStore, against: Path) -> None:
         )
 
 
-def _check_count(path: Path, store: ImageStore) -> None:
+def _check_count(store: ImageStore) -> None:
     if len(store) < MIN_IMAGES:
-        raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {path} has {len(store)}")
-
-
-def scoring_memory(
-    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
-) -> int:
-    """Return an upper estimate of the bytes that scoring these numbers of images takes.
-
-    The features of all sets are kept. Only one set at a time is projected on the reference, with one float32
-    copy. If images are `labelled`, each class has a target of its own afterwards.
-    """
-    features, logits = spec.features, LOGITS * (spec.score is not None)
-    kept = 4 * (features + logits) * (sample + real + heldout)
-    largest = max(sample, heldout)
-    width = real if real <= 2 * features else features  # few real images are their own root
-    directions = max(features, width)  # of the projection
-    projected = largest * (8 * directions + 4 * features)
-    blocks = 8 * min(max(largest, real), BLOCK) * (BLOCK_COPIES * directions + 3 * NODES)
-    squares = 8 * (SQUARE_MATRICES * features**2 + EIGEN_MATRICES * min(largest, directions) ** 2)
-    computed = max(projected, 8 * features * real * labelled) + blocks + squares + 8 * 2 * features * width
-    return kept + computed + BASE_MEMORY
-
-
-def require_memory(
-    spec: ExtractorSpec, sample: int, real: int, heldout: int = 0, labelled: bool = False
-) -> int:
-    """Return the bytes of `scoring_memory`. Raise a DiffctlError if fewer are free."""
-    needed, free = scoring_memory(spec, sample, real, heldout, labelled), machine_memory()[1]
-    if needed > free:
-        raise DiffctlError(
-            f"scoring {sample:,} images by {spec.name} takes about {needed / 1e9:,.1f} GB of memory, and "
-            f"{free / 1e9:,.1f} GB are free: score fewer images, or close other programs"
-        )
-    return needed
+        raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {store.path} has {len(store)}")

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
-from diffusion.evaluate import adhoc_inputs, feature_cache
+from diffusion.evaluate import feature_cache
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
 from diffusion.evaluate.features.extractors import Features, extract, load_extractor
 from diffusion.evaluate.features.reference_features import Reference
@@ -121,26 +122,18 @@ def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
     assert path.read_bytes() == data
 
 
-def write_block(path, *arrays):
-    """Write a block with a valid checksum."""
-    write_checksummed(
-        path, lambda file: [np.save(file, one) for one in arrays], f"{path.parent.name}/{path.name}"
-    )
-
-
 @pytest.mark.parametrize(
     "arrays",
     [
-        [np.zeros((4, 1280), np.float32)],
-        [np.zeros((4, 1279), np.float32), np.zeros((4, 1000), np.float32)],
-        [np.full((4, 1280), np.nan, np.float32), np.zeros((4, 1000), np.float32)],
-        [np.zeros((4, 1280), np.float32), np.zeros((3, 1000), np.float32)],
-        [np.zeros((4, 1280), np.float32), np.array([[{}]] * 4)],
+        {"features": np.zeros((4, 1280), np.float32)},
+        {"features": np.zeros((4, 1279), np.float32), "logits": np.zeros((4, 1000), np.float32)},
+        {"logits": np.zeros((4, 1000), np.float32)},
     ],
 )
 def test_block_with_unfit_arrays_is_extracted_again(extractor, images, cache, arrays):
     (whole,), _ = seen(extractor, images)
-    write_block(files(cache)[0], *arrays)
+    path = files(cache)[0]
+    write_checksummed(path, lambda file: file.write(save(arrays)), f"{path.parent.name}/{path.name}")
     with pytest.warns(DiffctlWarning, match="damaged"):
         (found,), _ = seen(extractor, images)
     assert same(found, whole)
@@ -169,27 +162,6 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
     seen(extractor, third)
     assert seen(extractor, images)[1] == []
     assert seen(extractor, other)[1][0] == (0, 11)
-
-
-@pytest.mark.parametrize(("sample", "real", "heldout"), [(3000, 500, 1500), (200, 2000, 300)])
-def test_scoring_stays_within_the_memory_estimate(sample, real, heldout, monkeypatch):
-    rng, spec = np.random.default_rng(0), replace(EXTRACTORS["effnet-lite0-64"], features=256)
-    monkeypatch.setattr(
-        adhoc_inputs, "BASE_MEMORY", 160 * 10**6
-    )  # no network here, and kernels of subsets of 100 MB
-    features = [rng.normal(size=(count, 256)).astype(np.float32) for count in (sample, real, heldout)]
-    meta = {"extractor": spec.name, "weights_sha256": "", "dtype": "float32", "name": "n", "image_size": 8}
-    facts = {"reference_split": "train", "reference_count": real, "heldout_split": "test"}
-    held = Features(features[2]) if heldout else None
-    tracemalloc.start()
-    try:
-        scorer = Scorer(Reference({**meta, **facts}, features[1], held), intervals=True, most=10_000)
-        scorer.floor(sample), scorer.scores(Features(features[0]))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    calls = adhoc_inputs.scoring_memory(spec, sample, real, heldout)
-    assert peak <= calls
 
 
 def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):

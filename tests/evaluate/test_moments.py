@@ -9,7 +9,6 @@ from scipy.linalg import sqrtm
 
 from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.scores import moments, torch_fidelity_scores
-from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.torch_fidelity_scores import (
     Statistics,
     frechet_distance,
@@ -24,43 +23,16 @@ def normal(seed, count, dimension, scale=1.0):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 1000), st.lists(st.integers(1, 40), min_size=1, max_size=6), st.floats(0.01, 1000))
-def test_merged_moments_equal_those_of_all(seed, sizes, scale):
-    features = normal(seed, sum(sizes), 7, scale)
-    ends = np.cumsum(sizes)
-    parts = [moments.moments(part) for part in np.split(features, ends[:-1])]
-    merged = parts[0]
-    for part in parts[1:]:
-        merged = merged.merged(part)
+@given(st.integers(0, 1000), st.integers(1, 100), st.sampled_from([1, 7, 512]), st.floats(0.01, 1000))
+def test_moments_in_blocks_equal_those_of_all(seed, count, block, scale):
+    features = normal(seed, count, 7, scale)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "BLOCK", block)
+        mean, scatter = moments.mean_and_scatter(features)
     x = features.astype(np.float64)
-    assert merged.count == len(x)
-    np.testing.assert_allclose(merged.mean, x.mean(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-10)
     centred = x - x.mean(axis=0)
-    np.testing.assert_allclose(merged.scatter, centred.T @ centred, rtol=1e-10, atol=1e-10 * (x**2).sum())
-
-
-def test_large_reference_is_converted_in_blocks(monkeypatch):
-    """Blocks give the same statistics, and no block is larger than the limit."""
-    real, sample = normal(1, 5000, 8), normal(2, 60, 8, 1.1)
-    whole, statistics = Target(real), torch_fidelity_scores.statistics(real)
-    seen = []
-
-    def watched(features):
-        seen.append(len(features))
-        return of_block(features)
-
-    of_block = moments._of_block
-    for module in (moments, torch_fidelity_scores):
-        monkeypatch.setattr(module, "BLOCK", 512)
-    monkeypatch.setattr(moments, "_of_block", watched)
-    blocks, other = Target(real), torch_fidelity_scores.statistics(real)
-    assert max(seen) == 512
-    assert sum(seen) == 2 * len(real)
-    assert blocks.trace == pytest.approx(whole.trace, rel=1e-10)
-    want = ProjectedSample(sample, whole).distance
-    assert ProjectedSample(sample, blocks).distance == pytest.approx(want, rel=1e-10)
-    np.testing.assert_array_equal(other.mu, statistics.mu)
-    np.testing.assert_allclose(other.sigma, statistics.sigma, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(scatter, centred.T @ centred, rtol=1e-10, atol=1e-10 * (x**2).sum())
 
 
 def test_statistics_equal_torch_fidelity():

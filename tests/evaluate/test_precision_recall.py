@@ -126,30 +126,12 @@ def test_memorisation_deviation_equals_that_over_all_splits():
     np.testing.assert_allclose(deviations, means.std(), rtol=1e-9)
 
 
-def test_memorisation_deviation_holds_for_many_samples():
-    """160 + 40 real images and 1,000 samples: about five samples share a nearest image."""
-    train, test, sample = normal(0, 160), normal(1, 40), normal(2, 1000)
-    deviation = memorisation(of(sample), train, test).std
-    draw = np.random.default_rng(0)
-    means = [
-        memorisation(of(sample), *resplit(train, test, draw.permutation(200)[:160])).mean for _ in range(200)
-    ]
-    assert deviation == pytest.approx(np.std(means), rel=0.2)
-
-
-def openai_precision_recall(real, sample, half=False):
-    """Precision and recall as the arithmetic of OpenAI's evaluator has them: squared distances, `<=`, k = 3.
-
-    It takes float16 for features and distances where these are finite, here rounded after each operation.
-    """
-
-    def rounded(x):
-        return x.half().float() if half else x
+def openai_precision_recall(real, sample):
+    """Precision and recall by the arithmetic of OpenAI's evaluator: squared distances, `<=`, k = 3."""
 
     def squared(a, b):
-        a, b = rounded(torch.from_numpy(a)), rounded(torch.from_numpy(b))
-        norms = [rounded(rounded(x * x).sum(dim=1)) for x in (a, b)]
-        return rounded(rounded(norms[0][:, None] - rounded(2 * (a @ b.T))) + norms[1]).clamp(min=0)
+        a, b = torch.from_numpy(a), torch.from_numpy(b)
+        return ((a * a).sum(dim=1)[:, None] - 2 * (a @ b.T) + (b * b).sum(dim=1)).clamp(min=0)
 
     reach = [squared(x, x).sort(dim=1).values[:, 3] for x in (real, sample)]
     apart = squared(sample, real)
@@ -158,15 +140,9 @@ def openai_precision_recall(real, sample, half=False):
     return float(precision.double().mean()), float(recall.double().mean())
 
 
-def features_like_inceptions(seed, count, scale=1.0):
-    """Non-negative features, scaled so that float16 rounds their squared distances."""
-    drawn = np.maximum(normal(seed, count, 64), 0) * np.arange(1, 65) ** -0.5
-    return (scale * 9 * drawn).astype(np.float32)
-
-
 def test_precision_and_recall_equal_openai():
     """OpenAI's published batches have 10,000 real images and 50,000 samples, all of them used."""
-    real, sample = features_like_inceptions(0, 200), features_like_inceptions(1, 1000, 0.95)
+    real, sample = normal(0, 200, 64), normal(1, 1000, 64) * np.float32(0.95)
     scorer = Scorer(Reference(META, real, None), False, 200, CPU, 1000)
     scores = scorer.scores(Features(sample))
     names = [scorer.spec.named(name) for name in ("precision", "recall")]

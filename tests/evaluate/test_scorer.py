@@ -26,22 +26,31 @@ from tests.helpers.trainings import plan_of
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 
 
+FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
+
+
+def normal(seed, count, dimension=16):
+    return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
+
+
 def made_up(count, seed=0, dimension=16):
-    rng = np.random.default_rng(seed)
-    return Features(
-        rng.normal(size=(count, dimension)).astype(np.float32), rng.normal(size=(count, 4)).astype(np.float32)
-    )
+    return Features(normal(seed, count, dimension), normal(seed + 100, count, 4))
 
 
 def scorer(heldout=None):
-    return Scorer(Reference(META, made_up(200).features, heldout), intervals=True, most=1000)
+    return Scorer(Reference(META, normal(0, 200), heldout), intervals=True, most=1000)
+
+
+def scorer_of(real, heldout):
+    return Scorer(Reference(META, real, Features(heldout)), True, 1000)
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
 def test_few_images_have_finite_scores(count):
-    scores = scorer(made_up(40, seed=1)).scores(made_up(count, seed=2))
+    scores, errors = scorer(made_up(40, seed=1)).scored(made_up(count, seed=2))
     assert all(np.isfinite(value) for value in scores.values())
     assert {"floor", "excess", "memorisation"} <= scores.keys()
+    assert bool(errors) == any(name.endswith("_low") for name in scores) == (count > 2)
 
 
 def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
@@ -53,13 +62,6 @@ def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
     left_out = {spec.score, f"{spec.score}_std"}
     assert scores == {name: value for name, value in usual.items() if name not in left_out}
     assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
-
-
-def test_caching_changes_no_score():
-    heldout, other, sample = made_up(40, seed=1), made_up(30, seed=3), made_up(50, seed=2)
-    scorer_of_real = scorer(heldout)
-    scorer_of_real.scores(other)
-    assert scorer_of_real.scores(sample) == scorer(heldout).scores(sample)
 
 
 @pytest.fixture
@@ -128,25 +130,17 @@ def test_class_targets_are_computed_once(monkeypatch, limit, targets):
     assert all(entry["num_images"] == 15 for entry in want[0].values())
 
 
-def test_real_images_score_like_a_sample():
+def test_real_images_score_like_a_sample_and_caching_changes_no_score():
     scorer_of_real = scorer(made_up(40, seed=1))
     real, same = scorer_of_real.real(100), scorer_of_real.scores(made_up(40, seed=1))
     for name in ("precision_effnet_lite0_64", "recall_effnet_lite0_64"):
         assert real[name] == same[name]
-    assert real["fd_effnet_lite0_64"] == scorer_of_real.floor(100).distance
+    assert real[FD] == scorer_of_real.floor(100).distance
+    assert same == scorer(made_up(40, seed=1)).scores(made_up(40, seed=1))
 
 
-class Tensors(torch.utils.data.Dataset):
-    """Images as torch-fidelity expects them: uint8 (3, H, W)."""
-
-    def __init__(self, images):
-        self.images = torch.from_numpy(images.transpose(0, 3, 1, 2).repeat(3, axis=1))
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        return self.images[index]
+class Images(list, torch.utils.data.Dataset):
+    """Tensors (3, H, W) as torch-fidelity expects them."""
 
 
 def test_scores_equal_torch_fidelity(tmp_path):
@@ -158,10 +152,11 @@ def test_scores_equal_torch_fidelity(tmp_path):
     ours, real = images[:100], images[100:250]
     np.savez(tmp_path / "ours.npz", ours)
     write_store(tmp_path / "real", real, None, {"name": "real"})
+    tensors = [torch.from_numpy(part.transpose(0, 3, 1, 2).repeat(3, axis=1)) for part in (ours, real)]
     got = score_images(open_inputs(tmp_path / "ours.npz", tmp_path / "real"))["scores"]
     want = calculate_metrics(
-        input1=Tensors(ours),
-        input2=Tensors(real),
+        input1=Images(tensors[0]),
+        input2=Images(tensors[1]),
         feature_extractor=register("effnet-lite0-64"),
         fid=True,
         kid=True,
@@ -186,18 +181,6 @@ def test_scores_equal_torch_fidelity(tmp_path):
         assert got[ours_name] == pytest.approx(want[theirs], rel=1e-5), ours_name
 
 
-FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
-
-
-def normal(seed, count, dimension=16):
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, dimension)).astype(np.float32)
-
-
-def scorer_of(real, heldout=None, **known):
-    return Scorer(Reference(META, real, None if heldout is None else Features(heldout), **known), True, 1000)
-
-
 class Blind:
     """An extractor that returns NaN for bright images."""
 
@@ -205,8 +188,6 @@ class Blind:
     spec = EXTRACTORS["inception-v3-spatial"]
 
     def __call__(self, batch):
-        import torch
-
         features = torch.ones(len(batch), 8)
         features[batch[:, 0, 0, 0] > 250, 3] = float("nan")
         return features, None
@@ -229,13 +210,6 @@ def test_equal_images_have_a_closed_form_distance_without_error(count):
     for name in (FD, KD):
         assert np.isfinite(scores[f"{name}_high"] - scores[f"{name}_low"])
     assert scores[f"{FD}_high"] - scores[f"{FD}_low"] == pytest.approx(0, abs=1e-4)
-
-
-def test_two_images_have_scores_without_intervals():
-    found = scorer_of(normal(0, 300), normal(1, 100)).scored(Features(normal(2, 2)))
-    assert all(np.isfinite(value) for value in found.scores.values())
-    assert not found.errors
-    assert not any(name.endswith(("_low", "_high")) for name in found.scores)
 
 
 def test_reference_as_sample_has_distance_zero():
@@ -269,8 +243,7 @@ def test_class_with_one_image_has_no_score(ours):
 def test_excess_over_an_extrapolated_floor_has_no_interval():
     """An extrapolated floor has no sampling error that could be estimated."""
     sample, real = Features(normal(2, 60)), normal(0, 300)
-    measured, guessed = scorer_of(real, normal(1, 60)), scorer_of(real, normal(1, 40))
-    assert "excess_low" not in guessed.scores(sample)
-    scores = measured.scores(sample)
+    assert "excess_low" not in scorer_of(real, normal(1, 40)).scores(sample)
+    scores = scorer_of(real, normal(1, 60)).scores(sample)
     of_distance, of_excess = (scores[f"{name}_high"] - scores[f"{name}_low"] for name in (FD, "excess"))
     assert of_excess > 1.2 * of_distance  # the floor's own error is of the same size

@@ -115,14 +115,11 @@ def test_score_names_are_unique():
     "edit",
     [
         lambda values, seen: seen["card"].update(seed=7),
-        lambda values, seen: seen["card"].update(extractor=FIRST),
         lambda values, seen: seen["scores"].pop("kd_effnet_lite0_96"),
         lambda values, seen: seen.update(errors={}),
         lambda values, seen: values.pop("spaces"),
-        lambda values, seen: values["cells"]["steps5-eta0"].pop("spaces"),
         lambda values, seen: values["spaces"][FURTHER].update(reference_digest="0" * 64),
         lambda values, seen: values["spaces"][FURTHER]["floor"].pop("fd_effnet_lite0_96"),
-        lambda values, seen: values["spaces"].update(none=values["spaces"][FURTHER]),
     ],
 )
 def test_inconsistent_document_is_refused(documents, edit):

@@ -6,7 +6,6 @@ torch-fidelity verifies no checksum, unpickles any file, and fails offline with 
 import hashlib
 import io
 import pickle
-import warnings
 from pathlib import Path
 from typing import IO
 
@@ -22,8 +21,6 @@ from diffusion.system.references import load_reference
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-A_PROGRAM = "it is a TorchScript archive, which is a program: save its state_dict() with torch.save"
-
 
 def read_weights(
     spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None
@@ -35,7 +32,7 @@ def read_weights(
     replaces the published checksum. A DiffctlError states what is missing or wrong.
     """
     if path is not None and spec.weights.comes_along:
-        raise UsageError(f"weights are only for {_downloaded()}: those of {spec.name} are bundled")
+        raise UsageError(f"{spec.name} has bundled weights: leave `weights` out")
     if path is not None and not path.is_file():
         raise UsageError(f"there is no file with weights at {path}")
     if not spec.weights.sha256:
@@ -64,11 +61,7 @@ def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
     weights.seek(0)
     if data[8:9] == b"{":  # safetensors: the header's length, then JSON
         return load_safetensors(data)
-    try:
-        with warnings.catch_warnings(category=UserWarning, action="ignore"):  # refused below
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except RuntimeError as error:
-        raise RuntimeError(A_PROGRAM) from None if "TorchScript" in str(error) else error
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
         raise RuntimeError("it is not a mapping of names to tensors")
     return dict(found)
@@ -94,11 +87,6 @@ def _locate(weights: Weights, sha256: str) -> Path:
             f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
             f"evaluate.extra_extractors), or take {installed}"
         ) from None
-
-
-def _downloaded() -> str:
-    """Return the names of the extractors without bundled weights."""
-    return " and ".join(name for name, spec in EXTRACTORS.items() if not spec.weights.comes_along)
 
 
 def first_line(error: BaseException) -> str:

@@ -22,33 +22,9 @@ OFFSET = 0.1  # added to the number of patches by DINOv2's code; it shifts the i
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_NORMAL = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
-# Prefixes of tensor names in published files, and timm's names for them
+# Prefixes of tensor names in the published files, and timm's names for them
 DINOV2 = {r"(?=cls_token|pos_embed|patch_embed\.|blocks\.|norm\.)": ""}
-DINOV2_TRANSFORMERS = {
-    r"embeddings\.cls_token": "cls_token",
-    r"embeddings\.position_embeddings": "pos_embed",
-    r"embeddings\.patch_embeddings\.projection": "patch_embed.proj",
-    r"encoder\.layer\.(\d+)\.norm": r"blocks.\1.norm",
-    r"encoder\.layer\.(\d+)\.attention\.(?:attention\.)?(q|k|v)(?:uery|ey|alue|_proj)": r"blocks.\1.attn.\2",
-    r"encoder\.layer\.(\d+)\.attention\.(?:output\.dense|o_proj)": r"blocks.\1.attn.proj",
-    r"encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1": r"blocks.\1.ls\2.gamma",
-    r"encoder\.layer\.(\d+)\.mlp": r"blocks.\1.mlp",
-    r"layernorm": "norm",
-}
-CLIP_OPENAI = {
-    r"visual\.class_embedding": "cls_token",
-    r"visual\.conv1": "patch_embed.proj",
-    r"visual\.positional_embedding": "pos_embed",
-    r"visual\.ln_pre": "norm_pre",
-    r"visual\.transformer\.resblocks\.(\d+)\.attn\.in_proj_": r"blocks.\1.attn.qkv.",
-    r"visual\.transformer\.resblocks\.(\d+)\.attn\.out_proj": r"blocks.\1.attn.proj",
-    r"visual\.transformer\.resblocks\.(\d+)\.ln_(\d)": r"blocks.\1.norm\2",
-    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_fc": r"blocks.\1.mlp.fc1",
-    r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj": r"blocks.\1.mlp.fc2",
-    r"visual\.ln_post": "norm",
-    r"visual\.proj$": "projection.weight",
-}
-CLIP_TRANSFORMERS = {
+CLIP = {
     r"vision_model\.embeddings\.class_embedding": "cls_token",
     r"vision_model\.embeddings\.patch_embedding": "patch_embed.proj",
     r"vision_model\.embeddings\.position_embedding\.weight": "pos_embed",
@@ -98,35 +74,30 @@ class Vit(nn.Module):
 
 
 def build_dinov2(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
-    """Build DINOv2 ViT-L/14 (2304.07193), the features of FD-DINOv2 (2306.04675); RuntimeError for others.
+    """Build DINOv2 ViT-L/14 (2304.07193), the features of FD-DINOv2 (2306.04675).
 
     Images are resized to 224×224 and the class token is used, as in the published evaluation.
     """
-    loaded = load_tensors(weights)
-    names = DINOV2_TRANSFORMERS if "embeddings.cls_token" in loaded else DINOV2
-    state = _with_joined_attention(_renamed(loaded, names))
-    if "pos_embed" in state:
-        state["pos_embed"] = positions(state["pos_embed"], spec.size // PATCH)
-    network = _transformer(state, spec.size, init_values=1.0)
+    state = _renamed(load_tensors(weights), DINOV2)
+    state["pos_embed"] = positions(state["pos_embed"], spec.size // PATCH)
     if (width := state["cls_token"].shape[-1]) != spec.features:
         raise RuntimeError(f"they are of a network that gives {width} features, not {spec.features}")
+    network = _transformer(state, spec.size, init_values=1.0)
     return Vit(network, spec.size, IMAGENET, clip=True)
 
 
 def build_clip(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
-    """Build CLIP's ViT-L/14@336 up to its projection (2103.00020); RuntimeError for others.
+    """Build CLIP's ViT-L/14@336 up to its projection (2103.00020).
 
     As in CMMD (2401.09603), images are resized to 336×336 and embeddings have unit length.
     """
-    loaded = load_tensors(weights)
-    if "visual.conv1.weight" in loaded:
-        state = _renamed(loaded, CLIP_OPENAI)
-        projection = state.pop("projection.weight", torch.empty(0, 0)).T  # stored as columns
-    else:
-        state = _with_joined_attention(_renamed(loaded, CLIP_TRANSFORMERS))
-        projection = state.pop("projection.weight", torch.empty(0, 0))
+    state = _renamed(load_tensors(weights), CLIP)
+    projection = state.pop("projection.weight")
     if len(projection) != spec.features:
         raise RuntimeError(f"they have no projection to {spec.features} features")
+    for name in [name for name in state if ".attn.q." in name]:  # timm joins query, key and value
+        parts = [state.pop(name.replace(".attn.q.", f".attn.{part}.")) for part in "qkv"]
+        state[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
     state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
     state["pos_embed"] = state["pos_embed"].unsqueeze(0)
     norm = partial(nn.LayerNorm, eps=1e-5)
@@ -152,14 +123,9 @@ def positions(embeddings: Tensor, side: int) -> Tensor:
 
 
 def _transformer(state: Mapping[str, Tensor], size: int, **options: Any) -> nn.Module:
-    """Build timm's network with the width and depth of the weights, and load them.
-
-    RuntimeError for weights of another network.
-    """
+    """Build timm's network with the width and depth of the weights, and load them."""
     from timm.models.vision_transformer import VisionTransformer
 
-    if "cls_token" not in state:
-        raise RuntimeError("they are of no known vision transformer")
     width = state["cls_token"].shape[-1]
     network: nn.Module = VisionTransformer(
         img_size=size,
@@ -183,13 +149,3 @@ def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str,
         if start is not None:
             found[re.sub(start, names[start], name, count=1)] = tensor
     return found
-
-
-def _with_joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join each block's attn.q, attn.k and attn.v to attn.qkv."""
-    joined = {name: tensor for name, tensor in state.items() if not re.search(r"attn\.[qkv]\.", name)}
-    for name in state:
-        if ".attn.q." in name:
-            parts = [state[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
-            joined[name.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
-    return joined

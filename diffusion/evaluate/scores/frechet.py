@@ -6,16 +6,13 @@ D.
 """
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions, root_sum_interactions
-from diffusion.evaluate.scores.moments import Float, blocks, merged_moments, moments
-
-Rows = NDArray[np.integer[Any]]
+from diffusion.evaluate.scores.moments import Float, Rows, blocks, mean_and_scatter
 
 NEGLIGIBLE = 1e-12  # relative to the largest eigenvalue: may be rounding
 ROUNDING = 1e-9  # determinants below this are 0 in exact arithmetic
@@ -37,10 +34,10 @@ class Target:
             self.trace = float((x**2).sum() / (count - 1))
             self.root = x.T / np.sqrt(count - 1)
         else:
-            whole = moments(features)
-            self.mean = whole.mean
-            self.trace = float(whole.covariance.trace())
-            values, vectors = np.linalg.eigh(whole.covariance)
+            self.mean, scatter = mean_and_scatter(features)
+            covariance = scatter / (count - 1)
+            self.trace = float(covariance.trace())
+            values, vectors = np.linalg.eigh(covariance)
             self.root = vectors * np.sqrt(values.clip(0))
 
 
@@ -130,7 +127,7 @@ class ProjectedSample:
         if len(rows) <= self.seen.shape[1]:
             seen = self.seen[rows]
             return _smaller_gram(seen - seen.mean(axis=0))
-        return merged_moments(self.seen[rows[part]] for part in blocks(len(rows))).scatter
+        return mean_and_scatter(self.seen, rows)[1]
 
     @cached_property
     def _spectrum(self) -> Spectrum:

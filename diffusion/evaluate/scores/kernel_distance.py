@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions
-from diffusion.evaluate.scores.moments import Float, random_subset
+from diffusion.evaluate.scores.moments import Float, Rows, random_subset
 from diffusion.protocol.card import SEED, SUBSET_SIZE, SUBSETS, subset_size
 
 COLUMNS = 5000  # images compared with each image for leave-one-out
@@ -29,8 +29,6 @@ WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs of a kernel held in full, 100 MB
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 CMMD_BLOCK = 2048
-
-Rows = NDArray[np.integer[Any]]
 
 
 class Estimate(NamedTuple):

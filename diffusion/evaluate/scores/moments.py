@@ -1,8 +1,6 @@
-"""Mean, covariance and random subsets of any number of vectors, block by block, in constant memory."""
+"""Mean, scatter and random subsets of any number of vectors, block by block, in constant memory."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,43 +9,20 @@ from numpy.typing import NDArray
 from diffusion.protocol.card import SEED
 
 Float = NDArray[np.float64]
+Rows = NDArray[np.integer[Any]]
 
 BLOCK = 8192  # rows held in float64 at a time: 84 MB with 1,280 features
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Moments of N vectors: `count`, `mean` (D,), and `scatter` (D, D) = Σ (x − mean)(x − mean)ᵀ."""
-
-    count: int
-    mean: Float
-    scatter: Float
-
-    @property
-    def covariance(self) -> Float:
-        """The unbiased covariance (D, D) of at least two vectors."""
-        return self.scatter / (self.count - 1)
-
-    def merged(self, other: "Moments") -> "Moments":
-        """Return the moments of both sets together (Chan, Golub & LeVeque 1983)."""
-        count = self.count + other.count
-        gap = other.mean - self.mean
-        between = self.count * other.count / count
-        return Moments(
-            count,
-            self.mean + gap * (other.count / count),
-            self.scatter + other.scatter + between * np.outer(gap, gap),
-        )
-
-
-def moments(features: NDArray[np.float32]) -> Moments:
-    """Return the moments of features (N, D), N ≥ 1, in float64."""
-    return merged_moments(features[rows] for rows in blocks(len(features)))
-
-
-def merged_moments(parts: Iterable[NDArray[np.floating[Any]]]) -> Moments:
-    """Return the moments of one or more parts (n, D) together. Only one part at a time is in float64."""
-    return reduce(Moments.merged, map(_of_block, parts))
+def mean_and_scatter(vectors: NDArray[np.floating[Any]], rows: Rows | None = None) -> tuple[Float, Float]:
+    """Return the mean (D,) and Σ (x − mean)(x − mean)ᵀ (D, D), float64, of vectors (N, D) or of some rows."""
+    rows = np.arange(len(vectors)) if rows is None else rows
+    mean = sum(_float64(vectors, rows[part]).sum(axis=0) for part in blocks(len(rows))) / len(rows)
+    scatter = np.zeros(2 * mean.shape)
+    for part in blocks(len(rows)):
+        x = _float64(vectors, rows[part]) - mean
+        scatter += x.T @ x
+    return mean, scatter
 
 
 def blocks(count: int) -> Iterator[slice]:
@@ -55,11 +30,8 @@ def blocks(count: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
 
 
-def _of_block(features: NDArray[np.floating[Any]]) -> Moments:
-    x = features.astype(np.float64)
-    mean = x.mean(axis=0)
-    x -= mean
-    return Moments(len(x), mean, x.T @ x)
+def _float64(vectors: NDArray[np.floating[Any]], rows: Rows) -> Float:
+    return vectors[rows].astype(np.float64)
 
 
 def random_subset(features: NDArray[np.float32], most: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.kernel_distance import Estimate
-from diffusion.evaluate.scores.moments import BLOCK, moments
+from diffusion.evaluate.scores.moments import BLOCK, mean_and_scatter
 from diffusion.protocol.card import SEED, is_splits
 
 
@@ -32,7 +32,7 @@ def statistics(features: FeatureArray) -> Statistics:
     from torch_fidelity.metric_fid import fid_features_to_statistics
 
     if len(features) > BLOCK:
-        return Statistics(np.mean(features, axis=0), moments(features).covariance)
+        return Statistics(np.mean(features, axis=0), mean_and_scatter(features)[1] / (len(features) - 1))
     return Statistics(**fid_features_to_statistics(torch.from_numpy(features)))
 
 
