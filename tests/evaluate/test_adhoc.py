@@ -69,11 +69,6 @@ def test_folder_and_npz_score_like_a_store(root, cell, name):
     assert document["images"]["count"] == 60
 
 
-def test_other_split_can_be_the_reference():
-    document = scored("cell.npz", "prepared", split="test")
-    assert (document["reference"]["reference_count"], document["reference"]["heldout_count"]) == (64, 120)
-
-
 def test_cell_scores_equal_those_of_the_sweep(root, cell):
     swept = score_sweep(make_config(sweep=ONE_CELL), root / "samples", root / "data/reference")
     assert cell["scores"] == swept.cells["steps50-eta0"].scores
@@ -163,12 +158,6 @@ def test_missing_images_are_a_usage_error(tmp_path, root):
             open_images(path)
 
 
-def test_command_prints_a_table():
-    printed = CliRunner().invoke(main.app, ["evaluate", "cell.npz", "--against", "prepared"]).stdout
-    for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
-        assert words in printed
-
-
 TWO = ["--extractor", "effnet-lite0-64", "--extractor", "effnet-lite0-96"]
 
 
@@ -206,13 +195,15 @@ def test_unusable_extractors_are_refused_before_any_work(monkeypatch, options):
     assert isinstance(run("cell.npz", "--against", "prepared", *options).exception, UsageError)
 
 
+def test_command_prints_a_table():
+    printed = run("cell.npz", "--against", "prepared").stdout
+    for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
+        assert words in printed
+
+
 def test_command_writes_scores_and_card(tmp_path):
     out = tmp_path / "kept/scores.json"
-    arguments = ["evaluate", "cell.npz", "--against", "prepared", "--out", str(out)]
-    assert json.loads(CliRunner().invoke(main.app, [*arguments, "--json"]).stdout) == json.loads(
-        out.read_text()
-    )
-    idle = CliRunner().invoke(main.app, ["evaluate", "--paper", "ddim", "--out", str(out)])
-    assert "--out" in str(idle.exception)
-    nowhere = CliRunner().invoke(main.app, [*arguments[:-1], str(tmp_path)])
-    assert "is a folder" in str(nowhere.exception)
+    printed = run("cell.npz", "--against", "prepared", "--out", out, "--json").stdout
+    assert json.loads(printed) == json.loads(out.read_text())
+    assert "--out" in str(run("--paper", "ddim", "--out", out).exception)
+    assert "is a folder" in str(run("cell.npz", "--against", "prepared", "--out", tmp_path).exception)

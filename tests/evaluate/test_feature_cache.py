@@ -59,7 +59,7 @@ def same(a: Features, b: Features) -> bool:
     return np.array_equal(a.features, b.features) and np.array_equal(a.logits, b.logits)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 9, 11, 12])
+@pytest.mark.parametrize("count", [2, 4, 5, 8, 9, 11])
 def test_blocks_cover_every_image_once(count):
     made = blocks(count)
     assert [row for block in made for row in block] == list(range(count))

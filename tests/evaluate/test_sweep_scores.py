@@ -15,9 +15,9 @@ from diffusion.evaluate.features.extractors import exact_float32, extract
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
-from diffusion.images.store import open_store
+from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import DERIVED_FIELDS, Cell
+from diffusion.protocol.grid import DERIVED_FIELDS, SAMPLING_VERSION, Cell
 from diffusion.protocol.scores import ImageScores
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
