@@ -7,8 +7,8 @@ import torch
 from pydantic import BaseModel
 
 from diffusion.analysis.image_inputs import open_matching_store
-from diffusion.choice.best_settings import settings_of
 from diffusion.choice.confidence import interval_of
+from diffusion.choice.selection import settings_of
 from diffusion.model.model_file import Artefact
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.options import SamplingOption
