@@ -20,7 +20,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 INSTALL = "pip install 'diffctl[extractors]'"  # installs the packages that some extractors need
 COMMON = ("floor", "excess", "memorisation")  # scores with the same name for every extractor
 MAX_SPACES = 8  # further extractors that score the same images
-EVALUATION_VERSION = 3  # raise it when the same images would no longer give the same numbers
+EVALUATION_VERSION = 4  # raise it when the same images would no longer give the same numbers
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ CLIP = ExtractorSpec(
     name="clip-vit-l14-336",
     builder="diffusion.evaluate.features.vit:build_clip",
     size=336,
-    resize="bicubic, antialiased, to 336",
+    resize="bicubic, antialiased, in 8 bits, to 336",
     features=768,
     distance="fd_clip",
     kernel_distance="kd_clip",

@@ -19,7 +19,7 @@ from diffusion.evaluate.features.reference_features import (
     save_reference,
 )
 from diffusion.images.store import open_store
-from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.extractors import EVALUATION_VERSION, EXTRACTORS
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import damages
 from tests.helpers.digits_sweep import CLASSES, effnet, make_config, rewrite, tamper, write_prepared
@@ -66,7 +66,7 @@ def test_reference_holds_both_splits_and_their_metadata(made, extractor):
     assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
         "code": extraction_code(EXTRACTORS["effnet-lite0-64"]),
-        "evaluation": 3,
+        "evaluation": EVALUATION_VERSION,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,
         "dtype": "float32",

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.protocol.card import differing_fields, protocol_card
+from diffusion.protocol.extractors import EVALUATION_VERSION
 
 SAMPLING = {
     "model_sha256": "a" * 64,
@@ -67,7 +68,7 @@ def test_card_contains_every_field_of_the_protocol(card):
         "subset_seed": 2020,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": 3,
+        "evaluation": EVALUATION_VERSION,
     }
 
 

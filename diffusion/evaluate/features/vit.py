@@ -5,11 +5,13 @@ Networks are timm's, with renamed weights. Features equal those of the published
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import IO, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,9 +43,8 @@ CLIP = {
 class Vit(nn.Module):
     """uint8 (B, 3, H, W) → features (B, D), float32; no logits.
 
-    Pixels are resized bicubically with antialiasing, which equals Pillow's resize of floats. They are scaled
-    to [0, 1], clipped if `clip` is set, and normalised per channel. `unit` normalises the features to length
-    1.
+    Pixels are resized by `resize`, scaled to [0, 1] and normalised per channel. `unit` normalises features
+    to length 1.
     """
 
     normal: Tensor  # (2, 3, 1, 1): mean and standard deviation of the channels
@@ -53,43 +54,53 @@ class Vit(nn.Module):
         network: nn.Module,
         size: int,
         normal: tuple[Sequence[float], Sequence[float]],
+        resize: Callable[[Tensor, int], Tensor],
         *,
-        clip: bool = False,
         unit: bool = False,
     ) -> None:
         super().__init__()
-        self.network, self.size, self.clip, self.unit = network, size, clip, unit
+        self.network, self.size, self.resize, self.unit = network, size, resize, unit
         self.register_buffer("normal", torch.tensor(normal).reshape(2, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, None]:
         """Return the features of a batch."""
-        x = images.float()
-        x = functional.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True) / 255
-        x = x.clamp(0, 1) if self.clip else x
         mean, std = self.normal
-        features = self.network((x - mean) / std)
+        features = self.network((self.resize(images, self.size) / 255 - mean) / std)
         return functional.normalize(features, dim=-1) if self.unit else features, None
+
+
+def resize_floats(images: Tensor, size: int) -> Tensor:
+    """Resize bicubically with antialiasing and clip, as Pillow resizes channels of float32."""
+    resized = functional.interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+    return resized.clamp(0, 255)
+
+
+def resize_bytes(images: Tensor, size: int) -> Tensor:
+    """Resize uint8 (B, 3, H, W) bicubically by Pillow, which rounds and clips to 8 bits after each axis."""
+    pictures = [Image.fromarray(one) for one in images.permute(0, 2, 3, 1).cpu().numpy()]
+    resized = [np.asarray(one.resize((size, size), Image.Resampling.BICUBIC)) for one in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).to(images.device, torch.float32)
 
 
 def build_dinov2(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
     """Build DINOv2 ViT-L/14 (2304.07193), the features of FD-DINOv2 (2306.04675).
 
-    Images are resized to 224×224 and the class token is used, as in the published evaluation.
+    Images are resized to 224×224 and the class token is used, as in dgm-eval with `--clean_resize`.
     """
     state = _renamed(load_tensors(weights), DINOV2)
     state["pos_embed"] = positions(state["pos_embed"], spec.size // PATCH)
     if (width := state["cls_token"].shape[-1]) != spec.features:
         raise RuntimeError(f"they are of a network that gives {width} features, not {spec.features}")
     network = _transformer(state, spec.size, init_values=1.0)
-    return Vit(network, spec.size, IMAGENET, clip=True)
+    return Vit(network, spec.size, IMAGENET, resize_floats)
 
 
 def build_clip(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
     """Build CLIP's ViT-L/14@336 up to its projection (2103.00020).
 
-    As in CMMD (2401.09603), images are resized to 336×336 and embeddings have unit length.
+    As in CMMD (2401.09603), 8-bit images are resized to 336×336 and embeddings have unit length.
     """
     state = _renamed(load_tensors(weights), CLIP)
     projection = state.pop("projection.weight")
@@ -104,7 +115,7 @@ def build_clip(spec: ExtractorSpec, weights: IO[bytes]) -> Vit:
     network = _transformer(state, spec.size, norm_layer=norm, pre_norm=True, act_layer="quick_gelu")
     head = nn.Linear(projection.shape[1], len(projection), bias=False)
     head.load_state_dict({"weight": projection})
-    return Vit(nn.Sequential(network, head), spec.size, CLIP_NORMAL, unit=True)
+    return Vit(nn.Sequential(network, head), spec.size, CLIP_NORMAL, resize_bytes, unit=True)
 
 
 def positions(embeddings: Tensor, side: int) -> Tensor:
