@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from diffusion.choice.best_settings import best_settings
+from diffusion.choice.selection import best_settings
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.class_labels import mixed_condition

@@ -17,10 +17,9 @@ from mlflow.exceptions import MlflowException
 from pydantic import ValidationError
 
 from cli.actions.champion import _row
-from diffusion.choice.document_slices import all_spaces
 from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell
-from diffusion.choice.selection import pareto_front, recommended
+from diffusion.choice.selection import all_spaces, pareto_front, recommended
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.papers.paper import compare_cells, open_paper, shared_differences

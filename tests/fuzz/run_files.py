@@ -1,4 +1,4 @@
-"""Files of runs: image stores, references, and small files of trainings, stages, searches and servers."""
+"""Files of runs: image stores, and small files of trainings, stages, searches and servers."""
 
 import zlib
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from unittest.mock import patch
 import numpy as np
 
 from diffusion.data.journal import SplitTarget, _read_journal
-from diffusion.evaluate.features import reference_features
 from diffusion.images import store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.search.search_dir import ABOUT, RESULT, About, read_result
@@ -61,35 +60,6 @@ def read_store(path: Path) -> None:
                 *(lambda kind=kind: store.open_store(folder, kind) for kind in (CellMeta, PreparedMeta))
             )
     assert len(np.array(opened.images)) == COUNT
-
-
-NAMES = ("features", "heldout", "labels", "heldout_labels")
-REFERENCE = {
-    "classes": ["0", "1"], "code": "c", "dtype": "float32", "evaluation": 2, "extractor": "effnet-lite0-64",
-    "heldout_count": COUNT, "heldout_digest": "h", "heldout_split": "test", "image_size": 8, "name": "digits",
-    "reference_count": COUNT, "reference_digest": "r", "reference_split": "train", "weights_sha256": "w",
-    "arrays": dict.fromkeys(NAMES, "a"),
-}  # fmt: skip
-
-
-@cache
-def reference_seeds() -> list[bytes]:
-    """Return meta.json and features."""
-    return [*as_json(add_checksum(REFERENCE)), npy(np.zeros((COUNT, 4), np.float32))]
-
-
-def read_reference(path: Path) -> None:
-    """Read a reference's folder with the input as one of its files."""
-    data, folder, (meta, features) = path.read_bytes(), path.parent / "reference", reference_seeds()
-    labels = npy(np.zeros(COUNT, np.int64))
-    arrays = {f"{name}.npy": labels if name.endswith("labels") else features for name in NAMES}
-    _write(
-        folder, {"meta.json": meta, **arrays, ("features.npy" if data[:1] == b"\x93" else "meta.json"): data}
-    )
-    with patch.object(reference_features, "array_digest", lambda array: "a"):
-        read = reference_features._read(folder)
-    assert read.facts
-    assert read.train_and_test
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
@@ -172,6 +142,5 @@ def _first_success(*reads: Callable[[], object]) -> None:
 
 PARSERS = {
     "store": Parser(store_seeds, read_store, repair=correct_checksum),
-    "reference": Parser(reference_seeds, read_reference, repair=correct_checksum),
     "run_files": Parser(run_seeds, read_run_file, repair=correct_lines),
 }
