@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from diffusion.model.network_registry import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
+from diffusion.system.references import nearest
 from diffusion.system.section import NotBool, Side, Unique, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
@@ -62,7 +63,9 @@ class UNetConfig(ModelConfig):
         given = dict(values)
         name = given.pop("preset")
         if not isinstance(name, str) or name not in PRESETS:
-            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {brief(name)})")
+            near = nearest(str(name), PRESETS)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {brief(name)}{hint})")
         shape = PRESETS[name].model
         if {"heads", "head_channels"} & given.keys():
             shape = {key: value for key, value in shape.items() if key not in ("heads", "head_channels")}

@@ -1,8 +1,9 @@
 """References "package.module:name" in registries, imported when an entry is built."""
 
+import difflib
 import importlib
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -20,5 +21,18 @@ def reference_module(reference: str) -> str:
 def check_name(name: str, registry: Mapping[str, object]) -> str:
     """Return the name; ValueError lists the registry's entries if it is none of them."""
     if name not in registry:
-        raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120})")
+        near = nearest(name, registry)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120}{hint})")
     return name
+
+
+OTHER_WORDS = {"epochs": "steps", "iterations": "steps", "learning_rate": "lr"}  # of other projects
+
+
+def nearest(given: str, names: Iterable[str]) -> str | None:
+    """Return the name that is most similar to the given one, if any is."""
+    by_lower = {name.lower(): name for name in names}
+    word = given.strip().lower()
+    found = difflib.get_close_matches(OTHER_WORDS.get(word, word), by_lower, n=1)
+    return by_lower[found[0]] if found else None

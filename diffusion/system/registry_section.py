@@ -7,7 +7,7 @@ from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from diffusion.system.references import load_reference
-from diffusion.system.section import UNKNOWN_KEY, Section
+from diffusion.system.section import UNKNOWN_KEY, Section, unknown_key
 
 
 class RegistrySection(Section):
@@ -59,7 +59,7 @@ class RegistrySection(Section):
         message = (
             f"{name} has no such option; it belongs to {' and '.join(others)}"
             if others
-            else f"unknown key, allowed are {', '.join(_keys(wanted))}"
+            else unknown_key(key, _keys(wanted))
         )
         why = PydanticCustomError(UNKNOWN_KEY, "{message}", {"message": message})
         return InitErrorDetails(type=why, loc=(key,), input=value)

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -12,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from diffusion.system import limits
 from diffusion.system.errors import UsageError
+from diffusion.system.references import nearest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -46,6 +48,16 @@ Probability = Annotated[float, Field(ge=0, lt=1), NotBool]
 ShortText = Annotated[str, Field(max_length=limits.MAX_NAME)]
 FilePath = Annotated[Path, AfterValidator(_check_path)]
 Unique = AfterValidator(_check_unique)
+MESSAGES = {  # by the beginning of pydantic's error types
+    "missing": "it is missing",
+    "string_type": "it must be text",
+    "int_": "it must be a whole number",
+    "float_": "it must be a number",
+    "bool_": "it must be true or false",
+    "tuple_": "it must be a list",
+    "list_": "it must be a list",
+}
+UNION_PART = re.compile(r"[\[(]|^(int|float|str|bool|none)$")
 UNKNOWN_KEY = "unknown_key"  # the type of an error whose message lists what is allowed
 COMPLETE_MESSAGES = ("value_error", "missing", "json_invalid", UNKNOWN_KEY)
 MAX_PROBLEMS = 5  # reported per file
@@ -74,21 +86,92 @@ def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
 def explain(error: ValidationError, origin: str, kind: Any) -> str:
     """Return one sentence: where, what is wrong, what is allowed. `kind` is the validated class."""
     found = error.errors(include_url=False)
-    problems = [_problem(item, kind) for item in found[:MAX_PROBLEMS]]
+    renamed = {(*item["loc"][:-1], _similar_key(item, kind)) for item in found}
+    fields: dict[str, list[ErrorDetails]] = {}
+    for item in found:
+        if item["type"] != "missing" or item["loc"] not in renamed:
+            fields.setdefault(_field(item["loc"]), []).append(item)
+    problems = [_problem(field, items, kind) for field, items in [*fields.items()][:MAX_PROBLEMS]]
     while len(problems) > 1 and sum(map(len, problems)) > MAX_MESSAGE:
         problems.pop()
-    if len(found) > len(problems):
-        problems.append(f"and {len(found) - len(problems)} more")
+    if len(fields) > len(problems):
+        problems.append(f"and {len(fields) - len(problems)} more")
     return f"{origin}: " + "; ".join(problems)
 
 
-def _problem(item: ErrorDetails, kind: Any) -> str:
-    field = brief(".".join(str(part) for part in item["loc"]), str)
+def _field(location: tuple[int | str, ...]) -> str:
+    """Return the path of a field, without the types of a union that pydantic appends."""
+    parts = [str(part) for part in location]
+    end = next((place for place, part in enumerate(parts) if UNION_PART.search(part)), len(parts))
+    return brief(".".join(parts[:end]), str)
+
+
+def _problem(field: str, items: Sequence[ErrorDetails], kind: Any) -> str:
+    """Return what is wrong with a field; the items are alternatives if it may have several types."""
+    item, where = items[0], f"{field}: " if field else ""
     if item["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_allowed_keys(kind, item['loc'])}"
-    message = brief(item["msg"].removeprefix("Value error, "), str, MAX_MESSAGE // 2)
-    given = "" if item["type"] in COMPLETE_MESSAGES else f" (got {brief(item['input'])})"
-    return f"{field + ': ' if field else ''}{message}{given}"
+        allowed, key = _allowed_keys(kind, item["loc"]), str(item["loc"][-1])
+        return where + ("unknown key" if allowed is None else unknown_key(key, allowed))
+    message = brief(", or ".join(_message(one, kind) for one in items), str, MAX_MESSAGE // 2)
+    if item["type"] in COMPLETE_MESSAGES:
+        return where + message
+    return f"{where}{message} (got {_as_yaml(item['input'])}{''.join(map(_value_hint, items))})"
+
+
+def _message(item: ErrorDetails, kind: Any) -> str:
+    """Return what is wrong, in the words of YAML instead of Python's."""
+    if item["type"] == "literal_error":
+        return f"allowed are {', '.join(_choices(item))}"
+    if item["type"].startswith(("model_", "dict_")):
+        keys = _allowed_keys(kind, (*item["loc"], ""))
+        return f"it must be a section with the keys {', '.join(keys)}" if keys else "it must be a section"
+    if item["type"] in ("too_short", "too_long"):
+        bounds = item.get("ctx", {})
+        limit = bounds.get("min_length", bounds.get("max_length"))
+        return f"it must have at {'least' if item['type'] == 'too_short' else 'most'} {limit} value(s)"
+    text = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    return next((ours for kind, ours in MESSAGES.items() if item["type"].startswith(kind)), text)
+
+
+def _choices(item: ErrorDetails) -> list[str]:
+    """Return the values of a `Literal`, from a text such as "'a', 'b' or 'c'"."""
+    return re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+
+
+def _value_hint(item: ErrorDetails) -> str:
+    value = item["input"]
+    if not isinstance(value, str):
+        return ""
+    if item["type"].startswith(("int_", "float_")) and re.fullmatch(r"[+-]?\d+,\d+", value):
+        return f"; write {value.replace(',', '.')}, with a point"
+    near = nearest(value, _choices(item)) if item["type"] == "literal_error" else None
+    return f"; did you mean {near}?" if near else ""
+
+
+def _as_yaml(value: Any) -> str:
+    if value is None or isinstance(value, bool | list | tuple | dict):
+        return brief(value, lambda value: json.dumps(value, ensure_ascii=False, default=str))
+    return brief(value)
+
+
+def _similar_key(item: ErrorDetails, kind: Any) -> str | None:
+    """Return the allowed key that is similar to an unknown one, if any is."""
+    if item["type"] != "extra_forbidden":
+        return None
+    return nearest(str(item["loc"][-1]), _allowed_keys(kind, item["loc"]) or ())
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> str:
+    """Return why a key is refused, and what to write instead."""
+    if key.isdecimal():
+        return "unknown key: write decimals with a point, such as 0.5"
+    if ":" in key:
+        return "unknown key: write a space after the colon"
+    near = nearest(key, allowed)
+    hint = f" (did you mean {near}?)" if near else ""
+    return (
+        f"unknown key{hint}, allowed are {', '.join(allowed)}" if allowed else "unknown key, there are none"
+    )
 
 
 def brief(value: Any, to_text: Callable[[Any], str] = repr, max_length: int = BRIEF) -> str:
@@ -101,18 +184,17 @@ def brief(value: Any, to_text: Callable[[Any], str] = repr, max_length: int = BR
     return text if len(text) <= max_length else f"{text[:max_length]}..."
 
 
-def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> str:
+def _allowed_keys(kind: Any, location: tuple[int | str, ...]) -> list[str] | None:
+    """Return the keys of the section at a location; None below a list, a mapping or a union of classes."""
     for part in location[:-1]:
         fields = getattr(kind, "model_fields", {})
-        if str(part) not in fields:  # below a list, a mapping or a union of classes
-            return ""
+        if str(part) not in fields:
+            return None
         annotation: Any = fields[str(part)].annotation
         kind = next(
             (one for one in (annotation, *get_args(annotation)) if hasattr(one, "model_fields")), None
         )
-    if not hasattr(kind, "model_fields"):
-        return ""
-    return f", allowed are {', '.join(kind.model_fields)}" if kind.model_fields else ", there are none"
+    return list(kind.model_fields) if hasattr(kind, "model_fields") else None
 
 
 def canonical_json(values: Any) -> str:

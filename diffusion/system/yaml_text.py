@@ -22,6 +22,8 @@ from ruamel.yaml.tag import Tag
 MAX_DEPTH = 16  # levels; the sections of params.yaml need four
 MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
 MAX_DIGITS = 100  # of a number; a longer one stays text
+NO_SPACE = re.compile(r"\s*(?:- )?(\w+):[^\s/]")
+NO_BREAK_SPACE = "\xa0"
 COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
 
 
@@ -33,17 +35,30 @@ def parse_yaml(text: str) -> Any:
     """Return mappings with text keys, lists, text, numbers, booleans and None; raise YamlRefusal."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _PlainConstructor
+    for number, line in enumerate(text.splitlines(), 1):
+        if NO_BREAK_SPACE in line.partition("#")[0] and not set(line) & set("'\""):
+            raise YamlRefusal(f"line {number}: it has a no-break space: write a normal space")
     try:
         _check_events(yaml.parse(text))
         return yaml.load(text)
     except MarkedYAMLError as error:
-        _refuse(error.problem_mark or error.context_mark, str(error.problem or "it is not valid YAML"))
+        mark = error.problem_mark or error.context_mark
+        _refuse_missing_space(text, mark)
+        _refuse(mark, str(error.problem or "it is not valid YAML"))
     except ReaderError as error:
         raise YamlRefusal(f"character {error.position + 1} is not allowed in YAML") from None
     except (YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, YamlRefusal):
             raise
         raise YamlRefusal("it is not valid YAML") from None
+
+
+def _refuse_missing_space(text: str, mark: Any) -> None:
+    """Raise YamlRefusal if a `key:value` without a space is in the line of an error or directly above it."""
+    lines = text.splitlines()
+    for number in (mark.line, mark.line - 1) if mark else ():
+        if 0 <= number < len(lines) and (found := NO_SPACE.match(lines[number])):
+            raise YamlRefusal(f"line {number + 1}: write a space after the colon of {found[1]}:")
 
 
 def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:

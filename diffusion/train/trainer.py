@@ -27,12 +27,8 @@ from diffusion.train.plan import TrainPlan, build_objective, training_fingerprin
 from diffusion.train.train_step import TrainState, new_state
 
 
-class RunObserver(Protocol):
+class RunObserver(Observer, Protocol):
     """Reports a training to the user and saves its states."""
-
-    @property
-    def observer(self) -> Observer:
-        """The observer of the loop."""
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """Report the start or resume; `ema` is unsharded if it is scored at this step."""
@@ -105,7 +101,7 @@ class Trainer:
                     state,
                     self.store,
                     group,
-                    observer.observer,
+                    observer,
                     observer.save,
                     partial(_check_between_steps, run, group, stop),
                     partial(self._snapshot, run),

@@ -181,7 +181,7 @@ def test_prepared_data_without_options_are_damaged(project):
     path = Path("data/prepared/train/meta.json")
     meta = json.loads(path.read_text())
     del meta["options"]
-    for values, match in ((meta, "is edited (its checksum"), (add_checksum(meta), "options: Field required")):
+    for values, match in ((meta, "is edited (its checksum"), (add_checksum(meta), "options: it is missing")):
         path.write_text(json.dumps(values))
         error = with_level(check(load()), "error")["prepared data"]
         assert match in error.message

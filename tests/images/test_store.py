@@ -81,13 +81,13 @@ def test_lost_labels_are_detected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "kind", "expected"),
     [
-        ({"digest": None}, StoreMeta, "digest: Field required"),
+        ({"digest": None}, StoreMeta, "digest: it is missing"),
         ({"digest": "0"}, StoreMeta, "digest: String should match"),
-        ({"count": None}, StoreMeta, "count: Field required"),
-        ({"count": -1}, StoreMeta, "count: Input should be greater"),
-        ({"card": None}, CellMeta, "card: Field required"),
-        ({"card": [1]}, CellMeta, "card: Input should be a valid dictionary"),
-        ({}, PreparedMeta, "split: Field required"),
+        ({"count": None}, StoreMeta, "count: it is missing"),
+        ({"count": -1}, StoreMeta, "count: it must be greater"),
+        ({"card": None}, CellMeta, "card: it is missing"),
+        ({"card": [1]}, CellMeta, "card: it must be a section"),
+        ({}, PreparedMeta, "split: it is missing"),
     ],
 )
 def test_required_meta_fields_are_checked(

@@ -45,7 +45,7 @@ def test_json_of_wrong_shape_is_one_sentence(tree: object) -> None:
         ('{"name": "a", "inner": {"size": NaN}}', "inner.size"),
         ('{"name": "a", "inner": {"size": 3, "s": 1}}', "inner.s: unknown key, allowed are size"),
         ('{"name": "a", "inner": {"size": 3}, "many": {"x": {"size": 3, "s": 1}}}', "many.x.s: unknown key"),
-        ("null", "should be"),
+        ("null", "must be a section"),
         ("", "Invalid JSON"),
     ],
 )
