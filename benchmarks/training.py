@@ -34,8 +34,7 @@ SHORT = 10  # steps of a training that a longer one resumes from
 TIMED = """
 import json, sys, time
 from pathlib import Path
-from cli.stages.watch import SpoolObserver
-from cli.stages.training import TrackedTraining
+from cli.stages.observers import TrackedTraining
 import diffusion.train.loop as training
 
 spent = {}
@@ -50,9 +49,9 @@ def timed(owner, name, label):
     setattr(owner, name, outer)
 
 for owner, name, label in (
-    (TrackedTraining, "save", "saving"), (SpoolObserver, "metrics", "spool"),
-    (SpoolObserver, "progress", "live line and heartbeat"),
-    (SpoolObserver, "preview", "previews"), (training, "train", "training"),
+    (TrackedTraining, "save", "saving"), (TrackedTraining, "metrics", "spool"),
+    (TrackedTraining, "progress", "live line and heartbeat"),
+    (TrackedTraining, "preview", "previews"), (training, "train", "training"),
 ):
     timed(owner, name, label)
 sys.argv = ["diffctl", "stage", "train"]

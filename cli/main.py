@@ -1,39 +1,20 @@
 """The `diffctl` script: all commands, and the place where an error becomes one sentence.
 
-Command modules import only options and checks, so that `--help` is fast. Each command imports its work from
-cli/actions/ or cli/stages/, which load torch, MLflow or Prefect.
+Command modules declare options and their checks, so that `--help` is fast. The bodies of commands are in
+cli/actions/ and cli/stages/, which load torch, MLflow or Prefect.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from cli.commands import (
-    check,
-    compare,
-    deploy,
-    evaluate,
-    images,
-    models,
-    registry,
-    run,
-    runs,
-    sample,
-    search,
-    serve,
-    servers,
-    show,
-    stages,
-    sweep,
-    use,
-)
-from cli.shared.options import refuse_long
+from cli.commands import images, models, pipeline, registry, scores, servers, show
+from cli.shared.command import Options, add_command
 from cli.shared.process import outcome_of, print_error, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from flows import stage_outcome
@@ -61,29 +42,44 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
-    "Pipeline": (run.run, use.use, check.check, check.schema, stages.app, deploy.deploy, deploy.emit_app),
+COMMANDS: dict[str, tuple[type[Options] | typer.Typer, ...]] = {
+    "Pipeline": (
+        pipeline.Run,
+        pipeline.Use,
+        pipeline.Check,
+        pipeline.Schema,
+        pipeline.stage_app,
+        pipeline.Deploy,
+        pipeline.emit_app,
+    ),
     "Models": (
-        sample.sample,
-        images.encode,
-        images.interpolate,
-        models.ema,
-        search.search,
+        models.Sample,
+        images.Encode,
+        images.Interpolate,
+        models.Ema,
+        models.Search,
         models.import_app,
         models.export_app,
         show.app,
     ),
-    "Scores": (evaluate.evaluate, sweep.sweep, images.nll, compare.compare, compare.seeds),
-    "Servers": (serve.serve, serve.playground, servers.up, servers.down, servers.status, servers.ui),
-    "Registry": (registry.promote, registry.rollback, registry.history, runs.app, runs.sync, runs.prune),
+    "Scores": (scores.Evaluate, scores.Sweep, images.Nll, scores.Compare, scores.Seeds),
+    "Servers": (servers.Serve, servers.Playground, servers.Up, servers.Down, servers.Status, servers.Ui),
+    "Registry": (
+        registry.Promote,
+        registry.Rollback,
+        registry.History,
+        registry.runs_app,
+        registry.Sync,
+        registry.Prune,
+    ),
 }
 for panel, commands in COMMANDS.items():
     for command in commands:
         if isinstance(command, typer.Typer):
             app.add_typer(command, rich_help_panel=panel)
         else:
-            app.command(rich_help_panel=panel, cls=getattr(command, "command_class", None))(command)
-app.command("search-trial", hidden=True)(search.trial)
+            add_command(app, command, rich_help_panel=panel)
+add_command(app, models.SearchTrial, "search-trial", hidden=True)
 
 
 def main() -> None:
@@ -96,7 +92,6 @@ def main() -> None:
     code, stop = 0, StopRequest()
     try:
         with interrupt_on_signal() as stop:
-            refuse_long(sys.argv[1:])
             code = run_app(app, stop)
     except BaseException as error:
         outcome = outcome_of(error)

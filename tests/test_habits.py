@@ -3,10 +3,8 @@
 import re
 import tomllib
 
-import pytest
 import yaml
 
-from diffusion.code_digest import module_file
 from diffusion.model.model_file import ModelDescription
 from diffusion.protocol.grid import SAMPLING_VERSION
 from tests.conftest import ROOT
@@ -18,20 +16,6 @@ HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][
 LIBRARY = [str(file.relative_to(ROOT)) for folder in PARTS for file in sorted((ROOT / folder).rglob("*"))]
 LIBRARY += [file.name for file in ROOT.glob("*") if file.is_file()]
 TOOLS = ("ruff", "mypy")  # in the dev extra of pyproject.toml
-
-
-@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
-def test_hook_runs_an_installed_tool_on_existing_files(hook: dict[str, str]) -> None:
-    program, *arguments = hook["entry"].split()
-    name = program.removeprefix(".venv/bin/")
-    if name == "python":
-        assert arguments[0] == "-m"
-        assert module_file(arguments[1])
-    else:
-        assert name in TOOLS
-    if "files" in hook:
-        patterns = re.split(r"\|(?=\^)", hook["files"])  # alternatives, each from the beginning
-        assert all(any(re.search(pattern, file) for file in LIBRARY) for pattern in patterns)
 
 
 def test_mypy_hook_covers_all_typed_packages() -> None:
@@ -49,13 +33,6 @@ def test_hooks_run_all_checks_of_make_lint() -> None:
     wanted = [line.strip().removeprefix("@$(BIN)/").removesuffix(" .") for line in lint[1].splitlines()]
     entries = [hook["entry"].removeprefix(".venv/bin/") for hook in HOOKS]
     assert all(any(entry.startswith(command) for entry in entries) for command in wanted)
-
-
-@pytest.mark.parametrize("name", ["bug", "numbers", "idea"])
-def test_issue_template_has_name_description_and_labels(name: str) -> None:
-    _, head, body = (ROOT / f".github/ISSUE_TEMPLATE/{name}.md").read_text().split("---\n", 2)
-    assert {"name", "about", "labels"} == yaml.safe_load(head).keys()
-    assert len(body) > 100
 
 
 def test_changelog_has_the_current_versions_and_links_exist() -> None:

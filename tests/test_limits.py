@@ -1,7 +1,8 @@
 """Every number in params.yaml and in commands has bounds, and every list a maximum length."""
 
+import inspect
 from collections.abc import Iterator
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 import typer
@@ -31,7 +32,8 @@ def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[s
     for command in app.registered_commands:
         assert command.callback is not None
         called = f"{name} {command.name or command.callback.__name__}"
-        for parameter, hint in get_type_hints(command.callback, include_extras=True).items():
+        for parameter, declared in inspect.signature(command.callback).parameters.items():
+            hint = declared.annotation
             if get_origin(hint) is Annotated and {int, float} & {hint.__origin__, *get_args(hint.__origin__)}:
                 yield f"{called} {parameter}", hint.__metadata__[0]
             else:

@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from diffusion.system.references import load_reference
 from tests.conftest import ROOT
@@ -60,11 +59,3 @@ def test_command_reproduces_the_figure(name: str, tmp_path: Path) -> None:
     assert made.get("aria-label") == kept.get("aria-label")
     texts = [[text.text for text in root.iter("{http://www.w3.org/2000/svg}text")] for root in (made, kept)]
     assert texts[0] == texts[1]
-
-
-def test_readme_picture_is_small_and_has_alt_text() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.search(r"!\[[^\]]{20,}\]\(docs/figures/samples\.png\)", readme)
-    assert PICTURE.stat().st_size < 150_000
-    with Image.open(PICTURE) as picture:
-        assert picture.width > 600

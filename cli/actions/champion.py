@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import typer
 
+from cli.commands import registry
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
 from diffusion.system.errors import KEPT_OUT
@@ -14,22 +15,22 @@ from tracking.registry.promotion import Override, check_note
 from tracking.registry.registered_models import project_model, read_champion_history
 
 
-def promote_model(version: int | None, reason: str, force: bool, dry_run: bool, as_json: bool) -> None:
+def promote_model(options: registry.Promote) -> None:
     """Carry out `diffctl promote`."""
-    override = Override(force, check_note(reason), dry_run)
-    if version:
-        decision = promote_version(project_model(), version, override, progress)
+    override = Override(options.force, check_note(options.reason), options.dry_run)
+    if options.version:
+        decision = promote_version(project_model(), options.version, override, progress)
     else:
         decision = register_model(override, progress)
-    typer.echo(json.dumps(vars(decision)) if as_json else decision)
+    typer.echo(json.dumps(vars(decision)) if options.as_json else decision)
     if not decision.passed:
         raise typer.Exit(KEPT_OUT)
 
 
-def show_champions(as_json: bool) -> None:
+def show_champions(options: registry.History) -> None:
     """Carry out `diffctl history`."""
     found = read_champion_history(project_model())
-    typer.echo(json.dumps(found.as_json(), indent=2)) if as_json else _show_history(found)
+    typer.echo(json.dumps(found.as_json(), indent=2)) if options.as_json else _show_history(found)
 
 
 SHORT = 9  # digits of a commit shown

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from cli.commands.registry import Rollback
 from diffusion.choice.selection import best_settings
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
@@ -15,14 +16,14 @@ from tracking.registry.promotion import check_note, plan_rollback, roll_back
 from tracking.registry.registered_models import project_model
 
 
-def roll_back_champion(to: int | None, reason: str, as_json: bool) -> None:
+def roll_back_champion(options: Rollback) -> None:
     """Carry out `diffctl rollback`."""
-    note = check_note(reason)
-    plan = plan_rollback(project_model(), to)
+    note = check_note(options.reason)
+    plan = plan_rollback(project_model(), options.to)
     _sample_one(plan.weights, plan.scores)
     history = roll_back(plan, note)
     event = history.events[-1]
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps(event.model_dump(mode="json")))
     else:
         typer.echo(

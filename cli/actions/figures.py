@@ -3,12 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from cli.actions.model_choice import selected_config, selected_model, selected_process
-from cli.shared.options import Selection, Spacing, refuse_idle
+from cli.commands import show as commands
+from cli.commands.show import FigureOptions
+from cli.shared.options import ProfileOptions
 from cli.shared.progress import progress
 from cli.shared.sampling_options import refuse_idle_options
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
@@ -34,89 +35,62 @@ from diffusion.system.output_paths import write_output
 from diffusion.train.plan import plan_training
 
 
-def show_forward(
-    context: typer.Context,
-    image: str | None,
-    store: Path | None,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-    selection: Selection,
-) -> None:
+def show_forward(options: commands.Forward) -> None:
     """Carry out `diffctl show forward`."""
-    refuse_idle(context, "store", image is not None and not image.isdecimal(), "where the image is a file")
-    shown = forward_figure(selected_process(selection), _image(image, store), seed)
+    is_file = options.image is not None and not options.image.isdecimal()
+    options.refuse_idle("store", is_file, "where the image is a file")
+    shown = forward_figure(selected_process(options), _image(options.image, options.store), options.seed)
     if not shown.noised:
         typer.echo(
             "no data is prepared here, so no image is shown: `diffctl stage data`, or --image", err=True
         )
-    write_figure(shown, out, as_json)
+    write_figure(shown, options)
 
 
-def show_steps(count: int, out: Path | None, as_json: bool, selection: Selection) -> None:
+def show_steps(options: commands.ShowSteps) -> None:
     """Carry out `diffctl show steps`."""
-    write_figure(steps_figure(selected_process(selection), count), out, as_json)
+    write_figure(steps_figure(selected_process(options), options.count), options)
 
 
-def show_variance(
-    context: typer.Context,
-    count: int | None,
-    spacing: Spacing,
-    store: Path | None,
-    num: int,
-    seed: int,
-    out: Path | None,
-    as_json: bool,
-    selection: Selection,
-) -> None:
+def show_variance(options: commands.Variance) -> None:
     """Carry out `diffctl show variance`."""
-    if not selection.names_model and selection.profile is not None:
+    if not options.names_model and options.profile is not None:
         for name in ("store", "num", "seed"):
-            refuse_idle(context, name, True, "with --profile, which names no model")
-        return write_figure(
-            variance_bounds(make_grid(selected_process(selection), count, spacing.value)), out, as_json
-        )
-    loaded = load_model(selected_model(selection), default_device())
-    grid = make_grid(loaded.artefact.process, count, spacing.value)
-    images = open_matching_store(store, loaded.artefact)
-    indices = range(min(num, len(images)))
+            options.refuse_idle(name, True, "with --profile, which names no model")
+        grid = make_grid(selected_process(options), options.count, options.spacing.value)
+        return write_figure(variance_bounds(grid), options)
+    loaded = load_model(selected_model(options), default_device())
+    grid = make_grid(loaded.artefact.process, options.count, options.spacing.value)
+    images = open_matching_store(options.store, loaded.artefact)
+    indices = range(min(options.num, len(images)))
     condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
     with progress("variance", unit="passes") as show:
-        shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, seed, show)
-    write_figure(shown, out, as_json)
+        shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, options.seed, show)
+    write_figure(shown, options)
 
 
-def show_reverse(
-    options: dict[str, Any],
-    index: int,
-    klass: str | None,
-    out: Path | None,
-    as_json: bool,
-    selection: Selection,
-) -> None:
+def show_reverse(options: commands.Reverse) -> None:
     """Carry out `diffctl show reverse`."""
-    refuse_idle_options(options)
-    settings = parse_settings(options)
-    loaded = load_model(selected_model(selection), default_device())
+    refuse_idle_options(options.sampling)
+    settings = parse_settings(options.sampling)
+    loaded = load_model(selected_model(options), default_device())
     condition = (
-        mixed_condition(loaded.artefact, settings, [index])
-        if klass is None
-        else class_condition(loaded.artefact, klass, 1)
+        mixed_condition(loaded.artefact, settings, [options.index])
+        if options.klass is None
+        else class_condition(loaded.artefact, options.klass, 1)
     )
-    write_figure(reverse_figure(loaded, settings, index, condition, default_device()), out, as_json)
+    write_figure(reverse_figure(loaded, settings, options.index, condition, default_device()), options)
 
 
-def show_model(out: Path | None, as_json: bool, selection: Selection) -> None:
-    """Carry out `diffctl show network`."""
-    write_figure(model_figure(_spec(selection)), out, as_json)
+def show_model(options: commands.Network) -> None:
+    """Carry out `diffctl show model`."""
+    write_figure(model_figure(_spec(options)), options)
 
 
-def show_samplers(
-    count: int, spacing: Spacing, seed: int, out: Path | None, as_json: bool, selection: Selection
-) -> None:
+def show_samplers(options: commands.Samplers) -> None:
     """Carry out `diffctl show samplers`."""
-    process = selected_process(selection)
-    write_figure(samplers_figure(process, count, spacing.value, seed=seed), out, as_json)
+    process = selected_process(options)
+    write_figure(samplers_figure(process, options.count, options.spacing.value, seed=options.seed), options)
 
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
@@ -138,19 +112,22 @@ def _image(name: str | None, store: Path | None) -> Images | None:
     return image
 
 
-def _spec(selection: Selection) -> NetworkSpec:
+def _spec(options: ProfileOptions) -> NetworkSpec:
     """Return the network of a model, or the one that a configuration trains."""
-    if selection.names_model:
-        return read_artefact(selected_model(selection)).network
-    project = Project(selected_config(selection))
+    if options.names_model:
+        return read_artefact(selected_model(options)).network
+    project = Project(selected_config(options))
     return plan_training(project.config, project.train_meta(), default_device()).network
 
 
-def write_figure(shown: FigureData, out: Path | None, as_json: bool) -> None:
-    """Write the figure to its file, if one is named, and print what was selection for."""
+def write_figure(shown: FigureData, options: FigureOptions) -> None:
+    """Write the figure to its file, if one is named, and print it or its file."""
+    out = options.out
     if out is not None:
-        _write(out, shown)
-    if as_json:
+        drawn = shown.draw()
+        data = as_png(drawn) if out.suffix == ".png" else svg_file(drawn, shown.title)
+        write_output(out, lambda file: file.write(data))
+    if options.as_json:
         values = shown.values() if out is None else {"out": str(out), "title": shown.title}
         typer.echo(json.dumps(values, ensure_ascii=False))
     elif out is not None:
@@ -158,9 +135,3 @@ def write_figure(shown: FigureData, out: Path | None, as_json: bool) -> None:
     else:
         columns = shutil.get_terminal_size((80, 24)).columns
         typer.echo("\n".join(shown.lines(min(WIDEST, max(NARROWEST, columns)))).rstrip())
-
-
-def _write(out: Path, shown: FigureData) -> None:
-    drawn = shown.draw()
-    data = as_png(drawn) if out.suffix == ".png" else svg_file(drawn, shown.title)
-    write_output(out, lambda file: file.write(data))

@@ -9,7 +9,8 @@ import typer
 from torch import Tensor
 
 from cli.actions.model_choice import selected_model
-from cli.shared.options import Selection, Spacing
+from cli.commands.images import Encode, Interpolate
+from cli.shared.options import Spacing
 from cli.shared.progress import Show, progress
 from diffusion.analysis import inversion
 from diffusion.analysis.image_inputs import end_condition, input_condition, load_first, load_input
@@ -24,61 +25,47 @@ from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output
 
 
-def encode(
-    out: Path,
-    images: list[str] | None,
-    num: int,
-    store: Path | None,
-    klass: str | None,
-    steps: int,
-    spacing: Spacing,
-    batch_size: int,
-    selection: Selection,
-    as_json: bool,
-) -> None:
+def encode(options: Encode) -> None:
     """Carry out `diffctl encode`."""
-    loaded, settings = _load(selected_model(selection), steps, spacing)
+    loaded, settings = _load(selected_model(options), options.steps, options.spacing)
     artefact = loaded.artefact
     chosen = (
-        [load_input(name, store, artefact) for name in images] if images else load_first(num, store, artefact)
+        [load_input(name, options.store, artefact) for name in options.images]
+        if options.images
+        else load_first(options.num, options.store, artefact)
     )
     pixels = np.stack([image.pixels for image in chosen])
-    condition = input_condition(artefact, [image.label for image in chosen], klass)
+    condition = input_condition(artefact, [image.label for image in chosen], options.klass)
     with progress("encode", unit="steps") as show:
-        codes, back = _encode_and_decode(loaded, settings, pixels, condition, batch_size, show)
-    writer = _npz if out.suffix == ".npz" else _png
-    writer(out, pixels, codes, back, condition.labels)
+        codes, back = _encode_and_decode(loaded, settings, pixels, condition, options.batch_size, show)
+    writer = _npz if options.out.suffix == ".npz" else _png
+    writer(options.out, pixels, codes, back, condition.labels)
     error = float(np.abs(back.astype(int) - pixels).mean())
-    made = {"out": str(out), "images": len(pixels), "steps": steps, "mean_pixel_error": round(error, 4)}
-    text = f"{len(pixels)} image(s), mean reconstruction error {error:.2f} of 255: {out}"
-    typer.echo(json.dumps(made) if as_json else text)
+    made = {
+        "out": str(options.out),
+        "images": len(pixels),
+        "steps": options.steps,
+        "mean_pixel_error": round(error, 4),
+    }
+    text = f"{len(pixels)} image(s), mean reconstruction error {error:.2f} of 255: {options.out}"
+    typer.echo(json.dumps(made) if options.as_json else text)
 
 
-def interpolate(
-    first: str,
-    second: str,
-    out: Path,
-    frames: int,
-    store: Path | None,
-    klass: str | None,
-    steps: int,
-    spacing: Spacing,
-    selection: Selection,
-    as_json: bool,
-) -> None:
+def interpolate(options: Interpolate) -> None:
     """Carry out `diffctl interpolate`."""
-    loaded, settings = _load(selected_model(selection), steps, spacing)
-    ends = [load_input(name, store, loaded.artefact) for name in (first, second)]
-    condition = end_condition(loaded.artefact, [end.label for end in ends], klass)
+    loaded, settings = _load(selected_model(options), options.steps, options.spacing)
+    ends = [load_input(name, options.store, loaded.artefact) for name in (options.first, options.second)]
+    condition = end_condition(loaded.artefact, [end.label for end in ends], options.klass)
     pixels = np.stack([end.pixels for end in ends])
     with progress("interpolate", unit="steps") as show:
         strip = inversion.interpolate(
-            loaded, settings, pixels, condition, frames, lambda a, b: show(a, b, "")
+            loaded, settings, pixels, condition, options.frames, lambda a, b: show(a, b, "")
         )
-    writer = _strip if out.suffix == ".png" else _morph
-    writer(out, to_nhwc(strip))
-    made = {"out": str(out), "frames": frames, "steps": steps}
-    typer.echo(json.dumps(made) if as_json else f"{frames} images from {first} to {second}: {out}")
+    writer = _strip if options.out.suffix == ".png" else _morph
+    writer(options.out, to_nhwc(strip))
+    made = {"out": str(options.out), "frames": options.frames, "steps": options.steps}
+    text = f"{options.frames} images from {options.first} to {options.second}: {options.out}"
+    typer.echo(json.dumps(made) if options.as_json else text)
 
 
 def _load(path: Path, steps: int, spacing: Spacing) -> tuple[LoadedModel, SampleSettings]:

@@ -7,12 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from cli.actions.paper_table import paper_json, show_comparison, show_sweep
 from cli.actions.score_tables import show_scores
-from cli.commands.evaluate import Split
-from cli.shared.options import Extractor, refuse_idle
+from cli.commands.scores import Evaluate
+from cli.shared.options import Extractor
 from cli.shared.progress import progress
 from diffusion.evaluate.adhoc import check_extractors, merge_spaces, score_against_statistics, score_images
 from diffusion.evaluate.adhoc_inputs import (
@@ -28,43 +26,20 @@ from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import check_output, write_output_text
 
 
-def evaluate_images(
-    context: typer.Context,
-    path: Path | None,
-    against: Path | None,
-    paper: str | None,
-    extractor: list[Extractor] | None,
-    split: Split,
-    weights: Path | None,
-    weights_sha256: str | None,
-    batch_size: int | None,
-    prc_images: int | None,
-    prc_samples: int | None,
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def evaluate_images(options: Evaluate) -> None:
     """Carry out `diffctl evaluate`."""
-    opened = None if paper is None else open_paper(paper)
-    if path is None or against is None:
+    opened = None if options.paper is None else open_paper(options.paper)
+    if options.path is None or options.against is None:
         assert opened is not None, "else it was refused"
-        return show_sweep(opened, as_json)
-    if out is not None:
-        check_output(out, "--out")
-
-    idle = os.path.exists(against) and not is_prepared(against)
-    refuse_idle(context, "split", idle, f"since {against} is no prepared data set")
-    names = _each_once(extractor or [])
-    options = {
-        "weights": weights,
-        "weights_sha256": weights_sha256,
-        "batch_size": batch_size,
-        "prc_images": prc_images,
-        "prc_samples": prc_samples,
-    }
-    document = _scored(path, against, split.value, names, options)
-    if out is not None:
-        write_output_text(out, json.dumps(document, indent=2) + "\n")
-    if as_json:
+        return show_sweep(opened, options.as_json)
+    if options.out is not None:
+        check_output(options.out, "--out")
+    idle = os.path.exists(options.against) and not is_prepared(options.against)
+    options.refuse_idle("split", idle, f"since {options.against} is no prepared data set")
+    document = _scored(options.path, options.against, options)
+    if options.out is not None:
+        write_output_text(options.out, json.dumps(document, indent=2) + "\n")
+    if options.as_json:
         extra = {} if opened is None else {"paper": paper_json(opened, document)}
         print(json.dumps({**document, **extra}, indent=2, sort_keys=True))
         return
@@ -85,20 +60,20 @@ def _each_once(extractors: Sequence[Extractor]) -> list[str]:
     return names
 
 
-def _scored(
-    path: Path, against: Path, split: str, extractors: list[str], options: dict[str, Any]
-) -> dict[str, Any]:
+def _scored(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
     """Return the scores of the images in each feature space."""
+    extractors = _each_once(options.extractor or [])
     if is_statistics(against):
         spaces = _against_statistics(path, against, extractors)
     else:
-        spaces = _against_images(path, against, split, extractors)
-    given = _weights_of(list(spaces), options.pop("weights"), options.pop("weights_sha256"))
-    check_extractors(given)
+        spaces = _against_images(path, against, options.split.value, extractors)
+    weights = _weights_of(list(spaces), options.weights, options.weights_sha256)
+    check_extractors(weights)
+    shared = {name: getattr(options, name) for name in ("batch_size", "prc_images", "prc_samples")}
     documents = []
     for name, score in spaces.items():  # in sequence, to limit memory
         with progress("features" if len(spaces) == 1 else name) as watch:
-            documents.append(score(**given[name], **options, progress=watch))
+            documents.append(score(**weights[name], **shared, progress=watch))
     return merge_spaces(documents)
 
 

@@ -3,16 +3,14 @@
 import json
 import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
 import typer
 
-from cli.commands.servers import MlflowPort, PrefectPort
-from cli.shared.startup_message import begin
+from cli.commands.servers import Status, Ui, Up
+from cli.shared.command import begin
 from cli.shared.tables import show, table
 from diffusion.system.errors import DiffctlError
 from diffusion.system.signals import stop_request
@@ -34,9 +32,9 @@ from tracking.runs.run_lookup import newest_experiment_link
 from tracking.store import server_command, server_environment, tracking_uri
 
 
-def start_servers(mlflow_port: MlflowPort, prefect_port: PrefectPort) -> None:
+def start_servers(options: Up) -> None:
     """Carry out `diffctl up`."""
-    servers = start({"mlflow": mlflow_port, "prefect": prefect_port}, typer.echo)
+    servers = start({"mlflow": options.mlflow_port, "prefect": options.prefect_port}, typer.echo)
     for server in servers:
         typer.echo(f"{server.kind.title}: {server.page} (version {server.version}, process {server.pid})")
     for kind in KINDS:
@@ -55,40 +53,39 @@ def stop_servers() -> None:
         typer.echo("no server of this folder is running")
 
 
-def show_status(as_json: bool) -> None:
+def show_status(options: Status) -> None:
     """Carry out `diffctl status`."""
     rows = [_row(server) for server in local_servers()]
     url = prefect_url()
-    runs: list[QueuedRun] = []
     problem: DiffctlError | None = None
-    if url:
-        try:
-            runs = queued_runs(url)
-        except DiffctlError as error:
-            problem = error
-    if as_json:
+    try:
+        runs = queued_runs(url) if url else []
+    except DiffctlError as error:
+        runs, problem = [], error
+    if options.as_json:
         values = {"servers": rows, "prefect": url, "runs": [vars(run) for run in runs]}
         typer.echo(json.dumps(values, indent=2))
     else:
         _show_servers(rows)
-        _show_queue(runs, url, problem is None)
+        if url and not problem:
+            _show_queue(runs, url)
     if problem:
         raise problem
 
 
-def open_ui(port: int) -> None:
+def open_ui(options: Ui) -> None:
     """Carry out `diffctl ui`."""
     uri = tracking_uri()
     if page := mlflow_page(uri):
         begin("looking for the newest run")
         typer.echo(f"the runs are at {newest_experiment_link(page, uri)}")
         return
-    if not is_port_free(port):
-        raise DiffctlError(f"port {port} is in use: give another one with --port")
+    if not is_port_free(options.port):
+        raise DiffctlError(f"port {options.port} is in use: give another one with --port")
     begin("looking for the newest run")
-    link = newest_experiment_link(f"http://127.0.0.1:{port}", uri)
-    _print(f"starting MLflow on 127.0.0.1:{port}")
-    if code := _serve(uri, port, lambda: _print(f"MLflow: {link} (Ctrl-C ends it)")):
+    link = newest_experiment_link(f"http://127.0.0.1:{options.port}", uri)
+    typer.echo(f"starting MLflow on 127.0.0.1:{options.port}")
+    if code := _serve(uri, options.port, link):
         raise DiffctlError(f"the MLflow server failed (exit {code}): see its messages above")
 
 
@@ -127,9 +124,7 @@ def _show_servers(rows: list[dict[str, Any]]) -> None:
             typer.echo(f"{row['server']} is {row['state']}: see runs/servers/{row['server']}.log")
 
 
-def _show_queue(runs: list[QueuedRun], url: str | None, known: bool) -> None:
-    if not url or not known:
-        return
+def _show_queue(runs: list[QueuedRun], url: str) -> None:
     if not runs:
         typer.echo(f"no active or scheduled run on Prefect at {redact_uri(url)}")
         return
@@ -139,17 +134,8 @@ def _show_queue(runs: list[QueuedRun], url: str | None, known: bool) -> None:
     show(listed)
 
 
-def _print(sentence: str) -> None:
-    """Print and flush, also into a pipe."""
-    typer.echo(sentence)
-    sys.stdout.flush()
-
-
-def _serve(uri: str, port: int, ready: Callable[[], object]) -> int:
-    """Run MLflow's server until Ctrl-C or SIGTERM and return 0, or its exit code if it ends by itself.
-
-    `ready` is called once it answers.
-    """
+def _serve(uri: str, port: int, link: str) -> int:
+    """Run MLflow's server until Ctrl-C or SIGTERM and return 0, or its exit code if it ends by itself."""
     with stop_request() as stop:
         # In a session of its own, since it prints a traceback on Ctrl-C.
         server = subprocess.Popen(
@@ -159,7 +145,7 @@ def _serve(uri: str, port: int, ready: Callable[[], object]) -> int:
         try:
             while (code := server.poll()) is None and stop.signal is None:
                 if not is_ready and is_mlflow_healthy(port):
-                    ready()
+                    typer.echo(f"MLflow: {link} (Ctrl-C ends it)")
                     is_ready = True
                 time.sleep(POLL_SECONDS)
         finally:  # also after a closed pipe

@@ -1,45 +1,52 @@
-"""Models in the formats of other projects."""
+"""Models from and for other projects, and models with other EMA profiles from the snapshots of a training."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import typer
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cli.actions.model_choice import selected_model
-from cli.shared.options import Preset, Selection
+from cli.commands.models import Ema, ExportDiffusers, ImportDiffusers, ImportOpenai, ImportOptions
+from cli.shared.progress import progress
 from diffusion.check.pretrained_shape import format_sections, sections_of
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.from_openai import import_openai
 from diffusion.interop.to_diffusers import export_diffusers
 from diffusion.model.model_file import Artefact, load_model, save_artefact
+from diffusion.model.posthoc_ema import Snapshots
+from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
+from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output, check_output_folder, write_output
 
 
-def import_openai_model(file: Path, preset: Preset, out: Path | None, as_json: bool) -> None:
-    """Carry out `diffctl openai`."""
-    out = _output_path(out, file.stem)
-    _save(out, *import_openai(file, preset.value), {"preset": preset.value}, as_json)
+def import_openai_model(options: ImportOpenai) -> None:
+    """Carry out `diffctl import openai`."""
+    out, preset = _output_path(options, options.file.stem), options.preset.value
+    _save(out, *import_openai(options.file, preset), {"preset": preset}, options.as_json)
 
 
-def import_diffusers_model(folder: Path, out: Path | None, as_json: bool) -> None:
-    """Carry out `diffctl from_diffusers`."""
-    out = _output_path(out, folder.resolve().name)
-    weights, artefact = import_diffusers(folder)
-    _save(out, weights, artefact, {"schedule": artefact.process.schedule}, as_json)
+def import_diffusers_model(options: ImportDiffusers) -> None:
+    """Carry out `diffctl import diffusers`."""
+    out = _output_path(options, options.folder.resolve().name)
+    weights, artefact = import_diffusers(options.folder)
+    _save(out, weights, artefact, {"schedule": artefact.process.schedule}, options.as_json)
 
 
-def export_diffusers_model(folder: Path, selection: Selection, as_json: bool) -> None:
-    """Carry out `diffctl diffusers`."""
+def export_diffusers_model(options: ExportDiffusers) -> None:
+    """Carry out `diffctl export diffusers`."""
+    folder = options.folder
     check_output_folder(folder, "FOLDER")
-    export_diffusers(load_model(selected_model(selection)), folder)
+    export_diffusers(load_model(selected_model(options)), folder)
     text = f"pipeline: {folder}, see {folder / 'README.md'}"
-    typer.echo(json.dumps({"out": str(folder)}) if as_json else text)
+    typer.echo(json.dumps({"out": str(folder)}) if options.as_json else text)
 
 
-def _output_path(out: Path | None, name: str) -> Path:
+def _output_path(options: ImportOptions, name: str) -> Path:
     """Return the path of the model file, checked before the work."""
-    out = out or Path("models") / f"{name}.safetensors"
+    out = options.out or Path("models") / f"{name}.safetensors"
     check_output(out, "--out")
     return out
 
@@ -58,3 +65,45 @@ def _save(
         f"{format_sections(sections)}"
     )
     typer.echo(json.dumps(made) if as_json else text)
+
+
+def make_ema_models(options: Ema) -> None:
+    """Carry out `diffctl ema`."""
+    files = {one: options.out / f"ema-{one:g}.safetensors" for one in _widths(options.sigma_rel)}
+    for file in files.values():
+        check_output(file, "--out")
+    snapshots = Snapshots.of(options.source)
+    made = []
+    with progress("ema", unit="models") as show:
+        for width, file in files.items():
+            made.append(_make(snapshots, width, file))
+            show(len(made), len(files), "")
+    if options.as_json:
+        typer.echo(json.dumps(made, indent=2))
+        return
+    tracked = ", ".join(f"{one:g}" for one in snapshots.sigma_rels)
+    typer.echo(f"from {len(snapshots.paths)} snapshots of {tracked} in {options.source}:")
+    for model in made:
+        typer.echo(f"σ_rel {model['sigma_rel']:g}: {model['out']}, profile error {model['error']:.2%}")
+
+
+def _make(snapshots: Snapshots, width: float, out: Path) -> dict[str, Any]:
+    """Write the model file of a profile; return its description."""
+    artefact = save_artefact(out, *snapshots.reconstruct(width), write_output)
+    return {
+        "sigma_rel": width,
+        "out": str(out),
+        "model_sha256": artefact.model_sha256,
+        "step": artefact.step,
+        "error": snapshots.fit(width).error,
+    }
+
+
+def _widths(text: str) -> list[float]:
+    """Parse the widths without duplicates; UsageError if one is invalid."""
+    try:
+        return list(dict.fromkeys(TypeAdapter(list[SigmaRel]).validate_python(text.split(","))))
+    except ValidationError:
+        raise UsageError(
+            f"--sigma-rel {printable(text)}: give widths from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}, with commas"
+        ) from None

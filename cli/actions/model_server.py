@@ -1,13 +1,10 @@
-"""A model over HTTP: in this process or on Ray Serve."""
-
-import functools
-from collections.abc import Callable
-from pathlib import Path
+"""A model over HTTP: in this process, on Ray Serve, or with the playground's page."""
 
 import typer
 
-from cli.shared.options import Selection
-from diffusion.layout import MODEL
+from cli.commands.servers import Playground, Serve
+from cli.shared.options import ModelOptions
+from diffusion.layout import MODEL, PREPARED
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
@@ -15,43 +12,27 @@ from serving.app import create_app
 from serving.http_server import bind_socket, read_token, require_token
 from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
+from serving.playground.model_choice import ChoosableSource
+from serving.playground.router import playground as routes
 from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
 from serving.requests import ServeConfig
 from serving.service import Service
 from tracking.registry.registered_models import project_model
 from tracking.store import tracking_uri
 
-
-def serve_model(
-    address: str | None,
-    ray: bool,
-    replicas: str | None,
-    gpus: float | None,
-    host: str,
-    port: int,
-    token_file: Path | None,
-    selection: Selection,
-    limits: dict[str, float | None],
-) -> None:
-    """Carry out `diffctl serve`."""
-    config = ServeConfig.model_validate({key: value for key, value in limits.items() if value is not None})
-    token = None if token_file is None else read_token(token_file)
-    source = functools.partial(source_of, selection)
-    if ray:
-        _on_ray(source, config, token, (host, port), address, (replicas or "1", gpus))
-    else:
-        _here(source, config, token, (host, port))
-
-
 ON_RAY = "pip install 'diffctl[serve-ray]'"
+PLAYGROUND_DRAIN = 5  # seconds to finish open requests at the end
 
 
-def _here(
-    source: Callable[[], ModelSource], config: ServeConfig, token: bytes | None, at: tuple[str, int]
-) -> None:
-    """Serve in this process."""
-    bound = bind_socket(*at, token is not None)
-    service = Service(source(), default_device(), config, print_message)
+def serve_model(options: Serve) -> None:
+    """Carry out `diffctl serve`."""
+    limits = {name: getattr(options, name) for name in ("images", "steps", "rows", "queue", "poll", "drain")}
+    config = ServeConfig.model_validate({key: value for key, value in limits.items() if value is not None})
+    token = None if options.token_file is None else read_token(options.token_file)
+    if options.ray:
+        return _serve_on_ray(options, config, token)
+    bound = bind_socket(options.host, options.port, token is not None)
+    service = Service(_source(options), default_device(), config, _print_message)
     serve_app(
         create_app(service, token),
         service,
@@ -60,28 +41,18 @@ def _here(
     )
 
 
-def _on_ray(
-    source: Callable[[], ModelSource],
-    config: ServeConfig,
-    token: bytes | None,
-    at: tuple[str, int],
-    address: str | None,
-    replicas_and_gpus: tuple[str, float | None],
-) -> None:
-    """Serve on Ray; a local Ray ends with this process.
-
-    `replicas_and_gpus` has the number of replicas as text, and the GPUs of each.
-    """
-    cluster, (least, most) = cluster_address(address), parse_replicas(replicas_and_gpus[0])
-    place = _place(*at, token is not None, cluster)
-    found = source()
-    published = found.fetch()
+def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> None:
+    """Serve on Ray; a local Ray ends with this process."""
+    cluster, (least, most) = cluster_address(options.address), parse_replicas(options.replicas or "1")
+    place = _place(options.host, options.port, token is not None, cluster)
+    source = _source(options)
+    published = source.fetch()
     with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
-        replicas = Replicas(least, most, resolve_gpus(replicas_and_gpus[1], "--gpus-per-replica", "replica"))
+        replicas = Replicas(least, most, resolve_gpus(options.gpus, "--gpus-per-replica", "replica"))
         if cluster is None:
             check_capacity(replicas)
         serve_on_ray(
-            published if isinstance(found, FixedSource) else found,
+            published if isinstance(source, FixedSource) else source,
             tracking_uri(),
             config,
             token,
@@ -108,26 +79,35 @@ def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[
     return host, port
 
 
-def _print_address(name: str, address: str, port: int) -> None:
-    """Print the address of the model."""
-    typer.echo(f"{name}: {address_of(address, port)}/v1/images (Ctrl-C ends it)")
+def serve_playground(options: Playground) -> None:
+    """Carry out `diffctl playground`."""
+    bound = bind_socket("127.0.0.1", options.port, has_token=False)
+    source = ChoosableSource(_source(options))
+    service = Service(source, default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
+    app = create_app(service, None, routes(service, source, options.store or PREPARED / "test"))
+    serve_app(
+        app,
+        service,
+        bound,
+        lambda: _print_address(service.ref.name, *bound.getsockname()[:2], path="/"),
+    )
 
 
-def address_of(address: str, port: int) -> str:
-    """Return the URL of an IP address and a port."""
-    shown = f"[{address}]" if ":" in address else address
-    return f"http://{shown}:{port}"
+def _source(options: ModelOptions) -> ModelSource:
+    """Return the source of the model; UsageError if there is none."""
+    if options.champion:
+        return ChampionSource(project_model())
+    if options.run_id is not None:
+        return FixedSource(model_of_run(options.run_id))
+    return FixedSource(model_of_file(options.model or MODEL, _print_message))
 
 
-def print_message(sentence: str) -> None:
+def _print_address(name: str, address: str, port: int, *, path: str = "/v1/images") -> None:
+    """Print the URL of the model."""
+    host = f"[{address}]" if ":" in address else address
+    typer.echo(f"{name}: http://{host}:{port}{path} (Ctrl-C ends it)")
+
+
+def _print_message(sentence: str) -> None:
     """Print a message about the models on stderr."""
     typer.echo(f"diffctl: {sentence}", err=True)
-
-
-def source_of(selection: Selection) -> ModelSource:
-    """Return the source of the model; UsageError if there is none."""
-    if selection.champion:
-        return ChampionSource(project_model())
-    if selection.run_id is not None:
-        return FixedSource(model_of_run(selection.run_id))
-    return FixedSource(model_of_file(selection.model or MODEL, print_message))

@@ -7,7 +7,8 @@ import typer
 
 from cli.actions.model_choice import selected_model
 from cli.actions.score_tables import show_sweep_scores
-from cli.shared.options import Selection
+from cli.commands.scores import Sweep
+from cli.shared.options import ModelOptions
 from cli.stages.scoring import scored_grid
 from diffusion.config import load
 from diffusion.layout import SWEEP_RUN
@@ -22,24 +23,22 @@ from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import log_sweep
 
 
-def sweep_model(
-    options: dict[str, str | None], num_images: int | None, selection: Selection, as_json: bool
-) -> None:
+def sweep_model(options: Sweep) -> None:
     """Carry out `diffctl sweep`."""
     config = load()
-    given = {name: text for name, text in options.items() if text is not None}
+    given = {name: text for name, text in options.sampling.items() if text is not None}
     axes = _axes(config.sweep, given)
-    changes: dict[str, Any] = {} if num_images is None else {"num_images": num_images}
+    changes: dict[str, Any] = {} if options.num_images is None else {"num_images": options.num_images}
     changes |= {name: None for name in given if _is_nullable(name)}  # the axis replaces the section's value
     section = config.sample.model_copy(update=changes)
     try:
         check_axes(section, axes, given)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    path = selected_model(selection)
+    path = selected_model(options)
     document = scored_grid(section, axes, config.evaluate, path, SWEEP_RUN)
-    logged = _log(document, config.data.name, selection)
-    if as_json:
+    logged = _log(document, config.data.name, options)
+    if options.as_json:
         typer.echo(json.dumps(document_values(document), indent=2, sort_keys=True))
         return
     show_sweep_scores(document)
@@ -66,7 +65,7 @@ def _parts(values: str) -> list[str]:
     return [part.strip() for part in values.split(",")]
 
 
-def _log(document: ScoresDocument, data: str, selection: Selection) -> str | None:
+def _log(document: ScoresDocument, data: str, selection: ModelOptions) -> str | None:
     """Log the scores to the run of the model and return its id; None for a model file."""
     run_id = selection.run_id
     if selection.champion:

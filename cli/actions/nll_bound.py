@@ -7,7 +7,7 @@ import typer
 from matplotlib.figure import Figure
 
 from cli.actions.model_choice import selected_model
-from cli.shared.options import Selection
+from cli.commands.images import Nll
 from cli.shared.progress import progress
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
@@ -16,32 +16,23 @@ from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output, write_output_text
 
 
-def compute_nll(
-    out: Path,
-    store: Path | None,
-    num: int | None,
-    steps: int | None,
-    seed: int,
-    batch_size: int,
-    selection: Selection,
-    as_json: bool,
-) -> None:
+def compute_nll(options: Nll) -> None:
     """Carry out `diffctl nll`."""
-    loaded = load_model(selected_model(selection), default_device())
-    images = open_matching_store(store, loaded.artefact)
-    count = min(num or len(images), len(images))
+    loaded = load_model(selected_model(options), default_device())
+    images = open_matching_store(options.store, loaded.artefact)
+    count = min(options.num or len(images), len(images))
     condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
     with progress("nll", unit="passes") as show:
         bits = bits_per_dimension(
             loaded,
             images.images[:count],
             condition,
-            steps=steps,
-            seed=seed,
-            batch_size=batch_size,
+            steps=options.steps,
+            seed=options.seed,
+            batch_size=options.batch_size,
             progress=lambda done, total: show(done, total, ""),
         )
-    _write(out, bits)
+    _write(options.out, bits)
     mean = float(bits.total.mean())
     error = float(bits.total.std() / count**0.5) if count > 1 else None
     made = {
@@ -50,11 +41,11 @@ def compute_nll(
         "prior": float(bits.prior.mean()),
         "images": count,
         "timesteps": len(bits.timesteps),
-        "out": str(out),
+        "out": str(options.out),
     }
     spread = "" if error is None else f" ± {error:.4f}"
-    text = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {out}"
-    typer.echo(json.dumps(made) if as_json else text)
+    text = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {options.out}"
+    typer.echo(json.dumps(made) if options.as_json else text)
 
 
 def _write(out: Path, bits: Bits) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from cli.commands.pipeline import Use
+from cli.shared.command import begin
 from cli.shared.options import PROFILES, profile_names
 from diffusion.config import load
 from diffusion.layout import PARAMS
@@ -15,6 +17,22 @@ from diffusion.system.errors import UsageError
 from diffusion.system.files import write_atomic
 from diffusion.system.section import brief
 from diffusion.system.yaml_text import YamlRefusal, edit_yaml
+
+
+def use(options: Use) -> None:
+    """Carry out `diffctl use`."""
+    if options.profile is not None:
+        use_profile(options.profile, options.force)
+    if options.protocol is not None:
+        begin("loading the protocol")
+        from cli.actions.params_edits import use_protocol
+
+        use_protocol(options.protocol)
+    if options.init_from is not None:
+        begin("looking for the model")
+        from cli.actions.params_edits import use_pretrained
+
+        use_pretrained(options.init_from)
 
 
 def use_profile(profile: str, force: bool) -> None:

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import typer
 
+from cli.commands.pipeline import Check, Schema
 from diffusion.check import iter_findings
 from diffusion.check.findings import Finding, Project
 from diffusion.check.params_schema import schema_text
@@ -18,15 +18,15 @@ from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
 from tracking.store import check_access, tracking_uri
 
 
-def check_project(measure: bool, as_json: bool) -> None:
+def check_project(options: Check) -> None:
     """Carry out `diffctl check`."""
     config, findings = load(), []
-    for finding in _findings(config, measure):
+    for finding in _findings(config, options.measure):
         findings.append(finding)
-        if not as_json:
+        if not options.as_json:
             _show(finding)
     errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
     else:
         typer.echo(f"{errors} errors, {warnings} warnings")
@@ -35,8 +35,6 @@ def check_project(measure: bool, as_json: bool) -> None:
 
 
 MARKS = {"ok": "✓", "warning": "!", "error": "✗"}
-
-
 COLOURS = {"ok": typer.colors.GREEN, "warning": typer.colors.YELLOW, "error": typer.colors.RED}
 
 
@@ -82,9 +80,9 @@ def _show(finding: Finding) -> None:
         typer.echo(f"    {finding.remedy}")
 
 
-def write_schema(out: Path | None) -> None:
+def write_schema(options: Schema) -> None:
     """Carry out `diffctl schema`."""
-    if out is None:
+    if options.out is None:
         return typer.echo(schema_text(), nl=False)
-    write_output_text(out, schema_text())
-    typer.echo(f"the schema of params.yaml: {out}")
+    write_output_text(options.out, schema_text())
+    typer.echo(f"the schema of params.yaml: {options.out}")

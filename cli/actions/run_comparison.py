@@ -1,10 +1,10 @@
 """The scores of several runs in one table."""
 
 import json
-from pathlib import Path
 
 import typer
 
+from cli.commands.scores import Compare
 from cli.shared.tables import show, table
 from diffusion.choice.confidence import describe_comparison
 from diffusion.protocol.card import describe_difference
@@ -18,27 +18,22 @@ from tracking.comparison.score_comparison import compare as compare_scores
 from tracking.store import tracking_uri
 
 
-def compare_runs(
-    names: list[str],
-    metric: list[str] | None,
-    html: Path | None,
-    per_seed: bool,
-    open_page: bool,
-    as_json: bool,
-) -> None:
+def compare_runs(options: Compare) -> None:
     """Carry out `diffctl compare`."""
-    if html is not None:
-        check_output(html, "--html")
-    scored = [load_scored(name) for name in names]
-    link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if open_page else None
-    result = compare_scores(scored, metric or [], apart=per_seed)
-    if html is not None:
-        write_output_text(html, render_comparison(result, scored, [load_pictures(one) for one in scored]))
-    typer.echo(json.dumps(result.as_json(), indent=2)) if as_json else _show_comparison(result)
-    if html is not None and not as_json:
-        typer.echo(f"page: {html}")
+    if options.html is not None:
+        check_output(options.html, "--html")
+    scored = [load_scored(name) for name in options.names]
+    link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if options.open_page else None
+    result = compare_scores(scored, options.metric or [], apart=options.per_seed)
+    if options.html is not None:
+        write_output_text(
+            options.html, render_comparison(result, scored, [load_pictures(one) for one in scored])
+        )
+    typer.echo(json.dumps(result.as_json(), indent=2)) if options.as_json else _show_comparison(result)
+    if options.html is not None and not options.as_json:
+        typer.echo(f"page: {options.html}")
     if link is not None:
-        typer.echo(f"MLflow: {link}", err=as_json)
+        typer.echo(f"MLflow: {link}", err=options.as_json)
         typer.launch(link)
     if not result.rows:
         raise DiffctlError(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+from cli.commands.registry import Prune
 from cli.shared.tables import show, table
 from diffusion.check.findings import Project, format_bytes
 from diffusion.config import load
@@ -17,7 +18,7 @@ from diffusion.train.train_config import ClassifierSections
 from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
 
 
-def prune_runs(keep: list[str] | None, yes: bool, as_json: bool) -> None:
+def prune_runs(options: Prune) -> None:
     """Carry out `diffctl prune`."""
     project = Project(load())
     if not project.is_ready or project.plan is None:
@@ -29,13 +30,15 @@ def prune_runs(keep: list[str] | None, yes: bool, as_json: bool) -> None:
     if project.config.classifier:
         sections = load_sections(ClassifierSections)
         plans.append(plan_classifier(sections, project.train_meta(), default_device()))
-    found = find_leftovers(project.config, plans, keep or [])
-    busy = remove_leftovers(found) if yes else []
-    if as_json:
-        rows = [{**vars(one), "path": str(one.path), "removed": yes and one not in busy} for one in found]
+    found = find_leftovers(project.config, plans, options.keep or [])
+    busy = remove_leftovers(found) if options.yes else []
+    if options.as_json:
+        rows = [
+            {**vars(one), "path": str(one.path), "removed": options.yes and one not in busy} for one in found
+        ]
         typer.echo(json.dumps(rows, indent=2))
     else:
-        _show(found, busy, yes)
+        _show(found, busy, options.yes)
 
 
 def _show(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:

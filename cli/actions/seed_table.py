@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from cli.commands.scores import Seeds
 from cli.shared.tables import show, table
 from diffusion.config import load
 from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
@@ -17,25 +18,24 @@ from tracking.comparison.score_comparison import format_spread
 from tracking.comparison.seed_groups import other_seeds
 
 
-def show_seeds(html: Path | None, as_json: bool) -> None:
+def show_seeds(options: Seeds) -> None:
     """Carry out `diffctl seeds`."""
-    if html is not None:
-        check_output(html, "--html")
+    if options.html is not None:
+        check_output(options.html, "--html")
     document = read_scores(SCORES)
-
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
-    if html is not None:
-        _write_page(html, others)
-    if as_json:
+    if options.html is not None:
+        _write_page(options.html, others)
+    if options.as_json:
         typer.echo(json.dumps(_values(document, found, aside), indent=2))
         return
     _show(document, found)
     for seed, fields in sorted(aside.items()):
         why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep lacks that cell"
         typer.echo(f"seed {seed} is left out: {why}")
-    if html is not None:
-        typer.echo(f"page: {html}")
+    if options.html is not None:
+        typer.echo(f"page: {options.html}")
 
 
 def _write_page(html: Path, others: Sequence[ScoresDocument]) -> None:

@@ -4,6 +4,7 @@ import json
 
 import typer
 
+from cli.commands.registry import Reap, Runs, Sync
 from cli.shared.tables import ago, show, since, span, table
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.flow_runs import reap_pending_runs
@@ -12,28 +13,28 @@ from tracking.runs.run_overview import reap as reap_runs
 from tracking.spool.sender import deliver_all
 
 
-def show_runs(num: int, every: bool, as_json: bool) -> None:
+def show_runs(options: Runs) -> None:
     """Carry out `diffctl runs`."""
-    rows, problem = list_runs(newest=None if every else num + 1)
-    more = not every and len(rows) > num
-    rows = rows if every else rows[:num]
-    if as_json:
+    rows, problem = list_runs(newest=None if options.every else options.num + 1)
+    more = not options.every and len(rows) > options.num
+    rows = rows if options.every else rows[: options.num]
+    if options.as_json:
         typer.echo(json.dumps([vars(row) for row in rows], indent=2))
     elif rows:
         _show_runs(rows)
         if more:
-            typer.echo(f"newest {num}: `diffctl runs --all` lists all")
+            typer.echo(f"newest {options.num}: `diffctl runs --all` lists all")
     elif not problem:
         typer.echo("no trainings yet: `diffctl run` starts one")
     if problem:
         raise type(problem)(f"{problem}; only the trainings in runs/ are listed")
 
 
-def reap_dead_runs(names: list[str] | None, pending: int, as_json: bool) -> None:
+def reap_dead_runs(options: Reap) -> None:
     """Carry out `diffctl runs reap`."""
-    reaped = reap_runs(names or [])
-    freed = [] if names else reap_pending_runs(60 * pending)
-    if as_json:
+    reaped = reap_runs(options.names or [])
+    freed = [] if options.names else reap_pending_runs(60 * options.pending)
+    if options.as_json:
         typer.echo(json.dumps([vars(one) for one in (*reaped, *freed)], indent=2))
     else:
         for one in reaped:
@@ -46,10 +47,10 @@ def reap_dead_runs(names: list[str] | None, pending: int, as_json: bool) -> None
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
 
-def sync_runs(as_json: bool) -> None:
+def sync_runs(options: Sync) -> None:
     """Carry out `diffctl sync`."""
     synced = deliver_all()
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps([{**vars(one), "folder": str(one.folder)} for one in synced], indent=2))
     else:
         for one in synced:

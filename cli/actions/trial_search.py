@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.trial_runs import Trials
-from cli.commands.search import RayOptions
+from cli.commands.models import Search
 from cli.shared.tables import show, table
-from cli.stages.trial import MODULE
+from cli.stages.trial import MODULE, trial_command
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.evaluate.features.extractors import space_extractor
@@ -27,24 +26,87 @@ from diffusion.search.search_dir import (
     SCORES,
     About,
     Trial,
+    TrialResult,
     first_settings,
     open_search,
+    read_result,
     search_dir,
     trial_dir,
+    write_result,
+    write_trial_params,
 )
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
 from diffusion.search.study import SearchStudy, SequentialRunner, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
+from diffusion.system.signals import stop_request
 from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import ray_trials
+from flows.trial_process import run_process
 from tracking.experiments import log_search
 
+MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
-def search_settings(name: str, ray: bool, as_json: bool, options: RayOptions) -> None:
+
+class Trials:
+    """The `total` trials of the search in `folder`, with the `values` of params.yaml."""
+
+    def __init__(self, folder: Path, values: dict[str, Any], total: int) -> None:
+        self._folder, self._values, self._total, self._failures = folder, values, total, 0
+
+    def begin(self, trial: Trial) -> TrialResult | None:
+        """Write the params.yaml of the trial; return its result if it has one already or is invalid."""
+        folder = trial_dir(self._folder, trial.number)
+        self._print(trial.number, f": {describe_point(trial.point)}")
+        if (result := read_result(folder)) is not None:
+            return result
+        path = write_trial_params(folder, self._values, trial.point)
+        try:
+            load(path)  # a point within ranges may be an invalid configuration
+        except UsageError as error:
+            result = TrialResult("failed", reason=str(error))
+            write_result(folder, result)
+        return result
+
+    def end(self, number: int, result: TrialResult) -> None:
+        """Report a failed trial; DiffctlError after several failures in a row."""
+        self._failures = self._failures + 1 if result.state == "failed" else 0
+        if result.state == "failed":
+            typer.echo(f"trial {number + 1} failed: {result.reason}", err=True)
+        if self._failures >= MAX_FAILURES:
+            raise DiffctlError(
+                f"{MAX_FAILURES} trials in a row failed, the last because {result.reason}: correct that, "
+                f"remove {trial_dir(self._folder, number)} and run the search again"
+            )
+
+    def end_parallel(self, number: int, result: TrialResult) -> None:
+        """Report the end of a trial that ran in parallel with others, then do as `end`."""
+        if result.state != "failed":
+            value = "" if result.value is None else f": {result.value:.5g}"
+            self._print(number, f" is {result.state}{value}")
+        self.end(number, result)
+
+    def run(self, trial: Trial) -> TrialResult:
+        """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
+        result = self.begin(trial)
+        if result is None:
+            folder = trial_dir(self._folder, trial.number)
+            with stop_request() as stop:
+                result = run_process(trial_command(folder), folder, stop)
+                stop.raise_if_set()
+            assert result is not None, "it was not stopped"
+        self.end(trial.number, result)
+        return result
+
+    def _print(self, number: int, text: str) -> None:
+        typer.echo(f"trial {number + 1} of {self._total}{text}", err=True)
+
+
+def search_settings(options: Search) -> None:
     """Carry out `diffctl search`."""
+    name = options.name
     folder, values, config = search_dir(name), read_params(), _load_config()
     assert config.search is not None, "it has the section"
     settings, digest = _check_search(values, config)
@@ -53,12 +115,12 @@ def search_settings(name: str, ray: bool, as_json: bool, options: RayOptions) ->
         about = open_search(folder, config.search, settings, digest)
         study = SearchStudy(folder, name, config.search)
         trials = Trials(folder, values, count_trials(config.search))
-        if ray:
+        if options.ray:
             with _ray_runner(options, config, folder, trials) as runner:
                 done = run_search(study, runner)
         else:
             done = run_search(study, SequentialRunner(trials.run))
-        _report(folder, about, config, done, as_json)
+        _report(folder, about, config, done, options.as_json)
 
 
 def _load_config() -> Config:
@@ -94,7 +156,7 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
 
 
 def _ray_runner(
-    options: RayOptions, config: Config, folder: Path, trials: Trials
+    options: Search, config: Config, folder: Path, trials: Trials
 ) -> AbstractContextManager[TrialRunner]:
     """Return the runner of parallel trials; UsageError if `train.devices` is searched."""
     assert config.search is not None, "it has the section"

@@ -1,79 +1,120 @@
-"""`diffctl promote`, `rollback` and `history`: the champion in MLflow's model registry."""
+"""The registry and the tracked runs: `diffctl promote`, `rollback`, `history`, `runs`, `sync` and `prune`."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from cli.shared.options import AsJson
-from cli.shared.startup_message import begin
+from cli.shared.command import add_command, callback_of, command
+from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
 
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, stored in the history.")]
+
+@dataclass(kw_only=True)
+class MoveOptions(JsonOptions):
+    """The reason of a change of the champion."""
+
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, stored in the history.")] = ""
 
 
-def promote(
-    version: Annotated[
-        int | None,
-        typer.Argument(
-            metavar="[VERSION]",
-            min=1,
-            max=MAX_COUNT,
-            help="A registered version. [default: models/]",
-        ),
-    ] = None,
-    reason: Reason = "",
-    force: Annotated[
-        bool, typer.Option("--force", help="Promote it even if the gate refuses; needs --reason.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the decision of the gate without any change.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+@command("cli.actions.champion:promote_model", "reading the registry")
+class Promote(MoveOptions):
     """Make a model version the champion if it is better.
 
     Without VERSION, the model of this project is registered with its scores first.
 
     Exit code 3 if the gate refuses it.
     """
-    if force and not reason.strip():
-        raise UsageError("--force needs --reason TEXT, which the history stores")
-    begin("reading the registry", as_json)
-    from cli.actions import champion
 
-    champion.promote_model(version, reason, force, dry_run, as_json)
-
-
-def rollback(
-    to: Annotated[
+    version: Annotated[
         int | None,
-        typer.Option(
-            "--to",
-            metavar="N",
-            min=1,
-            max=MAX_COUNT,
-            help="An earlier version. [default: previous champion]",
+        typer.Argument(
+            metavar="[VERSION]", min=1, max=MAX_COUNT, help="A registered version. [default: models/]"
         ),
-    ] = None,
-    reason: Reason = "",
-    as_json: AsJson = False,
-) -> None:
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote it even if the gate refuses; needs --reason.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the decision of the gate without any change.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise UsageError for --force without a reason."""
+        if self.force and not self.reason.strip():
+            raise UsageError("--force needs --reason TEXT, which the history stores")
+
+
+@command("cli.actions.champion_rollback:roll_back_champion", "reading the registry")
+class Rollback(MoveOptions):
     """Make the previous champion the champion again.
 
     Its file is verified and one image is sampled first.
 
     The replaced version is not promoted by later runs.
     """
-    begin("reading the registry", as_json)
-    from cli.actions import champion_rollback
 
-    champion_rollback.roll_back_champion(to, reason, as_json)
+    to: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, max=MAX_COUNT, help="An earlier version. [default: previous champion]"
+        ),
+    ] = None
 
 
-def history(as_json: AsJson = False) -> None:
+@command("cli.actions.champion:show_champions", "reading the registry")
+class History(JsonOptions):
     """List the changes of the champion, newest last."""
-    begin("reading the registry", as_json)
-    from cli.actions import champion
 
-    champion.show_champions(as_json)
+
+@command("cli.actions.tracked_runs:show_runs", "reading the runs")
+class Runs(JsonOptions):
+    """List the trainings of this project and its MLflow, newest first."""
+
+    num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="Show the newest N.")] = 50
+    every: Annotated[bool, typer.Option("--all", help="Show all.")] = False
+
+    def check(self) -> None:
+        """Raise UsageError for --num with --all."""
+        self.refuse_idle("num", self.every, "with --all")
+
+
+@command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings")
+class Reap(JsonOptions):
+    """Mark trainings without a process as KILLED in MLflow.
+
+    Their logs are delivered first.
+
+    Without names, Prefect runs that stay Pending are also marked as
+    Crashed, since they block their deployment.
+    """
+
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: dead runs of this project]"),
+    ] = None
+    pending: Annotated[
+        int, typer.Option(min=0, max=10_000, help="Minutes until a pending Prefect run counts as crashed.")
+    ] = 20
+
+
+@command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs")
+class Sync(JsonOptions):
+    """Deliver logs that MLflow missed during an outage, each point once."""
+
+
+@command("cli.actions.run_pruning:prune_runs", "looking through runs/")
+class Prune(JsonOptions):
+    """List or remove files in runs/ that nothing needs.
+
+    Files of params.yaml, the champion, searches and kept runs stay.
+    """
+
+    keep: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Keep the files of this run.")] = None
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; else they are only listed.")] = False
+
+
+runs_app = typer.Typer(name="runs", help="List the trainings.", invoke_without_command=True)
+runs_app.callback()(callback_of(Runs))
+add_command(runs_app, Reap)

@@ -9,21 +9,20 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import typer.core
-import typer.main
+from typer.core import TyperCommand
+from typer.main import get_command
 
+from cli.shared.command import SAMPLING_OPTIONS as META
 from diffusion.system.errors import UsageError
 
 if TYPE_CHECKING:
     from diffusion.protocol.options import SamplingOption
 
-META = "sampling options"
 
-
-class SamplingCommand(typer.core.TyperCommand):
+class SamplingCommand(TyperCommand):
     """A command with an option for each declared sampling option, except those in `without`.
 
-    Its function reads them by `given_options`.
+    `Options.sampling` has their values.
     """
 
     without: tuple[str, ...] = ()
@@ -55,15 +54,11 @@ class SamplingCommand(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function; the declared options are in the context."""
-        names = [parameter.name for parameter in self._declared or ()]
-        ctx.meta[META] = {name: _plain(ctx.params.pop(name)) for name in names}
+        given = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
+        ctx.meta[META] = {
+            name: value.value if isinstance(value, Enum) else value for name, value in given.items()
+        }
         return super().invoke(ctx)
-
-
-class ReverseCommand(SamplingCommand):
-    """A command with the sampling options of a single trajectory."""
-
-    without = ("timesteps",)
 
 
 class AxesCommand(SamplingCommand):
@@ -74,12 +69,6 @@ class AxesCommand(SamplingCommand):
         from diffusion.protocol.settings import AXES, OPTIONS
 
         return _parameters({name: _axis(OPTIONS[name]) for name in AXES})
-
-
-def given_options(context: typer.Context) -> dict[str, Any]:
-    """Return the declared options of the command line by name, None where one is not given."""
-    options: dict[str, Any] = context.meta[META]
-    return options
 
 
 def refuse_idle_options(options: Mapping[str, Any]) -> None:
@@ -108,27 +97,22 @@ def flag(name: str) -> str:
 
 def _option(option: "SamplingOption") -> Any:
     """Return the annotated type of an option's parameter."""
+    declared, kind = option.option, option.plain_type
     default = f" [default: {option.default}]" if option.default not in (None, "") else ""
-    text = option.option.help + default
-    if option.option.choices:
-        return Annotated[option.enum() | None, typer.Option(flag(option.name), help=text)]
-    if option.option.write is not None:
-        metavar = option.option.metavar
-        return Annotated[str | None, typer.Option(flag(option.name), help=text, metavar=metavar)]
-    if option.plain_type is bool:
-        flags = f"{flag(option.name)}/--no-{flag(option.name)[2:]}"
-        return Annotated[bool | None, typer.Option(flags, help=text)]
-    least, most = option.bound(lower=True), option.bound(lower=False)
-    return Annotated[
-        option.plain_type | None, typer.Option(flag(option.name), help=text, min=least, max=most)
-    ]
+    more: dict[str, Any] = {}
+    if declared.choices:
+        kind = option.enum()
+    elif declared.write is not None:
+        kind, more = str, {"metavar": declared.metavar}
+    elif kind is not bool:
+        more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
+    return Annotated[kind | None, typer.Option(help=declared.help + default, **more)]
 
 
 def _axis(option: "SamplingOption") -> Any:
     """Return the annotated type of an axis' parameter."""
-    value = option.option.metavar or "A"
     text = f"{option.option.help} [default: params.yaml's]"
-    return Annotated[str | None, typer.Option(flag(option.name), help=text, metavar=f"{value},…")]
+    return Annotated[str | None, typer.Option(help=text, metavar=f"{option.option.metavar or 'A'},…")]
 
 
 def _parameters(annotations: Mapping[str, Any]) -> list[Any]:
@@ -136,17 +120,12 @@ def _parameters(annotations: Mapping[str, Any]) -> list[Any]:
 
     def function(**options: Any) -> None: ...
 
-    keyword = inspect.Parameter.KEYWORD_ONLY
     function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(name, keyword, default=None, annotation=kind)
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
             for name, kind in annotations.items()
         ]
     )
     app = typer.Typer(add_completion=False)
     app.command()(function)
-    return [one for one in typer.main.get_command(app).params if one.name in annotations]
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, Enum) else value
+    return [one for one in get_command(app).params if one.name in annotations]

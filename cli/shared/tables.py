@@ -1,5 +1,6 @@
 """Tables with aligned columns, of full width in files and pipes."""
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 PIPE_WIDTH = 250  # characters
-NARROWEST = 8  # characters of a readable column
 
 
 def table(*columns: str) -> "Table":
@@ -21,26 +21,10 @@ def table(*columns: str) -> "Table":
 
 
 def show(made: "Table") -> None:
-    """Print the table; in a narrow terminal a line for each cell."""
-    import sys
-
+    """Print the table."""
     from rich.console import Console
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    width = console.width
-    if width < NARROWEST * len(made.columns) and console.measure(made).maximum >= width:
-        _show_cells(made)
-    else:
-        console.print(made)
-
-
-def _show_cells(made: "Table") -> None:
-    """Print each cell that is not empty as a line of heading and value."""
-    for cells in zip(*(column.cells for column in made.columns), strict=True):
-        for column, cell in zip(made.columns, cells, strict=True):
-            if cell:
-                print(f"{column.header} {cell}".strip())
-        print()
+    Console(width=None if sys.stdout.isatty() else PIPE_WIDTH).print(made)
 
 
 def ago(milliseconds: int | None) -> str:

@@ -2,7 +2,9 @@
 
 from functools import partial
 
-from cli.stages.training import console_training, follow, print_line, stage_command
+from cli.commands.pipeline import TrainingOptions
+from cli.stages.observers import print_line
+from cli.stages.training import console_training, follow, stage_command
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import CLASSIFIER, CLASSIFIER_CURVE, CLASSIFIER_RUNS, PREPARED
@@ -14,7 +16,7 @@ from diffusion.train.train_config import ClassifierSections
 from diffusion.train.trainer import Trainer, TrainPaths
 
 
-def run_stage(fresh: bool, keep: bool) -> None:
+def run_stage(options: TrainingOptions) -> None:
     """Train the classifier of params.yaml, or resume its training."""
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
@@ -22,5 +24,5 @@ def run_stage(fresh: bool, keep: bool) -> None:
     trainer = Trainer(plan, store, places, stage_command("classifier"), partial(print_line, "classifier"))
     if is_follower():
         return follow(trainer)
-    trainer.lead(partial(console_training, "classifier", plan), fresh=fresh, keep=keep)
+    trainer.lead(partial(console_training, "classifier", plan), fresh=options.fresh, keep=options.keep)
     print_line("classifier", f"`diffctl sample --classifier {CLASSIFIER}` uses it for guidance")

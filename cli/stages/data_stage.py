@@ -1,7 +1,6 @@
 """The stage `data`: download and prepare the data set."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import typer
@@ -17,50 +16,26 @@ from diffusion.system.signals import stop_request
 
 
 def run_stage() -> None:
-    """Prepare the data of params.yaml."""
-    with show_preparation() as (show, downloading):
-        prepare(load_section("data", DataConfig), PREPARED, show, downloading)
-    show_prepared(PREPARED)
-
-
-Downloading = Callable[[int, int, str], None]
-"""Called with the bytes done, the total, and the file name."""
-
-
-@contextmanager
-def show_preparation() -> Iterator[tuple[Show, Downloading]]:
-    """Yield callbacks for images and for downloaded bytes; a signal stops the work at the next call."""
-    with stop_request() as stop, progress("data") as images, _downloads() as bytes_of:
+    """Prepare the data of params.yaml; a signal stops the work at the next report of progress."""
+    with stop_request() as stop, progress("data") as show_images, ExitStack() as download_line:
+        lines: dict[str, Show] = {}
 
         def show(done: int, total: int, more: str = "") -> None:
-            images(done, total, more)
+            show_images(done, total, more)
             stop.raise_if_set()
 
         def downloading(done: int, total: int, name: str) -> None:
-            bytes_of(done, total, name)
+            if name not in lines:
+                download_line.close()
+                lines[name] = download_line.enter_context(progress(name, unit="bytes"))
+            lines[name](done, total)
             stop.raise_if_set()
 
-        yield show, downloading
+        prepare(load_section("data", DataConfig), PREPARED, show, downloading)
+    _print_summary(PREPARED)
 
 
-@contextmanager
-def _downloads() -> Iterator[Downloading]:
-    """Yield a callback with a progress line for each file."""
-    current = ""
-    show: Show | None = None
-    with ExitStack() as line:
-
-        def shown(done: int, total: int, name: str) -> None:
-            nonlocal current, show
-            if show is None or name != current:
-                line.close()
-                current, show = name, line.enter_context(progress(name, unit="bytes"))
-            show(done, total, "")
-
-        yield shown
-
-
-def show_prepared(folder: Path) -> None:
+def _print_summary(folder: Path) -> None:
     """Print the contents of a folder of prepared splits."""
     splits = ("train", "test")
     stores = {split: open_store(folder / split, PreparedMeta, unverified=True) for split in splits}

@@ -1,7 +1,7 @@
 """The stage `evaluate`: the scores of every cell."""
 
 from cli.shared.progress import progress
-from cli.stages.preflight import preflight
+from cli.stages.context import preflight
 from diffusion.choice.selection import write_summary
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.sweep_scores import evaluate as score

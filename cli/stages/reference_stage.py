@@ -1,7 +1,7 @@
 """The stage `reference`: features of real images."""
 
 from cli.shared.progress import progress
-from cli.stages.preflight import preflight
+from cli.stages.context import preflight
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.layout import PREPARED, REFERENCE

@@ -1,7 +1,7 @@
 """The stage `sample`: the images of every cell."""
 
 from cli.shared.progress import progress
-from cli.stages.preflight import preflight
+from cli.stages.context import preflight
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.protocol.grid import grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig

@@ -2,8 +2,10 @@
 
 from functools import partial
 
-from cli.stages.preflight import preflight
-from cli.stages.training import follow, print_line, stage_command, tracked_training
+from cli.commands.pipeline import TrainingOptions
+from cli.stages.context import preflight
+from cli.stages.observers import print_line
+from cli.stages.training import follow, stage_command, tracked_training
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import AVERAGES, LOSS_CURVE, MODEL, PREPARED, RUN, TRAIN_RUNS
@@ -18,7 +20,7 @@ from diffusion.train.trainer import Trainer, TrainPaths
 from flows.dvc_stage import fetch_pretrained
 
 
-def run_stage(fresh: bool, keep: bool) -> None:
+def run_stage(options: TrainingOptions) -> None:
     """Train the denoiser, or resume its training."""
     sections = load_sections(TrainSections)
     fetch_pretrained(sections.train.init_from)
@@ -29,5 +31,5 @@ def run_stage(fresh: bool, keep: bool) -> None:
     trainer = Trainer(plan, store, places, stage_command("train"), partial(print_line, "train"))
     if config is None:
         return follow(trainer)
-    training = trainer.lead(partial(tracked_training, plan, config), fresh=fresh, keep=keep)
+    training = trainer.lead(partial(tracked_training, plan, config), fresh=options.fresh, keep=options.keep)
     write_json(RUN, add_checksum(training.identity()))

@@ -3,24 +3,20 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import typer
-from torch import nn
 
-from cli.shared.progress import above, progress
-from cli.stages.validation import Validation, scored_images
-from cli.stages.watch import ConsoleLine, SpoolObserver
-from diffusion.code_digest import CodeSince
+from cli.shared.progress import progress
+from cli.stages.observers import ConsoleTraining, TrackedTraining, Validation
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.features.reference_features import find_or_make_reference
-from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
+from diffusion.protocol.settings import SamplerConfig, SampleSettings
 from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
@@ -28,14 +24,12 @@ from diffusion.train.distributed.process_group import RankFailed
 from diffusion.train.loop import Diverged
 from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
-from diffusion.train.train_step import TrainState
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import (
     CODE,
     DATA_DIGEST,
     FINGERPRINT,
-    MODEL_FOLDER,
     RESUMED_FROM,
     experiment_name,
     git_tags,
@@ -51,77 +45,9 @@ from tracking.spool.spool_writer import Spool, flatten
 SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}
 
 
-@dataclass(frozen=True)
-class ConsoleObserver:
-    """A training that is reported on the console under the name of its stage."""
-
-    name: str
-    run: RunDir
-    observer: ConsoleLine
-
-    def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """Print the folder of the training, and where it resumes or why it starts from scratch."""
-        step, total = state.step, state.plan.train.steps
-        how = f"resuming after step {step:,} of {total:,}" if step else f"{total:,} steps"
-        print_line(self.name, f"{how}, state in {self.run.folder}")
-        if self.run.start:
-            print_line(self.name, self.run.start.describe())
-        elif not step and (changes := self.run.changes()):
-            print_line(self.name, changes)
-        if changed := state.change_of_code():
-            print_line(self.name, _describe_change(*changed))
-
-    def save(self, state: TrainState) -> None:
-        """Save the state."""
-        self.run.save(state)
-
-    def finished(self, model: Path) -> None:
-        """Print the path of the model file."""
-        print_line("model", str(model))
-
-
-@dataclass(frozen=True)
-class TrackedTraining(ConsoleObserver):
-    """A training that is also logged to MLflow."""
-
-    observer: SpoolObserver
-    spool: Spool
-
-    def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """As the base class; a score that a stop interrupted is repeated now."""
-        super().announce(state, ema)
-        self.observer.catch_up(state.step, ema)
-
-    def save(self, state: TrainState) -> None:
-        """Save the state, after an fsync of the logs of its steps."""
-        with self.observer.paused():
-            self.spool.sync()
-            super().save(state)
-
-    def finished(self, model: Path) -> None:
-        """Add the model file to the spool and print its path."""
-        self.spool.artifact(model, folder=MODEL_FOLDER)
-        super().finished(model)
-
-    def identity(self) -> dict[str, Any]:
-        """Return the content of models/run.json: the key of the MLflow run."""
-        return {"key": self.run.key, "fingerprint": self.run.folder.name}
-
-
 def stage_command(name: str) -> list[str]:
     """Return the command that starts a further process of a stage's training."""
     return [sys.executable, "-m", "cli.entry", "stage", name]
-
-
-def print_line(name: str, sentence: str) -> None:
-    """Print a line on stderr with the name of the stage."""
-    above(f"{name}: {sentence}")
-
-
-def _describe_change(before: CodeSince, now: CodeSince) -> str:
-    if before.digest != now.digest:
-        return f"the code has changed since these steps ({before.digest}, now {now.digest})"
-    return f"these steps used torch {before.torch}, the next ones use {now.torch}"
 
 
 def follow(trainer: Trainer) -> None:
@@ -141,11 +67,11 @@ def validation_loss(plan: TrainPlan) -> ValidationLoss | None:
 
 
 @contextmanager
-def console_training(name: str, plan: TrainPlan, run: RunDir, stop: StopRequest) -> Iterator[ConsoleObserver]:
+def console_training(name: str, plan: TrainPlan, run: RunDir, stop: StopRequest) -> Iterator[ConsoleTraining]:
     """Report a training on the console."""
     heldout = validation_loss(plan)
     with progress(name, per=plan.train.batch_size) as show:
-        yield ConsoleObserver(name, run, ConsoleLine(run, show, heldout))
+        yield ConsoleTraining(name, run, show, heldout)
 
 
 @contextmanager
@@ -170,9 +96,7 @@ def tracked_training(
         validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
         heldout = validation_loss(plan)
         with progress("train", per=plan.train.batch_size) as show:
-            yield TrackedTraining(
-                "train", run, SpoolObserver(run, plan, spool, show, validation, heldout), spool
-            )
+            yield TrackedTraining(run, plan, spool, show, validation, heldout)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -191,7 +115,15 @@ def _validation(
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)
-    scorer = ValidationScorer(scored_images(config), extractor, reference, section)
+    scorer = ValidationScorer(_scored_images(config), extractor, reference, section)
     folder, keep = run.folder / "checkpoints", plan.train.keep
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card)
     return Validation(plan_artefact(plan), scorer, checkpoints, spool, stop)
+
+
+def _scored_images(config: Config) -> ValidationImages:
+    """Return the images to score: `train.eval_images` by DDIM (η = 0) in `train.eval_steps` steps."""
+    shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    steps = min(config.train.eval_steps, config.process.timesteps)
+    settings = SampleSettings(**shared, steps=steps, eta=0.0)
+    return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)

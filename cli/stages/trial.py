@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from cli.commands.models import SearchTrial
+from cli.stages.observers import TrackedTraining, print_line
 from cli.stages.scoring import scored_grid
-from cli.stages.training import SENDER_SECONDS, TrackedTraining, follow, print_line, tracked_training
+from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
@@ -59,10 +61,16 @@ def trial_command(folder: Path) -> list[str]:
 
 
 @dataclass
-class TrialPlace:
-    """The folder of a trial within the folder of its search."""
+class TrialRun:
+    """A trial in its folder, which is two levels below the folder of its search."""
 
     folder: Path
+    config: Config
+    section: SearchConfig
+    stop: StopRequest | None = None
+    """The request to stop of the running training."""
+    pruned_at: int | None = None
+    """The step at which the study stopped the training, if it did."""
 
     @property
     def search(self) -> Path:
@@ -74,58 +82,46 @@ class TrialPlace:
         """The trial's number."""
         return int(self.folder.name)
 
-
-@dataclass
-class Pruning:
-    """Stops the training early if the study prunes it; `at` is the last step then."""
-
-    place: TrialPlace
-    section: SearchConfig
-    steps: int
-    stop: StopRequest | None = None
-    at: int | None = None
-
-    def check(self, step: int, loss: float) -> None:
-        """Report a validation loss, and request a save and stop if it is above the median."""
+    def report(self, step: int, loss: float) -> None:
+        """Report a validation loss, and request a save and stop if the study prunes the trial."""
         assert self.stop is not None, "the training has started"
-        study = SearchStudy(self.place.search, self.place.search.name, self.section)
-        prune = study.report(self.place.number, step, loss)
-        if prune and step < self.steps and self.stop.request():
-            self.at = step
+        study = SearchStudy(self.search, self.search.name, self.section)
+        prune = study.report(self.number, step, loss)
+        if prune and step < self.config.train.steps and self.stop.request():
+            self.pruned_at = step
 
 
-def run_trial(folder: Path, *, local: bool = False) -> None:
+def run_trial(options: SearchTrial) -> None:
     """Run or resume the trial in the folder, and write its result to ended.json.
 
-    It waits for another process of the same trial, such as one on an unreachable machine. With `local`,
-    images are sampled in this process. UsageError if the folder has no trial. Interrupted on a signal, after
-    a save.
+    It waits for another process of the same trial, such as one on an unreachable machine. UsageError if the
+    folder has no trial. Interrupted on a signal, after a save.
     """
+    folder = options.folder
     config = load(folder / PARAMS.name)
-    if local:
+    if options.local:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
     if config.search is None or not folder.name.isdecimal():
         raise UsageError(f"{folder} is no trial of a search: `diffctl search` makes them")
     _die_with_search()
-    trainer = _trainer(config, folder)
+    fetch_pretrained(config.train.init_from)
+    store = open_store(PREPARED / "train", PreparedMeta)
+    plan = plan_training(config, store.meta, default_device())
+    places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
+    trainer = Trainer(plan, store, places, trial_command(folder), partial(print_line, "train"))
     if is_follower():
         return follow(trainer)
     if is_held(folder / LOCK):
         print_line("trial", "waiting for another process of this trial")
     with file_lock(folder / LOCK):
         if read_result(folder) is None:
-            _finish(trainer, config, TrialPlace(folder))
-
-
-def _finish(trainer: Trainer, config: Config, place: TrialPlace) -> None:
-    """Run the trial and write its result."""
-    try:
-        result = _run(trainer, config, place)
-    except TemporaryError:
-        raise
-    except DiffctlError as error:
-        result = TrialResult("failed", reason=str(error)[:1000])
-    write_result(place.folder, result)
+            try:
+                result = _train_and_score(TrialRun(folder, config, config.search), trainer, plan)
+            except TemporaryError:
+                raise
+            except DiffctlError as error:
+                result = TrialResult("failed", reason=str(error)[:1000])
+            write_result(folder, result)
 
 
 def _die_with_search() -> None:
@@ -135,29 +131,18 @@ def _die_with_search() -> None:
         raise DiffctlError("the search of this trial has ended")
 
 
-def _trainer(config: Config, folder: Path) -> Trainer:
-    fetch_pretrained(config.train.init_from)
-    store = open_store(PREPARED / "train", PreparedMeta)
-    plan = plan_training(config, store.meta, default_device())
-    places = TrainPaths(TRAIN_RUNS, folder / CURVE, folder / MODEL)
-    return Trainer(plan, store, places, trial_command(folder), partial(print_line, "train"))
-
-
-def _run(trainer: Trainer, config: Config, place: TrialPlace) -> TrialResult:
-    assert config.search is not None, "it is a trial"
-    assert isinstance(trainer.plan, DenoiserPlan), "`_trainer` plans one"
-    about = read_checksummed_json(place.search / ABOUT, About)
-    pruning = Pruning(place, config.search, config.train.steps)
+def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
+    about = read_checksummed_json(trial.search / ABOUT, About)
     try:
-        training = _lead(trainer, partial(_tracked_trial, trainer.plan, config, pruning, about))
+        training = _lead(trainer, partial(_tracked_trial, trial, plan, about))
     except Interrupted:
-        if pruning.at is None or pruning.stop is None:
+        if trial.pruned_at is None or trial.stop is None:
             raise
-        pruning.stop.clear()
+        trial.stop.clear()
         return TrialResult("pruned")
-    model = place.folder / MODEL
-    document = scored_grid(config.sample, config.sweep, config.evaluate, model, place.folder)
-    _log(training, document, place)
+    config, model = trial.config, trial.folder / MODEL
+    document = scored_grid(config.sample, config.sweep, config.evaluate, model, trial.folder)
+    _log(training, document, trial.folder)
     return TrialResult("done", document.best.value)
 
 
@@ -186,28 +171,22 @@ def _lead(
 
 @contextmanager
 def _tracked_trial(
-    plan: DenoiserPlan,
-    config: Config,
-    pruning: Pruning,
-    about: About,
-    run: RunDir,
-    stop: StopRequest,
+    trial: TrialRun, plan: DenoiserPlan, about: About, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track the training as a child run of the search, and prune it by its validation loss."""
-    pruning.stop = stop
-    with tracked_training(plan, config, run, stop) as training:
-        name = pruning.place.search.name
-        training.spool.tags({SEARCH: name, SEARCH_KEY: about.key, TRIAL: str(pruning.place.number)})
-        if pruning.section.prune:
-            training.observer.on_validation = pruning.check
+    trial.stop = stop
+    with tracked_training(plan, trial.config, run, stop) as training:
+        training.spool.tags({SEARCH: trial.search.name, SEARCH_KEY: about.key, TRIAL: str(trial.number)})
+        if trial.section.prune:
+            training.on_validation = trial.report
         try:
             yield training
         finally:
-            if pruning.at is not None:
-                training.spool.tags({PRUNED: str(pruning.at)})
+            if trial.pruned_at is not None:
+                training.spool.tags({PRUNED: str(trial.pruned_at)})
 
 
-def _log(training: TrackedTraining, document: ScoresDocument, place: TrialPlace) -> None:
+def _log(training: TrackedTraining, document: ScoresDocument, trial_folder: Path) -> None:
     """Add the scores to the spool of the training and deliver it."""
     folder = training.run.folder
     known = read_status(folder)
@@ -216,6 +195,6 @@ def _log(training: TrackedTraining, document: ScoresDocument, place: TrialPlace)
     with file_lock(folder / "lock"):
         spool = Spool(folder, training.run.key, title, experiment_name(str(best.card["data"])))
         spool.metrics(known.step if known is not None else 0, best_scores(document))
-        spool.artifact(place.folder / SCORES, EVALUATION_FOLDER)
+        spool.artifact(trial_folder / SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
     start_sender(folder).close(SENDER_SECONDS["FINISHED"])

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli.actions.tracked_runs import _show_runs
-from diffusion.choice.selection import select_best, select_front
 from diffusion.layout import RUN, SCORES, TRAIN_RUNS
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.checksums import add_checksum
@@ -97,19 +96,6 @@ def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent():
     assert cell.data.params["steps"] == "10"
     assert cell.data.params["reference_digest"] == "r" * 64
     assert fetch_scores(parent) == document()
-
-
-def test_grid_of_more_axes_has_a_curve_for_each_combination():
-    train()
-    richer = document()
-    for name, cell in list(richer.cells.items()):
-        sampler = "dpm-solver++" if cell.eta == 0 else "ddim"
-        del richer.cells[name]
-        richer.cells[f"{name}-sampler_{sampler}"] = cell.model_copy(update={"sampler": sampler})
-    chosen = {"best": select_best(richer.cells), "front": select_front(richer.cells)}
-    run_id = log_scores(RUN, richer.model_copy(update=chosen))
-    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0-sampler_dpm-solverpp")) == [(5, 0.3), (10, 0.2)]
-    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_1.0-sampler_ddim")) == [(5, 0.5), (10, 0.4)]
 
 
 def test_logging_scores_again_changes_nothing():

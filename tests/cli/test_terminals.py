@@ -1,4 +1,4 @@
-"""Tables and progress lines in narrow terminals."""
+"""Progress lines in narrow terminals."""
 
 import os
 import re
@@ -10,12 +10,6 @@ from fcntl import ioctl
 
 from tests.conftest import environment
 
-TABLE = """
-from cli.shared.tables import show, table
-made = table("NAME", "STATE", "BEST SCORE", "FOLDER")
-made.add_row("digits-4219eceb", "done", "", "runs/train/4219eceb7c444fa5")
-show(made)
-"""
 PROGRESS = """
 from cli.shared import progress
 now = iter(range(1000))
@@ -42,16 +36,6 @@ def drawn(code: str, columns: int) -> str:
         pass
     os.close(reader)
     return re.sub(r"\x1b\[\d*m", "", text.decode()).replace("\r\n", "\n")
-
-
-def test_narrow_terminal_gets_a_line_for_each_cell_of_a_table() -> None:
-    assert drawn(TABLE, 80).splitlines()[0].split() == ["NAME", "STATE", "BEST", "SCORE", "FOLDER"]
-    assert drawn(TABLE, 20).splitlines() == [
-        "NAME digits-4219eceb",
-        "STATE done",
-        "FOLDER runs/train/4219eceb7c444fa5",
-        "",
-    ]
 
 
 def test_live_line_never_wraps() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.use import use
+from cli.commands.pipeline import Use
 from diffusion.system.errors import UsageError
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT
@@ -37,9 +37,9 @@ def edit(folder: Path) -> str:
 
 
 def test_params_become_the_profile_with_its_comments(folder: Path) -> None:
-    use("fashion-mnist")
+    Use(profile="fashion-mnist").run()
     assert (folder / "params.yaml").read_text() == (PROFILES / "fashion-mnist.yaml").read_text()
-    use("digits")
+    Use(profile="digits").run()
     assert (folder / "params.yaml").read_text() == (PROFILES / "digits.yaml").read_text()
 
 
@@ -47,34 +47,34 @@ def test_unsaved_edits_are_kept_unless_forced(folder: Path, invoke: Invoke) -> N
     edited = edit(folder)
     assert_refused(invoke("use", "fashion-mnist"), "params.yaml has edits")
     assert (folder / "params.yaml").read_text() == edited
-    use("fashion-mnist", force=True)
+    Use(profile="fashion-mnist", force=True).run()
     assert (folder / "params.yaml").read_text() == (PROFILES / "fashion-mnist.yaml").read_text()
 
 
 def test_committed_edits_and_edits_in_a_named_file_are_saved(folder: Path) -> None:
     mine = folder / "mine.yaml"
     mine.write_text(edit(folder))
-    use("mine.yaml")
+    Use(profile="mine.yaml").run()
     assert (folder / "params.yaml").read_text() == mine.read_text()
     git("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "slower")
-    use("fashion-mnist")
+    Use(profile="fashion-mnist").run()
 
 
 def test_works_without_git_and_without_params(folder: Path) -> None:
     shutil.rmtree(folder / ".git")
-    use("fashion-mnist")
+    Use(profile="fashion-mnist").run()
     (folder / "params.yaml").unlink()
-    use("digits")
+    Use(profile="digits").run()
     edit(folder)
     with pytest.raises(UsageError):
-        use("fashion-mnist")
+        Use(profile="fashion-mnist").run()
 
 
 def test_missing_or_invalid_profile_changes_nothing(folder: Path) -> None:
     before = (folder / "params.yaml").read_text()
     with pytest.raises(UsageError, match=r"digit .*digits.*fashion-mnist"):
-        use("digit")
+        Use(profile="digit").run()
     (folder / "broken.yaml").write_text(before.replace("batch_size: 64", "batch_size: -1"))
     with pytest.raises(UsageError, match=r"broken\.yaml: train\.batch_size"):
-        use("broken.yaml")
+        Use(profile="broken.yaml").run()
     assert (folder / "params.yaml").read_text() == before

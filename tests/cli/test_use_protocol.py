@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.commands.use import use
+from cli.commands.pipeline import Use
 from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
@@ -49,7 +49,7 @@ def left_in(output: str) -> set[str]:
 def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     shutil.copy(profile, PARAMS)
     before = load()
-    use(protocol=name)
+    Use(protocol=name).run()
     output = capsys.readouterr().out
     text, after = PARAMS.read_text(), load()
     assert after.evaluate.protocol == name
@@ -58,7 +58,7 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     assert after.data == before.data
     for one in mismatches(name, values(before)):
         assert one.source in output or one.field in left_in(output)
-    use(protocol=name)
+    Use(protocol=name).run()
     again = capsys.readouterr().out
     assert PARAMS.read_text() == text
     assert "follows the protocol" in again
@@ -67,7 +67,7 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
 
 def test_output_has_both_values_and_the_source_of_each_change(capsys):
     shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
-    use(protocol="ddim")
+    Use(protocol="ddim").run()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("evaluate.protocol: not set → ddim (DDIM")
     assert "process.timesteps: 4,000 → 1,000 (sec. 5)" in lines
@@ -77,14 +77,14 @@ def test_output_has_both_values_and_the_source_of_each_change(capsys):
 
 def test_published_statistics_are_set_once_downloaded(capsys):
     shutil.copy(ROOT / "profiles/imagenet64-adm.yaml", PARAMS)
-    use(protocol="adm")
+    Use(protocol="adm").run()
     output = capsys.readouterr().out
     assert "evaluate.statistics: VIRTUAL_imagenet64_labeled.npz is not in references/: fetch it" in output
     assert "https://openaipublic.blob.core.windows.net/" in output
     file = Path("references/VIRTUAL_imagenet64_labeled.npz")
     file.parent.mkdir()
     file.write_bytes(b"statistics")
-    use(protocol="adm")
+    Use(protocol="adm").run()
     output = capsys.readouterr().out
     assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in output
     statistics = load().evaluate.statistics
@@ -95,7 +95,7 @@ def test_published_statistics_are_set_once_downloaded(capsys):
 
 def test_profile_and_protocol_together(here):
     shutil.copytree(ROOT / "profiles", here / "profiles")
-    use("digits", protocol="ddim")
+    Use(profile="digits", protocol="ddim").run()
     assert load().evaluate.protocol == "ddim"
     assert load().data.name == "digits"
 
@@ -104,7 +104,7 @@ def test_unknown_protocol_changes_nothing():
     shutil.copy(ROOT / "profiles/digits.yaml", PARAMS)
     before = PARAMS.read_bytes()
     with pytest.raises(UsageError, match=r"karras.*adm, edm, ddim"):
-        use("digits", protocol="karras")
+        Use(profile="digits", protocol="karras").run()
     assert PARAMS.read_bytes() == before
 
 
@@ -113,7 +113,7 @@ def test_list_with_comments_is_not_rewritten():
     text = text.replace("steps: [5, 10, 20, 50]", "steps:\n    - 5   # the least\n    - 10")
     PARAMS.write_text(text)
     with pytest.raises(UsageError, match=r"edit the file: sweep: \{steps: \[10\]\}"):
-        use(protocol="ddim")
+        Use(protocol="ddim").run()
     assert PARAMS.read_text() == text
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.commands.use import use
+from cli.commands.pipeline import Use
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from tests.cli.conftest import Invoke
@@ -106,6 +106,6 @@ def test_missing_model_changes_nothing(project: Path, start: str | None, word: s
     empty_database(project / "mlflow.db")
     before = (project / "params.yaml").read_text()
     with pytest.raises(DiffctlError, match=word):
-        use(None, False, start)
+        Use(init_from=start).run()
     assert (project / "params.yaml").read_text() == before
     assert not list(project.glob("start/*"))

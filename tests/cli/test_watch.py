@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.stages.training import TrackedTraining
-from cli.stages.watch import SpoolObserver, write_preview
+from cli.stages.observers import TrackedTraining, write_preview
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
@@ -69,7 +68,7 @@ def test_full_disk_for_previews_does_not_stop_training(
     watched, alone = (new_state(plan_of(store), CPU) for _ in range(2))
     with open_run(tmp_path / "runs", "f") as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
-        watch = SpoolObserver(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
+        watch = TrackedTraining(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
         monkeypatch.setattr(os, "fsync", full)
         train(watched, store, ProcessGroup(CPU), watch, folder.save, lambda: None)
         monkeypatch.undo()
@@ -100,7 +99,7 @@ class Failing:
 
     def preview(self, step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cli.stages.watch.generate", self._fail)
+            patch.setattr("cli.stages.observers.generate", self._fail)
             write_preview(Path("/nonexistent/never.png"), self.plan, network, ema)
 
     def validate(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
@@ -162,7 +161,7 @@ def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_
 
     validation: Any = SimpleNamespace(is_scored=lambda step: False, evaluate=fail)
     state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
-    watch = SpoolObserver(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
+    watch = TrackedTraining(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
         watch.catch_up(4, state.ema)
 
@@ -184,8 +183,8 @@ def test_image_rate_excludes_previews_saves_and_scores(
 ) -> None:
     """A step takes 2 s, a preview 100, a save 200, a score 400."""
     clock, logged = Clock(), []
-    monkeypatch.setattr("cli.stages.watch.time", clock)
-    monkeypatch.setattr("cli.stages.watch.write_preview", lambda *_: clock.take(100))
+    monkeypatch.setattr("cli.stages.observers.time", clock)
+    monkeypatch.setattr("cli.stages.observers.write_preview", lambda *_: clock.take(100))
     folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: clock.take(200))
     validation: Any = SimpleNamespace(evaluate=lambda step, ema: clock.take(400))
     spool: Any = SimpleNamespace(
@@ -194,8 +193,7 @@ def test_image_rate_excludes_previews_saves_and_scores(
     store = open_store(digits_store)
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
     state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
-    watch = SpoolObserver(folder, state.plan, spool, lambda *_: None, validation)
-    tracked = TrackedTraining("train", folder, watch, spool)
-    train(state, store, ProcessGroup(CPU), watch, tracked.save, lambda: clock.take(2))
+    watch = TrackedTraining(folder, state.plan, spool, lambda *_: None, validation)
+    train(state, store, ProcessGroup(CPU), watch, watch.save, lambda: clock.take(2))
     assert len(logged) == 12
     assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.commands import stages
+from cli.commands import pipeline
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.check import check
 from diffusion.config import load
@@ -67,14 +67,14 @@ def look() -> None:
 
 
 OF_CELL: dict[str, Callable[[], object]] = {
-    "evaluate": stages.evaluate,
-    "report": stages.report,
+    "evaluate": pipeline.Evaluate().run,
+    "report": pipeline.Report().run,
     "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
 }
 OF_DATA: dict[str, Callable[[], object]] = {
-    "reference": stages.reference,
-    "train": lambda: stages.train(fresh=False, keep=False),
-    "classifier": lambda: stages.classifier(fresh=False, keep=False),
+    "reference": pipeline.Reference().run,
+    "train": pipeline.Train().run,
+    "classifier": pipeline.Classifier().run,
     "nll, encode, interpolate": lambda: open_matching_store(PREPARED / "train", read_artefact(MODEL)),
     "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
     "check": look,

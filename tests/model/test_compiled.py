@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli.actions.image_files import frames_of
+from cli.actions.sampled_images import sample_frames
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.images.pixels import to_nhwc
@@ -196,7 +196,7 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
 def test_image_files_use_compiled_network(compilations, pass_counts) -> None:
     """The command decides once for all its images."""
     model, settings = LoadedModel(network_of(spec_of()), artefact_of(spec_of())), SampleSettings(steps=3)
-    images, _ = frames_of(model, None, settings, range(10), None, 4, False)
+    images, _ = sample_frames(model, None, settings, range(10), None, 4, animate=False)
     expected = generate(model, settings, range(4), mixed_condition(model.artefact, settings, range(4)), CPU)
     assert np.array_equal(images[-1][:4], to_nhwc(expected))
     assert pass_counts == [9]

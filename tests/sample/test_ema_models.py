@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.models import ema
+from cli.commands.models import Ema
 from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
@@ -40,7 +40,7 @@ def write_training(seed: int = 0) -> None:
 def test_cell_model_equals_the_file_of_the_ema_command(trained: Path) -> None:
     models = EMAModelFiles(MODEL, [PLAIN, NARROW, WIDE])
     assert (models.file(PLAIN), models.average_of(PLAIN)) == (MODEL, None)
-    ema(sigma_rel="0.07,0.2", out=trained / "written")
+    Ema(sigma_rel="0.07,0.2", out=trained / "written").run()
     for cell, name in ((NARROW, "ema-0.07"), (WIDE, "ema-0.2")):
         assert models.average_of(cell) == MODEL
         built = models.file(cell)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands import stages
+from cli.commands import pipeline
 from diffusion.layout import RUN
 from tests.conftest import SMALL, diffctl, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
@@ -33,10 +33,10 @@ BEST = "best/kd_effnet_lite0_64"
 def train(folder: Path, uri: str, **changes: object) -> str:
     """Train, sample and evaluate as the stages do; return the run's id."""
     write_params(folder, train=changes)
-    stages.train(fresh=False, keep=False)
-    stages.sample()
+    pipeline.Train().run()
+    pipeline.Sample().run()
     deliver_all()
-    stages.evaluate()
+    pipeline.Evaluate().run()
     fingerprint = read_identity(RUN).fingerprint
     client = connect(uri)
     experiments = [one.experiment_id for one in client.search_experiments()]
@@ -57,8 +57,8 @@ def trainings(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        stages.data()
-        stages.reference()
+        pipeline.Data().run()
+        pipeline.Reference().run()
         yield folder, server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
     server.kill()
 

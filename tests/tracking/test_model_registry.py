@@ -176,7 +176,7 @@ BAD_REQUESTS = {
     "5000": {"steps": 5000},
     "indices": {"indices": []},
     "less than or equal to 1000": {"guidance": 1e308},
-    "noise: Input should be 'small', 'large' or 'learned'": {"noise": "none"},
+    "noise: allowed are small, large, learned": {"noise": "none"},
 }
 
 

@@ -8,14 +8,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli.stages.training import TrackedTraining
+from cli.stages.observers import TrackedTraining
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from tests.helpers.damaged_bytes import damages
 from tracking.spool.spool_events import EVENTS, read_events, read_lines
@@ -169,12 +169,6 @@ def test_full_disk_loses_nothing_once_there_is_room(tmp_path):
     assert steps_of(tmp_path, "loss") == list(range(1, 30))
 
 
-class Unwatched:
-    """Replace the observer: there is no clock to stop."""
-
-    paused = nullcontext
-
-
 def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     order: list[str] = []
 
@@ -185,7 +179,7 @@ def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     spool = open_spool(tmp_path)
     spool.metrics(1, {"loss": 1.0})
     monkeypatch.setattr("os.fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")))
-    TrackedTraining("train", Run(), Unwatched(), spool).save(None)
+    TrackedTraining(Run(), None, spool, None).save(None)
     assert order == [str(tmp_path / EVENTS), "state"]
 
 
@@ -195,7 +189,7 @@ def test_no_state_is_saved_while_points_have_no_room(tmp_path):
         with pytest.warns(DiffctlWarning):
             train(spool, 1, 10)
         with pytest.raises(DiffctlError):
-            TrackedTraining("train", None, Unwatched(), spool).save(None)
+            TrackedTraining(None, None, spool, None).save(None)
     spool.close("FINISHED")
     assert steps_of(tmp_path, "loss") == list(range(1, 10))
 

@@ -1,4 +1,4 @@
-"""The pretrained model of params.yaml (train.init_from)."""
+"""Edits of params.yaml in place: the pretrained model (train.init_from), and the protocol of a paper."""
 
 import subprocess
 import sys
@@ -8,14 +8,16 @@ from pathlib import Path
 import typer
 
 from cli.actions.params_file import replace_values
+from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.check.findings import Project
 from diffusion.check.pretrained_shape import format_sections, needed_changes
-from diffusion.config import load
+from diffusion.config import load, parse
 from diffusion.layout import PARAMS
 from diffusion.model.model_file import Artefact
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_atomic
 from diffusion.system.section import brief
+from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
 from tracking.registry.registered_models import fetch_champion, fetch_version_files
@@ -104,3 +106,23 @@ def _track(path: Path) -> Path | None:
         errors = done.stderr.strip().splitlines()
         raise DiffctlError(f"DVC cannot track {path} ({errors[0] if errors else 'without a message'})")
     return dvc_file(path)
+
+
+def use_protocol(name: str) -> None:
+    """Set each field that differs from the paper; print the changes, and what cannot be set."""
+    config = load()
+    changes, left = adopt_protocol(name, config.model_dump(mode="json"))
+    text = replace_values({tuple(one.field.split(".")): one.new for one in changes})
+    parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # validated before the file is written
+    if changes:
+        write_atomic(PARAMS, lambda file: file.write(text.encode()))
+    else:
+        typer.echo(f"{PARAMS} follows the protocol {name} already")
+    for change in changes:
+        typer.echo(str(change))
+    if any(one.field.startswith("process.") for one in changes):
+        typer.echo("process has changed: the next `diffctl run` trains from scratch")
+    if left:
+        typer.echo("not set:")
+    for one in left:
+        typer.echo(f"  {one}")

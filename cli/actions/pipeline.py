@@ -1,30 +1,44 @@
-"""The deployments of prefect.yaml on a Prefect server."""
+"""The pipeline: run here, or deployed on a Prefect server."""
 
 import json
 from typing import Any
 
 import typer
 
+from cli.actions.score_tables import show_sweep_scores
+from cli.commands.pipeline import DataChanged, Deploy, Run
 from cli.shared.tables import show, table
 from diffusion.config import load
+from diffusion.layout import REPORT, SCORES
+from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NAME
+from flows.pipeline_steps import run_pipeline
 from flows.prefect_server.deployments import Deployment, deploy_all, emit_data_changed
 from flows.prefect_server.local_servers import require_prefect_url
 from tracking.connectivity import redact_uri
 
 
-def deploy_to_prefect(params: bool, as_json: bool) -> None:
+def run_stages(options: Run) -> None:
+    """Carry out `diffctl run`."""
+    outcome = run_pipeline(push=options.push, fresh=options.fresh, keep=options.keep)
+    typer.echo()
+    show_sweep_scores(read_scores(SCORES))
+    typer.echo(f"\nmodel:  {outcome}")
+    typer.echo(f"report: {REPORT / 'index.html'}")
+    typer.echo("runs:   `make ui` (or `diffctl ui`) opens them in MLflow")
+
+
+def deploy_to_prefect(options: Deploy) -> None:
     """Carry out `diffctl deploy`."""
     url = require_prefect_url()
-
     deployed = deploy_all(url)
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps([vars(one) for one in deployed], indent=2))
         return
     for one in deployed:
         typer.echo(f"{one.name}: {one.description}")
-        if params:
+        if options.params:
             _show_parameters(one)
     typer.echo(f"on Prefect at {redact_uri(url)}; a Prefect worker runs them, see docs/operations.md")
 
@@ -52,12 +66,11 @@ def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
     return f"{schema.get('type', 'anything')}{bounds}"
 
 
-def emit_event(data: str | None) -> None:
-    """Carry out `diffctl data_changed`."""
-    name = data or load().data.name
+def emit_event(options: DataChanged) -> None:
+    """Carry out `diffctl emit data-changed`."""
+    name = options.data or load().data.name
     if not 0 < len(name) <= MAX_NAME:
         raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
     url = require_prefect_url()
-
     emit_data_changed(url, name)
     typer.echo(f"event sent to Prefect at {redact_uri(url)}: {name} has changed")

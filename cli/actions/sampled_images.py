@@ -1,0 +1,140 @@
+"""Images from one model, sampled in batches and written to a file."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import typer
+
+from cli.actions.model_choice import selected_model
+from cli.commands.models import Sample
+from cli.shared.progress import progress
+from diffusion.choice.selection import budget_settings, usual_settings
+from diffusion.images.pictures import contact_sheet, gif_bytes, png_bytes
+from diffusion.images.pixels import to_nhwc, to_uint8
+from diffusion.images.store import Images, save_npz
+from diffusion.layout import MODEL, SCORES
+from diffusion.model.classifier import LoadedClassifier, load_classifier
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.process.condition import Condition
+from diffusion.protocol.grid import describe_cell, settings_axes
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.protocol.settings import SampleSettings, parse_settings
+from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.generate import check_settings, generate, should_compile
+from diffusion.sample.sampler import Step
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.output_paths import write_output
+from tracking.registry.registered_models import fetch_scores_of, project_model
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_scores
+
+GIF_FRAMES = 60  # at most
+
+
+def sample_images(options: Sample) -> None:
+    """Carry out `diffctl sample`."""
+    path, device = selected_model(options), default_device()
+    usual = {} if options.budget is not None else _usual_settings(options)
+    scale = options.classifier_scale if options.classifier else 0.0
+    settings = parse_settings(options.sampling, usual, classifier_scale=scale)
+    if options.budget is not None:
+        scores, digest = _scores_of(options), read_artefact(path).model_sha256
+        settings = budget_settings(scores, options.budget, settings.seed, path, digest)
+    loaded = load_model(path, device)
+    check_settings(loaded.artefact, settings)
+    classifier = load_classifier(options.classifier, device) if options.classifier else None
+    frames, labels = sample_frames(
+        loaded,
+        classifier,
+        settings,
+        options.indices,
+        options.klass,
+        options.batch_size,
+        animate=options.out.suffix == ".gif",
+    )
+    _write(options, frames, labels)
+    made = {"out": str(options.out), "indices": list(options.indices), **settings.model_dump(mode="json")}
+    text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
+    cell = describe_cell(settings_axes(settings))
+    if options.budget is not None:
+        text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
+    elif usual:
+        text = f"{cell}: settings without an option are those of the best cell\n{text}"
+    typer.echo(json.dumps(made) if options.as_json else text)
+
+
+def _usual_settings(options: Sample) -> dict[str, Any]:
+    """Return the settings of the best cell of a registered model or a run, the defaults of `serve` too."""
+    if not options.champion and options.run_id is None:
+        return {}
+    with suppress(UsageError):  # it was not evaluated
+        chosen = {name: value for name, value in options.sampling.items() if value is not None}
+        return usual_settings(_scores_of(options), chosen)
+    return {}
+
+
+def _scores_of(options: Sample) -> ScoresDocument:
+    """Return the scores document of a model: of its MLflow run, its registered version, or its project.
+
+    A model file in models/ has its scores in ../metrics/scores.json.
+    """
+    if options.run_id is not None:
+        return fetch_scores(find_run(options.run_id))
+    if options.champion:
+        return fetch_scores_of(project_model())
+    return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
+
+
+def sample_frames(
+    loaded: LoadedModel,
+    classifier: LoadedClassifier | None,
+    settings: SampleSettings,
+    indices: range,
+    klass: str | None,
+    batch_size: int,
+    *,
+    animate: bool,
+) -> tuple[list[Images], list[int] | None]:
+    """Return frames (N, H, W, C), the last one the images, and labels; one frame without `animate`."""
+    device = next(loaded.network.parameters()).device
+    fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
+    labelled = classifier.artefact if classifier else loaded.artefact
+    condition = (
+        mixed_condition(labelled, settings, indices)
+        if klass is None
+        else class_condition(labelled, klass, len(indices))
+    )
+    every = -(-settings.steps // GIF_FRAMES)
+
+    def sample_batch(indices: range, condition: Condition) -> list[Images]:
+        frames: list[Images] = []
+
+        def keep(step: Step) -> None:
+            if step.done % every == 0 or step.done == step.total:
+                frames.append(to_nhwc(to_uint8(step.x)))
+
+        watch = keep if animate else None
+        images = generate(loaded, settings, indices, condition, device, watch, classifier, fast=fast)
+        return frames or [to_nhwc(images)]
+
+    batches = []
+    with progress("sample") as show:
+        for start in range(0, len(indices), batch_size):
+            show(start, len(indices), "")
+            part = slice(start, start + batch_size)
+            batches.append(sample_batch(indices[part], condition.rows(part)))
+        show(len(indices), len(indices), "")
+    frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    return frames, None if condition.labels is None else condition.labels.tolist()
+
+
+def _write(options: Sample, frames: list[Images], labels: list[int] | None) -> None:
+    """Write the last frame as PNG or npz, or all frames as GIF."""
+    if options.out.suffix == ".npz":
+        return write_output(options.out, lambda file: save_npz(file, frames[-1], labels))
+    sheets = [contact_sheet(frame) for frame in frames]
+    data = gif_bytes(sheets) if options.out.suffix == ".gif" else png_bytes(sheets[-1])
+    write_output(options.out, lambda file: file.write(data))

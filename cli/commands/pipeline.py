@@ -1,0 +1,199 @@
+"""The pipeline and its configuration: `diffctl run`, `stage`, `use`, `check`, `schema`, `deploy` and `emit`.
+
+The `deps:` of a stage in dvc.yaml contain what its module in cli/stages/ imports from diffusion/. Its imports
+from cli/ and tracking/ only watch and record, so a change there makes nothing stale.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.shared.command import Options, add_command, begin, command
+from cli.shared.options import JsonOptions, check_output_suffix, out_option, profile_names
+from diffusion.protocol.paper_protocols import PROTOCOLS
+from diffusion.system.errors import UsageError, printable
+
+
+@command("cli.actions.pipeline:run_stages")
+class Run(Options):
+    """Run the pipeline: data, model, samples, scores, report, registry.
+
+    Only stale stages run. Ctrl-C saves the training; the same command resumes it.
+    """
+
+    push: Annotated[bool, typer.Option("--push", help="Push the results to the DVC remote.")] = False
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Train and sample from scratch, without saved states.")
+    ] = False
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Resume the training although its code has changed.")
+    ] = False
+
+    def check(self) -> None:
+        """Print the first line, also for logs."""
+        typer.echo("==> starting; Ctrl-C saves the training, and the same command resumes it")
+
+
+# Set by DVC, by `diffctl run` and by rank 0 of a training, which print a message of their own.
+ANNOUNCED_BY = ("DVC_STAGE", "DIFFCTL_WORK", "RANK")
+stage_app = typer.Typer(
+    name="stage", help="A stage of the pipeline, as dvc.yaml runs it.", no_args_is_help=True
+)
+
+
+@stage_app.callback()
+def stage(context: typer.Context) -> None:
+    """A stage of the pipeline, as dvc.yaml runs it."""
+    announced = not os.environ.keys().isdisjoint(ANNOUNCED_BY)
+    begin(f"preparing the stage {context.invoked_subcommand}", silent=announced)
+    from cli.stages.context import enter_stage
+
+    enter_stage(context)
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(Options):
+    """How a training resumes."""
+
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Discard the saved state and train from scratch.")
+    ] = False
+    keep: Annotated[bool, typer.Option("--keep", help="Resume although the code has changed.")] = False
+
+
+@command("cli.stages.data_stage:run_stage")
+class Data(Options):
+    """Download the data set and prepare it: data/prepared."""
+
+
+@command("cli.stages.reference_stage:run_stage")
+class Reference(Options):
+    """Compute the features of the reference and of held-out real images: data/reference."""
+
+
+@command("cli.stages.train_stage:run_stage")
+class Train(TrainingOptions):
+    """Train, or resume the same training: models/model.safetensors."""
+
+
+@command("cli.stages.sample_stage:run_stage")
+class Sample(Options):
+    """Sample every cell of the grid that is not complete: samples/."""
+
+
+@command("cli.stages.evaluate_stage:run_stage")
+class Evaluate(Options):
+    """Score every cell against the reference: metrics/scores.json, and curves in MLflow."""
+
+
+@command("cli.stages.report_stage:run_stage")
+class Report(Options):
+    """Write the report of the sweep: report/index.html, one file."""
+
+
+@command("cli.stages.classifier_stage:run_stage")
+class Classifier(TrainingOptions):
+    """Train the classifier of params.yaml, or resume its training: models/classifier.safetensors."""
+
+
+for one in (Data, Reference, Train, Sample, Evaluate, Report, Classifier):
+    add_command(stage_app, one)
+
+
+@command("cli.actions.params_file:use")
+class Use(Options):
+    """Copy a profile to params.yaml, or edit params.yaml in place.
+
+    --init-from pins the initial weights. --protocol sets each field that differs from a paper, and lists
+    the changes with their sources.
+    """
+
+    profile: Annotated[
+        str | None, typer.Argument(help="A name in profiles/, or a file.", autocompletion=profile_names)
+    ] = None
+    force: Annotated[bool, typer.Option("--force", help="Overwrite unsaved edits.")] = False
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
+        ),
+    ] = None
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PAPER",
+            help="Follow the protocol of a paper: adm, edm or ddim.",
+            autocompletion=lambda: list(PROTOCOLS),
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raise UsageError if there is nothing to do, or no such protocol."""
+        if self.profile is None and self.init_from is None and self.protocol is None:
+            raise UsageError("name a profile, a model with --init-from, or a paper with --protocol")
+        if self.protocol is not None and self.protocol not in PROTOCOLS:
+            raise UsageError(f"--protocol {printable(self.protocol)}: give one of {', '.join(PROTOCOLS)}")
+
+
+@command("cli.actions.project_check:check_project", "checking the project")
+class Check(JsonOptions):
+    """Check data, model, disk, memory and weights for errors before a run.
+
+    With --measure also estimate how long training, sampling and scoring take.
+    """
+
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Estimate the durations from a few measured steps and images.")
+    ] = False
+
+
+@command("cli.actions.project_check:write_schema", "loading the schema")
+class Schema(Options):
+    """Print the JSON schema of params.yaml, for editors."""
+
+    out: Annotated[Path | None, out_option(help="FILE.json. [default: standard output]")] = None
+
+    def check(self) -> None:
+        """Raise UsageError if the file cannot be written."""
+        if self.out is not None:
+            check_output_suffix(self.out, (".json",))
+
+
+@command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
+class Deploy(JsonOptions):
+    """Create or update the deployments of prefect.yaml on Prefect.
+
+    This includes their work pool and automations.
+
+    The server is PREFECT_API_URL, or the one of `diffctl up`.
+    """
+
+    params: Annotated[bool, typer.Option("--params", help="Also list the parameters of each deployment.")] = (
+        False
+    )
+
+
+emit_app = typer.Typer(
+    name="emit", help="Send an event to Prefect, which may start a run.", no_args_is_help=True
+)
+
+
+@emit_app.callback()
+def emit() -> None:
+    """Send an event to Prefect, which may start a run."""
+
+
+@command("cli.actions.pipeline:emit_event", "connecting to Prefect")
+class DataChanged(Options):
+    """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
+
+    data: Annotated[
+        str | None, typer.Option(help="The name of the data set. [default: from params.yaml]")
+    ] = None
+
+
+add_command(emit_app, DataChanged, "data-changed")

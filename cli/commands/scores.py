@@ -1,0 +1,137 @@
+"""Scores: `diffctl evaluate`, `sweep`, `compare` and `seeds`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.shared.command import command
+from cli.shared.options import Extractor, JsonOptions, ModelOptions, file_option, out_option
+from cli.shared.sampling_options import AxesCommand
+from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS
+
+
+class Split(StrEnum):
+    """The split of a prepared data set that is the reference; the other one gives the floor."""
+
+    train = "train"
+    test = "test"
+
+
+@command("cli.actions.image_scores:evaluate_images", "reading the images")
+class Evaluate(JsonOptions):
+    """Score images by their distances to real ones.
+
+    Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it.
+    """
+
+    path: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]"
+        ),
+    ] = None
+    against: Annotated[
+        Path | None, typer.Option(help="Real images: likewise, a prepared data set, or published statistics.")
+    ] = None
+    paper: Annotated[
+        str | None, typer.Option(help="Compare with a paper: adm, ddim, edm, or a YAML file of its scores.")
+    ] = None
+    extractor: Annotated[
+        list[Extractor] | None,
+        typer.Option(
+            help="Feature extractor; repeatable. [default: by image size; inception for statistics]"
+        ),
+    ] = None
+    split: Annotated[Split, typer.Option(help="The split of a prepared data set to compare with.")] = (
+        Split.train
+    )
+    weights: Annotated[
+        Path | None, typer.Option(help="The extractor's weights file. [default: package or download]")
+    ] = None
+    weights_sha256: Annotated[
+        str | None, typer.Option(help="SHA-256 of --weights, if they are not the published ones.")
+    ] = None
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=MAX_BATCH, help="Images per forward pass. [default: by device]")
+    ] = None
+    prc_images: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_NEIGHBOURS,
+            help="Real images for precision, recall, density, coverage. [default: 10,000]",
+        ),
+    ] = None
+    prc_samples: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_NEIGHBOURS, help="Scored images for these. [default: as --prc-images]"),
+    ] = None
+    out: Annotated[Path | None, out_option(help="Write scores and protocol card as JSON.")] = None
+
+    def check(self) -> None:
+        """Raise UsageError unless there are images to score or a paper to compare with."""
+        if (self.path is None) != (self.against is None):
+            raise UsageError("PATH and --against need each other: give both")
+        if self.path is None and self.paper is None:
+            raise UsageError(
+                "nothing to score: give PATH and --against, or --paper for the scores of the sweep"
+            )
+        self.refuse_idle(
+            "out", self.path is None, "without PATH: the scores of the sweep are in metrics/scores.json"
+        )
+
+
+@command("cli.actions.model_sweep:sweep_model", "loading the model", AxesCommand)
+class Sweep(JsonOptions, ModelOptions):
+    """Sample and score a grid of settings of a trained model.
+
+    With --run-id or --champion the scores are also logged to the MLflow run of that model.
+    """
+
+    num_images: Annotated[
+        int | None, typer.Option(min=2, max=MAX_COUNT, help="Images per cell. [default: params.yaml's]")
+    ] = None
+
+
+@command("cli.actions.run_comparison:compare_runs", "reading the scores")
+class Compare(JsonOptions):
+    """Compare the scores of runs whose protocol cards agree.
+
+    Trainings that differ only in the seed are one column with mean and standard deviation. A gap within the
+    confidence interval is marked as not significant. A row without intervals has no best.
+    """
+
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="A run's id (or a prefix), its name, or a scores.json."),
+    ]
+    metric: Annotated[list[str] | None, typer.Option(help="Show only this score; repeatable.")] = None
+    html: Annotated[
+        Path | None, file_option(help="Also write a self-contained page with curves and images.")
+    ] = None
+    per_seed: Annotated[
+        bool, typer.Option("--per-seed", help="Show trainings that differ only in the seed separately.")
+    ] = False
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open MLflow's page of these runs in a browser.")
+    ] = False
+
+    def check(self) -> None:
+        """Raise UsageError for a single run."""
+        if len(self.names) < 2:
+            raise UsageError("compare needs two runs or more")
+
+
+@command("cli.actions.seed_table:show_seeds", "reading the scores of the seeds")
+class Seeds(JsonOptions):
+    """Compare the scores of this training with those of other seeds in MLflow.
+
+    For each score of the best cell: its value, mean and standard deviation over the seeds, and its rank.
+    """
+
+    html: Annotated[
+        Path | None, file_option(help="Also write the report with this table, self-contained.")
+    ] = None

@@ -1,0 +1,243 @@
+"""Observers of a training: console, spool, previews and scores. They change no result."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from cli.shared.progress import Show, above, progress
+from diffusion.code_digest import CodeSince
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
+from diffusion.images.pictures import enlarge, grid, png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.model.model_file import Artefact, LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.system.errors import Interrupted
+from diffusion.system.files import write_atomic
+from diffusion.system.signals import StopRequest
+from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.observers import NullObserver, observer_guard
+from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.train_step import TrainState
+from diffusion.train.validation_loss import ValidationLoss
+from tracking.keys import MODEL_FOLDER
+from tracking.spool.spool_writer import Spool
+from tracking.system_metrics import SystemMetrics
+
+OnValidation = Callable[[int, float], None]  # called with the step and the validation loss of the EMA
+
+BEAT_SECONDS = 10.0
+SYSTEM_SECONDS = 10.0  # between system metrics
+PREVIEW_STEPS = 20  # DDIM steps of a preview
+SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
+
+
+def print_line(name: str, sentence: str) -> None:
+    """Print a line on stderr with the name of the stage."""
+    above(f"{name}: {sentence}")
+
+
+class ConsoleTraining(NullObserver):
+    """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
+
+    def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
+        self.name, self.run = name, run
+        self._show, self._heldout = show, heldout
+        self._beat_at = 0.0
+
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
+        """Print the folder of the training, and where it resumes or why it starts from scratch."""
+        step, total = state.step, state.plan.train.steps
+        how = f"resuming after step {step:,} of {total:,}" if step else f"{total:,} steps"
+        print_line(self.name, f"{how}, state in {self.run.folder}")
+        if self.run.start:
+            print_line(self.name, self.run.start.describe())
+        elif not step and (changes := self.run.changes()):
+            print_line(self.name, changes)
+        if changed := state.change_of_code():
+            print_line(self.name, _describe_change(*changed))
+
+    def save(self, state: TrainState) -> None:
+        """Save the state."""
+        self.run.save(state)
+
+    def finished(self, model: Path) -> None:
+        """Print the path of the model file."""
+        print_line("model", str(model))
+
+    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
+        """Update the live line and the heartbeat."""
+        shown = [f"{name} {values[name]:.4f}" for name in SHOWN if name in values]
+        self._show(step, total, " · ".join(shown))
+        if time.monotonic() - self._beat_at > BEAT_SECONDS:
+            self._beat_at = time.monotonic()
+            with observer_guard("heartbeat"):
+                self.run.beat(step)
+
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+        """Return the validation losses, if there are images for them."""
+        return self._heldout.losses(network, ema) if self._heldout else {}
+
+
+def _describe_change(before: CodeSince, now: CodeSince) -> str:
+    if before.digest != now.digest:
+        return f"the code has changed since these steps ({before.digest}, now {now.digest})"
+    return f"these steps used torch {before.torch}, the next ones use {now.torch}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The scores of one training at every `train.eval_every` steps."""
+
+    artefact: Artefact
+    scorer: ValidationScorer
+    checkpoints: ScoredCheckpoints
+    spool: Spool
+    stop: StopRequest
+
+    def is_scored(self, step: int) -> bool:
+        """Return whether the weights after `step` steps are scored."""
+        return step in self.checkpoints.scores()
+
+    def evaluate(self, step: int, ema: nn.Module) -> None:
+        """Score the EMA. A stop interrupts it, and the resumed training repeats it."""
+
+        def watch(done: int, total: int) -> None:
+            self.stop.raise_if_set()
+            show(done, total)
+
+        try:
+            with progress(f"scoring step {step:,}") as show:
+                scores = self.scorer.scores(ema, self.artefact, watch)
+        except Interrupted:
+            return
+        path, gone = self.checkpoints.add(step, scores, ema, self.artefact)
+        self.spool.checkpoint(step, path, {f"validation/{name}": value for name, value in scores.items()})
+        for old in gone:
+            self.spool.dropped(old)
+
+
+class TrackedTraining(ConsoleTraining):
+    """The observer that adds metrics, previews, scores and the model to the spool of MLflow.
+
+    `on_validation` is called with each validation loss.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        plan: DenoiserPlan,
+        spool: Spool,
+        show: Show,
+        validation: Validation | None = None,
+        heldout: ValidationLoss | None = None,
+    ) -> None:
+        super().__init__("train", run, show, heldout)
+        self.spool, self._plan, self._validation = spool, plan, validation
+        self._system_at = 0.0
+        self._window: tuple[float, int] | None = None
+        self._system = SystemMetrics()
+        self.on_validation: OnValidation | None = None
+
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
+        """As the base class; a score that a stop interrupted is repeated now."""
+        super().announce(state, ema)
+        self.catch_up(state.step, ema)
+
+    def save(self, state: TrainState) -> None:
+        """Save the state, after an fsync of the logs of its steps."""
+        with self._paused():
+            self.spool.sync()
+            super().save(state)
+
+    def finished(self, model: Path) -> None:
+        """Add the model file to the spool and print its path."""
+        self.spool.artifact(model, folder=MODEL_FOLDER)
+        super().finished(model)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the content of models/run.json: the key of the MLflow run."""
+        return {"key": self.run.key, "fingerprint": self.run.folder.name}
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Log the means of a window of steps, and the images per second without other work."""
+        now = time.monotonic()
+        if self._window:
+            since, start = self._window
+            images = (step - start) * self._plan.train.batch_size
+            values = {**values, "images_per_second": images / (now - since)}
+        self._window = (now, step)
+        if now - self._system_at > SYSTEM_SECONDS:
+            self._system_at = now
+            values = {**values, **self._system.read()}
+        self.spool.metrics(step, values)
+
+    def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
+        """Log a preview of fixed images: a row of raw weights and one of EMA weights."""
+        path = self.run.folder / "previews" / f"{step:09d}.png"
+        with self._paused():
+            write_preview(path, self._plan, network, ema)
+            self.spool.image(step, "preview", path)
+
+    def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
+        """Return the validation losses and add them to the spool."""
+        with self._paused():
+            losses = super().validate(step, network, ema)
+        if losses:
+            self.spool.metrics(step, {f"val/{name}": value for name, value in losses.items()})
+            if self.on_validation is not None:
+                self.on_validation(step, losses["loss"])
+        return losses
+
+    def evaluate(self, step: int, ema: nn.Module) -> None:
+        """Score the EMA and log the scores; `train.keep` decides which checkpoints stay."""
+        if self._validation is not None:
+            with self._paused():
+                self._validation.evaluate(step, ema)
+
+    def catch_up(self, step: int, ema: nn.Module) -> None:
+        """Compute the score that is due after `step` steps, if it is missing."""
+        if not (step and self._plan.train.is_scored(step) and self._validation):
+            return
+        with observer_guard(f"score of step {step:,}"):
+            if not self._validation.is_scored(step):
+                self.evaluate(step, ema)
+
+    @contextmanager
+    def _paused(self) -> Iterator[None]:
+        """Exclude the time of the block from the images per second."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self._window:
+                since, start = self._window
+                self._window = (since + time.monotonic() - began, start)
+
+
+def write_preview(path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module) -> None:
+    """Write a PNG of ten images: above by the raw weights, below by their EMA."""
+    artefact = plan_artefact(plan)
+    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
+    indices = range(10)
+    device = next(network.parameters()).device
+    rows = []
+    for weights in (network, ema):
+        training = weights.training
+        weights.eval()
+        try:
+            wanted = mixed_condition(artefact, settings, indices)
+            model = LoadedModel(weights, artefact)
+            rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
+        finally:
+            weights.train(training)  # also after an error, so that dropout stays on
+    picture = grid(np.concatenate(rows), columns=len(indices))
+    picture = enlarge(picture, artefact.network.image_size)
+    write_atomic(path, lambda file: file.write(png_bytes(picture)))
