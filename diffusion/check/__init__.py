@@ -67,6 +67,15 @@ def _listed(config: Config, axis: str) -> tuple[str, ...]:
     return values
 
 
+def check_process(project: Project) -> Iterator[Finding]:
+    """Check whether the network's prediction can be solved for x_0 and ε at every time of the process."""
+    try:
+        with single_thread():
+            build_process(project.config.process)
+    except UsageError as error:
+        yield Finding("error", "process", str(error))
+
+
 def check_averages(project: Project) -> Iterator[Finding]:
     """Check whether the EMA profiles of the sweep can be made from the finished training's snapshots."""
     if not project.config.sweep.sigma_rels or not project.is_trained:
@@ -141,6 +150,7 @@ def _describe_start(plan: TrainPlan, root: Path) -> str:
 
 
 ALL: tuple[Check, ...] = (
+    check_process,
     check_raw,
     check_prepared,
     check_fit,
@@ -158,7 +168,7 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_eta, check_memory, check_training_disk),
+    "train": (check_process, check_prepared, check_fit, check_eta, check_memory, check_training_disk),
     "sample": (check_eta, check_averages),
     "evaluate": (check_weights,),
 }  # other stages check their inputs themselves, immediately
@@ -184,4 +194,8 @@ def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
 
 
 def _run(checks: tuple[Check, ...], project: Project) -> Iterator[Finding]:
-    return (finding for one in checks for finding in one(project))
+    for one in checks:
+        findings = list(one(project)) if one is check_process else one(project)
+        yield from findings
+        if one is check_process and findings:
+            return  # the other checks build the process

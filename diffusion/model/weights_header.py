@@ -4,10 +4,9 @@ Metadata can describe any network that a section allows. Its header names every 
 that it has, so that a description costs no more memory than the file's own weights do.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,16 +38,6 @@ Spec = TypeVar("Spec", bound=NetworkSpec)
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-class TensorInfo(NamedTuple):
-    """Type and shape of a tensor, as a safetensors header has them."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
-
-
 def open_weights(path: Path) -> Any:
     """The open safetensors file, a context.
 
@@ -73,11 +62,20 @@ def open_weights(path: Path) -> Any:
 
 
 def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Module:
-    """The network of the spec; DiffctlError unless the file has its weights, by name, type and shape."""
-    has = _weights_of_file(path)
+    """Build the spec's network; DiffctlError unless the file has its weights, by name, type and shape."""
+    with open_weights(path) as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        has = {name: f"{one.get_dtype()} {one.get_shape()}" for name, one in slices.items()}
     if len(has) > MAX_TENSORS:
         raise DiffctlError(f"{path} holds {len(has):,} tensors, and no network has more than {MAX_TENSORS:,}")
-    wants = _weights_of_network(build, spec, path)
+    try:
+        with torch.device("meta"):  # nothing is allocated, and no generator draws
+            tensors = build(spec).state_dict()
+    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+        raise DiffctlError(
+            f"{path} describes a network that cannot be built ({brief(error, reason)})"
+        ) from None
+    wants = {name: f"{DTYPE_NAMES.get(one.dtype)} {list(one.shape)}" for name, one in tensors.items()}
     for name in sorted(wants.keys() | has.keys()):
         if wants.get(name) != has.get(name):
             raise DiffctlError(
@@ -85,30 +83,3 @@ def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> M
                 f"and the network has {wants.get(name, 'none of that name')})"
             )
     return build(spec)
-
-
-def _weights_of_file(path: Path) -> dict[str, TensorInfo]:
-    with open_weights(path) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        has = {name: TensorInfo(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if path.stat().st_size > memory:
-        raise DiffctlError(f"{path} has {path.stat().st_size:,} bytes, and this machine's memory {memory:,}")
-    return has
-
-
-def _weights_of_network(
-    build: Callable[[Spec], torch.nn.Module], spec: Spec, path: Path
-) -> dict[str, TensorInfo]:
-    """Of a network without values: nothing is allocated, and no generator draws."""
-    try:
-        with torch.device("meta"):
-            tensors = build(spec).state_dict()
-    except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
-        raise DiffctlError(
-            f"{path} describes a network that cannot be built ({brief(error, reason)})"
-        ) from None
-    return {
-        name: TensorInfo(DTYPE_NAMES.get(one.dtype, str(one.dtype)), tuple(one.shape))
-        for name, one in tensors.items()
-    }

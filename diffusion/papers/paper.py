@@ -234,25 +234,22 @@ def with_score(metric: str, seen: Sequence[SpaceScores]) -> SpaceScores:
 
 def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComparison]:
     """Compare each of the paper's figures with the scores of one set of images."""
-    found = []
-    for figure in paper.figures:
-        card, scores = with_score(figure.metric, seen)
-        found.append(
-            FigureComparison(figure, scores.get(figure.metric), tuple(differences(paper, figure, card)))
-        )
-    return found
+    return _compare(paper, {None: seen})
 
 
 def compare_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[FigureComparison]:
     """Compare each of the paper's figures with the cell that differs in the fewest fields."""
+    return _compare(paper, {name: space_scores(cell) for name, cell in cells.items()})
+
+
+def _compare(paper: Paper, sets: Mapping[str | None, Sequence[SpaceScores]]) -> list[FigureComparison]:
     found = []
     for figure in paper.figures:
-        seen = {name: with_score(figure.metric, space_scores(cell)) for name, cell in cells.items()}
-        found_differences = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
-        name = min(found_differences, key=lambda name: len(found_differences[name]))
-        found.append(
-            FigureComparison(figure, seen[name].scores.get(figure.metric), found_differences[name], name)
-        )
+        seen = {name: with_score(figure.metric, spaces) for name, spaces in sets.items()}
+        differing = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
+        name = min(differing, key=lambda name: len(differing[name]))
+        here = seen[name].scores.get(figure.metric)
+        found.append(FigureComparison(figure, here, differing[name], name))
     return found
 
 

@@ -15,9 +15,11 @@ from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import float64_device, to_device
+from diffusion.system.errors import UsageError
 
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
+MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 
 
 class NoiseProcess(ABC):
@@ -83,6 +85,24 @@ class NoiseProcess(ABC):
         x0 = _sum((b, -sigma), x_t, predicted) / determinant
         eps = _sum((-a, alpha), x_t, predicted) / determinant
         return Prediction(x0, eps, fraction)
+
+    def check_solvable(self) -> None:
+        """Raise UsageError unless `read` can solve for x̂_0 and ε̂ at every time, with σ > 0.
+
+        Between whole times αb − σa has no zero, since it has one sign at all of them.
+        """
+        grid = self.full_grid()
+        a, b = self._combination(grid.alpha, grid.sigma)
+        determinant = grid.alpha * b - grid.sigma * a
+        solvable = (determinant * determinant[0].sign() >= MIN_DETERMINANT) & determinant.isfinite()
+        wrong = (solvable & (grid.sigma > 0)).logical_not().nonzero().flatten().tolist()
+        if wrong:
+            config, alpha, sigma = self.config, float(grid.alpha[wrong[0]]), float(grid.sigma[wrong[0]])
+            raise UsageError(
+                f"process.schedule {config.schedule} and process.prediction {config.prediction} leave x_0 or "
+                f"ε undetermined at t = {wrong[0]}, where α = {alpha:g} and σ = {sigma:g}: "
+                "use another prediction, such as velocity"
+            )
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """(B,) float64 weights of the squared errors of what the network predicts: 1, or min-SNR-5.

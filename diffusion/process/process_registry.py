@@ -47,8 +47,9 @@ PROCESSES = {
 
 
 def build_process(config: "ProcessConfig") -> "NoiseProcess":
-    """The process that the section describes."""
+    """Build the process of the section; UsageError if its prediction cannot be solved at every time."""
     process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)
+    process.check_solvable()
     return process
 
 

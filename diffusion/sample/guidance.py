@@ -112,26 +112,23 @@ def _combine(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Te
 
 
 def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
-    """Return s·∇ log p(y|x_t) of a classifier (x_t, times) → logits (ADM, 2105.05233, sec. 4.1)."""
+    """Return s·∇ log p(y|x_t) of a classifier (x_t, times) → logits (ADM, 2105.05233, sec. 4.1).
+
+    UsageError on call without labels.
+    """
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
-        labels = target_labels(condition)
+        if condition.labels is None:
+            raise UsageError("a classifier guides towards a class: give one")
         times = expand_times(t, x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             log_p = classifier(x, times).float().log_softmax(dim=1)
-            chosen = log_p.gather(1, labels[:, None]).sum()
+            chosen = log_p.gather(1, condition.labels[:, None]).sum()
             slope = torch.autograd.grad(chosen, x)[0]
         return (expand(scale, x) if isinstance(scale, Tensor) else scale) * slope
 
     return gradient
-
-
-def target_labels(condition: Condition) -> Tensor:
-    """Return the (B,) target labels of a classifier; UsageError without labels."""
-    if condition.labels is None:
-        raise UsageError("a classifier guides towards a class: give one")
-    return condition.labels
 
 
 def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:

@@ -1,15 +1,23 @@
 """Prediction targets and loss weights: all parameterizations describe the same model."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusion.check import check
+from diffusion.config import parse
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.system.errors import UsageError
+from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.trajectories import OnGrid, grid_of, process_of, sample
 
@@ -48,6 +56,44 @@ def test_target_matches_papers(prediction):
     alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
     expected = {"eps": noise, "x0": x_0, "velocity": alpha * noise - sigma * x_0, "flow": noise - x_0}
     assert torch.allclose(process.target(x_0, t, noise), expected[prediction], atol=1e-12)
+
+
+class Ends(NoiseProcess):
+    """A straight line from α = first to `last`, with σ² = 1 − α²."""
+
+    first, last = 0.9, 0.0
+
+    def alpha_sigma(self, t):
+        alpha = torch.lerp(*torch.tensor([self.first, self.last]).double(), t.double() / (self.timesteps - 1))
+        return alpha, (1 - alpha.square()).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("ends", "prediction", "at"),
+    [
+        ((0.9, 0.0), "eps", 9),
+        ((0.9, 0.0), "x0", None),
+        ((0.9, 0.0), "velocity", None),
+        ((0.9, 0.0), "flow", None),
+        ((1.0, 0.1), "x0", 0),
+        ((1.0, 0.1), "velocity", 0),  # σ = 0: no ε follows from a clipped x̂_0
+        ((0.9, -0.1), "eps", 9),
+        ((0.9, math.nan), "velocity", 0),
+    ],
+)
+def test_process_that_leaves_a_prediction_unsolvable_is_refused(monkeypatch, ends, prediction, at):
+    monkeypatch.setitem(PROCESSES, "line", ProcessEntry(f"{__name__}:Ends"))
+    monkeypatch.setattr(Ends, "first", ends[0])
+    monkeypatch.setattr(Ends, "last", ends[1])
+    section = {"schedule": "line", "timesteps": 10, "prediction": prediction}
+    config = parse(params(process=section, sweep={"steps": [2]}), "test")
+    if at is None:
+        assert build_process(config.process).full_grid().alpha[-1] == 0
+        return
+    with pytest.raises(UsageError, match=f"schedule line and process.prediction {prediction} .* t = {at},"):
+        build_process(config.process)
+    (found,) = check(config)
+    assert (found.level, found.subject) == ("error", "process")
 
 
 def test_velocity_is_derivative_of_x_t_by_angle():
