@@ -65,7 +65,7 @@ def estimate_cost(project: Project) -> CostEstimate | None:
 
 def passes(network: NetworkSpec) -> int:
     """Return the passes of a training step per image: forward, backward, and recomputed forward."""
-    return 1 + BACKWARD + network.gradient_checkpointing
+    return 1 + BACKWARD + bool(getattr(network, "gradient_checkpointing", False))
 
 
 def scored_images(project: Project) -> int:

@@ -27,7 +27,8 @@ from diffusion.train.step_memory import (
 )
 from diffusion.train.train_config import TrainConfig
 
-MEMORY_REMEDY = "lower train.microbatch or train.batch_size, or set model.gradient_checkpointing: true"
+MEMORY_REMEDY = "lower train.microbatch or train.batch_size"
+CHECKPOINTING_REMEDY = ", or set model.gradient_checkpointing: true"
 SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
 
@@ -75,7 +76,10 @@ def check_memory(project: Project) -> Iterator[Finding]:
         return
     helps = world > shards and part * _step_bytes(spec, train, images, world) <= free
     level: Level = "error" if BF16_SHARE * at_most > total else "warning"
-    yield Finding(level, "memory", message, SHARD_REMEDY if helps else MEMORY_REMEDY)
+    remedy = MEMORY_REMEDY
+    if "gradient_checkpointing" in type(spec).model_fields:
+        remedy += CHECKPOINTING_REMEDY
+    yield Finding(level, "memory", message, SHARD_REMEDY if helps else remedy)
 
 
 def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:

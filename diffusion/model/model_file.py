@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from diffusion.code_digest import CodeSince
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
-from diffusion.model.network_registry import NetworkSpec, build_network
+from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
 from diffusion.model.power_ema import SigmaRel
 from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
@@ -27,12 +27,14 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import keep_freed_memory
+from diffusion.system.references import load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 METADATA_KEY = "diffctl"
+FORMERLY_COMMON = {"dropout", "gradient_checkpointing"}  # options of every network, which could ignore them
 
 Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -96,7 +98,7 @@ class ModelDescription(Section):
 
         Its digests stay those of the values in the file, whatever has been renamed or added since.
         """
-        parsed = cls.model_validate(translate("model", values))
+        parsed = cls.model_validate(_without_ignored_options(translate("model", values)))
         if parsed.model_dump(mode="json") != values:
             parsed._stored = values
         return parsed
@@ -126,6 +128,15 @@ class ModelDescription(Section):
         """
         described = {key: value for key, value in self.stored().items() if key != "code"}
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()
+
+
+def _without_ignored_options(values: JsonObject) -> JsonObject:
+    """Drop the options that every network's file had in earlier versions, where its network has none."""
+    network = values.get("network")
+    if not isinstance(network, dict) or network.get("name") not in MODELS:
+        return values
+    unknown = FORMERLY_COMMON - load_reference(MODELS[network["name"]].spec).model_fields.keys()
+    return {**values, "network": {key: value for key, value in network.items() if key not in unknown}}
 
 
 class Artefact(ModelDescription):

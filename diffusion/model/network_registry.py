@@ -8,13 +8,13 @@ takes `augmentation` (B, 9) too: how images were transformed; without it they we
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.references import check_name, load_reference, reference_module
 from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool, Probability, Side
+from diffusion.system.section import NotBool, Side
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,20 +61,19 @@ def build_network(spec: "NetworkSpec") -> "nn.Module":
 
 
 class ModelConfig(RegistrySection):
-    """A network's shape, as its entry of MODELS has it, and what training reads of every one.
+    """The common options of all networks; a subclass has those of its entry of MODELS.
 
-    `name` is the network, an entry of MODELS. `class_cond`: whether it takes labels. `dropout` is the
-    share of features that training drops (diffusion/model/blocks.py). `gradient_checkpointing` computes
-    features again in the backward pass instead of keeping them. A network that does neither refuses both.
+    `name` is the network, an entry of MODELS. `class_cond`: whether it takes labels. The options named in
+    `TRAINING_ONLY` have no effect on the outputs in eval mode, so that they may differ from those of
+    pretrained weights.
     """
 
     CHOSEN_BY = "name"
     ENTRIES = MODELS
+    TRAINING_ONLY: ClassVar[frozenset[str]] = frozenset()
 
     name: Annotated[str, AfterValidator(partial(check_name, registry=MODELS))] = "unet"
     class_cond: bool = True
-    dropout: Probability = 0.0
-    gradient_checkpointing: bool = False
 
     def check_size(self, image_size: int) -> None:
         """ValueError where it cannot be built for images of this side in pixels."""

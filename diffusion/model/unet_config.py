@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from diffusion.model.network_registry import ModelConfig, NetworkSpec
 from diffusion.model.presets import PRESETS
 from diffusion.system.references import nearest
-from diffusion.system.section import NotBool, Side, Unique, brief
+from diffusion.system.section import NotBool, Probability, Side, Unique, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
@@ -31,6 +31,9 @@ class UNetConfig(ModelConfig):
     t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` gives the shape of a
     published network; other keys change it.
 
+    `dropout` is the share of features that training drops. `gradient_checkpointing` computes features again
+    in the backward pass instead of keeping them.
+
     Three more fields are for networks from elsewhere, and a file that has the usual values leaves them out.
     `downsample_padding` after: a plain downsampling pads only on the right and below, as DDPM's code in
     TensorFlow did. `frequency_shift` 1: the last period of the sinusoids of t is 10,000·2π. `norm_eps` is
@@ -38,6 +41,7 @@ class UNetConfig(ModelConfig):
     """
 
     ALSO = frozenset({"preset"})
+    TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
 
     channels: ChannelCount
     channel_mult: tuple[Annotated[int, Field(gt=0, le=MAX_MULT), NotBool], ...] = Field(
@@ -50,6 +54,8 @@ class UNetConfig(ModelConfig):
     embedding: Literal["adagn", "additive"] = "adagn"
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
+    dropout: Probability = 0.0
+    gradient_checkpointing: bool = False
     time_scale: Annotated[float, Field(gt=0, le=1000), NotBool] = 1.0
     downsample_padding: Literal["both", "after"] = Field(default="both", exclude_if="both".__eq__)
     frequency_shift: Annotated[int, Field(ge=0, le=1, exclude_if=operator.not_), NotBool] = 0

@@ -75,9 +75,9 @@ def transfer_unchanged(
 def check_same_options(start: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
     """Incompatible where an option of the network itself differs: equal weights would mean another thing.
 
-    What any network has (NetworkSpec) may differ, and what is `free`.
+    The common options of networks may differ, those of training alone, and those in `free`.
     """
-    free |= NetworkSpec.model_fields.keys()
+    free |= NetworkSpec.model_fields.keys() | spec.TRAINING_ONLY
     for field in type(spec).model_fields.keys() - free:
         ours, theirs = getattr(spec, field), getattr(start, field)
         if ours != theirs:

@@ -58,7 +58,9 @@ def make_dropout_masks(
 
     `template` replaces a network that cannot be copied.
     """
-    return DropoutMasks(network, plan, purpose, template or network) if plan.network.dropout else None
+    template = template or network
+    has_dropout = any(layer.p > 0 for layer in _layers(template))
+    return DropoutMasks(network, plan, purpose, template) if has_dropout else None
 
 
 def _layers(network: nn.Module) -> list[Dropout]:

@@ -242,7 +242,7 @@ def training_settings(plan: TrainPlan) -> dict[str, Any]:
 def _identity(plan: TrainPlan) -> dict[str, Any]:
     left_out = {"code", "weights_sha256", "lineage"}  # lineage follows from train.init_from
     values = plan.model_dump(mode="json", exclude=left_out)
-    del values["network"]["gradient_checkpointing"]  # recomputes the same values
+    values["network"].pop("gradient_checkpointing", None)  # recomputes the same values
     neutral = OBSERVATION_FIELDS | HARDWARE_FIELDS
     values["train"] = {key: value for key, value in values["train"].items() if key not in neutral}
     return values

@@ -209,8 +209,8 @@ def device_memory(device: torch.device) -> tuple[int, int]:
 def oom_hint(prefix: str) -> str:
     """Return what to change if memory runs out; `prefix` is that of the sections in params.yaml."""
     return (
-        f"lower {prefix}train.microbatch (or set it to auto), set {prefix}model.gradient_checkpointing: "
-        "true, or make the model smaller"
+        f"lower {prefix}train.microbatch (or set it to auto), make the model smaller, or set "
+        f"{prefix}model.gradient_checkpointing: true if the network has it"
     )
 
 

@@ -115,7 +115,7 @@ def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
         least, at = min(measured)
         warnings.warn(
             f"the validation loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
-            f"step {step:,}: the model is overfitting; fewer steps, more images, data.flip or model.dropout "
+            f"step {step:,}: the model is overfitting; fewer steps, more images, data.flip or dropout "
             "help",
             DiffctlWarning,
             stacklevel=2,

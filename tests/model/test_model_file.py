@@ -1,5 +1,6 @@
 """Model files: checksummed metadata, and one-line errors for damaged files."""
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from diffusion.config import parse
 from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     METADATA_KEY,
@@ -20,7 +22,11 @@ from diffusion.model.model_file import (
     read_verified_artefact,
     save_artefact,
 )
-from diffusion.system.errors import DiffctlError
+from diffusion.model.network_registry import MODELS, ModelConfig, ModelEntry, NetworkSpec
+from diffusion.system.checksums import add_checksum
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.section import canonical_json
+from tests.conftest import params
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -124,3 +130,38 @@ def test_newer_fields_with_default_values_are_omitted():
     assert not {"downsample_padding", "frequency_shift", "norm_eps"} & metadata["network"].keys()
     changed = artefact_of(spec_of(norm_eps=1e-6)).model_dump(mode="json")
     assert changed["network"]["norm_eps"] == 1e-6
+
+
+class PlainConfig(ModelConfig):
+    """A network without options of its own."""
+
+
+class PlainSpec(PlainConfig, NetworkSpec):
+    """With what the data decides."""
+
+
+class Plain(torch.nn.Conv2d):
+    def __init__(self, spec: PlainSpec) -> None:
+        super().__init__(spec.in_channels, spec.out_channels, 3)
+
+
+def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(monkeypatch, tmp_path):
+    names = (f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec"))
+    monkeypatch.setitem(MODELS, "plain", ModelEntry(*names))
+    older = {"dropout": 0.1, "gradient_checkpointing": True}
+    for option in older:
+        with pytest.raises(UsageError, match=f"{option}: plain has no such option; it belongs to unet"):
+            parse(
+                {**params(), "model": {"name": "plain", option: older[option]}},
+                "test",
+            )
+    spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
+    path = tmp_path / "m.safetensors"
+    today = save_artefact(path, Plain(spec).state_dict(), artefact_of(spec)).stored()
+    assert not older.keys() & today["network"].keys()
+    stored = {**today, "network": {**today["network"], **older}}
+    save_file(load_file(path), path, {METADATA_KEY: canonical_json(add_checksum(stored))})
+    artefact = load_model(path).artefact
+    assert artefact.network == spec
+    del stored["code"]
+    assert artefact.model_sha256 == hashlib.sha256(canonical_json(stored).encode()).hexdigest()

@@ -4,13 +4,14 @@ from torch import Tensor, nn
 
 from diffusion.model.blocks import Dropout
 from diffusion.model.network_registry import ModelConfig, NetworkSpec
-from diffusion.system.section import PositiveInt
+from diffusion.system.section import PositiveInt, Probability
 
 
 class TinyConfig(ModelConfig):
     """`width` channels."""
 
     width: PositiveInt = 4
+    dropout: Probability = 0.0
 
 
 class TinySpec(TinyConfig, NetworkSpec):
