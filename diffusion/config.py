@@ -5,6 +5,7 @@ impossible combinations are refused with the field's name and what is allowed. N
 import, so that the command line can validate in milliseconds.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +14,7 @@ from pydantic import Field, model_validator
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
@@ -41,6 +43,11 @@ class Config(TrainSections):
                 f"sweep.steps: {max(self.sweep.steps)} is more than process.timesteps "
                 f"({self.process.timesteps})"
             )
+        for spacing, steps in product(self._axis("spacing")[1], self.sweep.steps):
+            try:
+                spaced_timesteps(spacing, steps, self.process.timesteps)
+            except UsageError as error:
+                raise ValueError(f"sweep.steps: {error}") from None
         return self
 
     @model_validator(mode="after")

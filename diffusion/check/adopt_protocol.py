@@ -11,10 +11,12 @@ from diffusion.protocol.card import statistics_source
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.files import sha256_file
 
 REFERENCES = Path("references")  # folder of published statistics
 ABSENT = "not set"
+REGISTRIES: Mapping[str, Mapping[str, Any]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 
 Sections = dict[str, dict[str, Any]]
 
@@ -76,8 +78,9 @@ def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], An
         return place, None, "other images are another training: `diffctl use PROFILE` takes them"
     if stated.field == "evaluate.statistics":
         return place, *_statistics(str(values[0]))
-    if key == "sampler" and not set(values) & SAMPLERS.keys():
-        return place, None, f"there is no {' or '.join(values)} here: the samplers are {', '.join(SAMPLERS)}"
+    if key in REGISTRIES and not set(values) & REGISTRIES[key].keys():
+        names = ", ".join(REGISTRIES[key])
+        return place, None, f"there is no {key} {' or '.join(values)} here: there are {names}"
     if isinstance(now, list | tuple):
         return place, [one for one in now if one in values] or sorted(values), ""
     return place, values[0], ""

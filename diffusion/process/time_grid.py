@@ -41,7 +41,7 @@ class GridStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """`times` (S,), increasing, the network's input; `alpha` and `sigma` (S,) float64 at them."""
+    """`times` (S,), not decreasing, the network's input; `alpha` and `sigma` (S,) float64 at them."""
 
     times: Tensor
     alpha: Tensor

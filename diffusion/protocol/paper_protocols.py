@@ -73,16 +73,27 @@ PROTOCOLS = {
             PaperField("process.timesteps", (1000,), "README.md of its code"),
             PaperField("process.schedule", ("cosine",), "README.md of its code"),
             PaperField("process.variance", ("learned",), "README.md of its code"),
+            PaperField("process.loss", ("hybrid",), "gaussian_diffusion.py of its code"),
+            PaperField("process.prediction", ("eps",), "gaussian_diffusion.py of its code"),
+            PaperField("process.weighting", ("none",), "gaussian_diffusion.py of its code"),
             PaperField("sample.sampler", ("ddim",), "sec. 2"),
             PaperField("sample.noise", ("learned",), "README.md of its code"),
-            PaperField("sample.classes", ("balanced",), "image_sample.py of its code"),
-            PaperField("sweep.steps", (250, 25), "table 4: 250, and 25 of DDIM"),
-            PaperField("sweep.eta", (1.0, 0.0), "table 4: 1 at 250 steps, 0 of DDIM"),
+            PaperField("sample.spacing", ("uniform",), "respace.py of its code"),
+            PaperField("sample.clip", (True,), "image_sample.py of its code"),
+            PaperField("sample.classes", ("balanced",), "image_sample.py of its code, which draws labels"),
+            PaperField("sweep.steps", (250,), "table 4, and README.md of its code"),
+            PaperField("sweep.eta", (1.0,), "README.md of its code"),
+            PaperField("evaluate.prc_images", (10_000,), "evaluations/README.md of its code"),
+            PaperField("evaluate.prc_samples", (50_000,), "evaluations/README.md of its code"),
             PaperField(
                 "evaluate.statistics",
                 ("VIRTUAL_imagenet64_labeled.npz",),
                 "evaluations/README.md of its code",
             ),
+        ),
+        (
+            "the paper draws each label uniformly at random; balanced labels have every class equally often",
+            "its 25 steps of DDIM, for larger images, are sample.noise small, η = 0 and spacing adm-stride",
         ),
     ),
     "edm": Protocol(
@@ -90,14 +101,22 @@ PROTOCOLS = {
         (
             *_fid("sec. 3, and README.md of its code"),
             PaperField("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
+            PaperField("data.image_size", (None, 64), "sec. 3", IMAGENET_64),
             PaperField("sample.sampler", ("heun",), "alg. 1", CIFAR),
+            PaperField("sample.sampler", ("edm",), "alg. 2, README.md of its code: S_churn 40", IMAGENET_64),
+            PaperField("sample.spacing", ("edm",), "eq. 5: ρ = 7, σ from 80 to 0.002"),
+            PaperField("sample.clip", (False,), "generate.py of its code"),
+            PaperField("sample.classes", ("balanced",), "generate.py of its code, which draws labels"),
             PaperField("sweep.steps", (18,), "README.md of its code: 35 evaluations", CIFAR),
             PaperField("sweep.eta", (0.0,), "alg. 1", CIFAR),
             PaperField("sweep.steps", (256,), "README.md of its code: 511 evaluations", IMAGENET_64),
             PaperField("evaluate.statistics", ("cifar10-32x32.npz",), "README.md of its code", CIFAR),
             PaperField("evaluate.statistics", ("imagenet-64x64.npz",), "README.md of its code", IMAGENET_64),
         ),
-        ("each figure is the least of three, of images with other seeds; a score here is of one",),
+        (
+            "each figure is the least of three, of images with other seeds; a score here is of one",
+            "the paper draws each label uniformly at random; balanced labels have every class equally often",
+        ),
     ),
     "ddim": Protocol(
         "DDIM (Song, Meng & Ermon 2021, 2010.02502): CIFAR-10 by steps and η",
@@ -109,12 +128,20 @@ PROTOCOLS = {
             PaperField("process.variance", ("small", "large"), "sec. 5"),
             PaperField("process.loss", ("simple",), "sec. 5: γ = 1"),
             PaperField("process.prediction", ("eps",), "eq. 5"),
+            PaperField("process.weighting", ("none",), "sec. 5: γ = 1"),
             PaperField("sample.sampler", ("ddim",), "eq. 12"),
-            PaperField("sample.spacing", ("quadratic",), "app. D.2", CIFAR),
-            PaperField("sweep.steps", (10, 20, 50, 100, 1000), "table 1"),
+            PaperField("sample.noise", ("small",), "eq. 16"),
+            PaperField(
+                "sample.spacing", ("ddim-quadratic",), "app. D.2, and runners/diffusion.py of its code"
+            ),
+            PaperField("sample.clip", (False,), "functions/denoising.py of its code"),
+            PaperField("sweep.steps", (10, 20, 50, 100), "table 1"),
             PaperField("sweep.eta", (0.0, 0.2, 0.5, 1.0), "table 1"),
         ),
-        ("the row σ̂ of table 1 is η = 1 with noise large",),
+        (
+            "the row σ̂ of table 1 is a run of its own: η = 1 with sample.noise large and sample.clip true",
+            "the 1,000 steps of table 1 are a run of their own: all timesteps, sample.spacing ddim-uniform",
+        ),
     ),
 }
 
@@ -148,26 +175,29 @@ def _text(value: Any) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-SWEPT = ("steps", "eta")
-
-
 def score_mismatches(document: "ScoresDocument", name: str, process: Mapping[str, Any]) -> list[Mismatch]:
     """Return the fields in which scores differ from a protocol, by its name in PROTOCOLS.
 
     `process` is that section of the model, as plain values.
     """
-    cells = list(document.cells.values())
     card = document.cells[document.best.cell].card
     statistics = card.get("statistics_name")
+    of_cells = [stated.field.split(".") for stated in PROTOCOLS[name].states]
     sections = {
         "data": {"name": card["data"], "image_size": card.get("image_size")},
         "process": process,
-        "sample": card,
-        "sweep": {axis: sorted({getattr(cell, axis) for cell in cells}) for axis in SWEPT},
+        "sample": {},
+        "sweep": {
+            key: list(dict.fromkeys(cell.card.get(key) for cell in document.cells.values()))
+            for section, key in of_cells
+            if section in ("sample", "sweep")
+        },
         "evaluate": {
             "extractor": document.extractor,
             "reference": document.reference.reference_split,
             "statistics": {"file": statistics} if statistics else None,
+            "prc_images": card.get("prc_reference_images"),
+            "prc_samples": card.get("prc_images"),
         },
     }
     return mismatches(name, sections)

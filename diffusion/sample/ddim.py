@@ -55,7 +55,7 @@ class Ddim:
             eps = (x - step.alpha * x0_hat) / step.sigma
         direction = math.sqrt(max(0.0, step.sigma_prev**2 - self.eta**2 * step.posterior_variance))
         x_prev = step.alpha_prev * x0_hat + direction * eps
-        if z is not None:
+        if z is not None and step.beta > 0:
             scale = self.scale(step, prediction.variance_fraction)
             x_prev = x_prev + scale * z
             if prediction.mean_shift is not None:

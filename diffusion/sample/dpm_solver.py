@@ -38,10 +38,10 @@ class DPMSolverMultistep:
             prediction = yield DenoiserCall(x, step.t)
             assert prediction is not None
             x0_hat = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
+            h = step.log_snr_prev - step.log_snr
             if step.is_last:
                 x = x0_hat
-            else:
-                h = step.log_snr_prev - step.log_snr
+            elif h > 0:  # 0 at a repeated time
                 data = _extrapolated(x0_hat, earlier, h)
                 x = step.sigma_prev / step.sigma * x - step.alpha_prev * math.expm1(-h) * data
                 earlier = x0_hat, h

@@ -28,7 +28,7 @@ def max_eta(grid: TimeGrid) -> float:
     """Return the largest η for which σ'² − η²β̃ ≥ 0 at every step, so σ²/β (DDIM eq. 12); at least 1."""
     if len(grid) == 1:
         return math.inf
-    return float((grid.sigma[1:].square() / grid.betas[1:]).min().sqrt())
+    return float((grid.sigma[1:].square() / grid.betas[1:].abs()).min().sqrt())  # β may be −0
 
 
 def format_max_eta(grid: TimeGrid) -> str:

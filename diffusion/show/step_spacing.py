@@ -8,10 +8,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from diffusion.process.process_registry import ProcessConfig, build_process
-from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
+from diffusion.protocol.spacing import PAPER_SPACINGS, SPACINGS, spaced_timesteps
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.sample.sampling_steps import max_eta
 from diffusion.show.figure import FigureData, wrapped
+from diffusion.system.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,19 @@ class Steps(FigureData):
 
 
 def steps(config: ProcessConfig, count: int) -> Steps:
-    """Return the times of `count` steps by every spacing; UsageError for more than the process has."""
+    """Return the times of `count` steps by every spacing that has so many.
+
+    UsageError for more than the process has.
+    """
     process = build_process(config)
     spacings = {}
     for name in SPACINGS:
-        times = spaced_timesteps(name, count, process.timesteps)
+        try:
+            times = spaced_timesteps(name, count, process.timesteps)
+        except UsageError:
+            if name not in PAPER_SPACINGS:
+                raise
+            continue
         grid = process.grid(times)
         levels = (grid.sigma / grid.alpha).numpy()
         spacings[name] = Spaced(times, 2 * grid.log_snr.numpy(), levels, max_eta(grid))

@@ -129,7 +129,7 @@ def test_dependent_fields_follow():
     found = {one.field: (one.new, one.source) for one in changes}
     assert found["process.t_sampler"] == ("uniform", "process.loss is simple")
     assert found["sample.noise"] == ("small", "process.variance is small")
-    assert found["sweep.noise"] == (["small"], "process.variance is small")
+    assert found["sweep.noise"] == (["small"], "eq. 16")
     assert found["sweep.guidance"][0] == [0.0]
     assert found["sample.guidance_interval"] == (None, "it has no effect without guidance")
     assert [one["extractor"] for one in found["evaluate.extra_extractors"][0]] == ["effnet-lite0-96"]

@@ -70,7 +70,7 @@ def test_figures_of_adm_and_edm_are_as_published():
 
 def ddim_card(**changes):
     """The card of a run by DDIM's protocol with S = 10 and η = 0."""
-    card = settings_card(SampleSettings(steps=10, spacing="quadratic"))
+    card = settings_card(SampleSettings(steps=10, spacing="ddim-quadratic", clip=False))
     real = {"data": "cifar10", "image_size": 32, "reference_split": "train", "reference_count": 50_000}
     return {**card, **real, "num_images": 50_000, "extractor": "inception-v3-compat", **changes}
 
@@ -86,7 +86,8 @@ def test_run_by_the_protocol_is_comparable_with_one_figure():
         {"num_images": 10_000},
         {"reference_split": "test"},
         {"extractor": "effnet-lite0-64"},
-        {"spacing": "uniform"},
+        {"spacing": "quadratic"},
+        {"clip": True},
         {"eta": 0.2},
         {"data": None},
     ],

@@ -21,18 +21,19 @@ AS_DDIM = {
         "prediction": "eps",
         "timesteps": 1000,
     },
-    "sample": {"num_images": 50_000, "spacing": "quadratic", "noise": "small"},
-    "sweep": {"steps": [10, 20, 50, 100, 1000], "eta": [0.0, 0.2, 0.5, 1.0]},
+    "sample": {"num_images": 50_000, "spacing": "ddim-quadratic", "noise": "small", "clip": False},
+    "sweep": {"steps": [10, 20, 50, 100], "eta": [0.0, 0.2, 0.5, 1.0]},
     "evaluate": {"extractor": "inception-v3-compat", "protocol": "ddim"},
 }
 AS_ADM = {
     "data": {"name": "imagenet64"},
-    "process": {"schedule": "cosine", "variance": "learned", "loss": "hybrid", "timesteps": 1000},
+    "process": {"schedule": "cosine", "variance": "learned", "loss": "hybrid", "prediction": "eps"},
     "sample": {"num_images": 50_000, "noise": "learned"},
     "sweep": {"steps": [250], "eta": [1.0]},
     "evaluate": {
         "extractor": "inception-v3-compat",
         "protocol": "adm",
+        "prc_samples": 50_000,
         "statistics": {"file": "references/VIRTUAL_imagenet64_labeled.npz", "sha256": "0" * 64},
     },
 }
@@ -69,9 +70,15 @@ def test_run_with_the_papers_settings_has_no_mismatch(base):
     ("changes", "field", "paper", "here"),
     [
         ({"sample": {"num_images": 1000}}, "sample.num_images", "50,000", "1,000"),
-        ({"sample": {"spacing": "uniform"}}, "sample.spacing", "quadratic", "uniform"),
-        ({"sweep": {"spacing": ["quadratic", "trailing"]}}, "sample.spacing", "quadratic", "trailing"),
-        ({"sweep": {"steps": [10, 25]}}, "sweep.steps", "10 or 20 or 50 or 100 or 1,000", "25"),
+        ({"sample": {"spacing": "quadratic"}}, "sample.spacing", "ddim-quadratic", "quadratic"),
+        (
+            {"sweep": {"spacing": ["ddim-quadratic", "trailing"]}},
+            "sample.spacing",
+            "ddim-quadratic",
+            "trailing",
+        ),
+        ({"sample": {"clip": True}}, "sample.clip", "False", "True"),
+        ({"sweep": {"steps": [10, 25]}}, "sweep.steps", "10 or 20 or 50 or 100", "25"),
         ({"sweep": {"eta": [0.0, 0.7]}}, "sweep.eta", "0.0 or 0.2 or 0.5 or 1.0", "0.7"),
         ({"evaluate": {"reference": "test"}}, "evaluate.reference", "train", "test"),
         (
@@ -91,17 +98,32 @@ def test_mismatch_contains_the_values_of_paper_and_run(changes, field, paper, he
 
 def test_check_warns_of_each_mismatch_and_notes_what_no_field_covers():
     found = list(check_protocol(Project(config(AS_DDIM, sample={"num_images": 1000}))))
-    assert [one.level for one in found] == ["warning", "ok"]
+    assert [one.level for one in found] == ["warning", "ok", "ok"]
     assert "sample.num_images is 1,000, and the paper has 50,000" in found[0].message
     assert "σ̂" in found[1].message
     levels = [one.level for one in check_protocol(Project(config(AS_DDIM)))]
-    assert levels == ["ok", "ok"]
+    assert levels == ["ok", "ok", "ok"]
 
 
 def test_no_protocol_gives_no_findings():
     made = config(AS_DDIM, evaluate={"protocol": None})
     assert list(check_protocol(Project(made))) == []
     assert protocol_mismatches(made) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"sample": {"spacing": "quadratic"}}, "sample.spacing"),
+        ({"sample": {"clip": False}}, "sample.clip"),
+        ({"sample": {"classes": "data"}}, "sample.classes"),
+        ({"evaluate": {"prc_samples": None}}, "evaluate.prc_samples"),
+        ({"evaluate": {"prc_images": 1000}}, "evaluate.prc_images"),
+        ({"sweep": {"steps": [25]}}, "sweep.steps"),
+    ],
+)
+def test_every_field_of_adms_code_is_compared(changes, field):
+    assert [one.field for one in config_mismatches(config(AS_ADM, **changes))] == [field]
 
 
 def test_missing_published_statistics_are_a_mismatch():
@@ -116,6 +138,7 @@ def test_error_for_an_unknown_protocol_lists_the_known_ones():
 
 def test_mismatches_of_scores_come_from_their_cards():
     made = document({(10, 0.0): 0.1, (20, 0.5): 0.2})
+    made.cells["steps20-eta0.5"].card["spacing"] = "ddim-quadratic"
     found = {
         one.field: one.here
         for one in score_mismatches(made, "ddim", {"timesteps": 1000, "schedule": "cosine"})
@@ -124,3 +147,4 @@ def test_mismatches_of_scores_come_from_their_cards():
     assert found["evaluate.extractor"] == made.extractor
     assert "process.timesteps" not in found
     assert "sweep.steps" not in found
+    assert (found["sample.spacing"], found["sample.clip"]) == ("uniform", "True")

@@ -239,6 +239,27 @@ def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, st
     assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 4096), abs=1e-9)
 
 
+@pytest.mark.parametrize("options", [{}, {"clip": False}, {"sampler": "dpm-solver++"}])
+@pytest.mark.parametrize("v", [-1.0, 0.3])
+def test_step_to_a_repeated_time_does_not_move(options, v):
+    times = spaced_timesteps("ddim-quadratic", 100, 1000)
+    assert len(set(times)) < 100
+
+    def network(x, t, labels):
+        return torch.cat([0.3 * x, torch.full_like(x, v)], 1)
+
+    start = randn(2, 1, 3, 3)
+    found, expected = (
+        sample(network, grid_of("cosine", 1000, chosen), lambda: start, **options)
+        for chosen in (times, sorted(set(times)))
+    )
+    assert torch.allclose(found, expected, rtol=0, atol=1e-9)
+    if "sampler" not in options:
+        noisy = {"eta": 1.0, "noise": "learned", **options}
+        x = sample(network, grid_of("cosine", 1000, times), Draws(2, 1, 3, 3), **noisy)
+        assert bool(x.isfinite().all())
+
+
 @settings(deadline=None, max_examples=25)
 @given(grids(2), st.floats(1e-3, 2))
 def test_error_for_too_large_eta_contains_the_maximum(grid, above):
