@@ -11,7 +11,7 @@ from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED
-from diffusion.system.params import load_section
+from diffusion.system.params import load_section, read_params
 from diffusion.system.signals import stop_request
 
 
@@ -44,7 +44,15 @@ def _print_summary(folder: Path) -> None:
     shape = f"{meta['image_size']}×{meta['image_size']}×{meta['channels']}"
     labels = f"{len(meta['classes'])} classes" if meta["classes"] else "no labels"
     typer.echo(f"{folder}: {counts} images of {shape}, {labels}")
+    if meta["classes"] and not _uses_classes():
+        typer.echo(f"{labels} found; `model.class_cond: true` uses them")
     if meta.get("skipped"):
         typer.echo(
             f"left out: {sum(meta['skipped'].values()):,} raw files, listed in {folder / 'skipped.csv'}"
         )
+
+
+def _uses_classes() -> bool:
+    """Return whether params.yaml sets `model.class_cond`; only a message depends on it."""
+    model = read_params().get("model")
+    return not isinstance(model, dict) or bool(model.get("class_cond"))

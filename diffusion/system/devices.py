@@ -4,7 +4,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -125,10 +125,13 @@ def acquire_lock(
 ) -> Iterator[str]:
     """Hold the first free one of the named locks for the block; wait until one is free.
 
-    A lock that the same `group` holds counts as free. DiffctlError if another user could write in the locks'
-    folder.
+    A lock that the same `group` holds counts as free. DiffctlError if the locks' folder is another user's.
     """
-    folder = make_private_dir(LOCK_DIR)
+    LOCK_DIR.mkdir(0o700, exist_ok=True)
+    if (status := LOCK_DIR.lstat()).st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
+        raise DiffctlError(
+            f"{LOCK_DIR} is not a folder of this user: remove it, or set TMPDIR to your own folder"
+        )
 
     def lock(path: Path) -> AbstractContextManager[None]:
         return file_lock(path, timeout=0) if group is None else group_lock(path, group)
@@ -137,7 +140,7 @@ def acquire_lock(
         while True:
             for name in names:
                 try:
-                    stack.enter_context(lock(folder / f"{name}.lock"))
+                    stack.enter_context(lock(LOCK_DIR / f"{name}.lock"))
                 except LockBusy:
                     continue
                 yield name
@@ -147,27 +150,3 @@ def acquire_lock(
                 waiting = None
             if check:
                 check()
-
-
-PRIVATE_MODE = 0o700
-
-
-def make_private_dir(path: Path) -> Path:
-    """Create a folder that only this user can enter, at a path known to others, where they can write too.
-
-    DiffctlError unless it is a folder of this user with mode 0700 and no link.
-    """
-    with suppress(FileExistsError):
-        path.mkdir(PRIVATE_MODE)
-    if fault := _privacy_fault(path.lstat()):
-        raise DiffctlError(f"{path} {fault}: remove it, or set TMPDIR to your own folder")
-    return path
-
-
-def _privacy_fault(status: os.stat_result) -> str | None:
-    if not stat.S_ISDIR(status.st_mode):
-        return "is a link" if stat.S_ISLNK(status.st_mode) else "is not a folder"
-    if status.st_uid != os.getuid():
-        return f"belongs to another user (uid {status.st_uid})"
-    mode = status.st_mode & 0o777
-    return None if mode == PRIVATE_MODE else f"is open to others (mode {mode:04o}, not {PRIVATE_MODE:04o})"

@@ -1,8 +1,6 @@
 """Image decoding for data sets: ADM's squares, every format, EXIF, transparency, damage."""
 
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, decode, square
 from diffusion.images.decode import BadImage
+from tests.helpers.damaged_bytes import png
 from tests.helpers.raw_data import random_images
 
 
@@ -113,26 +112,11 @@ def test_animation_gives_first_frame(form):
     np.testing.assert_array_equal(pixels_of(content, 8, 3), np.tile([255, 0, 0], (8, 8, 1)))
 
 
-def bomb(width, height):
-    """Return a PNG of a few bytes with huge dimensions in its header."""
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-
-
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [8200, 10_000, 60_000])
+@pytest.mark.parametrize("side", [8200, 60_000])
 def test_decompression_bomb_is_refused_before_decoding(side):
     with pytest.raises(BadImage, match="with more than 64 million pixels"):
-        pixels_of(bomb(side, side), 64, 3)
+        pixels_of(png(side, side), 64, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP"])

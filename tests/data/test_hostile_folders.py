@@ -111,15 +111,6 @@ def test_unprintable_class_folder_is_refused(tmp_path, name):
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("names", [["²", "³"], ["١", "٢"], ["1", "²"], ["9" * 250, "8" * 250]])
-def test_unicode_digits_are_class_names(tmp_path, names):
-    write_folder(
-        tmp_path, {f"{name}/{at}": one for name in names for at, one in enumerate(random_images(0, 3, 8))}
-    )
-    raw = build_source(DataConfig(name="image-folder", path=tmp_path, image_size=8)).open()
-    assert sorted(raw.classes) == sorted(names)
-
-
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
 def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
     write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 3, 8))})

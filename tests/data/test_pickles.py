@@ -19,7 +19,6 @@ from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers import pickles
 from diffusion.data.readers.arrays import integers, plain_array
 from diffusion.data.readers.pickles import LARGE, read_pickle
-from diffusion.data.source import MAX_NAME_LENGTH, class_names
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError
@@ -189,19 +188,6 @@ def test_invalid_class_names_of_a_pickle_are_refused(tmp_path, names):
     (folder / CIFAR10.names).write_bytes(pickle.dumps({"label_names": names}, 2))
     with pytest.raises(DiffctlError, match=r"batches\.meta has"):
         build_source(DataConfig(name="cifar10", path=tmp_path)).open()
-
-
-@given(st.lists(st.text(max_size=MAX_NAME_LENGTH + 1), max_size=4))
-def test_class_names_are_kept_or_refused(names):
-    valid = len(set(names)) == len(names) and all(
-        name and name.isprintable() and len(name) <= MAX_NAME_LENGTH for name in names
-    )
-    if valid:
-        assert class_names(names, "x") == tuple(names)
-        return
-    with pytest.raises(DiffctlError) as error:
-        class_names(names, "x")
-    assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(

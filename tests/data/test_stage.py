@@ -48,6 +48,7 @@ MAKE = {
     "imagenet64-adm": imagenet64,
     "mini-imagenet": mini_imagenet,
     "image-folder": image_folder,
+    "image-folder-cpu": image_folder,
 }
 MADE = {
     "digits": "1,297 train, 500 test images of 8×8×1, 10 classes",
@@ -58,6 +59,7 @@ MADE = {
     "imagenet64-adm": "30 train, 10 test images of 64×64×3, 1000 classes",
     "mini-imagenet": "25 train, 5 test images of 64×64×3, 5 classes",
     "image-folder": "18 train, 2 test images of 64×64×3, 2 classes",
+    "image-folder-cpu": "18 train, 2 test images of 32×32×3, 2 classes",
 }
 
 
@@ -76,7 +78,11 @@ def test_data_stage_runs_for_every_profile(tmp_path, name):
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     made = diffctl(tmp_path, "stage", "data", env={"DIFFCTL_CACHE": str(tmp_path / "cache")})
     assert made.returncode == 0, made.stderr
-    assert made.stdout.strip() == f"data/prepared: {MADE[name]}"
+    prepared, *hint = made.stdout.splitlines()
+    assert prepared == f"data/prepared: {MADE[name]}"
+    found = MADE[name].rpartition(", ")[2]
+    without = [] if values["model"]["class_cond"] else [f"{found} found; `model.class_cond: true` uses them"]
+    assert hint == without
     assert {"test", "train"} <= {path.name for path in (tmp_path / "data/prepared").iterdir()}
 
 

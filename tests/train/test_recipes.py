@@ -173,7 +173,7 @@ ADAPTED = {
         {"model.class_cond", "model.dropout", "train.p_uncond", "train.steps"},
     ),
 }
-OWN = {"digits", "fashion-mnist", "image-folder"}  # recipes of this project
+OWN = {"digits", "fashion-mnist", "image-folder", "image-folder-cpu"}  # recipes of this project
 
 
 def test_every_profile_is_assigned_to_a_recipe() -> None:
