@@ -71,7 +71,7 @@ def check_note(text: str) -> str:
     """Return a user's reason as one printable line; UsageError if it is too long."""
     if len(text) > MAX_NOTE:
         raise UsageError(f"--reason has {len(text):,} characters: give at most {MAX_NOTE}")
-    return brief(text, str, MAX_REASON)
+    return brief(text, str, MAX_NOTE)[:MAX_NOTE]
 
 
 def apply_gate(
