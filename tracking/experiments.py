@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # The UI of MLflow shows curves first, and no traces, for this kind of experiment.
 KIND = {"mlflow.experimentKind": "custom_model_development"}
+MAX_RUNS = 50_000  # MLflow's limit of an answer
 SEARCH_TABLE = "search.json"
 SEARCH_LOCK = "search.lock"  # in the folder of the trainings: concurrent trials create one run
 CHECKPOINT = "diffctl-checkpoint"  # the type of a LoggedModel
@@ -77,22 +78,12 @@ def find_by_tags(client: "MlflowClient", experiment_ids: list[str], tags: dict[s
     return search_runs(client, experiment_ids, " and ".join(terms))
 
 
-def search_runs(client: "MlflowClient", experiment_ids: list[str], query: str) -> "list[Run]":
-    """Return all active runs that match MLflow's `query`, the oldest first, from every page."""
-    order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs(experiment_ids, query, order_by=order, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
-def newest_runs(client: "MlflowClient", experiment_ids: list[str], query: str, count: int) -> "list[Run]":
-    """Return the newest `count` active runs that match MLflow's `query`, the newest first."""
-    order = ["attributes.start_time DESC", "attributes.run_id ASC"]
+def search_runs(
+    client: "MlflowClient", experiment_ids: list[str], query: str, newest: int | None = None
+) -> "list[Run]":
+    """Return the active runs that match `query`, the oldest first; or the `newest`, the newest first."""
+    order = [f"attributes.start_time {'DESC' if newest else 'ASC'}", "attributes.run_id ASC"]
+    count = newest or MAX_RUNS
     return list(client.search_runs(experiment_ids, query, order_by=order, max_results=count))
 
 

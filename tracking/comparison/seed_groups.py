@@ -14,7 +14,7 @@ from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.comparison.score_comparison import format_spread
-from tracking.experiments import newest_runs
+from tracking.experiments import search_runs
 from tracking.keys import SETTING, experiment_name
 from tracking.registry.model_versions import fetch_version_scores
 from tracking.runs.scored_runs import data_name, fetch_scores
@@ -44,7 +44,7 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
             [experiment.experiment_id] if experiment else [],
             f"tags.`{SETTING}` = '{training.setting}'",
         )
-        for run in newest_runs(client, ids, query, MAX_FOUND) if ids else []:
+        for run in search_runs(client, ids, query, MAX_FOUND) if ids else []:
             with suppress(UsageError):  # its scores were deleted
                 found.append(fetch_scores(run))
     return [one for one in found if one.training is not None and one.training.seed != training.seed]

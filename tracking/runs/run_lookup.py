@@ -16,7 +16,7 @@ from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import Section
 from diffusion.train.checkpoint.run_record import flatten_fields
 from tracking.connectivity import TIMEOUT_SECONDS, MlflowError
-from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, newest_runs, search_runs
+from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, search_runs
 from tracking.keys import FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import LOCAL, experiment_link
 from tracking.spool.delivery import deliver
@@ -79,9 +79,7 @@ def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Ru
     experiments = client.search_experiments(filter_string=f"name LIKE '{experiment_name('%')}'")
     ids = [experiment.experiment_id for experiment in experiments]
     query = f"tags.`{KEY}` LIKE '%'"
-    if not ids:
-        return []
-    return newest_runs(client, ids, query, newest) if newest else search_runs(client, ids, query)
+    return search_runs(client, ids, query, newest) if ids else []
 
 
 def newest_experiment_link(address: str, uri: str) -> str:
