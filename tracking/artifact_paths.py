@@ -24,10 +24,8 @@ COLUMNS = (
 def repair_artifact_paths(database: Path, artifacts: Path) -> None:
     """Let paths in another folder called like `artifacts`, which is next to `database`, refer to `artifacts`.
 
-    They stay if the artifacts were not moved or copied with the database. DiffctlWarning if any is changed.
+    They stay if only the database was copied. DiffctlWarning if any is changed.
     """
-    if not artifacts.is_dir():
-        return
     new = artifacts.as_uri()
     with closing(sqlite3.connect(database, timeout=30)) as connection:
         locations: list[tuple[str]] = []
@@ -36,8 +34,8 @@ def repair_artifact_paths(database: Path, artifacts: Path) -> None:
             locations = connection.execute(query).fetchall()
         for old in {f"{before}/{artifacts.name}" for before in _folders(locations, artifacts.name)} - {new}:
             folder = Path(unquote(urlsplit(old).path))
-            if folder.exists() and os.path.samefile(folder, artifacts):  # through a link
-                continue
+            if folder.exists() and (not artifacts.exists() or os.path.samefile(folder, artifacts)):
+                continue  # the database was copied alone, or the paths differ by a link
             for table, column in COLUMNS:
                 change = (
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"

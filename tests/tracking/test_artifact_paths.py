@@ -52,6 +52,13 @@ def test_copied_project_writes_into_its_own_artifacts(registered, tmp_path_facto
     fetch_champion("diffctl-digits")
 
 
+def test_database_that_was_copied_alone_is_unchanged(registered, tmp_path_factory):
+    copy = shutil.copy(registered / "mlflow.db", tmp_path_factory.mktemp("backups"))
+    with warnings.catch_warnings(action="error"):
+        experiment = connect(f"sqlite:///{copy}").get_experiment_by_name("diffctl-digits")
+    assert experiment.artifact_location.startswith(registered.as_uri())
+
+
 def test_project_that_is_opened_through_a_link_is_unchanged(registered, tmp_path_factory, monkeypatch):
     link = tmp_path_factory.mktemp("links") / "link"
     link.symlink_to(registered)
