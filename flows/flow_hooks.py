@@ -19,6 +19,7 @@ from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled
+from rich.console import Console
 
 from diffusion.config import load
 from diffusion.system.errors import DiffctlError, Interrupted
@@ -175,3 +176,14 @@ def as_task(monitor: FlowMonitor, work: Work, **options: Any) -> Work:
         return await state.aresult()
 
     return call
+
+
+def _discard_output(console: Console) -> None:
+    """Discard all further output, where rich would end the process."""
+    console.quiet = True
+    for descriptor in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+# Prefect logs through rich. The pipe of a run breaks if its worker dies, and the run can still finish.
+Console.on_broken_pipe = _discard_output  # type: ignore[assignment,method-assign]

@@ -11,15 +11,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"
+
+
+class InputsChanged(DiffctlError):
+    """Settings or code changed while a stage ran: nobody retries it, since it would do other work."""
+
+    exit_code = TEMPORARY
+
 
 Kind = Literal["interrupted", "refused", "temporary", "failed", "crashed"]
 _KINDS: dict[type[BaseException], Kind] = {
     Interrupted: "interrupted",
     UsageError: "refused",
+    InputsChanged: "refused",
     TemporaryError: "temporary",
 }
 

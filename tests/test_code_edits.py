@@ -11,6 +11,7 @@ import yaml
 
 from tests.conftest import environment
 from tests.helpers.small import own_code, small_project
+from tests.helpers.waiting import wait_until
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")
 FROM_TRAIN = ("train", "sample", "evaluate", "report")
@@ -151,3 +152,80 @@ def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(tmp_
     assert [since.step for since in model.code] == [0, 12]
     assert model.code[0] == first.code[0]
     assert model.model_sha256 == first.model_sha256
+
+
+# What a stage runs before it trains: it waits for the edits of the test.
+WAIT = """
+    from pathlib import Path
+    from time import sleep
+
+    Path("begun").touch()
+    while not Path("edited").exists():
+        sleep(0.01)
+"""
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start Python in the folder, with the folder's code."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment({**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def edited_meanwhile(folder: Path, file: str, old: str, new: str) -> tuple[int, str]:
+    """Edit a file while `dvc repro train` trains; return the exit code and the output."""
+    for name in ("begun", "edited"):
+        (folder / name).unlink(missing_ok=True)
+    process = run_python(folder, "-m", "dvc", "repro", "--single-item", "train")
+    wait_until(lambda: (folder / "begun").exists() or process.poll() is not None, 120)
+    edit(folder / file, old, new)
+    (folder / "edited").touch()
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.run(run_step('train', False))"
+
+
+@pytest.mark.slow
+def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(tmp_path: Path) -> None:
+    """Also a model that DVC recorded with another rate is trained again."""
+    folder = small_project(tmp_path / "project")
+    params, rates = folder / "params.yaml", ("rate: 0.002", "rate: 0.5")
+    edit(
+        folder / "cli/stages/train_stage.py",
+        "    training = trainer.lead(",
+        f"{WAIT}\n    training = trainer.lead(",
+    )
+    reproduce(folder, "data")
+    for file, old, new in (
+        ("params.yaml", *rates),
+        ("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "MAX_BAD_STEPS = 6"),
+    ):
+        code, output = edited_meanwhile(folder, file, old, new)
+        assert code != 0
+        assert "changed while the stage train ran" in output
+        assert "train.lr.rate 0.002 → 0.5" in output or "diffusion/train/loop.py" in output
+        assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+        edit(folder / file, new, old)
+    code, output = edited_meanwhile(folder, "diffusion/train/loop.py", "MAX_BAD", "# Some.\nMAX_BAD")
+    assert code == 0, output
+    assert "resuming after step 12 of 12" in output
+
+    edit(params, *rates)
+    assert run_python(folder, "-m", "dvc", "commit", "--force", "train").wait(60) == 0
+    output, _ = run_python(folder, "-c", RUN_TRAIN).communicate(timeout=120)
+    assert "==> train: up to date\n" in output
+    assert "other settings (train.lr.rate 0.002 → 0.5): training again" in output
+    assert "train.lr.rate" not in run_python(folder, "-c", RUN_TRAIN).communicate(timeout=120)[0]

@@ -1,20 +1,81 @@
-"""What precedes a stage: shared resumable work, membership in the run that started it, and a check."""
+"""What surrounds a stage: its inputs, resumable work, membership in the run that started it, a check."""
 
-from contextlib import suppress
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import typer
+import yaml
 
+from diffusion.code_digest import PACKAGE, ROOT, is_neutral
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, home
+from diffusion.system.errors import UsageError
+from diffusion.system.params import read_params
+from diffusion.system.syntax import normalized_syntax
+from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
+from flows.stage_outcome import InputsChanged
+
+GRAPH = Path("dvc.yaml")
 
 
 def enter_stage(context: typer.Context) -> None:
     """Check params.yaml, share resumable work, and keep other runs out of this folder until the end."""
+    context.with_resource(unchanged_inputs(str(context.invoked_subcommand)))
     load()  # no stage begins if a later one would refuse its section
     share_runs()
     context.with_resource(join_run())
+
+
+@contextmanager
+def unchanged_inputs(stage: str) -> Iterator[None]:
+    """Raise InputsChanged after the block if the settings or the code of a stage of dvc.yaml have changed.
+
+    DVC reads both again at the end, and would record the new ones as the inputs of the result. Code counts if
+    it is loaded and may change results, as in a fingerprint, comments excepted.
+    """
+    graph = yaml.safe_load(GRAPH.read_text()) if GRAPH.exists() else {}
+    inputs = graph.get("stages", {}).get(stage)
+    if inputs is None or os.environ.get("RANK", "0") != "0":  # or a follower
+        yield
+        return
+    sections = _sections(inputs["params"])
+    deps = [Path(dep).resolve() for dep in inputs["deps"] if dep.startswith(f"{PACKAGE}/")]
+    files = (file for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*.py")))
+    code = {file: file.read_text() for file in files}
+    yield
+    changed = changed_fields(sections, _sections(inputs["params"]))
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "")
+        if file in code and _differs(code[file], file) and not is_neutral(name):
+            changed.append(str(file.relative_to(ROOT)))
+    if changed:
+        raise InputsChanged(
+            f"settings or code changed while the stage {stage} ran ({', '.join(changed[:3])}): undo that to "
+            "finish from the work in runs/, or run the same command again for the new ones"
+        )
+
+
+def _sections(names: list[str]) -> dict[str, object]:
+    """Return sections of params.yaml; the error instead if it cannot be read."""
+    try:
+        values = read_params()
+    except UsageError as error:
+        return {"params.yaml": str(error)}
+    return {name: values.get(name) for name in names}
+
+
+def _differs(before: str, file: Path) -> bool:
+    """Return whether the code of the file is other than before; a syntax error counts as a change."""
+    try:
+        after = file.read_text()
+        return after != before and normalized_syntax(ast.parse(after)) != normalized_syntax(ast.parse(before))
+    except (OSError, SyntaxError):
+        return True
 
 
 def share_runs() -> None:

@@ -95,6 +95,15 @@ flows.clone.update_clone(wait={wait})
 """
 
 
+EMIT = """
+from prefect.events import Event, Resource
+from prefect.events.worker import EventsWorker
+worker = EventsWorker.instance()
+worker.send(Event(event="tests.event", resource=Resource({"prefect.resource.id": "x" * 2000})))
+worker.drain()
+"""
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """A folder with a clone `nightly` that a run has left changed."""
@@ -193,6 +202,16 @@ def test_zombie_detection_waits_for_three_heartbeats() -> None:
     for entry in read_plan(ROOT / FILE)["deployments"]:
         heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert automation["trigger"]["within"] >= 3 * heartbeat
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_deployed", [False, True])
+def test_scheduled_runs_do_not_log_each_event_that_prefect_misses(is_deployed: bool, tmp_path: Path) -> None:
+    entry = read_plan(ROOT / FILE)["deployments"][0]
+    own = entry["work_pool"]["job_variables"]["env"] if is_deployed else {}
+    away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path)}
+    output, _ = script(tmp_path, EMIT, away | own).communicate(timeout=120)
+    assert ("Service 'EventsWorker' failed" in output) is not is_deployed
 
 
 def test_deploy_without_a_server_is_an_error(project: Path) -> None:
