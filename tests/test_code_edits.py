@@ -219,7 +219,8 @@ def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(tmp_path: Path)
         assert "train.lr.rate 0.002 → 0.5" in output or "diffusion/train/loop.py" in output
         assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
         edit(folder / file, new, old)
-    code, output = edited_meanwhile(folder, "diffusion/train/loop.py", "MAX_BAD", "# Some.\nMAX_BAD")
+    constant = "MAX_BAD_STEPS = 5"
+    code, output = edited_meanwhile(folder, "diffusion/train/loop.py", constant, f"# Some.\n{constant}")
     assert code == 0, output
     assert "resuming after step 12 of 12" in output
 

@@ -1,29 +1,21 @@
 """MLflow and Prefect on this machine."""
 
-import json
 import os
 import subprocess
 import time
-from importlib.metadata import version
-from typing import Any
 
 import typer
 
-from cli.commands.servers import Status, Ui, Up
+from cli.commands.servers import Ui, Up
 from cli.shared.command import begin
-from cli.shared.tables import show, table
 from diffusion.system.errors import DiffctlError
 from diffusion.system.signals import stop_request
-from flows.prefect_server.flow_runs import QueuedRun, queued_runs
 from flows.prefect_server.local_servers import (
     KINDS,
-    LocalServer,
     external_server,
     is_mlflow_healthy,
     is_port_free,
-    local_servers,
     mlflow_page,
-    prefect_url,
 )
 from flows.prefect_server.local_servers import down as stop
 from flows.prefect_server.local_servers import up as start
@@ -53,26 +45,6 @@ def stop_servers() -> None:
         typer.echo("no server of this folder is running")
 
 
-def show_status(options: Status) -> None:
-    """Carry out `diffctl status`."""
-    rows = [_row(server) for server in local_servers()]
-    url = prefect_url()
-    problem: DiffctlError | None = None
-    try:
-        runs = queued_runs(url) if url else []
-    except DiffctlError as error:
-        runs, problem = [], error
-    if options.as_json:
-        values = {"servers": rows, "prefect": url, "runs": [vars(run) for run in runs]}
-        typer.echo(json.dumps(values, indent=2))
-    else:
-        _show_servers(rows)
-        if url and not problem:
-            _show_queue(runs, url)
-    if problem:
-        raise problem
-
-
 def open_ui(options: Ui) -> None:
     """Carry out `diffctl ui`."""
     uri = tracking_uri()
@@ -90,48 +62,6 @@ def open_ui(options: Ui) -> None:
 
 
 POLL_SECONDS = 0.1
-
-
-def _row(server: LocalServer) -> dict[str, Any]:
-    """Return a server as JSON values. Its state is up, silent (alive, but not answering) or dead."""
-    alive = server.alive
-    answer = server.version if alive else None
-    return {
-        "server": server.kind.name,
-        "state": ("up" if answer else "silent") if alive else "dead",
-        "address": server.page,
-        "process": server.pid,
-        "version": answer,
-        "installed": version(server.kind.name),
-    }
-
-
-def _show_servers(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        typer.echo("no server of this folder is running: `diffctl up` starts them")
-        return
-    listed = table("SERVER", "STATE", "ADDRESS", "VERSION", "PROCESS")
-    for row in rows:
-        listed.add_row(row["server"], row["state"], row["address"], row["version"] or "", str(row["process"]))
-    show(listed)
-    for row in rows:
-        if row["version"] not in (None, row["installed"]):
-            typer.echo(
-                f"{row['server']} {row['version']} is running, but {row['installed']} is installed: "
-                "restart it with `diffctl down` and `diffctl up`"
-            )
-        if row["state"] != "up":
-            typer.echo(f"{row['server']} is {row['state']}: see runs/servers/{row['server']}.log")
-
-
-def _show_queue(runs: list[QueuedRun], url: str) -> None:
-    if not runs:
-        typer.echo(f"no active or scheduled run on Prefect at {redact_uri(url)}")
-        return
-    listed = table("RUN", "DEPLOYMENT", "STATE", "START (UTC)", "ID")
-    for run in runs:
-        listed.add_row(run.name, run.deployment or "", run.state, run.time, run.flow_run)
-    show(listed)
 
 
 def _serve(uri: str, port: int, link: str) -> int:

@@ -123,9 +123,13 @@ class Down(Options):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command("cli.actions.local_services:show_status")
+@command("cli.actions.service_status:show_status")
 class Status(JsonOptions):
-    """Show this folder's servers, and Prefect's active and scheduled runs."""
+    """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
+
+    check_problems: Annotated[
+        bool, typer.Option("--check", help="List problems and exit with 1 if there are any, for monitoring.")
+    ] = False
 
 
 @command("cli.actions.local_services:open_ui")

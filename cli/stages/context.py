@@ -9,13 +9,13 @@ from pathlib import Path
 
 import typer
 import yaml
+from diffusion.system.syntax import normalized_syntax
 
 from diffusion.code_digest import PACKAGE, ROOT, is_neutral
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, home
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
-from diffusion.system.syntax import normalized_syntax
 from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
 from flows.stage_outcome import InputsChanged

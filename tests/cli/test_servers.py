@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -16,11 +16,13 @@ from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import command, diffctl, environment
-from tests.helpers.mlflow_server import free_port
+from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
+from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
 from tracking.experiments import ensure_experiment
+from tracking.registry.model_registry import register
 from tracking.store import connect
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
@@ -48,7 +50,11 @@ def test_up_refuses_ports_in_use(project: Path, invoke: Invoke, taken: str) -> N
 
 def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
     assert "`diffctl up`" in invoke("status").out
-    assert json.loads(invoke("status", "--json").out) == {"servers": [], "prefect": None, "runs": []}
+    found = json.loads(invoke("status", "--json").out)
+    assert found.pop("disk")["free"] > 0
+    assert found.pop("champion") is found.pop("prefect") is None
+    assert set(found) == {"servers", "runs", "deployments", "workers", "undelivered", "problems"}
+    assert not any(found.values())
     assert invoke("down").code == 0
 
 
@@ -136,3 +142,21 @@ def test_ui_serves_until_ctrl_c(project: Path) -> None:
     assert (ui.returncode, output) == (0, "")
     assert "Traceback" not in errors
     wait_until_left(project)
+
+
+@pytest.mark.slow
+def test_status_mentions_models_that_were_kept_out(
+    project: Path,
+    make_model: Callable[..., str],  # noqa: F811 (the fixture)
+    invoke: Invoke,
+) -> None:
+    empty_database(project / "mlflow.db")
+    make_model(0)
+    register()
+    for seed in (1, 2, 3):
+        make_model(seed, {(5, 0.0): 0.9})
+        register()
+    status = invoke("status", "--check")
+    assert status.code == 1
+    assert "champion: diffctl-digits version 1 since " in status.out
+    assert "problem: the last 3 models were kept out" in status.out

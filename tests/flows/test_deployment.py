@@ -1,7 +1,9 @@
 """Deployments: the clone of scheduled runs, prefect.yaml, and runs on a real Prefect server and worker."""
 
+import json
 import os
 import subprocess
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,6 +199,15 @@ def test_leases_in_memory_give_a_warning(
     assert len([one for one in recwarn.list if one.category is DiffctlWarning]) == count
 
 
+def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
+    text = (ROOT / AUTOMATIONS).read_text()
+    head, _, template = text.partition("# - name:")
+    made = "\n".join(line.removeprefix("# ") for line in f"# - name:{template}".splitlines())
+    (tmp_path / "automations.yaml").write_text(f"{head}\n{textwrap.indent(made, '  ')}\n")
+    names = [one["name"] for one in read_automations(tmp_path / "automations.yaml")]
+    assert names == ["diffctl-zombies", "diffctl-webhook", "diffctl-email"]
+
+
 def test_zombie_detection_waits_for_three_heartbeats() -> None:
     (automation,) = read_automations(ROOT / AUTOMATIONS)
     for entry in read_plan(ROOT / FILE)["deployments"]:
@@ -281,3 +292,24 @@ def test_emit_data_changed_starts_a_run(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.endswith("digits has changed\n")
         wait_until(lambda: len(work.runs()) == 1, 60)
+
+
+@pytest.mark.slow
+def test_status_reports_the_failed_run_of_a_deployment(tmp_path: Path) -> None:
+    with nightly(tmp_path, None) as work:
+        work.start("pipeline/retrain")
+        (run,) = work.runs()
+        for kind in ("RUNNING", "FAILED"):
+            state = {"type": kind, "name": kind.title(), "message": "stage train: it diverged"}
+            post(f"{work.url}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+        done = diffctl(work.clone, "status", "--check", "--json", env=work.env)
+    found = json.loads(done.stdout)
+    assert done.returncode == 1, done.stderr
+    last = {one["deployment"]: (one["state"], one["reason"]) for one in found["deployments"]}
+    assert last == {
+        "retrain": ("Failed", "stage train: it diverged"),
+        "sweep": ("", ""),
+        "evaluate": ("", ""),
+    }
+    assert "the last run of retrain is Failed (stage train: it diverged)" in found["problems"]
+    assert "no worker polls for scheduled runs" in found["problems"]
