@@ -9,9 +9,8 @@ from pathlib import Path
 
 import typer
 import yaml
-from diffusion.system.syntax import normalized_syntax
 
-from diffusion.code_digest import PACKAGE, ROOT, is_neutral
+from diffusion.code_digest import PACKAGE, ROOT, is_neutral, normalized_syntax
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, home
 from diffusion.system.errors import UsageError
