@@ -9,19 +9,15 @@ from importlib.metadata import version
 from typing import Any
 
 import typer
-from tracking.spool.delivery_state import DeliveryState
-from tracking.spool.training_status import list_trainings
 
 from cli.commands.servers import Status
 from cli.shared.tables import show, table
-from diffusion.config import load
 from diffusion.system.errors import DiffctlError
 from flows.prefect_server.flow_runs import PrefectStatus, QueuedRun, prefect_status
 from flows.prefect_server.local_servers import LocalServer, local_servers, prefect_url
 from tracking.connectivity import redact_uri
-from tracking.keys import model_name
-from tracking.registry.model_registry import read_champion_history
-from tracking.registry.registered_models import list_versions
+from tracking.registry.registered_models import list_versions, project_model, read_champion_history
+from tracking.spool.spool_status import DeliveryState, list_trainings
 from tracking.store import tracking_uri
 
 MIN_FREE = 5e9  # bytes on the disk of this folder
@@ -84,7 +80,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
 def _champion() -> dict[str, Any] | None:
     """Return the last move of the champion, and how many models were kept out since; None without one."""
     try:
-        name = model_name(load().data.name)
+        name = project_model()
         moves = read_champion_history(name).events
     except DiffctlError:  # `diffctl history` reports it
         return None
