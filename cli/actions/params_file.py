@@ -15,6 +15,8 @@ from diffusion.config import load
 from diffusion.layout import PARAMS
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_atomic
+from diffusion.system.params import MAX_BYTES
+from diffusion.system.regular_files import read_regular
 from diffusion.system.section import brief
 from diffusion.system.yaml_text import YamlRefusal, edit_yaml
 
@@ -66,7 +68,10 @@ def _has_unsaved_edits(params: Path, wanted: bytes) -> bool:
     """Return whether overwriting `params` would lose text that is stored nowhere else."""
     if not params.exists():
         return False
-    text = params.read_bytes()
+    try:
+        text = read_regular(params, MAX_BYTES)
+    except OSError as error:
+        raise UsageError(f"{params} cannot be replaced ({error.strerror}): move it away") from None
     kept = [wanted, *(path.read_bytes() for path in PROFILES.glob("*.yaml"))]
     return text not in kept and text != _committed(params)
 

@@ -5,9 +5,11 @@ Each option is named once, and `diffctl --help` imports nothing heavy.
 
 import contextlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
 
 import typer
@@ -85,7 +87,7 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
     def run(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is not None:
             return
-        made = options(**values)
+        made = options(**{name: _at_home(value) for name, value in values.items()})
         given = (one for one in context.command.params if _is_given(context, one.name or ""))
         made.flags_given = {one.name or "": one.opts[0] for one in given}
         made.sampling = context.meta.get(SAMPLING_OPTIONS, {})
@@ -113,6 +115,11 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
             if one.init
         ),
     ]
+
+
+def _at_home(value: Any) -> Any:
+    """Return a path with `~` replaced, which a shell leaves as it is in quotes and in `--out=~/x`."""
+    return type(value)(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

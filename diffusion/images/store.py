@@ -60,6 +60,8 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
         labels = read_array(path / "labels.npy") if (path / "labels.npy").exists() else None
     except FileNotFoundError as error:
         raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
+    except NotADirectoryError:
+        raise UsageError(f"{path} is a file: give the folder of an image store") from None
     except (Corrupted, OSError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
     store = ImageStore(path, images, labels, meta)

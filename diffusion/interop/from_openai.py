@@ -16,7 +16,7 @@ from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.section import brief, explain
 from diffusion.train.train_config import TrainConfig
@@ -78,9 +78,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} is no regular file: name the published checkpoint")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch promises no kinds: a broken pickle makes it raise nearly any
-        why = brief(error, reason)
-        raise DiffctlError(f"{path} is not a file of plain weights ({why})") from None
+    except Exception:  # of any type, with torch's advice to developers as its text
+        raise DiffctlError(
+            f"{path} is not a checkpoint of plain weights, or it is damaged: name the published .pt file, or "
+            "download it again"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
         raise DiffctlError(f"{path} is not a file of plain weights: it is no dictionary of tensors")
     if odd := [name for name, value in weights.items() if not _is_plain(value)]:

@@ -111,6 +111,14 @@ def test_name_that_is_no_new_folder_is_refused(
     assert run(["export", "diffusers", "new/"], capsys)[0] is None
 
 
+def test_tilde_is_the_home_folder(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "taken").mkdir()
+    assert f"--html {tmp_path}/taken is a folder" in refused("seeds", "~/taken", capsys)
+
+
 @pytest.mark.parametrize("command", ["sample", "encode", "interpolate", "nll", "show"])
 def test_unknown_suffix_is_refused(capsys: pytest.CaptureFixture[str], command: str) -> None:
     assert COMMANDS[command][0] in refused(command, "a.txt", capsys)

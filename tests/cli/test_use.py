@@ -1,5 +1,6 @@
 """`diffctl use`: params.yaml becomes a profile, and no edits are lost."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from cli.commands.pipeline import Use
 from diffusion.system.errors import UsageError
 from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT
+from tests.helpers.damaged_bytes import bounded
 
 PROFILES = ROOT / "profiles"
 
@@ -49,6 +51,15 @@ def test_unsaved_edits_are_kept_unless_forced(folder: Path, invoke: Invoke) -> N
     assert (folder / "params.yaml").read_text() == edited
     Use(profile="fashion-mnist", force=True).run()
     assert (folder / "params.yaml").read_text() == (PROFILES / "fashion-mnist.yaml").read_text()
+
+
+def test_pipe_as_params_is_refused(folder: Path, invoke: Invoke) -> None:
+    (folder / "params.yaml").unlink()
+    os.mkfifo(folder / "params.yaml")
+    message = bounded(
+        lambda: assert_refused(invoke("use", "fashion-mnist"), "params.yaml cannot be replaced")
+    )
+    assert message == "None"
 
 
 def test_committed_edits_and_edits_in_a_named_file_are_saved(folder: Path) -> None:

@@ -15,7 +15,7 @@ from diffusion.images import verified
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.damaged_bytes import Damage, damages
 
 META = {"name": "noise", "classes": ["a", "b"], "card": {"steps": 5, "eta": 0.5}}
@@ -68,6 +68,12 @@ def test_missing_file_is_named(tmp_path: Path, gone: str) -> None:
     written(tmp_path / "s")
     (tmp_path / "s" / gone).unlink()
     with pytest.raises(DiffctlError, match=f"no images in .*: {gone} is missing"):
+        open_store(tmp_path / "s")
+
+
+def test_file_is_not_called_a_damaged_store(tmp_path: Path) -> None:
+    (tmp_path / "s").touch()
+    with pytest.raises(UsageError, match="s is a file: give the folder of an image store"):
         open_store(tmp_path / "s")
 
 

@@ -174,10 +174,10 @@ def test_first_wrong_key_is_named_in_error(published, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "plain weights"),
-        (b"not a checkpoint at all", "plain weights"),
-        (b"a text file\nof two lines\n", "plain weights"),
-        (b"\x80\x02ctorch\n", "plain weights"),
+        (b"", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
+        (b"not a checkpoint at all", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
+        (b"a text file\nof two lines\n", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
+        (b"\x80\x02ctorch\n", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
         ({1: torch.zeros(1)}, "no dictionary of tensors"),
         ({"a": 1}, "'a' is no plain tensor"),
         ({"a": torch.zeros(1, device="meta")}, "'a' is no plain tensor"),
