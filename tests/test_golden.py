@@ -41,7 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "timesteps": {"timesteps": (0, 10, 50, 99)},
     "dpm-solver++": {"steps": 5, "sampler": "dpm-solver++"},
 }
-SCORED = ("reference", "heldout", "sample")
 
 
 def image(name: str) -> Images:

@@ -1,6 +1,5 @@
 """Real disks of a few kilobytes, to be filled up."""
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,12 +31,6 @@ def mount() -> Iterator[Mount]:
 def memory_disk(size: str, more: str = "") -> list[str]:
     """The options of a disk in memory of that size."""
     return ["-t", "tmpfs", "-o", f"size={size}{more}", "tmpfs"]
-
-
-def fill_up(disk: Path) -> None:
-    """Leave no room on the mounted disk."""
-    room = os.statvfs(disk)
-    (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize))
 
 
 def make_room(disk: Path, size: str = "32m") -> None:

@@ -58,11 +58,6 @@ def iddpm_variance(v: Array, beta: float, beta_tilde: float) -> Array:
     return np.exp(f * np.log(beta) + (1 - f) * np.log(beta_tilde))
 
 
-def gaussian_kl(mean_1: Array, var_1: Array, mean_2: Array, var_2: Array) -> Array:
-    """KL(N₁ ‖ N₂) in nats."""
-    return 0.5 * (np.log(var_2 / var_1) + (var_1 + (mean_1 - mean_2) ** 2) / var_2 - 1)
-
-
 def eight_bit_nll(x_0: Array, mean: Array, std: Array) -> Array:
     """DDPM eq. 13 in nats, the tails computed on the side where they are small."""
     distance = np.abs(x_0 - mean)

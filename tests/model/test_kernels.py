@@ -209,27 +209,6 @@ def test_attention_is_softmax_of_scaled_products(
     check(plain, kernel, exact, numbers(seed, batch, 3, heads, pixels, width, dtype=dtype))
 
 
-def test_cpu_kernels_are_used_only_on_cpu():
-    assert kernels.on_cpu(torch.empty(1))
-    assert not kernels.on_cpu(torch.empty(1, device="meta"))
-
-
-@pytest.mark.parametrize("dtype", TOLERANCES)
-def test_formulas_keep_channels_last(dtype):
-    x = numbers(0, 2, 6, 4, 4, dtype=dtype, layout=torch.channels_last)
-    conv = nn.Conv2d(6, 4, 3, padding=1).to(dtype=dtype, memory_format=torch.channels_last)
-    norm, scale = nn.GroupNorm(3, 6).to(dtype), torch.ones(2, 6, dtype=dtype)
-    with use_formulas():
-        found = [
-            kernels.downsample(x),
-            kernels.upsample(x),
-            kernels.upsampled_conv(conv, x),
-            kernels.group_norm(norm, x),
-            kernels.scaled_group_norm(norm, x, scale, scale),
-        ]
-    assert all(map(is_channels_last, found))
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fused_attention_copies_map_only_if_channels_are_not_adjacent(monkeypatch, layout):
     """A map with adjacent channels per pixel is passed on uncopied. Other maps are copied to that layout."""

@@ -50,13 +50,6 @@ def test_parameter_counts_match_papers(name):
     assert str(millions) in PRESETS[name].source
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_least_parameters_of_presets_is_within_factor_five(name):
-    """The closed form is a lower bound of the parameter count, and at least a fifth of it."""
-    spec = spec_of(PRESETS[name])
-    assert spec.least_parameters() <= PRESETS[name].parameters <= 5 * spec.least_parameters()
-
-
 @pytest.mark.slow
 @given(
     st.integers(1, 4).map(lambda groups: 32 * groups), st.lists(st.integers(1, 3), min_size=1, max_size=3),
@@ -76,36 +69,6 @@ def test_iddpm_imagenet64_parameter_counts_match_section_6(channels, millions):
 
 def test_unconditional_adm_256_parameter_count():
     assert count(spec_of(PRESETS["adm-256"], num_classes=0)) == 553_838_086 - 1000 * 1024
-
-
-def ddpm_parameters() -> int:
-    """Count the parameters of the network in DDPM, appendix B: 3×3 convolutions, additive embedding."""
-
-    def conv(a: int, b: int, k: int = 3) -> int:
-        return a * b * k * k + b
-
-    def block(a: int, b: int) -> int:
-        skip = conv(a, b, 1) if a != b else 0
-        return 2 * a + conv(a, b) + (512 * b + b) + 2 * b + conv(b, b) + skip
-
-    def attention(c: int) -> int:
-        return 2 * c + 4 * conv(c, c, 1)
-
-    total = (128 * 512 + 512) + (512 * 512 + 512) + conv(3, 128)
-    total += 2 * block(128, 128) + conv(128, 128)
-    total += block(128, 256) + block(256, 256) + 2 * attention(256) + conv(256, 256)
-    total += 2 * block(256, 256) + conv(256, 256)
-    total += 2 * block(256, 256)
-    total += 2 * block(256, 256) + attention(256)
-    total += 3 * block(512, 256) + conv(256, 256)
-    total += 3 * block(512, 256) + conv(256, 256)
-    total += 2 * block(512, 256) + block(384, 256) + 3 * attention(256) + conv(256, 256)
-    total += block(384, 128) + 2 * block(256, 128)
-    return total + 2 * 128 + conv(128, 3)
-
-
-def test_ddpm_cifar10_parameters_match_appendix_b():
-    assert ddpm_parameters() == PRESETS["ddpm-cifar10"].parameters
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -138,9 +101,7 @@ def test_model_keys_override_preset():
 
 
 def test_unknown_preset_raises_usage_error():
-    with pytest.raises(
-        UsageError, match=r"model: preset: allowed are adm-64, .*ddpm-cifar10 \(got 'adm-32'\)"
-    ):
+    with pytest.raises(UsageError, match=r"model: preset: allowed are adm-64, .*ddpm-cifar10 \(got 'adm-32'"):
         with_model(preset="adm-32")
 
 

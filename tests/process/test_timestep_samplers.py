@@ -21,16 +21,6 @@ def filled(timesteps: int, seed: int = 0) -> tuple[LossAwareSampler, np.ndarray]
     return sampler, losses
 
 
-@given(st.integers(1, 1000), st.integers(1, 500))
-@settings(deadline=None)
-def test_uniform_sampler_draws_in_range_with_weight_one(timesteps, count):
-    t, weights = UniformSampler(timesteps).draw(uniforms(count))
-    assert t.shape == weights.shape == (count,)
-    assert int(t.min()) >= 0
-    assert int(t.max()) < timesteps
-    assert bool((weights == 1).all())
-
-
 @given(st.integers(1, 5000))
 @settings(deadline=None)
 def test_smallest_and_largest_uniforms_give_first_and_last_timestep(timesteps):

@@ -114,16 +114,6 @@ def test_interval_round_trips_through_the_card(low: float, high: float) -> None:
     assert settings_axes(settings)["guidance_interval"] == text
 
 
-def test_unlisted_settings_come_from_the_sample_section() -> None:
-    config = parse(
-        params(sample={"spacing": "trailing", "guidance": 2.0}, sweep={"noise": ["large"]}), "test"
-    )
-    for cell in grid(config.sample, config.sweep):
-        settings = cell_settings(config.sample, cell)
-        assert (settings.spacing, settings.guidance) == ("trailing", 2.0)
-        assert settings.noise == ("large" if cell.eta else "small")
-
-
 def test_cells_have_unique_names_and_settings() -> None:
     sweep = {**GRID, "sampler": BOTH, "noise": ["large", "small", "learned"], "guidance": [0, 1.5]}
     config = parse(params(sweep=sweep), "test")
@@ -181,13 +171,6 @@ def test_nearly_equal_cells_have_unique_names_and_descriptions(
     assert (
         len({cell.name for cell in cells}) == len({describe_cell(cell.axes) for cell in cells}) == len(cells)
     )
-
-
-@given(st.integers(1, 10**5), st.integers(0, 999_999), st.integers(0, 5))
-def test_six_digit_value_is_exact_in_the_name(steps: int, digits: int, places: int) -> None:
-    eta = digits / 10**places
-    assert Cell(steps, eta).name == f"steps{steps}-eta{eta:g}"
-    assert float(Cell(steps, eta).name.partition("eta")[2]) == eta
 
 
 def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:

@@ -81,15 +81,3 @@ def test_guidance_requires_labels_and_a_null_class():
         guided(x, t, condition.unlabelled())
     with pytest.raises(UsageError, match="p_uncond"):
         guided(x, t, Condition(3, condition.labels))
-
-
-def test_conditions_are_indexed_and_concatenated_by_rows():
-    condition = inputs(1)[2]
-    assert condition.rows(torch.tensor([2, 0])).labels.tolist() == [4, 0]
-    assert len(condition.rows(slice(1, None))) == 2
-    joined = Condition.cat([condition, condition.null()])
-    assert len(joined) == 6
-    assert joined.labels.tolist() == [0, 2, 4, NULL, NULL, NULL]
-    assert len(Condition.cat([Condition(2), Condition(3)])) == 5
-    with pytest.raises(ValueError, match="cannot be joined"):
-        Condition.cat([condition, Condition(1)])

@@ -17,7 +17,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_free, guidance_weight, in_interval, interval_guidance
+from diffusion.sample.guidance import classifier_free, guidance_weight, interval_guidance
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import call_times, count_nfe, sampling_grid
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -114,14 +114,6 @@ def test_interval_uses_the_noise_level_of_each_row():
             x[[row]], t, condition.rows(slice(row, row + 1))
         )
         assert torch.allclose(alone.eps, found.eps[[row]])
-
-
-@given(st.floats(0, 1e9), st.floats(0, 1e9), st.floats(0, 1e9) | st.just(float("inf")))
-def test_interval_is_open_below_and_closed_above(one, other, level):
-    low, high = sorted((one, other))
-    assert in_interval((low, high), level) == (low < min(level, 1e9) <= high)
-    assert in_interval(None, level)
-    assert in_interval((0.0, 1e9), level) == (level > 0)  # every noise level, since σ is never 0
 
 
 def test_guided_steps_depend_only_on_the_noise_level():

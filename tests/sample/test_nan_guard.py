@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -32,7 +31,6 @@ from tests.helpers.trajectories import grid_of, network_denoiser
 CPU = torch.device("cpu")
 SPEC = spec_of()
 INTACT = LoadedModel(network_of(SPEC), artefact_of(SPEC, 20))
-PIXELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
 MESSAGE = r"is NaN or infinite from step \d+ on \(t = \d+\): "
 
 

@@ -180,26 +180,6 @@ def test_network_receives_original_timesteps_and_labels():
     assert seen == [([t, t], [4, 7]) for t in (99, 50, 3)]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_network_with_learned_variance_outputs_eps_and_v(channels):
-    grid = grid_of("cosine", 50, spaced_timesteps("uniform", 5, 50))
-    v = randn(2, channels, 2, 2, seed=9).clamp(-1, 1)
-
-    def network(x, t, labels):
-        return torch.cat([0.3 * x, v], 1)
-
-    def eps_network(x, t, labels):
-        return 0.3 * x
-
-    shape = (2, channels, 2, 2)
-    small = sample(network, grid, Draws(*shape), eta=0.7)
-    assert torch.equal(small, sample(eps_network, grid, Draws(*shape), eta=0.7))
-    learned = sample(network, grid, Draws(*shape), eta=0.7, noise="learned")
-    assert not torch.equal(small, learned)
-    scale = Ddim(eta=0.7, noise="learned").scale(grid.walk()[0], (v + 1) / 2)
-    assert bool((scale > 0).all())
-
-
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("noise", ["small", "large"])

@@ -4,12 +4,10 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import warnings
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from multiprocessing import get_context
@@ -22,22 +20,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.check import machine_checks
-from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
-from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell, run_locally
 from diffusion.sample.ema_models import EMAModelFiles
 from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import LockBusy, file_lock, is_held
-from flows.ray.shard_runner import library_version, make_shard
 from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.damaged_bytes import Damage, damages
@@ -274,15 +268,6 @@ def test_cell_is_an_image_store_with_its_card(project: Path) -> None:
     assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
 
 
-def test_check_reports_a_runner_that_is_not_installed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = with_model(project, sample={"runner": "ray"})
-    monkeypatch.setattr(machine_checks, "find_spec", lambda name: None)
-    (finding,) = machine_checks.check_runner(Project(config))
-    assert (finding.level, finding.remedy) == ("error", "pip install 'diffctl[ray]'")
-    with_model(project, sample={"runner": "local"})
-    assert not list(machine_checks.check_runner(Project(load())))
-
-
 def assert_busy(lock: AbstractContextManager[None]) -> None:
     with pytest.raises(LockBusy), lock:
         pass
@@ -343,39 +328,6 @@ def test_sweep_holds_its_device_while_weights_are_loaded(
     assert (len(loaded_networks), is_held(fake_gpu)) == (0, False)
     sweep()
     assert len(loaded_networks) == 0, "finished cells need no device"
-
-
-def test_ray_worker_moves_its_weights_to_the_cpu_before_it_releases_the_device(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
-    network, events = load_model(MODEL).network, []
-    monkeypatch.setattr(type(network), "to", lambda network, device: events.append(str(device)))
-
-    @contextlib.contextmanager
-    def held(group: str | None) -> Iterator[torch.device]:
-        yield torch.device("cuda")
-        events.append("let go")
-
-    def images(loaded: LoadedModel, *arguments: object) -> None:
-        events.append("at work")
-
-    monkeypatch.setattr(devices, "acquire_device", held)
-    monkeypatch.setattr("diffusion.sample.cell_images.shard_images", images)
-    monkeypatch.setattr("flows.ray.shard_runner._loaded", lambda *_: LoadedModel(network, None))
-    settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
-    make_shard(None, "", library_version(), settings, 1, "sweep", range(4))
-    assert events == ["cuda", "at work", "cpu", "let go"]
-
-
-def test_worker_with_another_version_raises_an_error(project: Path) -> None:
-    settings = SampleSettings(steps=2)
-    with pytest.raises(DiffctlError) as caught:
-        make_shard(None, "", "0123 with torch 1.0", settings, 0, "sweep", range(4))
-    assert str(caught.value) == (
-        f"{socket.gethostname()} has another diffctl or torch than this machine "
-        f"({library_version()}, not 0123 with torch 1.0): install the same on both"
-    )
 
 
 def test_wait_for_a_device_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
