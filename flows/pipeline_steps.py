@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
+from diffusion.system.repository import repository_problem
 from diffusion.system.signals import check_signals, interrupt_on_signal
 from flows.dvc_stage import STAGES, Write, fetch_pretrained, has_remote, push_outs, reproduce
 from flows.output_relay import echo
@@ -159,6 +160,8 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     Raise UsageError before any work; StageFailed, DiffctlError or Interrupted if a step ends the run.
     """
     load()
+    if problem := repository_problem():
+        raise UsageError(": ".join(problem))
     check_options(push=push, fresh=fresh, keep=keep)
     check_mlflow()
     done: dict[str, str | None] = {}

@@ -68,7 +68,7 @@ class History(JsonOptions):
     """List the changes of the champion, newest last."""
 
 
-@command("cli.actions.tracked_runs:show_runs", "reading the runs")
+@command("cli.actions.tracked_runs:show_runs", "reading the runs", at_root=True)
 class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
@@ -80,7 +80,7 @@ class Runs(JsonOptions):
         self.refuse_idle("num", self.every, "with --all")
 
 
-@command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings")
+@command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings", at_root=True)
 class Reap(JsonOptions):
     """Mark trainings without a process as KILLED in MLflow.
 
@@ -99,12 +99,12 @@ class Reap(JsonOptions):
     ] = 20
 
 
-@command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs")
+@command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs", at_root=True)
 class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command("cli.actions.run_pruning:prune_runs", "looking through runs/")
+@command("cli.actions.run_pruning:prune_runs", "looking through runs/", at_root=True)
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 

@@ -103,7 +103,7 @@ class Playground(ModelOptions):
         super().check()
 
 
-@command("cli.actions.local_services:start_servers")
+@command("cli.actions.local_services:start_servers", at_root=True)
 class Up(Options):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -118,12 +118,12 @@ class Up(Options):
     ] = 4200
 
 
-@command("cli.actions.local_services:stop_servers")
+@command("cli.actions.local_services:stop_servers", at_root=True)
 class Down(Options):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command("cli.actions.service_status:show_status")
+@command("cli.actions.service_status:show_status", at_root=True)
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
@@ -132,7 +132,7 @@ class Status(JsonOptions):
     ] = False
 
 
-@command("cli.actions.local_services:open_ui")
+@command("cli.actions.local_services:open_ui", at_root=True)
 class Ui(Options):
     """Open the MLflow UI until Ctrl-C.
 

@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
+from diffusion.system.repository import refuse_subfolder
 
 SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
 
@@ -28,6 +29,7 @@ class Options:
     body: ClassVar[str]
     message: ClassVar[str]
     kind: ClassVar[type[TyperCommand]] = TyperCommand
+    at_root: ClassVar[bool] = False
     flags_given: Mapping[str, str] = field(default_factory=dict, init=False)
     """The flags on the command line, by field."""
     sampling: dict[str, Any] = field(default_factory=dict, init=False)
@@ -39,6 +41,8 @@ class Options:
     def run(self) -> None:
         """Check the options, print what the command does, then import and call its body."""
         self.check()
+        if self.at_root:
+            refuse_subfolder()
         begin(self.message, silent=getattr(self, "as_json", False))
         body = load_reference(self.body)
         body(self) if any(one.init for one in fields(self)) else body()
@@ -64,12 +68,16 @@ Command = TypeVar("Command", bound=Options)
 
 @dataclass_transform(kw_only_default=True)
 def command(
-    body: str, message: str = "", kind: type[TyperCommand] = TyperCommand
+    body: str, message: str = "", kind: type[TyperCommand] = TyperCommand, *, at_root: bool = False
 ) -> Callable[[type[Command]], type[Command]]:
-    """Declare a command: its body as "module:function", and the message before that is imported."""
+    """Declare a command: its body as "module:function", and the message before that is imported.
+
+    With `at_root` it is refused in a subfolder of a project, where it would use other databases and runs.
+    """
 
     def declare(options: type[Command]) -> type[Command]:
         options.body, options.message, options.kind = body, message, kind
+        options.at_root = at_root
         return dataclass(kw_only=True)(options)
 
     return declare

@@ -22,6 +22,7 @@ from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.repository import repository_problem
 from diffusion.system.threads import single_thread
 from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratch
 from diffusion.train.checkpoint.run_dir import run_dir_of
@@ -74,6 +75,12 @@ def check_process(project: Project) -> Iterator[Finding]:
             build_process(project.config.process)
     except UsageError as error:
         yield Finding("error", "process", str(error))
+
+
+def check_repository(project: Project) -> Iterator[Finding]:
+    """Check whether DVC can run the stages here."""
+    if problem := repository_problem(project.root):
+        yield Finding("error", "repository", *problem)
 
 
 def check_averages(project: Project) -> Iterator[Finding]:
@@ -150,6 +157,7 @@ def _describe_start(plan: TrainPlan, root: Path) -> str:
 
 
 ALL: tuple[Check, ...] = (
+    check_repository,
     check_process,
     check_raw,
     check_prepared,
