@@ -71,33 +71,24 @@ class Trials:
         return result
 
     def end(self, number: int, result: TrialResult) -> None:
-        """Report a failed trial; DiffctlError after several failures in a row."""
+        """Report the end of a trial; DiffctlError after several failures in a row."""
+        value = "" if result.value is None else f": {result.value:.5g}"
+        why = f" because {result.reason}" if result.reason else ""
+        self._print(number, f" is {result.state}{value}{why}")
         self._failures = self._failures + 1 if result.state == "failed" else 0
-        if result.state == "failed":
-            typer.echo(f"trial {number + 1} failed: {result.reason}", err=True)
         if self._failures >= MAX_FAILURES:
             raise DiffctlError(
                 f"{MAX_FAILURES} trials in a row failed, the last because {result.reason}: correct that, "
                 f"remove {trial_dir(self._folder, number)} and run the search again"
             )
 
-    def end_parallel(self, number: int, result: TrialResult) -> None:
-        """Report the end of a trial that ran in parallel with others, then do as `end`."""
-        if result.state != "failed":
-            value = "" if result.value is None else f": {result.value:.5g}"
-            self._print(number, f" is {result.state}{value}")
-        self.end(number, result)
-
     def run(self, trial: Trial) -> TrialResult:
         """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
-        result = self.begin(trial)
-        if result is None:
-            folder = trial_dir(self._folder, trial.number)
-            with stop_request() as stop:
-                result = run_process(trial_command(folder), folder, stop)
-                stop.raise_if_set()
-            assert result is not None, "it was not stopped"
-        self.end(trial.number, result)
+        folder = trial_dir(self._folder, trial.number)
+        with stop_request() as stop:
+            result = run_process(trial_command(folder), folder, stop)
+            stop.raise_if_set()
+        assert result is not None, "it was not stopped"
         return result
 
     def _print(self, number: int, text: str) -> None:
@@ -116,10 +107,10 @@ def search_settings(options: Search) -> None:
         study = SearchStudy(folder, name, config.search)
         trials = Trials(folder, values, count_trials(config.search))
         if options.ray:
-            with _ray_runner(options, config, folder, trials) as runner:
-                done = run_search(study, runner)
+            with _ray_runner(options, config, folder) as runner:
+                done = run_search(study, runner, trials.begin, trials.end)
         else:
-            done = run_search(study, SequentialRunner(trials.run))
+            done = run_search(study, SequentialRunner(trials.run), trials.begin, trials.end)
         _report(folder, about, config, done, options.as_json)
 
 
@@ -155,9 +146,7 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
     return first.model_dump(mode="json"), str(meta["digest"])
 
 
-def _ray_runner(
-    options: Search, config: Config, folder: Path, trials: Trials
-) -> AbstractContextManager[TrialRunner]:
+def _ray_runner(options: Search, config: Config, folder: Path) -> AbstractContextManager[TrialRunner]:
     """Return the runner of parallel trials; UsageError if `train.devices` is searched."""
     assert config.search is not None, "it has the section"
     if "train.devices" in config.search.fields:
@@ -167,8 +156,6 @@ def _ray_runner(
         options.address or config.sample.address,
         folder,
         (*MODULE, "--local"),
-        trials.begin,
-        trials.end_parallel,
         at_once=options.max_parallel,
         cpus=options.cpus or 1,
         gpus=devices,

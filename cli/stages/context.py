@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 import yaml
@@ -37,21 +38,18 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
     DVC reads both again at the end, and would record the new ones as the inputs of the result. Code counts if
     it is loaded and may change results, as in a fingerprint, comments excepted.
     """
-    graph = yaml.safe_load(GRAPH.read_text()) if GRAPH.exists() else {}
-    inputs = graph.get("stages", {}).get(stage)
-    if inputs is None or os.environ.get("RANK", "0") != "0":  # or a follower
-        yield
-        return
-    sections = _sections(inputs["params"])
-    deps = [Path(dep).resolve() for dep in inputs["deps"] if dep.startswith(f"{PACKAGE}/")]
+    inputs = {} if os.environ.get("RANK", "0") != "0" else _inputs_in_dvc(stage)
+    names = {name.partition(".")[0] for name in inputs.get("params", []) if isinstance(name, str)}
+    deps = [Path(dep).resolve() for dep in inputs.get("deps", []) if dep.startswith(f"{PACKAGE}/")]
     files = (file for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*.py")))
-    code = {file: file.read_text() for file in files}
+    sections, code = _sections(names), {file: file.read_text() for file in files}
     yield
-    changed = changed_fields(sections, _sections(inputs["params"]))
-    for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "")
+    changed = changed_fields(sections, _sections(names))
+    loaded = [one for one in sys.modules.items() if one[0].startswith(f"{PACKAGE}.")]
+    for name, module in loaded:
+        file = Path(module.__file__ or "").resolve()
         if file in code and _differs(code[file], file) and not is_neutral(name):
-            changed.append(str(file.relative_to(ROOT)))
+            changed.append(str(file.relative_to(ROOT.resolve())))
     if changed:
         raise InputsChanged(
             f"settings or code changed while the stage {stage} ran ({', '.join(changed[:3])}): undo that to "
@@ -59,10 +57,19 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
         )
 
 
-def _sections(names: list[str]) -> dict[str, object]:
+def _inputs_in_dvc(stage: str) -> dict[str, Any]:
+    """Return the stage in dvc.yaml; empty for another command, or a file that only DVC needs to refuse."""
+    try:
+        found = yaml.safe_load(GRAPH.read_text())["stages"][stage]
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _sections(names: set[str]) -> dict[str, object]:
     """Return sections of params.yaml; the error instead if it cannot be read."""
     try:
-        values = read_params()
+        values = read_params() if names else {}
     except UsageError as error:
         return {"params.yaml": str(error)}
     return {name: values.get(name) for name in names}

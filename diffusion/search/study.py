@@ -216,20 +216,34 @@ class SequentialRunner:
         return [(trial.number, self._run(trial))]
 
 
-def run_search(study: SearchStudy, runner: TrialRunner) -> list[Trial]:
+def run_search(
+    study: SearchStudy,
+    runner: TrialRunner,
+    begin: Callable[[Trial], TrialResult | None] = lambda trial: None,
+    end: Callable[[int, TrialResult], None] = lambda number, result: None,
+) -> list[Trial]:
     """Run all trials that have no result, interrupted ones first; return all trials.
 
-    An exception of the runner ends the search; the same call continues it.
+    `begin` may return the result of a trial before it runs, `end` receives each result. An exception of them
+    or of the runner ends the search; the same call continues it.
     """
+
+    def finish(number: int, result: TrialResult) -> None:
+        end(number, result)
+        study.finish(number, result)
+
     running: set[int] = set()
     while True:
         while len(running) < runner.room() and (trial := _next_trial(study, running)):
-            running.add(trial.number)
-            runner.start(trial)
+            if (known := begin(trial)) is not None:
+                finish(trial.number, known)
+            else:
+                running.add(trial.number)
+                runner.start(trial)
         if not running:
             return study.trials()
         for number, result in runner.ended():
-            study.finish(number, result)
+            finish(number, result)
             running.discard(number)
 
 

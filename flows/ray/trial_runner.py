@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,24 +50,14 @@ class TrialSpec:
 
 
 class RayTrials:
-    """A runner for diffusion.search.study. `begin` may return the outcome of a trial before it runs.
-
-    `on_end` receives the outcome of each trial. An exception of either ends the search.
-    """
+    """A runner for diffusion.search.study."""
 
     def __init__(
-        self,
-        task: TrialSpec,
-        resources: dict[str, int],
-        at_once: int | None,
-        stop: StopRequest,
-        begin: Callable[[Trial], TrialResult | None],
-        on_end: Callable[[int, TrialResult], None],
+        self, task: TrialSpec, resources: dict[str, int], at_once: int | None, stop: StopRequest
     ) -> None:
         import ray
 
         self._task, self._resources, self._at_once, self._stop = task, resources, at_once, stop
-        self._begin, self._on_end = begin, on_end
         self._make = ray.remote(run_trial).options(
             num_cpus=resources["CPU"],
             num_gpus=resources.get("GPU", 0),
@@ -75,7 +65,6 @@ class RayTrials:
             retry_exceptions=[TrialKilled],
         )
         self._running: dict[Any, int] = {}
-        self._over: list[tuple[int, TrialResult]] = []
 
     def room(self) -> int:
         """Return how many trials may run concurrently."""
@@ -84,28 +73,21 @@ class RayTrials:
 
     def start(self, trial: Trial) -> None:
         """Submit the trial to Ray."""
-        if (ended := self._begin(trial)) is not None:
-            self._over.append((trial.number, ended))
-        else:
-            self._running[self._make.remote(self._task, trial.number)] = trial.number
+        self._running[self._make.remote(self._task, trial.number)] = trial.number
 
     def ended(self) -> list[tuple[int, TrialResult]]:
         """Return the trials that ended; raise Interrupted on a signal, DiffctlError if one failed."""
         import ray
 
-        if not self._over:
-            ready = ray.wait(list(self._running), timeout=POLL_SECONDS)[0]
-            self._stop.raise_if_set()  # before the result of a trial that received the same Ctrl-C
-            for reference in ready:
-                number = self._running.pop(reference)
-                subject = f"the trial in {trial_dir(self._task.search, number)}"
-                result = get_result(reference, subject)
-                if result is None:
-                    raise DiffctlError(f"{subject} was stopped: run the same command to resume it")
-                self._over.append((number, result))
-        over, self._over = self._over, []
-        for number, ended in over:
-            self._on_end(number, ended)
+        ready, over = ray.wait(list(self._running), timeout=POLL_SECONDS)[0], []
+        self._stop.raise_if_set()  # before the result of a trial that received the same Ctrl-C
+        for reference in ready:
+            number = self._running.pop(reference)
+            subject = f"the trial in {trial_dir(self._task.search, number)}"
+            result = get_result(reference, subject)
+            if result is None:
+                raise DiffctlError(f"{subject} was stopped: run the same command to resume it")
+            over.append((number, result))
         return over
 
     def end(self) -> None:
@@ -125,8 +107,6 @@ def ray_trials(
     address: str | None,
     search: Path,
     command: Sequence[str],
-    begin: Callable[[Trial], TrialResult | None],
-    on_end: Callable[[int, TrialResult], None],
     *,
     at_once: int | None,
     cpus: int,
@@ -147,7 +127,7 @@ def ray_trials(
     ):
         resources = _trial_resources(cpus, 0 if variables.get(DEVICE) == "cpu" else gpus)
         with stop_request() as stop:  # an exception from a signal's handler may be lost inside Ray
-            trials = RayTrials(task, resources, at_once, stop, begin, on_end)
+            trials = RayTrials(task, resources, at_once, stop)
             try:
                 yield trials
             finally:
