@@ -1,7 +1,9 @@
 """Load of CPU, memory and GPUs, with the names of MLflow's page of system metrics."""
 
-import contextlib
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
 
 AsyncMetrics = dict[str, float]
 MEGABYTE = 1e6
@@ -45,20 +47,18 @@ def _gpus() -> list[Callable[[], AsyncMetrics]]:
     except pynvml.NVMLError:
         return []
 
-    def reader(handle: object) -> Callable[[], AsyncMetrics]:
-        def read() -> AsyncMetrics:
-            values: AsyncMetrics = {}
-            # A device may refuse one reading and allow the others, as MIG slices refuse their load.
-            with contextlib.suppress(pynvml.NVMLError):
-                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                values["memory_usage_megabytes"] = memory.used / MEGABYTE
-                values["memory_usage_percentage"] = 100 * memory.used / memory.total
-            with contextlib.suppress(pynvml.NVMLError):
-                values["utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            with contextlib.suppress(pynvml.NVMLError):
-                values["power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
-            return values
+    return [partial(_read_gpu, pynvml, handle) for handle in handles]
 
-        return read
 
-    return [reader(handle) for handle in handles]
+def _read_gpu(nvml: Any, handle: object) -> AsyncMetrics:
+    """Return the readings that a GPU allows; a MIG slice, for example, refuses its load."""
+    values: AsyncMetrics = {}
+    with suppress(nvml.NVMLError):
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        values["memory_usage_megabytes"] = memory.used / MEGABYTE
+        values["memory_usage_percentage"] = 100 * memory.used / memory.total
+    with suppress(nvml.NVMLError):
+        values["utilization_percentage"] = float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    with suppress(nvml.NVMLError):
+        values["power_usage_watts"] = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+    return values

@@ -30,18 +30,20 @@ def _below(path: str) -> str:
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Path = Annotated[str, Field(max_length=4096), AfterValidator(_below)]
-_Scores = dict[str, float]
 
 
 class _Base(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _Start(_Base):
+class _Timed(_Base):
+    time: _Count
+
+
+class _Start(_Timed):
     """The first event after each opening of the spool."""
 
     kind: Literal["start"]
-    time: _Count
     key: Annotated[str, Field(min_length=1)]
     name: str
     experiment: str
@@ -59,16 +61,19 @@ class _Dataset(_Base):
     classes: list[str]
 
 
-class _Metrics(_Base):
+class _Metrics(_Timed):
     kind: Literal["metrics"]
-    time: _Count
     step: _Count
-    values: _Scores
+    values: dict[str, float]
 
 
-class _Image(_Base):
+class _Checkpoint(_Metrics):
+    kind: Literal["checkpoint"]  # type: ignore[assignment]
+    path: _Path
+
+
+class _Image(_Timed):
     kind: Literal["image"]
-    time: _Count
     step: _Count
     key: str
     path: _Path
@@ -81,21 +86,13 @@ class _Artifact(_Base):
     sha256: str
 
 
-class _Checkpoint(_Metrics):
-    """Weights and their scores."""
-
-    kind: Literal["checkpoint"]  # type: ignore[assignment]
-    path: _Path
-
-
 class _Dropped(_Base):
     kind: Literal["dropped"]
     step: _Count
 
 
-class _Status(_Base):
+class _Status(_Timed):
     kind: Literal["status"]
-    time: _Count
     status: Literal["FINISHED", "FAILED", "KILLED"]
 
 
