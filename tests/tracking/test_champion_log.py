@@ -222,11 +222,12 @@ def test_deleted_champion_can_be_succeeded(client):
     assert read_history(client, name).aliases == {CHAMPION: 2}
 
 
-def test_no_deleted_tag_changes_the_history(client):
+def test_no_deleted_tag_or_run_changes_the_history(client):
     name = make_versions(client)
     before = make_moves(client, name, 1, 2)
     for key in client.get_registered_model(name).tags:
         client.delete_registered_model_tag(name, key)
+    client.delete_run(before.run_id)
     assert read_history(client, name) == before
     assert moves(make_moves(client, name, 3)) == [(None, 1), (1, 2), (2, 3)]
     assert HISTORY_RUN in client.get_registered_model(name).tags

@@ -7,10 +7,8 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.choice.confidence import NORMAL
-from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.choice.selection import scores_in_space
-from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
@@ -65,17 +63,6 @@ def test_different_cards_are_left_out_with_their_fields():
     (difference,) = result.differences
     assert (difference.label, difference.cells) == ("b", [CELL])
     assert difference.fields == {"num_images": [500, 1000], "reference_digest": ["r" * 64, "x" * 64]}
-
-
-def test_card_without_a_sampling_version_is_another_protocol():
-    old = document(FEW)
-    del old.cells[CELL].card["sampling_version"]
-    result = compare(scored(a=document(FEW), b=old))
-    assert result.rows == []
-    assert result.differences[0].fields == {"sampling_version": [SAMPLING_VERSION, None]}
-    verdict = decide(document(FEW, model_sha256="b" * 64).cells, old.cells, "version 7")
-    assert not verdict.better
-    assert "sampling_version" in verdict.reason
 
 
 def test_score_that_ranks_depends_on_the_number_of_images():

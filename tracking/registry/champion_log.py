@@ -208,9 +208,11 @@ def _history_run(client: "MlflowClient", model: "RegisteredModel") -> "Run | Non
     """Return the history run by the model's tag, or by its name if somebody deleted the tag."""
     if run_id := model.tags.get(HISTORY_RUN):
         return client.get_run(run_id)
+    from mlflow.entities import ViewType
+
     experiment = client.get_experiment_by_name(REGISTRY_EXPERIMENT)
     query = f"attributes.run_name = '{model.name}'"
-    runs = client.search_runs([experiment.experiment_id], query) if experiment else []
+    runs = client.search_runs([experiment.experiment_id], query, ViewType.ALL) if experiment else []
     return max(runs, key=lambda run: len(run.data.params), default=None)
 
 
@@ -244,6 +246,8 @@ def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
     check_signals()  # a library may have swallowed an interruption
     run_id = history.run_id or _create_history_run(client, history.name)
     client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
+    if client.get_run(run_id).info.lifecycle_stage == "deleted":
+        client.restore_run(run_id)
     try:
         client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
     except MlflowException:
