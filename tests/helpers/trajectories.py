@@ -27,6 +27,27 @@ def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> Ti
     return process_of(name, timesteps).grid(range(timesteps) if times is None else times)
 
 
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    """Return float64 standard-normal numbers from the seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def eps_network(grid: TimeGrid, eps: Callable[[Tensor, float], Tensor]) -> Network:
+    """Return a network that outputs `eps` of x and ᾱ, at a time of the grid that all rows share."""
+    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
+
+    def network(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        assert bool((t == t[0]).all())
+        return eps(x, table[int(t[0])])
+
+    return network
+
+
+def true_eps(grid: TimeGrid, x_0: Tensor) -> Network:
+    """Return a network that outputs the ε between x_0 and x_t."""
+    return eps_network(grid, lambda x, alpha_bar: (x - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5)
+
+
 class OnGrid(NoiseProcess):
     """A process defined only at a grid's own times."""
 

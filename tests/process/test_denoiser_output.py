@@ -19,14 +19,10 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 from tests.helpers import papers
-from tests.helpers.trajectories import OnGrid, grid_of, process_of, sample
+from tests.helpers.trajectories import OnGrid, grid_of, process_of, randn, sample
 
 SCHEDULES = st.sampled_from(["linear", "cosine"])
 PARAMETERIZATIONS = st.sampled_from(sorted(PREDICTIONS))
-
-
-def randn(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(deadline=None, max_examples=60)

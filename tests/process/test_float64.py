@@ -5,14 +5,7 @@ import torch
 
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
-from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.timestep_samplers import UniformSampler
-from diffusion.protocol.samplers import build_sampler
-from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.guidance import classifier_free, classifier_gradient, shift_eps
-from diffusion.sample.sampler import NaNGuard, run_sampler
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
@@ -67,36 +60,3 @@ def test_classifier_training_step_creates_no_float64(digits_store):
         network = build_objective(plan).network(plan.network).to(device)
         losses, *_ = GradientAccumulator(plan, network, ProcessGroup(device))(to_device(device, batch), 0)
     assert losses["loss"].device == device
-
-
-@pytest.mark.parametrize(
-    "options", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 1.0, "noise": "learned"}, {"sampler": "dpm-solver++"}]
-)
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_sampling_creates_no_float64(options, guidance):
-    process, settings = build_process(ProcessConfig(timesteps=100)), SampleSettings(steps=6, **options)
-    guard = NaNGuard()
-    guard.raise_pending = lambda: None
-    with no_float64() as device:
-        x = torch.empty(3, *SHAPE, device=device)
-        network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
-        condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
-        guided = classifier_free(network, guidance)
-        gradient = classifier_gradient(lambda x, t: x.flatten(1)[:, :10], 2.0)
-        trajectory = build_sampler(settings)(
-            process.grid([0, 20, 40, 60, 80, 99]), x, lambda: torch.empty_like(x)
-        )
-        result = run_sampler(trajectory, shift_eps(guided, gradient, process), condition, guard=guard)
-    assert result.x.device == device
-
-
-@pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
-def test_forward_pass_with_timestep_per_row_creates_no_float64(times):
-    process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
-    network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
-    with no_float64() as device:
-        x = torch.empty(3, *SHAPE, device=device)
-        condition = Condition(3, torch.empty(3, dtype=torch.long, device=device), 10)
-        weights = torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)
-        output = classifier_free(network, weights)(x, times, condition)
-    assert {part.device for part in output if part is not None} == {device}

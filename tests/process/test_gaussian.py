@@ -21,7 +21,7 @@ from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
-from tests.helpers.trajectories import OnGrid, grid_of
+from tests.helpers.trajectories import OnGrid, grid_of, randn
 
 SCHEDULES = st.sampled_from(["linear", "cosine"])
 
@@ -29,10 +29,6 @@ SCHEDULES = st.sampled_from(["linear", "cosine"])
 def x0_of(grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
     """Return x̂_0 for a predicted ε."""
     return OnGrid(grid).read(eps, x_t, grid.times[index]).x0
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @st.composite

@@ -1,3 +1,5 @@
+"""The protocol card, and the fields in which cards differ."""
+
 from importlib.metadata import version
 
 import pytest
@@ -6,56 +8,26 @@ from hypothesis import strategies as st
 
 from diffusion.protocol.card import differing_fields, protocol_card
 from diffusion.protocol.extractors import EVALUATION_VERSION
+from tests.helpers.scores_document import REFERENCE
 
-SAMPLING = {
-    "model_sha256": "a" * 64,
-    "sampler": "ddim",
-    "ema": True,
-    "precision": "fp32",
-    "seed": 0,
-    "noise": "small",
-    "spacing": "uniform",
-    "guidance": 0.0,
-    "clip": True,
-    "classes": "balanced",
-    "steps": 50,
-    "eta": 0.5,
-    "sampling_version": 1,
-    "sampling_torch": "2.12.0",
-    "num_images": 500,
-}
-META = {
-    "evaluation": 3,
-    "extractor": "effnet-lite0-64",
-    "weights_sha256": "b" * 64,
-    "dtype": "float32",
-    "name": "digits",
-    "image_size": 8,
-    "reference_split": "train",
-    "reference_digest": "c" * 64,
-    "reference_count": 1297,
-}
+SAMPLING = {"model_sha256": "a" * 64, "sampler": "ddim", "steps": 50, "num_images": 500}
 CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
 
 
 @pytest.fixture
 def card():
-    return protocol_card(SAMPLING, 500, META, "bilinear, antialiased, to 64", (1000, 1000))
+    return protocol_card(SAMPLING, 500, REFERENCE, "bilinear, antialiased, to 64", (1000, 1000))
 
 
 def test_card_contains_every_field_of_the_protocol(card):
     assert card == {
         **SAMPLING,
+        **{field: REFERENCE[field] for field in ("extractor", "weights_sha256", "image_size")},
+        **{field: value for field, value in REFERENCE.items() if field.startswith("reference_")},
         "data": "digits",
-        "image_size": 8,
-        "reference_split": "train",
-        "reference_digest": "c" * 64,
-        "reference_count": 1297,
         "heldout_split": None,
         "heldout_digest": None,
         "heldout_count": None,
-        "extractor": "effnet-lite0-64",
-        "weights_sha256": "b" * 64,
         "resize": "bilinear, antialiased, to 64",
         "feature_dtype": "float32",
         "kid_subset_size": 250,
@@ -82,5 +54,5 @@ def test_differing_fields_ignores_the_given_axes(cards, axes):
 
 
 def test_cards_with_fewer_real_images_differ_in_the_prc_counts(card):
-    other = protocol_card(SAMPLING, 500, META, card["resize"], (400, 100))
+    other = protocol_card(SAMPLING, 500, REFERENCE, card["resize"], (400, 100))
     assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}

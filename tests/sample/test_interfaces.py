@@ -1,6 +1,7 @@
 """Extension interfaces: a new sampler or process needs only its own code and one registry entry.
 
-Also the interface for batched trajectories: a time and weight per row, and no wait for the device.
+Also the interface for batched trajectories: a time and weight per row, no wait for the device, no float64 on
+a device without it.
 """
 
 import math
@@ -38,7 +39,7 @@ from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, Waited
+from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, Waited, no_float64
 
 CPU = torch.device("cpu")
 DATA = papers.GaussianData(0.3, 0.4)
@@ -217,6 +218,9 @@ def test_flow_sampling_reproduces_gaussian_mean_and_variance(with_flow, sampler)
 # Batched trajectories.
 
 
+WATCHES = pytest.mark.parametrize("watch", [NothingWaits, no_float64])
+
+
 def test_denoiser_accepts_one_time_or_one_time_per_row():
     model = make_model()
     denoiser = guided_denoiser(model, SampleSettings(guidance=1.0))
@@ -238,7 +242,8 @@ def test_denoiser_accepts_one_time_or_one_time_per_row():
 )  # fmt: skip
 @pytest.mark.parametrize("guidance", [0.0, 1.5, torch.tensor([0.0, 1.5, 2.0])])
 @pytest.mark.parametrize("prediction", ["eps", "velocity"])
-def test_sampling_steps_do_not_wait_for_the_device(options, guidance, prediction):
+@WATCHES
+def test_sampling_steps_do_not_wait_for_the_device(watch, options, guidance, prediction):
     """Meta tensors have no values, so any wait for the device fails. Only the final check may wait."""
     x = torch.empty(3, *SHAPE, device="meta")
     process = build_process(ProcessConfig(timesteps=100, prediction=prediction))
@@ -250,7 +255,7 @@ def test_sampling_steps_do_not_wait_for_the_device(options, guidance, prediction
     )
     guard = NaNGuard()
     guard.raise_pending = lambda: None
-    with NothingWaits():
+    with watch():
         made = run_sampler(trajectory, classifier_free(network, guidance), condition, guard=guard)
     assert made.x.device.type == "meta"
     assert made.nfe == 6
@@ -258,7 +263,8 @@ def test_sampling_steps_do_not_wait_for_the_device(options, guidance, prediction
 
 @pytest.mark.parametrize("shift", [shift_mean, partial(shift_eps, process=A_PROCESS), None])
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
-def test_interval_and_classifier_guidance_do_not_wait_for_the_device(guidance, shift):
+@WATCHES
+def test_interval_and_classifier_guidance_do_not_wait_for_the_device(watch, guidance, shift):
     """The classifier's gradient comes from a real backward pass."""
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), A_PROCESS)
     denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS)
@@ -272,20 +278,21 @@ def test_interval_and_classifier_guidance_do_not_wait_for_the_device(guidance, s
     trajectory = build_sampler(SampleSettings(steps=6, eta=1.0))(grid, x, lambda: torch.empty_like(x))
     guard = NaNGuard()
     guard.raise_pending = lambda: None
-    with NothingWaits():
+    with watch():
         made = run_sampler(trajectory, denoiser, condition, guard=guard)
     assert made.x.device == DEVICE
 
 
 @pytest.mark.parametrize("guidance", [0.0, torch.tensor([0.0, 1.5, 2.0], dtype=torch.float64)])
 @pytest.mark.parametrize("times", [torch.tensor([5, 0, 99]), torch.tensor([5.0, 0.5, 99.0])])
-def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(times, guidance):
+@WATCHES
+def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(watch, times, guidance):
     """As in the engine: the times and guidance weights of the rows are host tensors."""
     process = build_process(ProcessConfig(timesteps=100, prediction="velocity"))
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), process)
     x = torch.empty(3, *SHAPE, device="meta")
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
-    with NothingWaits():
+    with watch():
         prediction = classifier_free(network, guidance)(x, times, condition)
     assert {part.device for part in prediction if part is not None} == {DEVICE}
 

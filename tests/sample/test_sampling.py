@@ -16,15 +16,11 @@ from diffusion.sample.sampler import Step
 from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.trajectories import OnGrid, grid_of, sample
+from tests.helpers.trajectories import OnGrid, eps_network, grid_of, randn, sample, true_eps
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
 IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # channels, height, width
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Draws:
@@ -58,24 +54,13 @@ def reverse_step(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
     return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, prediction, z)
 
 
-def true_eps(grid: TimeGrid, x_0: torch.Tensor):
-    """Return a network that outputs the ε between x_0 and x_t, and checks its timesteps."""
-    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod, strict=True))
-
-    def network(x, t, labels):
-        alpha_bar = table[int(t[0])]
-        assert bool((t == t[0]).all())
-        return (x - alpha_bar.sqrt() * x_0) / (1 - alpha_bar).sqrt()
-
-    return network
-
-
 @settings(deadline=None, max_examples=25)
-@given(grids(), IMAGES, st.booleans())
-def test_true_eps_recovers_x0_at_eta_0(grid, image, clip):
-    x_0 = randn(2, *image, seed=1).clamp(-1, 1)
-    x = sample(true_eps(grid, x_0), grid, Draws(2, *image), eta=0.0, clip=clip)
+@given(grids(), IMAGES, st.booleans(), st.sampled_from(["ddim", "dpm-solver++"]))
+def test_true_eps_recovers_x0_without_noise(grid, image, clip, sampler):
+    x_0, draws = randn(2, *image, seed=1).clamp(-1, 1), Draws(2, *image)
+    x = sample(true_eps(grid, x_0), grid, draws, sampler=sampler, clip=clip)
     assert torch.allclose(x, x_0, rtol=0, atol=1e-6)
+    assert draws.count == 1
 
 
 @settings(deadline=None, max_examples=25)
@@ -185,12 +170,7 @@ def test_network_receives_original_timesteps_and_labels():
 @pytest.mark.parametrize("noise", ["small", "large"])
 def test_sampling_reproduces_gaussian_mean_and_variance(name, eta, noise):
     data, grid = papers.GaussianData(0.3, 0.4), grid_of(name, 1000)
-    table = grid.alphas_cumprod
-
-    def network(x, t, labels):
-        return data.eps(x, float(table[t[0]]))
-
-    x = sample(network, grid, Draws(1, 1, 100, 100), eta=eta, noise=noise, clip=False)
+    x = sample(eps_network(grid, data.eps), grid, Draws(1, 1, 100, 100), eta=eta, noise=noise, clip=False)
     count = x.numel()
     assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.4 / math.sqrt(count) + 0.003)
     assert float(x.var()) == pytest.approx(0.16, rel=4 * math.sqrt(2 / count) + 0.02)
@@ -209,12 +189,7 @@ def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, st
         at = [float(papers.ddim_step(x, data.eps(x, a), a, b, sigma)) for x in (np.zeros(()), np.ones(()))]
         slope, m = at[1] - at[0], at[0] + (at[1] - at[0]) * m
         var = slope**2 * var + (sigma**2 if i else 0)
-    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
-
-    def network(x, t, labels):
-        return data.eps(x, table[int(t[0])])
-
-    x = sample(network, grid, Draws(1, 1, 64, 64), eta=eta, clip=False)
+    x = sample(eps_network(grid, data.eps), grid, Draws(1, 1, 64, 64), eta=eta, clip=False)
     assert float(x.mean()) == pytest.approx(m, abs=5 * math.sqrt(var / 4096) + 1e-6)
     assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 4096), abs=1e-9)
 
