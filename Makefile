@@ -63,7 +63,7 @@ test-newest:  ## Run the fast tests and the demo with the newest Python and pack
 
 test-gpu:  ## Run the GPU tests; without a GPU, print a message
 	@$(HAS_GPU) || { echo "There is no NVIDIA GPU here, so nothing was tested."; exit 0; } && \
-	$(MAKE) --no-print-directory $(VENV)/.installed-dev && $(BIN)/python -m tests.gpu
+	$(MAKE) --no-print-directory $(VENV)/.installed-dev && $(BIN)/python -m pytest -m gpu --failed-first tests/gpu
 
 lint: $(VENV)/.installed-dev  ## Check style, format and types
 	@$(BIN)/ruff check .

@@ -32,7 +32,7 @@ from diffusion.sample.generate import generate
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import allow_tf32, train
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_step import new_state
 
@@ -43,7 +43,7 @@ SAME_COST = {"time_scale": 1.0, "heads": None, "head_channels": 64}
 CLASSES = {"cifar10": 0, "imagenet64": 1000, "imagenet64-adm": 1000}
 
 
-class Clock(NullObserver):
+class Clock(Observer):
     """Notes when every step's work was done, at the logging that reads the device; then has some profiled."""
 
     def __init__(self, size: Size, device: torch.device) -> None:

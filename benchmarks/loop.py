@@ -23,7 +23,7 @@ from diffusion.images.store import ImageStore, write_store
 from diffusion.model.unet import UNet
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_step import new_state
 from tracking.spool.spool_writer import Spool
@@ -62,7 +62,7 @@ class Placeholder(nn.Module):
         return GivesGradients.apply(repeated, *self.network.parameters())  # type: ignore[no-any-return]
 
 
-class Clock(NullObserver):
+class Clock(Observer):
     """Record the end of every step and log its means into a spool."""
 
     def __init__(self, spool: Spool) -> None:

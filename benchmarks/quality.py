@@ -35,7 +35,7 @@ from diffusion.system.devices import default_device, float64_device
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import should_compile
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_step import TrainState, new_state
 
@@ -61,7 +61,7 @@ class Data(NamedTuple):
     test: ImageStore
 
 
-class Clock(NullObserver):
+class Clock(Observer):
     """Notes when steps were done, at the logging that reads the device."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ def prepared(profile: Path, folder: Path) -> Data:
 def trained(plan: TrainPlan, store: ImageStore, device: torch.device) -> tuple[TrainState, float]:
     """The plan's training, and its seconds."""
     began, state = time.perf_counter(), new_state(plan, device)
-    train(state, store, ProcessGroup(device), NullObserver(), lambda state: None, lambda: None)
+    train(state, store, ProcessGroup(device), Observer(), lambda state: None, lambda: None)
     return state, time.perf_counter() - began
 
 

@@ -75,11 +75,11 @@ def test_command_for_cpu_adds_the_index_of_cpu_builds(tmp_path) -> None:
     assert not any("--index-url" in line.split() for line in calls)
 
 
-@pytest.mark.parametrize(("target", "module"), [("test-gpu", "tests.gpu"), ("bench-gpu", "benchmarks.gpu")])
+@pytest.mark.parametrize(("target", "module"), [("test-gpu", "pytest"), ("bench-gpu", "benchmarks.gpu")])
 def test_gpu_targets_install_nothing_without_a_gpu(tmp_path, target, module) -> None:
     output, calls = run_make(tmp_path, target, CUDA, False, "Linux x86_64")
     assert output.startswith("There is no NVIDIA GPU here, so nothing was ")
     assert calls == []
     _, calls = run_make(tmp_path, target, CUDA, True, "Linux x86_64")
-    assert calls[-1] == f"python -m {module}"
+    assert calls[-1].startswith(f"python -m {module}")
     assert calls[-2].endswith("--editable .[dev]")

@@ -23,7 +23,7 @@ from diffusion.system.errors import Interrupted
 from diffusion.system.files import write_atomic
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
-from diffusion.train.observers import NullObserver, observer_guard
+from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.train_step import TrainState
 from diffusion.train.validation_loss import ValidationLoss
@@ -44,7 +44,7 @@ def print_line(name: str, sentence: str) -> None:
     above(f"{name}: {sentence}")
 
 
-class ConsoleTraining(NullObserver):
+class ConsoleTraining(Observer):
     """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
 
     def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:

@@ -29,7 +29,7 @@ from diffusion.sample.cell_images import shard_images
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.train_step import new_state
 
@@ -101,7 +101,7 @@ class _Finished(Exception):
     """All steps are timed."""
 
 
-class _StepTimer(NullObserver):
+class _StepTimer(Observer):
     """A training observer that times a number of steps."""
 
     def __init__(self, steps: int, device: torch.device) -> None:

@@ -41,7 +41,7 @@ SYM6 = (
 )
 HALF = len(SYM6) // 2
 CENTRE = sum(place * tap for place, tap in enumerate(SYM6)) / sum(SYM6)  # the filter's delay
-PAD = HALF  # mirrored pixels on each side before upsampling
+PAD = HALF  # further pixels on each side of a period of the mirrored image
 
 
 class AugmentParams(NamedTuple):
@@ -152,22 +152,25 @@ def affine_resample(images: Tensor, maps: Tensor) -> Tensor:
     there is no synchronisation.
     """
     height, width = images.shape[2:]
-    finer = _upsample(_upsample(_mirror_pad(images), 2), 3)
+    finer = _upsample(_upsample(_mirror_period(images), 2), 3)
     places = _source_positions(height, width, maps)
     rows, columns = _upsampled_index(places[..., 1], height), _upsampled_index(places[..., 0], width)
     last = finer.shape[3] - 1, finer.shape[2] - 1  # numbers, since a tensor of them would synchronise
     grid = torch.stack(
         [place * 2 / end - 1 for place, end in zip((columns, rows), last, strict=True)], dim=-1
     )
-    seen = F.grid_sample(finer, grid, padding_mode="border", align_corners=True)
+    seen = F.grid_sample(finer, grid, align_corners=True)
     return _downsample(_downsample(seen, 2), 3)
 
 
-def _mirror_pad(images: Tensor) -> Tensor:
-    """Pad the images by PAD pixels on each side, mirrored at the edges as often as necessary."""
+def _mirror_period(images: Tensor) -> Tensor:
+    """Return a period of the images mirrored at their edges, twice their size, and PAD pixels on each side.
+
+    The filters see the mirrored image at every position, so that they cancel at the edges as well.
+    """
     for axis in (2, 3):
         size = images.shape[axis]
-        place = torch.arange(-PAD, size + PAD, device=images.device) % (2 * size)
+        place = torch.arange(-PAD, 2 * size + PAD, device=images.device) % (2 * size)
         images = images.index_select(axis, torch.minimum(place, 2 * size - 1 - place))
     return images
 
@@ -212,7 +215,5 @@ def _source_positions(height: int, width: int, maps: Tensor) -> Tensor:
 
 
 def _upsampled_index(place: Tensor, size: int) -> Tensor:
-    """Return the upsampled index of a position along an axis of `size` pixels, mirrored at the edges."""
-    from_edge = (place + size / 2) % (2 * size)
-    pixel = torch.minimum(from_edge, 2 * size - from_edge) - 0.5
-    return 2 * (pixel + PAD - HALF + 1) + CENTRE
+    """Return the upsampled index of a position along an axis of `size` pixels, within the period."""
+    return 2 * ((place + (size - 1) / 2) % (2 * size) + PAD - HALF + 1) + CENTRE

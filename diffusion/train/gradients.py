@@ -1,20 +1,29 @@
-"""The gradient of a batch, in micro-batches that fit the memory, summed over the ranks."""
+"""The gradient of a batch, in micro-batches that fit the memory, summed over the ranks; dropout masks.
 
+The masks follow from (seed, step, row of the batch), independent of ranks and micro-batches. For each layer
+and step one tape of random bits is drawn, longer than a row's mask. A row's mask is a window of the tape, at
+an offset that is drawn for the row. So the bits of one row are independent, and so are those of two rows at
+each position, unless their offsets are equal. A step draws about as many bits as two rows have.
+"""
+
+import copy
 import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.model.blocks import Dropout
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser_output import Network
+from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.train.batch import Batch
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards
-from diffusion.train.dropout_masks import make_dropout_masks
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.step_memory import (
     device_memory,
@@ -26,6 +35,7 @@ from diffusion.train.step_memory import (
 from diffusion.train.train_config import OptimisationConfig
 
 MIN_COMPILED_STEPS = 2000  # compilation takes a minute or two
+MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two seldom coincide
 
 Losses = dict[str, Tensor]
 
@@ -51,8 +61,8 @@ class GradientAccumulator:
         self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
         if shards:
             self.microbatch = group.all_reduce_min(self.microbatch)
-        template = shards.meta if shards else network
-        self._masks = make_dropout_masks(network, plan, self._objective.purposes.dropout, template)
+        purpose, template = self._objective.purposes.dropout, shards.meta if shards else network
+        self._masks = DropoutMasks(network, plan, purpose, template) if plan.network.dropout else None
         self._is_compiling = should_compile(train, group.device) and not shards
         self._forward: Network | None = None
 
@@ -178,3 +188,56 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 
 def _warn(message: str) -> None:
     warnings.warn(message, DiffctlWarning, stacklevel=2)
+
+
+class DropoutMasks:
+    """The masks of a training's steps, set in the network's dropout layers before each forward pass.
+
+    `template` has the network's layers and can be copied.
+    """
+
+    def __init__(self, network: nn.Module, plan: TrainPlan, purpose: str, template: nn.Module) -> None:
+        self._layers = _layers(network)
+        self._sizes = _row_sizes(template, plan.network)
+        self._name, self._rows = (purpose, plan.train.seed), plan.train.batch_size
+        self._starts: list[Tensor] = []
+
+    def draw(self, step: int, device: torch.device) -> None:
+        """Draw a step's tapes, on the device, and the offsets of all rows."""
+        purpose, seed = self._name
+        named = counter_generator(f"{purpose} tapes", seed, step).initial_seed()
+        source = torch.Generator(device).manual_seed(named)
+        for layer, size in zip(self._layers, self._sizes, strict=True):
+            tape = torch.empty(size + max(size, MIN_OFFSETS), dtype=torch.bool, device=device)
+            layer.tape = tape.bernoulli_(1 - layer.p, generator=source)
+        uniforms = torch.empty(len(self._layers), self._rows, dtype=torch.float64)
+        uniforms.uniform_(generator=counter_generator(f"{purpose} starts", seed, step))
+        starts = uniforms * torch.tensor(self._sizes)[:, None].clamp(min=MIN_OFFSETS)
+        self._starts = list(to_device(starts.long(), device))
+
+    def select_rows(self, rows: slice) -> None:
+        """Set the masks of these rows of the batch for the next forward pass."""
+        for layer, starts in zip(self._layers, self._starts, strict=True):
+            layer.starts = starts[rows]
+
+
+def _layers(network: nn.Module) -> list[Dropout]:
+    return [module for module in network.modules() if isinstance(module, Dropout)]
+
+
+def _row_sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
+    """Return the size of a row's input to each dropout layer, from a forward pass on the meta device."""
+    sizes: dict[nn.Module, int] = {}
+
+    def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        sizes[layer] = arguments[0].numel()
+
+    tensors = (*network.parameters(), *network.buffers())
+    meta = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
+    template = copy.deepcopy(network, meta).eval()
+    for layer in _layers(template):
+        layer.register_forward_pre_hook(record)
+    with torch.device("meta"):
+        x, t = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size), torch.zeros(1).long()
+        template(x, t, t if spec.num_classes else None)
+    return list(sizes.values())

@@ -10,14 +10,12 @@ from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train import validation_loss
 from diffusion.train.batch import Batch, ImageLoader, batches
-from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
-from diffusion.train.distributed.rank_zero import rank_zero_first
+from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import Observer, observer_guard
+from diffusion.train.observers import AsyncMetrics, Observer, observer_guard, with_quartile_means
 from diffusion.train.plan import build_objective
 from diffusion.train.step_memory import translate_oom
-from diffusion.train.step_metrics import AsyncMetrics, with_quartile_means
 from diffusion.train.train_config import CURVE_ROWS, OptimisationConfig
 from diffusion.train.train_step import TrainState, train_step
 
@@ -69,7 +67,7 @@ def train(
                 if saved_at != state.step or state.step == 0:
                     save(full())
                 raise
-            if config.is_snapshot(state.step):
+            if state.step in config.snapshot_steps():
                 snapshot(full())
             if config.is_saved(state.step):
                 save(full())

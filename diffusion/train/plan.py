@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
-from diffusion.images.store_meta import Ancestor
 from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
@@ -80,18 +79,18 @@ class TrainPlan(ModelDescription):
 
     @property
     def p_uncond(self) -> float:
-        """The probability of a dropped label."""
-        return 0.0
+        """The probability of a dropped label, for guidance (CFG alg. 1)."""
+        return getattr(self.train, "p_uncond", 0.0)
 
     @property
     def augment(self) -> AugmentConfig | None:
-        """The augmentation of the images, if any."""
-        return None
+        """The augmentation of the images, with which the network is conditioned."""
+        return getattr(self.train, "augment", None)
 
     @property
     def init_from(self) -> PretrainedConfig | None:
         """The pretrained model, if any."""
-        return None
+        return getattr(self.train, "init_from", None)
 
 
 class DenoiserPlan(TrainPlan):
@@ -100,21 +99,6 @@ class DenoiserPlan(TrainPlan):
     OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
 
     train: TrainConfig
-
-    @property
-    def p_uncond(self) -> float:
-        """The probability of a dropped label, for guidance (CFG alg. 1)."""
-        return self.train.p_uncond
-
-    @property
-    def augment(self) -> AugmentConfig | None:
-        """The augmentation of the images, with which the network is conditioned."""
-        return self.train.augment
-
-    @property
-    def init_from(self) -> PretrainedConfig | None:
-        """The pretrained model, if any."""
-        return self.train.init_from
 
 
 def build_objective(plan: TrainPlan) -> Objective:
@@ -157,6 +141,9 @@ def plan_training(
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
     data = make_data_card(meta, config.data.flip, labelled=config.model.class_cond)
+    start = config.train.init_from and check_pretrained(
+        config.train.init_from, network, config.process, data.classes, starts
+    )
     return DenoiserPlan(
         network=network,
         process=config.process,
@@ -165,17 +152,8 @@ def plan_training(
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
         code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
-        lineage=_lineage(config, network, data, starts),
+        lineage=start.lineage if start else (),
     )
-
-
-def _lineage(
-    config: TrainSections, network: NetworkSpec, data: DataCard, starts: Path
-) -> tuple[Ancestor, ...]:
-    """Return the models that this one descends from; none for random initial weights."""
-    if config.train.init_from is None:
-        return ()
-    return check_pretrained(config.train.init_from, network, config.process, data.classes, starts).lineage
 
 
 def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:

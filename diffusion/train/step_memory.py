@@ -4,7 +4,7 @@ The same passes count the FLOPs of the network.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
 
@@ -86,13 +86,9 @@ class _Unfilled(TorchFunctionMode):
         return kwargs["tensor"] if fills else func(*args, **kwargs)
 
 
+@cache
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
     """Return the number of parameters."""
-    return _counted_parameters(spec, build)
-
-
-@cache
-def _counted_parameters(spec: NetworkSpec, build: NetworkBuilder) -> int:
     with torch.device("meta"), _Unfilled():
         return sum(parameter.numel() for parameter in build(spec).parameters())
 
@@ -147,8 +143,14 @@ def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int,
     The passes are real if they are quick, else they use fake tensors, which select the same kernels but hold
     no memory. Meta tensors would select another attention kernel, which keeps more.
     """
-    quick = count_parameters(spec, build) * spec.image_size**2 < QUICK
-    with _real_tensors() if quick else _fake_tensors():
+    with ExitStack() as stack:
+        if count_parameters(spec, build) * spec.image_size**2 < QUICK:
+            stack.enter_context(single_thread())
+            stack.enter_context(torch.random.fork_rng(devices=[]))  # dropout draws from it
+        else:
+            from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler
+
+            stack.enter_context(FakeTensorMode())
         with _Unfilled():
             network = build(spec)
         with FlopCounter() as operations:
@@ -170,20 +172,6 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
         network(x, t, t if spec.num_classes else None)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
-
-
-@contextmanager
-def _real_tensors() -> Iterator[None]:
-    """Run passes in one thread with a forked random generator, which dropout draws from."""
-    with single_thread(), torch.random.fork_rng(devices=[]):
-        yield
-
-
-def _fake_tensors() -> AbstractContextManager[object]:
-    """Return the mode in which tensors have shapes but no values."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler
-
-    return FakeTensorMode()
 
 
 def fitting_microbatch(

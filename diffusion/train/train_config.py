@@ -97,7 +97,7 @@ class OptimisationConfig(Section):
 
     def is_logged(self, step: int) -> bool:
         """Whether means are logged after `step` steps."""
-        return step % self.log_every == 0 or step == self.steps
+        return self._is_due("log_every", step)
 
     def is_in_curve(self, step: int) -> bool:
         """Whether the log entry after `step` steps is added to the curve: every n-th, and the last.
@@ -109,7 +109,20 @@ class OptimisationConfig(Section):
 
     def is_saved(self, step: int) -> bool:
         """Whether the state is saved after `step` steps."""
-        return step % self.save_every == 0 or step == self.steps
+        return self._is_due("save_every", step)
+
+    def is_previewed(self, step: int) -> bool:
+        """Whether previews are made after `step` steps."""
+        return self._is_due("preview_every", step)
+
+    def is_scored(self, step: int) -> bool:
+        """Whether the EMA is scored after `step` steps."""
+        return self._is_due("eval_every", step)
+
+    def _is_due(self, interval: str, step: int) -> bool:
+        """Whether `step` is a multiple of the interval, or the last; never without that field."""
+        every = getattr(self, interval, None)
+        return every is not None and (step % every == 0 or step == self.steps)
 
     def is_validated(self, step: int) -> bool:
         """Whether the validation loss is computed after `step` steps: at most CURVE_ROWS times, and last.
@@ -123,26 +136,14 @@ class OptimisationConfig(Section):
         every = max(wanted, -(-self.steps // CURVE_ROWS))
         return step % every == 0 or step == self.steps
 
-    def is_previewed(self, step: int) -> bool:
-        """Whether previews are made after `step` steps; never by default."""
-        return False
-
-    def is_scored(self, step: int) -> bool:
-        """Whether the EMA is scored after `step` steps; never by default."""
-        return False
-
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The σ_rel of power-function averages; none by default."""
+        """The σ_rel of power-function averages, if there are any."""
         return ()
 
     def snapshot_steps(self) -> Sequence[int]:
-        """Return the steps with a snapshot of these averages, including the last step; none by default."""
+        """Return the steps with a snapshot of these averages, including the last step."""
         return ()
-
-    def is_snapshot(self, step: int) -> bool:
-        """Whether these averages are saved after `step` steps; never by default."""
-        return False
 
 
 class PretrainedConfig(Section):
@@ -236,18 +237,6 @@ class TrainConfig(OptimisationConfig):
             return ()
         every = self.ema_profiles.every
         return (*range(every, self.steps, every), self.steps)
-
-    def is_snapshot(self, step: int) -> bool:
-        """Whether the power-function averages are saved after `step` steps."""
-        return self.ema_profiles is not None and (step % self.ema_profiles.every == 0 or step == self.steps)
-
-    def is_previewed(self, step: int) -> bool:
-        """Whether previews are made after `step` steps."""
-        return step % self.preview_every == 0 or step == self.steps
-
-    def is_scored(self, step: int) -> bool:
-        """Whether the EMA is scored after `step` steps."""
-        return self.eval_every is not None and (step % self.eval_every == 0 or step == self.steps)
 
 
 class TrainSections(Section):

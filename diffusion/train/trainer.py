@@ -17,12 +17,11 @@ from diffusion.system.section import canonical_json
 from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
 from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, write_loss_curve
-from diffusion.train.checkpoint.state_files import SavedState
+from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed.launch import launch_ranks
-from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.distributed.rank_zero import rank_zero_first
+from diffusion.train.distributed.process_group import ProcessGroup, rank_zero_first
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver, Observer
+from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, build_objective, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
 
@@ -91,7 +90,9 @@ class Trainer:
             observe(run, stop) as observer,
         ):
             state = new_state(plan, group.device, places.starts, group)
-            run.restore(state, partial(_share_state, state, group))
+            newest = _share_state(state, group, newest_state(run.folder))
+            restore_state(state, newest, f"the state in {run.folder}")
+            del newest
             ema = _full_ema(state)
             with rank_zero_first(group, START):
                 observer.announce(state, ema)
@@ -130,7 +131,7 @@ class Trainer:
             with rank_zero_first(group, START):
                 pass
             check_stop = partial(group.agree_on_stop, stop)
-            train(state, self.store, group, NullObserver(), lambda state: None, check_stop)
+            train(state, self.store, group, Observer(), lambda state: None, check_stop)
 
     def _snapshot(self, run: RunDir, state: TrainState) -> None:
         artefact = self._artefact(state).model_copy(update={"step": state.step})

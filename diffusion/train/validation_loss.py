@@ -18,8 +18,8 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import Batch
+from diffusion.train.observers import QUARTILE_NAMES, quartile_sums, with_quartile_means
 from diffusion.train.plan import TrainPlan, build_objective
-from diffusion.train.step_metrics import QUARTILE_NAMES, quartile_sums, with_quartile_means
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 

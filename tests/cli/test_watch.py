@@ -20,7 +20,7 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
@@ -136,13 +136,13 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         f"no score of step 4 (the reference is stale): {without}",
     ]
     assert len(messages_of(caught)) == 8, "the live line once, of four steps"
-    train(alone, store, ProcessGroup(CPU), NullObserver(), save, lambda: None)
+    train(alone, store, ProcessGroup(CPU), Observer(), save, lambda: None)
     assert_same(watched, alone)
 
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankFailed("another has ended")])
 def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
-    class Stopping(NullObserver):
+    class Stopping(Observer):
         def preview(self, step: int, network: UNet, ema: UNet) -> None:
             raise stop
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,24 +58,3 @@ def test_killed_it_goes_on_to_the_same_loss(device, project: Path, monkeypatch) 
 def losses(folder: Path) -> list[float]:
     with open(folder / "plots/loss.csv", encoding="utf-8") as file:
         return [float(row["loss"]) for row in csv.DictReader(file)]
-
-
-@pytest.mark.parametrize("device", LONG_ON_CPU)
-def test_images_that_ray_makes_are_the_local_ones(device, project: Path, monkeypatch) -> None:
-    pytest.importorskip("ray")
-    monkeypatch.setenv(CHOICE, device.type)
-    monkeypatch.setenv("RAY_ADDRESS", "")
-    sample = {"num_images": 16, "batch_size": 4}
-    sections = {"sample": sample, "sweep": {"steps": [5], "eta": [1.0]}}
-    made = []
-    for folder, runner in (
-        (project / "here", {}),
-        (project / "ray", {"runner": "ray", "num_gpus": float(device.type == "cuda")}),
-    ):
-        folder.mkdir()
-        with_model(folder, **{**sections, "sample": {**sample, **runner}})
-        done = diffctl(folder, "stage", "sample", env=dict(os.environ))
-        assert done.returncode == 0, done.stderr
-        made.append(cell_images(folder))
-    for name, images in made[0].items():
-        assert_equal_but_for_rounding(images, made[1][name])

@@ -22,9 +22,8 @@ from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.ema_profiles import lerp_tensors
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.observers import AsyncMetrics
 from diffusion.train.train_step import new_state, train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
@@ -134,14 +133,6 @@ def test_prefetch_changes_neither_batches_nor_their_order(device, resident, digi
         assert torch.equal(batch.cpu(), torch.from_numpy(store.images[rows.numpy()].transpose(0, 3, 1, 2)))
 
 
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_prefetched_noise_equals_the_cpus(device) -> None:
-    ours, theirs = ImageNoise(5, range(3), (3, 16, 16)), ImageNoise(5, range(3), (3, 16, 16))
-    with prefetched_draws(lambda: to_device(ours.draw(), device), 4, device) as draw, waiting_fails(device):
-        found = [draw() for _ in range(6)]
-    assert all(torch.equal(one.cpu(), theirs.draw()) for one in found)
-
-
 @pytest.mark.parametrize("device", [GPU])  # the CPU has no graphs, and compiles for a minute
 def test_a_compiled_network_gives_the_same_output(device) -> None:
     """Also with a recorded graph, for different images."""
@@ -155,10 +146,3 @@ def test_a_compiled_network_gives_the_same_output(device) -> None:
             assert torch.allclose(output, network(x, t, labels), atol=1e-4)
 
 
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_gpu_update_equals_a_lerp(device) -> None:
-    averages = [torch.randn(7, 3, device=device) for _ in range(9)]
-    weights, part = [torch.randn(7, 3, device=device) for _ in range(9)], torch.tensor(0.1, device=device)
-    expected = [torch.lerp(one, other, part) for one, other in zip(averages, weights, strict=True)]
-    lerp_tensors(averages, weights, part)
-    torch.testing.assert_close(averages, expected)

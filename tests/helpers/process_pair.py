@@ -21,7 +21,7 @@ from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.loop import allow_tf32, train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.trainer import _share_state
 from tests.conftest import environment
@@ -95,7 +95,7 @@ def main() -> None:
         found = newest_state(folder) if group.is_rank_zero else None
         restore_state(state, _share_state(state, group, found), "the state")
         try:
-            train(state, images, group, NullObserver(), save, check_stop)
+            train(state, images, group, Observer(), save, check_stop)
         except Interrupted:
             return
 
@@ -142,7 +142,7 @@ def alone(store: Path) -> SavedState:
     """What one process makes of it."""
     images = open_store(store)
     state = new_state(plan_of(images, **CHANGES), CPU)
-    train(state, images, ProcessGroup(CPU), NullObserver(), lambda state: None, lambda: None)
+    train(state, images, ProcessGroup(CPU), Observer(), lambda state: None, lambda: None)
     return state.saved()
 
 

@@ -13,7 +13,7 @@ from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import RunDir, open_training
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
@@ -28,7 +28,7 @@ class Killed(Exception):
     """Ends a training without a save, as SIGKILL does."""
 
 
-class Recorder(NullObserver):
+class Recorder(Observer):
     """An observer that keeps the logged metrics and the steps of previews."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ def run(
     save: Save = lambda state: None,
     stop_at: int | None = None,
     snapshot: Save = lambda state: None,
-    observer: NullObserver | None = None,
+    observer: Observer | None = None,
     error: Exception | Interrupted = STOP,
 ) -> Recorder:
     """Train to the end, on the network's device; raise `error` at step `stop_at`."""

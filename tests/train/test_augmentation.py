@@ -66,12 +66,6 @@ def test_kinds_have_the_distributions_of_the_table():
     assert stats.kstest(angle.numpy(), "uniform").pvalue > SURE
 
 
-def test_anisotropy_is_rotated_for_half_of_the_images():
-    drawn = draw_params(AugmentConfig(probability=1, kinds=["anisotropy"]), NAME, MANY)
-    turned = drawn.axis.ne(0).double().mean()
-    assert abs(turned - 0.5) < 4 * math.sqrt(0.25 / len(MANY))
-
-
 def test_draws_of_a_kind_do_not_depend_on_the_others():
     condition = drawn(probability=0.3)
     columns = {"x-flip": [0], "y-flip": [1], "scaling": [2], "rotation": [3, 4], "anisotropy": [5, 6]}

@@ -1,6 +1,5 @@
 """The draws of a step: each row from its own generator, and each image once per epoch."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -97,27 +96,6 @@ def test_epochs_have_different_orders():
         for epoch in (0, 1, 2)
     ]
     assert len({*orders, tuple(range(50))}) == len(orders) + 1
-
-
-def test_batches_follow_the_epochs():
-    """Three steps of 16 images are an epoch of 45 and three of the next."""
-    store = numbered(45)
-    plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
-    seen = [
-        number
-        for step in range(3)
-        for number in numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, step))
-    ]
-    assert sorted(seen[:45]) == list(range(45))
-    assert len({*seen[45:]}) == 3
-
-
-def test_a_batch_larger_than_the_data_has_every_image_evenly():
-    store = numbered(7)
-    plan, data = described(store, batch_size=30), ImageLoader(store, CPU)
-    times = Counter(numbers_of(draw_batch(plan, UniformSampler(TIMESTEPS), data, 3)))
-    assert set(times) == set(range(7))
-    assert max(times.values()) - min(times.values()) <= 2  # four full epochs and parts of two
 
 
 def test_a_share_draws_its_own_rows_only(monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.classifier import (
     AttentionPool,
@@ -28,15 +27,13 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
-from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import build_objective
 from diffusion.train.train_config import ClassifierSections
 from diffusion.train.train_step import new_state
-from tests.conftest import diffctl, params, write_params
+from tests.conftest import diffctl, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
-from tests.helpers.trainings import assert_same, plan_of, run, run_until
 from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, walk
 
 CPU = torch.device("cpu")
@@ -97,27 +94,6 @@ def test_algorithm_2_with_the_exact_classifier_is_bayes_rule(t):
     assert torch.allclose(output.eps, data.conditional(x, at, labels), atol=1e-4)
     alpha, sigma = grid.alpha[t], grid.sigma[t]
     assert torch.allclose(alpha * output.x0 + sigma * output.eps, x, atol=1e-9)
-
-
-def test_the_scale_multiplies_the_gradient_and_keeps_the_variance():
-    grid = grid_of("cosine", 100)
-    data = TwoGaussians(grid)
-    x, t = randn(4, 1, 1, 1), torch.full((4,), 30)
-    condition = Condition(4, torch.tensor([0, 1, 1, 0]))
-    one, three = (classifier_gradient(data.logits, scale)(x, t, condition) for scale in (1.0, 3.0))
-    assert torch.allclose(3 * one, three)
-    rows = classifier_gradient(data.logits, torch.tensor([1.0, 3.0, 0.0, 1.0]))(x, t, condition)
-    assert torch.allclose(rows, torch.stack([one[0], three[1], 0 * one[2], one[3]]))
-
-    def network(x, t, labels):
-        return torch.cat([x, 7 * x], 1)
-
-    guided = shift_eps(network_denoiser(network, grid), classifier_gradient(data.logits, 1.0), OnGrid(grid))
-    output = guided(x, t, condition)
-    assert torch.equal(output.variance_fraction, (7 * x + 1) / 2)
-    assert not torch.equal(output.eps, x)
-    with pytest.raises(UsageError, match="give one"):
-        guided(x, t, Condition(4))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -194,26 +170,6 @@ def test_attention_pool_queries_with_the_mean():
     assert torch.allclose(pool(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"image_size": 16, "channel_mult": (1, 2, 2), "attention_resolutions": (8, 4)},
-        {"block": "convnext", "resample": "plain", "in_channels": 3},
-        {"channels": 48, "head_channels": None, "heads": 4, "embedding": "additive"},
-    ],
-)
-def test_logits_depend_on_image_and_time(changes):
-    classifier = loaded_classifier(**changes).network
-    spec = classifier_spec(**changes)
-    x = torch.randn(2, spec.in_channels, spec.image_size, spec.image_size)
-    t = torch.tensor([3, 50])
-    logits = classifier(x, t)
-    assert logits.shape == (2, 10)
-    assert not torch.allclose(logits, classifier(x, t + 9))
-    assert not torch.allclose(logits, classifier(x.flip(3), t))
-
-
 @pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5}, {"sampler": "dpm-solver++"}])
 @pytest.mark.parametrize("classes", [0, 10])
 def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sampler, classes):
@@ -282,25 +238,6 @@ def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any)
     return plan_classifier(ClassifierSections.model_validate(values), store.meta, CPU)
 
 
-def test_resume_is_bitwise_equal(digits_store, tmp_path):
-    store = open_store(digits_store)
-    section = {**SECTION, "model": {**SECTION["model"], "dropout": 0.2}}
-    plan = resolved(store, section, log_every=3)
-    whole = new_state(plan, CPU)
-    seen = run(whole, store).seen
-    with open_run(tmp_path, "a") as folder:
-        run_until(new_state(plan, CPU), store, 5, folder.save)
-        second = new_state(plan, CPU)
-        assert folder.restore(second)
-        assert second.step == 5
-        torch.manual_seed(123)  # no draw may come from the global generator
-        rest = run(second, store).seen
-    assert_same(whole, second)
-    assert whole.history == second.history
-    assert [row["step"] for row in whole.history] == [3, 6, 9, 12]
-    assert rest == [(step, values) for step, values in seen if step > 5]
-
-
 def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
     store = open_store(digits_store)
     plan = resolved(store)
@@ -316,30 +253,6 @@ def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
     assert losses["accuracy"].tolist() == [
         float(guess == label) for guess, label in zip(logits.argmax(1), batch.labels, strict=True)
     ]
-
-
-def test_a_classifier_shares_no_draw_with_a_model(digits_store):
-    store = open_store(digits_store)
-    classifier = new_state(resolved(store), CPU)
-    model = new_state(plan_of(store, model={"dropout": 0.0}), CPU)
-    assert not torch.isclose(classifier.network.stem.weight, model.network.stem.weight).any()
-    ours, theirs = (build_objective(state.plan).purposes for state in (classifier, model))
-    assert not {*ours} & {*theirs}
-
-
-def test_keys_of_the_models_training_are_refused(digits_store):
-    for key, value in {"p_uncond": 0.1, "preview_every": 5, "eval_every": 5, "keep": "best"}.items():
-        values = {**params(), "classifier": {**SECTION, "train": {**SECTION["train"], key: value}}}
-        with pytest.raises(UsageError, match=rf"classifier.train.{key}: unknown key, allowed are steps, "):
-            parse(values, "params.yaml")
-
-
-def test_out_of_memory_advice_names_the_classifiers_section(digits_store):
-    store = open_store(digits_store)
-    state = new_state(resolved(store, microbatch=4), CPU)
-    state.network.middle.register_forward_pre_hook(lambda *_: torch.empty(10**15))
-    with pytest.raises(DiffctlError, match=r"lower classifier\.train\.microbatch .* classifier\.model\.grad"):
-        run(state, store)
 
 
 def test_data_without_classes_is_refused(digits_store):

@@ -17,8 +17,7 @@ from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.dropout_masks import DropoutMasks, make_dropout_masks
-from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.gradients import DropoutMasks, GradientAccumulator
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.networks import randomise
@@ -61,10 +60,14 @@ def whole(digits_store: Path) -> list[Tensor]:
     return gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
 
 
-@pytest.mark.parametrize("microbatch", [1, 3, 8])
-def test_masks_do_not_depend_on_microbatches(digits_store, whole, microbatch):
-    plan = described(digits_store, microbatch=microbatch)
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [({}, {"microbatch": 1}), ({}, {"microbatch": 3}), ({"gradient_checkpointing": True}, {})],
+)
+def test_masks_do_not_depend_on_microbatches_and_checkpointing(digits_store, whole, model, train):
+    plan, before = described(digits_store, model, **train), torch.get_rng_state()
     assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_masks_do_not_depend_on_an_out_of_memory_retry(digits_store, whole):
@@ -84,25 +87,6 @@ def test_masks_do_not_depend_on_the_number_of_ranks(digits_store, whole, world, 
         gradient(digits_store, plan, begun(plan), ProcessGroup(CPU, rank, world)) for rank in range(world)
     ]
     assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
-
-
-def test_masks_do_not_depend_on_gradient_checkpointing(digits_store, whole):
-    plan = described(digits_store, {"gradient_checkpointing": True})
-    assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
-
-
-def test_dropout_changes_the_gradient(digits_store, whole):
-    plan = described(digits_store, {"dropout": 0.0})
-    ours = gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
-    assert any(not torch.allclose(a, b, rtol=0.1) for a, b in zip(ours, whole, strict=True))
-
-
-def test_masks_do_not_use_the_global_generator(digits_store):
-    plan = described(digits_store)
-    state = begun(plan)
-    before = torch.get_rng_state()
-    gradient(digits_store, plan, state, ProcessGroup(CPU))
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def masks_at(masks: DropoutMasks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
@@ -131,7 +115,7 @@ def test_masks_are_independent_bernoulli_bits(digits_store, kind):
     """Bits have probability 1 − p and are independent between rows and layers."""
     plan = described(digits_store, batch_size=20)
     network = kind(plan.network)
-    layers = masks_at(make_dropout_masks(network, plan, "dropout"), network, 0, slice(0, 20))
+    layers = masks_at(DropoutMasks(network, plan, "dropout", network), network, 0, slice(0, 20))
     for kept in layers:
         for row in kept:
             assert stats.binomtest(int(row.sum()), len(row), 1 - P).pvalue > SURE / 20
@@ -144,11 +128,11 @@ def test_masks_are_independent_bernoulli_bits(digits_store, kind):
 def test_masks_depend_on_purpose_step_and_row(digits_store):
     plan = described(digits_store)
     network = UNet(plan.network)
-    masks = make_dropout_masks(network, plan, "dropout")
+    masks = DropoutMasks(network, plan, "dropout", network)
     first = masks_at(masks, network, 5, slice(0, 8))
     part = masks_at(masks, network, 5, slice(2, 5))
     later = masks_at(masks, network, 6, slice(0, 8))
-    other = masks_at(make_dropout_masks(network, plan, "another"), network, 5, slice(0, 8))
+    other = masks_at(DropoutMasks(network, plan, "another", network), network, 5, slice(0, 8))
     assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
     for masks_of_another in (later, other):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
@@ -184,7 +168,7 @@ def test_a_compiled_network_uses_new_masks_without_recompilation(digits_store):
     plan = described(digits_store)
     network = UNet(plan.network)
     randomise(network)
-    masks = make_dropout_masks(network, plan, "dropout")
+    masks = DropoutMasks(network, plan, "dropout", network)
     torch.compiler.reset()
     compiled = torch.compile(network.train(), fullgraph=True, backend="aot_eager", dynamic=False)
     x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor([3, 70, 9]), torch.tensor([0, 5, 1])

@@ -7,20 +7,25 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed import process_group
-from diffusion.train.ema_profiles import ema_update, lerp_tensors, new_profiles, update_profiles
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_step import (
+    TrainState,
+    ema_update,
+    lerp_tensors,
+    new_profiles,
+    new_state,
+    update_profiles,
+)
 from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.networks import network_of, spec_of
@@ -74,7 +79,7 @@ def weights_by_step(store: ImageStore, plan: DenoiserPlan) -> list[Weights]:
     """Return the weights after every step."""
     seen: list[Weights] = []
 
-    class Copying(NullObserver):
+    class Copying(Observer):
         def progress(self, step: int, total: int, values: dict[str, float]) -> None:
             seen.append({name: value.clone() for name, value in state.network.state_dict().items()})
 
@@ -193,58 +198,9 @@ def test_a_non_finite_step_counts_the_previous_weights_again():
     assert torch.allclose(averages.state_dict()["0.weight"].double(), truth, atol=1e-6)
 
 
-def test_a_missing_snapshot_is_an_error(store, tmp_path):
-    plan = plan_of(store, steps=6)
-    folder, state, _ = trained(store, plan, tmp_path / "runs")
-    snapshot_path(folder.folder / "ema", 0.1, 3).unlink()
-    with pytest.raises(DiffctlError, match=r"0\.1-000000003\.safetensors is missing"):
-        published(folder, plan, state, tmp_path / "ema")
-    assert not (tmp_path / "ema").exists()
-
-
-def test_snapshots_of_two_trainings_or_of_none_are_refused(store, tmp_path):
-    for seed in (0, 1):
-        plan = plan_of(store, seed=seed, steps=3)
-        folder, state, _ = trained(store, plan, tmp_path / "runs")
-        published(folder, plan, state, tmp_path / f"ema{seed}")
-    other = snapshot_path(tmp_path / "ema1", 0.1, 3)
-    other.rename(snapshot_path(tmp_path / "ema0", 0.15, 3))
-    for name in ("ema0", "nowhere"):
-        with pytest.raises(UsageError):
-            Snapshots.of(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "averages",
-    [
-        {"sigma_rel": [0.3], "every": 1},
-        {"sigma_rel": [], "every": 1},
-        {"sigma_rel": [0.1, 0.1], "every": 1},
-        {},
-    ],
-)
-def test_impossible_averages_are_refused(averages):
-    with pytest.raises(UsageError, match="ema_profiles"):
-        parse(params(train={"ema_profiles": averages}), "test")
-
-
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
     with pytest.raises(UsageError, match="raise it to 16"):
         parse(params(train={"steps": 4000, "ema_profiles": {"every": 10}}), "test")
-
-
-class Calls(TorchDispatchMode):
-    """Counts torch operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
 
 
 def tensors(count: int, seed: int) -> list[torch.Tensor]:
@@ -263,16 +219,6 @@ def test_gpu_update_equals_a_lerp(monkeypatch, part, most):
     for one, wanted, was in zip(averages, expected, before, strict=True):
         assert torch.allclose(one, wanted, rtol=1e-6, atol=1e-6)
         assert part or torch.equal(one, was)
-
-
-def test_gpu_update_needs_no_more_kernels_for_more_tensors():
-    found, part = [], torch.tensor(0.1)
-    for count in (10, 20):
-        averages, weights = tensors(count, 0), tensors(count, 1)
-        with Calls() as calls, torch.no_grad():
-            lerp_tensors(averages, weights, part)
-        found.append(calls.count)
-    assert found == [3, 3]
 
 
 def test_ema_update_does_not_synchronise():

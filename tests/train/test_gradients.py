@@ -7,13 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
-from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
-from diffusion.model.unet import UNet
-from diffusion.process.timestep_samplers import UniformSampler
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.memory import cgroup_limit
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
@@ -27,7 +23,6 @@ from diffusion.train.step_memory import (
     step_bytes,
 )
 from diffusion.train.train_step import TrainState, new_state, train_step
-from tests.conftest import params
 from tests.helpers.networks import spec_of
 from tests.helpers.no_sync_tensors import NothingWaits
 from tests.helpers.process_pair import TRAININGS
@@ -86,13 +81,6 @@ def test_out_of_memory_is_an_error_with_advice(digits_store, microbatch):
     plan, state, batch = new_step(digits_store, batch_size=8, microbatch=microbatch)
     refuse_more_than(state, 0)
     with pytest.raises(DiffctlError, match=r"lower train\.microbatch"):
-        gradient(plan, state, batch)
-
-
-def test_other_errors_are_raised_unchanged(digits_store):
-    plan, state, batch = new_step(digits_store, microbatch="auto")
-    state.network.middle.register_forward_pre_hook(lambda *_: torch.ones(2) @ torch.ones(3))
-    with pytest.raises(RuntimeError, match="size"):
         gradient(plan, state, batch)
 
 
@@ -166,27 +154,6 @@ def test_the_gradient_is_clipped_to_the_bound_and_its_norm_before_is_reported(di
     third = norms_of_a_step(digits_store, grad_clip=reported / 3)
     assert third == pytest.approx((reported, reported / 3), rel=1e-4)
     assert norms_of_a_step(digits_store, grad_clip=reported * 3) == pytest.approx((reported,) * 2, rel=1e-5)
-
-
-@pytest.mark.parametrize("wrong", [0, -1.0])
-def test_a_bound_that_is_not_positive_is_refused(wrong):
-    with pytest.raises(UsageError, match=r"train\.grad_clip"):
-        parse(params(train={"grad_clip": wrong}), "test")
-
-
-def test_a_step_reads_no_value_from_the_device(digits_store):
-    """Fake tensors have no values: `if`, float() and .item() fail."""
-    plan, _, batch = new_step(digits_store, batch_size=8, microbatch=4)
-    with FakeTensorMode(allow_non_fake_inputs=False) as mode:
-        network = UNet(plan.network).train()
-        optimizer = torch.optim.AdamW([{"params": network.parameters(), "scale": 1.0}], fused=True)
-        sampler = UniformSampler(plan.process.timesteps)
-        state = TrainState(plan, network, UNet(plan.network), optimizer, sampler)
-        gradients = GradientAccumulator(plan, network, ProcessGroup(CPU))
-        fake = Batch(*(mode.from_tensor(part) for part in batch if part is not None))
-        means = train_step(state, gradients, fake)
-        with pytest.raises(torch._subclasses.fake_tensor.DataDependentOutputException):
-            float(means["loss"])
 
 
 @pytest.mark.parametrize("changes", FAST_AND_SLOW)

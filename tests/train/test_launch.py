@@ -1,4 +1,4 @@
-"""The processes of a training: the GPUs that they lock, and that they end. No GPU is needed."""
+"""The processes of a training: locks of GPUs, their ends, and work of rank 0 alone. No GPU is needed."""
 
 import signal
 import subprocess
@@ -10,14 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from diffusion.system import devices
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.locks import file_lock, is_held
-from diffusion.train.distributed import launch
+from diffusion.train.distributed import launch, process_group
 from diffusion.train.distributed.launch import launch_ranks, process_count
+from diffusion.train.distributed.process_group import (
+    DONE,
+    HEARTBEATS,
+    ProcessGroup,
+    RankFailed,
+    rank_zero_first,
+    wait_for_rank_zero,
+)
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import environment
+from tests.helpers.pair import pair_of
 
 
 def config(devices: int | str = "auto", batch_size: int = 8) -> TrainConfig:
@@ -101,15 +111,6 @@ def test_a_wait_for_a_gpu_can_be_interrupted(gpus: list[Path]) -> None:
     assert held(gpus) == []
 
 
-def test_the_cpu_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    with launch_ranks(config(), []) as first, launch_ranks(config(), []) as second:
-        assert first.device == second.device == torch.device("cpu")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_auto_starts_no_process_without_an_image(gpus: list[Path]) -> None:
     assert [process_count(config("auto", size)) for size in (1, 2, 3, 8)] == [1, 2, 3, 3]
     with pytest.raises(UsageError, match="there are 3 GPUs"):
@@ -123,14 +124,13 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     monkeypatch.setattr(launch, "GRACE_SECONDS", 0.1)
     over = threading.Event()
     others = launch._Workers(2, ["sleep", "600"], 0, over)
-    others.wait()
     others.stop()
     assert [process.returncode for process in others._running] == [-signal.SIGKILL]
 
 
 BLOCKED_EXIT = """
 import threading
-from diffusion.train.distributed import launch
+from diffusion.train.distributed import launch, process_group
 threading.Thread(target=threading.Event().wait).start()  # Python's own exit would wait for it
 launch.exit_now("it failed", 75)
 """
@@ -140,3 +140,93 @@ def test_a_process_with_a_blocked_thread_exits_with_its_message():
     line = [sys.executable, "-c", BLOCKED_EXIT]
     done = subprocess.run(line, stderr=subprocess.PIPE, text=True, timeout=120, env=environment())
     assert (done.returncode, done.stderr) == (75, "diffctl: it failed\n")
+
+
+PATIENCE = 100.0
+
+
+class Clock:
+    """A clock that advances at waits only; `each` is called at every wait with their number."""
+
+    def __init__(self, each) -> None:
+        self.time, self._each, self._waits = 0.0, each, 0
+
+    def now(self) -> float:
+        return self.time
+
+    def pause(self, seconds: float) -> None:
+        self.time += 9.0  # a slow machine
+        self._waits += 1
+        self._each(self._waits)
+
+
+def test_heartbeats_extend_the_wait_beyond_the_timeout():
+    store = dist.HashStore()
+
+    def work(waits: int) -> None:
+        if waits == 50:
+            store.set(DONE, "step 7")
+        elif waits % 10 == 0:
+            store.add(HEARTBEATS, 1)
+
+    store.set(DONE, "step 6")  # of earlier work
+    clock = Clock(work)
+    wait_for_rank_zero(store, "step 7", PATIENCE, clock.now, clock.pause)
+    assert clock.time == 450 > PATIENCE
+
+
+def test_without_a_heartbeat_rank_zero_has_failed_after_the_timeout():
+    clock = Clock(lambda waits: None)
+    with pytest.raises(RankFailed, match="no heartbeat for 100 s"):
+        wait_for_rank_zero(dist.HashStore(), "step 7", PATIENCE, clock.now, clock.pause)
+    assert PATIENCE < clock.time < PATIENCE + 20
+
+
+def test_rank_zero_reports_the_end_of_its_work_also_on_an_error(monkeypatch):
+    monkeypatch.setattr(process_group, "HEARTBEAT_SECONDS", 0.001)
+    store = dist.HashStore()
+
+    def work() -> None:
+        with rank_zero_first(ProcessGroup(torch.device("cpu"), 0, 2, store=store), "step 3"):
+            while store.add(HEARTBEATS, 0) < 3:  # they are sent during the work
+                pass
+            raise ValueError("a mistake")
+
+    with pytest.raises(ValueError, match="a mistake"):
+        work()
+    assert store.get(DONE) == b"step 3"
+
+
+# Two ranks over gloo with a timeout of one second: rank 0 works for several.
+PAIR = """
+import sys, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from diffusion.train.distributed import process_group
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
+
+process_group.COLLECTIVE_TIMEOUT, process_group.HEARTBEAT_SECONDS = timedelta(seconds=1), 0.1
+rank, port, waits = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "waits"
+store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+group = ProcessGroup(torch.device("cpu"), rank, 2, store=store if waits else None)
+numbers = [torch.ones(3)]
+try:
+    with join_group(group, store):
+        group.all_reduce(numbers)
+        with process_group.rank_zero_first(group, "step 1"):
+            begun = time.monotonic()
+            while not rank and time.monotonic() - begun < 3:
+                time.sleep(0.05)
+        group.all_reduce(numbers)
+        print(numbers[0].tolist())
+except Exception as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("waits", ["waits", "would not wait"])
+def test_rank_zero_may_work_longer_than_the_timeout_of_a_collective(waits):
+    with pair_of(PAIR, waits) as pair:
+        outputs = [one.communicate(timeout=120)[0].strip() for one in pair]
+    assert outputs == (["[4.0, 4.0, 4.0]"] * 2 if waits == "waits" else ["RankFailed"] * 2)

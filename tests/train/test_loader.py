@@ -1,7 +1,5 @@
 import threading
-from contextlib import nullcontext
 from functools import partial
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -49,25 +47,6 @@ def test_prefetch_runs_only_a_little_ahead(store):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
 
 
-@pytest.mark.parametrize(("device", "index"), [("cuda:1", 1), ("cuda", 3)])
-def test_prefetch_threads_use_the_requested_gpu(monkeypatch, device, index):
-    """A new thread's current GPU is GPU 0 by default."""
-    here = threading.local()
-    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(here, "index", index))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
-    for name in ("Stream", "current_stream"):
-        monkeypatch.setattr(torch.cuda, name, MagicMock())
-    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
-    seen = []
-
-    def draw():
-        seen.append(getattr(here, "index", 0))
-        return (None,)
-
-    assert list(prefetch([draw] * 8, device, depth=2)) == [(None,)] * 8
-    assert seen == [index] * 8
-
-
 @pytest.mark.parametrize("row", [-1, 50])
 @pytest.mark.parametrize("resident", [False, True])
 def test_an_invalid_row_is_refused(store, row, resident):
@@ -76,7 +55,3 @@ def test_an_invalid_row_is_refused(store, row, resident):
         batches[torch.tensor([0, row])]
     with pytest.raises(IndexError):
         list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))
-
-
-def test_the_cpu_reads_from_the_memory_map(store):
-    assert not ImageLoader(store, "cpu").resident

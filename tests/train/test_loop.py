@@ -1,18 +1,15 @@
 """Training in one process: exact resume, non-finite steps, stops, and the training's fingerprint."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
 
-from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint
+from diffusion.train.plan import plan_artefact, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
-from tests.conftest import params
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
 
@@ -182,9 +179,3 @@ def ema_of(weights: list[torch.Tensor], d: list[float]) -> torch.Tensor:
 def weights_of(network: torch.nn.Module) -> torch.Tensor:
     """Return all weights in one row, float64."""
     return torch.cat([value.detach().double().flatten() for value in network.parameters()])
-
-
-def test_a_conditional_model_needs_labels(store):
-    meta: dict[str, Any] = {**store.meta, "classes": [], "counts": []}
-    with pytest.raises(DiffctlError, match=r"class_cond.*no labels"):
-        plan_training(parse(params(), "test"), meta, CPU)

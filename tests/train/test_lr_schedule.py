@@ -125,20 +125,3 @@ def test_an_impossible_schedule_is_refused_in_one_sentence(lr: Any, message: str
     with pytest.raises(UsageError, match=message) as caught:
         parse(params(train={"lr": lr}), "params.yaml")
     assert "\n" not in str(caught.value)
-
-
-def test_a_classifiers_error_has_the_full_key() -> None:
-    section = {
-        "model": {"channels": 8},
-        "train": {"steps": 5, "batch_size": 1, "lr": {"rate": 1, "warmup": 6}},
-    }
-    with pytest.raises(UsageError, match=r"set classifier\.train\.lr\.warmup to 5 or less"):
-        parse({**params(), "classifier": section}, "params.yaml")
-
-
-def test_a_schedule_is_described_by_its_options() -> None:
-    assert schedule(60, 0.1).describe() == "constant, rate 0.1"
-    assert (
-        schedule(60, {"schedule": "cosine", "rate": 0.1, "warmup": 5}).describe()
-        == "cosine, warmup 5, rate 0.1"
-    )

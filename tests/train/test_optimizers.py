@@ -8,10 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffusion.config import parse
-from diffusion.system.errors import DiffctlError
 from diffusion.train.optimizers import MOMENTUM, Muon, matrix_parameters, orthogonalize
-from tests.conftest import params
 
 RATE = 0.01
 
@@ -105,14 +102,3 @@ def test_a_non_finite_step_changes_nothing(at):
         optimizer.step()
     assert all(map(torch.equal, before, layer.parameters()))
     assert torch.equal(optimizer.state[layer.weight]["momentum"], moment)
-
-
-def test_muon_with_shards_is_refused():
-    with pytest.raises(DiffctlError, match="muon"):
-        parse(params(train={"optimizer": "muon", "shard": True}), "test")
-
-
-def test_the_default_optimizer_is_not_stored():
-    usual = parse(params(), "test").train
-    assert "optimizer" not in usual.model_dump()
-    assert parse(params(train={"optimizer": "muon"}), "test").train.model_dump()["optimizer"] == "muon"

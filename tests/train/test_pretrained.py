@@ -59,14 +59,6 @@ def test_network_and_ema_start_with_the_pretrained_weights(store, start):
     assert {group["scale"] for group in state.optimizer.param_groups} == {1.0}
 
 
-def test_fine_tuning_learns_in_few_steps_what_takes_many_from_scratch(store, tmp_path):
-    first = kept(trained(plan_of(store, train={"steps": 60, "lr": 0.004}), store), tmp_path)
-    few: dict[str, Any] = {"steps": 6, "log_every": 6}
-    (scratch,) = trained(plan_of(store, train=few), store).history
-    (tuned,) = trained(plan_of(store, {"sha256": first}, train=few), store).history
-    assert tuned["loss"] < 0.8 * scratch["loss"]
-
-
 def test_fingerprint_depends_on_the_start_and_is_unchanged_without_one(store, start):
     plain = plan_of(store)
     assert "init_from" not in plain.model_dump()["train"]

@@ -19,22 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.images.store import open_store
-from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import (
     BUCKET,
     ProcessGroup,
     RankFailed,
     buckets,
-    join_group,
     translate_dist_errors,
 )
 from diffusion.train.loop import MAX_BAD_STEPS, _record, train
-from diffusion.train.observers import NullObserver
-from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.observers import AsyncMetrics, Observer
 from diffusion.train.train_step import new_state
-from tests.conftest import diffctl, environment, write_params
+from tests.conftest import environment, write_params
 from tests.helpers.process_pair import pair_of
 from tests.helpers.training_process import (
     logged_steps,
@@ -71,58 +67,31 @@ def test_buckets_keep_order_and_stay_small(sizes):
     assert all(sum(tensor.numel() for tensor in bucket) <= BUCKET for bucket in found)
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 7])
-def test_the_shares_of_a_batch_are_the_batch(digits_store, world):
-    store = open_store(digits_store)
-    plan = plan_of(store, train={"batch_size": 7, "p_uncond": 0.3, "augment": {}}, data={"flip": True})
-    sampler, data = UniformSampler(plan.process.timesteps), ImageLoader(store, CPU)
-    whole = draw_batch(plan, sampler, data, 5)
-    shares = [
-        draw_batch(plan, sampler, data, 5, ProcessGroup(CPU, rank, world).share(7)) for rank in range(world)
-    ]
-    for index, expected in enumerate(whole):
-        assert torch.equal(torch.cat([list(share)[index] for share in shares]), expected)
-
-
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] "
 NCCL = "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.hpp:268, "
-GLOO = "/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553"
-LOST = [
-    (
-        RuntimeError(f"[{GLOO}] Connection closed by peer [127.0.0.1]:58604\nmore"),
-        "closed by",
-    ),
-    (RuntimeError(f"[{GLOO}] Read error [127.0.0.1]:13715: Connection reset by peer"), "Read error"),
-    (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 20000ms for recv to complete"), "Timed out"),
-    (dist.DistNetworkError("Failed to recv, got 0 bytes. Connection was likely closed."), "got 0 bytes"),
-    (dist.DistStoreError("wait timeout after 5000ms, keys: /0//cpu//0/1"), "wait timeout"),
-    (dist.DistBackendError(f"{NCCL}remote process exited or there was a network error"), "remote process"),
-    (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4"), "timeout"),
-    (
-        dist.DistBackendError(f"{NCCL}unhandled system error\nConnection closed by remote peer"),
-        "system error",
-    ),
-]
-OTHERS = [
-    torch.OutOfMemoryError("CUDA out of memory."),
-    RuntimeError("result type Float can't be cast to the desired output type Bool"),
-    RuntimeError("CUDA error: device-side assert triggered"),
-    RuntimeError(f"[enforce fail at {GLOO}] op.preamble.length <= op.nbytes. 100012 vs 12."),
-    dist.DistBackendError(f"{NCCL}unhandled cuda error, NCCL version 2.21.5\nncclUnhandledCudaError"),
-    dist.DistBackendError(f"{NCCL}invalid usage, NCCL version 2.21.5\nDuplicate GPU detected"),
-]
 
 
-@pytest.mark.parametrize(("error", "cause"), LOST)
-def test_a_broken_connection_raises_rank_failed_with_its_cause(error, cause):
-    with pytest.raises(RankFailed, match=rf"\([^\n]*{cause}[^\n]*\)"), translate_dist_errors():
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (RuntimeError(f"{GLOO}Connection closed by peer [127.0.0.1]:58604\nmore"), "closed by"),
+        (RuntimeError("[unbound_buffer.cc:78] Timed out waiting 20000ms for recv to complete"), "Timed out"),
+        (dist.DistStoreError("wait timeout after 5000ms, keys: /0//cpu//0/1"), "wait timeout"),
+        (
+            dist.DistBackendError(f"{NCCL}remote process exited or a network error"),
+            "remote process",
+        ),
+        (dist.DistBackendError("Watchdog caught collective operation timeout: WorkNCCL(SeqNum=4"), "timeout"),
+        (torch.OutOfMemoryError("CUDA out of memory."), None),
+        (RuntimeError(f"{GLOO}op.preamble.length <= op.nbytes. 100012 vs 12."), None),
+        (dist.DistBackendError(f"{NCCL}unhandled cuda error\nncclUnhandledCudaError"), None),
+    ],
+)
+def test_a_broken_connection_raises_rank_failed_and_other_errors_are_unchanged(error, cause):
+    expected = (RankFailed, rf"\([^\n]*{cause}[^\n]*\)") if cause else (type(error), None)
+    with pytest.raises(expected[0], match=expected[1]) as raised, translate_dist_errors():
         raise error
-
-
-@pytest.mark.parametrize("error", OTHERS)
-def test_other_errors_of_a_collective_are_unchanged(error):
-    with pytest.raises(type(error)) as raised, translate_dist_errors():
-        raise error
-    assert raised.value is error
+    assert cause or raised.value is error
 
 
 # Two ranks; the second is killed before or during the call of the first.
@@ -190,22 +159,9 @@ def test_a_failed_rank_saves_first_unless_the_device_is_blocked(digits_store, mo
             raise RankFailed("another process has ended")
 
     with pytest.raises(RankFailed):
-        train(state, store, group, NullObserver(), lambda state: saved.append(state.step), lose)
+        train(state, store, group, Observer(), lambda state: saved.append(state.step), lose)
     assert saved == ([] if blocks else [3])
     assert group.over.is_set() == (not blocks), "the launcher must end a process that hangs"
-
-
-@pytest.mark.parametrize(
-    ("blocks", "error", "destroyed"), [(True, RankFailed, 0), (False, RankFailed, 1), (True, DiffctlError, 1)]
-)
-def test_a_blocked_group_is_not_destroyed(monkeypatch, blocks, error, destroyed):
-    calls = []
-    monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
-    monkeypatch.setattr("torch.distributed.init_process_group", lambda *_, **__: None)
-    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append(1))
-    with pytest.raises(error), join_group(ProcessGroup(CPU, 0, 2), None):
-        raise error("it failed")
-    assert len(calls) == destroyed
 
 
 def test_rank_zero_alone_ends_a_diverged_training(digits_store):
@@ -217,9 +173,9 @@ def test_rank_zero_alone_ends_a_diverged_training(digits_store):
             async_metrics.add({"loss": torch.tensor(torch.nan)})
         if is_rank_zero:
             with pytest.raises(DiffctlError, match="non-finite steps in a row"):
-                _record(state, async_metrics, NullObserver(), is_rank_zero)
+                _record(state, async_metrics, Observer(), is_rank_zero)
         else:
-            _record(state, async_metrics, NullObserver(), is_rank_zero)
+            _record(state, async_metrics, Observer(), is_rank_zero)
 
 
 @pytest.fixture
@@ -318,18 +274,6 @@ def test_two_processes_resume_bitwise_equal_after_sigkill(prepared: Path) -> Non
 
 
 @pytest.mark.slow
-def test_loss_aware_timesteps_do_not_depend_on_the_number_of_processes(prepared: Path) -> None:
-    changes = {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}
-    changes["sweep"] = {"steps": [2]}
-    curves = {}
-    for devices in (1, 2):
-        set_devices(prepared, devices, **changes)
-        assert diffctl(prepared, "stage", "train", "--fresh").returncode == 0
-        curves[devices] = curve(prepared)
-    assert_same_curve(curves[2], curves[1])
-
-
-@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_state_is_saved(prepared: Path) -> None:
     set_devices(prepared, 3, train={"steps": 60})
     process, others = training_at(prepared, 9)
@@ -346,7 +290,7 @@ BLOCKED = """
 import atexit, sys, threading
 import torch.distributed as dist
 from diffusion.train.distributed.process_group import RankFailed, ProcessGroup
-from diffusion.train.step_metrics import AsyncMetrics
+from diffusion.train.observers import AsyncMetrics
 from diffusion.train.checkpoint.run_dir import RunDir
 
 def hanging(call):
@@ -389,13 +333,6 @@ def test_workers_die_with_rank_zero(prepared: Path) -> None:
     process, others = training_at(prepared, 3)
     process.kill()
     ended(process, others)
-
-
-def test_a_batch_smaller_than_the_number_of_processes_is_refused(prepared: Path) -> None:
-    set_devices(prepared, 8)
-    done = diffctl(prepared, "stage", "train")
-    assert done.returncode == 2
-    assert "train.batch_size 7 is less than the 8 processes" in done.stderr
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 
 from diffusion.config import Config, load
 from diffusion.model.presets import PRESETS
@@ -15,7 +14,6 @@ from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import HARDWARE_FIELDS, OBSERVATION_FIELDS
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import ROOT
-from tests.helpers.openai_layout import Layout
 
 # Defaults of openai/improved-diffusion and openai/guided-diffusion. Neither clips gradients.
 DEFAULTS = {
@@ -103,41 +101,6 @@ class Recipe:
             p_uncond=0.0,
         )
 
-    def layout(self) -> "OnPaper":
-        """Return the network in the authors' layout, without values."""
-        flags = self.flags
-        return OnPaper(
-            image_size=int(flags["image_size"]),
-            in_channels=3,
-            out_channels=6,
-            num_channels=int(flags["num_channels"]),
-            channel_mult=MULTIPLIERS[flags["image_size"]],
-            num_res_blocks=int(flags["num_res_blocks"]),
-            attention_resolutions=tuple(map(int, flags["attention_resolutions"].split(","))),
-            num_heads=int(flags["num_heads"]),
-            num_head_channels=int(flags["num_head_channels"]),
-            num_classes=1000 if flags["class_cond"] == "True" else 0,
-            scale_shift_norm=flags["use_scale_shift_norm"] == "True",
-            resblock_updown=flags["resblock_updown"] == "True",
-            new_attention_order=flags["use_new_attention_order"] == "True",
-            rescale_timesteps=self.time_scale,
-        )
-
-
-class OnPaper(Layout):
-    """Weights on the meta device."""
-
-    def weight(self, name: str, *shape: int) -> torch.Tensor:
-        return self.state.setdefault(name, torch.empty(shape))
-
-    def parameters(self) -> int:
-        """Return the number of parameters, by running the network."""
-        size = self.image_size
-        with torch.device("meta"):
-            labels = torch.zeros(1, dtype=torch.int64) if self.num_classes else None
-            self(torch.zeros(1, self.in_channels, size, size), torch.zeros(1), labels)
-        return sum(tensor.numel() for tensor in self.state.values())
-
 
 # The command lines are those of the repositories' READMEs; batch and rate of ADM are of its table 12.
 RECIPES = {
@@ -205,11 +168,6 @@ def test_a_preset_equals_its_papers_recipe(name: str) -> None:
     assert values(ProcessConfig(**preset.process)) == values(recipe.process())
     assert values(TrainConfig(**preset.train)) == values(recipe.train())
     assert (preset.data, str(preset.image_size)) == (profile(name).data.name, recipe.flags["image_size"])
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_authors_layout_has_the_same_number_of_parameters(name: str) -> None:
-    assert RECIPES[name].layout().parameters() == PRESETS[RECIPES[name].preset].parameters
 
 
 @pytest.mark.parametrize("name", ADAPTED)

@@ -1,35 +1,24 @@
 """Resume from another training, where every step so far would be the same: the result is the same too."""
 
-import random
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import save_artefact
-from diffusion.system.errors import DiffctlWarning
-from diffusion.train.checkpoint.run_dir import open_training
+from diffusion.system.limits import MAX_COUNT
 from diffusion.train.checkpoint.state_files import newest_step, read_state, save_state, state_files
 from diffusion.train.loop import thin_history
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from diffusion.train.train_step import TrainState
-from tests.conftest import write_params
 from tests.helpers import trainings
-from tests.helpers.mlflow_server import empty_database
-from tests.helpers.training_process import (
-    logged_steps,
-    model_bytes,
-    prepare,
-    signal_at,
-    train_to_the_end,
-    uninterrupted,
-)
 from tests.helpers.trainings import run_in
 
 PARTS = [[0, 0.002], [10, 0.0005]]
@@ -87,15 +76,6 @@ def test_a_longer_training_resumes_and_is_bitwise_equal(store, tmp_path, section
     assert newest_step(short.folder) == 8, "the other training keeps its states"
 
 
-def test_a_longer_training_may_be_stopped_again(store, tmp_path):
-    run_in(store, plan_of(store, 8), tmp_path / "runs", stop_at=5)
-    _, _, begun = run_in(store, plan_of(store, 16), tmp_path / "runs", stop_at=11)
-    assert begun == 5
-    _, state, begun = run_in(store, plan_of(store, 16), tmp_path / "runs")
-    assert begun == 11
-    assert_as_from_scratch(store, plan_of(store, 16), state, tmp_path)
-
-
 def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path):
     run_in(store, plan_of(store, 12), tmp_path / "runs")  # keeps the states of steps 9 and 12
     _, state, begun = run_in(store, plan_of(store, 10), tmp_path / "runs")
@@ -141,23 +121,6 @@ def test_a_change_of_the_steps_themselves_starts_from_scratch(store, tmp_path, c
     assert f"train.{next(iter(changes))} " in str(run.changes())
 
 
-def test_fresh_resumes_from_nothing_also_when_it_is_started_again(store, tmp_path):
-    run_in(store, plan_of(store, 4), tmp_path)
-    with open_training(plan_of(store, 8), tmp_path, fresh=True) as run:
-        assert run.start is None
-    _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=1)
-    assert begun == 0
-
-
-def test_a_damaged_state_is_reported_and_the_one_before_used(store, tmp_path):
-    short, _, _ = run_in(store, plan_of(store, 6), tmp_path)
-    newest = state_files(short.folder)[-1]
-    newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.warns(DiffctlWarning, match=rf"{newest.name} is damaged"):
-        _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=4)
-    assert begun == 3
-
-
 def test_a_state_of_other_code_is_not_used(store, tmp_path):
     """The state itself records which code made it; the note next to it does not count."""
     short, _, _ = run_in(store, plan_of(store, 3), tmp_path)
@@ -191,18 +154,14 @@ def test_a_curve_of_many_lengths_stays_short() -> None:
     assert max(lengthened()) <= 2 * (CURVE_ROWS + 1)
 
 
-@pytest.mark.slow
-def test_a_longer_training_that_is_killed_is_bitwise_equal(project: Path, monkeypatch) -> None:
-    """Real processes: N steps, then 2N, killed twice; the model file of 2N steps at once."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    settings: dict[str, Any] = {"lr": 0.002, "log_every": 1, "save_every": 6, "preview_every": 20}
-    prepare(project, steps=40, **settings)
-    wanted = uninterrupted(project)
-    write_params(project, train={**settings, "steps": 20})
-    train_to_the_end(project)
-    write_params(project, train={**settings, "steps": 40})
-    for step in sorted(random.Random(0).sample(range(23, 38), 2)):
-        signal_at(project, step, signal.SIGKILL)
-    assert "resuming after step" in train_to_the_end(project).stderr
-    assert model_bytes(project) == wanted
-    assert sorted(logged_steps(project)) == list(range(1, 41))
+@given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))
+def test_a_curve_has_few_evenly_spaced_rows_and_the_last(steps: int, log_every: int) -> None:
+    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=ConstantLR(rate=1e-3))
+    every = log_every * -(-steps // (log_every * CURVE_ROWS))
+    assert every % log_every == 0
+    assert steps // every <= CURVE_ROWS
+    assert config.is_in_curve(steps)
+    assert config.is_in_curve(every) or every > steps
+    assert not config.is_in_curve(every + 1) or every in (1, steps - 1)
+    short = steps <= log_every * CURVE_ROWS
+    assert config.is_in_curve(log_every) or not short or log_every > steps

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.locks import LockBusy
-from diffusion.train.checkpoint.run_dir import RunDir, open_run, write_loss_curve
+from diffusion.train.checkpoint.run_dir import RunDir, open_run
 from diffusion.train.checkpoint.run_record import changed_fields
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
 
@@ -22,23 +22,6 @@ def saved_at(step: int) -> SavedState:
 
 def open_by(root: Path, name: str, code: dict[str, str], **config: int) -> AbstractContextManager[RunDir]:
     return open_run(root, name, config=config or {"lr": 1}, code=code)
-
-
-def test_loss_curve_is_a_csv_table(tmp_path):
-    last = 12_345_678
-    history = [{"step": 1, "loss": 0.5, "accuracy": 0.25}, {"step": last, "loss": 0.25, "lr": 1e-3}]
-    write_loss_curve(tmp_path / "loss.csv", history)
-    rows = (tmp_path / "loss.csv").read_text().splitlines()
-    assert rows == ["step,loss,accuracy,lr", "1,0.5,0.25,nan", f"{last},0.25,nan,0.001"]
-
-
-def test_a_running_training_is_not_started_again(tmp_path):
-    with (
-        open_run(tmp_path, "f"),
-        pytest.raises(DiffctlError, match="already running"),
-        open_run(tmp_path, "f"),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"key": "x"}', "[" * 100_000])
@@ -88,15 +71,6 @@ def test_a_new_training_is_compared_with_the_newest_other(tmp_path):
         pass
     with open_run(tmp_path, "d", config={"train": {"lr": 4}}) as run:
         assert f"train.lr 1 → 4 (against {tmp_path / 'a'})" in str(run.changes())
-
-
-def test_a_training_that_starts_again_reports_no_change(tmp_path):
-    for name in ("a", "b"):
-        with open_run(tmp_path, name, config={"name": name}):
-            pass
-    for fresh in (True, False):  # False: killed before anything was saved
-        with open_run(tmp_path, "b", fresh=fresh, config={"name": "b"}) as run:
-            assert run.changes() is None
 
 
 def test_other_code_starts_from_scratch_and_names_the_changed_files(tmp_path):

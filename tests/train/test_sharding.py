@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from diffusion.images.store import open_store
-from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
@@ -45,18 +44,6 @@ def test_shards_partition_the_rows_in_order(count, columns, world):
     assert filled.weight.item() == 1.0
 
 
-def test_a_meta_copy_has_no_values_and_can_be_filled(digits_store):
-    state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
-    bare = _meta_copy(state.ema)
-    assert all(parameter.is_meta and not parameter.requires_grad for parameter in bare.parameters())
-    assert not bare.training
-    again = _with_parameters(bare, state.ema.parameters())
-    assert all(parameter.is_meta for parameter in bare.parameters())
-    assert again.state_dict().keys() == state.ema.state_dict().keys()
-    for name, value in again.state_dict().items():
-        assert torch.equal(value, state.ema.state_dict()[name])
-
-
 def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(digits_store):
     """Rank 0 could not distinguish seven rows from eight."""
     state = new_state(plan_of(open_store(digits_store), **SHARDED), CPU)
@@ -77,11 +64,6 @@ def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_rank
         whole = tensor.ndim == 0 or name.startswith("timesteps.")
         both = found[0][name] if whole else torch.cat([shard_rows[name] for shard_rows in found])
         assert torch.equal(both, tensor), name
-
-
-def test_shards_exclude_compilation(digits_store):
-    with pytest.raises(UsageError, match=r"shard excludes torch"):
-        plan_of(open_store(digits_store), train={"shard": True, "compile": True})
 
 
 @pytest.mark.slow
@@ -152,19 +134,6 @@ def test_a_sharded_training_is_observed_stopped_and_resumed(prepared: Path) -> N
     assert_same_curve(found, expected)
     assert found[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=2e-3)
     assert list(prepared.glob("runs/train/*/previews/*.png"))
-
-
-@pytest.mark.slow
-def test_a_sharded_training_resumes_from_the_last_save_after_sigkill(prepared: Path) -> None:
-    set_devices(prepared, 2, train={"steps": 60, "shard": True})
-    process, others = training_at(prepared, 9)
-    others[0].kill()
-    stderr = ended(process, others)
-    assert process.returncode == 1
-    assert "of the training's 2 ended with SIGKILL" in stderr
-    (step,) = re.findall(r"resuming after step (\d+) of 60", train_to_the_end(prepared).stderr)
-    assert int(step) >= 8
-    assert int(step) % TRAIN["save_every"] == 0
 
 
 SELF = Path("/proc/self")

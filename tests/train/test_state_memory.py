@@ -4,6 +4,7 @@ import copy
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
@@ -13,11 +14,10 @@ from torch import Tensor
 from diffusion.system import checksums
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.train.checkpoint import state_files
-from diffusion.train.checkpoint.state_files import StateWriter, newest_state, save_state
-from diffusion.train.checkpoint.tensor_stream import LazyTensors, StoredTensors
+from diffusion.train.checkpoint.state_files import newest_state, save_state
+from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 from diffusion.train.distributed import process_group
-from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.train.distributed.sharding import Shards, _meta_copy
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.train_step import TrainState, new_state
 from tests.fuzz.models import training_state as small_state
 from tests.helpers.trainings import assert_same
@@ -26,20 +26,16 @@ CPU = torch.device("cpu")
 
 
 class Held:
-    """The peak number of bytes of tensors that a class of LazyTensors has loaded."""
+    """The peak number of bytes of the tensors that were added and still exist."""
 
-    def __init__(self, kind: type[LazyTensors], patch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = self.most = self.count = 0
-        bring = kind.__getitem__
 
-        def counted(tensors: LazyTensors, name: str) -> Tensor:
-            tensor = bring(tensors, name)
-            self.now += tensor.nbytes
-            self.most, self.count = max(self.most, self.now), self.count + 1
-            weakref.finalize(tensor, self._let_go, tensor.nbytes)
-            return tensor
-
-        patch.setattr(kind, "__getitem__", counted)
+    def add(self, tensor: Tensor) -> Tensor:
+        self.now += tensor.nbytes
+        self.most, self.count = max(self.most, self.now), self.count + 1
+        weakref.finalize(tensor, self._let_go, tensor.nbytes)
+        return tensor
 
     def _let_go(self, size: int) -> None:
         self.now -= size
@@ -75,14 +71,20 @@ def test_a_state_file_is_loaded_one_tensor_at_a_time(
     tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_state(tmp_path, trained.saved())
-    saved, again = newest_state(tmp_path), fresh()
+    held, again, stored = Held(), fresh(), state_files.stored_tensors
+
+    def counted(file: IO[bytes], size: int) -> LazyTensors:
+        source = stored(file, size)
+        return LazyTensors(source.meta, lambda name: held.add(source[name]))
+
+    monkeypatch.setattr(state_files, "stored_tensors", counted)
+    saved = newest_state(tmp_path)
     assert saved is not None
-    held = Held(StoredTensors, monkeypatch)
     assert saved.tensors.keys() == trained.tensors().keys()
-    assert held.count == 0, "a look-up of names loads nothing"
+    assert held.count == 1, "only the counters are loaded"
     again.restore(saved)
     assert_same(again, trained)
-    assert held.count == len(saved.tensors)
+    assert held.count == 1 + len(saved.tensors)
     assert held.now == kept(trained)
     assert held.most <= most(trained) + kept(trained)
 
@@ -92,46 +94,15 @@ def test_another_rank_receives_one_tensor_at_a_time(
 ) -> None:
     """The tensors that rank 0 would send are in a list."""
     saved, sent = trained.saved(), iter(trained.tensors().values())
-    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in saved.tensors.items()}
-    monkeypatch.setattr(process_group, "_from_rank_zero", lambda value: ("same", shapes, saved.values))
-    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: tensor.copy_(next(sent)))
-    held, follower = Held(process_group._Broadcast, monkeypatch), fresh()
+    meta, held, follower = meta_tensors(saved.tensors), Held(), fresh()
+    monkeypatch.setattr(process_group, "_from_rank_zero", lambda value: ("same", meta, saved.values))
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: held.add(tensor).copy_(next(sent)))
     shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
     assert shared is not None
     follower.restore(shared)
     assert_same(follower, trained)
     assert next(sent, None) is None
     assert held.most <= most(trained) + kept(trained)
-
-
-def test_a_gathered_state_is_written_without_another_copy(
-    tmp_path: Path, trained: TrainState, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is not copied again, and later steps do not change it."""
-    store, written = dist.TCPStore("127.0.0.1", 0, 1, is_master=True), []
-    monkeypatch.setattr(state_files, "save_state", lambda folder, state: written.append(state))
-    monkeypatch.setattr(state_files, "detached_copy", lambda state: pytest.fail("copied again"))
-    monkeypatch.setattr(state_files, "available_memory", lambda: size_of(trained))  # enough for one copy
-    writer = StateWriter(tmp_path)
-    with join_group(ProcessGroup(CPU), store), writer.in_background():
-        network = trained.network
-        whole = Shards(network, network, _meta_copy(network), ProcessGroup(CPU)).gather_state(trained)
-        assert_same(whole, trained)
-        writer.save(whole.saved())
-        assert writer._writing is not None, "it is written in the background"
-        writer.wait()
-    (saved,) = written
-    wanted = {name: tensor.clone() for name, tensor in trained.tensors().items()}
-    with torch.no_grad():
-        for tensor in trained.tensors().values():  # as steps do
-            tensor += 1
-    assert saved.tensors.keys() == wanted.keys()
-    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in wanted.items())
-    assert not trained.saved().is_copy
-
-
-def size_of(state: TrainState) -> int:
-    return sum(tensor.nbytes for tensor in state.tensors().values())
 
 
 def test_a_checksum_is_verified_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from diffusion.images.store import open_store
-from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.checkpoint.state_files import SavedState, StateValues, StateWriter, newest_state
+from diffusion.train.checkpoint.state_files import SavedState, StateWriter, newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.train_step import new_state
 from tests.helpers.trainings import CPU, assert_same, plan_of, run
 from tests.train.test_state_files import equal, state
@@ -76,25 +75,6 @@ def test_the_written_state_is_the_one_at_the_save(tmp_path, disk):
     assert equal(newest_state(tmp_path), state(1))
 
 
-def test_a_copy_is_contiguous_and_detached():
-    tensor = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
-    copy = state_files.detached_copy(SavedState({"a": tensor}, StateValues())).tensors["a"]
-    assert torch.equal(copy, tensor)
-    assert copy.is_contiguous()
-    assert not copy.requires_grad
-    assert copy.data_ptr() != tensor.data_ptr()
-
-
-def test_one_write_runs_at_a_time_and_the_end_waits_for_the_last(tmp_path, disk):
-    writer = StateWriter(tmp_path)
-    disk.unblock_once_begun()
-    with writer.in_background():
-        for step in (1, 2, 3):
-            writer.save(state(step))
-    assert disk.most == 1
-    assert saved_at(tmp_path) == 3
-
-
 def check_until_it_raises(writer: StateWriter) -> None:
     while True:
         writer.check()
@@ -122,20 +102,6 @@ def test_a_full_disk_is_reported_by_the_next_call(
     disk.full = False
     writer.save(state(2))
     assert saved_at(tmp_path) == 2
-
-
-def test_a_signal_takes_effect_after_the_write(tmp_path, disk):
-    writer = StateWriter(tmp_path)
-    disk.unblock_once_begun()
-
-    def save() -> None:
-        with writer.in_background():
-            writer.save(state(1))
-            raise Interrupted("stopped by SIGTERM", 15)
-
-    with pytest.raises(Interrupted):
-        save()
-    assert saved_at(tmp_path) == 1
 
 
 def test_without_memory_for_a_copy_save_waits_for_the_write(tmp_path, disk, monkeypatch):
@@ -170,7 +136,7 @@ def test_training_continues_during_a_save_and_is_bitwise_equal(digits_store, tmp
                 disk.go.set()
 
         with folder.writer.in_background():
-            train(first, store, ProcessGroup(CPU), NullObserver(), folder.save, check)
+            train(first, store, ProcessGroup(CPU), Observer(), folder.save, check)
         newest = new_state(plan, CPU)
         assert folder.restore(newest)
         assert_same(newest, whole)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.train.step_metrics import quartile_sums, with_quartile_means
+from diffusion.train.observers import quartile_sums, with_quartile_means
 
 
 @pytest.mark.parametrize("timesteps", [4, 10, 1000])

@@ -16,19 +16,17 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import write_loss_curve
-from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.observers import NullObserver
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
-from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, ClassifierSections, TrainConfig
+from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising
-from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, run
 
 
-class Measuring(NullObserver):
+class Measuring(Observer):
     """An observer that measures the validation loss."""
 
     def __init__(self, heldout: ValidationLoss) -> None:
@@ -118,19 +116,6 @@ def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore
     place = names.index("val_loss")
     assert [math.isnan(float(row[place])) for row in rows] == [True, False, True, False, True, False]
     assert [math.isnan(float(row[1])) for row in rows] == [False, True, False, True, False, False]
-
-
-def test_a_classifier_has_a_validation_loss(store: ImageStore) -> None:
-    values = params()
-    section = {
-        "model": {"channels": 8, "channel_mult": [1, 2], "attention_resolutions": [4], "head_channels": 8},
-        "train": {"steps": 4, "batch_size": 8, "lr": 0.01, "val_every": 2, "val_images": 16},
-    }
-    sections = ClassifierSections(data=values["data"], process=values["process"], classifier=section)
-    plan = plan_classifier(sections, store.meta, CPU)
-    rows = [row for row in trained(store, plan).history if "val_loss" in row]
-    assert [row["step"] for row in rows] == [2, 4]
-    assert 0 <= rows[0]["val_accuracy"] <= 1
 
 
 @pytest.mark.parametrize("batch", [1, 16, 64, 128, 2048])

@@ -5,8 +5,8 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from diffusion.code_digest import ModuleDigests
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.files import sync_folder, write_json, write_text
+from diffusion.system.files import copy_file, sync_folder, write_json, write_text
+from diffusion.system.json_files import JsonObject
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
 from diffusion.train.checkpoint.ema_snapshots import copy_snapshots
@@ -40,7 +41,6 @@ from diffusion.train.checkpoint.run_record import (
 from diffusion.train.checkpoint.state_files import (
     SavedState,
     StateWriter,
-    copy_state,
     newest_state,
     newest_step,
     state_files,
@@ -51,9 +51,6 @@ from diffusion.train.validation_loss import PARTS, PREFIX
 DIGITS = {"step": 12}  # significant digits of a column in the curve; 6 for all others
 LOGGED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
 CURVE = (*LOGGED, *(f"{PREFIX}{part}" for part in PARTS))
-
-Share = Callable[[SavedState | None], SavedState | None]
-"""Distributes rank 0's saved state, so that all ranks start from the same one."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,9 @@ class RunDir:
         """Save the state, as `StateWriter.save`."""
         self.writer.save(state.saved())
 
-    def restore(self, state: Resumable, share: Share = lambda saved: saved) -> bool:
-        """Restore the newest intact state, after `share`, into `state`; return whether there is one."""
-        return restore_state(state, share(newest_state(self.folder)), f"the state in {self.folder}")
+    def restore(self, state: Resumable) -> bool:
+        """Restore the newest intact state into `state`; return whether there is one."""
+        return restore_state(state, newest_state(self.folder), f"the state in {self.folder}")
 
     def changes(self) -> str | None:
         """Explain why a new training starts from scratch; None if it resumes or has no siblings."""
@@ -102,7 +99,7 @@ class RunDir:
             with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
                 copy_snapshots(other, self.folder, newest_step(other))
                 for path in state_files(other):
-                    copy_state(path, self.folder)
+                    copy_file(path, self.folder / path.name)
             return other
         raise UsageError(
             "--keep resumes from a training of this configuration by other code, and there is none in "
@@ -134,7 +131,7 @@ def open_run(
     fingerprint: str,
     *,
     fresh: bool = False,
-    config: dict[str, Any] | None = None,
+    config: JsonObject | None = None,
     code: ModuleDigests | None = None,
     resume: bool = False,
 ) -> Iterator[RunDir]:
@@ -156,14 +153,15 @@ def open_run(
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
         start = None
-        if resume and is_new and not fresh and config is not None and code is not None:
-            start = _copy_resume_point(folder, config, code)
+        config, code = config or {}, code or {}
+        if resume and is_new and not fresh and (start := find_resume_point(folder, config, code)):
+            if AVERAGES in config["train"]:
+                copy_snapshots(start.folder, folder, start.step)
+            copy_file(start.path, folder / start.path.name)
         run = RunDir(folder, beat.key if beat else uuid.uuid4().hex, is_new, start)
         run.beat(0)
-        if code is not None:
-            write_json(folder / CODE, add_checksum(code))
-        if config is not None:
-            write_json(folder / CONFIG, add_checksum(config))
+        write_json(folder / CODE, add_checksum(code))
+        write_json(folder / CONFIG, add_checksum(config))
         sync_folder(root)
         yield run
 
@@ -188,17 +186,6 @@ def run_dir_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Modul
     """Return the run directory of the plan's training in `root`, its settings and its code."""
     code = training_code(type(plan), plan.process, plan.network)
     return root / training_fingerprint(plan), training_settings(plan), code
-
-
-def _copy_resume_point(folder: Path, config: dict[str, Any], code: ModuleDigests) -> ResumePoint | None:
-    """Copy the state from which a new training resumes into its directory; None if there is none."""
-    while start := find_resume_point(folder, config, code):
-        with suppress(FileNotFoundError):  # a running training has replaced it by a newer one
-            if AVERAGES in config["train"]:
-                copy_snapshots(start.folder, folder, start.step)
-            copy_state(start.path, folder)
-            return start
-    return None
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:

@@ -18,11 +18,10 @@ from torch import Tensor
 from diffusion.code_digest import CodeSince
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.files import copy_file
 from diffusion.system.json_files import parse_json
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
-from diffusion.train.checkpoint.tensor_stream import StoredTensors, without_prefix, write_tensors
+from diffusion.train.checkpoint.tensor_stream import stored_tensors, without_prefix, write_tensors
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
@@ -83,11 +82,6 @@ def newest_step(folder: Path) -> int:
     return max((step_of(path) for path in state_files(folder)), default=0)
 
 
-def copy_state(path: Path, folder: Path) -> None:
-    """Copy one state into another folder atomically; FileNotFoundError if it is gone."""
-    copy_file(path, folder / path.name)
-
-
 def newest_state(folder: Path) -> SavedState | None:
     """Return the newest intact state, None without one; report and quarantine damaged ones."""
     states = state_files(folder)
@@ -110,13 +104,11 @@ def read_state(path: Path) -> SavedState:
     """
     file, size = open_checksummed(path)
     try:
-        tensors = StoredTensors(file, size)
-    except ValueError as error:
+        tensors = stored_tensors(file, size)
+        data = tensors[VALUES].numpy().tobytes()
+    except (LookupError, TypeError, ValueError, RuntimeError, DiffctlError) as error:
         file.close()
-        raise Corrupted(f"it holds no tensors: {brief(error, str)}") from None
-    if VALUES not in tensors:
-        raise Corrupted("it has no counters")
-    data = tensors[VALUES].flatten().view(torch.uint8).numpy().tobytes()
+        raise Corrupted(f"it holds no counters: {brief(error, str)}") from None
     values = parse_json(data, StateValues, "the list of its counters")
     if values.step != step_of(path):
         raise Corrupted(f"it is of step {values.step:,}")

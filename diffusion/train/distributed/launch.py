@@ -94,7 +94,6 @@ def launch_ranks(
 def _launched_rank(waiting: OnWait | None, check: Check | None) -> Iterator[ProcessGroup]:
     """Join as the rank in the environment; the first process of a machine locks all GPUs there."""
     store, rank, world = next(rendezvous("env://"))
-    store.set(_present(rank), "")
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     with acquire_gpus(0 if int(os.environ.get("LOCAL_RANK", 0)) else local_world, waiting, check):
         group = ProcessGroup(_rank_device(local_world), rank, world, store=store)
@@ -111,10 +110,8 @@ def _launched_rank(waiting: OnWait | None, check: Check | None) -> Iterator[Proc
 def _started_workers(group: ProcessGroup, store: TCPStore, command: Sequence[str]) -> Iterator[None]:
     workers = _Workers(group.world_size, command, store.port, group.over)
     try:
-        workers.wait_ready(store)
         with join_group(group, store):
             yield
-        workers.wait()
     except RankFailed as error:
         message = workers.exit_report() or str(error)
         if group.loss_blocks:
@@ -152,14 +149,6 @@ class _Workers:
         self._over = over
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
 
-    def wait_ready(self, store: TCPStore) -> None:
-        """Wait until all workers have joined the store; RankFailed when one fails before."""
-        keys = [_present(rank) for rank in range(1, len(self._running) + 1)]
-        while not store.check(keys):
-            if any(process.poll() for process in self._running):
-                raise RankFailed("another process of this training failed at its start")
-            time.sleep(POLL_SECONDS)
-
     def exit_report(self) -> str | None:
         """Describe the worker that failed, after a short wait for it; None if none did."""
         deadline = time.monotonic() + GRACE_SECONDS
@@ -174,17 +163,6 @@ class _Workers:
                     )
             time.sleep(POLL_SECONDS)
         return None
-
-    def wait(self) -> None:
-        """Wait for the workers of a finished training to end; RankFailed when one fails at that.
-
-        A worker that does not end in time is left to `stop`.
-        """
-        self._over.set()
-        for process in self._running:
-            with suppress(subprocess.TimeoutExpired):
-                if process.wait(GRACE_SECONDS):
-                    raise RankFailed("another process of this training failed at its end")
 
     def stop(self) -> None:
         """Wait for the workers to end, and kill those that do not."""
@@ -218,10 +196,6 @@ def exit_now(message: str, code: int) -> None:
 def _is_launched() -> bool:
     """Whether the environment makes this process one of several ranks."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
-
-
-def _present(rank: int) -> str:
-    return f"present/{rank}"
 
 
 def _rank_device(local_world: int) -> torch.device:

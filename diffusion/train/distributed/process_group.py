@@ -1,12 +1,18 @@
-"""The ranks that train together, and their collectives."""
+"""The ranks that train together, their collectives, and work of rank 0 alone.
+
+A collective has a timeout, which ends a training that hangs; scoring 50,000 images may take longer. Therefore
+rank 0 sends heartbeats through the store while it works alone, and the others enter the next collective when
+it has finished.
+"""
 
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
     from diffusion.system.signals import StopRequest
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # longer work of rank 0 alone is waited for outside a collective
+HEARTBEATS, DONE = "alone/beats", "alone/done"  # keys of the store: a counter, and the last finished work
+POLL_SECONDS = 0.1
+HEARTBEAT_SECONDS = 10.0
 BUCKET = 16 * 2**20  # numbers that are worked on at a time
 # Parts of gloo's messages for a broken connection, which has no error type, and of NCCL's, whose type it
 # shares with other errors.
@@ -74,7 +83,8 @@ class ProcessGroup:
     device: torch.device
     rank: int = 0
     world_size: int = 1
-    over: Event = field(default_factory=Event)  # set when this process ends the training by itself
+    # Set when this process ends the training by itself.
+    over: threading.Event = field(default_factory=threading.Event)
     store: Store | None = None  # the store of the rendezvous
 
     @property
@@ -146,9 +156,8 @@ class ProcessGroup:
         if self.world_size == 1:
             return saved
         with translate_dist_errors():
-            meta = meta_tensors(saved.tensors) if saved else {}
-            shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in meta.items()}
-            first, shapes, values = _from_rank_zero((identity, shapes, saved.values if saved else None))
+            tensors, counters = (meta_tensors(saved.tensors), saved.values) if saved else ({}, None)
+            first, meta, values = _from_rank_zero((identity, dict(tensors), counters))
             if first != identity:
                 raise DiffctlError(
                     f"process {self.rank} on {socket.gethostname()} would train something else than the "
@@ -156,33 +165,17 @@ class ProcessGroup:
                 )
         if values is None:
             return None
-        return SavedState(_Broadcast(shapes, saved.tensors if saved and self.is_rank_zero else None), values)
 
+        def load(name: str) -> Tensor:
+            if saved and self.is_rank_zero:
+                tensor = saved.tensors[name].detach().cpu().contiguous()
+            else:
+                tensor = torch.empty_like(meta[name], device="cpu")
+            with translate_dist_errors():
+                dist.broadcast(tensor, 0)
+            return tensor
 
-class _Broadcast(LazyTensors):
-    """Rank 0's tensors of these shapes and types, broadcast from its `source` when all ranks request them.
-
-    RankFailed if a rank is out of reach.
-    """
-
-    def __init__(
-        self,
-        shapes: dict[str, tuple[torch.Size, torch.dtype]],
-        source: Mapping[str, Tensor] | None,
-    ) -> None:
-        super().__init__(
-            {name: torch.empty(shape, dtype=kind, device="meta") for name, (shape, kind) in shapes.items()}
-        )
-        self._source = source
-
-    def __getitem__(self, name: str) -> Tensor:
-        if self._source is None:
-            tensor = torch.empty_like(self.meta[name], device="cpu")
-        else:
-            tensor = self._source[name].detach().cpu().contiguous()
-        with translate_dist_errors():
-            dist.broadcast(tensor, 0)
-        return tensor
+        return SavedState(LazyTensors(meta, load), values)
 
 
 def _from_rank_zero(value: Value) -> Value:
@@ -240,3 +233,66 @@ def join_group(group: ProcessGroup, store: Store) -> Iterator[ProcessGroup]:
     finally:
         if not blocked:
             dist.destroy_process_group()
+
+
+@contextmanager
+def rank_zero_first(group: ProcessGroup, what: str) -> Iterator[None]:
+    """Run the block on rank 0; the other ranks leave it when rank 0 does.
+
+    All ranks must enter it at the same place with the same `what`, and a collective before the next one.
+    RankFailed if rank 0 sends no heartbeat for the timeout of a collective.
+    """
+    if group.store is None or group.world_size == 1:
+        yield
+    elif group.is_rank_zero:
+        with _heartbeats(group.store):
+            try:
+                yield
+            finally:
+                with translate_dist_errors():
+                    group.store.set(DONE, what)
+    else:
+        yield
+        with translate_dist_errors():
+            wait_for_rank_zero(group.store, what, COLLECTIVE_TIMEOUT.total_seconds())
+
+
+def wait_for_rank_zero(
+    store: Store,
+    what: str,
+    timeout: float,
+    now: Callable[[], float] = time.monotonic,
+    pause: Callable[[float], object] = time.sleep,
+) -> None:
+    """Wait until rank 0 has finished `what`; RankFailed after `timeout` seconds without a heartbeat."""
+    beats, since = -1, now()
+    while not (store.check([DONE]) and store.get(DONE).decode() == what):
+        if (found := store.add(HEARTBEATS, 0)) != beats:
+            beats, since = found, now()
+        elif now() - since > timeout:
+            raise RankFailed(
+                f"the first process of this training has sent no heartbeat for {timeout:,.0f} s: the same "
+                "command resumes from the saved state"
+            )
+        pause(POLL_SECONDS)
+
+
+@contextmanager
+def _heartbeats(store: Store) -> Iterator[None]:
+    """Send heartbeats from a thread during the block."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_SECONDS):
+            try:
+                store.add(HEARTBEATS, 1)
+            except RuntimeError:  # the store is gone, which the main thread will notice
+                return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

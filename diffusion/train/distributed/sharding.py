@@ -6,7 +6,7 @@ to the weights is elementwise, so that each rank applies it to its shard.
 """
 
 import copy
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,12 @@ class Shards:
                 sharded[name] = moments[parameter]
             if name in sharded and tensor.shape != sharded[name]:
                 raise ValueError(f"{name} has shape {list(tensor.shape)} instead of {list(sharded[name])}")
-        return saved._replace(tensors=_ShardedTensors(saved.tensors, sharded, self._group))
+
+        def local(name: str, tensor: Tensor) -> Tensor:
+            return shard_rows(tensor, self._group) if name in sharded else tensor
+
+        meta = {name: local(name, tensor) for name, tensor in meta_tensors(saved.tensors).items()}
+        return saved._replace(tensors=LazyTensors(meta, lambda name: local(name, saved.tensors[name])))
 
     def _gather_module(self, shards: nn.Module, device: torch.device) -> nn.Module:
         pairs = zip(shards.parameters(), self.meta.parameters(), strict=True)
@@ -152,20 +157,6 @@ class Shards:
         with translate_dist_errors():
             dist.gather(sent, parts)
         return torch.cat([part.cpu() for part in parts])[: size[0]] if parts else shard.detach()
-
-
-class _ShardedTensors(LazyTensors):
-    """Tensors of which those named in `sharded` are reduced to this rank's rows."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], sharded: Container[str], group: ProcessGroup) -> None:
-        self._tensors, self._sharded, self._group = tensors, sharded, group
-        super().__init__({name: self._local(name, tensor) for name, tensor in meta_tensors(tensors).items()})
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._local(name, self._tensors[name])
-
-    def _local(self, name: str, tensor: Tensor) -> Tensor:
-        return shard_rows(tensor, self._group) if name in self._sharded else tensor
 
 
 def shard_rows(tensor: Tensor, group: ProcessGroup) -> Tensor:
