@@ -13,7 +13,7 @@ from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS,
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device
 from diffusion.system.files import disk_usage
-from diffusion.train.checkpoint.ema_snapshots import FOLDER
+from diffusion.train.checkpoint.run_dir import SNAPSHOTS
 from diffusion.train.plan import training_fingerprint
 from diffusion.train.step_memory import count_parameters, device_memory, exceeds_memory, profile_bytes
 
@@ -95,7 +95,7 @@ def _training(project: Project) -> list[Need]:
     needs = [
         Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
         Need("training", root / MODEL, 2 * MODEL_BYTES * parameters),
-        Need("averages", folder, max(0, snapshots - disk_usage(folder / FOLDER))),
+        Need("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
         Need("averages", root / AVERAGES, 2 * snapshots),
         Need("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
     ]

@@ -1,6 +1,5 @@
 """The training of a classifier of noised images: its plan, and cross-entropy at uniform t (ADM, sec. 4.1)."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from diffusion.code_digest import CodeSince, code_since
+from diffusion.code_digest import code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
@@ -22,7 +21,6 @@ from diffusion.train.plan import (
     Objective,
     Purposes,
     TrainPlan,
-    artefact_values,
     make_data_card,
     resolve_precision,
     training_code,
@@ -89,9 +87,5 @@ def _timesteps(process: NoiseProcess) -> UniformSampler:
     return UniformSampler(process.timesteps)
 
 
-def _artefact(plan: TrainPlan, code: Sequence[CodeSince]) -> ClassifierArtefact:
-    return ClassifierArtefact.model_validate(artefact_values(plan, code))
-
-
 PURPOSES = Purposes("classifier", "classifier weights", "classifier dropout")
-CLASSIFIER = Objective(_network, _losses, _timesteps, PURPOSES, _artefact)
+CLASSIFIER = Objective(_network, _losses, _timesteps, PURPOSES, ClassifierArtefact)

@@ -5,6 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
+from diffusion.model.model_file import Artefact
 from diffusion.model.network_registry import build_network
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser_output import Network
@@ -12,7 +13,7 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
 from diffusion.train.batch import Batch
-from diffusion.train.plan import Objective, Purposes, plan_artefact
+from diffusion.train.plan import Objective, Purposes
 
 
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
@@ -28,4 +29,4 @@ def _timesteps(process: NoiseProcess) -> UniformSampler:
 
 
 PURPOSES = Purposes("train", "weights", "dropout")
-DENOISER = Objective(build_network, _losses, _timesteps, PURPOSES, plan_artefact)
+DENOISER = Objective(build_network, _losses, _timesteps, PURPOSES, Artefact)

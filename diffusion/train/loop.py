@@ -1,6 +1,6 @@
 """The training loop: steps, log entries, observers, saves, and stops."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 
@@ -9,7 +9,7 @@ import torch
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train import validation_loss
-from diffusion.train.batch import Batch, ImageLoader, batches
+from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
@@ -48,9 +48,11 @@ def train(
     full: Callable[[], TrainState] = partial(shards.gather_state, state) if shards else lambda: state
     computing = shards.computing if shards else state.network
     gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
+    data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
+    purpose = build_objective(state.plan).purposes.steps
     with (
         translate_oom(config.PREFIX),
-        closing(_remaining_batches(state, ImageLoader(store, group.device), gradients.share)) as remaining,
+        closing(batches(state.plan, state.timesteps, data, steps, gradients.share, purpose)) as remaining,
     ):
         while state.step < config.steps:
             try:
@@ -88,12 +90,6 @@ def _observed(group: ProcessGroup, state: TrainState) -> AbstractContextManager[
     config, step = state.plan.train, state.step
     is_long = config.is_validated(step) or config.is_previewed(step) or config.is_scored(step)
     return rank_zero_first(group, f"step {step}") if is_long else nullcontext()
-
-
-def _remaining_batches(state: TrainState, data: ImageLoader, share: slice) -> Generator[Batch, None, None]:
-    """Yield this rank's share of the batch of every step to come."""
-    plan, steps = state.plan, range(state.step, state.plan.train.steps)
-    return batches(plan, state.timesteps, data, steps, share, build_objective(plan).purposes.steps)
 
 
 def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_rank_zero: bool) -> None:
@@ -138,7 +134,7 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) ->
     network, ema = state.network, state.ema
     due = config.is_validated(step), config.is_previewed(step), config.is_scored(step)
     if shards and any(due):
-        network, ema = shards.gather_networks(state)
+        network, ema = shards.gather(network), shards.gather(ema)
     if config.is_validated(step):
         with observer_guard(f"validation loss of step {step:,}"):
             validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))

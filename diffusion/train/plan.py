@@ -57,14 +57,14 @@ class Objective:
 
     `network` builds it from the plan's spec, with weights from the global generator. `losses` returns the
     losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `timesteps` makes the
-    sampler of t. `artefact` makes the model file's metadata from the plan and the code of the steps.
+    sampler of t. `artefact` is the class of the model file's metadata.
     """
 
     network: Callable[[NetworkSpec], nn.Module]
     losses: "Callable[[Network, NoiseProcess, Batch], dict[str, Tensor]]"
     timesteps: "Callable[[NoiseProcess], UniformSampler]"
     purposes: Purposes
-    artefact: "Callable[[TrainPlan, Sequence[CodeSince]], Artefact]"
+    artefact: type[Artefact]
 
 
 class TrainPlan(ModelDescription):
@@ -196,18 +196,17 @@ def training_fingerprint(plan: TrainPlan) -> str:
     return fingerprint({**_identity(plan), "code": plan.code[-1].digest})
 
 
-def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> Artefact:
-    """Return the model file's metadata; `code` made the steps, by default the plan's."""
-    return Artefact.model_validate(artefact_values(plan, code))
+def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] = ()) -> Artefact:
+    """Return the model file's metadata; `code` made the steps, by default the plan's.
 
-
-def artefact_values(plan: TrainPlan, code: Sequence[CodeSince] | None = None) -> dict[str, Any]:
-    """Return the metadata's values, with defaults for fields of `train` that do not affect the model."""
+    Fields of `train` that do not affect the model have their defaults.
+    """
     neutral = OBSERVATION_FIELDS | HARDWARE_FIELDS | TRACKED_FIELDS
     fields = type(plan.train).model_fields.items()
     defaults = {name: field.default for name, field in fields if name in neutral}
     train = plan.train.model_copy(update=defaults).model_dump(mode="json")
-    return {**dict(plan), "train": train, "code": tuple(code or plan.code)}
+    values = {**dict(plan), "train": train, "code": tuple(code or plan.code)}
+    return build_objective(plan).artefact.model_validate(values)
 
 
 def training_settings(plan: TrainPlan) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from diffusion.train.batch import Batch
 from diffusion.train.checkpoint.resumable import ModuleState, OptimizerState, Resumable, StatePart
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.tensor_stream import without_prefix
-from diffusion.train.distributed.process_group import ProcessGroup, buckets
+from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, is_sharded, shard_network
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
@@ -154,14 +154,11 @@ def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor)
 def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
     """averages ← averages + part·(weights − averages), in place; `part` is a scalar on their device.
 
-    It uses a few kernels for many tensors, where a lerp by a device scalar takes one per tensor. The
-    differences of one bucket of tensors are in memory at a time.
+    It uses a few kernels for many tensors, where a lerp by a device scalar takes one per tensor.
     """
-    for pairs in buckets(list(zip(averages, weights, strict=True)), lambda pair: pair[0]):
-        now, wanted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        differences = torch._foreach_sub(wanted, now)
-        torch._foreach_mul_(differences, part)
-        torch._foreach_add_(now, list(differences))
+    differences = torch._foreach_sub(weights, averages)
+    torch._foreach_mul_(differences, part)
+    torch._foreach_add_(averages, list(differences))
 
 
 def new_profiles(network: nn.Module, sigma_rels: Sequence[float]) -> nn.ModuleList:

@@ -11,19 +11,25 @@ from torch import nn
 
 from diffusion.images.store import ImageStore
 from diffusion.layout import STARTS
-from diffusion.model.model_file import Artefact, save_artefact
+from diffusion.model.model_file import save_artefact
 from diffusion.system.devices import OnWait
 from diffusion.system.section import canonical_json
 from diffusion.system.signals import StopRequest, stop_request
-from diffusion.train.checkpoint.ema_snapshots import publish_snapshots, save_snapshots
-from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, write_loss_curve
+from diffusion.train.checkpoint.run_dir import (
+    RunDir,
+    open_training,
+    publish_snapshots,
+    restore_state,
+    save_snapshots,
+)
 from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed.launch import launch_ranks
 from diffusion.train.distributed.process_group import ProcessGroup, rank_zero_first
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import TrainPlan, build_objective, training_fingerprint
+from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.validation_loss import write_loss_curve
 
 
 class RunObserver(Observer, Protocol):
@@ -108,7 +114,7 @@ class Trainer:
                     partial(self._snapshot, run),
                 )
             write_loss_curve(places.curve, state.history)
-            artefact = self._artefact(state)
+            artefact = plan_artefact(plan, state.code)
             if places.averages is not None:
                 publish_snapshots(run.folder, places.averages, plan.train, artefact)
             save_artefact(places.model, state.ema.state_dict(), artefact)
@@ -134,12 +140,8 @@ class Trainer:
             train(state, self.store, group, Observer(), lambda state: None, check_stop)
 
     def _snapshot(self, run: RunDir, state: TrainState) -> None:
-        artefact = self._artefact(state).model_copy(update={"step": state.step})
+        artefact = plan_artefact(self.plan, state.code).model_copy(update={"step": state.step})
         save_snapshots(run.folder, state.ema_profiles, self.plan.train.sigma_rels, artefact)
-
-    def _artefact(self, state: TrainState) -> Artefact:
-        """Return the model file's metadata."""
-        return build_objective(self.plan).artefact(self.plan, state.code)
 
 
 def _share_state(
@@ -157,7 +159,7 @@ def _share_state(
 def _full_ema(state: TrainState) -> nn.Module:
     """Return the EMA, gathered on rank 0 if it is scored at this step; a collective."""
     is_scored = state.step > 0 and state.plan.train.is_scored(state.step)
-    return state.shards.gather_ema(state) if state.shards and is_scored else state.ema
+    return state.shards.gather(state.ema) if state.shards and is_scored else state.ema
 
 
 def _identity(plan: TrainPlan) -> str:

@@ -1,12 +1,14 @@
-"""The validation loss: over images that the training never uses, with fixed noise.
+"""The validation loss over images that the training never uses, with fixed noise, and the loss curve.
 
 Images, t and noise are fixed, independent of the seed, so that trainings on one data set are compared on the
 same draws. It draws nothing from a training's generators and changes no number of a training.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from diffusion.model.precision import autocast
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning
+from diffusion.system.files import write_text
 from diffusion.train.batch import Batch
 from diffusion.train.observers import QUARTILE_NAMES, quartile_sums, with_quartile_means
 from diffusion.train.plan import TrainPlan, build_objective
@@ -29,6 +32,9 @@ LOSS = f"{PREFIX}loss"
 RAW = "raw_"  # prefix of the losses of the weights themselves; the others are those of the EMA
 NAMES = ("loss", "accuracy", "mse", "vlb", *QUARTILE_NAMES)
 PARTS = (*NAMES, *(f"{RAW}{name}" for name in NAMES))
+DIGITS = {"step": 12}  # significant digits of a column in the curve; 6 for all others
+LOGGED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
+CURVE = (*LOGGED, *(f"{PREFIX}{part}" for part in PARTS))
 RISE, RISING_LOSSES = 1.02, 3  # so many losses in a row above the minimum times RISE are a rise
 
 Losses = dict[str, float]
@@ -130,3 +136,15 @@ def starts_rising(losses: Sequence[float]) -> bool:
 def _has_risen(losses: Sequence[float]) -> bool:
     before, last = losses[:-RISING_LOSSES], losses[-RISING_LOSSES:]
     return bool(before) and min(last) > RISE * min(before)
+
+
+def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
+    """Write the training's means by step as CSV, with the columns of CURVE that occur.
+
+    A missing value, or a mean over no finite step, is `nan`.
+    """
+    names = [name for name in CURVE if any(name in row for row in history)]
+    lines = [",".join(names)] + [
+        ",".join(f"{row.get(name, math.nan):.{DIGITS.get(name, 6)}g}" for name in names) for row in history
+    ]
+    write_text(path, "\n".join(lines) + "\n")

@@ -27,16 +27,6 @@ def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGr
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_collectives_run_on_the_device_and_on_the_host(device) -> None:
-    values = torch.arange(6.0, device=device)
-    with alone_but_joined(device, world=2) as group:
-        group.all_reduce([one := values.clone(), two := -values.view(2, 3)])
-        assert group.all_reduce_min(7) == 7
-    assert torch.equal(one, values)
-    assert torch.equal(two, -values.view(2, 3))
-
-
-@pytest.mark.parametrize("device", DEVICES)
 def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monkeypatch) -> None:
     """The sums are in many buckets, and the host waits for none."""
     monkeypatch.setattr(process_group, "BUCKET", 5_000)

@@ -1,5 +1,7 @@
-"""The draws of a step: each row from its own generator, and each image once per epoch."""
+"""The draws of a step: each row from its own generator, each image once per epoch; the loader of images."""
 
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.images.store import ImageStore
+from diffusion.images.store import ImageStore, write_store
 from diffusion.process.timestep_samplers import HISTORY, LossAwareSampler, UniformSampler
+from diffusion.system.threads import PREFETCH_NAME, prefetch
 from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
@@ -167,3 +170,48 @@ def test_a_row_does_not_depend_on_the_row_before():
         alone, own = _draw_rows(name, range(row, row + 1), (1, 1, 3))
         assert torch.equal(alone[:, 0], uniforms[:, row])
         assert torch.equal(own[0], noise[row])
+
+
+@pytest.fixture(scope="module")
+def noise_store(tmp_path_factory):
+    images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
+    return write_store(tmp_path_factory.mktemp("data") / "train", images, None, {"name": "noise"})
+
+
+def read(batches, rows):
+    return (batches[rows],)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@settings(deadline=None, max_examples=25)
+@given(rows=st.lists(st.integers(0, 49), max_size=20))
+def test_a_batch_has_the_requested_images_in_order(noise_store, resident, rows):
+    batch = ImageLoader(noise_store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
+    assert batch.is_contiguous()
+    np.testing.assert_array_equal(batch.numpy(), noise_store.images[rows].transpose(0, 3, 1, 2))
+
+
+def test_prefetch_runs_only_a_little_ahead(noise_store):
+    taken = []
+
+    def draws():
+        for step in range(1000):
+            taken.append(step)
+            yield partial(read, batches, torch.tensor([step % 50]))
+
+    batches = ImageLoader(noise_store, "cpu")
+    fetched = prefetch(draws(), "cpu", depth=2)
+    next(fetched)
+    assert len(taken) == 3
+    fetched.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
+
+
+@pytest.mark.parametrize("row", [-1, 50])
+@pytest.mark.parametrize("resident", [False, True])
+def test_an_invalid_row_is_refused(noise_store, row, resident):
+    batches = ImageLoader(noise_store, "cpu", resident=resident)
+    with pytest.raises(IndexError, match="of a set of 50 images"):
+        batches[torch.tensor([0, row])]
+    with pytest.raises(IndexError):
+        list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))

@@ -117,27 +117,6 @@ def test_guided_samples_of_a_mixture_have_the_requested_class(eta):
         assert float(of_class.std()) == pytest.approx(0.1, abs=0.03)
 
 
-def test_algorithm_1_moves_the_mean_by_the_variance_times_the_gradient():
-    grid = grid_of("cosine", 100, [20, 99])
-    x_t, z = randn(2, 3, 1, 2, 2)
-    draws = iter([x_t, z, x_t, z])
-    plain, condition = (
-        network_denoiser(lambda x, t, labels: 0.1 * x, grid),
-        Condition(3, torch.tensor([0, 1, 0])),
-    )
-
-    def gradient(x, t, condition):
-        if t == 99:
-            assert torch.equal(x, x_t)
-        return torch.full_like(x, 2.0)
-
-    seen: list[Any] = []
-    for denoiser in (plain, shift_mean(plain, gradient)):
-        walk(denoiser, grid, lambda: next(draws), Ddim(1.0), condition, seen.append)
-    moved = seen[2].x - seen[0].x
-    assert torch.allclose(moved, torch.full_like(moved, 2 * float(grid.posterior_variance[1])))
-
-
 def classifier_spec(**changes: Any):
     return spec_of(**{**SHAPE, "out_channels": 10, "null_class": False, **changes})
 

@@ -10,21 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from diffusion.system import devices
-from diffusion.system.errors import Interrupted, UsageError
+from diffusion.system.errors import UsageError
 from diffusion.system.locks import file_lock, is_held
-from diffusion.train.distributed import launch, process_group
+from diffusion.train.distributed import launch
 from diffusion.train.distributed.launch import launch_ranks, process_count
-from diffusion.train.distributed.process_group import (
-    DONE,
-    HEARTBEATS,
-    ProcessGroup,
-    RankFailed,
-    rank_zero_first,
-    wait_for_rank_zero,
-)
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import environment
 from tests.helpers.pair import pair_of
@@ -68,21 +59,6 @@ def test_rank_zero_locks_the_gpus_of_all_ranks(gpus: list[Path], count: int) -> 
     assert held(gpus) == []
 
 
-@pytest.mark.parametrize(("rank", "expected"), [(0, [0, 1]), (1, [])])
-def test_with_torchrun_the_first_process_of_a_machine_locks_its_gpus(
-    gpus: list[Path], monkeypatch: pytest.MonkeyPatch, rank: int, expected: list[int]
-) -> None:
-    for name, value in (("WORLD_SIZE", 4), ("LOCAL_WORLD_SIZE", 2), ("RANK", 2 + rank), ("LOCAL_RANK", rank)):
-        monkeypatch.setenv(name, str(value))
-    store = SimpleNamespace(set=lambda key, value: None)
-    monkeypatch.setattr(launch, "rendezvous", lambda url: iter([(store, 2 + rank, 4)]))
-    monkeypatch.setattr(launch, "join_group", lambda group, store: nullcontext())
-    monkeypatch.setattr(launch, "_die_with_parent", lambda: None)
-    with launch_ranks(config(), []) as group:
-        assert (group.device, group.rank, group.world_size) == (torch.device("cuda", rank), 2 + rank, 4)
-        assert held(gpus) == expected
-
-
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_training_waits_for_locked_gpus_and_reports_it_once(gpus: list[Path], count: int) -> None:
     others = [file_lock(path) for path in (gpus if count == 1 else gpus[1:2])]
@@ -100,15 +76,6 @@ def test_a_training_waits_for_locked_gpus_and_reports_it_once(gpus: list[Path], 
         assert 1 in held(gpus) or count == 1
     assert messages == ["all GPUs are busy with another sweep or training: waiting for one"]
     assert len(rounds) == 2
-
-
-def test_a_wait_for_a_gpu_can_be_interrupted(gpus: list[Path]) -> None:
-    def stop() -> None:
-        raise Interrupted("stopped by SIGINT", signal.SIGINT)
-
-    with file_lock(gpus[1]), pytest.raises(Interrupted), launch_ranks(config(2), [], None, stop):
-        pass
-    assert held(gpus) == []
 
 
 def test_auto_starts_no_process_without_an_image(gpus: list[Path]) -> None:
@@ -130,7 +97,7 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
 
 BLOCKED_EXIT = """
 import threading
-from diffusion.train.distributed import launch, process_group
+from diffusion.train.distributed import launch
 threading.Thread(target=threading.Event().wait).start()  # Python's own exit would wait for it
 launch.exit_now("it failed", 75)
 """
@@ -142,61 +109,6 @@ def test_a_process_with_a_blocked_thread_exits_with_its_message():
     assert (done.returncode, done.stderr) == (75, "diffctl: it failed\n")
 
 
-PATIENCE = 100.0
-
-
-class Clock:
-    """A clock that advances at waits only; `each` is called at every wait with their number."""
-
-    def __init__(self, each) -> None:
-        self.time, self._each, self._waits = 0.0, each, 0
-
-    def now(self) -> float:
-        return self.time
-
-    def pause(self, seconds: float) -> None:
-        self.time += 9.0  # a slow machine
-        self._waits += 1
-        self._each(self._waits)
-
-
-def test_heartbeats_extend_the_wait_beyond_the_timeout():
-    store = dist.HashStore()
-
-    def work(waits: int) -> None:
-        if waits == 50:
-            store.set(DONE, "step 7")
-        elif waits % 10 == 0:
-            store.add(HEARTBEATS, 1)
-
-    store.set(DONE, "step 6")  # of earlier work
-    clock = Clock(work)
-    wait_for_rank_zero(store, "step 7", PATIENCE, clock.now, clock.pause)
-    assert clock.time == 450 > PATIENCE
-
-
-def test_without_a_heartbeat_rank_zero_has_failed_after_the_timeout():
-    clock = Clock(lambda waits: None)
-    with pytest.raises(RankFailed, match="no heartbeat for 100 s"):
-        wait_for_rank_zero(dist.HashStore(), "step 7", PATIENCE, clock.now, clock.pause)
-    assert PATIENCE < clock.time < PATIENCE + 20
-
-
-def test_rank_zero_reports_the_end_of_its_work_also_on_an_error(monkeypatch):
-    monkeypatch.setattr(process_group, "HEARTBEAT_SECONDS", 0.001)
-    store = dist.HashStore()
-
-    def work() -> None:
-        with rank_zero_first(ProcessGroup(torch.device("cpu"), 0, 2, store=store), "step 3"):
-            while store.add(HEARTBEATS, 0) < 3:  # they are sent during the work
-                pass
-            raise ValueError("a mistake")
-
-    with pytest.raises(ValueError, match="a mistake"):
-        work()
-    assert store.get(DONE) == b"step 3"
-
-
 # Two ranks over gloo with a timeout of one second: rank 0 works for several.
 PAIR = """
 import sys, time
@@ -205,7 +117,7 @@ import torch, torch.distributed as dist
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 
-process_group.COLLECTIVE_TIMEOUT, process_group.HEARTBEAT_SECONDS = timedelta(seconds=1), 0.1
+process_group.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
 rank, port, waits = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "waits"
 store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
 group = ProcessGroup(torch.device("cpu"), rank, 2, store=store if waits else None)

@@ -126,15 +126,6 @@ def test_the_first_and_the_last_convolution_are_not_rounded(frozen):
     assert computing.middle[0].conv_in.weight.dtype == (torch.bfloat16 if frozen else torch.float32)
 
 
-def test_a_frozen_network_is_rounded_once_and_not_modified():
-    network, arguments = random_network("digits")
-    before = {name: weight.clone() for name, weight in network.state_dict().items()}
-    frozen = autocast(network, "bf16")(*arguments)
-    at_every_call = autocast(network.requires_grad_(True), "bf16")(*arguments).detach()
-    assert distance(frozen, at_every_call) < BF16_BOUND / 3
-    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
-
-
 def test_the_bf16_copy_is_cached_until_the_weights_change():
     network, _ = random_network("digits")
     assert to_bf16(network) is not to_bf16(network), "a training network is not cached"

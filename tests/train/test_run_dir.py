@@ -47,7 +47,12 @@ def test_fresh_discards_the_directory_and_makes_a_new_key(tmp_path):
         assert again.key == first.key
     with open_run(tmp_path, "f", fresh=True) as fresh:
         assert fresh.key != first.key
-        assert sorted(path.name for path in fresh.folder.iterdir()) == ["lock", "run.json"]
+        assert sorted(path.name for path in fresh.folder.iterdir()) == [
+            "code.json",
+            "config.json",
+            "lock",
+            "run.json",
+        ]
 
 
 def test_changed_fields_are_named_with_both_values():

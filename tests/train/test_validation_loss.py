@@ -15,13 +15,12 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
-from diffusion.train.checkpoint.run_dir import write_loss_curve
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.observers import Observer
+from diffusion.train.observers import Observer, quartile_sums, with_quartile_means
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_step import TrainState, new_state
-from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising
+from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising, write_loss_curve
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, run
 
@@ -155,3 +154,20 @@ def test_a_rise_is_reported_once() -> None:
     add_to_history(history, 60, {"loss": 0.8})
     add_to_history(history, 70, {})
     assert [row["step"] for row in history] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("timesteps", [4, 10, 1000])
+def test_every_image_counts_once_in_its_quartile(timesteps: int) -> None:
+    index = torch.arange(timesteps)
+    sums = quartile_sums(torch.ones(timesteps), index, timesteps)
+    counts = [sums[f"loss_q{quartile}.count"].item() for quartile in range(4)]
+    assert sum(counts) == timesteps
+    assert max(counts) - min(counts) <= 1
+    assert quartile_sums(torch.ones(1), torch.tensor([timesteps - 1]), timesteps)["loss_q3.count"] == 1
+
+
+def test_the_mean_of_a_window_is_over_images_not_steps() -> None:
+    first = quartile_sums(torch.tensor([1.0, 2.0, 3.0, 8.0]), torch.tensor([0, 1, 2, 99]), 100)
+    second = quartile_sums(torch.tensor([6.0, 4.0]), torch.tensor([24, 60]), 100)
+    totals = {name: (first[name] + second[name]).item() / 2 for name in first} | {"loss": 0.5}
+    assert with_quartile_means(totals) == {"loss": 0.5, "loss_q0": 3.0, "loss_q2": 4.0, "loss_q3": 8.0}

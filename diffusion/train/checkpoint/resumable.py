@@ -93,7 +93,6 @@ class Resumable(ABC):
 
     `skipped` counts non-finite steps, `bad_in_a_row` the latest ones in a row. `window` has the sums and the
     count of the means since the last log entry. `history` is the curve, `code` the code that made the steps.
-    `is_copy` says that no step of the training changes the tensors.
     """
 
     step: int = 0
@@ -102,7 +101,6 @@ class Resumable(ABC):
     window: Means = field(default_factory=dict)
     history: list[Means] = field(default_factory=list)
     code: list[CodeSince] = field(default_factory=list)
-    is_copy: bool = False
 
     @abstractmethod
     def parts(self) -> dict[str, StatePart]:
@@ -119,7 +117,7 @@ class Resumable(ABC):
 
     def saved(self) -> SavedState:
         """Return the state to be saved."""
-        return SavedState(self.tensors(), self.values(), self.is_copy)
+        return SavedState(self.tensors(), self.values())
 
     def restore(self, saved: SavedState) -> None:
         """Restore the saved state exactly; further steps are recorded as made by the current code.

@@ -1,26 +1,32 @@
-"""The run directory of one training, `runs/train/<fingerprint>/`: its lock, its notes and its states."""
+"""The run directory of one training, `runs/train/<fingerprint>/`: its lock, notes, states and EMA snapshots.
 
-import math
+A snapshot is written before the state of its step, so that the directory has every snapshot up to the newest
+saved state.
+"""
+
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from diffusion.code_digest import ModuleDigests
 from diffusion.layout import TRAIN_RUNS
+from diffusion.model.model_file import Artefact, read_artefact, read_weights, save_artefact
+from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.files import copy_file, sync_folder, write_json, write_text
+from diffusion.system.files import atomic_folder, copy_file, sync_folder, write_json
 from diffusion.system.json_files import JsonObject
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
-from diffusion.train.checkpoint.ema_snapshots import copy_snapshots
 from diffusion.train.checkpoint.resumable import Resumable
 from diffusion.train.checkpoint.resume import (
     AVERAGES,
@@ -34,9 +40,7 @@ from diffusion.train.checkpoint.run_record import (
     CONFIG,
     HEARTBEAT,
     Heartbeat,
-    read_heartbeat,
     read_note,
-    warn_damaged,
 )
 from diffusion.train.checkpoint.state_files import (
     SavedState,
@@ -46,11 +50,9 @@ from diffusion.train.checkpoint.state_files import (
     state_files,
 )
 from diffusion.train.plan import TrainPlan, training_code, training_fingerprint, training_settings
-from diffusion.train.validation_loss import PARTS, PREFIX
+from diffusion.train.train_config import OptimisationConfig
 
-DIGITS = {"step": 12}  # significant digits of a column in the curve; 6 for all others
-LOGGED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
-CURVE = (*LOGGED, *(f"{PREFIX}{part}" for part in PARTS))
+SNAPSHOTS = "ema"  # the folder of EMA snapshots in a run directory
 
 
 @dataclass(frozen=True)
@@ -142,14 +144,14 @@ def open_run(
     DiffctlError if another process holds it.
     """
     folder = root / fingerprint
-    beat = _last_heartbeat(folder)
-    process = beat.pid if beat else "unknown"
+    beat = read_note(folder / HEARTBEAT)
+    process = beat.get("pid", "unknown")
     busy = f"this training is already running (process {process}, {folder}): wait for it or stop it"
     with file_lock(folder / "lock", timeout=0, busy=busy):
         is_new = not (folder / CONFIG).exists()
         if fresh:
             _discard(folder)
-            beat = None  # a new training, in MLflow too
+            beat = {}  # a new training, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
         start = None
@@ -158,7 +160,7 @@ def open_run(
             if AVERAGES in config["train"]:
                 copy_snapshots(start.folder, folder, start.step)
             copy_file(start.path, folder / start.path.name)
-        run = RunDir(folder, beat.key if beat else uuid.uuid4().hex, is_new, start)
+        run = RunDir(folder, str(beat.get("key") or uuid.uuid4().hex), is_new, start)
         run.beat(0)
         write_json(folder / CODE, add_checksum(code))
         write_json(folder / CONFIG, add_checksum(config))
@@ -188,27 +190,6 @@ def run_dir_of(plan: TrainPlan, root: Path) -> tuple[Path, dict[str, Any], Modul
     return root / training_fingerprint(plan), training_settings(plan), code
 
 
-def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the training's means by step as CSV, with the columns of CURVE that occur.
-
-    A missing value, or a mean over no finite step, is `nan`.
-    """
-    names = [name for name in CURVE if any(name in row for row in history)]
-    lines = [",".join(names)] + [
-        ",".join(f"{row.get(name, math.nan):.{DIGITS.get(name, 6)}g}" for name in names) for row in history
-    ]
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _last_heartbeat(folder: Path) -> Heartbeat | None:
-    """Return the last heartbeat; None if it is missing, or damaged, which is reported."""
-    try:
-        return read_heartbeat(folder)
-    except DiffctlError as error:
-        warn_damaged(error)
-        return None
-
-
 def _discard(folder: Path) -> None:
     """Remove everything except locks: removing a held lock file would let others acquire a second one."""
     for entry in folder.iterdir():
@@ -216,3 +197,46 @@ def _discard(folder: Path) -> None:
             shutil.rmtree(entry)
         elif not entry.name.endswith("lock"):
             entry.unlink()
+
+
+def save_snapshots(
+    folder: Path, profiles: nn.ModuleList, sigma_rels: Sequence[float], artefact: Artefact
+) -> None:
+    """Save each average in a run directory; DiffctlError if the disk is full."""
+    for average, sigma_rel in zip(profiles, sigma_rels, strict=True):
+        path = snapshot_path(folder / SNAPSHOTS, sigma_rel, artefact.step)
+        try:
+            save_artefact(
+                path, average.state_dict(), artefact.model_copy(update={"ema_sigma_rel": sigma_rel})
+            )
+        except OSError as error:
+            raise DiffctlError(
+                f"cannot save the averages of step {artefact.step:,} in {folder / SNAPSHOTS} "
+                f"({error.strerror}): make room and run it again; it resumes from the state before"
+            ) from error
+
+
+def copy_snapshots(source: Path, folder: Path, step: int) -> None:
+    """Copy the snapshots up to a step from another run directory."""
+    for path in snapshot_files(source / SNAPSHOTS):
+        if snapshot_step(path) <= step:
+            copy_file(path, folder / SNAPSHOTS / path.name)
+
+
+def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, artefact: Artefact) -> None:
+    """Write the snapshots of a finished training to `out`, an empty folder if it has none.
+
+    Their metadata is that of `artefact`, also for snapshots that were copied from another training.
+    DiffctlError for a missing or damaged one.
+    """
+    with atomic_folder(out) as made:
+        for sigma_rel in config.sigma_rels:
+            for step in config.snapshot_steps():
+                path = snapshot_path(folder / SNAPSHOTS, sigma_rel, step)
+                if not path.is_file():
+                    raise DiffctlError(
+                        f"{path} is missing: `diffctl run --fresh` trains from scratch, with all averages"
+                    )
+                metadata = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
+                weights = read_weights(path, read_artefact(path))
+                save_artefact(snapshot_path(made, sigma_rel, step), weights, metadata)

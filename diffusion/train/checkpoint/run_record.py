@@ -42,13 +42,8 @@ def read_note(path: Path) -> JsonObject:
     except FileNotFoundError:
         return {}
     except DiffctlError as error:
-        warn_damaged(error)
+        warnings.warn(f"{error}: it is ignored", DiffctlWarning, stacklevel=2)
         return {}
-
-
-def warn_damaged(error: DiffctlError) -> None:
-    """Warn that a damaged note is ignored."""
-    warnings.warn(f"{error}: it is ignored", DiffctlWarning, stacklevel=3)
 
 
 def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

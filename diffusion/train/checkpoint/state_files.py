@@ -53,11 +53,10 @@ class StateValues(Section):
 
 
 class SavedState(NamedTuple):
-    """Named tensors and the counters; `is_copy` if no step of the training changes the tensors."""
+    """Named tensors and the counters."""
 
     tensors: Mapping[str, Tensor]
     values: StateValues
-    is_copy: bool = False
 
 
 def save_state(folder: Path, state: SavedState) -> Path:
@@ -150,11 +149,10 @@ class StateWriter:
         """Write the state, or start to write a copy of it; DiffctlError if the disk is full."""
         self.wait()
         size = sum(tensor.nbytes for tensor in state.tensors.values())
-        if self._thread is None or (MEMORY_FACTOR - state.is_copy) * size > available_memory():
+        if self._thread is None or MEMORY_FACTOR * size > available_memory():
             save_state(self._folder, state)
         else:
-            copied = state if state.is_copy else detached_copy(state)
-            self._writing = self._thread.submit(save_state, self._folder, copied)
+            self._writing = self._thread.submit(save_state, self._folder, detached_copy(state))
 
     def check(self) -> None:
         """Raise the error of a finished write; do not wait for one in progress."""
@@ -184,4 +182,4 @@ def detached_copy(state: SavedState) -> SavedState:
         name: torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
         for name, tensor in state.tensors.items()
     }
-    return SavedState(copies, state.values, True)
+    return SavedState(copies, state.values)

@@ -1,15 +1,9 @@
-"""The ranks that train together, their collectives, and work of rank 0 alone.
-
-A collective has a timeout, which ends a training that hangs; scoring 50,000 images may take longer. Therefore
-rank 0 sends heartbeats through the store while it works alone, and the others enter the next collective when
-it has finished.
-"""
+"""The ranks that train together, their collectives, and work of rank 0 alone."""
 
 import re
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -27,10 +21,8 @@ from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 if TYPE_CHECKING:
     from diffusion.system.signals import StopRequest
 
-COLLECTIVE_TIMEOUT = timedelta(hours=2)  # longer work of rank 0 alone is waited for outside a collective
-HEARTBEATS, DONE = "alone/beats", "alone/done"  # keys of the store: a counter, and the last finished work
-POLL_SECONDS = 0.1
-HEARTBEAT_SECONDS = 10.0
+COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ends a training that hangs
+MAX_WAIT = timedelta(days=7)  # for work of rank 0 alone
 BUCKET = 16 * 2**20  # numbers that are worked on at a time
 # Parts of gloo's messages for a broken connection, which has no error type, and of NCCL's, whose type it
 # shares with other errors.
@@ -50,7 +42,6 @@ BROKEN = (
     "remote process exited",
 )
 
-Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -58,20 +49,15 @@ class RankFailed(TemporaryError):
     """Another rank has ended, so that this one cannot continue."""
 
 
-def buckets(items: Sequence[Item], tensor_of: Callable[[Item], Tensor]) -> Iterator[list[Item]]:
-    """Yield the items in order, in lists whose tensors have one type and at most BUCKET numbers.
-
-    A single larger tensor is a list by itself.
-    """
-    bucket: list[Item] = []
-    size = 0
-    for item in items:
-        tensor = tensor_of(item)
-        if bucket and (size + tensor.numel() > BUCKET or tensor.dtype != tensor_of(bucket[0]).dtype):
+def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in order, in lists of one type with at most BUCKET numbers, or one larger tensor."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(one.numel() for one in bucket) + tensor.numel()
+        if bucket and (size > BUCKET or tensor.dtype != bucket[0].dtype):
             yield bucket
-            bucket, size = [], 0
-        bucket.append(item)
-        size += tensor.numel()
+            bucket = []
+        bucket.append(tensor)
     if bucket:
         yield bucket
 
@@ -113,7 +99,7 @@ class ProcessGroup:
         """Replace each tensor by its sum over the ranks, with the same bits on all of them."""
         if self.world_size > 1:
             with translate_dist_errors():
-                for bucket in buckets(tensors, lambda tensor: tensor):
+                for bucket in buckets(tensors):
                     flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                     dist.all_reduce(flat)
                     parts = torch.split(flat, [tensor.numel() for tensor in bucket])
@@ -239,60 +225,17 @@ def join_group(group: ProcessGroup, store: Store) -> Iterator[ProcessGroup]:
 def rank_zero_first(group: ProcessGroup, what: str) -> Iterator[None]:
     """Run the block on rank 0; the other ranks leave it when rank 0 does.
 
-    All ranks must enter it at the same place with the same `what`, and a collective before the next one.
-    RankFailed if rank 0 sends no heartbeat for the timeout of a collective.
+    All ranks must enter it at the same place with the same `what`, once in a training. The others wait at the
+    store, since a collective has a timeout, and scoring 50,000 images may take longer. RankFailed if rank 0
+    has ended.
     """
-    if group.store is None or group.world_size == 1:
-        yield
-    elif group.is_rank_zero:
-        with _heartbeats(group.store):
-            try:
-                yield
-            finally:
-                with translate_dist_errors():
-                    group.store.set(DONE, what)
-    else:
-        yield
-        with translate_dist_errors():
-            wait_for_rank_zero(group.store, what, COLLECTIVE_TIMEOUT.total_seconds())
-
-
-def wait_for_rank_zero(
-    store: Store,
-    what: str,
-    timeout: float,
-    now: Callable[[], float] = time.monotonic,
-    pause: Callable[[float], object] = time.sleep,
-) -> None:
-    """Wait until rank 0 has finished `what`; RankFailed after `timeout` seconds without a heartbeat."""
-    beats, since = -1, now()
-    while not (store.check([DONE]) and store.get(DONE).decode() == what):
-        if (found := store.add(HEARTBEATS, 0)) != beats:
-            beats, since = found, now()
-        elif now() - since > timeout:
-            raise RankFailed(
-                f"the first process of this training has sent no heartbeat for {timeout:,.0f} s: the same "
-                "command resumes from the saved state"
-            )
-        pause(POLL_SECONDS)
-
-
-@contextmanager
-def _heartbeats(store: Store) -> Iterator[None]:
-    """Send heartbeats from a thread during the block."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT_SECONDS):
-            try:
-                store.add(HEARTBEATS, 1)
-            except RuntimeError:  # the store is gone, which the main thread will notice
-                return
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
+    store = group.store if group.world_size > 1 else None
     try:
         yield
     finally:
-        over.set()
-        thread.join()
+        if store is not None and group.is_rank_zero:
+            with translate_dist_errors():
+                store.set(f"done/{what}", "")
+    if store is not None and not group.is_rank_zero:
+        with translate_dist_errors():
+            store.wait([f"done/{what}"], MAX_WAIT)

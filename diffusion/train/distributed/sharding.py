@@ -82,13 +82,9 @@ class Shards:
         self._group.all_reduce([squares])
         return squares.sqrt()
 
-    def gather_networks(self, state: "TrainState") -> tuple[nn.Module, nn.Module]:
-        """Return the full network and its EMA on rank 0's device."""
-        return self._gather_module(state.network, self._group.device), self.gather_ema(state)
-
-    def gather_ema(self, state: "TrainState") -> nn.Module:
-        """Return the full EMA on rank 0's device."""
-        return self._gather_module(state.ema, self._group.device)
+    def gather(self, shards: nn.Module) -> nn.Module:
+        """Return a full network on rank 0's device."""
+        return self._gather_module(shards, self._group.device)
 
     def gather_state(self, state: "TrainState") -> "TrainState":
         """Return a full copy of the state in rank 0's host memory."""
@@ -108,7 +104,6 @@ class Shards:
             optimizer=optimizer,
             timesteps=copy.deepcopy(state.timesteps),
             shards=None,
-            is_copy=True,
         )
 
     def unshard(self, state: "TrainState") -> None:
