@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, TemporaryError, UsageError
+from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, LastingError, TemporaryError, UsageError
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"
@@ -28,6 +28,7 @@ _KINDS: dict[type[BaseException], Kind] = {
     Interrupted: "interrupted",
     UsageError: "refused",
     InputsChanged: "refused",
+    LastingError: "refused",
     TemporaryError: "temporary",
 }
 

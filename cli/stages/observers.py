@@ -23,6 +23,7 @@ from diffusion.system.errors import Interrupted
 from diffusion.system.files import write_atomic
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.train_step import TrainState
@@ -57,6 +58,8 @@ class ConsoleTraining(Observer):
         step, total = state.step, state.plan.train.steps
         how = f"resuming after step {step:,} of {total:,}" if step else f"{total:,} steps"
         print_line(self.name, f"{how}, state in {self.run.folder}")
+        if self.run.fetched:
+            print_line(self.name, f"the state of step {self.run.fetched:,} came from {VARIABLE}")
         if self.run.start:
             print_line(self.name, self.run.start.describe())
         elif not step and (changes := self.run.changes()):

@@ -13,7 +13,7 @@ from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS,
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device
 from diffusion.system.files import disk_usage
-from diffusion.train.checkpoint.run_dir import SNAPSHOTS
+from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.plan import training_fingerprint
 from diffusion.train.step_memory import count_parameters, device_memory, exceeds_memory, profile_bytes
 

@@ -32,6 +32,10 @@ class UsageError(DiffctlError):
     exit_code = REFUSED
 
 
+class LastingError(DiffctlError):
+    """The work failed, and the same work would fail again."""
+
+
 class TemporaryError(DiffctlError):
     """The work failed for a reason that may pass, such as an unreachable server."""
 

@@ -7,13 +7,19 @@ from functools import partial
 import torch
 
 from diffusion.images.store import ImageStore
-from diffusion.system.errors import DiffctlError, Interrupted
+from diffusion.system.errors import Interrupted, LastingError
 from diffusion.train import validation_loss
 from diffusion.train.batch import ImageLoader, batches
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import AsyncMetrics, Observer, observer_guard, with_quartile_means
+from diffusion.train.observers import (
+    AsyncMetrics,
+    Observer,
+    ThreadMonitor,
+    observer_guard,
+    with_quartile_means,
+)
 from diffusion.train.plan import build_objective
 from diffusion.train.step_memory import translate_oom
 from diffusion.train.train_config import CURVE_ROWS, OptimisationConfig
@@ -22,7 +28,7 @@ from diffusion.train.train_step import TrainState, train_step
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
 
 
-class Diverged(DiffctlError):
+class Diverged(LastingError):
     """Loss or gradient was not finite for too many steps in a row."""
 
 
@@ -50,6 +56,8 @@ def train(
     gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
     purpose = build_objective(state.plan).purposes.steps
+    is_monitored = group.is_rank_zero and group.device.type == "cpu"
+    threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
         closing(batches(state.plan, state.timesteps, data, steps, gradients.share, purpose)) as remaining,
@@ -58,6 +66,7 @@ def train(
             try:
                 check_stop()
                 metrics.add(train_step(state, gradients, next(remaining)))
+                threads.count_step()
                 with _observed(group, state):
                     _record(state, metrics, observer, group.is_rank_zero)
             except (Interrupted, RankFailed, Diverged) as error:
@@ -110,10 +119,11 @@ def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_ran
     else:
         ends = is_rank_zero and longest >= MAX_BAD_STEPS
     if ends:
+        other = "grad_clip" if state.plan.precision == "fp32" else "precision: fp32"
         raise Diverged(
             f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
-            f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.precision: fp32; the last finite "
-            "weights are saved"
+            f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.{other}; the last finite weights are "
+            "saved"
         )
 
 

@@ -5,9 +5,11 @@ added up over a window of steps, so that each quartile's mean is over all of its
 2102.09672).
 """
 
+import os
+import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +21,8 @@ from diffusion.train.distributed.process_group import RankFailed
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
+MONITORED_STEPS, MONITORED_SECONDS = 10, 5.0  # least length of a window of ThreadMonitor
+BUSY_SHARE = 0.6  # of the threads' time; an idle machine gives about all of it
 MAX_LAG = 8  # steps that the host may be ahead of a GPU
 QUARTILES = 4
 QUARTILE_NAMES = tuple(f"loss_q{quartile}" for quartile in range(QUARTILES))
@@ -58,6 +62,46 @@ def observer_guard(what: str) -> Iterator[None]:
     except Exception as error:
         why = (isinstance(error, OSError) and error.strerror) or reason(error)
         warnings.warn(f"no {what} ({why}): the training continues without", DiffctlWarning, stacklevel=3)
+
+
+class ThreadMonitor:
+    """Warns once if the threads of a training on a CPU wait for cores that other processes use.
+
+    Threads that share an operation wait for the last of them, so that on busy cores several threads are far
+    slower than one. The measure is the process's CPU time during some steps, per thread and wall time, while
+    more processes want to run than there are cores.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        wall: Callable[[], float] = time.monotonic,
+        cpu: Callable[[], float] = time.process_time,
+        load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
+    ) -> None:
+        self._threads, self._wall, self._cpu, self._load = threads, wall, cpu, load
+        self._is_over, self._steps, self._since = threads == 1, 0, (wall(), cpu())
+
+    def count_step(self) -> None:
+        """Count a step; DiffctlWarning after a window in which the threads waited for cores."""
+        self._steps += 1
+        if self._is_over or self._steps < MONITORED_STEPS:
+            return
+        now = self._wall(), self._cpu()
+        seconds = now[0] - self._since[0]
+        if seconds < MONITORED_SECONDS:
+            return
+        cores = (now[1] - self._since[1]) / seconds
+        self._steps, self._since = 0, now
+        if cores < BUSY_SHARE * self._threads and self._load() > 1:
+            self._is_over = True
+            warnings.warn(
+                f"the machine is busy: in {seconds:.0f} s the training's {self._threads} threads had "
+                f"{cores:.1f} cores; OMP_NUM_THREADS=1 may make it many times faster, and a restart resumes "
+                "from the saved state",
+                DiffctlWarning,
+                stacklevel=2,
+            )
 
 
 class AsyncMetrics:

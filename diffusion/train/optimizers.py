@@ -38,9 +38,15 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that are matrices, with each output's weights, or a class's vector, as a row."""
-    several = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    return [parameter for parameter in several if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]
+    """Return the matrices of hidden layers, with each output's weights as a row.
+
+    Embeddings and the first convolution are left to AdamW, as in Muon's reference.
+    """
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    outer = [layer for layer in network.modules() if layer is first or isinstance(layer, nn.Embedding)]
+    left_out = {id(parameter) for layer in outer for parameter in layer.parameters()}
+    hidden = [one for one in network.parameters() if one.ndim > 1 and id(one) not in left_out]
+    return [parameter for parameter in hidden if min(parameter.flatten(1).shape) >= MIN_MATRIX_SIDE]
 
 
 def make_optimizer(

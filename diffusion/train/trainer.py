@@ -103,7 +103,7 @@ class Trainer:
             with rank_zero_first(group, START):
                 observer.announce(state, ema)
             del ema
-            with run.writer.in_background():
+            with run.saving():
                 train(
                     state,
                     self.store,

@@ -1,6 +1,7 @@
 """Training in one process: exact resume, non-finite steps, stops, and the training's fingerprint."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch
 from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
+from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
+from flows.dvc_stage import StageFailed, failure
+from flows.stage_outcome import StageOutcome, kind_of
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
 
@@ -92,6 +96,18 @@ def test_nan_steps_change_no_tensor_and_end_the_training(store, monkeypatch, opt
     assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
 
 
+@pytest.mark.parametrize(("precision", "advice"), [("fp32", "grad_clip"), ("bf16", "precision: fp32")])
+def test_a_divergence_is_not_retried_and_its_advice_fits_the_precision(store, precision, advice):
+    state = new_state(plan_of(store, train={"precision": precision}), CPU)
+    state.network.register_forward_hook(lambda module, args, output: output * math.nan)
+    with pytest.raises(DiffctlError, match=rf"lower train\.lr, or set train\.{advice};") as raised:
+        run(state, store)
+    outcome = StageOutcome(kind_of(raised.value), str(raised.value), raised.value.exit_code)
+    error = failure("train", outcome, [])
+    assert isinstance(error, StageFailed)
+    assert (error.exit_code, error.retry) == (1, False)
+
+
 def test_a_single_nan_step_is_skipped(store):
     state = new_state(plan_of(store), CPU)
     calls = iter(range(1000))
@@ -102,6 +118,28 @@ def test_a_single_nan_step_is_skipped(store):
     assert (state.step, state.skipped, state.bad_in_a_row) == (12, 1, 0)
     assert [values["skipped_steps"] for _, values in seen] == [1.0] * 4
     assert all(math.isfinite(value) for _, values in seen for value in values.values())
+
+
+@pytest.mark.parametrize(
+    ("threads", "cores", "load", "warns"),
+    [
+        (2, 0.3, 4.0, True),
+        (8, 4.5, 1.1, True),
+        (2, 1.9, 4.0, False),
+        (1, 0.2, 4.0, False),
+        (64, 5.0, 0.1, False),
+    ],
+)
+def test_threads_that_wait_for_busy_cores_are_reported_once(threads, cores, load, warns):
+    wall = 0.0
+    monitor = ThreadMonitor(threads, lambda: wall, lambda: cores * wall, lambda: load)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(300):
+            wall += 0.2
+            monitor.count_step()
+    assert len(caught) == warns
+    assert not warns or f"{threads} threads had {cores} cores" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("at", [0, 1, 5])

@@ -65,11 +65,14 @@ def test_a_step_equals_torchs_muon_to_bf16():
 
 def test_other_parameters_use_adamw_and_a_convolution_is_a_matrix():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(8, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 2, 3))
-    conv, norm, last = network
-    assert matrix_parameters(network) == [conv.weight]  # two rows are too few
+    network = nn.Sequential(
+        nn.Embedding(8, 9), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 2, 3)
+    )
+    classes, first, conv, last = network
+    assert matrix_parameters(network) == [conv.weight]  # the last one's two rows are too few
+    others = (classes.weight, first.weight, first.bias, conv.bias, last.weight)
     same = nn.Parameter(conv.weight.detach().flatten(1).clone())
-    copies = [nn.Parameter(weight.detach().clone()) for weight in (conv.bias, norm.weight, last.weight)]
+    copies = [nn.Parameter(weight.detach().clone()) for weight in others]
     mine = Muon([{"params": list(network.parameters())}], matrix_parameters(network), lr=RATE, fused=True)
     flat = Muon([{"params": [same]}], [same], lr=RATE, fused=True)
     adam = torch.optim.AdamW(copies, lr=RATE, weight_decay=0.01, fused=True)
@@ -77,12 +80,12 @@ def test_other_parameters_use_adamw_and_a_convolution_is_a_matrix():
         for weight in network.parameters():
             weight.grad = torch.randn_like(weight)
         same.grad = conv.weight.grad.flatten(1).clone()
-        for copy, weight in zip(copies, (conv.bias, norm.weight, last.weight), strict=True):
+        for copy, weight in zip(copies, others, strict=True):
             copy.grad = weight.grad.clone()
         for optimizer in (mine, flat, adam):
             optimizer.step()
     assert torch.equal(conv.weight.flatten(1), same)
-    for copy, weight in zip(copies, (conv.bias, norm.weight, last.weight), strict=True):
+    for copy, weight in zip(copies, others, strict=True):
         assert torch.equal(weight, copy)
 
 

@@ -9,7 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from diffusion.train.checkpoint.run_record import (
     CODE,
     CONFIG,
     HEARTBEAT,
+    SNAPSHOTS,
     Heartbeat,
     read_note,
 )
@@ -49,10 +50,9 @@ from diffusion.train.checkpoint.state_files import (
     newest_step,
     state_files,
 )
+from diffusion.train.checkpoint.state_mirror import StateMirror, configured_mirror
 from diffusion.train.plan import TrainPlan, training_code, training_fingerprint, training_settings
 from diffusion.train.train_config import OptimisationConfig
-
-SNAPSHOTS = "ema"  # the folder of EMA snapshots in a run directory
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,27 @@ class RunDir:
     """A run directory that this process has locked.
 
     `key` identifies the training in MLflow. `is_new` says that the directory is new. `start` is the state of
-    another training with which it was initialised.
+    another training with which it was initialised. `fetched` is the step of the state that came from the
+    `mirror`, 0 without one.
     """
 
     folder: Path
     key: str
     is_new: bool = True
     start: ResumePoint | None = None
+    mirror: StateMirror | None = None
+    fetched: int = 0
 
     @cached_property
     def writer(self) -> StateWriter:
         """The writer of its states."""
         return StateWriter(self.folder)
+
+    @contextmanager
+    def saving(self) -> Iterator[None]:
+        """Write states, and copy them to the mirror, in threads during the block."""
+        with self.mirror.in_background() if self.mirror else nullcontext(), self.writer.in_background():
+            yield
 
     def beat(self, step: int) -> None:
         """Write the heartbeat, which is read on other machines too."""
@@ -140,8 +149,8 @@ def open_run(
     """Lock the run directory for this process; `fresh` discards its content.
 
     `config` and `code` are what the fingerprint was computed from, and are recorded. With `resume` a new
-    directory is initialised from the state that `find_resume_point` returns. The lock ends with the process.
-    DiffctlError if another process holds it.
+    directory is initialised from the state that `find_resume_point` returns, unless the mirror has one. The
+    lock ends with the process. DiffctlError if another process holds it.
     """
     folder = root / fingerprint
     beat = read_note(folder / HEARTBEAT)
@@ -154,13 +163,18 @@ def open_run(
             beat = {}  # a new training, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        start = None
+        mirror, fetched, start = configured_mirror(folder), 0, None
+        if mirror and fresh:
+            mirror.discard()
+        elif mirror:
+            fetched = mirror.fetch()
         config, code = config or {}, code or {}
-        if resume and is_new and not fresh and (start := find_resume_point(folder, config, code)):
+        is_copied = resume and is_new and not fresh and not fetched
+        if is_copied and (start := find_resume_point(folder, config, code)):
             if AVERAGES in config["train"]:
                 copy_snapshots(start.folder, folder, start.step)
             copy_file(start.path, folder / start.path.name)
-        run = RunDir(folder, str(beat.get("key") or uuid.uuid4().hex), is_new, start)
+        run = RunDir(folder, str(beat.get("key") or uuid.uuid4().hex), is_new, start, mirror, fetched)
         run.beat(0)
         write_json(folder / CODE, add_checksum(code))
         write_json(folder / CONFIG, add_checksum(config))

@@ -13,6 +13,7 @@ from diffusion.system.section import Section
 
 HEARTBEAT = "run.json"
 CONFIG, CODE = "config.json", "code.json"  # what the training's fingerprint was computed from
+SNAPSHOTS = "ema"  # the folder of EMA snapshots in a run directory
 MAX_SHOWN = 24  # characters of a value in a message
 
 _Timestamp = Annotated[float, Field(ge=0, lt=10**11)]

@@ -61,7 +61,7 @@ class SavedState(NamedTuple):
 
 def save_state(folder: Path, state: SavedState) -> Path:
     """Write the state and remove all others but the newest; a failed write removes none."""
-    path = folder / f"{PREFIX}{state.values.step:09d}{SUFFIX}"
+    path = folder / state_name(state.values.step)
     content = {**state.tensors, VALUES: _to_bytes(state.values)}
     try:
         write_checksummed(path, lambda file: write_tensors(file, content))
@@ -121,6 +121,11 @@ def _to_bytes(values: StateValues) -> Tensor:
 def state_files(folder: Path) -> list[Path]:
     """Return the state files in a folder, the newest last."""
     return sorted(path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _number(path).isdecimal())
+
+
+def state_name(step: int) -> str:
+    """Return the name of the state file after `step` steps."""
+    return f"{PREFIX}{step:09d}{SUFFIX}"
 
 
 def step_of(path: Path) -> int:
