@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import diffctl
 from tests.gpu.devices import LONG_ON_CPU
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, with_model
 from tests.helpers.prefect_home import with_database
 from tests.helpers.small import own_code, small_project
 from tests.helpers.training_process import prepare, signal_at, train_to_the_end, uninterrupted

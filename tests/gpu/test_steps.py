@@ -144,5 +144,3 @@ def test_a_compiled_network_gives_the_same_output(device) -> None:
         found = [fast(x, t, labels) for x in several]
         for x, output in zip(several, found, strict=True):
             assert torch.allclose(output, network(x, t, labels), atol=1e-4)
-
-

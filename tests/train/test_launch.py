@@ -18,7 +18,7 @@ from diffusion.train.distributed import launch
 from diffusion.train.distributed.launch import launch_ranks, process_count
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import environment
-from tests.helpers.pair import pair_of
+from tests.helpers.process_pair import pair_of
 
 
 def config(devices: int | str = "auto", batch_size: int = 8) -> TrainConfig:
