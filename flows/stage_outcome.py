@@ -11,7 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted, LastingError, TemporaryError, UsageError
+from diffusion.system.errors import (
+    TEMPORARY,
+    DiffctlError,
+    Interrupted,
+    LastingError,
+    TemporaryError,
+    UsageError,
+)
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"

@@ -24,9 +24,10 @@ from diffusion.system.files import write_atomic
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_mirror import VARIABLE
-from diffusion.train.observers import Observer, observer_guard
+from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.train_step import TrainState
+from diffusion.train.trainer import RunObserver
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import MODEL_FOLDER
 from tracking.spool.spool_writer import Spool
@@ -45,7 +46,7 @@ def print_line(name: str, sentence: str) -> None:
     above(f"{name}: {sentence}")
 
 
-class ConsoleTraining(Observer):
+class ConsoleTraining(RunObserver):
     """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
 
     def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:

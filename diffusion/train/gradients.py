@@ -62,7 +62,8 @@ class GradientAccumulator:
         if shards:
             self.microbatch = group.all_reduce_min(self.microbatch)
         purpose, template = self._objective.purposes.dropout, shards.meta if shards else network
-        self._masks = DropoutMasks(network, plan, purpose, template) if plan.network.dropout else None
+        has_dropout = any(layer.p > 0 for layer in _layers(template))
+        self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
         self._is_compiling = should_compile(train, group.device) and not shards
         self._forward: Network | None = None
 

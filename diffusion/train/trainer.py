@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -32,7 +32,7 @@ from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.validation_loss import write_loss_curve
 
 
-class RunObserver(Observer, Protocol):
+class RunObserver(Observer):
     """Reports a training to the user and saves its states."""
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
