@@ -141,7 +141,9 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
 
     refuse_invalid(values, config.search, fits_data)
     extractors = [space_extractor(space) for space in config.evaluate.spaces]
-    open_references(REFERENCE, extractors, config.evaluate.reference, PREPARED)
+    open_references(
+        REFERENCE, extractors, config.evaluate.reference, PREPARED, config.evaluate.reference_images
+    )
     first = parse(first_settings(values, config.search), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 

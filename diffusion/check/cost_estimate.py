@@ -71,7 +71,10 @@ def passes(network: NetworkSpec) -> int:
 def scored_images(project: Project) -> int:
     """Return the number of images through an extractor: all cells and both real splits."""
     config = project.config
-    return len(grid(config.sample, config.sweep)) * config.sample.num_images + real_images(project)
+    real = real_images(project)
+    if limit := config.evaluate.reference_images:
+        real = min(real, 2 * limit)
+    return len(grid(config.sample, config.sweep)) * config.sample.num_images + real
 
 
 def real_images(project: Project) -> int:

@@ -81,7 +81,8 @@ def check_fit(project: Project) -> Iterator[Finding]:
         message = f"train.batch_size {config.train.batch_size} is more than the {count:,} training images"
         yield Finding("error", "batch", message, f"set train.batch_size to {count} or less")
     reference, cell = config.evaluate.reference, config.sample.num_images
-    if project.is_ready and (there := len(project.stores[reference])) < cell:
+    limit = config.evaluate.reference_images
+    if project.is_ready and (there := len(project.stores[reference].images[:limit])) < cell:
         message = (
             f"a cell has {cell:,} images and the {reference} split, which it is scored against, {there:,}"
         )

@@ -1,5 +1,6 @@
 """The section `evaluate` of params.yaml."""
 
+import operator
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
@@ -7,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.system.limits import MAX_NEIGHBOURS
+from diffusion.system.limits import MAX_COUNT, MAX_NEIGHBOURS
 from diffusion.system.references import check_name
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
@@ -55,15 +56,20 @@ class EvaluateConfig(Section):
     """Scores against the prepared data's `reference` split, by features of `extractor`.
 
     The fields `weights`, `weights_sha256` and `statistics` are as in an entry of `extra_extractors`, which
-    lists further feature spaces, each a name or a mapping. Only the first space ranks cells. `batch_size` is
-    the number of images at a time, None for one that suits the device. `confidence_intervals` adds intervals
-    to scores. At most `prc_images` images of each set are compared pairwise for precision, recall and
-    memorisation; `prc_samples` is another limit for the samples. `protocol` names a paper's protocol. It
-    changes no score; `diffctl check` and the report list the mismatches.
+    lists further feature spaces, each a name or a mapping. Only the first space ranks cells.
+    `reference_images` limits the real images of each split whose features are computed, for quick tests;
+    None: all. `batch_size` is the number of images at a time, None for one that suits the device.
+    `confidence_intervals` adds intervals to scores. At most `prc_images` images of each set are compared
+    pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
+    `protocol` names a paper's protocol. It changes no score; `diffctl check` and the report list the
+    mismatches.
     """
 
     extractor: ExtractorName = "effnet-lite0-64"
     reference: Literal["train", "test"] = "train"
+    reference_images: Annotated[int, Field(ge=2, le=MAX_COUNT), NotBool] | None = Field(
+        default=None, exclude_if=partial(operator.is_, None)
+    )
     weights: FilePath | None = None
     weights_sha256: Sha256 | None = None
     statistics: StatisticsFile | None = None

@@ -60,7 +60,7 @@ def evaluate(
     _check_cards(stores)
     published = [configured_statistics(space) for space in section.spaces]
     extractors = [space_extractor(space) for space in section.spaces]
-    opened = open_references(reference, extractors, section.reference, prepared)
+    opened = open_references(reference, extractors, section.reference, prepared, section.reference_images)
     settings = section.confidence_intervals, section.prc_images
     scorers = [
         SpaceScorer(extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))

@@ -54,6 +54,18 @@ def own(made, tmp_path):
     return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in made)
 
 
+def test_reference_of_the_first_images_is_not_taken_for_a_full_one(made, extractor, tmp_path):
+    prepared, folder = made
+    full, few = open_reference(folder, extractor, "train", prepared), tmp_path / "few"
+    make_reference(make_config(evaluate={"reference_images": 7}).evaluate, prepared, few)
+    reference = open_reference(few, extractor, "train", prepared, limit=7)
+    np.testing.assert_allclose(reference.features, full.features[:7], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(reference.heldout_labels, full.heldout_labels[:7])
+    assert (reference.meta["reference_count"], reference.meta["heldout_count"]) == (7, 7)
+    with pytest.raises(DiffctlError, match="its reference_count is 7"):
+        open_reference(few, extractor, "train", prepared)
+
+
 def test_reference_holds_both_splits_and_their_metadata(made, extractor):
     prepared, folder = made
     reference = open_reference(folder, extractor, "train", prepared)

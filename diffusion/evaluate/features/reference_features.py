@@ -6,7 +6,7 @@ are optional. Further feature spaces are subfolders named by their extractors.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def make_reference(
     once per extractor.
     """
     extractors = [space_extractor(space) for space in section.spaces]
-    real, heldout = _splits(prepared, section.reference)
+    real, heldout = _splits(prepared, section.reference, section.reference_images)
     each = len(real) + len(heldout)
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
@@ -97,17 +97,24 @@ def find_or_make_reference(
 ) -> Reference:
     """Return the reference from the first folder that has it, else make it in the last folder."""
     for place in places:
-        if (found := matching_reference(place, extractor, section.reference, prepared)) is not None:
+        found = matching_reference(place, extractor, section.reference, prepared, section.reference_images)
+        if found is not None:
             return found
-    splits = _splits(prepared, section.reference)
+    splits = _splits(prepared, section.reference, section.reference_images)
     reference = build_reference(extractor, *splits, section.batch_size, progress)
     save_reference(places[-1], reference)
     return reference
 
 
-def _splits(prepared: Path, split: str) -> tuple[ImageStore, ImageStore]:
-    """Return the reference split and the held-out split."""
-    return open_store(prepared / split, PreparedMeta), open_store(prepared / OTHER_SPLIT[split], PreparedMeta)
+def _splits(prepared: Path, split: str, limit: int | None) -> tuple[ImageStore, ImageStore]:
+    """Return the reference split and the held-out split, the first `limit` images of each."""
+    real, heldout = (open_store(prepared / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
+    return _first_images(real, limit), _first_images(heldout, limit)
+
+
+def _first_images(store: ImageStore, limit: int | None) -> ImageStore:
+    labels = None if store.labels is None else store.labels[:limit]
+    return replace(store, images=store.images[:limit], labels=labels)
 
 
 def build_reference(
@@ -195,18 +202,24 @@ def _write_files(folder: Path, reference: Reference) -> None:
 
 
 def open_references(
-    path: Path, extractors: Sequence[Extractor], split: str, prepared: Path | None = None
+    path: Path,
+    extractors: Sequence[Extractor],
+    split: str,
+    prepared: Path | None = None,
+    limit: int | None = None,
 ) -> list[Reference]:
     """Open the references of several spaces; errors as `open_reference`."""
     places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
     return [
-        open_reference(place, extractor, split, prepared)
+        open_reference(place, extractor, split, prepared, limit)
         for place, extractor in zip(places, extractors, strict=True)
     ]
 
 
-def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path | None = None) -> Reference:
-    """Open a reference.
+def open_reference(
+    path: Path, extractor: Extractor, split: str, prepared: Path | None = None, limit: int | None = None
+) -> Reference:
+    """Open a reference of at most `limit` images of each split.
 
     Raises:
         DiffctlError: if it is stale: made by another extractor, weights or code, of another split, or, if
@@ -216,8 +229,8 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
     reference = _read(path)
     expected = {**_extraction(extractor), "reference_split": split}
     if prepared is not None:
-        real, heldout = _splits(prepared, split)
-        expected |= {"reference_digest": real.digest, "heldout_digest": heldout.digest}
+        for role, store in zip(("reference", "heldout"), _splits(prepared, split, limit), strict=True):
+            expected |= {f"{role}_digest": store.digest, f"{role}_count": len(store)}
     for field, value in expected.items():
         if reference.meta.get(field) != value:
             raise DiffctlError(
@@ -227,10 +240,12 @@ def open_reference(path: Path, extractor: Extractor, split: str, prepared: Path 
     return reference
 
 
-def matching_reference(path: Path, extractor: Extractor, split: str, prepared: Path) -> Reference | None:
+def matching_reference(
+    path: Path, extractor: Extractor, split: str, prepared: Path, limit: int | None = None
+) -> Reference | None:
     """Return the reference in `path` if it fits these images and this extractor, else None."""
     try:
-        return open_reference(path, extractor, split, prepared)
+        return open_reference(path, extractor, split, prepared, limit)
     except DiffctlError:
         return None
 
