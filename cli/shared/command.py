@@ -58,7 +58,7 @@ def begin(doing: str, silent: bool = False) -> None:
 
     Elsewhere stderr contains failures only.
     """
-    if doing and not silent and sys.stderr is not None and sys.stderr.isatty():
+    if doing and not silent and sys.stderr.isatty():
         with contextlib.suppress(OSError):  # it was closed
             print(f"{doing} …", file=sys.stderr, flush=True)
 

@@ -90,6 +90,21 @@ def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("arguments", [("runs",), ("show", "steps"), ("schema", "-o", "schema.json")])
+def test_closed_output_is_no_error(arguments: tuple[str, ...], closed: str, project: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*arguments)],
+        cwd=project,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if "schema" in arguments:
+        assert (project / "schema.json").read_text().endswith("}\n")
+
+
 def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
