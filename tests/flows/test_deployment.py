@@ -179,14 +179,6 @@ def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Pa
         read_plan(tmp_path / FILE)
 
 
-def test_a_misspelled_automation_is_refused(tmp_path: Path) -> None:
-    values = yaml.safe_load((ROOT / AUTOMATIONS).read_text())
-    values["automations"][0]["trigger"]["mtch"] = {}
-    (tmp_path / "automations.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(UsageError, match=r"trigger\.mtch"):
-        read_automations(tmp_path / "automations.yaml")
-
-
 @pytest.mark.parametrize(("storage", "count"), [(None, 1), (IN_MEMORY, 1), (LEASES, 0)])
 def test_leases_in_memory_give_a_warning(
     storage: str | None, count: int, recwarn: pytest.WarningsRecorder
@@ -204,8 +196,12 @@ def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
     head, _, template = text.partition("# - name:")
     made = "\n".join(line.removeprefix("# ") for line in f"# - name:{template}".splitlines())
     (tmp_path / "automations.yaml").write_text(f"{head}\n{textwrap.indent(made, '  ')}\n")
-    names = [one["name"] for one in read_automations(tmp_path / "automations.yaml")]
+    path = tmp_path / "automations.yaml"
+    names = [one["name"] for one in read_automations(path)]
     assert names == ["diffctl-zombies", "diffctl-webhook", "diffctl-email"]
+    path.write_text(path.read_text().replace("match_related:", "mtch_related:"))
+    with pytest.raises(UsageError, match="mtch_related"):
+        read_automations(path)
 
 
 def test_zombie_detection_waits_for_three_heartbeats() -> None:
