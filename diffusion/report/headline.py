@@ -1,5 +1,7 @@
 """The result of a sweep in one sentence, and the scores of its best cell."""
 
+from typing import Any
+
 from diffusion.choice.confidence import gap
 from diffusion.choice.selection import describe_optimism
 from diffusion.protocol.card import SHARES
@@ -11,43 +13,49 @@ from diffusion.report import score_tables
 
 
 def headline(document: ScoresDocument, spec: ExtractorSpec) -> str:
-    """Return a sentence with the best cell, and a cheaper cell that is statistically tied with it."""
-    best, metric, names = (
-        document.cells[document.best.cell],
-        document.best.metric,
-        score_tables.short_names(spec),
-    )
-    by = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
-    count = len(document.cells)
+    """Return a sentence with the best cell, and the cheapest of the cells that are tied with it."""
+    best, count = document.cells[document.best.cell], len(document.cells)
     if count == 1:
         return f"One cell was sampled: {describe_cell(best.axes)}."
-    sentence = f"Of {count} cells, {describe_cell(best.axes)} is the best by {by}"
-    cheaper = _cheapest_tied(document, best, metric)
-    if cheaper is None:
+    score, tied = _score_name(document, spec), tied_cells(document)
+    if not tied:
+        return f"Of {count} cells, {describe_cell(best.axes)} is the best by {score}."
+    others = "one other is" if len(tied) == 1 else f"{len(tied)} others are"
+    lowest = f"Of {count} cells, {describe_cell(best.axes)} has the lowest {score}"
+    sentence = f"{lowest}, and {others} statistically tied with it"
+    if tied[0].nfe >= best.nfe:
         return f"{sentence}."
-    cost = f"{cheaper.nfe:,} NFE per image instead of {best.nfe:,}"
-    return f"{sentence}; {describe_cell(cheaper.axes)} is statistically tied with it, for {cost}."
+    which = "" if len(tied) == 1 else "the cheapest "
+    cost = f"{tied[0].nfe:,} NFE per image instead of {best.nfe:,}"
+    return f"{sentence}: {which}{describe_cell(tied[0].axes)}, for {cost}."
 
 
-def _cheapest_tied(document: ScoresDocument, best: CellScores, metric: str) -> CellScores | None:
-    cheaper = [cell for cell in document.cells.values() if cell.nfe < best.nfe]
-    tied = [cell for cell in cheaper if (found := gap(cell, best, metric)) and not found.is_significant]
-    return min(tied, key=lambda cell: (cell.nfe, cell.scores[metric]), default=None)
+def tied_cells(document: ScoresDocument) -> list[CellScores]:
+    """Return the cells whose gap to the best one is within its confidence interval, the cheapest first."""
+    best, metric = document.cells[document.best.cell], document.best.metric
+    others = [cell for cell in document.cells.values() if cell is not best]
+    tied = [cell for cell in others if (found := gap(cell, best, metric)) and not found.is_significant]
+    return sorted(tied, key=lambda cell: (cell.nfe, cell.scores[metric]))
 
 
-def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str | None]:
-    """Return the best cell and its scores as text."""
-    name, metric = document.best.cell, document.best.metric
-    names = score_tables.short_names(spec)
-    ranks = {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}
+def _score_name(document: ScoresDocument, spec: ExtractorSpec) -> str:
+    """Return the page's name of the score that selects the best cell."""
+    names, metric = score_tables.short_names(spec), document.best.metric
+    return {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
+
+
+def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
+    """Return the best cell and its scores as text, and the number of cells `tied` with it."""
+    name = document.best.cell
     cell = document.cells[name]
     scores = cell.scores
     distance_places = score_tables.column_places(document, spec.distance)
     kernel_places = score_tables.column_places(document, spec.kernel_distance)
-    words: dict[str, str | None] = {
+    words: dict[str, Any] = {
         "name": name,
         "cell": describe_cell(cell.axes),
-        "by": ranks.get(metric, metric),
+        "by": _score_name(document, spec),
+        "tied": len(tied_cells(document)),
         "distance": score_tables.number(scores[spec.distance], distance_places),
         "kernel": score_tables.number(scores[spec.kernel_distance], kernel_places),
         "kernel_half": score_tables.half_width(cell, spec.kernel_distance, kernel_places),

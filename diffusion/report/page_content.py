@@ -102,7 +102,7 @@ def page_content(
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": sample_pictures.TILE,
-        "class_rows": sample_pictures.class_rows(inputs.best, classes),
+        "class_rows": sample_pictures.class_rows(inputs.best, inputs.test, classes),
         "class_scores": _class_scores(inputs),
         "class_count": len(classes),
         "neighbours": sample_pictures.neighbour_pairs(inputs.best, inputs.train, inputs.test),
@@ -195,7 +195,9 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
         rows.setdefault(describe_line(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
+    real = sample_pictures.real_tile(inputs.test, inputs.best.labels)
     return {
+        "real": sample_pictures.data_uri(png_bytes(real)),
         "steps": sorted({cell.steps for cell in inputs.cells}),
         "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],
     }

@@ -28,8 +28,17 @@ def tile(store: ImageStore) -> Images:
     return sheet(store.images[:TILE], TILE_COLUMNS)
 
 
-def class_rows(store: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
-    """Return a row of samples for each class, in label order; empty without labels."""
+def real_tile(store: ImageStore, labels: NDArray[np.int64] | None) -> Images:
+    """Return real images with the labels of a cell's first images, in their order, as one picture."""
+    if store.labels is None or labels is None:
+        return tile(store)
+    rows = {label: iter(np.flatnonzero(store.labels == label)) for label in set(labels.tolist())}
+    chosen = [row for label in labels[:TILE].tolist() if (row := next(rows[label], None)) is not None]
+    return sheet(store.images[chosen], TILE_COLUMNS) if chosen else tile(store)
+
+
+def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
+    """Return a row of samples and of real images for each class, in label order; empty without labels."""
     if store.labels is None:
         return []
     rows = []
@@ -41,9 +50,16 @@ def class_rows(store: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
                     "name": classes[label],
                     "count": len(indices),
                     "image": data_uri(png_bytes(sheet(store.images[indices], PER_CLASS))),
+                    "real": _of_class(real, label),
                 }
             )
     return rows
+
+
+def _of_class(store: ImageStore, label: int) -> str | None:
+    """Return the first images of a class as a data URI; None if there are none."""
+    indices = [] if store.labels is None else np.flatnonzero(store.labels == label)[:PER_CLASS]
+    return data_uri(png_bytes(sheet(store.images[indices], PER_CLASS))) if len(indices) else None
 
 
 def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> dict[str, Any]:
