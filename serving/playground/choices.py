@@ -29,6 +29,25 @@ KINDS: dict[Any, Kind] = {
 }
 
 
+LESSONS = {  # what a control does to the images; another option shows its help
+    "steps": "More steps cost more time and follow the exact path from noise to image more closely; "
+    "beyond some number the image no longer changes visibly.",
+    "eta": "At 0 a step adds no noise (DDIM), at 1 as much as DDPM; with few steps 0 usually looks better.",
+    "sampler": "ddim steps along the current prediction; dpm-solver++ extrapolates from the last two, so it "
+    "needs fewer steps and adds no noise.",
+    "noise": "The noise that η scales: small is the exact posterior's for known images, large that of the "
+    "forward process, learned the network's own.",
+    "spacing": "Where the steps are: uniform spreads them evenly over time, quadratic has more near the "
+    "image, trailing counts back from pure noise in equal strides.",
+    "guidance": "A larger w makes images more typical of their class and less varied, for two network "
+    "evaluations per step; w is diffusers' guidance_scale − 1.",
+    "guidance_interval": "Guidance only at middle noise levels keeps more variety and saves network "
+    "evaluations.",
+    "clip": "Clips every predicted image to the range of pixels, so that errors cannot push it beyond black "
+    "and white.",
+}
+
+
 class OffCondition(BaseModel):
     """A control is off while the control of another `option` has one of these values."""
 
@@ -117,7 +136,7 @@ def _control(option: SamplingOption, artefact: Artefact) -> Control | None:
     return Control(
         name=option.name,
         label=f"{name} {option.option.label}".strip(),
-        help=option.option.help,
+        help=LESSONS.get(option.name, option.option.help),
         kind=kind,
         default=option.default,
         required=option.option.axis == "required",

@@ -283,6 +283,26 @@ def test_every_control_is_reachable_by_keyboard(wide):
     assert reached >= wanted | {"tab-make"}
 
 
+def test_the_focus_stays_and_the_focused_control_is_explained(wide):
+    wide.focus("#settings [name=guidance]")
+    assert "guidance_scale − 1" in wide.locator("#lesson").text_content()
+    for field in wide.locator("#settings input:enabled, #settings select:enabled").all():
+        field.focus()
+        assert (
+            field.evaluate("field => field.closest('[title]').title")
+            == wide.locator("#lesson").text_content()
+        )
+    for button, text in ((".main", "10 in "), (".stop", "stopped")):
+        wide.fill("#settings [name=steps]", "4" if button == ".main" else "100")
+        wide.focus("#make .main")
+        wide.keyboard.press("Enter")
+        if button == ".stop":
+            wide.focus("#make .stop")
+            wide.keyboard.press("Enter")
+        shows(wide, "#make .status", text)
+        assert wide.evaluate("document.activeElement.className") == "main"
+
+
 def test_a_running_request_can_be_stopped(wide):
     wide.fill("#settings [name=num]", "64")
     wide.fill("#settings [name=steps]", "100")

@@ -17,9 +17,9 @@ export function options(select, values, wanted) {
   if (wanted !== undefined) select.value = wanted;
 }
 
-/** Runs one task at a time in a panel, with its buttons, status and error. */
+/** Runs one task at a time in a panel, with its stop button, status and error. A new task ends the last one. */
 export function worker(panel, begin) {
-  const [go, stop] = [$(".main", panel), $(".stop", panel)];
+  const stop = $(".stop", panel);
   const [status, wrong] = [$(".status", panel), $(".wrong", panel)];
   let abort = null;
   stop.addEventListener("click", () => abort?.abort());
@@ -29,7 +29,6 @@ export function worker(panel, begin) {
     wrong.hidden = true;
     status.textContent = "";
     stop.disabled = false;
-    go.disabled = true;
     try {
       await begin((text) => { if (abort === mine) status.textContent = text; }, mine.signal, ...given);
     } catch (error) {
@@ -42,8 +41,8 @@ export function worker(panel, begin) {
       }
     } finally {
       if (abort === mine) {
+        if (document.activeElement === stop) $(".main", panel).focus(); // a disabled button loses the focus
         stop.disabled = true;
-        go.disabled = false;
       }
     }
   };

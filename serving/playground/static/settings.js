@@ -18,12 +18,21 @@ export function offer(model, choices) {
   fields.num.max = limits.images;
   for (const old of form.querySelectorAll("[data-option]")) old.remove();
   for (const control of choices.controls) {
-    if (control.kind === "interval") interval.set(usual[control.name]);
-    else $(".interval", form).before(labelled(control, usual[control.name]));
+    if (control.kind === "interval") {
+      interval.set(usual[control.name]);
+      $(".interval", form).title = control.help;
+    } else $(".interval", form).before(labelled(control, usual[control.name]));
   }
   fields.steps.max = Math.min(limits.steps, card.process.timesteps);
   fields.steps.value = Math.min(usual.steps, fields.steps.max);
+  for (const field of fields) field.setAttribute("aria-describedby", "lesson");
   agree();
+}
+
+/** Show what the control does that has the focus or the pointer. */
+function teach(event) {
+  const control = event.target.closest("[title]");
+  if (control) $("#lesson").textContent = control.title;
 }
 
 /** A label with the control of an option in it. */
@@ -103,4 +112,5 @@ export function onSubmit(begin) {
   form.noValidate = true; // errors are shown next to the images
   form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
   form.addEventListener("input", () => known && agree());
+  for (const kind of ["focusin", "pointerover"]) form.addEventListener(kind, teach);
 }
