@@ -11,7 +11,12 @@ from diffusion.protocol.card import describe_difference
 from diffusion.system.errors import DiffctlError
 from diffusion.system.output_paths import check_output, write_output_text
 from flows.prefect_server.local_servers import mlflow_page
-from tracking.comparison.compared_runs import load_pictures, load_scored, mlflow_comparison_link
+from tracking.comparison.compared_runs import (
+    load_pictures,
+    load_real_picture,
+    load_scored,
+    mlflow_comparison_link,
+)
 from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
 from tracking.comparison.score_comparison import compare as compare_scores
@@ -26,9 +31,9 @@ def compare_runs(options: Compare) -> None:
     link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if options.open_page else None
     result = compare_scores(scored, options.metric or [], apart=options.per_seed)
     if options.html is not None:
-        write_output_text(
-            options.html, render_comparison(result, scored, [load_pictures(one) for one in scored])
-        )
+        pictures = [load_pictures(one) for one in scored]
+        real = load_real_picture(scored[0].document)
+        write_output_text(options.html, render_comparison(result, scored, pictures, real))
     typer.echo(json.dumps(result.as_json(), indent=2)) if options.as_json else _show_comparison(result)
     if options.html is not None and not options.as_json:
         typer.echo(f"page: {options.html}")

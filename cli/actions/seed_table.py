@@ -9,7 +9,7 @@ import typer
 from cli.commands.scores import Seeds
 from cli.shared.tables import show, table
 from diffusion.config import load
-from diffusion.layout import LOSS_CURVE, PREPARED, SAMPLES, SCORES
+from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
@@ -39,7 +39,7 @@ def show_seeds(options: Seeds) -> None:
 
 
 def _write_page(html: Path, others: Sequence[ScoresDocument]) -> None:
-    inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE)
+    inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, RUN)
     write_output_text(html, page_with_seeds(inputs, others))
 
 

@@ -15,27 +15,33 @@ from diffusion.code_digest import CodeSince
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.pictures import enlarge, grid, png_bytes
 from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import ImageStore
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
+from diffusion.report.sample_pictures import real_images
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import Interrupted
 from diffusion.system.files import write_atomic
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
 from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_step import TrainState
 from diffusion.train.trainer import RunObserver
 from diffusion.train.validation_loss import ValidationLoss
-from tracking.keys import MODEL_FOLDER
+from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
 from tracking.spool.spool_writer import Spool
 from tracking.system_metrics import SystemMetrics
 
 OnValidation = Callable[[int, float], None]  # called with the step and the validation loss of the EMA
 
 BEAT_SECONDS = 10.0
+SHORT_COMMIT = 9  # digits
 SYSTEM_SECONDS = 10.0  # between system metrics
 PREVIEW_STEPS = 20  # DDIM steps of a preview
 SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
@@ -149,10 +155,13 @@ class TrackedTraining(ConsoleTraining):
         self._window: tuple[float, int] | None = None
         self._system = SystemMetrics()
         self.on_validation: OnValidation | None = None
+        self.real: ImageStore | None = None  # below previews
+        self._began, self._first_step = time.monotonic(), 0
 
     def announce(self, state: TrainState, ema: nn.Module) -> None:
         """As the base class; a score that a stop interrupted is repeated now."""
         super().announce(state, ema)
+        self._began, self._first_step = time.monotonic(), state.step
         self.catch_up(state.step, ema)
 
     def save(self, state: TrainState) -> None:
@@ -167,8 +176,19 @@ class TrackedTraining(ConsoleTraining):
         super().finished(model)
 
     def identity(self) -> dict[str, Any]:
-        """Return the content of models/run.json: the key of the MLflow run."""
-        return {"key": self.run.key, "fingerprint": self.run.folder.name}
+        """Return the content of models/run.json: the key of the MLflow run, and facts for the report."""
+        git = git_tags(Path())
+        commit = git.get(GIT_COMMIT)
+        facts = TrainingFacts(
+            ended=round(time.time()),
+            seconds=round(time.monotonic() - self._began, 1),
+            first_step=self._first_step,
+            parameters=count_parameters(self._plan.network),
+            hardware=device_name(default_device()),
+            commit=commit and commit[:SHORT_COMMIT] + "+" * (git[GIT_DIRTY] == "true"),
+        )
+        identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
+        return identity.model_dump(mode="json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the means of a window of steps, and the images per second without other work."""
@@ -184,10 +204,10 @@ class TrackedTraining(ConsoleTraining):
         self.spool.metrics(step, values)
 
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
-        """Log a preview of fixed images: a row of raw weights and one of EMA weights."""
+        """Log a preview of fixed images: a row of raw weights, one of EMA weights and one of real images."""
         path = self.run.folder / "previews" / f"{step:09d}.png"
         with self._paused():
-            write_preview(path, self._plan, network, ema)
+            write_preview(path, self._plan, network, ema, self.real)
             self.spool.image(step, "preview", path)
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
@@ -226,22 +246,27 @@ class TrackedTraining(ConsoleTraining):
                 self._window = (since + time.monotonic() - began, start)
 
 
-def write_preview(path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module) -> None:
-    """Write a PNG of ten images: above by the raw weights, below by their EMA."""
+def write_preview(
+    path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module, real: ImageStore | None = None
+) -> None:
+    """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
     artefact = plan_artefact(plan)
     settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
     indices = range(10)
     device = next(network.parameters()).device
     rows = []
+    wanted = mixed_condition(artefact, settings, indices)
     for weights in (network, ema):
         training = weights.training
         weights.eval()
         try:
-            wanted = mixed_condition(artefact, settings, indices)
             model = LoadedModel(weights, artefact)
             rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
         finally:
             weights.train(training)  # also after an error, so that dropout stays on
+    if real is not None:
+        labels = None if wanted.labels is None else wanted.labels.tolist()
+        rows.append(real_images(real, labels, len(indices)))
     picture = grid(np.concatenate(rows), columns=len(indices))
     picture = enlarge(picture, artefact.network.image_size)
     write_atomic(path, lambda file: file.write(png_bytes(picture)))

@@ -10,6 +10,6 @@ from tracking.runs.scored_runs import log_report
 
 def run_stage() -> None:
     """Write the report and log it."""
-    page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, REPORT)
+    page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, RUN, REPORT)
     log_report(RUN, REPORT)
     typer.echo(f"report: {page}")

@@ -96,7 +96,10 @@ def tracked_training(
         validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
         heldout = validation_loss(plan)
         with progress("train", per=plan.train.batch_size) as show:
-            yield TrackedTraining(run, plan, spool, show, validation, heldout)
+            training = TrackedTraining(run, plan, spool, show, validation, heldout)
+            with observer_guard("real images in previews"):
+                training.real = open_store(PREPARED / "test", PreparedMeta)
+            yield training
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"

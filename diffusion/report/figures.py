@@ -110,7 +110,7 @@ def _plot_points(axes: Axes, points: Sequence[CostPoint], form: str, **style: ob
 
 
 @figure_style()
-def loss_curve(curve: TrainingCurve) -> Figure:
+def loss_curve(curve: TrainingCurve, label: str) -> Figure:
     """Draw the training loss (thin), its moving average (thick) and validation losses (markers).
 
     The axis is logarithmic if all values are positive.
@@ -128,7 +128,7 @@ def loss_curve(curve: TrainingCurve) -> Figure:
     if len(values) and values.min() > 0:
         log_axis(axes, "y", _two_or_five)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set(xlabel="training step", ylabel="loss")
+    axes.set(xlabel="training step", ylabel=label)
     _legend(axes)
     return figure
 

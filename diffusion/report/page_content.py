@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
@@ -12,7 +13,7 @@ from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import FEW_IMAGES
 from diffusion.choice.selection import all_spaces
 from diffusion.config import Config
-from diffusion.images.pictures import png_bytes
+from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import Images, ImageStore
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
@@ -25,11 +26,12 @@ from diffusion.report.headline import best_cell, headline
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.report.training_curve import TrainingCurve
+from diffusion.train.checkpoint.run_record import TrainingFacts
 
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """The inputs of a report; `curve` is the training's."""
+    """The inputs of a report; `curve` and `facts` are the training's."""
 
     config: Config
     document: ScoresDocument
@@ -37,6 +39,7 @@ class ReportInputs:
     train: ImageStore
     test: ImageStore
     curve: TrainingCurve
+    facts: TrainingFacts | None
 
     @property
     def spec(self) -> ExtractorSpec:
@@ -52,16 +55,18 @@ class ReportInputs:
 
 def draw(inputs: ReportInputs) -> dict[str, Figure]:
     """Draw the figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
-    spec, names = inputs.spec, score_tables.short_names(inputs.spec)
+    spec, document = inputs.spec, inputs.document
+    names = score_tables.short_names(spec)
+    distance, kernel = f"Fréchet distance, {names['distance']}", f"kernel distance, {names['kernel']}"
     tiles = {
         (cell.steps, describe_line(cell.axes)): sample_pictures.tile(store)
         for cell, store in inputs.cells.items()
     }
     return {
-        "curve": _curve(inputs.document, spec.distance, names["distance"]),
-        "kernel": _curve(inputs.document, spec.kernel_distance, names["kernel"]),
-        "front": _front(inputs.document, spec.distance, names["distance"]),
-        "loss": figures.loss_curve(inputs.curve),
+        "curve": _curve(document, spec.distance, distance),
+        "kernel": _curve(document, spec.kernel_distance, kernel),
+        "front": _front(document, spec.distance, distance),
+        "loss": figures.loss_curve(inputs.curve, f"{inputs.config.process.loss} loss"),
         "montage": figures.montage(tiles),
     }
 
@@ -195,9 +200,10 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
         rows.setdefault(describe_line(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
-    real = sample_pictures.real_tile(inputs.test, inputs.best.labels)
+    labels = None if inputs.best.labels is None else inputs.best.labels.tolist()
+    real = sample_pictures.real_images(inputs.test, labels, sample_pictures.TILE)
     return {
-        "real": sample_pictures.data_uri(png_bytes(real)),
+        "real": sample_pictures.data_uri(png_bytes(sheet(real, sample_pictures.TILE_COLUMNS))),
         "steps": sorted({cell.steps for cell in inputs.cells}),
         "rows": [{"line": line, "cells": cells} for line, cells in rows.items()],
     }
@@ -207,6 +213,7 @@ def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
     """Return names and values of the training's facts."""
     train, curve = inputs.config.train, inputs.curve
     return [
+        *_facts(inputs),
         *_lineage(inputs),
         ("images", f"{len(inputs.train):,}"),
         ("steps", f"{train.steps:,}"),
@@ -217,6 +224,23 @@ def _training(inputs: ReportInputs) -> list[tuple[str, str]]:
         ("last loss (moving average)", f"{figures.moving_average(curve.loss)[-1]:.4g}"),
         *curve.facts(),
     ]
+
+
+def _facts(inputs: ReportInputs) -> list[tuple[str, str]]:
+    """Return when, how long, on what and from which commit the model was trained."""
+    facts, total = inputs.facts, inputs.config.train.steps
+    if facts is None:
+        return []
+    ended = datetime.fromtimestamp(facts.ended, UTC)
+    since = f" (from step {facts.first_step:,})" if facts.first_step else ""
+    rows = [
+        ("finished", f"{ended:%Y-%m-%d %H:%M} UTC"),
+        ("duration", f"{timedelta(seconds=round(facts.seconds))} h:min:s{since}"),
+        ("hardware", facts.hardware),
+        ("parameters", f"{facts.parameters:,}"),
+        ("commit", (facts.commit or "–").replace("+", ", with uncommitted edits")),
+    ]
+    return [row for row in rows if row[0] != "duration" or facts.first_step < total]
 
 
 def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:

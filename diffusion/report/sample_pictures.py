@@ -1,6 +1,7 @@
 """Pictures of samples in the report: the montage, rows by class, and nearest training images."""
 
 import base64
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,13 +29,13 @@ def tile(store: ImageStore) -> Images:
     return sheet(store.images[:TILE], TILE_COLUMNS)
 
 
-def real_tile(store: ImageStore, labels: NDArray[np.int64] | None) -> Images:
-    """Return real images with the labels of a cell's first images, in their order, as one picture."""
+def real_images(store: ImageStore, labels: Sequence[int] | None, count: int) -> Images:
+    """Return up to `count` different images of a store, with these labels in their order if both have any."""
     if store.labels is None or labels is None:
-        return tile(store)
-    rows = {label: iter(np.flatnonzero(store.labels == label)) for label in set(labels.tolist())}
-    chosen = [row for label in labels[:TILE].tolist() if (row := next(rows[label], None)) is not None]
-    return sheet(store.images[chosen], TILE_COLUMNS) if chosen else tile(store)
+        return store.images[:count]
+    rows = {label: iter(np.flatnonzero(store.labels == label)) for label in set(labels)}
+    chosen = [row for label in labels[:count] if (row := next(rows[label], None)) is not None]
+    return store.images[chosen or slice(count)]
 
 
 def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
@@ -42,24 +43,18 @@ def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[
     if store.labels is None:
         return []
     rows = []
-    for label in range(len(classes))[:MAX_CLASSES]:
-        indices = np.flatnonzero(store.labels == label)[:PER_CLASS]
-        if len(indices):
-            rows.append(
-                {
-                    "name": classes[label],
-                    "count": len(indices),
-                    "image": data_uri(png_bytes(sheet(store.images[indices], PER_CLASS))),
-                    "real": _of_class(real, label),
-                }
-            )
+    for label, name in enumerate(classes[:MAX_CLASSES]):
+        if made := _of_class(store, label):
+            rows.append({"name": name, **made, "real": _of_class(real, label)})
     return rows
 
 
-def _of_class(store: ImageStore, label: int) -> str | None:
-    """Return the first images of a class as a data URI; None if there are none."""
-    indices = [] if store.labels is None else np.flatnonzero(store.labels == label)[:PER_CLASS]
-    return data_uri(png_bytes(sheet(store.images[indices], PER_CLASS))) if len(indices) else None
+def _of_class(store: ImageStore, label: int) -> dict[str, Any] | None:
+    """Return the number of the first images of a class and their picture; None if there are none."""
+    if store.labels is None or label not in store.labels:
+        return None
+    images = store.images[np.flatnonzero(store.labels == label)[:PER_CLASS]]
+    return {"count": len(images), "image": data_uri(png_bytes(sheet(images, PER_CLASS)))}
 
 
 def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> dict[str, Any]:

@@ -13,15 +13,17 @@ from diffusion.report.figure_base import as_png
 from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.theme import render
 from diffusion.report.training_curve import read_curve
+from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
+from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")
 
 
 def write_report(
-    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, out: Path
+    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, run: Path, out: Path
 ) -> Path:
     """Write the folder `out` with index.html, curve.png, montage.png and loss.png; return the page's path.
 
@@ -30,10 +32,11 @@ def write_report(
         scores: metrics/scores.json.
         prepared: the prepared data.
         loss_curve: the training's CSV.
+        run: models/run.json.
 
     Equal inputs give equal bytes. DiffctlError for a missing cell or file, and for scores of other samples.
     """
-    inputs = read_inputs(config, samples, scores, prepared, loss_curve)
+    inputs = read_inputs(config, samples, scores, prepared, loss_curve, run)
     drawn = draw(inputs)
     page = render(TEMPLATE, **page_content(inputs, drawn))
     with atomic_folder(out) as folder:
@@ -49,7 +52,7 @@ def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> s
 
 
 def read_inputs(
-    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path
+    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, run: Path
 ) -> ReportInputs:
     """Read the inputs of a report, as in `write_report`."""
     document = read_scores(scores)
@@ -62,7 +65,16 @@ def read_inputs(
         open_store(prepared / "train", PreparedMeta),
         open_store(prepared / "test", PreparedMeta),
         read_curve(loss_curve),
+        _read_facts(run),
     )
+
+
+def _read_facts(run: Path) -> TrainingFacts | None:
+    """Return the facts of the training; None for a run.json of an older version, or without one."""
+    try:
+        return read_checksummed_json(run, TrainingIdentity).facts
+    except FileNotFoundError:
+        return None
 
 
 def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:

@@ -1,6 +1,7 @@
 """Selection of a device, transfers to it, and one GPU per cell or training by a lock."""
 
 import os
+import platform
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,20 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "mps")  # MPS may read memory that was freed
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the CPU with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return f"{platform.processor()}, its GPU"
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        for line in lines:
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 @contextmanager

@@ -43,6 +43,10 @@ def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: 
     torch.manual_seed(1)
     preview(tmp_path / "second.png", watched)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+    write_preview(tmp_path / "real.png", watched.plan, watched.network, watched.ema, store)
+    with_real = np.asarray(Image.open(tmp_path / "real.png"))
+    assert len(with_real) > len(first)
+    assert np.array_equal(with_real[: len(first) - 1], first[:-1])
     row = 64  # pixels: 8 of a digit, eight times as large
     assert not np.array_equal(first[:row], first[-row:]), "raw weights above, their EMA below"
     assert watched.network.training

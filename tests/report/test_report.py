@@ -31,6 +31,7 @@ from diffusion.report.score_tables import score_table
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.report.training_curve import read_curve
 from diffusion.report.write import page_with_seeds, read_inputs
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, contrast, hexadecimal
@@ -38,7 +39,10 @@ from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, wri
 from tests.helpers.disks import make_room, memory_disk
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
-SVG_VOID = {"path", "use", "rect", "circle", "line"}
+FACTS = {
+    "ended": 1e9, "seconds": 754.2, "first_step": 1, "parameters": 831_234, "hardware": "a CPU, 2 threads",
+    "commit": "0123456ab+",
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -92,14 +96,18 @@ def sweep(tmp_path_factory):
     scores = score_sweep(config, root / "samples", root / "reference")
     write_scores(scores, root / "scores.json", root / "scores.csv")
     write_loss(root / "loss.csv")
+    write_json(root / "run.json", add_checksum({"key": "k", "fingerprint": "f", "facts": FACTS}))
     return config, root
+
+
+def inputs_of(config, root):
+    names = ("samples", "scores.json", "prepared", "loss.csv", "run.json")
+    return config, *(root / name for name in names)
 
 
 def report(sweep, out):
     config, root = sweep
-    return write_report(
-        config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv", out
-    )
+    return write_report(*inputs_of(config, root), out)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +124,7 @@ def of_seed(document, seed):
 def with_seeds(sweep, tmp_path_factory):
     """Return the page of the report with two other seeds in it."""
     config, root = sweep
-    inputs = read_inputs(config, root / "samples", root / "scores.json", root / "prepared", root / "loss.csv")
+    inputs = read_inputs(*inputs_of(config, root))
     own, *others = (of_seed(inputs.document, seed) for seed in range(3))
     path = tmp_path_factory.mktemp("with_seeds") / "page.html"
     path.write_text(page_with_seeds(replace(inputs, document=own), others), encoding="utf-8")
@@ -170,6 +178,9 @@ def test_pictures_have_alternative_text_and_the_colours_of_the_scheme(written, p
 def test_page_shows_headline_scores_budgets_protocol_and_config(page):
     text = " ".join(" ".join(page.text).split()).replace("\xa0", " ")
     assert text.index("Of 6 cells, 50 steps, η = 0 is the best by KD") < text.index("samples a cell against")
+    for words in ("2001-09-09 01:46 UTC", "0:12:34 h:min:s (from step 1)", "831,234", "a CPU, 2 threads"):
+        assert words in text
+    assert "0123456ab, with uncommitted edits" in text
     for words in ("fd_effnet_lite0_64", "real, held out", "reference_digest", "num_res_blocks"):
         assert words in text
     for words in ("5 to 9 5 steps, η = 0", "10 to 49 10 steps, η = 0", "50 and more 50 steps, η = 0"):
@@ -215,9 +226,26 @@ def test_montage_shows_the_same_indices_of_every_cell(page, sweep):
     _, root = sweep
     cells = [image for image in page.images if image["alt"].startswith("Images 0 to 9")]
     assert len(cells) == 6
-    embedded = Image.open(io.BytesIO(base64.b64decode(cells[0]["src"].split(",")[1])))
-    first = open_store(root / "samples/steps5-eta0").images[0, :, :, 0]
-    np.testing.assert_array_equal(np.asarray(embedded)[:64:8, :64:8], first)
+    sampled = open_store(root / "samples/steps5-eta0")
+    np.testing.assert_array_equal(_embedded(cells[0])[:64:8, :64:8], sampled.images[0, :, :, 0])
+
+
+def test_real_images_next_to_samples_have_their_classes(page, sweep):
+    """Column i of a row of the montage has images of one class; a class's row has only its images."""
+    test, best = open_store(sweep[1] / "prepared/test"), open_store(sweep[1] / "samples/steps50-eta0")
+    (montage,) = [
+        image for image in page.images if image["alt"].startswith("Held-out real images of the same")
+    ]
+    first = test.images[np.flatnonzero(test.labels == best.labels[0])[0], :, :, 0]
+    np.testing.assert_array_equal(_embedded(montage)[:64:8, :64:8], first)
+    rows = [image for image in page.images if "held-out real images of class" in image["alt"]]
+    assert len(rows) == len(set(best.labels.tolist()))
+    last = test.images[np.flatnonzero(test.labels == max(best.labels))[0], :, :, 0]
+    np.testing.assert_array_equal(_embedded(rows[-1])[:64:8, :64:8], last)
+
+
+def _embedded(image):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))))
 
 
 def test_report_is_reproduced_to_the_byte(sweep, written, tmp_path):

@@ -10,7 +10,7 @@ from diffusion.images.store import write_store
 from diffusion.protocol.scores_document import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
-from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_scored
+from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_real_picture, load_scored
 from tracking.comparison.comparison_page import (
     describe_finding,
     differing_params,
@@ -116,6 +116,22 @@ def test_page_lists_what_was_left_out_and_escapes_names():
     assert "c: steps10-eta0" in page
     nothing = render_comparison(compare([ScoredRun("a", few), ScoredRun("c", other)]))
     assert "Nothing here can be compared" in nothing
+
+
+def test_real_images_are_those_of_the_scores(two, tmp_path):
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2)
+    meta = {"name": "digits", "split": "test", "counts": [10, 10], "classes": ["a", "b"]}
+    meta |= {"image_size": 8, "channels": 1, "options": {}, "sources": {}}
+    labels = np.arange(20) // 10
+    store = write_store(tmp_path / "test", images, labels, meta)
+    held_out = {"heldout_split": "test", "heldout_digest": store.digest}
+    scores = two[0].document
+    known = scores.model_copy(update={"reference": scores.reference.model_copy(update=held_out)})
+    picture = load_real_picture(known, tmp_path)
+    assert [int(picture[0, left, 0]) for left in (0, 66, 132, 198)] == [0, 10, 1, 11]  # the classes in turn
+    assert load_real_picture(scores, tmp_path) is None
+    assert load_real_picture(known, tmp_path / "none") is None
+    assert "Held-out real images" in render_comparison(compare(two), two, pictures(two), picture)
 
 
 def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.layout import PREPARED
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
@@ -68,6 +69,28 @@ def _local_pictures(path: Path, cells: Mapping[str, CellScores]) -> "dict[str, I
                 if not differing_fields([{field: cell.card.get(field) for field in sampled}, sampled]):
                     found[name] = montage(store.images)
     return found
+
+
+def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> "Images | None":
+    """Return held-out real images as one picture, of all classes in turn as samples are by default.
+
+    None if the prepared data are absent or others than those of the scores.
+    """
+    from diffusion.images.pictures import MONTAGE, montage
+    from diffusion.images.store import open_store
+    from diffusion.images.store_meta import PreparedMeta
+    from diffusion.report.sample_pictures import real_images
+
+    reference = document.reference
+    folder = prepared / str(reference.heldout_split)
+    if not folder.is_dir():
+        return None
+    store = open_store(folder, PreparedMeta)
+    if store.digest != reference.heldout_digest:
+        return None
+    classes = len(store.meta["classes"])
+    labels = [index % classes for index in range(MONTAGE)] if classes else None
+    return montage(real_images(store, labels, MONTAGE))
 
 
 def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str | None = None) -> str:

@@ -31,11 +31,12 @@ def render_comparison(
     comparison: Comparison,
     scored: Sequence[ScoredRun] = (),
     pictures: Sequence[Mapping[str, Images]] = (),
+    real: Images | None = None,
 ) -> str:
     """Return the HTML of a comparison: its table, and the cells that are not comparable.
 
     With `scored`, add curves, the gate's verdicts and the params that differ. `pictures` are each run's by
-    cell, and equal cells are paired; a column of several trainings shows its first.
+    cell, and equal cells are paired; a column of several trainings shows its first. `real` has real images.
     """
     cells = scored[0].document.cells if scored else {}
     groups = comparison.groups if scored else []
@@ -49,6 +50,7 @@ def render_comparison(
         verdicts=gate_verdicts(groups),
         params=differing_params(groups),
         sheets=picture_sheets(heads, [pictures_of[id(one)] for one in heads]) if pictures else [],
+        real=None if real is None else data_uri(png_bytes(real)),
         runs=comparison.labels,
         seed_groups=comparison.seed_groups,
         rows=[_table_row(row) for row in comparison.rows],

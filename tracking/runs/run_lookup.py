@@ -14,7 +14,7 @@ from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import Section
-from diffusion.train.checkpoint.run_record import flatten_fields
+from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
 from tracking.connectivity import TIMEOUT_SECONDS, MlflowError
 from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, search_runs
 from tracking.keys import FINGERPRINT, KEY, experiment_name
@@ -34,13 +34,6 @@ SENDER_SECONDS = 15.0  # to wait for a running sender
 PROFILES = Path("profiles")
 SECTIONS = ("data", "model", "process", "train")  # the sections of params.yaml that decide a training
 MAX_NAME_LENGTH = 60  # characters
-
-
-class TrainingIdentity(Section):
-    """The content of models/run.json: key and fingerprint of the training that made the model."""
-
-    key: Annotated[str, Field(min_length=1, max_length=200)]
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
 
 
 def read_identity(path: Path) -> TrainingIdentity:

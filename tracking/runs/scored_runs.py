@@ -10,6 +10,7 @@ from diffusion.protocol.scores_document import ScoresDocument, document_values, 
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
+from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking.connectivity import redact_uri
 from tracking.experiments import log_folder
 from tracking.keys import (
@@ -31,7 +32,6 @@ from tracking.registry.model_versions import (
 )
 from tracking.runs.cell_runs import log_cells
 from tracking.runs.run_lookup import (
-    TrainingIdentity,
     ensure_training_run,
     find_run,
     read_identity,

@@ -28,6 +28,29 @@ class Heartbeat(Section):
     heartbeat: _Timestamp
 
 
+class TrainingFacts(Section):
+    """What the last session of a training records at its end, for the report.
+
+    `ended` is in seconds since 1970; `seconds` is the time since `first_step`. A `commit` with uncommitted
+    edits ends with a plus sign.
+    """
+
+    ended: _Timestamp
+    seconds: Annotated[float, Field(ge=0)]
+    first_step: NonNegativeInt
+    parameters: PositiveInt
+    hardware: str
+    commit: str | None
+
+
+class TrainingIdentity(Section):
+    """The content of models/run.json: key and fingerprint of the training that made the model."""
+
+    key: Annotated[str, Field(min_length=1, max_length=200)]
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{1,64}$")]
+    facts: TrainingFacts | None = None
+
+
 def read_heartbeat(folder: Path) -> Heartbeat | None:
     """Return the last heartbeat in a run directory, None without one; DiffctlError if it is damaged."""
     try:
