@@ -9,6 +9,7 @@ from functools import partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -100,15 +101,19 @@ def test_pages_fit_and_send_no_outside_requests(address: str, browser, size, sch
 
 
 @NEEDS_CHROMIUM
-def test_the_search_finds_a_field_and_a_command(address: str, browser) -> None:
-    page = browser.new_page(viewport=WIDE)
+@pytest.mark.parametrize("opened", ["from a server", "as files"])
+def test_the_search_finds_a_field_and_a_command(site: Path, address: str, browser, opened: str) -> None:
+    page, requested = browser.new_page(viewport=WIDE), set[str]()
+    page.on("request", lambda request: requested.add(urlsplit(request.url).netloc))
+    start = address if opened == "from a server" else site.as_uri() + "/"
     for words, found in (("ema_decay", "reference/params.html"), ("rollback", "registry.html")):
-        page.goto(address + "index.html")
+        page.goto(start + "index.html")
+        page.click("input.md-search__input")
         # Keys pressed before the page's script has its index are lost.
         page.wait_for_function(
             "!document.querySelector('.md-search-result__meta').textContent.includes('Initializing')"
         )
-        page.click("input.md-search__input")
         page.keyboard.type(words)
         page.wait_for_selector(f".md-search-result__link[href*='{found}']", state="attached", timeout=60_000)
+    assert requested <= {urlsplit(start).netloc, ""}
     page.close()
