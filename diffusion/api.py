@@ -16,8 +16,7 @@ from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_config import ProcessConfig
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
@@ -90,7 +89,7 @@ def fit(
     source = counter_generator("fit", seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))
+    ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay))  # type: ignore[no-untyped-call]
     network.train()
     for _ in range(steps):
         rows = torch.randint(len(images), (batch_size,), generator=source)
@@ -104,7 +103,7 @@ def fit(
         x_0, t, noise = images[rows].to(device), t.to(device), noise.to(device)
         loss = training_losses(network, process, x_0, t, noise, condition)["loss"].mean()
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -116,7 +116,7 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str]) -> None
 # Modules that record or show a date. All others measure durations with a monotonic clock.
 MAY_USE_WALL_CLOCK = {
     "cli/shared/tables.py",
-    "cli/stages/training.py",
+    "cli/stages/observers.py",
     "diffusion/train/checkpoint/run_dir.py",
     "flows/prefect_server/flow_runs.py",
     "flows/flow_hooks.py",

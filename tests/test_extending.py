@@ -28,33 +28,16 @@ from tests.helpers.small import own_code, small_project
 BLOCK = re.compile(
     r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
 )
-TESTS = ["tests/sample/test_heun.py", "tests/data/test_rings.py"]
-THROWAWAY = {  # by name: target file, file of the registry, entry
-    "tiny": (
-        "diffusion/model/tiny.py",
-        "diffusion/model/network_registry.py",
-        """MODELS["tiny"] = ModelEntry(
-    "diffusion.model.tiny:Tiny", "diffusion.model.tiny:TinyConfig", "diffusion.model.tiny:TinySpec"
-)""",
-    ),
-    "straight": (
-        "diffusion/process/straight.py",
-        "diffusion/process/process_registry.py",
-        """PROCESSES["straight"] = ProcessEntry(
-    "diffusion.process.straight:Straight", "diffusion.process.straight:StraightConfig"
-)""",
-    ),
-    "pixels": (
-        "diffusion/evaluate/features/pixels.py",
-        "diffusion/protocol/extractors.py",
-        """EXTRACTORS["pixels"] = ExtractorSpec(
+ADDED = ["sample/heun", "model/tiny", "process/straight", "data/sources/rings"]
+TESTS = ["sample/test_heun", "model/test_tiny", "process/test_straight", "data/test_rings"]
+CODE = [f"diffusion/{name}.py" for name in ADDED]
+TEST_FILES = [f"tests/{name}.py" for name in TESTS]
+PIXELS = """EXTRACTORS["pixels"] = ExtractorSpec(
     "pixels", "diffusion.evaluate.features.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
-)""",
-    ),
-}
+)"""
 EXPERIMENT: dict[str, dict[str, Any]] = {
     "data": {"name": "rings", "count": 200},
-    "model": {"name": "tiny", "width": 6, "dropout": 0.1},
+    "model": {"name": "tiny", "width": 6},
     "process": {"schedule": "straight", "most": 0.999, "prediction": "flow"},
     "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
     "sample": {"sampler": "heun", "sampler_options": {"correct": True}, "num_images": 20},
@@ -102,33 +85,30 @@ def run(folder: Path, *command: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the additions in the docs and the throwaway entries."""
+    """A copy of the project with the additions in the docs and a throwaway extractor."""
     folder = small_project(tmp_path_factory.mktemp("extending") / "project")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     blocks = list(BLOCK.finditer((ROOT / "docs/extending.md").read_text()))
-    assert [block["file"] for block in blocks if block["registry"] is None] == [
-        "diffusion/sample/heun.py", TESTS[0], "diffusion/data/sources/rings.py", TESTS[1]
-    ]  # fmt: skip
+    files = [block["file"] for block in blocks if block["registry"] is None]
+    assert files == [file for pair in zip(CODE, TEST_FILES, strict=True) for file in pair]
     for block in blocks:
         if block["registry"]:
             add_entry(folder / block["file"], block["registry"], block["code"])
         else:
             (folder / block["file"]).write_text(block["code"])
-    for name, (place, registry, entry) in THROWAWAY.items():
-        shutil.copy(ROOT / f"tests/helpers/throwaway/{name}.py", folder / place)
-        with open(folder / registry, "a", encoding="utf-8") as file:
-            file.write(f"\n\n{entry}\n")
+    shutil.copy(ROOT / "tests/helpers/throwaway/pixels.py", folder / "diffusion/evaluate/features")
+    with open(folder / "diffusion/protocol/extractors.py", "a", encoding="utf-8") as file:
+        file.write(f"\n\n{PIXELS}\n")
     return folder
 
 
 @pytest.mark.slow
 def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(project: Path) -> None:
-    added = ["diffusion/sample/heun.py", "diffusion/data/sources/rings.py"]
-    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS)
-    run(project, "-m", "mypy", *added)
-    run(project, "-m", "ruff", "check", *added, *TESTS)
-    run(project, "-m", "ruff", "format", "--check", *added, *TESTS)
+    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TEST_FILES)
+    run(project, "-m", "mypy", *CODE)
+    run(project, "-m", "ruff", "check", *CODE, *TEST_FILES)
+    run(project, "-m", "ruff", "format", "--check", *CODE, *TEST_FILES)
 
 
 @pytest.mark.slow

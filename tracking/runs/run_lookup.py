@@ -5,15 +5,12 @@ import http.client
 import time
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
-from diffusion.system.section import Section
 from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
 from tracking.connectivity import TIMEOUT_SECONDS, MlflowError
 from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, search_runs

@@ -1,0 +1,53 @@
+"""`diffusion.api`: the programs in docs/library.md, and small models with a known answer."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
+from diffusion.system.errors import UsageError
+from tests.conftest import ROOT
+
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/library.md").read_text(), re.M | re.S)
+PROCESS = build_process(ProcessConfig(timesteps=50, variance="small", loss="simple", prediction="velocity"))
+
+
+def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
+    labels = torch.arange(400) % 2
+    points = torch.where(labels == 1, 0.7, -0.7)[:, None, None, None] + torch.zeros(400, 2, 1, 1)
+    torch.manual_seed(0)
+    network = PointNetwork(timesteps=50, classes=3, width=64)
+    options = {"steps": 300, "lr": 0.01, "ema_decay": 0.97, "batch_size": 64, "null_label": 2}
+    model = fit(network, PROCESS, points, labels, **options)
+    settings, wanted = SampleSettings(steps=10, guidance=0.5), torch.tensor([0, 1, 1, 0])
+    made = sample(model, PROCESS, 4, (2, 1, 1), settings, wanted, null_label=2)
+    assert torch.allclose(made.mean(dim=(1, 2, 3)), 1.4 * wanted - 0.7, atol=0.15)
+    first = sample(model, PROCESS, 2, (2, 1, 1), settings, wanted[:2], null_label=2)
+    assert torch.allclose(made[:2], first, atol=1e-5)
+    with pytest.raises(UsageError, match="guidance needs"):
+        sample(model, PROCESS, 4, (2, 1, 1), settings, wanted)
+
+
+def run(program: str) -> dict[str, Any]:
+    torch.manual_seed(0)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 15
+    names: dict[str, Any] = {}
+    exec(program, names)
+    return names
+
+
+@pytest.mark.slow
+def test_swiss_roll_in_the_docs() -> None:
+    assert run(PROGRAMS[0])["distance"].median() < 0.05
+
+
+@pytest.mark.slow
+def test_digits_in_the_docs_have_their_classes() -> None:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    names = run(PROGRAMS[1])
+    digits, made = names["digits"], 8 * (names["made"].flatten(1) + 1)
+    found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(made.numpy())
+    assert (found == names["wanted"].numpy()).mean() > 0.8
