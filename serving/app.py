@@ -9,11 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from diffusion.system.section import MAX_PROBLEMS, brief
-from serving.engine_loop import PendingImages
-from serving.handlers import EventStreamResponse, http_errors, respond, with_model_headers
-from serving.loaded_model import ServedModel
+from serving.handlers import EventStreamResponse, respond, submit
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
-from serving.requests import EventsRequest, ImagesRequest, SampleRequest
+from serving.requests import EventsRequest, ImagesRequest
 from serving.responses import Health, ImagesResponse, ModelsResponse, Problem
 from serving.service import Service
 
@@ -80,8 +78,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images", response_model=ImagesResponse, responses={**errors, **formats})
     async def images(body: ImagesRequest, request: Request) -> Response:
         """Sample images and return all of them. A disconnect cancels them."""
-        model, pending = _submit(service, body)
-        return with_model_headers(await respond(service, model, pending, body.format, request), model)
+        return await respond(submit(service, lambda model: model.submit(body)), body.format, request)
 
     events: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
@@ -92,8 +89,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         The data of `step` is {step, steps, indices, images}; of `images` the response of /v1/images; of
         `error` {detail}.
         """
-        model, pending = _submit(service, body, body.every)
-        return with_model_headers(EventStreamResponse(service, model, pending), model)
+        return EventStreamResponse(submit(service, lambda model: model.submit(body, body.every)))
 
     @app.get("/v1/models")
     async def models() -> ModelsResponse:
@@ -116,12 +112,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def metrics() -> Response:
         """Metrics for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-def _submit(service: Service, body: SampleRequest, every: int = 0) -> tuple[ServedModel, PendingImages]:
-    """Queue the images of a request; raise HTTPException if it is refused."""
-    with http_errors(service) as model:
-        return model, model.submit(body, every)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

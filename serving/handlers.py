@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
@@ -25,12 +25,37 @@ from serving.service import Service
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
 
 
+class Work(NamedTuple):
+    """Images that a request waits for, and the model that makes them."""
+
+    service: Service
+    model: ServedModel
+    pending: PendingImages
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the model, which may no longer be the one that serves."""
+        return {name.decode(): value.decode() for name, value in model_headers(self.model.ref)}
+
+    @contextlib.contextmanager
+    def cancelled_at_end(self) -> Iterator[None]:
+        """Cancel the images at the end of the block unless they are finished."""
+        try:
+            yield
+        finally:
+            if not self.pending.images.done():
+                self.service.metrics.gone.inc()
+            self.model.loop.cancel(self.pending)
+
+
 @contextlib.contextmanager
 def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[ServedModel]:
     """Yield a model, by default the one that serves; turn errors of the block into HTTPException."""
     if not service.is_ready:
         raise HTTPException(503, "the server is about to stop: use another one", {"Connection": "close"})
     model = model or service.current
+    if not model.loop.is_running:  # another model was chosen, and this one has stopped
+        raise HTTPException(503, "another model serves now: try again")
     try:
         yield model
     except UsageError as error:
@@ -42,48 +67,49 @@ def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[
         ) from None
 
 
-def with_model_headers(response: Response, model: ServedModel) -> Response:
-    """Return the response with the headers of its model, which may no longer be the one that serves."""
-    response.raw_headers.extend(model_headers(model.ref))
+def submit(
+    service: Service, queue: Callable[[ServedModel], PendingImages], model: ServedModel | None = None
+) -> Work:
+    """Queue images of a model, by default of the one that serves; raise HTTPException if it refuses them."""
+    with http_errors(service, model) as chosen:
+        return Work(service, chosen, queue(chosen))
+
+
+async def respond(work: Work, form: str, request: Request) -> Response:
+    """Return the images in the format `form`; cancel them if the client disconnects."""
+    images = await wait_for_images(work, request)
+    if images is None:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    response = await asyncio.to_thread(FORMATS[form], work.model.sampled(work.pending, images))
+    response.headers.update(work.headers)
     return response
 
 
-async def respond(
-    service: Service, model: ServedModel, pending: PendingImages, form: str, request: Request
-) -> Response:
-    """Return the images in the format `form`; cancel them if the client disconnects."""
-    images = await wait_for_images(service, model, pending, request)
-    if images is None:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    return await asyncio.to_thread(FORMATS[form], model.sampled(pending, images))
-
-
-async def wait_for_images(
-    service: Service, model: ServedModel, pending: PendingImages, request: Request
-) -> Tensor | None:
+async def wait_for_images(work: Work, request: Request) -> Tensor | None:
     """Return the images; cancel them and return None if the client disconnects.
 
     Raise HTTPException if they are not finite.
     """
-    with _cancel_at_end(service, model, pending):
+    with work.cancelled_at_end():
         gone: asyncio.Future[None] = asyncio.ensure_future(_disconnected(request))
-        ends: list[asyncio.Future[Any]] = [pending.images, gone]
+        ends: list[asyncio.Future[Any]] = [work.pending.images, gone]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
-        if not pending.images.done():
+        if not work.pending.images.done():
             return None
         try:
-            return await _result(pending)
+            return await _result(work.pending)
         except NonFiniteError as error:  # a consequence of the request, such as too strong guidance
             raise HTTPException(422, str(error)) from None
 
 
-async def sse_events(service: Service, model: ServedModel, pending: PendingImages) -> AsyncIterator[bytes]:
+async def sse_events(work: Work) -> AsyncIterator[bytes]:
     """Yield server-sent events: `step` with intermediate images, at the end `images` or `error`."""
+    pending = work.pending
     while (stepped := await pending.steps.get()) is not None:
         yield _event("step", await asyncio.to_thread(_step_event, pending, stepped))
     try:
-        sampled = model.sampled(pending, await _result(pending))
+        sampled = work.model.sampled(pending, await _result(pending))
         yield _event("images", await asyncio.to_thread(images_response, sampled))
     except (NonFiniteError, HTTPException) as error:
         yield _event("error", Problem(detail=getattr(error, "detail", str(error))))
@@ -92,27 +118,15 @@ async def sse_events(service: Service, model: ServedModel, pending: PendingImage
 class EventStreamResponse(StreamingResponse):
     """Server-sent events of pending images, which are cancelled if the client disconnects."""
 
-    def __init__(self, service: Service, model: ServedModel, pending: PendingImages) -> None:
+    def __init__(self, work: Work) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no buffering in nginx
-        events = sse_events(service, model, pending)
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._work = service, model, pending
+        super().__init__(sse_events(work), media_type="text/event-stream", headers=headers | work.headers)
+        self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
-        with _cancel_at_end(*self._work):
+        with self._work.cancelled_at_end():
             await super().__call__(scope, receive, send)
-
-
-@contextlib.contextmanager
-def _cancel_at_end(service: Service, model: ServedModel, pending: PendingImages) -> Iterator[None]:
-    """Cancel the images at the end of the block unless they are finished."""
-    try:
-        yield
-    finally:
-        if not pending.images.done():
-            service.metrics.gone.inc()
-        model.loop.cancel(pending)
 
 
 async def _disconnected(request: Request) -> None:

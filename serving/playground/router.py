@@ -1,7 +1,6 @@
 """The page and its routes: choices, NFE, model versions, and interpolation."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -12,15 +11,13 @@ from diffusion.analysis.image_inputs import load_input
 from diffusion.images.pictures import png_bytes
 from diffusion.report.theme import render
 from diffusion.system.errors import DiffctlError, UsageError
-from serving.engine_loop import PendingImages
 from serving.handlers import (
     CLIENT_CLOSED_REQUEST,
     EventStreamResponse,
     http_errors,
+    submit,
     wait_for_images,
-    with_model_headers,
 )
-from serving.loaded_model import ServedModel
 from serving.playground.choices import Choices, NfePreview, choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
 from serving.playground.model_choice import (
@@ -79,22 +76,12 @@ def playground(service: Service, source: ChoosableSource, store: Path) -> APIRou
         with http_errors(service) as model:
             ends = await asyncio.to_thread(Interpolation, model, body, store)
         if body.images is not None:
-            encoded = _submit(service, model, ends.encode)
-            codes = await wait_for_images(service, model, encoded, request)
+            codes = await wait_for_images(submit(service, lambda _: ends.encode(), model), request)
             if codes is None:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-        pending = _submit(service, model, lambda: ends.decode(codes))
-        return with_model_headers(EventStreamResponse(service, model, pending), model)
+        return EventStreamResponse(submit(service, lambda _: ends.decode(codes), model))
 
     return router
-
-
-def _submit(service: Service, model: ServedModel, submit: Callable[[], PendingImages]) -> PendingImages:
-    """Return what `submit` queues; raise HTTPException if it is refused."""
-    if not model.loop.is_running:  # another model was chosen, and this one has stopped
-        raise HTTPException(503, "another model serves now: try again")
-    with http_errors(service, model):
-        return submit()
 
 
 def _add_page(router: APIRouter) -> None:
