@@ -187,7 +187,7 @@ print(json.dumps({
     "cli": ["--temperature" in text for text in help],
     "http": SampleRequest.model_json_schema()["properties"]["temperature"]["description"],
     "registered": "temperature" in Request.model_fields,
-    "control": _control(HTTP_OPTIONS["temperature"], artefact_of(spec_of())).model_dump(),
+    "control": _control(HTTP_OPTIONS["temperature"], artefact_of(spec_of())),
     "heading": OPTIONS["temperature"].label,
 }))
 """

@@ -1,10 +1,9 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel
 
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
@@ -20,15 +19,7 @@ from diffusion.system.errors import DiffctlError
 from serving.loaded_model import ServedModel
 from serving.requests import HTTP_OPTIONS, SampleRequest
 
-Kind = Literal["integer", "number", "choice", "flag", "interval"]
-KINDS: dict[Any, Kind] = {
-    int: "integer",
-    float: "number",
-    bool: "flag",
-    tuple[float, float]: "interval",
-}
-
-
+KINDS: dict[Any, str] = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
 LESSONS = {  # what a control does to the images; another option shows its help
     "steps": "More steps cost more time and follow the exact path from noise to image more closely; "
     "beyond some number the image no longer changes visibly.",
@@ -48,84 +39,30 @@ LESSONS = {  # what a control does to the images; another option shows its help
 }
 
 
-class OffCondition(BaseModel):
-    """A control is off while the control of another `option` has one of these values."""
+def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
+    """Return the `controls` for a model, the real images in that `store`, and the `cost` of its sweep.
 
-    option: str
-    values: list[Any]
-
-
-class Control(BaseModel):
-    """The control of a sampling option, and what this model allows.
-
-    Without `choices` it takes a number, a flag or an interval. `off` has the conditions under which it has
-    no effect. A required one is sent with its default then, another one is left out.
+    `store` has the number of `images`, or `why` there are none.
     """
-
-    name: str
-    label: str
-    help: str
-    kind: Kind
-    default: Any
-    required: bool
-    allowed: bool
-    choices: list[str]
-    least: float | None = None
-    most: float | None = None
-    off: list[OffCondition]
-
-
-class StoreChoice(BaseModel):
-    """How many real images there are to choose from, or `why` there are none."""
-
-    images: int
-    why: str | None = None
-
-
-class Point(BaseModel):
-    """A cell: its NFE per image, its Fréchet distance, and the confidence interval if known.
-
-    `settings` lacks the seed. `on_front`: no other cell is both cheaper and better.
-    """
-
-    cell: str
-    nfe: int
-    distance: float
-    low: float | None
-    high: float | None
-    on_front: bool
-    settings: dict[str, Any]
-
-
-class SweepCost(BaseModel):
-    """The cells of a sweep by increasing NFE, the name of the distance, and its number of images."""
-
-    metric: str
-    num_images: int
-    points: list[Point]
-
-
-class Choices(BaseModel):
-    """The controls of the sampling options, real images, and the costs of the model's sweep."""
-
-    controls: list[Control]
-    store: StoreChoice
-    cost: SweepCost | None
-
-
-def choices_of(model: ServedModel, store: Path) -> Choices:
-    """Return the choices for a model, with the real images in that store."""
     scores = model.published.scores
     controls = [_control(option, model.artefact) for option in HTTP_OPTIONS.values()]
-    return Choices(
-        controls=[control for control in controls if control is not None],
-        store=_store(store, model.artefact),
-        cost=None if scores is None else sweep_cost(scores),
-    )
+    try:
+        images, why = len(open_matching_store(store, model.artefact)), None
+    except DiffctlError as error:
+        images, why = 0, str(error)
+    return {
+        "controls": [control for control in controls if control is not None],
+        "store": {"images": images, "why": why},
+        "cost": None if scores is None else sweep_cost(scores),
+    }
 
 
-def _control(option: SamplingOption, artefact: Artefact) -> Control | None:
-    """Return the control of an option, None for one of a type that no control sets."""
+def _control(option: SamplingOption, artefact: Artefact) -> dict[str, Any] | None:
+    """Return the control of an option and what the model allows; None if no control sets its type.
+
+    `off` has the conditions under which it has no effect: another option and its values. A `required` one is
+    sent with its default then, another one is left out.
+    """
     kind = "choice" if option.option.choices else KINDS.get(option.plain_type)
     if kind is None:
         return None
@@ -133,79 +70,66 @@ def _control(option: SamplingOption, artefact: Artefact) -> Control | None:
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
     name = option.name.replace("_", " ").capitalize()
-    return Control(
-        name=option.name,
-        label=f"{name} {option.option.label}".strip(),
-        help=LESSONS.get(option.name, option.option.help),
-        kind=kind,
-        default=option.default,
-        required=option.option.axis == "required",
-        allowed=option.name != "guidance" or spec.null_class,
-        choices=choices,
-        least=option.bound(lower=True),
-        most=option.bound(lower=False),
-        off=[
-            OffCondition(option=condition.option, values=list(condition.values()))
+    return {
+        "name": option.name,
+        "label": f"{name} {option.option.label}".strip(),
+        "help": LESSONS.get(option.name, option.option.help),
+        "kind": kind,
+        "default": option.default,
+        "required": option.option.axis == "required",
+        "allowed": option.name != "guidance" or spec.null_class,
+        "choices": choices,
+        "least": option.bound(lower=True),
+        "most": option.bound(lower=False),
+        "off": [
+            {"option": condition.option, "values": list(condition.values())}
             for condition in option.option.no_effect
             if condition.values is not None
         ],
-    )
+    }
 
 
-def _store(path: Path, artefact: Artefact) -> StoreChoice:
-    try:
-        return StoreChoice(images=len(open_matching_store(path, artefact)))
-    except DiffctlError as error:
-        return StoreChoice(images=0, why=str(error))
+def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
+    """Return NFE per image and Fréchet distance of each cell of a sweep, by increasing NFE.
 
-
-def sweep_cost(scores: ScoresDocument) -> SweepCost:
-    """Return the NFE and the distance of each cell of a sweep."""
+    A point `on_front` is a cell that no other one beats in both. Its `settings` lack the seed.
+    """
     metric, front = scores.spec.distance, {one.cell for one in scores.front}
-    points = []
+    points: list[dict[str, Any]] = []
     for name, cell in scores.cells.items():
         ends = interval_of(cell, metric)
-        point = Point(
-            cell=name,
-            nfe=cell.nfe,
-            distance=cell.scores[metric],
-            low=ends.low if ends else None,
-            high=ends.high if ends else None,
-            on_front=name in front,
-            settings=settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
+        points.append(
+            {
+                "cell": name,
+                "nfe": cell.nfe,
+                "distance": cell.scores[metric],
+                "low": ends.low if ends else None,
+                "high": ends.high if ends else None,
+                "on_front": name in front,
+                "settings": settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
+            }
         )
-        points.append(point)
-    points.sort(key=lambda point: (point.nfe, point.distance))
-    return SweepCost(metric=metric, num_images=next(iter(scores.cells.values())).num_images, points=points)
+    points.sort(key=lambda point: (point["nfe"], point["distance"]))
+    num_images = next(iter(scores.cells.values())).num_images
+    return {"metric": metric, "num_images": num_images, "points": points}
 
 
-class NfePreview(BaseModel):
-    """NFE per image: `nfe`, and `everywhere` if guidance applied at every time.
+def nfe_preview(model: ServedModel, request: SampleRequest) -> dict[str, Any]:
+    """Return the NFE per image of a request without sampling; raise UsageError as for images.
 
-    `questions` counts the times at which the sampler calls the denoiser, `guided` those with guidance.
-    `lowest` and `highest` are σ/α at the last and the first of these times.
+    `everywhere` is the NFE if guidance applied at every time. `questions` counts the times at which the
+    sampler calls the denoiser, `guided` those with guidance; `lowest` and `highest` are σ/α at their ends.
     """
-
-    nfe: int
-    everywhere: int
-    questions: int
-    guided: int
-    lowest: float
-    highest: float
-
-
-def nfe_preview(model: ServedModel, request: SampleRequest) -> NfePreview:
-    """Return the NFE of the request without sampling; raise UsageError as for images."""
     settings, config = model.resolve(request), model.artefact.process
     check_settings(model.artefact, settings)
     process = build_process(config)
     times = call_times(settings, process)
-    levels = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
-    return NfePreview(
-        nfe=count_nfe(settings, config),
-        everywhere=count_nfe(settings.guided_everywhere(), config),
-        questions=len(times),
-        guided=sum(guidance_weight(settings, process, t) > 0 for t in times),
-        highest=levels[0],
-        lowest=levels[1],
-    )
+    highest, lowest = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
+    return {
+        "nfe": count_nfe(settings, config),
+        "everywhere": count_nfe(settings.guided_everywhere(), config),
+        "questions": len(times),
+        "guided": sum(guidance_weight(settings, process, t) > 0 for t in times),
+        "lowest": lowest,
+        "highest": highest,
+    }

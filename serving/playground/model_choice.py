@@ -1,5 +1,7 @@
 """The model of the page: the one given at start, or a registered version chosen there."""
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from diffusion.system.errors import DiffctlError
@@ -14,22 +16,6 @@ class VersionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     version: PositiveInt | None
-
-
-class Version(BaseModel):
-    """A registered version."""
-
-    version: int
-    champion: bool
-
-
-class VersionsResponse(BaseModel):
-    """The registered versions of `name`, newest first, the chosen one, or `why` there are none."""
-
-    name: str
-    versions: list[Version]
-    chosen: int | None
-    why: str | None = None
 
 
 class ChoosableSource:
@@ -71,18 +57,21 @@ async def choose_version(service: Service, source: ChoosableSource, request: Ver
         raise
 
 
-def list_versions(service: Service, source: ChoosableSource) -> VersionsResponse:
-    """Return the registered versions from MLflow, which may take seconds."""
+def list_versions(service: Service, source: ChoosableSource) -> dict[str, Any]:
+    """Return the registered versions of `name`, newest first, and the chosen one, or `why` there are none.
+
+    MLflow may take seconds.
+    """
     from tracking.registry import registered_models
 
-    name, chosen = _registered_name(service), source.chosen
-    response = VersionsResponse(name=name, versions=[], chosen=chosen[1] if chosen else None)
+    name, why = _registered_name(service), None
+    versions: list[dict[str, Any]] = []
     try:
         found = registered_models.list_versions(name)
-        response.versions = [Version(version=one.version, champion=one.is_champion) for one in found]
+        versions = [{"version": one.version, "champion": one.is_champion} for one in found]
     except DiffctlError as error:
-        response.why = str(error)
-    return response
+        why = str(error)
+    return {"name": name, "versions": versions, "chosen": source.chosen and source.chosen[1], "why": why}
 
 
 def _registered_name(service: Service) -> str:

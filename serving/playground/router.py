@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
@@ -18,12 +19,11 @@ from serving.handlers import (
     submit,
     wait_for_images,
 )
-from serving.playground.choices import Choices, NfePreview, choices_of, nfe_preview
+from serving.playground.choices import choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
 from serving.playground.model_choice import (
     ChoosableSource,
     VersionRequest,
-    VersionsResponse,
     choose_version,
     list_versions,
 )
@@ -50,7 +50,7 @@ def playground(service: Service, source: ChoosableSource, store: Path) -> APIRou
     _add_versions(router, service, source)
 
     @router.get("/playground/choices")
-    def choices() -> Choices:
+    def choices() -> dict[str, Any]:
         """Return the options of the page."""
         return choices_of(service.current, store)
 
@@ -64,7 +64,7 @@ def playground(service: Service, source: ChoosableSource, store: Path) -> APIRou
         return Response(png_bytes(given.pixels), media_type="image/png")
 
     @router.post("/playground/guided")
-    def guided(body: SampleRequest) -> NfePreview:
+    def guided(body: SampleRequest) -> dict[str, Any]:
         """Return the NFE of a request without sampling."""
         with http_errors(service) as model:
             return nfe_preview(model, body)
@@ -107,7 +107,7 @@ def _add_page(router: APIRouter) -> None:
 
 def _add_versions(router: APIRouter, service: Service, source: ChoosableSource) -> None:
     @router.get("/playground/versions")
-    def versions() -> VersionsResponse:
+    def versions() -> dict[str, Any]:
         """Return the registered versions."""
         return list_versions(service, source)
 
