@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +47,12 @@ class ReplicaSpec(NamedTuple):
     """
 
     model: PublishedModel | ModelSource
-    weights: Any
     tracking: str
     config: ServeConfig
     token: bytes | None
     gpus: float
     version: str
+    weights: Any = None
 
 
 class Replica:
@@ -134,42 +134,35 @@ def check_capacity(replicas: Replicas) -> None:
 
 
 def serve_on_ray(
-    model: PublishedModel | ModelSource,
-    tracking: str,
-    config: ServeConfig,
-    token: bytes | None,
-    address: tuple[str, int],
-    replicas: Replicas,
-    on_start: Callable[[], object],
+    spec: ReplicaSpec, address: tuple[str, int], replicas: Replicas, on_start: Callable[[], object]
 ) -> None:
     """Serve on the connected Ray until SIGINT or SIGTERM; call `on_start` once the application is up.
 
     Running requests are answered first. Raise UsageError if Ray Serve is missing or already running there,
     DiffctlError if no replica starts or the deployment ends by itself.
     """
-    serve = _import_serve()
-    with stop_request() as stop:
-        with _ray_serve(serve, *address) as thread:
-            weights = _put_weights(model)
-            spec = ReplicaSpec(model, weights, tracking, config, token, replicas.gpus, library_version())
-            start = thread.submit(serve.run, _application(serve, spec, replicas), name=NAME)
-            while stop.signal is None and not start.done():
-                time.sleep(POLL_SECONDS)
-            if start.done():
-                handle = _handle(start)
-                on_start()
-                _wait_for_stop(serve, stop)
-                _drain(handle, config)
-        stop.clear()
-
-
-def _import_serve() -> Any:
     try:
+        import ray
         from ray import serve
     except ImportError:
         raise UsageError("serve --ray needs Ray Serve: pip install 'diffctl[serve-ray]'") from None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    return serve
+    with stop_request() as stop:
+        with _ray_serve(serve, *address) as thread:
+            if isinstance(spec.model, PublishedModel):
+                spec = spec._replace(weights=ray.put(np.fromfile(spec.model.file, dtype=np.uint8)))
+            start = thread.submit(serve.run, _application(serve, spec, replicas), name=NAME)
+            while stop.signal is None and not start.done():
+                time.sleep(POLL_SECONDS)
+            if start.done():
+                try:
+                    handle = start.result()
+                except (RuntimeError, TimeoutError) as error:
+                    raise DiffctlError(f"no replica starts: {_cause(error)}") from None
+                on_start()
+                _wait_for_stop(serve, stop)
+                _drain(handle, spec.config)
+        stop.clear()
 
 
 @contextmanager
@@ -230,21 +223,6 @@ def _application(serve: Any, spec: ReplicaSpec, replicas: Replicas) -> Any:
         **scaling,
     )
     return deployed.bind(spec)
-
-
-def _put_weights(model: PublishedModel | ModelSource) -> Any:
-    """Put the file of a fixed model into Ray's object store; return None for other sources."""
-    import ray
-
-    return ray.put(np.fromfile(model.file, dtype=np.uint8)) if isinstance(model, PublishedModel) else None
-
-
-def _handle(start: "Future[Any]") -> Any:
-    """Return the deployment's handle; raise DiffctlError if no replica started."""
-    try:
-        return start.result()
-    except (RuntimeError, TimeoutError) as error:
-        raise DiffctlError(f"no replica starts: {_cause(error)}") from None
 
 
 def _wait_for_stop(serve: Any, stop: StopRequest) -> None:

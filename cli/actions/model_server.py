@@ -4,6 +4,7 @@ import typer
 
 from cli.commands.servers import Playground, Serve
 from cli.shared.options import ModelOptions
+from diffusion.code_digest import library_version
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -14,7 +15,7 @@ from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
 from serving.playground.model_choice import ChoosableSource
 from serving.playground.router import playground as routes
-from serving.ray_serve import Replicas, check_capacity, parse_replicas, serve_on_ray
+from serving.ray_serve import Replicas, ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
 from serving.requests import ServeConfig
 from serving.service import Service
 from tracking.registry.registered_models import project_model
@@ -51,15 +52,9 @@ def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> N
         replicas = Replicas(least, most, resolve_gpus(options.gpus, "--gpus-per-replica", "replica"))
         if cluster is None:
             check_capacity(replicas)
-        serve_on_ray(
-            published if isinstance(source, FixedSource) else source,
-            tracking_uri(),
-            config,
-            token,
-            place,
-            replicas,
-            lambda: _print_address(published.name, *place),
-        )
+        model = published if isinstance(source, FixedSource) else source
+        spec = ReplicaSpec(model, tracking_uri(), config, token, replicas.gpus, library_version())
+        serve_on_ray(spec, place, replicas, lambda: _print_address(published.name, *place))
 
 
 def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
