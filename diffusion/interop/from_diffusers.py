@@ -7,7 +7,7 @@ export; what the network here cannot express is refused by the key.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +27,6 @@ from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_SIDE, MAX_STEPS
 from diffusion.system.section import Kind, brief, explain
 
-UNET, SCHEDULER = "unet", "scheduler"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 CLASS_NAMES = "class_names.json"  # of our export
 MAX_CONFIG_BYTES = 2**20  # bytes; ours have some kilobytes, most of them betas
@@ -35,20 +34,14 @@ SCHEDULES = ("linear", "cosine")  # that are made of betas
 SAME_BETAS = 1e-5  # relative: they are kept as float32 or as text
 
 # Blocks by how they halve or double, at levels with attention and without.
-PLAIN = {"DownBlock2D", "UpBlock2D"}
-BIGGAN = {"ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"}
-ATTENTION = {"AttnDownBlock2D", "AttnUpBlock2D"}
+Plain = Literal["DownBlock2D", "UpBlock2D"]
+BigGAN = Literal["ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"]
+Attending = Literal["AttnDownBlock2D", "AttnUpBlock2D"]
+Block = Plain | BigGAN | Attending
+PLAIN, BIGGAN, ATTENTION = (set(get_args(kind)) for kind in (Plain, BigGAN, Attending))
 # The names that attention's weights had before 2023, and have now.
 RENAMED_WEIGHTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-Block = Literal[
-    "DownBlock2D",
-    "UpBlock2D",
-    "AttnDownBlock2D",
-    "AttnUpBlock2D",
-    "ResnetDownsampleBlock2D",
-    "ResnetUpsampleBlock2D",
-]
 Resampling = Literal["conv", "resnet"]
 Count = Annotated[int, Field(ge=1, le=2**20)]
 
@@ -86,13 +79,6 @@ class UNetFile(BaseModel):
     class_embed_type: None = None
     num_class_embeds: Count | None = None
     num_train_timesteps: Count | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _arguments_alone(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if not key.startswith("_")}
 
     @property
     def halves_within_blocks(self) -> bool:
@@ -147,9 +133,9 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
     """
     if not folder.is_dir():
         raise UsageError(f"no folder at {folder}: name the pipeline's, with model_index.json in it")
-    of_unet = _read(_part(folder, UNET) / "config.json", UNetFile)
-    of_scheduler = _read(_part(folder, SCHEDULER) / "scheduler_config.json", SchedulerFile)
-    path, theirs = _weights(_part(folder, UNET))
+    of_unet = _read(_part(folder, "unet") / "config.json", UNetFile)
+    of_scheduler = _read(_part(folder, "scheduler") / "scheduler_config.json", SchedulerFile)
+    path, theirs = _weights(_part(folder, "unet"))
     names = _class_names(folder, of_unet)
     spec, process = _spec(folder, of_unet, len(names)), _process(folder, of_scheduler, of_unet)
     artefact = Artefact(
@@ -180,7 +166,8 @@ def _part(folder: Path, name: str) -> Path:
 
 def _read(path: Path, kind: type[Kind]) -> Kind:
     try:
-        return kind.model_validate(read_json(path, JsonObject, MAX_CONFIG_BYTES))
+        values = read_json(path, JsonObject, MAX_CONFIG_BYTES)
+        return kind.model_validate({key: value for key, value in values.items() if not key.startswith("_")})
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: name the folder of a pipeline with a UNet2DModel") from None
     except ValidationError as error:
@@ -203,12 +190,10 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _todays(name: str) -> str:
-    *block, part, kind = name.split(".") if name.count(".") > 1 else ("", "", "")
-    return (
-        ".".join([*block, RENAMED_WEIGHTS[part], kind])
-        if part in RENAMED_WEIGHTS and "attentions" in block
-        else name
-    )
+    *block, part, kind = ("", "", *name.split("."))
+    if "attentions" in block and part in RENAMED_WEIGHTS:
+        return ".".join([*block[2:], RENAMED_WEIGHTS[part], kind])
+    return name
 
 
 def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
