@@ -81,12 +81,12 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return f"{platform.processor()}, its GPU"
+    name, count = platform.processor() or platform.machine(), torch.get_num_threads()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {torch.get_num_threads()} threads"
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {count} thread{'s' * (count > 1)}"
 
 
 @contextmanager
