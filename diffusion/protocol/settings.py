@@ -91,7 +91,12 @@ class SamplerConfig(Section):
     ] = "uniform"
     guidance: Annotated[
         GuidanceScale,
-        Option("The weight w of classifier-free guidance.", label="w", phrase="w = {}", always_in_card=True),
+        Option(
+            "The weight w of classifier-free guidance: diffusers' guidance_scale - 1; 0 is none.",
+            label="w",
+            phrase="w = {}",
+            always_in_card=True,
+        ),
     ] = 0.0
     guidance_interval: Annotated[
         Interval | None,
