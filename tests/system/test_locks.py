@@ -14,17 +14,9 @@ import pytest
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, remove_leftovers, write_text
 from diffusion.system.locks import LockBusy, file_lock, group_lock, holding_group, is_held
-from tests.conftest import diffctl, write_params
 
 # Errors of flock on NFS, FUSE and old network file systems.
 ERRORS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO]
-
-WITHOUT_LOCKS = """
-import errno, fcntl, os
-def flock(file, how):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-fcntl.flock = flock
-"""
 
 
 @pytest.fixture(params=ERRORS, ids=errno.errorcode.get)
@@ -63,20 +55,6 @@ def test_files_and_folders_are_written_without_locks(tmp_path: Path) -> None:
         remove_leftovers(tmp_path / "folder")
         write_text(made / "file", "whole")
     assert (tmp_path / "folder/file").read_text() == "whole"
-
-
-@pytest.mark.slow
-def test_stage_without_locks_ends_in_one_sentence(tmp_path: Path) -> None:
-    write_params(tmp_path)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(WITHOUT_LOCKS)
-    search = os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
-    done = diffctl(tmp_path, "stage", "data", env={"PYTHONPATH": search})
-    assert done.returncode == 1
-    assert done.stderr.startswith("diffctl: runs/prepare/")
-    assert "cannot be locked (No locks available)" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "data/prepared").exists()
 
 
 def test_group_lock_has_a_name_and_excludes_other_groups(tmp_path: Path) -> None:

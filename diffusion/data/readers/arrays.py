@@ -13,7 +13,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from diffusion.data.readers.archives import open_member, open_zip
-from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.errors import DiffctlError, is_disk_full, printable
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
 BLOCK = 4 << 20  # bytes per read
@@ -44,13 +44,21 @@ def open_npz(path: Path, key: str) -> Array:
             if start + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"its array {key} does not have the size in its header")
             is_stored = info.compress_type == zipfile.ZIP_STORED
-            while block := member.read(BLOCK):  # to the end, where zipfile verifies the checksum
-                is_stored or unpacked.write(block)
+            try:
+                while block := member.read(BLOCK):  # to the end, where zipfile verifies the checksum
+                    is_stored or unpacked.write(block)
+                unpacked.flush()
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                raise DiffctlError(
+                    f"{tempfile.gettempdir()} has no room to unpack {printable(path)}: set TMPDIR to another "
+                    "disk"
+                ) from None
             if not math.prod(shape):
                 return np.empty(shape, dtype)
             if is_stored:
                 return np.memmap(path, dtype, "r", _data_offset(path, info) + start, shape)
-            unpacked.flush()
             return np.memmap(unpacked, dtype, "r", 0, shape)
 
 
