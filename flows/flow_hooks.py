@@ -179,10 +179,8 @@ def as_task(monitor: FlowMonitor, work: Work, **options: Any) -> Work:
 
 
 def _discard_output(console: Console) -> None:
-    """Discard all further output, where rich would end the process."""
-    console.quiet = True
-    for descriptor in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    """Discard further output to the console's file, where rich would end the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), console.file.fileno())
 
 
 # Prefect logs through rich. The pipe of a run breaks if its worker dies, and the run can still finish.

@@ -43,8 +43,7 @@ from diffusion.system.params import read_params
 from diffusion.system.signals import stop_request
 from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import ray_trials
-from flows.trial_process import run_process
+from flows.ray.trial_runner import ray_trials, run_process
 from tracking.experiments import log_search
 
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain

@@ -44,7 +44,7 @@ from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerprint
 from diffusion.train.trainer import Trainer, TrainPaths
 from flows.dvc_stage import fetch_pretrained
-from flows.trial_process import STARTER
+from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.spool.sender import start_sender

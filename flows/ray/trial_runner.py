@@ -1,4 +1,4 @@
-"""Run the trials of a search on Ray workers: on this machine, or on a cluster (`search --ray`).
+"""Run the trials of a search as processes, by themselves or on Ray workers (`search --ray`).
 
 A trial's state, model and scores are in the project's folder, which all machines share. A dead worker ends
 its trial's process, and another worker resumes from the saved state.
@@ -7,30 +7,26 @@ its trial's process, and another worker resumes from the saved state.
 import os
 import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from diffusion.code_digest import library_version
 from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
 from diffusion.system.checksums import read_checksummed_json
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
 from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session
-from flows.trial_process import TrialKilled, run_process
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, PROCESS_POLL_SECONDS = 0.5, 0.1
+STARTER = "DIFFCTL_SEARCH"  # the parent's id: the trial exits with it
 LOG = "trial.log"  # the output of a trial's process, in its folder
-SENT = (
-    "MLFLOW_",
-    "DIFFCTL_CACHE",
-    "DIFFCTL_DEVICE",
-    "OMP_NUM_THREADS",
-)  # prefixes of variables sent to workers
 DEVICE, THREADS = "DIFFCTL_DEVICE", "OMP_NUM_THREADS"
+SENT = ("MLFLOW_", "DIFFCTL_CACHE", DEVICE, THREADS)  # prefixes of variables sent to workers
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ def _count_free(resources: dict[str, int]) -> int:
     return sum(min(int(one.get(name, 0) // count) for name, count in resources.items()) for one in machines)
 
 
-# What runs on a worker.
+# What runs on a worker, or without Ray on this machine.
 
 
 def run_trial(task: TrialSpec, number: int) -> TrialResult | None:
@@ -193,3 +189,57 @@ def _check_machine(task: TrialSpec) -> None:
         f"{socket.gethostname()} does not have {task.project / task.search}: the machines of a search share "
         "the project's folder, at one place on all of them (docs/search.md)"
     )
+
+
+class TrialKilled(DiffctlError):
+    """A foreign signal ended a trial's process."""
+
+
+def run_process(
+    command: Sequence[str],
+    folder: Path,
+    stop: StopRequest,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] = os.environ,
+    log: IO[bytes] | None = None,
+) -> TrialResult | None:
+    """Run the trial in `folder`, forward a stop to it, and wait for its end.
+
+    Return how the trial ended, None if it was stopped before. Its output goes to `log` if given. Raise
+    DiffctlError, TrialKilled or TemporaryError if the process ended and the trial did not.
+    """
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={**env, STARTER: str(os.getpid())},
+        stdin=None if log is None else subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        process_group=0,  # the search forwards Ctrl-C
+    )
+    code = _wait(process, stop)
+    ended = read_result(folder)
+    if ended is None and stop.signal is None:
+        raise _lost(folder, code)
+    return ended
+
+
+def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
+    """Return the exit code of the process; forward a stop once, as SIGTERM."""
+    is_stopped = False
+    while True:
+        try:
+            return process.wait(PROCESS_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if stop.signal is not None and not is_stopped:
+                process.send_signal(signal.SIGTERM)
+                is_stopped = True
+
+
+def _lost(folder: Path, code: int) -> DiffctlError:
+    if code < 0:
+        how = signal.Signals(-code).name
+        return TrialKilled(f"the trial in {folder} ended with {how}: run the same command to resume it")
+    kind = TemporaryError if code == TEMPORARY else DiffctlError
+    return kind(f"the trial in {folder} ended with exit code {code}: run the same command to resume it")
