@@ -12,7 +12,7 @@ import typer
 
 from cli.commands.servers import Status
 from cli.shared.tables import show, table
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from flows.prefect_server.flow_runs import PrefectStatus, QueuedRun, prefect_status
 from flows.prefect_server.local_servers import LocalServer, local_servers, prefect_url
 from tracking.connectivity import redact_uri
@@ -73,17 +73,25 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
         yield f"only {_gigabytes(found['disk']['free'])} are free on the disk of this folder"
     if found["undelivered"]:
         yield f"{len(found['undelivered'])} trainings have undelivered metrics"
-    if (champion := found["champion"]) and champion["kept_out"] >= MANY_KEPT_OUT:
+    champion = found["champion"] or {}
+    if "unknown" in champion:
+        yield str(champion["unknown"])
+    if champion.get("kept_out", 0) >= MANY_KEPT_OUT:
         yield f"the last {champion['kept_out']} models were kept out"
 
 
 def _champion() -> dict[str, Any] | None:
-    """Return the last move of the champion, and how many models were kept out since; None without one."""
+    """Return the last move of the champion, and how many models were kept out since; None without one.
+
+    If MLflow does not answer, return the reason as `unknown`.
+    """
     try:
         name = project_model()
         moves = read_champion_history(name).events
-    except DiffctlError:  # `diffctl history` reports it
+    except UsageError:  # no registered model
         return None
+    except DiffctlError as error:
+        return {"unknown": str(error)}
     if not moves:
         return None
     newest = max(move.after for move in moves)
@@ -117,7 +125,7 @@ def _show_deployments(status: PrefectStatus) -> None:
 
 
 def _show_rest(found: dict[str, Any]) -> None:
-    if champion := found["champion"]:
+    if (champion := found["champion"]) and "unknown" not in champion:
         kept_out = champion["kept_out"]
         since = f"; the {kept_out} models registered since were kept out" if kept_out else ""
         typer.echo(
