@@ -255,7 +255,7 @@ def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
-    """The network, one of `build_matching`, with the file's weights, in eval mode on `device`.
+    """Return the network, one of `build_matching`, with the file's weights, in eval mode on `device`.
 
     DiffctlError when they are not those that the file was written with.
     """

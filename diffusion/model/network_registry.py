@@ -55,7 +55,7 @@ MODELS = {
 
 
 def build_network(spec: "NetworkSpec") -> "nn.Module":
-    """The network of the spec, its weights drawn from torch's global generator."""
+    """Return the network of the spec, its weights drawn from torch's global generator."""
     network: nn.Module = load_reference(MODELS[spec.name].builder)(spec)
     return network
 

@@ -35,7 +35,7 @@ def snapshot_path(folder: Path, width: float, step: int) -> Path:
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """All snapshots in a folder, in the order of widths and steps."""
+    """Return all snapshots in a folder, in the order of widths and steps."""
     return sorted(folder.glob(f"*-*{SUFFIX}"))
 
 
@@ -93,7 +93,7 @@ class Snapshots:
         return max(self.artefacts, key=lambda artefact: artefact.step)
 
     def fit(self, width: float) -> ProfileFit:
-        """How the average of a width after the last step is made of them."""
+        """Return the parts of the snapshots in the average of a width after the last step."""
         times = [artefact.step for artefact in self.artefacts]
         return fit_profile(times, [artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts], width)
 
@@ -114,7 +114,7 @@ class Snapshots:
 
 
 def fit_profile(steps: Sequence[int], widths: Sequence[float], width: float) -> ProfileFit:
-    """The least squares of app. C.3 over profiles after these steps, for a width after the last of them.
+    """Fit profiles after these steps to one of a width after the last step (least squares, app. C.3).
 
     A profile that is among them is itself alone.
     """

@@ -23,7 +23,7 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 def gamma_of(width: float) -> float:
-    """The γ ≥ 0 of a width, by halving; for MIN_SIGMA_REL to MAX_SIGMA_REL."""
+    """Return the γ ≥ 0 of a width, by halving; for MIN_SIGMA_REL to MAX_SIGMA_REL."""
     low, high = 0.0, 1 / MIN_SIGMA_REL
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         )
 
     def _encoder(self, channels: int) -> tuple[nn.ModuleList, list[int]]:
-        """The stages from the image down, and the channels of each skip, the stem's first."""
+        """Return the stages from the image down, and the channels of each skip, the stem's first."""
         spec, stages, skips = self.spec, [], [channels]
         sizes = level_sizes(spec.image_size, len(spec.channel_mult))
         for level, (size, mult) in enumerate(zip(sizes, spec.channel_mult, strict=True)):
@@ -145,7 +145,7 @@ class UNet(Encoder):
         set_norm_eps(self, spec.norm_eps)
 
     def _decoder(self, channels: int, skips: list[int]) -> nn.ModuleList:
-        """The stages back up to the image; each takes one skip, the last encoder stage's first."""
+        """Return the stages back up to the image; each takes one skip, the last encoder stage's first."""
         spec, stages, remaining = self.spec, [], list(skips)
         sizes = level_sizes(spec.image_size, len(spec.channel_mult))
         for level in reversed(range(len(sizes))):

@@ -50,7 +50,7 @@ class Transferred(NamedTuple):
 
 
 def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
-    """The weights that a network of this spec begins with, for these classes.
+    """Return the weights that a network of this spec begins with, for these classes.
 
     `drawn` are its own random weights, which stay where the rule transfers none. Incompatible names the
     first field or weight that does not fit.
@@ -65,7 +65,7 @@ def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: 
 def transfer_unchanged(
     start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
 ) -> Transferred:
-    """All weights as they are: for a network of the same shape and the same classes."""
+    """Return all weights as they are: for a network of the same shape and the same classes."""
     check_same_options(start.spec, spec)
     if start.classes != classes:
         raise Incompatible(f"a {spec.name} starts from one of the same classes in the same order only")
@@ -140,7 +140,7 @@ def _no_class(start: Source) -> Tensor:
 
 
 def _rows(start: Source, no_class: Tensor, classes: tuple[str, ...], drawn: Tensor) -> Tensor:
-    """A row for each class, and for the empty label where the network has one."""
+    """Return a row for each class, and for the empty label where the network has one."""
     known = {name: start.weights[CLASSES][row] for row, name in enumerate(start.classes)}
     rows = [known.get(name, no_class) for name in classes]
     return torch.stack([*rows, *[no_class] * (len(drawn) - len(rows))])

@@ -39,7 +39,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def open_weights(path: Path) -> Any:
-    """The open safetensors file, a context.
+    """Open a safetensors file, a context.
 
     UsageError where there is no file, DiffctlError where it is another or its header is too large.
     """

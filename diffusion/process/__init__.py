@@ -1,1 +1,1 @@
-"""The mathematics: how noise comes in, what a network predicts, losses, noise by counter."""
+"""The mathematics: noise processes, parameterizations, losses, noise from counters."""

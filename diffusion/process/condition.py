@@ -1,4 +1,4 @@
-"""What images are conditioned on, a row each: a network's inputs apart from image and time."""
+"""Conditions of images, one per row: the inputs of a network apart from image and time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Condition:
         return self.count
 
     def null(self) -> "Condition":
-        """The same images without their condition (CFG's ∅); UsageError for a network that knows none."""
+        """Return the images without their condition (CFG's ∅); UsageError for a network trained without ∅."""
         if self.labels is None:
             raise UsageError("guidance needs class labels: the model is unconditional, so use guidance 0")
         if self.null_label is None:
@@ -33,16 +33,16 @@ class Condition:
         return replace(self, labels=torch.full_like(self.labels, self.null_label))
 
     def unlabelled(self) -> "Condition":
-        """The same images for an unconditional network."""
+        """Return the same images for an unconditional network."""
         return replace(self, labels=None)
 
     def rows(self, index: slice | Tensor) -> "Condition":
-        """The condition of some of the images; `index` is a slice or row numbers."""
+        """Return the condition of some of the images; `index` is a slice or row numbers."""
         count = len(range(self.count)[index]) if isinstance(index, slice) else len(index)
         return replace(self, count=count, labels=None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Condition":
-        """The same on a device; nothing waits for it to be there."""
+        """Return the same on a device; nothing waits for it to be there."""
         return self if self.labels is None else replace(self, labels=to_device(self.labels, device))
 
     @staticmethod

@@ -38,7 +38,7 @@ class NetworkDenoiser:
 
 
 def expand_times(t: Tensor | float, x: Tensor) -> Tensor:
-    """The time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
+    """Return the time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
     if isinstance(t, Tensor):
         return to_device(t, x.device)
     return torch.full((len(x),), t, device=x.device)

@@ -1,4 +1,4 @@
-"""What a network learns by: the losses of DDPM and iDDPM, per image.
+"""The losses of DDPM and iDDPM, per image, and the posterior and the variational bound that they use.
 
 L_simple is a mean over pixels, L_vlb is in bits per dimension.
 """
@@ -43,12 +43,12 @@ def training_losses(
 
 
 def _as(like: Tensor, values: Tensor) -> Tensor:
-    """The values in `like`'s dtype first, for its device may not have theirs, and then there."""
+    """Return the values in `like`'s dtype and on its device, which may lack their own dtype."""
     return to_device(values.to(like.dtype), like.device)
 
 
 def take(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """A grid's table at the (B,) indices, as (B, 1, 1, 1) on `like`'s device and in its dtype."""
+    """Return a grid's table at the (B,) indices, as (B, 1, 1, 1) on `like`'s device and in its dtype."""
     return expand(table[index.to(table.device)], like)
 
 

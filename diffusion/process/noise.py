@@ -15,7 +15,7 @@ WORDS = slice(24, 24 + 624 * 8)
 
 
 def counter_generator(purpose: str, *numbers: int) -> torch.Generator:
-    """A CPU generator that depends on the purpose and the numbers alone.
+    """Return a CPU generator that depends on the purpose and the numbers alone.
 
     torch seeds it by 32 bits, whatever it is given: of 2,048 rows of a batch two are equal once in 2,000
     batches, which harms no training.
@@ -53,7 +53,7 @@ class ImageNoise:
         self._shape = shape
 
     def draw(self) -> Tensor:
-        """The next standard-normal draw of every image."""
+        """Return the next standard-normal draw of every image."""
         noise = torch.empty(len(self._generators), *self._shape)
         for image, source in zip(noise, self._generators, strict=True):
             image.normal_(generator=source)

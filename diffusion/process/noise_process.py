@@ -1,4 +1,4 @@
-"""A process: how noise comes in over real time, and what a network that knows it predicts and learns by.
+"""Noise processes over real time, with a network's targets and loss weights.
 
 x_t = α_t·x_0 + σ_t·ε with ε ~ N(0, I), for t from 0 to T−1; x_T is taken for N(0, I). A further process is a
 subclass with its own α and σ, and an entry of PROCESSES.
@@ -53,12 +53,12 @@ class NoiseProcess(ABC):
         return self.config.timesteps
 
     def grid(self, times: Sequence[int] | Sequence[float]) -> TimeGrid:
-        """The tables along increasing times."""
+        """Return the tables along increasing times."""
         chosen = torch.tensor(times, dtype=torch.float64 if isinstance(times[0], float) else torch.int64)
         return TimeGrid(chosen, *self.alpha_sigma(chosen))
 
     def full_grid(self, device: torch.device = CPU) -> TimeGrid:
-        """All whole times 0 … T−1, along which training and the bound go; made once for each device.
+        """Return the grid of all times 0 … T−1, of training and the bound; it is made once per device.
 
         If the device has no float64, it is on the CPU.
         """
@@ -77,7 +77,7 @@ class NoiseProcess(ABC):
         return _sum(self._combination(*self.alpha_sigma(t)), x_0, noise)
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
-        """What an output of C or 2C channels means: x̂_0 and ε̂ solve x_t = α·x̂_0 + σ·ε̂, o = a·x̂_0 + b·ε̂."""
+        """Solve x_t = α·x̂_0 + σ·ε̂ and o = a·x̂_0 + b·ε̂ for x̂_0 and ε̂, o an output of C or 2C channels."""
         predicted, fraction = split_output(output, x_t.shape[1])
         alpha, sigma = self.alpha_sigma(t)
         a, b = self._combination(alpha, sigma)
@@ -130,7 +130,7 @@ class TabulatedProcess(NoiseProcess):
         self._tables = {CPU: torch.stack([alpha, sigma, (alpha / sigma).log()])}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The table's own values at whole times; real ones outside [0, T−1] count as the nearer end."""
+        """Return the table's values at whole times; real ones outside [0, T−1] count as the nearer end."""
         t = t.to(float64_device(t.device))
         if t.device not in self._tables:
             self._tables[t.device] = to_device(self._tables[CPU], t.device)
@@ -149,7 +149,7 @@ class TabulatedProcess(NoiseProcess):
 
 
 def _sum(factors: tuple[Tensor | float, Tensor | float], first: Tensor, second: Tensor) -> Tensor:
-    """The sum of two images, each times its factor: a number, or (B,) or () values."""
+    """Return the sum of two images, each times its factor: a number, or (B,) or () values."""
     of_first, of_second = (
         expand(factor, first) if isinstance(factor, Tensor) else factor for factor in factors
     )

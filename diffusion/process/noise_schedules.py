@@ -36,5 +36,5 @@ def cosine(config: ProcessConfig) -> TabulatedProcess:
 
 
 def process_from_betas(config: ProcessConfig, betas: Tensor) -> TabulatedProcess:
-    """The process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
+    """Return the process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
     return TabulatedProcess(config, torch.cumprod(1 - betas, dim=0))

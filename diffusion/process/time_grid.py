@@ -92,13 +92,13 @@ class TimeGrid:
         return torch.cat([first, self.posterior_variance[1:]]).log()
 
     def to(self, device: torch.device) -> "TimeGrid":
-        """The same grid with its tables on the device, so that looking one up waits for nothing."""
+        """Return the same grid with its tables on the device, so that looking one up waits for nothing."""
         return TimeGrid(
             to_device(self.times, device), to_device(self.alpha, device), to_device(self.sigma, device)
         )
 
     def walk(self) -> list[GridStep]:
-        """The steps from the last time to the image, in the order that they are taken."""
+        """Return the steps from the last time to the image, in the order that they are taken."""
         columns = (
             self.alpha, self.sigma, self.log_snr, self.alpha_prev, self.sigma_prev, _shifted(self.log_snr),
             self.betas, self.posterior_variance, self.betas.log(), self.posterior_log_variance_clipped,

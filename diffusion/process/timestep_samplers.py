@@ -67,7 +67,7 @@ class LossAwareSampler(UniformSampler):
             self.counts[timestep] += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The remembered losses and their counts."""
+        """Return the remembered losses and their counts."""
         return {"losses": self.losses, "counts": self.counts}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -180,6 +180,7 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
+# The types of values, with their bounds and text forms.
 SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
 GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]

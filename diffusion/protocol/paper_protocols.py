@@ -161,7 +161,7 @@ def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
 
 
 def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
-    """What a run has under a field: one value, or those that its sweep lists."""
+    """Return what a run has under a field: one value, or those that its sweep lists."""
     section, key = field.split(".")
     listed = sections["sweep"].get(key) if section == "sample" else None
     value = listed or sections[section].get(key)

@@ -80,7 +80,7 @@ def spaced_timesteps(spacing: str, steps: int, timesteps: int) -> list[int]:
 
 
 def check_timesteps(chosen: Sequence[int], timesteps: int) -> list[int]:
-    """An explicit list of timesteps; UsageError unless it increases within 0 … T−1 and ends at T−1."""
+    """Return an explicit list of timesteps; UsageError unless it increases within 0 … T−1 and ends at T−1."""
     if not chosen or any(a >= b for a, b in itertools.pairwise(chosen)):
         raise UsageError(f"timesteps must increase strictly, got {list(chosen)}")
     if chosen[0] < 0 or chosen[-1] != timesteps - 1:

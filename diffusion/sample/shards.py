@@ -65,7 +65,7 @@ class CellShards:
         write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
 
     def images(self) -> Iterator[Images]:
-        """All images in order, a file at a time; the finished shards must cover them.
+        """Return all images in order, a file at a time; the finished shards must cover them.
 
         DiffctlError for a file that was damaged after `missing` had looked at it.
         """
