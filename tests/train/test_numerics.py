@@ -28,7 +28,9 @@ from tests.helpers.networks import network_of, randomise, spec_of
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden/losses.json"
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
-SIZES = {"digits": (8, 1), "fashion-mnist": (28, 1), "cifar10": (32, 3), "cifar100": (32, 3)}
+SIZES = {"digits": (8, 1), "fashion-mnist": (28, 1), "image-folder-cpu": (32, 3)} | dict.fromkeys(
+    ("cifar10", "cifar100"), (32, 3)
+)
 
 # Relative root-mean-square distance of bf16's ε and v from fp32's, at random weights: eight bits of mantissa
 # (2⁻⁸ = 0.4%) through some tens of layers.

@@ -28,26 +28,13 @@ class Disk:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.begun, self.go, self.full = threading.Semaphore(0), threading.Event(), False
-        self.writing = self.most = 0
-        self._lock = threading.Lock()
         patch.setattr(os, "fsync", self.fsync)
 
-    def unblock_once_begun(self) -> None:
-        """Unblock the writes as soon as one has started."""
-        threading.Thread(target=lambda: self.begun.acquire(timeout=SOON) and self.go.set()).start()
-
     def fsync(self, handle: int) -> None:
-        with self._lock:
-            self.writing += 1
-            self.most = max(self.most, self.writing)
         self.begun.release()
-        try:
-            assert self.go.wait(SOON)
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-        finally:
-            with self._lock:
-                self.writing -= 1
+        assert self.go.wait(SOON)
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture
