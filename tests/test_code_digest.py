@@ -136,7 +136,7 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     losses = {f"diffusion.process.{name}" for name in ("losses", "condition")}
     assert model - classifier == {"diffusion.train.denoiser_objective", *losses}
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
-    names = {f"diffusion.train.{name}" for name in ("loop", "gradients", "batch", "ema_profiles")}
+    names = {f"diffusion.train.{name}" for name in ("loop", "gradients", "batch", "train_step")}
     assert names | {"diffusion.process.noise_schedules", "diffusion.images.pixels"} <= model & classifier
     others = {"downloads", "sample", "evaluate", "report", "analysis"}
     assert not {name.split(".")[1] for name in model} & others
