@@ -118,8 +118,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """Return the first errors of a request as one sentence; invalid values are shortened."""
     assert isinstance(error, RequestValidationError)
     if isinstance(error.body, bytes):  # not parsed
-        given = brief(request.headers.get("content-type"))
-        sentence = f"the body has the content type {given}: send the header Content-Type: application/json"
+        given = request.headers.get("content-type")
+        kind = f"the content type {brief(given)}" if given else "no content type"
+        sentence = f"the body has {kind}: send the header Content-Type: application/json"
         return JSONResponse({"detail": sentence}, 422)
     problems: dict[str, str] = {}
     for item in error.errors()[:MAX_PROBLEMS]:
