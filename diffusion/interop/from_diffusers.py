@@ -20,6 +20,7 @@ from diffusion.interop.to_diffusers import PREDICTION_TYPES, diffusers_names, no
 from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
+from diffusion.model.weights_header import Unfilled
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
@@ -146,7 +147,7 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
         step=0,  # unknown
         precision="fp32",
     )
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = UNet(spec)
     if (groups := norm_groups(network)) != {of_unet.norm_num_groups}:
         raise DiffctlError(

@@ -15,6 +15,7 @@ from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
+from diffusion.model.weights_header import Unfilled
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
@@ -49,7 +50,7 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
     preset = PRESETS[preset_name]
     theirs = read_weights(path)
     artefact, spec = describe(path, preset, theirs)
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = UNet(spec)
     ours = {}
     for name, their_name, shape in weight_names(network):

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from diffusion.layout import MODEL
 from diffusion.model.network_registry import NetworkSpec
@@ -61,6 +63,17 @@ def open_weights(path: Path) -> Any:
         raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
 
 
+class Unfilled(TorchFunctionMode):
+    """Skips the initialisation of parameters, for which torch imports its compiler on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        fills = getattr(func, "__module__", "") == nn.init.__name__
+        return kwargs["tensor"] if fills else func(*args, **kwargs)
+
+
 def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> Module:
     """Build the spec's network; DiffctlError unless the file has its weights, by name, type and shape."""
     with open_weights(path) as file:
@@ -69,7 +82,7 @@ def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> M
     if len(has) > MAX_TENSORS:
         raise DiffctlError(f"{path} holds {len(has):,} tensors, and no network has more than {MAX_TENSORS:,}")
     try:
-        with torch.device("meta"):  # nothing is allocated, and no generator draws
+        with torch.device("meta"), Unfilled():  # nothing is allocated, and no generator draws
             tensors = build(spec).state_dict()
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
         raise DiffctlError(
@@ -82,4 +95,5 @@ def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> M
                 f"{path}: its weights do not fit its own description ({name} is {has.get(name, 'missing')}, "
                 f"and the network has {wants.get(name, 'none of that name')})"
             )
-    return build(spec)
+    with Unfilled():
+        return build(spec)

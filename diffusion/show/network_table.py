@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.model.network_registry import NetworkSpec, build_network
+from diffusion.model.weights_header import Unfilled
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.show.figure import FigureData, columns, format_quantity
 
@@ -106,7 +107,7 @@ def _kinds(blocks: dict[str, int]) -> str:
 
 def model(spec: NetworkSpec) -> Model:
     """Return the table of a network, built without memory for its weights."""
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         network = build_network(spec).eval()
         counted = {
             name: sum(parameter.numel() for parameter in module.parameters())

@@ -15,6 +15,7 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified_artefact
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
+from diffusion.model.weights_header import Unfilled
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
@@ -134,7 +135,7 @@ def check_pretrained(
             f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
             f"{prediction}"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), Unfilled():
         weights = build_network(start.artefact.network).state_dict()
         network = build_network(spec)
         start.transferred(weights, spec, classes, network.state_dict())

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from diffusion.model.network_registry import NetworkSpec, build_network
+from diffusion.model.weights_header import Unfilled
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import machine_memory
 from diffusion.system.threads import single_thread
@@ -75,21 +75,10 @@ def _is_upsampled_conv(kind: Any, args: Sequence[Any]) -> bool:
     return not isinstance(weight, nn.Parameter)
 
 
-class _Unfilled(TorchFunctionMode):
-    """Skips the initialisation of parameters, for which torch imports a lot."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        fills = getattr(func, "__module__", "") == nn.init.__name__
-        return kwargs["tensor"] if fills else func(*args, **kwargs)
-
-
 @cache
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
     """Return the number of parameters."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         return sum(parameter.numel() for parameter in build(spec).parameters())
 
 
@@ -109,7 +98,7 @@ def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_net
 @cache
 def _largest_unit(spec: NetworkSpec, build: NetworkBuilder) -> int:
     """Return the number of parameters of the largest unit that is gathered at a time."""
-    with torch.device("meta"), _Unfilled():
+    with torch.device("meta"), Unfilled():
         parts = shard_units(build(spec))
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
     *stages, whole = counts  # the last unit has what is in no stage
@@ -151,7 +140,7 @@ def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int,
             from torch._subclasses.fake_tensor import FakeTensorMode  # loads torch's compiler
 
             stack.enter_context(FakeTensorMode())
-        with _Unfilled():
+        with Unfilled():
             network = build(spec)
         with FlopCounter() as operations:
             one = _kept_bytes(network, spec, 1)

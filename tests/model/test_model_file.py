@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from diffusion.model.network_registry import MODELS, ModelConfig, ModelEntry, Ne
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
-from tests.conftest import params
+from tests.conftest import ROOT, environment, params
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -165,3 +167,15 @@ def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(
     assert artefact.network == spec
     del stored["code"]
     assert artefact.model_sha256 == hashlib.sha256(canonical_json(stored).encode()).hexdigest()
+
+
+def test_loading_a_model_does_not_import_the_compiler(tmp_path: Path) -> None:
+    """torch._dynamo takes more than a second, and torch imports it to fill parameters on the meta device."""
+    spec = spec_of()
+    save_artefact(tmp_path / "m.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom diffusion.model.model_file import load_model\n"
+        "load_model(Path('m.safetensors'))\nassert 'torch._dynamo' not in sys.modules"
+    )
+    env = environment({"PYTHONPATH": str(ROOT)})
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
