@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.selection import describe_selection
+from diffusion.choice.selection import describe_disagreement, describe_selection
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
 from diffusion.protocol.grid import cell_order
 from diffusion.protocol.options import format_value
@@ -55,10 +55,10 @@ async def publish_summary(decision: str) -> None:
 
 def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str:
     """Return Markdown: a row per cell with the best one first, its images, links."""
-    parts = [f"Best: {describe_selection(document.best)}", _table(document)]
+    parts = [f"Best: {describe_selection(document.best)}", describe_disagreement(document), _table(document)]
     parts += _picture(samples / document.best.cell, document.best.cell)
     parts += _listed(links)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def evaluation_markdown(values: JsonObject) -> str:

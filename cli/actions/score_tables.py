@@ -6,7 +6,7 @@ from typing import Any
 import typer
 
 from cli.shared.tables import show, table
-from diffusion.choice.selection import describe_optimism
+from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_order
@@ -104,3 +104,5 @@ def show_sweep_scores(document: ScoresDocument) -> None:
     )
     if aside := describe_optimism(chosen):
         typer.echo(f"its {chosen.metric} is {aside}")
+    if other := describe_disagreement(document):
+        typer.echo(other)

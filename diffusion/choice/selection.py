@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion.choice.confidence import errors_of, share_noise
+from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
 from diffusion.protocol.grid import SAMPLING_VERSION, Cell
 from diffusion.protocol.scores import CellScores, ImageScores
@@ -93,7 +93,20 @@ def describe_optimism(chosen: SelectedCell) -> str:
     """Return the bias of selection as the end of a sentence about the score; empty without a bias."""
     if not chosen.optimism or chosen.of < 2:
         return ""
-    return f"about {chosen.optimism:.2g} too low, as the least of {chosen.of}"
+    return f"roughly {chosen.optimism:.1g} too low, as the least of {chosen.of}"
+
+
+def describe_disagreement(document: ScoresDocument) -> str:
+    """Return which cell the Fréchet distance prefers to the best one, if it is another; else empty.
+
+    At small N the two see different faults (docs/evaluation.md).
+    """
+    best, other = document.best, document.front[-1]
+    if other.cell == best.cell or best.metric in ("excess", other.metric):
+        return ""
+    found = gap(document.cells[other.cell], document.cells[best.cell], other.metric)
+    chance = "" if found is None or found.is_significant else ", within chance"
+    return f"{other.metric} prefers {other.cell} to {best.cell}{chance}"
 
 
 def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
@@ -101,8 +114,8 @@ def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
 
     Scores v with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent (Rasines &
     Young 2023, 2102.02159; for s = 1 they are the scores of two halves of the images). The first select a
-    cell, the second estimate its score without bias, so that v is too low by the mean of −δ/s. This holds on
-    average over sweeps; for a single one it is a rough number.
+    cell, the second estimate its score without bias, so that v is too low by the mean of −δ/s. It is
+    rough: for equal cells 28% too high near the floor and 28% too low far from it, where scores are skewed.
     """
     errors = [errors_of(cell, metric) for cell in cells]
     known = [one for one in errors if one is not None]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from diffusion.choice.confidence import gap
-from diffusion.choice.selection import describe_optimism
+from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import describe_cell
@@ -62,6 +62,7 @@ def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
         "distance_half": score_tables.half_width(cell, spec.distance, distance_places),
         "num_images": f"{cell.num_images:,}",
         "too_low": describe_optimism(document.best),
+        "disagreement": describe_disagreement(document),
     }
     if "floor" in scores:
         words["floor"] = score_tables.number(scores["floor"], distance_places)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from diffusion.choice.confidence import errors_of
 from diffusion.choice.selection import (
+    describe_disagreement,
     describe_optimism,
     describe_selection,
     optimism,
     pareto_front,
     recommended,
+    select,
     select_best,
     select_front,
     write_summary,
@@ -132,11 +134,32 @@ def test_best_cell_and_front_contain_their_optimism():
     best, front = select_best(cells), select_front(cells)
     assert best.optimism == optimism(list(cells.values()), KD)
     assert 0.2 < best.optimism < 2
-    assert describe_optimism(best).startswith("about ")
+    assert describe_optimism(best).startswith("roughly ")
     assert describe_selection(best).endswith("too low, as the least of 3")
     assert [entry.of for entry in front] == [1, 2]
     assert front[0].optimism == 0
     assert describe_optimism(front[0]) == ""
+
+
+@pytest.mark.parametrize(
+    ("distances", "expected"),
+    [
+        ([3.0, 2.0, 1.0], "fd_effnet_lite0_64 prefers steps3-eta0 to steps1-eta0"),
+        ([3.0, 2.0, 2.9], "fd_effnet_lite0_64 prefers steps2-eta0 to steps1-eta0"),
+        ([1.05, 2.0, 1.0], "fd_effnet_lite0_64 prefers steps3-eta0 to steps1-eta0, within chance"),
+        ([1.0, 2.0, 3.0], ""),
+    ],
+)
+def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, expected):
+    errors = np.random.default_rng(0).normal(size=(3, 100)) / 100
+    made = document({(1, 0.0): 0.1, (2, 0.0): 0.2, (3, 0.0): 0.3})
+    cells = {name: cell.model_copy(deep=True) for name, cell in made.cells.items()}
+    for cell, distance, own in zip(cells.values(), distances, errors, strict=True):
+        cell.scores["fd_effnet_lite0_64"] = distance
+        with_errors(cell, "fd_effnet_lite0_64", own)
+    assert (
+        describe_disagreement(select(cells, extractor=made.extractor, reference=made.reference)) == expected
+    )
 
 
 def test_summary_contains_the_best_cell(tmp_path):
