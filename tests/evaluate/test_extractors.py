@@ -10,11 +10,12 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 
+from benchmarks.distortions import distort, scores
 from diffusion.code_digest import module_digests
 from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import extraction_code
-from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, extractor_spec
+from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, default_extractor, extractor_spec
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.file_server import serving
@@ -150,3 +151,31 @@ def test_only_the_right_download_is_kept(tmp_path, monkeypatch, random_inception
             with pytest.raises(DiffctlError, match="serves another file"):
                 read_weights(spec, sha256=sha256)
     assert len([*(tmp_path / "torch").rglob("*.pth")]) == fits
+
+
+def pictures(count, size):
+    """Return a large ellipse with small ones in it, on white, (N, size, size, 3) uint8."""
+    draw, (y, x) = np.random.default_rng(0), np.mgrid[:size, :size] / size
+    made = np.full((count, size, size, 3), 255, np.uint8)
+    for one in made:
+        for radius, spread in ((0.38, 0.05), *[(0.08, 0.25)] * 7):
+            at, height = draw.uniform(0.5 - spread, 0.5 + spread, 2), radius * draw.uniform(0.6, 1.4)
+            inside = ((x - at[0]) / radius) ** 2 + ((y - at[1]) / height) ** 2 < 1
+            one[inside] = draw.integers(0, 256, 3)
+    return made
+
+
+@pytest.mark.slow
+def test_default_size_penalises_noise_more_than_a_larger_one():
+    """The kernel distance of noisy pictures in multiples of that of clean silhouettes."""
+    images = pictures(400, 32)
+    sets = distort(images[:100], np.arange(100) % 4)
+    some = {name: sets[name] for name in ("silhouettes", "noise 64", "speckles 0.1")}
+    found = []
+    for name in (default_extractor(32), "effnet-lite0-96"):
+        loaded = load_extractor(name)
+        distances = scores(lambda part, loaded=loaded: extract(loaded, part).features, some, images[100:])
+        found.append({kind: value[0] / distances["silhouettes"][0] for kind, value in distances.items()})
+    for kind in ("noise 64", "speckles 0.1"):
+        assert found[0][kind] > 1.1 * found[1][kind]
+    assert default_extractor(64) == default_extractor(32) != default_extractor(65)
