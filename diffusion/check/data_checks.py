@@ -8,8 +8,8 @@ import torch
 
 from diffusion.check.findings import Finding, Project, format_bytes
 from diffusion.data.problems import summarize
+from diffusion.images.digests import is_verified, read_note, verify
 from diffusion.images.store import ImageStore
-from diffusion.images.verified import is_verified, read_note, verify
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 from diffusion.train.plan import DenoiserPlan, plan_training

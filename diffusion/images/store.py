@@ -15,9 +15,8 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from diffusion.images.digests import blocks, combine_digests, read_array, row_digests
+from diffusion.images.digests import blocks, combine_digests, read_array, row_digests, verify
 from diffusion.images.store_meta import StoreMeta
-from diffusion.images.verified import verify
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json

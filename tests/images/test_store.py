@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion.images import verified
+from diffusion.images import digests
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
@@ -132,10 +132,10 @@ def test_large_store_is_hashed_again_only_after_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verified, "LARGE", 0)
+    monkeypatch.setattr(digests, "LARGE", 0)
     hashed: list[object] = []
-    digest_of = verified.content_digest
-    monkeypatch.setattr(verified, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
+    digest_of = digests.content_digest
+    monkeypatch.setattr(digests, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
     path = tmp_path / "s"
     written(path)
 
@@ -165,7 +165,7 @@ def test_large_store_is_hashed_again_only_after_a_change(
 
 def test_edit_with_restored_time_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verified, "LARGE", 0)
+    monkeypatch.setattr(digests, "LARGE", 0)
     Path("runs").mkdir()
     path = tmp_path / "s"
     written(path)

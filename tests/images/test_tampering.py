@@ -12,7 +12,7 @@ from diffusion.check import check
 from diffusion.config import load
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
-from diffusion.images import verified
+from diffusion.images import digests
 from diffusion.images.store import open_store, write_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
@@ -32,7 +32,7 @@ CELL = SAMPLES / "steps50-eta0"
 def edited(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """A project with many verified images per split and cell; `large` caches the verification."""
     if request.param == "large":
-        monkeypatch.setattr(verified, "LARGE", 0)
+        monkeypatch.setattr(digests, "LARGE", 0)
         (project / "runs").mkdir()
     config = with_model(project, sample={"num_images": 60}, sweep=ONE_CELL)
     (cell,) = grid(config.sample, config.sweep)
