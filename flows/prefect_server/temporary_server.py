@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
+from flows.output_relay import echo
 from flows.prefect_server.client import (
     BUSY,
     CLIENT_SETTINGS,
@@ -67,6 +68,8 @@ def _temporary_server() -> Iterator[str]:
         "PREFECT_LOGGING_TO_API_ENABLED": "false",  # the terminal shows the log
         "PREFECT_CLIENT_MAX_RETRIES": "2",  # a local server answers or is gone
     }
+    if sys.stdout.isatty():
+        echo("==> starting a Prefect server for this run; `diffctl up` starts one that stays\n")
     with environment(settings):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
