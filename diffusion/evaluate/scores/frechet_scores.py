@@ -25,7 +25,7 @@ from diffusion.system.errors import DiffctlWarning
 MAX_SUBSETS = 4  # disjoint subsets averaged for a measured floor
 FIT_POINTS = 5  # subset sizes of the line fit, evenly spaced in 1/N between half of the images and all
 HEAVY_SHARE = 0.25  # of the variance by one image: real features stay below 0.15, also of distorted images
-MIN_FOR_TAILS = 50  # images: of fewer, one may have a large share by chance
+MIN_FOR_TAILS = 200  # images: of fewer, one may have a large share by chance
 MIN_CLASS_IMAGES = 2  # for samples and for real images
 MAX_TARGETS = 128  # cached classes; each takes twice the memory of its features
 
