@@ -80,9 +80,8 @@ def test_data_stage_runs_for_every_profile(tmp_path, name):
     assert made.returncode == 0, made.stderr
     prepared, *hint = made.stdout.splitlines()
     assert prepared == f"data/prepared: {MADE[name]}"
-    found = MADE[name].rpartition(", ")[2]
-    without = [] if values["model"].get("class_cond") else [f"{found} found; `model.class_cond: true` uses them"]
-    assert hint == without
+    hinted = f"{MADE[name].rpartition(', ')[2]} found; `model.class_cond: true` uses them"
+    assert hint == ([] if values["model"].get("class_cond") else [hinted])
     assert {"test", "train"} <= {path.name for path in (tmp_path / "data/prepared").iterdir()}
 
 
