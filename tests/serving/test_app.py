@@ -174,7 +174,7 @@ INVALID = [
     ({"class": "cat"}, "'cat'"),
     ({"class": 10}, "'10'"),
     ({"seed": 2**63}, "seed: "),
-    ({"format": "gif"}, "format: allowed are json, grid, npz (got 'gif')"),
+    ({"format": "gif"}, "format: Input should be 'json', 'grid' or 'npz' (got 'gif')"),
 ]
 
 
