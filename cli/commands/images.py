@@ -38,7 +38,7 @@ class CodeOptions(JsonOptions, ModelOptions):
         self.refuse_idle("store", is_idle, "where all images are files")
 
 
-@command("cli.actions.image_codes:encode", "loading the model")
+@command("cli.actions.image_analysis:encode", "loading the model")
 class Encode(CodeOptions):
     """Encode images as noise by DDIM inversion (η = 0).
 
@@ -65,7 +65,7 @@ class Encode(CodeOptions):
         self.refuse_idle_store(self.images or ["0"])
 
 
-@command("cli.actions.image_codes:interpolate", "loading the model")
+@command("cli.actions.image_analysis:interpolate", "loading the model")
 class Interpolate(CodeOptions):
     """Interpolate between two images by slerp of their codes."""
 
@@ -87,7 +87,7 @@ class Interpolate(CodeOptions):
         self.refuse_idle_store([self.first, self.second])
 
 
-@command("cli.actions.nll_bound:compute_nll", "loading the model")
+@command("cli.actions.image_analysis:compute_nll", "loading the model")
 class Nll(JsonOptions, ModelOptions):
     """Compute the variational bound of images, in bits per dimension."""
 

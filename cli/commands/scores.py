@@ -125,7 +125,7 @@ class Compare(JsonOptions):
             raise UsageError("compare needs two runs or more")
 
 
-@command("cli.actions.seed_table:show_seeds", "reading the scores of the seeds", at_root=True)
+@command("cli.actions.run_comparison:show_seeds", "reading the scores of the seeds", at_root=True)
 class Seeds(JsonOptions):
     """Compare the scores of this training with those of other seeds in MLflow.
 

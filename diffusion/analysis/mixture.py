@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser_output import Prediction, expand
+from diffusion.process.denoiser import Prediction, expand
 from diffusion.process.noise_process import NoiseProcess
 
 

@@ -22,8 +22,7 @@ from torch import Tensor
 from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job, split_job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser
-from diffusion.process.denoiser_output import Prediction
+from diffusion.process.denoiser import Denoiser, Prediction
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import model_denoiser
 from diffusion.sample.guidance import classifier_free

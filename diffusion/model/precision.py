@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.model.blocks import ExactConv2d
-from diffusion.process.denoiser_output import Network
+from diffusion.process.denoiser import Network
 from diffusion.system.errors import DiffctlWarning
 
 Precision = Literal["fp32", "bf16"]

@@ -1,15 +1,55 @@
-"""Denoisers: functions from a noisy image to a prediction of x_0 and ε."""
+"""A network's output for a noisy image, the prediction of x_0 and ε in it, and denoisers that return one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser_output import Network, Prediction
-from diffusion.process.noise_process import NoiseProcess
 from diffusion.system.devices import float64_device, to_device
+
+if TYPE_CHECKING:
+    from diffusion.process.noise_process import NoiseProcess
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""
+
+
+class Prediction(NamedTuple):
+    """A prediction for x_t, each (B, C, H, W): `x0` and `eps`, where x_t = α·x0 + σ·eps.
+
+    `variance_fraction` is f of log Σ = f·log β + (1−f)·log β̃ (iDDPM eq. 15), None for a fixed variance.
+    `mean_shift` is the gradient g by which a noisy step's mean moves, Σ·g (ADM alg. 1), None for no move.
+    """
+
+    x0: Tensor
+    eps: Tensor
+    variance_fraction: Tensor | None = None
+    mean_shift: Tensor | None = None
+
+    def rows(self, index: slice | Tensor) -> "Prediction":
+        """Return the prediction for some of the images."""
+        return Prediction(*(None if part is None else part[index] for part in self))  # type: ignore[arg-type]
+
+
+def expand(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) values as (B, 1, 1, 1) on `like`'s device and in its dtype.
+
+    A single () value stays on the CPU, from where it multiplies any device's tensor and nothing waits.
+    """
+    if values.ndim == 0:
+        return values.to(like.dtype)
+    return to_device(values.to(like.dtype), like.device).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Part an output of C or 2C channels into what it predicts and f = (v+1)/2, None where there is no v."""
+    if output.shape[1] == channels:
+        return output, None
+    predicted, v = output.chunk(2, dim=1)
+    return predicted, (v + 1) / 2
 
 
 class Denoiser(Protocol):
@@ -24,7 +64,7 @@ class NetworkDenoiser:
     """A network within the process that it was trained for."""
 
     network: Network
-    process: NoiseProcess
+    process: "NoiseProcess"
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """One forward pass."""

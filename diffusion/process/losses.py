@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser_output import Network, expand, split_output
+from diffusion.process.denoiser import Network, expand, split_output
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device

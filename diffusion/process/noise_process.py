@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffusion.process.denoiser_output import Prediction, expand, split_output
+from diffusion.process.denoiser import Prediction, expand, split_output
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid

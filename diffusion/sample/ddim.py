@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.process.denoiser_output import Prediction
+from diffusion.process.denoiser import Prediction
 from diffusion.process.time_grid import GridStep, TimeGrid
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, expand_times
-from diffusion.process.denoiser_output import Prediction, expand
+from diffusion.process.denoiser import Denoiser, Prediction, expand, expand_times
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.devices import to_device

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser
-from diffusion.process.denoiser_output import Prediction
+from diffusion.process.denoiser import Denoiser, Prediction
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.errors import DiffctlError
 

@@ -5,7 +5,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 import torch
 
-from diffusion.process.denoiser_output import Prediction
+from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid

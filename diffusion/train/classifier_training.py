@@ -11,7 +11,7 @@ from diffusion.code_digest import code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.denoiser_output import Network
+from diffusion.process.denoiser import Network
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import UsageError

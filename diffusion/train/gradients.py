@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion.model.blocks import Dropout
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
-from diffusion.process.denoiser_output import Network
+from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.devices import to_device

@@ -28,7 +28,7 @@ from diffusion.train.train_config import (
 )
 
 if TYPE_CHECKING:
-    from diffusion.process.denoiser_output import Network
+    from diffusion.process.denoiser import Network
     from diffusion.process.noise_process import NoiseProcess
     from diffusion.process.timestep_samplers import UniformSampler
     from diffusion.train.batch import Batch

@@ -64,7 +64,7 @@ def test_encode_error_decreases_with_more_steps(run, monkeypatch):
     """Also for a network that predicts x_0 outside of [−1, 1]."""
     process, means = ProcessConfig(timesteps=1000), [1.2] * 11
     loaded = LoadedModel(OptimalNetwork(process, 0.5, means), artefact_of(spec_of(), process=process))
-    monkeypatch.setattr("cli.actions.image_codes.load_model", lambda path, device: loaded)
+    monkeypatch.setattr("cli.actions.image_analysis.load_model", lambda path, device: loaded)
     errors = []
     for steps in (10, 40, 160, 640):
         code, out, _ = run("encode", "--num", "6", "--out", "a.npz", "--steps", str(steps), "--json")

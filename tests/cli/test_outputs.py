@@ -45,11 +45,11 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(*_: object, **__: object) -> None:
         raise Worked
 
-    for module in ("sampled_images", "nll_bound", "image_codes", "model_formats", "figures"):
+    for module in ("sampled_images", "image_analysis", "model_formats", "figures"):
         monkeypatch.setattr(f"cli.actions.{module}.selected_model", work)
     monkeypatch.setattr("cli.actions.model_formats.import_openai", work)
     monkeypatch.setattr("cli.actions.run_comparison.load_scored", work)
-    monkeypatch.setattr("cli.actions.seed_table.read_scores", work)
+    monkeypatch.setattr("cli.actions.run_comparison.read_scores", work)
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, NetworkDenoiser
-from diffusion.process.denoiser_output import Network
+from diffusion.process.denoiser import Denoiser, Network, NetworkDenoiser
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid

@@ -9,7 +9,7 @@ from diffusion.analysis.mixture import Mixture, ring
 from diffusion.engine.engine import Engine
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser_output import Prediction
+from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
