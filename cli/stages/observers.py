@@ -21,12 +21,13 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import Interrupted
-from diffusion.system.files import write_atomic
+from diffusion.system.files import write_atomic, write_json
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
-from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
+from diffusion.train.checkpoint.run_record import FACTS, TrainingFacts, TrainingIdentity, read_facts
 from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
@@ -176,10 +177,20 @@ class TrackedTraining(ConsoleTraining):
         super().finished(model)
 
     def identity(self) -> dict[str, Any]:
-        """Return the content of models/run.json: the key of the MLflow run, and facts for the report."""
+        """Return the content of models/run.json: the key of the MLflow run, and facts for the report.
+
+        A session that trains no step keeps the facts of an earlier one, so that the file does not change.
+        """
+        is_complete = self._first_step == self._plan.train.steps
+        facts = (read_facts(self.run.folder) if is_complete else None) or self._facts()
+        write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
+        identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
+        return identity.model_dump(mode="json")
+
+    def _facts(self) -> TrainingFacts:
         git = git_tags(Path())
         commit = git.get(GIT_COMMIT)
-        facts = TrainingFacts(
+        return TrainingFacts(
             ended=round(time.time()),
             seconds=round(time.monotonic() - self._began, 1),
             first_step=self._first_step,
@@ -187,8 +198,6 @@ class TrackedTraining(ConsoleTraining):
             hardware=device_name(default_device()),
             commit=commit and commit[:SHORT_COMMIT] + "+" * (git[GIT_DIRTY] == "true"),
         )
-        identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
-        return identity.model_dump(mode="json")
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the means of a window of steps, and the images per second without other work."""

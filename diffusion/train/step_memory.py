@@ -75,9 +75,13 @@ def _is_upsampled_conv(kind: Any, args: Sequence[Any]) -> bool:
     return not isinstance(weight, nn.Parameter)
 
 
-@cache
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
     """Return the number of parameters."""
+    return _counted_parameters(spec, build)
+
+
+@cache  # here, where each caller gives both arguments
+def _counted_parameters(spec: NetworkSpec, build: NetworkBuilder) -> int:
     with torch.device("meta"), Unfilled():
         return sum(parameter.numel() for parameter in build(spec).parameters())
 

@@ -13,6 +13,7 @@ from diffusion.system.section import Section
 
 HEARTBEAT = "run.json"
 CONFIG, CODE = "config.json", "code.json"  # what the training's fingerprint was computed from
+FACTS = "facts.json"  # of the last session that trained a step
 SNAPSHOTS = "ema"  # the folder of EMA snapshots in a run directory
 MAX_SHOWN = 24  # characters of a value in a message
 
@@ -29,7 +30,7 @@ class Heartbeat(Section):
 
 
 class TrainingFacts(Section):
-    """What the last session of a training records at its end, for the report.
+    """What the last session that trained a step records at its end, for the report.
 
     `ended` is in seconds since 1970; `seconds` is the time since `first_step`. A `commit` with uncommitted
     edits ends with a plus sign.
@@ -56,6 +57,14 @@ def read_heartbeat(folder: Path) -> Heartbeat | None:
     try:
         return read_checksummed_json(folder / HEARTBEAT, Heartbeat)
     except FileNotFoundError:
+        return None
+
+
+def read_facts(folder: Path) -> TrainingFacts | None:
+    """Return the facts in a run directory, None if they are missing or damaged."""
+    try:
+        return read_checksummed_json(folder / FACTS, TrainingFacts)
+    except (FileNotFoundError, DiffctlError):
         return None
 
 
