@@ -100,7 +100,7 @@ def stored_tensors(file: IO[bytes], size: int) -> LazyTensors:
             for name, entry in header.items()
         }
         starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
-    except (LookupError, TypeError, RuntimeError):
+    except (LookupError, TypeError, ValueError, OverflowError, RuntimeError):
         raise ValueError("its header does not describe tensors") from None
 
     def load(name: str) -> Tensor:
