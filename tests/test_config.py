@@ -94,7 +94,7 @@ def test_missing_or_broken_file_fails_with_one_sentence(tmp_path: Path) -> None:
         ("schedule: cosine, rate", "schedule: cosin, rate", "got 'cosin'; did you mean cosine?)"),
         ("name: digits", "name: Digits", "got 'Digits'; did you mean digits?)"),
         ("noise: small", "noise: smal", "sample.noise: allowed are small, large, learned (got 'smal'; did"),
-        ("rate: 0.002", "rate: 0,002", "train.lr.002: unknown key: write decimals with a point"),
+        ("rate: 0.002", "rate: 0,002", "train.lr.002: unknown key (write decimals with a point"),
         ("p_uncond: 0.1 ", "p_uncond: 0,1 ", "it must be a number (got '0,1'; write 0.1, with a point)"),
         ("rate: 0.002", "rate:0.002", "write a space after the colon"),
         ("  steps: 1200", "  steps:1200", "line 23: write a space after the colon of steps:"),

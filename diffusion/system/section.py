@@ -163,19 +163,19 @@ def _similar_key(item: ErrorDetails, kind: Any) -> str | None:
 
 def unknown_key(key: str, allowed: Sequence[str]) -> str:
     """Return why a key is refused, and what to write instead."""
-    if key.isdecimal():
-        return "unknown key: write decimals with a point, such as 0.5"
     if ":" in key:
         return "unknown key: write a space after the colon"
     near = nearest(key, allowed)
     hint = f" (did you mean {near}?)" if near else ""
+    if key.isdecimal():  # the rest of 0,5 between braces
+        hint = " (write decimals with a point, such as 0.5)"
     return (
         f"unknown key{hint}, allowed are {', '.join(allowed)}" if allowed else "unknown key, there are none"
     )
 
 
 def brief(value: Any, to_text: Callable[[Any], str] = repr, max_length: int = BRIEF) -> str:
-    """Return any value as one printable line of at most `most` characters."""
+    """Return any value as one printable line of at most `max_length` characters."""
     try:
         text = " ".join(to_text(value).split())
     except (ValueError, RecursionError):  # a number with too many digits, or circular nesting

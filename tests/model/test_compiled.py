@@ -87,6 +87,7 @@ def test_autocast_compiles_a_model_once(compilations, rounding) -> None:
     assert compilations == [0, 2, 2, 2]
 
 
+@pytest.mark.slow
 def test_compiled_network_is_freed_with_its_network(compilations) -> None:
     network = network_of(spec_of())
     compiled = ref(compile_network(network))

@@ -127,13 +127,8 @@ except Exception as error:
 """
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [
-        "sum",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("agree", "spread", "during", "bug")),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["sum", "agree", "spread", "during", "bug"])
 def test_a_killed_rank_raises_rank_failed_and_a_bug_does_not(moment):
     with pair_of(PAIR, moment) as pair:
         output = pair[0].communicate(timeout=120)[0]
