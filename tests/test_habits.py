@@ -15,7 +15,6 @@ PARTS = (*TYPED, "profiles")
 HOOKS = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
 LIBRARY = [str(file.relative_to(ROOT)) for folder in PARTS for file in sorted((ROOT / folder).rglob("*"))]
 LIBRARY += [file.name for file in ROOT.glob("*") if file.is_file()]
-TOOLS = ("ruff", "mypy")  # in the dev extra of pyproject.toml
 
 
 def test_mypy_hook_covers_all_typed_packages() -> None:

@@ -132,9 +132,8 @@ def _show_rest(found: dict[str, Any]) -> None:
             f"champion: {champion['model']} version {champion['after']} since {champion['time']} UTC, by "
             f"{champion['how']}{since}"
         )
-    typer.echo(
-        f"disk: {found['disk']['free'] / 1e9:.1f} GB of {found['disk']['total'] / 1e9:.1f} GB are free"
-    )
+    free, total = (_gigabytes(found["disk"][name]) for name in ("free", "total"))
+    typer.echo(f"disk: {free} of {total} are free")
     if found["undelivered"]:
         typer.echo(f"{len(found['undelivered'])} trainings have undelivered metrics: `diffctl sync`")
 

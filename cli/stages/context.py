@@ -1,4 +1,4 @@
-"""What surrounds a stage: its inputs, resumable work, membership in the run that started it, a check."""
+"""Checks before and after a stage, its folder of resumable work, and the run that it belongs to."""
 
 import ast
 import os

@@ -179,11 +179,14 @@ class TrackedTraining(ConsoleTraining):
     def identity(self) -> dict[str, Any]:
         """Return the content of models/run.json: the key of the MLflow run, and facts for the report.
 
-        A session that trains no step keeps the facts of an earlier one, so that the file does not change.
+        The facts are stored in the run directory. A session that trains no step returns those of an earlier
+        one, so that the file does not change.
         """
         is_complete = self._first_step == self._plan.train.steps
-        facts = (read_facts(self.run.folder) if is_complete else None) or self._facts()
-        write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
+        facts = read_facts(self.run.folder) if is_complete else None
+        if facts is None:
+            facts = self._facts()
+            write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
         identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
         return identity.model_dump(mode="json")
 

@@ -38,11 +38,11 @@ def encode(
     progress: Progress | None = None,
     guard: NaNGuard | None = None,
 ) -> Tensor:
-    """x_T (B, C, H, W) from which the walk with η = 0 and no clipping comes back to `x_0`.
+    """Return x_T (B, C, H, W), from which sampling with η = 0 and no clipping returns to `x_0`.
 
-    The deterministic step reversed (DDIM eq. 14), so exact only as S grows: ε is predicted at a step's start.
-    The first step starts at the image itself, which counts as its noisiest neighbour, the first timestep.
-    NonFiniteError, in the words of `guard`, where ε or a step is NaN or infinite.
+    The deterministic step is reversed (DDIM eq. 14). ε is predicted at the start of a step, so the result is
+    exact only as S grows. The first step starts at the image itself, with the prediction for the first
+    timestep. NonFiniteError with the message of `guard` if ε or a step is NaN or infinite.
     """
 
     def report(step: Step) -> None:

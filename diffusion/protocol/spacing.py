@@ -61,9 +61,8 @@ SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
     "ddim-quadratic": ddim_quadratic,
     "adm-stride": adm_stride,
 }
-PAPER_SPACINGS = frozenset(
-    {"ddim-uniform", "ddim-quadratic", "adm-stride"}
-)  # as the code of a paper has them
+PAPER_SPACINGS = frozenset({"ddim-uniform", "ddim-quadratic", "adm-stride"})
+"""The spacings of papers' codes."""
 
 
 def spaced_timesteps(spacing: str, steps: int, timesteps: int) -> list[int]:

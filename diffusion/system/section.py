@@ -165,10 +165,11 @@ def unknown_key(key: str, allowed: Sequence[str]) -> str:
     """Return why a key is refused, and what to write instead."""
     if ":" in key:
         return "unknown key: write a space after the colon"
-    near = nearest(key, allowed)
-    hint = f" (did you mean {near}?)" if near else ""
+    hint, near = "", nearest(key, allowed)
     if key.isdecimal():  # the rest of 0,5 between braces
         hint = " (write decimals with a point, such as 0.5)"
+    elif near:
+        hint = f" (did you mean {near}?)"
     return (
         f"unknown key{hint}, allowed are {', '.join(allowed)}" if allowed else "unknown key, there are none"
     )

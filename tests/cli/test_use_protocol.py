@@ -19,7 +19,6 @@ from diffusion.system.yaml_text import parse_yaml
 from tests.conftest import ROOT, params
 
 PROFILES = [ROOT / f"profiles/{name}.yaml" for name in ("digits", "cifar10", "imagenet64-adm")]
-STATISTICS = {"adm": "VIRTUAL_imagenet64_labeled.npz"}
 
 
 @pytest.fixture(autouse=True)
