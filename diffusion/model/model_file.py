@@ -133,7 +133,7 @@ class ModelDescription(Section):
 def _without_ignored_options(values: JsonObject) -> JsonObject:
     """Drop the options that every network's file had in earlier versions, where its network has none."""
     network = values.get("network")
-    if not isinstance(network, dict) or network.get("name") not in MODELS:
+    if not isinstance(network, dict) or network.get("name") not in list(MODELS):
         return values
     unknown = FORMERLY_COMMON - load_reference(MODELS[network["name"]].spec).model_fields.keys()
     return {**values, "network": {key: value for key, value in network.items() if key not in unknown}}
