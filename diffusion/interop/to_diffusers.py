@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.blocks import Attention, GroupNorm, ResBlock, Stage
+from diffusion.model.blocks import Attention, GroupNorm, ResBlock
+from diffusion.model.layers import Stage
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.process.process_registry import build_process

@@ -4,24 +4,15 @@ Feature maps are (B, C, H, W); what a device computes in another way than the pa
 """
 
 import math
-from contextlib import nullcontext
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from diffusion.model import kernels
+from diffusion.model.layers import Dropout, zero
 
 Resampling = Literal["none", "up", "down"]
-
-
-def zero(module: nn.Module) -> nn.Module:
-    """Zero all parameters of a module, so that a residual block that ends in it starts as the identity."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
 
 
 class GroupNorm(nn.GroupNorm):
@@ -40,18 +31,6 @@ def set_norm_eps(network: nn.Module, eps: float) -> None:
     for module in network.modules():
         if isinstance(module, GroupNorm):
             module.eps = eps
-
-
-def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
-    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B, after Vaswani et al.).
-
-    The last one has that period with `shift` 1, as in DDPM's code; without it the next one would.
-    """
-    half = width // 2
-    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / (half - shift))
-    angles = t[:, None].float() * frequencies
-    embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
-    return F.pad(embedding, (0, width % 2))
 
 
 def resample(x: Tensor, how: Resampling) -> Tensor:
@@ -205,61 +184,3 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, 2H, 2W)."""
         return kernels.upsampled_conv(self.conv, x)
-
-
-class Stage(nn.ModuleList):
-    """Blocks in sequence, each with the embedding; optionally recomputed in the backward pass."""
-
-    def __init__(self, blocks: list[nn.Module], gradient_checkpointing: bool = False) -> None:
-        super().__init__(blocks)
-        self.gradient_checkpointing = gradient_checkpointing
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, E) → what the last block gives."""
-        for block in self:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, embedding, use_reentrant=False)
-            else:
-                x = block(x, embedding)
-        return x
-
-
-class Dropout(nn.Dropout):
-    """Dropout whose masks are windows of a tape of random bits, each row with its own start.
-
-    `tape` (n,) bool, true with probability 1 − p, and `starts` (B,) int64 are set before each pass of a batch
-    in training. Without a tape it is torch's own; those masks depend on how the batch is split.
-    """
-
-    tape: Tensor | None = None
-    starts: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → the same shape: kept numbers divided by 1 − p, the others 0; all of `x` in eval."""
-        if self.tape is None or self.starts is None or not self.training:
-            return super().forward(x)
-        return torch.where(_tape_windows(self.tape, self.starts, x), x / (1 - self.p), 0.0)
-
-
-def _tape_windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
-    """The tape from each start on, as (B, C, H, W) in `x`'s layout; the layout does not change a mask."""
-    channels, height, width = x.shape[1:]
-    pixels = height * width
-    count = len(tape) - channels * pixels + 1
-    if x.is_contiguous():
-        windows = tape.as_strided((count, channels, height, width), (1, pixels, width, 1))
-        return windows.index_select(0, starts)
-    windows = tape.as_strided((count, height, width, channels), (1, width, 1, pixels))
-    return windows.index_select(0, starts).permute(0, 3, 1, 2)
-
-
-class ExactConv2d(nn.Conv2d):
-    """A convolution in its weights' own precision, under autocast and in a rounded copy too.
-
-    The first convolution takes x_t. Its noise at small t is as small as bfloat16's rounding.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C_out, H', W'), in the weights' type."""
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-            return super().forward(x.to(self.weight.dtype))

@@ -3,9 +3,12 @@
 A further one is a module with a builder, NetworkSpec → nn.Module, and an entry here. The module takes x
 (B, C, H, W) in about [−1, 1], times (B,), whole or real, and labels (B,) exactly when it is conditional, and
 gives (B, C, H, W), or 2C with iDDPM's v where the spec's variance is learned. With `augmented` a network
-takes `augmentation` (B, 9) too: how images were transformed; without it they were not.
+takes `augmentation` (B, 9) too: how images were transformed; without it they were not. A method
+`shard_units()` lists the modules that a sharded training gathers one after another; without it a network is
+gathered whole.
 """
 
+import operator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Self
@@ -109,3 +112,13 @@ class NetworkSpec(ModelConfig):
     def learned_variance(self) -> bool:
         """Whether the network gives 2C channels: what it predicts, then v (iDDPM eq. 15)."""
         return self.out_channels == 2 * self.in_channels
+
+
+class ConditionedSpec(NetworkSpec):
+    """The spec of a `ConditionedNetwork` (diffusion/model/embedding.py).
+
+    `augmented`: it has a layer for the transform of a training image. Without that input, as in sampling, the
+    image was not transformed. A file of a network without such a layer omits the field.
+    """
+
+    augmented: bool = Field(default=False, exclude_if=operator.not_)

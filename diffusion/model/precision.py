@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.blocks import ExactConv2d
+from diffusion.model.layers import EXACT_LAYERS
 from diffusion.process.denoiser import Network
 from diffusion.system.errors import DiffctlWarning
 
@@ -101,7 +101,7 @@ def _state(network: nn.Module) -> _State:
 def _rounded_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, ExactConv2d):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, EXACT_LAYERS):
             module.to(torch.bfloat16)
     layout = frozen_layout(next(network.parameters()).device)
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]

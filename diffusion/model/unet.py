@@ -8,47 +8,23 @@ from diffusion.model.blocks import (
     BLOCKS,
     Attention,
     Downsample,
-    ExactConv2d,
     GroupNorm,
     Resampling,
-    Stage,
     Upsample,
     set_norm_eps,
-    timestep_embedding,
-    zero,
 )
-from diffusion.model.network_registry import AUGMENTATION_NUMBERS
+from diffusion.model.embedding import ConditionedNetwork, timestep_embedding
+from diffusion.model.layers import ExactConv2d, Stage, zero
 from diffusion.model.unet_config import UNetSpec, level_sizes
 
 
-class AugmentationEmbedding(nn.Module):
-    """What an embedding gains by how an image was transformed: linear and without a bias, at first zero.
-
-    So an image that was not transformed adds nothing, and the layer can be left out of a network that samples
-    (Karras et al. 2022, 2206.00364, app. F.2).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, AUGMENTATION_NUMBERS))
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        """(B, 9) → (B, width)."""
-        return F.linear(numbers, self.weight)
-
-
-class Encoder(nn.Module):
+class Encoder(ConditionedNetwork):
     """The half of the U-Net from the image to the middle, with its embedding of time and class."""
 
+    spec: UNetSpec
+
     def __init__(self, spec: UNetSpec) -> None:
-        super().__init__()
-        self.spec = spec
-        width = 4 * spec.channels
-        self.time = nn.Sequential(nn.Linear(spec.channels, width), nn.SiLU(), nn.Linear(width, width))
-        if spec.num_classes:
-            self.classes = nn.Embedding(spec.num_classes + spec.null_class, width)
-        if spec.augmented:
-            self.augmentation = AugmentationEmbedding(width)
+        super().__init__(spec, spec.channels, 4 * spec.channels)
         channels = spec.channel_mult[0] * spec.channels
         self.stem = ExactConv2d(spec.in_channels, channels, 3, padding=1)
         self.encoder, self.skip_channels = self._encoder(channels)
@@ -100,25 +76,14 @@ class Encoder(nn.Module):
         spec = self.spec
         return Attention(channels, channels // spec.head_channels if spec.head_channels else spec.heads or 1)
 
-    def embed(
-        self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
-    ) -> Tensor:
-        """(B, E) activated embedding of (B,) original timesteps and labels, in `x`'s dtype.
+    def sinusoids(self, t: Tensor) -> Tensor:
+        """(B,) original timesteps → (B, channels)."""
+        spec = self.spec
+        return timestep_embedding(t * spec.time_scale, spec.channels, spec.frequency_shift)
 
-        `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
-        there are labels exactly when the network is conditional.
-        """
-        if (labels is None) != (self.spec.num_classes == 0):
-            raise ValueError("a conditional network needs labels, an unconditional one takes none")
-        sinusoids = timestep_embedding(
-            t * self.spec.time_scale, self.spec.channels, self.spec.frequency_shift
-        )
-        embedding = self.time(sinusoids.to(x.dtype))
-        if labels is not None:
-            embedding = embedding + self.classes(labels)
-        if augmentation is not None:
-            embedding = embedding + self.augmentation(augmentation.to(x.dtype))
-        return F.silu(embedding)
+    def shard_units(self) -> list[nn.Module]:
+        """Return the stages, the modules that a sharded training gathers one after another."""
+        return [module for module in self.modules() if isinstance(module, Stage)]
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, C, H, W) → the middle's feature map, and the skips from the image down."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.model.network_registry import ModelConfig, NetworkSpec
+from diffusion.model.network_registry import ConditionedSpec, ModelConfig
 from diffusion.model.presets import PRESETS
 from diffusion.system.references import nearest
 from diffusion.system.section import NotBool, Probability, Side, Unique, brief
@@ -128,14 +128,8 @@ class UNetConfig(ModelConfig):
         return blocks * sum(kernel * width * width + 4 * self.channels * width for width in widths)
 
 
-class UNetSpec(UNetConfig, NetworkSpec):
-    """A UNetConfig with what the data decides, which is also what a model file stores.
-
-    `augmented`: it has a layer for the transform of a training image. Without that input, as in sampling, the
-    image was not transformed. A file of a network without such a layer omits the field.
-    """
-
-    augmented: bool = Field(default=False, exclude_if=operator.not_)
+class UNetSpec(UNetConfig, ConditionedSpec):
+    """A UNetConfig with what the data decides, which is also what a model file stores."""
 
 
 def level_sizes(image_size: int, levels: int) -> list[int]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.blocks import Dropout
+from diffusion.model.layers import Dropout
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Network

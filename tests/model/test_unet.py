@@ -15,8 +15,8 @@ from diffusion.model.blocks import (
     GroupNorm,
     ResBlock,
     resample,
-    timestep_embedding,
 )
+from diffusion.model.embedding import timestep_embedding
 from diffusion.model.unet import UNet
 from tests.helpers.networks import network_of, randomise, spec_of
 

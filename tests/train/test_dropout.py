@@ -11,8 +11,8 @@ from scipy import stats
 from torch import Tensor
 
 from diffusion.images.store import open_store
-from diffusion.model.blocks import Dropout
 from diffusion.model.classifier import Classifier
+from diffusion.model.layers import Dropout
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import ImageLoader, draw_batch

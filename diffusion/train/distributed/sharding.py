@@ -1,8 +1,8 @@
 """A training whose weights, averages and moments are sharded, one shard per rank (FSDP: 2304.11277).
 
-Every tensor is split along its first dimension. torch's `fully_shard` gathers a stage of the network just
-before it computes, forward and backward, and sums its gradients into the shards. Everything else that happens
-to the weights is elementwise, so that each rank applies it to its shard.
+Every tensor is split along its first dimension. torch's `fully_shard` gathers each of the network's
+`shard_units()` just before it computes, forward and backward, and sums its gradients into the shards.
+Everything else that happens to the weights is elementwise, so that each rank applies it to its shard.
 """
 
 import copy
@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffusion.model.blocks import Stage
 from diffusion.train.checkpoint.resumable import STEP_KEY
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
@@ -33,8 +32,8 @@ def is_sharded(train: OptimisationConfig, group: ProcessGroup) -> bool:
 
 
 def shard_units(network: nn.Module) -> list[nn.Module]:
-    """Return the modules that are gathered as a unit: the stages, and last the network for all else."""
-    return [*(module for module in network.modules() if isinstance(module, Stage)), network]
+    """Return the modules that are gathered as a unit: those that the network lists, and last the network."""
+    return [*getattr(network, "shard_units", list)(), network]
 
 
 def shard_network(

@@ -1,0 +1,89 @@
+"""Layers of any network: blocks in sequence, dropout with reproducible masks, layers in full precision."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def zero(module: nn.Module) -> nn.Module:
+    """Zero all parameters of a module, so that a residual block that ends in it starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Stage(nn.ModuleList):
+    """Blocks in sequence, each with the embedding; optionally recomputed in the backward pass."""
+
+    def __init__(self, blocks: list[nn.Module], gradient_checkpointing: bool = False) -> None:
+        super().__init__(blocks)
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the output of the last block, for x (B, ...) and the embedding (B, E)."""
+        for block in self:
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, embedding, use_reentrant=False)
+            else:
+                x = block(x, embedding)
+        return x
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose masks are windows of a tape of random bits, each row with its own start.
+
+    `tape` (n,) bool, true with probability 1 − p, and `starts` (B,) int64 are set before each pass of a batch
+    in training. Without a tape it is torch's own; those masks depend on how the batch is split.
+    """
+
+    tape: Tensor | None = None
+    starts: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) → the same shape: kept numbers divided by 1 − p, the others 0; all of `x` in eval."""
+        if self.tape is None or self.starts is None or not self.training:
+            return super().forward(x)
+        return torch.where(_tape_windows(self.tape, self.starts, x), x / (1 - self.p), 0.0)
+
+
+def _tape_windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
+    """The tape from each start on, as (B, ...) in `x`'s layout; the layout does not change a mask."""
+    shape = x.shape[1:]
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    windows = (len(tape) - math.prod(shape) + 1, *shape), (1, *strides)
+    if x.ndim == 4 and not x.is_contiguous():
+        (count, channels, height, width), (_, pixels, row, _) = windows
+        by_pixel = tape.as_strided((count, height, width, channels), (1, row, 1, pixels))
+        return by_pixel.index_select(0, starts).permute(0, 3, 1, 2)
+    return tape.as_strided(*windows).index_select(0, starts)
+
+
+class ExactConv2d(nn.Conv2d):
+    """A convolution in its weights' own precision, under autocast and in a rounded copy too.
+
+    A network's first layer takes x_t. Its noise at small t is as small as bfloat16's rounding.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) → (B, C_out, H', W'), in the weights' type."""
+        with _without_autocast(x):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class ExactLinear(nn.Linear):
+    """A linear layer in its weights' own precision, like ExactConv2d."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) → (..., C_out), in the weights' type."""
+        with _without_autocast(x):
+            return super().forward(x.to(self.weight.dtype))
+
+
+EXACT_LAYERS = (ExactConv2d, ExactLinear)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
