@@ -27,7 +27,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.references import load_reference
+from diffusion.system.references import is_entry, load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
@@ -133,7 +133,7 @@ class ModelDescription(Section):
 def _without_ignored_options(values: JsonObject) -> JsonObject:
     """Drop the options that every network's file had in earlier versions, where its network has none."""
     network = values.get("network")
-    if not isinstance(network, dict) or network.get("name") not in list(MODELS):
+    if not isinstance(network, dict) or not is_entry(network.get("name"), MODELS):
         return values
     unknown = FORMERLY_COMMON - load_reference(MODELS[network["name"]].spec).model_fields.keys()
     return {**values, "network": {key: value for key, value in network.items() if key not in unknown}}

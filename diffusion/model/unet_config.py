@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from diffusion.model.network_registry import ConditionedSpec, ModelConfig
 from diffusion.model.presets import PRESETS
-from diffusion.system.references import nearest
+from diffusion.system.references import is_entry, nearest
 from diffusion.system.section import NotBool, Probability, Side, Unique, brief
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
@@ -68,7 +68,7 @@ class UNetConfig(ModelConfig):
             return values
         given = dict(values)
         name = given.pop("preset")
-        if not isinstance(name, str) or name not in PRESETS:
+        if not is_entry(name, PRESETS):
             near = nearest(str(name), PRESETS)
             hint = f"; did you mean {near}?" if near else ""
             raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {brief(name)}{hint})")

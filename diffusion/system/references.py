@@ -18,6 +18,11 @@ def reference_module(reference: str) -> str:
     return reference.partition(":")[0]
 
 
+def is_entry(name: Any, registry: Mapping[str, object]) -> bool:
+    """Return whether a value from a file, of any type, names an entry of the registry."""
+    return isinstance(name, str) and name in registry
+
+
 def check_name(name: str, registry: Mapping[str, object]) -> str:
     """Return the name; ValueError lists the registry's entries if it is none of them."""
     if name not in registry:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self, cast
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from diffusion.system.references import load_reference
+from diffusion.system.references import is_entry, load_reference
 from diffusion.system.section import UNKNOWN_KEY, Section, unknown_key
 
 
@@ -48,7 +48,7 @@ class RegistrySection(Section):
         if not isinstance(values, dict):
             return None
         name = values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default)
-        return name if isinstance(name, str) and name in cls.ENTRIES else None
+        return name if is_entry(name, cls.ENTRIES) else None
 
     @classmethod
     def _refusal(cls, key: str, value: Any, name: str, wanted: "type[RegistrySection]") -> InitErrorDetails:

@@ -100,6 +100,7 @@ def guarded(folder: Path, expected: tuple[str, ...] = ()) -> Iterator[None]:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGALRM, _too_slow)
+    wrote_none, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of modules imported lazily
     faulthandler.dump_traceback_later(SECONDS + 5, exit=True)  # for a hang in C
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (used + SPARE_BYTES, before[1]))
@@ -111,6 +112,7 @@ def guarded(folder: Path, expected: tuple[str, ...] = ()) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        sys.dont_write_bytecode = wrote_none
         faulthandler.cancel_dump_traceback_later()
     if _guard.seen:
         raise CodeRun(_guard.seen[0])  # the reader caught the exception
