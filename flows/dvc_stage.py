@@ -67,6 +67,13 @@ async def reproduce(stage: str, *, force: bool = False, write: Write = echo) -> 
     await supervise(stage, [*DVC, "repro", "--single-item", stage, *["--force"] * force, *remote], write)
 
 
+def is_unchanged() -> bool:
+    """Return whether DVC finds every stage up to date, with its outputs present; False if it fails."""
+    command = [*DVC, "status", "--json", *STAGES]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment())
+    return done.returncode == 0 and done.stdout.strip() == b"{}"
+
+
 async def push_outs(write: Write = echo) -> None:
     """Push the outputs to the default remote; raise as `reproduce`."""
     write("==> push\n")

@@ -13,9 +13,18 @@ from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
 from diffusion.system.repository import repository_problem
 from diffusion.system.signals import check_signals, interrupt_on_signal
-from flows.dvc_stage import STAGES, Write, fetch_pretrained, has_remote, push_outs, reproduce
+from flows.dvc_stage import (
+    STAGES,
+    Write,
+    fetch_pretrained,
+    has_remote,
+    is_unchanged,
+    push_outs,
+    reproduce,
+)
 from flows.output_relay import echo
 from flows.prefect_server.client import run_flow
+from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import prefect_server
 from flows.run_lock import hold_run_lock
 
@@ -165,11 +174,21 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     check_options(push=push, fresh=fresh, keep=keep)
     check_mlflow()
     done: dict[str, str | None] = {}
-    with interrupt_on_signal(), hold_run_lock(), prefect_server() as url:
-        run_flow(lambda: _start_flow(done, push=push, fresh=fresh, keep=keep), url)
+    with interrupt_on_signal(), hold_run_lock():
+        if not (push or fresh or keep) and prefect_url() is None and _is_up_to_date():
+            done = dict.fromkeys(STAGES)
+            echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
+        else:
+            with prefect_server() as url:
+                run_flow(lambda: _start_flow(done, push=push, fresh=fresh, keep=keep), url)
         # Without effect after a flow that completed: every step is in `done`.
         asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""
+
+
+def _is_up_to_date() -> bool:
+    """Return whether no stage has work: one call of DVC instead of one per stage, and no temporary server."""
+    return is_unchanged() and not _raw_files_changed() and not _model_mismatch()
 
 
 def _start_flow(done: dict[str, str | None], **options: bool) -> "Awaitable[State]":

@@ -14,7 +14,7 @@ from diffusion.model.model_file import save_artefact
 from diffusion.sample.shards import cells_folder
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
-from flows.dvc_stage import STAGES, StageFailed
+from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
 from tests.conftest import command, environment
@@ -191,7 +191,7 @@ def test_a_signal_saves_and_the_same_command_resumes(
 
 
 @pytest.mark.slow
-def test_the_run_survives_a_killed_prefect_server(toy: Path) -> None:
+def test_the_run_survives_a_killed_prefect_server(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill = (
         "import psutil\n"
         "for p in psutil.process_iter(['cmdline', 'cwd']):\n"
@@ -206,6 +206,10 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path) -> None:
     assert "continuing without it" in output
     assert "Traceback" not in output + errors
     assert not processes_in(toy)
+    monkeypatch.chdir(toy)
+    assert is_unchanged()
+    (toy / "page").unlink()
+    assert not is_unchanged()
 
 
 @pytest.mark.slow
