@@ -18,7 +18,13 @@ for _number in (signal.SIGINT, signal.SIGTERM):
 if sys.platform == "darwin":  # operations that torch lacks for Apple GPUs run on the CPU
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
-from cli.main import main  # noqa: E402 (the handlers come first)
+try:
+    from cli.main import main
+except Exception as _error:  # the library's import raises a UsageError for a broken plugin
+    if not hasattr(_error, "exit_code"):
+        raise
+    print(f"diffctl: {_error}", file=sys.stderr)
+    sys.exit(_error.exit_code)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,9 @@
 """Diffusion models of DDPM, Improved DDPM, DDIM, ADM and classifier-free guidance, from the papers.
 
 The library knows nothing of servers: no prefect, dvc, mlflow or typer is imported below this package.
+The entries of the project's plugins are added to the registries when it is imported.
 """
+
+from diffusion.system.plugins import load_plugins
+
+load_plugins()

@@ -2,22 +2,28 @@
 
 A digest hashes the syntax tree of a module, as text that is equal on all Python versions and without parts
 that have no effect on results: docstrings, comments, messages of exceptions and warnings, printing, and code
-for type checkers. Imports within this package are followed, also those inside functions. Modules that a
-registry names by text are not followed, so that an entry that was not chosen changes no digest.
+for type checkers. Imports within this package and the project's plugins are followed, also those inside
+functions. Modules that a registry names by text are not followed, so that an entry that was not chosen
+changes no digest.
 
 Neutral are the packages system and downloads, the modules directly in diffusion/, and every module with the
-line `CHANGES_RESULTS = False`. They are neither hashed nor followed.
+line `CHANGES_RESULTS = False`. They are neither hashed nor followed. plugins/__init__.py is neither: it has
+entries and no code.
 """
 
 import ast
 import hashlib
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
+from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
+from diffusion.system.plugins import is_plugin, plugin_errors, plugin_files, plugins_root
+from diffusion.system.registry import PLUGINS
 from diffusion.system.section import Section
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +57,8 @@ def module_digests(*roots: str) -> ModuleDigests:
     found: ModuleDigests = {}
     todo = list(roots)
     for root in roots:
-        import_module(root)
+        with plugin_errors() if is_plugin(root) else nullcontext():
+            import_module(root)
     while todo:
         name = todo.pop()
         if name not in found and not is_neutral(name):
@@ -78,16 +85,21 @@ def torch_version() -> str:
 
 @cache
 def library_version() -> str:
-    """Return a digest of diffusion/ and torch's version: if equal, equal settings give equal images."""
+    """Return a digest of diffusion/ and plugins/, and torch's version.
+
+    If it is equal, equal settings give equal images.
+    """
     root = ROOT / PACKAGE
+    files = {str(file.relative_to(root)): file for file in sorted(root.rglob("*.py"))}
+    files |= {str(file.relative_to(str(plugins_root()))): file for file in plugin_files()}
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    for name, file in files.items():
+        digest.update(f"{name}\0".encode() + file.read_bytes())
     return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
 
 
 def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
-    """Return the files of changed, new and removed modules, such as train/loader.py, in order."""
+    """Return the files of changed, new and removed modules, such as train/loop.py, in order."""
     names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
     return [f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py" for name in names]
 
@@ -95,34 +107,43 @@ def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
 def is_neutral(name: str) -> bool:
     """Return whether a module of this package changes no result, by the rule at the top of this file."""
     parts = name.split(".")
-    if len(parts) < 3 or parts[1] in NEUTRAL_PACKAGES:
+    if parts[0] == PACKAGE and (len(parts) < 3 or parts[1] in NEUTRAL_PACKAGES):
         return module_file(name) != ROOT.joinpath(*parts, "__init__.py")
     return any(ast.unparse(node) == MARKER for node in module_tree(name).body)
 
 
 def module_file(name: str) -> Path | None:
-    """Return the file of a module of this project; None for any other name."""
-    base = ROOT.joinpath(*name.split("."))
+    """Return the file of a module of this project or its plugins; None for any other name."""
+    root = plugins_root() if is_plugin(name) else ROOT
+    base = (root or ROOT).joinpath(*name.split("."))
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
 
 
 @cache
 def module_tree(name: str) -> ast.Module:
-    """Return a module's syntax tree."""
+    """Return a module's syntax tree, with absolute imports."""
     file = module_file(name)
     if file is None:
         raise ValueError(f"there is no module {name}")
-    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            node.module, node.level = resolve_name("." * node.level + (node.module or ""), package), 0
+    return tree
 
 
 def modules_of(tree: ast.AST) -> set[str]:
-    """Return the modules of this package that a tree imports; an `__init__` only if it holds code."""
+    """Return the modules of this package and of plugins that a tree imports.
+
+    An `__init__` is one only if it holds code, and never those of the two packages themselves.
+    """
     found = set()
     for name in imported_modules(tree):
         parts = name.split(".")
-        for length in range(1, len(parts) + 1):
+        for length in range(2, len(parts) + 1):
             module = ".".join(parts[:length])
-            file = module_file(module) if parts[0] == PACKAGE else None
+            file = module_file(module) if parts[0] in (PACKAGE, PLUGINS) else None
             if file and (file.name != "__init__.py" or has_code(module)):
                 found.add(module)
     return found

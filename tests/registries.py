@@ -5,96 +5,82 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any, NamedTuple
 
-from diffusion.data.data_config import SOURCES
-from diffusion.model.network_registry import MODELS
 from diffusion.model.presets import PRESETS
-from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.references import load_reference
-from diffusion.train.lr_schedule import LR_SCHEDULES
+from diffusion.system.registry import Registry
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/extending.md"
+CODE = ("config", "whole", "real")  # fields of entries without a builder that name their code
 BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
 
 
-@dataclass(frozen=True)
-class Registry:
-    """A registry: its name and file, the key that selects an entry, and the type of a builder or entry."""
+class Listed(NamedTuple):
+    """A registry with its name and its file."""
 
     name: str
-    entries: Mapping[str, Any]
-    place: str
-    chosen_by: str
-    builder: str
+    file: str
+    registry: Registry[Any]
 
 
-REGISTRIES = (
-    Registry("SOURCES", SOURCES, "diffusion/data/data_config.py", "data.name",
-             "a `DataConfig` → `Source` (`diffusion/data/source.py`)"),
-    Registry("MODELS", MODELS, "diffusion/model/network_registry.py", "model.name",
-             "a `NetworkSpec` → `nn.Module`"),
-    Registry("PROCESSES", PROCESSES, "diffusion/process/process_registry.py", "process.schedule",
-             "a `ProcessConfig` → `Process` (`diffusion/process/noise_process.py`)"),
-    Registry("PREDICTIONS", PREDICTIONS, "diffusion/process/parameterization.py", "process.prediction",
-             "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε"),
-    Registry("LR_SCHEDULES", LR_SCHEDULES, "diffusion/train/lr_schedule.py", "train.lr.schedule",
-             "a subclass of `LRSchedule`: step → rate"),
-    Registry("SAMPLERS", SAMPLERS, "diffusion/protocol/samplers.py", "sample.sampler",
-             "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)"),
-    Registry("SPACINGS", SPACINGS, "diffusion/protocol/spacing.py", "sample.spacing",
-             "(S, T) → S increasing times that end at T − 1"),
-    Registry("EXTRACTORS", EXTRACTORS, "diffusion/protocol/extractors.py", "evaluate.extractor",
-             "(`ExtractorSpec`, its weights or None) → `nn.Module`"),
-    Registry("PROTOCOLS", PROTOCOLS, "diffusion/protocol/paper_protocols.py", "evaluate.protocol",
-             "what a paper states of a run, field by field"),
-    Registry("PRESETS", PRESETS, "diffusion/model/presets.py", "model.preset",
-             "a published shape of the `unet`, with its recipe"),
-)  # fmt: skip
+def registries() -> Iterator[Listed]:
+    """Yield all registries of the library, by package and name."""
+    for path in sorted((ROOT / "diffusion").rglob("*.py")):
+        if "] = Registry(\n" in path.read_text(encoding="utf-8"):
+            file = path.relative_to(ROOT)
+            module = import_module(str(file.with_suffix("")).replace("/", "."))
+            found = {name: one for name, one in vars(module).items() if isinstance(one, Registry)}
+            declared = [name for name in found if f"\n{name}: Registry[" in path.read_text(encoding="utf-8")]
+            yield from (Listed(name, str(file), found[name]) for name in declared)
 
 
 def listing() -> str:
-    """Return the list as Markdown, with one table for each registry."""
-    return "\n".join(_table(registry) for registry in REGISTRIES)
+    """Return the list of the library's own entries as Markdown, with one table for each registry."""
+    return "\n".join(_table(listed) for listed in registries())
 
 
-def _table(registry: Registry) -> str:
+def _table(listed: Listed) -> str:
+    registry = listed.registry
     lines = [
-        f"### {registry.name}: `{registry.chosen_by}`\n",
-        f"In `{registry.place}`. A builder is {registry.builder}.\n"
-        if hasattr(next(iter(registry.entries.values())), "builder")
-        else f"In `{registry.place}`. An entry is {registry.builder}.\n",
+        f"### {listed.name}: `{registry.key}`\n",
+        f"`{listed.file}`: {registry.contract}.\n",
         "| name | what it is |\n| --- | --- |",
-        *(f"| `{name}` | {_describe(entry, registry)} |" for name, entry in registry.entries.items()),
+        *(f"| `{name}` | {describe(registry, name)} |" for name in registry if name in registry.built_in),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _describe(entry: Any, registry: Registry) -> str:
-    """Return the docstring of an entry or its builder's module, and the options that only it has."""
-    if registry.entries is LR_SCHEDULES:
-        own = load_reference(entry.config)
-        return f"{_first(own)} Options: {', '.join(f'`{name}`' for name in _options(entry))}."
-    if not hasattr(entry, "builder"):
-        known = f"{entry.parameters:,} parameters. {entry.source}" if registry.entries is PRESETS else ""
-        return known or (entry.paper if registry.entries is PROTOCOLS else _first(entry))
-    texts = [_first(sys.modules[load_reference(entry.builder).__module__])]
-    builders = {other.builder for other in registry.entries.values() if other.module == entry.module}
-    if len(builders) > 1:
-        texts.append(_first(load_reference(entry.builder)))
-    if registry.entries is EXTRACTORS:
+def describe(registry: Registry[Any], name: str) -> str:
+    """Return the docstring of an entry's code, its source, and the options that only it has."""
+    entry = registry[name]
+    if registry is PRESETS:
+        return f"{entry.parameters:,} parameters. {entry.source}"
+    if registry is PROTOCOLS:
+        return str(entry.paper)
+    texts = [_docstring(registry, entry)]
+    if registry is EXTRACTORS:
         texts.append(f"{entry.features:,} features; resizes {entry.resize}; gives `{entry.distance}`.")
+    if source := getattr(entry, "source", ""):
+        texts.append(f"Source: {source}.")
     if options := _options(entry):
         texts.append(f"Options: {', '.join(f'`{name}`' for name in options)}.")
     return " ".join(texts)
+
+
+def _docstring(registry: Registry[Any], entry: Any) -> str:
+    """Return the docstring of an entry's code: of a module, with the builder's if it has several."""
+    if not hasattr(entry, "builder"):
+        code = next((value for name in CODE if (value := getattr(entry, name, None))), entry)
+        return _first(load_reference(code) if isinstance(code, str) else code)
+    built = load_reference(entry.builder)
+    builders = {other.builder for other in registry.values() if other.module == entry.module}
+    return " ".join(_first(one) for one in [sys.modules[built.__module__], built][: min(2, len(builders))])
 
 
 def _options(entry: Any) -> list[str]:

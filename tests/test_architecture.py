@@ -16,6 +16,7 @@ from tests.closure import GRAPH, LIBRARY, ROOT, listed_code, parse, stage_files,
 
 MAY_USE = {
     "diffusion": {"diffusion"},
+    "plugins": {"plugins", "diffusion"},
     "tracking": {"tracking", "diffusion"},
     "flows": {"flows", "tracking", "diffusion"},
     "serving": {"serving", "tracking", "diffusion"},
@@ -25,6 +26,7 @@ WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 SERVICES = {"prefect", "dvc", "mlflow", "typer", "ray", *WEB}
 MAY_SERVE = {
     "diffusion": set(),
+    "plugins": set(),
     "tracking": {"mlflow", "fastapi"},
     "flows": {"prefect", "dvc", "ray", "uvicorn"},
     "serving": {"ray", *WEB},

@@ -11,11 +11,12 @@ from typing import Any
 import typer
 import yaml
 
-from diffusion.code_digest import PACKAGE, ROOT, is_neutral, normalized_syntax
+from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, home
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
+from diffusion.system.registry import PLUGINS
 from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
 from flows.stage_outcome import InputsChanged
@@ -40,16 +41,17 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
     """
     inputs = {} if os.environ.get("RANK", "0") != "0" else _inputs_in_dvc(stage)
     names = {name.partition(".")[0] for name in inputs.get("params", []) if isinstance(name, str)}
-    deps = [Path(dep).resolve() for dep in inputs.get("deps", []) if dep.startswith(f"{PACKAGE}/")]
+    packages = tuple(f"{package}/" for package in (PACKAGE, PLUGINS))
+    deps = [Path(dep).resolve() for dep in inputs.get("deps", []) if dep.startswith(packages)]
     files = (file for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*.py")))
     sections, code = _sections(names), {file: file.read_text() for file in files}
     yield
     changed = changed_fields(sections, _sections(names))
-    loaded = [one for one in sys.modules.items() if one[0].startswith(f"{PACKAGE}.")]
+    loaded = [one for one in sys.modules.items() if one[0].startswith((f"{PACKAGE}.", f"{PLUGINS}."))]
     for name, module in loaded:
         file = Path(module.__file__ or "").resolve()
         if file in code and _differs(code[file], file) and not is_neutral(name):
-            changed.append(str(file.relative_to(ROOT.resolve())))
+            changed.append(f"{name.replace('.', '/')}.py")
     if changed:
         raise InputsChanged(
             f"settings or code changed while the stage {stage} ran ({', '.join(changed[:3])}): undo that to "

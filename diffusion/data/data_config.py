@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import FilePath, Side
 
@@ -35,29 +36,33 @@ class SourceEntry:
         return reference_module(self.builder)
 
 
-SOURCES = {
-    "digits": SourceEntry(
-        "diffusion.data.sources.digits:Digits", "diffusion.data.sources.digits:DigitsConfig"
-    ),
-    "fashion-mnist": SourceEntry("diffusion.data.sources.fashion_mnist:build"),
-    "cifar10": SourceEntry("diffusion.data.sources.cifar:cifar10"),
-    "cifar100": SourceEntry(
-        "diffusion.data.sources.cifar:cifar100", "diffusion.data.sources.cifar:Cifar100Config"
-    ),
-    "imagenet": SourceEntry(
-        "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
-    ),
-    "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet64"),
-    "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet32"),
-    "mini-imagenet": SourceEntry("diffusion.data.sources.mini_imagenet:MiniImageNet"),
-    "image-folder": SourceEntry(
-        "diffusion.data.sources.image_folder:ImageFolder",
-        "diffusion.data.sources.image_folder:ImageFolderConfig",
-    ),
-    "hf": SourceEntry(
-        "diffusion.data.sources.hugging_face:Hub", "diffusion.data.sources.hugging_face:HubConfig"
-    ),
-}
+SOURCES: Registry[SourceEntry] = Registry(
+    "data.name",
+    "`DataConfig` → `Source` (`diffusion/data/source.py`)",
+    {
+        "digits": SourceEntry(
+            "diffusion.data.sources.digits:Digits", "diffusion.data.sources.digits:DigitsConfig"
+        ),
+        "fashion-mnist": SourceEntry("diffusion.data.sources.fashion_mnist:build"),
+        "cifar10": SourceEntry("diffusion.data.sources.cifar:cifar10"),
+        "cifar100": SourceEntry(
+            "diffusion.data.sources.cifar:cifar100", "diffusion.data.sources.cifar:Cifar100Config"
+        ),
+        "imagenet": SourceEntry(
+            "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
+        ),
+        "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet64"),
+        "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet32"),
+        "mini-imagenet": SourceEntry("diffusion.data.sources.mini_imagenet:MiniImageNet"),
+        "image-folder": SourceEntry(
+            "diffusion.data.sources.image_folder:ImageFolder",
+            "diffusion.data.sources.image_folder:ImageFolderConfig",
+        ),
+        "hf": SourceEntry(
+            "diffusion.data.sources.hugging_face:Hub", "diffusion.data.sources.hugging_face:HubConfig"
+        ),
+    },
+)
 
 
 class DataConfig(RegistrySection):

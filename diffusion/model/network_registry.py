@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, Side
 
@@ -47,14 +48,18 @@ class ModelEntry:
         return reference_module(self.builder)
 
 
-MODELS = {
-    "unet": ModelEntry(
-        "diffusion.model.unet:UNet",
-        "diffusion.model.unet_config:UNetConfig",
-        "diffusion.model.unet_config:UNetSpec",
-        transfer="diffusion.model.weight_transfer:transfer_unet",
-    ),
-}
+MODELS: Registry[ModelEntry] = Registry(
+    "model.name",
+    "`NetworkSpec` → `nn.Module`",
+    {
+        "unet": ModelEntry(
+            "diffusion.model.unet:UNet",
+            "diffusion.model.unet_config:UNetConfig",
+            "diffusion.model.unet_config:UNetSpec",
+            transfer="diffusion.model.weight_transfer:transfer_unet",
+        ),
+    },
+)
 
 
 def build_network(spec: "NetworkSpec") -> "nn.Module":

@@ -6,6 +6,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from diffusion.system.registry import Registry
+
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
@@ -45,7 +47,7 @@ _IDDPM = {
 _IDDPM_PROCESS = {"timesteps": 4000, "schedule": "cosine"}
 _IDDPM_TRAIN = {"batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999, "grad_clip": None}
 
-PRESETS = {
+_PUBLISHED = {
     "adm-64": Preset(
         model={
             "channels": 192,
@@ -142,3 +144,6 @@ PRESETS = {
         source="35.7M: DDPM appendix B",
     ),
 }
+PRESETS: Registry[Preset] = Registry(
+    "model.preset", "a published shape of the `unet`, with its recipe", _PUBLISHED
+)

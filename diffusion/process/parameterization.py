@@ -7,6 +7,8 @@ a registry of names that a configuration may give.
 from collections.abc import Callable
 from typing import Any
 
+from diffusion.system.registry import Registry
+
 Combination = Callable[[Any, Any], tuple[Any, Any]]
 """(α, σ) of a time → (a, b), float64 tensors or numbers."""
 
@@ -31,4 +33,8 @@ def _flow(alpha: Any, sigma: Any) -> tuple[Any, Any]:
     return -1.0, 1.0
 
 
-PREDICTIONS: dict[str, Combination] = {"eps": _eps, "x0": _x0, "velocity": _velocity, "flow": _flow}
+PREDICTIONS: Registry[Combination] = Registry(
+    "process.prediction",
+    "(α, σ) → (a, b) of what is predicted, a·x_0 + b·ε",
+    {"eps": _eps, "x0": _x0, "velocity": _velocity, "flow": _flow},
+)

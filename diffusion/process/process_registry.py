@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool
 
@@ -40,10 +41,14 @@ class ProcessEntry:
         return reference_module(self.builder)
 
 
-PROCESSES = {
-    "linear": ProcessEntry("diffusion.process.noise_schedules:linear"),
-    "cosine": ProcessEntry("diffusion.process.noise_schedules:cosine"),
-}
+PROCESSES: Registry[ProcessEntry] = Registry(
+    "process.schedule",
+    "`ProcessConfig` → `NoiseProcess` (`diffusion/process/noise_process.py`)",
+    {
+        "linear": ProcessEntry("diffusion.process.noise_schedules:linear"),
+        "cosine": ProcessEntry("diffusion.process.noise_schedules:cosine"),
+    },
+)
 
 
 def build_process(config: "ProcessConfig") -> "NoiseProcess":

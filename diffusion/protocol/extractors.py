@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
+from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -198,10 +199,14 @@ CLIP = ExtractorSpec(
     ),
 )
 
-EXTRACTORS: dict[str, ExtractorSpec] = {
-    spec.name: spec
-    for spec in (_efficientnet(64), _efficientnet(96), INCEPTION, INCEPTION_SPATIAL, DINOV2, CLIP)
-}
+EXTRACTORS: Registry[ExtractorSpec] = Registry(
+    "evaluate.extractor",
+    "(`ExtractorSpec`, its weights or None) → `nn.Module`",
+    {
+        spec.name: spec
+        for spec in (_efficientnet(64), _efficientnet(96), INCEPTION, INCEPTION_SPATIAL, DINOV2, CLIP)
+    },
+)
 
 
 def default_extractor(image_size: int) -> str:

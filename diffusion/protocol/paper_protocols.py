@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffusion.system.registry import Registry
+
 if TYPE_CHECKING:
     from diffusion.protocol.scores_document import ScoresDocument
 
@@ -63,7 +65,7 @@ def _fid(where: str) -> tuple[PaperField, ...]:
     )
 
 
-PROTOCOLS = {
+_PAPERS = {
     "adm": Protocol(
         "ADM (Dhariwal & Nichol 2021, 2105.05233): ImageNet at 64×64, unguided",
         (
@@ -144,6 +146,9 @@ PROTOCOLS = {
         ),
     ),
 }
+PROTOCOLS: Registry[Protocol] = Registry(
+    "evaluate.protocol", "what a paper states of a run, field by field", _PAPERS
+)
 
 
 def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:

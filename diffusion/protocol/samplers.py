@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.system.references import load_reference, reference_module
+from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
     from diffusion.protocol.settings import SampleSettings
@@ -48,10 +49,14 @@ class SamplerEntry:
         return checked
 
 
-SAMPLERS = {
-    "ddim": SamplerEntry("diffusion.sample.ddim:build", stochastic=True),
-    "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
-}
+SAMPLERS: Registry[SamplerEntry] = Registry(
+    "sample.sampler",
+    "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)",
+    {
+        "ddim": SamplerEntry("diffusion.sample.ddim:build", stochastic=True),
+        "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
+    },
+)
 
 
 def build_sampler(settings: "SampleSettings") -> "Sampler":

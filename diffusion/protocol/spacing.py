@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from diffusion.system.errors import UsageError
+from diffusion.system.registry import Registry
 
 
 def uniform(steps: int, timesteps: int) -> list[int]:
@@ -53,14 +54,18 @@ def adm_stride(steps: int, timesteps: int) -> list[int]:
     return list(range(0, timesteps, stride))
 
 
-SPACINGS: dict[str, Callable[[int, int], list[int]]] = {
-    "uniform": uniform,
-    "quadratic": quadratic,
-    "trailing": trailing,
-    "ddim-uniform": ddim_uniform,
-    "ddim-quadratic": ddim_quadratic,
-    "adm-stride": adm_stride,
-}
+SPACINGS: Registry[Callable[[int, int], list[int]]] = Registry(
+    "sample.spacing",
+    "(S, T) → S increasing times that end at T − 1",
+    {
+        "uniform": uniform,
+        "quadratic": quadratic,
+        "trailing": trailing,
+        "ddim-uniform": ddim_uniform,
+        "ddim-quadratic": ddim_quadratic,
+        "adm-stride": adm_stride,
+    },
+)
 PAPER_SPACINGS = frozenset({"ddim-uniform", "ddim-quadratic", "adm-stride"})
 """The spacings of papers' codes."""
 

@@ -14,11 +14,13 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
 from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription, load_model, read_artefact
 from diffusion.model.network_registry import MODELS
+from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.sampling_steps import count_nfe
@@ -48,9 +50,15 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
 
 def sampling_code(settings: SampleSettings, artefact: ModelDescription) -> ModuleDigests:
     """Return the modules that determine a model's images with these settings."""
-    process, network = PROCESSES[artefact.process.schedule], MODELS[artefact.network.name]
-    chosen = SAMPLERS[settings.sampler].module, process.module, network.module
-    return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *chosen)
+    process, network = artefact.process, artefact.network
+    entries = (
+        PROCESSES.module(process.schedule),
+        PREDICTIONS.module(process.prediction),
+        MODELS.module(network.name),
+        SAMPLERS.module(settings.sampler),
+        SPACINGS.module(settings.spacing),
+    )
+    return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *entries)
 
 
 def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:

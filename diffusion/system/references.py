@@ -4,13 +4,17 @@ import difflib
 import importlib
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
+
+from diffusion.system.plugins import is_plugin, plugin_errors
 
 
 def load_reference(reference: str) -> Any:
-    """Import the module and return the object of "package.module:name"."""
+    """Import the module and return the object of "package.module:name"; UsageError for a broken plugin."""
     module, _, name = reference.partition(":")
-    return operator.attrgetter(name)(importlib.import_module(module))
+    with plugin_errors() if is_plugin(module) else nullcontext():
+        return operator.attrgetter(name)(importlib.import_module(module))
 
 
 def reference_module(reference: str) -> str:

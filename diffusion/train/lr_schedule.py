@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.limits import MAX_COUNT
-from diffusion.system.references import check_name
+from diffusion.system.references import check_name, reference_module
+from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, PositiveInt
 
@@ -28,14 +29,23 @@ class LRScheduleEntry:
 
     config: str
 
+    @property
+    def module(self) -> str:
+        """The module that computes the rates."""
+        return reference_module(self.config)
 
-LR_SCHEDULES = {
-    "constant": LRScheduleEntry("diffusion.train.lr_schedule:ConstantLR"),
-    "cosine": LRScheduleEntry("diffusion.train.lr_schedule:CosineLR"),
-    "linear": LRScheduleEntry("diffusion.train.lr_schedule:LinearLR"),
-    "inverse-sqrt": LRScheduleEntry("diffusion.train.lr_schedule:InverseSqrtLR"),
-    "steps": LRScheduleEntry("diffusion.train.lr_schedule:StepLR"),
-}
+
+LR_SCHEDULES: Registry[LRScheduleEntry] = Registry(
+    "train.lr.schedule",
+    "a subclass of `LRSchedule`: step → rate",
+    {
+        "constant": LRScheduleEntry("diffusion.train.lr_schedule:ConstantLR"),
+        "cosine": LRScheduleEntry("diffusion.train.lr_schedule:CosineLR"),
+        "linear": LRScheduleEntry("diffusion.train.lr_schedule:LinearLR"),
+        "inverse-sqrt": LRScheduleEntry("diffusion.train.lr_schedule:InverseSqrtLR"),
+        "steps": LRScheduleEntry("diffusion.train.lr_schedule:StepLR"),
+    },
+)
 
 
 class LRSchedule(RegistrySection):

@@ -14,6 +14,7 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
+from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
@@ -183,9 +184,13 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.dev
 
 def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> ModuleDigests:
     """Return the digests of the modules that compute such a training."""
-    entries, transfer = (PROCESSES[process.schedule], MODELS[model.name]), MODELS[model.name].transfer
-    references = (reference_module(reference) for reference in (kind.OBJECTIVE, transfer))
-    return module_digests("diffusion.train.loop", *references, *(entry.module for entry in entries))
+    references = (reference_module(reference) for reference in (kind.OBJECTIVE, MODELS[model.name].transfer))
+    entries = (
+        PROCESSES.module(process.schedule),
+        PREDICTIONS.module(process.prediction),
+        MODELS.module(model.name),
+    )
+    return module_digests("diffusion.train.loop", *references, *entries)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

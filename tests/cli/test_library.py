@@ -134,7 +134,7 @@ def test_nll_returns_bits_and_writes_the_terms(run, tmp_path):
 def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
     size = {"channels": 32, "channel_mult": (2, 2), "num_res_blocks": 1, "attention_resolutions": ()}
     preset = PRESETS["ddpm-cifar10"]
-    monkeypatch.setitem(PRESETS, "ddpm-cifar10", replace(preset, model={**preset.model, **size}))
+    monkeypatch.setitem(PRESETS.data, "ddpm-cifar10", replace(preset, model={**preset.model, **size}))
     layout = Layout(32, 3, 3, 32, (2, 2), 1, scale_shift_norm=False, resblock_updown=False)
     layout(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     torch.save(layout.state, tmp_path / "published.pt")

@@ -249,7 +249,7 @@ def failing(settings: SampleSettings):
 
 
 def test_failing_sampler_fails_only_its_own_request(monkeypatch):
-    monkeypatch.setitem(SAMPLERS, "failing", SamplerEntry("tests.engine.test_engine:failing"))
+    monkeypatch.setitem(SAMPLERS.data, "failing", SamplerEntry("tests.engine.test_engine:failing"))
     with Engine(MODEL, CPU) as engine:
         broken = engine.add(*request_args(sampler="failing", indices=range(CHUNK_SIZE + 3), steps=4))
         intact = engine.add(*request_args(steps=4))

@@ -59,7 +59,7 @@ def test_few_images_have_finite_scores(count):
 def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
     spec, heldout, sample = EXTRACTORS["effnet-lite0-64"], made_up(40, seed=1), made_up(50, seed=2)
     usual = scorer(heldout).scores(sample)
-    monkeypatch.setitem(EXTRACTORS, spec.name, dataclasses.replace(spec, score=None))
+    monkeypatch.setitem(EXTRACTORS.data, spec.name, dataclasses.replace(spec, score=None))
     blind = scorer(Features(heldout.features))
     scores = blind.scores(Features(sample.features))
     left_out = {spec.score, f"{spec.score}_std"}

@@ -29,7 +29,7 @@ SPATIAL = INCEPTION_SPATIAL.name
 @pytest.fixture
 def few(monkeypatch):
     """Give the extractor six features, so that a matrix can be written down."""
-    monkeypatch.setitem(EXTRACTORS, NAME, replace(EXTRACTORS[NAME], features=SIZE))
+    monkeypatch.setitem(EXTRACTORS.data, NAME, replace(EXTRACTORS[NAME], features=SIZE))
 
 
 def gaussian(seed=0, size=SIZE):
@@ -171,7 +171,7 @@ def openai(root):
 @pytest.fixture
 def few_spatial(monkeypatch):
     """Give sFID's extractor six features."""
-    monkeypatch.setitem(EXTRACTORS, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
+    monkeypatch.setitem(EXTRACTORS.data, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
 
 
 def test_openais_spatial_statistics_belong_to_sfid(few_spatial, openai):

@@ -173,7 +173,7 @@ def test_clip_embeddings_have_unit_length(small):
 
 
 def test_weights_file_is_checked_and_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(EXTRACTORS, DINOV2.name, SMALL_DINOV2)
+    monkeypatch.setitem(EXTRACTORS.data, DINOV2.name, SMALL_DINOV2)
     path = tmp_path / "small.pth"
     path.write_bytes(saved(published_dinov2()).getvalue())
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -197,7 +197,7 @@ def test_missing_package_is_refused_before_a_download(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("spec", "state"), [(SMALL_DINOV2, "dinov2"), (SMALL_CLIP, "clip")])
 def test_missing_or_misshapen_tensor_is_a_clear_error(monkeypatch, tmp_path, spec, state):
     """A shallow network, so that each tensor is tried."""
-    monkeypatch.setitem(EXTRACTORS, spec.name, spec)
+    monkeypatch.setitem(EXTRACTORS.data, spec.name, spec)
     whole = {"dinov2": published_dinov2, "clip": transformers_clip}[state]()
     shallow = r"(blocks|layers)\.1\."
     whole = {name: tensor for name, tensor in whole.items() if not re.search(shallow, name)}

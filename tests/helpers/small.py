@@ -11,6 +11,7 @@ COPIED = (
     "cli",
     "diffusion",
     "flows",
+    "plugins",
     "serving",
     "tracking",
     "profiles",

@@ -75,7 +75,7 @@ def shrink(monkeypatch: pytest.MonkeyPatch, name: str, image_size: int = 8) -> d
     small = Preset(
         model, preset.process, preset.train, preset.data, image_size, preset.num_classes, 0, "", by_head
     )
-    monkeypatch.setitem(PRESETS, name, small)
+    monkeypatch.setitem(PRESETS.data, name, small)
     return {
         "image_size": image_size,
         "num_channels": 32,

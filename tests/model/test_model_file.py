@@ -149,7 +149,7 @@ class Plain(torch.nn.Conv2d):
 
 def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(monkeypatch, tmp_path):
     names = (f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec"))
-    monkeypatch.setitem(MODELS, "plain", ModelEntry(*names))
+    monkeypatch.setitem(MODELS.data, "plain", ModelEntry(*names))
     older = {"dropout": 0.1, "gradient_checkpointing": True}
     for option in older:
         with pytest.raises(UsageError, match=f"{option}: plain has no such option; it belongs to unet"):

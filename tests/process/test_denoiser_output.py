@@ -78,7 +78,7 @@ class Ends(NoiseProcess):
     ],
 )
 def test_process_that_leaves_a_prediction_unsolvable_is_refused(monkeypatch, ends, prediction, at):
-    monkeypatch.setitem(PROCESSES, "line", ProcessEntry(f"{__name__}:Ends"))
+    monkeypatch.setitem(PROCESSES.data, "line", ProcessEntry(f"{__name__}:Ends"))
     monkeypatch.setattr(Ends, "first", ends[0])
     monkeypatch.setattr(Ends, "last", ends[1])
     section = {"schedule": "line", "timesteps": 10, "prediction": prediction}

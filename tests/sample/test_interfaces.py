@@ -88,7 +88,7 @@ HEUN = SamplerEntry(
 
 @pytest.fixture
 def with_heun(monkeypatch):
-    monkeypatch.setitem(SAMPLERS, "heun", HEUN)
+    monkeypatch.setitem(SAMPLERS.data, "heun", HEUN)
 
 
 # A process: a straight-line flow from image to noise, with its own option for a time shift.
@@ -114,7 +114,7 @@ def with_flow(monkeypatch):
     entry = ProcessEntry(
         "tests.sample.test_interfaces:Flow", config="tests.sample.test_interfaces:FlowConfig"
     )
-    monkeypatch.setitem(PROCESSES, "flow", entry)
+    monkeypatch.setitem(PROCESSES.data, "flow", entry)
 
 
 FLOW = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "timesteps": 100}

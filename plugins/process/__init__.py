@@ -1,0 +1,1 @@
+"""Noise processes, predictions, time distributions and loss weights of this project."""

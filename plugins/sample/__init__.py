@@ -1,0 +1,1 @@
+"""Samplers, spacings and guidance rules of this project."""

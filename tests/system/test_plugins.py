@@ -1,0 +1,125 @@
+"""The package `plugins` of a project: entries in registries, errors in one sentence, names."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from diffusion.system import registry
+from diffusion.system.errors import UsageError
+from diffusion.system.plugins import load_package, plugin_files
+from diffusion.system.references import load_reference
+from diffusion.system.registry import Registry
+
+Write = Callable[..., Path]
+
+
+class Entry:
+    """An entry that names its code."""
+
+    def __init__(self, builder: str) -> None:
+        self.builder, self.module = builder, builder.partition(":")[0]
+
+
+@pytest.fixture
+def shapes(monkeypatch: pytest.MonkeyPatch) -> Registry[Entry]:
+    """A registry with one entry, which plugins can import from this module."""
+    monkeypatch.setattr(registry, "REGISTRIES", [])
+    made: Registry[Entry] = Registry("data.shape", "a shape", {"ring": Entry("math:pi")})
+    monkeypatch.setattr("diffusion.system.plugins.REGISTRIES", [made])
+    monkeypatch.setattr(f"{__name__}.SHAPES", made, raising=False)
+    return made
+
+
+@pytest.fixture
+def write(tmp_path: Path, shapes: Registry[Entry]) -> Iterator[Write]:
+    """Write the files of a project's plugins; the package that this process has comes back at the end."""
+    own = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "plugins"}
+
+    def write(entries: str = "", **modules: str) -> Path:
+        (tmp_path / "plugins/data").mkdir(parents=True)
+        text = f"from {__name__} import SHAPES, Entry\n{entries}\n"
+        (tmp_path / "plugins/__init__.py").write_text(text)
+        for name, code in modules.items():
+            (tmp_path / f"plugins/data/{name}.py").write_text(code)
+        return tmp_path
+
+    yield write
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "plugins":
+            del sys.modules[name]
+    sys.modules.update(own)
+
+
+def test_entries_are_added_and_their_code_is_imported_when_it_is_used(
+    write: Write, shapes: Registry[Entry]
+) -> None:
+    root = write('SHAPES["cube"] = Entry("plugins.data.cube:SIDE")', cube="SIDE = 3")
+    load_package(root)
+    load_package(root)
+    assert shapes.plugins == ["cube"]
+    assert shapes.module("cube") == "plugins.data.cube"
+    assert "plugins.data.cube" not in sys.modules
+    assert load_reference(shapes["cube"].builder) == 3
+    assert [file.name for file in plugin_files()] == ["__init__.py", "cube.py"]
+
+
+def test_folder_without_entries_counts_as_no_plugins(write: Write) -> None:
+    load_package(write(cube="SIDE = 3"))
+    assert plugin_files() == []
+
+
+def test_project_without_plugins_loads_nothing(tmp_path: Path, write: Write) -> None:
+    load_package(tmp_path)
+    (tmp_path / "plugins").mkdir()
+    load_package(tmp_path)
+    assert "plugins" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ("1 / 0", r"^plugins/__init__.py, line 2: ZeroDivisionError: .*: correct it, or remove its entry"),
+        ("import plugins.data.broken", r"^plugins/data/broken.py, line 2: SyntaxError: "),
+        ("import plugins.data.missing", r"^plugins/__init__.py, line 2: ModuleNotFoundError: "),
+        ('SHAPES["ring"] = Entry("math:e")', r"line 2: data.shape: the name ring is taken"),
+        ('SHAPES["a b"] = Entry("math:e")', r"line 2: data.shape: a b is no name"),
+        ('SHAPES["a"] = Entry("plugins.x.a:b")', r"is in plugins.x.a: move it to a module in plugins/data/"),
+        ('SHAPES["a"] = Entry("plugins:a")', r"is in plugins: move it to a module in plugins/data/"),
+    ],
+)
+def test_broken_entries_are_one_sentence(entries: str, message: str, write: Write) -> None:
+    root = write(entries, broken="\ndef (")
+    with pytest.raises(UsageError, match=message) as caught:
+        load_package(root)
+    assert "\n" not in str(caught.value)
+    assert "plugins" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("plugins.data.cube:SIDE", r"^plugins/data/cube.py, line 1: NameError: "),
+        ("plugins.data.cubes:SIDE", r"^plugins/__init__.py: ModuleNotFoundError: "),
+        ("plugins.data:SIDE", r"^plugins/__init__.py: AttributeError: "),
+    ],
+)
+def test_broken_code_is_one_sentence_when_it_is_used(reference: str, message: str, write: Write) -> None:
+    load_package(write(cube="SIDE = side"))
+    with pytest.raises(UsageError, match=message):
+        load_reference(reference)
+
+
+def test_folder_without_its_init_is_refused(tmp_path: Path, write: Write) -> None:
+    root = write()
+    (root / "plugins/__init__.py").rename(root / "plugins/entries.py")
+    with pytest.raises(UsageError, match=r"plugins/__init__.py is missing"):
+        load_package(root)
+
+
+def test_other_package_of_this_name_is_refused(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plugins", sys)
+    monkeypatch.setattr(sys, "__file__", "/elsewhere/plugins.py", raising=False)
+    with pytest.raises(UsageError, match=r"has the name of the loaded module /elsewhere/plugins.py"):
+        load_package(write())
