@@ -81,6 +81,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
         raise _without_counterpart(f"model.block {spec.block}")
     if spec.channel_mult[0] != 1:
         raise _without_counterpart(f"model.channel_mult that starts with {spec.channel_mult[0]}, not 1")
+    if spec.patch_size != 1:
+        raise _without_counterpart(f"model.patch_size {spec.patch_size}")
     if spec.time_scale != 1:
         raise _without_counterpart(f"model.time_scale {spec.time_scale:g}")
     biggan = spec.resample == "biggan"

@@ -39,7 +39,7 @@ class Classifier(Encoder):
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec.model_copy(update={"num_classes": 0, "null_class": False}))
         channels = self.skip_channels[-1]
-        size = spec.image_size >> (len(spec.channel_mult) - 1)
+        size = spec.level_sizes(spec.image_size)[-1]
         heads = channels // spec.head_channels if spec.head_channels else spec.heads or 1
         self.norm = GroupNorm(channels)
         self.pool = AttentionPool(channels, size * size, heads, spec.num_classes)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from diffusion.model.blocks import (
     BLOCKS,
     Attention,
+    Conditioning,
     Downsample,
     GroupNorm,
     Resampling,
@@ -15,7 +16,7 @@ from diffusion.model.blocks import (
 )
 from diffusion.model.embedding import ConditionedNetwork, timestep_embedding
 from diffusion.model.layers import ExactConv2d, Stage, zero
-from diffusion.model.unet_config import UNetSpec, level_sizes
+from diffusion.model.unet_config import UNetSpec
 
 
 class Encoder(ConditionedNetwork):
@@ -26,7 +27,8 @@ class Encoder(ConditionedNetwork):
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec, spec.channels, 4 * spec.channels)
         channels = spec.channel_mult[0] * spec.channels
-        self.stem = ExactConv2d(spec.in_channels, channels, 3, padding=1)
+        patch = spec.patch_size  # the stem sees 3×3 patches
+        self.stem = ExactConv2d(spec.in_channels, channels, 3 * patch, stride=patch, padding=patch)
         self.encoder, self.skip_channels = self._encoder(channels)
         channels = self.skip_channels[-1]
         self.middle = self._stage(
@@ -36,7 +38,7 @@ class Encoder(ConditionedNetwork):
     def _encoder(self, channels: int) -> tuple[nn.ModuleList, list[int]]:
         """Return the stages from the image down, and the channels of each skip, the stem's first."""
         spec, stages, skips = self.spec, [], [channels]
-        sizes = level_sizes(spec.image_size, len(spec.channel_mult))
+        sizes = spec.level_sizes(spec.image_size)
         for level, (size, mult) in enumerate(zip(sizes, spec.channel_mult, strict=True)):
             for _ in range(spec.num_res_blocks):
                 stages.append(self._level_stage(channels, mult * spec.channels, size))
@@ -95,6 +97,26 @@ class Encoder(ConditionedNetwork):
         return self.middle(h, embedding), skips
 
 
+class PixelStage(nn.Module):
+    """The return from patches to pixels: a sub-pixel convolution (1609.05158), and features of the image.
+
+    SiLU(condition([shuffle(conv(h)), conv(x)])), each part with `pixel_channels`.
+    """
+
+    def __init__(self, spec: UNetSpec, channels: int) -> None:
+        super().__init__()
+        self.patch_size, self.out_channels = spec.patch_size, 2 * spec.pixel_channels
+        self.expand = nn.Conv2d(channels, spec.pixel_channels * spec.patch_size**2, 3, padding=1)
+        self.image = ExactConv2d(spec.in_channels, spec.pixel_channels, 3, padding=1)
+        self.condition = Conditioning(self.out_channels, 4 * spec.channels, spec.embedding)
+
+    def forward(self, h: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H/p, W/p), the image (B, C_in, H, W) and (B, E) → (B, `out_channels`, H, W)."""
+        shuffled = F.pixel_shuffle(self.expand(h), self.patch_size)
+        joined = torch.cat([shuffled, self.image(x).to(shuffled.dtype)], dim=1)
+        return F.silu(self.condition(joined, embedding))
+
+
 class UNet(Encoder):
     """ε, then v when the variance is learned, of noised images at a timestep and a class.
 
@@ -106,13 +128,16 @@ class UNet(Encoder):
         self.decoder = self._decoder(self.skip_channels[-1], self.skip_channels)
         channels = spec.channel_mult[0] * spec.channels
         self.norm = GroupNorm(channels)
+        if spec.patch_size > 1:
+            self.pixels = PixelStage(spec, channels)
+            channels = self.pixels.out_channels
         self.head = zero(ExactConv2d(channels, spec.out_channels, 3, padding=1))
         set_norm_eps(self, spec.norm_eps)
 
     def _decoder(self, channels: int, skips: list[int]) -> nn.ModuleList:
         """Return the stages back up to the image; each takes one skip, the last encoder stage's first."""
         spec, stages, remaining = self.spec, [], list(skips)
-        sizes = level_sizes(spec.image_size, len(spec.channel_mult))
+        sizes = spec.level_sizes(spec.image_size)
         for level in reversed(range(len(sizes))):
             for block in range(spec.num_res_blocks + 1):
                 out = spec.channel_mult[level] * spec.channels
@@ -135,4 +160,7 @@ class UNet(Encoder):
         h, skips = self.encode(x, embedding)
         for stage in self.decoder:
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
-        return self.head(F.silu(self.norm(h)))  # type: ignore[no-any-return]
+        h = F.silu(self.norm(h))
+        if self.spec.patch_size > 1:
+            h = self.pixels(h, x, embedding)
+        return self.head(h)  # type: ignore[no-any-return]

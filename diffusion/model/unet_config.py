@@ -14,6 +14,7 @@ from diffusion.system.section import NotBool, Probability, Side, Unique, brief
 # that one is built and looked at in seconds.
 MAX_CHANNELS, MAX_MULT, MAX_LEVELS, MAX_BLOCKS = 16_384, 64, 8, 40
 NORM_EPS = 1e-5
+PIXEL_CHANNELS = 16
 ChannelCount = Annotated[int, Field(gt=0, le=MAX_CHANNELS), NotBool]
 
 
@@ -30,6 +31,9 @@ class UNetConfig(ModelConfig):
     either from `head_channels` (channels a head) or from `heads` (their number). The network sees
     t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` gives the shape of a
     published network; other keys change it.
+
+    With `patch_size` p > 1 the first level has 1/p of the image's side: the first convolution has stride p,
+    and the last layers return to full size, where `pixel_channels` features of the image itself join them.
 
     `dropout` is the share of features that training drops. `gradient_checkpointing` computes features again
     in the backward pass instead of keeping them.
@@ -54,6 +58,8 @@ class UNetConfig(ModelConfig):
     embedding: Literal["adagn", "additive"] = "adagn"
     resample: Literal["biggan", "plain"] = "biggan"
     block: Literal["resnet", "convnext"] = "resnet"
+    patch_size: Literal[1, 2, 4] = Field(default=1, exclude_if=(1).__eq__)
+    pixel_channels: ChannelCount = Field(default=PIXEL_CHANNELS, exclude_if=PIXEL_CHANNELS.__eq__)
     dropout: Probability = 0.0
     gradient_checkpointing: bool = False
     time_scale: Annotated[float, Field(gt=0, le=1000), NotBool] = 1.0
@@ -97,6 +103,12 @@ class UNetConfig(ModelConfig):
         return self
 
     @model_validator(mode="after")
+    def _pixel_channels_are_used(self) -> Self:
+        if self.pixel_channels != PIXEL_CHANNELS and self.patch_size == 1:
+            raise ValueError("pixel_channels are of a patch_size above 1: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _blocks_are_few(self) -> Self:
         if (blocks := self.num_res_blocks * len(self.channel_mult)) > MAX_BLOCKS:
             raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MAX_BLOCKS}")
@@ -114,11 +126,15 @@ class UNetConfig(ModelConfig):
 
     def check_size(self, image_size: int) -> None:
         """ValueError where the levels or the attention do not fit images of this side."""
-        sizes = level_sizes(image_size, len(self.channel_mult))
+        sizes = self.level_sizes(image_size)
         if missing := sorted(set(self.attention_resolutions) - set(sizes)):
             raise ValueError(
                 f"attention_resolutions: feature maps are {sizes} pixels, so {missing} cannot be used"
             )
+
+    def level_sizes(self, image_size: int) -> list[int]:
+        """The feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
+        return level_sizes(image_size, len(self.channel_mult), self.patch_size)
 
     def least_parameters(self) -> int:
         """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
@@ -132,12 +148,13 @@ class UNetSpec(UNetConfig, ConditionedSpec):
     """A UNetConfig with what the data decides, which is also what a model file stores."""
 
 
-def level_sizes(image_size: int, levels: int) -> list[int]:
-    """The feature-map sizes in pixels, from the image down; ValueError unless each halving is exact."""
-    stride = 2 ** (levels - 1)
+def level_sizes(image_size: int, levels: int, patch_size: int = 1) -> list[int]:
+    """The feature-map sizes in pixels, from the image down; ValueError unless each division is exact."""
+    stride = patch_size * 2 ** (levels - 1)
     if image_size % stride:
+        patches = f" of patches of {patch_size}×{patch_size} pixels" if patch_size > 1 else ""
         raise ValueError(
             f"image_size {image_size} must be divisible by {stride}: "
-            f"channel_mult has {levels} levels, each half the size of the one above"
+            f"channel_mult has {levels} levels{patches}, each half the size of the one above"
         )
-    return [image_size >> level for level in range(levels)]
+    return [image_size // patch_size >> level for level in range(levels)]

@@ -144,6 +144,7 @@ def test_exported_readme_describes_model(tmp_path):
         ({"block": "convnext"}, "no model.block convnext"),
         ({"channel_mult": (2, 2)}, "starts with 2, not 1"),
         ({"time_scale": 0.25}, "no model.time_scale 0.25"),
+        ({"patch_size": 2}, "no model.patch_size 2"),
         ({"channels": 16}, "GroupNorm with 16, 32 groups"),
         ({"head_channels": None, "heads": 2, "attention_resolutions": (8, 4)}, "no model.heads"),
     ],

@@ -36,6 +36,7 @@ def specs(draw: st.DrawFn):
     levels = draw(st.integers(1, 3))
     size = draw(st.integers(1, 3)) * 2 ** (levels - 1) * draw(st.sampled_from([1, 2]))
     sizes = [size >> level for level in range(levels)]
+    patch = draw(st.sampled_from([1, 1, 2]))
     channels = draw(st.sampled_from([4, 6, 8]))
     heads = draw(st.sampled_from([{}, {"head_channels": 2}, {"heads": 2}]))
     in_channels = draw(st.integers(1, 4))
@@ -50,7 +51,9 @@ def specs(draw: st.DrawFn):
         resample=draw(st.sampled_from(["biggan", "plain"])),
         block=draw(st.sampled_from(["resnet", "convnext"])),
         dropout=draw(st.sampled_from([0.0, 0.3])),
-        image_size=size,
+        patch_size=patch,
+        **({"pixel_channels": 6} if patch > 1 else {}),
+        image_size=patch * size,
         in_channels=in_channels,
         out_channels=in_channels * draw(st.integers(1, 2)),
         num_classes=classes,
@@ -94,6 +97,10 @@ def test_invalid_specs_raise_validation_error():
         spec_of(num_classes=0)
     with pytest.raises(ValidationError, match="one channel a group"):
         spec_of(embedding="additive")
+    with pytest.raises(ValidationError, match="must be divisible by 8: channel_mult has 2 levels of"):
+        spec_of(image_size=12, patch_size=4)
+    with pytest.raises(ValidationError, match="pixel_channels are of a patch_size above 1"):
+        spec_of(pixel_channels=8)
 
 
 def test_labels_are_required_only_by_conditional_networks():
@@ -137,6 +144,15 @@ def test_dropout_is_active_only_in_training(block):
     assert torch.equal(network.eval()(*arguments), network(*arguments))
     torch.manual_seed(0)
     assert not torch.equal(network.train()(*arguments), network(*arguments))
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_stem_of_patches_is_a_convolution_of_their_pixels_as_channels(patch):
+    spec = spec_of(patch_size=patch, image_size=8 * patch, attention_resolutions=(4,), in_channels=3)
+    network, x = network_of(spec), inputs(spec)[0]
+    weight = F.pixel_unshuffle(network.stem.weight, patch)
+    found = F.conv2d(F.pixel_unshuffle(x, patch), weight, network.stem.bias, padding=1)
+    torch.testing.assert_close(network.stem(x), found)
 
 
 @pytest.mark.parametrize("width", [2, 7, 8, 128])
