@@ -16,6 +16,7 @@ from diffusion.train.train_config import OptimisationConfig
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+MIN_WIDE = 2  # columns per row from which it is faster to multiply the iterations' factors first
 MOMENTUM = 0.95
 UPDATE_RMS = 0.2  # of an update at a learning rate of 1, as typical for AdamW
 MIN_MATRIX_SIDE = 8  # rows and columns of a matrix: smaller ones have no weak directions
@@ -24,17 +25,34 @@ MIN_MATRIX_SIDE = 8  # rows and columns of a matrix: smaller ones have no weak d
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return matrices (n, r, c) with nearly the same singular vectors and singular values of 0.7 to 1.2.
 
-    It makes five Newton-Schulz steps with a quintic that is steep at 0. A zero matrix stays zero.
+    It makes five Newton-Schulz steps x ← (a + b·xxᵀ + c·(xxᵀ)²)·x with a quintic that is steep at 0. A zero
+    matrix stays zero. The factors commute with xxᵀ. So for a wide matrix they are multiplied first, as r×r
+    matrices: a third of the time for a 3×3 convolution, equal except for rounding.
     """
     if matrices.shape[1] > matrices.shape[2]:
         wide: Tensor = orthogonalize(matrices.mT)
         return wide.mT
-    a, b, c = QUINTIC
     x: Tensor = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return x
+    if x.shape[2] < MIN_WIDE * x.shape[1]:
+        for _ in range(ITERATIONS):
+            x = _factor(x @ x.mT) @ x
+        return x
+    square = x @ x.mT
+    product = _factor(square)
+    factor = product
+    for _ in range(ITERATIONS - 1):
+        square = factor @ square @ factor
+        factor = _factor(square)
+        product = factor @ product
+    return product @ x
+
+
+def _factor(square: Tensor) -> Tensor:
+    """Return a + b·s + c·s² of symmetric matrices s (n, r, r)."""
+    a, b, c = QUINTIC
+    factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
 
 
 def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
