@@ -15,7 +15,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise, counter_generator
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -93,7 +93,7 @@ def fit(
     network.train()
     for _ in range(steps):
         rows = torch.randint(len(images), (batch_size,), generator=source)
-        t = torch.randint(process.timesteps, (batch_size,), generator=source)
+        t = torch.randint(require_discrete(process, "fit").timesteps, (batch_size,), generator=source)
         noise = torch.randn(batch_size, *images.shape[1:], generator=source)
         drawn = None if labels is None else labels[rows]
         if drawn is not None and null_label is not None:
@@ -128,10 +128,9 @@ def sample(
     """
     settings = settings or SampleSettings()
     device = next(network.parameters()).device
-    noise = ImageNoise(settings.seed, range(count), shape)
-    trajectory = build_sampler(settings)(
-        sampling_grid(settings, process), noise.draw().to(device), lambda: noise.draw().to(device)
-    )
+    grid = sampling_grid(settings, process)
+    noise = ImageNoise(settings.seed, range(count), shape, grid.initial_noise_scale)
+    trajectory = build_sampler(settings)(grid, noise.draw().to(device), lambda: noise.draw().to(device))
     denoiser = guided(NetworkDenoiser(network, process), settings, process)
     condition = Condition(count, labels, null_label).to(device)
     return run_sampler(trajectory, denoiser, condition).x.cpu()

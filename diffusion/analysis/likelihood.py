@@ -13,6 +13,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import log_variance, prior_term, vlb_terms
 from diffusion.process.noise import ImageNoise
+from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
@@ -49,7 +50,7 @@ def bits_per_dimension(
     `progress` gets (done, total) network passes of an image. NonFiniteError with the image
     and the term's place, counted from t = 0, where numbers are NaN or infinite.
     """
-    process = build_process(loaded.artefact.process)
+    process = require_discrete(build_process(loaded.artefact.process), "the variational bound")
     denoiser = NetworkDenoiser(loaded.network, process)
     grid = process.grid(spaced_timesteps("uniform", steps or process.timesteps, process.timesteps))
     device = next(loaded.network.parameters()).device

@@ -11,6 +11,7 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
 from diffusion.config import Config
 from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
+from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
@@ -55,7 +56,7 @@ def check_eta(project: Project) -> Iterator[Finding]:
 
 def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
     """Yield the numbers of steps for which η is too large, with the limit."""
-    process = build_process(config.process)
+    process = require_discrete(build_process(config.process), "sweep.spacing")
     for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
         times = process.grid(spaced_timesteps(spacing, steps, process.timesteps))
         if eta > max_eta(times):

@@ -143,7 +143,7 @@ class Chunk:
         """Return what draws the images' noise on the device, x_T first."""
         spec, settings = self._loaded.artefact.network, self.job.settings
         shape = (spec.in_channels, spec.image_size, spec.image_size)
-        noise = ImageNoise(settings.seed, self._indices, shape)
+        noise = ImageNoise(settings.seed, self._indices, shape, self._grid.initial_noise_scale)
 
         def draw() -> Tensor:
             return to_device(noise.draw(), self._device)

@@ -270,7 +270,7 @@ def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConf
             loss="hybrid" if learned else "simple",
             prediction=ours[config.prediction_type],
         )
-        own = build_process(process).full_grid().betas
+        own = build_process(process).probe_grid().betas
         if own.shape == betas.shape and torch.allclose(own, betas, rtol=SAME_BETAS, atol=0):
             return process
     named = "trained_betas" if config.trained_betas is not None else f"beta_schedule {config.beta_schedule}"

@@ -116,7 +116,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
 
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
     """DDIMScheduler's arguments for the model's process; UsageError where it cannot express that."""
-    process, grid = artefact.process, build_process(artefact.process).full_grid()
+    process, grid = artefact.process, build_process(artefact.process).probe_grid()
     if process.prediction not in PREDICTION_TYPES:
         raise _without_counterpart(f"process.prediction {process.prediction}")
     if not torch.allclose(grid.alpha.square() + grid.sigma.square(), torch.ones_like(grid.alpha)):

@@ -68,17 +68,24 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """One forward pass."""
-        rows = expand_times(t, x)
-        output = self.network(x, rows, condition.labels)
-        if not isinstance(t, Tensor):
-            times = torch.tensor(t)
-        else:  # on a device without float64 the tables lie where the times come from
-            times = rows if float64_device(x.device) == x.device else t
+        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=_dtype(t))
+        if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
+            times = to_device(times, x.device)
+        received, time = self.process.network_input(x, times)
+        output = self.network(received, expand_times(time, x), condition.labels)
         return self.process.read(output.to(x.dtype), x, times)
 
 
+def _dtype(t: float) -> torch.dtype:
+    return torch.float64 if isinstance(t, float) else torch.int64
+
+
 def expand_times(t: Tensor | float, x: Tensor) -> Tensor:
-    """Return the time of each row of x (B, …), (B,) on its device; nothing waits for it to be there."""
-    if isinstance(t, Tensor):
-        return to_device(t, x.device)
-    return torch.full((len(x),), t, device=x.device)
+    """Return the time of each row of x (B, …), (B,) on its device; nothing waits for it to be there.
+
+    Real times are in x's dtype. A single () time is on the CPU.
+    """
+    if isinstance(t, Tensor) and t.ndim:
+        return to_device(t.to(x.dtype) if t.is_floating_point() else t, x.device)
+    time = t.item() if isinstance(t, Tensor) else t
+    return torch.full((len(x),), time, dtype=x.dtype if isinstance(time, float) else None, device=x.device)

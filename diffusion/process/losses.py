@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Network, expand, split_output
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.denoiser import Network, expand, expand_times, split_output
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
 
@@ -26,7 +26,8 @@ def training_losses(
     """
     config = process.config
     x_t = process.q_sample(x_0, t, noise)
-    output = network(x_t, t.to(x_t.device), condition.labels).to(x_t.dtype)
+    received, time = process.network_input(x_t, t)
+    output = network(received, expand_times(time, x_t), condition.labels).to(x_t.dtype)
     predicted, _ = split_output(output, x_t.shape[1])
     mse = (process.target(x_0, t, noise) - predicted).square().flatten(1).mean(1)
     simple = mse if config.weighting == "none" else _as(mse, process.loss_weight(t)) * mse
@@ -34,12 +35,13 @@ def training_losses(
         return {"loss": simple, "mse": mse}
     prediction = process.read(output, x_t, t)
     x0_hat = prediction.x0 if config.loss == "vlb" else prediction.x0.detach()
-    grid = process.full_grid(x_t.device)
+    discrete = require_discrete(process, f"loss {config.loss}")
+    grid, timesteps = discrete.full_grid(x_t.device), discrete.timesteps
     log_var = log_variance(grid, config.variance, prediction.variance_fraction, x_t, t)
     vlb = vlb_terms(grid, x_0, x_t, t, x0_hat, log_var)
     if config.loss == "vlb":
-        return {"loss": process.timesteps * vlb, "mse": mse, "vlb": vlb}
-    return {"loss": simple + process.timesteps / 1000 * vlb, "mse": mse, "vlb": vlb}
+        return {"loss": timesteps * vlb, "mse": mse, "vlb": vlb}
+    return {"loss": simple + timesteps / 1000 * vlb, "mse": mse, "vlb": vlb}
 
 
 def _as(like: Tensor, values: Tensor) -> Tensor:

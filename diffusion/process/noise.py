@@ -44,17 +44,20 @@ def _name(purpose: str, numbers: Sequence[int]) -> bytes:
 class ImageNoise:
     """The noise of some images of a sample: image i's depends on (seed, i) alone.
 
-    The first `draw` is x_T; each further one is a step's z. Draws are (B, C, H, W) float32 on the CPU, so
-    that every device sees the same noise.
+    The first `draw` is x_T, standard-normal numbers times `initial_scale`; each further one is a step's z.
+    Draws are (B, C, H, W) float32 on the CPU, so that every device sees the same noise.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, seed: int, indices: Sequence[int], shape: tuple[int, int, int], initial_scale: float = 1.0
+    ) -> None:
         self._generators = [full_state_generator("image", seed, index) for index in indices]
-        self._shape = shape
+        self._shape, self._scale = shape, initial_scale
 
     def draw(self) -> Tensor:
-        """Return the next standard-normal draw of every image."""
+        """Return the next draw of every image."""
         noise = torch.empty(len(self._generators), *self._shape)
         for image, source in zip(noise, self._generators, strict=True):
             image.normal_(generator=source)
-        return noise
+        scale, self._scale = self._scale, 1.0
+        return noise if scale == 1 else scale * noise

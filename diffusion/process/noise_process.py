@@ -1,7 +1,7 @@
-"""Noise processes over real time, with a network's targets and loss weights.
+"""Noise processes over real time, with a network's input, targets and loss weights.
 
-x_t = α_t·x_0 + σ_t·ε with ε ~ N(0, I), for t from 0 to T−1; x_T is taken for N(0, I). A further process is a
-subclass with its own α and σ, and an entry of PROCESSES.
+x_t = α_t·x_0 + σ_t·ε with ε ~ N(0, I), for real t from `t_min` to `t_max`. A further process is a subclass
+with its own α and σ, and an entry of PROCESSES.
 """
 
 from abc import ABC, abstractmethod
@@ -20,24 +20,52 @@ from diffusion.system.errors import UsageError
 CPU = torch.device("cpu")
 SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
+BISECTIONS = 80  # halve any range of times to below the spacing of float64
+PROBES = 1001  # times at which a continuous process is checked
 
 
 class NoiseProcess(ABC):
-    """The process that a `process` section describes."""
+    """The process that a `process` section describes.
+
+    A subclass sets `t_min` and `t_max`, the range of its real time; `sigma_min` and `sigma_max` are the noise
+    levels between which sampling grids in σ lie. A process of T whole times is a `DiscreteProcess`.
+    """
+
+    t_min: float
+    t_max: float
 
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
         self._combination = PREDICTIONS[config.prediction]
-        self._full: dict[torch.device, TimeGrid] = {}
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ of times in [0, T−1], integers or real: float64, shaped as `t`, where that is exact.
+        """α and σ of times in [t_min, t_max]: float64, shaped as `t`, where that is exact.
 
         That is `float64_device` of its device.
 
-        α falls and σ grows with t; σ is 0 nowhere.
+        σ/α grows with t; σ is 0 nowhere, α at most at `t_max`.
         """
+
+    @property
+    def timesteps(self) -> int | None:
+        """T, how many whole times there are; None for a continuous process."""
+        return None
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the process has whole times, so the reverse steps and the bound of DDPM."""
+        return self.timesteps is not None
+
+    @property
+    def sigma_min(self) -> float:
+        """The noise level at which a sampling grid in σ ends."""
+        return float(self.noise_level(torch.tensor(self.t_min, dtype=torch.float64)))
+
+    @property
+    def sigma_max(self) -> float:
+        """The noise level at which a sampling grid in σ begins; it is finite."""
+        return float(self.noise_level(torch.tensor(self.t_max, dtype=torch.float64)))
 
     def noise_level(self, t: Tensor) -> Tensor:
         """σ/α of times, as `alpha_sigma`: the σ of images that are not scaled down (Karras et al. 2022).
@@ -47,25 +75,40 @@ class NoiseProcess(ABC):
         alpha, sigma = self.alpha_sigma(t)
         return sigma / alpha
 
-    @property
-    def timesteps(self) -> int:
-        """T, how many whole times there are."""
-        return self.config.timesteps
+    def log_snr(self, t: Tensor) -> Tensor:
+        """λ = log α/σ of times, as `alpha_sigma`: half the logarithm of the signal-to-noise ratio."""
+        alpha, sigma = self.alpha_sigma(t)
+        return (alpha / sigma).log()
+
+    def times_at(self, levels: Tensor) -> Tensor:
+        """Return the real times with these noise levels σ/α, clamped to [t_min, t_max]: the inverse, float64.
+
+        Here by bisection; a subclass may have a closed form.
+        """
+        levels = levels.to(float64_device(levels.device)).double()
+        low, high = torch.full_like(levels, self.t_min), torch.full_like(levels, self.t_max)
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            is_below = self.noise_level(middle) < levels
+            low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+        high = torch.where(levels <= self.noise_level(torch.full_like(levels, self.t_min)), self.t_min, high)
+        return torch.where(levels >= self.noise_level(torch.full_like(levels, self.t_max)), self.t_max, high)
 
     def grid(self, times: Sequence[int] | Sequence[float]) -> TimeGrid:
         """Return the tables along increasing times."""
         chosen = torch.tensor(times, dtype=torch.float64 if isinstance(times[0], float) else torch.int64)
         return TimeGrid(chosen, *self.alpha_sigma(chosen))
 
-    def full_grid(self, device: torch.device = CPU) -> TimeGrid:
-        """Return the grid of all times 0 … T−1, of training and the bound; it is made once per device.
+    def network_input(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network receives for x_t: the scaled image, and the time that it embeds.
 
-        If the device has no float64, it is on the CPU.
+        `t` is a time a row, (B,), or one for all, ().
         """
-        device = float64_device(device)
-        if device not in self._full:
-            self._full[device] = self.grid(range(self.timesteps)).to(device)
-        return self._full[device]
+        return x, self.embedded_time(t)
+
+    def embedded_time(self, t: Tensor) -> Tensor:
+        """Return the numbers that the network embeds: t itself, or t on the range 0 … 1000 of embeddings."""
+        return t
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = α_t·x_0 + σ_t·ε (DDPM eq. 4), for a time a row, (B,), or one for all, ()."""
@@ -89,9 +132,9 @@ class NoiseProcess(ABC):
     def check_solvable(self) -> None:
         """Raise UsageError unless `read` can solve for x̂_0 and ε̂ at every time, with σ > 0.
 
-        Between whole times αb − σa has no zero, since it has one sign at all of them.
+        Between the checked times αb − σa has no zero, since it has one sign at all of them.
         """
-        grid = self.full_grid()
+        grid = self.probe_grid()
         a, b = self._combination(grid.alpha, grid.sigma)
         determinant = grid.alpha * b - grid.sigma * a
         solvable = (determinant * determinant[0].sign() >= MIN_DETERMINANT) & determinant.isfinite()
@@ -100,9 +143,14 @@ class NoiseProcess(ABC):
             config, alpha, sigma = self.config, float(grid.alpha[wrong[0]]), float(grid.sigma[wrong[0]])
             raise UsageError(
                 f"process.schedule {config.schedule} and process.prediction {config.prediction} leave x_0 or "
-                f"ε undetermined at t = {wrong[0]}, where α = {alpha:g} and σ = {sigma:g}: "
+                f"ε undetermined at t = {grid.times[wrong[0]]:g}, where α = {alpha:g} and σ = {sigma:g}: "
                 "use another prediction, such as velocity"
             )
+
+    def probe_grid(self) -> TimeGrid:
+        """Return a grid over the whole range of time, for checks and figures: all whole times, or evenly."""
+        times: list[float] = torch.linspace(self.t_min, self.t_max, PROBES, dtype=torch.float64).tolist()
+        return self.grid(times)
 
     def loss_weight(self, t: Tensor) -> Tensor:
         """(B,) float64 weights of the squared errors of what the network predicts: 1, or min-SNR-5.
@@ -118,7 +166,47 @@ class NoiseProcess(ABC):
         return (alpha / sigma).square().clamp(max=SNR_LIMIT) * (sigma / determinant).square()
 
 
-class TabulatedProcess(NoiseProcess):
+class DiscreteProcess(NoiseProcess):
+    """A process of T whole times 0 … T−1, as DDPM and iDDPM have; x_T is taken for N(0, I).
+
+    α and σ exist at real times too. The network embeds t itself.
+    """
+
+    def __init__(self, config: ProcessConfig) -> None:
+        super().__init__(config)
+        self.t_min, self.t_max = 0.0, config.timesteps - 1.0
+        self._full: dict[torch.device, TimeGrid] = {}
+
+    @property
+    def timesteps(self) -> int:
+        """T, how many whole times there are."""
+        return self.config.timesteps
+
+    def full_grid(self, device: torch.device = CPU) -> TimeGrid:
+        """Return the grid of all times 0 … T−1, of training and the bound; it is made once per device.
+
+        If the device has no float64, it is on the CPU.
+        """
+        device = float64_device(device)
+        if device not in self._full:
+            self._full[device] = self.grid(range(self.timesteps)).to(device)
+        return self._full[device]
+
+    def probe_grid(self) -> TimeGrid:
+        """Return the grid of all times."""
+        return self.full_grid()
+
+
+def require_discrete(process: NoiseProcess, purpose: str) -> DiscreteProcess:
+    """Return the process; UsageError if it is continuous, which `purpose` does not allow."""
+    if isinstance(process, DiscreteProcess):
+        return process
+    raise UsageError(
+        f"{purpose} needs a process of whole times, and process.schedule {process.config.schedule} has none"
+    )
+
+
+class TabulatedProcess(DiscreteProcess):
     """A variance-preserving process with an exact table of ᾱ at whole times.
 
     Between them λ = log α/σ is a straight line in t.
@@ -131,10 +219,8 @@ class TabulatedProcess(NoiseProcess):
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the table's values at whole times; real ones outside [0, T−1] count as the nearer end."""
-        t = t.to(float64_device(t.device))
-        if t.device not in self._tables:
-            self._tables[t.device] = to_device(self._tables[CPU], t.device)
-        alpha, sigma, log_snr = self._tables[t.device]
+        alpha, sigma, log_snr = self._table(t.device)
+        t = t.to(alpha.device)
         if not t.is_floating_point():
             return alpha[t], sigma[t]
         t = t.double().clamp(0, self.timesteps - 1)
@@ -146,6 +232,22 @@ class TabulatedProcess(NoiseProcess):
             torch.where(whole, alpha[before], between.sigmoid().sqrt()),
             torch.where(whole, sigma[before], (-between).sigmoid().sqrt()),
         )
+
+    def times_at(self, levels: Tensor) -> Tensor:
+        """Return the real times with these noise levels, from the straight lines of λ between whole times."""
+        log_level = -self._table(levels.device)[2]
+        wanted = levels.to(log_level.device).double().log()
+        after = torch.searchsorted(log_level, wanted.contiguous()).clamp(1, self.timesteps - 1)
+        first, last = log_level[after - 1], log_level[after]
+        between: Tensor = (after - 1 + (wanted - first) / (last - first)).clamp(0, self.timesteps - 1)
+        return between
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Return α, σ and λ of the whole times, (3, T), on the device, or where float64 is."""
+        device = float64_device(device)
+        if device not in self._tables:
+            self._tables[device] = to_device(self._tables[CPU], device)
+        return self._tables[device]
 
 
 def _sum(factors: tuple[Tensor | float, Tensor | float], first: Tensor, second: Tensor) -> Tensor:

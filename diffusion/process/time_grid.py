@@ -91,6 +91,15 @@ class TimeGrid:
         first = self.posterior_variance[1:2] if len(self) > 1 else self.betas[:1]
         return torch.cat([first, self.posterior_variance[1:]]).log()
 
+    @property
+    def initial_noise_scale(self) -> float:
+        """The factor of standard-normal noise at the last time, where sampling begins.
+
+        A variance-preserving process begins at N(0, I) (DDPM), another one at N(0, σ²·I) (EDM alg. 1).
+        """
+        alpha, sigma = float(self.alpha[-1]), float(self.sigma[-1])
+        return 1.0 if abs(alpha**2 + sigma**2 - 1) < 1e-9 else sigma
+
     def to(self, device: torch.device) -> "TimeGrid":
         """Return the same grid with its tables on the device, so that looking one up waits for nothing."""
         return TimeGrid(

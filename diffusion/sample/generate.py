@@ -73,14 +73,16 @@ def generate(
     """
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
-    generator = _generator(loaded, settings, device, classifier, fast)
+    grid = check_settings(loaded.artefact, settings)
+    generator = _generator(loaded, settings, grid, device, classifier, fast)
     networks = {"model": loaded.network} | ({"classifier": classifier.network} if classifier else {})
     has_guidance = bool(settings.guidance or settings.classifier_scale)
 
     def images(part: slice, on_step: _Callback | None) -> Tensor:
         own = indices[part]
         guard = guard_networks(networks, has_guidance, lambda row: f"image {own[row]}")
-        return generator(ImageNoise(settings.seed, own, shape).draw, condition.rows(part), on_step, guard)
+        noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
+        return generator(noise.draw, condition.rows(part), on_step, guard)
 
     if callback or len(indices) < 2 or not splitting_helps(device):
         return images(slice(None), callback)
@@ -96,19 +98,21 @@ def generate_from_noise(
     callback: _Callback | None = None,
 ) -> Tensor:
     """Return the images from the noise of `draw`: x_T first, then each noisy step's z; as `generate`."""
+    grid = check_settings(loaded.artefact, settings)
     guard = guard_networks({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
-    return _generator(loaded, settings, device)(draw, condition, callback, guard)
+    return _generator(loaded, settings, grid, device)(draw, condition, callback, guard)
 
 
 def _generator(
     loaded: "LoadedModel",
     settings: SampleSettings,
+    grid: TimeGrid,
     device: torch.device,
     classifier: "LoadedClassifier | None" = None,
     fast: bool = False,
 ) -> _Generator:
     """Return what generates images. It prepares once all that depends on neither noise nor condition."""
-    grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
+    sampler = build_sampler(settings)
     denoiser = guided_denoiser(loaded, settings, classifier, fast=fast)
     ahead = noise_draws(settings, device)
 
@@ -170,7 +174,7 @@ def check_classifier(artefact: "ModelDescription", classifier: "LoadedClassifier
             f"the classifier takes {theirs.image_size}×{theirs.image_size}×{theirs.in_channels} images, "
             f"the model makes {ours.image_size}×{ours.image_size}×{ours.in_channels}"
         )
-    if not torch.equal(build_process(process).full_grid().alpha, build_process(other).full_grid().alpha):
+    if not torch.equal(build_process(process).probe_grid().alpha, build_process(other).probe_grid().alpha):
         raise UsageError(
             f"the classifier was trained with the noise of {other.schedule} and {other.timesteps} timesteps, "
             f"the model with {process.schedule} and {process.timesteps}"

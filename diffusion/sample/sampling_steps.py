@@ -6,7 +6,7 @@ from decimal import ROUND_FLOOR, Decimal
 import torch
 
 from diffusion.process.denoiser import Prediction
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import Noise, build_sampler
@@ -19,9 +19,10 @@ from diffusion.system.errors import UsageError
 
 def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
     """Return the times that the settings visit; UsageError where the process does not have them."""
+    timesteps = require_discrete(process, f"spacing {settings.spacing}").timesteps
     if settings.timesteps is None:
-        return process.grid(spaced_timesteps(settings.spacing, settings.steps, process.timesteps))
-    return process.grid(check_timesteps(settings.timesteps, process.timesteps))
+        return process.grid(spaced_timesteps(settings.spacing, settings.steps, timesteps))
+    return process.grid(check_timesteps(settings.timesteps, timesteps))
 
 
 def max_eta(grid: TimeGrid) -> float:

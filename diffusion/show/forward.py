@@ -108,8 +108,8 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
 
 
 def schedule_of(process: NoiseProcess) -> Schedule:
-    """Return ᾱ and log SNR at all whole times."""
-    grid = process.full_grid()
+    """Return ᾱ and log SNR over all times."""
+    grid = process.probe_grid()
     return Schedule(grid.alphas_cumprod.numpy(), 2 * grid.log_snr.numpy())
 
 

@@ -76,7 +76,8 @@ def reverse(
     """Return image `index` as `generate` makes it, at up to `columns` of its steps; errors as `generate`."""
     grid = check_settings(loaded.artefact, settings)
     spec = loaded.artefact.network
-    start = ImageNoise(settings.seed, [index], (spec.in_channels, spec.image_size, spec.image_size)).draw()
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    start = ImageNoise(settings.seed, [index], shape, grid.initial_noise_scale).draw()
     visited: list[Step] = []
     image = generate(loaded, settings, [index], condition, device, visited.append)
     before = [start, *(step.x.cpu() for step in visited[:-1])]

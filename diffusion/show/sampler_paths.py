@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.options import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
@@ -140,7 +140,7 @@ def samplers(
     config: ProcessConfig, steps: int, spacing: str = "uniform", count: int = 400, seed: int = 0
 ) -> Samplers:
     """Run every sampler for `steps` steps from `count` points of noise; UsageError for too many steps."""
-    process = build_process(config)
+    process = require_discrete(build_process(config), "show samplers")
     source = counter_generator("show samplers", seed)
     start = torch.randn(count, 2, generator=source, dtype=torch.float64)
     times = spaced_timesteps(spacing, steps, process.timesteps)

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.spacing import PAPER_SPACINGS, SPACINGS, spaced_timesteps
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
@@ -82,7 +83,7 @@ def steps(config: ProcessConfig, count: int) -> Steps:
 
     UsageError for more than the process has.
     """
-    process = build_process(config)
+    process = require_discrete(build_process(config), "show steps")
     spacings = {}
     for name in SPACINGS:
         try:

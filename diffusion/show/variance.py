@@ -15,6 +15,7 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise
+from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
@@ -127,7 +128,7 @@ class Variance(FigureData):
 
 def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> TimeGrid:
     """Return the grid of `steps` steps, by default of all the process's times."""
-    process = build_process(config)
+    process = require_discrete(build_process(config), "show variance")
     return process.grid(spaced_timesteps(spacing, steps or process.timesteps, process.timesteps))
 
 

@@ -11,8 +11,8 @@ from diffusion.code_digest import code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.denoiser import Network
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.denoiser import Network, expand_times
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.timestep_samplers import UniformSampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
@@ -78,13 +78,14 @@ def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, 
     """Return each image's cross-entropy in nats and whether its class is the likeliest, (B,) each."""
     assert batch.labels is not None, "plan_classifier() refuses data without classes"
     x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
-    logits = network(x_t, batch.index.to(x_t.device), None)
+    received, time = process.network_input(x_t, batch.index)
+    logits = network(received, expand_times(time, x_t), None)
     hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
     return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 
 
 def _timesteps(process: NoiseProcess) -> UniformSampler:
-    return UniformSampler(process.timesteps)
+    return UniformSampler(require_discrete(process, "training").timesteps)
 
 
 PURPOSES = Purposes("classifier", "classifier weights", "classifier dropout")

@@ -10,7 +10,7 @@ from diffusion.model.network_registry import build_network
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Network
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
 from diffusion.train.batch import Batch
 from diffusion.train.plan import Objective, Purposes
@@ -25,7 +25,7 @@ def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, 
 
 
 def _timesteps(process: NoiseProcess) -> UniformSampler:
-    return T_SAMPLERS[process.config.t_sampler](process.timesteps)
+    return T_SAMPLERS[process.config.t_sampler](require_discrete(process, "training").timesteps)
 
 
 PURPOSES = Purposes("train", "weights", "dropout")

@@ -17,6 +17,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
 from diffusion.process.noise import counter_generator
+from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
@@ -48,7 +49,10 @@ class ValidationLoss:
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
         self._plan, self._store = plan, store
-        self._objective, self._process = build_objective(plan), build_process(plan.process)
+        self._objective, self._process = (
+            build_objective(plan),
+            require_discrete(build_process(plan.process), "training"),
+        )
         order = torch.randperm(len(store), generator=counter_generator("held-out images"))
         self._rows = order[: plan.train.val_images]
 

@@ -18,6 +18,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
+from diffusion.sample.generate import check_settings
 from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.engine_loop import PendingImages
@@ -91,7 +92,8 @@ class Interpolation:
         assert self._request.seeds is not None
         spec, index = self._model.artefact.network, self._request.image_indices[0]
         shape = (spec.in_channels, spec.image_size, spec.image_size)
-        return torch.cat([ImageNoise(seed, [index], shape).draw() for seed in self._request.seeds])
+        scale = check_settings(self._model.artefact, self.settings).initial_noise_scale
+        return torch.cat([ImageNoise(seed, [index], shape, scale).draw() for seed in self._request.seeds])
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, Network, NetworkDenoiser
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import DiscreteProcess, NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim
@@ -47,7 +47,7 @@ def true_eps(grid: TimeGrid, x_0: Tensor) -> Network:
     return eps_network(grid, lambda x, alpha_bar: (x - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5)
 
 
-class OnGrid(NoiseProcess):
+class OnGrid(DiscreteProcess):
     """A process defined only at a grid's own times."""
 
     def __init__(self, grid: TimeGrid, prediction: str = "eps") -> None:

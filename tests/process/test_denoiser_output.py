@@ -11,7 +11,7 @@ from diffusion.check import check
 from diffusion.config import parse
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import DiscreteProcess
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
 from diffusion.process.time_grid import TimeGrid
@@ -54,7 +54,7 @@ def test_target_matches_papers(prediction):
     assert torch.allclose(process.target(x_0, t, noise), expected[prediction], atol=1e-12)
 
 
-class Ends(NoiseProcess):
+class Ends(DiscreteProcess):
     """A straight line from α = first to `last`, with σ² = 1 − α²."""
 
     first, last = 0.9, 0.0

@@ -18,7 +18,7 @@ from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import DiscreteProcess
 from diffusion.process.process_registry import PROCESSES, ProcessConfig, ProcessEntry, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid, settings_card
@@ -98,7 +98,7 @@ class FlowConfig(ProcessConfig):
     shift: float = Field(default=1.0, gt=0)
 
 
-class Flow(NoiseProcess):
+class Flow(DiscreteProcess):
     """α = 1 − u and σ = u for u = s·v/(1 + (s−1)v), v = (t + 1)/T; not variance-preserving; α_{T−1} = 0."""
 
     config: FlowConfig
