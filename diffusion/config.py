@@ -57,8 +57,8 @@ class Config(TrainSections):
             raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
         if "learned" in noise[1] and self.process.variance != "learned":
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
-        if any(self.sweep.eta) and not any(SAMPLERS[name].stochastic for name in sampler[1]):
-            raise ValueError(f"{sampler[0]} {sampler[1][0]} is deterministic, so sweep.eta must be [0.0]")
+        if any(self.sweep.eta) and not any(SAMPLERS[name].uses_eta for name in sampler[1]):
+            raise ValueError(f"{sampler[0]} {sampler[1][0]} does not use eta, so sweep.eta must be [0.0]")
         check_axes(self.sample, self.sweep)
         if self.sweep.sigma_rels and self.train.ema_profiles is None:
             raise ValueError(

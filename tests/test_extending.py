@@ -28,8 +28,8 @@ from tests.helpers.small import own_code, small_project
 BLOCK = re.compile(
     r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
 )
-ADDED = ["sample/heun", "model/tiny", "process/straight", "data/sources/rings"]
-TESTS = ["sample/test_heun", "model/test_tiny", "process/test_straight", "data/test_rings"]
+ADDED = ["sample/trapezoid", "model/tiny", "process/straight", "data/sources/rings"]
+TESTS = ["sample/test_trapezoid", "model/test_tiny", "process/test_straight", "data/test_rings"]
 CODE = [f"diffusion/{name}.py" for name in ADDED]
 TEST_FILES = [f"tests/{name}.py" for name in TESTS]
 PIXELS = """EXTRACTORS["pixels"] = ExtractorSpec(
@@ -40,7 +40,7 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
     "model": {"name": "tiny", "width": 6},
     "process": {"schedule": "straight", "most": 0.999, "prediction": "flow"},
     "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
-    "sample": {"sampler": "heun", "sampler_options": {"correct": True}, "num_images": 20},
+    "sample": {"sampler": "trapezoid", "sampler_options": {"correct": True}, "num_images": 20},
     "sweep": {"steps": [2, 3], "eta": [0.0]},
     "evaluate": {"extractor": "pixels"},
 }

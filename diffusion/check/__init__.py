@@ -41,7 +41,7 @@ Check = Callable[[Project], Iterator[Finding]]
 def check_eta(project: Project) -> Iterator[Finding]:
     """Check whether the largest η leaves 1 − ᾱ_prev − σ² ≥ 0 at every step of every cell."""
     config, eta = project.config, max(project.config.sweep.eta)
-    if eta <= 1 or not any(SAMPLERS[name].stochastic for name in _listed(config, "sampler")):
+    if eta <= 1 or not any(SAMPLERS[name].uses_eta for name in _listed(config, "sampler")):
         return  # any spacing allows η ≤ 1
     with single_thread():
         found = next(_too_large(config, eta), None)

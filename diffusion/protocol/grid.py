@@ -62,7 +62,7 @@ class Cell(_AxisValues):  # type: ignore[misc]
 def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     """Return every cell once, in the order of the section, the last axis fastest.
 
-    No axis varies where it has no effect. For example, a deterministic sampler has η = 0 and one cell where
+    No axis varies where it has no effect. For example, a sampler without eta has η = 0 and one cell where
     ddim has one for each η. The model as it was trained has no value of `ema`.
     """
     listed = {

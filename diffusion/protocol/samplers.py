@@ -24,17 +24,22 @@ def one_per_step(steps: int) -> int:
     return steps
 
 
+def two_per_step_but_last(steps: int) -> int:
+    """Return the NFE of a sampler that calls the network twice per step, but once in the last."""
+    return 2 * steps - 1
+
+
 @dataclass(frozen=True)
 class SamplerEntry:
     """`builder` makes a Sampler of the settings; `options` is the class of `sampler_options`.
 
-    Each is a "module:name", loaded when it is needed, the options without torch. A `stochastic` sampler uses
-    eta and, if that is not 0, noise, and applies the mean shift of a prediction at noisy steps. `nfe` returns
-    the number of calls of the network in S steps.
+    Each is a "module:name", loaded when it is needed, the options without torch. A sampler that `uses_eta`
+    adds `noise` where eta is not 0, and applies the mean shift of a prediction at noisy steps. Another one
+    has options of its own for the noise that it adds. `nfe` returns the number of network calls in S steps.
     """
 
     builder: str
-    stochastic: bool = False
+    uses_eta: bool = False
     nfe: Callable[[int], int] = one_per_step
     options: str = "diffusion.system.section:NoOptions"
 
@@ -53,8 +58,20 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
     "sample.sampler",
     "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)",
     {
-        "ddim": SamplerEntry("diffusion.sample.ddim:build", stochastic=True),
+        "ddim": SamplerEntry("diffusion.sample.ddim:build", uses_eta=True),
+        "euler": SamplerEntry("diffusion.sample.heun:build_euler"),
+        "euler-ancestral": SamplerEntry(
+            "diffusion.sample.euler_ancestral:build",
+            options="diffusion.protocol.sampler_options:AncestralOptions",
+        ),
+        "heun": SamplerEntry("diffusion.sample.heun:build", nfe=two_per_step_but_last),
         "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
+        "unipc": SamplerEntry(
+            "diffusion.sample.unipc:build", options="diffusion.protocol.sampler_options:UniPCOptions"
+        ),
+        "ipndm": SamplerEntry(
+            "diffusion.sample.ipndm:build", options="diffusion.protocol.sampler_options:IPNDMOptions"
+        ),
     },
 )
 

@@ -36,15 +36,15 @@ from diffusion.system.section import Section, Seed, ShortText, Steps, explain, v
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
-def _deterministic_samplers() -> list[str]:
-    return [name for name, entry in SAMPLERS.items() if not entry.stochastic]
+def _samplers_without_eta() -> list[str]:
+    return [name for name, entry in SAMPLERS.items() if not entry.uses_eta]
 
 
 def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: values
 
 
-_DETERMINISTIC = NoEffect("sampler", "with {option} {value}, which adds no noise", _deterministic_samplers)
+_WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use eta", _samplers_without_eta)
 
 
 class SamplerConfig(Section):
@@ -52,8 +52,7 @@ class SamplerConfig(Section):
 
     `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
     (2404.07724, eq. 6), elsewhere the network is called once, with the condition; None means everywhere.
-    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; dpm-solver++ is its
-    multistep solver of order 2 (2211.01095), deterministic, so that `noise` has no effect.
+    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; others do not use eta.
     `sampler_options` are those that only this sampler has. `spacing` selects which of the T times the steps
     visit. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from `seed` and the image's index.
     `classes` is the mix of classes: every class equally often, or as in the training data.
@@ -75,7 +74,7 @@ class SamplerConfig(Section):
             choices=get_args(Noise),
             always_in_card=True,
             no_effect=(
-                _DETERMINISTIC,
+                _WITHOUT_ETA,
                 NoEffect("eta", "at {option} 0, where no noise is added", _equal_to(0)),
             ),
         ),
@@ -152,7 +151,7 @@ class SampleSettings(SamplerConfig):
             always_in_card=True,
             no_effect=(
                 NoEffect("steps", "with a single step, which adds no noise", _equal_to(1)),
-                _DETERMINISTIC,
+                _WITHOUT_ETA,
             ),
         ),
     ] = 0.0
@@ -191,8 +190,8 @@ class SampleSettings(SamplerConfig):
     def _check_combination(self) -> Self:
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
-        if self.eta and not SAMPLERS[self.sampler].stochastic:
-            raise ValueError(f"sampler {self.sampler} is deterministic: eta must be 0 (got {self.eta})")
+        if self.eta and not SAMPLERS[self.sampler].uses_eta:
+            raise ValueError(f"sampler {self.sampler} does not use eta: it must be 0 (got {self.eta})")
         if self.eta and self.steps == 1:
             raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
         return self

@@ -36,7 +36,7 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
     """Return the times that the settings visit; UsageError if the model does not allow these settings."""
     process = build_process(artefact.process)
     grid = sampling_grid(settings, process)
-    if SAMPLERS[settings.sampler].stochastic:
+    if SAMPLERS[settings.sampler].uses_eta:
         check_eta(grid, settings.eta)
         check_noise(settings.noise, artefact.network.learned_variance)
     if settings.guidance and not artefact.network.null_class:
@@ -130,7 +130,7 @@ def noise_draws(settings: SampleSettings, device: torch.device) -> int:
 
     On a CPU a drawing thread takes cores from the network. On an Apple GPU a second thread is untested.
     """
-    noisy = SAMPLERS[settings.sampler].stochastic and settings.eta > 0
+    noisy = SAMPLERS[settings.sampler].uses_eta and settings.eta > 0
     return settings.steps if noisy and device.type == "cuda" else 0
 
 

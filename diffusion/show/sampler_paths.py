@@ -27,7 +27,7 @@ from diffusion.sample.sampler import Step, run_sampler
 from diffusion.show.figure import FigureData, columns
 
 MIXTURE = ring(5, 0.75, 0.08)
-ETAS = (0.0, 1.0)  # for stochastic samplers
+ETAS = (0.0, 1.0)  # of samplers that use eta
 DRAWN = 24  # drawn paths; more are computed for the numbers
 EDGE = 2.2  # of the drawn square, which contains most of the noise
 
@@ -146,8 +146,8 @@ def samplers(
     times = spaced_timesteps(spacing, steps, process.timesteps)
     paths_by_sampler = {}
     for name, entry in SAMPLERS.items():
-        for eta in ETAS if entry.stochastic and steps > 1 else (0.0,):
-            label = f"{name}, η = {format_value(eta)}" if entry.stochastic else name
+        for eta in ETAS if entry.uses_eta and steps > 1 else (0.0,):
+            label = f"{name}, η = {format_value(eta)}" if entry.uses_eta else name
             settings = SampleSettings(sampler=name, steps=steps, eta=eta, clip=False)
             paths_by_sampler[label] = sampler_paths(process, times, settings, start, source)
     best = SampleSettings(sampler="dpm-solver++", steps=process.timesteps, clip=False)

@@ -24,8 +24,8 @@ LESSONS = {  # what a control does to the images; another option shows its help
     "steps": "More steps cost more time and follow the exact path from noise to image more closely; "
     "beyond some number the image no longer changes visibly.",
     "eta": "At 0 a step adds no noise (DDIM), at 1 as much as DDPM; with few steps 0 usually looks better.",
-    "sampler": "ddim steps along the current prediction; dpm-solver++ extrapolates from the last two, so it "
-    "needs fewer steps and adds no noise.",
+    "sampler": "ddim and euler step along the current prediction; dpm-solver++, unipc and ipndm extrapolate "
+    "from earlier ones, so they need fewer steps; heun calls the network twice per step.",
     "noise": "The noise that η scales: small is the exact posterior's for known images, large that of the "
     "forward process, learned the network's own.",
     "spacing": "Where the steps are: uniform spreads them evenly over time, quadratic has more near the "

@@ -195,7 +195,7 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
         ({"sweep": {"eta": [0, 0.0]}}, "sweep.eta: each value may occur once"),
         ({"sweep": {"guidance": []}}, "sweep.guidance: .*at least 1"),
         ({"sweep": {"guidance": [2]}, "train": {"p_uncond": 0}}, "sweep.guidance > 0 needs a model trained"),
-        ({"sweep": {"sampler": ["euler"]}}, "sweep.sampler.0: allowed are ddim, dpm-solver.* .got 'euler'"),
+        ({"sweep": {"sampler": ["rk4"]}}, "sweep.sampler.0: allowed are ddim, euler.* .got 'rk4'"),
         ({"sample": {"spacing": "even"}}, "sample.spacing: allowed are uniform, .*got 'even'"),
         ({"sample": {"sampler_options": {"churn": 1}}}, "of ddim: churn: unknown key, there are none"),
         ({"process": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},

@@ -50,7 +50,7 @@ def chosen_settings(draw: st.DrawFn) -> SampleSettings:
     return SampleSettings(
         sampler=sampler,
         steps=steps,
-        eta=draw(st.sampled_from([0.0, 0.5, 1.0])) if SAMPLERS[sampler].stochastic and steps > 1 else 0.0,
+        eta=draw(st.sampled_from([0.0, 0.5, 1.0])) if SAMPLERS[sampler].uses_eta and steps > 1 else 0.0,
         noise=draw(st.sampled_from(["small", "large", "learned"])),
         guidance=draw(st.sampled_from([0.0, 0.5, 100.0])),
         clip=draw(st.booleans()),

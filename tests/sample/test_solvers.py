@@ -1,0 +1,229 @@
+"""The ODE solvers: orders on a mixture with its exact score, identities, every number of steps."""
+
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from diffusion.analysis.mixture import Mixture
+from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Prediction
+from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.sample.ddim import Ddim
+from diffusion.sample.dpm_solver import DPMSolverMultistep
+from diffusion.sample.euler_ancestral import EulerAncestral
+from diffusion.sample.heun import Heun
+from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
+from diffusion.sample.sampler import Sampler, Step, run_sampler
+from diffusion.sample.unipc import UniPC, phi
+from tests.helpers.trajectories import grid_of, randn, walk
+
+CENTRES = torch.tensor([[0.6, 0.0], [-0.3, 0.5], [-0.4, -0.5]], dtype=torch.float64)
+MIXTURE = Mixture(CENTRES, 0.4)
+LOWEST, HIGHEST = 0.02, 40.0  # noise levels of the grids
+COUNTS = (64, 128, 256)
+EULER, HEUN = Heun(correct=False, clip=False), Heun(clip=False)
+
+
+def grid_at(levels: Tensor) -> TimeGrid:
+    """Return a variance-preserving grid with these increasing noise levels σ/α; its times are 0, 1, …"""
+    alpha = (1 + levels.square()).rsqrt()
+    return TimeGrid(torch.arange(len(levels)), alpha, levels * alpha)
+
+
+def log_levels(steps: int) -> Tensor:
+    return torch.logspace(np.log10(LOWEST), np.log10(HIGHEST), steps + 1, dtype=torch.float64)
+
+
+class ExactDenoiser:
+    """E[x_0 | x_t] of the mixture at the times of a grid."""
+
+    def __init__(self, grid: TimeGrid) -> None:
+        self.grid = grid
+
+    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        alpha, sigma = float(self.grid.alpha[int(t)]), float(self.grid.sigma[int(t)])
+        x0 = MIXTURE.x0(x.flatten(1), alpha, sigma).reshape(x.shape)
+        return Prediction(x0, (x - alpha * x0) / sigma)
+
+
+@cache
+def exact_flow(start: float, end: float) -> Tensor:
+    """Return x̄ at the noise level `end` of the ODE's solutions from `randn(6, 2, 1, 1)` at `start`."""
+
+    def slope(level: float, flat: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(flat.reshape(-1, 2))
+        return ((x - MIXTURE.x0(x, 1.0, level)) / level).numpy().ravel()
+
+    first = (randn(6, 2, 1, 1) * (1 + start**2) ** 0.5).numpy().ravel()
+    solved = solve_ivp(slope, (start, end), first, method="DOP853", rtol=1e-12, atol=1e-13)
+    return torch.from_numpy(solved.y[:, -1]).reshape(6, 2, 1, 1)
+
+
+def error_halfway(sampler: Sampler, levels: Tensor) -> float:
+    """Return the largest error of x̄ in the middle of the grid, where no solver lowers its order."""
+    grid, half = grid_at(levels), len(levels) // 2
+    steps: list[Step] = []
+    start = randn(6, 2, 1, 1)
+    walk(ExactDenoiser(grid), grid, lambda: start, sampler, callback=steps.append)
+    alpha = float(grid.alpha[-1 - half])
+    return float((steps[half - 1].x / alpha - exact_flow(float(levels[-1]), float(levels[half]))).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("sampler", "order"),
+    [
+        (EULER, 1),
+        (EulerAncestral(eta=0, clip=False), 1),
+        (HEUN, 2),
+        (DPMSolverMultistep(clip=False), 2),
+        (UniPC(2, correct=False, clip=False), 2),
+        (UniPC(3, correct=False, clip=False), 3),
+        (UniPC(2, "bh1", clip=False), 3),
+        (UniPC(2, "bh2", clip=False), 3),
+        (UniPC(3, "bh1", clip=False), 4),
+        (UniPC(3, "bh2", clip=False), 4),
+    ],
+)
+def test_error_falls_with_the_order(sampler, order):
+    errors = [error_halfway(sampler, log_levels(count)) for count in COUNTS]
+    slope = -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+    assert order - 0.35 < slope < order + 0.35
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_converges_on_equal_steps_as_far_as_its_first_step_allows(order):
+    """The first step is Euler's, with an error of order 2. More orders reduce the error all the same."""
+    grids = [torch.linspace(0.05, 2, count + 1, dtype=torch.float64) for count in COUNTS]
+    errors = [error_halfway(IPNDM(order, clip=False), levels) for levels in grids]
+    slope = -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
+    assert min(order, 2) - 0.35 < slope < min(order, 2) + 0.35
+    if order > 1:
+        assert errors[0] < error_halfway(IPNDM(order - 1, clip=False), grids[0])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4])
+def test_ipndm_integrates_polynomials_below_its_order_exactly(order):
+    """Where ε depends on σ̄ alone, a step adds the integral of its interpolation polynomial."""
+    levels = torch.linspace(0.5, 5, 10, dtype=torch.float64)
+    grid = grid_at(levels)
+    polynomial = np.polynomial.Polynomial([0.3, -0.2, 0.1, 0.05][:order])
+
+    def denoiser(x, t, condition):
+        eps = torch.full_like(x, polynomial(float(levels[t])))
+        return Prediction((x - grid.sigma[t] * eps) / grid.alpha[t], eps)
+
+    steps: list[Step] = []
+    start = randn(1, 1, 1, 1)
+    walk(denoiser, grid, lambda: start, IPNDM(order, clip=False), callback=steps.append)
+    unscaled = [float(step.x / alpha) for step, alpha in zip(steps[:-1], grid.alpha.flip(0)[1:], strict=True)]
+    gained = np.diff(unscaled)[order - 1 :]  # of the steps that know enough ε
+    wanted = np.diff(polynomial.integ()(levels.numpy()[::-1]))[order:]
+    assert gained == pytest.approx(wanted, rel=1e-12)
+    assert sum(ADAMS_BASHFORTH[order - 1]) == pytest.approx(1)
+
+
+SPACED = st.tuples(
+    st.sampled_from(["linear", "cosine"]), st.sampled_from(["uniform", "trailing"]), st.integers(1, 40)
+)
+
+
+@settings(deadline=None, max_examples=10)
+@given(SPACED, st.booleans())
+def test_methods_of_order_1_are_ddim(chosen, clip):
+    """iPNDM of order 1, Euler's method and ancestral sampling with η = 0 are DDIM with η = 0."""
+    name, spacing, steps = chosen
+    grid = grid_of(name, 100, spaced_timesteps(spacing, steps, 100))
+    start, denoiser = randn(6, 2, 1, 1), _on_whole_times(grid)
+    ddim = walk(denoiser, grid, lambda: start, Ddim(clip=clip))
+    for other in (Heun(correct=False, clip=clip), EulerAncestral(eta=0, clip=clip), IPNDM(1, clip=clip)):
+        assert torch.allclose(walk(denoiser, grid, lambda: start, other), ddim, rtol=0, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=10)
+@given(SPACED, st.floats(0, 1), st.booleans())
+def test_euler_ancestral_is_ddim_with_its_eta(chosen, eta, clip):
+    name, spacing, steps = chosen
+    grid = grid_of(name, 100, spaced_timesteps(spacing, steps, 100))
+    ends = []
+    for sampler in (EulerAncestral(eta, clip=clip), Ddim(eta, clip=clip)):
+        draw = partial(
+            torch.randn, 6, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.double
+        )
+        ends.append(walk(_on_whole_times(grid), grid, draw, sampler))
+    assert torch.allclose(*ends, rtol=0, atol=1e-6)
+
+
+def test_unipc_of_order_2_without_its_corrector_is_dpm_solver():
+    """B(h) of bh2 is that of DPM-Solver++(2M); both extrapolate by 1/2r where steps are equal."""
+    grid, start = grid_at(log_levels(12)), randn(6, 2, 1, 1)
+    ends = [
+        walk(ExactDenoiser(grid), grid, lambda: start, sampler)
+        for sampler in (UniPC(2, "bh2", correct=False, clip=False), DPMSolverMultistep(clip=False))
+    ]
+    assert torch.allclose(*ends, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("z", [-3.0, -1.0, -0.999, -1e-3, -1e-9])
+def test_phi_is_its_series(order, z):
+    """The recursion and the series agree, and neither cancels: Σ_j z^j/(j + k)!."""
+    terms = [z**j / np.prod(np.arange(1, j + order + 1, dtype=np.float64)) for j in range(40)]
+    assert phi(order, z) == pytest.approx(float(np.sum(np.sort(terms))), rel=1e-12)
+
+
+ALL_STEPS = pytest.param(range(1, 201), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("numbers", [(*range(1, 10), 50, 199, 200), ALL_STEPS])
+def test_every_number_of_steps_is_finite_and_calls_as_often_as_stated(sampler, numbers):
+    for steps in numbers:
+        spacing = ("uniform", "quadratic", "trailing")[steps % 3]
+        grid = grid_of("cosine", 200, spaced_timesteps(spacing, steps, 200))
+        made = build_sampler(SampleSettings(sampler=sampler, steps=steps))
+        seen: list[Step] = []
+        result = run_sampler(
+            made(grid, randn(1, 2, 1, 1), lambda: randn(1, 2, 1, 1, seed=1)),
+            _on_whole_times(grid),
+            Condition(1),
+            seen.append,
+        )
+        assert result.nfe == SAMPLERS[sampler].nfe(steps)
+        assert len(seen) == steps
+        assert torch.equal(result.x, seen[-1].x0_hat)
+        assert result.x.abs().max() <= 1
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_a_repeated_time_and_an_infinite_noise_level_change_nothing_or_stay_finite(sampler):
+    """DDIM's quadratic grid repeats times; a flow begins at α = 0."""
+    times = spaced_timesteps("ddim-quadratic", 100, 200)
+    assert len(set(times)) < len(times)
+    start = randn(6, 2, 1, 1)
+    made = build_sampler(SampleSettings(sampler=sampler, steps=100, clip=False))
+    for chosen in (times, sorted(set(times))):
+        grid = grid_of("cosine", 200, chosen)
+        assert walk(_on_whole_times(grid), grid, lambda: start, made).isfinite().all()
+    sigma = torch.linspace(0.02, 1, 10, dtype=torch.float64)
+    flow = TimeGrid(torch.arange(10), 1 - sigma, sigma)
+    ends = walk(ExactDenoiser(flow), flow, lambda: start, made)
+    assert ends.isfinite().all()
+    distance = torch.cdist(ends.flatten(1), CENTRES).min(1).values
+    assert distance.max() < 6 * MIXTURE.std
+
+
+def _on_whole_times(grid: TimeGrid) -> ExactDenoiser:
+    """Return the mixture's denoiser at a process's whole times."""
+    full = TimeGrid(torch.arange(len(grid)), grid.alpha, grid.sigma)
+    denoiser = ExactDenoiser(full)
+    index = {time: place for place, time in enumerate(grid.times.tolist())}
+    return lambda x, t, condition: denoiser(x, index[t], condition)  # type: ignore[return-value]
