@@ -22,7 +22,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from diffusion.system.plugins import is_plugin, plugin_errors, plugin_files, plugins_root
+from diffusion.system.plugins import is_plugin, plugin_errors, plugins_folder, plugins_root
 from diffusion.system.registry import PLUGINS
 from diffusion.system.section import Section
 
@@ -73,6 +73,15 @@ def code_digest(code: ModuleDigests) -> str:
     return _digest("\n".join(f"{name} {digest}" for name, digest in sorted(code.items())))
 
 
+def plugin_card(field: str, code: ModuleDigests) -> dict[str, str]:
+    """Return the `field` of a card with the digest of the plugins among these modules; empty without one.
+
+    The versions in cards are of the library's code and say nothing of plugins.
+    """
+    plugins = {name: digest for name, digest in code.items() if is_plugin(name)}
+    return {field: code_digest(plugins)} if plugins else {}
+
+
 def code_since(step: int, code: ModuleDigests) -> CodeSince:
     """Return this code with the installed torch, from `step` on."""
     return CodeSince(step=step, digest=code_digest(code), torch=torch_version())
@@ -89,12 +98,10 @@ def library_version() -> str:
 
     If it is equal, equal settings give equal images.
     """
-    root = ROOT / PACKAGE
-    files = {str(file.relative_to(root)): file for file in sorted(root.rglob("*.py"))}
-    files |= {str(file.relative_to(str(plugins_root()))): file for file in plugin_files()}
     digest = hashlib.sha256()
-    for name, file in files.items():
-        digest.update(f"{name}\0".encode() + file.read_bytes())
+    for root in filter(None, (ROOT / PACKAGE, plugins_folder())):
+        for file in sorted(root.rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
 
 

@@ -9,6 +9,7 @@ from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
+from diffusion.check.plugin_checks import check_plugins
 from diffusion.config import Config
 from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
 from diffusion.process.noise_process import require_discrete
@@ -159,6 +160,7 @@ def _describe_start(plan: TrainPlan, root: Path) -> str:
 
 ALL: tuple[Check, ...] = (
     check_repository,
+    check_plugins,
     check_process,
     check_raw,
     check_prepared,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from diffusion.choice.confidence import card_diff, gap
 from diffusion.choice.ranking import Cells, best_cell
 from diffusion.protocol.card import (
+    PLUGIN_FIELDS,
     REAL_COUNTS,
     REAL_IMAGE_FIELDS,
     describe_difference,
@@ -12,7 +13,9 @@ from diffusion.protocol.card import (
 from diffusion.protocol.scores import ImageScores
 
 # The fields of a card with versions of the code. Weights can be scored again with the current ones.
-CODE_VERSIONS = frozenset({"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity"})
+CODE_VERSIONS = frozenset(
+    {"sampling_version", "sampling_torch", "evaluation", "torch", "torch_fidelity", *PLUGIN_FIELDS}
+)
 
 
 class Verdict(NamedTuple):

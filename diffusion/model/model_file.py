@@ -23,11 +23,11 @@ from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.references import is_entry, load_reference
+from diffusion.system.references import UnknownName, is_entry, load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
@@ -215,7 +215,16 @@ def read_description(path: Path, kind: type[Description]) -> Description:
     try:
         return kind.from_stored(values)
     except ValidationError as error:
+        if missing := _missing_entries(error):
+            message = f"{path} needs a plugin that is not here ({missing})"
+            raise DiffctlError(f"{message}: copy its code and its entry into plugins/") from None
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
+
+
+def _missing_entries(error: ValidationError) -> str:
+    """Return the entries of registries that a file names and no registry has, such as network.name tiny."""
+    found = (one for one in error.errors() if isinstance(one.get("ctx", {}).get("error"), UnknownName))
+    return ", ".join(f"{'.'.join(map(str, one['loc']))} {printable(one['input']):.100}" for one in found)
 
 
 def _read_metadata(path: Path) -> JsonObject:

@@ -31,7 +31,15 @@ PAPERS = {
 }
 
 MAX_BYTES = 1 << 20
-FROM_SAMPLING = ("model_sha256", "ema", "precision", "sampling_torch", "classifier_scale", "timesteps")
+FROM_SAMPLING = (
+    "model_sha256",
+    "ema",
+    "precision",
+    "sampling_torch",
+    "sampling_plugins",
+    "classifier_scale",
+    "timesteps",
+)
 
 Stated = Annotated[dict[ShortText, CardValue], Field(max_length=100)]
 Text = Annotated[str, Field(min_length=1, max_length=300)]

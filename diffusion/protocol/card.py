@@ -72,7 +72,8 @@ _REFERENCE_FIELDS = (
 )
 
 
-EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype")
+PLUGIN_FIELDS = ("sampling_plugins", "extractor_plugins")  # digests of code, where plugins are used
+EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype", "extractor_plugins")
 # What `…_published` is against.
 STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
 COUNT_FIELDS = (

@@ -24,7 +24,9 @@ PROTOCOL = {
         "extractor weights_sha256 resize feature_dtype kid_subset_size kid_subsets is_splits subset_seed "
         "prc_neighbour coverage_neighbour prc_images prc_reference_images"
     ),
-    "Versions": "sampling_version sampling_torch evaluation torch torch_fidelity",
+    "Versions": (
+        "sampling_version sampling_torch sampling_plugins evaluation extractor_plugins torch torch_fidelity"
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from diffusion.code_digest import ModuleDigests, code_digest, module_digests, torch_version
+from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
 from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription, load_model, read_artefact
@@ -45,6 +45,7 @@ def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any
         **settings_card(settings),
         "nfe": count_nfe(settings, artefact.process),
         "sampling_torch": torch_version(),
+        **plugin_card("sampling_plugins", sampling_code(settings, artefact)),
     }
 
 

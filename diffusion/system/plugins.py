@@ -18,9 +18,9 @@ from diffusion.system.registry import PLUGINS, REGISTRIES
 from diffusion.system.repository import PARAMS
 
 ENTRIES = f"{PLUGINS}/__init__.py"
-ARCHIVE = Path(__file__).parents[
-    2
-]  # a file in a registered model, which contains the library and its plugins
+SLOW = frozenset({"torch", "mlflow", "prefect", "matplotlib"})
+SLOW_IMPORTS: list[str] = []  # those that plugins/__init__.py loaded
+ARCHIVE = Path(__file__).parents[2]  # a folder, except in a registered model
 
 
 def load_plugins() -> None:
@@ -45,12 +45,14 @@ def load_package(root: Path) -> None:
             raise UsageError(f"{spec.origin} has the name of the loaded module {other.__file__}")
         return  # it imports the library itself
     module = sys.modules[PLUGINS] = module_from_spec(spec)
+    slow = SLOW - sys.modules.keys()
     try:
         with plugin_errors():
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(PLUGINS, None)
         raise
+    SLOW_IMPORTS.extend(sorted(slow & sys.modules.keys()))
 
 
 def plugins_root() -> Path | None:
@@ -60,12 +62,10 @@ def plugins_root() -> Path | None:
     return Path(file).parents[1] if file else None
 
 
-def plugin_files() -> list[Path]:
-    """Return the Python files of the package, sorted; none if it adds no entry."""
+def plugins_folder() -> Path | None:
+    """Return the folder of the package; None if it adds no entry."""
     root = plugins_root()
-    if root is None or not any(registry.plugins for registry in REGISTRIES):
-        return []
-    return sorted((root / PLUGINS).rglob("*.py"))
+    return root / PLUGINS if root and any(registry.plugins for registry in REGISTRIES) else None
 
 
 def is_plugin(module: str) -> bool:

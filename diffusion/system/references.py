@@ -27,12 +27,16 @@ def is_entry(name: Any, registry: Mapping[str, object]) -> bool:
     return isinstance(name, str) and name in registry
 
 
+class UnknownName(ValueError):
+    """A name that no entry of its registry has."""
+
+
 def check_name(name: str, registry: Mapping[str, object]) -> str:
-    """Return the name; ValueError lists the registry's entries if it is none of them."""
+    """Return the name; UnknownName lists the registry's entries if it is none of them."""
     if name not in registry:
         near = nearest(name, registry)
         hint = f"; did you mean {near}?" if near else ""
-        raise ValueError(f"allowed are {', '.join(registry)} (got {name!r:.120}{hint})")
+        raise UnknownName(f"allowed are {', '.join(registry)} (got {name!r:.120}{hint})")
     return name
 
 

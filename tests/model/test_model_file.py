@@ -169,6 +169,17 @@ def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(
     assert artefact.model_sha256 == hashlib.sha256(canonical_json(stored).encode()).hexdigest()
 
 
+def test_file_of_a_missing_plugin_names_it(monkeypatch, tmp_path):
+    names = (f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec"))
+    path = tmp_path / "m.safetensors"
+    with monkeypatch.context() as context:
+        context.setitem(MODELS.data, "plain", ModelEntry(*names))
+        spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
+        save_artefact(path, Plain(spec).state_dict(), artefact_of(spec))
+    with pytest.raises(DiffctlError, match=r"m.safetensors needs a plugin .*\(network.name plain\)"):
+        read_artefact(path)
+
+
 def test_loading_a_model_does_not_import_the_compiler(tmp_path: Path) -> None:
     """torch._dynamo takes more than a second, and torch imports it to fill parameters on the meta device."""
     spec = spec_of()

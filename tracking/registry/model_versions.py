@@ -20,6 +20,7 @@ from diffusion.layout import MODEL_RUNS, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
+from diffusion.system.plugins import plugins_folder
 from diffusion.system.section import brief, fingerprint
 from tracking.experiments import log_folder
 from tracking.keys import (
@@ -119,27 +120,29 @@ def _save_pyfunc(path: Path, model: Path, document: ScoresDocument, scratch: Pat
     """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
-    import diffusion
-
     weights = shutil.copyfile(model, scratch / WEIGHTS)  # MLflow refuses links, as into DVC's cache
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
         path,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
         artifacts={"weights": str(weights), "scores": str(scratch / SCORES.name)},
-        code_paths=[str(_archive(Path(diffusion.__file__).parent, scratch))],
+        code_paths=[str(_archive(scratch))],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         model_config={"best_cell": best_cell(document.cells)[0]},
     )
 
 
-def _archive(package: Path, scratch: Path) -> Path:
-    """Write the package into one file: a server authenticates each file of an upload."""
+def _archive(scratch: Path) -> Path:
+    """Write the library and the plugins into one file: a server authenticates each file of an upload."""
+    import diffusion
+
     path = scratch / CODE_ARCHIVE
+    library = Path(diffusion.__file__).parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-        for file in sorted(package.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                archive.write(file, file.relative_to(package.parent))
+        for package in filter(None, (library, plugins_folder())):
+            for file in sorted(package.rglob("*")):
+                if file.is_file() and "__pycache__" not in file.parts:
+                    archive.write(file, file.relative_to(package.parent))
     return path
 
 

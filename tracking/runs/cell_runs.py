@@ -46,7 +46,7 @@ def _log_cell(
     # MLflow ignores a point that it has already, so all scores have the time of the child's start.
     time, run_id = child.info.start_time, child.info.run_id
     spaces = {
-        space: {field: scores.card.get(field) for field in EXTRACTOR_FIELDS}
+        space: {field: scores.card[field] for field in EXTRACTOR_FIELDS if field in scores.card}
         for space, scores in cell.spaces.items()
     }
     points = [Metric(key, value, time, 0) for key, value in cell.all_scores.items()]

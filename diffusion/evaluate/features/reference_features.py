@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.code_digest import code_digest, module_digests
+from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extractors import (
     Extractor,
@@ -173,8 +173,16 @@ def _extraction(extractor: Extractor) -> dict[str, Any]:
 
 def extraction_code(spec: ExtractorSpec) -> str:
     """Return the digest of the code that decides this extractor's features, and of its spec."""
-    code = module_digests("diffusion.evaluate.features.reference_features", spec.module)
-    return code_digest({**code, "spec": fingerprint(asdict(spec))})
+    return code_digest({**_extraction_modules(spec), "spec": fingerprint(asdict(spec))})
+
+
+def extractor_card(spec: ExtractorSpec) -> dict[str, str]:
+    """Return the field of a card for an extractor of a plugin: the digest of its code."""
+    return plugin_card("extractor_plugins", _extraction_modules(spec))
+
+
+def _extraction_modules(spec: ExtractorSpec) -> ModuleDigests:
+    return module_digests("diffusion.evaluate.features.reference_features", spec.module)
 
 
 def save_reference(path: Path, reference: Reference) -> None:

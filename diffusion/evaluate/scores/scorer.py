@@ -8,7 +8,7 @@ import torch
 
 from diffusion.choice.confidence import interval
 from diffusion.evaluate.features.extractors import Features, exact_float32
-from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.features.reference_features import Reference, extractor_card
 from diffusion.evaluate.scores import kernel_distance
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
@@ -82,6 +82,7 @@ class Scorer:
         """Return the full card; `sampling` is the part that comes with the samples."""
         most = self.most_samples, self.most
         card = protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, most)
+        card |= extractor_card(self.spec)
         return card if self.published is None else card | statistics_fields(self.published.facts)
 
     def scores(self, sample: Features) -> Scores:
