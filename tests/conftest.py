@@ -82,7 +82,8 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
     for overlay in (SMALL, changes):
         for section, keys in overlay.items():
-            values[section] = {**values.get(section, {}), **keys}
+            is_another_network = section == "model" and "name" in keys  # with other options
+            values[section] = {**({} if is_another_network else values.get(section, {})), **keys}
     return values
 
 

@@ -56,7 +56,13 @@ MODELS: Registry[ModelEntry] = Registry(
             "diffusion.model.unet:UNet",
             "diffusion.model.unet_config:UNetConfig",
             "diffusion.model.unet_config:UNetSpec",
-            transfer="diffusion.model.weight_transfer:transfer_unet",
+            transfer="diffusion.model.weight_transfer:transfer_conditioned",
+        ),
+        "dit": ModelEntry(
+            "diffusion.model.dit:DiT",
+            "diffusion.model.dit_config:DiTConfig",
+            "diffusion.model.dit_config:DiTSpec",
+            transfer="diffusion.model.weight_transfer:transfer_conditioned",
         ),
     },
 )

@@ -2,7 +2,7 @@
 
 A rule reads only names and shapes of meta tensors, so that it can refuse weights before a training begins.
 
-`transfer_unet` allows other classes, channels and image sizes:
+`transfer_conditioned`, for the U-Net and the DiT, allows other classes, channels and image sizes:
 
 - A class copies the embedding of the pretrained class with the same name. Any other class and the null label
   start as the pretrained "no class": its null label, else the mean of its classes, else zeros.
@@ -12,7 +12,8 @@ A rule reads only names and shapes of meta tensors, so that it can refuse weight
 - The augmentation layer is dropped, copied, or starts at zero. Dropping it is exact, since its input is zero
   when the network samples.
 - The outputs of a learned variance are dropped, or keep their initial weights if they are missing.
-- The image size may differ if attention is at the same levels.
+- The image size may differ. A U-Net's attention must be at the same levels. A DiT's positions have no
+  weights.
 """
 
 from collections.abc import Mapping
@@ -108,15 +109,18 @@ AUGMENTATION = "augmentation.weight"
 STEM, HEAD = "stem.weight", ("head.weight", "head.bias")
 
 
-def transfer_unet(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
-    """Return the initial weights of a U-Net of this spec; raise Incompatible if they do not fit."""
+def transfer_conditioned(
+    start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+) -> Transferred:
+    """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
     check_same_options(start.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
     if len(set(start.classes)) != len(start.classes):
         raise Incompatible("the start names two classes alike, so that none can be taken by its name")
     ours, channels = dict(start.weights), (start.spec.in_channels, spec.in_channels)
     ours[STEM] = _of_inputs(ours[STEM], *channels)
+    pixels = len(ours[HEAD[0]]) // start.spec.out_channels  # of a patch
     for name in HEAD:
-        ours[name] = _of_outputs(ours[name], drawn[name], *channels)
+        ours[name] = _of_outputs(ours[name], drawn[name], *channels, pixels)
     new: frozenset[str] = frozenset()
     no_class = _no_class(start)
     if CLASSES in drawn:
@@ -156,13 +160,19 @@ def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
     return weight.repeat_interleave(now, dim=1) / now
 
 
-def _of_outputs(theirs: Tensor, drawn: Tensor, before: int, now: int) -> Tensor:
-    """The start's predictions by the channels that are wanted; as drawn, where the start predicts nothing."""
+def _of_outputs(theirs: Tensor, drawn: Tensor, before: int, now: int, pixels: int) -> Tensor:
+    """The start's predictions by the channels that are wanted; as drawn, where the start predicts nothing.
+
+    Each channel has a row for each of the `pixels` that a layer gives at once.
+    """
+    theirs, drawn = (weights.reshape(-1, pixels, *weights.shape[1:]) for weights in (theirs, drawn))
     parts = [_of_output(part, before, now) for part in theirs.chunk(len(theirs) // before)]
-    return torch.cat([*parts, *drawn.chunk(len(drawn) // now)[len(parts) :]][: len(drawn) // now])
+    both = [*parts, *drawn.chunk(len(drawn) // now)[len(parts) :]][: len(drawn) // now]
+    return torch.cat(both).flatten(0, 1)
 
 
 def _of_output(part: Tensor, before: int, now: int) -> Tensor:
+    """(before, pixels, …) → (now, pixels, …)."""
     if before == now:
         return part
     _refuse_odd(before, now)

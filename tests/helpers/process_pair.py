@@ -146,6 +146,7 @@ def alone(store: Path) -> SavedState:
     return state.saved()
 
 
+SMALL_DIT = {"name": "dit", "width": 32, "depth": 2, "heads": 4}
 _HYBRID = {"process": {"variance": "learned", "loss": "hybrid", "prediction": "eps"}}
 _SIMPLE = {"process": {"variance": "small", "loss": "simple", "prediction": "eps"}}
 _AUGMENT = {"augment": {"probability": 1.0}}  # so that every image is resampled
@@ -162,6 +163,11 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "augmented": {**_HYBRID, "train": _AUGMENT},
     "averages": {**_HYBRID, "train": _AVERAGES},
     "checkpoints": {**_HYBRID, "model": {"gradient_checkpointing": True, "dropout": 0.2}, "train": {}},
+    "dit": {
+        **_HYBRID,
+        "model": {**SMALL_DIT, "dropout": 0.2, "gradient_checkpointing": True},
+        "train": _AUGMENT,
+    },
     "all": {**_HYBRID, "model": {"dropout": 0.2}, "data": {"flip": True}, "train": {**_AUGMENT, **_AVERAGES}},
 }
 

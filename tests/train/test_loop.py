@@ -14,6 +14,7 @@ from diffusion.train.plan import plan_artefact, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
 from flows.dvc_stage import StageFailed, failure
 from flows.stage_outcome import StageOutcome, kind_of
+from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
 
@@ -32,6 +33,7 @@ def store(digits_store):
             {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}, 5, id="loss-aware"
         ),
         pytest.param({"train": {"optimizer": "muon"}}, 5, id="muon"),
+        pytest.param({"model": {**SMALL_DIT, "dropout": 0.2}, "train": {"optimizer": "muon"}}, 5, id="dit"),
         pytest.param({"train": {"augment": {"probability": 0.5}, "precision": "bf16"}}, 5, id="augment"),
     ],
 )

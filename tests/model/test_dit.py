@@ -1,0 +1,221 @@
+"""DiT: published sizes, identity at initialisation, patches and positions, a torch oracle for a block."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from diffusion.model.dit import NORM_EPS, DiT, DiTBlock, grid_positions
+from diffusion.model.dit_config import DiTSpec
+from diffusion.model.precision import autocast, freeze, to_bf16
+from diffusion.model.weight_transfer import Incompatible, Source, transfer
+from diffusion.train.step_memory import count_parameters, forward_flops
+from tests.helpers.networks import randomise
+
+# 2212.09748, tables 1 and 4, at 32×32×4: width, depth, heads; parameters in millions; billions of products.
+SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+MILLIONS = {"s": 33, "b": 131, "l": 459, "xl": 676}
+PRODUCTS = {
+    ("s", 8): 0.36, ("s", 4): 1.41, ("s", 2): 6.06, ("b", 8): 1.42, ("b", 4): 5.56, ("b", 2): 23.01,
+    ("l", 8): 5.01, ("l", 4): 19.70, ("l", 2): 80.71, ("xl", 8): 7.39, ("xl", 4): 29.05, ("xl", 2): 118.64,
+}  # fmt: skip
+LATENTS = {"image_size": 32, "in_channels": 4, "out_channels": 8, "num_classes": 1000, "null_class": True}
+T = torch.tensor([3, 70, 999])
+
+
+def spec_of(**changes: Any) -> DiTSpec:
+    """Return a small conditional DiT for 8×8 images with a learned variance."""
+    shape = {"patch_size": 2, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0}
+    data = {"image_size": 8, "in_channels": 1, "out_channels": 2, "num_classes": 10, "null_class": True}
+    return DiTSpec(name="dit", **{**shape, **data, **changes})
+
+
+def network_of(spec: DiTSpec) -> DiT:
+    """Return a network with random weights, in eval mode."""
+    network = DiT(spec)
+    randomise(network)
+    return network.eval().requires_grad_(False)
+
+
+def inputs(spec: DiTSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    x = torch.randn(3, spec.in_channels, spec.image_size, spec.image_size)
+    return x, T, torch.tensor([0, 5, 2]) if spec.num_classes else None
+
+
+@pytest.mark.parametrize(("size", "patch"), PRODUCTS)
+def test_published_sizes_have_the_papers_parameters_and_flops(size: str, patch: int) -> None:
+    width, depth, heads = SIZES[size]
+    spec = DiTSpec(name="dit", width=width, depth=depth, heads=heads, patch_size=patch, **LATENTS)
+    block = 18 * width**2 + 15 * width
+    ends = (4 * patch**2 + 1) * width + 2 * width * (width + 1) + (width + 1) * 8 * patch**2
+    embedding = 257 * width + (width + 1) * width + 1001 * width
+    assert count_parameters(spec) == depth * block + ends + embedding
+    assert count_parameters(spec) / 1e6 == pytest.approx(MILLIONS[size], rel=0.007)
+    assert spec.least_parameters() <= count_parameters(spec)
+    if (size, patch) in (("s", 8), ("xl", 2)):
+        assert forward_flops(spec) / 2e9 == pytest.approx(PRODUCTS[size, patch], rel=0.006)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from([1, 2, 4]), st.integers(1, 3), st.sampled_from([1, 3, 4]), st.sampled_from([1.0, 2.5, 4]),
+    st.sampled_from([0.0, 0.3]), st.booleans(), st.sampled_from([0, 10]), st.booleans(), st.integers(1, 4),
+)  # fmt: skip
+def test_every_option_gives_output_shape_and_all_gradients(
+    patch, depth, heads, ratio, dropout, checkpointing, classes, augmented, channels
+):
+    spec = spec_of(
+        patch_size=patch, depth=depth, heads=heads, mlp_ratio=ratio, dropout=dropout, augmented=augmented,
+        gradient_checkpointing=checkpointing, num_classes=classes, null_class=bool(classes),
+        in_channels=channels, out_channels=2 * channels,
+    )  # fmt: skip
+    network, given = DiT(spec), inputs(spec)
+    augmentation = torch.randn(3, 9) if augmented else None
+    assert not network(*given, augmentation).any(), "the head is initialised to zero"
+    randomise(network)
+    output = network(*given, augmentation)
+    assert output.shape == (3, 2 * channels, 8, 8)
+    output.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert spec.least_parameters() <= sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_each_block_is_the_identity_at_initialisation() -> None:
+    network = DiT(spec_of())
+    x, embedding = torch.randn(3, 16, 24), torch.randn(3, 24)
+    assert all(torch.equal(block(x, embedding), x) for block in network.blocks)
+
+
+def test_a_patch_is_written_where_it_was_read() -> None:
+    """At initialisation no token depends on another one, so that only the changed patch changes."""
+    network = DiT(spec_of(patch_size=4, in_channels=3, out_channels=6))
+    nn.init.normal_(network.head.weight)
+    x, t, labels = inputs(network.spec)
+    changed = x.clone()
+    changed[:, 1, 5, 2] += 1
+    differs = (network(changed, t, labels) != network(x, t, labels)).all(dim=1)
+    expected = torch.zeros(8, 8, dtype=torch.bool)
+    expected[4:, :4] = True
+    assert all(torch.equal(row, expected) for row in differs)
+
+
+def test_a_block_is_a_pre_norm_transformer_layer_where_nothing_is_modulated() -> None:
+    """Scale and shift 0 and gate 1 give torch's own layer without the norms' weights."""
+    block = DiTBlock(spec_of())
+    gelu = partial(F.gelu, approximate="tanh")
+    theirs = nn.TransformerEncoderLayer(
+        24, 3, 48, 0.0, gelu, layer_norm_eps=NORM_EPS, batch_first=True, norm_first=True
+    )
+    randomise(block)
+    nn.init.zeros_(block.modulation.weight)
+    with torch.no_grad():
+        block.modulation.bias.view(6, 24).copy_(torch.tensor([0, 0, 1, 0, 0, 1])[:, None])
+    pairs = {
+        "self_attn.in_proj_weight": block.qkv.weight, "self_attn.in_proj_bias": block.qkv.bias,
+        "self_attn.out_proj.weight": block.project.weight, "self_attn.out_proj.bias": block.project.bias,
+        "linear1.weight": block.expand.weight, "linear1.bias": block.expand.bias,
+        "linear2.weight": block.contract.weight, "linear2.bias": block.contract.bias,
+    }  # fmt: skip
+    theirs.load_state_dict({**theirs.state_dict(), **pairs})
+    x = torch.randn(3, 16, 24)
+    assert torch.allclose(block(x, torch.randn(3, 24)), theirs(x), atol=1e-5)
+
+
+def test_positions_are_distinct_and_a_larger_grid_extends_a_smaller_one() -> None:
+    small, large = (grid_positions(side, 24, torch.device("cpu")) for side in (4, 7))
+    assert torch.equal(small, large.view(7, 7, 24)[:4, :4].flatten(0, 1))
+    assert len({tuple(row.tolist()) for row in large}) == 49
+    assert torch.cdist(large, large)[~torch.eye(49, dtype=torch.bool)].min() > 0.5
+
+
+def test_output_depends_on_time_class_position_and_its_own_row_alone() -> None:
+    network = network_of(spec_of())
+    x, t, labels = inputs(network.spec)
+    output = network(x, t, labels)
+    for changed in ((x, t + 1, labels), (x, t, labels + 1), (x, t, torch.full_like(labels, 10))):
+        assert not torch.allclose(network(*changed), output, atol=1e-4)
+    assert not torch.allclose(network(x.roll(2, 2), t, labels), output.roll(2, 2), atol=1e-3)
+    assert torch.allclose(network(x[1:2], t[1:2], labels[1:2]), output[1:2], atol=1e-5)
+    with pytest.raises(ValueError, match="needs labels"):
+        network(x, t)
+
+
+def test_gradient_checkpointing_gives_equal_gradients() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        network = DiT(spec_of(gradient_checkpointing=checkpointing))
+        randomise(network)
+        torch.manual_seed(1)
+        network(*inputs(network.spec)).square().sum().backward()
+        gradients.append([parameter.grad for parameter in network.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_bf16_keeps_the_first_and_the_last_layer_in_float32() -> None:
+    network = freeze(network_of(spec_of(width=96)))
+    x, t, labels = inputs(network.spec)
+    exact, rounded = network(x, t, labels), autocast(network, "bf16")(x, t, labels)
+    assert rounded.dtype == torch.float32
+    assert 0 < float((rounded - exact).abs().max() / exact.abs().max()) < 0.05
+    layers = [one for one in to_bf16(network).named_modules() if isinstance(one[1], nn.Linear | nn.Conv2d)]
+    assert {name for name, one in layers if one.weight.dtype == torch.float32} == {"stem", "head"}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert network.head(torch.randn(3, 16, 96).bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_compiles_as_one_graph(training: bool) -> None:
+    network = network_of(spec_of()).requires_grad_(training).train(training)
+    torch.compiler.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager", dynamic=False)
+    given = inputs(network.spec)
+    assert torch.allclose(compiled(*given), network(*given), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 3}, "patch_size 3 must divide image_size 8"),
+        ({"width": 30}, "width must be divisible by 4"),
+        ({"heads": 5}, "heads must divide width, and 5 does not divide 24"),
+        ({"mlp_ratio": 0.5}, "mlp_ratio"),
+        ({"channels": 32}, "dit has no such option; it belongs to unet"),
+    ],
+)
+def test_invalid_options_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        spec_of(**changes)
+
+
+def transferred(changes: dict[str, Any], classes: int = 10) -> tuple[DiT, DiT]:
+    """Return a network and one of a changed spec with its weights."""
+    pretrained = network_of(spec_of())
+    names = tuple(map(str, range(classes)))
+    spec = spec_of(**{"num_classes": classes, **changes})
+    network = DiT(spec).eval()
+    source = Source(pretrained.state_dict(), pretrained.spec, tuple(map(str, range(10))))
+    network.load_state_dict(transfer(source, spec, names, network.state_dict()).weights)
+    return pretrained, network
+
+
+@torch.no_grad()
+def test_transfer_preserves_the_outputs_with_other_channels_classes_and_sizes() -> None:
+    pretrained, network = transferred({"in_channels": 3, "out_channels": 6})
+    x, t, labels = inputs(pretrained.spec)
+    grey = pretrained(x, t, labels)
+    rgb = network(x.repeat(1, 3, 1, 1), t, labels)
+    assert torch.allclose(rgb, grey.repeat_interleave(3, dim=1), atol=1e-5)
+    _, network = transferred({"out_channels": 1, "augmented": True}, classes=4)
+    assert torch.allclose(network(x, t, labels % 3), pretrained(x, t, labels % 3)[:, :1], atol=1e-5)
+    _, network = transferred({"image_size": 16})
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), pretrained.parameters(), strict=True))
+    assert network(x.repeat(1, 1, 2, 2), t, labels).shape == (3, 2, 16, 16)
+    with pytest.raises(Incompatible, match=r"model\.patch_size is 4, and the start has 2"):
+        transferred({"patch_size": 4})
