@@ -24,6 +24,7 @@ import torch
 
 from benchmarks import gpu_contenders
 from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, Result, Size, matrix_rate
+from diffusion.config import load
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
@@ -74,8 +75,9 @@ def _quality(size: Size, device: torch.device, folder: Path) -> dict[str, Any]:
 
     profile = quality.PROFILES / "digits.yaml" if size.small else quality.PROFILE
     wanted = quality.Size(1, 12, 2) if size.small else quality.Size(60 * MINUTES)
-    data = quality.prepared(profile, folder / profile.stem)
-    images, how = quality.ours(data.train, wanted, device, profile)
+    config = load(profile)
+    data = quality.prepared(config, folder / profile.stem)
+    images, how = quality.ours(config, data.train, wanted, device)
     return {"distance": quality.Judge(data.test.images, device)(images), "how": how}
 
 

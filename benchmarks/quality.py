@@ -1,27 +1,20 @@
-"""Quality for the time given: `python -m benchmarks.quality [seconds]`, with the `interop` extra installed.
+"""Trainings of so many seconds and the Fréchet distance of their images: the parts of `speedrun` and `gpu`.
 
-Fashion-MNIST, 240 s of training from scratch by the profile's own network and settings, its rate's course
-fitted to the steps that the time allows; then 2,000 images at 50 DDIM steps, their Fréchet distance to the
-test split (fd_effnet_lite0_64). In the same run, diffusers' UNet2DModel of the same shape, as it comes:
-float32, AdamW at 1e-3, batch 64, EMA 0.995, DDPMScheduler's defaults. On the GPU where there is one;
-DIFFCTL_DEVICE chooses another device. `python -m benchmarks.gpu` measures ours there.
-
-| what | promise on 2 CPU cores |
-| --- | --- |
-| our distance | at most 450, and half of diffusers' |
-| parameters | at most 1.5 million |
+The learning rate follows the elapsed share of the time as it otherwise follows the share of the steps. So a
+training uses its time whole, whatever the machine makes of it.
 """
 
-import sys
-import tempfile
+import copy
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from diffusion.config import load
+from diffusion.config import Config
 from diffusion.data.prepare import prepare
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
@@ -31,19 +24,20 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.system.devices import default_device, float64_device
+from diffusion.system.devices import float64_device
+from diffusion.system.errors import Interrupted
+from diffusion.system.limits import MAX_COUNT
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import should_compile
 from diffusion.train.loop import train
+from diffusion.train.lr_schedule import LRSchedule, learning_rate
 from diffusion.train.observers import Observer
 from diffusion.train.plan import TrainPlan, plan_training
 from diffusion.train.train_step import TrainState, new_state
 
-CPU = torch.device("cpu")
 PROFILES = Path(__file__).parent.parent / "profiles"
 PROFILE = PROFILES / "fashion-mnist.yaml"
+EXTRACTOR = "effnet-lite0-64"
 SECONDS, IMAGES, STEPS, BATCH = 240, 2000, 50, 250
-TRIAL_STEPS = 30
 
 
 class Size(NamedTuple):
@@ -61,74 +55,125 @@ class Data(NamedTuple):
     test: ImageStore
 
 
-class Clock(Observer):
-    """Notes when steps were done, at the logging that reads the device."""
-
-    def __init__(self) -> None:
-        self.at: list[tuple[int, float]] = []
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Note the time."""
-        self.at.append((step, time.perf_counter()))
-
-
-def prepared(profile: Path, folder: Path) -> Data:
-    """The profile's data, prepared in the folder."""
-    prepare(load(profile).data, folder)
+def prepared(config: Config, folder: Path) -> Data:
+    """Prepare the configuration's data in the folder."""
+    prepare(config.data, folder)
     return Data(open_store(folder / "train"), open_store(folder / "test"))
 
 
-def trained(plan: TrainPlan, store: ImageStore, device: torch.device) -> tuple[TrainState, float]:
-    """The plan's training, and its seconds."""
-    began, state = time.perf_counter(), new_state(plan, device)
-    train(state, store, ProcessGroup(device), Observer(), lambda state: None, lambda: None)
-    return state, time.perf_counter() - began
+class OutOfTime(Interrupted):
+    """The time of a training is used up."""
 
 
-def steps_in(seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device) -> int:
-    """Steps of a training of so many seconds, by a short one; what is done once is among the seconds."""
-    changes = {
-        "log_every": TRIAL_STEPS // 3,
-        "steps": TRIAL_STEPS,
-        "compile": should_compile(plan.train, device),
-    }
-    trial, clock, began = _changed(plan, changes), Clock(), time.perf_counter()
-    train(new_state(trial, device), store, ProcessGroup(device), clock, lambda state: None, lambda: None)
-    (first, since), (last, until) = clock.at[0], clock.at[-1]
-    pace = (until - since) / (last - first)
-    return max(1, first + int((seconds - (since - began)) / pace))
+class Stopwatch:
+    """The elapsed share of a time, from the creation on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.steps, self._began = seconds, 0, time.perf_counter()
+
+    def elapsed(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.perf_counter() - self._began
+
+    def share(self) -> float:
+        """Return the elapsed share, at most 1."""
+        return min(1.0, self.elapsed() / self.seconds)
+
+    def check(self) -> None:
+        """Raise OutOfTime if another step, as long as the mean of those before, would not fit."""
+        if self.elapsed() * (1 + 1 / max(1, self.steps)) > self.seconds and self.steps:
+            raise OutOfTime("the time is used up", 0)
+        self.steps += 1
 
 
-def _changed(plan: TrainPlan, changes: dict[str, Any]) -> TrainPlan:
-    return plan.model_copy(update={"train": plan.train.model_copy(update=changes)})
+class ElapsedRate:
+    """A schedule of `steps` steps by the elapsed share of the time, as the `lr` of a plan."""
+
+    warmup = cooldown = 0  # those of the schedule are in its rate
+
+    def __init__(self, schedule: LRSchedule, steps: int, watch: Stopwatch) -> None:
+        self.schedule, self.steps, self.watch = schedule, steps, watch
+
+    def base_rate(self, step: int, steps: int) -> float:
+        """Return the rate at the elapsed share; the step has no effect."""
+        return learning_rate(
+            self.schedule, min(int(self.watch.share() * self.steps), self.steps - 1), self.steps
+        )
 
 
-def ours(store: ImageStore, size: Size, device: torch.device, profile: Path = PROFILE) -> tuple[Images, str]:
-    """Images of the profile's own training of about so many seconds there, and what it was."""
-    plan = plan_training(load(profile), store.meta, device)
-    steps = steps_in(size.seconds, plan, store, device)
-    changes = {"steps": steps, "compile": should_compile(plan.train, device)}  # as in the trial
-    state, took = trained(_changed(plan, changes), store, device)
-    settings, model = SampleSettings(steps=size.steps), LoadedModel(state.ema, plan)
-    images = np.concatenate(
+class Trained(NamedTuple):
+    """A finished training, its seconds, and the averages of its weights, by name, at its end and before."""
+
+    state: TrainState
+    seconds: float
+    averages: dict[str, nn.Module]
+    snapshots: dict[str, nn.Module]
+
+
+def train_for(
+    seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device, snapshot_at: float = 1.0
+) -> Trained:
+    """Train for so many seconds; keep the averages at the share `snapshot_at` of the time."""
+    watch, snapshots = Stopwatch(seconds), dict[str, nn.Module]()
+    state = new_state(_timed(plan, watch), device)
+
+    def check() -> None:
+        watch.check()
+        if watch.share() >= snapshot_at and not snapshots:
+            snapshots.update(copy.deepcopy(averages_of(state)))
+
+    with suppress(OutOfTime):
+        train(state, store, ProcessGroup(device), Observer(), lambda state: None, check)
+    return Trained(state, watch.elapsed(), averages_of(state), snapshots)
+
+
+def _timed(plan: TrainPlan, watch: Stopwatch) -> TrainPlan:
+    """The plan without an end, with a rate by the clock."""
+    train = plan.train
+    profiles = getattr(train, "ema_profiles", None)
+    changes: dict[str, Any] = {"steps": MAX_COUNT, "lr": ElapsedRate(train.lr, train.steps, watch)}
+    changes |= {"val_every": None, "save_every": MAX_COUNT}
+    if profiles:
+        changes["ema_profiles"] = profiles.model_copy(update={"every": MAX_COUNT})
+    return plan.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+def averages_of(state: TrainState) -> dict[str, nn.Module]:
+    """The averages of the weights by name: the EMA and the power-function ones."""
+    train = state.plan.train
+    named = zip(train.sigma_rels, state.ema_profiles, strict=True)
+    return {f"decay {train.ema_decay:g}": state.ema} | {f"σ_rel {width:g}": ema for width, ema in named}
+
+
+def images_of(loaded: LoadedModel, settings: SampleSettings, count: int, device: torch.device) -> Images:
+    """So many images of a model, uint8 (N, H, W, C)."""
+    parts = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
+    condition = mixed_condition
+    return np.concatenate(
         [
-            to_nhwc(generate(model, settings, part, mixed_condition(plan, settings, part), device))
-            for part in _batches(size.images)
+            to_nhwc(generate(loaded, settings, part, condition(loaded.artefact, settings, part), device))
+            for part in parts
         ]
     )
-    count = sum(parameter.numel() for parameter in state.network.parameters())
-    return images, f"{count:,} parameters, {steps} steps of batch {plan.train.batch_size}, {took:.0f} s"
 
 
-def _batches(images: int) -> list[range]:
-    return [range(start, min(start + BATCH, images)) for start in range(0, images, BATCH)]
+def ours(config: Config, store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:
+    """Images of the configuration's training of so many seconds, and what it was."""
+    plan = plan_training(config, store.meta, device)
+    trained = train_for(size.seconds, plan, store, device)
+    images = images_of(
+        LoadedModel(trained.state.ema, plan), SampleSettings(steps=size.steps), size.images, device
+    )
+    count = sum(parameter.numel() for parameter in trained.state.network.parameters())
+    steps, batch = trained.state.step, plan.train.batch_size
+    return images, f"{count:,} parameters, {steps} steps of batch {batch}, {trained.seconds:.0f} s"
 
 
 class Judge:
     """The Fréchet distance to a set of images."""
 
     def __init__(self, real: Images, device: torch.device) -> None:
-        self._extractor = load_extractor("effnet-lite0-64", device=float64_device(device))
+        self._extractor = load_extractor(EXTRACTOR, device=float64_device(device))
         self._reference = statistics(extract(self._extractor, real).features)
 
     def __call__(self, images: Images) -> float:
@@ -136,23 +181,22 @@ class Judge:
         return frechet_distance(statistics(extract(self._extractor, images).features), self._reference)
 
 
-def theirs(store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:
-    """Images of diffusers' training of so many seconds there, and what it was."""
+def theirs(plan: TrainPlan, store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:
+    """Images of diffusers' training of so many seconds, by a network of the plan's shape, and what it was.
+
+    UNet2DModel as its training example has it: float32, ε, AdamW at 1e-3, batch 64, EMA 0.995.
+    """
     from diffusers import DDPMScheduler, UNet2DModel
     from diffusers.training_utils import EMAModel
 
     from diffusion.interop.to_diffusers import unet_config
 
-    config = load(PROFILE)
-    simple = config.process.model_copy(update={"variance": "small", "loss": "simple", "prediction": "eps"})
-    plan = plan_training(config.model_copy(update={"process": simple}), store.meta, CPU)
-    torch.manual_seed(0)
-    network = UNet2DModel(**unet_config(new_state(plan, CPU).network)).to(device)
+    torch.manual_seed(plan.train.seed)
+    network = UNet2DModel(**unet_config(new_state(plan, torch.device("cpu")).network)).to(device)
     scheduler = DDPMScheduler()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    ema = EMAModel(network.parameters(), decay=0.995)
-    began, steps = time.perf_counter(), 0
-    while time.perf_counter() - began < size.seconds:
+    ema, watch = EMAModel(network.parameters(), decay=0.995), Stopwatch(size.seconds)
+    while watch.share() < 1:
         rows = torch.randint(len(store), (64,)).numpy()
         x_0 = to_model(to_nchw(store.images[rows])).to(device)
         noise, t = torch.randn_like(x_0), torch.randint(1000, (64,), device=device)
@@ -163,45 +207,27 @@ def theirs(store: ImageStore, size: Size, device: torch.device) -> tuple[Images,
         optimizer.step()
         optimizer.zero_grad()
         ema.step(network.parameters())
-        steps += 1
-    took = time.perf_counter() - began
+        watch.steps += 1
+    took = watch.elapsed()
     ema.copy_to(network.parameters())
     count = sum(parameter.numel() for parameter in network.parameters())
-    return their_images(
-        network, size, device
-    ), f"{count:,} parameters, {steps} steps of batch 64, {took:.0f} s"
+    images = _their_images(network, store.meta["image_size"], size, device)
+    return images, f"{count:,} parameters, {watch.steps} steps of batch 64, {took:.0f} s"
 
 
 @torch.no_grad()
-def their_images(network: torch.nn.Module, size: Size, device: torch.device) -> Images:
+def _their_images(network: nn.Module, side: int, size: Size, device: torch.device) -> Images:
     """The images of DDIMScheduler's defaults."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(size.steps)
     parts = []
-    for part in _batches(size.images):
-        labels = torch.tensor(part, device=device) % 10
-        x = torch.randn(len(labels), 1, 28, 28).to(device)
+    for start in range(0, size.images, BATCH):
+        labels = torch.arange(start, min(start + BATCH, size.images), device=device) % 10
+        x = torch.randn(len(labels), 1, side, side).to(device)
         for t in scheduler.timesteps:
             output = network(x, t.expand(len(x)).to(device), class_labels=labels).sample
             x = scheduler.step(output, t, x).prev_sample
         parts.append(to_nhwc(to_uint8(x).cpu()))
     return np.concatenate(parts)
-
-
-def main(seconds: float = SECONDS) -> None:
-    """Train both, score both, print a table."""
-    size, device = Size(seconds), default_device()
-    with tempfile.TemporaryDirectory() as name:
-        data = prepared(PROFILE, Path(name))
-        judge = Judge(data.test.images, device)
-        real = np.asarray(data.train.images[:IMAGES])
-        makers = {"ours": ours, "diffusers": theirs, "real": lambda *_: (real, "training images")}
-        for what, make in makers.items():
-            images, how = make(data.train, size, device)
-            print(f"{what:<10} fd_effnet_lite0_64 {judge(images):8.1f}   {how}", flush=True)
-
-
-if __name__ == "__main__":
-    main(*map(float, sys.argv[1:]))

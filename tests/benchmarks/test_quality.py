@@ -1,41 +1,49 @@
-"""Quality for the time given: trained, sampled and scored on a device, of digits in a second."""
+"""Quality for the time given: the rate follows the time, which is used up; images are scored."""
 
-from types import SimpleNamespace
+from contextlib import suppress
 
 import pytest
-import torch
 
 from benchmarks import quality
+from benchmarks.quality import ElapsedRate, OutOfTime, Stopwatch
+from diffusion.config import load
 from diffusion.system.devices import default_device
+from diffusion.train.lr_schedule import CosineLR, learning_rate
 
 DIGITS = quality.PROFILES / "digits.yaml"
 SIZE = quality.Size(seconds=1, images=30, steps=2)
 
 
+def test_rate_is_the_schedules_at_the_elapsed_share(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(quality.time, "perf_counter", lambda: now[0])
+    schedule, watch = CosineLR(rate=0.003, warmup=10), Stopwatch(240)
+    rate = ElapsedRate(schedule, 100, watch)
+    for share in (0.0, 0.05, 0.5, 0.99, 1.0, 1.01):
+        now[0] = 100 + 240 * share
+        step = min(99, int(100 * share + 1e-9))
+        assert learning_rate(rate, 7, 10**8) == learning_rate(schedule, step, 100)
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(10.5, 10), (10.0, 10), (0.3, 1)])
+def test_steps_fill_the_time_and_end_before_it(monkeypatch, seconds, steps):
+    now, done = [0.0], 0
+    monkeypatch.setattr(quality.time, "perf_counter", lambda: now[0])
+    watch = Stopwatch(seconds)
+    with suppress(OutOfTime):
+        while done < 100:
+            watch.check()
+            now[0] += 1
+            done += 1
+    assert done == steps
+
+
 @pytest.mark.slow
-def test_ours_is_trained_for_the_time_and_scored_there(tmp_path):
-    device, data = default_device(), quality.prepared(DIGITS, tmp_path)
-    images, how = quality.ours(data.train, SIZE, device, DIGITS)
+def test_training_lasts_as_long_as_given_and_is_scored(tmp_path):
+    config, device = load(DIGITS), default_device()
+    data = quality.prepared(config, tmp_path)
+    images, how = quality.ours(config, data.train, SIZE, device)
     assert images.shape == (30, 8, 8, 1)
-    assert "steps of batch 64" in how
+    assert "steps of batch 64, 1 s" in how
     judge = quality.Judge(data.test.images, device)
     assert judge(images) > judge(data.train.images[:30]) > judge(data.test.images) - 1e-6
-
-
-@pytest.mark.parametrize(("seconds", "steps"), [(99.0, 41), (9.0, 11), (0.0, 8), (-60.0, 1)])
-def test_the_steps_are_those_after_what_is_done_once(monkeypatch, seconds, steps):
-    """The trial logs after 10, 20 and 30 steps; the first log comes after 6 s, then 3 s pass for one step."""
-    times = iter([0.0, 6.0, 36.0, 66.0])
-    monkeypatch.setattr(quality.time, "perf_counter", lambda: next(times))
-    monkeypatch.setattr(quality, "_changed", lambda plan, changes: plan)
-    monkeypatch.setattr(quality, "new_state", lambda *_: None)
-    monkeypatch.setattr(quality, "should_compile", lambda *_: False)
-
-    def train(state, store, group, observer, *_):
-        for step in (10, 20, 30):
-            observer.metrics(step, {})
-
-    monkeypatch.setattr(quality, "train", train)
-
-    plan = SimpleNamespace(train=None)
-    assert quality.steps_in(seconds, plan, None, torch.device("cpu")) == steps

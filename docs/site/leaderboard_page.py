@@ -1,0 +1,61 @@
+"""The leaderboard of docs/speedrun.md: tables of the results of `python -m benchmarks.speedrun`."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+BEGIN, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
+NFE = 50  # of the record; entries with more are listed apart
+RECORD_SEEDS = 3
+HEAD = "| entry | what changed | FD | NFE | parameters | steps × batch | chosen | commit, date |"
+
+Result = dict[str, Any]
+
+
+def with_leaderboard(markdown: str, results: Iterable[Result]) -> str:
+    """Return the page with the tables of these results between its marks."""
+    before, _, rest = markdown.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}\n\n{leaderboard(results)}\n\n{END}{after}"
+
+
+def leaderboard(results: Iterable[Result]) -> str:
+    """Return a table of the entries with 50 NFE, the best first, one of those with more, and real images."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result["entry"], result["machine"]), []).append(result)
+    ordered = sorted(groups.values(), key=_mean)
+    tables = []
+    for of_more in (False, True):
+        rows = [_row(group) for group in ordered if (group[0]["nfe"] > NFE) == of_more]
+        title = [f"More than {NFE} NFE:", ""] if of_more else []
+        tables += ["\n".join([*title, HEAD, "|" + " --- |" * 8, *rows])] if rows else []
+    real = sorted({(one["machine"], one["real"]) for group in ordered for one in group})
+    return "\n\n".join(
+        [*tables, *(f"Real training images: {fd:.1f}. Machine: {where}." for where, fd in real)]
+    )
+
+
+def _mean(group: list[Result]) -> float:
+    return statistics.fmean(one["fd"] for one in group)
+
+
+def _row(group: list[Result]) -> str:
+    """Return the row of an entry's results, one a seed; bold with the seeds of a record."""
+    first, several = group[0], len(group) > 1
+    spread = f" ± {statistics.stdev(one['fd'] for one in group):.0f}" if several else ""
+    fd = f"{_mean(group):.0f}{spread} ({len(group)} {'seeds' if several else 'seed'})"
+    if "steps" in first:
+        shape = f"{first['parameters'] / 1e6:.2f} M", f"{first['steps']:,} × {first['batch']}"
+    else:
+        shape = first["how"], ""
+    cells = [f"`{first['entry']}`", first["what"], f"**{fd}**" if len(group) >= RECORD_SEEDS else fd]
+    cells += [str(first["nfe"]), *shape, ", ".join(sorted({_chosen(one) for one in group}))]
+    return f"| {' | '.join(cells)} | `{first['commit']}`, {first['date']} |"
+
+
+def _chosen(result: Result) -> str:
+    """Return the average and the options of sampling that were chosen among several."""
+    tried = {key for one in result.get("tried", []) for key in one["change"]}
+    options = (f"{key} {result['sample'][key]}" for key in sorted(tried))
+    return ", ".join([result.get("average", ""), *options])

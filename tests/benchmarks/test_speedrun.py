@@ -1,0 +1,76 @@
+"""The speedrun: entries are valid, the best candidate is chosen, the page shows the stored results."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import quality, speedrun
+from benchmarks.speedrun import ENTRIES, PAGE, RESULTS, read_entries
+from diffusion.protocol.settings import SampleSettings
+from docs.site.leaderboard_page import leaderboard, with_leaderboard
+from tests.conftest import ROOT
+
+RESULT = {
+    "entry": "a",
+    "what": "first",
+    "machine": "two cores",
+    "commit": "1234567",
+    "date": "2026-11-28",
+    "nfe": 50,
+    "real": 99.0,
+    "parameters": 1_370_000,
+    "steps": 1700,
+    "batch": 16,
+    "average": "decay 0.99",
+    "sample": {},
+}
+
+
+def test_entries_are_valid_and_build_on_earlier_ones():
+    entries = read_entries()
+    for entry in entries.values():
+        config = entry.config(seed=1)
+        assert config.train.seed == 1
+        assert config.data.name == "fashion-mnist"
+        for change in [{}, *entry.tried]:
+            assert isinstance(entry.settings(1, change), SampleSettings)
+    simple, before = entries["simple"].config(0), entries["5cf73ea"].config(0)
+    assert simple.process.loss == "simple"
+    assert simple.process.prediction == before.process.prediction == "velocity"
+    assert simple.train == before.train
+
+
+@pytest.mark.parametrize("tried", [[], [{"eta": 0.5}, {"eta": 1.0}]])
+def test_best_average_is_chosen_first_and_then_best_options(monkeypatch, tried):
+    distances = {("b", 0.0): 3.0, ("a", 0.0): 4.0, ("b", 0.5): 2.0, ("b", 1.0): 2.5}
+    entry = speedrun.Entry("e", "", {}, {}, tried, (0,))
+    trained = quality.Trained(SimpleNamespace(), 1.0, {"a": "a", "b": "b"}, {})
+    monkeypatch.setattr(quality, "images_of", lambda loaded, settings, *_: (loaded.network, settings.eta))
+    average, settings, found = speedrun.choose(entry, 0, quality.Size(), None, trained, distances.get)
+    assert (average, settings.eta, settings.steps) == ("b", 0.5 if tried else 0.0, 50)
+    assert len(found) == 2 + len(tried)
+
+
+def test_leaderboard_has_means_of_seeds_and_more_evaluations_apart():
+    seeds = [{**RESULT, "fd": fd} for fd in (300.0, 302.0, 304.0)]
+    guided = {**RESULT, "entry": "b", "nfe": 100, "fd": 200.0, "tried": [{"change": {"eta": 1.0}}]}
+    other = {**RESULT, "entry": "c", "fd": 250.0}
+    text = leaderboard([*seeds, guided | {"sample": {"eta": 1.0}}, other])
+    assert re.findall(r"^\| `(.)`", text, re.MULTILINE) == ["c", "a", "b"]
+    assert "**302 ± 2 (3 seeds)** | 50 | 1.37 M | 1,700 × 16 | decay 0.99 |" in text
+    assert text.index("`a`") < text.index("More than 50 NFE") < text.index("`b`")
+    assert "decay 0.99, eta 1.0" in text
+
+
+def test_page_has_the_rules_and_the_stored_results():
+    page = PAGE.read_text(encoding="utf-8")
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+    assert with_leaderboard(page, results) == page
+    rules = re.findall(r"^\d+\. .*?(?=\n\d|\n\n)", speedrun.__doc__, re.MULTILINE | re.DOTALL)
+    assert len(rules) == 10
+    for rule in rules:
+        assert " ".join(rule.split()) in " ".join(page.split())
+    assert {result["entry"] for result in results} <= read_entries(ENTRIES).keys()
+    assert RESULTS.parent == ROOT / "docs"
