@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.references import load_reference
@@ -59,7 +58,7 @@ def _table(listed: Listed) -> str:
 def describe(registry: Registry[Any], name: str) -> str:
     """Return the docstring of an entry's code, its source, and the options that only it has."""
     entry = registry[name]
-    if registry is PRESETS:
+    if hasattr(entry, "parameters"):
         return f"{entry.parameters:,} parameters. {entry.source}"
     if registry is PROTOCOLS:
         return str(entry.paper)

@@ -11,11 +11,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from diffusion.config import Config
-from diffusion.model.presets import PRESETS
 from diffusion.system.references import check_name, load_reference
 from diffusion.system.registry_section import RegistrySection
-
-STANDS_FOR = {"preset": PRESETS}  # keys of ChosenSection.ALSO, and the names that they take
 
 
 def params_schema() -> dict[str, Any]:
@@ -79,8 +76,8 @@ def _model_of(schema: Any) -> core_schema.ModelSchema:
 
 def _with_alternatives(kind: type[RegistrySection], made: JsonSchemaValue) -> JsonSchemaValue:
     """Add keys that replace all required fields."""
-    for key in sorted(kind.ALSO):
-        made["properties"][key] = {"enum": list(STANDS_FOR[key]), "title": key.capitalize()}
-        required = made.pop("required", [])
-        made["anyOf"] = [{"required": required}, {"required": [key]}]
+    for key, names in sorted(kind.ALSO.items()):
+        made["properties"][key] = {"enum": list(names), "title": key.capitalize()}
+        if required := made.pop("required", []):
+            made["anyOf"] = [{"required": required}, {"required": [key]}]
     return made

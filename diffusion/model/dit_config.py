@@ -1,10 +1,12 @@
 """The shape of the transformer DiT: its section of params.yaml, and with what the data decides, a network."""
 
+from types import MappingProxyType
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from diffusion.model.network_registry import ConditionedSpec, ModelConfig
+from diffusion.model.presets import DIT_SIZES
 from diffusion.system.section import NotBool, PositiveInt, Probability, Side
 
 MAX_WIDTH, MAX_DEPTH, MAX_RATIO = 16_384, 100, 64  # far beyond DiT-XL: 1152 wide, 28 deep, ratio 4
@@ -14,13 +16,13 @@ class DiTConfig(ModelConfig):
     """The shape of a DiT (Peebles & Xie 2023, 2212.09748, sec. 3.2 and table 1).
 
     An image is cut into patches of `patch_size`² pixels, each a token of `width` numbers. `depth` blocks
-    follow, with `heads` heads of attention and a hidden layer of `mlp_ratio`·width. The published widths,
-    depths and heads are S 384, 12, 6; B 768, 12, 12; L 1024, 24, 16; XL 1152, 28, 16.
+    follow, with `heads` heads of attention and a hidden layer of `mlp_ratio`·width.
 
     `dropout` is the share of hidden features that training drops; the paper drops none.
     `gradient_checkpointing` computes features again in the backward pass instead of keeping them.
     """
 
+    ALSO = MappingProxyType({"preset": DIT_SIZES})
     TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
 
     patch_size: Side = 2

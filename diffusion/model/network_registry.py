@@ -11,14 +11,14 @@ gathered whole.
 import operator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.references import check_name, is_entry, load_reference, nearest, reference_module
 from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool, Side
+from diffusion.system.section import NotBool, Side, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,15 +79,32 @@ class ModelConfig(RegistrySection):
 
     `name` is the network, an entry of MODELS. `class_cond`: whether it takes labels. The options named in
     `TRAINING_ONLY` have no effect on the outputs in eval mode, so that they may differ from those of
-    pretrained weights.
+    pretrained weights. The key `preset` gives the options of a published shape; other keys change it. Of the
+    options in `EITHER` a given one replaces those of the preset.
     """
 
     CHOSEN_BY = "name"
     ENTRIES = MODELS
     TRAINING_ONLY: ClassVar[frozenset[str]] = frozenset()
+    EITHER: ClassVar[frozenset[str]] = frozenset()
 
     name: Annotated[str, AfterValidator(partial(check_name, registry=MODELS))] = "unet"
     class_cond: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        presets = cls.ALSO.get("preset")
+        if presets is None or not isinstance(values, dict) or "preset" not in values:
+            return values
+        given = dict(values)
+        name = given.pop("preset")
+        if not is_entry(name, presets):
+            near = nearest(str(name), presets)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ValueError(f"preset: allowed are {', '.join(presets)} (got {brief(name)}{hint})")
+        replaced = cls.EITHER if cls.EITHER & given.keys() else frozenset()
+        return {**{key: value for key, value in presets[name].model.items() if key not in replaced}, **given}
 
     def check_size(self, image_size: int) -> None:
         """ValueError where it cannot be built for images of this side in pixels."""

@@ -1,4 +1,4 @@
-"""The published networks by name, each with the recipe that it was published with.
+"""The published networks by name, those of pixels with the recipe that they were published with.
 
 `parameters` is the exact count of this library's network; the papers round it as `source` states.
 """
@@ -28,6 +28,15 @@ class Preset:
     parameters: int
     source: str
     qkv_by_head: bool = True
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published size of a network: its options, and its parameters on the data of the `source`."""
+
+    model: dict[str, Any]
+    parameters: int
+    source: str
 
 
 # ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags. Its
@@ -146,4 +155,17 @@ _PUBLISHED = {
 }
 PRESETS: Registry[Preset] = Registry(
     "model.preset", "a published shape of the `unet`, with its recipe", _PUBLISHED
+)
+
+# Peebles & Xie 2023 (2212.09748), table 1. They train on latents, so that there is no recipe for pixels.
+_LATENTS = "DiT table 4, of patches of 2×2 in latents of 32×32×4, with ImageNet's classes"
+DIT_SIZES: Registry[Size] = Registry(
+    "model.preset",
+    "a published size of the `dit`, for patches of 2×2 unless `patch_size` is given",
+    {
+        "dit-s": Size({"width": 384, "depth": 12, "heads": 6}, 32_865_056, f"33M: {_LATENTS}"),
+        "dit-b": Size({"width": 768, "depth": 12, "heads": 12}, 130_315_808, f"130M: {_LATENTS}"),
+        "dit-l": Size({"width": 1024, "depth": 24, "heads": 16}, 457_840_672, f"458M: {_LATENTS}"),
+        "dit-xl": Size({"width": 1152, "depth": 28, "heads": 16}, 674_834_720, f"675M: {_LATENTS}"),
+    },
 )

@@ -1,14 +1,14 @@
 """The shape of the U-Net: its section of params.yaml, and with what the data decides, a whole network."""
 
 import operator
-from typing import Annotated, Any, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from diffusion.model.network_registry import ConditionedSpec, ModelConfig
 from diffusion.model.presets import PRESETS
-from diffusion.system.references import is_entry, nearest
-from diffusion.system.section import NotBool, Probability, Side, Unique, brief
+from diffusion.system.section import NotBool, Probability, Side, Unique
 
 # Far beyond the published networks (256 channels × 4, 6 levels, 32 blocks on the way down), and so few blocks
 # that one is built and looked at in seconds.
@@ -29,9 +29,7 @@ class UNetConfig(ModelConfig):
 
     `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention. Its heads come
     either from `head_channels` (channels a head) or from `heads` (their number). The network sees
-    t·`time_scale` (iDDPM's code trains with 1000/T). The key `preset` gives the shape of a
-    published network; other keys change it.
-
+    t·`time_scale` (iDDPM's code trains with 1000/T).
     With `patch_size` p > 1 the first level has 1/p of the image's side: the first convolution has stride p,
     and the last layers return to full size, where `pixel_channels` features of the image itself join them.
 
@@ -44,7 +42,8 @@ class UNetConfig(ModelConfig):
     added to a norm's variance.
     """
 
-    ALSO = frozenset({"preset"})
+    ALSO = MappingProxyType({"preset": PRESETS})
+    EITHER = frozenset({"heads", "head_channels"})
     TRAINING_ONLY = frozenset({"dropout", "gradient_checkpointing"})
 
     channels: ChannelCount
@@ -66,22 +65,6 @@ class UNetConfig(ModelConfig):
     downsample_padding: Literal["both", "after"] = Field(default="both", exclude_if="both".__eq__)
     frequency_shift: Annotated[int, Field(ge=0, le=1, exclude_if=operator.not_), NotBool] = 0
     norm_eps: Annotated[float, Field(gt=0, le=1, exclude_if=NORM_EPS.__eq__), NotBool] = NORM_EPS
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_preset(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "preset" not in values:
-            return values
-        given = dict(values)
-        name = given.pop("preset")
-        if not is_entry(name, PRESETS):
-            near = nearest(str(name), PRESETS)
-            hint = f"; did you mean {near}?" if near else ""
-            raise ValueError(f"preset: allowed are {', '.join(PRESETS)} (got {brief(name)}{hint})")
-        shape = PRESETS[name].model
-        if {"heads", "head_channels"} & given.keys():
-            shape = {key: value for key, value in shape.items() if key not in ("heads", "head_channels")}
-        return {**shape, **given}
 
     @model_validator(mode="after")
     def _heads_divide_channels(self) -> Self:

@@ -1,6 +1,7 @@
 """A section of params.yaml that gets its class from a registry entry, selected by one of its fields."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
@@ -14,14 +15,14 @@ class RegistrySection(Section):
     """Common fields of all entries; values become an instance of the selected entry's class.
 
     `CHOSEN_BY` is the field with the entry's name. `OF_ENTRY` is the entry's attribute with the class, a
-    subclass of this one as a torch-free "module:name". `ALSO` are keys that replace fields. An option of
-    other entries is refused with their names.
+    subclass of this one as a torch-free "module:name". `ALSO` are keys that replace fields, each with the
+    entries that it names. An option of other entries is refused with their names.
     """
 
     CHOSEN_BY: ClassVar[str]
     ENTRIES: ClassVar[Mapping[str, Any]]
     OF_ENTRY: ClassVar[str] = "config"
-    ALSO: ClassVar[frozenset[str]] = frozenset()
+    ALSO: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def __new__(cls, /, **values: Any) -> Self:
         """Create an instance of the entry's class, which Python then initialises."""

@@ -14,12 +14,12 @@ from torch import nn
 from diffusion.model.dit import NORM_EPS, DiT, DiTBlock, grid_positions
 from diffusion.model.dit_config import DiTSpec
 from diffusion.model.precision import autocast, freeze, to_bf16
+from diffusion.model.presets import DIT_SIZES
 from diffusion.model.weight_transfer import Incompatible, Source, transfer
 from diffusion.train.step_memory import count_parameters, forward_flops
 from tests.helpers.networks import randomise
 
-# 2212.09748, tables 1 and 4, at 32×32×4: width, depth, heads; parameters in millions; billions of products.
-SIZES = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "xl": (1152, 28, 16)}
+# 2212.09748, table 4, at 32×32×4: parameters in millions; billions of products.
 MILLIONS = {"s": 33, "b": 131, "l": 459, "xl": 676}
 PRODUCTS = {
     ("s", 8): 0.36, ("s", 4): 1.41, ("s", 2): 6.06, ("b", 8): 1.42, ("b", 4): 5.56, ("b", 2): 23.01,
@@ -50,14 +50,18 @@ def inputs(spec: DiTSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | No
 
 @pytest.mark.parametrize(("size", "patch"), PRODUCTS)
 def test_published_sizes_have_the_papers_parameters_and_flops(size: str, patch: int) -> None:
-    width, depth, heads = SIZES[size]
-    spec = DiTSpec(name="dit", width=width, depth=depth, heads=heads, patch_size=patch, **LATENTS)
+    published = DIT_SIZES[f"dit-{size}"]
+    spec = DiTSpec(name="dit", preset=f"dit-{size}", patch_size=patch, **LATENTS)
+    width, depth = spec.width, spec.depth
     block = 18 * width**2 + 15 * width
     ends = (4 * patch**2 + 1) * width + 2 * width * (width + 1) + (width + 1) * 8 * patch**2
     embedding = 257 * width + (width + 1) * width + 1001 * width
     assert count_parameters(spec) == depth * block + ends + embedding
     assert count_parameters(spec) / 1e6 == pytest.approx(MILLIONS[size], rel=0.007)
     assert spec.least_parameters() <= count_parameters(spec)
+    if patch == 2:
+        assert published.parameters == count_parameters(spec)
+        assert f"{published.parameters / 1e6:.0f}M" in published.source
     if (size, patch) in (("s", 8), ("xl", 2)):
         assert forward_flops(spec) / 2e9 == pytest.approx(PRODUCTS[size, patch], rel=0.006)
 
@@ -186,6 +190,8 @@ def test_a_network_compiles_as_one_graph(training: bool) -> None:
         ({"width": 30}, "width must be divisible by 4"),
         ({"heads": 5}, "heads must divide width, and 5 does not divide 24"),
         ({"mlp_ratio": 0.5}, "mlp_ratio"),
+        ({"preset": "dit-m"}, r"preset: allowed are dit-s, .* \(got 'dit-m'; did you mean dit-"),
+        ({"preset": "adm-64"}, r"preset: allowed are dit-s"),
         ({"channels": 32}, "dit has no such option; it belongs to unet"),
     ],
 )
