@@ -92,7 +92,7 @@ def ours(precision: str, shape: Shape) -> Work:
     gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), ImageLoader(store, CPU)
 
     def train() -> object:
-        return train_step(state, gradients, draw_batch(plan, state.timesteps, data, state.step))
+        return train_step(state, gradients, draw_batch(plan, state.time_sampler, data, state.step))
 
     def sample() -> object:
         settings, condition = SampleSettings(steps=STEPS), labels_condition(plan, None, shape.batch)

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import spaced_timesteps
@@ -38,6 +39,8 @@ class Config(TrainSections):
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:
+        if not isinstance(self.process, DiscreteConfig):
+            return self
         if max(self.sweep.steps) > self.process.timesteps:
             raise ValueError(
                 f"sweep.steps: {max(self.sweep.steps)} is more than process.timesteps "
@@ -55,7 +58,7 @@ class Config(TrainSections):
         guidance, noise, sampler = (self._axis(name) for name in ("guidance", "noise", "sampler"))
         if any(guidance[1]) and not self.train.p_uncond:
             raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
-        if "learned" in noise[1] and self.process.variance != "learned":
+        if "learned" in noise[1] and not self.process.learned_variance:
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
         if any(self.sweep.eta) and not any(SAMPLERS[name].uses_eta for name in sampler[1]):
             raise ValueError(f"{sampler[0]} {sampler[1][0]} does not use eta, so sweep.eta must be [0.0]")

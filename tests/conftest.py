@@ -78,12 +78,17 @@ SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml reduced, so that a 
 
 
 def params(**changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of the small digits profile, updated by the sections in `changes`."""
+    """Return the values of the small digits profile, updated by the sections in `changes`.
+
+    A process of real times has no other field of the profile.
+    """
     values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
     for overlay in (SMALL, changes):
         for section, keys in overlay.items():
             is_another_network = section == "model" and "name" in keys  # with other options
             values[section] = {**({} if is_another_network else values.get(section, {})), **keys}
+    if values["process"]["schedule"] in ("edm", "flow"):
+        values["process"] = changes["process"]
     return values
 
 
@@ -157,6 +162,7 @@ def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "channels": 1,
         "options": {},
         "sources": {},
+        "pixel_std": 0.5,
     }
     return write_store(tmp_path_factory.mktemp("digits") / "store", images, labels, meta).path
 

@@ -16,7 +16,7 @@ from diffusion.system.registry import Registry
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/extending.md"
-CODE = ("config", "whole", "real")  # fields of entries without a builder that name their code
+CODE = ("config", "whole", "real", "combination")  # fields of entries without a builder that name their code
 BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
 
 
@@ -65,7 +65,7 @@ def describe(registry: Registry[Any], name: str) -> str:
     texts = [_docstring(registry, entry)]
     if registry is EXTRACTORS:
         texts.append(f"{entry.features:,} features; resizes {entry.resize}; gives `{entry.distance}`.")
-    if source := getattr(entry, "source", ""):
+    if (source := getattr(entry, "source", "")) and source not in texts[0]:
         texts.append(f"Source: {source}.")
     if options := _options(entry):
         texts.append(f"Options: {', '.join(f'`{name}`' for name in options)}.")
@@ -79,6 +79,8 @@ def _docstring(registry: Registry[Any], entry: Any) -> str:
         return _first(load_reference(code) if isinstance(code, str) else code)
     built = load_reference(entry.builder)
     builders = {other.builder for other in registry.values() if other.module == entry.module}
+    if len(builders) > 1 and getattr(entry, "source", ""):
+        return _first(built)
     return " ".join(_first(one) for one in [sys.modules[built.__module__], built][: min(2, len(builders))])
 
 

@@ -133,7 +133,9 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     model, classifier = (
         set(training_code(kind, ProcessConfig(), spec_of())) for kind in (DenoiserPlan, ClassifierPlan)
     )
-    assert model - classifier == {"diffusion.train.denoiser_objective", "diffusion.process.losses"}
+    assert model - classifier == {
+        f"diffusion.{name}" for name in ("train.denoiser_objective", "process.losses", "process.loss_weights")
+    }
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
     names = {f"diffusion.train.{name}" for name in ("loop", "gradients", "batch", "train_step")}
     assert names | {"diffusion.process.noise_schedules", "diffusion.images.pixels"} <= model & classifier

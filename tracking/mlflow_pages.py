@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
+from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.grid import Cell, cell_order, describe_cell
 from diffusion.protocol.paper_protocols import PROTOCOLS, score_mismatches
 from diffusion.protocol.scores import CellScores
@@ -113,14 +114,17 @@ def training_note(params: Tags, fingerprint: str) -> str:
     def of(name: str) -> str:
         return params.get(name, "?")
 
+    discrete = ""
+    if "process.timesteps" in params:
+        discrete = f", T = {of('process.timesteps')}, variance {of('process.variance')}"
     kind = "A class-conditional" if of("model.class_cond") == "True" else "An unconditional"
     return (
         f"{kind} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
         f"{of('train.batch_size')} images.\n\n"
         f"- **network**: {params.get('model.name', 'unet')}, {of('model.channels')} channels × "
         f"{of('model.channel_mult')}, {of('model.num_res_blocks')} blocks a level\n"
-        f"- **process**: {of('process.schedule')} schedule, T = {of('process.timesteps')}, predicts "
-        f"{of('process.prediction')}, variance {of('process.variance')}, loss {of('process.loss')}\n"
+        f"- **process**: {of('process.schedule')} schedule{discrete}, predicts {of('process.prediction')}, "
+        f"loss {of('process.loss')}\n"
         f"- **training**: learning rate {of('train.lr.rate')}, EMA {of('train.ema_decay')}, "
         f"seed {of('train.seed')}\n\n"
         "Sample it:\n\n"
@@ -217,12 +221,13 @@ def _reference_text(document: ScoresDocument) -> str:
 def _model_text(artefact: "Artefact") -> str:
     spec, process, data = artefact.network, artefact.process, artefact.data
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
+    steps = f" with {process.timesteps:,} timesteps" if isinstance(process, DiscreteConfig) else ""
     width = artefact.ema_sigma_rel
     profile = f", EMA profile of σ_rel = {width:g}" if width else ""
     return (
         f"**{_escape(data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, {classes}: "
         f"network {_escape(spec.name)}, {artefact.step:,} steps of training, "
-        f"process {_escape(process.schedule)} with {process.timesteps:,} timesteps, "
+        f"process {_escape(process.schedule)}{steps}, "
         f"{_escape(process.prediction)}, precision {_escape(artefact.precision)}{profile}."
     )
 

@@ -263,7 +263,7 @@ def write_preview(
 ) -> None:
     """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
     artefact = plan_artefact(plan)
-    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.timesteps))
+    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.max_steps))
     indices = range(10)
     device = next(network.parameters()).device
     rows = []

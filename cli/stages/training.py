@@ -127,6 +127,6 @@ def _validation(
 def _scored_images(config: Config) -> ValidationImages:
     """Return the images to score: `train.eval_images` by DDIM (η = 0) in `train.eval_steps` steps."""
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
-    steps = min(config.train.eval_steps, config.process.timesteps)
+    steps = min(config.train.eval_steps, config.process.max_steps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
     return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)

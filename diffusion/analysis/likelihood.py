@@ -90,10 +90,11 @@ def _term(
 ) -> Tensor:
     """(B,) terms of the bound at index i, float64 on the CPU."""
     index, process = torch.full((len(x_0),), i), denoiser.process
+    variance = require_discrete(process, "the variational bound").config.variance
     x_t = process.q_sample(x_0, grid.times[i], noise)
     t = grid.times[i].item()
     prediction = denoiser(x_t, t, condition)
-    log_var = log_variance(grid, process.config.variance, prediction.variance_fraction, x_t, index)
+    log_var = log_variance(grid, variance, prediction.variance_fraction, x_t, index)
     term = vlb_terms(grid, x_0, x_t, index, prediction.x0.clamp(-1, 1), log_var)
     guard.check(i + 1, t, *prediction, term)
     return term.cpu().double()

@@ -122,6 +122,7 @@ class Project:
             "channels": channels,
             "classes": [str(number) for number in range(self.info.classes)],
             "counts": [1] * self.info.classes,
+            "pixel_std": 0.5,
             "digest": "",
         }
 

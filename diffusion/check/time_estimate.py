@@ -152,7 +152,7 @@ def sampling_kinds(config: Config) -> dict[str, SampleSettings]:
     found: dict[str, SampleSettings] = {}
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
-        few = {"steps": min(TIMED_STEPS, config.process.timesteps), "eta": min(1.0, settings.eta)}
+        few = {"steps": min(TIMED_STEPS, config.process.max_steps), "eta": min(1.0, settings.eta)}
         found.setdefault(sampling_kind(settings), settings.guided_everywhere().model_copy(update=few))
     return found
 

@@ -16,6 +16,7 @@ from diffusion.data.problems import Problem, count_problems, write_list
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import RawData, Split
 from diffusion.images.digests import combine_digests
+from diffusion.images.pixels import pixel_std
 from diffusion.images.store import Labels, describe_store
 from diffusion.system.errors import DiffctlError
 
@@ -87,6 +88,8 @@ def write_stores(
             "duplicates": _duplicates(part.name, scanned),
             "skipped": count_problems(problems),
         }
+        if part.name == "train":
+            meta["pixel_std"] = pixel_std(_good_images(part))
         describe_store(folder, scan.labels, meta, len(scan.keys), scan.digest)
     if problems:
         write_list(out / "skipped.csv", problems)
@@ -168,6 +171,14 @@ def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str
         names[mine] = [f"{part.name}: {name}" for name in found]
         start += len(rows)
     return names.tolist()
+
+
+def _good_images(part: FilledSplit) -> Iterator[NDArray[np.uint8]]:
+    """Yield the images of the good rows, in blocks."""
+    images, good = np.load(part.target.images, mmap_mode="r"), part.good()
+    for start in range(0, len(images), part.target.block):
+        block = slice(start, start + part.target.block)
+        yield images[block][good[block]]
 
 
 def _place_images(target: SplitTarget, good: NDArray[np.bool_], path: Path) -> None:

@@ -21,7 +21,7 @@ from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.model.weights_header import Unfilled
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig, build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
 from diffusion.system.json_files import JsonObject, read_json
@@ -263,7 +263,7 @@ def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConf
     betas = _betas(config)
     ours = {theirs: name for name, theirs in PREDICTION_TYPES.items()}
     for schedule in SCHEDULES:
-        process = ProcessConfig(
+        process = DiscreteConfig(
             timesteps=config.num_train_timesteps,
             schedule=schedule,
             variance="learned" if learned else fixed,

@@ -16,7 +16,7 @@ from diffusion.model.blocks import Attention, GroupNorm, ResBlock
 from diffusion.model.layers import Stage
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import DiscreteConfig, build_process
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json, write_text
 from diffusion.system.output_paths import check_output_folder
@@ -117,6 +117,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
     """DDIMScheduler's arguments for the model's process; UsageError where it cannot express that."""
     process, grid = artefact.process, build_process(artefact.process).probe_grid()
+    if not isinstance(process, DiscreteConfig):
+        raise _without_counterpart(f"process.schedule {process.schedule}")
     if process.prediction not in PREDICTION_TYPES:
         raise _without_counterpart(f"process.prediction {process.prediction}")
     if not torch.allclose(grid.alpha.square() + grid.sigma.square(), torch.ones_like(grid.alpha)):
@@ -258,6 +260,6 @@ def _readme(artefact: Artefact, folder: Path) -> str:
         name=artefact.data.name,
         details=f"({spec.image_size}×{spec.image_size}, {artefact.step:,} steps of training)",
         folder=folder.name,
-        timesteps=artefact.process.timesteps,
+        timesteps=artefact.process.max_steps,
         notes=notes,
     )

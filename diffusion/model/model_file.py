@@ -161,11 +161,12 @@ class Artefact(ModelDescription):
 
     def check_channels(self) -> None:
         """ValueError unless the network gives what the process takes: ε, and v of a learned variance."""
-        learned = self.process.variance == "learned"
+        learned = self.process.learned_variance
         given, wanted = self.network.out_channels, self.network.in_channels * (2 if learned else 1)
         if given != wanted:
             raise ValueError(
-                f"network.out_channels must be {wanted} with variance {self.process.variance} (got {given})"
+                f"network.out_channels must be {wanted} {'with' if learned else 'without'} learned variance "
+                f"(got {given})"
             )
 
 

@@ -4,44 +4,84 @@ L_simple is a mean over pixels, L_vlb is in bits per dimension.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Network, expand, expand_times, split_output
+from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
+from diffusion.system.references import load_reference
+
+
+class Noised(NamedTuple):
+    """A batch of images x_0 with noise, at (B,) times: x_t, and a network's output of C or 2C channels."""
+
+    x_0: Tensor
+    x_t: Tensor
+    t: Tensor
+    noise: Tensor
+    output: Tensor
 
 
 def training_losses(
     network: Network, process: NoiseProcess, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
-    """Per-image losses, each (B,): `loss`, and its parts `mse` and, with a learned variance, `vlb`.
+    """Per-image losses of the process's objective, each (B,): `loss`, which is minimised, and its parts.
 
-    `t` (B,) are whole times. `mse` is of what the network predicts, not weighted. simple: L_simple, DDPM
-    eq. 14. hybrid: L_simple + (T/1000)·L_vlb with the mean detached (iDDPM eq. 16). vlb: T·L_vlb, its mean
-    over uniform t the bound.
+    `t` (B,) are times: whole ones of a discrete process. `mse` is of what the network predicts, not weighted.
     """
-    config = process.config
     x_t = process.q_sample(x_0, t, noise)
     received, time = process.network_input(x_t, t)
     output = network(received, expand_times(time, x_t), condition.labels).to(x_t.dtype)
-    predicted, _ = split_output(output, x_t.shape[1])
-    mse = (process.target(x_0, t, noise) - predicted).square().flatten(1).mean(1)
-    simple = mse if config.weighting == "none" else _as(mse, process.loss_weight(t)) * mse
-    if config.loss == "simple":
-        return {"loss": simple, "mse": mse}
-    prediction = process.read(output, x_t, t)
-    x0_hat = prediction.x0 if config.loss == "vlb" else prediction.x0.detach()
-    discrete = require_discrete(process, f"loss {config.loss}")
-    grid, timesteps = discrete.full_grid(x_t.device), discrete.timesteps
-    log_var = log_variance(grid, config.variance, prediction.variance_fraction, x_t, t)
-    vlb = vlb_terms(grid, x_0, x_t, t, x0_hat, log_var)
-    if config.loss == "vlb":
-        return {"loss": timesteps * vlb, "mse": mse, "vlb": vlb}
-    return {"loss": simple + timesteps / 1000 * vlb, "mse": mse, "vlb": vlb}
+    objective: Callable[[NoiseProcess, Noised], dict[str, Tensor]]
+    objective = load_reference(OBJECTIVES[process.config.loss].builder)
+    return objective(process, Noised(x_0, x_t, t, noise, output))
+
+
+def simple(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+    """L_simple: the squared error of what the network predicts (DDPM eq. 14), weighted by `weighting`."""
+    mse = _squared_error(process, batch)
+    return {"loss": _weighted(process, batch, mse), "mse": mse}
+
+
+def hybrid(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+    """L_simple + (T/1000)·L_vlb, whose mean is detached so that it trains the variance (iDDPM eq. 16)."""
+    mse = _squared_error(process, batch)
+    term, timesteps = _vlb(process, batch, trains_mean=False)
+    return {"loss": _weighted(process, batch, mse) + timesteps / 1000 * term, "mse": mse, "vlb": term}
+
+
+def vlb(process: NoiseProcess, batch: Noised) -> dict[str, Tensor]:
+    """T·L_vlb in bits per dimension, whose mean over uniform t is the bound (iDDPM eq. 4)."""
+    term, timesteps = _vlb(process, batch, trains_mean=True)
+    return {"loss": timesteps * term, "mse": _squared_error(process, batch), "vlb": term}
+
+
+def _squared_error(process: NoiseProcess, batch: Noised) -> Tensor:
+    predicted, _ = split_output(batch.output, batch.x_t.shape[1])
+    target = process.target(batch.x_0, batch.t, batch.noise)
+    return (target - predicted).square().flatten(1).mean(1)
+
+
+def _weighted(process: NoiseProcess, batch: Noised, mse: Tensor) -> Tensor:
+    return _as(mse, process.loss_weight(batch.t)) * mse
+
+
+def _vlb(process: NoiseProcess, batch: Noised, *, trains_mean: bool) -> tuple[Tensor, int]:
+    """Return the bound's terms (B,) at the batch's times, and T."""
+    discrete = require_discrete(process, f"loss {process.config.loss}")
+    prediction = process.read(batch.output, batch.x_t, batch.t)
+    x0_hat = prediction.x0 if trains_mean else prediction.x0.detach()
+    grid = discrete.full_grid(batch.x_t.device)
+    variance = discrete.config.variance
+    log_var = log_variance(grid, variance, prediction.variance_fraction, batch.x_t, batch.t)
+    return vlb_terms(grid, batch.x_0, batch.x_t, batch.t, x0_hat, log_var), discrete.timesteps
 
 
 def _as(like: Tensor, values: Tensor) -> Tensor:

@@ -11,16 +11,18 @@ import torch
 from torch import Tensor
 
 from diffusion.process.denoiser import Prediction, expand, split_output
+from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
+from diffusion.system.references import load_reference
 
 CPU = torch.device("cpu")
-SNR_LIMIT = 5.0  # γ of min-SNR weighting, the paper's choice
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 BISECTIONS = 80  # halve any range of times to below the spacing of float64
+DEFAULT_SIGMA_DATA = 0.5  # EDM's, of a process without data: a plan has the measured one
 PROBES = 1001  # times at which a continuous process is checked
 
 
@@ -36,7 +38,8 @@ class NoiseProcess(ABC):
 
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
-        self._combination = PREDICTIONS[config.prediction]
+        self.sigma_data = config.sigma_data or DEFAULT_SIGMA_DATA
+        self._predicted = PREDICTIONS[config.prediction]
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,11 +107,18 @@ class NoiseProcess(ABC):
 
         `t` is a time a row, (B,), or one for all, ().
         """
+        if self._predicted.input_scale is not None:
+            scale: Tensor = self._predicted.input_scale(*self.alpha_sigma(t), self.sigma_data)
+            x = expand(scale, x) * x
         return x, self.embedded_time(t)
 
     def embedded_time(self, t: Tensor) -> Tensor:
         """Return the numbers that the network embeds: t itself, or t on the range 0 … 1000 of embeddings."""
         return t
+
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return the times at these shares of the range, from 0 at `t_min` to 1 at `t_max`."""
+        return self.t_min + (self.t_max - self.t_min) * share
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t = α_t·x_0 + σ_t·ε (DDPM eq. 4), for a time a row, (B,), or one for all, ()."""
@@ -117,13 +127,13 @@ class NoiseProcess(ABC):
 
     def target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Return the network's target for x_t: a·x_0 + b·ε."""
-        return _sum(self._combination(*self.alpha_sigma(t)), x_0, noise)
+        return _sum(self._coefficients(*self.alpha_sigma(t)), x_0, noise)
 
     def read(self, output: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
         """Solve x_t = α·x̂_0 + σ·ε̂ and o = a·x̂_0 + b·ε̂ for x̂_0 and ε̂, o an output of C or 2C channels."""
         predicted, fraction = split_output(output, x_t.shape[1])
         alpha, sigma = self.alpha_sigma(t)
-        a, b = self._combination(alpha, sigma)
+        a, b = self._coefficients(alpha, sigma)
         determinant = expand(alpha * b - sigma * a, x_t)
         x0 = _sum((b, -sigma), x_t, predicted) / determinant
         eps = _sum((-a, alpha), x_t, predicted) / determinant
@@ -135,7 +145,7 @@ class NoiseProcess(ABC):
         Between the checked times αb − σa has no zero, since it has one sign at all of them.
         """
         grid = self.probe_grid()
-        a, b = self._combination(grid.alpha, grid.sigma)
+        a, b = self._coefficients(grid.alpha, grid.sigma)
         determinant = grid.alpha * b - grid.sigma * a
         solvable = (determinant * determinant[0].sign() >= MIN_DETERMINANT) & determinant.isfinite()
         wrong = (solvable & (grid.sigma > 0)).logical_not().nonzero().flatten().tolist()
@@ -153,17 +163,24 @@ class NoiseProcess(ABC):
         return self.grid(times)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """(B,) float64 weights of the squared errors of what the network predicts: 1, or min-SNR-5.
+        """(B,) float64 weights of the squared errors of what the network predicts; 1 for weighting none.
 
-        min(SNR, 5) in terms of x̂_0's error (Hang et al. 2023, 2303.09556, eq. 6 and app. A), which is σ/(αb −
-        σa) times the prediction's: divided by SNR for ε, by SNR + 1 for the velocity.
+        A weight is of x̂_0's error, which is σ/(αb − σa) times the prediction's (Hang et al. 2023, 2303.09556,
+        app. A): min(SNR, γ) is divided by SNR for ε, by SNR + 1 for the velocity.
         """
         alpha, sigma = self.alpha_sigma(t)
-        if self.config.weighting == "none":
+        entry = LOSS_WEIGHTS[self.config.weighting]
+        options = entry.parse(self.config.weighting_options)
+        weight: Tensor | None = load_reference(entry.builder)(alpha, sigma, self.sigma_data, options)
+        if weight is None:
             return torch.ones_like(alpha)
-        a, b = self._combination(alpha, sigma)
+        a, b = self._coefficients(alpha, sigma)
         determinant: Tensor = alpha * b - sigma * a
-        return (alpha / sigma).square().clamp(max=SNR_LIMIT) * (sigma / determinant).square()
+        return weight * (sigma / determinant).square()
+
+    def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Return a and b of what the network predicts, a·x_0 + b·ε."""
+        return self._predicted.combination(alpha, sigma, self.sigma_data)
 
 
 class DiscreteProcess(NoiseProcess):
@@ -172,7 +189,9 @@ class DiscreteProcess(NoiseProcess):
     α and σ exist at real times too. The network embeds t itself.
     """
 
-    def __init__(self, config: ProcessConfig) -> None:
+    config: DiscreteConfig
+
+    def __init__(self, config: DiscreteConfig) -> None:
         super().__init__(config)
         self.t_min, self.t_max = 0.0, config.timesteps - 1.0
         self._full: dict[torch.device, TimeGrid] = {}
@@ -181,6 +200,10 @@ class DiscreteProcess(NoiseProcess):
     def timesteps(self) -> int:
         """T, how many whole times there are."""
         return self.config.timesteps
+
+    def time_at(self, share: Tensor) -> Tensor:
+        """Return the whole times ⌊share·T⌋, of which each has the same part of [0, 1)."""
+        return (share * self.timesteps).long().clamp(max=self.timesteps - 1)
 
     def full_grid(self, device: torch.device = CPU) -> TimeGrid:
         """Return the grid of all times 0 … T−1, of training and the bound; it is made once per device.
@@ -212,7 +235,7 @@ class TabulatedProcess(DiscreteProcess):
     Between them λ = log α/σ is a straight line in t.
     """
 
-    def __init__(self, config: ProcessConfig, alphas_cumprod: Tensor) -> None:
+    def __init__(self, config: DiscreteConfig, alphas_cumprod: Tensor) -> None:
         super().__init__(config)
         alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
         self._tables = {CPU: torch.stack([alpha, sigma, (alpha / sigma).log()])}

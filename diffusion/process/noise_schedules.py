@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.noise_process import TabulatedProcess
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.process_registry import DiscreteConfig
 
 
 def linear_betas(timesteps: int) -> Tensor:
@@ -25,16 +25,16 @@ def cosine_betas(timesteps: int) -> Tensor:
     return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
 
 
-def linear(config: ProcessConfig) -> TabulatedProcess:
+def linear(config: DiscreteConfig) -> TabulatedProcess:
     """DDPM's process."""
     return process_from_betas(config, linear_betas(config.timesteps))
 
 
-def cosine(config: ProcessConfig) -> TabulatedProcess:
+def cosine(config: DiscreteConfig) -> TabulatedProcess:
     """iDDPM's process."""
     return process_from_betas(config, cosine_betas(config.timesteps))
 
 
-def process_from_betas(config: ProcessConfig, betas: Tensor) -> TabulatedProcess:
+def process_from_betas(config: DiscreteConfig, betas: Tensor) -> TabulatedProcess:
     """Return the process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
     return TabulatedProcess(config, torch.cumprod(1 - betas, dim=0))

@@ -3,37 +3,53 @@
 A further one is a module with a builder, ProcessConfig → Process, and an entry here.
 """
 
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES
 from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
+from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.references import check_name, load_reference, reference_module
 from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool
+from diffusion.system.section import NotBool, explain
 
 if TYPE_CHECKING:
     from diffusion.process.noise_process import NoiseProcess
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
+SigmaData = Annotated[float, Field(gt=0, le=100), NotBool]
+EntryOptions = dict[str, Any]
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or a predicted one (iDDPM eq. 15)."""
 
 
 @dataclass(frozen=True)
 class ProcessEntry:
-    """`builder` makes a Process of its section; `config` is that section's class, each a "module:name".
+    """`builder` makes a NoiseProcess of its section; `config` is that section's class, each a "module:name".
 
-    A process with options of its own has a subclass of ProcessConfig.
+    A process of T whole times has a DiscreteConfig or a subclass, one of real times a
+    ContinuousConfig.
     """
 
     builder: str
-    config: str = "diffusion.process.process_registry:ProcessConfig"
+    config: str = "diffusion.process.process_registry:DiscreteConfig"
+    source: str = ""
 
     @property
     def module(self) -> str:
@@ -45,8 +61,20 @@ PROCESSES: Registry[ProcessEntry] = Registry(
     "process.schedule",
     "`ProcessConfig` → `NoiseProcess` (`diffusion/process/noise_process.py`)",
     {
-        "linear": ProcessEntry("diffusion.process.noise_schedules:linear"),
-        "cosine": ProcessEntry("diffusion.process.noise_schedules:cosine"),
+        "linear": ProcessEntry("diffusion.process.noise_schedules:linear", source="DDPM, 2006.11239, sec. 4"),
+        "cosine": ProcessEntry(
+            "diffusion.process.noise_schedules:cosine", source="iDDPM, 2102.09672, eq. 17"
+        ),
+        "edm": ProcessEntry(
+            "diffusion.process.edm:EDM",
+            "diffusion.process.continuous_configs:EDMConfig",
+            "EDM, 2206.00364, table 1",
+        ),
+        "flow": ProcessEntry(
+            "diffusion.process.flow:Flow",
+            "diffusion.process.continuous_configs:FlowConfig",
+            "Lipman et al. 2023, 2210.02747",
+        ),
     },
 )
 
@@ -59,41 +87,126 @@ def build_process(config: "ProcessConfig") -> "NoiseProcess":
 
 
 class ProcessConfig(RegistrySection):
-    """The noise process, the parameterization and the loss.
+    """The noise process, the parameterization, and how it is trained.
 
-    `timesteps` is T. `schedule` is a name of PROCESSES; one with options of its own adds fields here.
-    `prediction` is a name of PREDICTIONS: ε (DDPM), x0, the velocity √ᾱ·ε − √(1−ᾱ)·x_0 (Salimans & Ho 2022,
-    2202.00512) or a flow's ε − x_0; samplers work with each. `weighting` min-snr balances the loss over
-    timesteps (Hang et al. 2023, 2303.09556).
+    `schedule` is a name of PROCESSES; one with options of its own adds fields. `prediction` is a name of
+    PREDICTIONS; samplers work with each. `sigma_data` is the standard deviation of pixels in [−1, 1] about
+    their mean, which EDM's preconditioning and weights use; by default that of the training data.
 
-    The `variance` of a reverse step is small, β̃, large, β, or learned between them (iDDPM eq. 15). The `loss`
-    simple is DDPM's eq. 14, vlb the bound, hybrid both (iDDPM eq. 16); the last two need a learned variance.
-    `t_sampler` loss-aware draws timesteps in proportion to past losses (iDDPM eq. 18).
+    `loss` is a name of OBJECTIVES, `weighting` one of LOSS_WEIGHTS: how the squared error is weighted over
+    time. `t_sampler` is a name of TIME_DISTRIBUTIONS, from which training draws t. `weighting_options` and
+    `t_sampler_options` are those that only this entry has. With `stratified` row i of B has the uniform
+    number (u + i/B) mod 1, one u a step (VDM, 2107.00630), else one of its own.
     """
 
     CHOSEN_BY = "schedule"
     ENTRIES = PROCESSES
 
-    timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS), NotBool] = 1000
     schedule: Annotated[str, AfterValidator(partial(check_name, registry=PROCESSES))] = "cosine"
-    variance: Variance = "learned"
-    loss: Literal["simple", "hybrid", "vlb"] = "hybrid"
-    t_sampler: Literal["uniform", "loss-aware"] = "uniform"
+    loss: Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))] = "simple"
+    t_sampler: Annotated[str, AfterValidator(partial(check_name, registry=TIME_DISTRIBUTIONS))] = "uniform"
+    t_sampler_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
+    stratified: bool = Field(default=False, exclude_if=operator.not_)
     prediction: Annotated[str, AfterValidator(partial(check_name, registry=PREDICTIONS))] = "eps"
-    weighting: Literal["none", "min-snr"] = "none"
+    weighting: Annotated[str, AfterValidator(partial(check_name, registry=LOSS_WEIGHTS))] = "none"
+    weighting_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
+    sigma_data: SigmaData | None = Field(default=None, exclude_if=operator.not_)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network predicts a variance next to its prediction."""
+        return False
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps of sampling: T of a discrete process."""
+        return MAX_STEPS
+
+    @property
+    def uses_sigma_data(self) -> bool:
+        """Whether anything depends on `sigma_data`."""
+        return PREDICTIONS[self.prediction].uses_sigma_data or LOSS_WEIGHTS[self.weighting].uses_sigma_data
+
+    def resolve(self, shape: tuple[int, int, int], pixel_std: float | None) -> Self:
+        """Return the section with all that depends on data: images (C, H, W) and their pixels' deviation.
+
+        UsageError if the deviation is needed and was not measured.
+        """
+        if self.sigma_data is not None or not self.uses_sigma_data:
+            return self
+        if pixel_std is None:
+            raise UsageError(
+                "process.sigma_data was not measured, since an earlier version prepared the data: "
+                "prepare them again, or set it"
+            )
+        return self.model_copy(update={"sigma_data": pixel_std})
+
+    @field_validator("t_sampler_options", "weighting_options")
+    @classmethod
+    def _known_options(cls, values: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Return the options that differ from their default; ValueError for an invalid one."""
+        field = str(info.field_name).removesuffix("_options")
+        registry: Mapping[str, Any] = TIME_DISTRIBUTIONS if field == "t_sampler" else LOSS_WEIGHTS
+        name = info.data.get(field)
+        if name is None:  # refused before
+            return values
+        try:
+            return dict(registry[name].parse(values).model_dump(mode="json", exclude_defaults=True))
+        except ValidationError as error:
+            kind = load_reference(registry[name].options)
+            raise ValueError(explain(error, f"{field}_options of {name}", kind)) from None
 
     @model_validator(mode="after")
-    def _loss_fits_variance(self) -> Self:
-        if self.variance == "learned" and self.loss == "simple":
-            raise ValueError(
-                "loss simple never trains a learned variance: use hybrid, or variance small or large"
-            )
-        if self.variance != "learned" and self.loss != "simple":
+    def _options_fit(self) -> Self:
+        objective, distribution = OBJECTIVES[self.loss], TIME_DISTRIBUTIONS[self.t_sampler]
+        if objective.learned_variance and not self.learned_variance:
             raise ValueError(
                 f"loss {self.loss} needs variance learned; with a fixed variance use loss simple"
+                if "variance" in type(self).model_fields
+                else f"loss {self.loss} needs whole times, and schedule {self.schedule} has none: use simple"
             )
-        if self.t_sampler == "loss-aware" and self.loss == "simple":
-            raise ValueError("t_sampler loss-aware is for losses with the bound: use loss vlb or hybrid")
-        if self.weighting != "none" and self.loss == "vlb":
+        if distribution.needs_bound and not self.learned_variance:
+            raise ValueError(
+                f"t_sampler {self.t_sampler} is for losses with the bound: use loss vlb or hybrid"
+            )
+        if not objective.is_weighted and self.weighting != "none":
             raise ValueError("weighting is for loss simple or hybrid: loss vlb has the bound's own weights")
+        if not objective.is_weighted and not distribution.is_unbiased:
+            raise ValueError(
+                f"loss {self.loss} needs t_sampler uniform or loss-aware: it is a mean over all t"
+            )
+        return self
+
+
+class ContinuousConfig(ProcessConfig):
+    """A process of real times: without a variance of reverse steps, and without the bound."""
+
+
+class DiscreteConfig(ProcessConfig):
+    """A process of T whole times, `timesteps`, as in DDPM and iDDPM.
+
+    The `variance` of a reverse step is small, β̃, large, β, or learned between them (iDDPM eq. 15). The losses
+    vlb and hybrid need a learned variance.
+    """
+
+    timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS), NotBool] = 1000
+    variance: Variance = "learned"
+    loss: Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))] = "hybrid"
+
+    @property
+    def max_steps(self) -> int:
+        """The most steps of sampling: T of a discrete process."""
+        return self.timesteps
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network predicts a variance next to its prediction."""
+        return self.variance == "learned"
+
+    @model_validator(mode="after")
+    def _variance_is_trained(self) -> Self:
+        if self.learned_variance and not OBJECTIVES[self.loss].learned_variance:
+            raise ValueError(
+                f"loss {self.loss} never trains a learned variance: use hybrid, or variance small or large"
+            )
         return self

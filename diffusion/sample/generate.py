@@ -176,8 +176,8 @@ def check_classifier(artefact: "ModelDescription", classifier: "LoadedClassifier
         )
     if not torch.equal(build_process(process).probe_grid().alpha, build_process(other).probe_grid().alpha):
         raise UsageError(
-            f"the classifier was trained with the noise of {other.schedule} and {other.timesteps} timesteps, "
-            f"the model with {process.schedule} and {process.timesteps}"
+            f"the classifier was trained with the noise of {other.schedule} and {other.max_steps} timesteps, "
+            f"the model with {process.schedule} and {process.max_steps}"
         )
     if ours.num_classes and artefact.data.classes != classifier.artefact.data.classes:
         raise UsageError("the classifier was trained on other classes than the model")

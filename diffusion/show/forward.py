@@ -12,8 +12,8 @@ from diffusion.images.pictures import to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import PROCESSES, ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.process_registry import PROCESSES, DiscreteConfig, ProcessConfig, build_process
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.report.figure_base import (
     DASHED,
@@ -25,6 +25,7 @@ from diffusion.report.figure_base import (
     new_figure,
 )
 from diffusion.show.figure import FigureData, columns
+from diffusion.system.references import load_reference
 
 COLUMNS = 8  # shown times
 MAX_SIDE = 256  # pixels; larger images are shrunk
@@ -95,10 +96,11 @@ class Forward(FigureData):
 
 def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -> Forward:
     """Return all schedules with the same T, and an image (H, W, C) noised by each."""
+    config = require_discrete(build_process(config), "show forward").config
     processes = {config.schedule: build_process(config)}
-    for name in PROCESSES:
-        if name != config.schedule:
-            processes[name] = build_process(ProcessConfig(schedule=name, timesteps=config.timesteps))
+    for name, entry in PROCESSES.items():
+        if name != config.schedule and issubclass(load_reference(entry.config), DiscreteConfig):
+            processes[name] = build_process(DiscreteConfig(schedule=name, timesteps=config.timesteps))
     times = spaced_timesteps("uniform", min(COLUMNS, config.timesteps), config.timesteps)
     noised = {}
     if image is not None:

@@ -26,7 +26,7 @@ class RegistrySection(Section):
 
     def __new__(cls, /, **values: Any) -> Self:
         """Create an instance of the entry's class, which Python then initialises."""
-        name = cls._named(values) if values else None
+        name = cls._named(values)
         wanted = cls if name is None else _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
         return super().__new__(wanted if issubclass(wanted, cls) else cls)
 
@@ -34,8 +34,9 @@ class RegistrySection(Section):
     @classmethod
     def _of_its_entry(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         name = cls._named(values)
-        if name is None:
-            return handler(values)
+        if name is None:  # no other field is known without an entry
+            named = isinstance(values, dict) and cls.CHOSEN_BY in values
+            return handler({cls.CHOSEN_BY: values[cls.CHOSEN_BY]} if named else values)
         wanted = _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
         if unknown := [key for key in values if key not in _keys(wanted)]:
             raise ValidationError.from_exception_data(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_model
 from diffusion.process.noise import counter_generator
-from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
@@ -30,29 +30,29 @@ COPY_ROWS = 4096  # copied to the device at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a step: images in [−1, 1], labels with some dropped, timesteps, their weights and noise.
+    """The input of a step: images in [−1, 1], labels with some dropped, times, their weights and noise.
 
     `augmentation` (B, 9) has the parameters of the images' transforms, if any.
     """
 
     x_0: Tensor
     labels: Tensor | None
-    index: Tensor
+    t: Tensor
     weights: Tensor
     noise: Tensor
     augmentation: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor | None]:
-        return iter((self.x_0, self.labels, self.index, self.weights, self.noise, self.augmentation))
+        return iter((self.x_0, self.labels, self.t, self.weights, self.noise, self.augmentation))
 
     def split(self, size: int) -> Iterator["Batch"]:
         """Split the batch into parts of at most `size` images, in order."""
-        for start in range(0, len(self.index), size):
+        for start in range(0, len(self.t), size):
             yield self._rows(slice(start, start + size))
 
     def divide(self, count: int) -> Iterator["Batch"]:
         """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
-        rows = len(self.index)
+        rows = len(self.t)
         for part in range(count):
             yield self._rows(slice(part * rows // count, (part + 1) * rows // count))
 
@@ -134,7 +134,7 @@ def _permutation(purpose: str, seed: int, epoch: int, count: int) -> Tensor:
 
 def draw_batch(
     plan: TrainPlan,
-    sampler: UniformSampler,
+    sampler: TimeSampler,
     data: ImageLoader,
     step: int,
     share: slice = WHOLE,
@@ -164,9 +164,11 @@ def draw_batch(
         if spec.null_class:
             labels = torch.where(dropped < plan.p_uncond, spec.num_classes, labels)
         labels = to_device(labels, device)
-    index, weights = sampler.draw(times)
-    index = to_device(index, float64_device(device))  # where the process has its tables
-    return Batch(images, labels, index, to_device(weights, device), to_device(noise, device), augmentation)
+    if plan.process.stratified:
+        times = stratified_uniforms((purpose, seed, step), drawn, size)
+    t, weights = sampler.draw(times)
+    t = to_device(t, float64_device(device))  # where the process has its tables
+    return Batch(images, labels, t, to_device(weights, device), to_device(noise, device), augmentation)
 
 
 def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -179,9 +181,21 @@ def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, i
     return uniforms.T.contiguous(), noise
 
 
+def stratified_uniforms(name: tuple[str, int, int], rows: range, count: int) -> Tensor:
+    """Return (u + i/count) mod 1 for the rows i of a batch, float64, with one u for the whole step.
+
+    The low-discrepancy sampler of VDM (Kingma et al. 2021, 2107.00630): each number alone is uniform, and
+    each of `count` equal parts of [0, 1) has one.
+    """
+    purpose, *numbers = name
+    shift = torch.empty((), dtype=torch.float64)
+    shift.uniform_(generator=counter_generator(f"{purpose} strata", *numbers))
+    return (shift + torch.arange(rows.start, rows.stop, dtype=torch.float64) / count) % 1
+
+
 def batches(
     plan: TrainPlan,
-    sampler: UniformSampler,
+    sampler: TimeSampler,
     data: ImageLoader,
     steps: range,
     share: slice = WHOLE,

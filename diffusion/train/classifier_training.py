@@ -12,8 +12,8 @@ from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Network, expand_times
-from diffusion.process.noise_process import NoiseProcess, require_discrete
-from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
 from diffusion.train.batch import Batch
@@ -23,6 +23,7 @@ from diffusion.train.plan import (
     TrainPlan,
     make_data_card,
     resolve_precision,
+    resolve_process,
     training_code,
 )
 from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
@@ -60,7 +61,7 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
         raise UsageError(explain(error, "params.yaml with this data: classifier.model", UNetSpec)) from None
     return ClassifierPlan(
         network=network,
-        process=config.process,
+        process=resolve_process(config.process, meta),
         train=section.train,
         data=make_data_card(meta, config.data.flip, labelled=True),
         step=section.train.steps,
@@ -77,16 +78,12 @@ def _network(spec: NetworkSpec) -> Classifier:
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
     """Return each image's cross-entropy in nats and whether its class is the likeliest, (B,) each."""
     assert batch.labels is not None, "plan_classifier() refuses data without classes"
-    x_t = process.q_sample(batch.x_0, batch.index, batch.noise)
-    received, time = process.network_input(x_t, batch.index)
+    x_t = process.q_sample(batch.x_0, batch.t, batch.noise)
+    received, time = process.network_input(x_t, batch.t)
     logits = network(received, expand_times(time, x_t), None)
     hit = (logits.argmax(1) == batch.labels).to(logits.dtype)
     return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 
 
-def _timesteps(process: NoiseProcess) -> UniformSampler:
-    return UniformSampler(require_discrete(process, "training").timesteps)
-
-
 PURPOSES = Purposes("classifier", "classifier weights", "classifier dropout")
-CLASSIFIER = Objective(_network, _losses, _timesteps, PURPOSES, ClassifierArtefact)
+CLASSIFIER = Objective(_network, _losses, default_time_sampler, PURPOSES, ClassifierArtefact)

@@ -1,4 +1,4 @@
-"""The objective of a diffusion model: the losses of DDPM and iDDPM."""
+"""The objective of a diffusion model: the losses of its process."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +10,8 @@ from diffusion.model.network_registry import build_network
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Network
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import NoiseProcess, require_discrete
-from diffusion.process.timestep_samplers import T_SAMPLERS, UniformSampler
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.time_samplers import build_time_sampler
 from diffusion.train.batch import Batch
 from diffusion.train.plan import Objective, Purposes
 
@@ -20,13 +20,9 @@ def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, 
     if batch.augmentation is not None:
         conditioned: Callable[..., Tensor] = network  # a network with a layer for it
         network = partial(conditioned, augmentation=batch.augmentation)
-    condition = Condition(len(batch.index), batch.labels)
-    return training_losses(network, process, batch.x_0, batch.index, batch.noise, condition)
-
-
-def _timesteps(process: NoiseProcess) -> UniformSampler:
-    return T_SAMPLERS[process.config.t_sampler](require_discrete(process, "training").timesteps)
+    condition = Condition(len(batch.t), batch.labels)
+    return training_losses(network, process, batch.x_0, batch.t, batch.noise, condition)
 
 
 PURPOSES = Purposes("train", "weights", "dropout")
-DENOISER = Objective(build_network, _losses, _timesteps, PURPOSES, Artefact)
+DENOISER = Objective(build_network, _losses, build_time_sampler, PURPOSES, Artefact)

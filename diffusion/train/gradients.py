@@ -9,6 +9,7 @@ each position, unless their offsets are equal. A step draws about as many bits a
 import copy
 import warnings
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,15 @@ MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two sel
 Losses = dict[str, Tensor]
 
 
+class BatchLosses(NamedTuple):
+    """Of the whole batch, (B,) each: losses by name, their weights, times, and λ = log α/σ, float32."""
+
+    losses: Losses
+    weights: Tensor
+    t: Tensor
+    log_snr: Tensor
+
+
 class GradientAccumulator:
     """Computes the gradient of one batch after another, equal to the whole batch's except for rounding.
 
@@ -67,23 +77,23 @@ class GradientAccumulator:
         self._is_compiling = should_compile(train, group.device) and not shards
         self._forward: Network | None = None
 
-    def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor]:
-        """Accumulate the gradient of step `step` in the parameters.
+    def __call__(self, batch: Batch, step: int) -> BatchLosses:
+        """Accumulate the gradient of step `step` in the parameters; return the losses on every rank.
 
-        Returns the losses by name, the timesteps and the weights of the whole batch, (B,) each, on every
-        rank. DiffctlError if the memory does not suffice.
+        DiffctlError if the memory does not suffice.
         """
         losses = self._compute_losses(batch, step)
         if self._shards:
             self._shards.take_gradients()
         else:
             self._group.all_reduce(_gradients(self._network.parameters()))
-        index = to_device(batch.index, batch.weights.device)
-        values = torch.stack([*losses.values(), batch.weights, index.float()])
+        numbers = [batch.t, self._process.log_snr(batch.t)]
+        times = [to_device(one.float(), batch.weights.device) for one in numbers]
+        values = torch.stack([*losses.values(), batch.weights, *times])
         values = self._group.pad_to_batch(values, self.share, self._plan.train.batch_size)
         self._group.all_reduce([values])
-        *of_losses, weights, index = values.unbind()
-        return dict(zip(losses, of_losses, strict=True)), index.long(), weights
+        *of_losses, weights, t, log_snr = values.unbind()
+        return BatchLosses(dict(zip(losses, of_losses, strict=True)), weights, t, log_snr)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """Scale the gradients down to `max_norm` if their norm is larger; return their norm before."""
@@ -120,9 +130,9 @@ class GradientAccumulator:
         parts, row = [], self.share.start
         for part in self._microbatches(batch):
             if self._masks:
-                self._masks.select_rows(slice(row, row + len(part.index)))
+                self._masks.select_rows(slice(row, row + len(part.t)))
             parts.append(self._backward(self._forward, part))
-            row += len(part.index)
+            row += len(part.t)
         return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
 
     def _microbatches(self, batch: Batch) -> list[Batch]:

@@ -18,7 +18,7 @@ from diffusion.train.observers import (
     Observer,
     ThreadMonitor,
     observer_guard,
-    with_quartile_means,
+    with_band_means,
 )
 from diffusion.train.plan import build_objective
 from diffusion.train.step_memory import translate_oom
@@ -60,7 +60,7 @@ def train(
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
-        closing(batches(state.plan, state.timesteps, data, steps, gradients.share, purpose)) as remaining,
+        closing(batches(state.plan, state.time_sampler, data, steps, gradients.share, purpose)) as remaining,
     ):
         while state.step < config.steps:
             try:
@@ -131,7 +131,7 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) ->
     """Call the observer's methods that are due after this step, and extend the curve."""
     config, step, shards = state.plan.train, state.step, state.shards
     if config.is_logged(step):
-        values = with_quartile_means(state.pop_means())
+        values = with_band_means(state.pop_means())
         values["lr"] = learning_rate(config.lr, step - 1, config.steps)
         values["skipped_steps"] = float(state.skipped)
         if config.is_in_curve(step):

@@ -1,8 +1,8 @@
 """What a training reports: observers, a guard for their errors, and the means of steps.
 
-The loss by timestep quartile shows where between image and noise a training still learns. Sums and counts are
-added up over a window of steps, so that each quartile's mean is over all of its images (iDDPM's code,
-2102.09672).
+The loss by band of the log-SNR, log α²/σ², shows where between image and noise a training still learns. The
+bands are the same for every process. Sums and counts are added up over a window of steps, so that each band's
+mean is over all of its images.
 """
 
 import os
@@ -24,8 +24,8 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 MONITORED_STEPS, MONITORED_SECONDS = 10, 5.0  # least length of a window of ThreadMonitor
 BUSY_SHARE = 0.6  # of the threads' time; an idle machine gives about all of it
 MAX_LAG = 8  # steps that the host may be ahead of a GPU
-QUARTILES = 4
-QUARTILE_NAMES = tuple(f"loss_q{quartile}" for quartile in range(QUARTILES))
+BAND_EDGES = (3.0, 0.0, -3.0)  # of the log-SNR: noise levels σ/α of 0.22, 1 and 4.5
+BAND_NAMES = ("loss_log_snr_above_3", "loss_log_snr_0_to_3", "loss_log_snr_-3_to_0", "loss_log_snr_below_-3")
 SUM, COUNT = ".sum", ".count"
 
 
@@ -137,19 +137,20 @@ class AsyncMetrics:
             yield self.newest
 
 
-def quartile_sums(losses: Tensor, index: Tensor, timesteps: int) -> dict[str, Tensor]:
-    """Return sum and count of per-image losses (B,) by quarter of T; `index` (B,) is in [0, timesteps)."""
-    quartile = index.to(losses.device) * QUARTILES // timesteps
-    inside = (quartile[:, None] == torch.arange(QUARTILES, device=losses.device)).to(losses.dtype)
-    sums = {f"{name}{SUM}": value for name, value in zip(QUARTILE_NAMES, losses @ inside, strict=True)}
-    counts = zip(QUARTILE_NAMES, inside.sum(0), strict=True)
+def band_sums(losses: Tensor, log_snr: Tensor) -> dict[str, Tensor]:
+    """Return sum and count of per-image losses (B,) by band of the log-SNR 2λ; `log_snr` (B,) is λ."""
+    log_snr = log_snr.to(losses.device)
+    band = torch.stack([2 * log_snr <= edge for edge in BAND_EDGES]).sum(0)
+    inside = (band[:, None] == torch.arange(len(BAND_NAMES), device=losses.device)).to(losses.dtype)
+    sums = {f"{name}{SUM}": value for name, value in zip(BAND_NAMES, losses @ inside, strict=True)}
+    counts = zip(BAND_NAMES, inside.sum(0), strict=True)
     return sums | {f"{name}{COUNT}": value for name, value in counts}
 
 
-def with_quartile_means(totals: dict[str, float]) -> dict[str, float]:
-    """Replace sums and counts by each quartile's mean; omit a quartile without images."""
+def with_band_means(totals: dict[str, float]) -> dict[str, float]:
+    """Replace sums and counts by each band's mean; omit a band without images."""
     values = {name: value for name, value in totals.items() if not name.endswith((SUM, COUNT))}
-    for name in QUARTILE_NAMES:
+    for name in BAND_NAMES:
         if totals.get(f"{name}{COUNT}"):
             values[name] = totals[f"{name}{SUM}"] / totals[f"{name}{COUNT}"]
     return values

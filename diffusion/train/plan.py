@@ -14,8 +14,10 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
+from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
@@ -31,7 +33,7 @@ from diffusion.train.train_config import (
 if TYPE_CHECKING:
     from diffusion.process.denoiser import Network
     from diffusion.process.noise_process import NoiseProcess
-    from diffusion.process.timestep_samplers import UniformSampler
+    from diffusion.process.time_samplers import TimeSampler
     from diffusion.train.batch import Batch
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
@@ -57,13 +59,13 @@ class Objective:
     """What a network is trained for.
 
     `network` builds it from the plan's spec, with weights from the global generator. `losses` returns the
-    losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `timesteps` makes the
-    sampler of t. `artefact` is the class of the model file's metadata.
+    losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `time_sampler` makes
+    the sampler of t. `artefact` is the class of the model file's metadata.
     """
 
     network: Callable[[NetworkSpec], nn.Module]
     losses: "Callable[[Network, NoiseProcess, Batch], dict[str, Tensor]]"
-    timesteps: "Callable[[NoiseProcess], UniformSampler]"
+    time_sampler: "Callable[[NoiseProcess], TimeSampler]"
     purposes: Purposes
     artefact: type[Artefact]
 
@@ -77,6 +79,11 @@ class TrainPlan(ModelDescription):
     OBJECTIVE: ClassVar[str]
 
     train: OptimisationConfig
+
+    @classmethod
+    def loss_modules(cls, process: ProcessConfig) -> list[str]:
+        """Return the modules that compute such a training's losses, by the names in its process."""
+        return []
 
     @property
     def p_uncond(self) -> float:
@@ -100,6 +107,15 @@ class DenoiserPlan(TrainPlan):
     OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
 
     train: TrainConfig
+
+    @classmethod
+    def loss_modules(cls, process: ProcessConfig) -> list[str]:
+        """Return the modules of the process's objective, weights and times."""
+        return [
+            TIME_DISTRIBUTIONS.module(process.t_sampler),
+            LOSS_WEIGHTS.module(process.weighting),
+            OBJECTIVES.module(process.loss),
+        ]
 
 
 def build_objective(plan: TrainPlan) -> Objective:
@@ -133,7 +149,7 @@ def plan_training(
                 **config.model.model_dump(),
                 "image_size": meta["image_size"],
                 "in_channels": channels,
-                "out_channels": 2 * channels if config.process.variance == "learned" else channels,
+                "out_channels": 2 * channels if config.process.learned_variance else channels,
                 "num_classes": len(classes),
                 "null_class": config.train.p_uncond > 0,
                 **augmented,
@@ -147,7 +163,7 @@ def plan_training(
     )
     return DenoiserPlan(
         network=network,
-        process=config.process,
+        process=resolve_process(config.process, meta),
         train=config.train,
         data=data,
         step=config.train.steps,
@@ -155,6 +171,12 @@ def plan_training(
         code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
         lineage=start.lineage if start else (),
     )
+
+
+def resolve_process(process: ProcessConfig, meta: dict[str, Any]) -> ProcessConfig:
+    """Return the section with all that depends on the training split with this `meta`."""
+    shape = (meta["channels"], meta["image_size"], meta["image_size"])
+    return process.resolve(shape, meta.get("pixel_std"))
 
 
 def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
@@ -188,6 +210,7 @@ def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelCon
     entries = (
         PROCESSES.module(process.schedule),
         PREDICTIONS.module(process.prediction),
+        *kind.loss_modules(process),
         MODELS.module(model.name),
     )
     return module_digests("diffusion.train.loop", *references, *entries)

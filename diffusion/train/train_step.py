@@ -19,7 +19,7 @@ from diffusion.model.power_ema import newest_weight
 from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
-from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.memory import keep_freed_memory
 from diffusion.train.batch import Batch
 from diffusion.train.checkpoint.resumable import ModuleState, OptimizerState, Resumable, StatePart
@@ -29,7 +29,7 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, is_sharded, shard_network
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import quartile_sums
+from diffusion.train.observers import band_sums
 from diffusion.train.optimizers import make_optimizer
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.pretrained import init_network
@@ -50,17 +50,17 @@ class TrainState(Resumable):
     network: nn.Module
     ema: nn.Module
     optimizer: torch.optim.AdamW
-    timesteps: UniformSampler
+    time_sampler: TimeSampler
     ema_profiles: nn.ModuleList = field(default_factory=nn.ModuleList)
     shards: Shards | None = None
 
     def parts(self) -> dict[str, StatePart]:
-        """Return weights, EMA, moments, the timestep sampler's statistics, and EMA profiles."""
+        """Return weights, EMA, moments, the time sampler's statistics, and EMA profiles."""
         return {
             "network": ModuleState(self.network),
             "ema": ModuleState(self.ema),
             "optimizer": OptimizerState(self.optimizer),
-            "timesteps": self.timesteps,
+            "timesteps": self.time_sampler,  # the name in stored states
             "ema_profiles": ModuleState(self.ema_profiles),
         }
 
@@ -94,10 +94,10 @@ def new_state(
             network.to(device)
             network.to(memory_format=memory_layout(plan.precision, device))  # type: ignore[call-overload]
         optimizer = make_optimizer(train, network, groups)
-        timesteps = objective.timesteps(build_process(plan.process))
+        time_sampler = objective.time_sampler(build_process(plan.process))
         profiles = new_profiles(network, train.sigma_rels)
         ema = ema_copy(network)
-        return TrainState(plan, network, ema, optimizer, timesteps, profiles, shards, code=list(plan.code))
+        return TrainState(plan, network, ema, optimizer, time_sampler, profiles, shards, code=list(plan.code))
 
 
 def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) -> dict[str, Tensor]:
@@ -107,13 +107,13 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     and the means are non-finite.
     """
     train = state.plan.train
-    losses, index, weights = gradients(batch, state.step)
+    losses, weights, t, log_snr = gradients(batch, state.step)
     norm = gradients.clip(state.network.parameters(), train.grad_clip or math.inf)
     means = {name: (value * weights).mean() for name, value in losses.items()} | {"grad_norm": norm}
     finite = torch.stack(list(means.values())).isfinite().all()
-    means |= quartile_sums(losses["loss"], index, state.plan.process.timesteps)
-    if state.timesteps.learns and finite:
-        state.timesteps.update(index, losses["loss"])
+    means |= band_sums(losses["loss"], log_snr)
+    if state.time_sampler.learns and finite:
+        state.time_sampler.update(t, losses["loss"])
     for group in state.optimizer.param_groups:
         group["lr"] = group["scale"] * learning_rate(train.lr, state.step, train.steps)
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it

@@ -17,12 +17,13 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import build_process
+from diffusion.process.time_samplers import default_time_sampler
+from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
 from diffusion.train.batch import Batch
-from diffusion.train.observers import QUARTILE_NAMES, quartile_sums, with_quartile_means
+from diffusion.train.observers import BAND_NAMES, band_sums, with_band_means
 from diffusion.train.plan import TrainPlan, build_objective
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
@@ -31,7 +32,7 @@ MAX_BATCH = 64
 PREFIX = "val_"  # of the losses' names in the curve
 LOSS = f"{PREFIX}loss"
 RAW = "raw_"  # prefix of the losses of the weights themselves; the others are those of the EMA
-NAMES = ("loss", "accuracy", "mse", "vlb", *QUARTILE_NAMES)
+NAMES = ("loss", "accuracy", "mse", "vlb", *BAND_NAMES)
 PARTS = (*NAMES, *(f"{RAW}{name}" for name in NAMES))
 DIGITS = {"step": 12}  # significant digits of a column in the curve; 6 for all others
 LOGGED = ("step", "loss", "accuracy", "mse", "vlb", "grad_norm", "lr", "skipped_steps")
@@ -44,21 +45,20 @@ Losses = dict[str, float]
 class ValidationLoss:
     """The losses over `train.val_images` images of a store, or all if it has fewer.
 
-    Draw i of n has its own image, a t from the i-th n-th of the process, and noise from i.
+    Draw i of n has its own image, the i-th n-th of the process's default distribution for its t, and noise
+    from i.
     """
 
     def __init__(self, plan: TrainPlan, store: ImageStore) -> None:
         self._plan, self._store = plan, store
-        self._objective, self._process = (
-            build_objective(plan),
-            require_discrete(build_process(plan.process), "training"),
-        )
+        self._objective, self._process = build_objective(plan), build_process(plan.process)
+        self._times = default_time_sampler(self._process)
         order = torch.randperm(len(store), generator=counter_generator("held-out images"))
         self._rows = order[: plan.train.val_images]
 
     @torch.no_grad()
     def losses(self, network: nn.Module, ema: nn.Module) -> Losses:
-        """Return the mean losses, and those by quartile of T, of the EMA and of the raw weights.
+        """Return the mean losses, and those by band of the log-SNR, of the EMA and of the raw weights.
 
         The networks' modes are restored.
         """
@@ -70,18 +70,18 @@ class ValidationLoss:
             with _eval_mode(weights):
                 forward = autocast(weights, self._plan.precision)
                 parts = [
-                    (self._objective.losses(forward, self._process, batch), batch.index)
+                    (self._objective.losses(forward, self._process, batch), batch.t)
                     for batch in self._batches(size, device)
                 ]
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
-            index = torch.cat([index for _, index in parts]).cpu()
-            found |= {f"{prefix}{name}": value for name, value in self._means(losses, index).items()}
+            t = torch.cat([t for _, t in parts]).cpu()
+            found |= {f"{prefix}{name}": value for name, value in self._means(losses, t).items()}
         return found
 
-    def _means(self, losses: dict[str, Tensor], index: Tensor) -> Losses:
-        sums = quartile_sums(losses["loss"], index, self._process.timesteps)
+    def _means(self, losses: dict[str, Tensor], t: Tensor) -> Losses:
+        sums = band_sums(losses["loss"], self._process.log_snr(t))
         means = {name: value.double().mean() for name, value in losses.items()}
-        return with_quartile_means({name: float(value) for name, value in {**means, **sums}.items()})
+        return with_band_means({name: float(value) for name, value in {**means, **sums}.items()})
 
     def _batches(self, size: int, device: torch.device) -> Iterator[Batch]:
         count, spec = len(self._rows), self._plan.network
@@ -94,13 +94,15 @@ class ValidationLoss:
                 source = counter_generator("held-out draws", draw)
                 uniforms[row : row + 1].uniform_(generator=source)
                 noise[row].normal_(generator=source)
-            index = ((torch.tensor(draws) + uniforms) / count * self._process.timesteps).long()
+            t = self._times.times((torch.tensor(draws) + uniforms) / count)
             labels = None
             if spec.num_classes:
                 assert self._store.labels is not None, "all splits of a data set have labels, or none has"
                 labels = torch.from_numpy(self._store.labels[rows]).to(device)
             weights = torch.ones(len(draws), device=device)
-            yield Batch(images.to(device), labels, index.to(device), weights, noise.to(device))
+            yield Batch(
+                images.to(device), labels, to_device(t, float64_device(device)), weights, noise.to(device)
+            )
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def _block(path: str, own: Schema, definitions: Schema) -> str:
     chosen = [
         f"{name}: {' or '.join(map(str, value['enum']))}"
         for name, value in own["properties"].items()
-        if (name == "name" or (name, path.rpartition(".")[2]) == ("schedule", "lr")) and "enum" in value
+        if (name == "name" or (name == "schedule" and path in ("process", "train.lr"))) and "enum" in value
     ]
     title = f"{depth} {path}" + (f" ({chosen[0]})" if chosen else "")
     rows = [

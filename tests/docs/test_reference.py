@@ -42,7 +42,12 @@ def test_fields_are_described_by_their_class() -> None:
 def test_the_page_has_every_section_once() -> None:
     titles = re.findall(r"^#{2,4} (.*)$", params_page.text(), re.M)
     assert len(titles) == len(set(titles))
-    assert {"process", "train", "train.lr (schedule: cosine)", "search.fields"} <= set(titles)
+    assert {
+        "process (schedule: edm)",
+        "train",
+        "train.lr (schedule: cosine)",
+        "search.fields",
+    } <= set(titles)
 
 
 def test_every_command_is_listed_with_its_options() -> None:

@@ -82,7 +82,7 @@ def test_a_training_step_does_not_synchronise(device, changes, digits_store) -> 
     plan = plan_of(store, **{**changes, "train": train})
     state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
     gradients, data = GradientAccumulator(plan, state.network, group), ImageLoader(store, device)
-    coming = batches(plan, state.timesteps, data, range(4), gradients.share)
+    coming = batches(plan, state.time_sampler, data, range(4), gradients.share)
     coming_means.add(train_step(state, gradients, next(coming)))
     with waiting_fails(device):
         for batch in coming:

@@ -83,7 +83,7 @@ def run_saving_on(
 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
     """Return the gradient of step 0."""
-    batch = draw_batch(state.plan, state.timesteps, ImageLoader(store, device), 0)
+    batch = draw_batch(state.plan, state.time_sampler, ImageLoader(store, device), 0)
     GradientAccumulator(state.plan, state.network, ProcessGroup(device))(batch, 0)
     return [parameter.grad.clone() for parameter in state.network.parameters()]
 

@@ -51,6 +51,9 @@ def test_target_matches_papers(prediction):
     x_0, noise = randn(2, 3, 1, 2, 2, seed=0)
     alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
     expected = {"eps": noise, "x0": x_0, "velocity": alpha * noise - sigma * x_0, "flow": noise - x_0}
+    x_t, spread = process.q_sample(x_0, t, noise), (alpha.square() / 4 + sigma.square()).sqrt()
+    c_skip, c_out = alpha / 4 / spread.square(), sigma / 2 / spread  # σ_data = 0.5
+    expected["edm"] = (x_0 - c_skip * x_t) / c_out
     assert torch.allclose(process.target(x_0, t, noise), expected[prediction], atol=1e-12)
 
 
@@ -88,7 +91,7 @@ def test_process_that_leaves_a_prediction_unsolvable_is_refused(monkeypatch, end
         return
     with pytest.raises(UsageError, match=f"schedule line and process.prediction {prediction} .* t = {at},"):
         build_process(config.process)
-    (found,) = check(config)
+    *_, found = check(config)  # after the plugins
     assert (found.level, found.subject) == ("error", "process")
 
 
@@ -107,6 +110,7 @@ def linear_network(process, error, learned=True):
 
     def network(x, t, labels):
         alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
+        x = x / process.network_input(torch.ones_like(x), t)[0]
         x0_hat = 0.3 * x + error
         predicted = process.target(x0_hat, t, (x - alpha * x0_hat) / sigma)
         return torch.cat([predicted, torch.tanh(x)], dim=1) if learned else predicted
@@ -161,6 +165,7 @@ def test_ddim_with_optimal_network_samples_data_distribution(prediction):
 
     def optimal_network(x, t, labels):
         alpha, sigma = (part.reshape(-1, 1, 1, 1) for part in process.alpha_sigma(t))
+        x = x / process.network_input(torch.ones_like(x), t)[0]
         eps = data.eps(x, alpha.square())
         return process.target((x - sigma * eps) / alpha, t, eps)
 

@@ -5,7 +5,8 @@ import torch
 
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
-from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.process.process_registry import build_process
+from diffusion.process.time_samplers import build_time_sampler
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
@@ -27,7 +28,7 @@ def test_float64_tensors_are_detected():
 
 def to_device(device: torch.device, batch: Batch) -> Batch:
     """Move the batch to the device, except its timesteps, as `draw_batch` does for such a device."""
-    return Batch(*(part if part is None or part is batch.index else part.to(device) for part in batch))
+    return Batch(*(part if part is None or part is batch.t else part.to(device) for part in batch))
 
 
 @pytest.mark.parametrize(
@@ -36,25 +37,26 @@ def to_device(device: torch.device, batch: Batch) -> Batch:
         {"loss": "hybrid"},
         {"loss": "vlb"},
         {"loss": "hybrid", "prediction": "velocity", "weighting": "min-snr"},
+        {"schedule": "edm"},
+        {"schedule": "flow", "weighting": "min-snr-soft"},
     ],
     ids=lambda process: " ".join(process.values()),
 )
 def test_training_step_creates_no_float64(digits_store, process):
     store = open_store(digits_store)
     plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
-    batch = draw_batch(plan, UniformSampler(plan.process.timesteps), ImageLoader(store, CPU), 0)
+    batch = draw_batch(plan, build_time_sampler(build_process(plan.process)), ImageLoader(store, CPU), 0)
     with no_float64() as device:
         gradients = GradientAccumulator(plan, UNet(plan.network).to(device), ProcessGroup(device))
-        losses, index, weights = gradients(to_device(device, batch), 0)
-    assert {part.device for part in (*losses.values(), index, weights)} == {device}
+        losses, *numbers = gradients(to_device(device, batch), 0)
+    assert {part.device for part in (*losses.values(), *numbers)} == {device}
 
 
 def test_classifier_training_step_creates_no_float64(digits_store):
     store = open_store(digits_store)
     plan = resolved(store, SECTION, precision="fp32")
-    batch = draw_batch(
-        plan, UniformSampler(plan.process.timesteps), ImageLoader(store, CPU), 0, purpose="classifier"
-    )
+    times = build_time_sampler(build_process(plan.process))
+    batch = draw_batch(plan, times, ImageLoader(store, CPU), 0, purpose="classifier")
 
     with no_float64() as device:
         network = build_objective(plan).network(plan.network).to(device)

@@ -19,7 +19,13 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import DiscreteProcess
-from diffusion.process.process_registry import PROCESSES, ProcessConfig, ProcessEntry, build_process
+from diffusion.process.process_registry import (
+    PROCESSES,
+    DiscreteConfig,
+    ProcessConfig,
+    ProcessEntry,
+    build_process,
+)
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid, settings_card
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
@@ -94,7 +100,7 @@ def with_trapezoid(monkeypatch):
 # A process: a straight-line flow from image to noise, with its own option for a time shift.
 
 
-class FlowConfig(ProcessConfig):
+class FlowConfig(DiscreteConfig):
     shift: float = Field(default=1.0, gt=0)
 
 
@@ -114,10 +120,10 @@ def with_flow(monkeypatch):
     entry = ProcessEntry(
         "tests.sample.test_interfaces:Flow", config="tests.sample.test_interfaces:FlowConfig"
     )
-    monkeypatch.setitem(PROCESSES.data, "flow", entry)
+    monkeypatch.setitem(PROCESSES.data, "line", entry)
 
 
-FLOW = {"schedule": "flow", "prediction": "flow", "shift": 3.0, "timesteps": 100}
+FLOW = {"schedule": "line", "prediction": "flow", "shift": 3.0, "timesteps": 100}
 
 
 def make_condition(model: LoadedModel, settings: SampleSettings, indices: Any) -> Condition:

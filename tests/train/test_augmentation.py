@@ -11,7 +11,7 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.unet import UNet
-from diffusion.process.timestep_samplers import UniformSampler
+from diffusion.process.time_samplers import Uniform
 from diffusion.system.errors import UsageError
 from diffusion.train.augmentation import augment, draw_params
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
@@ -20,6 +20,7 @@ from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 from diffusion.train.train_step import new_state
 from tests.helpers.networks import network_of, spec_of
 from tests.helpers.trainings import plan_of, run
+from tests.helpers.trajectories import process_of
 
 CPU = torch.device("cpu")
 NAME = ("train", 0, 0)
@@ -38,7 +39,7 @@ def squares(count: int) -> torch.Tensor:
 
 
 def batch_of(plan: TrainPlan, store: ImageStore, step: int = 0, share: slice = slice(None)) -> Batch:
-    return draw_batch(plan, UniformSampler(100), ImageLoader(store, CPU), step, share)
+    return draw_batch(plan, Uniform(process_of("cosine", 100)), ImageLoader(store, CPU), step, share)
 
 
 @pytest.fixture

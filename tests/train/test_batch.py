@@ -13,15 +13,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffusion.images.store import ImageStore, write_store
-from diffusion.process.timestep_samplers import HISTORY, LossAwareSampler, UniformSampler
+from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
 from diffusion.system.threads import PREFETCH_NAME, prefetch
 from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import plan_of
+from tests.helpers.trajectories import process_of
 
 CPU = torch.device("cpu")
 TIMESTEPS = 20
+PROCESS = process_of("cosine", TIMESTEPS)
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 
 
@@ -38,9 +40,9 @@ def described(store: ImageStore, **train: Any) -> TrainPlan:
     return plan_of(store, train={"microbatch": None, **train}, **settings)
 
 
-def learned() -> LossAwareSampler:
+def learned() -> LossAware:
     """Return a sampler after larger losses at larger t."""
-    sampler = LossAwareSampler(TIMESTEPS)
+    sampler = LossAware(PROCESS)
     for _ in range(HISTORY):
         sampler.update(torch.arange(TIMESTEPS), torch.linspace(0, 2, TIMESTEPS))
     return sampler
@@ -65,7 +67,7 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
     step=st.integers(0, 10**6),
     world=st.integers(1, 6),
     microbatch=st.integers(1, 30),
-    sampler=st.sampled_from([UniformSampler(TIMESTEPS), learned()]),
+    sampler=st.sampled_from([Uniform(PROCESS), learned()]),
 )
 def test_shares_and_microbatches_are_parts_of_the_batch(count, size, step, world, microbatch, sampler):
     store = numbered(count)
@@ -111,31 +113,31 @@ def test_a_share_draws_its_own_rows_only(monkeypatch):
     )
     store = numbered(50)
     plan, data = described(store, batch_size=40, seed=3), ImageLoader(store, CPU)
-    draw_batch(plan, UniformSampler(TIMESTEPS), data, 5, slice(10, 20))
+    draw_batch(plan, Uniform(PROCESS), data, 5, slice(10, 20))
     assert [name for name in made if name[0] == "train"] == [("train", 3, 5, row) for row in range(10, 20)]
 
 
-def many(sampler: UniformSampler, **train: Any) -> tuple[Batch, ImageStore]:
+def many(sampler: TimeSampler, **train: Any) -> tuple[Batch, ImageStore]:
     store = numbered(4000)
     plan = described(store, batch_size=4000, **train)
     return draw_batch(plan, sampler, ImageLoader(store, CPU), 2), store
 
 
-@pytest.mark.parametrize("sampler", [UniformSampler(TIMESTEPS), learned()], ids=["uniform", "loss-aware"])
+@pytest.mark.parametrize("sampler", [Uniform(PROCESS), learned()], ids=["uniform", "loss-aware"])
 def test_timesteps_are_drawn_by_their_probabilities(sampler):
     batch, _ = many(sampler)
     p = sampler.probabilities() if sampler.learns else torch.full((TIMESTEPS,), 1 / TIMESTEPS).double()
-    found = torch.bincount(batch.index, minlength=TIMESTEPS)
+    found = torch.bincount(batch.t, minlength=TIMESTEPS)
     assert stats.chisquare(found, 4000 * p / p.sum()).pvalue > SURE
-    assert torch.allclose(batch.weights.double(), 1 / (TIMESTEPS * p[batch.index]), rtol=1e-6)
+    assert torch.allclose(batch.weights.double(), 1 / (TIMESTEPS * p[batch.t]), rtol=1e-6)
 
 
 def test_flips_dropped_labels_and_timesteps_are_independent():
-    batch, store = many(UniformSampler(TIMESTEPS), p_uncond=0.25)
+    batch, store = many(Uniform(PROCESS), p_uncond=0.25)
     numbers = numbers_of(batch)
     mirrored = batch.x_0[:, 0, 0, -2:].amax(1) > -1
     dropped = batch.labels == 3
-    late = batch.index >= TIMESTEPS // 2
+    late = batch.t >= TIMESTEPS // 2
     assert sorted(numbers) == list(range(4000))
     for chosen, share in ((mirrored, 0.5), (dropped, 0.25), (late, 0.5)):
         assert stats.binomtest(int(chosen.sum()), 4000, share).pvalue > SURE
@@ -147,7 +149,7 @@ def test_flips_dropped_labels_and_timesteps_are_independent():
 
 
 def test_noise_is_standard_normal_and_different_per_row():
-    batch, _ = many(UniformSampler(TIMESTEPS))
+    batch, _ = many(Uniform(PROCESS))
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
 
@@ -156,8 +158,7 @@ def test_trainings_of_two_purposes_share_no_draw():
     store = numbered(16)
     plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
     ours, theirs = (
-        draw_batch(plan, UniformSampler(TIMESTEPS), data, 1, purpose=purpose)
-        for purpose in ("train", "classifier")
+        draw_batch(plan, Uniform(PROCESS), data, 1, purpose=purpose) for purpose in ("train", "classifier")
     )
     assert not torch.isclose(ours.noise, theirs.noise).any()
     assert numbers_of(ours) != numbers_of(theirs)

@@ -223,10 +223,10 @@ def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
     objective, process = build_objective(plan), build_process(plan.process)
     network = loaded_classifier().network
     state = new_state(plan, CPU)
-    batch = draw_batch(plan, state.timesteps, ImageLoader(store, CPU), 0, purpose="classifier")
+    batch = draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0, purpose="classifier")
     losses = objective.losses(network, process, batch)
     assert list(losses) == ["loss", "accuracy"]
-    logits = network(process.q_sample(batch.x_0, batch.index, batch.noise), batch.index)
+    logits = network(process.q_sample(batch.x_0, batch.t, batch.noise), batch.t)
     p = logits.double().softmax(1)[torch.arange(8), batch.labels]
     assert torch.allclose(losses["loss"].double(), -p.log(), atol=1e-5)
     assert losses["accuracy"].tolist() == [

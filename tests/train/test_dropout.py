@@ -44,7 +44,7 @@ def gradient(store_path: Path, plan: TrainPlan, state: TrainState, group: Proces
     """Return the gradient of this rank's share of step 3."""
     gradients = GradientAccumulator(plan, state.network, group)
     data = ImageLoader(open_store(store_path), CPU)
-    gradients(draw_batch(plan, state.timesteps, data, 3, gradients.share), 3)
+    gradients(draw_batch(plan, state.time_sampler, data, 3, gradients.share), 3)
     return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
 
 

@@ -41,7 +41,7 @@ def new_step(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Bat
     store = open_store(store_path)
     plan = plan_of(store, train={**FP32, **train})
     state = new_state(plan, CPU)
-    return plan, state, draw_batch(plan, state.timesteps, ImageLoader(store, CPU), 0)
+    return plan, state, draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0)
 
 
 def gradient(plan: TrainPlan, state: TrainState, batch: Batch) -> list[torch.Tensor]:
@@ -169,7 +169,7 @@ def test_a_step_moves_nothing_to_the_host(digits_store, changes, monkeypatch):
     monkeypatch.setattr(state.optimizer, "step", lambda: None)  # the fused kernel has no meta version
     gradients = GradientAccumulator(plan, state.network, ProcessGroup(meta))
     with NothingWaits():
-        batch = draw_batch(plan, state.timesteps, OnMeta(store), 0)
+        batch = draw_batch(plan, state.time_sampler, OnMeta(store), 0)
         means = train_step(state, gradients, batch)
     assert {mean.device for mean in means.values()} == {meta}
     assert (batch.augmentation is None) == ("augment" not in train)

@@ -69,7 +69,7 @@ def losses(profile: str) -> list[float]:
     plan, store = shrunk(profile)
     state = new_state(plan, CPU)
     gradients = GradientAccumulator(plan, state.network, ProcessGroup(CPU))
-    coming = batches(plan, state.timesteps, ImageLoader(store, CPU), range(10))
+    coming = batches(plan, state.time_sampler, ImageLoader(store, CPU), range(10))
     return [float(train_step(state, gradients, batch)["loss"]) for batch in coming]
 
 

@@ -13,10 +13,10 @@ from diffusion.model.precision import autocast
 from diffusion.process.condition import Condition
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.observers import Observer, quartile_sums, with_quartile_means
+from diffusion.train.observers import BAND_NAMES, Observer, band_sums, with_band_means
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_step import TrainState, new_state
@@ -76,9 +76,10 @@ def test_validation_loss_is_the_mean_over_its_fixed_draws(store: ImageStore, pre
         losses = training_losses(network, build_process(plan.process), x_0, t, noise, condition)
     for name in ("loss", "mse", "vlb"):
         assert found[name] == pytest.approx(float(losses[name].mean()), rel=1e-5)
-    for quarter in range(4):
-        of_quarter = losses["loss"][t // 250 == quarter].mean()
-        assert found[f"loss_q{quarter}"] == pytest.approx(float(of_quarter), rel=1e-5)
+    log_snr = 2 * build_process(plan.process).log_snr(t)
+    inside = [log_snr > 3, (log_snr > 0) & (log_snr <= 3), (log_snr > -3) & (log_snr <= 0), log_snr <= -3]
+    for name, band in zip(BAND_NAMES, inside, strict=True):
+        assert found[name] == pytest.approx(float(losses["loss"][band].mean()), rel=1e-5)
     assert found["raw_loss"] != found["loss"]
     assert state.network.training
     assert not state.ema.training
@@ -111,7 +112,7 @@ def test_validation_loss_is_in_the_curve_and_survives_a_resume(store: ImageStore
     write_loss_curve(tmp_path / "loss.csv", whole.history)
     names, *rows = (line.split(",") for line in (tmp_path / "loss.csv").read_text().splitlines())
     assert names[:2] == ["step", "loss"]
-    assert {"val_loss", "val_vlb", "val_raw_mse", "val_raw_loss_q3"} < set(names)
+    assert {"val_loss", "val_vlb", "val_raw_mse", f"val_raw_{BAND_NAMES[3]}"} < set(names)
     place = names.index("val_loss")
     assert [math.isnan(float(row[place])) for row in rows] == [True, False, True, False, True, False]
     assert [math.isnan(float(row[1])) for row in rows] == [False, True, False, True, False, False]
@@ -156,18 +157,21 @@ def test_a_rise_is_reported_once() -> None:
     assert [row["step"] for row in history] == [10, 20, 30, 40, 50, 60]
 
 
-@pytest.mark.parametrize("timesteps", [4, 10, 1000])
-def test_every_image_counts_once_in_its_quartile(timesteps: int) -> None:
-    index = torch.arange(timesteps)
-    sums = quartile_sums(torch.ones(timesteps), index, timesteps)
-    counts = [sums[f"loss_q{quartile}.count"].item() for quartile in range(4)]
-    assert sum(counts) == timesteps
-    assert max(counts) - min(counts) <= 1
-    assert quartile_sums(torch.ones(1), torch.tensor([timesteps - 1]), timesteps)["loss_q3.count"] == 1
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_every_image_counts_once_in_its_band_of_noise_levels(name: str) -> None:
+    process, t = build_process(ProcessConfig(schedule=name)), torch.arange(1000)
+    sums = band_sums(torch.ones(1000), process.log_snr(t))
+    level = process.noise_level(t)
+    edges = [0, math.exp(-1.5), 1, math.exp(1.5), math.inf]
+    for band, low, high in zip(BAND_NAMES, edges[:-1], edges[1:], strict=True):
+        assert sums[f"{band}.count"] == ((low <= level) & (level < high)).sum()
+    pure_noise = band_sums(torch.ones(1), torch.tensor([-math.inf]))
+    assert pure_noise[f"{BAND_NAMES[3]}.count"] == 1
 
 
 def test_the_mean_of_a_window_is_over_images_not_steps() -> None:
-    first = quartile_sums(torch.tensor([1.0, 2.0, 3.0, 8.0]), torch.tensor([0, 1, 2, 99]), 100)
-    second = quartile_sums(torch.tensor([6.0, 4.0]), torch.tensor([24, 60]), 100)
+    first = band_sums(torch.tensor([1.0, 2.0, 3.0, 8.0]), torch.tensor([4.0, 1.6, 1.6, -9.0]))
+    second = band_sums(torch.tensor([6.0, 4.0]), torch.tensor([1.6, -1.0]))
     totals = {name: (first[name] + second[name]).item() / 2 for name in first} | {"loss": 0.5}
-    assert with_quartile_means(totals) == {"loss": 0.5, "loss_q0": 3.0, "loss_q2": 4.0, "loss_q3": 8.0}
+    means = dict(zip(BAND_NAMES, [3.0, None, 4.0, 8.0], strict=True))
+    assert with_band_means(totals) == {"loss": 0.5, **{k: v for k, v in means.items() if v}}

@@ -101,7 +101,7 @@ class Shards:
             ema=ema,
             ema_profiles=profiles,
             optimizer=optimizer,
-            timesteps=copy.deepcopy(state.timesteps),
+            time_sampler=copy.deepcopy(state.time_sampler),
             shards=None,
         )
 

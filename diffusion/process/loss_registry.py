@@ -1,0 +1,95 @@
+"""The weights of squared errors and the objectives by name, as in `process.weighting` and `process.loss`.
+
+No torch here. A further weight is a function of (α, σ, σ_data, options), a further objective a function of a
+process and a `Noised` batch (diffusion/process/losses.py). Each has an entry here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from diffusion.system.references import load_reference, reference_module
+from diffusion.system.registry import Registry
+from diffusion.system.section import NotBool, Section
+
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
+
+class MinSNROptions(Section):
+    """`gamma` is the signal-to-noise ratio above which the weight of x̂_0's error stays constant."""
+
+    gamma: Annotated[float, Field(gt=0, le=1e6), NotBool] = 5.0
+
+
+@dataclass(frozen=True)
+class LossWeight:
+    """`builder` is the function, as a "module:name", `options` the class of `weighting_options`."""
+
+    builder: str
+    source: str
+    options: str = "diffusion.system.section:NoOptions"
+    uses_sigma_data: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that computes it."""
+        return reference_module(self.builder)
+
+    def parse(self, values: dict[str, Any]) -> Section:
+        """Return the options; pydantic's ValidationError for an invalid one."""
+        options: Section = load_reference(self.options).model_validate(values)
+        return options
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`builder` is the function, as a "module:name".
+
+    `learned_variance` is whether it trains one, and needs it; `is_weighted` whether `weighting` applies.
+    """
+
+    builder: str
+    source: str
+    learned_variance: bool = False
+    is_weighted: bool = True
+
+    @property
+    def module(self) -> str:
+        """The module that computes it."""
+        return reference_module(self.builder)
+
+
+LOSS_WEIGHTS: Registry[LossWeight] = Registry(
+    "process.weighting",
+    "(α, σ, σ_data, options) → the weight of x̂_0's squared error",
+    {
+        "none": LossWeight("diffusion.process.loss_weights:none", "DDPM, 2006.11239, eq. 14"),
+        "min-snr": LossWeight(
+            "diffusion.process.loss_weights:min_snr", "Hang et al. 2023, 2303.09556, eq. 6",
+            options="diffusion.process.loss_registry:MinSNROptions",
+        ),
+        "min-snr-soft": LossWeight(
+            "diffusion.process.loss_weights:min_snr_soft",
+            "Crowson et al. 2024, 2401.11605", uses_sigma_data=True,
+        ),
+        "edm": LossWeight(
+            "diffusion.process.loss_weights:edm", "EDM, 2206.00364, table 1", uses_sigma_data=True
+        ),
+    },
+)  # fmt: skip
+
+OBJECTIVES: Registry[Objective] = Registry(
+    "process.loss",
+    "`NoiseProcess`, `Noised` → losses by name, (B,) each (`diffusion/process/losses.py`)",
+    {
+        "simple": Objective("diffusion.process.losses:simple", "DDPM, 2006.11239, eq. 14"),
+        "hybrid": Objective(
+            "diffusion.process.losses:hybrid", "iDDPM, 2102.09672, eq. 16", learned_variance=True
+        ),
+        "vlb": Objective(
+            "diffusion.process.losses:vlb", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
+            is_weighted=False,
+        ),
+    },
+)  # fmt: skip

@@ -1,0 +1,77 @@
+"""The distributions of training's times by name, as in `process.t_sampler`. Loads no torch.
+
+A further one is a TimeSampler (diffusion/process/time_samplers.py) and an entry here.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from diffusion.system.references import load_reference, reference_module
+from diffusion.system.registry import Registry
+from diffusion.system.section import NotBool, Section
+
+CHANGES_RESULTS = False  # diffusion/code_digest.py
+
+
+class NormalOptions(Section):
+    """The `mean` and the `std` of a normal distribution, before its map to times."""
+
+    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = 0.0
+    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.0
+
+
+class LogNormalOptions(NormalOptions):
+    """EDM's P_mean and P_std, of ln σ (2206.00364, table 1)."""
+
+    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = -1.2
+    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.2
+
+
+@dataclass(frozen=True)
+class TimeDistribution:
+    """`builder` makes a TimeSampler of a process and options; `options` is the class of `t_sampler_options`.
+
+    Each is a "module:name", the options without torch. One that `is_unbiased` keeps the mean of the loss
+    over uniform t, as loss vlb needs; one that `needs_bound` is for losses with the bound.
+    """
+
+    builder: str
+    source: str
+    options: str = "diffusion.system.section:NoOptions"
+    needs_bound: bool = False
+    is_unbiased: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that computes it."""
+        return reference_module(self.builder)
+
+    def parse(self, values: dict[str, Any]) -> Section:
+        """Return the options; pydantic's ValidationError for an invalid one."""
+        options: Section = load_reference(self.options).model_validate(values)
+        return options
+
+
+TIME_DISTRIBUTIONS: Registry[TimeDistribution] = Registry(
+    "process.t_sampler",
+    "`NoiseProcess`, options → `TimeSampler` (`diffusion/process/time_samplers.py`)",
+    {
+        "uniform": TimeDistribution(
+            "diffusion.process.time_samplers:Uniform", "DDPM, 2006.11239, alg. 1", is_unbiased=True
+        ),
+        "loss-aware": TimeDistribution(
+            "diffusion.process.time_samplers:LossAware", "iDDPM, 2102.09672, eq. 18",
+            needs_bound=True, is_unbiased=True,
+        ),
+        "logit-normal": TimeDistribution(
+            "diffusion.process.time_samplers:LogitNormal", "Esser et al. 2024, 2403.03206, eq. 19",
+            options="diffusion.process.time_distributions:NormalOptions",
+        ),
+        "log-normal": TimeDistribution(
+            "diffusion.process.time_samplers:LogNormal", "EDM, 2206.00364, table 1",
+            options="diffusion.process.time_distributions:LogNormalOptions",
+        ),
+    },
+)  # fmt: skip

@@ -1,0 +1,145 @@
+"""How training draws its times: the entries of TIME_DISTRIBUTIONS.
+
+Each maps uniform numbers to times by the inverse of its distribution function, so that a step's draw depends
+on the numbers alone, and stratified numbers give stratified times.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS, NormalOptions
+from diffusion.system.references import load_reference
+from diffusion.system.section import Section
+
+HISTORY = 10  # losses remembered of each timestep
+UNIFORM_SHARE = 0.001
+
+
+class TimeSampler:
+    """Draws times of a process: whole ones of a discrete process, else real ones. A subclass has `times`."""
+
+    learns = False  # whether a draw depends on the losses of the steps before
+
+    def __init__(self, process: NoiseProcess, options: Section | None = None) -> None:
+        self.process = process
+
+    def times(self, uniforms: Tensor) -> Tensor:
+        """(B,) times: the inverse of the distribution function at (B,) float64 numbers in [0, 1)."""
+        raise NotImplementedError
+
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) times and the weights of their losses; 1 unless the sampler corrects the mean for its draw."""
+        return self.times(uniforms), torch.ones(len(uniforms))
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Learn from the (B,) losses at the (B,) times; most samplers learn nothing."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a resumed training needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Resume from `state_dict`'s tensors."""
+
+
+class Uniform(TimeSampler):
+    """t uniform over the process's range."""
+
+    def times(self, uniforms: Tensor) -> Tensor:
+        """Return ⌊u·T⌋ of a discrete process, else t_min + u·(t_max − t_min)."""
+        return self.process.time_at(uniforms)
+
+
+class LogitNormal(TimeSampler):
+    """t's place in the range is sigmoid(z), z ~ N(mean, std²) (Esser et al. 2024, 2403.03206, eq. 19)."""
+
+    def __init__(self, process: NoiseProcess, options: NormalOptions) -> None:
+        super().__init__(process)
+        self._options = options
+
+    def times(self, uniforms: Tensor) -> Tensor:
+        """Return the time at the share sigmoid(mean + std·Φ⁻¹(u)) of the range."""
+        z = self._options.mean + self._options.std * torch.special.ndtri(uniforms)
+        return self.process.time_at(z.sigmoid())
+
+
+class LogNormal(TimeSampler):
+    """ln σ/α ~ N(mean, std²), within the process's range of noise levels.
+
+    On the process flow this is the skewed distribution of flow_matching's image example.
+    """
+
+    def __init__(self, process: NoiseProcess, options: NormalOptions) -> None:
+        super().__init__(process)
+        self._options = options
+
+    def times(self, uniforms: Tensor) -> Tensor:
+        """Return the times of noise level exp(mean + std·Φ⁻¹(u)), the nearest whole ones if discrete."""
+        levels = (self._options.mean + self._options.std * torch.special.ndtri(uniforms)).exp()
+        times = self.process.times_at(levels)
+        return times.round().long() if self.process.is_discrete else times
+
+
+class LossAware(TimeSampler):
+    """p_t ∝ √E[L_t²] over the last 10 losses of each t, uniform until every t has 10 (iDDPM eq. 18)."""
+
+    learns = True
+
+    def __init__(self, process: NoiseProcess, options: Section | None = None) -> None:
+        super().__init__(process)
+        self.timesteps = require_discrete(process, "t_sampler loss-aware").timesteps
+        self.losses = torch.zeros(self.timesteps, HISTORY, dtype=torch.float64)
+        self.counts = torch.zeros(self.timesteps, dtype=torch.int64)
+
+    def probabilities(self) -> Tensor:
+        """(T,) float64 probabilities."""
+        uniform = torch.full((self.timesteps,), 1 / self.timesteps, dtype=torch.float64)
+        weights = self.losses.square().mean(1).sqrt()
+        if (self.counts < HISTORY).any() or not weights.any():
+            return uniform
+        return (1 - UNIFORM_SHARE) * weights / weights.sum() + UNIFORM_SHARE * uniform
+
+    def times(self, uniforms: Tensor) -> Tensor:
+        """Return the first t whose cumulative probability exceeds u."""
+        reached = self.probabilities().cumsum(0)
+        return torch.searchsorted(reached / reached[-1], uniforms, right=True)
+
+    def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased."""
+        t = self.times(uniforms)
+        return t, (1 / (self.timesteps * self.probabilities()[t])).float()
+
+    def update(self, t: Tensor, losses: Tensor) -> None:
+        """Remember the (B,) losses at the (B,) timesteps, the oldest of each t forgotten first."""
+        for timestep, loss in zip(t.long().tolist(), losses.double().tolist(), strict=True):
+            self.losses[timestep, self.counts[timestep] % HISTORY] = loss
+            self.counts[timestep] += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the remembered losses and their counts."""
+        return {"losses": self.losses, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Resume from `state_dict`'s tensors."""
+        self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
+
+
+def build_time_sampler(process: NoiseProcess) -> TimeSampler:
+    """Return the sampler of the process's `t_sampler`."""
+    config = process.config
+    entry = TIME_DISTRIBUTIONS[config.t_sampler]
+    sampler: TimeSampler = load_reference(entry.builder)(process, entry.parse(config.t_sampler_options))
+    return sampler
+
+
+def default_time_sampler(process: NoiseProcess) -> TimeSampler:
+    """Return the sampler that the process's section has by default, whatever this one selects.
+
+    A validation loss uses it, so that models with different `t_sampler` are compared on the same times.
+    """
+    entry = TIME_DISTRIBUTIONS[type(process.config).model_fields["t_sampler"].default]
+    sampler: TimeSampler = load_reference(entry.builder)(process, entry.parse({}))
+    return sampler
