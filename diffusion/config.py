@@ -15,7 +15,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.protocol.spacing import check_steps
 from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import PARAMS, read_params
@@ -39,16 +39,10 @@ class Config(TrainSections):
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:
-        if not isinstance(self.process, DiscreteConfig):
-            return self
-        if max(self.sweep.steps) > self.process.timesteps:
-            raise ValueError(
-                f"sweep.steps: {max(self.sweep.steps)} is more than process.timesteps "
-                f"({self.process.timesteps})"
-            )
+        whole = self.process.timesteps if isinstance(self.process, DiscreteConfig) else None
         for spacing, steps in product(self._axis("spacing")[1], self.sweep.steps):
             try:
-                spaced_timesteps(spacing, steps, self.process.timesteps)
+                check_steps(spacing, steps, whole)
             except UsageError as error:
                 raise ValueError(f"sweep.steps: {error}") from None
         return self

@@ -12,16 +12,16 @@ from diffusion.check.machine_checks import check_device, check_memory, check_run
 from diffusion.check.plugin_checks import check_plugins
 from diffusion.config import Config
 from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
-from diffusion.process.noise_process import require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
-from diffusion.protocol.grid import cell_settings, grid
+from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ema_models import matching_snapshots
 from diffusion.sample.guidance import guidance_weight
-from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta
+from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta, sampling_grid
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.repository import repository_problem
@@ -55,11 +55,29 @@ def check_eta(project: Project) -> Iterator[Finding]:
         yield Finding("error", "sampling", message, "lower it in sweep.eta, or drop these steps")
 
 
+def check_spacing(project: Project) -> Iterator[Finding]:
+    """Check whether the process has the times of every spacing."""
+    config = project.config
+    process, steps = build_process(config.process), max(config.sweep.steps)
+    for spacing in _listed(config, "spacing"):
+        try:
+            with single_thread():
+                _grid_of(config, process, steps, spacing)
+        except UsageError as error:
+            yield Finding("error", "sampling", str(error), "change sample.spacing or its spacing_options")
+
+
+def _grid_of(config: Config, process: NoiseProcess, steps: int, spacing: str) -> TimeGrid:
+    """Return the times of the cells with this spacing and these steps."""
+    cell = Cell(steps=steps, eta=0.0, spacing=spacing)
+    return sampling_grid(cell_settings(config.sample, cell), process)
+
+
 def _too_large(config: Config, eta: float) -> Iterator[tuple[int, str]]:
     """Yield the numbers of steps for which η is too large, with the limit."""
-    process = require_discrete(build_process(config.process), "sweep.spacing")
+    process = build_process(config.process)
     for steps, spacing in product(config.sweep.steps, _listed(config, "spacing")):
-        times = process.grid(spaced_timesteps(spacing, steps, process.timesteps))
+        times = _grid_of(config, process, steps, spacing)
         if eta > max_eta(times):
             yield steps, format_max_eta(times)
 
@@ -165,6 +183,7 @@ ALL: tuple[Check, ...] = (
     check_raw,
     check_prepared,
     check_fit,
+    check_spacing,
     check_eta,
     check_guidance,
     check_averages,
@@ -179,8 +198,16 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_process, check_prepared, check_fit, check_eta, check_memory, check_training_disk),
-    "sample": (check_eta, check_averages),
+    "train": (
+        check_process,
+        check_prepared,
+        check_fit,
+        check_spacing,
+        check_eta,
+        check_memory,
+        check_training_disk,
+    ),
+    "sample": (check_spacing, check_eta, check_averages),
     "evaluate": (check_weights,),
 }  # other stages check their inputs themselves, immediately
 

@@ -101,8 +101,9 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
     """Yield further changes that a change requires: place, value and reason."""
     yield from _of_process(after)
     sample, sweep = after["sample"], after["sweep"]
-    if sample["sampler"] != before["sample"]["sampler"] and sample.get("sampler_options"):
-        yield ("sample", "sampler_options"), {}, f"the options were {before['sample']['sampler']}'s"
+    for name in REGISTRIES:
+        if sample[name] != before["sample"][name] and sample.get(f"{name}_options"):
+            yield ("sample", f"{name}_options"), {}, f"the options were {before['sample'][name]}'s"
     for where, name, _, why in list(idle_axes(sample, sweep)):
         listed = sweep.get(name) or [None]
         if where == "sweep" and None not in listed and sample[name] not in listed:

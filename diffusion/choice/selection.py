@@ -224,10 +224,13 @@ def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
 def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that options default to: those of the best cell.
 
-    None if there are no scores, or if `chosen` names another sampler.
+    None if there are no scores, or if `chosen` names another sampler. Another spacing has its own options.
     """
     usual = best_settings(scores) if scores else SampleSettings()
-    return usual.model_dump() if scores and chosen.get("sampler", usual.sampler) == usual.sampler else {}
+    if not scores or chosen.get("sampler", usual.sampler) != usual.sampler:
+        return {}
+    other_spacing = chosen.get("spacing", usual.spacing) != usual.spacing
+    return usual.model_dump(exclude={"spacing_options"} if other_spacing else None)
 
 
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:

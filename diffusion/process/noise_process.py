@@ -14,7 +14,7 @@ from diffusion.process.denoiser import Prediction, expand, split_output
 from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
-from diffusion.process.time_grid import TimeGrid
+from diffusion.process.time_grid import NoisePoint, TimeGrid
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
@@ -100,7 +100,12 @@ class NoiseProcess(ABC):
     def grid(self, times: Sequence[int] | Sequence[float]) -> TimeGrid:
         """Return the tables along increasing times."""
         chosen = torch.tensor(times, dtype=torch.float64 if isinstance(times[0], float) else torch.int64)
-        return TimeGrid(chosen, *self.alpha_sigma(chosen))
+        return TimeGrid(chosen, *self.alpha_sigma(chosen), self.locate)
+
+    def locate(self, level: float) -> NoisePoint:
+        """Return the time with a noise level σ/α, or the nearer end of the range, with its α and σ."""
+        t = self.times_at(torch.tensor(level, dtype=torch.float64))
+        return NoisePoint(float(t), *map(float, self.alpha_sigma(t)))
 
     def network_input(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the network receives for x_t: the scaled image, and the time that it embeds.

@@ -5,6 +5,7 @@ of the time before it on the grid, q(x_t | x_t') = N(α/α'·x_t', β), β = σ�
 q(x_t' | x_t, x_0) has the variance β̃ = β·σ'²/σ². Where α² + σ² = 1, these are DDPM's with ᾱ = α².
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,6 +14,14 @@ import torch
 from torch import Tensor
 
 from diffusion.system.devices import to_device
+
+
+class NoisePoint(NamedTuple):
+    """A real time with its α and σ."""
+
+    t: float
+    alpha: float
+    sigma: float
 
 
 class GridStep(NamedTuple):
@@ -41,11 +50,15 @@ class GridStep(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
-    """`times` (S,), not decreasing, the network's input; `alpha` and `sigma` (S,) float64 at them."""
+    """`times` (S,), not decreasing, the network's input; `alpha` and `sigma` (S,) float64 at them.
+
+    `locate` returns the point at a noise level σ/α between the times, for samplers that leave the grid.
+    """
 
     times: Tensor
     alpha: Tensor
     sigma: Tensor
+    locate: Callable[[float], NoisePoint] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -103,7 +116,10 @@ class TimeGrid:
     def to(self, device: torch.device) -> "TimeGrid":
         """Return the same grid with its tables on the device, so that looking one up waits for nothing."""
         return TimeGrid(
-            to_device(self.times, device), to_device(self.alpha, device), to_device(self.sigma, device)
+            to_device(self.times, device),
+            to_device(self.alpha, device),
+            to_device(self.sigma, device),
+            self.locate,
         )
 
     def walk(self) -> list[GridStep]:

@@ -20,6 +20,7 @@ from diffusion.protocol.settings import (
     SamplerConfig,
     SampleSettings,
 )
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 
@@ -90,11 +91,14 @@ def _effective_cell(values: tuple[Any, ...], section: SamplerConfig) -> Cell:
 def cell_settings(sample: SamplerConfig, cell: Cell) -> SampleSettings:
     """Return the settings of a cell's images.
 
-    The section's `sampler_options` belong to its own sampler; another one has its defaults.
+    The section's `sampler_options` belong to its own sampler, and `spacing_options` to its spacing; another
+    one has its defaults.
     """
     shared = sample.model_dump(include=set(SamplerConfig.model_fields))
     if cell.sampler not in (None, sample.sampler):
         del shared["sampler_options"]
+    if cell.spacing not in (None, sample.spacing):
+        del shared["spacing_options"]
     own = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
     return SampleSettings(**{**shared, **own})
 
@@ -103,20 +107,24 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     """Return the settings as a flat card, with the version of the sampling code.
 
     SampleSettings reads its own fields back from it. Values are in their text form. Explicit timesteps
-    replace the spacing; a sampler's options are JSON. `nfe` is the NFE of an image where it follows
-    from the settings alone.
+    replace the spacing; options of a sampler or a spacing are JSON. `nfe` is the NFE of an image where it
+    follows from the settings alone.
     """
     values = {
         name: option.write(getattr(settings, name))
         for name, option in SAMPLING_OPTIONS.items()
         if option.option.always_in_card or getattr(settings, name) != option.default
     }
-    if options := SAMPLERS[settings.sampler].checked_options(settings.sampler_options):
-        values["sampler_options"] = canonical_json(options)
-    else:
-        values.pop("sampler_options", None)
+    own = {
+        "sampler_options": SAMPLERS[settings.sampler].checked_options(settings.sampler_options),
+        "spacing_options": SPACINGS[settings.spacing].checked_options(settings.spacing_options),
+    }
+    values |= {name: canonical_json(options) for name, options in own.items()}
+    unused = {name for name, options in own.items() if not options}
     if settings.timesteps is not None:
-        del values["spacing"]
+        unused |= {"spacing", "spacing_options"}
+    for name in unused:
+        del values[name]
     if settings.nfe is not None:
         values["nfe"] = settings.nfe
     return {**values, "sampling_version": SAMPLING_VERSION}

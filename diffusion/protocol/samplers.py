@@ -59,12 +59,18 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
     "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)",
     {
         "ddim": SamplerEntry("diffusion.sample.ddim:build", uses_eta=True),
-        "euler": SamplerEntry("diffusion.sample.heun:build_euler"),
+        "euler": SamplerEntry(
+            "diffusion.sample.heun:build_euler", options="diffusion.protocol.sampler_options:ChurnOptions"
+        ),
         "euler-ancestral": SamplerEntry(
             "diffusion.sample.euler_ancestral:build",
             options="diffusion.protocol.sampler_options:AncestralOptions",
         ),
-        "heun": SamplerEntry("diffusion.sample.heun:build", nfe=two_per_step_but_last),
+        "heun": SamplerEntry(
+            "diffusion.sample.heun:build",
+            nfe=two_per_step_but_last,
+            options="diffusion.protocol.sampler_options:ChurnOptions",
+        ),
         "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
         "unipc": SamplerEntry(
             "diffusion.sample.unipc:build", options="diffusion.protocol.sampler_options:UniPCOptions"

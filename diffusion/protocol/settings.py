@@ -27,8 +27,8 @@ from diffusion.protocol.options import (
     interval_text,
     split_list,
 )
-from diffusion.protocol.samplers import SAMPLERS, Noise
-from diffusion.protocol.spacing import SPACINGS
+from diffusion.protocol.samplers import SAMPLERS, Noise, SamplerEntry
+from diffusion.protocol.spacing import SPACINGS, SpacingEntry
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
 from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
@@ -52,10 +52,11 @@ class SamplerConfig(Section):
 
     `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
     (2404.07724, eq. 6), elsewhere the network is called once, with the condition; None means everywhere.
-    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; others do not use eta.
-    `sampler_options` are those that only this sampler has. `spacing` selects which of the T times the steps
-    visit. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from `seed` and the image's index.
-    `classes` is the mix of classes: every class equally often, or as in the training data.
+    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; others do not use
+    eta. `sampler_options` are those that only this sampler has. `spacing` selects the times that the steps
+    visit, `spacing_options` are its own. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from
+    `seed` and the image's index. `classes` is the mix of classes: every class equally often, or as in the
+    training data.
     """
 
     sampler: Annotated[
@@ -88,6 +89,10 @@ class SamplerConfig(Section):
             no_effect=(NoEffect("timesteps", "next to {option}"),),
         ),
     ] = "uniform"
+    spacing_options: Annotated[
+        Options,
+        Option("Options of this spacing alone.", axis=None, cli=False, registered=False),
+    ] = Field(default_factory=dict)
     guidance: Annotated[
         GuidanceScale,
         Option(
@@ -121,12 +126,17 @@ class SamplerConfig(Section):
     ] = "balanced"
 
     @model_validator(mode="after")
-    def _check_sampler_options(self) -> Self:
-        try:
-            SAMPLERS[self.sampler].checked_options(self.sampler_options)
-        except ValidationError as error:
-            kind = load_reference(SAMPLERS[self.sampler].options)
-            raise ValueError(explain(error, f"sampler_options of {self.sampler}", kind)) from None
+    def _check_entry_options(self) -> Self:
+        entries: dict[str, SamplerEntry | SpacingEntry] = {
+            "sampler": SAMPLERS[self.sampler],
+            "spacing": SPACINGS[self.spacing],
+        }
+        for field, entry in entries.items():
+            try:
+                entry.checked_options(getattr(self, f"{field}_options"))
+            except ValidationError as error:
+                where = f"{field}_options of {getattr(self, field)}"
+                raise ValueError(explain(error, where, load_reference(entry.options))) from None
         return self
 
 
@@ -139,7 +149,9 @@ class SampleSettings(SamplerConfig):
 
     steps: Annotated[
         Steps,
-        Option("Sampling steps, 1 … the model's T.", axis="required", always_in_card=True),
+        Option(
+            "Sampling steps, at most the model's T along whole times.", axis="required", always_in_card=True
+        ),
     ] = 50
     eta: Annotated[
         Eta,

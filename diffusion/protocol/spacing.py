@@ -1,11 +1,22 @@
-"""Which times a sampler walks along: S of a model's T whole times by a named spacing, or a list. No torch."""
+"""The times that a sampler visits: S of them by a named spacing, or a list. This module loads no torch.
+
+A discrete process has T whole times, and a spacing may choose S ≤ T of those. Any process has real times
+between its first and its last one, from which a spacing chooses any number, evenly in some sense.
+"""
 
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import UsageError
+from diffusion.system.references import load_reference
 from diffusion.system.registry import Registry
+
+if TYPE_CHECKING:  # options are validated by pydantic, which names and help texts do not need
+    from diffusion.protocol.sampler_options import KarrasOptions
+    from diffusion.system.section import Section
 
 
 def uniform(steps: int, timesteps: int) -> list[int]:
@@ -54,33 +65,122 @@ def adm_stride(steps: int, timesteps: int) -> list[int]:
     return list(range(0, timesteps, stride))
 
 
-SPACINGS: Registry[Callable[[int, int], list[int]]] = Registry(
+def uniform_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+    """Evenly spread with both ends."""
+    return [low + (high - low) * i / (steps - 1) for i in range(steps)]
+
+
+def quadratic_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+    """Dense at small t: the squares of even numbers."""
+    return [low + (high - low) * (i / (steps - 1)) ** 2 for i in range(steps)]
+
+
+def trailing_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+    """Counted back from the last time by a part in S of the range."""
+    return [low + (high - low) * (i + 1) / steps for i in range(steps)]
+
+
+def karras(steps: int, low: float, high: float, options: "KarrasOptions") -> list[float]:
+    """Even in (σ/α)^(1/ρ) (Karras et al. 2022, 2206.00364, eq. 5)."""
+    first, last = low ** (1 / options.rho), high ** (1 / options.rho)
+    return [(first + (last - first) * i / (steps - 1)) ** options.rho for i in range(steps)]
+
+
+def log_snr(steps: int, low: float, high: float, options: "Section") -> list[float]:
+    """Even in log SNR (DPM-Solver, 2206.00927, sec. 3.3)."""
+    return [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
+
+
+@dataclass(frozen=True)
+class SpacingEntry:
+    """`whole` is (S, T) → S of the whole times 0 … T−1, increasing; a process that has them takes it first.
+
+    `real` is (S > 1, low, high, options) → S increasing numbers that end at `high`: real times, or noise
+    levels σ/α where `in_noise`; then `options`, the class of `spacing_options`, is a NoiseRange. A spacing
+    has one of them at least. One that `is_paper_grid` may end below T−1 or repeat a time, as that paper's
+    code does.
+    """
+
+    source: str
+    whole: Callable[[int, int], list[int]] | None = None
+    real: Callable[[int, float, float, Any], list[float]] | None = None
+    in_noise: bool = False
+    options: str = "diffusion.system.section:NoOptions"
+    is_paper_grid: bool = False
+
+    @property
+    def module(self) -> str:
+        """The module that computes it."""
+        function = self.whole or self.real
+        assert function is not None, "a spacing has whole or real times"
+        return function.__module__
+
+    def parse(self, values: dict[str, Any]) -> Any:
+        """Return the options as their class; pydantic's ValidationError for an invalid one."""
+        return load_reference(self.options).model_validate(values)
+
+    def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
+        checked: dict[str, Any] = self.parse(values).model_dump(mode="json")
+        return checked
+
+    def between(self, steps: int, low: float, high: float, options: Any) -> list[float]:
+        """Return S real numbers from `low` to exactly `high`; the last alone if S is 1."""
+        assert self.real is not None, "the spacing has real times"
+        return [*self.real(steps, low, high, options)[:-1], high] if steps > 1 else [high]
+
+
+_DDIM = "Song et al. 2020 (2010.02502), app. D.2"
+_DDIM_CODE = "github.com/ermongroup/ddim"
+
+SPACINGS: Registry[SpacingEntry] = Registry(
     "sample.spacing",
-    "(S, T) → S increasing times that end at T − 1",
+    "a `SpacingEntry`: S whole times of T, and S real times or noise levels between two others",
     {
-        "uniform": uniform,
-        "quadratic": quadratic,
-        "trailing": trailing,
-        "ddim-uniform": ddim_uniform,
-        "ddim-quadratic": ddim_quadratic,
-        "adm-stride": adm_stride,
+        "uniform": SpacingEntry(_DDIM, uniform, uniform_real),
+        "quadratic": SpacingEntry(_DDIM, quadratic, quadratic_real),
+        "trailing": SpacingEntry("Lin et al. 2023 (2305.08891), sec. 3.3", trailing, trailing_real),
+        "karras": SpacingEntry(
+            "Karras et al. 2022 (2206.00364), eq. 5",
+            real=karras,
+            in_noise=True,
+            options="diffusion.protocol.sampler_options:KarrasOptions",
+        ),
+        "log-snr": SpacingEntry(
+            "Lu et al. 2022 (2206.00927), sec. 3.3",
+            real=log_snr,
+            in_noise=True,
+            options="diffusion.protocol.sampler_options:NoiseRange",
+        ),
+        "ddim-uniform": SpacingEntry(_DDIM_CODE, ddim_uniform, is_paper_grid=True),
+        "ddim-quadratic": SpacingEntry(_DDIM_CODE, ddim_quadratic, is_paper_grid=True),
+        "adm-stride": SpacingEntry("github.com/openai/guided-diffusion", adm_stride, is_paper_grid=True),
     },
 )
-PAPER_SPACINGS = frozenset({"ddim-uniform", "ddim-quadratic", "adm-stride"})
-"""The spacings of papers' codes."""
 
 
 def spaced_timesteps(spacing: str, steps: int, timesteps: int) -> list[int]:
-    """Return exactly `steps` distinct increasing times of 0 … T−1 that end at T−1.
+    """Return exactly `steps` distinct increasing times of 0 … T−1 that end at T−1, of a spacing that has
+    them.
 
-    Those of PAPER_SPACINGS end below it, and may repeat a time. UsageError unless 1 ≤ S ≤ T, and for S that
-    the paper's code would not give.
+    A paper's grid ends below it, and may repeat a time. UsageError unless 1 ≤ S ≤ T, and for S that the
+    paper's code would not give.
     """
+    entry = SPACINGS[spacing]
+    assert entry.whole is not None, f"{spacing} has no whole times"
     if not 1 <= steps <= timesteps:
         raise UsageError(f"{steps} sampling steps do not fit: give 1 to {timesteps}, the model's timesteps")
-    if steps == 1 and spacing not in PAPER_SPACINGS:
-        return [timesteps - 1]
-    return SPACINGS[spacing](steps, timesteps)
+    return [timesteps - 1] if steps == 1 and not entry.is_paper_grid else entry.whole(steps, timesteps)
+
+
+def check_steps(spacing: str, steps: int, timesteps: int | None) -> None:
+    """Raise UsageError if the spacing does not have S times of a process with T whole times, or with none."""
+    entry = SPACINGS[spacing]
+    if timesteps is not None and entry.whole is not None:
+        spaced_timesteps(spacing, steps, timesteps)
+    elif entry.real is None:
+        real = ", ".join(name for name, other in SPACINGS.items() if other.real)
+        raise UsageError(f"spacing {spacing} needs a process of whole times: use one of {real}")
 
 
 def check_timesteps(chosen: Sequence[int], timesteps: int) -> list[int]:

@@ -1,7 +1,8 @@
-"""Heun's and Euler's methods in the noise level σ̄ = σ/α (Karras et al. 2022, 2206.00364, alg. 1).
+"""Heun's and Euler's methods in the noise level σ̄ = σ/α, with churn (Karras et al. 2022, 2206.00364, alg. 2).
 
-A step follows the slope ε of x̄ = x/α from σ̄ to σ̄'. Heun's evaluates the slope there again and takes the mean
-of both. The last step, to the image, is Euler's and gives x̂_0. Euler's method is DDIM with η = 0.
+A step may first raise the noise level from σ̄ to σ̄(1 + γ) by adding noise. Then it follows the slope ε of
+x̄ = x/α down to σ̄'. Heun's evaluates the slope there again and takes the mean of both. The last step, to the
+image, is Euler's and gives x̂_0. Without churn these are EDM's alg. 1, and Euler's method is DDIM with η = 0.
 
 At α = 0, where a flow may begin, σ̄ is infinite. There Heun's rule applies to the straight path instead:
 y = x/(α + σ) by σ/(α + σ), with the slope ε − x_0.
@@ -9,47 +10,72 @@ y = x/(α + σ) by σ/(α + σ), with the slope ε − x_0.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from diffusion.process.time_grid import TimeGrid
+from diffusion.process.time_grid import GridStep, NoisePoint, TimeGrid
+from diffusion.protocol.sampler_options import ChurnOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.ode_step import data_and_noise, euler_step, slope_change
+from diffusion.sample.ode_step import data_and_noise, euler_step, noise_level
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
+
+MAX_GAMMA = math.sqrt(2) - 1  # EDM alg. 2, line 3
 
 
 @dataclass(frozen=True)
 class Heun:
-    """The solver, or Euler's without `correct`; `clip` clips x̂_0 to [−1, 1]."""
+    """The solver, or Euler's without `correct`. Without churn it draws no noise.
+
+    `clip` clips x̂_0 to [−1, 1].
+    """
 
     correct: bool = True
+    churn: ChurnOptions = field(default_factory=ChurnOptions)
     clip: bool = True
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
         steps = grid.walk()
         for done, step in enumerate(steps, start=1):
-            prediction = yield DenoiserCall(x, step.t)
+            start, x = self._churned(grid, step, x, noise)
+            prediction = yield DenoiserCall(x, start.t)
             assert prediction is not None
-            x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
+            x0_hat, eps = data_and_noise(prediction, x, start.alpha, start.sigma, self.clip)
             x = euler_step(step, x0_hat, eps)
             if self.correct and not step.is_last:
                 after = yield DenoiserCall(x, steps[done].t)
                 assert after is not None
                 x0_after, eps_after = data_and_noise(after, x, step.alpha_prev, step.sigma_prev, self.clip)
-                if math.isinf(step.log_snr):
-                    x = x - step.alpha_prev * ((eps_after - x0_after) - (eps - x0_hat)) / 2
+                if start.alpha > 0:
+                    span = noise_level(step.log_snr_prev) - start.sigma / start.alpha
+                    x = x + step.alpha_prev * span * (eps_after - eps) / 2
                 else:
-                    x = x + slope_change(step, (eps_after - eps) / 2)
+                    x = x - step.alpha_prev * ((eps_after - x0_after) - (eps - x0_hat)) / 2
             yield Step(done, len(steps), x, x0_hat)
+
+    def _churned(
+        self, grid: TimeGrid, step: GridStep, x: Tensor, noise: Callable[[], Tensor]
+    ) -> tuple[NoisePoint, Tensor]:
+        """Return where the step starts and x there: at its own time, or at a higher noise level.
+
+        That level is at most the process's largest.
+        """
+        level, churn = noise_level(step.log_snr), self.churn
+        gamma = min(churn.s_churn / len(grid), MAX_GAMMA) if churn.s_tmin <= level <= churn.s_tmax else 0.0
+        if gamma == 0:
+            return NoisePoint(step.t, step.alpha, step.sigma), x
+        assert grid.locate is not None, "the grid of a process has every noise level"
+        start = grid.locate(level * (1 + gamma))
+        added = math.sqrt(max(0.0, (start.sigma / start.alpha) ** 2 - level**2))
+        return start, start.alpha * (x / step.alpha + added * churn.s_noise * noise())
 
 
 def build(settings: SampleSettings) -> Heun:
     """Heun's method, of order 2."""
-    return Heun(clip=settings.clip)
+    return Heun(True, ChurnOptions.model_validate(settings.sampler_options), settings.clip)
 
 
 def build_euler(settings: SampleSettings) -> Heun:
     """Euler's method, of order 1."""
-    return Heun(correct=False, clip=settings.clip)
+    return Heun(False, ChurnOptions.model_validate(settings.sampler_options), settings.clip)

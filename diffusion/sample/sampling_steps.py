@@ -9,9 +9,10 @@ from diffusion.process.denoiser import Prediction
 from diffusion.process.noise_process import NoiseProcess, require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.sampler_options import NoiseRange
 from diffusion.protocol.samplers import Noise, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
+from diffusion.protocol.spacing import SPACINGS, check_steps, check_timesteps, spaced_timesteps
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import SamplerDriver
 from diffusion.system.errors import UsageError
@@ -19,10 +20,47 @@ from diffusion.system.errors import UsageError
 
 def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
     """Return the times that the settings visit; UsageError where the process does not have them."""
-    timesteps = require_discrete(process, f"spacing {settings.spacing}").timesteps
-    if settings.timesteps is None:
-        return process.grid(spaced_timesteps(settings.spacing, settings.steps, timesteps))
-    return process.grid(check_timesteps(settings.timesteps, timesteps))
+    return process.grid(spaced_times(settings, process))
+
+
+def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] | list[float]:
+    """Return S increasing times: whole ones of a discrete process if the spacing has them, else real ones."""
+    if settings.timesteps is not None:
+        whole = require_discrete(process, "a list of timesteps").timesteps
+        return check_timesteps(settings.timesteps, whole)
+    spacing, steps, entry = settings.spacing, settings.steps, SPACINGS[settings.spacing]
+    check_steps(spacing, steps, process.timesteps)
+    if process.timesteps is not None and entry.whole is not None:
+        return spaced_timesteps(spacing, steps, process.timesteps)
+    options = entry.parse(settings.spacing_options)
+    if not entry.in_noise:
+        return entry.between(steps, process.t_min, process.t_max, options)
+    return _times_of(entry.between(steps, *_noise_range(options, process), options), process)
+
+
+def _noise_range(options: NoiseRange, process: NoiseProcess) -> tuple[float, float]:
+    """Return the noise levels at which a spacing ends and begins; UsageError beyond those of the process."""
+    low, high = options.sigma_min or process.sigma_min, options.sigma_max or process.sigma_max
+    lowest, highest = noise_range(process)
+    if not lowest <= low < high <= highest:
+        raise UsageError(
+            f"spacing_options from sigma_min {low:g} to sigma_max {high:g} do not fit process.schedule "
+            f"{process.config.schedule}: its noise levels are {lowest:g} to {highest:g}"
+        )
+    return low, high
+
+
+def noise_range(process: NoiseProcess) -> tuple[float, float]:
+    """Return the noise levels σ/α at the first and the last time; the last may be ∞."""
+    lowest, highest = process.noise_level(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
+    return float(lowest), float(highest)
+
+
+def _times_of(levels: list[float], process: NoiseProcess) -> list[float]:
+    """Return the times with these noise levels; exactly the first and the last time at theirs."""
+    times: list[float] = process.times_at(torch.tensor(levels, dtype=torch.float64)).tolist()
+    exact = dict(zip(noise_range(process), (process.t_min, process.t_max), strict=True))
+    return [exact.get(level, time) for level, time in zip(levels, times, strict=True)]
 
 
 def max_eta(grid: TimeGrid) -> float:

@@ -1,5 +1,6 @@
 """Trajectories of the samplers in two dimensions, from the same noise, with an exact denoiser."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,20 +16,22 @@ from torch import Tensor
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.options import format_value
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.report.figure_base import WIDTH, figure_style, line_colour, new_figure
 from diffusion.report.theme import LIGHT
 from diffusion.sample.sampler import Step, run_sampler
+from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.show.figure import FigureData, columns
 
 MIXTURE = ring(5, 0.75, 0.08)
 ETAS = (0.0, 1.0)  # of samplers that use eta
 DRAWN = 24  # drawn paths; more are computed for the numbers
+MAX_COLUMNS = 4
+EXACT = SampleSettings(sampler="unipc", spacing="log-snr", steps=500, clip=False)
 EDGE = 2.2  # of the drawn square, which contains most of the noise
 
 
@@ -76,17 +79,19 @@ class Samplers(FigureData):
     @figure_style()
     def draw(self) -> Figure:
         """Draw a square per sampler: paths, ends, and rings of one and two standard deviations."""
-        figure = new_figure(WIDTH / len(self.paths_by_sampler) + 0.3)
-        panels = figure.subplots(1, len(self.paths_by_sampler), sharex=True, sharey=True, squeeze=False)[0]
-        for number, (axes, (name, paths)) in enumerate(
-            zip(panels, self.paths_by_sampler.items(), strict=True)
-        ):
-            axes.set_title(f"{name}\n{paths.nfe} evaluations", fontsize=9)
-            self._panel(axes, paths, number)
+        count = len(self.paths_by_sampler)
+        columns = min(count, MAX_COLUMNS)
+        rows = math.ceil(count / columns)
+        figure = new_figure(rows * (WIDTH / columns + 0.3))
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for number, (name, paths) in enumerate(self.paths_by_sampler.items()):
+            panels[number].set_title(f"{name}\nNFE {paths.nfe}", fontsize=9)
+            self._panel(panels[number], paths, number)
+        for axes in panels[count:]:
+            axes.set_visible(False)
         return figure
 
     def _panel(self, axes: Axes, paths: SamplerPaths, number: int) -> None:
-
         for centre in self.mixture.means.tolist():
             for times in (1, 2):
                 ring = Circle((centre[0], centre[1]), times * self.mixture.std, fill=False)
@@ -140,30 +145,29 @@ def samplers(
     config: ProcessConfig, steps: int, spacing: str = "uniform", count: int = 400, seed: int = 0
 ) -> Samplers:
     """Run every sampler for `steps` steps from `count` points of noise; UsageError for too many steps."""
-    process = require_discrete(build_process(config), "show samplers")
+    process = build_process(config)
     source = counter_generator("show samplers", seed)
     start = torch.randn(count, 2, generator=source, dtype=torch.float64)
-    times = spaced_timesteps(spacing, steps, process.timesteps)
     paths_by_sampler = {}
     for name, entry in SAMPLERS.items():
         for eta in ETAS if entry.uses_eta and steps > 1 else (0.0,):
             label = f"{name}, η = {format_value(eta)}" if entry.uses_eta else name
-            settings = SampleSettings(sampler=name, steps=steps, eta=eta, clip=False)
-            paths_by_sampler[label] = sampler_paths(process, times, settings, start, source)
-    best = SampleSettings(sampler="dpm-solver++", steps=process.timesteps, clip=False)
-    exact = sampler_paths(process, list(range(process.timesteps)), best, start, source).ends
+            settings = SampleSettings(sampler=name, steps=steps, spacing=spacing, eta=eta, clip=False)
+            paths_by_sampler[label] = sampler_paths(process, settings, start, source)
+    exact = sampler_paths(process, EXACT, start, source).ends
     return Samplers(MIXTURE, steps, paths_by_sampler, exact, MIXTURE.draw(count, source).numpy())
 
 
 def sampler_paths(
-    process: NoiseProcess, times: list[int], settings: SampleSettings, start: Tensor, source: torch.Generator
+    process: NoiseProcess, settings: SampleSettings, start: Tensor, source: torch.Generator
 ) -> SamplerPaths:
-    """Run a sampler from points (N, 2) along the times, with the mixture's exact denoiser."""
+    """Run a sampler from standard-normal points (N, 2), with the mixture's exact denoiser."""
     visited: list[Step] = []
-    shape = (*start.shape, 1, 1)
+    shape, grid = (*start.shape, 1, 1), sampling_grid(settings, process)
+    start = grid.initial_noise_scale * start
     noise: Callable[[], Tensor] = lambda: torch.randn(shape, generator=source, dtype=start.dtype)  # noqa: E731
     made = run_sampler(
-        build_sampler(settings)(process.grid(times), start.reshape(shape), noise),
+        build_sampler(settings)(grid, start.reshape(shape), noise),
         MixtureDenoiser(MIXTURE, process),
         Condition(len(start)),
         visited.append,

@@ -1,4 +1,4 @@
-"""The timesteps of each spacing, by time and by noise level."""
+"""The times of each spacing, by time and by noise level."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
-from diffusion.protocol.spacing import PAPER_SPACINGS, SPACINGS, spaced_timesteps
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
-from diffusion.sample.sampling_steps import max_eta
+from diffusion.sample.sampling_steps import max_eta, spaced_times
 from diffusion.show.figure import FigureData, wrapped
 from diffusion.system.errors import UsageError
 
@@ -20,7 +20,7 @@ from diffusion.system.errors import UsageError
 class Spaced:
     """The times τ (S,), ascending, their log SNR and σ/α (S,), and the largest possible η."""
 
-    times: list[int]
+    times: list[int] | list[float]
     log_snr: NDArray[np.float64]
     noise_level: NDArray[np.float64]
     largest_eta: float
@@ -28,9 +28,10 @@ class Spaced:
 
 @dataclass(frozen=True)
 class Steps(FigureData):
-    """τ of S steps by each spacing, for a process with T `timesteps` and the named `schedule`."""
+    """τ of S steps by each spacing, for a process with times from `first` to `last` and this `schedule`."""
 
-    timesteps: int
+    first: float
+    last: float
     schedule: str
     spacings: dict[str, Spaced]
 
@@ -53,7 +54,8 @@ class Steps(FigureData):
             style: dict[str, Any] = {"color": line_colour(row), "linewidths": 1.5, "linelengths": 0.6}
             left.eventplot(np.array(spaced.times, dtype=float), lineoffsets=row, **style)
             right.eventplot(spaced.log_snr, lineoffsets=row, **style)
-        left.set(xlabel="t", xlim=(-0.03 * self.timesteps, 1.03 * self.timesteps))
+        margin = 0.03 * (self.last - self.first)
+        left.set(xlabel="t", xlim=(self.first - margin, self.last + margin))
         left.set(yticks=range(len(self.spacings)), yticklabels=list(self.spacings))
         left.tick_params(axis="y", length=0)
         left.grid(axis="y", visible=False)
@@ -68,10 +70,10 @@ class Steps(FigureData):
 
     def lines(self, width: int) -> list[str]:
         """List each spacing's times and their σ/α."""
-        lines = [f"{self.steps} of {self.timesteps} times, {self.schedule}"]
+        lines = [f"{self.steps} times from {self.first:g} to {self.last:g}, {self.schedule}"]
         for name, spaced in self.spacings.items():
             lines += ["", f"{name}, η up to {spaced.largest_eta:.4g}"]
-            lines += wrapped(map(str, spaced.times), width, indent=2)
+            lines += wrapped((f"{time:g}" for time in spaced.times), width, indent=2)
             lines.append("  σ/α at these times, as for a guidance interval:")
             levels = (f"{level:.4g}" for level in spaced.noise_level)
             lines += wrapped(levels, width, indent=2)
@@ -83,16 +85,16 @@ def steps(config: ProcessConfig, count: int) -> Steps:
 
     UsageError for more than the process has.
     """
-    process = require_discrete(build_process(config), "show steps")
+    process = build_process(config)
     spacings = {}
-    for name in SPACINGS:
+    for name, entry in SPACINGS.items():
         try:
-            times = spaced_timesteps(name, count, process.timesteps)
+            times = spaced_times(SampleSettings(spacing=name, steps=count), process)
         except UsageError:
-            if name not in PAPER_SPACINGS:
+            if not entry.is_paper_grid:
                 raise
             continue
         grid = process.grid(times)
         levels = (grid.sigma / grid.alpha).numpy()
         spacings[name] = Spaced(times, 2 * grid.log_snr.numpy(), levels, max_eta(grid))
-    return Steps(process.timesteps, config.schedule, spacings)
+    return Steps(process.t_min, process.t_max, config.schedule, spacings)

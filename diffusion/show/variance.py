@@ -18,9 +18,10 @@ from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.spacing import spaced_timesteps
+from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import DASHED, DOTTED, figure_style, line_colour, log_axis, new_figure
 from diffusion.sample.generate import model_denoiser
+from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.show.figure import FigureData, columns
 from diffusion.system.errors import UsageError
 
@@ -39,7 +40,7 @@ class Variance(FigureData):
     log Σ = f·log β + (1−f)·log β̃. Both are None without a model.
     """
 
-    times: NDArray[np.int64]
+    times: NDArray[np.int64] | NDArray[np.float64]
     small: NDArray[np.float64]
     seen: NDArray[np.int64] | None = None
     fractions: NDArray[np.float64] | None = None
@@ -108,7 +109,7 @@ class Variance(FigureData):
         if self.learned is not None:
             rows[0] += ["Σ/β", "f, lowest 10%", "median", "highest 10%"]
         for place in np.unique(np.linspace(0, len(seen) - 1, 12).round().astype(int)):
-            row = [str(self.times[seen[place]]), f"{self.small[seen[place]]:.4f}"]
+            row = [f"{self.times[seen[place]]:g}", f"{self.small[seen[place]]:.4f}"]
             if self.fractions is not None and self.learned is not None:
                 learned = self.learned[1][place]
                 row.append("" if np.isnan(learned) else f"{learned:.4f}")
@@ -128,8 +129,9 @@ class Variance(FigureData):
 
 def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> TimeGrid:
     """Return the grid of `steps` steps, by default of all the process's times."""
-    process = require_discrete(build_process(config), "show variance")
-    return process.grid(spaced_timesteps(spacing, steps or process.timesteps, process.timesteps))
+    process = build_process(config)
+    count = steps or require_discrete(process, "show variance without --steps").timesteps
+    return sampling_grid(SampleSettings(steps=count, spacing=spacing), process)
 
 
 def variance_bounds(grid: TimeGrid) -> Variance:
@@ -161,7 +163,7 @@ def learned_variance(
     for done, step in enumerate(seen.tolist(), start=1):
         t = grid.times[step]
         with torch.no_grad():
-            prediction = denoiser(denoiser.process.q_sample(x_0, t, noise), int(t), condition.to(device))
+            prediction = denoiser(denoiser.process.q_sample(x_0, t, noise), t.item(), condition.to(device))
         assert prediction.variance_fraction is not None
         found.append(np.quantile(prediction.variance_fraction.float().cpu().numpy(), SHARES))
         if progress:

@@ -15,6 +15,7 @@ from diffusion.model.network_registry import MODELS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.references import load_reference
@@ -129,7 +130,7 @@ def section_classes() -> list[type[BaseModel]]:
     references = [
         *(entry.config for registry in REGISTRIES for entry in registry.values()),
         *(entry.spec for entry in MODELS.values()),
-        *(entry.options for entry in SAMPLERS.values()),
+        *(entry.options for entry in (*SAMPLERS.values(), *SPACINGS.values())),
     ]
     return [Config, SampleSettings, *(load_reference(reference) for reference in dict.fromkeys(references))]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from diffusion.analysis.mixture import Mixture
+from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Prediction
 from diffusion.process.time_grid import TimeGrid
@@ -23,8 +23,9 @@ from diffusion.sample.euler_ancestral import EulerAncestral
 from diffusion.sample.heun import Heun
 from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
 from diffusion.sample.sampler import Sampler, Step, run_sampler
+from diffusion.sample.sampling_steps import call_times, sampling_grid
 from diffusion.sample.unipc import UniPC, phi
-from tests.helpers.trajectories import grid_of, randn, walk
+from tests.helpers.trajectories import grid_of, process_of, randn, walk
 
 CENTRES = torch.tensor([[0.6, 0.0], [-0.3, 0.5], [-0.4, -0.5]], dtype=torch.float64)
 MIXTURE = Mixture(CENTRES, 0.4)
@@ -227,3 +228,62 @@ def _on_whole_times(grid: TimeGrid) -> ExactDenoiser:
     denoiser = ExactDenoiser(full)
     index = {time: place for place, time in enumerate(grid.times.tolist())}
     return lambda x, t, condition: denoiser(x, index[t], condition)  # type: ignore[return-value]
+
+
+class Draws:
+    """Standard-normal draws, counted."""
+
+    def __init__(self) -> None:
+        self.count, self._source = 0, torch.Generator().manual_seed(0)
+
+    def __call__(self) -> Tensor:
+        self.count += 1
+        return torch.randn(6, 2, 1, 1, generator=self._source, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_churn_adds_noise_within_its_levels_only(sampler):
+    process, levels = process_of("linear", 1000), (0.3, 20.0)
+    grid = sampling_grid(SampleSettings(spacing="karras", steps=12), process)
+    inside = sum(levels[0] <= level <= levels[1] for level in (grid.sigma / grid.alpha).tolist())
+    assert 3 < inside < 10
+
+    def run(**options: float) -> tuple[Tensor, int]:
+        draws, start = Draws(), randn(6, 2, 1, 1)
+        made = build_sampler(SampleSettings(sampler=sampler, clip=False, sampler_options=options))
+        denoiser = MixtureDenoiser(MIXTURE, process)
+        return run_sampler(made(grid, start, draws), denoiser, Condition(6)).x, draws.count
+
+    plain, drawn = run()
+    assert drawn == 0
+    assert torch.equal(run(s_churn=0, s_noise=1.5)[0], plain)
+    churned, drawn = run(s_churn=4, s_tmin=levels[0], s_tmax=levels[1])
+    assert drawn == inside
+    assert not torch.equal(churned, plain)
+
+
+def test_churned_noise_level_is_that_of_the_paper():
+    """σ̂ = σ(1 + min(s_churn/S, √2 − 1)) (EDM alg. 2), at most the process's largest."""
+    process = process_of("linear", 1000)
+    grid = sampling_grid(SampleSettings(spacing="karras", steps=6), process)
+    levels = (grid.sigma / grid.alpha).tolist()[::-1]
+    for churn, factor in ((0.6, 1.1), (1e6, 2**0.5)):
+        chosen = SampleSettings(
+            sampler="euler", spacing="karras", steps=6, sampler_options={"s_churn": churn}
+        )
+        times = torch.tensor(call_times(chosen, process), dtype=torch.float64)
+        wanted = [min(level * factor, levels[0]) for level in levels]
+        assert process.noise_level(times).tolist() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_sampling_with_churn_keeps_a_gaussian():
+    """Heun's method with churn: mean and deviation of Gaussian data, within sampling error."""
+    process, data = process_of("cosine", 1000), Mixture(torch.tensor([[0.3]], dtype=torch.float64), 0.4)
+    chosen = SampleSettings(sampler="heun", spacing="karras", steps=120, clip=False)
+    own = {"sampler_options": {"s_churn": 20.0}, "spacing_options": {"sigma_max": 80.0}}
+    churn = chosen.model_copy(update=own)
+    draw = partial(torch.randn, 4000, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    made = build_sampler(churn)(sampling_grid(churn, process), draw(), draw)
+    x = run_sampler(made, MixtureDenoiser(data, process), Condition(4000)).x
+    assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.4 / 4000**0.5)
+    assert float(x.std()) == pytest.approx(0.4, rel=4 / 8000**0.5)

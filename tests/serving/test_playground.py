@@ -118,7 +118,7 @@ def test_an_invalid_interpolation_request_is_refused(client):
 def test_choices_are_what_the_model_allows(client, place):
     choices = client.get("/playground/choices").json()
     controls = {control["name"]: control for control in choices["controls"]}
-    assert controls.keys() == HTTP_OPTIONS.keys() - {"sampler_options"}
+    assert controls.keys() == HTTP_OPTIONS.keys() - {"sampler_options", "spacing_options"}
     assert controls["sampler"]["choices"] == list(SAMPLERS)
     without_eta = [name for name, entry in SAMPLERS.items() if not entry.uses_eta]
     assert {"option": "sampler", "values": without_eta} in controls["eta"]["off"]

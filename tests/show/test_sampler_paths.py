@@ -39,6 +39,6 @@ def test_exact_flow_ends_in_the_mixture() -> None:
 
 def test_single_step_ends_at_the_posterior_mean() -> None:
     process, start = process_of("cosine", 200), torch.randn(5, 2, dtype=torch.float64)
-    ends = sampler_paths(process, [199], SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
+    ends = sampler_paths(process, SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
     alpha, sigma = process.alpha_sigma(torch.tensor(199))
     assert ends == pytest.approx(MIXTURE.x0(start, alpha, sigma).numpy(), abs=1e-9)
