@@ -68,10 +68,14 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
     world=st.integers(1, 6),
     microbatch=st.integers(1, 30),
     sampler=st.sampled_from([Uniform(PROCESS), learned()]),
+    stratified=st.booleans(),
 )
-def test_shares_and_microbatches_are_parts_of_the_batch(count, size, step, world, microbatch, sampler):
+def test_shares_and_microbatches_are_parts_of_the_batch(
+    count, size, step, world, microbatch, sampler, stratified
+):
     store = numbered(count)
     plan, data = described(store, batch_size=size, p_uncond=0.3), ImageLoader(store, CPU)
+    plan = plan.model_copy(update={"process": plan.process.model_copy(update={"stratified": stratified})})
     whole = draw_batch(plan, sampler, data, step)
     group = [ProcessGroup(CPU, rank, min(world, size)) for rank in range(min(world, size))]
     shares = [draw_batch(plan, sampler, data, step, one.share(size)) for one in group]

@@ -32,6 +32,8 @@ def store(digits_store):
         pytest.param(
             {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}, 5, id="loss-aware"
         ),
+        pytest.param({"process": {"schedule": "edm", "stratified": True}}, 5, id="edm stratified"),
+        pytest.param({"process": {"schedule": "flow", "t_sampler": "logit-normal"}}, 5, id="flow"),
         pytest.param({"train": {"optimizer": "muon"}}, 5, id="muon"),
         pytest.param({"model": {**SMALL_DIT, "dropout": 0.2}, "train": {"optimizer": "muon"}}, 5, id="dit"),
         pytest.param({"train": {"augment": {"probability": 0.5}, "precision": "bf16"}}, 5, id="augment"),

@@ -1,0 +1,141 @@
+"""EDM's preconditioning and weights, flow matching's shift, σ_data from the data, and what they refuse."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.images.pixels import pixel_std, to_model
+from diffusion.images.store import open_store
+from diffusion.interop.to_diffusers import scheduler_config
+from diffusion.process.condition import Condition
+from diffusion.process.losses import training_losses
+from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.system.errors import UsageError
+from diffusion.train.plan import plan_artefact, training_fingerprint
+from tests.helpers.networks import artefact_of, spec_of
+from tests.helpers.trainings import plan_of
+from tests.helpers.trajectories import randn
+
+SIGMA_DATA = 0.7
+
+
+def process_of(schedule="edm", **options):
+    return build_process(ProcessConfig(schedule=schedule, sigma_data=SIGMA_DATA, **options))
+
+
+def levels(count=200):
+    return torch.logspace(-2.6, 1.9, count, dtype=torch.float64)
+
+
+def test_network_receives_and_predicts_edms_scaled_images():
+    """Table 1 of 2206.00364: c_skip, c_out, c_in, c_noise; D = c_skip·x + c_out·F(c_in·x; c_noise)."""
+    process, sigma = process_of(), levels()
+    variance = sigma.square() + SIGMA_DATA**2
+    c_skip, c_out = SIGMA_DATA**2 / variance, sigma * SIGMA_DATA / variance.sqrt()
+    x_0, noise = randn(200, 1, 2, 2, seed=0), randn(200, 1, 2, 2, seed=1)
+    shaped = [part.reshape(-1, 1, 1, 1) for part in (sigma, c_skip, c_out, variance)]
+    x = x_0 + shaped[0] * noise
+    received, time = process.network_input(x, sigma)
+    assert torch.allclose(received, x / shaped[3].sqrt())
+    assert torch.allclose(time, 1000 * sigma.log() / 4)
+    output = randn(200, 1, 2, 2, seed=2)
+    assert torch.allclose(process.read(output, x, sigma).x0, shaped[1] * x + shaped[2] * output)
+    assert torch.allclose(process.target(x_0, sigma, noise), (x_0 - shaped[1] * x) / shaped[2])
+
+
+def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
+    """Its weight of ‖D − x_0‖² is 1/c_out² (table 1), whatever the network predicts."""
+    sigma, x_0, noise, output = levels(6), *randn(3, 6, 1, 2, 2, seed=3)
+    c_out = sigma * SIGMA_DATA / (sigma.square() + SIGMA_DATA**2).sqrt()
+    for prediction in ("edm", "eps", "x0", "velocity", "flow"):
+        process = process_of(prediction=prediction)
+        x = process.q_sample(x_0, sigma, noise)
+        network = lambda received, time, labels: output  # noqa: E731
+        losses = training_losses(network, process, x_0, sigma, noise, Condition(6))
+        error = (process.read(output, x, sigma).x0 - x_0).square().flatten(1).mean(1)
+        assert torch.allclose(losses["loss"], error / c_out.square())
+        if prediction == "edm":
+            assert torch.allclose(losses["loss"], losses["mse"])
+
+
+def test_target_of_prediction_edm_has_variance_one_at_every_level():
+    process, sigma = process_of(), levels(5)
+    x_0, noise = SIGMA_DATA * randn(5, 1, 100, 100, seed=4), randn(5, 1, 100, 100, seed=5)
+    assert torch.allclose(
+        process.target(x_0, sigma, noise).flatten(1).std(1), torch.ones(5).double(), atol=0.02
+    )
+
+
+def test_soft_min_snr_is_k_diffusions_weight_of_the_output():
+    """(σ·σ_data)²/(σ² + σ_data²)² of the scaled output's error."""
+    process, sigma = process_of(weighting="min-snr-soft"), levels()
+    expected = (sigma * SIGMA_DATA).square() / (sigma.square() + SIGMA_DATA**2).square()
+    assert torch.allclose(process.loss_weight(sigma), expected)
+    hard = process_of(weighting="min-snr", weighting_options={"gamma": 2.0}, prediction="x0")
+    assert torch.allclose(hard.loss_weight(sigma), sigma.pow(-2).clamp(max=2))
+
+
+@pytest.mark.parametrize("shift", [1.0, 0.4375, 3.0])
+def test_flow_is_the_straight_line_at_shifted_times(shift):
+    process, t = process_of("flow", shift=shift), torch.linspace(1e-5, 1, 300, dtype=torch.float64)
+    moved = shift * t / (1 + (shift - 1) * t)
+    alpha, sigma = process.alpha_sigma(t)
+    assert torch.allclose(alpha, 1 - moved, atol=1e-12)
+    assert torch.allclose(sigma, moved)
+    assert torch.allclose(process.times_at(moved / (1 - moved)), t, atol=1e-12)
+    assert torch.allclose(process.network_input(randn(1), t)[1], 1000 * moved)
+    x_0, noise = randn(1, 1, 2, 2, seed=0), randn(1, 1, 2, 2, seed=1)
+    assert torch.equal(process.target(x_0, t[:1], noise), noise - x_0)
+    grid = process.grid(t.tolist())
+    assert grid.alpha[-1] == 0
+    for table in (grid.betas, grid.posterior_variance, grid.posterior_log_variance_clipped):
+        assert bool(table.isfinite().all())
+
+
+def test_deviation_of_pixels_is_about_their_mean():
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
+    values = to_model(torch.from_numpy(images)).double()
+    assert pixel_std([images[:20], images[20:]]) == pytest.approx(float(values.std(correction=0)), rel=1e-3)
+
+
+def test_plan_measures_what_depends_on_data_before_the_fingerprint(digits_store):
+    store = open_store(digits_store)
+    plan = plan_of(store, process={"schedule": "edm"})
+    assert plan_artefact(plan).process.sigma_data == store.meta["pixel_std"]
+    same = plan_of(store, process={"schedule": "edm", "sigma_data": store.meta["pixel_std"]})
+    assert training_fingerprint(same) == training_fingerprint(plan)
+    other = plan_of(store, process={"schedule": "edm", "sigma_data": 0.25})
+    assert training_fingerprint(other) != training_fingerprint(plan)
+    assert plan_of(store).process.sigma_data is None
+    flow = plan_of(store, process={"schedule": "flow", "shift": "auto"}).process
+    assert flow.shift == math.sqrt(64 / 4096)
+    del store.meta["pixel_std"]
+    plan_of(store)
+    with pytest.raises(UsageError, match=r"process\.sigma_data was not measured"):
+        plan_of(store, process={"schedule": "edm"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timesteps": 1000}, "edm has no such option; it belongs to linear and cosine"),
+        ({"variance": "small"}, "edm has no such option; it belongs to linear and cosine"),
+        ({"shift": 2.0}, "edm has no such option; it belongs to flow"),
+        ({"loss": "vlb"}, "loss vlb needs whole times, and schedule edm has none: use simple"),
+        ({"loss": "hybrid"}, "loss hybrid needs whole times"),
+        ({"t_sampler": "loss-aware"}, "t_sampler loss-aware is for losses with the bound"),
+        ({"sigma_min": 80.0}, "sigma_min 80 is not less than sigma_max 80"),
+    ],
+)
+def test_options_of_discrete_processes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ProcessConfig(schedule="edm", **options)
+
+
+@pytest.mark.parametrize("schedule", ["edm", "flow"])
+def test_diffusers_schedulers_cannot_express_them(schedule):
+    artefact = artefact_of(spec_of(out_channels=1), process=ProcessConfig(schedule=schedule))
+    with pytest.raises(UsageError, match=f"process.schedule {schedule}"):
+        scheduler_config(artefact)
