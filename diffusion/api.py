@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from diffusion.model.dit_config import DiTSpec
 from diffusion.model.model_file import load_model
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet_config import UNetSpec
@@ -26,6 +27,7 @@ from diffusion.sample.sampling_steps import sampling_grid
 
 __all__ = [
     "Condition",
+    "DiTSpec",
     "PointNetwork",
     "ProcessConfig",
     "SampleSettings",

@@ -121,8 +121,7 @@ def training_note(params: Tags, fingerprint: str) -> str:
     return (
         f"{kind} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
         f"{of('train.batch_size')} images.\n\n"
-        f"- **network**: {params.get('model.name', 'unet')}, {of('model.channels')} channels × "
-        f"{of('model.channel_mult')}, {of('model.num_res_blocks')} blocks a level\n"
+        f"- **network**: {params.get('model.name', 'unet')}{_network_options(params)}\n"
         f"- **process**: {of('process.schedule')} schedule{discrete}, predicts {of('process.prediction')}, "
         f"loss {of('process.loss')}\n"
         f"- **training**: learning rate {of('train.lr.rate')}, EMA {of('train.ema_decay')}, "
@@ -130,6 +129,14 @@ def training_note(params: Tags, fingerprint: str) -> str:
         "Sample it:\n\n"
         f"    diffctl sample --run-id {fingerprint} --num 16 --out samples.png\n"
     )
+
+
+def _network_options(params: Tags) -> str:
+    """Return the network's options that are on: ", channels 32, channel_mult [1, 2]"."""
+    common, off = ("model.name", "model.class_cond"), ("False", "0.0", "[]")
+    options = [name for name in sorted(params) if name.startswith("model.") and name not in common]
+    on = (name for name in options if params[name] not in off)
+    return "".join(f", {name.removeprefix('model.')} {params[name]}" for name in on)
 
 
 def scores_note(document: ScoresDocument) -> str:

@@ -44,8 +44,10 @@ class _Schema(GenerateJsonSchema):
             return super().model_schema(schema)
         named: dict[type[RegistrySection], list[str]] = {}
         for name, entry in kind.ENTRIES.items():
-            named.setdefault(load_reference(getattr(entry, kind.OF_ENTRY)), []).append(name)
-        if kind in named and len(named) == 1:
+            other = load_reference(getattr(entry, kind.OF_ENTRY))
+            if issubclass(other, kind) or issubclass(kind, other):
+                named.setdefault(other, []).append(name)
+        if named == {kind: list(kind.ENTRIES)}:
             return _with_alternatives(kind, super().model_schema(schema))
         return {"anyOf": [self._entry(kind, other, names, schema) for other, names in named.items()]}
 

@@ -38,6 +38,8 @@ class RegistrySection(Section):
             named = isinstance(values, dict) and cls.CHOSEN_BY in values
             return handler({cls.CHOSEN_BY: values[cls.CHOSEN_BY]} if named else values)
         wanted = _class_of(cls.ENTRIES[name], cls.OF_ENTRY)
+        if not issubclass(cls, wanted) and not issubclass(wanted, cls):  # a section for one kind of entry
+            raise ValidationError.from_exception_data(cls.__name__, [cls._other_entry(name)])
         if unknown := [key for key in values if key not in _keys(wanted)]:
             raise ValidationError.from_exception_data(
                 cls.__name__, [cls._refusal(key, values[key], name, wanted) for key in unknown]
@@ -51,6 +53,15 @@ class RegistrySection(Section):
             return None
         name = values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default)
         return name if is_entry(name, cls.ENTRIES) else None
+
+    @classmethod
+    def _other_entry(cls, name: str) -> InitErrorDetails:
+        """Return why an entry of another class is refused."""
+        kinds = {other: _class_of(entry, cls.OF_ENTRY) for other, entry in cls.ENTRIES.items()}
+        fitting = [other for other, kind in kinds.items() if issubclass(cls, kind) or issubclass(kind, cls)]
+        why = {"message": f"it must be {' or '.join(fitting)} here (got {name})"}
+        error = PydanticCustomError("value_error", "{message}", why)
+        return InitErrorDetails(type=error, loc=(cls.CHOSEN_BY,), input=name)
 
     @classmethod
     def _refusal(cls, key: str, value: Any, name: str, wanted: "type[RegistrySection]") -> InitErrorDetails:

@@ -11,6 +11,7 @@ from diffusion.config import Config, load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import Artefact, DataCard, save_artefact
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig, build_process
@@ -55,7 +56,7 @@ def network_of(spec: UNetSpec, seed: int = 0) -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def artefact_of(spec: UNetSpec, timesteps: int = 100, **changes: Any) -> Artefact:
+def artefact_of(spec: NetworkSpec, timesteps: int = 100, **changes: Any) -> Artefact:
     """Return the metadata of a model file with this network."""
     learned = spec.learned_variance
     process = ProcessConfig(

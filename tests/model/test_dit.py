@@ -1,6 +1,7 @@
 """DiT: published sizes, identity at initialisation, patches and positions, a torch oracle for a block."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from diffusion.config import parse
 from diffusion.model.dit import NORM_EPS, DiT, DiTBlock, grid_positions
 from diffusion.model.dit_config import DiTSpec
+from diffusion.model.model_file import load_model, save_artefact
 from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.presets import DIT_SIZES
+from diffusion.model.unet_config import UNetSpec
 from diffusion.model.weight_transfer import Incompatible, Source, transfer
+from diffusion.system.errors import UsageError
 from diffusion.train.step_memory import count_parameters, forward_flops
-from tests.helpers.networks import randomise
+from tests.conftest import params
+from tests.helpers.networks import artefact_of, randomise
 
 # 2212.09748, table 4, at 32×32×4: parameters in millions; billions of products.
 MILLIONS = {"s": 33, "b": 131, "l": 459, "xl": 676}
@@ -44,7 +50,8 @@ def network_of(spec: DiTSpec) -> DiT:
 
 
 def inputs(spec: DiTSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    x = torch.randn(3, spec.in_channels, spec.image_size, spec.image_size)
+    size, source = spec.image_size, torch.Generator().manual_seed(0)
+    x = torch.randn(3, spec.in_channels, size, size, generator=source)
     return x, T, torch.tensor([0, 5, 2]) if spec.num_classes else None
 
 
@@ -155,7 +162,6 @@ def test_gradient_checkpointing_gives_equal_gradients() -> None:
     for checkpointing in (False, True):
         network = DiT(spec_of(gradient_checkpointing=checkpointing))
         randomise(network)
-        torch.manual_seed(1)
         network(*inputs(network.spec)).square().sum().backward()
         gradients.append([parameter.grad for parameter in network.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -198,6 +204,23 @@ def test_a_network_compiles_as_one_graph(training: bool) -> None:
 def test_invalid_options_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         spec_of(**changes)
+
+
+def test_a_classifier_is_a_unet_alone() -> None:
+    values = params(classifier={"model": {"name": "dit"}, "train": {"steps": 1, "batch_size": 1, "lr": 0.1}})
+    with pytest.raises(UsageError, match=r"classifier\.model\.name: it must be unet here \(got dit\)"):
+        parse(values, "params.yaml")
+    with pytest.raises(ValidationError, match="it must be unet here"):
+        UNetSpec(**spec_of().model_dump())
+
+
+def test_a_model_file_holds_the_weights_and_no_positions(tmp_path: Path) -> None:
+    network = network_of(spec_of())
+    save_artefact(tmp_path / "m.safetensors", network.state_dict(), artefact_of(network.spec))
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.artefact.network == network.spec
+    assert torch.equal(loaded.network(*inputs(network.spec)), network(*inputs(network.spec)))
+    assert loaded.network.state_dict().keys() == {name for name, _ in network.named_parameters()}
 
 
 def transferred(changes: dict[str, Any], classes: int = 10) -> tuple[DiT, DiT]:
