@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction, expand
+from diffusion.process.denoiser import Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 
 
@@ -57,7 +57,7 @@ class MixtureDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """x̂_0 = E[x_0 | x_t], and the ε̂ that goes with it."""
-        alpha, sigma = self.process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        alpha, sigma = self.process.alpha_sigma(time_tensor(t))
         points = x.flatten(1)
         columns = [value.reshape(-1, 1).to(points) for value in (alpha, sigma)] if alpha.ndim else None
         x0 = self._of_rows(points, *columns) if columns else self.mixture.x0(points, alpha, sigma)

@@ -68,7 +68,7 @@ class NetworkDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """One forward pass."""
-        times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=_dtype(t))
+        times = time_tensor(t)
         if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
             times = to_device(times, x.device)
         received, time = self.process.network_input(x, times)
@@ -76,8 +76,11 @@ class NetworkDenoiser:
         return self.process.read(output.to(x.dtype), x, times)
 
 
-def _dtype(t: float) -> torch.dtype:
-    return torch.float64 if isinstance(t, float) else torch.int64
+def time_tensor(t: Tensor | float) -> Tensor:
+    """Return a time as a tensor: a real number as float64, a whole one as int64."""
+    if isinstance(t, Tensor):
+        return t
+    return torch.tensor(t, dtype=torch.float64 if isinstance(t, float) else torch.int64)
 
 
 def expand_times(t: Tensor | float, x: Tensor) -> Tensor:

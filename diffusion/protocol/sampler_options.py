@@ -30,8 +30,8 @@ class UniPCOptions(Section):
     variant: Literal["bh1", "bh2"] = "bh2"
 
 
-class AncestralOptions(Section):
-    """`eta` of the ancestral noise is added, from 0, none, to 1, all, times `s_noise`."""
+class SDEOptions(Section):
+    """`eta` is the share of the SDE's noise that is added, from 0, none, to 1, all, times `s_noise`."""
 
     eta: Annotated[float, Field(ge=0, le=1), NotBool] = 1.0
     s_noise: NoiseScale = 1.0

@@ -64,7 +64,7 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
         "euler-ancestral": SamplerEntry(
             "diffusion.sample.euler_ancestral:build",
-            options="diffusion.protocol.sampler_options:AncestralOptions",
+            options="diffusion.protocol.sampler_options:SDEOptions",
         ),
         "heun": SamplerEntry(
             "diffusion.sample.heun:build",
@@ -72,6 +72,14 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
             options="diffusion.protocol.sampler_options:ChurnOptions",
         ),
         "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
+        "dpm-solver++-2m-sde": SamplerEntry(
+            "diffusion.sample.dpm_solver_sde:build_2m",
+            options="diffusion.protocol.sampler_options:SDEOptions",
+        ),
+        "dpm-solver++-3m-sde": SamplerEntry(
+            "diffusion.sample.dpm_solver_sde:build_3m",
+            options="diffusion.protocol.sampler_options:SDEOptions",
+        ),
         "unipc": SamplerEntry(
             "diffusion.sample.unipc:build", options="diffusion.protocol.sampler_options:UniPCOptions"
         ),

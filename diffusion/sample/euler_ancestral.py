@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.process.time_grid import GridStep, TimeGrid
-from diffusion.protocol.sampler_options import AncestralOptions
+from diffusion.protocol.sampler_options import SDEOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ode_step import data_and_noise, noise_level
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
@@ -50,5 +50,5 @@ def ancestral_levels(step: GridStep, eta: float) -> tuple[float, float]:
 
 def build(settings: SampleSettings) -> EulerAncestral:
     """Return the sampler of these settings."""
-    options = AncestralOptions.model_validate(settings.sampler_options)
+    options = SDEOptions.model_validate(settings.sampler_options)
     return EulerAncestral(options.eta, options.s_noise, settings.clip)

@@ -12,6 +12,8 @@ from torch import Tensor
 from diffusion.process.denoiser import Prediction
 from diffusion.process.time_grid import GridStep
 
+SERIES_BELOW, SERIES_TERMS = 1.0, 20  # of φ_k, where the recursion would cancel
+
 
 def noise_level(log_snr: float) -> float:
     """Return σ̄ = σ/α = e^−λ: ∞ at α = 0, and 0 at the image."""
@@ -36,3 +38,13 @@ def euler_step(step: GridStep, x0_hat: Tensor, eps: Tensor) -> Tensor:
 def slope_change(step: GridStep, change: Tensor) -> Tensor:
     """Return what x' gains if the slope of x̄ is larger by `change`: α'·(σ̄' − σ̄)·change, at α > 0."""
     return step.alpha_prev * (noise_level(step.log_snr_prev) - noise_level(step.log_snr)) * change
+
+
+def phi(order: int, z: float) -> float:
+    """Return φ_k(z) = Σ_j z^j/(j + k)!, so φ_0 = e^z and φ_k = (φ_{k−1} − 1/(k−1)!)/z."""
+    if abs(z) < SERIES_BELOW:
+        return sum(z**j / math.factorial(j + order) for j in range(SERIES_TERMS))
+    value = math.exp(z)
+    for k in range(order):
+        value = (value - 1 / math.factorial(k)) / z
+    return value

@@ -23,10 +23,8 @@ from torch import Tensor
 from diffusion.process.time_grid import GridStep, TimeGrid
 from diffusion.protocol.sampler_options import UniPCOptions
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.ode_step import data_and_noise, euler_step
+from diffusion.sample.ode_step import data_and_noise, euler_step, phi
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
-
-SERIES_BELOW, SERIES_TERMS = 1.0, 20  # of φ_k, where the recursion would cancel
 
 
 class _Known(NamedTuple):
@@ -97,16 +95,6 @@ def _coefficients(ratios: Sequence[float], h: float, b: float) -> list[float]:
         torch.tensor(rows, dtype=torch.float64), torch.tensor(right, dtype=torch.float64)
     ).tolist()
     return found
-
-
-def phi(order: int, z: float) -> float:
-    """Return φ_k(z) = Σ_j z^j/(j + k)!, so φ_0 = e^z and φ_k = (φ_{k−1} − 1/(k−1)!)/z."""
-    if abs(z) < SERIES_BELOW:
-        return sum(z**j / math.factorial(j + order) for j in range(SERIES_TERMS))
-    value = math.exp(z)
-    for k in range(order):
-        value = (value - 1 / math.factorial(k)) / z
-    return value
 
 
 def build(settings: SampleSettings) -> UniPC:

@@ -19,12 +19,14 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep
+from diffusion.sample.dpm_solver_sde import DPMSolverSDE
 from diffusion.sample.euler_ancestral import EulerAncestral
 from diffusion.sample.heun import Heun
 from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
+from diffusion.sample.ode_step import phi
 from diffusion.sample.sampler import Sampler, Step, run_sampler
 from diffusion.sample.sampling_steps import call_times, sampling_grid
-from diffusion.sample.unipc import UniPC, phi
+from diffusion.sample.unipc import UniPC
 from tests.helpers.trajectories import grid_of, process_of, randn, walk
 
 CENTRES = torch.tensor([[0.6, 0.0], [-0.3, 0.5], [-0.4, -0.5]], dtype=torch.float64)
@@ -54,6 +56,17 @@ class ExactDenoiser:
         alpha, sigma = float(self.grid.alpha[int(t)]), float(self.grid.sigma[int(t)])
         x0 = MIXTURE.x0(x.flatten(1), alpha, sigma).reshape(x.shape)
         return Prediction(x0, (x - alpha * x0) / sigma)
+
+
+class Draws:
+    """Standard-normal draws, counted."""
+
+    def __init__(self) -> None:
+        self.count, self._source = 0, torch.Generator().manual_seed(0)
+
+    def __call__(self) -> Tensor:
+        self.count += 1
+        return torch.randn(6, 2, 1, 1, generator=self._source, dtype=torch.float64)
 
 
 @cache
@@ -86,6 +99,8 @@ def error_halfway(sampler: Sampler, levels: Tensor) -> float:
         (EulerAncestral(eta=0, clip=False), 1),
         (HEUN, 2),
         (DPMSolverMultistep(clip=False), 2),
+        (DPMSolverSDE(2, eta=0, clip=False), 2),
+        (DPMSolverSDE(3, eta=0, clip=False), 2),
         (UniPC(2, correct=False, clip=False), 2),
         (UniPC(3, correct=False, clip=False), 3),
         (UniPC(2, "bh1", clip=False), 3),
@@ -216,7 +231,7 @@ def test_a_repeated_time_and_an_infinite_noise_level_change_nothing_or_stay_fini
         assert walk(_on_whole_times(grid), grid, lambda: start, made).isfinite().all()
     sigma = torch.linspace(0.02, 1, 10, dtype=torch.float64)
     flow = TimeGrid(torch.arange(10), 1 - sigma, sigma)
-    ends = walk(ExactDenoiser(flow), flow, lambda: start, made)
+    ends = walk(ExactDenoiser(flow), flow, Draws(), made)
     assert ends.isfinite().all()
     distance = torch.cdist(ends.flatten(1), CENTRES).min(1).values
     assert distance.max() < 6 * MIXTURE.std
@@ -228,17 +243,6 @@ def _on_whole_times(grid: TimeGrid) -> ExactDenoiser:
     denoiser = ExactDenoiser(full)
     index = {time: place for place, time in enumerate(grid.times.tolist())}
     return lambda x, t, condition: denoiser(x, index[t], condition)  # type: ignore[return-value]
-
-
-class Draws:
-    """Standard-normal draws, counted."""
-
-    def __init__(self) -> None:
-        self.count, self._source = 0, torch.Generator().manual_seed(0)
-
-    def __call__(self) -> Tensor:
-        self.count += 1
-        return torch.randn(6, 2, 1, 1, generator=self._source, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
