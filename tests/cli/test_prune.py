@@ -26,8 +26,8 @@ from diffusion.system.locks import file_lock
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
-from tests.cli.conftest import assert_refused
 from tests.conftest import diffctl, write_params
+from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
 from tracking import keys
