@@ -108,11 +108,12 @@ def sample_cell(num_images: int) -> float:
     from diffusion.layout import MODEL
     from diffusion.protocol.grid import Cell
     from diffusion.sample.cell_images import make_cell
+    from diffusion.sample.network_files import NetworkFiles
 
     config = load()
     sample = config.sample.model_copy(update={"num_images": num_images})
     config = config.model_copy(update={"sample": sample})
-    make_cell(config.sample, Cell(2, 1.0), MODEL, Path(f"memory-{num_images}"))
+    make_cell(config.sample, Cell(2, 1.0), NetworkFiles(MODEL), Path(f"memory-{num_images}"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

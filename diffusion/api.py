@@ -122,17 +122,21 @@ def sample(
     settings: SampleSettings | None = None,
     labels: Tensor | None = None,
     null_label: int | None = None,
+    guide: nn.Module | None = None,
 ) -> Tensor:
     """Return `count` images (count, *shape) of a network, float32 on the CPU, by 50 steps of DDIM by default.
 
-    Image i depends on the network, the settings, its label and i alone. Guidance needs labels and the
-    `null_label` that the network was trained with. UsageError for settings that the process does not allow.
+    Image i depends on the networks, the settings, its label and i alone. Classifier-free guidance needs
+    labels and the `null_label` that the network was trained with; autoguidance needs a `guide`, a worse
+    network of the same data, which `settings.guide` names. UsageError for settings that the process does not
+    allow.
     """
     settings = settings or SampleSettings()
     device = next(network.parameters()).device
     grid = sampling_grid(settings, process)
     noise = ImageNoise(settings.seed, range(count), shape, grid.initial_noise_scale)
     trajectory = build_sampler(settings)(grid, noise.draw().to(device), lambda: noise.draw().to(device))
-    denoiser = guided(NetworkDenoiser(network, process), settings, process)
+    worse = None if guide is None else NetworkDenoiser(guide, process)
+    denoiser = guided(NetworkDenoiser(network, process), settings, process, worse)
     condition = Condition(count, labels, null_label).to(device)
     return run_sampler(trajectory, denoiser, condition).x.cpu()

@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.process.process_registry import DiscreteConfig
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, ema_guide, implied_rule
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import check_steps
@@ -49,9 +50,7 @@ class Config(TrainSections):
 
     @model_validator(mode="after")
     def _grid_is_possible(self) -> Self:
-        guidance, noise, sampler = (self._axis(name) for name in ("guidance", "noise", "sampler"))
-        if any(guidance[1]) and not self.train.p_uncond:
-            raise ValueError(f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0")
+        noise, sampler = (self._axis(name) for name in ("noise", "sampler"))
         if "learned" in noise[1] and not self.process.learned_variance:
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
         if any(self.sweep.eta) and not any(SAMPLERS[name].uses_eta for name in sampler[1]):
@@ -63,6 +62,35 @@ class Config(TrainSections):
                 "none: set train.ema_profiles"
             )
         return self
+
+    @model_validator(mode="after")
+    def _guidance_is_possible(self) -> Self:
+        guidance, rules, guides = (self._axis(name) for name in ("guidance", "guidance_rule", "guide"))
+        for named, guide in product(rules[1], guides[1]) if any(guidance[1]) else ():
+            name = named or implied_rule(guide)
+            rule = GUIDANCE_RULES[name]
+            if rule.needs_null and not self.train.p_uncond:
+                raise ValueError(
+                    f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0, or a guide"
+                )
+            if rule.needs_guide and guide is None:
+                raise ValueError(f"{rules[0]} {name} needs a guide in every cell: set {guides[0]}")
+            if rule.needs_guide and (profile := ema_guide(guide)) is not None:
+                self._check_snapshot(guides[0], guide, profile.step)
+        return self
+
+    def _check_snapshot(self, field: str, guide: str, step: int | None) -> None:
+        """Raise ValueError unless the training keeps the snapshots that a guide is made from."""
+        if self.train.ema_profiles is None:
+            raise ValueError(
+                f"{field}: {guide} is made from snapshots, and the training keeps none: "
+                "set train.ema_profiles"
+            )
+        if step is not None and step not in self.train.snapshot_steps():
+            raise ValueError(
+                f"{field}: {guide} is no snapshot: train.ema_profiles keeps one every "
+                f"{self.train.ema_profiles.every} steps, and after the last"
+            )
 
     def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
         return axis_values(name, dict(self.sample), dict(self.sweep))

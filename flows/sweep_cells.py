@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from diffusion.protocol.grid import Cell
     from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.sample.cell_images import ShardRunner
-    from diffusion.sample.ema_models import EMAModelFiles
+    from diffusion.sample.network_files import CellFiles
 
 PARENT = "DIFFCTL_PARENT_TASK"  # the id of the task run that runs the stage
 
@@ -68,7 +68,7 @@ class CellTasks:
 def run_sweep(
     sample: "SampleConfig",
     cells: "Sequence[Cell]",
-    models: "EMAModelFiles",
+    files: "CellFiles",
     samples: Path,
     progress: ProgressOf,
 ) -> None:
@@ -82,13 +82,13 @@ def run_sweep(
 
         def maker(cell: "Cell") -> Callable[[], None]:
             def make() -> None:
-                own, of = models.file(cell), models.average_of(cell)
+                own, average_of = files.of(cell), files.average_of(cell)
                 with progress(cell.name) as show:
-                    make_cell(sample, cell, own, samples / cell.name, show, run, of)
+                    make_cell(sample, cell, own, samples / cell.name, show, run, average_of)
 
             return make
 
-        by_model = sorted(cells, key=lambda cell: cell.ema or 0.0)  # loads each model once
+        by_model = sorted(cells, key=lambda cell: (cell.ema or 0.0, cell.guide or ""))  # loads each once
         run_cells(CellTasks({cell.name: maker(cell) for cell in by_model}))
 
 

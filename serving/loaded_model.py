@@ -10,6 +10,8 @@ from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import NO_GUIDES, Guides
+from diffusion.system.errors import UsageError
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.metrics import Metrics
 from serving.model_source import PublishedModel
@@ -27,23 +29,35 @@ class ServedModel:
         device: torch.device,
         config: ServeConfig,
         metrics: Metrics,
+        guides: Guides = NO_GUIDES,
     ) -> None:
-        self.published, self.config, self._loaded = published, config, loaded
+        self.published, self.config = published, config
+        self._loaded, self._guides = loaded, guides
         self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
-        self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue), metrics.observe)
+        self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue, guides), metrics.observe)
 
     @property
     def artefact(self) -> Artefact:
         """The metadata of the model's file."""
         return self._loaded.artefact
 
+    @property
+    def guide(self) -> str | None:
+        """The text of its guide, that of the best cell; None without one."""
+        scores = self.published.scores
+        return None if scores is None or self.published.guide is None else best_settings(scores).guide
+
     def resolve(self, request: SampleRequest) -> SampleSettings:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
-        return resolve_settings(
+        settings = resolve_settings(
             request, self.published.scores, self.published.name, self.ref.sha256, self.config
         )
+        if settings.needs_guide and settings.guide != self.guide:
+            known = "no guide" if self.guide is None else f"the guide {self.guide}"
+            raise UsageError(f"{self.published.name} is served with {known}, not with {settings.guide}")
+        return settings
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
         """Queue the images of a request, with an event every `every` steps.
@@ -51,7 +65,7 @@ class ServedModel:
         Raise UsageError if it does not fit, Full if the queue is full.
         """
         settings = self.resolve(request)
-        condition = request_condition(request, settings, self.artefact)
+        condition = request_condition(request, settings, self._guides.labelled(self._loaded))
         return self.loop.submit(settings, list(request.image_indices), condition, every)
 
     def sampled(self, pending: PendingImages, images: Tensor) -> SampledImages:

@@ -4,20 +4,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from diffusion.choice.selection import model_scores, scores_for
+from diffusion.choice.selection import model_scores, scores_for, settings_of
 from diffusion.layout import SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.sample.network_files import NetworkFiles, card_files
 from diffusion.system.errors import UsageError
 
 
 class PublishedModel(NamedTuple):
-    """A model file under a name, its version if registered, and the scores of its sweep if it has any."""
+    """A model file under a name, its version if registered, and the scores of its sweep if it has any.
+
+    `guide` and `classifier` are the files of what guides the model in the best cell of that sweep.
+    """
 
     name: str
     version: int | None
     file: Path
     scores: ScoresDocument | None
+    guide: Path | None = None
+    classifier: Path | None = None
+
+    @property
+    def files(self) -> NetworkFiles:
+        """The files of all networks."""
+        return NetworkFiles(self.file, self.guide, self.classifier)
 
 
 class ModelSource(Protocol):
@@ -56,7 +67,7 @@ class ChampionSource:
         from tracking.registry.registered_models import fetch_version_files
 
         champion = fetch_version_files(self._name)
-        return PublishedModel(self._name, champion.version, champion.file, champion.scores)
+        return PublishedModel(self._name, champion.version, champion.file, champion.scores, **champion.guides)
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
@@ -71,23 +82,37 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
     `report` then receives the reason.
     """
     file = path.absolute()
-    scores, scores_file = None, file.parent.parent / SCORES
+    scores_file = file.parent.parent / SCORES
     if scores_file.exists():
         try:
             scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
+            _, guide, classifier = _best_files(scores, path)
+            return PublishedModel(path.name, None, path, scores, guide, classifier)
         except UsageError as error:
             report(f"{path} is served without scores: {error}")
-    return PublishedModel(path.name, None, path, scores)
+    return PublishedModel(path.name, None, path, None)
+
+
+def _best_files(scores: ScoresDocument, model: Path) -> NetworkFiles:
+    """Return the files of the best cell; UsageError if one is missing or another one."""
+    name = scores.best.cell
+    cell = scores.cells[name]
+    return card_files(settings_of(cell, name, 0), cell.card, model)
 
 
 def model_of_run(name: str) -> PublishedModel:
     """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated."""
+    from tracking.keys import model_name
+    from tracking.registry.registered_models import find_version_files
     from tracking.runs.run_lookup import find_run
     from tracking.runs.scored_runs import fetch_model, fetch_scores
 
     file, run = fetch_model(name), find_run(name)
+    artefact, title = read_artefact(file), str(run.info.run_name)
     try:
-        scores = model_scores(fetch_scores(run), read_artefact(file).model_sha256)
+        scores = model_scores(fetch_scores(run), artefact.model_sha256)
     except UsageError:  # not evaluated
         scores = None
-    return PublishedModel(str(run.info.run_name), None, file, scores)
+    registered = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
+    guides = registered.guides if registered is not None else {}
+    return PublishedModel(title, None, file, scores, **guides)

@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
@@ -41,9 +41,9 @@ RUNNING = ("RUNNING", "DEPLOYING", "UNHEALTHY")  # UNHEALTHY: a replica is being
 class ReplicaSpec(NamedTuple):
     """What a replica serves, and how.
 
-    `weights` is a fixed model's file in Ray's object store, so machines share no files. It is None for a
-    champion, which each replica fetches from the MLflow at `tracking`. `version` is the driver's
-    `library_version`.
+    `contents` are a fixed model's files in Ray's object store by their fields of PublishedModel, so machines
+    share no files; None for a champion, which each replica fetches from the MLflow at `tracking`. `version`
+    is the driver's `library_version`.
     """
 
     model: PublishedModel | ModelSource
@@ -52,7 +52,7 @@ class ReplicaSpec(NamedTuple):
     token: bytes | None
     gpus: float
     version: str
-    weights: Any = None
+    contents: Mapping[str, Any] | None = None
 
 
 class Replica:
@@ -93,9 +93,11 @@ def _source(spec: ReplicaSpec, folder: Path) -> ModelSource:
         return spec.model
     import ray
 
-    file = folder / spec.model.file.name
-    file.write_bytes(ray.get(spec.weights).data)
-    return FixedSource(spec.model._replace(file=file))
+    files: dict[str, Any] = {}
+    for name, content in (spec.contents or {}).items():
+        files[name] = folder / f"{name}.safetensors"
+        files[name].write_bytes(ray.get(content).data)
+    return FixedSource(spec.model._replace(**files))
 
 
 def _log(sentence: str) -> None:
@@ -150,7 +152,10 @@ def serve_on_ray(
     with stop_request() as stop:
         with _ray_serve(serve, *address) as thread:
             if isinstance(spec.model, PublishedModel):
-                spec = spec._replace(weights=ray.put(np.fromfile(spec.model.file, dtype=np.uint8)))
+                fields = ("file", "guide", "classifier")
+                files = {name: path for name in fields if (path := getattr(spec.model, name)) is not None}
+                contents = {name: ray.put(np.fromfile(path, np.uint8)) for name, path in files.items()}
+                spec = spec._replace(contents=contents)
             start = thread.submit(serve.run, _application(serve, spec, replicas), name=NAME)
             while stop.signal is None and not start.done():
                 time.sleep(POLL_SECONDS)

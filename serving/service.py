@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 
 from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.sample.generate import Guides
+from diffusion.sample.network_files import load_guides
 from diffusion.system.errors import reason
 from serving.loaded_model import ServedModel
 from serving.metrics import Metrics
@@ -96,12 +98,14 @@ class Service:
         models = (self._current, self._old)
         return sum(model.loop.engine.held for model in models if model is not None)
 
-    def _load(self) -> tuple[PublishedModel, LoadedModel]:
+    def _load(self) -> tuple[PublishedModel, LoadedModel, Guides]:
+        """Return the source's model, its network, and what guides it."""
         published = self._source.fetch()
-        return published, load_model(published.file, self._device)
+        guides = load_guides(published.files, self._device)
+        return published, load_model(published.file, self._device), guides
 
-    def _serve(self, published: PublishedModel, loaded: LoadedModel) -> ServedModel:
-        return ServedModel(published, loaded, self._device, self.config, self.metrics)
+    def _serve(self, published: PublishedModel, loaded: LoadedModel, guides: Guides) -> ServedModel:
+        return ServedModel(published, loaded, self._device, self.config, self.metrics, guides)
 
     async def _poll(self) -> None:
         while True:
@@ -120,8 +124,8 @@ class Service:
         """Load and serve the source's model if it changed, then wait until the old one has finished."""
         if not await asyncio.to_thread(self._source.has_changed, self.current.published):
             return
-        published, loaded = await asyncio.to_thread(self._load)
-        self._old, self._current = self._current, self._serve(published, loaded)
+        published, loaded, guides = await asyncio.to_thread(self._load)
+        self._old, self._current = self._current, self._serve(published, loaded, guides)
         self.metrics.reloads.labels("done").inc()
         self.metrics.set_model(self.ref)
         version = "" if published.version is None else f" version {published.version}"

@@ -18,6 +18,7 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -146,7 +147,7 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
 
 def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     ddim, solver = (
-        set(sampling_code(SampleSettings(sampler=name), artefact_of(spec_of())))
+        set(sampling_code(SampleSettings(sampler=name), NetworkArtefacts(artefact_of(spec_of()))))
         for name in ("ddim", "dpm-solver++")
     )
     assert solver - ddim == {"diffusion.sample.dpm_solver"}
@@ -175,7 +176,7 @@ def test_model_identity_depends_on_weights_and_settings_not_on_training_code(tmp
     def identity(weights=weights, **changes) -> tuple[str, Path]:
         save_artefact(path, weights, artefact_of(spec, **changes))
         artefact = read_artefact(path)
-        return artefact.model_sha256, shards_folder(SampleSettings(), artefact)
+        return artefact.model_sha256, shards_folder(SampleSettings(), NetworkArtefacts(artefact))
 
     base = identity(code=(code,))
     assert identity(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base

@@ -19,6 +19,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
@@ -59,7 +60,10 @@ def digests() -> list[str]:
     """Return the code digests that identify work with the project's own entries."""
     artefact, process = artefact_of(spec_of()), ProcessConfig()
     code = [training_code(DenoiserPlan, process, artefact.network)]
-    code += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
+    code += [
+        sampling_code(SampleSettings(sampler=name), NetworkArtefacts(artefact))
+        for name in ("ddim", "dpm-solver++")
+    ]
     return [*map(code_digest, code), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 
 
@@ -167,6 +171,7 @@ from diffusion.check.params_schema import params_schema
 from diffusion.config import parse
 from diffusion.protocol.grid import cell_settings, describe_cell, grid, settings_card
 from diffusion.protocol.settings import OPTIONS
+from diffusion.sample.network_files import NetworkArtefacts
 from serving.playground.choices import _control
 from serving.requests import HTTP_OPTIONS, SampleRequest
 from tests.conftest import params

@@ -6,6 +6,7 @@ view, JSON, from an experiment's tag. Its charts have the format of MLflow 3; a 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
 from diffusion.process.process_registry import DiscreteConfig
-from diffusion.protocol.grid import Cell, cell_order, describe_cell
+from diffusion.protocol.grid import RESERVED, Cell, cell_order, describe_cell
 from diffusion.protocol.paper_protocols import PROTOCOLS, score_mismatches
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
@@ -247,7 +248,8 @@ def _escape(text: str) -> str:
 def series_name(cell: CellScores) -> str:
     """Return all axes of a cell but the steps, as a part of a metric's key: no plus sign, no colon."""
     values = {axis: value for axis, value in cell.axes.items() if axis != "steps"}
-    return "-".join(f"{axis}_{value}" for axis, value in values.items()).replace("+", "p").replace(":", "_")
+    name = "-".join(f"{axis}_{value}" for axis, value in values.items())
+    return re.sub(RESERVED, "_", name).replace("+", "p")
 
 
 def best_scores(document: ScoresDocument) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """The rollback to an earlier champion."""
 
 import json
-from pathlib import Path
 
 import typer
 
@@ -11,6 +10,7 @@ from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.devices import default_device
 from tracking.registry.promotion import check_note, plan_rollback, roll_back
 from tracking.registry.registered_models import project_model
@@ -20,7 +20,7 @@ def roll_back_champion(options: Rollback) -> None:
     """Carry out `diffctl rollback`."""
     note = check_note(options.reason)
     plan = plan_rollback(project_model(), options.to)
-    _sample_one(plan.weights, plan.scores)
+    _sample_one(NetworkFiles(plan.weights, **plan.guides), plan.scores)
     history = roll_back(plan, note)
     event = history.events[-1]
     if options.as_json:
@@ -32,8 +32,9 @@ def roll_back_champion(options: Rollback) -> None:
         )
 
 
-def _sample_one(weights: Path, scores: ScoresDocument) -> None:
+def _sample_one(files: NetworkFiles, scores: ScoresDocument) -> None:
     """Sample image 0 with the settings of the best cell; errors are raised."""
     device, settings = default_device(), best_settings(scores)
-    loaded = load_model(weights, device)
-    generate(loaded, settings, [0], mixed_condition(loaded.artefact, settings, [0]), device)
+    loaded, guides = load_model(files.model, device), load_guides(files, device)
+    condition = mixed_condition(guides.labelled(loaded), settings, [0])
+    generate(loaded, settings, [0], condition, device, guides=guides)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from cli.actions.model_choice import selected_config, selected_model, selected_process
+from cli.actions.model_choice import selected_config, selected_files, selected_model, selected_process
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
 from cli.shared.options import ProfileOptions
@@ -22,6 +22,7 @@ from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.settings import parse_settings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.network_files import load_guides
 from diffusion.show.figure import FigureData
 from diffusion.show.forward import forward as forward_figure
 from diffusion.show.network_table import model as model_figure
@@ -73,13 +74,15 @@ def show_reverse(options: commands.Reverse) -> None:
     """Carry out `diffctl show reverse`."""
     refuse_idle_options(options.sampling)
     settings = parse_settings(options.sampling)
-    loaded = load_model(selected_model(options), default_device())
+    path, device = selected_model(options), default_device()
+    loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
+    labelled = guides.labelled(loaded)
     condition = (
-        mixed_condition(loaded.artefact, settings, [options.index])
+        mixed_condition(labelled, settings, [options.index])
         if options.klass is None
-        else class_condition(loaded.artefact, options.klass, 1)
+        else class_condition(labelled, options.klass, 1)
     )
-    write_figure(reverse_figure(loaded, settings, options.index, condition, default_device()), options)
+    write_figure(reverse_figure(loaded, settings, options.index, condition, device, guides), options)
 
 
 def show_model(options: commands.Network) -> None:

@@ -4,11 +4,15 @@ from pathlib import Path
 
 from cli.actions.params_file import find_profile
 from cli.shared.options import ModelOptions, ProfileOptions
+from diffusion.choice.selection import best_settings
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS
 from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
-from tracking.registry.registered_models import fetch_champion, project_model
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import NetworkFiles, network_files
+from tracking.keys import model_name
+from tracking.registry.registered_models import fetch_champion, find_version_files, project_model
 from tracking.runs.scored_runs import fetch_model
 
 
@@ -19,6 +23,19 @@ def selected_model(options: ModelOptions) -> Path:
     if options.champion:
         return fetch_champion(project_model())
     return options.model or MODEL
+
+
+def selected_files(options: ModelOptions, settings: SampleSettings, model: Path) -> NetworkFiles:
+    """Return the files for these settings; `model` is the selected one.
+
+    A registered model carries the guides of its best cell. UsageError if a file is missing.
+    """
+    if settings.is_guided and (options.champion or options.run_id is not None):
+        artefact = read_artefact(model)
+        found = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
+        if found is not None and found.guides and best_settings(found.scores).guide == settings.guide:
+            return NetworkFiles(model, **found.guides)
+    return network_files(settings, model)
 
 
 def selected_config(options: ProfileOptions) -> Config:

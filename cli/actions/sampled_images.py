@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from cli.actions.model_choice import selected_model
+from cli.actions.model_choice import selected_files, selected_model
 from cli.commands.models import Sample
 from cli.shared.progress import progress
 from diffusion.choice.selection import budget_settings, usual_settings
@@ -15,14 +15,14 @@ from diffusion.images.pictures import contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.layout import MODEL, SCORES
-from diffusion.model.classifier import LoadedClassifier, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.condition import Condition
 from diffusion.protocol.grid import describe_cell, settings_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import check_settings, generate, should_compile
+from diffusion.sample.generate import Guides, check_settings, generate, should_compile
+from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -38,17 +38,15 @@ def sample_images(options: Sample) -> None:
     """Carry out `diffctl sample`."""
     path, device = selected_model(options), default_device()
     usual = {} if options.budget is not None else _usual_settings(options)
-    scale = options.classifier_scale if options.classifier else 0.0
-    settings = parse_settings(options.sampling, usual, classifier_scale=scale)
+    settings = parse_settings(options.sampling, usual)
     if options.budget is not None:
         scores, digest = _scores_of(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
-    classifier = load_classifier(options.classifier, device) if options.classifier else None
     frames, labels = sample_frames(
         loaded,
-        classifier,
+        load_guides(selected_files(options, settings, path), device),
         settings,
         options.indices,
         options.klass,
@@ -90,7 +88,7 @@ def _scores_of(options: Sample) -> ScoresDocument:
 
 def sample_frames(
     loaded: LoadedModel,
-    classifier: LoadedClassifier | None,
+    guides: Guides,
     settings: SampleSettings,
     indices: range,
     klass: str | None,
@@ -101,7 +99,7 @@ def sample_frames(
     """Return frames (N, H, W, C), the last one the images, and labels; one frame without `animate`."""
     device = next(loaded.network.parameters()).device
     fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
-    labelled = classifier.artefact if classifier else loaded.artefact
+    labelled = guides.labelled(loaded)
     condition = (
         mixed_condition(labelled, settings, indices)
         if klass is None
@@ -117,7 +115,7 @@ def sample_frames(
                 frames.append(to_nhwc(to_uint8(step.x)))
 
         watch = keep if animate else None
-        images = generate(loaded, settings, indices, condition, device, watch, classifier, fast=fast)
+        images = generate(loaded, settings, indices, condition, device, watch, guides, fast=fast)
         return frames or [to_nhwc(images)]
 
     batches = []

@@ -20,7 +20,7 @@ from cli.shared.options import (
 from cli.shared.sampling_options import SamplingCommand, flag, refuse_idle_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_GUIDANCE, MAX_HELD
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD
 
 USUAL_NUM = 16  # images, without --num and --index
 
@@ -49,12 +49,6 @@ class Sample(JsonOptions, ModelOptions):
     klass: Annotated[
         str | None, typer.Option("--class", help="A class, by name or number. [default: all, cyclically]")
     ] = None
-    classifier: Annotated[
-        Path | None, typer.Option(help="Guide by a classifier that `diffctl stage classifier` trained.")
-    ] = None
-    classifier_scale: Annotated[
-        float, typer.Option(min=0.0, max=MAX_GUIDANCE, help="How strongly (ADM's s).")
-    ] = 1.0
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per forward pass.")] = 64
 
     @property
@@ -67,13 +61,12 @@ class Sample(JsonOptions, ModelOptions):
         super().check()
         check_output_suffix(self.out, (".png", ".gif", ".npz"))
         if self.budget is not None:  # it decides all but the seed
-            decided = {**self.sampling, "classifier": self.classifier, "seed": None}
+            decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:
                 raise UsageError(
                     f"--budget takes {flag(given[0])} from the model's sweep: give one of the two"
                 )
         refuse_idle_options(self.sampling)
-        self.refuse_idle("classifier_scale", self.classifier is None, "without --classifier")
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")
 

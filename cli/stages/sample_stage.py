@@ -6,7 +6,7 @@ from diffusion.layout import MODEL, SAMPLES
 from diffusion.protocol.grid import grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.sample.cell_images import drop_other_cells
-from diffusion.sample.ema_models import EMAModelFiles
+from diffusion.sample.network_files import CellFiles
 from diffusion.system.params import load_section
 from flows.sweep_cells import run_sweep
 
@@ -16,6 +16,6 @@ def run_stage() -> None:
     preflight("sample")
     section = load_section("sample", SampleConfig)
     cells = grid(section, load_section("sweep", SweepConfig))
-    models = EMAModelFiles(MODEL, cells)
+    files = CellFiles(MODEL, section, cells)
     drop_other_cells(SAMPLES, cells)
-    run_sweep(section, cells, models, SAMPLES, progress)
+    run_sweep(section, cells, files, SAMPLES, progress)

@@ -10,7 +10,7 @@ from diffusion.protocol.grid import grid, open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.cell_images import drop_other_cells
-from diffusion.sample.ema_models import EMAModelFiles
+from diffusion.sample.network_files import CellFiles
 from flows.sweep_cells import run_sweep
 
 
@@ -27,9 +27,9 @@ def scored_grid(
     the grid are removed. Errors as of the stages.
     """
     samples, cells = folder / "samples", grid(sample, sweep)
-    models = EMAModelFiles(model, cells)
+    files = CellFiles(model, sample, cells)
     drop_other_cells(samples, cells)
-    run_sweep(sample, cells, models, samples, progress)
+    run_sweep(sample, cells, files, samples, progress)
     with progress("evaluate") as show:
         document = evaluate(open_cells(sample, sweep, samples), section, REFERENCE, show, PREPARED)
     write_scores(document, folder / SCORES.name, folder / SCORE_CURVES.name)

@@ -8,6 +8,7 @@ from diffusion.check.cost_estimate import check_cost
 from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
+from diffusion.check.guide_checks import check_guides
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
 from diffusion.check.plugin_checks import check_plugins
 from diffusion.config import Config
@@ -187,6 +188,7 @@ ALL: tuple[Check, ...] = (
     check_eta,
     check_guidance,
     check_averages,
+    check_guides,
     check_device,
     check_runner,
     check_memory,
@@ -207,7 +209,7 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
         check_memory,
         check_training_disk,
     ),
-    "sample": (check_spacing, check_eta, check_averages),
+    "sample": (check_spacing, check_eta, check_averages, check_guides),
     "evaluate": (check_weights,),
 }  # other stages check their inputs themselves, immediately
 

@@ -152,7 +152,8 @@ def sampling_kinds(config: Config) -> dict[str, SampleSettings]:
     found: dict[str, SampleSettings] = {}
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
-        few = {"steps": min(TIMED_STEPS, config.process.max_steps), "eta": min(1.0, settings.eta)}
+        steps = min(TIMED_STEPS, config.process.max_steps)
+        few = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None}  # whose time is unknown
         found.setdefault(sampling_kind(settings), settings.guided_everywhere().model_copy(update=few))
     return found
 

@@ -26,6 +26,7 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
+from diffusion.sample.generate import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
@@ -166,7 +167,7 @@ def time_sampling(
     for name, settings in kinds.items():
 
         def generate(images: int, settings: SampleSettings = settings) -> object:
-            return shard_images(loaded, settings, range(images), device)
+            return shard_images(loaded, settings, range(images), device, Guides(model=loaded))
 
         found = time_work(_repeated(generate), batch, seconds / len(kinds))
         times[name] = found.scaled(1 / count_nfe(settings, plan.process))

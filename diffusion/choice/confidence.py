@@ -29,7 +29,7 @@ NORMAL = 1.959964  # standard deviations of a 95 % interval
 Errors = NDArray[np.float32]
 Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
-SUBJECT = ("model_sha256", "ema")  # the compared model: the only fields of a card that may differ
+SUBJECT = ("model_sha256", "ema", "guide_sha256")  # the compared model: fields of a card that may differ
 SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS)  # cells that differ in these alone share x_T by index
 
 

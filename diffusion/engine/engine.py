@@ -23,9 +23,9 @@ from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job, split_
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, Prediction
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import model_denoiser
-from diffusion.sample.guidance import classifier_free
+from diffusion.sample.generate import NO_GUIDES, Guides, guide_denoiser, model_denoiser
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import device_threads, in_halves, splitting_helps, two_threads
@@ -49,26 +49,35 @@ class ForwardPass:
 class Engine:
     """One model on one device, a context; `add`, `step` and `cancel` may be called from any thread.
 
-    A pass has at most `rows` rows; a guided image takes two. At most `max_images` images are held,
-    running or waiting.
+    A pass has at most `rows` rows; a guided image takes two. At most `max_images` images are held, running or
+    waiting. `guides` are the networks that may guide the model.
     """
 
     def __init__(
-        self, loaded: LoadedModel, device: torch.device, rows: int = 64, max_images: int = 1024
+        self,
+        loaded: LoadedModel,
+        device: torch.device,
+        rows: int = 64,
+        max_images: int = 1024,
+        guides: Guides = NO_GUIDES,
     ) -> None:
         if rows < 2 or max_images < 1:
             raise ValueError(f"a pass has two rows or more, for an image or more (got {rows}, {max_images})")
         self.loaded, self.device, self.rows, self.max_images = loaded, device, rows, max_images
+        self.guides = guides
         self._jobs: dict[int, Job] = {}
         self._added = 0
         self._lock = threading.Lock()  # never held during a pass
         self._exit = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
+        self._guide = guides.model and guide_denoiser(loaded.artefact, guides.model)
         self._noise_pool = (
             self._exit.enter_context(device_threads(1, device)) if device.type == "cuda" else None
         )
         if splitting_helps(device):
-            self._denoiser = halved(self._denoiser, self._exit.enter_context(two_threads()))
+            pool = self._exit.enter_context(two_threads())
+            self._denoiser = halved(self._denoiser, pool)
+            self._guide = self._guide and halved(self._guide, pool)
 
     def __enter__(self) -> Self:
         return self
@@ -108,11 +117,11 @@ class Engine:
         """Add a job for these images; it starts with the next pass that has room.
 
         Without `custom` it samples each image from its noise, by the settings' sampler. UsageError if the
-        model does not allow these settings, Full if too many images are held.
+        model does not allow these settings, or a guide is missing; Full if too many images are held.
         """
         job = Job(0, settings, indices, condition, custom)
         size = min(CHUNK_SIZE, self.rows // job.rows_per_image)
-        job.chunks = split_job(job, self.loaded, self.device, size, self._noise_pool)
+        job.chunks = split_job(job, self.loaded, self.device, size, self._noise_pool, self.guides)
         job.nfe = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
             if (held := self._held()) + len(job) > self.max_images:
@@ -141,8 +150,10 @@ class Engine:
         if not chunks:
             return made
         try:
-            prediction = batched_forward(self._denoiser, chunks)
-            needs_check = self.device.type != "cpu" or not is_finite(prediction)
+            prediction = batched_forward(self._denoiser, chunks, self._guide)
+            pairs = zip(chunks, split_rows(prediction, chunks), strict=True)
+            parts = [chunk.guide_by_classifier(part) for chunk, part in pairs]
+            needs_check = self.device.type != "cpu" or not all(map(is_finite, parts))
         except Exception as error:  # of the network: memory, a broken device
             with self._lock:
                 for chunk in chunks:
@@ -150,7 +161,7 @@ class Engine:
             return made
         made.rows = sum(chunk.rows for chunk in chunks)
         with self._lock:
-            for chunk, part in zip(chunks, split_rows(prediction, chunks), strict=True):
+            for chunk, part in zip(chunks, parts, strict=True):
                 if not chunk.job.ended:
                     self._advance(chunk, part, needs_check, made)
         return made
@@ -227,13 +238,18 @@ def _priority(chunk: Chunk) -> tuple[int, int, int, int]:
 
 
 @torch.no_grad()
-def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk]) -> Prediction:
-    """Return the predictions for the pending calls of all chunks, rows in their order."""
+def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser | None = None) -> Prediction:
+    """Return the predictions for the pending calls of all chunks, rows in their order.
+
+    Each rule guides the rows of its own chunks.
+    """
     calls = [chunk.pending_call() for chunk in chunks]
     times = torch.tensor([call.t for call in calls for _ in range(len(call.x))])
-    weights = torch.tensor([chunk.weight for chunk in chunks for _ in range(len(chunk))], dtype=torch.float64)
     condition = Condition.cat([chunk.condition for chunk in chunks])
-    return classifier_free(denoiser, weights)(torch.cat([call.x for call in calls]), times, condition)
+    for rule in dict.fromkeys(chunk.rule for chunk in chunks if chunk.weight):
+        weights = [chunk.weight if chunk.rule == rule else 0.0 for chunk in chunks for _ in range(len(chunk))]
+        denoiser = GUIDANCE_RULES[rule].load()(denoiser, torch.tensor(weights, dtype=torch.float64), guide)
+    return denoiser(torch.cat([call.x for call in calls]), times, condition)
 
 
 def split_rows(prediction: Prediction, chunks: Sequence[Chunk]) -> list[Prediction]:

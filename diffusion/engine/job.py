@@ -18,7 +18,14 @@ from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, noise_draws
+from diffusion.sample.generate import (
+    NO_GUIDES,
+    Guides,
+    check_guides,
+    check_settings,
+    guided_by_classifier,
+    noise_draws,
+)
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
 from diffusion.system.devices import to_device
@@ -62,8 +69,8 @@ class Job:
 
     @property
     def rows_per_image(self) -> int:
-        """The most rows of a pass that an image takes: two under guidance."""
-        return 2 if self.settings.guidance else 1
+        """The most rows of a pass that an image takes: more under guidance."""
+        return self.settings.guided_nfe
 
 
 class ChunkStep(NamedTuple):
@@ -77,8 +84,8 @@ class ChunkStep(NamedTuple):
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance at the pending call, `calls` the number of answered ones. `pool`, of a single
-    thread, prefetches the noise where that is faster.
+    `weight` is that of guidance by `rule` at the pending call, `calls` the number of answered ones. `pool`,
+    of a single thread, prefetches the noise where that is faster.
     """
 
     def __init__(
@@ -90,16 +97,19 @@ class Chunk:
         device: torch.device,
         process: NoiseProcess,
         pool: Executor | None = None,
+        guides: Guides = NO_GUIDES,
     ) -> None:
         self.job, self.images = job, images
-        self.condition = job.condition.rows(images).to(device)
+        self._labelled = job.condition.rows(images).to(device)  # a classifier needs the labels
+        has_classes = bool(loaded.artefact.network.num_classes)
+        self.condition = self._labelled if has_classes else self._labelled.unlabelled()
         self.x_0: Tensor | None = None
-        self.weight = job.settings.guidance
+        self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
         self._grid, self._device, self._loaded, self._pool = grid, device, loaded, pool
-        self._process, self._rows_had = process, 0
+        self._process, self._rows_had, self._guides = process, 0, guides
         self._guard = guard_networks(
-            {"model": loaded.network}, bool(job.settings.guidance), lambda row: f"image {self._indices[row]}"
+            guides.networks(loaded), job.settings.is_guided, lambda row: f"image {self._indices[row]}"
         )
         self._driver: SamplerDriver | None = None
 
@@ -114,7 +124,7 @@ class Chunk:
     @property
     def rows(self) -> int:
         """The rows of a pass that the pending call takes; before the first call the most of any."""
-        return len(self) * (2 if self.weight else 1)
+        return len(self) * (self.job.settings.guided_nfe if self.weight else 1)
 
     @property
     def rows_left(self) -> int:
@@ -158,6 +168,15 @@ class Chunk:
         assert self._driver is not None
         self._guard.check(self._driver.step, self.pending_call().t, *prediction)
 
+    def guide_by_classifier(self, prediction: Prediction) -> Prediction:
+        """Return the prediction for the pending call under the guidance of a classifier, if there is any."""
+        settings, classifier, artefact = self.job.settings, self._guides.classifier, self._loaded.artefact
+        if not settings.has_classifier or classifier is None:
+            return prediction
+        call = self.pending_call()
+        guided = guided_by_classifier(lambda x, t, condition: prediction, artefact, settings, classifier)
+        return guided(call.x, call.t, self._labelled)
+
     def advance(self, prediction: Prediction) -> list[Step]:
         """Advance to the next call, or to the end, which sets `x_0`; return the steps on the way.
 
@@ -183,10 +202,16 @@ class Chunk:
 
 
 def split_job(
-    job: Job, loaded: LoadedModel, device: torch.device, size: int, pool: Executor | None = None
+    job: Job,
+    loaded: LoadedModel,
+    device: torch.device,
+    size: int,
+    pool: Executor | None = None,
+    guides: Guides = NO_GUIDES,
 ) -> list[Chunk]:
-    """Split the job's images into chunks of at most `size`; UsageError as `check_settings`."""
+    """Split the job's images into chunks of at most `size`; UsageError as `check_settings` and its guides."""
+    check_guides(job.settings, guides)
     grid, process = check_settings(loaded.artefact, job.settings), build_process(loaded.artefact.process)
     starts = range(0, len(job), size)
     slices = [slice(start, min(start + size, len(job))) for start in starts]
-    return [Chunk(job, images, grid, loaded, device, process, pool) for images in slices]
+    return [Chunk(job, images, grid, loaded, device, process, pool, guides) for images in slices]

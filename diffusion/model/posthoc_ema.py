@@ -18,6 +18,7 @@ from diffusion.model.model_file import Artefact, read_artefact, read_verified_ar
 from diffusion.model.power_ema import gamma_of
 from diffusion.model.weights_header import open_weights
 from diffusion.system.errors import UsageError
+from diffusion.system.section import brief
 
 SUFFIX = ".safetensors"
 SNAPSHOT_FIELDS = {
@@ -42,6 +43,10 @@ def snapshot_files(folder: Path) -> list[Path]:
 def snapshot_step(path: Path) -> int:
     """After which step a snapshot is, by its file's name."""
     return int(path.stem.rpartition("-")[2])
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
 
 
 class ProfileFit(NamedTuple):
@@ -91,6 +96,17 @@ class Snapshots:
     def last(self) -> Artefact:
         """The metadata of the latest snapshot."""
         return max(self.artefacts, key=lambda artefact: artefact.step)
+
+    def until(self, step: int) -> Self:
+        """Return the snapshots up to a step, as if the training had ended there.
+
+        UsageError if there is none of that step.
+        """
+        steps = sorted({artefact.step for artefact in self.artefacts})
+        if step not in steps:
+            raise UsageError(f"there is no snapshot of step {step}: there are {brief(steps, _listed)}")
+        kept = [pair for pair in zip(self.paths, self.artefacts, strict=True) if pair[1].step <= step]
+        return type(self)(tuple(path for path, _ in kept), tuple(artefact for _, artefact in kept))
 
     def fit(self, width: float) -> ProfileFit:
         """Return the parts of the snapshots in the average of a width after the last step."""

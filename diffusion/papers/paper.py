@@ -33,11 +33,12 @@ PAPERS = {
 MAX_BYTES = 1 << 20
 FROM_SAMPLING = (
     "model_sha256",
+    "guide_sha256",
+    "classifier_sha256",
     "ema",
     "precision",
     "sampling_torch",
     "sampling_plugins",
-    "classifier_scale",
     "timesteps",
 )
 

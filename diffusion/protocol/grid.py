@@ -1,6 +1,7 @@
 """The cells of a sweep: their names, their settings and their cards. This module loads no torch."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -24,7 +25,8 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 
-DERIVED_FIELDS = ("nfe",)  # of a card: they follow from the values on the axes
+DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
+RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
@@ -57,7 +59,7 @@ class Cell(_AxisValues):  # type: ignore[misc]
             f"{axis}_{value}" if isinstance(value, str) else f"{axis}{format_value(value)}"
             for axis, value in self.axes.items()
         )
-        return name.replace(":", "_")  # which some file systems and copying programs reserve
+        return re.sub(RESERVED, "_", name)
 
 
 def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
@@ -69,8 +71,13 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     listed = {
         axis: tuple(OPTIONS[axis].write(value) for value in getattr(sweep, axis) or (None,)) for axis in AXES
     }
-    cells = (_effective_cell(values, sample) for values in itertools.product(*listed.values()))
-    return list(dict.fromkeys(cells))
+    made = (_effective_cell(values, sample) for values in itertools.product(*listed.values()))
+    cells = list(dict.fromkeys(made))
+    names = [cell.name for cell in cells]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"two cells of the sweep are called {twice}: rename the file of a guide")
+    return cells
 
 
 def _effective_cell(values: tuple[Any, ...], section: SamplerConfig) -> Cell:
@@ -125,6 +132,10 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
         unused |= {"spacing", "spacing_options"}
     for name in unused:
         del values[name]
+    if settings.guide is not None:
+        values["guidance_rule"] = settings.rule  # implied, and thereby dropped from the settings
+    if settings.classifier is not None:
+        values["classifier_scale"] = settings.classifier_scale
     if settings.nfe is not None:
         values["nfe"] = settings.nfe
     return {**values, "sampling_version": SAMPLING_VERSION}

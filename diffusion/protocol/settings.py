@@ -10,15 +10,19 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from diffusion.model.power_ema import SigmaRel
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule, rules_without_guide
 from diffusion.protocol.options import (
     TRAINED_EMA,
     Average,
     Eta,
+    FileName,
     GuidanceScale,
+    Guide,
     Interval,
     NoEffect,
     Option,
     Options,
+    RuleName,
     SamplerName,
     SamplingOption,
     SpacingName,
@@ -44,14 +48,21 @@ def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: values
 
 
+DEFAULT_CLASSIFIER_SCALE = 1.0
+_UNGUIDED = NoEffect("guidance", "without {option}", _equal_to(0))
 _WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use eta", _samplers_without_eta)
 
 
 class SamplerConfig(Section):
-    """The sampler's options, except steps and eta. `guidance` is w of CFG eq. 6: 0 means none.
+    """The sampler's options, except steps and eta. `guidance` is w of D + w·(D − D_worse): 0 means none.
 
+    `guidance_rule` selects D_worse: the network without the condition (classifier-free, CFG eq. 6), or a
+    `guide`, a worse model of the same data (autoguidance, 2406.02507). Without it the rule is autoguidance if
+    there is a guide. A guide is `ema:WIDTH`, an EMA profile of the same training, `ema:WIDTH@STEP`, that
+    profile after an earlier snapshot of `train.ema_profiles`, or the path of a model file.
     `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
-    (2404.07724, eq. 6), elsewhere the network is called once, with the condition; None means everywhere.
+    (2404.07724, eq. 6), elsewhere the network alone is called, with the condition; None means everywhere.
+    `classifier` is the file of a classifier of noised images, and `classifier_scale` s of ADM's alg. 1 and 2.
     `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; others do not use
     eta. `sampler_options` are those that only this sampler has. `spacing` selects the times that the steps
     visit, `spacing_options` are its own. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from
@@ -96,12 +107,36 @@ class SamplerConfig(Section):
     guidance: Annotated[
         GuidanceScale,
         Option(
-            "The weight w of classifier-free guidance: diffusers' guidance_scale - 1; 0 is none.",
+            "The weight w of guidance: diffusers' guidance_scale - 1; 0 is none.",
             label="w",
             phrase="w = {}",
             always_in_card=True,
         ),
     ] = 0.0
+    guidance_rule: Annotated[
+        RuleName | None,
+        Option(
+            "What guidance leads away from: the model without the class, or a guide; without it the guide if "
+            "there is one.",
+            phrase="{}",
+            choices=GUIDANCE_RULES,
+            no_effect=(_UNGUIDED,),
+        ),
+    ] = None
+    guide: Annotated[
+        Guide | None,
+        Option(
+            "A worse model of the same data that guides: ema:WIDTH or ema:WIDTH@STEP of the same training, "
+            "or a model file.",
+            metavar="ema:WIDTH[@STEP]|FILE",
+            phrase="guided by {}",
+            write=str,
+            no_effect=(
+                _UNGUIDED,
+                NoEffect("guidance_rule", "with {option} {value}, which takes no guide", rules_without_guide),
+            ),
+        ),
+    ] = None
     guidance_interval: Annotated[
         Interval | None,
         Option(
@@ -111,9 +146,31 @@ class SamplerConfig(Section):
             phrase="σ/α in {}",
             write=interval_text,
             stored=ShortText,
-            no_effect=(NoEffect("guidance", "without {option}", _equal_to(0)),),
+            no_effect=(_UNGUIDED,),
         ),
     ] = None
+    classifier: Annotated[
+        FileName | None,
+        Option(
+            "Guide by a classifier that `diffctl stage classifier` trained.",
+            metavar="FILE",
+            axis=None,
+            write=str,
+            http=False,
+            registered=False,
+        ),
+    ] = None
+    classifier_scale: Annotated[
+        GuidanceScale,
+        Option(
+            "How strongly a classifier guides (ADM's s).",
+            label="s",
+            phrase="s = {}",
+            http=False,
+            registered=False,
+            no_effect=(NoEffect("classifier", "without {option}", _equal_to(None)),),
+        ),
+    ] = DEFAULT_CLASSIFIER_SCALE
     clip: Annotated[
         bool,
         Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False),
@@ -143,8 +200,8 @@ class SamplerConfig(Section):
 class SampleSettings(SamplerConfig):
     """All that determines an image, except the model and the image's index.
 
-    `timesteps` is an explicit list in place of `steps` and `spacing`. `classifier_scale` is s of ADM's alg. 1
-    and 2: 0 means no classifier. Without guidance a `guidance_interval` is dropped.
+    `timesteps` is an explicit list in place of `steps` and `spacing`. Guidance options without effect are
+    dropped, and so is an implied rule, so that equal images have equal settings.
     """
 
     steps: Annotated[
@@ -167,12 +224,6 @@ class SampleSettings(SamplerConfig):
             ),
         ),
     ] = 0.0
-    classifier_scale: Annotated[
-        GuidanceScale,
-        Option(
-            "How strongly a classifier guides (ADM's s).", axis=None, cli=False, http=False, registered=False
-        ),
-    ] = 0.0
     timesteps: Annotated[
         Timesteps | None,
         Option(
@@ -191,12 +242,25 @@ class SampleSettings(SamplerConfig):
         listed = split_list(values.get("timesteps")) if isinstance(values, dict) else None
         return {"steps": len(listed), **values} if isinstance(listed, list | tuple) and listed else values
 
-    @field_validator("guidance_interval")
+    @model_validator(mode="before")
     @classmethod
-    def _drop_without_guidance(
-        cls, interval: tuple[float, float] | None, before: ValidationInfo
-    ) -> tuple[float, float] | None:
-        return interval if before.data.get("guidance") else None
+    def _drop_implied_rule(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("guidance_rule") is None:
+            return values
+        rule, guide = values["guidance_rule"], values.get("guide")
+        if rule in rules_without_guide():
+            values, guide = {**values, "guide": None}, None
+        return {**values, "guidance_rule": None} if rule == implied_rule(guide) else values
+
+    @field_validator("guidance_rule", "guide", "guidance_interval")
+    @classmethod
+    def _drop_without_guidance(cls, value: Any, before: ValidationInfo) -> Any:
+        return value if before.data.get("guidance") else None
+
+    @field_validator("classifier_scale")
+    @classmethod
+    def _drop_without_classifier(cls, value: float, before: ValidationInfo) -> float:
+        return value if before.data.get("classifier") else DEFAULT_CLASSIFIER_SCALE
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -206,17 +270,44 @@ class SampleSettings(SamplerConfig):
             raise ValueError(f"sampler {self.sampler} does not use eta: it must be 0 (got {self.eta})")
         if self.eta and self.steps == 1:
             raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
+        if self.needs_guide and self.guide is None:
+            raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:WIDTH, ema:WIDTH@STEP or a file")
         return self
 
     @property
+    def rule(self) -> str:
+        """The rule of guidance, a name of GUIDANCE_RULES."""
+        return self.guidance_rule or implied_rule(self.guide)
+
+    @property
+    def needs_guide(self) -> bool:
+        """Whether a second model guides."""
+        return bool(self.guidance) and GUIDANCE_RULES[self.rule].needs_guide
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether a classifier guides."""
+        return self.classifier is not None and self.classifier_scale > 0
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether anything guides the model."""
+        return bool(self.guidance) or self.has_classifier
+
+    @property
+    def guided_nfe(self) -> int:
+        """NFE of a guided call of the denoiser."""
+        return GUIDANCE_RULES[self.rule].nfe if self.guidance else 1
+
+    @property
     def nfe(self) -> int | None:
-        """NFE of an image: one per call of the sampler, two under guidance; a classifier does not count.
+        """NFE of an image: one per call of the sampler, more under guidance; a classifier does not count.
 
         None with an interval of guidance: then it depends on the process (`sampling_steps.count_nfe`).
         """
         if self.guidance_interval is not None:
             return None
-        return SAMPLERS[self.sampler].nfe(self.steps) * (2 if self.guidance else 1)
+        return SAMPLERS[self.sampler].nfe(self.steps) * self.guided_nfe
 
     def guided_everywhere(self) -> Self:
         """Return these settings without an interval of guidance."""

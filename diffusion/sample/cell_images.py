@@ -12,17 +12,20 @@ import torch
 from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
-from diffusion.model.model_file import Artefact, LoadedModel, ModelDescription, load_model, read_artefact
+from diffusion.model.classifier import load_classifier
+from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.model.network_registry import MODELS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.generate import NO_GUIDES, Guides, generate, should_compile
+from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import OnWait, acquire_device
@@ -32,50 +35,56 @@ from diffusion.system.section import fingerprint
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
-ShardRunner = Callable[[Path, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]]
-"""(model file, settings, shards) → each shard with its images, as they are sampled."""
+ShardRunner = Callable[
+    [NetworkFiles, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]
+]
+"""(files of the networks, settings, shards) → each shard with its images, as they are sampled."""
 
 
-def sampling_card(settings: SampleSettings, artefact: Artefact) -> dict[str, Any]:
+def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:
     """Return the sampling part of the protocol card, without the number of images: a flat JSON dict."""
+    artefact, guides = networks.model, {"guide": networks.guide, "classifier": networks.classifier}
     return {
         "model_sha256": artefact.model_sha256,
         "ema": artefact.ema_sigma_rel or True,
         "precision": artefact.precision,
         **settings_card(settings),
+        **{f"{name}_sha256": one.model_sha256 for name, one in guides.items() if one is not None},
         "nfe": count_nfe(settings, artefact.process),
         "sampling_torch": torch_version(),
-        **plugin_card("sampling_plugins", sampling_code(settings, artefact)),
+        **plugin_card("sampling_plugins", sampling_code(settings, networks)),
     }
 
 
-def sampling_code(settings: SampleSettings, artefact: ModelDescription) -> ModuleDigests:
+def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
     """Return the modules that determine a model's images with these settings."""
-    process, network = artefact.process, artefact.network
-    entries = (
-        PROCESSES.module(process.schedule),
-        PREDICTIONS.module(process.prediction),
-        MODELS.module(network.name),
+    models = [one for one in (networks.model, networks.guide) if one is not None]
+    entries = [
+        *(PROCESSES.module(one.process.schedule) for one in models),
+        *(PREDICTIONS.module(one.process.prediction) for one in models),
+        *(MODELS.module(one.network.name) for one in models),
         SAMPLERS.module(settings.sampler),
         SPACINGS.module(settings.spacing),
-    )
+        GUIDANCE_RULES.module(settings.rule),
+        *(["diffusion.model.classifier"] if networks.classifier is not None else []),
+    ]
     return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *entries)
 
 
-def shards_folder(settings: SampleSettings, artefact: Artefact) -> Path:
+def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
     """Return the folder of a cell's finished shards, named by its card and the sampling code.
 
     The card's version is raised by hand: it stays the same if other code samples the same images.
     """
-    code = code_digest(sampling_code(settings, artefact))
-    made_by = {"card": sampling_card(settings, artefact), "code": code}
-    return cells_folder(artefact.model_sha256) / fingerprint(made_by)
+    code = code_digest(sampling_code(settings, networks))
+    made_by = {"card": sampling_card(settings, networks), "code": code}
+    return cells_folder(networks.model.model_sha256) / fingerprint(made_by)
 
 
 def make_cell(
     sample: SampleConfig,
     cell: Cell,
-    model: Path,
+    files: NetworkFiles,
     out: Path,
     progress: Progress | None = None,
     run: ShardRunner | None = None,
@@ -83,27 +92,29 @@ def make_cell(
 ) -> ImageStore:
     """Write a cell's image store at `out`, from finished shards and those that `run` samples.
 
-    Without `run` they are sampled in this process. `average_of` is the training's own model if `model` is
+    Without `run` they are sampled in this process. `average_of` is the training's own model if the cell's is
     another average of its weights.
     """
-    artefact = read_artefact(model)
+    networks = files.read()
+    artefact = networks.model
     settings, total = cell_settings(sample, cell), sample.num_images
     spec = artefact.network
     shape = (spec.image_size, spec.image_size, spec.in_channels)
-    shards = CellShards(shards_folder(settings, artefact), total, shape)
+    shards = CellShards(shards_folder(settings, networks), total, shape)
     missing = shards.missing(sample.batch_size)
     done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with closing((run or run_locally)(model, settings, missing)) as made:
+    with closing((run or run_locally)(files, settings, missing)) as made:
         for shard, images in made:
             shards.save(shard, images)
             done += len(shard)
             show(done, total)
-    labels = mixed_condition(artefact, settings, range(total)).labels
-    card = {**sampling_card(settings, artefact), "num_images": total}
+    labels = mixed_condition(networks.labelled, settings, range(total)).labels
+    card = {**sampling_card(settings, networks), "num_images": total}
     lineage = [ancestor.model_dump() for ancestor in artefact.lineage]
-    meta = {"name": cell.name, "classes": list(artefact.data.classes), "card": card, "lineage": lineage}
+    classes = list(networks.labelled.data.classes)
+    meta = {"name": cell.name, "classes": classes, "card": card, "lineage": lineage}
     own = read_artefact(average_of) if average_of else artefact
     if training := own.training:
         meta["training"] = training
@@ -124,32 +135,41 @@ class LocalRunner:
     def __init__(self, waiting: OnWait | None = None) -> None:
         self._waiting, self._held = waiting, ExitStack()
         self._device: torch.device | None = None
-        self._loaded: tuple[str, LoadedModel] | None = None
+        self._loaded: dict[str, Any] = {}  # by the SHA-256 of their files
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._loaded, device, self._device = None, self._device, None
+        self._loaded, device, self._device = {}, self._device, None
         _free_memory(device)
         self._held.close()
 
     def __call__(
-        self, model: Path, settings: SampleSettings, shards: Sequence[range]
+        self, files: NetworkFiles, settings: SampleSettings, shards: Sequence[range]
     ) -> Generator[tuple[range, Images], None, None]:
         """Yield each shard with its images."""
         if not shards:
             return
         if self._device is None:
             self._device = self._held.enter_context(acquire_device(self._waiting))
-        sha256 = sha256_file(model)
-        if self._loaded is None or self._loaded[0] != sha256:
-            self._loaded = None
-            _free_memory(self._device)  # before the next one is there
-            self._loaded = sha256, load_model(model, self._device)
-        fast = should_compile(self._loaded[1].artefact, settings, len(shards), self._device)
+        loaded, guides = self._load(files, self._device)
+        fast = should_compile(loaded.artefact, settings, len(shards), self._device)
         for shard in shards:
-            yield shard, shard_images(self._loaded[1], settings, shard, self._device, fast=fast)
+            yield shard, shard_images(loaded, settings, shard, self._device, guides, fast=fast)
+
+    def _load(self, files: NetworkFiles, device: torch.device) -> tuple[LoadedModel, Guides]:
+        """Return the networks of the files; those of the last call stay loaded if they are used again."""
+        digests = [None if path is None else sha256_file(path) for path in files]
+        if any(digest not in self._loaded for digest in digests if digest is not None):
+            self._loaded = {digest: one for digest, one in self._loaded.items() if digest in digests}
+            _free_memory(device)  # before the next one is there
+        for path, digest, load in zip(files, digests, (load_model, load_model, load_classifier), strict=True):
+            if path is not None and digest is not None and digest not in self._loaded:
+                self._loaded[digest] = load(path, device)
+        model, *guides = (None if digest is None else self._loaded[digest] for digest in digests)
+        assert model is not None, "every cell has a model"
+        return model, Guides(*guides)
 
 
 def _free_memory(device: torch.device | None) -> None:
@@ -160,19 +180,25 @@ def _free_memory(device: torch.device | None) -> None:
 
 
 def run_locally(
-    model: Path, settings: SampleSettings, shards: Sequence[range]
+    files: NetworkFiles, settings: SampleSettings, shards: Sequence[range]
 ) -> Generator[tuple[range, Images], None, None]:
     """Run the shards of a single cell on this machine's first free device."""
     with LocalRunner() as run:
-        yield from run(model, settings, shards)
+        yield from run(files, settings, shards)
 
 
 def shard_images(
-    loaded: LoadedModel, settings: SampleSettings, shard: range, device: torch.device, *, fast: bool = False
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    shard: range,
+    device: torch.device,
+    guides: Guides = NO_GUIDES,
+    *,
+    fast: bool = False,
 ) -> Images:
-    """Return the images of a shard, uint8 NHWC; `fast` compiles the network."""
-    condition = mixed_condition(loaded.artefact, settings, shard)
-    return to_nhwc(generate(loaded, settings, shard, condition, device, fast=fast))
+    """Return the images of a shard, uint8 NHWC; `fast` compiles the networks."""
+    condition = mixed_condition(guides.labelled(loaded), settings, shard)
+    return to_nhwc(generate(loaded, settings, shard, condition, device, guides=guides, fast=fast))
 
 
 def drop_other_cells(samples: Path, cells: list[Cell]) -> None:

@@ -1,4 +1,4 @@
-"""The model files of a sweep: that of the training, and other averages of its weights."""
+"""Model files of other averages of a training's weights."""
 
 from collections.abc import Iterable
 from contextlib import suppress
@@ -8,31 +8,8 @@ from diffusion.code_digest import code_digest, module_digests
 from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.model_file import Artefact, read_artefact, read_verified_artefact, save_artefact
 from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
-from diffusion.protocol.grid import Cell
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
-
-
-class EMAModelFiles:
-    """The model file of every cell: `model` itself, or the average of the cell's width.
-
-    UsageError if a cell has a width and `averages` has no snapshots of the training of `model`.
-    """
-
-    def __init__(self, model: Path, cells: Iterable[Cell], averages: Path = AVERAGES) -> None:
-        self.model = model
-        has_widths = any(cell.ema is not None for cell in cells)
-        self._snapshots = matching_snapshots(model, averages) if has_widths else None
-
-    def file(self, cell: Cell) -> Path:
-        """Return the model file of the cell's images, reconstructed if it is missing."""
-        if cell.ema is None or self._snapshots is None:
-            return self.model
-        return ema_model_file(self._snapshots, cell.ema)
-
-    def average_of(self, cell: Cell) -> Path | None:
-        """Return `model` if the cell uses another average of its training, else None."""
-        return None if cell.ema is None else self.model
 
 
 def matching_snapshots(model: Path, averages: Path = AVERAGES) -> Snapshots:

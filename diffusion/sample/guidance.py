@@ -1,9 +1,11 @@
 """Guidance: wrappers of a denoiser that are denoisers themselves.
 
-A weight is a number, or a (B,) tensor with one for each row.
+Guidance leads away from a worse prediction: D + w·(D − D_worse), where w = 0 is none. The rules of
+GUIDANCE_RULES differ in what is worse. A weight is a number, or a (B,) tensor with one for each row.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, Prediction, expand, expand_times
 from diffusion.process.noise_process import NoiseProcess
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
@@ -22,21 +25,56 @@ Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
 """(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
 
 
-def classifier_free(denoiser: Denoiser, weight: Weight) -> Denoiser:
-    """ε = (1+w)·ε(x, c) − w·ε(x, ∅), and x̂_0 likewise (CFG, 2207.12598, eq. 6).
+Inputs = tuple[Tensor, Tensor | float, Condition]
+"""The arguments of a denoiser: x (B, C, H, W), the time of all or of each row, and the condition."""
 
-    Everything else is that of the conditional branch. A row with weight 0 is computed once, the others twice,
-    all in one pass; for weight 0 the denoiser itself is returned. Keep a tensor of weights on the CPU, since
-    its values are read. UsageError on call if the network takes no condition.
+Pair = Callable[[Inputs, Inputs], tuple[Prediction, Prediction]]
+"""(all rows, the guided rows) → the predictions of all rows, and the worse ones of the guided rows."""
+
+
+def classifier_free(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
+    """D(x, c) + w·(D(x, c) − D(x, ∅)), so ε = (1+w)·ε(x, c) − w·ε(x, ∅).
+
+    All is computed in one pass, guided rows twice. It needs no `guide`. UsageError on call if the network
+    takes no condition.
+    """
+
+    def pair(rows: Inputs, guided_rows: Inputs) -> tuple[Prediction, Prediction]:
+        (x, t, condition), (x_guided, t_guided, conditioned) = rows, guided_rows
+        times = torch.cat([t, t_guided]) if isinstance(t, Tensor) and isinstance(t_guided, Tensor) else t
+        conditions = Condition.cat([condition, conditioned.null()])
+        both = denoiser(torch.cat([x, x_guided]), times, conditions)
+        return both.rows(slice(len(x))), both.rows(slice(len(x), None))
+
+    return lead_away(denoiser, pair, weight)
+
+
+def autoguidance(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
+    """D + w·(D − D_g) of a worse model D_g of the same data: no labels are needed.
+
+    The source is Karras et al. 2024 (2406.02507), sec. 4. Their w is one more: D_g + w·(D − D_g). UsageError
+    without a `guide`.
+    """
+    if guide is None:
+        raise UsageError("autoguidance needs a guide: a worse model of the same data")
+    worse = guide
+    return lead_away(denoiser, lambda rows, guided_rows: (denoiser(*rows), worse(*guided_rows)), weight)
+
+
+def lead_away(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
+    """Return D + w·(D − D_worse) for x_0 and ε; everything else is that of D.
+
+    A row with weight 0 has no worse prediction; for weight 0 the denoiser itself is returned. Keep a tensor
+    of weights on the CPU, since its values are read.
     """
     if not isinstance(weight, Tensor):
         if weight == 0:
             return denoiser
-        return _Guided(denoiser, slice(None), torch.tensor(weight, dtype=torch.float64))
+        return _Guided(pair, slice(None), torch.tensor(weight, dtype=torch.float64))
     rows = weight.nonzero().flatten()
     if len(rows) == len(weight):
-        return _Guided(denoiser, slice(None), weight)
-    return _Guided(denoiser, rows, weight[rows]) if len(rows) else denoiser
+        return _Guided(pair, slice(None), weight)
+    return _Guided(pair, rows, weight[rows]) if len(rows) else denoiser
 
 
 def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
@@ -58,18 +96,27 @@ def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: float) -
     return 0.0
 
 
-def guided(denoiser: Denoiser, settings: SampleSettings, process: NoiseProcess) -> Denoiser:
-    """Wrap a denoiser in the classifier-free guidance of these settings."""
+def guided(
+    denoiser: Denoiser, settings: SampleSettings, process: NoiseProcess, guide: Denoiser | None = None
+) -> Denoiser:
+    """Wrap a denoiser in the guidance of these settings, by their rule and within their interval."""
+    rule = GUIDANCE_RULES[settings.rule].load() if settings.guidance else classifier_free
     if settings.guidance == 0 or settings.guidance_interval is None:
-        return classifier_free(denoiser, settings.guidance)
-    return interval_guidance(denoiser, settings.guidance, settings.guidance_interval, process)
+        return rule(denoiser, settings.guidance, guide)
+    return interval_guidance(
+        denoiser, settings.guidance, settings.guidance_interval, process, partial(rule, guide=guide)
+    )
 
 
 def interval_guidance(
-    denoiser: Denoiser, weight: float, interval: tuple[float, float], process: NoiseProcess
+    denoiser: Denoiser,
+    weight: float,
+    interval: tuple[float, float],
+    process: NoiseProcess,
+    rule: Callable[[Denoiser, Weight], Denoiser] = classifier_free,
 ) -> Denoiser:
-    """Guide where low < σ/α ≤ high (2404.07724, eq. 6); elsewhere call the denoiser once a row."""
-    everywhere = classifier_free(denoiser, weight)
+    """Guide where low < σ/α ≤ high (2404.07724, eq. 6); elsewhere return the denoiser's own prediction."""
+    everywhere = rule(denoiser, weight)
 
     def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         if not isinstance(t, Tensor):
@@ -77,7 +124,7 @@ def interval_guidance(
             return (everywhere if in_interval(interval, level) else denoiser)(x, t, condition)
         levels = process.noise_level(t).tolist()
         weights = [weight if in_interval(interval, level) else 0.0 for level in levels]
-        return classifier_free(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
+        return rule(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
 
     return call
 
@@ -85,29 +132,27 @@ def interval_guidance(
 class _Guided:
     """A denoiser with guidance of `rows` of every batch, by `weight`."""
 
-    def __init__(self, denoiser: Denoiser, rows: slice | Tensor, weight: Tensor) -> None:
-        self._denoiser, self._rows, self._weight = denoiser, rows, weight
+    def __init__(self, pair: Pair, rows: slice | Tensor, weight: Tensor) -> None:
+        self._pair, self._rows, self._weight = pair, rows, weight
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        rows, count = self._rows, len(x)
-        times = torch.cat([t, t[rows]]) if isinstance(t, Tensor) else t  # before rows are moved
+        rows = self._rows
+        times = t[rows] if isinstance(t, Tensor) else t  # before rows are moved
         rows = rows if isinstance(rows, slice) else to_device(rows, x.device)
-        conditions = Condition.cat([condition, condition.rows(rows).null()])
-        both = self._denoiser(torch.cat([x, x[rows]]), times, conditions)
-        conditional, free = both.rows(slice(count)), both.rows(slice(count, None))
+        better, worse = self._pair((x, t, condition), (x[rows], times, condition.rows(rows)))
         weight = expand(self._weight, x)
-        return conditional._replace(
-            x0=_combine(conditional.x0, free.x0, rows, weight),
-            eps=_combine(conditional.eps, free.eps, rows, weight),
+        return better._replace(
+            x0=_combine(better.x0, worse.x0, rows, weight),
+            eps=_combine(better.eps, worse.eps, rows, weight),
         )
 
 
-def _combine(conditional: Tensor, free: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
-    """Return (1+w)·conditional − w·free at the rows, and `conditional` at the others."""
-    guided = (1 + weight) * conditional[rows] - weight * free
+def _combine(better: Tensor, worse: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
+    """Return (1+w)·better − w·worse at the rows, and `better` at the others."""
+    guided = (1 + weight) * better[rows] - weight * worse
     if isinstance(rows, slice):
         return guided
-    return conditional.index_copy(0, rows, guided)
+    return better.index_copy(0, rows, guided)
 
 
 def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
@@ -142,16 +187,18 @@ def shift_mean(denoiser: Denoiser, gradient: Gradient) -> Denoiser:
 def shift_eps(denoiser: Denoiser, gradient: Gradient, process: NoiseProcess) -> Denoiser:
     """Return ε − σ_t·s·∇ log p(y|x_t) (ADM alg. 2), for DDIM and other solvers of its ODE.
 
-    x̂_0 changes by σ²/α times the gradient; the variance fraction stays that of the network.
+    x̂_0 changes by σ²/α times the gradient; the variance fraction stays that of the network. Where α is 0 the
+    image is pure noise, and nothing guides.
     """
 
     def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         slope = gradient(x, t, condition)
         alpha, sigma = process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        of_x0 = torch.where(alpha > 0, sigma.square() / alpha, 0.0)
         prediction = denoiser(x, t, condition)
         return prediction._replace(
-            x0=prediction.x0 + expand(sigma.square() / alpha, x) * slope,
-            eps=prediction.eps - expand(sigma, x) * slope,
+            x0=prediction.x0 + expand(of_x0, x) * slope,
+            eps=prediction.eps - expand(torch.where(alpha > 0, sigma, 0.0), x) * slope,
         )
 
     return guided

@@ -107,9 +107,10 @@ def call_times(settings: SampleSettings, process: NoiseProcess) -> list[float]:
 def count_nfe(settings: SampleSettings, config: ProcessConfig) -> int:
     """Return the number of function evaluations (NFE) of an image within the process of that section.
 
-    That is one per call of the sampler, and two where guidance applies.
+    That is one per call of the sampler, and that of the rule where guidance applies.
     """
     if settings.nfe is not None:
         return settings.nfe
     process = build_process(config)
-    return sum(1 + (guidance_weight(settings, process, t) > 0) for t in call_times(settings, process))
+    weights = [guidance_weight(settings, process, t) for t in call_times(settings, process)]
+    return sum(settings.guided_nfe if weight else 1 for weight in weights)

@@ -14,7 +14,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import figure_style, image_row, new_figure
-from diffusion.sample.generate import check_settings, generate
+from diffusion.sample.generate import NO_GUIDES, Guides, check_settings, generate
 from diffusion.sample.sampler import Step
 from diffusion.show.figure import FigureData, columns
 
@@ -71,6 +71,7 @@ def reverse(
     index: int,
     condition: Condition,
     device: torch.device,
+    guides: Guides = NO_GUIDES,
     columns: int = COLUMNS,
 ) -> Reverse:
     """Return image `index` as `generate` makes it, at up to `columns` of its steps; errors as `generate`."""
@@ -79,7 +80,7 @@ def reverse(
     shape = (spec.in_channels, spec.image_size, spec.image_size)
     start = ImageNoise(settings.seed, [index], shape, grid.initial_noise_scale).draw()
     visited: list[Step] = []
-    image = generate(loaded, settings, [index], condition, device, visited.append)
+    image = generate(loaded, settings, [index], condition, device, visited.append, guides)
     before = [start, *(step.x.cpu() for step in visited[:-1])]
     chosen = np.unique(np.linspace(0, len(visited) - 1, columns).round().astype(int)).tolist()
     times = grid.times.flip(0).tolist()

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion.images.store import Images
-    from diffusion.model.model_file import LoadedModel
     from diffusion.sample.cell_images import ShardRunner
+    from diffusion.sample.network_files import NetworkFiles
+
+Digests = Sequence[str | None]
+"""The SHA-256 of the files of the model, its guide and its classifier, as far as there are any."""
 
 SHARDS_PER_WORKER = 2  # one running, one queued
 POLL_SECONDS = 0.5
@@ -53,22 +56,26 @@ def _run(
     gpus: float,
     sweep: str,
     shared: dict[str, Any],
-    model: Path,
+    files: "NetworkFiles",
     settings: SampleSettings,
     shards: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
     """Yield each shard with its images as they finish; raise DiffctlError if one fails.
 
-    `sweep` identifies this sweep; `shared` has the models in the object store by SHA-256.
+    `sweep` identifies this sweep; `shared` has the files in the object store by SHA-256.
     """
     import numpy as np
     import ray
 
-    sha256 = sha256_file(model)
-    if sha256 not in shared:
-        shared[sha256] = ray.put(np.fromfile(model, dtype=np.uint8))
+    digests = tuple(None if file is None else sha256_file(file) for file in files)
+    for file, digest in zip(files, digests, strict=True):
+        if file is not None and digest is not None and digest not in shared:
+            shared[digest] = ray.put(np.fromfile(file, dtype=np.uint8))
     make = ray.remote(make_shard).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
-    same = shared[sha256], sha256, library_version(), settings, gpus, sweep
+    contents = [
+        None if digest is None else shared[digest] for digest in digests
+    ]  # Ray resolves references among the arguments
+    same = digests, library_version(), settings, gpus, sweep
     waiting = deque(shards)
     running: dict[Any, range] = {}
     try:
@@ -76,7 +83,7 @@ def _run(
             while waiting or running:
                 while waiting and len(running) < _max_running(gpus):
                     shard = waiting.popleft()
-                    running[make.remote(*same, shard)] = shard
+                    running[make.remote(*same, shard, *contents)] = shard
                 ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
                 for reference in ready:
                     shard = running.pop(reference)
@@ -100,25 +107,38 @@ def _max_running(gpus: float) -> int:
 
 
 def make_shard(
-    weights: Any, sha256: str, version: str, settings: SampleSettings, gpus: float, sweep: str, shard: range
+    digests: Digests,
+    version: str,
+    settings: SampleSettings,
+    gpus: float,
+    sweep: str,
+    shard: range,
+    *contents: Any,
 ) -> "Images":
-    """Return a shard's images; raise DiffctlError if diffctl or torch differ from the driver's."""
+    """Return a shard's images; raise DiffctlError if diffctl or torch differ from the driver's.
+
+    `contents` are those of the files with these SHA-256.
+    """
     import torch
 
     from diffusion.sample.cell_images import shard_images
+    from diffusion.sample.generate import Guides
 
     check_worker_version(version)
     with _device(gpus, sweep) as device:
-        loaded = _loaded(weights, sha256)
-        if device.type != "cuda":
-            return shard_images(loaded, settings, shard, device)
-        moved = loaded._replace(network=copy.deepcopy(loaded.network))  # keeps no rounded copy alive
+        networks = _loaded(digests, contents)
+        if device.type == "cuda":  # copies, which keep no rounded ones alive
+            networks = [one and one._replace(network=copy.deepcopy(one.network)) for one in networks]
+        model, *guides = networks
         try:
-            moved.network.to(device)
-            return shard_images(moved, settings, shard, device)
+            for one in filter(None, networks):
+                one.network.to(device)
+            return shard_images(model, settings, shard, device, Guides(*guides))
         finally:  # the worker outlives its shard, and Ray may give the GPU to another worker next
-            moved.network.to("cpu")
-            torch.cuda.empty_cache()
+            if device.type == "cuda":
+                for one in filter(None, networks):
+                    one.network.to("cpu")
+                torch.cuda.empty_cache()
 
 
 def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
@@ -130,16 +150,21 @@ def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
     return acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
 
 
-_models: "dict[str, LoadedModel]" = {}  # the worker's last model, in host memory
+_networks: dict[str, Any] = {}  # those of the worker's last shard, in host memory
 
 
-def _loaded(weights: Any, sha256: str) -> "LoadedModel":
+def _loaded(digests: Digests, contents: Sequence[Any]) -> list[Any]:
+    """Return the networks of these files; of the last ones those stay that are used again."""
+    from diffusion.model.classifier import load_classifier
     from diffusion.model.model_file import load_model
 
-    if sha256 not in _models:
-        _models.clear()
-        with tempfile.NamedTemporaryFile() as file:
-            file.write(weights.data)
-            file.flush()
-            _models[sha256] = load_model(Path(file.name))
-    return _models[sha256]
+    for other in _networks.keys() - set(digests):
+        del _networks[other]
+    loaders = load_model, load_model, load_classifier
+    for digest, content, load in zip(digests, contents, loaders, strict=True):
+        if digest is not None and digest not in _networks:
+            with tempfile.NamedTemporaryFile() as file:
+                file.write(content.data)
+                file.flush()
+                _networks[digest] = load(Path(file.name))
+    return [None if digest is None else _networks[digest] for digest in digests]

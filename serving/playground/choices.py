@@ -8,7 +8,6 @@ import torch
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
-from diffusion.model.model_file import Artefact
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.options import SamplingOption
 from diffusion.protocol.scores_document import ScoresDocument
@@ -32,6 +31,9 @@ LESSONS = {  # what a control does to the images; another option shows its help
     "image, trailing counts back from pure noise in equal strides.",
     "guidance": "A larger w makes images more typical of their class and less varied, for two network "
     "evaluations per step; w is diffusers' guidance_scale − 1.",
+    "guidance_rule": "Guidance leads away from the model without the class, or from a guide, a worse model, "
+    "which makes images better without making them less varied.",
+    "guide": "A worse model of the same data: what it does badly, guidance corrects.",
     "guidance_interval": "Guidance only at middle noise levels keeps more variety and saves network "
     "evaluations.",
     "clip": "Clips every predicted image to the range of pixels, so that errors cannot push it beyond black "
@@ -45,7 +47,7 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     `store` has the number of `images`, or `why` there are none.
     """
     scores = model.published.scores
-    controls = [_control(option, model.artefact) for option in HTTP_OPTIONS.values()]
+    controls = [_control(option, model) for option in HTTP_OPTIONS.values()]
     try:
         images, why = len(open_matching_store(store, model.artefact)), None
     except DiffctlError as error:
@@ -57,18 +59,20 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     }
 
 
-def _control(option: SamplingOption, artefact: Artefact) -> dict[str, Any] | None:
+def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | None:
     """Return the control of an option and what the model allows; None if no control sets its type.
 
     `off` has the conditions under which it has no effect: another option and its values. A `required` one is
     sent with its default then, another one is left out.
     """
-    kind = "choice" if option.option.choices else KINDS.get(option.plain_type)
-    if kind is None:
-        return None
-    spec, choices = artefact.network, list(option.option.choices)
+    spec, choices = model.artefact.network, list(option.option.choices)
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
+    if option.name == "guide":
+        choices = [] if model.guide is None else [model.guide]
+    kind = "choice" if choices else KINDS.get(option.plain_type)
+    if kind is None:
+        return None
     name = option.name.replace("_", " ").capitalize()
     return {
         "name": option.name,
@@ -77,7 +81,8 @@ def _control(option: SamplingOption, artefact: Artefact) -> dict[str, Any] | Non
         "kind": kind,
         "default": option.default,
         "required": option.option.axis == "required",
-        "allowed": option.name != "guidance" or spec.null_class,
+        "allowed": option.name != "guidance" or spec.null_class or model.guide is not None,
+        "nullable": option.default is None,
         "choices": choices,
         "least": option.bound(lower=True),
         "most": option.bound(lower=False),

@@ -50,12 +50,12 @@ class Interpolation:
     """The two ends of an interpolation, and the jobs that compute it.
 
     An end is the image of its seed, or the reconstruction of a real image from its code: by DDIM without
-    guidance and clipping, whatever the request has.
+    guidance and clipping, whatever the request has. No classifier guides.
     """
 
     def __init__(self, model: ServedModel, request: InterpolationRequest, store: Path) -> None:
         self._model, self._request = model, request
-        settings = model.resolve(request).model_copy(update={"eta": 0.0})
+        settings = model.resolve(request).model_copy(update={"eta": 0.0, "classifier": None})
         check_count(request.frames, model.config)
         if request.images is None:
             self.settings, self._pixels = settings, None

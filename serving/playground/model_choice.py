@@ -35,7 +35,8 @@ class ChoosableSource:
             published = self._first.fetch()
         else:
             files = fetch_version_files(*chosen)
-            published = PublishedModel(*chosen, files.file, files.scores)
+            name, version = chosen
+            published = PublishedModel(name, version, files.file, files.scores, **files.guides)
         self._fetched = chosen
         return published
 

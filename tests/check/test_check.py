@@ -10,15 +10,19 @@ import torch
 
 from diffusion.check import check, preflight
 from diffusion.check.findings import Project
+from diffusion.check.guide_checks import check_guides
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
+from diffusion.layout import MODEL
+from diffusion.model.model_file import save_artefact
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train import step_memory
 from diffusion.train.plan import plan_training
 from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, diffctl, params, write_params
+from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.raw_data import random_images, write_cifar10, write_cifar100, write_folder
 
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
@@ -283,3 +287,26 @@ def test_too_large_eta_is_refused(project, stage, sections, match):
     assert "sampling" in with_level(check(config, project), "error")
     with pytest.raises(UsageError, match=match):
         preflight(config, stage, project)
+
+
+def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
+    monkeypatch.setattr(Project, "is_trained", True)
+    spec = spec_of()
+    save_artefact(project / MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    shutil.copy(ROOT / "dvc.yaml", project)
+    config = configuration(sample={"guidance": 1.0, "guide": "guides/early.safetensors"})
+
+    def errors() -> list[str]:
+        return [str(one.message) for one in check_guides(Project(config, project))]
+
+    first, second = errors()
+    assert "is no dependency of the stage sample" in first
+    assert "there is no guide guides/early.safetensors" in second
+    save_artefact(project / "guides/early.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    assert len(errors()) == 1
+    graph = (project / "dvc.yaml").read_text()
+    (project / "dvc.yaml").write_text(graph.replace("- models/ema", "- models/ema\n      - guides"))
+    assert errors() == []
+    rgb = spec_of(in_channels=3, out_channels=6)
+    save_artefact(project / "guides/early.safetensors", network_of(rgb).state_dict(), artefact_of(rgb))
+    assert ["takes 8×8×3 images" in message for message in errors()] == [True]

@@ -19,6 +19,7 @@ from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system import devices
 from diffusion.system.errors import UsageError
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
@@ -206,9 +207,9 @@ def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None
     plan = plan_here(config)
     save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), plan_artefact(plan))
     first, second = grid(config.sample, config.sweep)
-    make_cell(config.sample, first, MODEL, SAMPLES / first.name)
+    make_cell(config.sample, first, NetworkFiles(MODEL), SAMPLES / first.name)
     assert needed_for("samples", config) == 3 * cell
-    make_cell(config.sample, second, MODEL, SAMPLES / second.name)
+    make_cell(config.sample, second, NetworkFiles(MODEL), SAMPLES / second.name)
     assert needed_for("samples", config) == 0
     assert needed_for("samples", configuration(**small, train={"lr": 0.1})) == 6 * cell
     MODEL.write_bytes(b"no model")

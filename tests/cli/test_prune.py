@@ -16,6 +16,7 @@ from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREP
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import ABOUT, open_search, search_dir
@@ -146,7 +147,10 @@ def test_images_of_other_models_and_cells_go(plan) -> None:
     model = save_artefact(MODEL, network_of(plan.network).state_dict(), plan_artefact(plan))
     config = load()
     cells = grid(config.sample, config.sweep)
-    present = [make_units(shards_folder(cell_settings(config.sample, cell), model)) for cell in cells]
+    present = [
+        make_units(shards_folder(cell_settings(config.sample, cell), NetworkArtefacts(model)))
+        for cell in cells
+    ]
     outside = make_units(present[0].parent / "0123456789abcdef")
     other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
     assert gone(plan) == {outside, other}

@@ -12,6 +12,7 @@ from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.sample.cell_images import make_cell
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json
@@ -58,7 +59,9 @@ def make_scored(config, seed: int, **card) -> ScoresDocument:
     save_artefact(MODEL, new_state(artefact, device).ema.state_dict(), artefact)
     write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
     cells = grid(config.sample, config.sweep)
-    stores = {cell: make_cell(config.sample, cell, MODEL, SAMPLES / cell.name) for cell in cells}
+    stores = {
+        cell: make_cell(config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name) for cell in cells
+    }
     document = evaluate(stores, config.evaluate, REFERENCE, prepared=PREPARED)
     for cell in document.cells.values():
         cell.card.update(card)

@@ -15,7 +15,7 @@ from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import check_settings, generate, guided_denoiser
+from diffusion.sample.generate import Guides, check_settings, generate, guided_denoiser
 from diffusion.sample.sampler import NaNGuard, run_sampler
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlWarning
@@ -52,16 +52,16 @@ def a_classifier(device: torch.device) -> LoadedClassifier:
         {},
         {"guidance": 1.5},
         {"guidance": 1.5, "guidance_interval": (0.3, 5.0)},
-        {"classifier_scale": 2.0},
-        {"guidance": 1.5, "classifier_scale": 2.0},
+        {"classifier": "c", "classifier_scale": 2.0},
+        {"guidance": 1.5, "classifier": "c"},
     ],
     ids=str,
 )
 def test_a_sampling_step_does_not_synchronise(device, values, guidance) -> None:
     model, settings = a_model(device), SampleSettings(steps=5, **guidance, **values)
-    classifier = a_classifier(device) if settings.classifier_scale else None
+    classifier = a_classifier(device) if settings.has_classifier else None
     grid = check_settings(model.artefact, settings)
-    denoiser = guided_denoiser(model, settings, classifier)
+    denoiser = guided_denoiser(model, settings, Guides(classifier=classifier))
     noise, watch = ImageNoise(0, range(4), (1, 8, 8)), NaNGuard()
     watch.raise_pending = lambda: None
     condition = Condition(4, torch.arange(4), 10)

@@ -10,6 +10,7 @@ import torch
 from diffusion.config import Config, load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
+from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
 from diffusion.model.model_file import Artefact, DataCard, save_artefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet import UNet
@@ -75,6 +76,17 @@ def artefact_of(spec: NetworkSpec, timesteps: int = 100, **changes: Any) -> Arte
         "precision": "fp32",
     }
     return Artefact(**{**values, **changes})
+
+
+def loaded_classifier(**changes: Any) -> LoadedClassifier:
+    """Return a classifier of ten classes with random weights."""
+    spec = spec_of(**{"out_channels": 10, "null_class": False, **changes})
+    network = Classifier(spec)
+    randomise(network)
+    artefact = artefact_of(spec.model_copy(update={"out_channels": spec.in_channels}))
+    process = ProcessConfig(timesteps=100)
+    values = {**artefact.model_dump(), "network": spec, "kind": "classifier", "process": process}
+    return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
 class OptimalNetwork(torch.nn.Module):

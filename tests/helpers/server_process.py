@@ -71,9 +71,9 @@ class Gate(torch.nn.Module):
 
 def gated(service: Service) -> Gate:
     """Add a gate to the network that the service will use."""
-    published, loaded = service._first
+    published, loaded, guides = service._first
     gate = Gate(loaded.network)
-    service._first = published, loaded._replace(network=gate)
+    service._first = published, loaded._replace(network=gate), guides
     return gate
 
 

@@ -32,6 +32,7 @@ from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -183,7 +184,10 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
     monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
     monkeypatch.setattr(cell_images, "sha256_file", lambda path: "0")
     generated = torch.cat(
-        [torch.from_numpy(images) for _, images in cell_images.run_locally(tmp_path, settings, shards)]
+        [
+            torch.from_numpy(images)
+            for _, images in cell_images.run_locally(NetworkFiles(tmp_path), settings, shards)
+        ]
     )
     expected = [
         generate(model, settings, part, mixed_condition(model.artefact, settings, part), CPU)

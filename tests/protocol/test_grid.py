@@ -60,17 +60,20 @@ def test_noise_is_an_axis_of_stochastic_cells_only() -> None:
 
 def test_every_axis_is_in_the_name_the_settings_and_the_card() -> None:
     sweep = {"steps": [5], "eta": [1.0], "sampler": ["ddim"], "noise": ["large"], "spacing": ["trailing"]}
-    sweep |= {"guidance": [1.5], "guidance_interval": [[0.2, 5]], "ema": [0.1]}
-    config = parse(params(train=EMA_PROFILES, sweep=sweep), "test")
+    sweep |= {"guidance": [1.5], "guidance_rule": ["autoguidance"], "guide": ["runs/a.safetensors"]}
+    sweep |= {"guidance_interval": [[0.2, 5]], "classifier_scale": [2], "ema": [0.1]}
+    config = parse(params(train=EMA_PROFILES, sample={"classifier": "c"}, sweep=sweep), "test")
     (cell,) = grid(config.sample, config.sweep)
-    name = "steps5-eta1-sampler_ddim-noise_large-spacing_trailing-guidance1.5-guidance_interval_0.2_5-ema0.1"
+    guided = "guidance1.5-guidance_rule_autoguidance-guide_runs_a.safetensors-guidance_interval_0.2_5"
+    name = f"steps5-eta1-sampler_ddim-noise_large-spacing_trailing-{guided}-classifier_scale2-ema0.1"
     assert cell.name == name
     card = settings_card(cell_settings(config.sample, cell))
     sampling_axes = {axis: value for axis, value in cell.axes.items() if axis not in MODEL_AXES}
     assert {axis: card[axis] for axis in AXES if axis not in MODEL_AXES} == sampling_axes
     assert card.keys().isdisjoint(MODEL_AXES), "the code that loads the model adds the model's fields"
     assert set(cell.axes) == set(AXES)
-    description = "η = 1, ddim, noise large, spacing trailing, w = 1.5, σ/α in 0.2:5, σ_rel = 0.1"
+    description = "η = 1, ddim, noise large, spacing trailing, w = 1.5, autoguidance, guided by "
+    description += "runs/a.safetensors, σ/α in 0.2:5, s = 2, σ_rel = 0.1"
     assert describe_line(cell.axes) == description
     assert describe_cell(cell.axes).startswith("5 steps, η = 1, ")
     assert describe_cell(Cell(1, 0.0).axes) == "1 step, η = 0"
@@ -84,6 +87,18 @@ def test_interval_is_an_axis_of_guided_cells_only() -> None:
     ]  # fmt: skip
     assert names({"guidance": 2.0}, steps=[5], eta=[0], **axis)[:2] == [
         "steps5-eta0", "steps5-eta0-guidance_interval_0.2_5"
+    ]  # fmt: skip
+
+
+def test_a_guide_is_an_axis_of_guided_cells_and_a_rule_of_those_with_one() -> None:
+    axis = {"guide": [None, "b/a", "a"]}
+    assert names(steps=[5], eta=[0], guidance=[0, 2], **axis) == [
+        "steps5-eta0-guidance0", "steps5-eta0-guidance2",
+        "steps5-eta0-guidance2-guide_b_a", "steps5-eta0-guidance2-guide_a",
+    ]  # fmt: skip
+    both = {"guide": ["a"], "guidance_rule": ["classifier-free", "autoguidance"]}
+    assert names({"guidance": 2.0}, steps=[5], eta=[0], **both) == [
+        "steps5-eta0-guidance_rule_classifier-free", "steps5-eta0-guidance_rule_autoguidance-guide_a"
     ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_card
 from diffusion.sample.class_labels import class_condition, class_index, mixed_condition
 from diffusion.sample.generate import check_settings, generate, noise_draws
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, in_halves
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -249,7 +250,7 @@ def test_timesteps_must_have_the_length_of_steps():
 @pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
 def test_card_is_flat_and_restores_the_settings(chosen):
     settings = SampleSettings(seed=3, guidance=1.5, **chosen)
-    card = sampling_card(settings, ARTEFACT)
+    card = sampling_card(settings, NetworkArtefacts(ARTEFACT))
     assert all(isinstance(value, str | int | float | bool) for value in card.values())
     assert card["model_sha256"] == ARTEFACT.model_sha256
     assert card["sampler"] == settings.sampler

@@ -28,6 +28,7 @@ from diffusion.process.process_registry import (
 )
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid, settings_card
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_card
@@ -40,6 +41,7 @@ from diffusion.sample.guidance import (
     shift_eps,
     shift_mean,
 )
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, run_sampler
 from diffusion.system.section import Section, fingerprint
 from tests.conftest import params
@@ -179,7 +181,7 @@ def test_nfe_of_the_card_equals_network_rows_per_image(with_trapezoid, sampler, 
 
     counting = LoadedModel(counting_network, model.artefact)  # type: ignore[arg-type]
     generate(counting, settings, range(3), make_condition(model, settings, range(3)), CPU)
-    assert sum(rows) / 3 == sampling_card(settings, model.artefact)["nfe"]
+    assert sum(rows) / 3 == sampling_card(settings, NetworkArtefacts(model.artefact))["nfe"]
 
 
 def test_new_process_needs_only_a_registry_entry(with_flow, tmp_path):
@@ -269,12 +271,17 @@ def test_sampling_steps_do_not_wait_for_the_device(watch, options, guidance, pre
 
 
 @pytest.mark.parametrize("shift", [shift_mean, partial(shift_eps, process=A_PROCESS), None])
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize(
+    ("guidance", "rule"), [(0.0, "classifier-free"), *[(1.5, name) for name in GUIDANCE_RULES]]
+)
 @WATCHES
-def test_interval_and_classifier_guidance_do_not_wait_for_the_device(watch, guidance, shift):
+def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_device(
+    watch, guidance, rule, shift
+):
     """The classifier's gradient comes from a real backward pass."""
     network = NetworkDenoiser(lambda x, t, labels: torch.cat([x, x], 1), A_PROCESS)
-    denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS)
+    wrap = partial(GUIDANCE_RULES[rule].load(), guide=network)
+    denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS, wrap)
     if shift is not None:
         pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
         gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t[:, None], 2.0)

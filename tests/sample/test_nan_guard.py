@@ -23,6 +23,7 @@ from diffusion.sample.cell_images import make_cell
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampler import NaNGuard, NonFiniteError, run_sampler
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -141,6 +142,6 @@ def test_sweep_writes_no_cell_for_infinite_weights(tmp_path, monkeypatch) -> Non
     save_artefact(tmp_path / "bad.safetensors", network.state_dict(), INTACT.artefact)
     sample = SampleConfig(num_images=4, batch_size=2)
     with pytest.raises(NonFiniteError, match=MESSAGE):
-        make_cell(sample, Cell(2, 0.0), tmp_path / "bad.safetensors", tmp_path / "cell")
+        make_cell(sample, Cell(2, 0.0), NetworkFiles(tmp_path / "bad.safetensors"), tmp_path / "cell")
     assert not (tmp_path / "cell").exists()
     assert not list(tmp_path.rglob("*.npy"))

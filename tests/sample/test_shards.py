@@ -27,7 +27,7 @@ from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.sample.cell_images import make_cell, run_locally
-from diffusion.sample.ema_models import EMAModelFiles
+from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
@@ -48,7 +48,9 @@ def images_in(folder: str, sizes: list[int]) -> np.ndarray:
     stops = np.cumsum(sizes)
     shards = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
     made = dict(
-        run_locally(MODEL, cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards)
+        run_locally(
+            NetworkFiles(MODEL), cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards
+        )
     )
     return np.concatenate([made[shard] for shard in shards])
 
@@ -214,7 +216,7 @@ def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
     def sweep(steps: list[int]) -> None:
         config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
         for cell in grid(config.sample, config.sweep):
-            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=recording_runner)
+            make_cell(config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name, run=recording_runner)
 
     sweep([2])
     assert len(made) == 2 * 2
@@ -238,7 +240,9 @@ def test_shards_of_another_code_version_are_made_again(
 
     def run() -> None:
         cards.append(
-            make_cell(config.sample, cell, MODEL, SAMPLES / cell.name, run=recording_runner).meta["card"]
+            make_cell(
+                config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name, run=recording_runner
+            ).meta["card"]
         )
 
     run()
@@ -257,7 +261,11 @@ def test_cell_is_an_image_store_with_its_card(project: Path) -> None:
     seen = []
     for cell in grid(config.sample, config.sweep):
         store = make_cell(
-            config.sample, cell, MODEL, SAMPLES / cell.name, lambda *progress: seen.append(progress)
+            config.sample,
+            cell,
+            NetworkFiles(MODEL),
+            SAMPLES / cell.name,
+            lambda *progress: seen.append(progress),
         )
         assert store.images.shape == (10, 8, 8, 1)
         assert store.digest == open_store(SAMPLES / cell.name).digest
@@ -318,7 +326,7 @@ def test_sweep_holds_its_device_while_weights_are_loaded(
 
     def sweep() -> None:
         cells = grid(config.sample, config.sweep)
-        models = EMAModelFiles(MODEL, cells)
+        models = CellFiles(MODEL, config.sample, cells)
         run_sweep(config.sample, cells, models, SAMPLES, lambda label: contextlib.nullcontext(record))
 
     sweep()

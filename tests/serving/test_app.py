@@ -17,7 +17,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import Guides, generate
 from serving.app import create_app
 from serving.service import Service
 from tests.helpers.server_process import CPU, gated, published, scores_of, service_of, small_model
@@ -90,6 +90,38 @@ def pending(client, gate, body):
     yield answers
     gate.open.set()
     thread.join()
+
+
+def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
+    guide = small_model(tmp_path / "early.safetensors", seed=1)
+    scores, usual = scores_of(model), {"guidance": 1.0, "guide": "ema:0.1@300"}
+    cells = {
+        name: cell.model_copy(update={"card": {**cell.card, **usual}}) for name, cell in scores.cells.items()
+    }
+    scored = published(model)._replace(
+        scores=scores.model_copy(update={"cells": cells}), guide=guide, version=None
+    )
+    with TestClient(create_app(service_of(scored)), HERE) as client:
+        found = client.post("/v1/images", json={"steps": 4, "eta": 0}).json()
+        assert (found["settings"]["guide"], found["nfe"]) == ("ema:0.1@300", 8)
+        loaded, settings = load_model(model), SampleSettings(steps=4, **usual)
+        condition = mixed_condition(loaded.artefact, settings, [0])
+        guides = Guides(load_model(guide))
+        expected = to_nhwc(generate(loaded, settings, [0], condition, CPU, guides=guides))
+        assert np.abs(pixels(found) - expected[..., 0].astype(int)).max() <= 1
+        plain = client.post("/v1/images", json={"steps": 4, "eta": 0, "guide": None}).json()
+        assert (plain["settings"]["guide"], plain["nfe"]) == (None, 8), "classifier-free"
+        other = client.post("/v1/images", json={"guide": "models/other.safetensors"})
+        assert other.status_code == 422
+        assert "is served with the guide ema:0.1@300, not with models/other" in other.json()["detail"]
+        idle = client.post("/v1/images", json={"guidance": 0, "guide": "ema:0.1@300"})
+        assert (idle.status_code, "no effect" in idle.json()["detail"]) == (422, True)
+
+
+def test_a_model_without_a_guide_refuses_autoguidance(client):
+    answer = client.post("/v1/images", json={"guidance": 1, "guide": "/etc/passwd"})
+    assert answer.status_code == 422
+    assert "is served with no guide, not with /etc/passwd" in answer.json()["detail"]
 
 
 LIMITED = {"guidance": 2.0, "guidance_interval": (0.3, 4.0)}
@@ -211,7 +243,7 @@ def test_a_body_that_is_not_declared_as_json_is_refused(client, given):
 
 def test_non_finite_images_are_an_error_of_their_request(model):
     service = service_of(published(model))
-    _, loaded = service._first
+    _, loaded, _ = service._first
     for weight in loaded.network.parameters():
         weight.fill_(float("nan"))
     with TestClient(create_app(service), HERE) as client:
@@ -229,8 +261,8 @@ def test_an_internal_error_reveals_no_details(model):
     def broken(x, t, labels):
         raise RuntimeError("/secret/path")
 
-    first, loaded = service._first
-    service._first = first, loaded._replace(network=broken)
+    first, loaded, guides = service._first
+    service._first = first, loaded._replace(network=broken), guides
     with TestClient(create_app(service), HERE, raise_server_exceptions=False) as client:
         answer = client.post("/v1/images", json={})
         assert answer.status_code == 500

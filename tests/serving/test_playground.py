@@ -118,7 +118,8 @@ def test_an_invalid_interpolation_request_is_refused(client):
 def test_choices_are_what_the_model_allows(client, place):
     choices = client.get("/playground/choices").json()
     controls = {control["name"]: control for control in choices["controls"]}
-    assert controls.keys() == HTTP_OPTIONS.keys() - {"sampler_options", "spacing_options"}
+    hidden = {"sampler_options", "spacing_options", "guide"}  # it has no guide
+    assert controls.keys() == HTTP_OPTIONS.keys() - hidden
     assert controls["sampler"]["choices"] == list(SAMPLERS)
     without_eta = [name for name, entry in SAMPLERS.items() if not entry.uses_eta]
     assert {"option": "sampler", "values": without_eta} in controls["eta"]["off"]
@@ -184,7 +185,7 @@ class Versions:
             raise UsageError(f"{name} has no version {number}")
         if self.files[number] is None:
             raise DiffctlError(f"the file of version {number} is damaged")
-        return VersionFiles(number, self.files[number], published(self.files[number]).scores)
+        return VersionFiles(number, self.files[number], published(self.files[number]).scores, {})
 
 
 def test_a_chosen_version_serves(place, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import Guides, generate
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
 from tests.helpers.disks import make_room, memory_disk
@@ -37,6 +37,7 @@ from tracking.registry.registered_models import (
     fetch_champion,
     fetch_scores_of,
     fetch_version_files,
+    find_version_files,
     read_champion_history,
 )
 from tracking.store import ENVIRONMENT, connect
@@ -141,6 +142,43 @@ def test_champion_is_fetched_and_checked(make_model, here):
         fetch_champion(NAME)
 
 
+GUIDE = Path("guides/early.safetensors")
+
+
+def make_guided_model(make_model) -> None:
+    """Write a model, and its scores under autoguidance by another one."""
+    make_model(2)
+    GUIDE.parent.mkdir(exist_ok=True)
+    MODEL.rename(GUIDE)
+    digest = read_artefact(GUIDE).model_sha256
+    guidance = {"guidance": 1.0, "guidance_rule": "autoguidance", "guide": str(GUIDE), "nfe": 4}
+    make_model(1, {(2, 0.0): 0.1}, **guidance, guide_sha256=digest)
+
+
+def test_a_registered_model_carries_its_guide(make_model, here):
+    make_guided_model(make_model)
+    original = GUIDE.read_bytes()
+    register()
+    GUIDE.unlink()
+    found = fetch_version_files(NAME)
+    assert found.guides["guide"].read_bytes() == original
+    assert find_version_files(NAME, read_artefact(MODEL).model_sha256) == found
+    assert find_version_files(NAME, "0" * 64) is None
+    found.guides["guide"].unlink()
+    (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/guide.safetensors")
+    stored.write_bytes(original[:-1] + b"x")
+    with pytest.raises(DiffctlError, match="SHA-256"):
+        fetch_version_files(NAME)
+
+
+def test_scores_under_another_guide_are_not_registered(make_model):
+    make_guided_model(make_model)
+    make_guide = MODEL.read_bytes()
+    GUIDE.write_bytes(make_guide)
+    with pytest.raises(UsageError, match=r"the guide guides/early\.safetensors is not the one of the scores"):
+        register()
+
+
 def test_history_without_a_store_creates_none(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -214,6 +252,22 @@ def test_registered_model_makes_the_same_images_without_pickle(make_model, here)
     assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
     for reason, answer in zip(BAD_REQUESTS, refused, strict=True):
         assert reason in answer
+
+
+@pytest.mark.slow
+def test_registered_model_samples_under_its_guide(make_model, here):
+    make_guided_model(make_model)
+    register()
+    other = {"guide": "guides/other.safetensors"}
+    done = load_and_predict(here, [{"num": 2}, {"num": 2, "guidance": 0.0}, other])
+    guided, plain, refused = map(json.loads, done.stdout.splitlines())
+    loaded, best = load_model(MODEL), SampleSettings(steps=2, guidance=1.0, guide=str(GUIDE))
+    for (answer,), settings in ((guided, best), (plain, SampleSettings(steps=2))):
+        condition = mixed_condition(loaded.artefact, settings, [0, 1])
+        guides = Guides(load_model(GUIDE))
+        expected = to_nhwc(generate(loaded, settings, [0, 1], condition, CPU, guides=guides))
+        assert np.abs(pixels(answer) - expected[..., 0].astype(int)).max() <= 1
+    assert "registered with the guide guides/early.safetensors, not with guides/other" in refused
 
 
 @pytest.mark.slow

@@ -11,9 +11,6 @@ import torch.nn.functional as F
 from diffusion.images.store import ImageStore, open_store
 from diffusion.model.classifier import (
     AttentionPool,
-    Classifier,
-    ClassifierArtefact,
-    LoadedClassifier,
     load_classifier,
 )
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
@@ -23,7 +20,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import Guides, generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
@@ -33,7 +30,7 @@ from diffusion.train.train_config import ClassifierSections
 from diffusion.train.train_step import new_state
 from tests.conftest import diffctl, write_params
 from tests.helpers import papers
-from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
+from tests.helpers.networks import artefact_of, loaded_classifier, network_of, randomise, spec_of
 from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, walk
 
 CPU = torch.device("cpu")
@@ -117,24 +114,6 @@ def test_guided_samples_of_a_mixture_have_the_requested_class(eta):
         assert float(of_class.std()) == pytest.approx(0.1, abs=0.03)
 
 
-def classifier_spec(**changes: Any):
-    return spec_of(**{**SHAPE, "out_channels": 10, "null_class": False, **changes})
-
-
-def loaded_classifier(**changes: Any) -> LoadedClassifier:
-    spec = classifier_spec(**changes)
-    network = Classifier(spec)
-    randomise(network)
-    artefact = artefact_of(spec.model_copy(update={"out_channels": spec.in_channels}))
-    values = {
-        **artefact.model_dump(),
-        "network": spec,
-        "kind": "classifier",
-        "process": ProcessConfig(timesteps=100),
-    }
-    return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
-
-
 def test_attention_pool_queries_with_the_mean():
     pool = AttentionPool(8, 12, 2, 5)
     randomise(pool)
@@ -155,10 +134,11 @@ def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sample
     spec = spec_of(num_classes=classes, null_class=False)
     loaded = LoadedModel(network_of(spec), artefact_of(spec))
     classifier = loaded_classifier()
-    settings = SampleSettings(steps=5, seed=1, classifier_scale=5.0, **sampler)
+    settings = SampleSettings(steps=5, seed=1, classifier="c", classifier_scale=5.0, **sampler)
     condition = labels_condition(loaded.artefact, torch.tensor([3, 7, 1]), 3)
-    guided = generate(loaded, settings, range(3), condition, CPU, None, classifier)
-    alone = generate(loaded, settings, [1], condition.rows(slice(1, 2)), CPU, None, classifier)
+    guides = Guides(classifier=classifier)
+    guided = generate(loaded, settings, range(3), condition, CPU, guides=guides)
+    alone = generate(loaded, settings, [1], condition.rows(slice(1, 2)), CPU, guides=guides)
     assert int((guided[1:2].int() - alone.int()).abs().max()) <= 1
     off = settings.model_copy(update={"classifier_scale": 0.0})
     plain = generate(loaded, off, range(3), condition if classes else condition.unlabelled(), CPU)
@@ -174,7 +154,7 @@ def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sample
             "takes 16×16×1 images, the model makes 8×8×1",
         ),
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
-        ({}, {"timesteps": 50}, "cosine and 50 timesteps"),
+        ({}, {"timesteps": 50}, "cosine with 50 timesteps"),
         ({}, {"schedule": "linear"}, "the noise of linear"),
         ({"num_classes": 9, "out_channels": 9}, {}, "other classes"),
     ],
@@ -187,12 +167,11 @@ def test_a_classifier_for_other_images_or_noise_is_refused(changes, process, mes
     with pytest.raises(UsageError, match=message):
         generate(
             LoadedModel(network_of(spec), artefact_of(spec)),
-            SampleSettings(steps=2, classifier_scale=1.0),
+            SampleSettings(steps=2, classifier="c"),
             [0],
             Condition(1, torch.tensor([0])),
             CPU,
-            None,
-            classifier,
+            guides=Guides(classifier=classifier),
         )
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.gate import outdated_best_cell
-from diffusion.choice.selection import best_model_scores
+from diffusion.choice.selection import best_model_scores, settings_of
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
-from tracking.keys import model_name
+from tracking.keys import GUIDE_TAGS, model_name
 from tracking.registry.model_versions import (
     create_version,
+    fetch_version_guides,
     fetch_version_scores,
     fetch_version_weights,
     find_version,
@@ -47,24 +48,27 @@ def register(
     with mlflow_client() as client:
         found = find_version(client, name, best.sha256, best.scores)
         if found is None and run_id is not None:
-            found = create_version(client, name, run_id, best.file, best.scores)
+            found = create_version(client, name, run_id, best.file, best.scores, best.guides)
         return apply_gate(client, name, found, best.scores, override)
 
 
 class _BestModel(NamedTuple):
-    """The model of the best cell: its file, its digest on cards, and its own scores."""
+    """The model of the best cell: its file, its digest on cards, its own scores, and what guides it."""
 
     file: Path
     sha256: str
     scores: ScoresDocument
+    guides: dict[str, Path]
 
 
 def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _BestModel:
-    """Return the model of the best cell; DiffctlError if scores are of another file or other EMA profiles."""
+    """Return the model of the best cell; DiffctlError if scores are of another file, profile or guide."""
     from diffusion.model.model_file import read_verified_artefact  # torch
     from diffusion.sample.ema_models import ema_model_file, matching_snapshots
+    from diffusion.sample.network_files import card_files
 
-    width = document.cells[document.best.cell].ema
+    best = document.cells[document.best.cell]
+    width = best.ema
     own = read_verified_artefact(model)
     file = model if width is None else ema_model_file(matching_snapshots(model), width)
     artefact = own if width is None else read_verified_artefact(file)
@@ -79,7 +83,10 @@ def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Be
     if width is not None:
         training = artefact.training and Training(**artefact.training)
         scores = scores.model_copy(update={"training": training})
-    return _BestModel(file, artefact.model_sha256, scores)
+    _, *guides = card_files(settings_of(best, document.best.cell, 0), best.card, file, model)
+    named = zip(GUIDE_TAGS, guides, strict=True)
+    guiding = {kind: path for kind, path in named if path is not None}
+    return _BestModel(file, artefact.model_sha256, scores, guiding)
 
 
 def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
@@ -94,11 +101,12 @@ def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decisio
 
 @dataclass(frozen=True)
 class OutdatedChampion:
-    """A champion scored by other code or against fewer images: version, best cell, and model file."""
+    """A champion scored by other code or against fewer images: version, best cell, and files."""
 
     version: "ModelVersion"
     cell: CellScores
     weights: Path
+    guides: dict[str, Path]
 
 
 def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
@@ -112,8 +120,10 @@ def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
             return None
         cells = fetch_version_scores(client, champion).cells
         cell = outdated_best_cell(document.cells, cells)
-        weights = fetch_version_weights(client, champion) if cell else None
-    return OutdatedChampion(champion, cells[cell], weights) if cell and weights else None
+        if cell is None:
+            return None
+        weights, guides = fetch_version_weights(client, champion), fetch_version_guides(client, champion)
+    return OutdatedChampion(champion, cells[cell], weights, guides)
 
 
 def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> Decision:
@@ -121,6 +131,6 @@ def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> D
     version, sha256 = champion.version, str(champion.cell.card["model_sha256"])
     with mlflow_client() as client:
         rescored = find_version(client, version.name, sha256, document) or create_version(
-            client, version.name, str(version.run_id), champion.weights, document
+            client, version.name, str(version.run_id), champion.weights, document, champion.guides
         )
         return apply_gate(client, version.name, rescored, document)

@@ -9,7 +9,8 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from tracking.keys import (
     EMA_SIGMA_REL,
     FILE_SHA256,
     FORMAT,
+    GUIDE_TAGS,
     KEY,
     MODEL_SHA256,
     REGISTERED_FOLDER,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DVC_LOCK = Path("dvc.lock")
+NO_GUIDES: Mapping[str, Path] = {}
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
 READABLE_FORMATS = ("2", "3")
@@ -75,9 +78,16 @@ def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion
 
 
 def create_version(
-    client: "MlflowClient", name: str, run_id: str, model: Path, document: ScoresDocument
+    client: "MlflowClient",
+    name: str,
+    run_id: str,
+    model: Path,
+    document: ScoresDocument,
+    guides: Mapping[str, Path] = NO_GUIDES,
 ) -> "ModelVersion":
-    """Register the model's file with its scores, as artifacts of its training's run.
+    """Register the model's file with its scores and its guides, as artifacts of its training's run.
+
+    `guides` are the files of what guides the model in the best cell, by their keys in GUIDE_TAGS.
 
     If it is killed, no version exists; the next call overwrites what was logged.
     """
@@ -87,7 +97,7 @@ def create_version(
     folder, montage = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
-        _save_pyfunc(path, model, document, Path(scratch))
+        _save_pyfunc(path, model, document, guides, Path(scratch))
         if montage is not None:
             (path / MONTAGE).write_bytes(montage)
         log_folder(client, run_id, path, folder)
@@ -102,6 +112,7 @@ def create_version(
         BEST: describe_selection(document.best),
         **({SETTING: artefact.training["setting"]} if artefact.training else {}),
         **({EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
+        **{GUIDE_TAGS[kind]: sha256_file(file) for kind, file in guides.items()},
         **_dvc_tags(model),
         **git_tags(Path.cwd()),
     }
@@ -116,20 +127,31 @@ def _dvc_tags(model: Path) -> dict[str, str]:
     return {DVC_MD5: md5} if known else {}
 
 
-def _save_pyfunc(path: Path, model: Path, document: ScoresDocument, scratch: Path) -> None:
+def _save_pyfunc(
+    path: Path, model: Path, document: ScoresDocument, guides: Mapping[str, Path], scratch: Path
+) -> None:
     """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
-    weights = shutil.copyfile(model, scratch / WEIGHTS)  # MLflow refuses links, as into DVC's cache
+    files = {"weights": model, **guides}  # MLflow refuses links, as into DVC's cache
+    copies = {kind: shutil.copyfile(file, scratch / _file_name(kind)) for kind, file in files.items()}
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
         path,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={"weights": str(weights), "scores": str(scratch / SCORES.name)},
+        artifacts={
+            **{kind: str(copy) for kind, copy in copies.items()},
+            "scores": str(scratch / SCORES.name),
+        },
         code_paths=[str(_archive(scratch))],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         model_config={"best_cell": best_cell(document.cells)[0]},
     )
+
+
+def _file_name(kind: str) -> str:
+    """Return the name of the model's file among the artifacts, or of what guides it."""
+    return WEIGHTS if kind == "weights" else f"{kind}.safetensors"
 
 
 def _archive(scratch: Path) -> Path:
@@ -175,6 +197,21 @@ def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") ->
             return download_weights(client, str(registered.run_id), _artifacts_of(registered), folder)
 
     return cached_model(registered.tags[FILE_SHA256], download)
+
+
+def fetch_version_guides(client: "MlflowClient", registered: "ModelVersion") -> dict[str, Path]:
+    """Return the files in the cache of what guides a version, by their keys in GUIDE_TAGS.
+
+    DiffctlError if diffctl did not register it, or a file's SHA-256 is not the one in its tag.
+    """
+    _refuse_unreadable(registered)
+    guides = {}
+    with translate_errors(tracking_uri()):
+        for kind, tag in GUIDE_TAGS.items():
+            if digest := registered.tags.get(tag):
+                download = partial(_download, client, registered, _file_name(kind))
+                guides[kind] = cached_model(digest, download)
+    return guides
 
 
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:

@@ -26,7 +26,12 @@ from tracking.registry.champion_log import (
     read_history,
     repair,
 )
-from tracking.registry.model_versions import fetch_version_scores, fetch_version_weights, get_version
+from tracking.registry.model_versions import (
+    fetch_version_guides,
+    fetch_version_scores,
+    fetch_version_weights,
+    get_version,
+)
 from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
@@ -170,12 +175,13 @@ def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) 
 
 @dataclass(frozen=True)
 class Rollback:
-    """A planned rollback: the version to return to with its file and scores, and the history at that time."""
+    """A planned rollback: the version to return to, its files and scores, and the history at that time."""
 
     history: History
     target: "ModelVersion"
     weights: Path
     scores: ScoresDocument
+    guides: dict[str, Path]
 
 
 def plan_rollback(name: str, to: int | None = None) -> Rollback:
@@ -188,8 +194,8 @@ def plan_rollback(name: str, to: int | None = None) -> Rollback:
         target = get_version(client, name, number := _target(history, to))
         if target is None:
             raise UsageError(f"version {number} of {name} was deleted in MLflow: give another one by --to")
-        weights = fetch_version_weights(client, target)
-        return Rollback(history, target, weights, fetch_version_scores(client, target))
+        weights, scores = fetch_version_weights(client, target), fetch_version_scores(client, target)
+        return Rollback(history, target, weights, scores, fetch_version_guides(client, target))
 
 
 def _target(history: History, to: int | None) -> int:

@@ -22,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
-from diffusion.model.model_file import load_model, read_artefact
+from diffusion.model.model_file import load_model
 from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -99,13 +100,15 @@ class RegisteredSampler(PythonModel):
         weights = Path(context.artifacts["weights"])
         cells = read_scores(Path(context.artifacts["scores"])).cells
         best = cells[str(context.model_config["best_cell"])]
-        if read_artefact(weights).model_sha256 != best.card.get("model_sha256"):
-            raise ValueError(f"{weights} is not the model that was registered: its SHA-256 differs")
+        guide, classifier = (context.artifacts.get(name) for name in ("guide", "classifier"))
+        files = NetworkFiles(weights, guide and Path(guide), classifier and Path(classifier))
+        if wrong := files.read().find_difference(best.card):
+            raise ValueError(f"the {wrong} is not the one that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
         validate(SampleSettings, known, "the best cell's card does not fit")
         self.defaults = known
         self.device = default_device()
-        self.model = load_model(weights, self.device)
+        self.model, self.guides = load_model(weights, self.device), load_guides(files, self.device)
 
     def predict(self, model_input: list[Request]) -> list[Reply]:  # type: ignore[override]
         """Return a reply for each request.
@@ -124,12 +127,15 @@ class RegisteredSampler(PythonModel):
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
         settings = validate(SampleSettings, self.defaults | chosen, "the request")
         refuse_idle(chosen, settings)
-        artefact = self.model.artefact
+        if settings.needs_guide and settings.guide != self.defaults.get("guide"):
+            known = self.defaults.get("guide") or "none"
+            raise UsageError(f"this model is registered with the guide {known}, not with {settings.guide}")
+        artefact = self.guides.labelled(self.model)
         if request.class_name is not None:
             condition = class_condition(artefact, request.class_name, len(indices))
         else:
             condition = mixed_condition(artefact, settings, indices)
-        images = to_nhwc(generate(self.model, settings, indices, condition, self.device))
+        images = to_nhwc(generate(self.model, settings, indices, condition, self.device, guides=self.guides))
         return Reply(
             indices=indices,
             labels=None if condition.labels is None else condition.labels.tolist(),

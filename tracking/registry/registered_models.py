@@ -1,5 +1,6 @@
 """Reading the model registry: the champion, its history, and the versions that diffctl registered."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -14,6 +15,7 @@ from diffusion.system.section import Section, validate
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.registry.champion_log import History, find_model, read_history, repair
 from tracking.registry.model_versions import (
+    fetch_version_guides,
     fetch_version_scores,
     fetch_version_weights,
     find_version,
@@ -36,11 +38,15 @@ class RegisteredVersion(NamedTuple):
 
 
 class VersionFiles(NamedTuple):
-    """A version, its model's file in the cache, and the scores that it was registered with."""
+    """A version, its model's file in the cache, and the scores that it was registered with.
+
+    `guides` are the files of what guides it in its best cell, by their keys in GUIDE_TAGS.
+    """
 
     version: int
     file: Path
     scores: ScoresDocument
+    guides: Mapping[str, Path]
 
 
 class _Data(Section, extra="ignore"):
@@ -121,9 +127,27 @@ def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
     UsageError if there is no such version, DiffctlError if its file was changed.
     """
     with mlflow_client() as client:
-        registered = require_version(client, name, number)
-        weights = fetch_version_weights(client, registered)
-        return VersionFiles(int(registered.version), weights, fetch_version_scores(client, registered))
+        return _fetch_files(client, require_version(client, name, number))
+
+
+def find_version_files(name: str, sha256: str) -> VersionFiles | None:
+    """Return the files and the scores of the newest version of a model by its `model_sha256`, or None."""
+    if not store_exists():
+        return None
+    with mlflow_client() as client:
+        query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}'"
+        found = filter(is_diffctl_version, client.search_model_versions(query))
+        newest = max(found, key=lambda one: int(one.version), default=None)
+        return None if newest is None else _fetch_files(client, newest)
+
+
+def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles:
+    return VersionFiles(
+        int(registered.version),
+        fetch_version_weights(client, registered),
+        fetch_version_scores(client, registered),
+        fetch_version_guides(client, registered),
+    )
 
 
 def list_versions(name: str) -> list[RegisteredVersion]:

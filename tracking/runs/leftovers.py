@@ -7,6 +7,7 @@ completely, are never leftovers.
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,23 +15,27 @@ from diffusion.config import Config
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
+from diffusion.sample.network_files import NetworkFiles, network_files
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_dir import known_searches
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.plan import TrainPlan
-from tracking.keys import FILE_SHA256, KEY, MODEL_SHA256, SEARCH_KEY, model_name
+from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry.registered_models import find_champion
 from tracking.runs.run_lookup import find_run
 from tracking.spool.spool_events import EVENTS, read_events
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import mlflow_client, store_exists, tracking_uri
 
+NEEDED = (KEY, MODEL_SHA256, FILE_SHA256, *GUIDE_TAGS.values())  # tags with what a run or a version needs
 TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
 
 
@@ -88,7 +93,7 @@ def _needed_by_mlflow(data: str, names: Sequence[str]) -> set[str]:
     with mlflow_client() as client:
         champion = find_champion(client, model_name(data))
     tags += [champion.tags] if champion else []
-    return {values[tag] for values in tags for tag in (KEY, MODEL_SHA256, FILE_SHA256) if tag in values}
+    return {values[tag] for values in tags for tag in NEEDED if tag in values}
 
 
 def _trainings(needed: set[str]) -> Iterator[Leftover]:
@@ -115,12 +120,9 @@ def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
     kept = {cells_folder(digest) for digest in needed}
     own, present = set[Path](), set[Path]()
     if MODEL.is_file():
-        profiles = existing_ema_models(MODEL, config.sweep.sigma_rels)
-        models = {width: read_artefact(file) for width, file in profiles.items()}
-        models[None] = read_artefact(MODEL)
-        cells = [cell for cell in grid(config.sample, config.sweep) if cell.ema in models]
-        own = {cells_folder(model.model_sha256) for model in models.values()}
-        present = {shards_folder(cell_settings(config.sample, cell), models[cell.ema]) for cell in cells}
+        models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
+        own = {cells_folder(read_artefact(file).model_sha256) for file in models.values()}
+        present = {shards_folder(settings, files.read()) for settings, files in _existing_files(config)}
     for folder in _folders(CELL_RUNS):
         if folder in own:
             what = "images of a cell that is not in the grid, or of other code"
@@ -130,9 +132,20 @@ def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
             yield Leftover(folder, disk_usage(folder), "images of another model")
 
 
+def _existing_files(config: Config) -> Iterator[tuple[SampleSettings, NetworkFiles]]:
+    """Yield the settings and the files of each cell of the grid whose files exist."""
+    models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
+    for cell in grid(config.sample, config.sweep):
+        settings = cell_settings(config.sample, cell)
+        with suppress(DiffctlError):  # a guide that is missing
+            if cell.ema in models:
+                yield settings, network_files(settings, models[cell.ema], MODEL)
+
+
 def _ema_models(config: Config) -> Iterator[Leftover]:
     """Yield EMA profiles that are not in the grid, or of other snapshots; they are quickly made again."""
-    kept = {path.parent for path in existing_ema_models(MODEL, config.sweep.sigma_rels).values()}
+    files = [files for _, files in _existing_files(config)] if MODEL.is_file() else []
+    kept = {path.parent for one in files for path in (one.model, one.guide) if path is not None}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
             yield Leftover(folder, disk_usage(folder), "model of an EMA profile that is not in the grid")

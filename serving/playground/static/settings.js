@@ -36,7 +36,7 @@ function teach(event) {
 }
 
 /** A label with the control of an option in it. */
-function labelled({ name, label, help, kind, choices, least, most }, value) {
+function labelled({ name, label, help, kind, choices, nullable, least, most }, value) {
   const made = element("label", { title: help });
   made.dataset.option = name;
   if (kind === "flag") {
@@ -44,7 +44,8 @@ function labelled({ name, label, help, kind, choices, least, most }, value) {
     made.append(element("input", { name, type: "checkbox", checked: value }), ` ${label}`);
   } else if (kind === "choice") {
     const select = element("select", { name });
-    options(select, choices.map((choice) => [choice, choice]), value);
+    const none = nullable ? [["", "–"]] : [];
+    options(select, [...none, ...choices.map((choice) => [choice, choice])], value ?? "");
     if (choices.some((choice) => choice.length > WIDE)) made.className = "wide";
     made.append(`${label} `, select);
   } else {
@@ -55,11 +56,12 @@ function labelled({ name, label, help, kind, choices, least, most }, value) {
 }
 
 /** The value of an option as its control has it; a control that is off has the default. */
-function valueOf({ name, kind, default: fallback }) {
+function valueOf({ name, kind, nullable, default: fallback }) {
   if (kind === "interval") return interval.value();
   const field = fields[name];
   if (field.disabled) return fallback;
-  return kind === "flag" ? field.checked : kind === "choice" ? field.value : Number(field.value);
+  if (kind === "choice") return nullable && !field.value ? null : field.value;
+  return kind === "flag" ? field.checked : Number(field.value);
 }
 
 const controlOf = (name) => known.choices.controls.find((control) => control.name === name);

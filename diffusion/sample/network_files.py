@@ -1,0 +1,156 @@
+"""The files of the networks that sample a cell: its model, and what guides it."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from diffusion.layout import AVERAGES
+from diffusion.model.classifier import ClassifierArtefact, load_classifier
+from diffusion.model.model_file import (
+    Artefact,
+    ModelDescription,
+    load_model,
+    read_artefact,
+    read_description,
+)
+from diffusion.model.posthoc_ema import Snapshots
+from diffusion.protocol.grid import Cell, cell_settings
+from diffusion.protocol.guidance_rules import ema_guide
+from diffusion.protocol.settings import SamplerConfig, SampleSettings
+from diffusion.sample.ema_models import ema_model_file, matching_snapshots
+from diffusion.sample.generate import Guides, check_fit
+from diffusion.system.errors import UsageError
+
+
+class NetworkArtefacts(NamedTuple):
+    """The metadata of a model, its guide and its classifier, as far as the settings use them."""
+
+    model: Artefact
+    guide: Artefact | None = None
+    classifier: ClassifierArtefact | None = None
+
+    @property
+    def labelled(self) -> ModelDescription:
+        """The model, or the classifier of a model without classes: what the labels are of."""
+        return self.model if self.model.network.num_classes else self.classifier or self.model
+
+    def find_difference(self, card: Mapping[str, object]) -> str | None:
+        """Return which network is not the one of a card: model, guide or classifier; None if all are."""
+        for name, one in self._asdict().items():
+            if card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
+                return str(name)
+        return None
+
+    def check(self) -> None:
+        """Raise UsageError if the guide or the classifier does not fit the model."""
+        if self.guide is not None:
+            check_fit(self.model, self.guide, "guide")
+        if self.classifier is not None:
+            check_fit(self.model, self.classifier, "classifier")
+
+
+class NetworkFiles(NamedTuple):
+    """The files of a model, its guide and its classifier, as far as the settings use them."""
+
+    model: Path
+    guide: Path | None = None
+    classifier: Path | None = None
+
+    def read(self) -> NetworkArtefacts:
+        """Read the metadata of all; DiffctlError for a file of another kind."""
+        return NetworkArtefacts(
+            read_artefact(self.model),
+            None if self.guide is None else read_artefact(self.guide),
+            None if self.classifier is None else read_description(self.classifier, ClassifierArtefact),
+        )
+
+
+def guide_file(guide: str, model: Path, averages: Path = AVERAGES) -> Path:
+    """Return the model file of a guide. An EMA profile is one of the training of `model`, made if missing.
+
+    UsageError if there is no such file, or `averages` has no such snapshots of that training.
+    """
+    profile = ema_guide(guide)
+    if profile is None:
+        return _existing(Path(guide), "guide")
+    snapshots = _snapshots_until(matching_snapshots(model, averages), profile.step)
+    return ema_model_file(snapshots, profile.sigma_rel)
+
+
+def network_files(
+    settings: SampleSettings, model: Path, own: Path | None = None, averages: Path = AVERAGES
+) -> NetworkFiles:
+    """Return the files for these settings. `own` is the training's model if `model` is another average.
+
+    UsageError if one is missing.
+    """
+    guide = classifier = None
+    if settings.needs_guide and settings.guide is not None:
+        guide = guide_file(settings.guide, own or model, averages)
+    if settings.has_classifier and settings.classifier is not None:
+        classifier = _existing(Path(settings.classifier), "classifier")
+    return NetworkFiles(model, guide, classifier)
+
+
+def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
+    """Load what guides the model."""
+    return Guides(
+        None if files.guide is None else load_model(files.guide, device),
+        None if files.classifier is None else load_classifier(files.classifier, device),
+    )
+
+
+def card_files(
+    settings: SampleSettings, card: Mapping[str, object], model: Path, own: Path | None = None
+) -> NetworkFiles:
+    """Return the files for the settings of a card, as `network_files`; UsageError if one is another one."""
+    files = network_files(settings, model, own)
+    if wrong := files.read().find_difference(card):
+        raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
+    return files
+
+
+class CellFiles:
+    """The files of every cell of a grid; the cell's `ema` selects an average of the training of `model`.
+
+    UsageError if a guide or a classifier is missing or does not fit, or if a cell or a guide is an EMA
+    profile and `averages` has no snapshots of the training of `model`.
+    """
+
+    def __init__(
+        self, model: Path, sample: SamplerConfig, cells: Iterable[Cell], averages: Path = AVERAGES
+    ) -> None:
+        self.model, self._sample, self._averages = model, sample, averages
+        cells = list(cells)
+        has_widths = any(cell.ema is not None for cell in cells)
+        self._snapshots = matching_snapshots(model, averages) if has_widths else None
+        used = {self._guides(cell): cell for cell in cells}
+        for cell in used.values():
+            network_files(cell_settings(sample, cell), model, averages=averages).read().check()
+
+    def _guides(self, cell: Cell) -> tuple[str | None, str | None]:
+        settings = cell_settings(self._sample, cell)
+        return settings.guide, settings.classifier
+
+    def of(self, cell: Cell) -> NetworkFiles:
+        """Return the files of the cell's images; EMA profiles are reconstructed if they are missing."""
+        model = self.model
+        if cell.ema is not None and self._snapshots is not None:
+            model = ema_model_file(self._snapshots, cell.ema)
+        return network_files(cell_settings(self._sample, cell), model, self.model, self._averages)
+
+    def average_of(self, cell: Cell) -> Path | None:
+        """Return `model` if the cell uses another average of its training, else None."""
+        return None if cell.ema is None else self.model
+
+
+def _snapshots_until(snapshots: Snapshots, step: int | None) -> Snapshots:
+    return snapshots if step is None else snapshots.until(step)
+
+
+def _existing(path: Path, name: str) -> Path:
+    if not path.is_file():
+        raise UsageError(f"there is no {name} {path}: give the path of a {name}'s file")
+    return path
