@@ -108,23 +108,26 @@ class Trained(NamedTuple):
     seconds: float
     averages: dict[str, nn.Module]
     snapshots: dict[str, nn.Module]
+    snapshot_step: int = 0
 
 
 def train_for(
     seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device, snapshot_at: float = 1.0
 ) -> Trained:
     """Train for so many seconds; keep the averages at the share `snapshot_at` of the time."""
-    watch, snapshots = Stopwatch(seconds), dict[str, nn.Module]()
+    watch, snapshots, step = Stopwatch(seconds), dict[str, nn.Module](), 0
     state = new_state(_timed(plan, watch), device)
 
     def check() -> None:
+        nonlocal step
         watch.check()
         if watch.share() >= snapshot_at and not snapshots:
+            step = state.step
             snapshots.update(copy.deepcopy(averages_of(state)))
 
     with suppress(OutOfTime):
         train(state, store, ProcessGroup(device), Observer(), lambda state: None, check)
-    return Trained(state, watch.elapsed(), averages_of(state), snapshots)
+    return Trained(state, watch.elapsed(), averages_of(state), snapshots, step)
 
 
 def _timed(plan: TrainPlan, watch: Stopwatch) -> TrainPlan:
@@ -145,16 +148,20 @@ def averages_of(state: TrainState) -> dict[str, nn.Module]:
     return {f"decay {train.ema_decay:g}": state.ema} | {f"σ_rel {width:g}": ema for width, ema in named}
 
 
-def images_of(loaded: LoadedModel, settings: SampleSettings, count: int, device: torch.device) -> Images:
-    """So many images of a model, uint8 (N, H, W, C)."""
-    parts = (range(start, min(start + BATCH, count)) for start in range(0, count, BATCH))
-    condition = mixed_condition
-    return np.concatenate(
-        [
-            to_nhwc(generate(loaded, settings, part, condition(loaded.artefact, settings, part), device))
-            for part in parts
-        ]
-    )
+def images_of(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    count: int,
+    device: torch.device,
+    guide: LoadedModel | None = None,
+) -> Images:
+    """So many images of a model, which a guide may guide: uint8 (N, H, W, C)."""
+    made = []
+    for start in range(0, count, BATCH):
+        part = range(start, min(start + BATCH, count))
+        condition = mixed_condition(loaded.artefact, settings, part)
+        made.append(to_nhwc(generate(loaded, settings, part, condition, device)))
+    return np.concatenate(made)
 
 
 def ours(config: Config, store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:

@@ -19,10 +19,12 @@ or --images are tries: their results are in `runs/speedrun/`. `--render` only up
 
 import argparse
 import json
-import platform
+import os
 import re
 import subprocess
+import sys
 import tempfile
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,29 +44,29 @@ from diffusion.show.network_table import model
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json, write_text
 from diffusion.train.plan import TrainPlan, plan_training
-from docs.site.leaderboard_page import with_leaderboard
+from docs.site.leaderboard_page import mean_distances, with_leaderboard
 
 ROOT = Path(__file__).parent.parent
-ENTRIES, RESULTS, PAGE = (
-    Path(__file__).with_suffix(".yaml"),
-    ROOT / "docs/speedrun",
-    ROOT / "docs/speedrun.md",
-)
-TRIES = ROOT / "runs/speedrun"
+ENTRIES, TRIES = Path(__file__).with_suffix(".yaml"), ROOT / "runs/speedrun"
+RESULTS, PAGE = ROOT / "docs/speedrun", ROOT / "docs/speedrun.md"
 DIFFUSERS = "diffusers"
+CORES = 2
 
 
 class Entry(NamedTuple):
-    """An entry of speedrun.yaml, with the options of those that it builds on.
+    """An entry of speedrun.yaml, with the options of the entry that it builds on, `after`.
 
-    `sample` are options of sampling, `tried` lists changes of them to choose from.
+    `sample` are options of sampling, `tried` lists changes of them to choose from. `guide` is the average
+    {sigma_rel} at the {share} of the time by which autoguidance guides.
     """
 
     name: str
+    after: str | None
     what: str
     params: dict[str, Any]
     sample: dict[str, Any]
     tried: list[dict[str, Any]]
+    guide: dict[str, float]
     seeds: tuple[int, ...]
 
     def config(self, seed: int) -> Config:
@@ -72,9 +74,29 @@ class Entry(NamedTuple):
         rest = {"sample": {"num_images": 2}, "sweep": {"steps": [1], "eta": [0.0]}, "evaluate": {}}
         return parse(merge({**self.params, **rest}, {"train": {"seed": seed}}), self.name)
 
-    def settings(self, seed: int, change: dict[str, Any]) -> SampleSettings:
-        """Return the options of sampling with a change."""
-        return SampleSettings(**{"steps": STEPS, "seed": seed, **self.sample, **change})
+
+class Finished(NamedTuple):
+    """A training at its end, from which images are made."""
+
+    entry: Entry
+    plan: TrainPlan
+    trained: Trained
+
+    def settings(self, change: dict[str, Any]) -> SampleSettings:
+        """Return the entry's options of sampling with a change."""
+        options = {"steps": STEPS, "seed": self.plan.train.seed, **self.entry.sample, **change}
+        if self.entry.guide and options.get("guidance"):
+            options["guide"] = f"ema:{self.entry.guide['sigma_rel']:g}@{self.trained.snapshot_step}"
+        return SampleSettings(**options)
+
+    def images(self, average: str, settings: SampleSettings, count: int) -> Images:
+        """Return so many images of an average of the weights."""
+        guide = None
+        if settings.guidance and self.entry.guide:
+            snapshot = self.trained.snapshots[f"σ_rel {self.entry.guide['sigma_rel']:g}"]
+            guide = LoadedModel(snapshot, self.plan)
+        loaded = LoadedModel(self.trained.averages[average], self.plan)
+        return quality.images_of(loaded, settings, count, default_device(), guide)
 
 
 class Judges(NamedTuple):
@@ -85,20 +107,35 @@ class Judges(NamedTuple):
     full: Judge
 
 
-def read_entries(path: Path = ENTRIES) -> dict[str, Entry]:
-    """Read the entries; each has the options of its `after` and its own."""
+def read_entries(path: Path = ENTRIES, folder: Path = RESULTS) -> dict[str, Entry]:
+    """Read the entries; each has the options of its `after` and its own.
+
+    `after: best` is the entry with the lowest distance in the folder's results, of those before it in the
+    file and of 50 NFE; the last one as long as there are no results.
+    """
     entries: dict[str, Entry] = {}
+    found = {name: fd for name, fd in mean_distances(read_results(folder)).items() if name != DIFFUSERS}
     for name, given in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-        before = entries[given["after"]] if "after" in given else Entry("", "", {}, {}, [], ())
+        after = given.get("after")
+        if after == "best":
+            after = min(entries.keys() & found, key=found.__getitem__, default=list(entries)[-1])
+        before = entries[after] if after else Entry("", None, "", {}, {}, [], {}, ())
         entries[name] = Entry(
             name,
+            after,
             given["what"],
             merge(before.params, given.get("params", {})),
             before.sample | given.get("sample", {}),
             given.get("tried", before.tried),
+            given.get("guide", before.guide),
             tuple(given.get("seeds", (0,))),
         )
     return entries
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Return the stored results."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
 def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -117,10 +154,10 @@ def run(entry: Entry, seed: int, size: Size, data: quality.Data, judges: Judges)
     if entry.name == DIFFUSERS:
         images, how = quality.theirs(plan, data.train, size, device)
         return {"how": how, "nfe": size.steps} | scores(images, judges)
-    trained = quality.train_for(size.seconds, plan, data.train, device)
-    table = model(plan.network)
-    average, settings, tried = choose(entry, seed, size, plan, trained, judges.choice)
-    images = quality.images_of(LoadedModel(trained.averages[average], plan), settings, size.images, device)
+    share = entry.guide.get("share", 1.0)
+    trained = quality.train_for(size.seconds, plan, data.train, device, share)
+    finished, table = Finished(entry, plan, trained), model(plan.network)
+    average, settings, tried = choose(finished, size.images // 2, judges.choice)
     return {
         "parameters": table.parameters,
         "gflop": round(table.flops / 1e9, 3),
@@ -132,29 +169,27 @@ def run(entry: Entry, seed: int, size: Size, data: quality.Data, judges: Judges)
         "tried": tried,
         "sample": settings.model_dump(mode="json"),
         "params": entry.params,
-        **scores(images, judges),
+        **scores(finished.images(average, settings, size.images), judges),
     }
 
 
-def choose(
-    entry: Entry, seed: int, size: Size, plan: TrainPlan, trained: Trained, judge: Judge
-) -> tuple[str, SampleSettings, list[dict[str, Any]]]:
+def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSettings, list[dict[str, Any]]]:
     """Return the best average, then the best options of sampling with it, and the distance of each."""
+    names, changes = list(finished.trained.averages), [{}, *finished.entry.tried]
     tried: list[dict[str, Any]] = []
+    if len(names) + len(changes) == 2:  # no choice
+        return names[0], finished.settings({}), tried
 
     def distance(average: str, change: dict[str, Any]) -> float:
-        loaded = LoadedModel(trained.averages[average], plan)
-        images = quality.images_of(loaded, entry.settings(seed, change), size.images // 2, default_device())
-        tried.append({"average": average, "change": change, "fd": round(judge(images), 1)})
-        print(f"    {average}, {change or 'as it is'}: {tried[-1]['fd']:.1f}", flush=True)
-        return float(tried[-1]["fd"])
+        fd = round(judge(finished.images(average, finished.settings(change), count)), 1)
+        tried.append({"average": average, "change": change, "fd": fd})
+        print(f"    {average}, {change or 'as it is'}: {fd:.1f}", flush=True)
+        return fd
 
-    names, changes = list(trained.averages), [{}, *entry.tried]
-    found = {name: distance(name, {}) for name in names} if len(names) + len(changes) > 2 else {}
-    average = min(found, key=found.__getitem__) if found else names[0]
-    by_change = [found.get(average, 0.0), *(distance(average, change) for change in changes[1:])]
-    change = changes[by_change.index(min(by_change))]
-    return average, entry.settings(seed, change), tried
+    by_average = {name: distance(name, {}) for name in names}
+    average = min(by_average, key=by_average.__getitem__)
+    by_change = [by_average[average], *(distance(average, change) for change in changes[1:])]
+    return average, finished.settings(changes[by_change.index(min(by_change))]), tried
 
 
 def scores(images: Images, judges: Judges) -> dict[str, float]:
@@ -164,14 +199,16 @@ def scores(images: Images, judges: Judges) -> dict[str, float]:
 
 def card(entry: Entry, seed: int) -> dict[str, Any]:
     """Return who computed a result, where and when."""
+    processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
     changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
     return {
         "entry": entry.name,
+        "after": entry.after,
         "what": entry.what,
         "seed": seed,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
-        "machine": machine(),
+        "machine": f"{CORES} cores of {processor}, torch {torch.__version__.partition('+')[0]}",
     }
 
 
@@ -180,17 +217,9 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def machine() -> str:
-    """Return processor, threads and torch."""
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
-    name = names[0] if names else platform.processor()
-    return f"{torch.get_num_threads()} cores of {name}, torch {torch.__version__.partition('+')[0]}"
-
-
 def render(folder: Path = RESULTS, page: Path = PAGE) -> None:
     """Write the leaderboard of the folder's results into the page."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    write_text(page, with_leaderboard(page.read_text(encoding="utf-8"), results))
+    write_text(page, with_leaderboard(page.read_text(encoding="utf-8"), read_results(folder)))
 
 
 def main() -> None:
@@ -202,27 +231,38 @@ def main() -> None:
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():
         raise SystemExit(f"no entry {unknown.pop()} in {ENTRIES.name}: it has {', '.join(entries)}")
-    seeds = {name: entries[name].seeds if arguments.seed is None else (arguments.seed,) for name in names}
-    todo = [(entries[name], seed) for name in names for seed in seeds[name]]
-    todo = [(entry, seed) for entry, seed in todo if not (folder / f"{entry.name}-{seed}.json").exists()]
-    if todo and not arguments.render:
-        with tempfile.TemporaryDirectory() as temporary:
-            _run_all(todo, size, folder, Path(temporary))
+    given = None if arguments.seed is None else (arguments.seed,)
+    todo = [(name, seed) for name in names for seed in given or entries[name].seeds]
+    todo = [(name, seed) for name, seed in todo if not (folder / f"{name}-{seed}.json").exists()]
+    failed = run_all(todo, size, folder) if todo and not arguments.render else 0
     if folder == RESULTS:
         render()
+    sys.exit(failed > 0)
 
 
-def _run_all(todo: list[tuple[Entry, int]], size: Size, folder: Path, temporary: Path) -> None:
-    data, device = quality.prepared(todo[0][0].config(0), temporary), default_device()
-    test = np.asarray(data.test.images)
-    judges = Judges(*(Judge(images, device) for images in (test[::2], test[1::2], test)))
-    real = round(judges.report(np.asarray(data.train.images[: size.images])), 1)
-    for entry, seed in todo:
-        print(f"{entry.name}, seed {seed}: {entry.what}", flush=True)
-        result = {**card(entry, seed), **run(entry, seed, size, data, judges), "real": real}
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{entry.name}-{seed}.json", result)
-        print(f"  fd {result['fd']:.1f} ({result['fd_full']:.1f} to all), real {real:.1f}", flush=True)
+def run_all(todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
+    """Run on two cores and store each result; return the number of failures."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    torch.set_num_threads(CORES)
+    failures, device = 0, default_device()
+    with tempfile.TemporaryDirectory() as temporary:
+        data = quality.prepared(read_entries()[todo[0][0]].config(0), Path(temporary))
+        test, real = np.asarray(data.test.images), np.asarray(data.train.images[: size.images])
+        judges = Judges(*(Judge(images, device) for images in (test[::2], test[1::2], test)))
+        floor = {"real": round(judges.report(real), 1)}
+        for name, seed in todo:
+            entry = read_entries()[name]  # here, since the best one may be new
+            print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
+            try:
+                result = {**card(entry, seed), **run(entry, seed, size, data, judges), **floor}
+            except Exception:
+                traceback.print_exc()
+                failures += 1
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / f"{name}-{seed}.json", result)
+            print(f"  fd {result['fd']:.1f} ({result['fd_full']:.1f} to all), {floor}", flush=True)
+    return failures
 
 
 def parser() -> argparse.ArgumentParser:

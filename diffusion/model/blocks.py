@@ -26,11 +26,13 @@ class GroupNorm(nn.GroupNorm):
         return kernels.group_norm(self, x)
 
 
-def set_norm_eps(network: nn.Module, eps: float) -> None:
-    """Give every group norm of the network what it adds to a variance."""
+def set_norms(network: nn.Module, eps: float, group_channels: int) -> None:
+    """Set what the network's group norms add to a variance, and the least number of channels of a group."""
     for module in network.modules():
         if isinstance(module, GroupNorm):
             module.eps = eps
+            while module.num_groups > 1 and module.num_channels < group_channels * module.num_groups:
+                module.num_groups //= 2
 
 
 def resample(x: Tensor, how: Resampling) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.model.blocks import GroupNorm, set_norm_eps
+from diffusion.model.blocks import GroupNorm, set_norms
 from diffusion.model.model_file import Artefact, load_weights, read_description
 from diffusion.model.unet import Encoder
 from diffusion.model.unet_config import UNetSpec
@@ -43,7 +43,7 @@ class Classifier(Encoder):
         heads = channels // spec.head_channels if spec.head_channels else spec.heads or 1
         self.norm = GroupNorm(channels)
         self.pool = AttentionPool(channels, size * size, heads, spec.num_classes)
-        set_norm_eps(self, spec.norm_eps)
+        set_norms(self, spec.norm_eps, spec.group_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps → (B, classes) logits.

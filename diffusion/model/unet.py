@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from diffusion.model.blocks import (
     BLOCKS,
     Attention,
-    Conditioning,
     Downsample,
     GroupNorm,
     Resampling,
     Upsample,
-    set_norm_eps,
+    set_norms,
 )
 from diffusion.model.embedding import ConditionedNetwork, timestep_embedding
 from diffusion.model.layers import ExactConv2d, Stage, zero
@@ -100,7 +99,8 @@ class Encoder(ConditionedNetwork):
 class PixelStage(nn.Module):
     """The return from patches to pixels: a sub-pixel convolution (1609.05158), and features of the image.
 
-    SiLU(condition([shuffle(conv(h)), conv(x)])), each part with `pixel_channels`.
+    SiLU([shuffle(conv(h)), conv(x)]·(1 + scale) + shift), each part with `pixel_channels`. There is no norm,
+    so that the image's own mean and contrast stay.
     """
 
     def __init__(self, spec: UNetSpec, channels: int) -> None:
@@ -108,13 +108,14 @@ class PixelStage(nn.Module):
         self.patch_size, self.out_channels = spec.patch_size, 2 * spec.pixel_channels
         self.expand = nn.Conv2d(channels, spec.pixel_channels * spec.patch_size**2, 3, padding=1)
         self.image = ExactConv2d(spec.in_channels, spec.pixel_channels, 3, padding=1)
-        self.condition = Conditioning(self.out_channels, 4 * spec.channels, spec.embedding)
+        self.project = nn.Linear(4 * spec.channels, 2 * self.out_channels)
 
     def forward(self, h: Tensor, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H/p, W/p), the image (B, C_in, H, W) and (B, E) → (B, `out_channels`, H, W)."""
         shuffled = F.pixel_shuffle(self.expand(h), self.patch_size)
         joined = torch.cat([shuffled, self.image(x).to(shuffled.dtype)], dim=1)
-        return F.silu(self.condition(joined, embedding))
+        scale, shift = self.project(embedding)[..., None, None].chunk(2, dim=1)
+        return F.silu(torch.addcmul(shift, joined, 1 + scale))
 
 
 class UNet(Encoder):
@@ -132,7 +133,7 @@ class UNet(Encoder):
             self.pixels = PixelStage(spec, channels)
             channels = self.pixels.out_channels
         self.head = zero(ExactConv2d(channels, spec.out_channels, 3, padding=1))
-        set_norm_eps(self, spec.norm_eps)
+        set_norms(self, spec.norm_eps, spec.group_channels)
 
     def _decoder(self, channels: int, skips: list[int]) -> nn.ModuleList:
         """Return the stages back up to the image; each takes one skip, the last encoder stage's first."""

@@ -27,6 +27,9 @@ class UNetConfig(ModelConfig):
     shifts a block's norm (adagn), or is added before it as in DDPM (additive). `resample` halves and doubles
     within a residual block (biggan), or by a layer of its own (plain).
 
+    A norm has 32 groups, or fewer so that each has at least `group_channels` channels: 1, or 4 as in EDM's
+    code. A group of a single channel removes its mean and contrast.
+
     `attention_resolutions` lists the feature-map sizes, in pixels, that get self-attention. Its heads come
     either from `head_channels` (channels a head) or from `heads` (their number). The network sees
     t·`time_scale` (iDDPM's code trains with 1000/T).
@@ -52,6 +55,7 @@ class UNetConfig(ModelConfig):
     )
     num_res_blocks: Annotated[int, Field(gt=0, le=MAX_BLOCKS), NotBool] = 2
     attention_resolutions: Annotated[tuple[Side, ...], Field(max_length=MAX_LEVELS), Unique] = ()
+    group_channels: ChannelCount = Field(default=1, exclude_if=(1).__eq__)
     head_channels: ChannelCount | None = None
     heads: ChannelCount | None = None
     embedding: Literal["adagn", "additive"] = "adagn"
@@ -100,7 +104,8 @@ class UNetConfig(ModelConfig):
     @model_validator(mode="after")
     def _embedding_is_seen(self) -> Self:
         widths = [mult * self.channels for mult in self.channel_mult]
-        if self.embedding == "additive" and any(32 % width == 0 for width in widths):
+        alone = self.group_channels == 1 and any(32 % width == 0 for width in widths)
+        if self.embedding == "additive" and alone:
             raise ValueError(
                 f"embedding additive is lost in a norm with one channel a group, as at levels of {widths} "
                 "channels: use adagn, or more than 32 channels"

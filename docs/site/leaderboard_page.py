@@ -36,6 +36,15 @@ def leaderboard(results: Iterable[Result]) -> str:
     )
 
 
+def mean_distances(results: Iterable[Result]) -> dict[str, float]:
+    """Return the mean distance of each entry with 50 NFE."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result["nfe"] <= NFE:
+            groups.setdefault(result["entry"], []).append(result)
+    return {name: _mean(group) for name, group in groups.items()}
+
+
 def _mean(group: list[Result]) -> float:
     return statistics.fmean(one["fd"] for one in group)
 
@@ -49,7 +58,8 @@ def _row(group: list[Result]) -> str:
         shape = f"{first['parameters'] / 1e6:.2f} M", f"{first['steps']:,} × {first['batch']}"
     else:
         shape = first["how"], ""
-    cells = [f"`{first['entry']}`", first["what"], f"**{fd}**" if len(group) >= RECORD_SEEDS else fd]
+    what = f"{first['what']}; after `{first['after']}`" if first["after"] else first["what"]
+    cells = [f"`{first['entry']}`", what, f"**{fd}**" if len(group) >= RECORD_SEEDS else fd]
     cells += [str(first["nfe"]), *shape, ", ".join(sorted({_chosen(one) for one in group}))]
     return f"| {' | '.join(cells)} | `{first['commit']}`, {first['date']} |"
 

@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality, speedrun
-from benchmarks.speedrun import ENTRIES, PAGE, RESULTS, read_entries
-from diffusion.protocol.settings import SampleSettings
+from benchmarks.speedrun import ENTRIES, PAGE, RESULTS, Finished, choose, read_entries
 from docs.site.leaderboard_page import leaderboard, with_leaderboard
 from tests.conftest import ROOT
 
+UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {})
 RESULT = {
     "entry": "a",
+    "after": None,
     "what": "first",
     "machine": "two cores",
     "commit": "1234567",
@@ -34,8 +35,9 @@ def test_entries_are_valid_and_build_on_earlier_ones():
         config = entry.config(seed=1)
         assert config.train.seed == 1
         assert config.data.name == "fashion-mnist"
+        finished = Finished(entry, SimpleNamespace(train=config.train), UNTRAINED)
         for change in [{}, *entry.tried]:
-            assert isinstance(entry.settings(1, change), SampleSettings)
+            assert finished.settings(change).seed == 1
     simple, before = entries["simple"].config(0), entries["5cf73ea"].config(0)
     assert simple.process.loss == "simple"
     assert simple.process.prediction == before.process.prediction == "velocity"
@@ -45,10 +47,11 @@ def test_entries_are_valid_and_build_on_earlier_ones():
 @pytest.mark.parametrize("tried", [[], [{"eta": 0.5}, {"eta": 1.0}]])
 def test_best_average_is_chosen_first_and_then_best_options(monkeypatch, tried):
     distances = {("b", 0.0): 3.0, ("a", 0.0): 4.0, ("b", 0.5): 2.0, ("b", 1.0): 2.5}
-    entry = speedrun.Entry("e", "", {}, {}, tried, (0,))
-    trained = quality.Trained(SimpleNamespace(), 1.0, {"a": "a", "b": "b"}, {})
+    entry = speedrun.Entry("e", None, "", {}, {}, tried, {}, (0,))
+    trained = UNTRAINED._replace(averages={"a": "a", "b": "b"})
     monkeypatch.setattr(quality, "images_of", lambda loaded, settings, *_: (loaded.network, settings.eta))
-    average, settings, found = speedrun.choose(entry, 0, quality.Size(), None, trained, distances.get)
+    finished = Finished(entry, SimpleNamespace(train=SimpleNamespace(seed=0)), trained)
+    average, settings, found = choose(finished, 1000, distances.get)
     assert (average, settings.eta, settings.steps) == ("b", 0.5 if tried else 0.0, 50)
     assert len(found) == 2 + len(tried)
 
@@ -62,6 +65,21 @@ def test_leaderboard_has_means_of_seeds_and_more_evaluations_apart():
     assert "**302 ± 2 (3 seeds)** | 50 | 1.37 M | 1,700 × 16 | decay 0.99 |" in text
     assert text.index("`a`") < text.index("More than 50 NFE") < text.index("`b`")
     assert "decay 0.99, eta 1.0" in text
+
+
+def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
+    entries = tmp_path / "entries.yaml"
+    entries.write_text(
+        "a: {what: '', params: {train: {steps: 1}}}\n"
+        "b: {what: '', after: a, params: {train: {steps: 2}}}\n"
+        "c: {what: '', after: best, params: {train: {lr: 1}}}\n"
+        "d: {what: '', after: a}\n"
+    )
+    assert read_entries(entries, tmp_path)["c"].params == {"train": {"steps": 2, "lr": 1}}
+    for name, nfe, fd in (("a", 50, 3), ("b", 50, 4), ("diffusers", 50, 1), ("d", 50, 1), ("b2", 100, 1)):
+        (tmp_path / f"{name}-0.json").write_text(json.dumps({"entry": name, "nfe": nfe, "fd": fd}))
+    best = read_entries(entries, tmp_path)["c"]
+    assert (best.after, best.params) == ("a", {"train": {"steps": 1, "lr": 1}})
 
 
 def test_page_has_the_rules_and_the_stored_results():

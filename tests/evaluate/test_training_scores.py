@@ -8,7 +8,6 @@ import pytest
 
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import model_bytes, signal_at, train_to_the_end
 from tracking.spool.spool_events import read_events
 from tracking.store import connect
@@ -21,7 +20,8 @@ EVALUATING = {"eval_every": 4, "eval_images": 20, "eval_steps": 2, "keep": "best
 @pytest.fixture
 def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    copy_data(project)
+    done = diffctl(project, "stage", "data")
+    assert done.returncode == 0, done.stderr
     return project
 
 

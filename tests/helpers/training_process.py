@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import command, diffctl, environment, write_params
-from tests.helpers.prepared import copy_data
 
 DEADLINE = 120.0  # seconds without an end that fail a test; nothing waits for it otherwise
 
@@ -28,9 +27,10 @@ main()
 
 
 def prepare(folder: Path, **train: Any) -> None:
-    """Write a small params.yaml into the folder and give it prepared data."""
+    """Write a small params.yaml into the folder and prepare its data."""
     write_params(folder, train=train)
-    copy_data(folder)
+    done = diffctl(folder, "stage", "data")
+    assert done.returncode == 0, done.stderr
 
 
 def start(

@@ -52,6 +52,7 @@ def specs(draw: st.DrawFn):
         block=draw(st.sampled_from(["resnet", "convnext"])),
         dropout=draw(st.sampled_from([0.0, 0.3])),
         patch_size=patch,
+        group_channels=draw(st.sampled_from([1, 4])),
         **({"pixel_channels": 6} if patch > 1 else {}),
         image_size=patch * size,
         in_channels=in_channels,
@@ -174,6 +175,15 @@ def test_group_norm_uses_32_groups_or_a_divisor(channels):
     assert channels % groups == 0
     assert groups <= 32
     assert groups == 32 or channels % 32 != 0
+
+
+@pytest.mark.parametrize(("least", "groups"), [(1, {8, 16}), (4, {2, 4}), (5, {1, 2}), (100, {1})])
+def test_norms_have_groups_of_at_least_so_many_channels(least, groups):
+    network = network_of(spec_of(channels=8, group_channels=least))
+    norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
+    assert {norm.num_groups for norm in norms if norm.num_channels in (8, 16)} == groups
+    x, t, labels = inputs(network.spec)
+    assert network(x, t, labels).isfinite().all()
 
 
 def test_adaptive_group_norm_scales_and_shifts_the_norm():
