@@ -4,6 +4,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -17,7 +18,7 @@ from diffusion.model.model_file import Artefact
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_atomic
 from diffusion.system.section import brief
-from diffusion.system.yaml_text import parse_yaml
+from diffusion.system.yaml_text import REMOVED, parse_yaml
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
 from tracking.registry.registered_models import fetch_champion, fetch_version_files
@@ -108,10 +109,18 @@ def _track(path: Path) -> Path | None:
     return dvc_file(path)
 
 
+def _has(written: Any, field: str) -> bool:
+    """Return whether params.yaml has the field; otherwise it has its default."""
+    section, key = field.split(".")
+    return key in written[section]
+
+
 def use_protocol(name: str) -> None:
     """Set each field that differs from the paper; print the changes, and what cannot be set."""
     config = load()
     changes, left = adopt_protocol(name, config.model_dump(mode="json"))
+    written = parse_yaml(PARAMS.read_text(encoding="utf-8"))
+    changes = [one for one in changes if one.new is not REMOVED or _has(written, one.field)]
     text = replace_values({tuple(one.field.split(".")): one.new for one in changes})
     parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # validated before the file is written
     if changes:

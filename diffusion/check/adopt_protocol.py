@@ -7,12 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.card import statistics_source
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.files import sha256_file
+from diffusion.system.references import load_reference
+from diffusion.system.yaml_text import REMOVED
 
 REFERENCES = Path("references")  # folder of published statistics
 ABSENT = "not set"
@@ -22,7 +25,7 @@ Sections = dict[str, dict[str, Any]]
 
 
 class Change(NamedTuple):
-    """A field of params.yaml with its old and new value, and the source of the new one."""
+    """A field of params.yaml with its old and new value, REMOVED for none, and the source of the new one."""
 
     field: str
     old: Any
@@ -102,7 +105,12 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
     yield from _of_process(after)
     sample, sweep = after["sample"], after["sweep"]
     for name in REGISTRIES:
-        if sample[name] != before["sample"][name] and sample.get(f"{name}_options"):
+        listed = sweep.get(name)
+        if listed != before["sweep"].get(name) and listed and sample[name] not in listed:
+            yield ("sample", name), listed[0], f"sweep.{name} has it"
+        options = sample.get(f"{name}_options")
+        is_old = options == before["sample"].get(f"{name}_options")
+        if sample[name] != before["sample"][name] and options and is_old:
             yield ("sample", f"{name}_options"), {}, f"the options were {before['sample'][name]}'s"
     for where, name, _, why in list(idle_axes(sample, sweep)):
         listed = sweep.get(name) or [None]
@@ -113,20 +121,24 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
 
 
 def _of_process(after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
-    """Yield changes of variance, loss, timestep sampler and noise, which depend on each other."""
+    """Yield changes of variance, loss, time distribution and noise, which depend on each other."""
     process, sample, sweep = after["process"], after["sample"], after["sweep"]
-    learned = process["variance"] == "learned"
-    reason = f"process.variance is {process['variance']}"
+    fields = load_reference(PROCESSES[process["schedule"]].config).model_fields
+    for key in [key for key in process if key not in fields]:
+        yield ("process", key), REMOVED, f"process.schedule {process['schedule']} has none"
+    variance = process["variance"] if "variance" in fields else "small"
+    learned = variance == "learned"
+    reason = f"process.variance is {variance}"
     if learned == (process["loss"] == "simple"):
         process["loss"] = "hybrid" if learned else "simple"
         yield ("process", "loss"), process["loss"], reason
     if process["loss"] == "simple" and process["t_sampler"] == "loss-aware":
         yield ("process", "t_sampler"), "uniform", "process.loss is simple"
     if not learned and sample["noise"] == "learned":
-        yield ("sample", "noise"), process["variance"], reason
+        yield ("sample", "noise"), variance, reason
     if not learned and "learned" in (sweep.get("noise") or ()):
         rest = [noise for noise in sweep["noise"] if noise != "learned"]
-        yield ("sweep", "noise"), rest or [process["variance"]], reason
+        yield ("sweep", "noise"), rest or [variance], reason
 
 
 def _of_extractor(

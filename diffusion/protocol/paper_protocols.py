@@ -4,6 +4,7 @@ A protocol changes nothing: it is compared with params.yaml, and differences are
 no torch.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -104,13 +105,26 @@ _PAPERS = {
             *_fid("sec. 3, and README.md of its code"),
             PaperField("data.name", (*CIFAR, *IMAGENET_64), "sec. 3"),
             PaperField("data.image_size", (None, 64), "sec. 3", IMAGENET_64),
-            PaperField("sample.sampler", ("heun",), "alg. 1", CIFAR),
-            PaperField("sample.sampler", ("edm",), "alg. 2, README.md of its code: S_churn 40", IMAGENET_64),
-            PaperField("sample.spacing", ("edm",), "eq. 5: ρ = 7, σ from 80 to 0.002"),
+            PaperField("process.schedule", ("edm",), "table 1: σ(t) = t, s(t) = 1"),
+            PaperField("process.prediction", ("edm",), "table 1: c_skip, c_out, c_in"),
+            PaperField("process.sigma_data", (0.5,), "table 1"),
+            PaperField("process.loss", ("simple",), "eq. 8"),
+            PaperField("process.weighting", ("edm",), "table 1: λ(σ)"),
+            PaperField("process.t_sampler", ("log-normal",), "table 1: ln σ ~ N(P_mean, P_std²)"),
+            PaperField("process.t_sampler_options", ({}, None), "table 1: P_mean = −1.2, P_std = 1.2"),
+            PaperField("sample.sampler", ("heun",), "alg. 1, and alg. 2 with churn"),
+            PaperField(
+                "sample.sampler_options",
+                ({"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003},),
+                "table 5, and README.md of its code",
+                IMAGENET_64,
+            ),
+            PaperField("sample.spacing", ("karras",), "eq. 5: ρ = 7, σ from 80 to 0.002"),
+            PaperField("sample.spacing_options", ({}, None), "table 1: ρ, σ_min, σ_max"),
             PaperField("sample.clip", (False,), "generate.py of its code"),
             PaperField("sample.classes", ("balanced",), "generate.py of its code, which draws labels"),
             PaperField("sweep.steps", (18,), "README.md of its code: 35 evaluations", CIFAR),
-            PaperField("sweep.eta", (0.0,), "alg. 1", CIFAR),
+            PaperField("sweep.eta", (0.0,), "alg. 1 and 2"),
             PaperField("sweep.steps", (256,), "README.md of its code: 511 evaluations", IMAGENET_64),
             PaperField("evaluate.statistics", ("cifar10-32x32.npz",), "README.md of its code", CIFAR),
             PaperField("evaluate.statistics", ("imagenet-64x64.npz",), "README.md of its code", IMAGENET_64),
@@ -170,8 +184,17 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
     section, key = field.split(".")
     listed = sections["sweep"].get(key) if section == "sample" else None
     value = listed or sections[section].get(key)
-    value = PurePath(value["file"]).name if isinstance(value, Mapping) else value
-    return list(value) if isinstance(value, list | tuple) else [value]
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [_comparable(key, one) for one in values]
+
+
+def _comparable(key: str, value: Any) -> Any:
+    """Return the name of a file, and options as a mapping, which are JSON in cards."""
+    if isinstance(value, Mapping) and "file" in value:
+        return PurePath(value["file"]).name
+    if isinstance(value, str) and key.endswith("_options"):
+        return json.loads(value)
+    return value
 
 
 def _text(value: Any) -> str:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any, NoReturn
 
@@ -25,6 +26,16 @@ MAX_DIGITS = 100  # of a number; a longer one stays text
 NO_SPACE = re.compile(r"\s*(?:- )?(\w+):[^\s/]")
 NO_BREAK_SPACE = "\xa0"
 COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
+
+
+class Removed:
+    """The new value of a key that `edit_yaml` removes."""
+
+    def __str__(self) -> str:
+        return "removed"
+
+
+REMOVED = Removed()
 
 
 class YamlRefusal(ValueError):
@@ -64,9 +75,13 @@ def _refuse_missing_space(text: str, mark: Any) -> None:
 def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     """Return the text with a plain value at a path of keys. Missing keys are added; comments stay.
 
+    REMOVED removes the key, with the comment behind its value.
+
     YamlRefusal if the text is refused, has something other than a mapping on the path, or has comments within
     the old value.
     """
+    if value is REMOVED:
+        return _without_key(text, path)
     wanted = _with_value(parse_yaml(text), path, value)
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 2**16
@@ -82,6 +97,25 @@ def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     if wanted is None or loses_comments or parse_yaml(edited) != wanted:
         raise YamlRefusal(f"{'.'.join(path)} cannot be set in it: edit the file: {_flow_text(path, value)}")
     return edited
+
+
+def _without_key(text: str, path: Sequence[str]) -> str:
+    """Return the text without the line of a key, if it is there; YamlRefusal if its value is not one line."""
+    wanted = parse_yaml(text)
+    place, parent = wanted, YAML().load(text)
+    for key in path[:-1]:
+        place, parent = place[key], parent[key]
+    if path[-1] not in place:
+        return text
+    del place[path[-1]]
+    row = parent.lc.key(path[-1])[0]
+    lines = text.splitlines(keepends=True)
+    del lines[row]
+    edited = "".join(lines)
+    with suppress(YamlRefusal):
+        if parse_yaml(edited) == wanted:
+            return edited
+    raise YamlRefusal(f"{'.'.join(path)} cannot be removed from it: edit the file")
 
 
 _NULL, _TEXT = "tag:yaml.org,2002:null", Tag(suffix="tag:yaml.org,2002:str")

@@ -1,5 +1,6 @@
 """`diffctl use --protocol`: params.yaml follows a paper, and fields that cannot are listed."""
 
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
 from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
 from diffusion.system.errors import UsageError
-from diffusion.system.yaml_text import parse_yaml
+from diffusion.system.yaml_text import REMOVED, parse_yaml
 from tests.conftest import ROOT, params
 
 PROFILES = [ROOT / f"profiles/{name}.yaml" for name in ("digits", "cifar10", "imagenet64-adm")]
@@ -53,7 +54,9 @@ def test_only_the_listed_fields_differ_afterwards(profile, name, capsys):
     text, after = PARAMS.read_text(), load()
     assert after.evaluate.protocol == name
     assert {one.field for one in mismatches(name, values(after))} == left_in(output)
-    assert comments(text) == comments(profile.read_text())
+    removed = set(re.findall(r"^process\.(\w+): .* → removed", output, re.M))
+    kept = [line for line in profile.read_text().splitlines() if line.split(":")[0].strip() not in removed]
+    assert comments(text) == comments("\n".join(kept))
     assert after.data == before.data
     for one in mismatches(name, values(before)):
         assert one.source in output or one.field in left_in(output)
@@ -90,6 +93,21 @@ def test_published_statistics_are_set_once_downloaded(capsys):
     assert statistics is not None
     assert (statistics.file, statistics.sha256) == (file, sha256(b"statistics").hexdigest())
     assert mismatches("adm", values(load())) == []
+
+
+def test_edm_sets_process_sampler_and_spacing(capsys):
+    shutil.copy(ROOT / "profiles/cifar10.yaml", PARAMS)
+    Use(protocol="edm").run()
+    lines = capsys.readouterr().out.splitlines()
+    assert "process.timesteps: 4,000 → removed (process.schedule edm has none)" in lines
+    config = load()
+    process = config.process
+    assert (process.schedule, process.prediction, process.sigma_data) == ("edm", "edm", 0.5)
+    assert (process.weighting, process.t_sampler, process.t_sampler_options) == ("edm", "log-normal", {})
+    assert (config.sample.sampler, config.sample.spacing) == ("heun", "karras")
+    assert (config.sweep.steps, config.sweep.eta) == ((18,), (0.0,))
+    Use(protocol="ddim").run()
+    assert load().process.schedule == "linear"
 
 
 def test_profile_and_protocol_together(here):
@@ -186,8 +204,10 @@ def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(change
     after = {key: dict(one) if isinstance(one, dict) else one for key, one in before.items()}
     for change in changes:
         section, key = change.field.split(".")
-        assert after[section][key] == change.old
+        assert after[section].get(key) == change.old
         after[section][key] = change.new
+        if change.new is REMOVED:
+            del after[section][key]
     config = parse(parse_yaml(yaml.safe_dump(after)), "test")
     left = {one.field for one in unchanged}
     assert {one.field for one in mismatches(name, values(config))} == left
