@@ -138,10 +138,10 @@ def assert_close(ours: SavedState, theirs: SavedState) -> None:
         assert float((a - b).norm()) < far * float(b.norm()), part
 
 
-def alone(store: Path) -> SavedState:
+def alone(store: Path, changes: dict[str, Any] = CHANGES) -> SavedState:
     """What one process makes of it."""
     images = open_store(store)
-    state = new_state(plan_of(images, **CHANGES), CPU)
+    state = new_state(plan_of(images, **changes), CPU)
     train(state, images, ProcessGroup(CPU), Observer(), lambda state: None, lambda: None)
     return state.saved()
 

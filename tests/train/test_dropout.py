@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion.images.store import open_store
 from diffusion.model.classifier import Classifier
+from diffusion.model.dit import DiT
 from diffusion.model.layers import Dropout
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlWarning
@@ -21,6 +22,7 @@ from diffusion.train.gradients import DropoutMasks, GradientAccumulator
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.networks import randomise
+from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import plan_of
 from tests.train.test_gradients import refuse_more_than
 
@@ -89,7 +91,7 @@ def test_masks_do_not_depend_on_the_number_of_ranks(digits_store, whole, world, 
     assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
 
 
-def masks_at(masks: DropoutMasks, network: UNet | Classifier, step: int, rows: slice) -> list[Tensor]:
+def masks_at(masks: DropoutMasks, network: UNet | Classifier | DiT, step: int, rows: slice) -> list[Tensor]:
     """Return each layer's mask of these rows, (B, numbers of a row) bool."""
     seen: list[Tensor] = []
     masks.draw(step, CPU)
@@ -110,10 +112,10 @@ def agreement(one: Tensor, other: Tensor) -> float:
     return float((a * b).sum()) / (size**0.5 * P * (1 - P))
 
 
-@pytest.mark.parametrize("kind", [UNet, Classifier])
-def test_masks_are_independent_bernoulli_bits(digits_store, kind):
+@pytest.mark.parametrize(("kind", "model"), [(UNet, {}), (Classifier, {}), (DiT, SMALL_DIT)])
+def test_masks_are_independent_bernoulli_bits(digits_store, kind, model):
     """Bits have probability 1 − p and are independent between rows and layers."""
-    plan = described(digits_store, batch_size=20)
+    plan = described(digits_store, model, batch_size=20)
     network = kind(plan.network)
     layers = masks_at(DropoutMasks(network, plan, "dropout", network), network, 0, slice(0, 20))
     for kept in layers:

@@ -160,10 +160,10 @@ def test_the_gradient_is_clipped_to_the_bound_and_its_norm_before_is_reported(di
 def test_a_step_moves_nothing_to_the_host(digits_store, changes, monkeypatch):
     """Meta tensors cannot be copied to another device."""
     store, meta, own = open_store(digits_store), torch.device("meta"), torch.Generator
-    monkeypatch.setattr(torch, "Generator", lambda device=CPU: own(CPU))  # the meta device has none
     train = {**changes["train"], "precision": "fp32", "batch_size": 8, "microbatch": 3}
     plan = plan_of(store, **{**changes, "train": train})
-    state = new_state(plan, CPU)
+    state = new_state(plan, CPU)  # loads modules that need torch's own Generator
+    monkeypatch.setattr(torch, "Generator", lambda device=CPU: own(CPU))  # the meta device has none
     for part in ("network", "ema", "ema_profiles"):
         setattr(state, part, getattr(state, part).to(meta))
     monkeypatch.setattr(state.optimizer, "step", lambda: None)  # the fused kernel has no meta version

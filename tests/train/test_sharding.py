@@ -19,7 +19,16 @@ from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.distributed.sharding import Shards, _meta_copy, _with_parameters, shard_rows
 from diffusion.train.train_step import new_state
 from diffusion.train.trainer import _share_state
-from tests.helpers.process_pair import CHANGES, DEADLINE, SHARDED, alone, assert_close, pair_of, trained
+from tests.helpers.process_pair import (
+    CHANGES,
+    DEADLINE,
+    SHARDED,
+    SMALL_DIT,
+    alone,
+    assert_close,
+    pair_of,
+    trained,
+)
 from tests.helpers.training_process import prepare, train_to_the_end, uninterrupted
 from tests.helpers.trainings import plan_of
 from tests.train.test_process_group import TRAIN, assert_same_curve, curve, ended, set_devices, training_at
@@ -67,10 +76,12 @@ def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_rank
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 3])
-def test_shards_train_like_one_process(digits_store, tmp_path, world):
+@pytest.mark.parametrize(("world", "model"), [(2, {}), (3, {}), (2, SMALL_DIT)], ids=["2", "3", "dit"])
+def test_shards_train_like_one_process(digits_store, tmp_path, world, model):
     """With EMA profiles, dropout, gradient checkpointing, unequal micro-batches and tensors of one row."""
-    assert_close(trained(digits_store, tmp_path / "runs", world, SHARDED), alone(digits_store))
+    changes = {**SHARDED, "model": {**SHARDED["model"], **model}}
+    sharded = trained(digits_store, tmp_path / "runs", world, changes)
+    assert_close(sharded, alone(digits_store, {**changes, "train": CHANGES["train"]}))
 
 
 @pytest.mark.slow
