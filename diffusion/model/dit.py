@@ -92,11 +92,7 @@ class DiT(ConditionedNetwork):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps, labels (B,) → (B, C or 2C, H, W).
-
-        Labels are needed exactly when the network is conditional; ValueError otherwise. `augmentation` (B, 9)
-        describes to an augmented network how images were transformed; without it they were not.
-        """
+        """x (B, C, H, W), t (B,), labels (B,) → (B, C or 2C, H, W); arguments are as those of the U-Net."""
         embedding = self.embed(x, t, labels, augmentation)
         h = self.stem(x)
         size = h.shape[2:]

@@ -50,108 +50,114 @@ class Transferred(NamedTuple):
     new: frozenset[str] = frozenset()
 
 
-def transfer(start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights) -> Transferred:
-    """Return the weights that a network of this spec begins with, for these classes.
+def transfer(source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights) -> Transferred:
+    """Return the initial weights of a network of this spec and these classes, from a pretrained one.
 
-    `drawn` are its own random weights, which stay where the rule transfers none. Incompatible names the
-    first field or weight that does not fit.
+    `initial` are its random weights, which stay where the rule transfers none. Incompatible names the first
+    field or weight that does not fit.
     """
-    if start.spec.name != spec.name:
-        raise Incompatible(f"model.name is {spec.name}, and the start is a {start.spec.name}")
+    if source.spec.name != spec.name:
+        raise Incompatible(f"model.name is {spec.name}, and the pretrained model is a {source.spec.name}")
     rule = load_reference(MODELS[spec.name].transfer)
-    taken: Transferred = rule(start, spec, classes, drawn)
+    taken: Transferred = rule(source, spec, classes, initial)
     return taken
 
 
 def transfer_unchanged(
-    start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+    source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
 ) -> Transferred:
     """Return all weights as they are: for a network of the same shape and the same classes."""
-    check_same_options(start.spec, spec)
-    if start.classes != classes:
+    check_same_options(source.spec, spec)
+    if source.classes != classes:
         raise Incompatible(f"a {spec.name} starts from one of the same classes in the same order only")
-    return Transferred(copy_weights(start.weights, drawn))
+    return Transferred(copy_weights(source.weights, initial))
 
 
-def check_same_options(start: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
-    """Incompatible where an option of the network itself differs: equal weights would mean another thing.
+def check_same_options(source: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
+    """Incompatible where an option of the network itself differs: equal weights would compute something else.
 
     The common options of networks may differ, those of training alone, and those in `free`.
     """
     free |= NetworkSpec.model_fields.keys() | spec.TRAINING_ONLY
     for field in type(spec).model_fields.keys() - free:
-        ours, theirs = getattr(spec, field), getattr(start, field)
+        ours, theirs = getattr(spec, field), getattr(source, field)
         if ours != theirs:
-            raise Incompatible(f"model.{field} is {_shown(ours)}, and the start has {_shown(theirs)}")
-
-
-def copy_weights(theirs: Weights, drawn: Weights) -> dict[str, Tensor]:
-    """Their weights; Incompatible names the first that is missing, left over or of another shape."""
-    for name in sorted(theirs.keys() | drawn.keys()):
-        if name not in theirs:
-            raise Incompatible(f"the start has no {name}, which the network needs")
-        if name not in drawn:
-            raise Incompatible(f"the start has {name}, which the network does not know")
-        if theirs[name].shape != drawn[name].shape:
             raise Incompatible(
-                f"{name} has shape {tuple(theirs[name].shape)} in the start, and the network wants "
-                f"{tuple(drawn[name].shape)}"
+                f"model.{field} is {_format(ours)}, and the pretrained model has {_format(theirs)}"
+            )
+
+
+def copy_weights(theirs: Weights, initial: Weights) -> dict[str, Tensor]:
+    """Return their weights; Incompatible names the first that is missing, left over or of another shape."""
+    for name in sorted(theirs.keys() | initial.keys()):
+        if name not in theirs:
+            raise Incompatible(f"the pretrained model has no {name}, which the network needs")
+        if name not in initial:
+            raise Incompatible(f"the pretrained model has {name}, which the network lacks")
+        if theirs[name].shape != initial[name].shape:
+            raise Incompatible(
+                f"{name} has shape {tuple(theirs[name].shape)} in the pretrained model, and the network has "
+                f"{tuple(initial[name].shape)}"
             )
     return dict(theirs)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return str(list(value) if isinstance(value, tuple) else value)
 
 
 CLASSES, CLASS_BIAS = "classes.weight", "time.2.bias"
 AUGMENTATION = "augmentation.weight"
-STEM, HEAD = "stem.weight", ("head.weight", "head.bias")
+INPUTS = ("stem.weight", "pixels.image.weight")  # of layers of the image; a DiT has the first
+HEAD = ("head.weight", "head.bias")
 
 
 def transfer_conditioned(
-    start: Source, spec: NetworkSpec, classes: tuple[str, ...], drawn: Weights
+    source: Source, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
 ) -> Transferred:
     """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
-    check_same_options(start.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
-    if len(set(start.classes)) != len(start.classes):
-        raise Incompatible("the start names two classes alike, so that none can be taken by its name")
-    ours, channels = dict(start.weights), (start.spec.in_channels, spec.in_channels)
-    ours[STEM] = _of_inputs(ours[STEM], *channels)
-    pixels = len(ours[HEAD[0]]) // start.spec.out_channels  # of a patch
+    check_same_options(source.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
+    if len(set(source.classes)) != len(source.classes):
+        raise Incompatible(
+            "two classes of the pretrained model have the same name, so none can be found by it"
+        )
+    ours, channels = dict(source.weights), (source.spec.in_channels, spec.in_channels)
+    for name in (name for name in INPUTS if name in ours):
+        ours[name] = _of_inputs(ours[name], *channels)
+    pixels = len(ours[HEAD[0]]) // source.spec.out_channels  # of a patch
     for name in HEAD:
-        ours[name] = _of_outputs(ours[name], drawn[name], *channels, pixels)
+        ours[name] = _of_outputs(ours[name], initial[name], *channels, pixels)
     new: frozenset[str] = frozenset()
-    no_class = _no_class(start)
-    if CLASSES in drawn:
-        ours[CLASSES] = _rows(start, no_class, classes, drawn[CLASSES])
-        new = frozenset() if set(classes) <= set(start.classes) else frozenset({CLASSES})
+    no_class = _no_class(source)
+    if CLASSES in initial:
+        ours[CLASSES] = _rows(source, no_class, classes, initial[CLASSES])
+        new = frozenset() if set(classes) <= set(source.classes) else frozenset({CLASSES})
     elif ours.pop(CLASSES, None) is not None:
         ours[CLASS_BIAS] = ours[CLASS_BIAS] + no_class
-    if AUGMENTATION not in drawn:
+    if AUGMENTATION not in initial:
         ours.pop(AUGMENTATION, None)
     elif AUGMENTATION not in ours:
-        ours[AUGMENTATION], new = drawn[AUGMENTATION], new | {AUGMENTATION}
-    return Transferred(copy_weights(ours, drawn), new)
+        ours[AUGMENTATION], new = initial[AUGMENTATION], new | {AUGMENTATION}
+    return Transferred(copy_weights(ours, initial), new)
 
 
-def _no_class(start: Source) -> Tensor:
-    """(E,) what the start adds to its embedding for a picture of no class in particular."""
-    if CLASSES not in start.weights:
-        return torch.zeros_like(start.weights[CLASS_BIAS])
-    rows = start.weights[CLASSES]
-    return rows[start.spec.num_classes] if start.spec.null_class else rows.mean(dim=0)
+def _no_class(source: Source) -> Tensor:
+    """Return what the pretrained network adds to its embedding without a class, (E,)."""
+    if CLASSES not in source.weights:
+        return torch.zeros_like(source.weights[CLASS_BIAS])
+    rows = source.weights[CLASSES]
+    return rows[source.spec.num_classes] if source.spec.null_class else rows.mean(dim=0)
 
 
-def _rows(start: Source, no_class: Tensor, classes: tuple[str, ...], drawn: Tensor) -> Tensor:
-    """Return a row for each class, and for the empty label where the network has one."""
-    known = {name: start.weights[CLASSES][row] for row, name in enumerate(start.classes)}
+def _rows(source: Source, no_class: Tensor, classes: tuple[str, ...], initial: Tensor) -> Tensor:
+    """Return a row for each class, and for the null label if the network has one."""
+    known = {name: source.weights[CLASSES][row] for row, name in enumerate(source.classes)}
     rows = [known.get(name, no_class) for name in classes]
-    return torch.stack([*rows, *[no_class] * (len(drawn) - len(rows))])
+    return torch.stack([*rows, *[no_class] * (len(initial) - len(rows))])
 
 
 def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
-    """(O, before, …) → (O, now, …), which gives a grey picture in RGB what it gave in grey."""
+    """Return weights (O, now, …) of (O, before, …); a grey image in RGB gives what it gave in grey."""
     if before == now:
         return weight
     _refuse_odd(before, now)
@@ -160,19 +166,19 @@ def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
     return weight.repeat_interleave(now, dim=1) / now
 
 
-def _of_outputs(theirs: Tensor, drawn: Tensor, before: int, now: int, pixels: int) -> Tensor:
-    """The start's predictions by the channels that are wanted; as drawn, where the start predicts nothing.
+def _of_outputs(theirs: Tensor, initial: Tensor, before: int, now: int, pixels: int) -> Tensor:
+    """Return the last layer for `now` channels; its rows are initial where `theirs` predicts nothing.
 
-    Each channel has a row for each of the `pixels` that a layer gives at once.
+    Each channel has a row for each of the `pixels` of a patch.
     """
-    theirs, drawn = (weights.reshape(-1, pixels, *weights.shape[1:]) for weights in (theirs, drawn))
+    theirs, initial = (weights.reshape(-1, pixels, *weights.shape[1:]) for weights in (theirs, initial))
     parts = [_of_output(part, before, now) for part in theirs.chunk(len(theirs) // before)]
-    both = [*parts, *drawn.chunk(len(drawn) // now)[len(parts) :]][: len(drawn) // now]
+    both = [*parts, *initial.chunk(len(initial) // now)[len(parts) :]][: len(initial) // now]
     return torch.cat(both).flatten(0, 1)
 
 
 def _of_output(part: Tensor, before: int, now: int) -> Tensor:
-    """(before, pixels, …) → (now, pixels, …)."""
+    """Return one prediction of `now` channels: (before, pixels, …) → (now, pixels, …)."""
     if before == now:
         return part
     _refuse_odd(before, now)
@@ -182,5 +188,5 @@ def _of_output(part: Tensor, before: int, now: int) -> Tensor:
 def _refuse_odd(before: int, now: int) -> None:
     if {before, now} != {1, 3}:
         raise Incompatible(
-            f"the images have {now} channels and the start's {before}: only 1 and 3 become each other"
+            f"the images have {now} channels and the pretrained model's {before}: only 1 and 3 convert"
         )

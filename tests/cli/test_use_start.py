@@ -61,7 +61,7 @@ def test_model_is_stored_pinned_and_checked(project: Path, invoke: Invoke) -> No
 def test_check_reports_a_model_of_another_shape_or_of_grey_images(project: Path, invoke: Invoke) -> None:
     model_file(project / "mine.safetensors", channels=16)
     assert invoke("use", "--init-from", "mine.safetensors").code == 0
-    assert "model.channels is 8, and the start has 16" in found(invoke)["start"]["message"]
+    assert "model.channels is 8, and the pretrained model has 16" in found(invoke)["start"]["message"]
     write_params(project, data={"channels": 3}, process=VELOCITY)
     model_file(project / "mine.safetensors")
     assert invoke("use", "--init-from", "mine.safetensors").code == 0

@@ -246,5 +246,5 @@ def test_transfer_preserves_the_outputs_with_other_channels_classes_and_sizes() 
     _, network = transferred({"image_size": 16})
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), pretrained.parameters(), strict=True))
     assert network(x.repeat(1, 1, 2, 2), t, labels).shape == (3, 2, 16, 16)
-    with pytest.raises(Incompatible, match=r"model\.patch_size is 4, and the start has 2"):
+    with pytest.raises(Incompatible, match=r"model\.patch_size is 4, and the pretrained model has 2"):
         transferred({"patch_size": 4})

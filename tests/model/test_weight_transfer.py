@@ -97,8 +97,11 @@ def test_classes_of_unconditional_pretrained_match_its_output():
     assert result.new == {"classes.weight"}
 
 
-def test_grey_to_rgb_repeats_output_for_grey_image():
-    pretrained, network, _ = build_from_pretrained(in_channels=3, out_channels=6)
+@pytest.mark.parametrize("patch", [{}, {"patch_size": 2, "attention_resolutions": ()}], ids=["1", "2"])
+def test_grey_to_rgb_repeats_output_for_grey_image(patch):
+    pretrained, network, _ = build_from_pretrained(
+        pretrained_spec=patch, **patch, in_channels=3, out_channels=6
+    )
     x, y = images(pretrained), labels(1, 2, 3)
     grey, rgb = pretrained(x, T, y), network(x.repeat(1, 3, 1, 1), T, y)
     assert close(rgb, grey.repeat_interleave(3, dim=1)), "predictions first, then the variances"
@@ -132,19 +135,19 @@ def test_larger_image_size_transfers_all_weights():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"channels": 16}, r"model\.channels is 16, and the start has 8"),
-        ({"channel_mult": (1, 1)}, r"model\.channel_mult is \[1, 1\], and the start has \[1, 2\]"),
+        ({"channels": 16}, r"model\.channels is 16, and the pretrained model has 8"),
+        ({"channel_mult": (1, 1)}, r"model\.channel_mult is \[1, 1\], and the pretrained model has \[1, 2\]"),
         ({"head_channels": None, "heads": 1}, r"model\.head"),
-        ({"time_scale": 0.5}, r"model\.time_scale is 0\.5, and the start has 1\.0"),
+        ({"time_scale": 0.5}, r"model\.time_scale is 0\.5, and the pretrained model has 1\.0"),
         (
             {"image_size": 16, "attention_resolutions": (16,)},
-            r"the start has decoder\.0\.1\.\w+\.\w+, which the network does not know",
+            r"the pretrained model has decoder\.0\.1\.\w+\.\w+, which the network lacks",
         ),
         (
             {"attention_resolutions": ()},
-            r"the start has \w+\.\d\.1\.\w+\.\w+, which the network does not know",
+            r"the pretrained model has \w+\.\d\.1\.\w+\.\w+, which the network lacks",
         ),
-        ({"in_channels": 2, "out_channels": 4}, "2 channels and the start's 1"),
+        ({"in_channels": 2, "out_channels": 4}, "2 channels and the pretrained model's 1"),
     ],
 )
 def test_error_names_incompatible_option(changes, message):
@@ -155,7 +158,7 @@ def test_error_names_incompatible_option(changes, message):
 def test_duplicate_class_names_are_refused():
     network = network_of(spec_of())
     source = Source(network.state_dict(), network.spec, ("a",) * 10)
-    with pytest.raises(Incompatible, match="names two classes alike"):
+    with pytest.raises(Incompatible, match="have the same name"):
         transfer(source, network.spec, NAMES, network.state_dict())
 
 
@@ -189,8 +192,8 @@ def test_transfer_unchanged_requires_equal_shapes_and_classes():
     with pytest.raises(Incompatible, match="same classes in the same order"):
         transfer_unchanged(source, network.spec, NAMES[::-1], network.state_dict())
     fewer = {name: weight for name, weight in network.state_dict().items() if name != "stem.bias"}
-    with pytest.raises(Incompatible, match=r"the start has stem\.bias, which the network does not know"):
+    with pytest.raises(Incompatible, match=r"the pretrained model has stem\.bias, which the network lacks"):
         transfer_unchanged(source, network.spec, NAMES, fewer)
     other = {**network.state_dict(), "stem.bias": torch.zeros(3)}
-    with pytest.raises(Incompatible, match=r"stem\.bias has shape \(8,\) in the start"):
+    with pytest.raises(Incompatible, match=r"stem\.bias has shape \(8,\) in the pretrained model"):
         transfer_unchanged(source, network.spec, NAMES, other)
