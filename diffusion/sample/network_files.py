@@ -15,7 +15,6 @@ from diffusion.model.model_file import (
     read_artefact,
     read_description,
 )
-from diffusion.model.posthoc_ema import Snapshots
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SamplerConfig, SampleSettings
@@ -75,23 +74,20 @@ def guide_file(guide: str, model: Path, averages: Path = AVERAGES) -> Path:
     profile = ema_guide(guide)
     if profile is None:
         return _existing(Path(guide), "guide")
-    snapshots = _snapshots_until(matching_snapshots(model, averages), profile.step)
+    snapshots = matching_snapshots(model, averages)
+    if profile.step is not None:
+        snapshots = snapshots.until(profile.step)
     return ema_model_file(snapshots, profile.sigma_rel)
 
 
-def network_files(
-    settings: SampleSettings, model: Path, own: Path | None = None, averages: Path = AVERAGES
-) -> NetworkFiles:
-    """Return the files for these settings. `own` is the training's model if `model` is another average.
-
-    UsageError if one is missing.
-    """
-    guide = classifier = None
-    if settings.needs_guide and settings.guide is not None:
-        guide = guide_file(settings.guide, own or model, averages)
-    if settings.has_classifier and settings.classifier is not None:
-        classifier = _existing(Path(settings.classifier), "classifier")
-    return NetworkFiles(model, guide, classifier)
+def network_files(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> NetworkFiles:
+    """Return the files for these settings; UsageError if one is missing."""
+    guide, classifier = _named_networks(settings)
+    return NetworkFiles(
+        model,
+        None if guide is None else guide_file(guide, model, averages),
+        None if classifier is None else _existing(Path(classifier), "classifier"),
+    )
 
 
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
@@ -105,8 +101,11 @@ def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
 def card_files(
     settings: SampleSettings, card: Mapping[str, object], model: Path, own: Path | None = None
 ) -> NetworkFiles:
-    """Return the files for the settings of a card, as `network_files`; UsageError if one is another one."""
-    files = network_files(settings, model, own)
+    """Return the files for the settings of a card, as `network_files`; UsageError if one is another one.
+
+    `own` is the training's own model if `model` is another average of its weights.
+    """
+    files = network_files(settings, own or model)._replace(model=model)
     if wrong := files.read().find_difference(card):
         raise UsageError(f"the {wrong} {getattr(files, wrong)} is not the one of the scores")
     return files
@@ -122,32 +121,34 @@ class CellFiles:
     def __init__(
         self, model: Path, sample: SamplerConfig, cells: Iterable[Cell], averages: Path = AVERAGES
     ) -> None:
-        self.model, self._sample, self._averages = model, sample, averages
+        self.model, self._sample = model, sample
         cells = list(cells)
         has_widths = any(cell.ema is not None for cell in cells)
         self._snapshots = matching_snapshots(model, averages) if has_widths else None
-        used = {self._guides(cell): cell for cell in cells}
-        for cell in used.values():
-            network_files(cell_settings(sample, cell), model, averages=averages).read().check()
-
-    def _guides(self, cell: Cell) -> tuple[str | None, str | None]:
-        settings = cell_settings(self._sample, cell)
-        return settings.guide, settings.classifier
+        self._files: dict[tuple[str | None, ...], NetworkFiles] = {}  # by guide and classifier
+        for settings in (cell_settings(sample, cell) for cell in cells):
+            key = _named_networks(settings)
+            if key not in self._files:
+                self._files[key] = network_files(settings, model, averages)
+                self._files[key].read().check()
 
     def of(self, cell: Cell) -> NetworkFiles:
         """Return the files of the cell's images; EMA profiles are reconstructed if they are missing."""
-        model = self.model
-        if cell.ema is not None and self._snapshots is not None:
-            model = ema_model_file(self._snapshots, cell.ema)
-        return network_files(cell_settings(self._sample, cell), model, self.model, self._averages)
+        files = self._files[_named_networks(cell_settings(self._sample, cell))]
+        if cell.ema is None or self._snapshots is None:
+            return files
+        return files._replace(model=ema_model_file(self._snapshots, cell.ema))
 
     def average_of(self, cell: Cell) -> Path | None:
         """Return `model` if the cell uses another average of its training, else None."""
         return None if cell.ema is None else self.model
 
 
-def _snapshots_until(snapshots: Snapshots, step: int | None) -> Snapshots:
-    return snapshots if step is None else snapshots.until(step)
+def _named_networks(settings: SampleSettings) -> tuple[str | None, ...]:
+    return (
+        settings.guide if settings.needs_guide else None,
+        settings.classifier if settings.has_classifier else None,
+    )
 
 
 def _existing(path: Path, name: str) -> Path:

@@ -9,6 +9,7 @@ from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
 from diffusion.process.process_registry import build_process
+from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.options import SamplingOption
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.sample.generate import check_settings
@@ -68,6 +69,8 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
     spec, choices = model.artefact.network, list(option.option.choices)
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
+    if option.name == "guidance_rule" and model.guide is None:
+        choices = rules_without_guide()
     if option.name == "guide":
         choices = [] if model.guide is None else [model.guide]
     kind = "choice" if choices else KINDS.get(option.plain_type)

@@ -135,11 +135,14 @@ def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
 def _existing_files(config: Config) -> Iterator[tuple[SampleSettings, NetworkFiles]]:
     """Yield the settings and the files of each cell of the grid whose files exist."""
     models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
+    found: dict[tuple[str | None, ...], NetworkFiles] = {}
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
+        key = settings.guide, settings.classifier
         with suppress(DiffctlError):  # a guide that is missing
+            found[key] = found.get(key) or network_files(settings, MODEL)
             if cell.ema in models:
-                yield settings, network_files(settings, models[cell.ema], MODEL)
+                yield settings, found[key]._replace(model=models[cell.ema])
 
 
 def _ema_models(config: Config) -> Iterator[Leftover]:
