@@ -23,7 +23,7 @@ from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import Guides, generate
 from diffusion.system.devices import float64_device
 from diffusion.system.errors import Interrupted
 from diffusion.system.limits import MAX_COUNT
@@ -160,7 +160,7 @@ def images_of(
     for start in range(0, count, BATCH):
         part = range(start, min(start + BATCH, count))
         condition = mixed_condition(loaded.artefact, settings, part)
-        made.append(to_nhwc(generate(loaded, settings, part, condition, device)))
+        made.append(to_nhwc(generate(loaded, settings, part, condition, device, guides=Guides(guide))))
     return np.concatenate(made)
 
 
@@ -181,11 +181,26 @@ class Judge:
 
     def __init__(self, real: Images, device: torch.device) -> None:
         self._extractor = load_extractor(EXTRACTOR, device=float64_device(device))
-        self._reference = statistics(extract(self._extractor, real).features)
+        self._features = self.features(real)
+        self._reference = statistics(self._features)
+
+    def part(self, rows: slice) -> "Judge":
+        """Return the judge by these rows of the set."""
+        other = copy.copy(self)
+        other._reference = statistics(self._features[rows])
+        return other
+
+    def features(self, images: Images) -> Any:
+        """Return the features of images, from which every part computes its distance."""
+        return extract(self._extractor, images).features
+
+    def distance(self, features: Any) -> float:
+        """Return the distance of images with these features."""
+        return frechet_distance(statistics(features), self._reference)
 
     def __call__(self, images: Images) -> float:
-        """That of these images."""
-        return frechet_distance(statistics(extract(self._extractor, images).features), self._reference)
+        """Return the distance of images."""
+        return self.distance(self.features(images))
 
 
 def theirs(plan: TrainPlan, store: ImageStore, size: Size, device: torch.device) -> tuple[Images, str]:

@@ -194,7 +194,9 @@ def choose(finished: Finished, count: int, judge: Judge) -> tuple[str, SampleSet
 
 def scores(images: Images, judges: Judges) -> dict[str, float]:
     """Return the distance to the reported half, and to the whole test split."""
-    return {"fd": round(judges.report(images), 1), "fd_full": round(judges.full(images), 1)}
+    features = judges.full.features(images)
+    distances = {"fd": judges.report.distance(features), "fd_full": judges.full.distance(features)}
+    return {name: round(distance, 1) for name, distance in distances.items()}
 
 
 def card(entry: Entry, seed: int) -> dict[str, Any]:
@@ -247,9 +249,9 @@ def run_all(todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
     failures, device = 0, default_device()
     with tempfile.TemporaryDirectory() as temporary:
         data = quality.prepared(read_entries()[todo[0][0]].config(0), Path(temporary))
-        test, real = np.asarray(data.test.images), np.asarray(data.train.images[: size.images])
-        judges = Judges(*(Judge(images, device) for images in (test[::2], test[1::2], test)))
-        floor = {"real": round(judges.report(real), 1)}
+        full = Judge(np.asarray(data.test.images), device)
+        judges = Judges(full.part(slice(0, None, 2)), full.part(slice(1, None, 2)), full)
+        floor = {"real": round(judges.report(np.asarray(data.train.images[: size.images])), 1)}
         for name, seed in todo:
             entry = read_entries()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
