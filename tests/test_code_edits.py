@@ -1,6 +1,7 @@
 """Code is a dependency: in a clone with real DVC, an edit reruns exactly the affected stages."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,59 +19,47 @@ FROM_TRAIN = ("train", "sample", "evaluate", "report")
 
 
 class Edit(NamedTuple):
-    """A replacement in a file, and the stages with other results after it."""
+    """A replacement in a file."""
 
     file: str
     old: str
     new: str
+
+
+class Case(NamedTuple):
+    """Edits made together, and the stages with other results after them."""
+
+    edits: tuple[Edit, ...]
     changes: tuple[str, ...]
 
 
-EDITS = {
-    "data": Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16", STAGES),
-    "loss": Edit(
-        "diffusion/process/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()", FROM_TRAIN
-    ),
-    "schedule": Edit(
-        "diffusion/process/noise_schedules.py", "(u + 0.008) / 1.008", "(u + 0.018) / 1.018", FROM_TRAIN
-    ),
-    "block": Edit(
-        "diffusion/model/blocks.py", "F.silu(self.norm_in(x))", "F.relu(self.norm_in(x))", FROM_TRAIN
-    ),
-    "draw": Edit(
-        "diffusion/train/batch.py",
-        "image.normal_(generator=source)",
-        "image.normal_(generator=source).neg_()",
+CASES = {
+    "data": Case((Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16"),), STAGES),
+    "loss": Case(
+        (Edit("diffusion/process/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()"),),
         FROM_TRAIN,
     ),
-    "learning rate": Edit(
-        "diffusion/train/lr_schedule.py",
-        "rate = rate * (step + 1)",
-        "rate = 3 * rate * (step + 1)",
-        FROM_TRAIN,
+    "sampler": Case(
+        (Edit("diffusion/sample/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n"),),
+        FROM_TRAIN[1:],
     ),
-    "sampler": Edit(
-        "diffusion/sample/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n", FROM_TRAIN[1:]
-    ),
-    "extractor": Edit(
-        "diffusion/evaluate/features/effnet.py",
-        "- 127) / 128",
-        "- 126) / 128",
+    "extractor": Case(
+        (Edit("diffusion/evaluate/features/effnet.py", "- 127) / 128", "- 126) / 128"),),
         ("reference", "evaluate", "report"),
     ),
-    "scorer": Edit(
-        "diffusion/evaluate/scores/kernel_distance.py", "+ 1) ** 3)", "+ 1) ** 2)", ("evaluate", "report")
+    "scorer": Case(
+        (Edit("diffusion/evaluate/scores/kernel_distance.py", "+ 1) ** 3)", "+ 1) ** 2)"),),
+        ("evaluate", "report"),
     ),
-    "sampler that the grid does not use": Edit(
-        "diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3", ()
-    ),
-    "loss of another objective": Edit(
-        "diffusion/train/classifier_training.py", "logits.argmax(1)", "logits.argmin(1)", ()
-    ),
-    "lock": Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3", ()),
-    "comment": Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5", ()),
-    "docstring": Edit(
-        "diffusion/sample/sampler.py", '"""Samplers as generators', '"""Methods as generators', ()
+    "unused entries, locks, comments and docstrings": Case(
+        (
+            Edit("diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3"),
+            Edit("diffusion/train/classifier_training.py", "logits.argmax(1)", "logits.argmin(1)"),
+            Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3"),
+            Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5"),
+            Edit("diffusion/sample/sampler.py", '"""Samplers as generators', '"""Methods as generators'),
+        ),
+        (),
     ),
 }
 
@@ -88,6 +77,12 @@ def reproduce(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
+def edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
 def results(folder: Path) -> dict[str, object]:
     """Return the outputs of every stage in dvc.lock."""
     stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
@@ -103,22 +98,23 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("name", CASES)
 def test_edit_reruns_exactly_the_affected_stages(project: Path, name: str) -> None:
-    edit, before = EDITS[name], results(project)
-    file, lock = project / edit.file, (project / "dvc.lock").read_text()
-    text = file.read_text()
-    assert edit.old in text
-    file.write_text(text.replace(edit.old, edit.new))
+    case, before = CASES[name], results(project)
+    lock = (project / "dvc.lock").read_text()
+    texts = {project / one.file: (project / one.file).read_text() for one in case.edits}
+    for one in case.edits:
+        edit(project / one.file, one.old, one.new)
     try:
         output = reproduce(project)
         after = results(project)
-        assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == edit.changes
+        assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == case.changes
         restart = re.search(r"the training's code has changed in (.*) since step 12", output)
-        assert bool(restart) == ("train" in edit.changes and "data" not in edit.changes)
-        assert restart is None or Path(edit.file).name in restart[1]
+        assert bool(restart) == ("train" in case.changes and "data" not in case.changes)
+        assert restart is None or Path(case.edits[0].file).name in restart[1]
     finally:
-        file.write_text(text)
+        for file, text in texts.items():
+            file.write_text(text)
         (project / "dvc.lock").write_text(lock)
         subprocess.run(
             [sys.executable, "-m", "dvc", "checkout", "--force", "--quiet"],
@@ -129,15 +125,16 @@ def test_edit_reruns_exactly_the_affected_stages(project: Path, name: str) -> No
 
 
 @pytest.mark.slow
-def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(tmp_path: Path) -> None:
+def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(
+    project: Path, tmp_path: Path
+) -> None:
     from diffusion.model.model_file import read_artefact
 
-    folder = small_project(tmp_path / "project")
-    reproduce(folder, "train")
+    folder = shutil.copytree(project, tmp_path / "project")
     first = read_artefact(folder / "models/model.safetensors")
-    edit = EDITS["loss"]
-    file = folder / edit.file
-    file.write_text(file.read_text().replace(edit.old, edit.new))
+    edit(
+        folder / "diffusion/train/lr_schedule.py", "rate = rate * (step + 1)", "rate = 3 * rate * (step + 1)"
+    )
     kept = subprocess.run(
         [sys.executable, "-m", "cli.entry", "stage", "train", "--keep"],
         cwd=folder,
@@ -165,12 +162,6 @@ WAIT = """
 """
 
 
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
-
-
 def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start Python in the folder, with the folder's code."""
     return subprocess.Popen(
@@ -183,13 +174,14 @@ def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def edited_meanwhile(folder: Path, file: str, old: str, new: str) -> tuple[int, str]:
-    """Edit a file while `dvc repro train` trains; return the exit code and the output."""
+def edited_meanwhile(folder: Path, *edits: Edit) -> tuple[int, str]:
+    """Make edits while `dvc repro train` trains; return the exit code and the output."""
     for name in ("begun", "edited"):
         (folder / name).unlink(missing_ok=True)
     process = run_python(folder, "-m", "dvc", "repro", "--single-item", "train")
     wait_until(lambda: (folder / "begun").exists() or process.poll() is not None, 120)
-    edit(folder / file, old, new)
+    for one in edits:
+        edit(folder / one.file, one.old, one.new)
     (folder / "edited").touch()
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
@@ -199,28 +191,32 @@ RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.
 
 
 @pytest.mark.slow
-def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(tmp_path: Path) -> None:
+def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(project: Path, tmp_path: Path) -> None:
     """Also a model that DVC recorded with another rate is trained again."""
-    folder = small_project(tmp_path / "project")
+    folder = shutil.copytree(project, tmp_path / "project")
+    for made in ("runs/train", ".dvc/cache/runs"):
+        shutil.rmtree(folder / made)
+    lock = yaml.safe_load((folder / "dvc.lock").read_text())
+    lock["stages"] = {"data": lock["stages"]["data"]}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
     params, rates = folder / "params.yaml", ("rate: 0.002", "rate: 0.5")
     edit(
         folder / "cli/stages/train_stage.py",
         "    training = trainer.lead(",
         f"{WAIT}\n    training = trainer.lead(",
     )
-    reproduce(folder, "data")
-    for file, old, new in (
-        ("params.yaml", *rates),
-        ("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "MAX_BAD_STEPS = 6"),
-    ):
-        code, output = edited_meanwhile(folder, file, old, new)
-        assert code != 0
-        assert "changed while the stage train ran" in output
-        assert "train.lr.rate 0.002 → 0.5" in output or "diffusion/train/loop.py" in output
-        assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-        edit(folder / file, new, old)
     constant = "MAX_BAD_STEPS = 5"
-    code, output = edited_meanwhile(folder, "diffusion/train/loop.py", constant, f"# Some.\n{constant}")
+    edits = (
+        Edit("params.yaml", *rates),
+        Edit("diffusion/train/loop.py", constant, "MAX_BAD_STEPS = 6"),
+    )
+    code, output = edited_meanwhile(folder, *edits)
+    assert code != 0
+    assert "changed while the stage train ran (train.lr.rate 0.002 → 0.5, diffusion/train/loop.py)" in output
+    assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    for one in edits:
+        edit(folder / one.file, one.new, one.old)
+    code, output = edited_meanwhile(folder, Edit("diffusion/train/loop.py", constant, f"# Some.\n{constant}"))
     assert code == 0, output
     assert "resuming after step 12 of 12" in output
 

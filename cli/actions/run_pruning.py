@@ -7,10 +7,11 @@ import typer
 
 from cli.commands.registry import Prune
 from cli.shared.tables import show, table
-from diffusion.check.findings import Project, format_bytes
+from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
+from diffusion.system.memory import format_bytes
 from diffusion.system.params import load_sections
 from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.plan import TrainPlan

@@ -13,6 +13,7 @@ import typer
 from cli.commands.servers import Status
 from cli.shared.tables import show, table
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.memory import format_bytes
 from flows.prefect_server.flow_runs import PrefectStatus, QueuedRun, prefect_status
 from flows.prefect_server.local_servers import LocalServer, local_servers, prefect_url
 from tracking.connectivity import redact_uri
@@ -70,7 +71,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
     if found["deployments"] and not any(worker["online"] for worker in found["workers"]):
         yield "no worker polls for scheduled runs"
     if found["disk"]["free"] < MIN_FREE:
-        yield f"only {_gigabytes(found['disk']['free'])} are free on the disk of this folder"
+        yield f"only {format_bytes(found['disk']['free'])} are free on the disk of this folder"
     if found["undelivered"]:
         yield f"{len(found['undelivered'])} trainings have undelivered metrics"
     champion = found["champion"] or {}
@@ -108,10 +109,6 @@ def _undelivered() -> list[str]:
     return [str(folder) for folder in ended if not DeliveryState.load(folder, uri).complete]
 
 
-def _gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
 def _show_deployments(status: PrefectStatus) -> None:
     if not status.deployments:
         return
@@ -132,7 +129,7 @@ def _show_rest(found: dict[str, Any]) -> None:
             f"champion: {champion['model']} version {champion['after']} since {champion['time']} UTC, by "
             f"{champion['how']}{since}"
         )
-    free, total = (_gigabytes(found["disk"][name]) for name in ("free", "total"))
+    free, total = (format_bytes(found["disk"][name]) for name in ("free", "total"))
     typer.echo(f"disk: {free} of {total} are free")
     if found["undelivered"]:
         typer.echo(f"{len(found['undelivered'])} trainings have undelivered metrics: `diffctl sync`")

@@ -6,13 +6,14 @@ from functools import partial
 from pydantic import NonNegativeInt
 
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
-from diffusion.check.findings import Finding, Project, format_bytes
+from diffusion.check.findings import Finding, Project
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.show.figure import format_quantity
 from diffusion.system.devices import default_device
+from diffusion.system.memory import format_bytes
 from diffusion.system.section import Section
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.step_memory import (

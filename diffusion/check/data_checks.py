@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.check.findings import Finding, Project, format_bytes
+from diffusion.check.findings import Finding, Project
 from diffusion.data.problems import summarize
 from diffusion.images.digests import is_verified, read_note, verify
 from diffusion.images.store import ImageStore
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
+from diffusion.system.memory import format_bytes
 from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.pretrained import PretrainedMissing, PretrainedRefused, find_pretrained
 

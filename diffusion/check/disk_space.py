@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.check.findings import Finding, Project, format_bytes
+from diffusion.check.findings import Finding, Project
 from diffusion.data.prepare import shape_of
 from diffusion.downloads.fetch import cache_root
 from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device
 from diffusion.system.files import disk_usage
+from diffusion.system.memory import format_bytes
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.plan import training_fingerprint
 from diffusion.train.step_memory import count_parameters, device_memory, exceeds_memory, profile_bytes

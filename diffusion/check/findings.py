@@ -125,8 +125,3 @@ class Project:
             "pixel_std": 0.5,
             "digest": "",
         }
-
-
-def format_bytes(size: float) -> str:
-    """Format a number of bytes."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

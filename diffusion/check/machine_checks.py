@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import torch
 
-from diffusion.check.findings import Finding, Level, Project, format_bytes
+from diffusion.check.findings import Finding, Level, Project
 from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import cached_path
@@ -14,6 +14,7 @@ from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.memory import format_bytes
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import resolve_precision

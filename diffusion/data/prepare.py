@@ -16,6 +16,7 @@ from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, remove_leftovers
 from diffusion.system.locks import LockBusy, file_lock
+from diffusion.system.memory import format_bytes
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -108,8 +109,8 @@ def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:
         free = shutil.disk_usage(place.parent).free
         if needed > free:
             raise DiffctlError(
-                f"preparation needs {needed / 1e9:.1f} GB more in {place.parent}, but only "
-                f"{free / 1e9:.1f} GB are free: make room, or set a smaller data.image_size"
+                f"preparation needs {format_bytes(needed)} more in {place.parent}, but only "
+                f"{format_bytes(free)} are free: make room, or set a smaller data.image_size"
             )
 
 

@@ -24,7 +24,7 @@ from diffusion.images.digests import content_digest
 from diffusion.images.store import Images, ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
-from diffusion.system.memory import machine_memory
+from diffusion.system.memory import format_bytes, machine_memory
 from diffusion.system.regular_files import open_regular
 
 MIN_IMAGES = 2  # a covariance needs two images
@@ -213,8 +213,9 @@ def _require_free(path: Path, needed: int) -> None:
     """Raise a DiffctlError unless `needed` bytes of memory are free."""
     if needed > (free := machine_memory()[1]):
         raise DiffctlError(
-            f"the images in {printable(path)} take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} "
-            "GB are free: score fewer images, or an image store, which is not loaded into memory"
+            f"the images in {printable(path)} take {format_bytes(needed)} of memory, and "
+            f"{format_bytes(free)} are free: score fewer images, or an image store, which is not loaded into "
+            "memory"
         )
 
 

@@ -20,7 +20,6 @@ from diffusion.downloads.fetch import cache_root
 from diffusion.evaluate.features.extractors import Extractor, Features, extract, offset_progress
 from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import ImageStore
-from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning, printable
 from diffusion.system.files import disk_usage
@@ -76,7 +75,7 @@ def _key(extractor: Extractor, store: ImageStore) -> str:
             "extractor": extractor.spec.name,
             "weights_sha256": extractor.weights_sha256,
             "dtype": "float32",
-            "evaluation": EVALUATION_VERSION,
+            "evaluation": extractor.spec.evaluation,
             "code": extraction_code(extractor.spec),
         }
     )

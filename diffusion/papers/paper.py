@@ -148,7 +148,7 @@ def card_fields() -> frozenset[str]:
             *FROM_SAMPLING,
             *SampleSettings.model_fields,
             *settings_card(SampleSettings()),
-            *protocol_card({}, 2, {**nothing, "reference_count": 2}, "", (2, 2)),
+            *protocol_card({}, 2, {**nothing, "reference_count": 2}, spec, (2, 2)),
             *statistics_card({}, 2, facts, spec, ""),
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.section import PositiveInt, Section
 
 Card = dict[str, Any]
@@ -22,13 +22,13 @@ DIGEST = 64  # digits of a SHA-256 in hex
 
 
 def protocol_card(
-    sampling: Card, num_images: int, reference: Mapping[str, Any], resize: str, most: tuple[int, int]
+    sampling: Card, num_images: int, reference: Mapping[str, Any], spec: ExtractorSpec, most: tuple[int, int]
 ) -> Card:
     """Return the complete card of N images against a reference, a flat JSON dict.
 
     `sampling` is the images' part (their store's meta["card"]), empty for images of unknown origin.
-    `reference` is the meta of the reference, `resize` how its extractor resizes images. `most` has the
-    largest numbers of sampled and of reference images for neighbours.
+    `reference` is the meta of the reference, `spec` its extractor. `most` has the largest numbers of sampled
+    and of reference images for neighbours.
     """
     count = reference["reference_count"]
     return {
@@ -39,12 +39,12 @@ def protocol_card(
         **{key: reference.get(key) for key in _REFERENCE_FIELDS},
         "extractor": reference["extractor"],
         "weights_sha256": reference["weights_sha256"],
-        "resize": resize,
+        "resize": spec.resize,
         "feature_dtype": reference["dtype"],
         **neighbour_card(num_images, count, most),
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": EVALUATION_VERSION,
+        "evaluation": spec.evaluation,
     }
 
 
@@ -201,5 +201,5 @@ def statistics_card(
         "feature_dtype": "float32",
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": EVALUATION_VERSION,
+        "evaluation": spec.evaluation,
     }

@@ -21,7 +21,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 INSTALL = "pip install 'diffctl[extractors]'"  # installs the packages that some extractors need
 COMMON = ("floor", "excess", "memorisation")  # scores with the same name for every extractor
 MAX_SPACES = 8  # further extractors that score the same images
-EVALUATION_VERSION = 4  # raise it when the same images would no longer give the same numbers
+EVALUATION_VERSION = 3  # raise it when the same features would no longer give the same numbers
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class ExtractorSpec:
     length of a feature vector, `needs` a module that must be importable. `distance`, `kernel_distance` and
     `score` name its Fréchet distance, its kernel distance and its Inception-style score; that one is None
     where it has no logits. `gaussian_distance` names one by a Gaussian kernel, for embeddings of length 1.
+    `revision` rises when its features of the same images change.
     """
 
     name: str
@@ -65,6 +66,12 @@ class ExtractorSpec:
     gaussian_distance: str | None = None
     weights: Weights = Weights()
     needs: str = ""
+    revision: int = 0
+
+    @property
+    def evaluation(self) -> int:
+        """The version of its numbers, in cards: scores of different versions are not compared."""
+        return EVALUATION_VERSION + self.revision
 
     @property
     def module(self) -> str:
@@ -190,6 +197,7 @@ CLIP = ExtractorSpec(
     distance="fd_clip",
     kernel_distance="kd_clip",
     gaussian_distance="cmmd",
+    revision=1,  # images are resized in 8 bits
     needs="timm",
     weights=Weights(
         sha256="c6032c2e0caae3dc2d4fba35535fa6307dbb49df59c7e182b1bc4b3329b81801",

@@ -1,4 +1,4 @@
-"""Memory of the machine that this process may use, and glibc's malloc for tensors and images."""
+"""Memory that this process may use, as bytes and as text, and glibc's malloc for tensors and images."""
 
 import ctypes
 import sys
@@ -9,6 +9,11 @@ from pathlib import Path
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 LARGEST = 2**31 - 1  # the largest value of mallopt: practically never
 BLOCKS = (2**30, 2**25)  # threshold of mapped blocks; older glibc versions allow 32 MB at most
+
+
+def format_bytes(size: float) -> str:
+    """Format a number of bytes of memory or of a disk."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def machine_memory() -> tuple[int, int]:

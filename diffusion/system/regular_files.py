@@ -10,6 +10,7 @@ from io import BufferedReader
 from pathlib import Path
 
 from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.memory import format_bytes
 
 MAX_TEXT = 32 << 20  # bytes of a text file; ImageNet's lists have a few MB
 NO_WAIT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -34,7 +35,7 @@ def read_regular(path: AnyPath, max_bytes: int) -> bytes:
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            raise OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MB", path)
+            raise OSError(errno.EFBIG, f"larger than {format_bytes(max_bytes)}", path)
         return file.read(size)
 
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from diffusion.choice.gate import CODE_VERSIONS, decide, outdated_best_cell
 from diffusion.protocol.card import PLUGIN_FIELDS, REAL_IMAGE_FIELDS, protocol_card
+from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.scores_document import certain_cell, chance, document
@@ -107,5 +108,5 @@ def test_gate_fields_are_fields_of_a_card():
         "reference_count": 10
     }
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
-    card = protocol_card(sampling, 10, reference, "none", (10, 10))
+    card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], (10, 10))
     assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) - {*PLUGIN_FIELDS}

@@ -10,8 +10,8 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
-from tests.cli.conftest import assert_refused
 from tests.conftest import write_params
+from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import document

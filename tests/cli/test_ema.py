@@ -8,7 +8,7 @@ import torch
 
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
-from tests.cli.conftest import Invoke, assert_refused
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 WIDTHS, STEPS = (0.05, 0.1), (4, 8)

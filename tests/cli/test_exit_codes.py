@@ -10,8 +10,8 @@ from typer.main import get_command
 from cli.main import app
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import EXIT_CODES, KEPT_OUT, REFUSED, TEMPORARY
-from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import free_port
 from tracking.spool.spool_writer import Spool
 

@@ -37,7 +37,7 @@ def test_experiment_is_logged_to_the_mlflow_of_the_checkout(tmp_path: Path) -> N
     folder = small_project(tmp_path)
     env = environment(own_code(folder))
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    arguments = ["exp", "run", "--temp", "-S", "train.seed=5", "evaluate"]
+    arguments = ["exp", "run", "--temp", "-S", "train.seed=5", "train"]
     done = subprocess.run(
         [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
@@ -45,5 +45,4 @@ def test_experiment_is_logged_to_the_mlflow_of_the_checkout(tmp_path: Path) -> N
     assert not (folder / "models").exists()
     (run,) = json.loads(diffctl(folder, "runs", "--json", env=own_code(folder)).stdout)
     assert run["state"] == "finished"
-    assert run["best"]
     assert len(list(folder.glob("runs/train/*/state-*"))) > 0

@@ -20,7 +20,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
-from tests.cli.conftest import assert_refused
+from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
 from tests.helpers.openai_layout import Layout
 

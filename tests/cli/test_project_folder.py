@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Invoke, assert_refused
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.small import git
 
 CONFLICT = "a: 1\n<<<<<<< HEAD\nb: 1\n=======\nb: 2\n>>>>>>> other\n"

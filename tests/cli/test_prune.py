@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli.commands import pipeline
 from diffusion.config import load
 from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store
@@ -27,10 +28,11 @@ from diffusion.system.locks import file_lock
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.plan import plan_artefact, plan_training, training_fingerprint, training_settings
-from tests.cli.conftest import assert_refused
-from tests.conftest import diffctl, write_params
+from tests.conftest import write_params
+from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import network_of
+from tests.helpers.prepared import copy_data
 from tracking import keys
 from tracking.experiments import ensure_experiment
 from tracking.runs.leftovers import find_leftovers
@@ -129,15 +131,14 @@ def test_newest_state_that_keep_resumes_from_stays(plan) -> None:
 
 
 @pytest.mark.slow
-def test_classifiers_of_other_settings_go(project: Path) -> None:
+def test_classifiers_of_other_settings_go(project: Path, invoke) -> None:
     write_params(project, classifier={"model": {"channels": 8, "channel_mult": [1, 2]}, "train": CLASSIFIER})
-    assert diffctl(project, "stage", "data").returncode == 0
-    done = diffctl(project, "stage", "classifier")
-    assert done.returncode == 0, done.stderr
+    copy_data(project)
+    pipeline.Classifier().run()
     (own,) = CLASSIFIER_RUNS.iterdir()
     other = CLASSIFIER_RUNS / "other"
     write_text(other / "state-000000007.sealed", "weights")
-    rows = json.loads(diffctl(project, "prune", "--json").stdout)
+    rows = json.loads(invoke("prune", "--json").out)
     assert [row["path"] for row in rows] == [str(other)]
     assert own.exists()
 

@@ -21,7 +21,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
 from diffusion.system.locks import file_lock
 from diffusion.train.checkpoint.run_dir import RunDir
-from tests.cli.conftest import assert_refused
+from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.scores_document import document, with_space
 from tracking import keys

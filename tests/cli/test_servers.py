@@ -14,8 +14,8 @@ import pytest
 
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
-from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import command, diffctl, environment
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up

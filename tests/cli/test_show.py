@@ -11,8 +11,8 @@ from PIL import Image
 from cli.commands import show
 from diffusion.layout import MODEL
 from diffusion.model.model_file import save_artefact
-from tests.cli.conftest import assert_refused
 from tests.conftest import ROOT
+from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 

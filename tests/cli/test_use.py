@@ -9,9 +9,9 @@ import pytest
 
 from cli.commands.pipeline import Use
 from diffusion.system.errors import UsageError
-from tests.cli.conftest import Invoke, assert_refused
 from tests.conftest import ROOT
 from tests.helpers.damaged_bytes import bounded
+from tests.helpers.invoke import Invoke, assert_refused
 
 PROFILES = ROOT / "profiles"
 

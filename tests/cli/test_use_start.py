@@ -10,8 +10,8 @@ import yaml
 from cli.commands.pipeline import Use
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
-from tests.cli.conftest import Invoke
 from tests.conftest import ROOT, command, diffctl, write_params
+from tests.helpers.invoke import Invoke
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.small import git

@@ -23,7 +23,7 @@ def test_idx_bomb_is_refused(tmp_path):
     write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
     write_gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz", b"", LARGE)
     message = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
-    assert "unpacks to more than 64 MB" in message
+    assert "unpacks to more than" in message
 
 
 @pytest.mark.parametrize(

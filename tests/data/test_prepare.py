@@ -291,7 +291,7 @@ def test_full_disk_is_detected_before_the_work(tmp_path, monkeypatch):
     raw = write_folder(
         tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
     )
-    with pytest.raises(DiffctlError, match=r"preparation needs [\d.]+ GB more in .* are free: make room"):
+    with pytest.raises(DiffctlError, match=r"preparation needs [\d.]+ MB more in .* are free: make room"):
         prepare(folder_config(raw, image_size=8), tmp_path / "out", work=tmp_path / "work")
 
 

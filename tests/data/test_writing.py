@@ -97,5 +97,5 @@ def test_space_is_checked_on_both_disks(
         lambda place: usage(place)._replace(free=100) if Path(place) == full else usage(place),
     )
     config = DataConfig(name="image-folder", path=raw, image_size=8)
-    with pytest.raises(DiffctlError, match=f"more in {full}, but only 0.0 GB are free"):
+    with pytest.raises(DiffctlError, match=f"more in {full}, but only 0.0 MB are free"):
         prepare(config, full / "prepared", work=another_disk / "work")

@@ -1,4 +1,4 @@
-"""The site is built strictly with its notebooks executed, and is read without a network, on a phone too."""
+"""The site is built strictly, and is read without a network, on a phone too; its notebooks are executed."""
 
 import re
 import subprocess
@@ -22,16 +22,20 @@ LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "sourc
 PAGES = ("index.html", "howto.html", "theory.html", "reference/params.html", "notebooks/card.html")
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site as `make docs` makes it; a warning is an error."""
-    folder = tmp_path_factory.mktemp("site") / "site"
+def build_site(folder: Path, **environ: str) -> Path:
+    """Build the site as `make docs` does; a warning is an error."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    env = environment({"NO_MKDOCS_2_WARNING": "1"})
+    env = environment({"NO_MKDOCS_2_WARNING": "1", **environ})
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout + done.stderr == ""
     return folder
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site; its notebooks are not executed."""
+    return build_site(tmp_path_factory.mktemp("site") / "site", DOCS_EXECUTE="false")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,9 @@ def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:
         )
 
 
-def test_notebooks_show_what_they_printed_and_drew(site: Path) -> None:
+@pytest.mark.long
+def test_notebooks_show_what_they_printed_and_drew(tmp_path: Path) -> None:
+    site = build_site(tmp_path / "site")
     assert "of the roll" in (site / "notebooks/swiss_roll.html").read_text(encoding="utf-8")
     assert "model_sha256" in (site / "notebooks/card.html").read_text(encoding="utf-8")
     assert (site / "notebooks/swiss_roll-1.png").stat().st_size > 5_000
@@ -81,8 +87,7 @@ def test_notebooks_show_what_they_printed_and_drew(site: Path) -> None:
 
 
 @NEEDS_CHROMIUM
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
+@pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
 def test_pages_fit_and_send_no_outside_requests(address: str, browser, size, scheme) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme)
     page = context.new_page()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import model_bytes, signal_at, train_to_the_end
 from tracking.spool.spool_events import read_events
 from tracking.store import connect
@@ -20,8 +21,7 @@ EVALUATING = {"eval_every": 4, "eval_images": 20, "eval_steps": 2, "keep": "best
 @pytest.fixture
 def prepared(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    done = diffctl(project, "stage", "data")
-    assert done.returncode == 0, done.stderr
+    copy_data(project)
     return project
 
 

@@ -6,6 +6,7 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -25,8 +26,8 @@ from flows.prefect_server.deployments import (
 )
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
-from tests.conftest import diffctl
-from tests.helpers.nightly import nightly
+from tests.conftest import diffctl, write_params
+from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.servers import post
 from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script
@@ -107,7 +108,7 @@ worker.drain()
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
+def cloned(tmp_path: Path) -> Path:
     """A folder with a clone `nightly` that a run has left changed."""
     (tmp_path / "nightly/flows").mkdir(parents=True)
     (tmp_path / "nightly/flows/__init__.py").touch()
@@ -119,27 +120,27 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def updating(work: Path, wait: float) -> "subprocess.Popen[str]":
-    return script(work, UPDATE.format(wait=wait), {clone.VARIABLE: str(work / "nightly"), VARIABLE: ""})
+def updating(cloned: Path, wait: float) -> "subprocess.Popen[str]":
+    return script(cloned, UPDATE.format(wait=wait), {clone.VARIABLE: str(cloned / "nightly"), VARIABLE: ""})
 
 
-def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(work: Path) -> None:
-    with hold_run_lock(work / "nightly"):
-        late = updating(work, wait=0.3)
+def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(cloned: Path) -> None:
+    with hold_run_lock(cloned / "nightly"):
+        late = updating(cloned, wait=0.3)
         output, _ = late.communicate(timeout=60)
     assert late.returncode == 0
-    assert f"is running in {work / 'nightly'} (process {os.getpid()}," in output
+    assert f"is running in {cloned / 'nightly'} (process {os.getpid()}," in output
     assert "skipped: another run, or a stage that outlived it, is running" in output
-    assert (work / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
+    assert (cloned / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
 
 
-def test_a_busy_clone_is_waited_for(work: Path) -> None:
-    with hold_run_lock(work / "nightly"):
-        late = updating(work, wait=60)
+def test_a_busy_clone_is_waited_for(cloned: Path) -> None:
+    with hold_run_lock(cloned / "nightly"):
+        late = updating(cloned, wait=60)
         assert late.stdout is not None
         assert "waiting for it" in late.stdout.readline()
     assert late.wait(60) == 0
-    assert (work / "nightly/dvc.yaml").read_text() == "stages: {}\n"
+    assert (cloned / "nightly/dvc.yaml").read_text() == "stages: {}\n"
 
 
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,13 +213,13 @@ def test_zombie_detection_waits_for_three_heartbeats() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_deployed", [False, True])
-def test_scheduled_runs_do_not_log_each_event_that_prefect_misses(is_deployed: bool, tmp_path: Path) -> None:
-    entry = read_plan(ROOT / FILE)["deployments"][0]
-    own = entry["work_pool"]["job_variables"]["env"] if is_deployed else {}
+def test_scheduled_runs_do_not_log_each_event_that_prefect_misses(tmp_path: Path) -> None:
+    own = read_plan(ROOT / FILE)["deployments"][0]["work_pool"]["job_variables"]["env"]
     away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path)}
-    output, _ = script(tmp_path, EMIT, away | own).communicate(timeout=120)
-    assert ("Service 'EventsWorker' failed" in output) is not is_deployed
+    others, deployed = (script(tmp_path, EMIT, env) for env in (away, away | own))
+    message = "Service 'EventsWorker' failed"
+    assert message not in deployed.communicate(timeout=120)[0]
+    assert message in others.communicate(timeout=120)[0]
 
 
 def test_deploy_without_a_server_is_an_error(project: Path) -> None:
@@ -226,79 +227,51 @@ def test_deploy_without_a_server_is_an_error(project: Path) -> None:
     assert diffctl(project, "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"}).returncode == 75
 
 
-@pytest.mark.slow
-def test_a_scheduled_run_completes_and_publishes_artifacts(tmp_path: Path) -> None:
-    with nightly(tmp_path, {"interval": 10}) as work, work.worker():
-        again = diffctl(work.clone, "deploy", "--params", env=work.env)
-        assert (again.returncode, again.stderr) == (0, "")
-        assert "list of number 0 to 86,400" in again.stdout
-        pools = post(f"{work.url}/work_pools/filter", {})
-        assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
-        automations = post(f"{work.url}/automations/filter", {})
-        assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
-        wait_until(lambda: {"Completed", "Failed", "Crashed"} & set(work.states()) != set(), 500)
-        states, runs, sweeps = work.states(), work.runs(), work.runs("sweep")
-        artifacts = post(f"{work.url}/artifacts/filter", {})
-        lines = {entry["message"] for entry in work.logs()}
-    assert {"Completed", "Cancelled"} <= set(states), (
-        "one ended, and one that was due meanwhile did not begin"
-    )
-    assert not {"Failed", "Crashed"} & set(states)
-    assert states.count("Running") <= 1
-    assert (work.clone / "report/index.html").exists()
-    assert not (work.elsewhere / "report").exists()
-    done = next(run for run in runs if run["state_name"] == "Completed")
-    commit_id = git(work.clone, "rev-parse", "--short", "HEAD").strip()
-    assert done["name"].endswith(f" digits {commit_id}")
-    assert all(run["parent_task_run_id"] for run in sweeps), "the flow over the cells is a child of the run"
-    made = {artifact["key"]: artifact for artifact in artifacts}
-    assert {"scores", "progress-train"} <= made.keys()
-    assert "promoted: the first one" in made["scores"]["description"]
-    assert "](data:image/png;base64," in made["scores"]["data"]
-    assert "==> train" in lines
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nightly]:
+    """The deployments on their servers, without a worker; `retrain` is scheduled for later."""
+    with nightly(tmp_path_factory.mktemp("nightly"), {"interval": 86_400}) as deployed:
+        yield deployed
+
+
+@pytest.fixture(scope="module")
+def worker(work: Nightly) -> Iterator[None]:
+    with work.worker():
+        yield
+
+
+def triggered(work: Nightly) -> set[str]:
+    """Return the runs that no schedule made."""
+    return {run["id"] for run in work.runs() if not run["auto_scheduled"]}
+
+
+def of_run(work: Nightly, kind: str, run_id: str) -> list[dict[str, Any]]:
+    """Return the logs or task runs of a flow run."""
+    body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
+    if kind == "task_runs":
+        body = {"flow_runs": {"id": {"any_": [run_id]}}}
+    return post(f"{work.url}/{kind}/filter", body)
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_saves_and_leaves_no_process(tmp_path: Path) -> None:
-    changes = {"train": {"steps": 100_000, "save_every": 10}}
-    with nightly(tmp_path, None, **changes) as work, work.worker():
-        work.start("pipeline/retrain")
-        wait_until(lambda: any(work.clone.glob("runs/train/*/state-*")), 400)
-        (running,) = [run for run in work.runs() if run["state_name"] == "Running"]
-        state = {"type": "CANCELLING", "name": "Cancelling"}
-        post(f"{work.url}/flow_runs/{running['id']}/set_state", {"state": state})
-        wait_until(lambda: work.state_of(running["id"]) == "Cancelled", 90)
-        training = [run for run in processes_in(work.clone) if "train" in run.cmdline()]
-        tasks = post(f"{work.url}/task_runs/filter", {})
-        errors = [
-            entry["message"]
-            for entry in work.logs()
-            if entry["level"] >= 40 and "Finished in state Cancelled" not in entry["message"]
-        ]
-    assert not training
-    assert {task["name"]: task["state_name"] for task in tasks}["train"] == "Cancelled"
-    assert not errors
+def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly) -> None:
+    again = diffctl(work.clone, "deploy", "--params", env=work.env)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "list of number 0 to 86,400" in again.stdout
+    pools = post(f"{work.url}/work_pools/filter", {})
+    assert [(pool["name"], pool["type"]) for pool in pools] == [("diffctl", "process")]
+    automations = post(f"{work.url}/automations/filter", {})
+    assert len(automations) == 2, "that for zombies, and retrain's trigger, each once"
+    wait_until(lambda: "Scheduled" in work.states(), 60)
 
 
 @pytest.mark.slow
-def test_emit_data_changed_starts_a_run(tmp_path: Path) -> None:
-    with nightly(tmp_path, None) as work:
-        assert not work.runs()
-        done = diffctl(work.clone, "emit", "data-changed", env=work.env)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.endswith("digits has changed\n")
-        wait_until(lambda: len(work.runs()) == 1, 60)
-
-
-@pytest.mark.slow
-def test_status_reports_the_failed_run_of_a_deployment(tmp_path: Path) -> None:
-    with nightly(tmp_path, None) as work:
-        work.start("pipeline/retrain")
-        (run,) = work.runs()
-        for kind in ("RUNNING", "FAILED"):
-            state = {"type": kind, "name": kind.title(), "message": "stage train: it diverged"}
-            post(f"{work.url}/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
-        done = diffctl(work.clone, "status", "--check", "--json", env=work.env)
+def test_status_reports_the_failed_run_of_a_deployment(work: Nightly) -> None:
+    run_id = work.start("pipeline/retrain")
+    for kind in ("RUNNING", "FAILED"):
+        state = {"type": kind, "name": kind.title(), "message": "stage train: it diverged"}
+        post(f"{work.url}/flow_runs/{run_id}/set_state", {"state": state, "force": True})
+    done = diffctl(work.clone, "status", "--check", "--json", env=work.env)
     found = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
     last = {one["deployment"]: (one["state"], one["reason"]) for one in found["deployments"]}
@@ -309,3 +282,54 @@ def test_status_reports_the_failed_run_of_a_deployment(tmp_path: Path) -> None:
     }
     assert "the last run of retrain is Failed (stage train: it diverged)" in found["problems"]
     assert "no worker polls for scheduled runs" in found["problems"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_changed_data_start_a_run_that_publishes_artifacts(work: Nightly) -> None:
+    earlier = triggered(work)
+    done = diffctl(work.clone, "emit", "data-changed", env=work.env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("digits has changed\n")
+    wait_until(lambda: triggered(work) > earlier, 60)
+    (run_id,) = triggered(work) - earlier
+    wait_until(lambda: work.state_of(run_id) == "Running", 60)
+    meanwhile = work.start("pipeline/retrain")
+    wait_until(lambda: work.state_of(run_id) != "Running", 500)
+    assert work.state_of(run_id) == "Completed"
+    assert work.state_of(meanwhile) == "Cancelled", "one at a time"
+    (name,) = [run["name"] for run in work.runs() if run["id"] == run_id]
+    commit_id = git(work.clone, "rev-parse", "--short", "HEAD").strip()
+    assert name.endswith(f" digits {commit_id}")
+    assert (work.clone / "report/index.html").exists()
+    assert not (work.elsewhere / "report").exists()
+    assert all(sweep["parent_task_run_id"] for sweep in work.runs("sweep")), "a child of the run"
+    artifacts = {one["key"]: one for one in post(f"{work.url}/artifacts/filter", {})}
+    assert {"scores", "progress-train"} <= artifacts.keys()
+    assert "promoted: the first one" in artifacts["scores"]["description"]
+    assert "](data:image/png;base64," in artifacts["scores"]["data"]
+    assert "==> train" in {entry["message"] for entry in of_run(work, "logs", run_id)}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("worker")
+def test_a_cancelled_run_saves_and_leaves_no_process(work: Nightly) -> None:
+    origin = work.clone.parent / "origin"
+    write_params(origin, train={"steps": 100_000, "save_every": 10, "seed": 1})
+    commit(origin, "train for hours")
+    earlier = set(work.clone.glob("runs/train/*"))
+    run_id = work.start("pipeline/retrain")
+    wait_until(
+        lambda: any(path.parent not in earlier for path in work.clone.glob("runs/train/*/state-*")), 400
+    )
+    state = {"type": "CANCELLING", "name": "Cancelling"}
+    post(f"{work.url}/flow_runs/{run_id}/set_state", {"state": state})
+    wait_until(lambda: work.state_of(run_id) == "Cancelled", 90)
+    assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
+    tasks = {task["name"]: task["state_name"] for task in of_run(work, "task_runs", run_id)}
+    assert tasks["train"] == "Cancelled"
+    assert not [
+        entry["message"]
+        for entry in of_run(work, "logs", run_id)
+        if entry["level"] >= 40 and "Finished in state Cancelled" not in entry["message"]
+    ]

@@ -149,25 +149,22 @@ with prefect_server():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("failures", "state"), [(2, "Completed"), (3, "Failed")])
-def test_a_failed_step_is_retried_up_to_the_given_delays(toy: Path, failures: int, state: str) -> None:
+def test_a_failed_step_is_retried_up_to_the_given_delays(toy: Path) -> None:
     (toy / "count").write_text("0")
     be(
         toy,
         "train",
         "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
-        f"if n <= {failures}: fail(DiffctlError('it diverged'))\n",
+        "if n <= 2: fail(DiffctlError('it diverged'))\n",
     )
     output, _ = script(toy, RETRYING, {"PREFECT_API_URL": ""}).communicate(timeout=180)
     assert output.count("train at work") == 3
     assert "stage train: it diverged; trying again in 0.1 s (1 of 2)" in output
-    assert recorded(toy)["train"] == state
+    assert recorded(toy)["train"] == "Completed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGHUP, False), (signal.SIGTERM, False)]
-)
+@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_a_signal_saves_and_the_same_command_resumes(
     toy: Path, number: signal.Signals, whole_group: bool
 ) -> None:

@@ -28,7 +28,7 @@ from tests.helpers.team import (
     team,
 )
 
-TRAININGS = 8
+TRAININGS = 4
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def as_admin() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_eight_concurrent_trainings_log_every_point_once(
+def test_concurrent_trainings_log_every_point_once(
     servers: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in servers.client.items():

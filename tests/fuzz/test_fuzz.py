@@ -25,7 +25,7 @@ PARSERS = {**data_files.PARSERS, **models.PARSERS, **documents.PARSERS, **run_fi
 CORPUS = Path(__file__).parent / "corpus"
 # Where a disk takes 10 ms to remove a folder, memory allows five times the inputs.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-INPUTS = int(os.environ.get("FUZZ_INPUTS", "1000"))
+INPUTS = int(os.environ.get("FUZZ_INPUTS", "500"))
 
 
 def read(parser: Parser, data: bytes, *, is_guarded: bool = True) -> str:

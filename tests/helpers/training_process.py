@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import command, diffctl, environment, write_params
+from tests.helpers.prepared import copy_data
 
 DEADLINE = 120.0  # seconds without an end that fail a test; nothing waits for it otherwise
 
@@ -27,10 +28,9 @@ main()
 
 
 def prepare(folder: Path, **train: Any) -> None:
-    """Write a small params.yaml into the folder and prepare its data."""
+    """Write a small params.yaml into the folder and give it prepared data."""
     write_params(folder, train=train)
-    done = diffctl(folder, "stage", "data")
-    assert done.returncode == 0, done.stderr
+    copy_data(folder)
 
 
 def start(

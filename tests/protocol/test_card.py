@@ -7,16 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.protocol.card import differing_fields, protocol_card
-from diffusion.protocol.extractors import EVALUATION_VERSION
+from diffusion.protocol.extractors import EXTRACTORS
 from tests.helpers.scores_document import REFERENCE
 
 SAMPLING = {"model_sha256": "a" * 64, "sampler": "ddim", "steps": 50, "num_images": 500}
+SPEC = EXTRACTORS["effnet-lite0-64"]
 CARDS = st.dictionaries(st.sampled_from("abcd"), st.integers(0, 2))
 
 
 @pytest.fixture
 def card():
-    return protocol_card(SAMPLING, 500, REFERENCE, "bilinear, antialiased, to 64", (1000, 1000))
+    return protocol_card(SAMPLING, 500, REFERENCE, SPEC, (1000, 1000))
 
 
 def test_card_contains_every_field_of_the_protocol(card):
@@ -40,7 +41,7 @@ def test_card_contains_every_field_of_the_protocol(card):
         "subset_seed": 2020,
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
-        "evaluation": EVALUATION_VERSION,
+        "evaluation": SPEC.evaluation,
     }
 
 
@@ -54,5 +55,5 @@ def test_differing_fields_ignores_the_given_axes(cards, axes):
 
 
 def test_cards_with_fewer_real_images_differ_in_the_prc_counts(card):
-    other = protocol_card(SAMPLING, 500, REFERENCE, card["resize"], (400, 100))
+    other = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (400, 100))
     assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}

@@ -14,7 +14,9 @@ from diffusion.search.study import SearchStudy
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
 from tests.conftest import command, diffctl, environment, write_params
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.prepared import copy_data, copy_reference
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tracking.spool.spool_events import read_events
@@ -29,9 +31,7 @@ def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with data and reference, and a search over two seeds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     write_params(project, train=LONG, search={"fields": FIELDS, "method": "grid"})
-    for stage in ("data", "reference"):
-        done = diffctl(project, "stage", stage)
-        assert done.returncode == 0, done.stderr
+    copy_reference(project)
     return project
 
 
@@ -98,8 +98,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     section = SearchConfig(fields={"train.seed": [0, 1, 2, 3]}, method="grid", prune=True)
     search = {"fields": {"train.seed": [0, 1, 2, 3]}, "method": "grid", "prune": True}
     write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
-    done = diffctl(project, "stage", "data")
-    assert done.returncode == 0, done.stderr
+    copy_data(project)
     folder = project / "runs/search/search"
     open_search(folder, section, {}, "digest")
     study = SearchStudy(folder, "search", section)
@@ -125,8 +124,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     assert training.state == "stopped"
 
 
-@pytest.mark.slow
-def test_invalid_points_are_refused_before_the_first_trial(searching: Path) -> None:
+def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke: Invoke) -> None:
     refused = {
         "train.stepz": ([1], "unknown key"),
         "train.steps": ([10, -1], "train.steps"),
@@ -134,13 +132,9 @@ def test_invalid_points_are_refused_before_the_first_trial(searching: Path) -> N
         "process.schedule": (["no-such"], "process.schedule"),
     }
     for name, (values, words) in refused.items():
-        write_params(searching, search={"fields": {name: values}, "trials": 2})
-        done = diffctl(searching, "search")
-        assert done.returncode == 2, done.stderr
-        assert name in done.stderr
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not (searching / "runs/search").exists()
+        write_params(project, search={"fields": {name: values}, "trials": 2})
+        assert_refused(invoke("search"), name, words)
+        assert not (project / "runs/search").exists()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from diffusion.search.study import SearchStudy
 from diffusion.system.locks import file_lock, is_held
 from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.prepared import copy_reference
 from tests.helpers.training_process import states
 from tests.helpers.waiting import wait_until
 
@@ -30,9 +31,7 @@ def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
     sweep = {"steps": [2], "eta": [0.0]}
     write_params(project, train=LONG, sweep=sweep, search=SEARCH)
-    for stage in ("data", "reference"):
-        done = diffctl(project, "stage", stage)
-        assert done.returncode == 0, done.stderr
+    copy_reference(project)
     return project
 
 

@@ -12,6 +12,7 @@ from diffusion.layout import RUN
 from tests.conftest import SMALL, diffctl, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
+from tests.helpers.prepared import copy_reference
 from tests.helpers.waiting import wait_until
 from tracking import keys
 from tracking.experiments import find_by_tags
@@ -27,12 +28,13 @@ TRAININGS = {
     "lr0.001-digits": {"lr": {**SMALL["train"]["lr"], "rate": 0.001}},
     "seed1-digits": {"seed": 1},
 }
+SWEEP = {"steps": [2], "eta": [0.0]}
 BEST = "best/kd_effnet_lite0_64"
 
 
 def train(folder: Path, uri: str, **changes: object) -> str:
     """Train, sample and evaluate as the stages do; return the run's id."""
-    write_params(folder, train=changes)
+    write_params(folder, train=changes, sweep=SWEEP)
     pipeline.Train().run()
     pipeline.Sample().run()
     deliver_all()
@@ -51,14 +53,13 @@ def trainings(tmp_path_factory):
     server = MlflowServer(folder / "mlflow")
     server.folder.mkdir()
     server.start()
-    write_params(folder)
+    write_params(folder, sweep=SWEEP)
     (folder / "profiles").mkdir()
     shutil.copy(folder / "params.yaml", folder / "profiles/digits.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-        pipeline.Data().run()
-        pipeline.Reference().run()
+        copy_reference(folder)
         yield folder, server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
     server.kill()
 

@@ -189,7 +189,7 @@ def test_history_without_a_store_creates_none(tmp_path, monkeypatch):
 
 
 LOAD = """
-import json, sys
+import json, shutil, sys
 import mlflow.pyfunc
 model = mlflow.pyfunc.load_model("models:/diffctl-digits@champion")
 for request in json.loads(sys.argv[1]):
@@ -197,15 +197,21 @@ for request in json.loads(sys.argv[1]):
         print(json.dumps([reply.model_dump() for reply in model.predict([request])]))
     except Exception as error:
         print(json.dumps(str(error)))
+if sys.argv[2:]:
+    shutil.copy(*sys.argv[2:])
+    mlflow.pyfunc.load_model("models:/diffctl-digits@champion")
 """
 
 
-def load_and_predict(here: Path, requests: list[dict]) -> subprocess.CompletedProcess:
-    """Predict in a process that may not unpickle and cannot import this project."""
+def load_and_predict(here: Path, requests: list[dict], *copy: Path) -> subprocess.CompletedProcess:
+    """Predict in a process that may not unpickle and cannot import this project.
+
+    `copy` (from, to) is done after that, before the model is loaded again.
+    """
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}"}
     env = os.environ | store | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     env.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", LOAD, json.dumps(requests)]
+    command = [sys.executable, "-c", LOAD, json.dumps(requests), *map(str, copy)]
     return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=120)
 
 
@@ -268,12 +274,10 @@ def test_registered_model_samples_under_its_guide(make_model, here):
 def test_non_finite_and_swapped_models_are_not_served(make_model, here):
     make_model(1, add=math.nan)
     register()
-    done = load_and_predict(here, [{"num": 2}])
-    assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
     (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     make_model(2)
-    stored.write_bytes(MODEL.read_bytes())
-    done = load_and_predict(here, [{"num": 1}])
+    done = load_and_predict(here, [{"num": 2}], MODEL.absolute(), stored)
+    assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
     assert done.returncode == 1
     assert "not the model that was registered" in done.stderr
 

@@ -14,6 +14,7 @@ from typing import IO
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, write_atomic
+from diffusion.system.memory import format_bytes
 from diffusion.system.regular_files import open_regular, read_error
 
 HARMLESS_SIZE = 256 << 20  # bytes that any member may unpack to
@@ -54,7 +55,7 @@ def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
     if info.compress_type not in METHODS:
         raise zipfile.BadZipFile(f"{info.filename} has an unsupported compression method")
     if info.file_size > HARMLESS_SIZE and info.file_size > MAX_RATIO * info.compress_size:
-        size = f"{info.file_size / 1e9:,.1f} GB from {info.compress_size / 1e6:,.1f} MB"
+        size = f"{format_bytes(info.file_size)} from {format_bytes(info.compress_size)}"
         raise zipfile.BadZipFile(f"{info.filename} unpacks to {size}, which no images do")
     if Counter(archive.namelist())[info.filename] > 1:
         raise zipfile.BadZipFile(f"it has {info.filename} twice")

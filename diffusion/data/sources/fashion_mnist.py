@@ -16,6 +16,7 @@ from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
 from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, raw_folder
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
+from diffusion.system.memory import format_bytes
 from diffusion.system.regular_files import read_error, read_regular
 
 NAME = "fashion-mnist"
@@ -131,6 +132,6 @@ def _gunzip(path: Path) -> bytes:
         raise read_error(path, error) from None
     if len(content) > MAX_BYTES:
         raise DiffctlError(
-            f"{path} unpacks to more than {MAX_BYTES >> 20} MB, which no file of this set does"
+            f"{path} unpacks to more than {format_bytes(MAX_BYTES)}, which no file of this set does"
         )
     return content

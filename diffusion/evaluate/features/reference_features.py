@@ -25,7 +25,7 @@ from diffusion.evaluate.features.extractors import (
 from diffusion.images.digests import array_digest, read_array
 from diffusion.images.store import ImageStore, Labels, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.protocol.extractors import EVALUATION_VERSION, ExtractorSpec
+from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
@@ -165,7 +165,7 @@ def _extraction(extractor: Extractor) -> dict[str, Any]:
     """Return what decides the features of given images."""
     return {
         "code": extraction_code(extractor.spec),
-        "evaluation": EVALUATION_VERSION,
+        "evaluation": extractor.spec.evaluation,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,
     }

@@ -81,7 +81,7 @@ class Scorer:
     def card(self, sampling: Card, num_images: int) -> Card:
         """Return the full card; `sampling` is the part that comes with the samples."""
         most = self.most_samples, self.most
-        card = protocol_card(sampling, num_images, self.reference.meta, self.spec.resize, most)
+        card = protocol_card(sampling, num_images, self.reference.meta, self.spec, most)
         card |= extractor_card(self.spec)
         return card if self.published is None else card | statistics_fields(self.published.facts)
 

@@ -1,0 +1,40 @@
+"""The prepared digits and their reference, made once by each test process and copied by its tests."""
+
+import atexit
+import contextlib
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+from cli.commands import pipeline
+from diffusion.layout import PREPARED, REFERENCE
+from tests.conftest import write_params
+
+
+@functools.cache
+def _prepared() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="diffctl-digits-"))
+    atexit.register(shutil.rmtree, folder)
+    write_params(folder)
+    with contextlib.chdir(folder):
+        pipeline.Data().run()
+    return folder
+
+
+@functools.cache
+def _with_reference() -> Path:
+    with contextlib.chdir(_prepared()):
+        pipeline.Reference().run()
+    return _prepared()
+
+
+def copy_data(folder: Path) -> None:
+    """Give the project the output of the stage `data` for the small digits profile."""
+    shutil.copytree(_prepared() / PREPARED, folder / PREPARED)
+
+
+def copy_reference(folder: Path) -> None:
+    """Give the project the outputs of the stages `data` and `reference` for the small digits profile."""
+    copy_data(folder)
+    shutil.copytree(_with_reference() / REFERENCE, folder / REFERENCE)
