@@ -1,6 +1,6 @@
 """The blocks of the ADM U-Net (2105.05233, sec. 3): residual and ConvNeXt blocks, resampling, attention.
 
-Feature maps are (B, C, H, W); what a device computes in another way than the papers write it is in `kernels`.
+Feature maps are (B, C, H, W). `kernels` has the operations that a CPU computes faster in another way.
 """
 
 import math
@@ -45,14 +45,14 @@ def resample(x: Tensor, how: Resampling) -> Tensor:
 
 
 def resampled_conv(conv: nn.Conv2d, x: Tensor, how: Resampling) -> Tensor:
-    """`conv`, 3×3 with padding 1, of resampled `x`."""
+    """Apply `conv`, 3×3 with padding 1, to resampled `x`."""
     if how == "up":
         return kernels.upsampled_conv(conv, x)
     return conv(resample(x, how))  # type: ignore[no-any-return]
 
 
 class Conditioning(nn.Module):
-    """Lets the embedding of time and class into the norm, projected to a scale and a shift of each channel.
+    """A group norm conditioned on the embedding of time and class, by a scale and a shift of each channel.
 
     `adagn`: norm(h)·(1 + scale) + shift (AdaGN, ADM sec. 3.1). `additive`: norm(h + shift), as DDPM has it.
     """
@@ -161,7 +161,7 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """Plain halving: a 3×3 convolution with stride 2 (DDPM).
 
-    `padding` both: a row of zeros on all sides; after: on the right and below alone.
+    `padding` both: a row of zeros on all sides; after: only on the right and below.
     """
 
     def __init__(self, channels: int, padding: str = "both") -> None:

@@ -15,7 +15,7 @@ from diffusion.model.weights_header import build_matching
 
 
 class AttentionPool(nn.Module):
-    """One vector for a feature map: what its mean attends to (CLIP, Radford et al. 2021, as ADM uses it)."""
+    """Attention over a feature map with its mean as the query (CLIP, Radford et al. 2021, as in ADM)."""
 
     def __init__(self, channels: int, pixels: int, heads: int, out: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Classifier(Encoder):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps → (B, classes) logits.
 
-        It is called as any network is, but looks at no labels: they are what it is to find.
+        It ignores `labels`, an argument of all networks.
         """
         h, _ = self.encode(x, self.embed(x, t, None))
         return self.pool(F.silu(self.norm(h)))  # type: ignore[no-any-return]

@@ -22,10 +22,10 @@ def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
 
 
 class AugmentationEmbedding(nn.Module):
-    """What an embedding gains by how an image was transformed: linear and without a bias, at first zero.
+    """The part of an embedding for the augmentation of an image: linear, without a bias, initially zero.
 
-    So an image that was not transformed adds nothing, and the layer can be left out of a network that samples
-    (Karras et al. 2022, 2206.00364, app. F.2).
+    An image that was not transformed adds nothing, so a network that samples can omit the layer (Karras et
+    al. 2022, 2206.00364, app. F.2).
     """
 
     def __init__(self, width: int) -> None:

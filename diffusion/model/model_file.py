@@ -44,7 +44,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class DataCard(Section):
-    """What the model saw: the set's name, its classes and their counts in label order, the split's digest."""
+    """The training data: the set's name, its classes and their counts in label order, the split's digest."""
 
     name: Text
     classes: tuple[Text, ...] = ()
@@ -60,13 +60,13 @@ class DataCard(Section):
 
 
 class ModelDescription(Section):
-    """Everything that decides the images of a model, apart from its weights.
+    """Everything that determines the images of a model, apart from its weights.
 
     `format` rises when the same config and data would no longer give the same weights.
-    `code` is by which code the weights were trained, from which step on; none for weights from elsewhere.
-    `weights_sha256` is of the tensors, and is what a file's weights are held against when they are loaded.
+    `code` lists the code that trained the weights, each with its first step; it is empty for imported ones.
+    `weights_sha256` is the digest of the tensors, which is checked when they are loaded.
     `lineage` lists the models that it was trained from, the nearest first; a file without any omits it.
-    `ema_sigma_rel` is the σ_rel of the weights, if they are a power-function EMA; other files have none.
+    `ema_sigma_rel` is the σ_rel of an EMA profile; other files have none.
     """
 
     format: Literal[3] = 3
@@ -124,7 +124,7 @@ class ModelDescription(Section):
     def model_sha256(self) -> str:
         """The identity of the model in cards and registry: a hash of its weights and metadata.
 
-        Not by which code it was trained: an edit that changes no weight makes no other model.
+        The code is left out: after an edit that changes no weight it is the same model.
         """
         described = {key: value for key, value in self.stored().items() if key != "code"}
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Snapshots of power-function averages, and any other width made of them after the training.
+"""Snapshots of EMA profiles, and profiles of any other σ_rel reconstructed from them after the training.
 
 A snapshot is a model file with its sigma_rel and step in the metadata.
 """
@@ -21,27 +21,23 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
 
 SUFFIX = ".safetensors"
-SNAPSHOT_FIELDS = {
-    "step",
-    "ema_sigma_rel",
-    "weights_sha256",
-}  # what the snapshots of one training do not have in common
+SNAPSHOT_FIELDS = {"step", "ema_sigma_rel", "weights_sha256"}  # differ within a training
 
 Times = npt.NDArray[np.float64]
 
 
-def snapshot_path(folder: Path, width: float, step: int) -> Path:
+def snapshot_path(folder: Path, sigma_rel: float, step: int) -> Path:
     """Return the path of the snapshot of this sigma_rel and step."""
-    return folder / f"{width:g}-{step:09d}{SUFFIX}"
+    return folder / f"{sigma_rel:g}-{step:09d}{SUFFIX}"
 
 
 def snapshot_files(folder: Path) -> list[Path]:
-    """Return all snapshots in a folder, in the order of widths and steps."""
+    """Return all snapshots in a folder, in the order of sigma_rel and step."""
     return sorted(folder.glob(f"*-*{SUFFIX}"))
 
 
 def snapshot_step(path: Path) -> int:
-    """After which step a snapshot is, by its file's name."""
+    """Return the step in a snapshot's file name."""
     return int(path.stem.rpartition("-")[2])
 
 
@@ -50,10 +46,9 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 class ProfileFit(NamedTuple):
-    """How the snapshots are summed for a width: their parts, which sum to 1, and how far that is from it.
+    """A sum of snapshots that approximates a profile: their parts, which sum to 1, and its error.
 
-    `error` is the root of the mean square by which the sum's profile differs from the wanted one's, relative
-    to that one's own.
+    `error` is the root mean square difference of both profiles, relative to the wanted one.
     """
 
     parts: Times
@@ -76,20 +71,20 @@ class Snapshots:
         paths = tuple(snapshot_files(folder))
         if not paths:
             raise UsageError(
-                f"{folder} has no snapshots of averages: set train.ema_profiles, train, or `dvc pull` them"
+                f"{folder} has no EMA snapshots: set train.ema_profiles and train, or `dvc pull` them"
             )
         artefacts = tuple(map(read_artefact if unverified else read_verified_artefact, paths))
         first = artefacts[0].model_dump(exclude=SNAPSHOT_FIELDS)
         for path, artefact in zip(paths, artefacts, strict=True):
             if artefact.ema_sigma_rel is None or artefact.step < 1:
-                raise UsageError(f"{path} is a model, but no snapshot of a power-function average")
+                raise UsageError(f"{path} is a model, but no snapshot of an EMA profile")
             if artefact.model_dump(exclude=SNAPSHOT_FIELDS) != first:
                 raise UsageError(f"{path} and {paths[0]} are of two trainings: keep a folder for each")
         return cls(paths, artefacts)
 
     @property
     def sigma_rels(self) -> list[float]:
-        """The widths that were tracked, in order."""
+        """The σ_rel of the tracked profiles, in order."""
         return sorted({artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts})
 
     @property
@@ -108,14 +103,14 @@ class Snapshots:
         kept = [pair for pair in zip(self.paths, self.artefacts, strict=True) if pair[1].step <= step]
         return type(self)(tuple(path for path, _ in kept), tuple(artefact for _, artefact in kept))
 
-    def fit(self, width: float) -> ProfileFit:
-        """Return the parts of the snapshots in the average of a width after the last step."""
+    def fit(self, sigma_rel: float) -> ProfileFit:
+        """Return the parts of the snapshots in a profile after the last step."""
         times = [artefact.step for artefact in self.artefacts]
-        return fit_profile(times, [artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts], width)
+        return fit_profile(times, [artefact.ema_sigma_rel or 0.0 for artefact in self.artefacts], sigma_rel)
 
-    def reconstruct(self, width: float) -> tuple[dict[str, Tensor], Artefact]:
-        """Return the weights of an EMA, on the CPU in the snapshots' types, and its metadata."""
-        parts = self.fit(width).parts
+    def reconstruct(self, sigma_rel: float) -> tuple[dict[str, Tensor], Artefact]:
+        """Return the weights of an EMA profile, on the CPU in the snapshots' types, and its metadata."""
+        parts = self.fit(sigma_rel).parts
         sums: dict[str, Tensor] = {}
         kinds: dict[str, torch.dtype] = {}
         for path, part in zip(self.paths, parts.tolist(), strict=True):
@@ -126,16 +121,16 @@ class Snapshots:
                     term = part * tensor.double()
                     sums[name] = sums[name].add_(term) if name in sums else term
         weights = {name: tensor.to(kinds[name]) for name, tensor in sums.items()}
-        return weights, self.last.model_copy(update={"ema_sigma_rel": width})
+        return weights, self.last.model_copy(update={"ema_sigma_rel": sigma_rel})
 
 
-def fit_profile(steps: Sequence[int], widths: Sequence[float], width: float) -> ProfileFit:
-    """Fit profiles after these steps to one of a width after the last step (least squares, app. C.3).
+def fit_profile(steps: Sequence[int], sigma_rels: Sequence[float], sigma_rel: float) -> ProfileFit:
+    """Fit profiles after these steps to one after the last step (least squares, app. C.3).
 
-    A profile that is among them is itself alone.
+    A profile that is among them is used alone.
     """
-    times, gammas = np.array(steps, dtype=float), np.array([gamma_of(one) for one in widths])
-    end, gamma = np.array([max(steps)], dtype=float), np.array([gamma_of(width)])
+    times, gammas = np.array(steps, dtype=float), np.array([gamma_of(one) for one in sigma_rels])
+    end, gamma = np.array([max(steps)], dtype=float), np.array([gamma_of(sigma_rel)])
     products = correlation(times[:, None], gammas[:, None], times[None], gammas[None])
     wanted = correlation(times, gammas, end, gamma)
     square = float(correlation(end, gamma, end, gamma)[0])

@@ -1,4 +1,4 @@
-"""Networks as they are run: in lower precision, in a memory layout, compiled."""
+"""How a network is run: its precision, memory layout and compilation."""
 
 import copy
 import threading
@@ -60,7 +60,7 @@ def freeze(network: Module) -> Module:
 
     Not for the EMA of a training, whose next step makes the copy useless.
     """
-    _SETTLED[network] = None
+    _FROZEN[network] = None
     return network.eval().requires_grad_(False)
 
 
@@ -71,11 +71,11 @@ def to_bf16(network: Network) -> Network:
     """
     if not isinstance(network, nn.Module) or any(weight.requires_grad for weight in network.parameters()):
         return network
-    if network not in _SETTLED:
+    if network not in _FROZEN:
         return _rounded_copy(network)
-    kept, state = _SETTLED[network], _state(network)
+    kept, state = _FROZEN[network], _state(network)
     if kept is None or kept.state != state:
-        kept = _SETTLED[network] = _Kept(state, _rounded_copy(network))
+        kept = _FROZEN[network] = _Kept(state, _rounded_copy(network))
     return kept.copy
 
 
@@ -83,13 +83,13 @@ _State = list[tuple[int, int]]
 
 
 class _Kept(NamedTuple):
-    """A rounded copy, and the state of the network that it is of."""
+    """A rounded copy, and the state of the network when it was made."""
 
     state: _State
     copy: nn.Module
 
 
-_SETTLED: WeakKeyDictionary[nn.Module, _Kept | None] = WeakKeyDictionary()
+_FROZEN: WeakKeyDictionary[nn.Module, _Kept | None] = WeakKeyDictionary()
 
 
 def _state(network: nn.Module) -> _State:

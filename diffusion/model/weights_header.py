@@ -1,7 +1,7 @@
 """Check by its header that a file holds the weights of the network that it describes, before building it.
 
-Metadata can describe any network that a section allows. Its header names every weight
-that it has, so that a description costs no more memory than the file's own weights do.
+Metadata can describe any network that a section allows. The header lists all weights of the file, so that a
+description never costs more memory than the weights.
 """
 
 from collections.abc import Callable
@@ -64,7 +64,7 @@ def open_weights(path: Path) -> Any:
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the initialisation of parameters, for which torch imports its compiler on the meta device."""
+    """A context that skips initialisation, for which torch loads its compiler on the meta device."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -89,7 +89,7 @@ def test_missing_or_foreign_snapshots_are_rejected_before_building(trained: Path
     assert files == NetworkFiles(MODEL), "cells without an EMA profile need no snapshots"
     for path in AVERAGES.iterdir():
         path.unlink()
-    with pytest.raises(UsageError, match="models/ema has no snapshots of averages"):
+    with pytest.raises(UsageError, match="models/ema has no EMA snapshots"):
         CellFiles(MODEL, SAMPLE, [PLAIN, WIDE])
     assert not EMA_RUNS.exists()
 
