@@ -1,4 +1,4 @@
-"""The contents of the registries, as docs/extending.md lists them.
+"""The contents of the registries, as docs/registries.md lists them.
 
 `python -m tests.registries --write` updates the list; without the option it fails if the list is outdated.
 """
@@ -15,7 +15,7 @@ from diffusion.system.references import load_reference
 from diffusion.system.registry import Registry
 from tests.conftest import ROOT
 
-DOCS = ROOT / "docs/extending.md"
+DOCS = ROOT / "docs/registries.md"
 CODE = ("config", "whole", "real", "combination")  # fields of entries without a builder that name their code
 BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
 

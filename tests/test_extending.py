@@ -1,4 +1,4 @@
-"""A new method is one file and one registry entry: docs/extending.md applied to a copy of the project."""
+"""A new method is one file and one entry in plugins/: docs/extending.md applied to a copy of the project."""
 
 import json
 import re
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from safetensors import safe_open
 
 from diffusion.code_digest import code_digest
 from diffusion.evaluate.features.reference_features import extraction_code
@@ -24,24 +23,30 @@ from diffusion.train.plan import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
 from tests.helpers.networks import artefact_of, spec_of
-from tests.helpers.small import own_code, small_project
+from tests.helpers.small import commit, git, own_code, small_project
 
-BLOCK = re.compile(
-    r"^```python\n# (in (?P<registry>\w+) of )?(?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S
+BLOCK = re.compile(r"^```python\n# (?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S)
+THROWAWAY = ROOT / "tests/helpers/throwaway"
+PIXELS = """
+from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec  # noqa: E402
+
+EXTRACTORS["pixels"] = ExtractorSpec(
+    "pixels", "plugins.evaluate.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
 )
-ADDED = ["sample/trapezoid", "model/tiny", "process/straight", "data/sources/rings"]
-TESTS = ["sample/test_trapezoid", "model/test_tiny", "process/test_straight", "data/test_rings"]
-CODE = [f"diffusion/{name}.py" for name in ADDED]
-TEST_FILES = [f"tests/{name}.py" for name in TESTS]
-PIXELS = """EXTRACTORS["pixels"] = ExtractorSpec(
-    "pixels", "diffusion.evaluate.features.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
-)"""
+"""
 EXPERIMENT: dict[str, dict[str, Any]] = {
     "data": {"name": "rings", "count": 200},
     "model": {"name": "tiny", "width": 6},
-    "process": {"schedule": "straight", "most": 0.999, "prediction": "flow"},
+    "process": {
+        "schedule": "arc",
+        "prediction": "velocity",
+        "t_sampler": "early",
+        "stratified": True,
+        "weighting": "sigmoid",
+        "weighting_options": {"shift": 1.0},
+    },
     "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
-    "sample": {"sampler": "trapezoid", "sampler_options": {"correct": True}, "num_images": 20},
+    "sample": {"sampler": "trapezoid", "spacing": "cubic", "num_images": 20},
     "sweep": {"steps": [2, 3], "eta": [0.0]},
     "evaluate": {"extractor": "pixels"},
 }
@@ -49,15 +54,44 @@ STAGES = """
 from cli.main import app
 for stage in ("data", "reference", "train", "sample", "evaluate", "report"):
     app(["stage", stage], standalone_mode=False)
+from tracking.registry.model_registry import register
+print(register().promoted)
+"""
+CHECK = """
+from diffusion.check import check
+from diffusion.config import load
+for finding in check(load()):
+    if finding.subject == "plugins":
+        print(finding.level, finding.message)
+"""
+LOAD = """
+import mlflow.pyfunc
+model = mlflow.pyfunc.load_model("models:/diffctl-rings@champion")
+print(len(model.predict([{"num": 2}])[0].images))
 """
 DIGESTS = """
 from tests.test_extending import digests
 print(*digests())
 """
+OWN_DIGESTS = """
+from pathlib import Path
+from diffusion.code_digest import code_digest
+from diffusion.config import load
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.sample.cell_images import sampling_card, sampling_code
+from diffusion.train.plan import DenoiserPlan, training_code
+
+config, artefact = load(), read_artefact(Path("models/model.safetensors"))
+settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
+print(code_digest(training_code(DenoiserPlan, config.process, config.model)))
+print(code_digest(sampling_code(settings, artefact)))
+print(sampling_card(settings, artefact)["sampling_plugins"])
+"""
 
 
 def digests() -> list[str]:
-    """Return the code digests that identify work with the project's own entries."""
+    """Return the code digests that identify work with the library's own entries."""
     artefact, process = artefact_of(spec_of()), ProcessConfig()
     code = [training_code(DenoiserPlan, process, artefact.network)]
     code += [
@@ -67,52 +101,45 @@ def digests() -> list[str]:
     return [*map(code_digest, code), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 
 
-def add_entry(file: Path, registry: str, entry: str) -> None:
-    """Insert an entry at the beginning of a registry."""
-    text = file.read_text()
-    assert text.count(f"\n{registry} = {{\n") == 1
-    file.write_text(text.replace(f"\n{registry} = {{\n", f"\n{registry} = {{\n{entry}"))
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run Python in the project with the project's own code, and return its stdout."""
+def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
+    """Run Python in the project with the project's own code, and return its stdout, or stderr if it fails."""
     done = subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env=environment(own_code(folder)),
+        env=environment(own_code(folder) | variables),
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stderr if code else done.stdout
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the additions in the docs and a throwaway extractor."""
+    """A copy of the project with the plugins in the docs and a throwaway extractor."""
     folder = small_project(tmp_path_factory.mktemp("extending") / "project")
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    blocks = list(BLOCK.finditer((ROOT / "docs/extending.md").read_text()))
-    files = [block["file"] for block in blocks if block["registry"] is None]
-    assert files == [file for pair in zip(CODE, TEST_FILES, strict=True) for file in pair]
-    for block in blocks:
-        if block["registry"]:
-            add_entry(folder / block["file"], block["registry"], block["code"])
-        else:
-            (folder / block["file"]).write_text(block["code"])
-    shutil.copy(ROOT / "tests/helpers/throwaway/pixels.py", folder / "diffusion/evaluate/features")
-    with open(folder / "diffusion/protocol/extractors.py", "a", encoding="utf-8") as file:
-        file.write(f"\n\n{PIXELS}\n")
+    commit(folder, "before")
+    for block in BLOCK.finditer((ROOT / "docs/extending.md").read_text()):
+        (folder / block["file"]).write_text(block["code"])
+    for file in THROWAWAY.glob("check_*.py"):
+        shutil.copy(file, folder / "tests/plugins" / file.name.replace("check_", "test_"))
+    shutil.copy(THROWAWAY / "pixels.py", folder / "plugins/evaluate")
+    with open(folder / "plugins/__init__.py", "a", encoding="utf-8") as file:
+        file.write(PIXELS)
     return folder
 
 
 @pytest.mark.slow
 def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(project: Path) -> None:
-    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TEST_FILES)
-    run(project, "-m", "mypy", *CODE)
-    run(project, "-m", "ruff", "check", *CODE, *TEST_FILES)
-    run(project, "-m", "ruff", "format", "--check", *CODE, *TEST_FILES)
+    changed = git(project, "status", "--porcelain", "--untracked-files=all").split("\n")
+    files = [line[3:] for line in changed if line]
+    assert all(file.startswith(("plugins/", "tests/plugins/")) for file in files), "an extension is no fork"
+    run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/plugins")
+    run(project, "-m", "mypy", "plugins")
+    run(project, "-m", "ruff", "check", "plugins", "tests/plugins")
+    run(project, "-m", "ruff", "format", "--check", "plugins", "tests/plugins")
 
 
 @pytest.mark.slow
@@ -121,25 +148,48 @@ def test_new_entry_does_not_change_digests_of_other_entries(project: Path) -> No
 
 
 @pytest.mark.slow
-def test_pipeline_runs_with_only_new_entries(project: Path) -> None:
+def test_pipeline_and_registered_model_have_only_new_entries(project: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((project / "params.yaml").read_text())
     for section, keys in EXPERIMENT.items():
-        values[section] = keys if section == "model" else {**values[section], **keys}
+        values[section] = keys if section in ("model", "process") else {**values[section], **keys}
     (project / "params.yaml").write_text(yaml.safe_dump(values))
-    run(project, "-c", STAGES)
+    assert run(project, "-c", STAGES).splitlines()[-1] == "True"
     train = open_store(project / "data/prepared/train")
     assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
-    with safe_open(project / "models/model.safetensors", framework="pt") as file:
-        description = file.metadata()["diffctl"]
-    for text in ('"name":"tiny"', '"width":6', '"schedule":"straight"', '"most":0.999'):
-        assert text in description
     scores = yaml.safe_load((project / "metrics/scores.json").read_text())
     assert scores["extractor"] == "pixels"
     for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
-        cell = scores["cells"][name]
-        assert cell["card"]["nfe"] == 2 * steps - 1
-        assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= cell["scores"].keys()
-        assert not [score for score in cell["scores"] if score.startswith("is")]
+        card, measured = scores["cells"][name]["card"], scores["cells"][name]["scores"]
+        assert card["nfe"] == 2 * steps - 1
+        assert {"sampling_plugins", "extractor_plugins"} <= card.keys()
+        assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= measured.keys()
+        assert not [score for score in measured if score.startswith("is")]
+    found = run(project, "-c", CHECK).splitlines()
+    assert "ok sample.sampler trapezoid: plugins.sample.trapezoid" in found
+    assert all(line.startswith("ok ") for line in found)
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}", "PYTHONPATH": ""}
+    assert run(tmp_path, "-c", LOAD, **store).strip() == "2"
+    arguments = ["sample", "--model", str(project / "models/model.safetensors"), "--out", "x.png"]
+    refused = run(tmp_path, "-m", "cli.entry", *arguments, code=1, PYTHONPATH=str(project))
+    assert "needs a plugin that is not here (network.name tiny, process.schedule arc" in refused
+
+
+@pytest.mark.slow
+def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(project: Path) -> None:
+    def edited(file: str, old: str, new: str) -> list[bool]:
+        """Return whether the digests of training, sampling and the card change."""
+        path = project / file
+        text, before = path.read_text(), run(project, "-c", OWN_DIGESTS).split()
+        assert old in text
+        path.write_text(text.replace(old, new))
+        after = run(project, "-c", OWN_DIGESTS).split()
+        path.write_text(text)
+        return [one != other for one, other in zip(before, after, strict=True)]
+
+    assert edited("plugins/sample/trapezoid.py", "/ 2)", "/ 3)") == [False, True, True]
+    assert edited("plugins/model/tiny.py", "/ 1000", "/ 100") == [True, True, True]
+    assert edited("plugins/model/tiny.py", "Two convolutions", "A few convolutions") == [False] * 3
+    assert edited("plugins/data/rings.py", "0.7", "0.8") == [False] * 3
 
 
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect

@@ -30,7 +30,7 @@ Entry = TypeVar("Entry")
 class Registry(UserDict[str, Entry]):
     """The entries of one kind by name; a name is assigned once.
 
-    `key` is the key of params.yaml that selects an entry. `contract` describes in docs/extending.md what an
+    `key` is the key of params.yaml that selects an entry. `contract` describes in docs/registries.md what an
     entry is, or what its builder makes of what. Assignment raises UsageError for a name that exists or is
     invalid, and for code outside the folder that the stages of its section depend on.
     """
