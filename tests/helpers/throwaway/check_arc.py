@@ -1,9 +1,9 @@
 """The target is the velocity along the arc; times and weights have their closed forms."""
 
 import torch
-from plugins.process.early import Early
 
 from diffusion.process.process_registry import ProcessConfig, build_process
+from plugins.process.early import Early
 
 TIMES = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
 

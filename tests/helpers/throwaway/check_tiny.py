@@ -1,9 +1,9 @@
 """The output depends on image, time and label, each row on its own."""
 
 import torch
-from plugins.model.tiny import TinySpec
 
 from diffusion.model.network_registry import build_network
+from plugins.model.tiny import TinySpec
 
 
 def test_each_row_depends_on_its_own_image_time_and_label() -> None:
