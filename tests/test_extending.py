@@ -46,7 +46,13 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
         "weighting_options": {"shift": 1.0},
     },
     "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
-    "sample": {"sampler": "trapezoid", "spacing": "cubic", "num_images": 20},
+    "sample": {
+        "sampler": "trapezoid",
+        "spacing": "cubic",
+        "guidance": 0.5,
+        "guidance_rule": "blurred",
+        "num_images": 20,
+    },
     "sweep": {"steps": [2, 3], "eta": [0.0]},
     "evaluate": {"extractor": "pixels"},
 }
@@ -80,13 +86,14 @@ from diffusion.config import load
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import sampling_card, sampling_code
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.plan import DenoiserPlan, training_code
 
-config, artefact = load(), read_artefact(Path("models/model.safetensors"))
+config, networks = load(), NetworkArtefacts(read_artefact(Path("models/model.safetensors")))
 settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
 print(code_digest(training_code(DenoiserPlan, config.process, config.model)))
-print(code_digest(sampling_code(settings, artefact)))
-print(sampling_card(settings, artefact)["sampling_plugins"])
+print(code_digest(sampling_code(settings, networks)))
+print(sampling_card(settings, networks)["sampling_plugins"])
 """
 
 
@@ -160,7 +167,7 @@ def test_pipeline_and_registered_model_have_only_new_entries(project: Path, tmp_
     assert scores["extractor"] == "pixels"
     for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
         card, measured = scores["cells"][name]["card"], scores["cells"][name]["scores"]
-        assert card["nfe"] == 2 * steps - 1
+        assert card["nfe"] == 2 * (2 * steps - 1)
         assert {"sampling_plugins", "extractor_plugins"} <= card.keys()
         assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= measured.keys()
         assert not [score for score in measured if score.startswith("is")]
@@ -187,6 +194,8 @@ def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(project: Path) -> 
         return [one != other for one, other in zip(before, after, strict=True)]
 
     assert edited("plugins/sample/trapezoid.py", "/ 2)", "/ 3)") == [False, True, True]
+    assert edited("plugins/sample/blurred.py", "(x, 3, 1, 1", "(x, 5, 1, 2") == [False, True, True]
+    assert edited("plugins/process/early.py", "square()", "sqrt()") == [True, False, False]
     assert edited("plugins/model/tiny.py", "/ 1000", "/ 100") == [True, True, True]
     assert edited("plugins/model/tiny.py", "Two convolutions", "A few convolutions") == [False] * 3
     assert edited("plugins/data/rings.py", "0.7", "0.8") == [False] * 3
@@ -242,7 +251,7 @@ print(json.dumps({
     "cli": ["--temperature" in text for text in help],
     "http": SampleRequest.model_json_schema()["properties"]["temperature"]["description"],
     "registered": "temperature" in Request.model_fields,
-    "control": _control(HTTP_OPTIONS["temperature"], artefact_of(spec_of())),
+    "control": _control(HTTP_OPTIONS["temperature"], SimpleNamespace(artefact=artefact_of(spec_of()))),
     "heading": OPTIONS["temperature"].label,
 }))
 """
