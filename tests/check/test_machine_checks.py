@@ -14,7 +14,6 @@ from diffusion.check import check, disk_space, machine_checks, preflight
 from diffusion.check.disk_space import STATE_BYTES
 from diffusion.check.findings import Finding, Project
 from diffusion.config import Config, load, parse
-from diffusion.data.prepare import prepare
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
@@ -26,6 +25,7 @@ from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.step_memory import count_parameters, step_bytes
 from diffusion.train.train_step import new_state
 from tests.conftest import params
+from tests.helpers.prepared import copy_data
 
 GPU = torch.device("cuda")
 
@@ -126,7 +126,7 @@ def test_too_many_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.fixture
 def prepared(project: Path) -> Path:
     """A project with prepared digits, as the working directory."""
-    prepare(load().data, Path("data/prepared"))
+    copy_data(project)
     return project
 
 

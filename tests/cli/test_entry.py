@@ -90,8 +90,13 @@ def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> N
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-@pytest.mark.parametrize("arguments", [("runs",), ("show", "steps"), ("schema", "-o", "schema.json")])
+SCHEMA = ("schema", "-o", "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [(("runs",), ">&- 2>&-"), (("show", "steps"), ">&-"), (SCHEMA, ">&-"), (SCHEMA, "2>&-")],
+)
 def test_closed_output_is_no_error(arguments: tuple[str, ...], closed: str, project: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*arguments)],

@@ -10,7 +10,6 @@ import torch
 
 from cli.commands import pipeline
 from diffusion.config import load
-from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
@@ -47,7 +46,7 @@ CLASSIFIER = {"steps": 2, "batch_size": 4, "lr": 0.001}
 @pytest.fixture
 def plan(project: Path):
     """A project with prepared data, an MLflow store, and what its training would give."""
-    prepare(load().data, PREPARED, lambda *_: None)
+    copy_data(project)
     empty_database(project / "mlflow.db")
     return plan_training(load(), open_store(PREPARED / "train").meta, default_device())
 

@@ -434,10 +434,17 @@ def test_page_with_other_seeds_is_otherwise_the_same(written, with_seeds):
 
 @pytest.mark.slow
 @NEEDS_CHROMIUM
-@pytest.mark.parametrize("width", [WIDE["width"], PHONE["width"]], ids=["wide", "phone"])
-@pytest.mark.parametrize(("scheme", "colours"), [("light", LIGHT), ("dark", DARK)], ids=["light", "dark"])
-@pytest.mark.parametrize("which", ["written", "with_seeds"])
-def test_text_has_contrast_in_both_schemes(request, which, browser, scheme, colours, width):
+@pytest.mark.parametrize(
+    ("which", "scheme", "colours", "size"),
+    [
+        ("written", "light", LIGHT, PHONE),
+        ("written", "dark", DARK, WIDE),
+        ("with_seeds", "light", LIGHT, WIDE),
+        ("with_seeds", "dark", DARK, PHONE),
+    ],
+)
+def test_text_has_contrast_in_both_schemes(request, which, browser, scheme, colours, size):
+    width = size["width"]
     page = shown_in(browser, request.getfixturevalue(which), width, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     texts = page.evaluate(TEXTS)
