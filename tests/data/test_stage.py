@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT, diffctl
+from tests.conftest import ROOT
 from tests.helpers.raw_data import (
     random_images,
     write_cifar10,
@@ -68,7 +68,7 @@ def test_every_profile_is_covered():
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_data_stage_runs_for_every_profile(tmp_path, name):
+def test_data_stage_runs_for_every_profile(tmp_path, monkeypatch, invoke, name):
     values = yaml.safe_load((ROOT / f"profiles/{name}.yaml").read_text())
     if make := MAKE[name]:
         make(tmp_path / "raw")
@@ -76,9 +76,11 @@ def test_data_stage_runs_for_every_profile(tmp_path, name):
     elif name == "fashion-mnist" and not Path("/usr/share/datasets/fashion-mnist").is_dir():
         pytest.skip("Debian's package dataset-fashion-mnist is not installed")
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
-    made = diffctl(tmp_path, "stage", "data", env={"DIFFCTL_CACHE": str(tmp_path / "cache")})
-    assert made.returncode == 0, made.stderr
-    prepared, *hint = made.stdout.splitlines()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    made = invoke("stage", "data")
+    assert made.code == 0, made.err
+    prepared, *hint = made.out.splitlines()
     assert prepared == f"data/prepared: {MADE[name]}"
     hinted = f"{MADE[name].rpartition(', ')[2]} found; `model.class_cond: true` uses them"
     assert hint == ([] if values["model"].get("class_cond") else [hinted])

@@ -24,6 +24,7 @@ from tracking.spool.spool_status import list_trainings
 
 FIELDS = {"train.seed": [3, 4]}
 LONG = {"steps": 24, "log_every": 1, "save_every": 4, "preview_every": 24}
+ENDLESS = {**LONG, "steps": 100_000}
 
 
 @pytest.fixture
@@ -139,6 +140,7 @@ def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke
 
 @pytest.mark.slow
 def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> None:
+    write_params(searching, train=ENDLESS, search={"fields": FIELDS, "method": "grid"})
     process = subprocess.Popen(
         command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -147,7 +149,7 @@ def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> 
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
     assert "Traceback" not in stderr
-    write_params(searching, train={**LONG, "batch_size": 4}, search={"fields": FIELDS, "method": "grid"})
+    write_params(searching, train={**ENDLESS, "batch_size": 4}, search={"fields": FIELDS, "method": "grid"})
     other = diffctl(searching, "search")
     assert other.returncode == 2
     assert "batch_size" in other.stderr
