@@ -11,11 +11,22 @@ import pytest
 
 from diffusion.config import load
 from diffusion.layout import MODEL
+from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import run_locally
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import command, diffctl, environment
-from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.networks import (
+    artefact_of,
+    assert_equal_but_for_rounding,
+    cell_images,
+    network_of,
+    spec_of,
+    with_model,
+)
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")
@@ -126,6 +137,7 @@ def test_the_model_is_put_into_the_object_store_once(
 
     on_ray(project, address)
     config, hidden, put, stored = load(), project / "hidden", ray.put, []
+    files = NetworkFiles(MODEL)
 
     def put_and_hide(value: object) -> object:
         stored.append(put(value))
@@ -136,14 +148,27 @@ def test_the_model_is_put_into_the_object_store_once(
     with ray_runner(config.sample) as run:
         for cell in grid(config.sample, config.sweep):
             settings = cell_settings(config.sample, cell)
-            for shard, images in run(MODEL, settings, [range(start, start + 4) for start in (0, 4, 8)]):
+            for shard, images in run(files, settings, [range(start, start + 4) for start in (0, 4, 8)]):
                 assert_equal_but_for_rounding(images, wanted[cell.name][shard.start : shard.stop])
             if hidden.exists():  # the driver looks at it once a cell
                 hidden.rename(MODEL)
         assert len(stored) == 1
         monkeypatch.setattr("flows.ray.shard_runner.library_version", lambda: "0123 with torch 1.0")
         with pytest.raises(DiffctlError, match=r"than this machine .*, not 0123 with torch 1\.0"):
-            list(run(MODEL, settings, [range(4)]))
+            list(run(files, settings, [range(4)]))
+
+
+def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
+    on_ray(project, address)
+    save_artefact(
+        project / "early.safetensors", network_of(spec_of(), 1).state_dict(), artefact_of(spec_of())
+    )
+    settings = SampleSettings(steps=2, guidance=1.0, guide="early.safetensors")
+    files, shards = NetworkFiles(MODEL, Path("early.safetensors")), [range(0, 2), range(2, 4)]
+    wanted = dict(run_locally(files, settings, shards))
+    with ray_runner(load().sample) as run:
+        for shard, images in run(files, settings, shards):
+            assert_equal_but_for_rounding(images, wanted[shard])
 
 
 def test_an_unreachable_cluster_is_one_sentence(project: Path) -> None:
