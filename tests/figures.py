@@ -24,7 +24,7 @@ FIGURES = {
     "reverse-ancestral": ["reverse", "--index", "3", "--steps", "1000", "--eta", "1", "--noise", "learned"],
     "reverse-10-steps": ["reverse", "--index", "3", "--steps", "10"],
     "steps": ["steps", "--steps", "10", "--profile", "digits"],
-    "samplers": ["samplers", "--steps", "10", "--profile", "digits"],
+    "samplers": ["samplers", "--steps", "10", "--spacing", "quadratic", "--profile", "digits"],
     "guided": ["reverse", "--index", "3", "--class", "8", "--steps", "10", "--guidance", "2"],
     "unguided": ["reverse", "--index", "3", "--class", "8", "--steps", "10"],
 }

@@ -50,6 +50,12 @@ class ChurnOptions(Section):
     s_noise: NoiseScale = 1.0
 
 
+class HeunOptions(ChurnOptions):
+    """`path` is along which a step averages its slopes: in the noise level σ/α, or straight, as flows."""
+
+    path: Literal["noise-level", "straight"] = "noise-level"
+
+
 class NoiseRange(Section):
     """The noise levels σ/α of the last and the first step; by default those of the process."""
 

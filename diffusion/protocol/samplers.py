@@ -69,7 +69,7 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         "heun": SamplerEntry(
             "diffusion.sample.heun:build",
             nfe=two_per_step_but_last,
-            options="diffusion.protocol.sampler_options:ChurnOptions",
+            options="diffusion.protocol.sampler_options:HeunOptions",
         ),
         "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
         "dpm-solver++-2m-sde": SamplerEntry(

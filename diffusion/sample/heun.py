@@ -4,8 +4,9 @@ A step may first raise the noise level from σ̄ to σ̄(1 + γ) by adding noise
 x̄ = x/α down to σ̄'. Heun's evaluates the slope there again and takes the mean of both. The last step, to the
 image, is Euler's and gives x̂_0. Without churn these are EDM's alg. 1, and Euler's method is DDIM with η = 0.
 
-At α = 0, where a flow may begin, σ̄ is infinite. There Heun's rule applies to the straight path instead:
-y = x/(α + σ) by σ/(α + σ), with the slope ε − x_0.
+On the `straight` path the mean is that of the slope ε − x_0 of y = x/(α + σ) by σ/(α + σ) instead, as flows
+have it. Both have order 2. Long steps from large noise need it, since there they multiply a small change of
+ε by σ̄. At α = 0, where a flow may begin, σ̄ is infinite and the path is straight in any case.
 """
 
 import math
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from diffusion.process.time_grid import GridStep, NoisePoint, TimeGrid
-from diffusion.protocol.sampler_options import ChurnOptions
+from diffusion.protocol.sampler_options import ChurnOptions, HeunOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ode_step import data_and_noise, euler_step, noise_level
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory
@@ -31,6 +32,7 @@ class Heun:
     """
 
     correct: bool = True
+    straight: bool = False
     churn: ChurnOptions = field(default_factory=ChurnOptions)
     clip: bool = True
 
@@ -47,11 +49,13 @@ class Heun:
                 after = yield DenoiserCall(x, steps[done].t)
                 assert after is not None
                 x0_after, eps_after = data_and_noise(after, x, step.alpha_prev, step.sigma_prev, self.clip)
-                if start.alpha > 0:
-                    span = noise_level(step.log_snr_prev) - start.sigma / start.alpha
-                    x = x + step.alpha_prev * span * (eps_after - eps) / 2
+                if self.straight or start.alpha == 0:
+                    weight, weight_prev = start.alpha + start.sigma, step.alpha_prev + step.sigma_prev
+                    span = step.sigma_prev - weight_prev * start.sigma / weight
+                    x = x + span * ((eps_after - x0_after) - (eps - x0_hat)) / 2
                 else:
-                    x = x - step.alpha_prev * ((eps_after - x0_after) - (eps - x0_hat)) / 2
+                    span = step.sigma_prev - step.alpha_prev * start.sigma / start.alpha
+                    x = x + span * (eps_after - eps) / 2
             yield Step(done, len(steps), x, x0_hat)
 
     def _churned(
@@ -73,9 +77,10 @@ class Heun:
 
 def build(settings: SampleSettings) -> Heun:
     """Heun's method, of order 2."""
-    return Heun(True, ChurnOptions.model_validate(settings.sampler_options), settings.clip)
+    options = HeunOptions.model_validate(settings.sampler_options)
+    return Heun(True, options.path == "straight", options, settings.clip)
 
 
 def build_euler(settings: SampleSettings) -> Heun:
     """Euler's method, of order 1."""
-    return Heun(False, ChurnOptions.model_validate(settings.sampler_options), settings.clip)
+    return Heun(False, churn=ChurnOptions.model_validate(settings.sampler_options), clip=settings.clip)

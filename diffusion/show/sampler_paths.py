@@ -1,7 +1,6 @@
 """Trajectories of the samplers in two dimensions, from the same noise, with an exact denoiser."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,17 +28,19 @@ from diffusion.show.figure import FigureData, columns
 
 MIXTURE = ring(5, 0.75, 0.08)
 ETAS = (0.0, 1.0)  # of samplers that use eta
-DRAWN = 24  # drawn paths; more are computed for the numbers
+DRAWN = 7  # drawn paths; more are computed for the numbers
 MAX_COLUMNS = 4
+OPTIONS = {"heun": {"path": "straight"}}  # so that it follows long steps from large noise
 EXACT = SampleSettings(sampler="unipc", spacing="log-snr", steps=500, clip=False)
 EDGE = 2.2  # of the drawn square, which contains most of the noise
 
 
 class SamplerPaths(NamedTuple):
-    """The paths (S + 1, N, 2) of a sampler from noise to the ends, and its network evaluations."""
+    """The paths (S + 1, N, 2) of a sampler from noise to the ends, its NFE, and whether it drew noise."""
 
     paths: NDArray[np.float64]
     nfe: int
+    is_noisy: bool
 
     @property
     def ends(self) -> NDArray[np.float64]:
@@ -78,7 +79,7 @@ class Samplers(FigureData):
 
     @figure_style()
     def draw(self) -> Figure:
-        """Draw a square per sampler: paths, ends, and rings of one and two standard deviations."""
+        """Draw a square per sampler: paths, ends, and rings of two standard deviations."""
         count = len(self.paths_by_sampler)
         columns = min(count, MAX_COLUMNS)
         rows = math.ceil(count / columns)
@@ -93,10 +94,9 @@ class Samplers(FigureData):
 
     def _panel(self, axes: Axes, paths: SamplerPaths, number: int) -> None:
         for centre in self.mixture.means.tolist():
-            for times in (1, 2):
-                ring = Circle((centre[0], centre[1]), times * self.mixture.std, fill=False)
-                ring.set(edgecolor=LIGHT["muted"], linewidth=0.8)
-                axes.add_patch(ring)
+            ring = Circle((centre[0], centre[1]), 2 * self.mixture.std, fill=False)
+            ring.set(edgecolor=LIGHT["muted"], linewidth=0.8)
+            axes.add_patch(ring)
         x, y = paths.paths[:, :DRAWN, 0], paths.paths[:, :DRAWN, 1]
         axes.plot(x, y, color=line_colour(number), linewidth=0.6, alpha=0.5, zorder=1.5)
         axes.plot(x[0], y[0], "o", color=LIGHT["muted"], markersize=1.8)
@@ -108,7 +108,7 @@ class Samplers(FigureData):
         """Return a table of the samplers' errors."""
         rows = [["sampler", "nfe", "from exact flow", "from a centre"]]
         for name, paths in self.paths_by_sampler.items():
-            error = "adds noise" if name.endswith("η = 1") else f"{self.off(paths):.3f} σ"
+            error = "adds noise" if paths.is_noisy else f"{self.off(paths):.3f} σ"
             rows.append(
                 [
                     name,
@@ -152,7 +152,8 @@ def samplers(
     for name, entry in SAMPLERS.items():
         for eta in ETAS if entry.uses_eta and steps > 1 else (0.0,):
             label = f"{name}, η = {format_value(eta)}" if entry.uses_eta else name
-            settings = SampleSettings(sampler=name, steps=steps, spacing=spacing, eta=eta, clip=False)
+            own: dict[str, Any] = {"sampler_options": OPTIONS.get(name, {}), "spacing": spacing}
+            settings = SampleSettings(sampler=name, steps=steps, eta=eta, clip=False, **own)
             paths_by_sampler[label] = sampler_paths(process, settings, start, source)
     exact = sampler_paths(process, EXACT, start, source).ends
     return Samplers(MIXTURE, steps, paths_by_sampler, exact, MIXTURE.draw(count, source).numpy())
@@ -165,7 +166,12 @@ def sampler_paths(
     visited: list[Step] = []
     shape, grid = (*start.shape, 1, 1), sampling_grid(settings, process)
     start = grid.initial_noise_scale * start
-    noise: Callable[[], Tensor] = lambda: torch.randn(shape, generator=source, dtype=start.dtype)  # noqa: E731
+    draws: list[Tensor] = []
+
+    def noise() -> Tensor:
+        draws.append(torch.randn(shape, generator=source, dtype=start.dtype))
+        return draws[-1]
+
     made = run_sampler(
         build_sampler(settings)(grid, start.reshape(shape), noise),
         MixtureDenoiser(MIXTURE, process),
@@ -173,4 +179,4 @@ def sampler_paths(
         visited.append,
     )
     paths = torch.stack([start, *(step.x.flatten(1) for step in visited)])
-    return SamplerPaths(paths.numpy(), made.nfe)
+    return SamplerPaths(paths.numpy(), made.nfe, bool(draws))

@@ -98,6 +98,7 @@ def error_halfway(sampler: Sampler, levels: Tensor) -> float:
         (EULER, 1),
         (EulerAncestral(eta=0, clip=False), 1),
         (HEUN, 2),
+        (Heun(straight=True, clip=False), 2),
         (DPMSolverMultistep(clip=False), 2),
         (DPMSolverSDE(2, eta=0, clip=False), 2),
         (DPMSolverSDE(3, eta=0, clip=False), 2),
