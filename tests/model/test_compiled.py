@@ -31,7 +31,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import NO_GUIDES, generate
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -201,7 +201,7 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
 def test_image_files_use_compiled_network(compilations, pass_counts) -> None:
     """The command decides once for all its images."""
     model, settings = LoadedModel(network_of(spec_of()), artefact_of(spec_of())), SampleSettings(steps=3)
-    images, _ = sample_frames(model, None, settings, range(10), None, 4, animate=False)
+    images, _ = sample_frames(model, NO_GUIDES, settings, range(10), None, 4, animate=False)
     expected = generate(model, settings, range(4), mixed_condition(model.artefact, settings, range(4)), CPU)
     assert np.array_equal(images[-1][:4], to_nhwc(expected))
     assert pass_counts == [9]
