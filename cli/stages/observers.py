@@ -17,6 +17,7 @@ from diffusion.images.pictures import enlarge, grid, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import Artefact, LoadedModel
+from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
 from diffusion.sample.class_labels import mixed_condition
@@ -263,7 +264,9 @@ def write_preview(
 ) -> None:
     """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
     artefact = plan_artefact(plan)
-    settings = SampleSettings(steps=min(PREVIEW_STEPS, artefact.process.max_steps))
+    steps = min(PREVIEW_STEPS, artefact.process.max_steps)
+    spacing = "uniform" if isinstance(artefact.process, DiscreteConfig) else "karras"
+    settings = SampleSettings(steps=steps, spacing=spacing)
     indices = range(10)
     device = next(network.parameters()).device
     rows = []

@@ -9,7 +9,7 @@ from torch import Tensor
 from diffusion.images.pixels import to_uint8
 from diffusion.model.precision import autocast, is_worth_compiling
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, NetworkDenoiser
+from diffusion.process.denoiser import Denoiser, NetworkDenoiser, expand_times
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
@@ -202,7 +202,14 @@ def guided_by_classifier(
     With η = 1 it is ADM's alg. 1, as DDPM; else alg. 2, which allows any η.
     """
     check_fit(artefact, classifier.artefact, "classifier")
-    gradient = classifier_gradient(classifier.network, settings.classifier_scale)
+    noise = build_process(classifier.artefact.process)
+
+    def logits(x: Tensor, t: Tensor) -> Tensor:
+        received, time = noise.network_input(x, t)
+        scores: Tensor = classifier.network(received, expand_times(time, x))
+        return scores
+
+    gradient = classifier_gradient(logits, settings.classifier_scale)
     if settings.eta == 1:
         return shift_mean(denoiser, gradient)
     return shift_eps(denoiser, gradient, build_process(artefact.process))

@@ -158,12 +158,13 @@ def plan_training(
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
     data = make_data_card(meta, config.data.flip, labelled=config.model.class_cond)
+    process = resolve_process(config.process, meta)
     start = config.train.init_from and check_pretrained(
-        config.train.init_from, network, config.process, data.classes, starts
+        config.train.init_from, network, process, data.classes, starts
     )
     return DenoiserPlan(
         network=network,
-        process=resolve_process(config.process, meta),
+        process=process,
         train=config.train,
         data=data,
         step=config.train.steps,

@@ -16,7 +16,8 @@ from diffusion.model.model_file import Artefact, load_model, read_artefact, read
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
 from diffusion.model.weights_header import Unfilled
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig
@@ -135,12 +136,28 @@ def check_pretrained(
             f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
             f"{prediction}"
         )
+    _check_input(process, start.artefact.process)
     with torch.device("meta"), Unfilled():
         weights = build_network(start.artefact.network).state_dict()
         network = build_network(spec)
         start.transferred(weights, spec, classes, network.state_dict())
     start.check_frozen_parts([name for name, _ in network.named_parameters()])
     return start
+
+
+def _check_input(process: ProcessConfig, theirs: ProcessConfig) -> None:
+    """Raise PretrainedRefused if the network would receive times or images on another scale."""
+    whole = isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)
+    if process.schedule != theirs.schedule and not whole:
+        raise PretrainedRefused(
+            f"train.init_from: process.schedule is {process.schedule}, and the model was trained with "
+            f"{theirs.schedule}, whose times its network embeds"
+        )
+    if PREDICTIONS[process.prediction].uses_sigma_data and process.sigma_data != theirs.sigma_data:
+        raise PretrainedRefused(
+            f"train.init_from: process.sigma_data is {process.sigma_data}, and the model was trained with "
+            f"{theirs.sigma_data}: set it to that"
+        )
 
 
 def init_network(
