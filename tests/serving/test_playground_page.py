@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED, SCORES
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.conftest import write_params
@@ -142,6 +143,40 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     assert low.is_disabled()
     assert fits(page)
     assert page.faults == []
+
+
+def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp_path):
+    guide = small_model(tmp_path / "early.safetensors", seed=1)
+    scores = scores_of(small_model(tmp_path / MODEL))
+    guidance = {"guidance": 1.0, "guide": guide.name, "guide_sha256": read_artefact(guide).model_sha256}
+    cells = {
+        name: cell.model_copy(update={"card": {**cell.card, **guidance}})
+        for name, cell in scores.cells.items()
+    }
+    write_scores_document(tmp_path / SCORES, scores.model_copy(update={"cells": cells}))
+    server = ServerProcess(tmp_path, name="playground")
+    try:
+        with browser.new_context(viewport=WIDE) as context:
+            page = opened(context, server)
+            select = page.locator("#settings [name=guide]")
+            assert select.input_value() == guide.name
+            assert select.locator("option").all_text_contents() == ["–", guide.name]
+            for field, value in (("num", "1"), ("steps", "4"), ("eta", "0")):
+                page.fill(f"#settings [name={field}]", value)
+            made = []
+            for value in (guide.name, ""):
+                select.select_option(value)
+                page.click("#make .main")
+                shows(page, "#make .status", "1 in ")
+                made.append(pixels_of(page.locator("#make li img").first))
+            page.fill("#settings [name=guidance]", "0")
+            assert select.is_disabled()
+            free = offline(tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])[0, ..., 0]
+            assert np.abs(made[1] - free.astype(int)).max() <= 1
+            assert np.abs(made[0] - made[1]).max() > 1
+            assert page.faults == []
+    finally:
+        server.kill()
 
 
 def test_the_guidance_interval_is_set_by_mouse(wide):
