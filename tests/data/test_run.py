@@ -1,4 +1,4 @@
-"""The data stage under `diffctl run`: retries and changed files, with real DVC, Prefect and HTTP."""
+"""The data stage under `diffctl run` with real DVC: changed raw files."""
 
 from pathlib import Path
 
@@ -7,25 +7,21 @@ import yaml
 
 from diffusion.images.store import open_store
 from tests.conftest import write_params
-from tests.helpers.prefect_home import with_database
 from tests.helpers.raw_data import random_images, write_folder
 from tests.helpers.toy_project import script, toy_project
 
 pytestmark = pytest.mark.slow
 
-# `diffctl stage data` on files in the official format, with addresses and checksums of this test.
 RUN = """
 import asyncio
-from flows.prefect_server.temporary_server import prefect_server
-with prefect_server():
-    from flows.pipeline import pipeline
-    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
+from flows.pipeline_steps import run_step
+for name in ("data", "reference"):
+    asyncio.run(run_step(name, False))
 """
 
 
-def project(folder: Path, database: Path, command: str, **data: object) -> Path:
+def project(folder: Path, command: str, **data: object) -> Path:
     """Create the toy project with `command` as its data stage."""
-    with_database(folder, database)
     toy_project(folder)
     graph = yaml.safe_load((folder / "dvc.yaml").read_text())
     graph["stages"]["data"] = {"cmd": command, "params": ["data"], "outs": ["data/prepared"]}
@@ -39,17 +35,17 @@ def project(folder: Path, database: Path, command: str, **data: object) -> Path:
 
 
 def run(folder: Path) -> str:
-    """Return the output of the pipeline."""
+    """Return the output of the first two steps."""
     environment = {"PREFECT_API_URL": "", "DIFFCTL_CACHE": str(folder / "cache")}
     output, _ = script(folder, RUN, environment).communicate(timeout=180)
     return output
 
 
-def test_changed_folder_is_prepared_again(tmp_path: Path, prefect_database: Path) -> None:
+def test_changed_folder_is_prepared_again(tmp_path: Path) -> None:
     """DVC does not detect it, since raw files are not dependencies."""
     images = random_images(0, 21, 8)
     write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(images[:20])})
-    project(tmp_path, prefect_database, "diffctl stage data", name="image-folder", path="raw", image_size=8)
+    project(tmp_path, "diffctl stage data", name="image-folder", path="raw", image_size=8)
     assert "==> data\n" in run(tmp_path)
     assert "==> data: up to date" in run(tmp_path)
     write_folder(tmp_path / "raw", {"a/more": images[20]})
