@@ -13,7 +13,7 @@ from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
-from tests.gpu.devices import DEVICES, SLOW_ON_CPU, exactly, waiting_fails
+from tests.gpu.devices import DEVICES, LONG_ON_CPU, exactly, waiting_fails
 from tests.gpu.test_training import FP32, begun
 from tests.helpers.process_pair import CHANGES, SHARDED, alone, assert_close, trained
 
@@ -49,7 +49,7 @@ def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monk
 
 
 @pytest.mark.parametrize("changes", [CHANGES, SHARDED], ids=["unsharded", "sharded"])
-@pytest.mark.parametrize("device", SLOW_ON_CPU)
+@pytest.mark.parametrize("device", LONG_ON_CPU)  # tests/train trains them on a CPU
 def test_two_processes_train_like_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
