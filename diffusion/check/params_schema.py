@@ -4,6 +4,7 @@ It describes single values. Constraints between values are checked when the file
 """
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,29 +13,34 @@ from pydantic_core import core_schema
 
 from diffusion.config import Config
 from diffusion.system.references import check_name, load_reference
+from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 
 
-def params_schema() -> dict[str, Any]:
-    """Return the schema, with the names and options of all registries."""
-    schema = Config.model_json_schema(schema_generator=_Schema)
+def params_schema(*, plugins: bool = True) -> dict[str, Any]:
+    """Return the schema, with the names and options of all registries; of plugins' entries if `plugins`."""
+    schema = Config.model_json_schema(schema_generator=_Schema if plugins else _LibrarySchema)
     return {"$schema": _Schema.schema_dialect, **schema, "title": "params.yaml of diffctl"}
 
 
-def schema_text() -> str:
+def schema_text(*, plugins: bool = True) -> str:
     """Return the schema as text of a file."""
-    return json.dumps(params_schema(), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(params_schema(plugins=plugins), indent=1, ensure_ascii=False) + "\n"
 
 
 class _Schema(GenerateJsonSchema):
     """Pydantic's schema generator, with registry names and the sections chosen by them."""
+
+    def names(self, registry: Mapping[str, Any]) -> list[str]:
+        """Return the described entries of a registry."""
+        return list(registry)
 
     def function_after_schema(self, schema: core_schema.AfterValidatorFunctionSchema) -> JsonSchemaValue:
         """List the allowed names of a registry."""
         made = super().function_after_schema(schema)
         function = schema["function"]["function"]
         if isinstance(function, partial) and function.func is check_name:
-            return {**made, "enum": list(function.keywords["registry"])}
+            return {**made, "enum": self.names(function.keywords["registry"])}
         return made
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
@@ -43,11 +49,11 @@ class _Schema(GenerateJsonSchema):
         if not issubclass(kind, RegistrySection):
             return super().model_schema(schema)
         named: dict[type[RegistrySection], list[str]] = {}
-        for name, entry in kind.ENTRIES.items():
-            other = load_reference(getattr(entry, kind.OF_ENTRY))
+        for name in self.names(kind.ENTRIES):
+            other = load_reference(getattr(kind.ENTRIES[name], kind.OF_ENTRY))
             if issubclass(other, kind) or issubclass(kind, other):
                 named.setdefault(other, []).append(name)
-        if named == {kind: list(kind.ENTRIES)}:
+        if named == {kind: self.names(kind.ENTRIES)}:
             return _with_alternatives(kind, super().model_schema(schema))
         return {"anyOf": [self._entry(kind, other, names, schema) for other, names in named.items()]}
 
@@ -66,6 +72,14 @@ class _Schema(GenerateJsonSchema):
         if kind.model_fields[chosen_by].get_default() not in names:
             made["required"] = sorted({*made.get("required", []), chosen_by})
         return made
+
+
+class _LibrarySchema(_Schema):
+    """The schema without the entries of plugins."""
+
+    def names(self, registry: Mapping[str, Any]) -> list[str]:
+        """Return the library's own entries of a registry."""
+        return [name for name in registry if not isinstance(registry, Registry) or name in registry.built_in]
 
 
 def _model_of(schema: Any) -> core_schema.ModelSchema:

@@ -120,7 +120,7 @@ def test_choices_are_what_the_model_allows(client, place):
     controls = {control["name"]: control for control in choices["controls"]}
     hidden = {"sampler_options", "spacing_options", "guide"}  # it has no guide
     assert controls.keys() == HTTP_OPTIONS.keys() - hidden
-    assert controls["guidance_rule"]["choices"] == ["classifier-free"]
+    assert controls["guidance_rule"]["choices"] == [*rules_without_guide()]
     assert controls["sampler"]["choices"] == list(SAMPLERS)
     without_eta = [name for name, entry in SAMPLERS.items() if not entry.uses_eta]
     assert {"option": "sampler", "values": without_eta} in controls["eta"]["off"]
