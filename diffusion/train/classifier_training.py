@@ -59,6 +59,7 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: classifier.model", UNetSpec)) from None
+    code = training_code(ClassifierPlan, config.process, network, section.train.lr.schedule)
     return ClassifierPlan(
         network=network,
         process=resolve_process(config.process, meta),
@@ -66,7 +67,7 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
         data=make_data_card(meta, config.data.flip, labelled=True),
         step=section.train.steps,
         precision=resolve_precision(section.train.precision, device),
-        code=(code_since(0, training_code(ClassifierPlan, config.process, network)),),
+        code=(code_since(0, code),),
     )
 
 

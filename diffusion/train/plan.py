@@ -21,6 +21,7 @@ from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
+from diffusion.train.lr_schedule import LR_SCHEDULES
 from diffusion.train.pretrained import check_pretrained
 from diffusion.train.train_config import (
     AugmentConfig,
@@ -162,6 +163,7 @@ def plan_training(
     start = config.train.init_from and check_pretrained(
         config.train.init_from, network, process, data.classes, starts
     )
+    code = training_code(DenoiserPlan, config.process, network, config.train.lr.schedule)
     return DenoiserPlan(
         network=network,
         process=process,
@@ -169,7 +171,7 @@ def plan_training(
         data=data,
         step=config.train.steps,
         precision=resolve_precision(config.train.precision, device),
-        code=(code_since(0, training_code(DenoiserPlan, config.process, network)),),
+        code=(code_since(0, code),),
         lineage=start.lineage if start else (),
     )
 
@@ -205,14 +207,17 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.dev
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
 
 
-def training_code(kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig) -> ModuleDigests:
-    """Return the digests of the modules that compute such a training."""
+def training_code(
+    kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig, schedule: str = "constant"
+) -> ModuleDigests:
+    """Return the digests of the modules that compute such a training; `schedule` is that of the rate."""
     references = (reference_module(reference) for reference in (kind.OBJECTIVE, MODELS[model.name].transfer))
     entries = (
         PROCESSES.module(process.schedule),
         PREDICTIONS.module(process.prediction),
         *kind.loss_modules(process),
         MODELS.module(model.name),
+        LR_SCHEDULES.module(schedule),
     )
     return module_digests("diffusion.train.loop", *references, *entries)
 

@@ -15,6 +15,7 @@ from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import write_store
 from diffusion.model.model_file import load_model
+from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, labels_condition

@@ -1,11 +1,16 @@
 """The package `plugins` of a project: entries in registries, errors in one sentence, names."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from diffusion.check.findings import Project
+from diffusion.check.plugin_checks import check_plugins
+from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
 from diffusion.system.plugins import load_package, plugins_folder
@@ -15,11 +20,15 @@ from diffusion.system.registry import Registry
 Write = Callable[..., Path]
 
 
+@dataclass(frozen=True)
 class Entry:
     """An entry that names its code."""
 
-    def __init__(self, builder: str) -> None:
-        self.builder, self.module = builder, builder.partition(":")[0]
+    builder: str
+
+    @property
+    def module(self) -> str:
+        return self.builder.partition(":")[0]
 
 
 @pytest.fixture
@@ -27,7 +36,8 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Registry[Entry]:
     """A registry with one entry, which plugins can import from this module."""
     monkeypatch.setattr(registry, "REGISTRIES", [])
     made: Registry[Entry] = Registry("data.shape", "a shape", {"ring": Entry("math:pi")})
-    monkeypatch.setattr("diffusion.system.plugins.REGISTRIES", [made])
+    for user in ("diffusion.system.plugins", "diffusion.check.plugin_checks"):
+        monkeypatch.setattr(f"{user}.REGISTRIES", [made])
     monkeypatch.setattr(f"{__name__}.SHAPES", made, raising=False)
     return made
 
@@ -109,6 +119,39 @@ def test_broken_code_is_one_sentence_when_it_is_used(reference: str, message: st
     load_package(write(cube="SIDE = side"))
     with pytest.raises(UsageError, match=message):
         load_reference(reference)
+
+
+def test_digest_follows_imports_between_plugins_but_not_entries(write: Write) -> None:
+    load_package(write("X = 1", sphere="from .area import PI\nimport plugins\n", area="PI = 3.14"))
+    code = module_digests("plugins.data.sphere")
+    assert code.keys() == {"plugins.data.sphere", "plugins.data.area"}
+    assert changed_modules({}, code) == ["plugins/data/area.py", "plugins/data/sphere.py"]
+    assert plugin_card("plugins", code) == {"plugins": code_digest(code)}
+    assert plugin_card("plugins", {"diffusion.model.unet": "1"}) == {}
+
+
+@pytest.mark.parametrize("listed", [["plugins/data"], ["plugins/data", "plugins/model"], []])
+def test_check_warns_of_code_that_a_stage_does_not_depend_on(listed: list[str], write: Write) -> None:
+    entry = 'SHAPES["bent"] = Entry("plugins.data.bent:A")'
+    root = write(entry, bent="from plugins.model.curve import A")
+    (root / "plugins/model").mkdir()
+    (root / "plugins/model/curve.py").write_text("A = 1")
+    (root / "dvc.yaml").write_text(json.dumps({"stages": {"data": {"deps": ["raw", *listed]}}}))
+    load_package(root)
+    findings = list(check_plugins(Project(None, root)))
+    assert findings[0] == ("ok", "plugins", "data.shape bent: plugins.data.bent", "", None)
+    messages = [finding.message for finding in findings[1:]]
+    if listed == ["plugins/data"]:
+        assert "imports plugins/model, on which the stage data does not depend" in messages[0]
+    else:
+        assert len(messages) == (0 if listed else 1)
+
+
+def test_check_reports_code_that_cannot_be_imported(write: Write, shapes: Registry[Entry]) -> None:
+    load_package(write('SHAPES["bad"] = Entry("plugins.data.bad:A")', bad="A = b"))
+    (finding,) = check_plugins(Project(None, Path()))
+    assert finding.level == "error"
+    assert finding.message.startswith("data.shape bad: plugins/data/bad.py, line 1: NameError: ")
 
 
 def test_folder_without_its_init_is_refused(tmp_path: Path, write: Write) -> None:
