@@ -115,18 +115,18 @@ def train_for(
     seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device, snapshot_at: float = 1.0
 ) -> Trained:
     """Train for so many seconds; keep the averages at the share `snapshot_at` of the time."""
-    watch, snapshots, step = Stopwatch(seconds), dict[str, nn.Module](), 0
+    watch = Stopwatch(seconds)
     state = new_state(_timed(plan, watch), device)
+    kept: list[tuple[int, dict[str, nn.Module]]] = []
 
     def check() -> None:
-        nonlocal step
+        if watch.share() >= snapshot_at and not kept and state.step:
+            kept.append((state.step, copy.deepcopy(averages_of(state))))
         watch.check()
-        if watch.share() >= snapshot_at and not snapshots:
-            step = state.step
-            snapshots.update(copy.deepcopy(averages_of(state)))
 
     with suppress(OutOfTime):
         train(state, store, ProcessGroup(device), Observer(), lambda state: None, check)
+    step, snapshots = kept[0] if kept else (state.step, averages_of(state))
     return Trained(state, watch.elapsed(), averages_of(state), snapshots, step)
 
 

@@ -11,7 +11,7 @@ from benchmarks.speedrun import ENTRIES, PAGE, RESULTS, Finished, choose, read_e
 from docs.site.leaderboard_page import leaderboard, with_leaderboard
 from tests.conftest import ROOT
 
-UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {})
+UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
 RESULT = {
     "entry": "a",
     "after": None,
