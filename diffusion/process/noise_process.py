@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 BISECTIONS = 80  # halve any range of times to below the spacing of float64
 DEFAULT_SIGMA_DATA = 0.5  # EDM's, of a process without data: a plan has the measured one
+MIN_LOG_SNR = -20.0  # of interpolated times
 PROBES = 1001  # times at which a continuous process is checked
 
 
@@ -237,13 +238,20 @@ def require_discrete(process: NoiseProcess, purpose: str) -> DiscreteProcess:
 class TabulatedProcess(DiscreteProcess):
     """A variance-preserving process with an exact table of ᾱ at whole times.
 
-    Between them λ = log α/σ is a straight line in t.
+    Between them λ = log α/σ is a straight line in t; towards a time without any image it ends at
+    MIN_LOG_SNR.
     """
 
     def __init__(self, config: DiscreteConfig, alphas_cumprod: Tensor) -> None:
         super().__init__(config)
         alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-        self._tables = {CPU: torch.stack([alpha, sigma, (alpha / sigma).log()])}
+        self._tables = {CPU: torch.stack([alpha, sigma, (alpha / sigma).log().clamp(min=MIN_LOG_SNR)])}
+
+    @property
+    def sigma_max(self) -> float:
+        """The noise level of the last time at which some of the image is left."""
+        last = self.timesteps - (1 if self._tables[CPU][0, -1] > 0 else 2)
+        return float(self.noise_level(torch.tensor(last)))
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the table's values at whole times; real ones outside [0, T−1] count as the nearer end."""

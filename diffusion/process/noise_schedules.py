@@ -37,4 +37,17 @@ def cosine(config: DiscreteConfig) -> TabulatedProcess:
 
 def process_from_betas(config: DiscreteConfig, betas: Tensor) -> TabulatedProcess:
     """Return the process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
-    return TabulatedProcess(config, torch.cumprod(1 - betas, dim=0))
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    if config.zero_terminal_snr:
+        alphas_cumprod = with_zero_terminal_snr(alphas_cumprod)
+    return TabulatedProcess(config, alphas_cumprod)
+
+
+def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Return ᾱ with √ᾱ scaled and shifted to 0 at the last time (Lin et al. 2023, 2305.08891, alg. 1).
+
+    The first value is unchanged.
+    """
+    root = alphas_cumprod.sqrt()
+    first, last = root[0], root[-1]
+    return ((root - last) * first / (first - last)).square()

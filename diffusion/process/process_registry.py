@@ -186,12 +186,15 @@ class DiscreteConfig(ProcessConfig):
     """A process of T whole times, `timesteps`, as in DDPM and iDDPM.
 
     The `variance` of a reverse step is small, β̃, large, β, or learned between them (iDDPM eq. 15). The losses
-    vlb and hybrid need a learned variance.
+    vlb and hybrid need a learned variance. With `zero_terminal_snr` √ᾱ is scaled and shifted so that nothing
+    of the image is left at the last time (Lin et al. 2023, 2305.08891, alg. 1); ε alone cannot be predicted
+    then.
     """
 
     timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS), NotBool] = 1000
     variance: Variance = "learned"
     loss: Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))] = "hybrid"
+    zero_terminal_snr: bool = Field(default=False, exclude_if=operator.not_)
 
     @property
     def max_steps(self) -> int:

@@ -94,6 +94,31 @@ def test_flow_is_the_straight_line_at_shifted_times(shift):
         assert bool(table.isfinite().all())
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_zero_terminal_snr_leaves_nothing_of_the_image_at_the_last_time(schedule):
+    options = {"schedule": schedule, "timesteps": 100, "variance": "learned", "loss": "hybrid"}
+    plain, process = (
+        build_process(ProcessConfig(**options, prediction="velocity", zero_terminal_snr=zero))
+        for zero in (False, True)
+    )
+    alpha, before = process.full_grid().alpha, plain.full_grid().alpha
+    assert alpha[-1] == 0
+    assert torch.allclose(alpha[:1], before[:1])
+    assert torch.allclose(alpha.diff() / alpha[0], before.diff() / (before[0] - before[-1]), atol=1e-12)
+    t = torch.linspace(0, 98.9, 300, dtype=torch.float64)
+    assert torch.allclose(process.times_at(process.noise_level(t)), t, atol=1e-7)
+    assert bool((process.noise_level(t).diff() > 0).all())
+    assert math.isfinite(process.sigma_max)
+    assert process.times_at(torch.tensor([math.inf])).tolist() == [99.0]
+    x_0, noise = randn(3, 1, 2, 2, seed=0), randn(3, 1, 2, 2, seed=1)
+    times = torch.tensor([0, 98, 99])
+    network = lambda received, time, labels: torch.zeros(3, 2, 2, 2).double()  # noqa: E731
+    losses = training_losses(network, process, x_0, times, noise, Condition(3))
+    assert all(bool(value.isfinite().all()) for value in losses.values())
+    with pytest.raises(UsageError, match="prediction eps leave x_0 or ε undetermined at t = 99"):
+        build_process(ProcessConfig(**options, zero_terminal_snr=True))
+
+
 def test_deviation_of_pixels_is_about_their_mean():
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), dtype=np.uint8)
     values = to_model(torch.from_numpy(images)).double()
