@@ -42,6 +42,7 @@ class SamplerEntry:
     uses_eta: bool = False
     nfe: Callable[[int], int] = one_per_step
     options: str = "diffusion.system.section:NoOptions"
+    source: str = ""
 
     @property
     def module(self) -> str:
@@ -54,37 +55,54 @@ class SamplerEntry:
         return checked
 
 
+_EDM = "Karras et al. 2022 (2206.00364), alg. 1 and 2"
+_K_DIFFUSION = "github.com/crowsonkb/k-diffusion, sampling.py"
+
 SAMPLERS: Registry[SamplerEntry] = Registry(
     "sample.sampler",
     "`SampleSettings` → `Sampler` (`diffusion/sample/sampler.py`)",
     {
-        "ddim": SamplerEntry("diffusion.sample.ddim:build", uses_eta=True),
+        "ddim": SamplerEntry(
+            "diffusion.sample.ddim:build", uses_eta=True, source="Song et al. 2020 (2010.02502), eq. 12"
+        ),
         "euler": SamplerEntry(
-            "diffusion.sample.heun:build_euler", options="diffusion.protocol.sampler_options:ChurnOptions"
+            "diffusion.sample.heun:build_euler",
+            options="diffusion.protocol.sampler_options:ChurnOptions",
+            source=_EDM,
         ),
         "euler-ancestral": SamplerEntry(
             "diffusion.sample.euler_ancestral:build",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            source=_K_DIFFUSION,
         ),
         "heun": SamplerEntry(
             "diffusion.sample.heun:build",
             nfe=two_per_step_but_last,
             options="diffusion.protocol.sampler_options:HeunOptions",
+            source=_EDM,
         ),
-        "dpm-solver++": SamplerEntry("diffusion.sample.dpm_solver:build"),
+        "dpm-solver++": SamplerEntry(
+            "diffusion.sample.dpm_solver:build", source="Lu et al. 2022 (2211.01095), alg. 2"
+        ),
         "dpm-solver++-2m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver_sde:build_2m",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            source=_K_DIFFUSION,
         ),
         "dpm-solver++-3m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver_sde:build_3m",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            source=_K_DIFFUSION,
         ),
         "unipc": SamplerEntry(
-            "diffusion.sample.unipc:build", options="diffusion.protocol.sampler_options:UniPCOptions"
+            "diffusion.sample.unipc:build",
+            options="diffusion.protocol.sampler_options:UniPCOptions",
+            source="Zhao et al. 2023 (2302.04867), alg. 1 and 2",
         ),
         "ipndm": SamplerEntry(
-            "diffusion.sample.ipndm:build", options="diffusion.protocol.sampler_options:IPNDMOptions"
+            "diffusion.sample.ipndm:build",
+            options="diffusion.protocol.sampler_options:IPNDMOptions",
+            source="Zhang & Chen 2022 (2204.13902)",
         ),
     },
 )

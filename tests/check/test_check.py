@@ -289,6 +289,15 @@ def test_too_large_eta_is_refused(project, stage, sections, match):
         preflight(config, stage, project)
 
 
+@pytest.mark.parametrize("stage", ["train", "sample"])
+def test_noise_levels_beyond_the_process_are_refused(project, stage):
+    sample = {"spacing": "karras", "spacing_options": {"sigma_max": 1e6}}
+    config = configuration(sample=sample, sweep={"steps": [5], "eta": [0.0]})
+    assert "sampling" in with_level(check(config, project), "error")
+    with pytest.raises(UsageError, match=r"1e\+06 do not fit process"):
+        preflight(config, stage, project)
+
+
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
     monkeypatch.setattr(Project, "is_trained", True)
     spec = spec_of()
