@@ -239,7 +239,8 @@ def main() -> None:
     failed = run_all(todo, size, folder) if todo and not arguments.render else 0
     if folder == RESULTS:
         render()
-    sys.exit(failed > 0)
+    if failed:
+        sys.exit(1)
 
 
 def run_all(todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
