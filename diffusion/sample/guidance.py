@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction, expand, expand_times
+from diffusion.process.denoiser import Denoiser, Prediction, expand, expand_times, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
@@ -91,7 +91,7 @@ def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: float) -
     The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.
     """
     interval = settings.guidance_interval
-    if interval is None or in_interval(interval, float(process.noise_level(torch.tensor(t)))):
+    if interval is None or in_interval(interval, float(process.noise_level(time_tensor(t)))):
         return settings.guidance
     return 0.0
 
@@ -120,7 +120,7 @@ def interval_guidance(
 
     def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         if not isinstance(t, Tensor):
-            level = float(process.noise_level(torch.tensor(t)))
+            level = float(process.noise_level(time_tensor(t)))
             return (everywhere if in_interval(interval, level) else denoiser)(x, t, condition)
         levels = process.noise_level(t).tolist()
         weights = [weight if in_interval(interval, level) else 0.0 for level in levels]
@@ -193,7 +193,7 @@ def shift_eps(denoiser: Denoiser, gradient: Gradient, process: NoiseProcess) -> 
 
     def guided(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         slope = gradient(x, t, condition)
-        alpha, sigma = process.alpha_sigma(t if isinstance(t, Tensor) else torch.tensor(t))
+        alpha, sigma = process.alpha_sigma(time_tensor(t))
         of_x0 = torch.where(alpha > 0, sigma.square() / alpha, 0.0)
         prediction = denoiser(x, t, condition)
         return prediction._replace(
