@@ -36,7 +36,7 @@ class Case(NamedTuple):
 CASES = {
     "data": Case((Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16"),), STAGES),
     "loss": Case(
-        (Edit("diffusion/process/losses.py", "noise) - predicted).square()", "noise) - predicted).abs()"),),
+        (Edit("diffusion/process/losses.py", "(target - predicted).square()", "(target - predicted).abs()"),),
         FROM_TRAIN,
     ),
     "sampler": Case(
