@@ -62,9 +62,9 @@ def test_params_profile_and_model_give_different_figures(folder, invoke) -> None
     def values(*arguments: str) -> dict:
         return json.loads(invoke("show", *arguments, "--json").out)
 
-    assert values("steps")["timesteps"] == 1000
-    assert values("steps", "--profile", "short.yaml")["timesteps"] == 77
-    assert values("steps", "--model", str(MODEL))["timesteps"] == 100
+    assert values("steps")["last"] == 999
+    assert values("steps", "--profile", "short.yaml")["last"] == 76
+    assert values("steps", "--model", str(MODEL))["last"] == 99
     parameters = values("model", "--model", str(MODEL))["parameters"]
     assert parameters == sum(p.numel() for p in network_of(spec_of()).parameters())
     assert values("model", "--profile", "cifar10")["parameters"] > 100 * parameters
