@@ -27,7 +27,7 @@ def leaderboard(results: Iterable[Result]) -> str:
     ordered = sorted(groups.values(), key=_mean)
     tables = []
     for of_more in (False, True):
-        rows = [_row(group) for group in ordered if (group[0]["nfe"] > NFE) == of_more]
+        rows = [_row(group) for group in ordered if (_nfe(group) > NFE) == of_more]
         title = [f"More than {NFE} NFE:", ""] if of_more else []
         tables += ["\n".join([*title, HEAD, "|" + " --- |" * 8, *rows])] if rows else []
     real = sorted({(one["machine"], one["real"]) for group in ordered for one in group})
@@ -49,6 +49,10 @@ def _mean(group: list[Result]) -> float:
     return statistics.fmean(one["fd"] for one in group)
 
 
+def _nfe(group: list[Result]) -> int:
+    return max(int(one["nfe"]) for one in group)
+
+
 def _row(group: list[Result]) -> str:
     """Return the row of an entry's results, one a seed; bold with the seeds of a record."""
     first, several = group[0], len(group) > 1
@@ -60,7 +64,7 @@ def _row(group: list[Result]) -> str:
         shape = first["how"], ""
     what = f"{first['what']}; after `{first['after']}`" if first["after"] else first["what"]
     cells = [f"`{first['entry']}`", what, f"**{fd}**" if len(group) >= RECORD_SEEDS else fd]
-    cells += [str(first["nfe"]), *shape, ", ".join(sorted({_chosen(one) for one in group}))]
+    cells += [str(_nfe(group)), *shape, ", ".join(sorted({_chosen(one) for one in group}))]
     return f"| {' | '.join(cells)} | `{first['commit']}`, {first['date']} |"
 
 
