@@ -24,7 +24,7 @@ def run(folder: Path, *arguments: str, **variables: str) -> str:
     ("words", "found"),
     [
         ("diffctl show re", ["reverse"]),
-        ("diffctl sample --sampler dpm", ["dpm-solver++"]),
+        ("diffctl sample --sampler uni", ["unipc"]),
         ("diffctl use cifar", ["cifar10", "cifar100"]),
     ],
 )

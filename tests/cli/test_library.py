@@ -211,7 +211,7 @@ def misuse(tmp_path_factory):
         ("sample --out a.png --class 10", "'10'"),
         ("sample --out a.png --timesteps 5,4,99", "timesteps"),
         ("sample --out a.png --timesteps 5,99 --steps 3", "timesteps"),
-        ("sample --out a.png --sampler dpm-solver++ --eta 1", "eta must be 0"),
+        ("sample --out a.png --sampler dpm-solver++ --eta 1", "does not use eta"),
         ("sample --out a.png --classifier-scale 3", "--classifier"),
         ("sample --out a.png --guidance-interval 0.3:4", "--guidance"),
         ("sample --out a.png --guidance 1 --guidance-interval 4:1", "interval"),

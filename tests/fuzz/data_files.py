@@ -149,7 +149,7 @@ def read_statistics(path: Path) -> None:
     is_statistics(path)
     names = (EXTRACTOR, INCEPTION_SPATIAL.name)
     few = {name: replace(EXTRACTORS[name], features=FEATURES) for name in names}
-    with patch.dict(EXTRACTORS, few):
+    with patch.dict(EXTRACTORS.data, few):
         for name in names if has_array(path, "mu_s") else names[:1]:
             found = open_statistics(path, name)
             assert np.isfinite(found.root).all()
