@@ -1,6 +1,7 @@
 """Files for development: pre-commit hooks, issue templates and the changelog."""
 
 import re
+import subprocess
 import tomllib
 
 import yaml
@@ -44,3 +45,10 @@ def test_changelog_has_the_current_versions_and_links_exist() -> None:
         source = ROOT / page
         for link in re.findall(r"\]\(([\w./-]+)\)", source.read_text(encoding="utf-8")):
             assert (source.parent / link).exists(), link
+
+
+def test_no_file_has_a_conflict_marker() -> None:
+    found = subprocess.run(
+        ["git", "grep", "-InE", "^(<<<<<<<|>>>>>>>)"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1, found.stdout or found.stderr
