@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.train.loss_bands import BAND_NAMES
 
 Values = NDArray[np.float64]
-VALIDATION, RAW = (
-    "val_",
-    "val_raw_",
-)  # prefixes of columns: validation loss of the EMA, of the raw weights
-PARTS = ("mse", "vlb")
-QUARTERS = tuple(f"loss_q{quarter}" for quarter in range(4))
+VALIDATION, RAW = "val_", "val_raw_"  # prefixes of columns: validation loss of the EMA, of the raw weights
+PARTS = {
+    "validation mse and vlb, EMA": ("mse", "vlb"),
+    "validation loss by band of the log-SNR, EMA": BAND_NAMES,
+    "validation loss by quarter of t, EMA": tuple(f"loss_q{quarter}" for quarter in range(4)),  # old curves
+}
 
 
 class TrainingCurve(NamedTuple):
@@ -41,8 +42,7 @@ class TrainingCurve(NamedTuple):
         facts = [("validation loss, EMA", text)]
         if f"{RAW}loss" in self.validation:
             facts.append(("validation loss, raw weights", f"{self.validation[f'{RAW}loss'][-1]:.4g}"))
-        rest = {"validation mse and vlb, EMA": PARTS, "validation loss by quarter of t, EMA": QUARTERS}
-        return facts + [(name, self._last(parts)) for name, parts in rest.items() if self._last(parts)]
+        return facts + [(name, self._last(parts)) for name, parts in PARTS.items() if self._last(parts)]
 
     def _last(self, parts: tuple[str, ...]) -> str:
         columns = [

@@ -1,8 +1,7 @@
 """What a training reports: observers, a guard for their errors, and the means of steps.
 
-The loss by band of the log-SNR, log α²/σ², shows where between image and noise a training still learns. The
-bands are the same for every process. Sums and counts are added up over a window of steps, so that each band's
-mean is over all of its images.
+The loss by band of the log-SNR shows where between image and noise a training still learns. Sums and counts
+are added up over a window of steps, so that each band's mean is over all of its images.
 """
 
 import os
@@ -18,14 +17,13 @@ from torch import Tensor, nn
 
 from diffusion.system.errors import DiffctlWarning, reason
 from diffusion.train.distributed.process_group import RankFailed
+from diffusion.train.loss_bands import BAND_EDGES, BAND_NAMES
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 MONITORED_STEPS, MONITORED_SECONDS = 10, 5.0  # least length of a window of ThreadMonitor
 BUSY_SHARE = 0.6  # of the threads' time; an idle machine gives about all of it
 MAX_LAG = 8  # steps that the host may be ahead of a GPU
-BAND_EDGES = (3.0, 0.0, -3.0)  # of the log-SNR: noise levels σ/α of 0.22, 1 and 4.5
-BAND_NAMES = ("loss_log_snr_above_3", "loss_log_snr_0_to_3", "loss_log_snr_-3_to_0", "loss_log_snr_below_-3")
 SUM, COUNT = ".sum", ".count"
 
 

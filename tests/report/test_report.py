@@ -34,6 +34,7 @@ from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
+from diffusion.train.loss_bands import BAND_NAMES
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, TEXTS, WIDE, contrast, hexadecimal
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_prepared, write_sweep
 from tests.helpers.disks import make_room, memory_disk
@@ -278,7 +279,8 @@ def test_damaged_loss_curve_is_named(own, tmp_path, text):
 
 def test_validation_losses_are_shown(own, tmp_path):
     config, root = own
-    rows = ["step,loss,val_loss,val_mse,val_vlb,val_raw_loss,val_loss_q0,val_loss_q3"]
+    names = ["val_loss", "val_mse", "val_vlb", "val_raw_loss", f"val_{BAND_NAMES[0]}", f"val_{BAND_NAMES[3]}"]
+    rows = [",".join(["step", "loss", *names])]
     rows += [
         "10,0.5,nan,nan,nan,nan,nan,nan",
         "15,nan,0.4,0.3,0.1,0.45,0.9,0.1",
@@ -297,11 +299,16 @@ def test_validation_losses_are_shown(own, tmp_path):
         "validation loss, EMA": "0.42, least 0.4 after step 15",
         "validation loss, raw weights": "0.46",
         "validation mse and vlb, EMA": "0.31, 0.11",
-        "validation loss by quarter of t, EMA": "0.8, 0.2",
+        "validation loss by band of the log-SNR, EMA": "0.8, 0.2",
     }
     page = report((config, root), tmp_path / "report").read_text()
     assert "0.42, least 0.4 after step 15" in page
     assert "; validation, EMA 0.42; validation, raw weights 0.46" in page
+
+
+def test_older_curves_have_losses_by_quarter_of_t(tmp_path):
+    (tmp_path / "loss.csv").write_text("step,loss,val_loss,val_loss_q0,val_loss_q3\n10,0.5,0.4,0.9,0.1\n")
+    assert ("validation loss by quarter of t, EMA", "0.9, 0.1") in read_curve(tmp_path / "loss.csv").facts()
 
 
 def test_scores_of_other_samples_are_refused(own, tmp_path):
