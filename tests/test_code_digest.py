@@ -15,10 +15,13 @@ from diffusion.code_digest import (
     normalized_syntax,
 )
 from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.system.references import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -56,6 +59,7 @@ class Schedule:
             pass
         return [i for j in rest for i in j if i][1:2, ...] @ self.limit
 """
+NO_OPTIONS = "diffusion.system.section"
 GOLDEN = "5a74bffc1d18b02d"  # digest of CODE's normalized syntax on every Python
 
 
@@ -143,6 +147,12 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     assert {f"diffusion.{name}" for name in names} <= model & classifier
     others = {"downloads", "sample", "evaluate", "report", "analysis"}
     assert not {name.split(".")[1] for name in model} & others
+
+
+@pytest.mark.parametrize("entry", [*TIME_DISTRIBUTIONS.values(), *LOSS_WEIGHTS.values()])
+def test_code_of_an_entry_contains_the_defaults_of_its_options(entry) -> None:
+    module = reference_module(entry.options)
+    assert module in (NO_OPTIONS, *module_digests(entry.module))
 
 
 def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:

@@ -5,21 +5,13 @@ process and a `Noised` batch (diffusion/process/losses.py). Each has an entry he
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.registry import Registry
-from diffusion.system.section import NotBool, Section
+from diffusion.system.section import Section
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
-
-
-class MinSNROptions(Section):
-    """`gamma` is the signal-to-noise ratio above which the weight of x̂_0's error stays constant."""
-
-    gamma: Annotated[float, Field(gt=0, le=1e6), NotBool] = 5.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +59,7 @@ LOSS_WEIGHTS: Registry[LossWeight] = Registry(
         "none": LossWeight("diffusion.process.loss_weights:none", "DDPM, 2006.11239, eq. 14"),
         "min-snr": LossWeight(
             "diffusion.process.loss_weights:min_snr", "Hang et al. 2023, 2303.09556, eq. 6",
-            options="diffusion.process.loss_registry:MinSNROptions",
+            options="diffusion.process.process_options:MinSNROptions",
         ),
         "min-snr-soft": LossWeight(
             "diffusion.process.loss_weights:min_snr_soft",

@@ -5,7 +5,7 @@ The process converts them to the error of what the network predicts (`NoiseProce
 
 from typing import Any
 
-from diffusion.process.loss_registry import MinSNROptions
+from diffusion.process.process_options import MinSNROptions
 from diffusion.system.section import Section
 
 

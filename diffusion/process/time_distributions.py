@@ -4,29 +4,13 @@ A further one is a TimeSampler (diffusion/process/time_samplers.py) and an entry
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.registry import Registry
-from diffusion.system.section import NotBool, Section
+from diffusion.system.section import Section
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
-
-
-class NormalOptions(Section):
-    """The `mean` and the `std` of a normal distribution, before its map to times."""
-
-    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = 0.0
-    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.0
-
-
-class LogNormalOptions(NormalOptions):
-    """EDM's P_mean and P_std, of ln σ (2206.00364, table 1)."""
-
-    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = -1.2
-    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.2
 
 
 @dataclass(frozen=True)
@@ -67,11 +51,11 @@ TIME_DISTRIBUTIONS: Registry[TimeDistribution] = Registry(
         ),
         "logit-normal": TimeDistribution(
             "diffusion.process.time_samplers:LogitNormal", "Esser et al. 2024, 2403.03206, eq. 19",
-            options="diffusion.process.time_distributions:NormalOptions",
+            options="diffusion.process.process_options:NormalOptions",
         ),
         "log-normal": TimeDistribution(
             "diffusion.process.time_samplers:LogNormal", "EDM, 2206.00364, table 1",
-            options="diffusion.process.time_distributions:LogNormalOptions",
+            options="diffusion.process.process_options:LogNormalOptions",
         ),
     },
 )  # fmt: skip

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion.process.noise_process import NoiseProcess, require_discrete
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS, NormalOptions
+from diffusion.process.process_options import NormalOptions
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.references import load_reference
 from diffusion.system.section import Section
 

@@ -1,0 +1,31 @@
+"""The options of entries of TIME_DISTRIBUTIONS and LOSS_WEIGHTS. No torch.
+
+A section keeps only values that differ from these defaults, so the modules that compute the entries import
+them: a changed default changes the digest of the code.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from diffusion.system.section import NotBool, Section
+
+
+class NormalOptions(Section):
+    """The `mean` and the `std` of a normal distribution, before its map to times."""
+
+    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = 0.0
+    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.0
+
+
+class LogNormalOptions(NormalOptions):
+    """EDM's P_mean and P_std, of ln σ (2206.00364, table 1)."""
+
+    mean: Annotated[float, Field(ge=-10, le=10), NotBool] = -1.2
+    std: Annotated[float, Field(gt=0, le=10), NotBool] = 1.2
+
+
+class MinSNROptions(Section):
+    """`gamma` is the signal-to-noise ratio above which the weight of x̂_0's error stays constant."""
+
+    gamma: Annotated[float, Field(gt=0, le=1e6), NotBool] = 5.0
