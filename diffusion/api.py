@@ -16,8 +16,9 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise, counter_generator
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.time_samplers import default_time_sampler
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
@@ -95,7 +96,7 @@ def fit(
     network.train()
     for _ in range(steps):
         rows = torch.randint(len(images), (batch_size,), generator=source)
-        t = torch.randint(require_discrete(process, "fit").timesteps, (batch_size,), generator=source)
+        t = _times(process, batch_size, source)
         noise = torch.randn(batch_size, *images.shape[1:], generator=source)
         drawn = None if labels is None else labels[rows]
         if drawn is not None and null_label is not None:
@@ -112,6 +113,14 @@ def fit(
         ema.update_parameters(network)
     averaged: nn.Module = ema.module
     return averaged.eval()
+
+
+def _times(process: NoiseProcess, count: int, source: torch.Generator) -> Tensor:
+    """Return `count` times: any timesteps of a discrete process, else of its default distribution."""
+    if process.timesteps is not None:
+        return torch.randint(process.timesteps, (count,), generator=source)
+    uniforms = torch.rand(count, generator=source, dtype=torch.float64)
+    return default_time_sampler(process).times(uniforms)
 
 
 def sample(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
+from diffusion.process.continuous_configs import FlowConfig
 from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
 
@@ -28,6 +29,16 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
     assert torch.allclose(made[:2], first, atol=1e-5)
     with pytest.raises(UsageError, match="guidance needs"):
         sample(model, PROCESS, 4, (2, 1, 1), settings, wanted)
+
+
+def test_continuous_process_is_learned() -> None:
+    process = build_process(FlowConfig(schedule="flow"))
+    points = torch.tensor([0.7, -0.7])[:, None, None, None].repeat(200, 2, 1, 1)
+    torch.manual_seed(0)
+    model = fit(PointNetwork(width=64), process, points, steps=300, lr=0.01, ema_decay=0.97)
+    made = sample(model, process, 40, (2, 1, 1), SampleSettings(sampler="heun", steps=20))
+    assert (made.abs() - 0.7).abs().median() < 0.1
+    assert 10 < (made[:, 0] > 0).sum() < 30
 
 
 def run(program: str) -> dict[str, Any]:
