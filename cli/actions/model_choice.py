@@ -28,14 +28,29 @@ def selected_model(options: ModelOptions) -> Path:
 def selected_files(options: ModelOptions, settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings; `model` is the selected one.
 
-    A registered model carries the guides of its best cell. UsageError if a file is missing.
+    A registered model carries what guides it in its best cell; another guide or classifier is a file of the
+    project. UsageError if a file is missing.
     """
+    registered = {}
     if settings.is_guided and (options.champion or options.run_id is not None):
-        artefact = read_artefact(model)
-        found = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
-        if found is not None and found.guides and best_settings(found.scores).guide == settings.guide:
-            return NetworkFiles(model, **found.guides)
-    return network_files(settings, model)
+        registered = _registered_guides(settings, model)
+    others = settings.model_copy(update=dict.fromkeys(registered))
+    return network_files(others, model)._replace(**registered)
+
+
+def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]:
+    """Return the registered files, guide and classifier, that these settings name as the best cell does."""
+    artefact = read_artefact(model)
+    found = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
+    if found is None or not found.guides:
+        return {}
+    best = best_settings(found.scores)
+    used = {"guide": settings.needs_guide, "classifier": settings.has_classifier}
+    return {
+        kind: path
+        for kind, path in found.guides.items()
+        if used[kind] and getattr(best, kind) == getattr(settings, kind)
+    }
 
 
 def selected_config(options: ProfileOptions) -> Config:
