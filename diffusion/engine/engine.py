@@ -244,7 +244,11 @@ def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser
     Each rule guides the rows of its own chunks.
     """
     calls = [chunk.pending_call() for chunk in chunks]
-    times = torch.tensor([call.t for call in calls for _ in range(len(call.x))])
+    is_real = any(isinstance(call.t, float) for call in calls)
+    times = torch.tensor(
+        [call.t for call in calls for _ in range(len(call.x))],
+        dtype=torch.float64 if is_real else torch.int64,
+    )
     condition = Condition.cat([chunk.condition for chunk in chunks])
     for rule in dict.fromkeys(chunk.rule for chunk in chunks if chunk.weight):
         weights = [chunk.weight if chunk.rule == rule else 0.0 for chunk in chunks for _ in range(len(chunk))]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction, expand, expand_times, time_tensor
+from diffusion.process.denoiser import Denoiser, Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
@@ -156,18 +156,17 @@ def _combine(better: Tensor, worse: Tensor, rows: slice | Tensor, weight: Tensor
 
 
 def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
-    """Return s·∇ log p(y|x_t) of a classifier (x_t, times) → logits (ADM, 2105.05233, sec. 4.1).
+    """Return s·∇ log p(y|x_t) of a classifier (x_t, time) → logits (ADM, 2105.05233, sec. 4.1).
 
-    UsageError on call without labels.
+    The time is () for all rows or (B,), as `time_tensor`. UsageError on call without labels.
     """
 
     def gradient(x: Tensor, t: Tensor | float, condition: Condition) -> Tensor:
         if condition.labels is None:
             raise UsageError("a classifier guides towards a class: give one")
-        times = expand_times(t, x)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            log_p = classifier(x, times).float().log_softmax(dim=1)
+            log_p = classifier(x, time_tensor(t)).float().log_softmax(dim=1)
             chosen = log_p.gather(1, condition.labels[:, None]).sum()
             slope = torch.autograd.grad(chosen, x)[0]
         return (expand(scale, x) if isinstance(scale, Tensor) else scale) * slope

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from diffusion.analysis.inversion import decode_images, encode, encoding
-from diffusion.engine.engine import CHUNK_SIZE, Engine, Full
-from diffusion.engine.job import CustomTrajectory, Job
+from diffusion.engine.engine import CHUNK_SIZE, Engine, Full, batched_forward
+from diffusion.engine.job import CustomTrajectory, Job, split_job
 from diffusion.model.model_file import LoadedModel
+from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
@@ -338,3 +339,20 @@ def test_custom_trajectory_uses_its_start_and_end():
     assert decoded.images is not None
     assert int((decoded.images.int() - expected.int()).abs().max()) <= 1
     assert_matches_separate_run(MODEL, other)
+
+
+@pytest.mark.parametrize(("spacing", "dtype"), [("karras", torch.float64), ("uniform", torch.int64)])
+def test_times_reach_the_denoiser_without_rounding(spacing, dtype):
+    job = Job(0, *request_args(steps=5, spacing=spacing))
+    (chunk,) = split_job(job, MODEL, CPU, len(job))
+    times = []
+
+    def denoiser(x, t, condition):
+        times.append(t)
+        return Prediction(x, x)
+
+    while chunk.x_0 is None:
+        t = chunk.pending_call().t
+        chunk.advance(batched_forward(denoiser, [chunk]))
+        assert times[-1].dtype == dtype
+        assert times[-1].tolist() == [t] * len(job)

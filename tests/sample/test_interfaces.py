@@ -286,7 +286,7 @@ def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_devic
     denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS, wrap)
     if shift is not None:
         pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
-        gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t[:, None], 2.0)
+        gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t, 2.0)
         denoiser = shift(denoiser, gradient)
     x = torch.empty(3, *SHAPE, device="meta")
     condition = Condition(3, torch.empty(3, dtype=torch.long, device="meta"), 10)
