@@ -59,9 +59,10 @@ def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[
 def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
     """Return the modules that determine a model's images with these settings."""
     models = [one for one in (networks.model, networks.guide) if one is not None]
+    processes = [one.process for one in networks if one is not None]
     entries = [
-        *(PROCESSES.module(one.process.schedule) for one in models),
-        *(PREDICTIONS.module(one.process.prediction) for one in models),
+        *(PROCESSES.module(process.schedule) for process in processes),
+        *(PREDICTIONS.module(process.prediction) for process in processes),
         *(MODELS.module(one.network.name) for one in models),
         SAMPLERS.module(settings.sampler),
         SPACINGS.module(settings.spacing),
