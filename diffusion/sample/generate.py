@@ -12,7 +12,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, NetworkDenoiser, expand_times
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import build_process
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
@@ -236,8 +236,8 @@ def check_fit(artefact: "ModelDescription", other: "ModelDescription", name: str
     process, noise = build_process(artefact.process), build_process(other.process)
     if not has_same_noise(process, noise):
         raise UsageError(
-            f"the {name} was trained with the noise of {_describe_noise(noise)}, "
-            f"the model with that of {_describe_noise(process)}"
+            f"the {name} was trained with the noise of {_describe_noise(other.process, artefact.process)}, "
+            f"the model with that of {_describe_noise(artefact.process, other.process)}"
         )
     if name == "guide" and theirs.num_classes and not ours.num_classes:
         raise UsageError("the guide needs classes, and the model has none")
@@ -251,6 +251,10 @@ def has_same_noise(process: NoiseProcess, other: NoiseProcess) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in zip(*grids, strict=True))
 
 
-def _describe_noise(process: NoiseProcess) -> str:
-    count = "" if process.timesteps is None else f" with {process.timesteps} timesteps"
-    return process.config.schedule + count
+def _describe_noise(process: ProcessConfig, other: ProcessConfig) -> str:
+    """Return the schedule with its own options that the other process has not, or has otherwise."""
+    own = type(process).model_fields.keys() - ProcessConfig.model_fields.keys() - {"variance"}
+    fields = [name for name in type(process).model_fields if name in own]
+    different = [name for name in fields if getattr(other, name, None) != getattr(process, name)]
+    options = ", ".join(f"{name} {getattr(process, name)}" for name in different)
+    return f"{process.schedule} ({options})" if options else process.schedule

@@ -132,7 +132,10 @@ def test_a_guide_without_classes_guides_a_model_with_and_without_classes():
     [
         (None, "needs the model of guide early"),
         (make_model(in_channels=3, out_channels=6), "the guide takes 8×8×3 images, the model makes 8×8×1"),
-        (make_model(process={"timesteps": 50}), "cosine with 50 timesteps, the model with that of cosine"),
+        (
+            make_model(process={"timesteps": 50}),
+            r"cosine \(timesteps 50\), the model with that of cosine \(timesteps 100\)$",
+        ),
         (make_model(num_classes=9), "the guide was trained on other classes"),
     ],
 )
