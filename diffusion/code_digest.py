@@ -76,7 +76,7 @@ def code_digest(code: ModuleDigests) -> str:
 def plugin_card(field: str, code: ModuleDigests) -> dict[str, str]:
     """Return the `field` of a card with the digest of the plugins among these modules; empty without one.
 
-    The versions in cards are of the library's code and say nothing of plugins.
+    The versions in cards are of the library's code and do not cover plugins.
     """
     plugins = {name: digest for name, digest in code.items() if is_plugin(name)}
     return {field: code_digest(plugins)} if plugins else {}

@@ -30,7 +30,7 @@ class CodeOptions(JsonOptions, ModelOptions):
 
     store: StorePath = None
     steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="DDIM steps in each direction.")] = 100
-    spacing: Annotated[Spacing, typer.Option(help="The spacing of the timesteps.")] = Spacing["uniform"]
+    spacing: Annotated[Spacing, typer.Option(help="The times of the steps.")] = Spacing["uniform"]
 
     def refuse_idle_store(self, names: list[str]) -> None:
         """Raise UsageError if a store is given and no image is a number in it."""

@@ -21,7 +21,7 @@ from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 MESSAGE = "computing the figure"
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")]
-SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The spacing of the timesteps.")]
+SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The times of the steps.")]
 Steps = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")]
 
 
@@ -51,7 +51,7 @@ class Forward(FigureOptions, ProfileOptions):
 
 @command("cli.actions.figures:show_steps", MESSAGE)
 class ShowSteps(FigureOptions, ProfileOptions):
-    """The timesteps of each spacing."""
+    """The times of each spacing."""
 
     count: Steps = 10
 

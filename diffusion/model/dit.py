@@ -65,7 +65,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(ConditionedNetwork):
-    """ε, then v when the variance is learned, of noised images at a timestep and a class.
+    """The prediction, then v when the variance is learned, of noised images at a time and a class.
 
     Built wholly from a DiTSpec, which is also what a model file stores.
     """

@@ -10,7 +10,7 @@ from diffusion.model.network_registry import AUGMENTATION_NUMBERS, ConditionedSp
 
 
 def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
-    """(B,) timesteps → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B, after Vaswani et al.).
+    """(B,) embedded times, real or whole → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B).
 
     The last one has that period with `shift` 1, as in DDPM's code; without it the next one would.
     """
@@ -59,7 +59,7 @@ class ConditionedNetwork(nn.Module):
     def embed(
         self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """(B, E) activated embedding of (B,) original timesteps and labels, in `x`'s dtype.
+        """(B, E) activated embedding of (B,) embedded times, real or whole and labels, in `x`'s dtype.
 
         `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
         there are labels exactly when the network is conditional.

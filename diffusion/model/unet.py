@@ -78,7 +78,7 @@ class Encoder(ConditionedNetwork):
         return Attention(channels, channels // spec.head_channels if spec.head_channels else spec.heads or 1)
 
     def sinusoids(self, t: Tensor) -> Tensor:
-        """(B,) original timesteps → (B, channels)."""
+        """(B,) embedded times, real or whole → (B, channels)."""
         spec = self.spec
         return timestep_embedding(t * spec.time_scale, spec.channels, spec.frequency_shift)
 
@@ -119,7 +119,7 @@ class PixelStage(nn.Module):
 
 
 class UNet(Encoder):
-    """ε, then v when the variance is learned, of noised images at a timestep and a class.
+    """The prediction, then v when the variance is learned, of noised images at a time and a class.
 
     Built wholly from a UNetSpec, which is also what a model file stores.
     """
@@ -152,10 +152,11 @@ class UNet(Encoder):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], t (B,) original timesteps, labels (B,) → (B, C or 2C, H, W).
+        """x (B, C, H, W) in about [−1, 1], t (B,) embedded times, labels (B,) → (B, C or 2C, H, W).
 
-        Labels are needed exactly when the network is conditional; ValueError otherwise. `augmentation` (B, 9)
-        describes to an augmented network how images were transformed; without it they were not.
+        Times are real or whole. Labels are needed exactly when the network is conditional; ValueError
+        otherwise. `augmentation` (B, 9) describes to an augmented network how images were transformed;
+        without it they were not.
         """
         embedding = self.embed(x, t, labels, augmentation)
         h, skips = self.encode(x, embedding)

@@ -94,7 +94,7 @@ class SamplerConfig(Section):
     spacing: Annotated[
         SpacingName,
         Option(
-            "Which timesteps are visited.",
+            "The times of the steps.",
             choices=SPACINGS,
             always_in_card=True,
             no_effect=(NoEffect("timesteps", "next to {option}"),),
@@ -116,8 +116,8 @@ class SamplerConfig(Section):
     guidance_rule: Annotated[
         RuleName | None,
         Option(
-            "What guidance leads away from: the model without the class, or a guide; without it the guide if "
-            "there is one.",
+            "What guidance extrapolates from: the model without the class, or a guide; by default the guide, "
+            "if there is one.",
             phrase="{}",
             choices=GUIDANCE_RULES,
             no_effect=(_UNGUIDED,),

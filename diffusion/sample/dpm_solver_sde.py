@@ -34,7 +34,7 @@ class _Earlier(NamedTuple):
 
 @dataclass(frozen=True)
 class DPMSolverSDE:
-    """The solver of order 2 or 3; `clip` clips x̂_0 to [−1, 1]. With `eta` 0 it draws no noise."""
+    """The solver from `order` predictions, 2 or 3, without noise for `eta` 0; `clip` clips x̂_0 to [−1, 1]."""
 
     order: int
     eta: float = 1.0
@@ -90,12 +90,12 @@ class DPMSolverSDE:
 
 
 def build_2m(settings: SampleSettings) -> DPMSolverSDE:
-    """Order 2."""
+    """DPM-Solver++ SDE from two predictions."""
     return _build(2, settings)
 
 
 def build_3m(settings: SampleSettings) -> DPMSolverSDE:
-    """Order 3."""
+    """DPM-Solver++ SDE from three predictions; its order is 2 as well."""
     return _build(3, settings)
 
 

@@ -1,6 +1,6 @@
 """Guidance: wrappers of a denoiser that are denoisers themselves.
 
-Guidance leads away from a worse prediction: D + w·(D − D_worse), where w = 0 is none. The rules of
+Guidance extrapolates from a worse prediction: D + w·(D − D_worse), where w = 0 is none. The rules of
 GUIDANCE_RULES differ in what is worse. A weight is a number, or a (B,) tensor with one for each row.
 """
 
@@ -46,7 +46,7 @@ def classifier_free(denoiser: Denoiser, weight: Weight, guide: Denoiser | None =
         both = denoiser(torch.cat([x, x_guided]), times, conditions)
         return both.rows(slice(len(x))), both.rows(slice(len(x), None))
 
-    return lead_away(denoiser, pair, weight)
+    return extrapolate(denoiser, pair, weight)
 
 
 def autoguidance(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
@@ -58,10 +58,10 @@ def autoguidance(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = No
     if guide is None:
         raise UsageError("autoguidance needs a guide: a worse model of the same data")
     worse = guide
-    return lead_away(denoiser, lambda rows, guided_rows: (denoiser(*rows), worse(*guided_rows)), weight)
+    return extrapolate(denoiser, lambda rows, guided_rows: (denoiser(*rows), worse(*guided_rows)), weight)
 
 
-def lead_away(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
+def extrapolate(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
     """Return D + w·(D − D_worse) for x_0 and ε; everything else is that of D.
 
     A row with weight 0 has no worse prediction; for weight 0 the denoiser itself is returned. Keep a tensor

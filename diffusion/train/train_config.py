@@ -194,10 +194,10 @@ class TrainConfig(OptimisationConfig):
     The training starts from the weights of `init_from`; None uses random ones.
 
     Every `preview_every` steps preview images are made. Every `eval_every` steps the EMA is scored; None
-    disables it. `eval_images` is the number of images of each score. `eval_steps` is the number of DDIM steps
-    of these images. `keep` selects the scored weights that are kept: the best, the last, or one every K
-    steps. None of these changes a result, nor do the power-function averages of `ema_profiles`. These are
-    tracked from the first step on, so that a change of them starts a new training.
+    disables it. `eval_images` is the number of images of each score, and `eval_steps` that of their sampling
+    steps, by `sample.sampler` with η = 0. `keep` selects the scored weights that are kept: the best, the
+    last, or one every K steps. None of these changes a result, nor do the power-function averages of
+    `ema_profiles`. These are tracked from the first step on, so that a change of them starts a new training.
     """
 
     init_from: PretrainedConfig | None = Field(default=None, exclude_if=operator.not_)

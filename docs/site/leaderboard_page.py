@@ -7,6 +7,7 @@ from typing import Any
 BEGIN, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
 NFE = 50  # of the record; entries with more are listed apart
 RECORD_SEEDS = 3
+EMPTY = "No entry has been measured yet."
 HEAD = "| entry | what changed | FD | NFE | parameters | steps × batch | chosen | commit, date |"
 
 Result = dict[str, Any]
@@ -31,9 +32,8 @@ def leaderboard(results: Iterable[Result]) -> str:
         title = [f"More than {NFE} NFE:", ""] if of_more else []
         tables += ["\n".join([*title, HEAD, "|" + " --- |" * 8, *rows])] if rows else []
     real = sorted({(one["machine"], one["real"]) for group in ordered for one in group})
-    return "\n\n".join(
-        [*tables, *(f"Real training images: {fd:.1f}. Machine: {where}." for where, fd in real)]
-    )
+    notes = [f"Real training images: {fd:.1f}. Machine: {where}." for where, fd in real]
+    return "\n\n".join([*tables, *notes]) or EMPTY
 
 
 def mean_distances(results: Iterable[Result]) -> dict[str, float]:

@@ -32,8 +32,8 @@ LESSONS = {  # what a control does to the images; another option shows its help
     "image, trailing counts back from pure noise in equal strides.",
     "guidance": "A larger w makes images more typical of their class and less varied, for two network "
     "evaluations per step; w is diffusers' guidance_scale − 1.",
-    "guidance_rule": "Guidance leads away from the model without the class, or from a guide, a worse model, "
-    "which makes images better without making them less varied.",
+    "guidance_rule": "Guidance extrapolates from the model without the class, or from a guide, a worse "
+    "model, which makes images better without making them less varied.",
     "guide": "A worse model of the same data: what it does badly, guidance corrects.",
     "guidance_interval": "Guidance only at middle noise levels keeps more variety and saves network "
     "evaluations.",

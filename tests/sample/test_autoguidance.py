@@ -15,7 +15,7 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import Guides, generate
-from diffusion.sample.guidance import Inputs, Weight, guided, lead_away
+from diffusion.sample.guidance import Inputs, Weight, extrapolate, guided
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
@@ -169,13 +169,13 @@ def test_autoguidance_without_a_guide_is_refused():
 
 
 def from_grey(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = None) -> Denoiser:
-    """A rule of the user's: lead away from a grey image, which needs no second call."""
+    """A rule of the user's: extrapolate from a grey image, which needs no second call."""
 
     def pair(rows: Inputs, guided_rows: Inputs) -> tuple[Prediction, Prediction]:
         nothing = torch.zeros_like(guided_rows[0])
         return denoiser(*rows), Prediction(nothing, nothing)
 
-    return lead_away(denoiser, pair, weight)
+    return extrapolate(denoiser, pair, weight)
 
 
 def test_a_new_rule_is_one_entry_offline_and_in_the_engine(monkeypatch):
