@@ -19,8 +19,9 @@ from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import sampling_code, shards_folder
+from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.sampling_code import sampling_code
 from diffusion.system.references import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
@@ -157,7 +158,7 @@ def test_code_of_an_entry_contains_the_defaults_of_its_options(entry) -> None:
 
 def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     ddim, solver = (
-        set(sampling_code(SampleSettings(sampler=name), NetworkArtefacts(artefact_of(spec_of()))))
+        set(sampling_code(SampleSettings(sampler=name), artefact_of(spec_of())))
         for name in ("ddim", "dpm-solver++")
     )
     assert solver - ddim == {"diffusion.sample.dpm_solver"}

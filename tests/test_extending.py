@@ -17,8 +17,7 @@ from diffusion.images.store import open_store
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import sampling_code
-from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.sampling_code import sampling_code
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
@@ -85,14 +84,15 @@ from diffusion.code_digest import code_digest
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.cell_images import sampling_card, sampling_code
+from diffusion.sample.cell_images import sampling_card
+from diffusion.sample.sampling_code import sampling_code
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.plan import DenoiserPlan, training_code
 
 config, networks = load(), NetworkArtefacts(read_artefact(Path("models/model.safetensors")))
 settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
 print(code_digest(training_code(DenoiserPlan, config.process, config.model)))
-print(code_digest(sampling_code(settings, networks)))
+print(code_digest(sampling_code(settings, *networks)))
 print(sampling_card(settings, networks)["sampling_plugins"])
 """
 
@@ -101,10 +101,7 @@ def digests() -> list[str]:
     """Return the code digests that identify work with the library's own entries."""
     artefact, process = artefact_of(spec_of()), ProcessConfig()
     code = [training_code(DenoiserPlan, process, artefact.network)]
-    code += [
-        sampling_code(SampleSettings(sampler=name), NetworkArtefacts(artefact))
-        for name in ("ddim", "dpm-solver++")
-    ]
+    code += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
     return [*map(code_digest, code), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 
 

@@ -16,6 +16,7 @@ from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImag
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PREPARED, REFERENCE
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule
 from diffusion.protocol.settings import SamplerConfig, SampleSettings
 from diffusion.system.errors import Interrupted
 from diffusion.system.signals import StopRequest
@@ -118,15 +119,21 @@ def _validation(
     with progress("reference") as show:
         places = (REFERENCE, run.folder / "reference")
         reference = find_or_make_reference(section, extractor, PREPARED, places, show)
-    scorer = ValidationScorer(_scored_images(config), extractor, reference, section)
-    folder, keep = run.folder / "checkpoints", plan.train.keep
-    checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card)
-    return Validation(plan_artefact(plan), scorer, checkpoints, spool, stop)
+    scorer = ValidationScorer(scored_images(config), extractor, reference, section)
+    folder, keep, artefact = run.folder / "checkpoints", plan.train.keep, plan_artefact(plan)
+    checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card(artefact))
+    return Validation(artefact, scorer, checkpoints, spool, stop)
 
 
-def _scored_images(config: Config) -> ValidationImages:
-    """Return the images to score: `train.eval_images` by DDIM (η = 0) in `train.eval_steps` steps."""
+def scored_images(config: Config) -> ValidationImages:
+    """Return the images to score: `train.eval_images` by `sample` with η = 0 in `train.eval_steps` steps.
+
+    Other networks do not guide them: without a classifier, and without guidance whose rule needs a guide.
+    """
     shared = config.sample.model_dump(include=set(SamplerConfig.model_fields))
+    shared["classifier"] = None
+    if GUIDANCE_RULES[shared["guidance_rule"] or implied_rule(shared["guide"])].needs_guide:
+        shared["guidance"] = 0.0
     steps = min(config.train.eval_steps, config.process.max_steps)
     settings = SampleSettings(**shared, steps=steps, eta=0.0)
     return ValidationImages(settings, config.train.eval_images, config.sample.batch_size)

@@ -20,10 +20,10 @@ from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
 from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.sampling_code import sampling_code
 from diffusion.system.files import write_json
 from diffusion.system.json_files import read_json
 from diffusion.system.section import Section
@@ -57,14 +57,12 @@ class ValidationScorer:
         has_floor = self.scorer.reference.heldout is not None
         return ranking_score(self.scorer.spec, self.images.count, has_floor=has_floor)
 
-    @property
-    def card(self) -> Card:
-        """Everything that the scores depend on, except the weights."""
+    def card(self, artefact: Artefact) -> Card:
+        """Return everything that the scores depend on, except the weights; `artefact` describes the model."""
         settings = self.images.settings
-        chosen = SAMPLERS[settings.sampler].module, self.extractor.spec.module
-        code = module_digests("diffusion.evaluate.training_scores", *chosen)
+        scoring = module_digests("diffusion.evaluate.training_scores", self.extractor.spec.module)
         card = self.scorer.card(settings_card(settings), self.images.count)
-        return {**card, "code": code_digest(code)}
+        return {**card, "code": code_digest(scoring | sampling_code(settings, artefact))}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
         """Return the scores by name. The network's mode is restored.

@@ -9,23 +9,18 @@ from typing import Any, Self
 
 import torch
 
-from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card, torch_version
+from diffusion.code_digest import code_digest, plugin_card, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
 from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
-from diffusion.model.network_registry import MODELS
-from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.sample_sections import SampleConfig
-from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import NO_GUIDES, Guides, generate, should_compile
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
+from diffusion.sample.sampling_code import sampling_code
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import OnWait, acquire_device
@@ -52,24 +47,8 @@ def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[
         **{f"{name}_sha256": one.model_sha256 for name, one in guides.items() if one is not None},
         "nfe": count_nfe(settings, artefact.process),
         "sampling_torch": torch_version(),
-        **plugin_card("sampling_plugins", sampling_code(settings, networks)),
+        **plugin_card("sampling_plugins", sampling_code(settings, *networks)),
     }
-
-
-def sampling_code(settings: SampleSettings, networks: NetworkArtefacts) -> ModuleDigests:
-    """Return the modules that determine a model's images with these settings."""
-    models = [one for one in (networks.model, networks.guide) if one is not None]
-    processes = [one.process for one in networks if one is not None]
-    entries = [
-        *(PROCESSES.module(process.schedule) for process in processes),
-        *(PREDICTIONS.module(process.prediction) for process in processes),
-        *(MODELS.module(one.network.name) for one in models),
-        SAMPLERS.module(settings.sampler),
-        SPACINGS.module(settings.spacing),
-        GUIDANCE_RULES.module(settings.rule),
-        *(["diffusion.model.classifier"] if networks.classifier is not None else []),
-    ]
-    return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *entries)
 
 
 def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
@@ -77,7 +56,7 @@ def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
 
     The card's version is raised by hand: it stays the same if other code samples the same images.
     """
-    code = code_digest(sampling_code(settings, networks))
+    code = code_digest(sampling_code(settings, *networks))
     made_by = {"card": sampling_card(settings, networks), "code": code}
     return cells_folder(networks.model.model_sha256) / fingerprint(made_by)
 

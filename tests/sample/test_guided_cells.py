@@ -10,8 +10,9 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import make_cell, sampling_card, sampling_code, shards_folder
-from diffusion.sample.network_files import CellFiles, NetworkArtefacts
+from diffusion.sample.cell_images import make_cell, sampling_card, shards_folder
+from diffusion.sample.network_files import CellFiles
+from diffusion.sample.sampling_code import sampling_code
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
 
 GUIDE, CLASSIFIER = "early.safetensors", "classifier.safetensors"
@@ -74,6 +75,5 @@ def test_another_guide_of_the_same_name_changes_card_and_key_and_finished_cells_
 def test_the_key_contains_the_code_of_the_classifiers_process() -> None:
     spec, classifier = spec_of(), loaded_classifier().artefact
     other = classifier.model_copy(update={"process": ProcessConfig(schedule="edm", sigma_data=0.5)})
-    networks = NetworkArtefacts(artefact_of(spec), None, other)
-    code = sampling_code(SampleSettings(classifier=CLASSIFIER), networks)
+    code = sampling_code(SampleSettings(classifier=CLASSIFIER), artefact_of(spec), None, other)
     assert "diffusion.process.edm" in code
