@@ -17,7 +17,8 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import Cell, cell_settings, grid
-from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
+from diffusion.protocol.paper_mismatches import mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ema_models import matching_snapshots
@@ -36,6 +37,7 @@ from diffusion.train.plan import TrainPlan
 from diffusion.train.train_config import ClassifierSections
 
 MAX_NAMED = 3  # cells in a message
+EVEN_IN_TIME = ("uniform", "trailing")  # spacings; the time of process edm is σ
 
 Check = Callable[[Project], Iterator[Finding]]
 
@@ -57,7 +59,7 @@ def check_eta(project: Project) -> Iterator[Finding]:
 
 
 def check_spacing(project: Project) -> Iterator[Finding]:
-    """Check whether the process has the times of every spacing."""
+    """Check whether the process has the times of every spacing, with steps at small noise."""
     config = project.config
     process, steps = build_process(config.process), max(config.sweep.steps)
     for spacing in _listed(config, "spacing"):
@@ -66,6 +68,10 @@ def check_spacing(project: Project) -> Iterator[Finding]:
                 _grid_of(config, process, steps, spacing)
         except UsageError as error:
             yield Finding("error", "sampling", str(error), "change sample.spacing or its spacing_options")
+        else:
+            if config.process.schedule == "edm" and spacing in EVEN_IN_TIME:
+                message = f"spacing {spacing} is even in σ for process.schedule edm: almost all are noise"
+                yield Finding("warning", "sampling", message, "use spacing karras")
 
 
 def _grid_of(config: Config, process: NoiseProcess, steps: int, spacing: str) -> TimeGrid:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.card import statistics_source
-from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField, mismatches
+from diffusion.protocol.paper_mismatches import mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
@@ -86,7 +87,7 @@ def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], An
         return place, None, f"there is no {key} {' or '.join(values)} here: there are {names}"
     if isinstance(now, list | tuple):
         return place, [one for one in now if one in values] or sorted(values), ""
-    return place, values[0], ""
+    return place, values[0] if values else None, ""
 
 
 def _statistics(name: str) -> tuple[dict[str, str] | None, str]:
@@ -102,7 +103,7 @@ def _statistics(name: str) -> tuple[dict[str, str] | None, str]:
 
 def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
     """Yield further changes that a change requires: place, value and reason."""
-    yield from _of_process(after)
+    yield from _of_process(before["process"], after)
     sample, sweep = after["sample"], after["sweep"]
     for name in REGISTRIES:
         listed = sweep.get(name)
@@ -120,7 +121,7 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
     yield from _of_extractor(before["evaluate"], after["evaluate"])
 
 
-def _of_process(after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
+def _of_process(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
     """Yield changes of variance, loss, time distribution and noise, which depend on each other."""
     process, sample, sweep = after["process"], after["sample"], after["sweep"]
     fields = load_reference(PROCESSES[process["schedule"]].config).model_fields
@@ -128,12 +129,21 @@ def _of_process(after: Sections) -> Iterator[tuple[tuple[str, str], Any, str]]:
         yield ("process", key), REMOVED, f"process.schedule {process['schedule']} has none"
     variance = process["variance"] if "variance" in fields else "small"
     learned = variance == "learned"
-    reason = f"process.variance is {variance}"
+    reason = (
+        f"process.variance is {variance}"
+        if "variance" in fields
+        else f"process.schedule {process['schedule']} has no learned variance"
+    )
     if learned == (process["loss"] == "simple"):
         process["loss"] = "hybrid" if learned else "simple"
         yield ("process", "loss"), process["loss"], reason
     if process["loss"] == "simple" and process["t_sampler"] == "loss-aware":
         yield ("process", "t_sampler"), "uniform", "process.loss is simple"
+    for key in ("t_sampler", "weighting"):
+        options = f"{key}_options"
+        is_old = process.get(options) == before.get(options)
+        if process[key] != before[key] and process.get(options) and is_old:
+            yield ("process", options), REMOVED, f"the options were {before[key]}'s"
     if not learned and sample["noise"] == "learned":
         yield ("sample", "noise"), variance, reason
     if not learned and "learned" in (sweep.get("noise") or ()):

@@ -1,20 +1,13 @@
 """The protocols of papers, by their names in `evaluate.protocol`.
 
-A protocol changes nothing: it is compared with params.yaml, and differences are reported. This module loads
-no torch.
+A protocol changes nothing: it is compared with params.yaml, and differences are reported
+(diffusion/protocol/paper_mismatches.py). This module loads no torch.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from diffusion.system.registry import Registry
-
-if TYPE_CHECKING:
-    from diffusion.protocol.scores_document import ScoresDocument
-
 
 ANY_DATA: tuple[str, ...] = ()
 IMAGENET_64 = ("imagenet64", "imagenet")
@@ -26,7 +19,8 @@ class PaperField:
     """The `values` that a paper allows for a field of params.yaml, `section.key`, and their `source`.
 
     It applies to the data sets named in `data`, to all without names. Every entry of a list in params.yaml
-    must be one of the values, for a file its name. A field of `sample` that the sweep varies is read there.
+    must be one of the values, for a file its name, for options those that differ from their defaults. A field
+    of `sample` that the sweep varies is read there.
     """
 
     field: str
@@ -44,25 +38,14 @@ class Protocol:
     remarks: tuple[str, ...] = ()
 
 
-class Mismatch(NamedTuple):
-    """A field in which a run differs from a protocol: the values of the paper and the run, and the source."""
-
-    field: str
-    paper: str
-    here: str
-    source: str
-
-    def __str__(self) -> str:
-        return f"{self.field} is {self.here}, and the paper has {self.paper} ({self.source})"
-
-
 def _fid(where: str) -> tuple[PaperField, ...]:
-    """Return the common fields: FID of 50,000 images against the training set."""
+    """Return the common fields: FID of 50,000 unguided images against the training set."""
     return (
         PaperField("sample.num_images", (50_000,), where),
         PaperField("evaluate.extractor", ("inception-v3-compat",), where),
         PaperField("evaluate.reference", ("train",), where),
         PaperField("sample.guidance", (0.0,), where),
+        PaperField("sample.classifier", (None,), where),
     )
 
 
@@ -79,6 +62,9 @@ _PAPERS = {
             PaperField("process.loss", ("hybrid",), "gaussian_diffusion.py of its code"),
             PaperField("process.prediction", ("eps",), "gaussian_diffusion.py of its code"),
             PaperField("process.weighting", ("none",), "gaussian_diffusion.py of its code"),
+            PaperField("process.t_sampler", ("uniform",), "resample.py of its code"),
+            PaperField("process.stratified", (None, False), "resample.py of its code"),
+            PaperField("process.zero_terminal_snr", (None, False), "gaussian_diffusion.py of its code"),
             PaperField("sample.sampler", ("ddim",), "sec. 2"),
             PaperField("sample.noise", ("learned",), "README.md of its code"),
             PaperField("sample.spacing", ("uniform",), "respace.py of its code"),
@@ -113,6 +99,7 @@ _PAPERS = {
             PaperField("process.t_sampler", ("log-normal",), "table 1: ln σ ~ N(P_mean, P_std²)"),
             PaperField("process.t_sampler_options", ({}, None), "table 1: P_mean = −1.2, P_std = 1.2"),
             PaperField("sample.sampler", ("heun",), "alg. 1, and alg. 2 with churn"),
+            PaperField("sample.sampler_options", ({}, None), "README.md of its code: no churn", CIFAR),
             PaperField(
                 "sample.sampler_options",
                 ({"s_churn": 40.0, "s_tmin": 0.05, "s_tmax": 50.0, "s_noise": 1.003},),
@@ -145,6 +132,9 @@ _PAPERS = {
             PaperField("process.loss", ("simple",), "sec. 5: γ = 1"),
             PaperField("process.prediction", ("eps",), "eq. 5"),
             PaperField("process.weighting", ("none",), "sec. 5: γ = 1"),
+            PaperField("process.t_sampler", ("uniform",), "of DDPM: 2006.11239, alg. 1"),
+            PaperField("process.stratified", (None, False), "of DDPM: 2006.11239, alg. 1"),
+            PaperField("process.zero_terminal_snr", (None, False), "app. D.1, as DDPM"),
             PaperField("sample.sampler", ("ddim",), "eq. 12"),
             PaperField("sample.noise", ("small",), "eq. 16"),
             PaperField(
@@ -163,69 +153,3 @@ _PAPERS = {
 PROTOCOLS: Registry[Protocol] = Registry(
     "evaluate.protocol", "what a paper states of a run, field by field", _PAPERS
 )
-
-
-def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
-    """Return where a run differs from a protocol; `sections` are those of params.yaml as plain values."""
-    data = sections["data"]["name"]
-    found = []
-    for stated in PROTOCOLS[name].states:
-        if stated.data and data not in stated.data:
-            continue
-        others = [value for value in _values(stated.field, sections) if value not in stated.values]
-        if others:
-            paper = " or ".join(_text(value) for value in stated.values if value is not None)
-            found.append(Mismatch(stated.field, paper, ", ".join(map(_text, others)), stated.source))
-    return found
-
-
-def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
-    """Return what a run has under a field: one value, or those that its sweep lists."""
-    section, key = field.split(".")
-    listed = sections["sweep"].get(key) if section == "sample" else None
-    value = listed or sections[section].get(key)
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return [_comparable(key, one) for one in values]
-
-
-def _comparable(key: str, value: Any) -> Any:
-    """Return the name of a file, and options as a mapping, which are JSON in cards."""
-    if isinstance(value, Mapping) and "file" in value:
-        return PurePath(value["file"]).name
-    if isinstance(value, str) and key.endswith("_options"):
-        return json.loads(value)
-    return value
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "not set"
-    return f"{value:,}" if type(value) is int else str(value)
-
-
-def score_mismatches(document: "ScoresDocument", name: str, process: Mapping[str, Any]) -> list[Mismatch]:
-    """Return the fields in which scores differ from a protocol, by its name in PROTOCOLS.
-
-    `process` is that section of the model, as plain values.
-    """
-    card = document.cells[document.best.cell].card
-    statistics = card.get("statistics_name")
-    of_cells = [stated.field.split(".") for stated in PROTOCOLS[name].states]
-    sections = {
-        "data": {"name": card["data"], "image_size": card.get("image_size")},
-        "process": process,
-        "sample": {},
-        "sweep": {
-            key: list(dict.fromkeys(cell.card.get(key) for cell in document.cells.values()))
-            for section, key in of_cells
-            if section in ("sample", "sweep")
-        },
-        "evaluate": {
-            "extractor": document.extractor,
-            "reference": document.reference.reference_split,
-            "statistics": {"file": statistics} if statistics else None,
-            "prc_images": card.get("prc_reference_images"),
-            "prc_samples": card.get("prc_images"),
-        },
-    }
-    return mismatches(name, sections)

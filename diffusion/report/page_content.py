@@ -18,7 +18,8 @@ from diffusion.images.store import Images, ImageStore
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
-from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
+from diffusion.protocol.paper_mismatches import mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg

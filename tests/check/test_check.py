@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.check import check, preflight
+from diffusion.check import check, check_spacing, preflight
 from diffusion.check.findings import Project
 from diffusion.check.guide_checks import check_guides
 from diffusion.config import load, parse
@@ -111,6 +111,13 @@ def test_suspicious_data_cause_warnings(tmp_path, change, message):
     prepared_as(tmp_path, images, labels, change.pop("classes", ["a"]), **change)
     warnings = [finding.message for finding in check(config, tmp_path) if finding.level == "warning"]
     assert any(message in warning for warning in warnings)
+
+
+@pytest.mark.parametrize(("spacing", "warned"), [("uniform", True), ("trailing", True), ("karras", False)])
+def test_spacing_even_in_sigma_causes_a_warning(spacing, warned):
+    config = parse({**params(sample={"spacing": spacing}), "process": {"schedule": "edm"}}, "params")
+    found = [finding.remedy for finding in check_spacing(Project(config))]
+    assert found == ["use spacing karras"] * warned
 
 
 def test_conditional_model_needs_labels(tmp_path):

@@ -14,7 +14,8 @@ from cli.commands.pipeline import Use
 from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.config import Config, load, parse
 from diffusion.layout import PARAMS
-from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches
+from diffusion.protocol.paper_mismatches import mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError
 from diffusion.system.yaml_text import REMOVED, parse_yaml
 from tests.conftest import ROOT, params
@@ -107,7 +108,8 @@ def test_edm_sets_process_sampler_and_spacing(capsys):
     assert (config.sample.sampler, config.sample.spacing) == ("heun", "karras")
     assert (config.sweep.steps, config.sweep.eta) == ((18,), (0.0,))
     Use(protocol="ddim").run()
-    assert load().process.schedule == "linear"
+    process = load().process
+    assert (process.schedule, process.t_sampler, process.weighting) == ("linear", "uniform", "none")
 
 
 def test_profile_and_protocol_together(here):
@@ -144,12 +146,26 @@ def test_dependent_fields_follow():
     }
     changes, _ = adopt_protocol("ddim", values(made(changed)))
     found = {one.field: (one.new, one.source) for one in changes}
-    assert found["process.t_sampler"] == ("uniform", "process.loss is simple")
+    assert found["process.t_sampler"] == ("uniform", "of DDPM: 2006.11239, alg. 1")
     assert found["sample.noise"] == ("small", "process.variance is small")
     assert found["sweep.noise"] == (["small"], "eq. 16")
     assert found["sweep.guidance"][0] == [0.0]
     assert found["sample.guidance_interval"] == (None, "it has no effect without guidance")
     assert [one["extractor"] for one in found["evaluate.extra_extractors"][0]] == ["effnet-lite0-96"]
+
+
+def test_options_of_a_replaced_entry_are_removed():
+    process = {"schedule": "edm", "t_sampler_options": {"mean": -1.0}}
+    sections = params()
+    edm = parse({**sections, "process": process}, "test")
+    found = {one.field: one.new for one in adopt_protocol("ddim", values(edm))[0]}
+    assert (found["process.t_sampler"], found["process.t_sampler_options"]) == ("uniform", REMOVED)
+
+
+def test_process_without_variance_is_the_reason_for_other_noise():
+    learned = made({"process": {"variance": "learned", "loss": "hybrid"}, "sample": {"noise": "learned"}})
+    found = {one.field: one.source for one in adopt_protocol("edm", values(learned))[0]}
+    assert found["sample.noise"] == "process.schedule edm has no learned variance"
 
 
 def made(changed: dict) -> Config:

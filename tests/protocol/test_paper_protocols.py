@@ -6,7 +6,10 @@ from diffusion.check import check_protocol
 from diffusion.check.findings import Project
 from diffusion.config import Config, parse
 from diffusion.process.process_registry import DiscreteConfig
-from diffusion.protocol.paper_protocols import PROTOCOLS, mismatches, score_mismatches
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.paper_mismatches import mismatches, score_mismatches
+from diffusion.protocol.paper_protocols import PROTOCOLS
+from diffusion.protocol.settings import SampleSettings
 from diffusion.report.page_content import protocol_mismatches
 from diffusion.system.errors import UsageError
 from tests.conftest import params
@@ -150,3 +153,43 @@ def test_mismatches_of_scores_come_from_their_cards():
     assert "process.timesteps" not in found
     assert "sweep.steps" not in found
     assert (found["sample.spacing"], found["sample.clip"]) == ("uniform", "True")
+
+
+@pytest.mark.parametrize(
+    ("data", "churn", "steps"),
+    [
+        ("cifar10", {}, 18),
+        ("imagenet64", {"s_churn": 40, "s_tmin": 0.05, "s_tmax": 50, "s_noise": 1.003}, 256),
+    ],
+)
+def test_scores_with_the_papers_options_have_no_mismatch_of_them(data, churn, steps):
+    settings = SampleSettings(
+        sampler="heun", sampler_options=churn, spacing="karras", clip=False, steps=steps
+    )
+    card = {**settings_card(settings), "data": data}
+    fields = {one.field for one in score_mismatches(document({(steps, 0.0): 0.1}, **card), "edm", {})}
+    assert not {field for field in fields if field.startswith(("sample.s", "sweep."))}
+    card["sampler_options"] = '{"path":"noise-level","s_churn":9.0}'
+    made = document({(steps, 0.0): 0.1}, **card)
+    found = {one.field: one.here for one in score_mismatches(made, "edm", {})}
+    assert found["sample.sampler_options"] == "{'s_churn': 9.0}"
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "field"),
+    [
+        (AS_DDIM, {"process": {"t_sampler": "logit-normal"}}, "process.t_sampler"),
+        (AS_ADM, {"process": {"t_sampler": "loss-aware"}}, "process.t_sampler"),
+        (AS_DDIM, {"process": {"stratified": True}}, "process.stratified"),
+        (
+            AS_DDIM,
+            {"process": {"zero_terminal_snr": True, "prediction": "velocity"}},
+            "process.zero_terminal_snr",
+        ),
+        (AS_ADM, {"sample": {"classifier": "classifier.safetensors"}}, "sample.classifier"),
+    ],
+)
+def test_options_since_the_paper_are_mismatches(base, changes, field):
+    found = {one.field: one.paper for one in config_mismatches(config(base, **changes))}
+    assert set(found) - {"process.prediction"} == {field}
+    assert all(found.values())
