@@ -1,14 +1,12 @@
 """Checks of the project's plugins: their code can be imported, and the stages depend on it."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from diffusion.check.findings import Finding, Project
+from diffusion.check.stage_dependencies import StageDependencies, stage_dependencies
 from diffusion.code_digest import module_digests
 from diffusion.system.errors import UsageError
 from diffusion.system.plugins import ENTRIES, SLOW_IMPORTS, is_plugin
@@ -17,7 +15,6 @@ from diffusion.system.registry import PLUGINS, REGISTRIES, Registry
 from diffusion.system.repository import GRAPH
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
-Deps = Mapping[str, set[str]]
 
 
 def check_plugins(project: Project) -> Iterator[Finding]:
@@ -25,13 +22,13 @@ def check_plugins(project: Project) -> Iterator[Finding]:
     for library in SLOW_IMPORTS:
         message = f"{ENTRIES} loads {library}, and every command loads {ENTRIES}"
         yield Finding("warning", PLUGINS, message, "import it only in modules that entries name")
-    deps = _dependencies(project.root)
+    deps = stage_dependencies(project.root)
     for registry in REGISTRIES:
         for name in registry.plugins:
             yield from _check_entry(registry, name, deps)
 
 
-def _check_entry(registry: Registry[Any], name: str, deps: Deps) -> Iterator[Finding]:
+def _check_entry(registry: Registry[Any], name: str, deps: StageDependencies) -> Iterator[Finding]:
     """Yield problems of an entry, or that it is one."""
     entry, subject = registry[name], f"{registry.key} {name}"
     values = [getattr(entry, one.name) for one in fields(entry)] if is_dataclass(entry) else []
@@ -54,12 +51,3 @@ def _check_entry(registry: Registry[Any], name: str, deps: Deps) -> Iterator[Fin
     if deps and needed and not any(folder in listed for listed in deps.values()):
         message = f"{subject} is in {folder}, on which no stage depends"
         yield Finding("warning", PLUGINS, message, f"add {folder} to deps in {GRAPH}")
-
-
-def _dependencies(root: Path) -> Deps:
-    """Return the dependencies of each stage of dvc.yaml; empty without the file, or if it is invalid."""
-    try:
-        stages = yaml.safe_load((root / GRAPH).read_text(encoding="utf-8"))["stages"]
-        return {name: {str(dep) for dep in stage.get("deps", [])} for name, stage in stages.items()}
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
-        return {}

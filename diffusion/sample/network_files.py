@@ -18,7 +18,12 @@ from diffusion.model.model_file import (
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SamplerConfig, SampleSettings
-from diffusion.sample.ema_models import ema_model_file, matching_snapshots
+from diffusion.sample.ema_models import (
+    ema_model_file,
+    existing_ema_guide,
+    guide_snapshots,
+    matching_snapshots,
+)
 from diffusion.sample.generate import Guides, check_fit
 from diffusion.system.errors import UsageError
 
@@ -74,10 +79,7 @@ def guide_file(guide: str, model: Path, averages: Path = AVERAGES) -> Path:
     profile = ema_guide(guide)
     if profile is None:
         return _existing(Path(guide), "guide")
-    snapshots = matching_snapshots(model, averages)
-    if profile.step is not None:
-        snapshots = snapshots.until(profile.step)
-    return ema_model_file(snapshots, profile.sigma_rel)
+    return ema_model_file(guide_snapshots(profile, model, averages), profile.sigma_rel)
 
 
 def network_files(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> NetworkFiles:
@@ -88,6 +90,30 @@ def network_files(settings: SampleSettings, model: Path, averages: Path = AVERAG
         None if guide is None else guide_file(guide, model, averages),
         None if classifier is None else _existing(Path(classifier), "classifier"),
     )
+
+
+def existing_files(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> NetworkFiles:
+    """Return the files for these settings that exist: None for another one. No EMA profile is made."""
+    guide, classifier = _named_networks(settings)
+    profile = None if guide is None else ema_guide(guide)
+    paths = [None if name is None else Path(name) for name in (guide, classifier)]
+    found = [path if path is not None and path.is_file() else None for path in paths]
+    if profile is not None:
+        found[0] = existing_ema_guide(profile, model, averages)
+    return NetworkFiles(model, *found)
+
+
+def check_networks(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> None:
+    """Raise UsageError if a guide or a classifier is missing or does not fit.
+
+    Of an EMA profile only the snapshots are verified: it is not made.
+    """
+    guide, _ = _named_networks(settings)
+    profile = None if guide is None else ema_guide(guide)
+    if profile is not None:
+        guide_snapshots(profile, model, averages)
+        settings = settings.model_copy(update={"guide": None})
+    network_files(settings, model, averages).read().check()
 
 
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:

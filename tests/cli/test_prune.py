@@ -1,5 +1,6 @@
 """`diffctl prune`: which files are removed, which stay, and that nothing goes without --yes."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,10 +12,21 @@ import torch
 from cli.commands import pipeline
 from diffusion.config import load
 from diffusion.images.store import open_store
-from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
+from diffusion.layout import (
+    AVERAGES,
+    CELL_RUNS,
+    CLASSIFIER_RUNS,
+    EMA_RUNS,
+    MODEL,
+    MODEL_RUNS,
+    PREPARED,
+    TRAIN_RUNS,
+)
 from diffusion.model.model_file import save_artefact
+from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
+from diffusion.sample.ema_models import ema_model_file, matching_snapshots
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_config import SearchConfig
@@ -153,6 +165,28 @@ def test_images_of_other_models_and_cells_go(plan) -> None:
     outside = make_units(present[0].parent / "0123456789abcdef")
     other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
     assert gone(plan) == {outside, other}
+
+
+def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
+    write_params(
+        Path(),
+        train={"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}, "p_uncond": 0.1},
+        sample={"guidance": 1.0},
+        sweep={"guide": ["ema:0.07@4"], "ema": [0.07]},
+    )
+    weights, artefact = network_of(plan.network).state_dict(), plan_artefact(plan)
+    save_artefact(MODEL, weights, artefact.model_copy(update={"step": 8}))
+    for sigma_rel, step in itertools.product((0.05, 0.1), (4, 8)):
+        one = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
+        save_artefact(snapshot_path(AVERAGES, sigma_rel, step), weights, one)
+    assert gone(plan) == set()
+    assert not EMA_RUNS.exists()
+    own = ema_model_file(matching_snapshots(MODEL), 0.07)
+    assert gone(plan) == set(), "the model of a cell whose guide is missing"
+    guide = ema_model_file(matching_snapshots(MODEL).until(4), 0.07)
+    other = ema_model_file(matching_snapshots(MODEL), 0.2)
+    assert gone(plan) == {other.parent}
+    assert own != guide
 
 
 def test_files_of_the_champion_stay(plan) -> None:

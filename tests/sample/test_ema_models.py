@@ -10,8 +10,16 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.sample_sections import SampleConfig
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ema_models import existing_ema_models
-from diffusion.sample.network_files import CellFiles, NetworkFiles, guide_file
+from diffusion.sample.network_files import (
+    CellFiles,
+    NetworkFiles,
+    check_networks,
+    existing_files,
+    guide_file,
+    network_files,
+)
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -122,3 +130,16 @@ def test_a_missing_guide_is_refused_before_any_work(trained: Path, guide: str, m
     save_artefact(Path("rgb.safetensors"), network_of(spec).state_dict(), artefact_of(spec))
     with pytest.raises(UsageError, match="the guide takes 8×8×3 images"):
         CellFiles(MODEL, SAMPLE, [Cell(2, 0.0, guidance=1.0, guide="rgb.safetensors")])
+
+
+def test_checks_and_look_ups_of_a_guide_make_no_model_file(trained: Path) -> None:
+    settings = SampleSettings(steps=2, guidance=1.0, guide="ema:0.07@4")
+    check_networks(settings, MODEL)
+    assert existing_files(settings, MODEL) == NetworkFiles(MODEL)
+    assert not EMA_RUNS.exists()
+    made = network_files(settings, MODEL)
+    assert made.guide is not None
+    assert existing_files(settings, MODEL) == made
+    with pytest.raises(UsageError, match="no snapshot of step 5"):
+        check_networks(settings.model_copy(update={"guide": "ema:0.07@5"}), MODEL)
+    assert existing_files(settings.model_copy(update={"guide": "ema:0.07@5"}), MODEL) == NetworkFiles(MODEL)

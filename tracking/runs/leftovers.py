@@ -7,7 +7,6 @@ completely, are never leftovers.
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,9 @@ from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import existing_ema_models
-from diffusion.sample.network_files import NetworkFiles, network_files
+from diffusion.sample.network_files import NetworkFiles, existing_files
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_dir import known_searches
-from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held
 from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
@@ -133,16 +131,15 @@ def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
 
 
 def _existing_files(config: Config) -> Iterator[tuple[SampleSettings, NetworkFiles]]:
-    """Yield the settings and the files of each cell of the grid whose files exist."""
+    """Yield the settings and the existing files of each cell of the grid whose model exists."""
     models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
     found: dict[tuple[str | None, ...], NetworkFiles] = {}
     for cell in grid(config.sample, config.sweep):
         settings = cell_settings(config.sample, cell)
-        key = settings.guide, settings.classifier
-        with suppress(DiffctlError):  # a guide that is missing
-            found[key] = found.get(key) or network_files(settings, MODEL)
-            if cell.ema in models:
-                yield settings, found[key]._replace(model=models[cell.ema])
+        key = settings.guide, settings.classifier if settings.has_classifier else None
+        if cell.ema in models:
+            found[key] = found.get(key) or existing_files(settings, MODEL)
+            yield settings, found[key]._replace(model=models[cell.ema])
 
 
 def _ema_models(config: Config) -> Iterator[Leftover]:
