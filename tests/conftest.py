@@ -81,7 +81,7 @@ SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml reduced, so that a 
 def params(**changes: dict[str, Any]) -> dict[str, Any]:
     """Return the values of the small digits profile, updated by the sections in `changes`.
 
-    A process of real times has no other field of the profile.
+    A continuous process has no other field of the profile.
     """
     values: dict[str, Any] = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
     for overlay in (SMALL, changes):

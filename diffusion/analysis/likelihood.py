@@ -11,9 +11,9 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.discrete import require_discrete
 from diffusion.process.losses import log_variance, prior_term, vlb_terms
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps

@@ -1,4 +1,4 @@
-"""The sections `process` of the processes of real times, without torch."""
+"""The sections `process` of continuous processes, without torch."""
 
 import math
 from functools import partial

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Network, expand, expand_times, split_output
+from diffusion.process.discrete import require_discrete
 from diffusion.process.loss_registry import OBJECTIVES
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
 from diffusion.system.references import load_reference

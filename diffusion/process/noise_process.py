@@ -13,17 +13,15 @@ from torch import Tensor
 from diffusion.process.denoiser import Prediction, expand, split_output
 from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import NoisePoint, TimeGrid
-from diffusion.system.devices import float64_device, to_device
+from diffusion.system.devices import float64_device
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference
 
-CPU = torch.device("cpu")
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 BISECTIONS = 80  # halve any range of times to below the spacing of float64
 DEFAULT_SIGMA_DATA = 0.5  # EDM's, of a process without data: a plan has the measured one
-MIN_LOG_SNR = -20.0  # of interpolated times
 PROBES = 1001  # times at which a continuous process is checked
 
 
@@ -31,7 +29,8 @@ class NoiseProcess(ABC):
     """The process that a `process` section describes.
 
     A subclass sets `t_min` and `t_max`, the range of its real time; `sigma_min` and `sigma_max` are the noise
-    levels between which sampling grids in σ lie. A process of T whole times is a `DiscreteProcess`.
+    levels between which sampling grids in σ lie. A discrete process is a `DiscreteProcess`
+    (diffusion/process/discrete.py).
     """
 
     t_min: float
@@ -44,21 +43,19 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ of times in [t_min, t_max]: float64, shaped as `t`, where that is exact.
-
-        That is `float64_device` of its device.
+        """Return α and σ (float64, shaped as `t`) on `float64_device(t.device)`, for t in [t_min, t_max].
 
         σ/α grows with t; σ is 0 nowhere, α at most at `t_max`.
         """
 
     @property
     def timesteps(self) -> int | None:
-        """T, how many whole times there are; None for a continuous process."""
+        """T of a discrete process; None for a continuous one."""
         return None
 
     @property
     def is_discrete(self) -> bool:
-        """Whether the process has whole times, so the reverse steps and the bound of DDPM."""
+        """Whether the process has timesteps 0 … T−1, so the reverse steps and the bound of DDPM."""
         return self.timesteps is not None
 
     @property
@@ -164,7 +161,7 @@ class NoiseProcess(ABC):
             )
 
     def probe_grid(self) -> TimeGrid:
-        """Return a grid over the whole range of time, for checks and figures: all whole times, or evenly."""
+        """Return a grid over the whole range of time, for checks and figures: all timesteps, or evenly."""
         times: list[float] = torch.linspace(self.t_min, self.t_max, PROBES, dtype=torch.float64).tolist()
         return self.grid(times)
 
@@ -187,103 +184,6 @@ class NoiseProcess(ABC):
     def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return a and b of what the network predicts, a·x_0 + b·ε."""
         return self._predicted.combination(alpha, sigma, self.sigma_data)
-
-
-class DiscreteProcess(NoiseProcess):
-    """A process of T whole times 0 … T−1, as DDPM and iDDPM have; x_T is taken for N(0, I).
-
-    α and σ exist at real times too. The network embeds t itself.
-    """
-
-    config: DiscreteConfig
-
-    def __init__(self, config: DiscreteConfig) -> None:
-        super().__init__(config)
-        self.t_min, self.t_max = 0.0, config.timesteps - 1.0
-        self._full: dict[torch.device, TimeGrid] = {}
-
-    @property
-    def timesteps(self) -> int:
-        """T, how many whole times there are."""
-        return self.config.timesteps
-
-    def time_at(self, share: Tensor) -> Tensor:
-        """Return the whole times ⌊share·T⌋, of which each has the same part of [0, 1)."""
-        return (share * self.timesteps).long().clamp(max=self.timesteps - 1)
-
-    def full_grid(self, device: torch.device = CPU) -> TimeGrid:
-        """Return the grid of all times 0 … T−1, of training and the bound; it is made once per device.
-
-        If the device has no float64, it is on the CPU.
-        """
-        device = float64_device(device)
-        if device not in self._full:
-            self._full[device] = self.grid(range(self.timesteps)).to(device)
-        return self._full[device]
-
-    def probe_grid(self) -> TimeGrid:
-        """Return the grid of all times."""
-        return self.full_grid()
-
-
-def require_discrete(process: NoiseProcess, purpose: str) -> DiscreteProcess:
-    """Return the process; UsageError if it is continuous, which `purpose` does not allow."""
-    if isinstance(process, DiscreteProcess):
-        return process
-    raise UsageError(
-        f"{purpose} needs a process of whole times, and process.schedule {process.config.schedule} has none"
-    )
-
-
-class TabulatedProcess(DiscreteProcess):
-    """A variance-preserving process with an exact table of ᾱ at whole times.
-
-    Between them λ = log α/σ is a straight line in t; towards a time without any image it ends at
-    MIN_LOG_SNR.
-    """
-
-    def __init__(self, config: DiscreteConfig, alphas_cumprod: Tensor) -> None:
-        super().__init__(config)
-        alpha, sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
-        self._tables = {CPU: torch.stack([alpha, sigma, (alpha / sigma).log().clamp(min=MIN_LOG_SNR)])}
-
-    @property
-    def sigma_max(self) -> float:
-        """The noise level of the last time at which some of the image is left."""
-        last = self.timesteps - (1 if self._tables[CPU][0, -1] > 0 else 2)
-        return float(self.noise_level(torch.tensor(last)))
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the table's values at whole times; real ones outside [0, T−1] count as the nearer end."""
-        alpha, sigma, log_snr = self._table(t.device)
-        t = t.to(alpha.device)
-        if not t.is_floating_point():
-            return alpha[t], sigma[t]
-        t = t.double().clamp(0, self.timesteps - 1)
-        before = t.floor().long()
-        after = (before + 1).clamp(max=self.timesteps - 1)
-        between = 2 * torch.lerp(log_snr[before], log_snr[after], t - before)
-        whole = t == before
-        return (
-            torch.where(whole, alpha[before], between.sigmoid().sqrt()),
-            torch.where(whole, sigma[before], (-between).sigmoid().sqrt()),
-        )
-
-    def times_at(self, levels: Tensor) -> Tensor:
-        """Return the real times with these noise levels, from the straight lines of λ between whole times."""
-        log_level = -self._table(levels.device)[2]
-        wanted = levels.to(log_level.device).double().log()
-        after = torch.searchsorted(log_level, wanted.contiguous()).clamp(1, self.timesteps - 1)
-        first, last = log_level[after - 1], log_level[after]
-        between: Tensor = (after - 1 + (wanted - first) / (last - first)).clamp(0, self.timesteps - 1)
-        return between
-
-    def _table(self, device: torch.device) -> Tensor:
-        """Return α, σ and λ of the whole times, (3, T), on the device, or where float64 is."""
-        device = float64_device(device)
-        if device not in self._tables:
-            self._tables[device] = to_device(self._tables[CPU], device)
-        return self._tables[device]
 
 
 def _sum(factors: tuple[Tensor | float, Tensor | float], first: Tensor, second: Tensor) -> Tensor:

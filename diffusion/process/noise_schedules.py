@@ -1,11 +1,11 @@
-"""The schedules of DDPM and iDDPM: betas of T whole times, as entries of PROCESSES."""
+"""The schedules of DDPM and iDDPM: betas of T timesteps, as entries of PROCESSES."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from diffusion.process.noise_process import TabulatedProcess
+from diffusion.process.discrete import TabulatedProcess
 from diffusion.process.process_registry import DiscreteConfig
 
 

@@ -43,8 +43,7 @@ Variance = Literal["small", "large", "learned"]
 class ProcessEntry:
     """`builder` makes a NoiseProcess of its section; `config` is that section's class, each a "module:name".
 
-    A process of T whole times has a DiscreteConfig or a subclass, one of real times a
-    ContinuousConfig.
+    A discrete process has a DiscreteConfig or a subclass, a continuous one a ContinuousConfig.
     """
 
     builder: str
@@ -77,6 +76,12 @@ PROCESSES: Registry[ProcessEntry] = Registry(
         ),
     },
 )
+
+
+def discrete_schedules() -> list[str]:
+    """Return the names of discrete processes."""
+    kinds = {name: load_reference(entry.config) for name, entry in PROCESSES.items()}
+    return [name for name, kind in kinds.items() if issubclass(kind, DiscreteConfig)]
 
 
 def build_process(config: "ProcessConfig") -> "NoiseProcess":
@@ -163,7 +168,8 @@ class ProcessConfig(RegistrySection):
             raise ValueError(
                 f"loss {self.loss} needs variance learned; with a fixed variance use loss simple"
                 if "variance" in type(self).model_fields
-                else f"loss {self.loss} needs whole times, and schedule {self.schedule} has none: use simple"
+                else f"loss {self.loss} needs a discrete process, and schedule {self.schedule} is "
+                "continuous: use simple"
             )
         if distribution.needs_bound and not self.learned_variance:
             raise ValueError(
@@ -179,11 +185,11 @@ class ProcessConfig(RegistrySection):
 
 
 class ContinuousConfig(ProcessConfig):
-    """A process of real times: without a variance of reverse steps, and without the bound."""
+    """A continuous process: without a variance of reverse steps, and without the bound."""
 
 
 class DiscreteConfig(ProcessConfig):
-    """A process of T whole times, `timesteps`, as in DDPM and iDDPM.
+    """A discrete process with T `timesteps`, as in DDPM and iDDPM.
 
     The `variance` of a reverse step is small, β̃, large, β, or learned between them (iDDPM eq. 15). The losses
     vlb and hybrid need a learned variance. With `zero_terminal_snr` √ᾱ is scaled and shifted so that nothing

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.discrete import require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import NormalOptions
 from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.references import load_reference
@@ -20,7 +21,7 @@ UNIFORM_SHARE = 0.001
 
 
 class TimeSampler:
-    """Draws times of a process: whole ones of a discrete process, else real ones. A subclass has `times`."""
+    """Draws times of a process: timesteps of a discrete process, else real ones. A subclass has `times`."""
 
     learns = False  # whether a draw depends on the losses of the steps before
 

@@ -207,7 +207,7 @@ class SampleSettings(SamplerConfig):
     steps: Annotated[
         Steps,
         Option(
-            "Sampling steps, at most the model's T along whole times.", axis="required", always_in_card=True
+            "Sampling steps, at most the model's T along timesteps.", axis="required", always_in_card=True
         ),
     ] = 50
     eta: Annotated[

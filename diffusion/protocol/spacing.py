@@ -1,6 +1,6 @@
 """The times that a sampler visits: S of them by a named spacing, or a list. This module loads no torch.
 
-A discrete process has T whole times, and a spacing may choose S ≤ T of those. Any process has real times
+A discrete process has timesteps 0 … T−1, and a spacing may choose S ≤ T of those. Any process has real times
 between its first and its last one, from which a spacing chooses any number, evenly in some sense.
 """
 
@@ -93,7 +93,7 @@ def log_snr(steps: int, low: float, high: float, options: "Section") -> list[flo
 
 @dataclass(frozen=True)
 class SpacingEntry:
-    """`whole` is (S, T) → S of the whole times 0 … T−1, increasing; a process that has them takes it first.
+    """`whole` is (S, T) → S of the timesteps 0 … T−1, increasing; a discrete process takes it first.
 
     `real` is (S > 1, low, high, options) → S increasing numbers that end at `high`: real times, or noise
     levels σ/α where `in_noise`; then `options`, the class of `spacing_options`, is a NoiseRange. A spacing
@@ -112,7 +112,7 @@ class SpacingEntry:
     def module(self) -> str:
         """The module that computes it."""
         function = self.whole or self.real
-        assert function is not None, "a spacing has whole or real times"
+        assert function is not None, "a spacing has timesteps or real times"
         return function.__module__
 
     def parse(self, values: dict[str, Any]) -> Any:
@@ -135,7 +135,7 @@ _DDIM_CODE = "github.com/ermongroup/ddim"
 
 SPACINGS: Registry[SpacingEntry] = Registry(
     "sample.spacing",
-    "a `SpacingEntry`: S whole times of T, and S real times or noise levels between two others",
+    "a `SpacingEntry`: S timesteps of T, and S real times or noise levels between two others",
     {
         "uniform": SpacingEntry(_DDIM, uniform, uniform_real),
         "quadratic": SpacingEntry(_DDIM, quadratic, quadratic_real),
@@ -167,20 +167,20 @@ def spaced_timesteps(spacing: str, steps: int, timesteps: int) -> list[int]:
     paper's code would not give.
     """
     entry = SPACINGS[spacing]
-    assert entry.whole is not None, f"{spacing} has no whole times"
+    assert entry.whole is not None, f"{spacing} has no timesteps"
     if not 1 <= steps <= timesteps:
         raise UsageError(f"{steps} sampling steps do not fit: give 1 to {timesteps}, the model's timesteps")
     return [timesteps - 1] if steps == 1 and not entry.is_paper_grid else entry.whole(steps, timesteps)
 
 
 def check_steps(spacing: str, steps: int, timesteps: int | None) -> None:
-    """Raise UsageError if the spacing does not have S times of a process with T whole times, or with none."""
+    """Raise UsageError if the spacing does not have S times of a process: discrete with T, or continuous."""
     entry = SPACINGS[spacing]
     if timesteps is not None and entry.whole is not None:
         spaced_timesteps(spacing, steps, timesteps)
     elif entry.real is None:
         real = ", ".join(name for name, other in SPACINGS.items() if other.real)
-        raise UsageError(f"spacing {spacing} needs a process of whole times: use one of {real}")
+        raise UsageError(f"spacing {spacing} needs a discrete process: use one of {real}")
 
 
 def check_timesteps(chosen: Sequence[int], timesteps: int) -> list[int]:

@@ -6,7 +6,8 @@ from decimal import ROUND_FLOOR, Decimal
 import torch
 
 from diffusion.process.denoiser import Prediction
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.discrete import require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.sampler_options import NoiseRange
@@ -24,7 +25,7 @@ def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
 
 
 def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] | list[float]:
-    """Return S increasing times: whole ones of a discrete process if the spacing has them, else real ones."""
+    """Return S increasing times: timesteps of a discrete process if the spacing has them, else real times."""
     if settings.timesteps is not None:
         whole = require_discrete(process, "a list of timesteps").timesteps
         return check_timesteps(settings.timesteps, whole)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from diffusion.images.pictures import to_pil
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
+from diffusion.process.discrete import require_discrete
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import PROCESSES, DiscreteConfig, ProcessConfig, build_process
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.report.figure_base import (
@@ -33,7 +34,7 @@ MAX_SIDE = 256  # pixels; larger images are shrunk
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule at all whole times: ᾱ and log SNR = log ᾱ/(1 − ᾱ), each (T,)."""
+    """A schedule at all timesteps: ᾱ and log SNR = log ᾱ/(1 − ᾱ), each (T,)."""
 
     alphas_cumprod: NDArray[np.float64]
     log_snr: NDArray[np.float64]

@@ -14,8 +14,8 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
+from diffusion.process.discrete import require_discrete
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import require_discrete
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings

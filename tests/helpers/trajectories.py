@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, Network, NetworkDenoiser
-from diffusion.process.noise_process import DiscreteProcess, NoiseProcess
+from diffusion.process.discrete import DiscreteProcess
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim

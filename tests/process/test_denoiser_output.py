@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from diffusion.check import check
 from diffusion.config import parse
 from diffusion.process.condition import Condition
+from diffusion.process.discrete import DiscreteProcess
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import DiscreteProcess
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
 from diffusion.process.time_grid import TimeGrid

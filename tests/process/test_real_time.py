@@ -1,7 +1,6 @@
-"""Processes over real time: the inverse of the noise level, the scale of x_T, and what needs whole times."""
+"""Processes over real time: the inverse of the noise level, the scale of x_T, and what is discrete only."""
 
 import math
-import re
 
 import pytest
 import torch
@@ -9,9 +8,10 @@ from torch import Tensor
 
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.discrete import require_discrete
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess, require_discrete
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.sampler import run_sampler
@@ -115,13 +115,13 @@ def test_variance_preserving_sampling_begins_at_standard_noise():
         assert process.grid([3, 9, 49]).initial_noise_scale == 1
 
 
-def test_continuous_process_trains_and_refuses_what_needs_whole_times():
+def test_continuous_process_trains_and_refuses_what_needs_a_discrete_one():
     process, t = continuous(Line), torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
     x_0, noise = randn(3, 1, 2, 2, seed=0), randn(3, 1, 2, 2, seed=1)
     losses = training_losses(lambda x, t, labels: torch.zeros_like(x), process, x_0, t, noise, Condition(3))
     assert torch.allclose(losses["loss"], process.target(x_0, t, noise).square().flatten(1).mean(1))
     assert (process.timesteps, process.is_discrete) == (None, False)
-    with pytest.raises(UsageError, match=re.escape("the bound needs a process of whole times")):
+    with pytest.raises(UsageError, match="the bound needs a discrete process"):
         require_discrete(process, "the bound")
     with pytest.raises(UsageError, match=r"prediction eps leave x_0 .* at t = 1, where α = 0"):
         continuous(Line, "eps")

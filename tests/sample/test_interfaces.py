@@ -17,8 +17,8 @@ from diffusion.config import parse
 from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.process.condition import Condition
 from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.discrete import DiscreteProcess
 from diffusion.process.losses import training_losses
-from diffusion.process.noise_process import DiscreteProcess
 from diffusion.process.process_registry import (
     PROCESSES,
     DiscreteConfig,

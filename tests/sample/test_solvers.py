@@ -239,7 +239,7 @@ def test_a_repeated_time_and_an_infinite_noise_level_change_nothing_or_stay_fini
 
 
 def _on_whole_times(grid: TimeGrid) -> ExactDenoiser:
-    """Return the mixture's denoiser at a process's whole times."""
+    """Return the mixture's denoiser at a process's timesteps."""
     full = TimeGrid(torch.arange(len(grid)), grid.alpha, grid.sigma)
     denoiser = ExactDenoiser(full)
     index = {time: place for place, time in enumerate(grid.times.tolist())}

@@ -19,7 +19,7 @@ from tests.helpers.trajectories import process_of
 
 
 class Straight(NoiseProcess):
-    """A process of real times from 0.001 to 1, where α is 0 and the noise level infinite."""
+    """A continuous process from 0.001 to 1, where α is 0 and the noise level infinite."""
 
     t_min, t_max, sigma_max = 0.001, 1.0, 80.0
 
@@ -84,10 +84,10 @@ def test_ends_of_the_process_are_exact_times():
 
 
 @pytest.mark.parametrize("spacing", ["ddim-uniform", "ddim-quadratic", "adm-stride"])
-def test_grids_of_papers_are_for_whole_times_only(spacing):
-    with pytest.raises(UsageError, match=f"{spacing} needs a process of whole times: use one of uniform"):
+def test_grids_of_papers_are_for_discrete_processes_only(spacing):
+    with pytest.raises(UsageError, match=f"{spacing} needs a discrete process: use one of uniform"):
         spaced_times(SampleSettings(spacing=spacing, steps=10), STRAIGHT)
-    with pytest.raises(UsageError, match="a list of timesteps needs a process of whole times"):
+    with pytest.raises(UsageError, match="a list of timesteps needs a discrete process"):
         spaced_times(SampleSettings(timesteps=(0, 5)), STRAIGHT)
 
 
