@@ -35,7 +35,8 @@ class SamplerEntry:
 
     Each is a "module:name", loaded when it is needed, the options without torch. A sampler that `uses_eta`
     adds `noise` where eta is not 0, and applies the mean shift of a prediction at noisy steps. Another one
-    has options of its own for the noise that it adds. `nfe` returns the number of network calls in S steps.
+    adds noise where its `noise_option` of `sampler_options` is not 0. `nfe` returns the number of network
+    calls in S steps.
     """
 
     builder: str
@@ -43,11 +44,20 @@ class SamplerEntry:
     nfe: Callable[[int], int] = one_per_step
     options: str = "diffusion.system.section:NoOptions"
     source: str = ""
+    noise_option: str | None = None
 
     @property
     def module(self) -> str:
         """The module that computes it."""
         return reference_module(self.builder)
+
+    def adds_noise(self, settings: "SampleSettings") -> bool:
+        """Return whether the steps of a sampler with these settings draw noise."""
+        if self.uses_eta:
+            return settings.eta > 0
+        if self.noise_option is None:
+            return False
+        return bool(self.checked_options(settings.sampler_options)[self.noise_option])
 
     def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
         """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
@@ -68,17 +78,20 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         "euler": SamplerEntry(
             "diffusion.sample.heun:build_euler",
             options="diffusion.protocol.sampler_options:ChurnOptions",
+            noise_option="s_churn",
             source=_EDM,
         ),
         "euler-ancestral": SamplerEntry(
             "diffusion.sample.euler_ancestral:build",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "heun": SamplerEntry(
             "diffusion.sample.heun:build",
             nfe=two_per_step_but_last,
             options="diffusion.protocol.sampler_options:HeunOptions",
+            noise_option="s_churn",
             source=_EDM,
         ),
         "dpm-solver++": SamplerEntry(
@@ -87,11 +100,13 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         "dpm-solver++-2m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver_sde:build_2m",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "dpm-solver++-3m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver_sde:build_3m",
             options="diffusion.protocol.sampler_options:SDEOptions",
+            noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "unipc": SamplerEntry(

@@ -93,10 +93,22 @@ def test_failed_half_stops_the_other_half(two_threads):
     assert ended.is_set()
 
 
-@pytest.mark.parametrize("eta", [0.0, 0.7])
-def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, eta):
+@pytest.mark.parametrize(
+    ("sampler", "eta", "options", "adds_noise"),
+    [
+        ("ddim", 0.0, {}, False),
+        ("ddim", 0.7, {}, True),
+        ("euler-ancestral", 0.0, {}, True),
+        ("dpm-solver++-2m-sde", 0.0, {"eta": 0.0}, False),
+        ("heun", 0.0, {}, False),
+        ("heun", 0.0, {"s_churn": 2.0}, True),
+        ("unipc", 0.0, {}, False),
+    ],
+)
+def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, sampler, eta, options, adds_noise):
     """As on a GPU: a separate thread draws x_T and the noise of each stochastic step."""
-    chosen = SETTINGS.model_copy(update={"eta": eta})
+    values = {"sampler": sampler, "eta": eta, "sampler_options": options}
+    chosen = SampleSettings(**{**SETTINGS.model_dump(), **values})
     expected, threads = images(range(5), chosen), set()
     draw = ImageNoise.draw
 
@@ -105,12 +117,12 @@ def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, eta):
         return draw(noise)
 
     gpu = torch.device("cuda")
-    assert noise_draws(chosen, gpu) == (4 if eta else 0)
+    assert noise_draws(chosen, gpu) == (4 if adds_noise else 0)
     assert noise_draws(chosen, CPU) == 0
     monkeypatch.setattr("diffusion.sample.generate.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
     monkeypatch.setattr(ImageNoise, "draw", recorded_draw)
     assert torch.equal(images(range(5), chosen), expected)
-    assert threads == {PREFETCH_NAME} if eta else {"MainThread"}
+    assert (PREFETCH_NAME in threads) == adds_noise
 
 
 def test_seed_index_and_settings_each_change_the_image():
