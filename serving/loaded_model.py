@@ -10,8 +10,7 @@ from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import NO_GUIDES, Guides
-from diffusion.system.errors import UsageError
+from diffusion.sample.guides import NO_GUIDES, Guides, check_served_guide
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.metrics import Metrics
 from serving.model_source import PublishedModel
@@ -54,9 +53,7 @@ class ServedModel:
         settings = resolve_settings(
             request, self.published.scores, self.published.name, self.ref.sha256, self.config
         )
-        if settings.needs_guide and settings.guide != self.guide:
-            known = "no guide" if self.guide is None else f"the guide {self.guide}"
-            raise UsageError(f"{self.published.name} is served with {known}, not with {settings.guide}")
+        check_served_guide(settings, self.guide, self.published.name)
         return settings
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from diffusion.model.model_file import LoadedModel, load_model
-from diffusion.sample.generate import Guides
+from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.system.errors import reason
 from serving.loaded_model import ServedModel

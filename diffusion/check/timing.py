@@ -26,7 +26,7 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
-from diffusion.sample.generate import Guides
+from diffusion.sample.guides import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train

@@ -25,7 +25,8 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Denoiser, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import NO_GUIDES, Guides, guide_denoiser, model_denoiser
+from diffusion.sample.generate import guide_denoiser, model_denoiser
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import device_threads, in_halves, splitting_helps, two_threads

@@ -11,22 +11,16 @@ from torch import Tensor
 from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction
+from diffusion.process.denoiser import Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import (
-    NO_GUIDES,
-    Guides,
-    check_guides,
-    check_settings,
-    guided_by_classifier,
-    noise_draws,
-)
+from diffusion.sample.generate import check_settings, noise_draws
 from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.guides import NO_GUIDES, Guides, check_guides, classifier_guidance
 from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
 from diffusion.system.devices import to_device
 from diffusion.system.threads import draw_ahead, then_draw
@@ -85,7 +79,8 @@ class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
     `weight` is that of guidance by `rule` at the pending call, `calls` the number of answered ones. `pool`,
-    of a single thread, prefetches the noise where that is faster.
+    of a single thread, prefetches the noise where that is faster. `by_classifier` wraps a denoiser in the
+    guidance of a classifier.
     """
 
     def __init__(
@@ -98,6 +93,7 @@ class Chunk:
         process: NoiseProcess,
         pool: Executor | None = None,
         guides: Guides = NO_GUIDES,
+        by_classifier: Callable[[Denoiser], Denoiser] | None = None,
     ) -> None:
         self.job, self.images = job, images
         self._labelled = job.condition.rows(images).to(device)  # a classifier needs the labels
@@ -107,7 +103,7 @@ class Chunk:
         self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
         self._grid, self._device, self._loaded, self._pool = grid, device, loaded, pool
-        self._process, self._rows_had, self._guides = process, 0, guides
+        self._process, self._rows_had, self._by_classifier = process, 0, by_classifier
         self._guard = guard_networks(
             guides.networks(loaded), job.settings.is_guided, lambda row: f"image {self._indices[row]}"
         )
@@ -170,12 +166,10 @@ class Chunk:
 
     def guide_by_classifier(self, prediction: Prediction) -> Prediction:
         """Return the prediction for the pending call under the guidance of a classifier, if there is any."""
-        settings, classifier, artefact = self.job.settings, self._guides.classifier, self._loaded.artefact
-        if not settings.has_classifier or classifier is None:
+        if self._by_classifier is None:
             return prediction
         call = self.pending_call()
-        guided = guided_by_classifier(lambda x, t, condition: prediction, artefact, settings, classifier)
-        return guided(call.x, call.t, self._labelled)
+        return self._by_classifier(lambda x, t, condition: prediction)(call.x, call.t, self._labelled)
 
     def advance(self, prediction: Prediction) -> list[Step]:
         """Advance to the next call, or to the end, which sets `x_0`; return the steps on the way.
@@ -210,8 +204,14 @@ def split_job(
     guides: Guides = NO_GUIDES,
 ) -> list[Chunk]:
     """Split the job's images into chunks of at most `size`; UsageError as `check_settings` and its guides."""
-    check_guides(job.settings, guides)
-    grid, process = check_settings(loaded.artefact, job.settings), build_process(loaded.artefact.process)
+    settings, artefact = job.settings, loaded.artefact
+    check_guides(settings, guides)
+    grid, process = check_settings(artefact, settings), build_process(artefact.process)
+    by_classifier = None
+    if settings.has_classifier and guides.classifier is not None:
+        by_classifier = classifier_guidance(artefact, settings, guides.classifier)
     starts = range(0, len(job), size)
     slices = [slice(start, min(start + size, len(job))) for start in starts]
-    return [Chunk(job, images, grid, loaded, device, process, pool, guides) for images in slices]
+    return [
+        Chunk(job, images, grid, loaded, device, process, pool, guides, by_classifier) for images in slices
+    ]

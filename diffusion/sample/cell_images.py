@@ -18,7 +18,8 @@ from diffusion.protocol.grid import Cell, cell_settings, settings_card
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import NO_GUIDES, Guides, generate, should_compile
+from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_code import sampling_code
 from diffusion.sample.sampling_steps import count_nfe

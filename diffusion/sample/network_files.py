@@ -24,7 +24,7 @@ from diffusion.sample.ema_models import (
     guide_snapshots,
     matching_snapshots,
 )
-from diffusion.sample.generate import Guides, check_fit
+from diffusion.sample.guides import Guides, check_fit
 from diffusion.system.errors import UsageError
 
 

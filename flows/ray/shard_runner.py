@@ -122,7 +122,7 @@ def make_shard(
     import torch
 
     from diffusion.sample.cell_images import shard_images
-    from diffusion.sample.generate import Guides
+    from diffusion.sample.guides import Guides
 
     check_worker_version(version)
     with _device(gpus, sweep) as device:

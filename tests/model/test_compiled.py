@@ -31,7 +31,8 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import NO_GUIDES, generate
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import NO_GUIDES
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.networks import artefact_of, network_of, spec_of

@@ -14,8 +14,9 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import Guides, generate
+from diffusion.sample.generate import generate
 from diffusion.sample.guidance import Inputs, Weight, extrapolate, guided
+from diffusion.sample.guides import Guides
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError

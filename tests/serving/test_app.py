@@ -17,7 +17,8 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import Guides, generate
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from serving.app import create_app
 from serving.service import Service
 from tests.helpers.server_process import CPU, gated, published, scores_of, service_of, small_model

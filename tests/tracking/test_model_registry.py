@@ -23,7 +23,8 @@ from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import Guides, generate
+from diffusion.sample.generate import generate
+from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
 from tests.helpers.disks import make_room, memory_disk
@@ -267,7 +268,7 @@ def test_registered_model_samples_under_its_guide(make_model, here):
         guides = Guides(load_model(GUIDE))
         expected = to_nhwc(generate(loaded, settings, [0, 1], condition, CPU, guides=guides))
         assert np.abs(pixels(answer) - expected[..., 0].astype(int)).max() <= 1
-    assert "registered with the guide guides/early.safetensors, not with guides/other" in refused
+    assert "served with the guide guides/early.safetensors, not with guides/other" in refused
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.generate import Guides, generate
+from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
+from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier

@@ -28,6 +28,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
+from diffusion.sample.guides import check_served_guide
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device
@@ -105,7 +106,7 @@ class RegisteredSampler(PythonModel):
         if wrong := files.read().find_difference(best.card):
             raise ValueError(f"the {wrong} is not the one that was registered: its SHA-256 differs")
         known = {key: best.card[key] for key in SampleSettings.model_fields if key in best.card}
-        validate(SampleSettings, known, "the best cell's card does not fit")
+        self.guide = validate(SampleSettings, known, "the best cell's card does not fit").guide
         self.defaults = known
         self.device = default_device()
         self.model, self.guides = load_model(weights, self.device), load_guides(files, self.device)
@@ -127,9 +128,7 @@ class RegisteredSampler(PythonModel):
         chosen = request.model_dump(include=set(SampleSettings.model_fields), exclude_none=True)
         settings = validate(SampleSettings, self.defaults | chosen, "the request")
         refuse_idle(chosen, settings)
-        if settings.needs_guide and settings.guide != self.defaults.get("guide"):
-            known = self.defaults.get("guide") or "none"
-            raise UsageError(f"this model is registered with the guide {known}, not with {settings.guide}")
+        check_served_guide(settings, self.guide, "this model")
         artefact = self.guides.labelled(self.model)
         if request.class_name is not None:
             condition = class_condition(artefact, request.class_name, len(indices))
