@@ -27,6 +27,7 @@ from diffusion.system.section import canonical_json
 
 DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
+MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
@@ -77,6 +78,11 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UsageError(f"two cells of the sweep are called {twice}: rename the file of a guide")
+    if long := next((name for name in names if len(name) > MAX_CELL_NAME), None):
+        raise UsageError(
+            f"the cell {long[:40]}… has a name of {len(long)} characters, more than {MAX_CELL_NAME}: "
+            "give a guide's or classifier's file a shorter path"
+        )
     return cells
 
 

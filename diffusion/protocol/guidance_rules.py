@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-MAX_GUIDE = 100  # characters of a guide's text, which becomes a part of a cell's name
+MAX_QUOTED = 100  # characters of a guide in a message
 EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@(\d{1,9}))?")
 
 
@@ -96,7 +96,7 @@ def ema_guide(text: str) -> EmaGuide | None:
     if found is None or not MIN_SIGMA_REL <= float(found[1]) <= MAX_SIGMA_REL or found[2] == "0":
         raise ValueError(
             f"a guide of the same training is ema:WIDTH or ema:WIDTH@STEP, such as ema:0.1@300, with a width "
-            f"from {MIN_SIGMA_REL} to {MAX_SIGMA_REL} (got {text[:MAX_GUIDE]!r})"
+            f"from {MIN_SIGMA_REL} to {MAX_SIGMA_REL} (got {text[:MAX_QUOTED]!r})"
         )
     return EmaGuide(float(found[1]), None if found[2] is None else int(found[2]))
 

@@ -29,10 +29,10 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES, MAX_GUIDE, normalize_guide
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, normalize_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_NOISE_LEVEL, MAX_STEPS
+from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_NOISE_LEVEL, MAX_PATH, MAX_STEPS
 from diffusion.system.references import check_name
 from diffusion.system.section import NotBool
 
@@ -185,7 +185,7 @@ def _plain(annotation: Any) -> Any:
 SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
 SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
 RuleName = Annotated[str, AfterValidator(partial(check_name, registry=GUIDANCE_RULES))]
-Guide = Annotated[str, Field(max_length=MAX_GUIDE), AfterValidator(normalize_guide)]
+Guide = Annotated[str, Field(max_length=MAX_PATH), AfterValidator(normalize_guide)]
 FileName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]+$")]
 GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
 Eta = Annotated[float, Field(ge=0, le=MAX_ETA), NotBool]

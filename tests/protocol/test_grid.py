@@ -23,6 +23,7 @@ from diffusion.protocol.grid import (
     settings_axes,
     settings_card,
 )
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.settings import AXES, MODEL_AXES, SampleSettings
 from diffusion.protocol.spacing import SPACINGS
@@ -149,6 +150,12 @@ def test_cells_of_the_default_ema_are_those_without_the_axis() -> None:
         assert settings[cell] == settings[dataclasses.replace(cell, ema=None)], (
             "an EMA profile changes no setting"
         )
+
+
+def test_too_long_name_of_a_cell_is_refused() -> None:
+    sweep = SweepConfig(steps=[5], eta=[0.0], guide=["a/" * 150])
+    with pytest.raises(UsageError, match="shorter path"):
+        grid(SampleConfig(num_images=2, guidance=1.0), sweep)
 
 
 @pytest.mark.parametrize("ema", [[0.005], [0.3], [True], ["wide"], [None], [], [0.1, 0.1], "0.1"])

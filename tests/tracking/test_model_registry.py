@@ -280,7 +280,7 @@ def test_non_finite_and_swapped_models_are_not_served(make_model, here):
     done = load_and_predict(here, [{"num": 2}], MODEL.absolute(), stored)
     assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
     assert done.returncode == 1
-    assert "not the model that was registered" in done.stderr
+    assert "not the one that was registered" in done.stderr
 
 
 @pytest.mark.slow
