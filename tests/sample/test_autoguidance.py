@@ -158,7 +158,7 @@ def test_equal_images_have_equal_settings_and_a_card_reads_back():
     assert not {"guide", "guidance_rule"} & settings_card(plain).keys()
 
 
-@pytest.mark.parametrize("guide", ["", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@x", "ema:-1", "a" * 101])
+@pytest.mark.parametrize("guide", ["", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@x", "ema:-1", "a" * 5000])
 def test_an_impossible_guide_is_refused(guide):
     with pytest.raises(ValueError, match="guide"):
         SampleSettings(guidance=1.0, guide=guide)
