@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.references import BuilderEntry, check_name, load_reference
 from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import FilePath, Side
@@ -21,7 +21,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class SourceEntry:
+class SourceEntry(BuilderEntry):
     """`builder` makes a Source from its section; `config` is that section's class, both as "module:name".
 
     A set with own options has a subclass of DataConfig.
@@ -29,11 +29,6 @@ class SourceEntry:
 
     builder: str
     config: str = "diffusion.data.data_config:DataConfig"
-
-    @property
-    def module(self) -> str:
-        """The module that reads the set; its code is part of the prepared data's digest."""
-        return reference_module(self.builder)
 
 
 SOURCES: Registry[SourceEntry] = Registry(

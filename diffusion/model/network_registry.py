@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.system.references import check_name, is_entry, load_reference, nearest, reference_module
+from diffusion.system.references import BuilderEntry, check_name, is_entry, load_reference, nearest
 from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, Side, brief
@@ -30,7 +30,7 @@ MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many 
 
 
 @dataclass(frozen=True)
-class ModelEntry:
+class ModelEntry(BuilderEntry):
     """`builder` makes the network of a spec; `config` is the section's class, a subclass of ModelConfig.
 
     `spec` adds what the data decides; its class derives from both and from NetworkSpec. `transfer` is the
@@ -41,11 +41,6 @@ class ModelEntry:
     config: str
     spec: str
     transfer: str = "diffusion.model.weight_transfer:transfer_unchanged"
-
-    @property
-    def module(self) -> str:
-        """The module that computes this network."""
-        return reference_module(self.builder)
 
 
 MODELS: Registry[ModelEntry] = Registry(

@@ -5,17 +5,15 @@ process and a `Noised` batch (diffusion/process/losses.py). Each has an entry he
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.references import BuilderEntry, OptionsEntry
 from diffusion.system.registry import Registry
-from diffusion.system.section import Section
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class LossWeight:
+class LossWeight(BuilderEntry, OptionsEntry):
     """`builder` is the function, as a "module:name", `options` the class of `weighting_options`."""
 
     builder: str
@@ -23,19 +21,9 @@ class LossWeight:
     options: str = "diffusion.system.section:NoOptions"
     uses_sigma_data: bool = False
 
-    @property
-    def module(self) -> str:
-        """The module that computes it."""
-        return reference_module(self.builder)
-
-    def parse(self, values: dict[str, Any]) -> Section:
-        """Return the options; pydantic's ValidationError for an invalid one."""
-        options: Section = load_reference(self.options).model_validate(values)
-        return options
-
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(BuilderEntry):
     """`builder` is the function, as a "module:name".
 
     `learned_variance` is whether it trains one, and needs it; `is_weighted` whether `weighting` applies.
@@ -45,11 +33,6 @@ class Objective:
     source: str
     learned_variance: bool = False
     is_weighted: bool = True
-
-    @property
-    def module(self) -> str:
-        """The module that computes it."""
-        return reference_module(self.builder)
 
 
 LOSS_WEIGHTS: Registry[LossWeight] = Registry(

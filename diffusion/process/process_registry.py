@@ -23,7 +23,7 @@ from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
-from diffusion.system.references import check_name, load_reference, reference_module
+from diffusion.system.references import BuilderEntry, check_name, load_reference
 from diffusion.system.registry import Registry
 from diffusion.system.registry_section import RegistrySection
 from diffusion.system.section import NotBool, explain
@@ -40,7 +40,7 @@ Variance = Literal["small", "large", "learned"]
 
 
 @dataclass(frozen=True)
-class ProcessEntry:
+class ProcessEntry(BuilderEntry):
     """`builder` makes a NoiseProcess of its section; `config` is that section's class, each a "module:name".
 
     A discrete process has a DiscreteConfig or a subclass, a continuous one a ContinuousConfig.
@@ -49,11 +49,6 @@ class ProcessEntry:
     builder: str
     config: str = "diffusion.process.process_registry:DiscreteConfig"
     source: str = ""
-
-    @property
-    def module(self) -> str:
-        """The module that computes this process."""
-        return reference_module(self.builder)
 
 
 PROCESSES: Registry[ProcessEntry] = Registry(

@@ -4,17 +4,15 @@ A further one is a TimeSampler (diffusion/process/time_samplers.py) and an entry
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.references import BuilderEntry, OptionsEntry
 from diffusion.system.registry import Registry
-from diffusion.system.section import Section
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class TimeDistribution:
+class TimeDistribution(BuilderEntry, OptionsEntry):
     """`builder` makes a TimeSampler of a process and options; `options` is the class of `t_sampler_options`.
 
     Each is a "module:name", the options without torch. One that `is_unbiased` keeps the mean of the loss
@@ -26,16 +24,6 @@ class TimeDistribution:
     options: str = "diffusion.system.section:NoOptions"
     needs_bound: bool = False
     is_unbiased: bool = False
-
-    @property
-    def module(self) -> str:
-        """The module that computes it."""
-        return reference_module(self.builder)
-
-    def parse(self, values: dict[str, Any]) -> Section:
-        """Return the options; pydantic's ValidationError for an invalid one."""
-        options: Section = load_reference(self.options).model_validate(values)
-        return options
 
 
 TIME_DISTRIBUTIONS: Registry[TimeDistribution] = Registry(

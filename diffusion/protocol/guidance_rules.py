@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.references import BuilderEntry, load_reference
 from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RuleBuilder(Protocol):
 
 
 @dataclass(frozen=True)
-class GuidanceRule:
+class GuidanceRule(BuilderEntry):
     """`builder` is the "module:name" of a RuleBuilder, loaded when it is needed; `source` is its paper.
 
     A rule that `needs_guide` compares the model with a second one, one that `needs_null` with itself without
@@ -45,11 +45,6 @@ class GuidanceRule:
     needs_guide: bool = False
     needs_null: bool = False
     nfe: int = 2
-
-    @property
-    def module(self) -> str:
-        """The module that computes it."""
-        return reference_module(self.builder)
 
     def load(self) -> RuleBuilder:
         """Return the builder."""

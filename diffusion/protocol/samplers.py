@@ -5,9 +5,9 @@ A new one is an entry here and a module with a builder, SampleSettings → Sampl
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.references import BuilderEntry, OptionsEntry, load_reference
 from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def two_per_step_but_last(steps: int) -> int:
 
 
 @dataclass(frozen=True)
-class SamplerEntry:
+class SamplerEntry(BuilderEntry, OptionsEntry):
     """`builder` makes a Sampler of the settings; `options` is the class of `sampler_options`.
 
     Each is a "module:name", loaded when it is needed, the options without torch. A sampler that `uses_eta`
@@ -46,11 +46,6 @@ class SamplerEntry:
     source: str = ""
     noise_option: str | None = None
 
-    @property
-    def module(self) -> str:
-        """The module that computes it."""
-        return reference_module(self.builder)
-
     def adds_noise(self, settings: "SampleSettings") -> bool:
         """Return whether the steps of a sampler with these settings draw noise."""
         if self.uses_eta:
@@ -58,11 +53,6 @@ class SamplerEntry:
         if self.noise_option is None:
             return False
         return bool(self.checked_options(settings.sampler_options)[self.noise_option])
-
-    def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
-        checked: dict[str, Any] = load_reference(self.options).model_validate(values).model_dump(mode="json")
-        return checked
 
 
 _EDM = "Karras et al. 2022 (2206.00364), alg. 1 and 2"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference
+from diffusion.system.references import OptionsEntry
 from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:  # options are validated by pydantic, which names and help texts do not need
@@ -92,7 +92,7 @@ def log_snr(steps: int, low: float, high: float, options: "Section") -> list[flo
 
 
 @dataclass(frozen=True)
-class SpacingEntry:
+class SpacingEntry(OptionsEntry):
     """`whole` is (S, T) → S of the timesteps 0 … T−1, increasing; a discrete process takes it first.
 
     `real` is (S > 1, low, high, options) → S increasing numbers that end at `high`: real times, or noise
@@ -114,15 +114,6 @@ class SpacingEntry:
         function = self.whole or self.real
         assert function is not None, "a spacing has timesteps or real times"
         return function.__module__
-
-    def parse(self, values: dict[str, Any]) -> Any:
-        """Return the options as their class; pydantic's ValidationError for an invalid one."""
-        return load_reference(self.options).model_validate(values)
-
-    def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
-        checked: dict[str, Any] = self.parse(values).model_dump(mode="json")
-        return checked
 
     def between(self, steps: int, low: float, high: float, options: Any) -> list[float]:
         """Return S real numbers from `low` to exactly `high`; the last alone if S is 1."""

@@ -22,6 +22,32 @@ def reference_module(reference: str) -> str:
     return reference.partition(":")[0]
 
 
+class BuilderEntry:
+    """An entry with a `builder`, a "module:name" that is imported when it is used."""
+
+    builder: str
+
+    @property
+    def module(self) -> str:
+        """The module of the builder; its code belongs to the digest of what uses the entry."""
+        return reference_module(self.builder)
+
+
+class OptionsEntry:
+    """An entry with `options`, its own class of options as a torch-free "module:name"."""
+
+    options: str
+
+    def parse(self, values: dict[str, Any]) -> Any:
+        """Return the options as their class; pydantic's ValidationError for an invalid one."""
+        return load_reference(self.options).model_validate(values)
+
+    def checked_options(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the options with their defaults; pydantic's ValidationError for an invalid one."""
+        checked: dict[str, Any] = self.parse(values).model_dump(mode="json")
+        return checked
+
+
 def is_entry(name: Any, registry: Mapping[str, object]) -> bool:
     """Return whether a value from a file, of any type, names an entry of the registry."""
     return isinstance(name, str) and name in registry
