@@ -9,18 +9,15 @@ from typing import Any, NamedTuple
 
 from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.card import statistics_source
-from diffusion.protocol.paper_mismatches import mismatches
+from diffusion.protocol.paper_mismatches import OPTION_ENTRIES, mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
-from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.files import sha256_file
 from diffusion.system.references import load_reference
 from diffusion.system.yaml_text import REMOVED
 
 REFERENCES = Path("references")  # folder of published statistics
 ABSENT = "not set"
-REGISTRIES: Mapping[str, Mapping[str, Any]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 
 Sections = dict[str, dict[str, Any]]
 
@@ -82,8 +79,8 @@ def _wanted(stated: PaperField, sections: Sections) -> tuple[tuple[str, str], An
         return place, None, "other images are another training: `diffctl use PROFILE` takes them"
     if stated.field == "evaluate.statistics":
         return place, *_statistics(str(values[0]))
-    if key in REGISTRIES and not set(values) & REGISTRIES[key].keys():
-        names = ", ".join(REGISTRIES[key])
+    if key in OPTION_ENTRIES and not set(values) & OPTION_ENTRIES[key].keys():
+        names = ", ".join(OPTION_ENTRIES[key])
         return place, None, f"there is no {key} {' or '.join(values)} here: there are {names}"
     if isinstance(now, list | tuple):
         return place, [one for one in now if one in values] or sorted(values), ""
@@ -105,7 +102,7 @@ def _following(before: Mapping[str, Any], after: Sections) -> Iterator[tuple[tup
     """Yield further changes that a change requires: place, value and reason."""
     yield from _of_process(before["process"], after)
     sample, sweep = after["sample"], after["sweep"]
-    for name in REGISTRIES:
+    for name in OPTION_ENTRIES:
         listed = sweep.get(name)
         if listed != before["sweep"].get(name) and listed and sample[name] not in listed:
             yield ("sample", name), listed[0], f"sweep.{name} has it"

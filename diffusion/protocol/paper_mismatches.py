@@ -11,7 +11,10 @@ from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.spacing import SPACINGS, SpacingEntry
 
-ENTRIES: dict[str, Mapping[str, SamplerEntry | SpacingEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
+OPTION_ENTRIES: dict[str, Mapping[str, SamplerEntry | SpacingEntry]] = {
+    "sampler": SAMPLERS,
+    "spacing": SPACINGS,
+}
 
 
 class Mismatch(NamedTuple):
@@ -88,14 +91,14 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
 
 def _with_options(card: Card) -> dict[str, Any]:
     """Return a card with the options of its sampler and spacing as mappings, which are JSON in cards."""
-    written = {f"{field}_options": card.get(f"{field}_options") for field in ENTRIES}
+    written = {f"{field}_options": card.get(f"{field}_options") for field in OPTION_ENTRIES}
     return {**card, **{key: json.loads(text) for key, text in written.items() if text is not None}}
 
 
 def _without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings with those options of their sampler and spacing that differ from the defaults."""
     changed = dict(values)
-    for field, entries in ENTRIES.items():
+    for field, entries in OPTION_ENTRIES.items():
         if options := values.get(f"{field}_options"):
             entry = entries[values[field]]
             defaults = entry.checked_options({})
