@@ -1,12 +1,15 @@
 """The project's servers in a test's folder, and requests to Prefect's API."""
 
 import json
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import free_port
@@ -43,7 +46,10 @@ def servers_up(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serv
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    """POST to Prefect's API; the answer."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as reply:
-        return json.load(reply)
+    """POST to Prefect's API; return the answer. A 503 (its database is locked) is retried, as its client does."""
+    retry = Retry(5, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
+    with requests.Session() as session:
+        session.mount("http://", HTTPAdapter(max_retries=retry))
+        reply = session.post(url, json=body, timeout=30)
+        reply.raise_for_status()
+        return reply.json()
