@@ -1,6 +1,5 @@
 """The project's servers in a test's folder, and requests to Prefect's API."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ def servers_up(folder: Path, env: dict[str, str] | None = None) -> Iterator[Serv
 
 
 def post(url: str, body: dict[str, Any]) -> Any:
-    """POST to Prefect's API; return the answer. A 503 (its database is locked) is retried, as its client does."""
+    """POST to Prefect's API; return the answer. Retry a 503 (locked database), as its client does."""
     retry = Retry(5, backoff_factor=0.5, status_forcelist=[503], allowed_methods=None)
     with requests.Session() as session:
         session.mount("http://", HTTPAdapter(max_retries=retry))
