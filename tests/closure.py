@@ -6,6 +6,7 @@
 import ast
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -49,6 +50,7 @@ def modules_of_builders(tree: ast.AST) -> set[str]:
     return found
 
 
+@cache
 def parse(file: Path) -> ast.Module:
     """Return the file's syntax tree."""
     return ast.parse(file.read_text(encoding="utf-8"), str(file))

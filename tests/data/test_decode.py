@@ -132,18 +132,3 @@ def test_truncated_image_is_bad(form):
 def test_other_formats_are_bad(content):
     with pytest.raises(BadImage, match="not an image"):
         pixels_of(content, 16, 3)
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    form=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP"]),
-    edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), min_size=1, max_size=6),
-)
-def test_damaged_bytes_give_image_or_reason(form, edits):
-    content = bytearray(encoded(noise(24), form))
-    for at, value in edits:
-        content[at % len(content)] = value
-    try:
-        assert pixels_of(bytes(content), 24, 3).shape == (24, 24, 3)
-    except BadImage as error:
-        assert str(error)  # noqa: PT017 (either outcome is right)
