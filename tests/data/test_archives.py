@@ -1,5 +1,6 @@
-"""Archives and npz files: only the named members are unpacked; bombs and damage end in one sentence."""
+"""Archives, npz and IDX files: only named members are unpacked; bombs and damage end in one sentence."""
 
+import gzip
 import io
 import struct
 import tarfile
@@ -8,13 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 
+from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.archives import unpack_tar, unpack_zip
 from diffusion.data.readers.arrays import open_npz
 from diffusion.data.sources.cifar import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers.damaged_bytes import bounded, write_zip_bomb
-from tests.helpers.raw_data import random_images
+from tests.helpers.damaged_bytes import bounded, write_gzip_bomb, write_zip_bomb
+from tests.helpers.raw_data import random_images, write_fashion
 
 MEMBERS = ["set/one", "set/two"]
 LARGE = 3000  # MB, from a few MB
@@ -150,3 +152,30 @@ def test_mismatched_labels_are_refused(tmp_path, labels):
     np.savez(tmp_path / "x.npz", data=np.zeros((2, 48), np.uint8)[: len(labels)], labels=labels)
     with pytest.raises(DiffctlError, match=r"x\.npz"):
         read_batches([tmp_path / "x.npz"], "labels", first_label=0, classes=9, shape=(4, 4, 3))
+
+
+def test_idx_bomb_is_refused(tmp_path):
+    write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
+    write_gzip_bomb(tmp_path / "train-images-idx3-ubyte.gz", b"", LARGE)
+    message = bounded(lambda: build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open())
+    assert "unpacks to more than" in message
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\x08",
+        b"\0\0\x08\x46" + b"\0\0\0\1" * 70 + b"x",
+        b"\0\0\x08\3" + struct.pack(">III", 0, 28, 28),
+        b"\0\0\x08\3" + b"\xff" * 12,
+        b"\0\0\x08\0x",
+        b"\0\0\x0d\1\0\0\0\0",
+        b"\0\0\x08\2" + struct.pack(">II", 2, 784) + bytes(1568),
+    ],
+)
+def test_invalid_idx_file_is_refused(tmp_path, content):
+    write_fashion(tmp_path, random_images(0, 4, 28, 1), np.zeros(4, int), 2)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(DiffctlError, match="train"):
+        build_source(DataConfig(name="fashion-mnist", path=tmp_path)).open()

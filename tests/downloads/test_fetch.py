@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.downloads.fetch import (
+    MAX_DEPTH,
     RemoteFile,
     RetryPolicy,
     cache_root,
     fetch,
     file_checksums,
+    find_file,
     raw_folder,
 )
 from diffusion.system.errors import DiffctlError, TemporaryError
@@ -201,3 +203,19 @@ def test_checksums_equal_hashlib(tmp_path):
     found = file_checksums(paths, lambda *step: steps.append(step[:2]))
     assert found == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     assert steps == [(1000, 2000), (2000, 2000)]
+
+
+def test_file_search_is_bounded(tmp_path):
+    deep = tmp_path.joinpath(*"abcdefghi")
+    deep.mkdir(parents=True)
+    (deep / "x").touch()
+    assert len("abcdefghi") == MAX_DEPTH + 1
+    assert find_file(tmp_path, "x") is None
+    assert find_file(tmp_path / "a", "x") == deep / "x"
+    (tmp_path / "b/c").mkdir(parents=True)
+    (tmp_path / "b/c/x").touch()
+    (tmp_path / "c").mkdir()
+    os.mkfifo(tmp_path / "c/x")
+    (tmp_path / "d").symlink_to(deep)
+    (tmp_path / "x").symlink_to("x")
+    assert find_file(tmp_path, "x") == tmp_path / "b/c/x"
