@@ -16,7 +16,7 @@ from diffusion.data.readers.listing import MAX_DEPTH, list_images
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded
-from tests.helpers.raw_data import random_images, write_folder
+from tests.helpers.raw_data import random_images, write_folder, write_numbered
 
 
 def image(place, name):
@@ -113,7 +113,7 @@ def test_unprintable_class_folder_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
 def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
-    write_folder(tmp_path / "raw", {str(at): one for at, one in enumerate(random_images(0, 3, 8))})
+    write_numbered(tmp_path / "raw", random_images(0, 3, 8))
     here = os.getcwd()
     KINDS[kind](os.fsencode(tmp_path / "raw/x\n.png"), b"x\n.png")
     os.chdir(here)

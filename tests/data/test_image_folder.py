@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.system.errors import DiffctlError, UsageError
-from tests.helpers.raw_data import by_image, prepared, random_images, write_folder
+from tests.helpers.raw_data import by_image, prepared, random_images, write_folder, write_numbered
 
 
 def folder_config(path, **options):
@@ -52,7 +52,7 @@ def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
 
 
 def test_flat_folder_has_no_labels(tmp_path):
-    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 20, 8))})
+    write_numbered(tmp_path / "raw", random_images(0, 20, 8))
     (tmp_path / "raw/README.md").write_text("of my pictures")
     train, test = prepared(tmp_path, name="image-folder", path=tmp_path / "raw", image_size=8)
     assert train.labels is None
@@ -84,7 +84,7 @@ def test_csv_gives_labels_and_splits(tmp_path):
     ],
 )
 def test_invalid_csv_is_refused(tmp_path, text, message):
-    write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 3, 8))})
+    write_numbered(tmp_path / "raw", random_images(0, 3, 8))
     if text is not None:
         (tmp_path / "raw/labels.csv").write_text(text)
     with pytest.raises(DiffctlError, match=message):
@@ -93,7 +93,7 @@ def test_invalid_csv_is_refused(tmp_path, text, message):
 
 def test_unusable_files_are_listed(tmp_path):
     raw = tmp_path / "raw"
-    write_folder(raw, {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(random_images(0, 6, 8))})
+    write_numbered(raw, random_images(0, 6, 8), "ab")
     write_folder(raw, {"loose": random_images(1, 1, 8)[0], "a/0": random_images(2, 1, 8)[0]}, "webp")
     (raw / "empty").mkdir()
     (raw / "a/notes.txt").write_text("no image")
@@ -113,7 +113,7 @@ def test_unusable_files_are_listed(tmp_path):
 
 
 def test_unmatched_csv_rows_and_files_are_listed(tmp_path):
-    raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
+    raw = write_numbered(tmp_path / "raw", random_images(0, 4, 8))
     (raw / "l.csv").write_text("file,label\n0.png,a\n1.png,b\n1.png,a\ngone.png,a\n./2.png,b\n")
     info = build_source(folder_config(raw, labels="l.csv")).info()
     assert sorted(info.problems) == [
@@ -124,7 +124,7 @@ def test_unmatched_csv_rows_and_files_are_listed(tmp_path):
 
 
 def test_links_are_followed_once(tmp_path):
-    write_folder(tmp_path / "elsewhere", {str(at): image for at, image in enumerate(random_images(0, 4, 8))})
+    write_numbered(tmp_path / "elsewhere", random_images(0, 4, 8))
     raw = write_folder(tmp_path / "raw", {"a/x": random_images(1, 1, 8)[0]})
     (raw / "b").symlink_to(tmp_path / "elsewhere")
     (raw / "b/circle").symlink_to(raw)
@@ -136,9 +136,7 @@ def test_links_are_followed_once(tmp_path):
 
 
 def test_undecodable_names_are_reported(tmp_path):
-    raw = write_folder(
-        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 3, 8))}
-    )
+    raw = write_numbered(tmp_path / "raw", random_images(0, 3, 8), "a")
     odd = b"a/\xff\xfe.png"
     with open(bytes(raw) + b"/" + odd, "wb") as file:
         file.write(b"nothing")

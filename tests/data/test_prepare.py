@@ -26,7 +26,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from tests.conftest import ROOT, environment
 from tests.helpers.damaged_bytes import damages
-from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder
+from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder, write_numbered
 from tests.helpers.waiting import wait_until
 
 PROGRAM = """
@@ -49,8 +49,8 @@ def folder_config(raw, **options):
 
 def with_bad_images(raw):
     """Write 20 good images of two classes, and three unreadable ones."""
-    write_folder(raw, {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(random_images(0, 20, 8))})
-    good = (raw / "a/00.png").read_bytes()
+    write_numbered(raw, random_images(0, 20, 8), "ab")
+    good = (raw / "a/0.png").read_bytes()
     (raw / "a/cut.png").write_bytes(good[:-40])
     (raw / "b/text.png").write_text("not an image")
     (raw / "c").mkdir()
@@ -59,10 +59,7 @@ def with_bad_images(raw):
 
 
 def test_equal_raw_files_give_equal_bytes(tmp_path):
-    raw = write_folder(
-        tmp_path / "raw",
-        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 600, 8))},
-    )
+    raw = write_numbered(tmp_path / "raw", random_images(0, 600, 8), "abc")
     shutil.copytree(raw, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other times, another place
     for number, place in enumerate((raw, tmp_path / "elsewhere")):
         prepare(folder_config(place), tmp_path / f"out{number}", work=tmp_path / f"work{number}")
@@ -74,10 +71,7 @@ def test_equal_raw_files_give_equal_bytes(tmp_path):
 
 
 def test_meta_describes_the_split(tmp_path):
-    raw = write_folder(
-        tmp_path / "raw",
-        {f"{'abc'[at % 3]}/{at}": image for at, image in enumerate(random_images(0, 30, 12))},
-    )
+    raw = write_numbered(tmp_path / "raw", random_images(0, 30, 12), "abc")
     train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
     for store, count in ((train, 27), (test, 3)):
         meta = store.meta
@@ -275,7 +269,7 @@ def test_changed_raw_files_restart_the_preparation(tmp_path):
     with pytest.raises(DiffctlError):
         prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
     for path in ("a/cut.png", "b/text.png", "c/only.png"):
-        shutil.copyfile(raw / "b/01.png", raw / path)
+        shutil.copyfile(raw / "b/1.png", raw / path)
     prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
     assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
 
@@ -294,16 +288,14 @@ def test_unfinished_work_of_other_settings_is_removed(tmp_path):
 
 def test_full_disk_is_detected_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
-    raw = write_folder(
-        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 4, 8))}
-    )
+    raw = write_numbered(tmp_path / "raw", random_images(0, 4, 8), "a")
     with pytest.raises(DiffctlError, match=r"preparation needs [\d.]+ MB more in .* are free: make room"):
         prepare(folder_config(raw, image_size=8), tmp_path / "out", work=tmp_path / "work")
 
 
 def test_new_data_set_replaces_the_old_one(tmp_path):
     prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
-    raw = write_folder(tmp_path / "raw", {str(at): image for at, image in enumerate(random_images(0, 9, 8))})
+    raw = write_numbered(tmp_path / "raw", random_images(0, 9, 8))
     prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
     assert not (tmp_path / "out/train/labels.npy").exists()
     assert open_store(tmp_path / "out/train").meta["name"] == "image-folder"

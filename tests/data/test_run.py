@@ -7,7 +7,7 @@ import yaml
 
 from diffusion.images.store import open_store
 from tests.conftest import write_params
-from tests.helpers.raw_data import random_images, write_folder
+from tests.helpers.raw_data import random_images, write_folder, write_numbered
 from tests.helpers.toy_project import script, toy_project
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def run(folder: Path) -> str:
 def test_changed_folder_is_prepared_again(tmp_path: Path) -> None:
     """DVC does not detect it, since raw files are not dependencies."""
     images = random_images(0, 21, 8)
-    write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(images[:20])})
+    write_numbered(tmp_path / "raw", images[:20], "ab")
     project(tmp_path, "diffctl stage data", name="image-folder", path="raw", image_size=8)
     assert "==> data\n" in run(tmp_path)
     assert "==> data: up to date" in run(tmp_path)

@@ -11,8 +11,8 @@ from tests.helpers.raw_data import (
     random_images,
     write_cifar10,
     write_cifar100,
-    write_folder,
     write_mini_imagenet,
+    write_numbered,
     write_small_imagenet,
 )
 
@@ -27,9 +27,7 @@ RAW = {  # writers of raw files by data.name
     "mini-imagenet": lambda raw: write_mini_imagenet(
         raw, random_images(0, 30, 84), [f"n{at % 5}" for at in range(30)]
     ),
-    "image-folder": lambda raw: write_folder(
-        raw, {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(random_images(0, 20, 90))}
-    ),
+    "image-folder": lambda raw: write_numbered(raw, random_images(0, 20, 90), "ab"),
 }
 PREPARED = {  # by profile
     "digits": "1,297 train, 500 test images of 8×8×1, 10 classes",

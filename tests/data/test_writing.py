@@ -15,7 +15,7 @@ import pytest
 from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.system.errors import DiffctlError
-from tests.helpers.raw_data import random_images, tree, write_folder
+from tests.helpers.raw_data import random_images, tree, write_numbered
 
 MOVES = {"os.link", "os.rename", "os.remove", "shutil.copyfile", "shutil.rmtree"}  # Python's audit events
 KILLED, DONE = -signal.SIGKILL, 0
@@ -25,9 +25,7 @@ KILLED, DONE = -signal.SIGKILL, 0
 def raw(tmp_path: Path) -> Path:
     images = random_images(0, 24, 8)
     images[7] = images[3]  # for a list of duplicates
-    return write_folder(
-        tmp_path / "raw", {f"{'ab'[at % 2]}/{at:02d}": image for at, image in enumerate(images)}
-    )
+    return write_numbered(tmp_path / "raw", images, "ab")
 
 
 @pytest.fixture
@@ -70,7 +68,7 @@ def killed_before_move(number: int, config: DataConfig, out: Path, work: Path) -
 @pytest.mark.parametrize("is_spoilt", [False, True])
 def test_kill_in_last_step_is_made_good(tmp_path: Path, raw: Path, is_spoilt: bool) -> None:
     if is_spoilt:
-        (raw / "a/00.png").write_text("not an image")
+        (raw / "a/0.png").write_text("not an image")
     config = DataConfig(name="image-folder", path=raw, image_size=8, on_bad="skip")
     prepare(config, tmp_path / "whole", work=tmp_path / "work")
     out = tmp_path / "data/prepared"

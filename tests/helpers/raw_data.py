@@ -206,6 +206,12 @@ def write_folder(root: Path, images: dict[str, np.ndarray], suffix: str = "png")
     return root
 
 
+def write_numbered(root: Path, images: np.ndarray, classes: str = "") -> Path:
+    """PNG files 0, 1, … in folders named by the letters of `classes` in turn; by default in the root."""
+    folders = [f"{name}/" for name in classes] or [""]
+    return write_folder(root, {f"{folders[at % len(folders)]}{at}": one for at, one in enumerate(images)})
+
+
 def pack_zip(archive: Path, files: list[Path], inside: str) -> Path:
     """A zip with the files in a folder `inside`."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
