@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
@@ -38,7 +38,6 @@ def adm_square(image, size):
     return pixels[(rows - size) // 2 :, (columns - size) // 2 :][:size, :size]
 
 
-@settings(deadline=None, max_examples=40)
 @given(width=st.integers(5, 150), height=st.integers(5, 150), size=st.sampled_from([5, 8, 32, 64]))
 def test_squares_equal_adm(width, height, size):
     pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -46,7 +45,6 @@ def test_squares_equal_adm(width, height, size):
     np.testing.assert_array_equal(np.asarray(square(image, size)), adm_square(image, size))
 
 
-@settings(deadline=None, max_examples=25)
 @given(native=st.sampled_from([1, 3]), channels=st.sampled_from([1, 3]), size=st.sampled_from([8, 12, 20]))
 def test_batch_equals_single_images(native, channels, size):
     images = random_images(0, 3, 12, native)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.data.holdout import hold_out, shuffled
@@ -14,7 +14,6 @@ def test_permutation_has_golden_values():
     assert shuffled(10, 0).tolist() == [3, 2, 1, 8, 6, 0, 7, 4, 5, 9]  # raw PCG64 bits are stable
 
 
-@settings(deadline=None)
 @given(count=st.integers(0, 500), seed=st.integers(0, 2**32 - 1), stream=st.integers(0, 3))
 def test_shuffled_is_a_deterministic_permutation(count, seed, stream):
     order = shuffled(count, seed, stream)
@@ -22,7 +21,6 @@ def test_shuffled_is_a_deterministic_permutation(count, seed, stream):
     np.testing.assert_array_equal(order, shuffled(count, seed, stream))
 
 
-@settings(deadline=None)
 @given(labels=LABELS, part=st.floats(0.01, 0.99), seed=st.integers(0, 100))
 def test_stratified_split_is_exact_disjoint_and_proportional(labels, part, seed):
     held_out = min(len(labels) - 1, max(1, round(part * len(labels))))

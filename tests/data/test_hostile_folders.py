@@ -46,7 +46,7 @@ ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
 
 
 @pytest.mark.slow
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(entries=ENTRIES)
 def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
     root = tmp_path_factory.mktemp("above") / "raw"

@@ -14,7 +14,7 @@ def folder_config(path, **options):
     return DataConfig(name="image-folder", path=path, image_size=8, **options)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     seed=st.integers(0, 2**32 - 1),
     channels=st.sampled_from([1, 3]),

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.data.readers.listing import list_images
@@ -27,7 +27,6 @@ def plainly(root, paths):
     return images, twins
 
 
-@settings(max_examples=40, deadline=None)
 @given(paths=st.sets(st.builds(lambda folder, name: folder + name, FOLDERS, NAMES), max_size=30))
 def test_listing_equals_plain_python(tmp_path_factory, paths):
     root = tmp_path_factory.mktemp("raw")

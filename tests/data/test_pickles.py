@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -51,7 +51,6 @@ def same(left, right):
     return left == right and type(left) is type(right)
 
 
-@settings(deadline=None)
 @given(value=VALUES, protocol=st.sampled_from([2, 3, 4, 5]))
 def test_plain_values_and_arrays_round_trip(tmp_path_factory, value, protocol):
     path = tmp_path_factory.mktemp("pickle") / "value"
@@ -59,7 +58,6 @@ def test_plain_values_and_arrays_round_trip(tmp_path_factory, value, protocol):
     assert same(value, read_pickle(path))
 
 
-@settings(deadline=None, max_examples=25)
 @given(array=ARRAYS)
 def test_old_pickles_round_trip(tmp_path_factory, array):
     folder = tmp_path_factory.mktemp("pickle")
@@ -141,7 +139,6 @@ def test_crafted_opcodes_are_refused(tmp_path, content, monkeypatch):
     assert not (tmp_path / "canary").exists()
 
 
-@settings(deadline=None)
 @given(
     at=st.integers(0, 10**6),
     bit=st.integers(0, 7),

@@ -9,7 +9,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.downloads.fetch import (
@@ -84,7 +84,6 @@ def test_download_completes_despite_faults(folder, faults):
     assert leftovers(folder) == ["file.bin"]
 
 
-@settings(deadline=None, max_examples=20)
 @given(have=st.integers(0, len(CONTENT) + 100), honest=st.booleans())
 def test_any_partial_file_gives_the_right_result(tmp_path_factory, have, honest):
     folder = tmp_path_factory.mktemp("cache")

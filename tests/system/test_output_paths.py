@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import write_atomic
@@ -57,7 +57,6 @@ def read_while(path: str, work: Callable[[], None]) -> bytes:
         os.close(handle)
 
 
-@settings(deadline=None, max_examples=300)
 @given(place=at.places, name=at.names(".png"))
 @example(place=at.file, name="x" * 251 + ".png")
 @example(place=at.nothing, name="x" * 252 + ".png")
@@ -86,7 +85,6 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
         assert taken == opens(path) or (too_long and not taken)
 
 
-@settings(deadline=None, max_examples=100)
 @given(place=at.places, name=at.names(""))
 def test_output_folder_is_new_or_empty(place: Place, name: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:

@@ -6,7 +6,7 @@ from copy import deepcopy
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.system.yaml_text import MAX_DEPTH, YamlRefusal, edit_yaml, parse_yaml
@@ -33,7 +33,6 @@ SIMPLE_TREES = st.recursive(
 
 
 @given(TREES)
-@settings(deadline=None)
 def test_json_documents_are_read_as_json(tree: dict[str, object]) -> None:
     assert parse_yaml(json.dumps(tree)) == tree
 
@@ -157,7 +156,6 @@ def test_edit_that_cannot_keep_the_rest_is_refused(text):
         edit_yaml(text, PATH, "x")
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(SIMPLE_KEYS, SIMPLE_TREES, min_size=1, max_size=3),
     st.lists(SIMPLE_KEYS, min_size=1, max_size=3),

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cli.stages.observers import TrackedTraining
@@ -76,7 +76,6 @@ def test_replay_after_kill_writes_no_point_twice(tmp_path):
     assert len(of_kind(tmp_path, "start")) == 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10_000))
 def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     folder = tmp_path_factory.mktemp("spool")
@@ -93,7 +92,6 @@ def test_torn_last_line_is_dropped_and_written_again(tmp_path_factory, torn):
     assert [event["step"] for event in of_kind(folder, "image")] == [5, 10]
 
 
-@settings(deadline=None)
 @given(damage=damages())
 def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
     folder = tmp_path_factory.mktemp("spool")
