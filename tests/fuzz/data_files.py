@@ -30,7 +30,7 @@ from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.mutators import EXTREMES, MAX_BYTES, mutate_bytes
 from tests.fuzz.parser import Parser, saved
-from tests.helpers.raw_data import planar, random_images
+from tests.helpers.raw_data import idx_file, planar, random_images
 
 # Zips of the downsampled ImageNet
 WANTED = ("one", "two")
@@ -166,12 +166,7 @@ IDX = ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz")
 @cache
 def idx_seeds() -> list[bytes]:
     """Return two images and their labels."""
-    return [_idx(random_images(0, 2, 28, 1)[..., 0]), _idx(np.array([3, 9], np.uint8))]
-
-
-def _idx(values: np.ndarray) -> bytes:
-    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
-    return gzip.compress(header + values.tobytes(), 1, mtime=0)
+    return [idx_file(random_images(0, 2, 28, 1)[..., 0]), idx_file(np.array([3, 9]))]
 
 
 def read_idx(path: Path) -> None:

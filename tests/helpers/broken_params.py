@@ -68,13 +68,20 @@ def places(tree: Any, above: Place = ()) -> Iterator[Place]:
 
 
 @st.composite
-def broken_trees(draw: st.DrawFn) -> tuple[Tree, Place]:
-    """A profile and the place in it that was replaced, dropped, renamed, doubled or nested."""
+def holders(draw: st.DrawFn) -> tuple[Tree, Place, Any]:
+    """A profile, a place in it, and what holds the value at the place."""
     tree = deepcopy(draw(st.sampled_from(TREES)))
     place = draw(st.sampled_from(list(places(tree))))
     holder: Any = tree
     for key in place[:-1]:
         holder = holder[key]
+    return tree, place, holder
+
+
+@st.composite
+def broken_trees(draw: st.DrawFn) -> tuple[Tree, Place]:
+    """A profile and the place in it that was replaced, dropped, renamed, doubled or nested."""
+    tree, place, holder = draw(holders())
     key, value = place[-1], holder[place[-1]]
     how = draw(st.sampled_from(["replace", "replace", "replace", "drop", "rename", "double", "nest"]))
     if how == "replace":
@@ -94,11 +101,7 @@ def broken_trees(draw: st.DrawFn) -> tuple[Tree, Place]:
 @st.composite
 def broken_texts(draw: st.DrawFn) -> str:
     """As `broken_trees`, with YAML in the place that no values make."""
-    tree = deepcopy(draw(st.sampled_from(TREES)))
-    place = draw(st.sampled_from(list(places(tree))))
-    holder: Any = tree
-    for key in place[:-1]:
-        holder = holder[key]
+    tree, place, holder = draw(holders())
     holder[place[-1]] = HOLE
     return json.dumps(tree, ensure_ascii=False, indent=1).replace(f'"{HOLE}"', draw(st.sampled_from(RAW)))
 

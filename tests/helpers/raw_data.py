@@ -106,11 +106,10 @@ def pack_tar(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def write_idx(path: Path, values: np.ndarray) -> None:
-    """A gzipped IDX file of bytes."""
+def idx_file(values: np.ndarray) -> bytes:
+    """Return a gzipped IDX file of bytes."""
     header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
-    with gzip.GzipFile(path, "wb", mtime=0) as file:
-        file.write(header + values.astype(np.uint8).tobytes())
+    return gzip.compress(header + values.astype(np.uint8).tobytes(), 1, mtime=0)
 
 
 def write_fashion(folder: Path, images: np.ndarray, labels: np.ndarray, test: int) -> Path:
@@ -118,8 +117,8 @@ def write_fashion(folder: Path, images: np.ndarray, labels: np.ndarray, test: in
     folder.mkdir(parents=True, exist_ok=True)
     cut = len(images) - test
     for prefix, rows in {"train": slice(0, cut), "t10k": slice(cut, None)}.items():
-        write_idx(folder / f"{prefix}-images-idx3-ubyte.gz", images[rows, :, :, 0])
-        write_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", labels[rows])
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx_file(images[rows, :, :, 0]))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx_file(labels[rows]))
     return folder
 
 
