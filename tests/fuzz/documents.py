@@ -43,28 +43,17 @@ from tracking.registry.champion_log import read_history
 from tracking.registry.promotion import pin_reason
 from tracking.registry.pyfunc_model import RegisteredSampler, Request
 
-REQUIRED = {  # fields of params.yaml without defaults
-    "data": {"name": "digits"},
-    "model": {"channels": 8, "channel_mult": [1]},
-    "process": {},
-    "train": {"steps": 1, "batch_size": 1, "lr": 1, "p_uncond": 0.1},
-    "sample": {"num_images": 2},
-    "sweep": {"steps": [2], "eta": [0]},
-    "evaluate": {},
-}
-
 
 @cache
 def params_seeds() -> list[bytes]:
-    """Return a profile without comments, and each complete section with minimal other ones as JSON."""
+    """Return a profile without comments, and a complete document as JSON."""
     profile = (ROOT / "profiles/digits.yaml").read_text(encoding="utf-8")
     lines = [line.partition("#")[0].rstrip() for line in profile.splitlines()]
     axes = {"noise": ["small", "large"], "spacing": ["uniform", "trailing"], "guidance": [0, 1.5]}
     axes["guidance_interval"] = [None, [0.2, 5]]
     also = ["effnet-lite0-96", {"extractor": "inception-v3-compat", "weights": "x.pth"}]
     whole = {**params(sweep=axes, evaluate={"extra_extractors": also}), "classifier": CLASSIFIER}
-    sections = as_json(*({**REQUIRED, name: section} for name, section in whole.items()))
-    return ["\n".join(filter(None, lines)).encode(), *sections]
+    return ["\n".join(filter(None, lines)).encode(), *as_json(whole)]
 
 
 def read_params_file(path: Path) -> None:
