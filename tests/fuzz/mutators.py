@@ -18,14 +18,14 @@ NUMBERS = (
     *EXTREMES, -1, -2, -(2**31), -(2**63), 2**63, 2**64, 10**30, 1e308, 1e-320, 0.1, -0.5, 3 * 10**8, 10**7,
 )  # fmt: skip
 TEXTS = (
-    "", "x", "../../x", "/etc/passwd", "nan", "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
+    "", "x", "../../x", "auto", "none", "ddim", "image-folder", "adm-64", "/etc/passwd", "nan", "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
 )  # fmt: skip
 RAW = (  # JSON text that json.dumps cannot produce
     "NaN", "-Infinity", "1e999", "-0", "9" * 5000, "1e" + "9" * 50, "[" * 100_000, "[" * 2000 + "]" * 2000,
     '{"a":' * 2000 + "1" + "}" * 2000, '{"a":1,"a":2}', '"\\ud800"', '"\\u0000"', "", "nul", "[1,]", "'a'",
     '"' + "a" * 100_000 + '"',
 )  # fmt: skip
-_HOLE = "\ue000hole\ue000"  # where raw JSON goes
+HOLE = "\ue000hole\ue000"  # where raw JSON goes
 
 
 def mutate(
@@ -100,10 +100,10 @@ def broken_json(rng: random.Random, tree: Any) -> str:
     """Return the text of a tree broken in one place, also in JSON within its strings."""
     if not (isinstance(tree, dict | list) and tree):
         return rng.choice(RAW)
-    holder, key = _place(rng, tree)
+    holder, key = random_place(rng, tree)
     value, raw, how = holder[key], None, rng.randrange(7)
     if how == 0:
-        raw, holder[key] = rng.choice(RAW), _HOLE
+        raw, holder[key] = rng.choice(RAW), HOLE
     elif how == 1 and isinstance(holder, dict):
         holder[rng.choice((*TEXTS, f"{key}x"))] = value
     elif how == 2:
@@ -119,10 +119,10 @@ def broken_json(rng: random.Random, tree: Any) -> str:
         others = [None, True, [], {}, [value], {"a": value}, str(value)[:100]]
         holder[key] = rng.choice((rng.choice(NUMBERS), rng.choice(TEXTS), rng.choice(others)))
     text = json.dumps(tree, allow_nan=True)
-    return text if raw is None else text.replace(json.dumps(_HOLE), raw)
+    return text if raw is None else text.replace(json.dumps(HOLE), raw)
 
 
-def _place(rng: random.Random, tree: Any) -> tuple[Any, Any]:
+def random_place(rng: random.Random, tree: Any) -> tuple[Any, Any]:
     """Return a (holder, key) in a tree that is not empty, by a random walk from its root."""
     while True:
         key = rng.choice(list(tree)) if isinstance(tree, dict) else rng.randrange(len(tree))
