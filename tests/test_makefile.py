@@ -4,14 +4,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 CUDA = r'{"install": [{"metadata": {"requires_dist": ["nvidia-nccl-cu13==2.30; platform_system"]}}]}'
 CPU = r'{"install": [{"metadata": {"version": "2.13.0+cpu", "requires_dist": ["filelock"]}}]}'
-THERE = r'{"install": []}'
 PYTHON = """\
 mkdir -p .venv/bin
 echo '#!/bin/sh
@@ -21,6 +19,7 @@ echo '#!/bin/sh
 echo "python $@" >> calls' > .venv/bin/python
 chmod +x .venv/bin/pip .venv/bin/python
 """
+INSTALL = ".venv/.installed"
 LS_OF_A_GPU = "echo /dev/nvidia0; exit 2"  # like ls if one of its arguments does not exist
 
 
@@ -47,11 +46,6 @@ def run_make(
     return done.stdout, calls.read_text().splitlines() if calls.exists() else []
 
 
-def set_up(folder: Path, *given: Any) -> tuple[str, list[str]]:
-    """Run the target that creates the environment."""
-    return run_make(folder, ".venv/.installed", *given)
-
-
 @pytest.mark.parametrize(
     ("report", "gpu", "system", "warns"),
     [
@@ -59,18 +53,17 @@ def set_up(folder: Path, *given: Any) -> tuple[str, list[str]]:
         (CUDA, True, "Linux x86_64", False),
         (CUDA, False, "Darwin arm64", False),
         (CPU, False, "Linux x86_64", False),
-        (THERE, False, "Linux x86_64", False),
         ("", False, "Linux x86_64", False),
     ],
 )
 def test_cuda_without_a_gpu_warns_with_the_command_for_cpu(tmp_path, report, gpu, system, warns) -> None:
-    output, calls = set_up(tmp_path, report, gpu, system)
+    output, calls = run_make(tmp_path, INSTALL, report, gpu, system)
     assert ("make .venv/.installed TORCH=cpu" in output) == warns
     assert calls[-1].endswith("--constraint constraints.txt --editable .")
 
 
 def test_command_for_cpu_adds_the_index_of_cpu_builds(tmp_path) -> None:
-    _, calls = set_up(tmp_path, CPU, False, "Linux x86_64", "TORCH=cpu")
+    _, calls = run_make(tmp_path, INSTALL, CPU, False, "Linux x86_64", "TORCH=cpu")
     assert all("--extra-index-url https://download.pytorch.org/whl/cpu" in line for line in calls)
     assert not any("--index-url" in line.split() for line in calls)
 

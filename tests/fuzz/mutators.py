@@ -18,7 +18,8 @@ NUMBERS = (
     *EXTREMES, -1, -2, -(2**31), -(2**63), 2**63, 2**64, 10**30, 1e308, 1e-320, 0.1, -0.5, 3 * 10**8, 10**7,
 )  # fmt: skip
 TEXTS = (
-    "", "x", "../../x", "auto", "none", "ddim", "image-folder", "adm-64", "/etc/passwd", "nan", "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
+    "", "x", "../../x", "auto", "none", "ddim", "image-folder", "adm-64", "/etc/passwd", "nan",
+    "0", "a\nb", "\x00", "\ud800", "é" * 200, "x" * 5000, "[]",
 )  # fmt: skip
 RAW = (  # JSON text that json.dumps cannot produce
     "NaN", "-Infinity", "1e999", "-0", "9" * 5000, "1e" + "9" * 50, "[" * 100_000, "[" * 2000 + "]" * 2000,
