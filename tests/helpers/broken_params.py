@@ -1,4 +1,4 @@
-"""Shipped profiles with something wrong in them, and what comes of reading one."""
+"""Broken profiles of params.yaml, and the numbers and lists in the schemas of its sections."""
 
 import json
 import random
@@ -61,7 +61,7 @@ def broken_profile(rng: random.Random) -> bytes:
 
 
 def read(path: Path) -> Config | str:
-    """The Config of a file, or how it is refused: one line of some hundred characters that names the file."""
+    """Return the Config of a file, or its error: one short line that begins with the file's name."""
     try:
         return load(path)
     except UsageError as refusal:
@@ -83,7 +83,7 @@ class Part(NamedTuple):
 
 
 def section_classes() -> list[type[BaseModel]]:
-    """The whole, what entries of the registries put in a section's place, and an image's own settings."""
+    """Return Config, the config classes of registry entries, and SampleSettings."""
     references = [
         *(entry.config for registry in REGISTRIES for entry in registry.values()),
         *(entry.spec for entry in MODELS.values()),
@@ -93,7 +93,7 @@ def section_classes() -> list[type[BaseModel]]:
 
 
 def parts(kind: type[BaseModel]) -> Iterator[Part]:
-    """Every alternative of every field, those of nested classes and of lists too."""
+    """Yield every alternative of every field, also in nested classes and lists."""
     schema = kind.model_json_schema()
     yield from _walk(schema, "", schema.get("$defs", {}))
 
@@ -111,21 +111,21 @@ def _walk(schema: dict[str, Any], path: str, known: dict[str, Any]) -> Iterator[
 
 
 def numbers(kind: type[BaseModel]) -> Iterator[Part]:
-    """The parts that are whole or real numbers, but for those that are listed."""
+    """Yield the integers and floats, without enumerations."""
     for part in parts(kind):
         if part.schema.get("type") in ("integer", "number") and not {"enum", "const"} & part.schema.keys():
             yield part
 
 
 def bounds(schema: dict[str, Any]) -> tuple[Any, Any]:
-    """The least and the greatest value of a number, None where it has none.
+    """Return the minimum and maximum of a number; None if it has none.
 
-    What excludes its bound has the next whole number, or one that is a little inside of it.
+    For an exclusive bound, return the next integer, or a float slightly inside.
     """
     nudge = 1 if schema["type"] == "integer" else 1e-9
-    least, greatest = schema.get("minimum"), schema.get("maximum")
-    if least is None and "exclusiveMinimum" in schema:
-        least = schema["exclusiveMinimum"] + nudge
-    if greatest is None and "exclusiveMaximum" in schema:
-        greatest = schema["exclusiveMaximum"] - nudge
-    return least, greatest
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is None and "exclusiveMinimum" in schema:
+        low = schema["exclusiveMinimum"] + nudge
+    if high is None and "exclusiveMaximum" in schema:
+        high = schema["exclusiveMaximum"] - nudge
+    return low, high

@@ -1,4 +1,4 @@
-"""What happens to files: a bit flips, an end is lost, bytes are put in, taken out or written over."""
+"""Damaged files: flipped bits, truncation, inserted, removed and overwritten bytes; bombs and PNGs."""
 
 import os
 import resource
@@ -17,7 +17,7 @@ Damage = Callable[[bytes], bytes]
 
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
-    """A change of a file's bytes at any place; of an empty one nothing but an addition."""
+    """A change of a file's bytes at any place; an empty file only grows."""
     kind = draw(st.sampled_from(["flip", "truncate", "cut out", "put in", "write over"]))
     where, bit = draw(st.floats(0, 1, exclude_max=True)), draw(st.integers(0, 7))
     some = draw(st.binary(min_size=1, max_size=24))

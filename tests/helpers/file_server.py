@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """Serves `files` by path. `faults` are used up one a request, in order; then all goes well."""
+    """Serves `files` by path; `faults` are used up in order, one per request."""
 
     files: dict[str, bytes]
     faults: list[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "retry-date":
             return self._status(503, {"Retry-After": formatdate(time.time() + 1, usegmt=True)})
         if fault == "hang":
-            threading.Event().wait(20)  # longer than the client's patience
+            threading.Event().wait(20)  # longer than the client's timeout
         return self._send(content, fault)
 
     def _status(self, code: int, headers: dict[str, str] | None = None) -> None:
@@ -96,4 +96,4 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

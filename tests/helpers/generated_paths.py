@@ -1,4 +1,4 @@
-"""Generated places that a person may name for a file: everything that can be at the end of a path."""
+"""Generated output paths: everything that can be at the end of a path."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 Place = Callable[[Path, str], str]
-"""Takes an empty folder and a file's name, makes the place there and returns how a person names it."""
+"""Takes an empty folder and a file name, makes the place there and returns its path, as a user types it."""
 
 LETTERS = st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"])
 
@@ -92,7 +92,7 @@ def linked(end: Place) -> Place:
 
 
 def relative(end: Place) -> Place:
-    """A place by its path from here."""
+    """A place by its path relative to the working directory."""
 
     def path(folder: Path, name: str) -> str:
         return os.path.relpath(end(folder, name))
@@ -110,7 +110,7 @@ places: st.SearchStrategy[Place] = st.recursive(
 
 @st.composite
 def names(draw: st.DrawFn, suffix: str) -> str:
-    """File names that end in `suffix`: any letters, bytes that are no text, and up to beyond the longest."""
+    """File names that end in `suffix`: any letters, undecodable bytes, and lengths beyond the maximum."""
     stem = draw(
         st.text(LETTERS, min_size=1, max_size=8) | st.sampled_from(["a\nb", "-", "\udcff", " ", "$(x)"])
     )
@@ -121,7 +121,7 @@ def names(draw: st.DrawFn, suffix: str) -> str:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Everything below the folder: kind, inode and size, without following links."""
+    """Return everything below the folder: kind, inode and size, without following links."""
     found = {}
     for root, folders, files in os.walk(folder):
         for name in (*folders, *files):

@@ -26,7 +26,7 @@ def _template() -> Path:
 
 
 def empty_database(path: Path) -> str:
-    """Make an empty sqlite store; returns its URI."""
+    """Make an empty sqlite store and return its URI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_template(), path)
     return f"sqlite:///{path}"
@@ -74,7 +74,7 @@ class MlflowServer:
         return self
 
     def signal(self, number: int) -> None:
-        """SIGSTOP hangs the server and its workers, SIGCONT lets them go on."""
+        """Signal the server and its workers: SIGSTOP hangs them, SIGCONT continues them."""
         os.killpg(self.process.pid, number)
 
     def kill(self) -> None:

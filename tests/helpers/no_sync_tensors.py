@@ -20,11 +20,10 @@ class Waited(AssertionError):
 
 
 class NothingWaits(TorchDispatchMode):
-    """Within it tensors of the meta device are as a GPU's, and what waits for one raises Waited.
+    """Treat tensors of the meta device as a GPU's: an operation that waits for it raises Waited.
 
-    These are reads of values, and each synchronous copy to or from the host:
-    a host's single number aside, which a GPU's kernel is given as it is. A tensor that is made there of
-    Python's numbers is such a copy.
+    These are reads of values, and synchronous copies to or from the host, except of a single number, which
+    a GPU's kernel takes as an argument. A tensor created there from Python numbers is such a copy.
     """
 
     def __enter__(self) -> "NothingWaits":
@@ -92,7 +91,7 @@ class _Refusing(TorchDispatchMode):
 
 @contextmanager
 def no_float64() -> Iterator[torch.device]:
-    """The device, known for the block to have no float64: whoever makes one there raises Float64."""
+    """Yield the device as one without float64: a float64 tensor on it raises Float64."""
     with pytest.MonkeyPatch.context() as patch, _Refusing():
         patch.setattr(devices, "WITHOUT_FLOAT64", (DEVICE.type,))
         yield DEVICE

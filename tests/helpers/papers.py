@@ -1,4 +1,4 @@
-"""The papers' formulas in numpy, one at a time and from the text, to judge the library by."""
+"""The papers' formulas in numpy, one at a time and from the text, as an oracle for the library."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,6 @@ class GaussianData:
         return self.std**2 * (1 - alpha_bar) / self.marginal(alpha_bar)
 
     def flow(self, x_t, alpha_bar, alpha_bar_to):
-        """The probability-flow ODE's exact solution from x_t to another ᾱ: what η = 0 tends to."""
+        """The probability-flow ODE's exact solution from x_t to another ᾱ, the limit of η = 0."""
         scale = (self.marginal(alpha_bar_to) / self.marginal(alpha_bar)) ** 0.5
         return alpha_bar_to**0.5 * self.mean + scale * (x_t - alpha_bar**0.5 * self.mean)

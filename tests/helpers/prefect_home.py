@@ -37,7 +37,7 @@ def with_database(folder: Path, database: Path) -> None:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """What the folder's temporary server knows at its end: the state of each flow and task by name."""
+    """Return the last state of each flow and task by name in the temporary server's database."""
     runs = (
         "SELECT flow.name, state_name FROM flow_run JOIN flow ON flow.id = flow_id ORDER BY flow_run.created"
     )
@@ -47,7 +47,7 @@ def recorded(folder: Path) -> dict[str, str]:
 
 
 class PrefectServer:
-    """A server of the user's own over the folder's database; its port stays the same over restarts."""
+    """A permanent server over the folder's database; its port stays the same over restarts."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -41,7 +41,7 @@ def trained(
 ) -> SavedState:
     """Return the last state of so many processes, at the end or after `stop` steps.
 
-    They go on from the folder's newest state. Sums are sent in many small buckets.
+    They resume from the folder's newest state. Sums are sent in many small buckets.
     """
     folder.mkdir(exist_ok=True)
     server = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
@@ -102,7 +102,7 @@ def main() -> None:
 
 @contextmanager
 def pair_of(script: str, *arguments: str) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Both; argv has the rank, the port of a store that lives as long as the block, and the arguments."""
+    """Start two ranks of a script; argv has the rank, a store's port, and the arguments."""
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     yield [
         subprocess.Popen(
@@ -124,13 +124,13 @@ SHARDED = {**CHANGES, "train": {**CHANGES["train"], "shard": True}}
 
 
 def numbers(state: SavedState, part: str) -> Tensor:
-    """All numbers of a part, one after another."""
+    """Return all numbers of a part in one vector."""
     names = sorted(name for name in state.tensors if name.startswith(f"{part}."))
     return torch.cat([state.tensors[name].double().flatten() for name in names])
 
 
 def assert_close(ours: SavedState, theirs: SavedState) -> None:
-    """But for rounding, by which Adam's first steps move weights without a true gradient anywhere."""
+    """Assert equality up to rounding, which moves weights without a true gradient in Adam's first steps."""
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert ours.values.step == theirs.values.step
     for part, far in (("network", 1e-3), ("ema", 1e-3), ("ema_profiles", 1e-3), ("optimizer", 1e-4)):
@@ -139,7 +139,7 @@ def assert_close(ours: SavedState, theirs: SavedState) -> None:
 
 
 def alone(store: Path, changes: dict[str, Any] = CHANGES) -> SavedState:
-    """What one process makes of it."""
+    """Return the last state of a single process."""
     images = open_store(store)
     state = new_state(plan_of(images, **changes), CPU)
     train(state, images, ProcessGroup(CPU), Observer(), lambda state: None, lambda: None)

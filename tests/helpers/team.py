@@ -150,16 +150,16 @@ SERVANT = "postgres"  # root may not run a server: Debian's user for it
 
 
 def find_binaries() -> Path | None:
-    """The folder of initdb and pg_ctl; None where PostgreSQL is not installed."""
+    """Return the folder of initdb and pg_ctl; None if PostgreSQL is not installed."""
     found = shutil.which("initdb") or max(map(str, Path("/").glob(PLACES[1:])), default=None)
     return Path(found).parent if found else None
 
 
 @contextmanager
 def postgres(password: str | None = None) -> Iterator[str]:
-    """The URI of an empty database, until the block ends; skips the test where it cannot be had.
+    """Yield the URI of an empty database; skip the test if PostgreSQL is not installed.
 
-    With a password none is let in without it; the URI does not hold it.
+    With a password, connections need it; the URI does not contain it.
     """
     binaries = find_binaries()
     if binaries is None:

@@ -1,4 +1,4 @@
-"""Real trainings as processes, to be stopped, killed and gone on with."""
+"""Real trainings as processes, that are stopped, killed and resumed."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ from typing import Any
 from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.prepared import copy_data
 
-DEADLINE = 120.0  # seconds without an end that fail a test; nothing waits for it otherwise
+DEADLINE = 120.0  # seconds after which a test fails
 
-# Every save takes its time, so that a kill can come in the middle of one.
+# Every save is slow, so that a kill can come in the middle of one.
 SLOW_SAVES = """
 import os, sys, time
 fsync = os.fsync
@@ -80,7 +80,7 @@ def train_to_the_end(folder: Path, env: dict[str, str] | None = None) -> subproc
 
 
 def uninterrupted(folder: Path) -> bytes:
-    """The model of a training that nothing stopped; its state is discarded."""
+    """Return the model of an uninterrupted training; its state is discarded."""
     train_to_the_end(folder)
     model = model_bytes(folder)
     (folder / "models/model.safetensors").unlink()
@@ -90,5 +90,5 @@ def uninterrupted(folder: Path) -> bytes:
 
 
 def states(folder: Path) -> list[Path]:
-    """The saved states, the newest last."""
+    """Return the saved states, the newest last."""
     return sorted(folder.glob("runs/train/*/state-*.sealed"))
