@@ -1,7 +1,7 @@
 """The U-Net of guided-diffusion and improved-diffusion as plain functions of a state dict in their layout.
 
 Written from the papers' description and the names in the published files, as an oracle for the import.
-Weights are requested by name and shape, so the first pass creates a random state dict and a later one reads it.
+Weights are requested by name and shape: the first pass creates a random state dict, and a later one reads it.
 """
 
 import math

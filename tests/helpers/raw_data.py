@@ -18,6 +18,8 @@ from diffusion.data.prepare import prepare
 from diffusion.images.digests import content_digest
 from diffusion.images.store import ImageStore, open_store
 
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
 
 class Python2Pickler(pickle._Pickler):
     """Writes as Python 2's cPickle did: protocol 2, every string a byte string."""
@@ -58,7 +60,6 @@ def planar(images: np.ndarray) -> np.ndarray:
 
 def write_cifar10(folder: Path, images: np.ndarray, labels: np.ndarray, test: int) -> Path:
     """The unpacked folder cifar-10-batches-py; the last `test` images are the test batch."""
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     place = folder / "cifar-10-batches-py"
     place.mkdir(parents=True)
     parts = np.array_split(np.arange(len(images) - test), 5)
@@ -71,7 +72,7 @@ def write_cifar10(folder: Path, images: np.ndarray, labels: np.ndarray, test: in
             "filenames": [f"image_s_{row:06d}.png" for row in rows],
         }
         (place / name).write_bytes(python2_pickle(batch))
-    meta = {"num_cases_per_batch": 10000, "label_names": names, "num_vis": 3072}
+    meta = {"num_cases_per_batch": 10000, "label_names": CIFAR10_CLASSES, "num_vis": 3072}
     (place / "batches.meta").write_bytes(python2_pickle(meta))
     (place / "readme.html").write_text("<html></html>")
     return place
