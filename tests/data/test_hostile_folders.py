@@ -1,7 +1,6 @@
 """Folders with arbitrary entries: every image is read or reported, and nothing blocks."""
 
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -15,31 +14,25 @@ from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import MAX_DEPTH, list_images
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
+from tests.helpers import generated_paths as at
 from tests.helpers.damaged_bytes import bounded
 from tests.helpers.raw_data import random_images, write_folder, write_numbered
 
 
-def image(place, name):
-    Image.fromarray(random_images(len(name), 1, 8)[0]).save(os.fsdecode(place), "PNG")
-
-
-def listener(place, name):
-    with socket.socket(socket.AF_UNIX) as made:
-        os.chdir(os.path.dirname(place))  # a socket's path has about a hundred bytes at most
-        made.bind(b"s")
-        os.rename(b"s", name)
+def image(folder, name):
+    Image.fromarray(random_images(len(name), 1, 8)[0]).save(folder / name, "PNG")
 
 
 KINDS = {
     "an image": image,
-    "nothing in it": lambda place, name: os.close(os.open(place, os.O_CREAT)),
-    "a pipe": lambda place, name: os.mkfifo(place),
-    "a socket": listener,
-    "a device": lambda place, name: os.symlink("/dev/zero", place),
-    "a circle": lambda place, name: os.symlink(name, place),
-    "nowhere": lambda place, name: os.symlink("gone", place),
-    "a folder of that name": lambda place, name: os.mkdir(place),
-    "a way up": lambda place, name: os.symlink("..", place),
+    "nothing in it": lambda folder, name: (folder / name).touch(),
+    "a pipe": at.a_fifo,
+    "a socket": at.a_socket,
+    "a device": at.an_endless_device,
+    "a circle": at.a_loop,
+    "nowhere": at.a_dangling_link,
+    "a folder of that name": at.a_folder,
+    "a way up": lambda folder, name: (folder / name).symlink_to(".."),
 }
 NAMES = st.binary(min_size=1, max_size=250).filter(lambda name: not {0, 47} & set(name) and name[:1] != b".")
 ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
@@ -51,10 +44,8 @@ ENTRIES = st.dictionaries(NAMES, st.sampled_from(list(KINDS)), max_size=8)
 def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
     root = tmp_path_factory.mktemp("above") / "raw"
     root.mkdir()
-    here = os.getcwd()
     for name, kind in entries.items():
-        KINDS[kind](os.fsencode(root) + b"/" + name + b".png", name + b".png")
-    os.chdir(here)
+        KINDS[kind](root, os.fsdecode(name + b".png"))
     message = bounded(lambda: _read_all(root))
     good = {name + b".png" for name, kind in entries.items() if kind == "an image"}
     stems = {os.fsdecode(name).casefold() for name in entries}
@@ -114,9 +105,7 @@ def test_unprintable_class_folder_is_refused(tmp_path, name):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
 def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
     write_numbered(tmp_path / "raw", random_images(0, 3, 8))
-    here = os.getcwd()
-    KINDS[kind](os.fsencode(tmp_path / "raw/x\n.png"), b"x\n.png")
-    os.chdir(here)
+    KINDS[kind](tmp_path / "raw", "x\n.png")
     message = bounded(lambda: open_images(tmp_path / "raw").images.shape)
     assert message.isprintable()
     assert message == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in message

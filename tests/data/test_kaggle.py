@@ -26,13 +26,11 @@ class Kaggle(BaseHTTPRequestHandler):
     """GetDataset, DownloadDataset and DownloadDataFiles; `archives` by the last part of the handle."""
 
     archives: dict[str, bytes]
-    calls: list[str]
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         method = self.path.rpartition("/")[2]
         name = body.get("datasetSlug") or body.get("competitionName")
-        self.calls.append(method)
         if name not in self.archives:
             self._answer(403, b"", "text/plain")
         elif method == "GetDataset":
@@ -74,7 +72,6 @@ def serving():
 
     class Handler(Kaggle):
         archives: ClassVar = {}
-        calls: ClassVar = []
 
     try:
         server = ThreadingHTTPServer(("127.0.0.1", 7777), Handler)

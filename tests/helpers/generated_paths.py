@@ -65,8 +65,17 @@ def very_deep(folder: Path, name: str) -> str:
 
 
 def a_loop(folder: Path, name: str) -> str:
-    (folder / "b").symlink_to(folder / name)
-    (folder / name).symlink_to(folder / "b")
+    (folder / name).symlink_to(name)
+    return str(folder / name)
+
+
+def a_dangling_link(folder: Path, name: str) -> str:
+    (folder / name).symlink_to("gone")
+    return str(folder / name)
+
+
+def an_endless_device(folder: Path, name: str) -> str:
+    (folder / name).symlink_to("/dev/zero")
     return str(folder / name)
 
 

@@ -1,7 +1,6 @@
 """Regular files are read; anything else is refused without blocking."""
 
 import os
-import socket
 
 import pytest
 from hypothesis import given
@@ -9,37 +8,23 @@ from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import open_regular, read_regular, read_regular_text
+from tests.helpers import generated_paths as at
 from tests.helpers.damaged_bytes import bounded
 
 
-def pipe(path):
-    os.mkfifo(path)
-
-
-def listener(path):
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(str(path))
-
-
-def circle(path):
-    path.symlink_to(path.name)
-
-
-KINDS = {
-    "a pipe": (pipe, "not a regular file"),
-    "a socket": (listener, "not a regular file"),
-    "a link to a device without end": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
-    "a folder": (lambda path: path.mkdir(), "Is a directory"),
-    "a link in a circle": (circle, "Too many levels"),
-    "a link that leads nowhere": (lambda path: path.symlink_to("gone"), "No such file"),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_special_files_are_refused_at_once(tmp_path, monkeypatch, kind):
-    monkeypatch.chdir(tmp_path)
-    make, why = KINDS[kind]
-    make(tmp_path / "x")
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (at.a_fifo, "not a regular file"),
+        (at.a_socket, "not a regular file"),
+        (at.an_endless_device, "not a regular file"),
+        (at.a_folder, "Is a directory"),
+        (at.a_loop, "Too many levels"),
+        (at.a_dangling_link, "No such file"),
+    ],
+)
+def test_special_files_are_refused_at_once(tmp_path, make, why):
+    make(tmp_path, "x")
     message = bounded(lambda: read_regular_text(tmp_path / "x"))
     assert message.startswith(f"{tmp_path / 'x'} cannot be read (")
     assert why in message
