@@ -4,7 +4,6 @@ import gzip
 import io
 import struct
 import tarfile
-import zipfile
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from diffusion.data.sources.cifar import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_gzip_bomb, write_zip_bomb
-from tests.helpers.raw_data import random_images, write_fashion
+from tests.helpers.raw_data import random_images, write_fashion, zip_bytes
 
 MEMBERS = ["set/one", "set/two"]
 LARGE = 3000  # MB, from a few MB
@@ -33,9 +32,7 @@ def write_tar(path, *entries):
 
 
 def write_zip(path, **members):
-    with zipfile.ZipFile(path, "w") as packed:
-        for name, content in members.items():
-            packed.writestr(name, content)
+    path.write_bytes(zip_bytes(members))
     return path
 
 

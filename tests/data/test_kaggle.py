@@ -1,10 +1,8 @@
 """The real kagglehub against a server like Kaggle's. Its test endpoint has a fixed port."""
 
-import io
 import json
 import tempfile
 import threading
-import zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,7 +14,7 @@ from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.sources.kaggle import has_kaggle_access
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
-from tests.helpers.raw_data import prepared, random_images, write_imagenet, write_mini_imagenet
+from tests.helpers.raw_data import prepared, random_images, write_imagenet, write_mini_imagenet, zip_bytes
 
 pytest.importorskip("kagglehub")
 pytestmark = pytest.mark.slow
@@ -86,12 +84,8 @@ def serving():
 
 def packed(folder):
     """Return a zip of all files of a folder."""
-    archive = io.BytesIO()
-    with zipfile.ZipFile(archive, "w") as out:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                out.write(path, path.relative_to(folder))
-    return archive.getvalue()
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return zip_bytes({str(path.relative_to(folder)): path.read_bytes() for path in files})
 
 
 @pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])

@@ -14,7 +14,6 @@ from tests.helpers.raw_data import (
     CIFAR10_CLASSES,
     by_image,
     pack_tar,
-    pack_zip,
     prepared,
     random_images,
     write_cifar10,
@@ -24,6 +23,7 @@ from tests.helpers.raw_data import (
     write_imagenet,
     write_mini_imagenet,
     write_small_imagenet,
+    zip_bytes,
 )
 
 
@@ -124,25 +124,13 @@ def test_official_format_round_trips(tmp_path, name, side, write, options):
         assert train.meta["sources"].keys() == {*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"}
 
 
-def test_downsampled_imagenet_is_unpacked_from_zips(tmp_path, cache):
-    images, labels = random_images(0, 44, 64), np.arange(44) * 22
+def pack_zip(archive, files):
+    archive.write_bytes(zip_bytes({f"{archive.stem}/{file.name}": file.read_bytes() for file in files}))
+
+
+def test_missing_batches_are_named_until_all_are_unpacked_from_zips(tmp_path, cache):
+    images, labels = random_images(0, 44, 32), np.arange(44) * 22
     loose = write_small_imagenet(tmp_path / "loose", images, labels, 8)
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    files = sorted(loose.glob("train*"))
-    pack_zip(raw / "Imagenet64_train_part1_npz.zip", files[:5], "Imagenet64_train_part1_npz")
-    pack_zip(raw / "Imagenet64_train_part2_npz.zip", files[5:], "Imagenet64_train_part2_npz")
-    pack_zip(raw / "Imagenet64_val_npz.zip", [loose / "val_data.npz"], "Imagenet64_val_npz")
-    names = write_class_list(raw)
-    train, test = prepared(tmp_path, name="imagenet64", path=raw)
-    found = by_image(train) | by_image(test)
-    for image, label in zip(images, labels, strict=True):
-        assert found[image.tobytes()] == names[label]
-    assert (cache / "imagenet64/unpacked/val_data.npz").exists()
-
-
-def test_missing_batches_are_named(tmp_path):
-    loose = write_small_imagenet(tmp_path / "loose", random_images(0, 44, 32), np.arange(44), 8)
     raw, config = tmp_path / "raw", DataConfig(name="imagenet32", path=tmp_path / "raw")
     raw.mkdir()
 
@@ -154,15 +142,19 @@ def test_missing_batches_are_named(tmp_path):
 
     training = [f"train_data_batch_{number}" for number in range(1, 11)]
     assert messages() == [*training, "val_data"]
-    pack_zip(raw / "Imagenet32_val_npz.zip", [loose / "val_data.npz"], "Imagenet32_val_npz")
+    pack_zip(raw / "Imagenet32_val_npz.zip", [loose / "val_data.npz"])
     assert messages() == training
     files = [loose / f"{name}.npz" for name in training]
-    pack_zip(raw / "Imagenet32_train_part1_npz.zip", files[:4], "part1")
+    pack_zip(raw / "Imagenet32_train_part1_npz.zip", files[:4])
     (raw / files[5].name).write_bytes(files[5].read_bytes())
     assert messages() == [training[4], *training[6:]]
-    pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:], "part2")
+    pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:])
     assert not build_source(config).info().blocked
-    assert len(build_source(config).open().train.reader) == 36
+    names = write_class_list(raw)
+    train, test = prepared(tmp_path, name="imagenet32", path=raw)
+    expected = {image.tobytes(): names[label] for image, label in zip(images, labels, strict=True)}
+    assert by_image(train) | by_image(test) == expected
+    assert (cache / "imagenet32/unpacked/val_data.npz").exists()
     (raw / "Imagenet32_val_npz.zip").write_bytes(b"PK cut")
     assert "Imagenet32_val_npz.zip is not a complete zip" in build_source(config).info().blocked
 

@@ -30,18 +30,16 @@ from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from diffusion.system.errors import DiffctlError
 from tests.fuzz.mutators import EXTREMES, MAX_BYTES, mutate_bytes
 from tests.fuzz.parser import Parser, saved
-from tests.helpers.raw_data import idx_file, planar, random_images
+from tests.helpers.raw_data import idx_file, planar, random_images, zip_bytes
 
 # Zips of the downsampled ImageNet
 WANTED = ("one", "two")
 
 
-def _zip(method: int) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", method) as packed:
-        for name in ("folder/one", "two", "../other"):
-            packed.writestr(name, bytes(300))
-    return file.getvalue()
+def archive_seeds() -> list[bytes]:
+    """Return a stored and a compressed zip."""
+    members = dict.fromkeys(("folder/one", "two", "../other"), bytes(300))
+    return [zip_bytes(members, method) for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
 
 
 def unpack(path: Path) -> None:
@@ -111,11 +109,7 @@ def mutate_header(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> byt
     name = rng.choice(list(members))
     content = members[name].partition(b"\n")[2]
     members[name] = _header(rng) + content[: rng.choice((None, 0, -1))]
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED))) as archive:
-        for each, content in members.items():
-            archive.writestr(each, content)
-    return made.getvalue()
+    return zip_bytes(members, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
 
 
 def _header(rng: random.Random) -> bytes:
@@ -272,9 +266,7 @@ def read_label_list(path: Path) -> None:
 
 
 PARSERS = {
-    "archives": Parser(
-        lambda: [_zip(zipfile.ZIP_STORED), _zip(zipfile.ZIP_DEFLATED)], unpack, mutators=[mutate_entry]
-    ),
+    "archives": Parser(archive_seeds, unpack, mutators=[mutate_entry]),
     "npz": Parser(npz_seeds, read_npz, "input.npz", [mutate_header, mutate_entry]),
     "statistics": Parser(statistics_seeds, read_statistics, mutators=[mutate_header, mutate_entry]),
     "idx": Parser(idx_seeds, read_idx, mutators=[mutate_gzip]),

@@ -7,6 +7,7 @@ import io
 import pickle
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -212,12 +213,13 @@ def write_numbered(root: Path, images: np.ndarray, classes: str = "") -> Path:
     return write_folder(root, {f"{folders[at % len(folders)]}{at}": one for at, one in enumerate(images)})
 
 
-def pack_zip(archive: Path, files: list[Path], inside: str) -> Path:
-    """A zip with the files in a folder `inside`."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
-        for file in files:
-            packed.write(file, f"{inside}/{file.name}")
-    return archive
+def zip_bytes(members: Mapping[str, str | bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """Return a zip with these members."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    return file.getvalue()
 
 
 def random_images(seed: int, count: int, size: int, channels: int = 3) -> np.ndarray:
