@@ -13,6 +13,7 @@ from typing import Any
 Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # last: other inputs
 
 MAX_BYTES = 1 << 20  # of one input
+MAX_LIST_BYTES = 1 << 17  # of a repeated value; longer lists are slow and show no other fault
 EXTREMES = (0, 1, 2, 7, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1)
 NUMBERS = (
     *EXTREMES, -1, -2, -(2**31), -(2**63), 2**63, 2**64, 10**30, 1e308, 1e-320, 0.1, -0.5, 3 * 10**8, 10**7,
@@ -29,21 +30,22 @@ RAW = (  # JSON text that json.dumps cannot produce
 HOLE = "\ue000hole\ue000"  # where raw JSON goes
 
 
-def mutate(
-    rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = (), most: int = MAX_BYTES
-) -> bytes:
+def mutate(rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = ()) -> bytes:
     """Return one of the pool, broken in one to four places."""
     data = rng.choice(pool)
     for _ in range(rng.choice((1, 1, 1, 1, 2, 3, 4))):
-        data = _once(rng, data, pool, more)[:most]
+        data = _once(rng, data, pool, more)[:MAX_BYTES]
     return data
 
 
 def _once(rng: random.Random, data: bytes, pool: Sequence[bytes], more: Sequence[Mutator]) -> bytes:
     """Mutate once: three times of four by a format's mutator, else by bytes."""
-    forms = (*more, mutate_json, mutate_json_lines, mutate_safetensors)
-    made = [made for form in forms if (made := form(rng, data, pool)) is not None] if rng.randrange(4) else []
-    return rng.choice(made) if made else mutate_bytes(rng, data, pool)
+    forms = [*more, mutate_json, mutate_json_lines, mutate_safetensors] if rng.randrange(4) else []
+    rng.shuffle(forms)
+    for form in forms:
+        if (made := form(rng, data, pool)) is not None:
+            return made
+    return mutate_bytes(rng, data, pool)
 
 
 def mutate_bytes(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
@@ -113,7 +115,9 @@ def broken_json(rng: random.Random, tree: Any) -> str:
         for _ in range(rng.choice((1, 5, 300))):
             holder[key] = rng.choice(([holder[key]], {"a": holder[key]}))
     elif how == 4:
-        holder[key] = [value] * min(rng.choice((2, 100, 10_000)), MAX_BYTES // (len(json.dumps(value)) + 1))
+        holder[key] = [value] * min(
+            rng.choice((2, 100, 10_000)), MAX_LIST_BYTES // (len(json.dumps(value)) + 1)
+        )
     elif how == 5 and isinstance(value, str) and value[:1] in ("{", "["):
         holder[key] = broken_json(rng, json.loads(value))
     else:

@@ -52,7 +52,7 @@ def test_folder_as_store_is_refused(monkeypatch, folder):
 @pytest.mark.slow
 def test_processes_create_the_store_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    count = 3
+    count = 2
 
     def start(key: int) -> subprocess.Popen:
         arguments = [sys.executable, "-W", "error::ResourceWarning", "-c", START, str(tmp_path), str(key)]
