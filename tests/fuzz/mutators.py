@@ -115,9 +115,8 @@ def broken_json(rng: random.Random, tree: Any) -> str:
         for _ in range(rng.choice((1, 5, 300))):
             holder[key] = rng.choice(([holder[key]], {"a": holder[key]}))
     elif how == 4:
-        holder[key] = [value] * min(
-            rng.choice((2, 100, 10_000)), MAX_LIST_BYTES // (len(json.dumps(value)) + 1)
-        )
+        count = MAX_LIST_BYTES // (len(json.dumps(value)) + 1)
+        holder[key] = [value] * min(rng.choice((2, 100, 10_000)), count)
     elif how == 5 and isinstance(value, str) and value[:1] in ("{", "["):
         holder[key] = broken_json(rng, json.loads(value))
     else:
