@@ -1,13 +1,22 @@
-"""Listings of image folders, compared with plain Python and os.walk."""
+"""Listings of image folders: equal to plain Python's; every entry is read or reported, and nothing blocks."""
 
 import os
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from diffusion.data.readers.listing import list_images
+from diffusion.data.data_config import DataConfig, build_source
+from diffusion.data.problems import Problem, summarize
+from diffusion.data.readers.image_files import read_images
+from diffusion.data.readers.listing import MAX_DEPTH, list_images
+from diffusion.evaluate.adhoc_inputs import open_images
+from diffusion.system.errors import DiffctlError
+from tests.helpers import generated_paths as at
+from tests.helpers.damaged_bytes import bounded
+from tests.helpers.raw_data import random_images, write_folder, write_numbered
 
 STEMS = st.sampled_from(["a", "A", "a.b", "b-1", "ß", "SS", "Ω", "0", "10", "9"])
 NAMES = st.builds(lambda stem, suffix: stem + suffix, STEMS, st.sampled_from([".png", ".JPG", ".txt", ""]))
@@ -60,3 +69,77 @@ def test_content_covers_names_and_sizes_and_identity_also_times(tmp_path, change
     after = list_images(tmp_path)
     assert (before.content == after.content) == (change in ("time", "nothing"))
     assert (before.identity == after.identity) == (change == "nothing")
+
+
+def image(folder, name):
+    Image.fromarray(random_images(len(name), 1, 8)[0]).save(folder / name, "PNG")
+
+
+KINDS = {
+    "an image": image,
+    "nothing in it": lambda folder, name: (folder / name).touch(),
+    "a pipe": at.a_fifo,
+    "a socket": at.a_socket,
+    "a device": at.an_endless_device,
+    "a circle": at.a_loop,
+    "nowhere": at.a_dangling_link,
+    "a folder of that name": at.a_folder,
+    "a way up": lambda folder, name: (folder / name).symlink_to(".."),
+}
+BYTES = st.binary(min_size=1, max_size=250).filter(lambda name: not {0, 47} & set(name) and name[:1] != b".")
+ENTRIES = st.dictionaries(BYTES, st.sampled_from(list(KINDS)), max_size=8)
+
+
+@pytest.mark.slow
+@settings(max_examples=30)
+@given(entries=ENTRIES)
+def test_every_entry_is_image_or_problem(tmp_path_factory, entries):
+    root = tmp_path_factory.mktemp("above") / "raw"
+    root.mkdir()
+    for name, kind in entries.items():
+        KINDS[kind](root, os.fsdecode(name + b".png"))
+    message = bounded(lambda: _read_all(root))
+    good = {name + b".png" for name, kind in entries.items() if kind == "an image"}
+    stems = {os.fsdecode(name).casefold() for name in entries}
+    if len(stems) == len(entries):  # otherwise some share a stem
+        assert message == repr(sorted(good))
+
+
+def _read_all(root):
+    listing = list_images(root)
+    paths = listing.paths.take(np.arange(len(listing.paths)))
+    rows = read_images(root, paths, 8, 3)
+    assert all(rows.bad.values())
+    names = listing.paths.names(np.arange(len(paths)))
+    assert summarize([Problem(names[row], why) for row, why in rows.bad.items()]).isprintable()
+    return sorted(path for row, path in enumerate(paths) if row not in rows.bad)
+
+
+def test_deeply_nested_folders_are_refused(tmp_path):
+    write_folder(tmp_path, {"a/0": random_images(0, 1, 8)[0]})
+    deepest = tmp_path.joinpath("a", *"d" * (MAX_DEPTH - 2))
+    deepest.mkdir(parents=True)
+    assert len(list_images(tmp_path).paths) == 1
+    (deepest / "d").mkdir()
+    with pytest.raises(DiffctlError, match=f"a has more than {MAX_DEPTH} folders below each other"):
+        list_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31mred", "\u202eleft".encode(), b"\x7f"])
+def test_unprintable_class_folder_is_refused(tmp_path, name):
+    write_folder(
+        tmp_path, {f"{folder}/{at}": one for folder in "ab" for at, one in enumerate(random_images(0, 3, 8))}
+    )
+    os.rename(tmp_path / "a", os.fsencode(tmp_path) + b"/" + name)
+    with pytest.raises(DiffctlError, match="has a class named") as error:
+        build_source(DataConfig(name="image-folder", path=tmp_path, image_size=8)).open()
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("an image", "a way up")])
+def test_folder_to_score_has_complete_images_or_is_refused(tmp_path, kind):
+    write_numbered(tmp_path / "raw", random_images(0, 3, 8))
+    KINDS[kind](tmp_path / "raw", "x\n.png")
+    message = bounded(lambda: open_images(tmp_path / "raw").images.shape)
+    assert message.isprintable()
+    assert message == "(3, 8, 8, 3)" if kind == "a folder of that name" else r"x\n.png" in message

@@ -1,4 +1,4 @@
-"""The data stage on the command line: every profile with files in the official format."""
+"""The data stage: every profile with files in the official format, and changed raw files under DVC."""
 
 from pathlib import Path
 
@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from diffusion.images.store import open_store
+from tests.conftest import ROOT, write_params
 from tests.helpers.raw_data import (
     random_images,
     write_cifar10,
     write_cifar100,
+    write_folder,
     write_mini_imagenet,
     write_numbered,
     write_small_imagenet,
 )
+from tests.helpers.toy_project import script, toy_project
 
 pytestmark = pytest.mark.slow
 
@@ -60,3 +63,47 @@ def test_data_stage_runs_for_every_profile(tmp_path, monkeypatch, invoke, profil
     hinted = f"{PREPARED[profile].rpartition(', ')[2]} found; `model.class_cond: true` uses them"
     assert hint == ([] if values["model"].get("class_cond") else [hinted])
     assert {"test", "train"} <= {path.name for path in (tmp_path / "data/prepared").iterdir()}
+
+
+RUN = """
+import asyncio
+from flows.pipeline_steps import run_step
+for name in ("data", "reference"):
+    asyncio.run(run_step(name, False))
+"""
+
+
+def project(folder: Path, command: str, **data: object) -> Path:
+    """Create the toy project with `command` as its data stage."""
+    toy_project(folder)
+    graph = yaml.safe_load((folder / "dvc.yaml").read_text())
+    graph["stages"]["data"] = {"cmd": command, "params": ["data"], "outs": ["data/prepared"]}
+    for stage in graph["stages"].values():
+        stage["deps"] = ["data/prepared" if dep == "prepared" else dep for dep in stage.get("deps", [])]
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    with open(folder / ".gitignore", "a", encoding="utf-8") as file:
+        file.write("/data/\n/runs/\n/raw/\n")
+    write_params(folder, data=data)
+    return folder
+
+
+def run(folder: Path) -> str:
+    """Return the output of the first two steps."""
+    environment = {"PREFECT_API_URL": "", "DIFFCTL_CACHE": str(folder / "cache")}
+    output, _ = script(folder, RUN, environment).communicate(timeout=180)
+    return output
+
+
+def test_changed_folder_is_prepared_again(tmp_path: Path) -> None:
+    """DVC does not detect it, since raw files are not dependencies."""
+    images = random_images(0, 21, 8)
+    write_numbered(tmp_path / "raw", images[:20], "ab")
+    project(tmp_path, "diffctl stage data", name="image-folder", path="raw", image_size=8)
+    assert "==> data\n" in run(tmp_path)
+    assert "==> data: up to date" in run(tmp_path)
+    write_folder(tmp_path / "raw", {"a/more": images[20]})
+    output = run(tmp_path)
+    assert "==> data: its raw files have changed since they were prepared" in output
+    assert "reference at work" in output
+    count = sum(len(open_store(tmp_path / "data/prepared" / split)) for split in ("train", "test"))
+    assert count == 21
