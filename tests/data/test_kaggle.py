@@ -48,20 +48,15 @@ class Kaggle(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def port_alone():
-    """Reserve Kaggle's port for this test."""
-    with file_lock(Path(tempfile.gettempdir()) / "diffctl-test-kaggle.lock", timeout=120):
-        yield
-
-
-@pytest.fixture
-def signed_in(tmp_path, monkeypatch, port_alone):
-    """A user with a token, without a server."""
+def signed_in(tmp_path, monkeypatch):
+    """A user with a token, without a server; Kaggle's port is reserved for this test."""
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "TEST")
     monkeypatch.setenv("KAGGLE_API_TOKEN", "a token")
     monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "kagglehub"))
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "localhost")
+    with file_lock(Path(tempfile.gettempdir()) / "diffctl-test-kaggle.lock", timeout=120):
+        yield
 
 
 @contextmanager

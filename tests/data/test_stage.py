@@ -73,20 +73,6 @@ for name in ("data", "reference"):
 """
 
 
-def project(folder: Path, command: str, **data: object) -> Path:
-    """Create the toy project with `command` as its data stage."""
-    toy_project(folder)
-    graph = yaml.safe_load((folder / "dvc.yaml").read_text())
-    graph["stages"]["data"] = {"cmd": command, "params": ["data"], "outs": ["data/prepared"]}
-    for stage in graph["stages"].values():
-        stage["deps"] = ["data/prepared" if dep == "prepared" else dep for dep in stage.get("deps", [])]
-    (folder / "dvc.yaml").write_text(yaml.safe_dump(graph))
-    with open(folder / ".gitignore", "a", encoding="utf-8") as file:
-        file.write("/data/\n/runs/\n/raw/\n")
-    write_params(folder, data=data)
-    return folder
-
-
 def run(folder: Path) -> str:
     """Return the output of the first two steps."""
     environment = {"PREFECT_API_URL": "", "DIFFCTL_CACHE": str(folder / "cache")}
@@ -98,7 +84,14 @@ def test_changed_folder_is_prepared_again(tmp_path: Path) -> None:
     """DVC does not detect it, since raw files are not dependencies."""
     images = random_images(0, 21, 8)
     write_numbered(tmp_path / "raw", images[:20], "ab")
-    project(tmp_path, "diffctl stage data", name="image-folder", path="raw", image_size=8)
+    toy_project(tmp_path)
+    graph = (tmp_path / "dvc.yaml").read_text().replace("- prepared", "- data/prepared")
+    values = yaml.safe_load(graph)
+    values["stages"]["data"] |= {"cmd": "diffctl stage data", "params": ["data"]}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(values))
+    with open(tmp_path / ".gitignore", "a", encoding="utf-8") as file:
+        file.write("/data/\n/runs/\n/raw/\n")
+    write_params(tmp_path, data={"name": "image-folder", "path": "raw", "image_size": 8})
     assert "==> data\n" in run(tmp_path)
     assert "==> data: up to date" in run(tmp_path)
     write_folder(tmp_path / "raw", {"a/more": images[20]})
