@@ -196,8 +196,7 @@ def test_message_without_kaggle_has_instructions(cache, name, monkeypatch):
     assert "diffctl[kaggle]" in str(error.value)
 
 
-@pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("name", ["mini-imagenet", "imagenet"])
+@pytest.mark.parametrize(("name", "own"), [("mini-imagenet", False), ("imagenet", True)])
 def test_kagglehub_download_is_found_without_kagglehub(tmp_path, cache, name, own, monkeypatch):
     """A download is complete if kagglehub's marker is there; in our cache or a configured one."""
     monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)

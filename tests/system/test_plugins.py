@@ -75,16 +75,13 @@ def test_entries_are_added_and_their_code_is_imported_when_it_is_used(
     assert plugins_folder() == root / "plugins"
 
 
-def test_folder_without_entries_counts_as_no_plugins(write: Write) -> None:
-    load_package(write(cube="SIDE = 3"))
-    assert plugins_folder() is None
-
-
-def test_project_without_plugins_loads_nothing(tmp_path: Path, write: Write) -> None:
+def test_project_without_entries_has_no_plugins(tmp_path: Path, write: Write) -> None:
     load_package(tmp_path)
     (tmp_path / "plugins").mkdir()
     load_package(tmp_path)
     assert "plugins" not in sys.modules
+    load_package(write(cube="SIDE = 3"))
+    assert plugins_folder() is None
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,8 @@ def stubborn() -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
-def test_start_times_differ_between_processes(stubborn: "subprocess.Popen[str]") -> None:
+def test_start_time_identifies_a_process_until_it_ends(stubborn: "subprocess.Popen[str]") -> None:
     assert start_time(stubborn.pid) == start_time(stubborn.pid) != start_time(os.getppid())
-
-
-def test_ended_process_has_no_start_time(stubborn: "subprocess.Popen[str]") -> None:
     stubborn.kill()
     wait_until(lambda: start_time(stubborn.pid) is None)  # a zombie
     stubborn.wait()
