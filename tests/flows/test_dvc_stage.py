@@ -12,6 +12,8 @@ import pytest
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
 from flows.dvc_stage import StageFailed, child_environment, failure, push_outs, reproduce
+from flows.stage_outcome import StageOutcome
+from tests.helpers.small import commit
 from tests.helpers.toy_project import (
     be,
     processes_in,
@@ -35,8 +37,7 @@ def run(*command: str) -> None:
 
 def committed_clone(toy: Path, clone: Path) -> None:
     """Commit the project and clone it."""
-    run("git", "add", "--all")
-    run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--message", "made")
+    commit(toy, "made")
     run("git", "clone", "--quiet", str(toy), str(clone))
 
 
@@ -57,52 +58,44 @@ def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    ("error", "exit_code", "retry", "message"),
+    ("behaviour", "exit_code", "retry", "message"),
     [
-        ("DiffctlError('no images there')", 1, False, "no images there"),
-        ("TemporaryError('no server answers')", 75, True, "no server answers"),
-        ("UsageError('data.name: no such data')", 2, False, "data.name: no such data"),
-        ("ValueError('a\\nmistake')", 1, False, "ValueError: a mistake"),
-        ("OSError(28, 'Full', 'a')", 1, False, "a cannot be written (Full): free some space"),
+        ("fail(UsageError('data.name: no such data'))", 2, False, "data.name: no such data"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 1, True, "killed by signal 9 (out of memory?)"),
     ],
 )
-def test_a_failure_carries_the_stages_message_and_exit_code(
-    toy: Path, error: str, exit_code: int, retry: bool, message: str
+def test_a_failure_carries_the_message_of_the_stage_or_its_signal(
+    toy: Path, behaviour: str, exit_code: int, retry: bool, message: str
 ) -> None:
-    be(toy, "data", f"fail({error})")
+    be(toy, "data", behaviour)
     error = failing("data")
     assert isinstance(error, StageFailed)
     assert (error.exit_code, error.retry, str(error)) == (exit_code, retry, f"stage data: {message}")
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "retry", "words"),
+    ("stage", "found", "exit_code", "retry", "words"),
     [
-        ("sys.exit(75)", False, "exit 75"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", True, "killed by signal 9"),
-        ("no such command", False, "exit 127"),
+        ("data", StageOutcome("failed", "why", 1), 1, False, "stage data: why"),  # bad raw files stay bad
+        ("train", StageOutcome("failed", "why", 1), 1, True, "stage train: why"),
+        ("data", StageOutcome("temporary", "why", 75), 75, True, "why"),
+        ("train", StageOutcome("refused", "why", 2), 2, False, "why"),
+        ("data", StageOutcome("interrupted", "why", 143), 143, None, "why"),
+        ("data", "failed to run: work.py, exited with 75", 1, False, "exit 75"),
+        ("train", "failed to run: none, exited with 127", 1, True, "exit 127"),
+        ("data", "failed to run: work.py, exited with 137", 1, True, "killed by signal 9"),
+        ("data", "failed to run: work.py, exited with 143", 143, None, "stopped from outside"),
+        ("push", f"/remote/files/md5: {os.strerror(errno.ENOSPC)}", 1, False, "free some space"),
     ],
 )
-def test_without_an_outcome_file_dvc_reports_the_exit_code(
-    toy: Path, behaviour: str, retry: bool, words: str
+def test_outcome_or_last_line_of_dvc_decides_exit_code_and_retry(
+    stage: str, found: StageOutcome | str, exit_code: int, retry: bool | None, words: str
 ) -> None:
-    if behaviour == "no such command":
-        graph = (toy / "dvc.yaml").read_text()
-        (toy / "dvc.yaml").write_text(graph.replace("python work.py data", "no-such-command data"))
-    else:
-        be(toy, "data", behaviour)
-    error = failing("data")
-    assert isinstance(error, StageFailed)
-    assert (error.exit_code, error.retry) == (1, retry)
+    outcome, lines = (found, []) if isinstance(found, StageOutcome) else (None, ["an earlier line", found])
+    error = failure(stage, outcome, lines)
+    assert isinstance(error, Interrupted) == (retry is None)
+    assert (error.exit_code, getattr(error, "retry", None)) == (exit_code, retry)
     assert words in str(error)
-
-
-@pytest.mark.parametrize("behaviour", ["sys.exit(143)", "fail(Interrupted('stopped', signal.SIGTERM))"])
-def test_a_stage_that_ends_by_sigterm_is_interrupted(toy: Path, behaviour: str) -> None:
-    be(toy, "data", behaviour)
-    error = failing("data")
-    assert isinstance(error, Interrupted)
-    assert error.exit_code == 143
 
 
 def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
@@ -188,7 +181,6 @@ def test_a_clean_clone_with_a_remote_reruns_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path_factory.mktemp("clones")
-
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
@@ -210,7 +202,6 @@ def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
     other = tmp_path_factory.mktemp("clones")
     sha256 = "5eed" * 16
     start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
-
     bring = (
         "from diffusion.train.train_config import PretrainedConfig\n"
         "from flows.dvc_stage import fetch_pretrained\n"
@@ -251,8 +242,3 @@ def test_a_concurrent_dvc_repro_is_refused_and_changes_nothing(toy: Path) -> Non
     (toy / "allow").touch()
     assert first.wait(60) == 0
     assert (toy / "prepared").read_text() == "data"
-
-
-def test_a_full_remote_is_reported_with_its_remedy() -> None:
-    lines = ["failed to push data to the cloud", f"/remote/files/md5: {os.strerror(errno.ENOSPC)}"]
-    assert "free some space" in str(failure("push", None, lines))

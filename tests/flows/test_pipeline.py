@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
 from tests.conftest import command, environment
-from tests.flows.test_temporary_server import HOLD
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.prefect_home import recorded, with_database
+from tests.helpers.prefect_home import PrefectServer, recorded, with_database
 from tests.helpers.toy_project import be, processes_in, script, toy_project, wait_for_file
+from tests.helpers.training_process import DEADLINE
+from tests.helpers.waiting import wait_until
 from tracking.connectivity import MlflowDenied, MlflowError
 
 
@@ -125,20 +127,6 @@ def started(
     )
 
 
-@pytest.mark.slow
-def test_a_usage_error_ends_the_run_without_retry(toy: Path) -> None:
-    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert output.count("train at work") == 1
-    assert errors == "diffctl: stage train: train.lr must be above 0\n"
-    states = recorded(toy)
-    assert (states["data"], states["train"], states["pipeline"]) == ("Completed", "Failed", "Failed")
-    assert "sample" not in states
-    assert not processes_in(toy)
-
-
 RETRYING = """
 import asyncio
 from flows.prefect_server.temporary_server import prefect_server
@@ -164,27 +152,28 @@ def test_a_failed_step_is_retried_up_to_the_given_delays(toy: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_saves_and_the_same_command_resumes(
-    toy: Path, number: signal.Signals, whole_group: bool
-) -> None:
+def test_a_signal_saves_and_the_same_command_resumes(toy: Path) -> None:
+    stop(toy, signal.SIGINT, os.killpg)
+    again = stop(toy, signal.SIGTERM, os.kill)
+    assert again.count("==> data: up to date") == again.count("train at work") == 1
+
+
+def stop(toy: Path, number: signal.Signals, send: Callable[[int, int], None]) -> str:
+    """Stop a run while it trains; return its output."""
     be(toy, "train", "train()")
+    (toy / "begun").unlink(missing_ok=True)
     run = started(toy)
     wait_for_file(toy / "begun", seconds=120)
-    (os.killpg if whole_group else os.kill)(run.pid, number)
-    _, errors = run.communicate(timeout=180)
+    send(run.pid, number)
+    output, errors = run.communicate(timeout=180)
     assert run.returncode == 128 + number
-    assert (toy / "saved").exists()
+    assert (toy / "saved").read_text() == "SIGINT"
     assert errors.startswith(f"diffctl: stopped by {number.name}")
-    assert len(errors.splitlines()) == 1
+    assert errors.count("\n") == 1
     assert not processes_in(toy)
-    states = recorded(toy)
-    assert (states["data"], states["pipeline"]) == ("Completed", "Cancelled")
-
-    (toy / "be-train").unlink()
-    output, _ = started(toy).communicate(timeout=120)
-    assert "==> data: up to date" in output
-    assert "train at work" in output
+    assert recorded(toy)["pipeline"] == "Cancelled"
+    (toy / "saved").unlink()
+    return output
 
 
 @pytest.mark.slow
@@ -209,17 +198,69 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path, monkeypatch: pytest
     assert not is_unchanged()
 
 
+@pytest.fixture
+def prefect(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server of the user's own, in another folder."""
+    server = PrefectServer(tmp_path_factory.mktemp("server"))
+    with_database(server.folder, prefect_database)
+    yield server.start()
+    server.kill()
+
+
 @pytest.mark.slow
-def test_prefect_api_url_selects_the_server(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("server")
-    with_database(other, toy / ".prefect")
-    server = script(other, HOLD, {"PREFECT_API_URL": ""})
-    wait_for_file(other / "url")
+def test_a_usage_error_ends_the_run_at_prefect_api_url_without_retry(
+    toy: Path, prefect: PrefectServer
+) -> None:
     be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy, url=(other / "url").read_text())
-    run.communicate(timeout=120)
-    (other / "enough").touch()
-    server.communicate(timeout=30)
+    run = started(toy, url=prefect.url)
+    output, errors = run.communicate(timeout=120)
     assert run.returncode == 2
-    assert recorded(other)["pipeline"] == "Failed"
+    assert output.count("train at work") == 1
+    assert errors == "diffctl: stage train: train.lr must be above 0\n"
+    # The server receives the events of tasks some time after the tasks ended.
+    states = {"data": "Completed", "train": "Failed", "pipeline": "Failed"}
+    wait_until(lambda: states.items() <= recorded(prefect.folder).items())
+    assert "sample" not in recorded(prefect.folder)
     assert "pipeline" not in recorded(toy)
+    assert not processes_in(toy)
+
+
+WAIT = """
+Path("begun-STAGE").write_text("yes")
+while not Path("go-STAGE").exists():
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.long
+def test_run_survives_three_outages_of_prefect(toy: Path, prefect: PrefectServer) -> None:
+    """Kill and restart, hang and resume, then kill for good: every stage runs once."""
+    for stage in ("data", "train", "sample"):
+        be(toy, stage, WAIT.replace("STAGE", stage))
+    run = started(toy, url=prefect.url, env={"PREFECT_CLIENT_MAX_RETRIES": "4"})
+
+    wait_for_file(toy / "begun-data", DEADLINE)
+    prefect.kill()
+    (toy / "go-data").touch()
+    wait_until(lambda: (toy / "dvc.lock").exists(), DEADLINE)
+    prefect.start()
+
+    wait_for_file(toy / "begun-train", DEADLINE)
+    prefect.signal(signal.SIGSTOP)
+    (toy / "go-train").touch()
+    wait_until(lambda: "train:" in (toy / "dvc.lock").read_text(), DEADLINE)
+    prefect.signal(signal.SIGCONT)
+
+    wait_for_file(toy / "begun-sample", DEADLINE)
+    complete = {("data", "Completed"), ("train", "Completed")}
+    wait_until(lambda: complete <= recorded(prefect.folder).items(), DEADLINE)
+    prefect.kill()
+    (toy / "go-sample").touch()
+    output, errors = run.communicate(timeout=180)
+    assert (toy / "page").exists()
+    for stage in ("data", "train", "sample", "evaluate", "report"):
+        assert output.count(f"{stage} at work") == 1
+    assert f"the Prefect server at {prefect.url} failed" in output
+    assert "continuing without it" in output
+    assert "Traceback" not in output + errors
+    assert not processes_in(toy)
