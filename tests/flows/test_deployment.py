@@ -98,15 +98,6 @@ flows.clone.update_clone(wait={wait})
 """
 
 
-EMIT = """
-from prefect.events import Event, Resource
-from prefect.events.worker import EventsWorker
-worker = EventsWorker.instance()
-worker.send(Event(event="tests.event", resource=Resource({"prefect.resource.id": "x" * 2000})))
-worker.drain()
-"""
-
-
 @pytest.fixture
 def cloned(tmp_path: Path) -> Path:
     """A folder with a clone `nightly` that a run has left changed."""
@@ -155,10 +146,14 @@ def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.M
             raise AssertionError("it is at work")
 
 
-def test_the_projects_files_are_valid() -> None:
+def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbeats() -> None:
     plan = read_plan(ROOT / FILE)
     assert [entry["name"] for entry in plan["deployments"]] == ["retrain", "sweep", "evaluate"]
     assert plan["deployments"][0]["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+    (automation,) = read_automations(ROOT / AUTOMATIONS)
+    for entry in plan["deployments"]:
+        heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+        assert automation["trigger"]["within"] >= 3 * heartbeat
 
 
 @pytest.mark.parametrize(
@@ -168,7 +163,6 @@ def test_the_projects_files_are_valid() -> None:
         (lambda plan: plan["deployments"][0].update(shedules=[]), "deployments.shedules"),
         (lambda plan: plan["deployments"][0]["work_pool"].update(nmae=""), "deployments.work_pool.nmae"),
         (lambda plan: plan["deployments"][0]["triggers"][0].update(mtch={}), "retrain.triggers: .*mtch"),
-        (lambda plan: plan["deployments"][0]["triggers"][0].update(type="evnt"), "retrain.triggers"),
         (lambda plan: plan["deployments"][0]["schedules"][0].update(cron=5), "cron"),
     ],
 )
@@ -205,25 +199,7 @@ def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
         read_automations(path)
 
 
-def test_zombie_detection_waits_for_three_heartbeats() -> None:
-    (automation,) = read_automations(ROOT / AUTOMATIONS)
-    for entry in read_plan(ROOT / FILE)["deployments"]:
-        heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert automation["trigger"]["within"] >= 3 * heartbeat
-
-
-@pytest.mark.slow
-def test_scheduled_runs_do_not_log_each_event_that_prefect_misses(tmp_path: Path) -> None:
-    own = read_plan(ROOT / FILE)["deployments"][0]["work_pool"]["job_variables"]["env"]
-    away = {"PREFECT_API_URL": "http://127.0.0.1:9/api", "PREFECT_HOME": str(tmp_path)}
-    others, deployed = (script(tmp_path, EMIT, env) for env in (away, away | own))
-    message = "Service 'EventsWorker' failed"
-    assert message not in deployed.communicate(timeout=120)[0]
-    assert message in others.communicate(timeout=120)[0]
-
-
-def test_deploy_without_a_server_is_an_error(project: Path) -> None:
-    assert diffctl(project, "deploy", env={"PREFECT_API_URL": ""}).returncode == 2
+def test_deploy_to_an_unreachable_server_is_a_temporary_error(project: Path) -> None:
     assert diffctl(project, "deploy", env={"PREFECT_API_URL": "http://127.0.0.1:9/api"}).returncode == 75
 
 

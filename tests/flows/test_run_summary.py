@@ -23,6 +23,7 @@ from tracking.registry.registered_models import RegisteredVersion, find_register
 def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
     scores = document()
     best = scores.best.cell
+    assert "data:image" not in sweep_markdown(scores, SAMPLES, links_of_pipeline)
     meta = {"name": best, "classes": [], "card": scores.cells[best].card}
     images = np.full((20, 8, 8, 1), 100, np.uint8)
     write_store(SAMPLES / best, images, None, meta)
@@ -32,10 +33,6 @@ def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
     assert len(rows) == 2 + len(scores.cells)
     assert f"{scores.cells[best].scores[scores.spec.distance]:.4g}" in rows[2]
     assert "](data:image/png;base64," in text
-
-
-def test_without_images_and_mlflow_the_summary_is_a_table(project: Path) -> None:
-    assert "data:image" not in sweep_markdown(document(), SAMPLES, links_of_pipeline)
 
 
 def test_the_mlflow_link_has_no_password(project: Path) -> None:
