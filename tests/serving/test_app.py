@@ -93,15 +93,19 @@ def pending(client, gate, body):
     thread.join()
 
 
-def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
-    guide = small_model(tmp_path / "early.safetensors", seed=1)
-    scores, usual = scores_of(model), {"guidance": 1.0, "guide": "ema:0.1@300"}
+def with_usual(model, **usual):
+    """The model with scores whose cells have these settings."""
+    scores = scores_of(model)
     cells = {
         name: cell.model_copy(update={"card": {**cell.card, **usual}}) for name, cell in scores.cells.items()
     }
-    scored = published(model)._replace(
-        scores=scores.model_copy(update={"cells": cells}), guide=guide, version=None
-    )
+    return published(model, None)._replace(scores=scores.model_copy(update={"cells": cells}))
+
+
+def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
+    usual = {"guidance": 1.0, "guide": "ema:0.1@300"}
+    guide = small_model(tmp_path / "early.safetensors", seed=1)
+    scored = with_usual(model, **usual)._replace(guide=guide)
     with TestClient(create_app(service_of(scored)), HERE) as client:
         found = client.post("/v1/images", json={"steps": 4, "eta": 0}).json()
         assert (found["settings"]["guide"], found["nfe"]) == ("ema:0.1@300", 8)
@@ -119,21 +123,8 @@ def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
         assert (idle.status_code, "no effect" in idle.json()["detail"]) == (422, True)
 
 
-def test_a_model_without_a_guide_refuses_autoguidance(client):
-    answer = client.post("/v1/images", json={"guidance": 1, "guide": "/etc/passwd"})
-    assert answer.status_code == 422
-    assert "is served with no guide, not with /etc/passwd" in answer.json()["detail"]
-
-
-LIMITED = {"guidance": 2.0, "guidance_interval": (0.3, 4.0)}
-
-
 def test_the_best_cells_interval_is_the_default_and_null_disables_it(model):
-    scores, usual = scores_of(model), {"guidance": 2.0, "guidance_interval": "0.3:4"}
-    cells = {
-        name: cell.model_copy(update={"card": {**cell.card, **usual}}) for name, cell in scores.cells.items()
-    }
-    scored = published(model)._replace(scores=scores.model_copy(update={"cells": cells}))
+    scored = with_usual(model, guidance=2.0, guidance_interval="0.3:4")
     with TestClient(create_app(service_of(scored)), HERE) as client:
         for body, interval in (
             ({}, [0.3, 4.0]),
@@ -187,10 +178,8 @@ def test_events_stream_intermediate_images_and_end_with_the_response(client):
 
 INVALID = [
     ({"num": 0}, "num: "),
-    ({"num": True}, "num: "),
     ({"nums": 1}, "nums: unknown key"),
     ({"num": 65}, "65 images are too many at once: ask for 64 at most"),
-    ({"indices": []}, "indices: "),
     ({"indices": [-1]}, "indices: "),
     ({"steps": 1001}, "1001 steps"),
     ({"steps": 101}, "101 sampling steps"),
@@ -198,10 +187,9 @@ INVALID = [
     ({"budget": 9, "steps": 4}, "budget takes steps"),
     ({"budget": 5, "guidance_interval": [0.3, 4]}, "budget takes guidance_interval"),
     ({"guidance_interval": [0.3, 4]}, "guidance_interval"),
-    ({**LIMITED, "guidance_interval": [4, 0.3]}, "guidance_interval"),
-    ({**LIMITED, "guidance_interval": [1]}, "guidance_interval"),
+    ({"guidance": 2, "guidance_interval": [4, 0.3]}, "guidance_interval"),
+    ({"guidance": 1, "guide": "/etc/passwd"}, "is served with no guide, not with /etc/passwd"),
     ({"eta": 50}, "eta 50.0"),
-    ({"sampler": "rk4"}, "sampler: "),
     ({"sampler": "dpm-solver++", "eta": 1}, "dpm-solver++ does not use eta"),
     ({"sampler_options": {"order": 3}}, "sampler_options"),
     ({"class": "cat"}, "'cat'"),
@@ -273,12 +261,7 @@ def test_an_internal_error_reveals_no_details(model):
 
 
 def test_every_response_names_its_model_in_headers(client, service):
-    for method, path in (
-        ("GET", "/v1/models"),
-        ("GET", "/nothing"),
-        ("PUT", "/v1/images"),
-        ("POST", "/v1/images"),
-    ):
+    for method, path in (("GET", "/nothing"), ("PUT", "/v1/images"), ("POST", "/v1/images")):
         headers = client.request(method, path).headers
         assert headers["x-model-name"] == "digits"
         assert headers["x-model-version"] == "3"

@@ -30,6 +30,7 @@ from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
 from tests.helpers.server_process import CPU, ServeConfig, published, small_model
 from tests.serving.test_app import HERE, events_of, offline, pixels
+from tracking.registry.registered_models import VersionFiles
 
 CLASSES = [f"class{i}" for i in range(10)]
 
@@ -80,23 +81,17 @@ def test_interpolation_between_seeds_ends_at_their_images(client, place):
         assert np.abs(frames[frame] - wanted).max() <= 1
 
 
-def test_interpolation_between_real_images_equals_the_offline_one(client, place):
+@pytest.mark.parametrize("klass", [None, "class7"])
+def test_interpolation_between_real_images_equals_the_offline_one(client, place, klass):
     model, _, images = place
     picture = base64.b64encode(png_bytes(images[5])).decode()
-    events = between(client, images=[2, picture], frames=4, steps=10, guidance=2.0, sampler="dpm-solver++")
+    body = {"images": [2, picture], "frames": 4, "steps": 10, "guidance": 2.0, "sampler": "dpm-solver++"}
+    events = between(client, **body, **({"class": klass} if klass else {}))
     loaded = load_model(model)
     condition = labels_condition(loaded.artefact, torch.full((2,), spec_of().num_classes), 2)
+    if klass:
+        condition = class_condition(loaded.artefact, klass, 2)
     wanted = interpolate(loaded, SampleSettings(steps=10), images[[2, 5]], condition, 4)
-    frames = pixels(events[-1][1])
-    assert np.abs(frames - to_nhwc(wanted)[..., 0].astype(int)).max() <= 1
-
-
-def test_interpolation_uses_the_requested_class(client, place):
-    model, _, images = place
-    events = between(client, images=[0, 1], frames=3, steps=4, **{"class": "class7"})
-    loaded = load_model(model)
-    condition = class_condition(loaded.artefact, "class7", 2)
-    wanted = interpolate(loaded, SampleSettings(steps=4), images[[0, 1]], condition, 3)
     assert np.abs(pixels(events[-1][1]) - to_nhwc(wanted)[..., 0].astype(int)).max() <= 1
 
 
@@ -173,25 +168,17 @@ def test_the_page_loads_nothing_from_other_servers(client):
     assert client.get("/", headers={"Host": "elsewhere.example"}).status_code == 421
 
 
-class Versions:
-    """Versions by number, as the registry would give them."""
-
-    def __init__(self, monkeypatch, files):
-        monkeypatch.setattr("tracking.registry.registered_models.fetch_version_files", self.fetch)
-        self.files = files
-
-    def fetch(self, name, number):
-        from tracking.registry.registered_models import VersionFiles
-
-        if number not in self.files:
-            raise UsageError(f"{name} has no version {number}")
-        if self.files[number] is None:
-            raise DiffctlError(f"the file of version {number} is damaged")
-        return VersionFiles(number, self.files[number], published(self.files[number]).scores, {})
-
-
 def test_a_chosen_version_serves(place, tmp_path, monkeypatch):
-    Versions(monkeypatch, {2: small_model(tmp_path / "2.safetensors", seed=2), 3: None})
+    files = {2: small_model(tmp_path / "2.safetensors", seed=2), 3: None}
+
+    def fetch(name, number):
+        if number not in files:
+            raise UsageError(f"{name} has no version {number}")
+        if files[number] is None:
+            raise DiffctlError(f"the file of version {number} is damaged")
+        return VersionFiles(number, files[number], published(files[number]).scores, {})
+
+    monkeypatch.setattr("tracking.registry.registered_models.fetch_version_files", fetch)
     with client_of(published(place[0], None), place[1]) as client:
         first = client.get("/v1/models").json()["models"][0]["model"]
 

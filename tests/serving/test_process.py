@@ -16,6 +16,7 @@ from diffusion.layout import MODEL
 from tests.conftest import command, write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.openapi_attack import attack
 from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
 from tracking.registry.model_registry import promote, register
@@ -68,16 +69,21 @@ def test_a_damaged_model_file_is_one_sentence(here, invoke):
         assert_refused(invoke("serve", "--port", "0"), code=1)
 
 
+def disconnect_while_images_are_made(server: ServerProcess) -> None:
+    body = json.dumps({"num": 64, "steps": 100})
+    head = "POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"{head}{len(body)}\r\n\r\n{body}".encode())
+        wait_until(lambda: metric(server, "diffctl_images_held ") > 0)
+    wait_until(lambda: metric(server, "diffctl_images_held ") == 0)
+    wait_until(lambda: metric(server, "diffctl_requests_gone_total ") == 1)
+
+
 @pytest.mark.slow
-def test_it_prints_its_address_and_ends_without_output(server):
+def test_disconnects_free_images_and_sigterm_under_load_loses_no_request(server):
     assert server.startup_line == f"model.safetensors: {server.url}/v1/images (Ctrl-C ends it)\n"
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
-    assert server.stop() == 0
-    assert server.log.read_text() == ""
-
-
-@pytest.mark.slow
-def test_sigterm_under_load_loses_no_request(server):
+    disconnect_while_images_are_made(server)
     draw, answers, lost = random.Random(0), [], []
     begun = threading.Semaphore(0)
 
@@ -108,28 +114,20 @@ def test_sigterm_under_load_loses_no_request(server):
 
 
 @pytest.mark.slow
-def test_disconnected_clients_free_their_images(server):
-    body = json.dumps({"num": 64, "steps": 100}).encode()
-    head = "POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
-    for _ in range(5):
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
-            wait_until(lambda: metric(server, "diffctl_images_held ") > 0)
-        wait_until(lambda: metric(server, "diffctl_images_held ") == 0)
-    wait_until(lambda: metric(server, "diffctl_requests_gone_total ") == 5)
-
-
-@pytest.mark.slow
-def test_without_free_file_descriptors_it_logs_one_line_and_recovers(here):
+def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(here):
     small_model(here / MODEL)
+    (here / "token").write_text("0123456789abcdefghij")
     limited = ["bash", "-c", 'ulimit -n 64 && exec "$0" "$@"', *command()]
-    server = ServerProcess(here, program=limited)
+    server = ServerProcess(here, "--host", "0.0.0.0", "--token-file", "token", program=limited)
     try:
         with contextlib.ExitStack() as idle:
             for _ in range(100):
                 idle.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             wait_until(lambda: server.log.read_text() != "")
-        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        url = f"http://127.0.0.1:{server.port}/v1/images"
+        assert httpx.post(url, json={"steps": 2}, timeout=60).status_code == 401
+        known = {"Authorization": "Bearer 0123456789abcdefghij"}
+        assert httpx.post(url, json={"steps": 2}, headers=known).status_code == 200
         assert server.stop() == 0
         assert "ulimit -n" in server.log.read_text()
         assert len(server.log.read_text().splitlines()) == 1
@@ -181,15 +179,12 @@ def test_a_new_champion_drops_no_request(here):
 
 
 @pytest.mark.slow
-def test_a_token_allows_a_public_address(here):
+def test_every_response_conforms_to_the_openapi_schema(here):
     small_model(here / MODEL)
-    (here / "token").write_text("0123456789abcdefghij")
-    server = ServerProcess(here, "--host", "0.0.0.0", "--token-file", "token")
+    server = ServerProcess(here, "--max-steps", "20")
     try:
-        url = f"http://127.0.0.1:{server.port}/v1/images"
-        assert httpx.post(url, json={"steps": 2}).status_code == 401
-        known = {"Authorization": "Bearer 0123456789abcdefghij"}
-        assert httpx.post(url, json={"steps": 2}, headers=known).status_code == 200
+        assert attack(server.url, 40) > 100
         assert server.stop() == 0
+        assert server.log.read_text() == ""
     finally:
         server.kill()
