@@ -12,18 +12,15 @@ import numpy as np
 import psutil
 import pytest
 
-from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL
-from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
 from diffusion.system.errors import UsageError
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.server_process import CPU, ServerProcess, small_model, trained
+from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
+from tests.serving.test_app import offline
 from tracking.registry.model_registry import promote, register
 from tracking.registry.promotion import Override
 
@@ -34,9 +31,8 @@ from serving.ray_serve import Replicas, check_capacity, parse_replicas
 NAME = "diffctl-digits"
 
 
-@pytest.mark.parametrize(("text", "bounds"), [("3", (3, 3)), ("1:4", (1, 4))])
-def test_replicas_are_a_number_or_bounds(text, bounds):
-    assert parse_replicas(text) == bounds
+def test_replicas_are_a_number_or_bounds():
+    assert (parse_replicas("3"), parse_replicas("1:4")) == ((3, 3), (1, 4))
 
 
 @pytest.mark.parametrize("text", ["", "0", "4:1", "1:2:3", "1:", "1.5", "²", "10000"])
@@ -112,13 +108,6 @@ def two(here) -> Iterator[ServerProcess]:
         server.kill()
 
 
-def offline(num: int, steps: int) -> np.ndarray:
-    """The offline images of the last model."""
-    loaded, settings = load_model(MODEL, CPU), SampleSettings(steps=steps)
-    condition = mixed_condition(loaded.artefact, settings, range(num))
-    return to_nhwc(generate(loaded, settings, range(num), condition, CPU))
-
-
 @pytest.mark.slow
 def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch):
     assert two.startup_line == f"{NAME}: {two.url}/v1/images (Ctrl-C ends it)\n"
@@ -156,9 +145,9 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
         made = httpx.post(f"{two.url}/v1/images", json=body, timeout=60)
         (here / "made.npz").write_bytes(made.content)
         with np.load(here / "made.npz") as arrays:
-            difference = arrays["arr_0"].astype(int) - offline(3, 5)
+            difference = arrays["arr_0"].astype(int) - offline(MODEL, SampleSettings(steps=5), range(3))
         assert np.abs(difference).max() <= 1
-        two.process.send_signal(signal.SIGTERM)
+        two.process.send_signal(signal.SIGINT)
         wait_until(lambda: answers[-1][0] == 503 or lost != [] or two.process.poll() is not None)
     finally:
         over.set()
@@ -176,10 +165,12 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
 
 
 @pytest.mark.slow
-def test_the_token_is_required_and_disconnected_clients_free_their_images(here):
+def test_token_disconnects_and_the_end_of_ray_with_a_killed_server(here):
     small_model(here / MODEL)
     (here / "token").write_text("0123456789abcdefghij")
     server = ServerProcess(here, "--ray", "--host", "0.0.0.0", "--token-file", "token")
+    family = replicas()
+    assert family
     try:
         url = f"http://127.0.0.1:{server.port}"
         assert httpx.post(f"{url}/v1/images", json={"steps": 2}).status_code == 401
@@ -194,10 +185,9 @@ def test_the_token_is_required_and_disconnected_clients_free_their_images(here):
             return next(line for line in lines if line.startswith("diffctl_images_held "))
 
         wait_until(lambda: held() == "diffctl_images_held 0.0")
-        server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(60) == 0
     finally:
         server.kill()
+    wait_until(lambda: not any(one.is_running() for one in family))
 
 
 # `diffctl` with short scaling delays.
@@ -247,13 +237,3 @@ def test_autoscaling_loses_no_request(here):
     assert set(statuses) == {200}
     assert code == 0
     assert server.log.read_text() == ""
-
-
-@pytest.mark.slow
-def test_ray_ends_with_a_killed_server(here):
-    small_model(here / MODEL)
-    server = ServerProcess(here, "--ray")
-    family = [process for process in replicas() if process.is_running()]
-    assert family
-    server.kill()
-    wait_until(lambda: not any(one.is_running() for one in family))
