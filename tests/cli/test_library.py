@@ -44,7 +44,7 @@ def save(path, **changes) -> LoadedModel:
     return load_model(path)
 
 
-def test_encode_writes_codes_and_their_reconstructions(run, tmp_path):
+def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
     code, out, _ = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
     assert code == 0
     made = json.loads(out)
@@ -58,6 +58,8 @@ def test_encode_writes_codes_and_their_reconstructions(run, tmp_path):
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
     error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
+    assert run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3").code == 0
+    assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
 
 
 def test_encode_error_decreases_with_more_steps(run, monkeypatch):
@@ -88,13 +90,6 @@ def test_links_pipes_and_unusual_names_get_the_same_picture(run, tmp_path):
     assert (tmp_path / "link.png").is_symlink()
     found = [tmp_path / "elsewhere/b.png", *(tmp_path / name for name in names[2:])]
     assert [path.read_bytes() == wanted for path in found] == [True] * 4
-
-
-def test_encode_draws_a_picture_of_store_images(run, tmp_path):
-    code, out, _ = run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3")
-    assert code == 0
-    assert "4 image(s)" in out
-    assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
 
 
 def test_encode_labels_files_by_the_class_option(run, tmp_path):
@@ -138,35 +133,22 @@ def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
     layout = Layout(32, 3, 3, 32, (2, 2), 1, scale_shift_norm=False, resblock_updown=False)
     layout(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     torch.save(layout.state, tmp_path / "published.pt")
-    code, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10")
-    assert code == 0
-    assert "models/published.safetensors" in out
     _, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
     made, loaded = json.loads(out), load_model(tmp_path / "models/published.safetensors")
-    parameters = sum(weight.numel() for weight in loaded.network.parameters())
+    assert made["parameters"] == sum(weight.numel() for weight in loaded.network.parameters())
     assert made["model"].items() >= {"channels": 32, "channel_mult": [2, 2], "num_res_blocks": 1}.items()
-    assert {name: made[name] for name in made if name != "model"} == {
-        "out": "models/published.safetensors",
-        "preset": "ddpm-cifar10",
-        "parameters": parameters,
-        "process": {"prediction": "eps"},
-    }
-    code, _, _ = run(
-        *("sample", "--model", "models/published.safetensors", "--steps", "2", "--num", "1", "-o", "a.npz")
-    )
-    assert code == 0
+    assert (made["out"], made["preset"]) == ("models/published.safetensors", "ddpm-cifar10")
+    assert made["process"] == {"prediction": "eps"}
+    sample = ("sample", "--model", made["out"], "--steps", "2", "--num", "1", "-o", "a.npz")
+    assert run(*sample).code == 0
     assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 32, 32, 3)
 
 
 def test_export_diffusers_writes_a_pipeline_folder(run, tmp_path):
     pytest.importorskip("diffusers")
     save(MODEL, channels=32, head_channels=32)
-    code, out, _ = run("export", "diffusers", "pipeline")
-    assert code == 0
+    assert json.loads(run("export", "diffusers", "pipeline", "--json").out) == {"out": "pipeline"}
     assert (tmp_path / "pipeline/model_index.json").exists()
-    assert "README.md" in out
-    _, out, _ = run("export", "diffusers", "again", "--json")
-    assert json.loads(out) == {"out": "again"}
 
 
 def test_sample_options_reach_the_sampler(run, tmp_path):
@@ -192,7 +174,6 @@ def misuse(tmp_path_factory):
     save(folder / "models/fixed.safetensors", out_channels=1)
     save(folder / "models/no-null.safetensors", null_class=False)
     save(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
-    save(folder / "models/rgb.safetensors", in_channels=3, out_channels=6)
     write_store(
         folder / "data/prepared/test", np.zeros((6, 8, 8, 1), np.uint8), np.arange(6), {"classes": CLASSES}
     )
@@ -207,16 +188,12 @@ def misuse(tmp_path_factory):
     ("arguments", "word"),
     [
         ("sample --out a.png --steps 101", "1 to 100"),
-        ("sample --out a.png --steps 5 --eta 9", "eta 9.0"),
         ("sample --out a.png --class 10", "'10'"),
         ("sample --out a.png --timesteps 5,4,99", "timesteps"),
-        ("sample --out a.png --timesteps 5,99 --steps 3", "timesteps"),
         ("sample --out a.png --sampler dpm-solver++ --eta 1", "does not use eta"),
         ("sample --out a.png --classifier-scale 3", "--classifier"),
         ("sample --out a.png --guidance-interval 0.3:4", "--guidance"),
-        ("sample --out a.png --guidance 1 --guidance-interval 4:1", "interval"),
         ("sample --out a.png --noise small", "--eta 0"),
-        ("sample --out a.png --noise small --sampler dpm-solver++", "--sampler"),
         ("sample --out a.png --spacing uniform --timesteps 0,99", "--timesteps"),
         ("sample --out a.png --guidance 2 --model models/no-null.safetensors", "p_uncond"),
         ("sample --out a.png --noise learned --eta 1 --model models/fixed.safetensors", "learned"),
@@ -229,12 +206,10 @@ def misuse(tmp_path_factory):
         ("encode wide.png --out a.npz", "8×8"),
         ("encode text.png --out a.npz", "text.png"),
         ("encode mine.png --out a.npz --model models/no-null.safetensors", "class"),
-        ("encode 0 --out a.npz --model models/rgb.safetensors", "8×8×3"),
         ("encode 0 --out a.npz --model a --champion", "--champion"),
         ("interpolate 0 1 --out a.txt", ".gif"),
         ("nll --steps 500", "500"),
         ("evaluate mine.npz --against mine.npz --split train", "--split"),
-        ("evaluate mine.npz --against none --split train", "none"),
         ("import openai none.pt --preset adm-64", "none.pt"),
         ("export diffusers models", "models"),
     ],

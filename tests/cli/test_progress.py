@@ -1,5 +1,11 @@
 """Progress lines in logs and terminals."""
 
+import os
+import struct
+import termios
+from fcntl import ioctl
+from itertools import count
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,3 +82,19 @@ def test_remaining_time_uses_the_rate_of_the_last_minute(
     assert "train 99/1,000 · 1 images/s · ETA 15:01" in lines
     assert any(" · 10 images/s · ETA 0:" in line for line in lines)
     assert lines[-1] == "train 1,000/1,000 · 3.8 s an image · took 3790.0 s"
+
+
+def test_live_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.openpty()
+    ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 20, 0, 0))
+    now = count()
+    with monkeypatch.context() as patch, open(writer, "w") as terminal:
+        patch.setattr("cli.shared.progress.time.monotonic", lambda: float(next(now)))
+        patch.setattr("sys.stderr", terminal)
+        with progress("steps50-eta0") as show:
+            for done in range(5):
+                show(done, 1000, "loss 0.0123")
+        lines = os.read(reader, 65536).decode().split("\r\033[K")[1:-1]
+    os.close(reader)
+    assert lines[0].startswith("steps50-eta0")
+    assert all(len(line) < 20 for line in lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -312,7 +312,7 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
     assert dead.state == "dead"
 
 
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=6), st.integers(1, 4))
 def test_newest_runs_are_the_first_of_all(here, places, newest):
     """Runs are in this folder, in MLflow or in both."""
@@ -362,7 +362,6 @@ def test_list_and_sync_without_mlflow(invoke, monkeypatch):
     assert_refused(invoke("sync"), code=75)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     jumps=st.lists(st.integers(-10_000 * HOUR, 10_000 * HOUR), min_size=4, max_size=8),
     end=st.sampled_from([None, "FINISHED", "KILLED"]),

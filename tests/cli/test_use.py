@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
 from tests.helpers.damaged_bytes import bounded
 from tests.helpers.invoke import Invoke, assert_refused
+from tests.helpers.small import commit, git
 
 PROFILES = ROOT / "profiles"
 
@@ -22,14 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(PROFILES, tmp_path / "profiles")
     shutil.copy(PROFILES / "digits.yaml", tmp_path / "params.yaml")
     monkeypatch.chdir(tmp_path)
-    git("init", "--quiet")
-    git("add", "--all")
-    git("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "begin")
+    git(tmp_path, "init", "--quiet")
+    commit(tmp_path, "begin")
     return tmp_path
-
-
-def git(*arguments: str) -> None:
-    subprocess.run(["git", *arguments], check=True)
 
 
 def edit(folder: Path) -> str:
@@ -38,14 +33,9 @@ def edit(folder: Path) -> str:
     return path.read_text()
 
 
-def test_params_become_the_profile_with_its_comments(folder: Path) -> None:
-    Use(profile="fashion-mnist").run()
-    assert (folder / "params.yaml").read_text() == (PROFILES / "fashion-mnist.yaml").read_text()
-    Use(profile="digits").run()
-    assert (folder / "params.yaml").read_text() == (PROFILES / "digits.yaml").read_text()
-
-
-def test_unsaved_edits_are_kept_unless_forced(folder: Path, invoke: Invoke) -> None:
+def test_params_become_the_profile_and_unsaved_edits_are_kept_unless_forced(
+    folder: Path, invoke: Invoke
+) -> None:
     edited = edit(folder)
     assert_refused(invoke("use", "fashion-mnist"), "params.yaml has edits")
     assert (folder / "params.yaml").read_text() == edited
@@ -67,7 +57,7 @@ def test_committed_edits_and_edits_in_a_named_file_are_saved(folder: Path) -> No
     mine.write_text(edit(folder))
     Use(profile="mine.yaml").run()
     assert (folder / "params.yaml").read_text() == mine.read_text()
-    git("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "-am", "slower")
+    commit(folder, "slower")
     Use(profile="fashion-mnist").run()
 
 

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, command, diffctl, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.small import git
+from tests.helpers.small import commit, git
 
 VELOCITY = {"prediction": "velocity", "timesteps": 1000}
 
@@ -74,8 +74,7 @@ def test_check_reports_a_model_of_another_shape_or_of_grey_images(project: Path,
 def test_dvc_tracks_the_model_and_git_sees_the_pin(project: Path) -> None:
     (project / ".gitignore").write_text((ROOT / ".gitignore").read_text())
     git(project, "init", "--quiet")
-    git(project, "add", "--all")
-    git(project, "commit", "--quiet", "--message", "begin")
+    commit(project, "begin")
     subprocess.run([command()[0], "-m", "dvc", "init", "--quiet"], cwd=project, check=True)
     model_file(project / "models.safetensors")
     done = diffctl(project, "use", "--init-from", "models.safetensors")
@@ -83,22 +82,17 @@ def test_dvc_tracks_the_model_and_git_sees_the_pin(project: Path) -> None:
     (tracked,) = (project / "start").glob("*.dvc")
     assert str(tracked.relative_to(project)) in done.stdout
     changed = git(project, "status", "--porcelain", "--untracked-files=all", "start", "params.yaml")
-    assert sorted(line[3:] for line in changed.splitlines()) == sorted(
-        ["params.yaml", str(tracked.relative_to(project))]
-    )
+    assert {line[3:] for line in changed.splitlines()} == {"params.yaml", str(tracked.relative_to(project))}
 
 
 @pytest.mark.parametrize(
     ("start", "word"),
     [
         (None, "--init-from"),
-        ("gone.safetensors", "gone.safetensors"),
         ("params.yaml", "safetensors"),
         ("champion", "diffctl-digits has no champion"),
         ("champion:shoes", "diffctl-shoes has no champion"),
         ("version:2:shoes", "diffctl-shoes has no version 2"),
-        ("version:last", "last"),
-        ("version:0", "0"),
         ("4711", "'4711'"),
     ],
 )

@@ -327,7 +327,7 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
 SETS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(3), st.integers(1, 3)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(SETS, st.data())
 def test_nearest_image_equals_brute_force(train, data):
     images = data.draw(arrays(np.uint8, (3, *train.shape[1:])))

@@ -54,7 +54,7 @@ def test_grid_has_every_combination_once(tmp_path) -> None:
     assert points == grid(made)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**40), st.integers(0, 200), st.sampled_from(["random", "tpe"]))
 def test_proposals_are_in_the_space_and_reproducible(tmp_path_factory, seed, number, method) -> None:
     study = SearchStudy(tmp_path_factory.mktemp("study"), "test", section(seed=seed, method=method))

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion.code_digest import library_version
@@ -81,7 +81,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return section, (folder / JOURNAL).read_bytes(), trials
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12)
 @given(part=st.floats(0, 1))
 def test_kill_after_any_byte_of_the_journal_changes_nothing(finished, part: float) -> None:
     """The journal only grows, so a kill leaves a prefix of it."""
@@ -93,7 +93,7 @@ def test_kill_after_any_byte_of_the_journal_changes_nothing(finished, part: floa
         assert run_all(folder, section) == trials
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.sampled_from(["grid", "random"]), st.integers(1, 5), st.lists(st.integers(0, 9)), st.integers(0, 4))
 def test_parallel_trials_equal_sequential_ones(method, room, picks, killed) -> None:
     section = SECTIONS[method]
@@ -112,7 +112,7 @@ def test_parallel_trials_equal_sequential_ones(method, room, picks, killed) -> N
         assert sorted(again.started) == [n for n in range(len(wanted)) if n not in ended]
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.floats(0, 1), st.integers(2, 4))
 def test_kill_of_parallel_tpe_keeps_the_started_trials(part: float, room: int) -> None:
     section = SECTIONS["tpe"].model_copy(update={"trials": 8})
