@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,26 +25,15 @@ from tracking.experiments import ensure_experiment
 from tracking.registry.model_registry import register
 from tracking.store import connect
 
-NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
-ELSEWHERE = {
-    "PREFECT_API_URL": "http://127.0.0.1:9/api",
-    "MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9",
-}
 
-
-@pytest.fixture
-def taken() -> Iterator[str]:
-    """A port that is in use."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield str(server.getsockname()[1])
-
-
-def test_up_refuses_ports_in_use(project: Path, invoke: Invoke, taken: str) -> None:
+def test_up_refuses_ports_in_use(project: Path, invoke: Invoke) -> None:
     free = str(free_port())
-    refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
-    assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = str(server.getsockname()[1])
+        refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
+        assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
+        assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert_refused(invoke("up", "--mlflow-port", free, "--prefect-port", free), "port", code=1)
-    assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert not processes_in(project)
 
 
@@ -61,8 +50,8 @@ def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
 def test_servers_named_by_the_environment_are_used(
     project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, url in ELSEWHERE.items():
-        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     mlflow, prefect = invoke("up").out.splitlines()
     assert mlflow.startswith("MLflow: http://127.0.0.1:9 (set by MLFLOW_TRACKING_URI, ")
     assert prefect.startswith("Prefect: http://127.0.0.1:9/api (set by PREFECT_API_URL, ")
@@ -72,12 +61,10 @@ def test_servers_named_by_the_environment_are_used(
 
 
 @pytest.mark.slow
-def test_up_waits_for_no_run_with_a_temporary_server(project: Path) -> None:
-    env = {**NOWHERE, "DIFFCTL_PREFECT_PORT": str(free_port()), "DIFFCTL_MLFLOW_PORT": str(free_port())}
+def test_up_waits_for_no_run_with_a_temporary_server(project: Path, invoke: Invoke) -> None:
     with file_lock(project / HOME / "lock", timeout=0):
-        refused = diffctl(project, "up", env=env)
-    assert refused.returncode == 1
-    assert "another `diffctl run`" in refused.stderr
+        refused = invoke("up", "--mlflow-port", str(free_port()), "--prefect-port", str(free_port()))
+    assert_refused(refused, "another `diffctl run`", code=1)
     assert not processes_in(project), "MLflow had started and is stopped"
 
 

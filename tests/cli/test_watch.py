@@ -119,15 +119,11 @@ class Failing:
 def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
     """Also with dropout, which a preview disables while it samples."""
     store, saved = open_store(digits_store), []
-
-    def save(state: TrainState) -> None:
-        saved.append(state.step)
-
     changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)
-        train(watched, store, ProcessGroup(CPU), Failing(watched.plan), save, lambda: None)
+        run(watched, store, lambda state: saved.append(state.step), observer=Failing(watched.plan))
     assert saved == [4]
     without = "the training continues without"
     assert [line for line in messages_of(caught) if not line.startswith("no live line")] == [
@@ -140,7 +136,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
         f"no score of step 4 (the reference is stale): {without}",
     ]
     assert len(messages_of(caught)) == 8, "the live line once, of four steps"
-    train(alone, store, ProcessGroup(CPU), Observer(), save, lambda: None)
+    run(alone, store)
     assert_same(watched, alone)
 
 
@@ -153,9 +149,7 @@ def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> No
     store, saved = open_store(digits_store), []
     state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
     with pytest.raises(type(stop)):
-        train(
-            state, store, ProcessGroup(CPU), Stopping(), lambda state: saved.append(state.step), lambda: None
-        )
+        run(state, store, lambda state: saved.append(state.step), observer=Stopping())
     assert saved == [2]
 
 
@@ -170,27 +164,16 @@ def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_
         watch.catch_up(4, state.ema)
 
 
-class Clock:
-    """A clock that advances by `take`."""
-
-    now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def take(self, seconds: float) -> None:
-        self.now += seconds
-
-
 def test_image_rate_excludes_previews_saves_and_scores(
     digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes 2 s, a preview 100, a save 200, a score 400."""
-    clock, logged = Clock(), []
-    monkeypatch.setattr("cli.stages.observers.time", clock)
-    monkeypatch.setattr("cli.stages.observers.write_preview", lambda *_: clock.take(100))
-    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: clock.take(200))
-    validation: Any = SimpleNamespace(evaluate=lambda step, ema: clock.take(400))
+    now, logged = [1000.0], []
+    take = now.append
+    monkeypatch.setattr("cli.stages.observers.time", SimpleNamespace(monotonic=lambda: sum(now)))
+    monkeypatch.setattr("cli.stages.observers.write_preview", lambda *_: take(100))
+    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: take(200))
+    validation: Any = SimpleNamespace(evaluate=lambda step, ema: take(400))
     spool: Any = SimpleNamespace(
         metrics=lambda step, values: logged.append(values), image=lambda *_: None, sync=lambda: None
     )
@@ -198,6 +181,6 @@ def test_image_rate_excludes_previews_saves_and_scores(
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
     state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
     watch = TrackedTraining(folder, state.plan, spool, lambda *_: None, validation)
-    train(state, store, ProcessGroup(CPU), watch, watch.save, lambda: clock.take(2))
+    train(state, store, ProcessGroup(CPU), watch, watch.save, lambda: take(2))
     assert len(logged) == 12
     assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11
