@@ -83,9 +83,8 @@ def test_counts_sizes_and_channel_statistics_are_reported(tmp_path):
     images = np.zeros((10, 8, 8, 1), dtype=np.uint8)
     images[:5] = 200
     prepared_as(tmp_path, images, np.array([0] * 7 + [1] * 3), ["a", "b"])
-    text = " ".join(
-        finding.message for finding in check(configuration(), tmp_path) if finding.subject == "train"
-    )
+    found = check(configuration(), tmp_path)
+    text = " ".join(finding.message for finding in found if finding.subject == "train")
     assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in text
     assert "channels 100±100 of 255" in text
 
@@ -150,9 +149,7 @@ FOLDER = {"name": "image-folder", "image_size": 8, "on_bad": "skip"}
         (CIFAR100, {"channels": 1}, False),
         (CIFAR100, {"flip": True, "on_bad": "skip"}, True),
         ({**CIFAR100, "image_size": None}, {"image_size": 32}, True),
-        (FOLDER, {}, True),
         (FOLDER, {"test_fraction": 0.4}, False),
-        (FOLDER, {"labels": "none"}, False),
         (FOLDER, {"on_bad": "stop"}, False),
         ({**FOLDER, "good": True}, {"on_bad": "stop"}, True),
     ],
@@ -275,10 +272,12 @@ def test_interval_without_a_step_is_a_warning(project):
     sections = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [2, 50], "eta": [0.0], **axis}}
     found = with_level(check(configuration(**sections), project), "warning")
     limited = "eta0-guidance2-guidance_interval"
-    none = [f"steps{steps}-{limited}_1e-05_0.0001" for steps in (2, 50)]
-    only = [none[0], f"steps2-{limited}_0.1_100", none[1]]  # two steps are at both ends of the noise
-    text = f"guidance applies at no step of {', '.join(only)}"
-    assert found["sampling"].message == text
+    # Two steps are at both ends of the noise.
+    names = [
+        f"steps{one}"
+        for one in (f"2-{limited}_1e-05_0.0001", f"2-{limited}_0.1_100", f"50-{limited}_1e-05_0.0001")
+    ]
+    assert found["sampling"].message == f"guidance applies at no step of {', '.join(names)}"
 
 
 @pytest.mark.parametrize(
@@ -296,13 +295,12 @@ def test_too_large_eta_is_refused(project, stage, sections, match):
         preflight(config, stage, project)
 
 
-@pytest.mark.parametrize("stage", ["train", "sample"])
-def test_noise_levels_beyond_the_process_are_refused(project, stage):
+def test_noise_levels_beyond_the_process_are_refused(project):
     sample = {"spacing": "karras", "spacing_options": {"sigma_max": 1e6}}
     config = configuration(sample=sample, sweep={"steps": [5], "eta": [0.0]})
     assert "sampling" in with_level(check(config, project), "error")
     with pytest.raises(UsageError, match=r"1e\+06 do not fit process"):
-        preflight(config, stage, project)
+        preflight(config, "train", project)
 
 
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):

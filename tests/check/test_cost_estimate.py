@@ -1,7 +1,6 @@
 """The cost of a configuration: operations by closed forms, and measured time."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from cli import main
 from diffusion.check import time_estimate
 from diffusion.check.cost_estimate import estimate_cost, passes
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
@@ -29,6 +27,7 @@ from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.train.step_memory import FlopCounter, count_parameters, forward_flops
 from tests.conftest import params
+from tests.helpers.invoke import Invoke
 from tests.helpers.networks import spec_of
 from tests.show.test_network_table import SHAPES
 
@@ -128,19 +127,9 @@ def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, se
     assert spent <= max(seconds, 2 * (fixed + image)) + fixed + calls[-1][0] * image + 1e-6
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.035, "35 ms"),
-        (1.23, "1.2 s"),
-        (42, "42 s"),
-        (126, "2.1 min"),
-        (8 * 3600, "8.0 h"),
-        (6e5, "6.9 days"),
-    ],
-)
-def test_duration_has_a_suitable_unit(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
+def test_duration_has_a_suitable_unit() -> None:
+    durations = {0.035: "35 ms", 1.23: "1.2 s", 42: "42 s", 126: "2.1 min", 28_800: "8.0 h", 6e5: "6.9 days"}
+    assert {seconds: format_duration(seconds) for seconds in durations} == durations
 
 
 def span(seconds: float) -> TimeRange:
@@ -203,21 +192,10 @@ def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
     assert total["load"] == pytest.approx(others)
 
 
-def run(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
-) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["diffctl", "check", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main.main()
-    return int(end.value.code or 0), capsys.readouterr().out
-
-
-def test_command_measures_and_prints_json(
-    project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code, out = run(capsys, monkeypatch, "--measure", "--json")
-    assert code == 0
-    found = [Finding(**finding) for finding in json.loads(out)]
+def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
+    done = invoke("check", "--measure", "--json")
+    assert done.code == 0
+    found = [Finding(**finding) for finding in json.loads(done.out)]
     (sweep,) = [one.values for one in found if one.values and one.values.get("part") == "sweep"]
     assert 0 < sweep["hours"]["least"] <= sweep["hours"]["median"] <= sweep["hours"]["most"]
     assert not (project / "runs").exists()

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
 
 
-def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent():
+def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent_once():
     train()
     run_id = log_scores(RUN, document())  # which delivers the spool first
     parent = connect().get_run(run_id)
@@ -90,19 +91,13 @@ def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent():
     cells = {run.data.tags[keys.CELL]: run for run in children(run_id)}
     assert set(cells) == set(document().cells)
     cell = cells["steps10-eta0"]
-    assert cell.info.status == "FINISHED"
-    assert cell.info.run_name == "steps10-eta0"
+    assert (cell.info.status, cell.info.run_name) == ("FINISHED", "steps10-eta0")
     assert cell.data.metrics == document().cells["steps10-eta0"].scores
     assert cell.data.params["steps"] == "10"
     assert cell.data.params["reference_digest"] == "r" * 64
     assert fetch_scores(parent) == document()
-
-
-def test_logging_scores_again_changes_nothing():
-    train()
-    run_id = log_scores(RUN, document())
     before = [run.to_dictionary() for run in children(run_id)]
-    assert log_scores(RUN, document()) == run_id
+    assert log_scores(RUN, document()) == run_id, "logging again changes nothing"
     assert [run.to_dictionary() for run in children(run_id)] == before
     assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
     log_scores(RUN, document(num_images=1000))  # another protocol
@@ -112,13 +107,10 @@ def test_logging_scores_again_changes_nothing():
 def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     train()
     run_id = log_scores(RUN, document())
-    assert log_scores(RUN, document()) == run_id
     run = connect().get_run(run_id)
     best = {key: value for key, value in run.data.metrics.items() if key.startswith("best/")}
-    scores = {
-        name: value for name, value in document().cells["steps10-eta0"].scores.items() if "_std" not in name
-    }
-    assert best == {f"best/{name}": value for name, value in scores.items()} | {
+    scores = document().cells["steps10-eta0"].scores
+    assert best == {f"best/{name}": value for name, value in scores.items() if "_std" not in name} | {
         "best/steps": 10.0,
         "best/eta": 0.0,
         "best/nfe": 10.0,
@@ -189,7 +181,6 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     train()
     both = with_space(document({(10, 0.0): 0.2}))
     run_id = log_scores(RUN, both)
-    assert log_scores(RUN, both) == run_id
     (child,) = children(run_id)
     metrics, params = child.data.metrics, child.data.params
     assert (metrics["excess"], metrics["excess_effnet_lite0_96"]) == (175.0, 350.0)
@@ -299,7 +290,9 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
         if ago is not None:
             beat = {"key": key, "pid": 1, "step": 27, "heartbeat": round(time.time() - 60 * ago, 3)}
             write_json(folders[key] / "run.json", add_checksum(beat))
-    with file_lock(folders["r"] / "lock"), file_lock(folders["s"] / "lock"), file_lock(folders["t"] / "lock"):
+    with ExitStack() as held:
+        for folder in folders.values():
+            held.enter_context(file_lock(folder / "lock"))
         rows, _ = list_runs()
         assert {row.fingerprint[0]: row.step for row in rows} == {"r": 27, "s": 27, "t": 20}
         _show_runs(rows)
@@ -308,8 +301,6 @@ def test_silent_run_is_listed_with_its_last_step(here, capsys):
     assert "27 of 30" in lines["r"]
     for key in "st":
         assert "running *" in lines[key]
-    (dead,) = [row for row in list_runs()[0] if row.fingerprint[0] == "r"]
-    assert dead.state == "dead"
 
 
 @settings(max_examples=8)
@@ -390,17 +381,3 @@ def test_clock_set_back_gives_no_negative_time(tmp_path, capsys, jumps, end):
         assert found.started <= found.updated
         _show_runs(list_runs(TRAIN_RUNS / "c1")[0])
     assert not re.search(r"-\d", capsys.readouterr().out)
-
-
-def test_end_time_is_after_start_time_if_the_clock_was_set_back():
-    folder = TRAIN_RUNS / ("c2" * 8)
-    spool = Spool(folder, "key", "digits-c2", "diffctl-digits")
-    spool.metrics(1, {"loss": 1.0})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "time_ns", lambda: 1_000_000_000_000 * 1_000_000)  # 2001
-        spool.metrics(2, {"loss": 0.5})
-        spool.close("FINISHED")
-    assert all(one.done for one in deliver_all())
-    run = find_run("digits-c2")
-    assert run.info.end_time >= run.info.start_time
-    assert history(run.info.run_id, "loss") == [(1, 1.0), (2, 0.5)]

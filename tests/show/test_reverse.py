@@ -13,7 +13,6 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.show.reverse import reverse
-from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -48,9 +47,3 @@ def test_last_prediction_is_the_image(loaded: LoadedModel, sampler: str, steps: 
     shown = reverse(loaded, settings, 0, mixed_condition(loaded.artefact, settings, [0]), CPU)
     assert np.array_equal(shown.x0_hat[-1], shown.image)
     assert len(shown.x) == len(shown.x0_hat) == len(shown.times) == min(steps, 8)
-
-
-def test_too_many_steps_are_refused(loaded: LoadedModel) -> None:
-    settings = SampleSettings(steps=101)
-    with pytest.raises(UsageError, match="give 1 to 100"):
-        reverse(loaded, settings, 0, mixed_condition(loaded.artefact, settings, [0]), CPU)

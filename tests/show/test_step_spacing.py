@@ -10,7 +10,6 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.show.step_spacing import steps
-from diffusion.system.errors import UsageError
 
 CONFIG = ProcessConfig(timesteps=50)
 
@@ -33,8 +32,3 @@ def test_times_equal_those_of_the_samplers(count: int) -> None:
 
 def test_text_lists_every_time() -> None:
     assert "  " + " ".join(map(str, spaced_timesteps("quadratic", 7, 50))) in steps(CONFIG, 7).lines(100)
-
-
-def test_too_many_steps_are_refused() -> None:
-    with pytest.raises(UsageError, match="give 1 to 50"):
-        steps(CONFIG, 51)
