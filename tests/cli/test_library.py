@@ -29,12 +29,18 @@ CLASSES = [f"class{i}" for i in range(10)]
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, invoke):
-    """Run diffctl in a folder with a model and a test split."""
+    """Run diffctl in a folder with a model and a test split; return its output."""
     monkeypatch.chdir(tmp_path)
     save(MODEL)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     write_store(tmp_path / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
-    return invoke
+
+    def run(*arguments):
+        done = invoke(*arguments)
+        assert done.code == 0, done.err
+        return json.loads(done.out) if "--json" in arguments else done.out
+
+    return run
 
 
 def save(path, **changes) -> LoadedModel:
@@ -45,9 +51,7 @@ def save(path, **changes) -> LoadedModel:
 
 
 def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
-    code, out, _ = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
-    assert code == 0
-    made = json.loads(out)
+    made = run("encode", "0", "4", "--out", "codes.npz", "--steps", "20", "--json")
     arrays = np.load(tmp_path / "codes.npz")
     assert arrays["codes"].shape == (2, 1, 8, 8)
     assert arrays["codes"].dtype == np.float32
@@ -58,7 +62,7 @@ def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
     assert np.array_equal(to_nchw(arrays["reconstructions"]), back)
     error = np.abs(arrays["reconstructions"].astype(int) - arrays["images"]).mean()
     assert made["mean_pixel_error"] == pytest.approx(error, abs=1e-3)
-    assert run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3").code == 0
+    run("encode", "--num", "4", "--out", "a.png", "--steps", "3", "--batch-size", "3")
     assert Image.open(tmp_path / "a.png").size == (8 * (4 * 9 - 1), 8 * (3 * 9 - 1))
 
 
@@ -69,22 +73,22 @@ def test_encode_error_decreases_with_more_steps(run, monkeypatch):
     monkeypatch.setattr("cli.actions.image_analysis.load_model", lambda path, device: loaded)
     errors = []
     for steps in (10, 40, 160, 640):
-        code, out, _ = run("encode", "--num", "6", "--out", "a.npz", "--steps", str(steps), "--json")
-        assert code == 0
-        errors.append(json.loads(out)["mean_pixel_error"])
+        made = run("encode", "--num", "6", "--out", "a.npz", "--steps", str(steps), "--json")
+        errors.append(made["mean_pixel_error"])
     assert all(more < 0.5 * fewer for fewer, more in pairwise(errors))
     assert errors[-1] < 1
 
 
 def test_links_pipes_and_unusual_names_get_the_same_picture(run, tmp_path):
     usual = ("sample", "--num", "2", "--steps", "2", "--out")
-    assert run(*usual, "a.png")[0] == 0
+    run(*usual, "a.png")
     wanted = (tmp_path / "a.png").read_bytes()
     (tmp_path / "link.png").symlink_to("elsewhere/b.png")
     os.mkfifo(tmp_path / "pipe.png")
     reader = os.open(tmp_path / "pipe.png", os.O_RDONLY | os.O_NONBLOCK)
     names = ["link.png", "pipe.png", "no text \udcff.png", "x" * 251 + ".png", "two\nlines.png"]
-    assert [run(*usual, name)[0] for name in names] == [0] * 5
+    for name in names:
+        run(*usual, name)
     assert os.read(reader, 1 << 16) == wanted
     os.close(reader)
     assert (tmp_path / "link.png").is_symlink()
@@ -95,35 +99,30 @@ def test_links_pipes_and_unusual_names_get_the_same_picture(run, tmp_path):
 def test_encode_labels_files_by_the_class_option(run, tmp_path):
     Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "mine.png")
     for arguments, label in (((), 10), (("--class", "class3"), 3)):
-        code, _, _ = run("encode", "mine.png", "--out", "a.npz", "--steps", "2", *arguments)
-        assert code == 0
+        run("encode", "mine.png", "--out", "a.npz", "--steps", "2", *arguments)
         arrays = np.load(tmp_path / "a.npz")
         assert arrays["labels"].tolist() == [label]
         assert bool((arrays["images"] == 200).all())
 
 
 def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
-    code, out, _ = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")
-    assert code == 0
+    out = run("interpolate", "0", "3", "--out", "strip.png", "--frames", "5", "--steps", "30")
     assert out == "5 images from 0 to 3: strip.png\n"
     assert Image.open(tmp_path / "strip.png").size == (8 * (5 * 9 - 1), 8 * 8)
-    code, out, _ = run("interpolate", "0", "3", "--out", "a.gif", "--frames", "4", "--steps", "2", "--json")
-    assert json.loads(out)["frames"] == 4
+    made = run("interpolate", "0", "3", "--out", "a.gif", "--frames", "4", "--steps", "2", "--json")
+    assert made["frames"] == 4
     assert Image.open(tmp_path / "a.gif").n_frames == 4
 
 
 def test_nll_returns_bits_and_writes_the_terms(run, tmp_path):
-    code, out, _ = run("nll", "--num", "3", "--steps", "5", "--json")
-    assert code == 0
-    made = json.loads(out)
+    made = run("nll", "--num", "3", "--steps", "5", "--json")
     rows = (tmp_path / "plots/nll.csv").read_text().splitlines()
     assert rows[0] == "t,bits_per_dimension"
     terms = sum(float(row.split(",")[1]) for row in rows[1:])
     assert made["bits_per_dimension"] == pytest.approx(terms + made["prior"], rel=1e-5)
     assert (made["images"], made["timesteps"], len(rows)) == (3, 5, 6)
     assert Image.open(tmp_path / "plots/nll.png").format == "PNG"
-    _, out, _ = run("nll", "--num", "1", "--steps", "5", "--json")
-    assert json.loads(out)["standard_error"] is None
+    assert run("nll", "--num", "1", "--steps", "5", "--json")["standard_error"] is None
 
 
 def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
@@ -133,21 +132,20 @@ def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
     layout = Layout(32, 3, 3, 32, (2, 2), 1, scale_shift_norm=False, resblock_updown=False)
     layout(torch.zeros(1, 3, 32, 32), torch.zeros(1))
     torch.save(layout.state, tmp_path / "published.pt")
-    _, out, _ = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
-    made, loaded = json.loads(out), load_model(tmp_path / "models/published.safetensors")
+    made = run("import", "openai", "published.pt", "--preset", "ddpm-cifar10", "--json")
+    loaded = load_model(tmp_path / "models/published.safetensors")
     assert made["parameters"] == sum(weight.numel() for weight in loaded.network.parameters())
     assert made["model"].items() >= {"channels": 32, "channel_mult": [2, 2], "num_res_blocks": 1}.items()
     assert (made["out"], made["preset"]) == ("models/published.safetensors", "ddpm-cifar10")
     assert made["process"] == {"prediction": "eps"}
-    sample = ("sample", "--model", made["out"], "--steps", "2", "--num", "1", "-o", "a.npz")
-    assert run(*sample).code == 0
+    run("sample", "--model", made["out"], "--steps", "2", "--num", "1", "-o", "a.npz")
     assert np.load(tmp_path / "a.npz")["arr_0"].shape == (1, 32, 32, 3)
 
 
 def test_export_diffusers_writes_a_pipeline_folder(run, tmp_path):
     pytest.importorskip("diffusers")
     save(MODEL, channels=32, head_channels=32)
-    assert json.loads(run("export", "diffusers", "pipeline", "--json").out) == {"out": "pipeline"}
+    assert run("export", "diffusers", "pipeline", "--json") == {"out": "pipeline"}
     assert (tmp_path / "pipeline/model_index.json").exists()
 
 
@@ -160,8 +158,7 @@ def test_sample_options_reach_the_sampler(run, tmp_path):
         (("--steps", "5", "--guidance", "2", "--guidance-interval", "0.3:4"),
          SampleSettings(steps=5, guidance=2.0, guidance_interval=(0.3, 4.0))),
     ):  # fmt: skip
-        code, _, _ = run("sample", "--num", "2", "--out", "a.npz", *arguments)
-        assert code == 0
+        run("sample", "--num", "2", "--out", "a.npz", *arguments)
         expected = generate(loaded, settings, range(2), wanted, torch.device("cpu"))
         assert np.array_equal(to_nchw(np.load(tmp_path / "a.npz")["arr_0"]), expected)
 

@@ -242,11 +242,22 @@ def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly)
 
 
 @pytest.mark.slow
+def test_reap_frees_a_pending_run(work: Nightly) -> None:
+    run_id = work.start("pipeline/retrain")
+    work.set_state(run_id, "PENDING")
+    patient = diffctl(work.clone, "runs", "reap", env=work.env)
+    assert patient.stdout == "no dead training is left unmarked\n"
+    freed = diffctl(work.clone, "runs", "reap", "--pending", "0", env=work.env)
+    assert freed.returncode == 0, freed.stderr
+    assert "pending for" in freed.stdout
+    assert work.state_of(run_id) == "Crashed"
+
+
+@pytest.mark.slow
 def test_status_reports_the_failed_run_of_a_deployment(work: Nightly) -> None:
     run_id = work.start("pipeline/retrain")
     for kind in ("RUNNING", "FAILED"):
-        state = {"type": kind, "name": kind.title(), "message": "stage train: it diverged"}
-        post(f"{work.url}/flow_runs/{run_id}/set_state", {"state": state, "force": True})
+        work.set_state(run_id, kind, "stage train: it diverged", force=True)
     done = diffctl(work.clone, "status", "--check", "--json", env=work.env)
     found = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
@@ -298,8 +309,7 @@ def test_a_cancelled_run_saves_and_leaves_no_process(work: Nightly) -> None:
     wait_until(
         lambda: any(path.parent not in earlier for path in work.clone.glob("runs/train/*/state-*")), 400
     )
-    state = {"type": "CANCELLING", "name": "Cancelling"}
-    post(f"{work.url}/flow_runs/{run_id}/set_state", {"state": state})
+    work.set_state(run_id, "CANCELLING")
     wait_until(lambda: work.state_of(run_id) == "Cancelled", 90)
     assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
     tasks = {task["name"]: task["state_name"] for task in of_run(work, "task_runs", run_id)}

@@ -13,10 +13,10 @@ import pytest
 from diffusion.layout import CELL_RUNS, SCORES, TRAIN_RUNS
 from tests.conftest import diffctl
 from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.servers import post
 from tests.helpers.toy_project import processes_in
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.long  # each takes minutes, mostly spent waiting
 LONG = {"steps": 100_000, "save_every": 10}
 STEPS, SAVE_EVERY = 200, 10
 UNITS = 12  # of the four cells of the small sweep, in batches of 8 of its 20 images
@@ -59,7 +59,6 @@ def records(clone: Path, table: str = "registered_models") -> int:
     return 0
 
 
-@pytest.mark.long  # each takes minutes, mostly spent waiting
 @pytest.mark.parametrize(
     ("happened", "count"),
     [(states, 7), (lambda clone: len(units(clone)), 5), (scored, 1), (records, 1)],
@@ -97,10 +96,7 @@ def leases(work: Nightly) -> dict[str, str]:
     return {path.stem: json.loads(path.read_text())["expiration"] for path in files}
 
 
-@pytest.mark.long
-def test_a_run_survives_a_server_restart_and_can_be_cancelled(
-    tmp_path: Path,
-) -> None:
+def test_a_run_survives_a_server_restart_and_can_be_cancelled(tmp_path: Path) -> None:
     with nightly(tmp_path, None, server=LEASE, train=LONG) as work, work.worker():
         work.start("pipeline/retrain")
         wait_until(lambda: states(work.clone) > 0, 400)
@@ -111,30 +107,10 @@ def test_a_run_survives_a_server_restart_and_can_be_cancelled(
         wait_until(lambda: leases(work).keys() == before.keys() and leases(work) != before, 300)
         (run,) = work.runs()
         assert run["state_name"] == "Running"
-        post(
-            f"{work.url}/flow_runs/{run['id']}/set_state",
-            {"state": {"type": "CANCELLING", "name": "Cancelling"}},
-        )
+        work.set_state(run["id"], "CANCELLING")
         wait_until(lambda: work.state_of(run["id"]) == "Cancelled", 90)
-        assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
 
 
-@pytest.mark.long
-def test_runs_reap_frees_a_pending_run(tmp_path: Path) -> None:
-    with nightly(tmp_path, None) as work:
-        work.start("pipeline/retrain")
-        (run,) = work.runs()
-        pending = {"state": {"type": "PENDING", "name": "Pending"}}
-        post(f"{work.url}/flow_runs/{run['id']}/set_state", pending)
-        patient = diffctl(work.clone, "runs", "reap", env=work.env)
-        assert patient.stdout == "no dead training is left unmarked\n"
-        freed = diffctl(work.clone, "runs", "reap", "--pending", "0", env=work.env)
-        assert freed.returncode == 0, freed.stderr
-        assert "pending for" in freed.stdout
-        assert work.states() == ["Crashed"]
-
-
-@pytest.mark.long
 def test_a_run_is_skipped_while_its_clone_stays_busy(tmp_path: Path) -> None:
     with nightly(tmp_path, None, wait=1, train=LONG) as work, work.worker():
         work.start("pipeline/retrain")

@@ -69,6 +69,11 @@ class Nightly:
     def state_of(self, run_id: str) -> str:
         return next(run["state_name"] for run in self.runs() if run["id"] == run_id)
 
+    def set_state(self, run_id: str, kind: str, message: str | None = None, force: bool = False) -> None:
+        """Set the state of a flow run, named as its type."""
+        state = {"type": kind, "name": kind.title(), "message": message}
+        post(f"{self.url}/flow_runs/{run_id}/set_state", {"state": state, "force": force})
+
     def logs(self) -> list[dict[str, Any]]:
         return post(f"{self.url}/logs/filter", {"limit": 200})
 
