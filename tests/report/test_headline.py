@@ -58,11 +58,8 @@ def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tu
     return _lineage(SimpleNamespace(config=config, best=SimpleNamespace(meta=meta)))  # type: ignore[arg-type]
 
 
-def test_training_from_scratch_has_no_lineage() -> None:
-    assert rows([], None) == []
-
-
 def test_lineage_lists_the_nearest_model_first() -> None:
+    assert rows([], None) == []
     near = {"sha256": "b" * 64, "data": "clothes", "digest": "c" * 64, "step": 2800}
     far = {"sha256": "d" * 64, "data": "photos", "digest": "file:e", "step": 0}
     start = {"sha256": "b" * 64, "freeze": ["encoder", "time.0"], "lr_scale": 0.1}

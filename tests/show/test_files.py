@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.cells import cell_len
 
@@ -18,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing, variance
-from diffusion.show.figure import FigureData
+from diffusion.show.figure import FigureData, columns, format_quantity, wrapped
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 PROCESS = ProcessConfig(timesteps=100)
@@ -81,3 +83,16 @@ def test_text_fits_and_values_are_json(name: str) -> None:
     assert all(line == line.rstrip() and "\n" not in line for line in lines)
     assert any(lines)
     json.dumps(shown.values(), allow_nan=False)
+
+
+@given(st.integers(0, 10**17))
+def test_quantity_is_exact_within_half_a_percent(amount: int) -> None:
+    value, _, letter = format_quantity(amount).partition(" ")
+    assert len(value.replace(".", "").lstrip("0")) <= 3
+    read = float(value) * 1000 ** (" kMGTP".index(letter) if letter else 0)
+    assert abs(read - amount) <= 0.005 * amount
+
+
+def test_columns_are_aligned_by_visible_width_and_words_are_wrapped_with_an_indent() -> None:
+    assert columns([["a", "n"], ["x̂_0", "12"], ["word", "3"]], 1) == ["a      n", "x̂_0   12", "word   3"]
+    assert wrapped(map(str, range(5)), 6, indent=2) == ["  0 1", "  2 3", "  4"]
