@@ -160,11 +160,8 @@ def test_file_system_error_is_one_sentence(errors: Fail, number: int, name: str 
     assert name is None or printable(os.fsdecode(name)) in message
 
 
-def test_file_error_without_a_number_is_one_sentence(errors: Fail) -> None:
+def test_file_error_without_a_number_is_a_sentence_and_a_programming_error_is_not(errors: Fail) -> None:
     assert errors(OSError("image file is\ntruncated")) == (1, "diffctl: OSError: image file is truncated\n")
-
-
-def test_programming_error_keeps_its_traceback(errors: Fail) -> None:
     for mistake in (io.UnsupportedOperation("not readable"), KeyError("x"), ValueError("y")):
         with pytest.raises(type(mistake)):
             errors(mistake)

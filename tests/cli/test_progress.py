@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from cli.shared.progress import ONE, above, clock, pace, progress
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
-def test_clock(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("rate", "text"),
-    [(1234.4, "1,234 images/s"), (1, "1 images/s"), (0.4, "2.5 s an image"), (0.0004, "2,500 s an image")],
-)
-def test_pace(rate: float, text: str) -> None:
-    assert pace(rate, "images") == text
+def test_times_and_rates_have_a_suitable_unit() -> None:
+    times = {0: "0:00", 59.6: "1:00", 61: "1:01", 3661: "1:01:01"}
+    assert {seconds: clock(seconds) for seconds in times} == times
+    rates = {1234.4: "1,234 images/s", 1: "1 images/s", 0.4: "2.5 s an image", 0.0004: "2,500 s an image"}
+    assert {rate: pace(rate, "images") for rate in rates} == rates
 
 
 @given(st.floats(1e-300, 1e300), st.sampled_from(sorted(ONE)))

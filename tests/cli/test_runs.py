@@ -79,7 +79,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
 
 
-def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent_once():
+def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_training_once():
     train()
     run_id = log_scores(RUN, document())  # which delivers the spool first
     parent = connect().get_run(run_id)
@@ -96,6 +96,10 @@ def test_scores_become_a_child_run_for_each_cell_and_curves_of_the_parent_once()
     assert cell.data.params["steps"] == "10"
     assert cell.data.params["reference_digest"] == "r" * 64
     assert fetch_scores(parent) == document()
+    write_scores_document(SCORES, document())
+    write_text(Path("report/index.html"), "<html>")
+    assert log_report(RUN, Path("report")) == run_id
+    assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
     before = [run.to_dictionary() for run in children(run_id)]
     assert log_scores(RUN, document()) == run_id, "logging again changes nothing"
     assert [run.to_dictionary() for run in children(run_id)] == before
@@ -191,16 +195,6 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     log_scores(RUN, other)
     assert len(children(run_id)) == 2
     assert fetch_scores(connect().get_run(run_id)) == other
-
-
-def test_report_becomes_artifacts():
-    train()
-    write_scores_document(SCORES, document())
-    page = Path("report/index.html")
-    page.parent.mkdir()
-    page.write_text("<html>")
-    run_id = log_report(RUN, page.parent)
-    assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
 
 
 def test_run_is_found_by_id_prefix_name_and_fingerprint():

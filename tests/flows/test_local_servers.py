@@ -28,10 +28,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             left.stop()
 
 
-def test_a_started_server_is_recorded_and_stopped() -> None:
+def test_a_started_server_is_recorded_and_stopped_but_no_process_with_a_reused_pid() -> None:
     made = start_server("one", SLEEP, {}, 4200)
     assert recorded("one") == running("one") == made
     assert os.getsid(made.pid) == made.pid
+    reused = LocalServer(name="two", pid=made.pid, start="another moment", port=4200)
+    assert not reused.alive
+    reused.stop()
+    assert made.alive
     made.stop()
     assert (recorded("one"), running("one"), made.alive) == (None, None, False)
 
@@ -47,14 +51,6 @@ def test_stop_also_ends_child_processes() -> None:
             os.waitpid(made.pid, 0)
         made.stop()
         assert not child.is_running()
-
-
-def test_a_reused_pid_is_left_alone() -> None:
-    made = start_server("one", SLEEP, {}, 4200)
-    other = LocalServer(name="two", pid=made.pid, start="another moment", port=4200)
-    assert not other.alive
-    other.stop()
-    assert made.alive
 
 
 def test_a_damaged_record_is_an_error_with_its_path() -> None:

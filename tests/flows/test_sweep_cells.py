@@ -1,5 +1,6 @@
 """The cells of a sweep: Prefect tasks where a server answers, else a loop."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,35 +12,36 @@ from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy_project import script
 
 
-def made_and_failing(made: list[str]) -> CellTasks:
-    """Four cells: the second fails, the others append their names to `made`."""
-
-    def fail() -> None:
-        raise RuntimeError("out of memory")
-
-    makers = {name: (lambda name=name: made.append(name)) for name in "abcd"}
-    return CellTasks({**makers, "b": fail})
-
-
-def test_a_failing_cell_leaves_the_others_alone_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def fail() -> None:
+    raise RuntimeError("out of memory")
+
+
+def appending(made: list[str], names: str) -> dict[str, Callable[[], object]]:
+    """Return cells that append their names."""
+    return {name: (lambda name=name: made.append(name)) for name in names}
+
+
+def test_a_failing_cell_leaves_the_others_alone_and_is_named() -> None:
     made: list[str] = []
     with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(RuntimeError: out of memory\)"):
-        run_cells(made_and_failing(made))
+        run_cells(CellTasks({**appending(made, "abcd"), "b": fail}))
     assert made == ["a", "c", "d"]
 
 
 def test_without_a_reachable_server_the_cells_run_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     made: list[str] = []
     with environment({"PREFECT_API_URL": "http://127.0.0.1:1/api"}):
-        run_cells(CellTasks({name: (lambda name=name: made.append(name)) for name in "ab"}))
+        run_cells(CellTasks(appending(made, "ab")))
     assert made == ["a", "b"]
     assert "no Prefect server answers" in capsys.readouterr().out
 
 
-def test_only_usage_errors_make_the_sweep_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
+def test_only_usage_errors_make_the_sweep_a_usage_error() -> None:
     def refuse() -> None:
         raise UsageError("eta is too large")
 
@@ -47,9 +49,7 @@ def test_only_usage_errors_make_the_sweep_a_usage_error(monkeypatch: pytest.Monk
         run_cells(CellTasks({"a": lambda: None, "b": refuse}))
 
 
-def test_an_interrupted_cell_ends_the_sweep_and_stays_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
+def test_an_interrupted_cell_ends_the_sweep_and_stays_pending() -> None:
     def stop() -> None:
         raise Interrupted("stopped", 2)
 

@@ -168,9 +168,8 @@ def events_of(text: str) -> list[tuple[str, dict]]:
 def test_events_stream_intermediate_images_and_end_with_the_response(client):
     body = {"num": 3, "steps": 7, "eta": 0}
     events = events_of(client.post("/v1/images/events", json={**body, "every": 3}).text)
-    assert [(name, values.get("step")) for name, values in events] == [
-        ("step", 3), ("step", 6), ("images", None),
-    ]  # fmt: skip
+    steps = [(name, values.get("step")) for name, values in events]
+    assert steps == [("step", 3), ("step", 6), ("images", None)]
     assert all(pixels(values).shape == (3, 8, 8) for _, values in events)
     assert events[0][1]["indices"] == [0, 1, 2]
     assert events[-1][1] == client.post("/v1/images", json=body).json()
@@ -260,23 +259,18 @@ def test_an_internal_error_reveals_no_details(model):
         assert client.get("/readyz").status_code == 200
 
 
-def test_every_response_names_its_model_in_headers(client, service):
+def test_every_response_names_its_model_and_the_list_has_its_card_front_and_limits(client, service):
     for method, path in (("GET", "/nothing"), ("PUT", "/v1/images"), ("POST", "/v1/images")):
         headers = client.request(method, path).headers
         assert headers["x-model-name"] == "digits"
         assert headers["x-model-version"] == "3"
         assert headers["x-model-sha256"] == service.ref.sha256
-
-
-def test_the_model_list_has_card_front_and_limits(client, service):
     (listed,) = client.get("/v1/models").json()["models"]
     assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.ref.sha256}
     assert listed["state"] == "serving"
     assert listed["card"]["data"]["name"] == "test"
     assert listed["usual"]["steps"] == 8
-    assert [(cell["cell"], cell["nfe"]) for cell in listed["front"]] == [
-        ("steps4-eta0", 4), ("steps8-eta1", 8),
-    ]  # fmt: skip
+    assert {cell["cell"]: cell["nfe"] for cell in listed["front"]} == {"steps4-eta0": 4, "steps8-eta1": 8}
     assert listed["limits"] == {"images": 64, "steps": 1000}
 
 
@@ -347,8 +341,7 @@ def test_a_disconnected_client_cancels_its_request(model, path):
     gate = gated(service)
 
     async def leave() -> None:
-        app, sent = create_app(service), []
-        body = b'{"num": 5, "steps": 50}'
+        app, body = create_app(service), b'{"num": 5, "steps": 50}'
         messages = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def receive() -> dict:
@@ -358,7 +351,7 @@ def test_a_disconnected_client_cancels_its_request(model, path):
             return {"type": "http.disconnect"}
 
         async def send(message: dict) -> None:
-            sent.append(message)
+            """Ignore the response."""
 
         async with app.router.lifespan_context(app):
             await app(scope_of(path, body), receive, send)

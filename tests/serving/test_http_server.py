@@ -37,10 +37,14 @@ def test_a_taken_port_is_an_error():
         bind_socket("192.0.2.1", 0, has_token=True)
 
 
-def test_a_token_is_read_from_its_file(tmp_path):
+def test_a_token_is_read_from_a_readable_file(tmp_path):
     path = tmp_path / "token"
     path.write_text("0123456789abcdef\n")
     assert read_token(path) == b"0123456789abcdef"
+    with pytest.raises(UsageError):
+        read_token(tmp_path / "missing")
+    with pytest.raises(DiffctlError):
+        read_token(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -51,10 +55,3 @@ def test_an_invalid_token_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UsageError):
         read_token(path)
-
-
-def test_an_unreadable_token_file_is_an_error(tmp_path):
-    with pytest.raises(UsageError):
-        read_token(tmp_path / "missing")
-    with pytest.raises(DiffctlError):
-        read_token(tmp_path)

@@ -79,9 +79,8 @@ def test_only_one_well_formed_loopback_host_is_accepted(hosts, status):
     assert status_of(local, [(b"host", host.encode("utf-8")) for host in hosts]) == status
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.0.1", "example.org"])
-def test_public_addresses_are_no_loopback(address):
-    assert not is_loopback(address)
+def test_public_addresses_are_no_loopback():
+    assert not any(map(is_loopback, ["0.0.0.0", "::", "192.168.0.1", "example.org"]))
 
 
 def test_a_body_in_chunks_is_limited_in_total():

@@ -25,7 +25,7 @@ def test_curves_equal_the_papers(timesteps: int) -> None:
     assert shown.noised == {}
 
 
-def test_image_ends_as_its_noise() -> None:
+def test_image_ends_as_its_noise_and_a_large_one_is_shrunk() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     shown = forward(ProcessConfig(), image, seed=5)
     noise = to_nhwc(to_uint8(ImageNoise(5, [0], (3, 8, 8)).draw()))[0].astype(int)
@@ -37,10 +37,6 @@ def test_image_ends_as_its_noise() -> None:
         assert np.abs(noised[-1].astype(int) - noise).max() <= 1
     again = forward(ProcessConfig(), image, seed=6).noised["cosine"]
     assert not np.array_equal(again, shown.noised["cosine"])
-
-
-def test_large_image_is_shrunk() -> None:
-    image = np.zeros((600, 300, 1), np.uint8)
-    shown = forward(ProcessConfig(timesteps=3), image)
-    assert shown.times == [0, 1, 2]
-    assert shown.noised["cosine"].shape == (3, MAX_SIDE, MAX_SIDE // 2, 1)
+    large = forward(ProcessConfig(timesteps=3), np.zeros((600, 300, 1), np.uint8))
+    assert large.times == [0, 1, 2]
+    assert large.noised["cosine"].shape == (3, MAX_SIDE, MAX_SIDE // 2, 1)
