@@ -75,6 +75,13 @@ def make_training(name: str, key: str, delivered: bool = True) -> Path:
     return folder
 
 
+def save(folder: Path, settings, step: int, **values) -> None:
+    """Make the training in the folder one to resume from."""
+    write_json(folder / "config.json", add_checksum(training_settings(settings)))
+    write_json(folder / "run.json", add_checksum({"key": folder.name}))
+    save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=step, **values)))
+
+
 def make_units(folder: Path) -> Path:
     write_text(folder / "00000000-00000004.npy", "images")
     return folder
@@ -100,12 +107,10 @@ def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
 def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
     constant = plan.train.model_copy(update={"lr": ConstantLR(rate=0.002)})
     longer, short = (
-        plan.model_copy(update={"train": constant.model_copy(update={"steps": steps})}) for steps in (12, 8)
+        plan.model_copy(update={"train": constant.model_copy(update={"steps": n})}) for n in (12, 8)
     )
     folder = make_training(training_fingerprint(short), "short")
-    write_json(folder / "config.json", add_checksum(training_settings(short)))
-    save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=7, code=list(plan.code))))
-    write_json(folder / "run.json", add_checksum({"key": "short"}))
+    save(folder, short, 7, code=list(plan.code))
     assert gone(plan) == {folder}, "its learning rates differ"
     assert gone(longer) == set()
 
@@ -132,9 +137,7 @@ def test_trials_stay_while_the_folder_of_their_search_exists(plan) -> None:
 def test_newest_state_that_keep_resumes_from_stays(plan) -> None:
     kept, older, other = (make_training(name, name) for name in ("kept", "older", "other"))
     for at, folder in enumerate((older, kept)):
-        write_json(folder / "config.json", add_checksum(training_settings(plan)))
-        save_state(folder, SavedState({"w": torch.ones(1)}, StateValues(step=3)))
-        write_json(folder / "run.json", add_checksum({"key": folder.name}))
+        save(folder, plan, 3)
         os.utime(folder / "run.json", (at, at))
     assert gone(plan) == {older, other}
     save_state(TRAIN_RUNS / training_fingerprint(plan), SavedState({"w": torch.ones(1)}, StateValues(step=1)))
@@ -203,15 +206,13 @@ def test_files_of_the_champion_stay(plan) -> None:
 
 def test_files_are_listed_before_they_are_removed(plan, invoke) -> None:
     other = make_training("other", "other")
-    listed = invoke("prune")
-    assert "training, 7 steps" in listed.out
-    assert "`diffctl prune --yes`" in listed.out
+    listed = invoke("prune").out
+    assert "training, 7 steps" in listed
+    assert "`diffctl prune --yes`" in listed
     assert other.exists()
     (row,) = json.loads(invoke("prune", "--yes", "--json").out)
-    assert (row["path"], row["removed"]) == (str(other), True)
-    assert row["size"] > 0
+    assert (row["path"], row["removed"], row["size"] > 0) == (str(other), True, True)
     assert not other.exists()
-    assert invoke("prune").code == 0
 
 
 def test_without_data_or_mlflow_nothing_is_listed(

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import TrialResult, open_search, read_result, trial_dir, write_trial_params
+from diffusion.search.search_dir import (
+    Trial,
+    TrialResult,
+    open_search,
+    read_result,
+    trial_dir,
+    write_trial_params,
+)
 from diffusion.search.study import SearchStudy
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
@@ -23,6 +30,7 @@ from tracking.spool.spool_events import read_events
 from tracking.spool.spool_status import list_trainings
 
 FIELDS = {"train.seed": [3, 4]}
+SEARCH = {"fields": FIELDS, "method": "grid"}
 LONG = {"steps": 24, "log_every": 1, "save_every": 4, "preview_every": 24}
 ENDLESS = {**LONG, "steps": 100_000}
 
@@ -31,12 +39,12 @@ ENDLESS = {**LONG, "steps": 100_000}
 def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with data and reference, and a search over two seeds."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    write_params(project, train=LONG, search={"fields": FIELDS, "method": "grid"})
+    write_params(project, train=LONG, search=SEARCH)
     copy_reference(project)
     return project
 
 
-def trials(folder: Path):
+def trials(folder: Path) -> list[Trial]:
     section = SearchConfig(fields=FIELDS, method="grid")
     return SearchStudy(folder / "runs/search/search", "search", section).trials()
 
@@ -45,13 +53,12 @@ def trials(folder: Path):
 def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     write_params(searching, train={**LONG, "seed": 3})
     wanted = uninterrupted(searching)
-    write_params(searching, train=LONG, search={"fields": FIELDS, "method": "grid"})
+    write_params(searching, train=LONG, search=SEARCH)
 
     process = subprocess.Popen(command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE)
     wait_for_step(searching, process, 9)
     busy = diffctl(searching, "search")
-    assert busy.returncode == 1
-    assert "is running" in busy.stderr
+    assert (busy.returncode, "is running" in busy.stderr) == (1, True)
     process.kill()
     process.wait()
     (lock,) = searching.glob("runs/train/*/lock")
@@ -96,8 +103,8 @@ def _assert_children_of_one_run() -> None:
 def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three earlier trials are better at every step."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    section = SearchConfig(fields={"train.seed": [0, 1, 2, 3]}, method="grid", prune=True)
     search = {"fields": {"train.seed": [0, 1, 2, 3]}, "method": "grid", "prune": True}
+    section = SearchConfig(**search)
     write_params(project, train={"val_every": 2, "val_images": 8}, search=search)
     copy_data(project)
     folder = project / "runs/search/search"
@@ -139,8 +146,8 @@ def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> None:
-    write_params(searching, train=ENDLESS, search={"fields": FIELDS, "method": "grid"})
+def test_sigterm_saves_and_other_settings_need_another_name(searching: Path, invoke: Invoke) -> None:
+    write_params(searching, train=ENDLESS, search=SEARCH)
     process = subprocess.Popen(
         command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -149,8 +156,5 @@ def test_sigterm_saves_and_other_settings_need_another_name(searching: Path) -> 
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 143, stderr
     assert "Traceback" not in stderr
-    write_params(searching, train={**ENDLESS, "batch_size": 4}, search={"fields": FIELDS, "method": "grid"})
-    other = diffctl(searching, "search")
-    assert other.returncode == 2
-    assert "batch_size" in other.stderr
-    assert "--name" in other.stderr
+    write_params(searching, train={**ENDLESS, "batch_size": 4}, search=SEARCH)
+    assert_refused(invoke("search"), "batch_size", "--name")

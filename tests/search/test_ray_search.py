@@ -8,19 +8,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from diffusion.search.search_config import SearchConfig
-from diffusion.search.study import SearchStudy
-from diffusion.system.locks import file_lock, is_held
+from diffusion.system.locks import is_held
 from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_reference
 from tests.helpers.training_process import states
 from tests.helpers.waiting import wait_until
+from tests.search.test_killed_search import SEARCH, trials
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.long
 
-SEARCH = {"fields": {"train.seed": [3, 4]}, "method": "grid"}
 LONG = {"steps": 40, "log_every": 1, "save_every": 4, "preview_every": 40}
 ALONE = {"RAY_ADDRESS": ""}
 
@@ -45,11 +43,6 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         text=True,
         start_new_session=True,
     )
-
-
-def trials(folder: Path):
-    section = SearchConfig(**SEARCH)
-    return SearchStudy(folder / "runs/search/search", "search", section).trials()
 
 
 def trial_processes(folder: Path) -> list[psutil.Process]:
@@ -111,10 +104,11 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
     assert all("resuming after step" in log_of(searching, number) for number in (0, 1))
     for number in range(2):
-        model = f"search/search/trials/{number:05d}/model.safetensors"
-        assert (searching / "runs" / model).read_bytes() == (
-            searching / "runs-sequential" / model
-        ).read_bytes()
+        ours, theirs = (
+            searching / runs / f"search/search/trials/{number:05d}/model.safetensors"
+            for runs in ("runs", "runs-sequential")
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
     assert not any((searching / name).exists() for name in ("samples", "metrics", "models/model.safetensors"))
 
 
@@ -139,14 +133,7 @@ def is_of_ray(process: psutil.Process) -> bool:
         return False
 
 
-def test_missing_resources_and_a_running_search_are_refused(searching: Path) -> None:
-    with file_lock(searching / "runs/search/search/lock"):
-        done = diffctl(searching, "search", "--ray", env=ALONE)
-    assert done.returncode == 1
-    assert "is running" in done.stderr
-    done = diffctl(searching, "search", "--ray", "--cpus", "4000", env=ALONE)
-    assert done.returncode == 2, done.stderr
-    assert "4000" in done.stderr
-    done = diffctl(searching, "search", "--max-parallel", "2")
-    assert done.returncode == 2
-    assert "--ray" in done.stderr
+def test_missing_resources_are_refused(searching: Path) -> None:
+    for arguments, word in ((("--ray", "--cpus", "4000"), "4000"), (("--max-parallel", "2"), "--ray")):
+        done = diffctl(searching, "search", *arguments, env=ALONE)
+        assert (done.returncode, word in done.stderr) == (2, True), done.stderr

@@ -38,12 +38,8 @@ def objective(trial: Trial) -> TrialResult:
     return TrialResult("done", sum((value - 0.3) ** 2 for value in values))
 
 
-def study_in(folder: Path, section: SearchConfig) -> SearchStudy:
-    return SearchStudy(folder, "test", section)
-
-
 def run_all(folder: Path, section: SearchConfig, run=objective) -> list[Trial]:
-    return run_search(study_in(folder, section), SequentialRunner(run))
+    return run_search(SearchStudy(folder, "test", section), SequentialRunner(run))
 
 
 class Parallel:
@@ -102,12 +98,16 @@ def test_parallel_trials_equal_sequential_ones(method, room, picks, killed) -> N
         folder = Path(name) / "parallel"
         first = Parallel(room, list(picks), killed)
         try:
-            run_search(study_in(folder, section), first)
+            run_search(SearchStudy(folder, "test", section), first)
         except KeyboardInterrupt:
-            left = [trial.number for trial in study_in(folder, section).trials() if trial.state == "running"]
+            left = [
+                trial.number
+                for trial in SearchStudy(folder, "test", section).trials()
+                if trial.state == "running"
+            ]
             assert left == sorted(trial.number for trial in first.running)
         again = Parallel(room, list(picks))
-        assert run_search(study_in(folder, section), again) == wanted
+        assert run_search(SearchStudy(folder, "test", section), again) == wanted
         ended = set(first.started) - {trial.number for trial in first.running}
         assert sorted(again.started) == [n for n in range(len(wanted)) if n not in ended]
 
@@ -118,11 +118,11 @@ def test_kill_of_parallel_tpe_keeps_the_started_trials(part: float, room: int) -
     section = SECTIONS["tpe"].model_copy(update={"trials": 8})
     with TemporaryDirectory() as name:
         folder = Path(name)
-        complete = run_search(study_in(folder, section), Parallel(room, [2, 0, 1]))
+        complete = run_search(SearchStudy(folder, "test", section), Parallel(room, [2, 0, 1]))
         journal = (folder / JOURNAL).read_bytes()
         (folder / JOURNAL).write_bytes(journal[: math.floor(part * len(journal))])
-        left = study_in(folder, section).trials()
-        trials = run_search(study_in(folder, section), Parallel(room, []))
+        left = SearchStudy(folder, "test", section).trials()
+        trials = run_search(SearchStudy(folder, "test", section), Parallel(room, []))
         assert [trial.number for trial in trials] == list(range(8))
         assert [one.point for one in trials[: len(left)]] == [one.point for one in complete[: len(left)]]
         assert all(trial.state != "running" for trial in trials)
@@ -155,7 +155,7 @@ def test_more_trials_extend_a_search(tmp_path: Path) -> None:
 def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
     """Also with parallel trials in processes of their own; the first report of a step stays."""
     section = SECTIONS["random"].model_copy(update={"prune": True, "trials": 7})
-    study = study_in(tmp_path, section)
+    study = SearchStudy(tmp_path, "test", section)
     for loss in (1.0, 1.1, 1.2):
         number = study.start({"train.lr.rate": loss / 2}).number
         for step in range(1, 6):
@@ -164,7 +164,7 @@ def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
     losses = {study.start({"train.lr.rate": loss / 4}).number: loss for loss in (0.9, 1.05, 1.5, 2.0)}
 
     def run(number: int) -> bool:
-        own = study_in(tmp_path, section)
+        own = SearchStudy(tmp_path, "test", section)
         found = [own.report(number, step, losses[number]) for step in range(1, 6)]
         own.report(number, 1, 99.0)
         return any(found)
