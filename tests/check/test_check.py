@@ -24,7 +24,7 @@ from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, params, write_params
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prepared import copy_data
-from tests.helpers.raw_data import random_images, write_cifar10, write_cifar100, write_folder
+from tests.helpers.raw_data import random_images, write_cifar100, write_folder
 
 PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
@@ -165,52 +165,40 @@ def test_prepared_data_fit_until_a_deciding_option_changes(tmp_path, before, cha
     config = configuration(data={**before, "path": str(raw)}, model={"attention_resolutions": []})
     prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
     shutil.copytree(raw, tmp_path / "moved")
-    after = configuration(
-        data={**before, **change, "path": str(tmp_path / "moved")}, model={"attention_resolutions": []}
-    )
+    moved = {**before, **change, "path": str(tmp_path / "moved")}
+    after = configuration(data=moved, model={"attention_resolutions": []})
     assert Project(after, tmp_path).is_ready is fits
     warnings = with_level(check(after, tmp_path), "warning")
     assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
 
 
-def test_changed_raw_folder_is_detected(tmp_path):
+def folder_of(raw, on_bad="stop"):
+    """A configuration with this folder of images."""
+    data = {"name": "image-folder", "path": str(raw), "image_size": 8, "on_bad": on_bad}
+    return configuration(data=data, train={"batch_size": 4})
+
+
+def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepared(tmp_path):
     pool = random_images(0, 20, 8)
     raw = write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(pool)})
-    config = configuration(
-        data={"name": "image-folder", "path": str(raw), "image_size": 8}, train={"batch_size": 8}
-    )
+    config = folder_of(raw)
     prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
     assert "prepared data" not in with_level(check(config, tmp_path), "warning")
     write_folder(raw, {"a/more": pool[0]})
     assert "have changed" in with_level(check(config, tmp_path), "warning")["prepared data"].message
-
-
-def test_missing_raw_data_are_an_error_until_prepared(tmp_path):
-    raw = tmp_path / "raw"
-    images, labels = random_images(0, 30, 32), np.arange(30) % 10
-    write_cifar10(raw, images, labels, 10)
-    config = configuration(
-        data={"name": "cifar10", "path": str(raw)},
-        train={"batch_size": 8},
-        model={"attention_resolutions": [16]},
-    )
-    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
     shutil.rmtree(raw)
     assert not with_level(check(config, tmp_path), "error")
     shutil.rmtree(tmp_path / "data")
-    error = with_level(check(config, tmp_path), "error")["raw data"]
-    assert str(raw) in error.remedy
+    assert str(raw) in with_level(check(config, tmp_path), "error")["raw data"].remedy
 
 
 def test_bad_raw_files_follow_on_bad(tmp_path):
-    raw = write_folder(
-        tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(random_images(0, 9, 8))}
-    )
+    pool = random_images(0, 9, 8)
+    raw = write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(pool)})
     (raw / "empty").mkdir()
     for on_bad, level in (("stop", "error"), ("skip", "warning")):
-        data = {"name": "image-folder", "path": str(raw), "image_size": 8, "on_bad": on_bad}
-        config = configuration(data=data, train={"batch_size": 4})
-        assert "1 empty class (empty)" in with_level(check(config, tmp_path), level)["raw data"].message
+        found = with_level(check(folder_of(raw, on_bad), tmp_path), level)
+        assert "1 empty class (empty)" in found["raw data"].message
 
 
 @pytest.mark.parametrize("quick", [0, 10**12])
@@ -273,11 +261,8 @@ def test_interval_without_a_step_is_a_warning(project):
     found = with_level(check(configuration(**sections), project), "warning")
     limited = "eta0-guidance2-guidance_interval"
     # Two steps are at both ends of the noise.
-    names = [
-        f"steps{one}"
-        for one in (f"2-{limited}_1e-05_0.0001", f"2-{limited}_0.1_100", f"50-{limited}_1e-05_0.0001")
-    ]
-    assert found["sampling"].message == f"guidance applies at no step of {', '.join(names)}"
+    cells = f"steps2-{limited}_1e-05_0.0001, steps2-{limited}_0.1_100, steps50-{limited}_1e-05_0.0001"
+    assert found["sampling"].message == f"guidance applies at no step of {cells}"
 
 
 @pytest.mark.parametrize(
