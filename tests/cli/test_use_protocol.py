@@ -35,6 +35,11 @@ def values(config: Config) -> dict:
     return config.model_dump(mode="json")
 
 
+def small(changed: dict) -> Config:
+    """Return the config of the small digits with changes."""
+    return parse(params(**changed), "test")
+
+
 def comments(text: str) -> list[str]:
     return [line.partition("#")[2] for line in text.splitlines() if "#" in line]
 
@@ -78,8 +83,7 @@ def test_published_statistics_are_set_once_downloaded(capsys):
     file.parent.mkdir()
     file.write_bytes(b"statistics")
     Use(protocol="adm").run()
-    output = capsys.readouterr().out
-    assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in output
+    assert "evaluate.statistics: not set → VIRTUAL_imagenet64_labeled.npz" in capsys.readouterr().out
     statistics = load().evaluate.statistics
     assert statistics is not None
     assert (statistics.file, statistics.sha256) == (file, sha256(b"statistics").hexdigest())
@@ -131,7 +135,7 @@ def test_dependent_fields_follow():
         "sweep": {"guidance": [1.0, 2.0], "noise": ["learned", "small"]},
         "evaluate": {"extra_extractors": ["inception-v3-compat", "effnet-lite0-96"]},
     }
-    changes, _ = adopt_protocol("ddim", values(made(changed)))
+    changes, _ = adopt_protocol("ddim", values(small(changed)))
     found = {one.field: (one.new, one.source) for one in changes}
     assert found["process.t_sampler"] == ("uniform", "of DDPM: 2006.11239, alg. 1")
     assert found["sample.noise"] == ("small", "process.variance is small")
@@ -141,26 +145,13 @@ def test_dependent_fields_follow():
     assert [one["extractor"] for one in found["evaluate.extra_extractors"][0]] == ["effnet-lite0-96"]
 
 
-def test_options_of_a_replaced_entry_are_removed():
-    process = {"schedule": "edm", "t_sampler_options": {"mean": -1.0}}
-    sections = params()
-    edm = parse({**sections, "process": process}, "test")
+def test_options_of_a_replaced_entry_are_removed_and_edm_has_no_learned_noise():
+    edm = small({"process": {"schedule": "edm", "t_sampler_options": {"mean": -1.0}}})
     found = {one.field: one.new for one in adopt_protocol("ddim", values(edm))[0]}
     assert (found["process.t_sampler"], found["process.t_sampler_options"]) == ("uniform", REMOVED)
-
-
-def test_process_without_variance_is_the_reason_for_other_noise():
-    learned = made({"process": {"variance": "learned", "loss": "hybrid"}, "sample": {"noise": "learned"}})
-    found = {one.field: one.source for one in adopt_protocol("edm", values(learned))[0]}
-    assert found["sample.noise"] == "process.schedule edm has no learned variance"
-
-
-def made(changed: dict) -> Config:
-    """Return the config of the small digits with changes."""
-    sections = params()
-    for section, some in changed.items():
-        sections[section] = {**sections[section], **some}
-    return parse(sections, "test")
+    learned = small({"process": {"variance": "learned", "loss": "hybrid"}, "sample": {"noise": "learned"}})
+    sources = {one.field: one.source for one in adopt_protocol("edm", values(learned))[0]}
+    assert sources["sample.noise"] == "process.schedule edm has no learned variance"
 
 
 ETAS = st.lists(st.sampled_from([0.0, 0.3, 1.0]), min_size=1, max_size=3, unique=True)
@@ -199,7 +190,7 @@ CHANGED = st.fixed_dictionaries(
 @given(CHANGED, st.sampled_from(list(PROTOCOLS)))
 def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(changed, name):
     try:
-        before = values(made(changed))
+        before = values(small(changed))
     except UsageError:
         return
     changes, unchanged = adopt_protocol(name, before)
