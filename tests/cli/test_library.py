@@ -199,7 +199,6 @@ def misuse(tmp_path_factory):
         ("encode 0 --out a.npz --num 16", "--num"),
         ("encode mine.png --out a.npz --images data/prepared/test", "--images"),
         ("encode 6 --out a.npz", "0 to 5"),
-        ("encode none.png --out a.npz", "none.png"),
         ("encode wide.png --out a.npz", "8×8"),
         ("encode text.png --out a.npz", "text.png"),
         ("encode mine.png --out a.npz --model models/no-null.safetensors", "class"),
@@ -207,7 +206,6 @@ def misuse(tmp_path_factory):
         ("interpolate 0 1 --out a.txt", ".gif"),
         ("nll --steps 500", "500"),
         ("evaluate mine.npz --against mine.npz --split train", "--split"),
-        ("import openai none.pt --preset adm-64", "none.pt"),
         ("export diffusers models", "models"),
     ],
 )

@@ -36,12 +36,20 @@ def relayed(*chunks: bytes) -> tuple[list[str], list[str]]:
     return written, relay.errors
 
 
-@given(st.lists(st.integers(0, len(OUTPUT.encode())), max_size=8))
-def test_output_does_not_depend_on_chunk_boundaries(cuts: list[int]) -> None:
-    data = OUTPUT.encode()
-    places = [0, *sorted(cuts), len(data)]
-    chunks = [data[start:stop] for start, stop in pairwise(places)]
-    assert "".join(relayed(*chunks)[0]) == SHOWN
+LIVE = "\r\x1b[Kdata 1/2\r\x1b[Kdata 2/2"
+PROGRESS = f"Running stage 'data':\r\n> diffctl stage data\r\n{LIVE}\r\nmade\r\n"
+
+
+@given(
+    st.sampled_from([(OUTPUT, SHOWN), (PROGRESS, f"==> data\n{LIVE}\nmade\n")]),
+    st.lists(st.integers(0, len(OUTPUT.encode())), max_size=8),
+)
+def test_output_and_progress_do_not_depend_on_chunk_boundaries(
+    texts: tuple[str, str], cuts: list[int]
+) -> None:
+    data = texts[0].encode()
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    assert "".join(relayed(*(data[start:stop] for start, stop in pairwise(places)))[0]) == texts[1]
 
 
 def test_an_up_to_date_stage_is_one_line() -> None:
@@ -62,15 +70,6 @@ def test_a_progress_bar_is_cleared_before_the_next_line() -> None:
         cut, _ = relayed(bar.encode(), chatter.encode())
         assert "".join(cut) == bar + words
     assert relayed(f"{bar}ERROR: it failed\n".encode())[1] == ["it failed"]
-
-
-@given(st.sets(st.integers(0, 80), max_size=6))
-def test_progress_lines_do_not_depend_on_chunk_boundaries(cuts: set[int]) -> None:
-    live = "\r\x1b[Kdata 1/2\r\x1b[Kdata 2/2"
-    data = f"Running stage 'data':\r\n> diffctl stage data\r\n{live}\r\nmade\r\n".encode()
-    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    written, _ = relayed(*(data[start:stop] for start, stop in pairwise(places)))
-    assert "".join(written) == f"==> data\n{live}\nmade\n"
 
 
 def test_cursor_movements_balance() -> None:

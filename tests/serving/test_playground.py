@@ -96,6 +96,7 @@ def test_interpolation_between_real_images_equals_the_offline_one(client, place,
 
 
 def test_an_invalid_interpolation_request_is_refused(client):
+    other_size = base64.b64encode(png_bytes(random_images(0, 1, 9, 1)[0])).decode()
     invalid = [
         ({}, "give two seeds or two images"),
         ({"seeds": [0, 1], "images": [0, 1]}, "give two seeds or two images"),
@@ -105,13 +106,13 @@ def test_an_invalid_interpolation_request_is_refused(client):
         ({"images": [0, 6]}, "give 0 to 5"),
         ({"images": ["%", 0]}, "base64"),
         ({"images": [0, base64.b64encode(b"no image").decode()]}, "the second picture"),
-        ({"images": [0, base64.b64encode(png_bytes(random_images(0, 1, 9, 1)[0])).decode()]}, "9×9 pixels"),
+        ({"images": [0, other_size]}, "9×9 pixels"),
     ]
     for body, words in invalid:
         assert words in refused(client, **body)
 
 
-def test_choices_are_what_the_model_allows(client, place):
+def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(client, place):
     choices = client.get("/playground/choices").json()
     controls = {control["name"]: control for control in choices["controls"]}
     hidden = {"sampler_options", "spacing_options", "guide"}  # it has no guide
@@ -131,15 +132,9 @@ def test_choices_are_what_the_model_allows(client, place):
     shown = Image.open(io.BytesIO(client.get("/playground/images/3").content))
     assert np.array_equal(np.asarray(shown), place[2][3, ..., 0])
     assert client.get("/playground/images/6").status_code == 404
-
-
-def test_the_response_settings_identify_their_sweep_cell(client):
-    """The page compares the settings without the seed."""
-    answer = client.post("/v1/images", json={"seed": 9}).json()
-    settings = {key: value for key, value in answer["settings"].items() if key != "seed"}
-    best = client.get("/playground/choices").json()["cost"]["points"][1]
-    assert settings == best["settings"]
-    assert answer["nfe"] == best["nfe"] == 8
+    answer = client.post("/v1/images", json={"seed": 9}).json()  # the page compares all settings but the seed
+    assert answer["settings"] == {**cost["points"][1]["settings"], "seed": 9}
+    assert answer["nfe"] == 8
 
 
 def test_the_playground_works_without_data_and_scores(place, tmp_path):
