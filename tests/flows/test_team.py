@@ -1,13 +1,10 @@
 """The servers of deploy/team/: authentication, deployments, concurrent trainings, secrets in logs."""
 
-import base64
-import json
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -35,22 +32,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         yield running
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A team member's checkout."""
-    return small_project(tmp_path / "project")
-
-
 def status(url: str, **headers: str) -> int:
     """The status of a GET."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
-            return reply.status
-    except urllib.error.HTTPError as error:
-        with error:
-            body = error.read().decode(errors="replace")
-        assert not any(secret in body for secret in SECRETS)
-        return error.code
+    reply = httpx.get(url, headers=headers, timeout=30)
+    assert not any(secret in reply.text for secret in SECRETS)
+    return reply.status_code
 
 
 def test_units_and_compose_run_the_same_commands_and_hold_no_password() -> None:
@@ -67,7 +53,10 @@ def test_units_and_compose_run_the_same_commands_and_hold_no_password() -> None:
 
 
 @pytest.mark.slow
-def test_requests_without_credentials_are_refused(servers: Team, project: Path) -> None:
+def test_strangers_are_refused_and_a_member_deploys_and_lists_queued_runs(
+    servers: Team, tmp_path: Path
+) -> None:
+    project = small_project(tmp_path / "project")
     assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search?max_results=1") == 401
     assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search", Host="evil.example") == 403
     assert status(f"{servers.prefect}/admin/settings") == 401
@@ -77,16 +66,11 @@ def test_requests_without_credentials_are_refused(servers: Team, project: Path) 
         assert refused.returncode == 2, refused.stderr
         assert remedy in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_a_member_deploys_and_lists_queued_runs(servers: Team, project: Path) -> None:
     env = own_code(project) | servers.client
     deployed = diffctl(project, "deploy", env=env)
     assert (deployed.returncode, deployed.stderr) == (0, ""), "leases are in files"
     assert diffctl(project, "status", "--json", env=env).returncode == 0
-    (table,) = sql(servers, "prefect", "select count(*) from deployment")
-    assert table == "3"
+    assert sql(servers, "prefect", "select count(*) from deployment") == ["3"]
 
 
 def sql(servers: Team, database: str, query: str) -> list[str]:
@@ -104,18 +88,10 @@ def sql(servers: Team, database: str, query: str) -> list[str]:
 
 def colleague(servers: Team) -> dict[str, str]:
     """The credentials of a user that the admin creates."""
-    url = f"{servers.mlflow}/api/2.0/mlflow/users/create"
-    body = json.dumps({"username": "ada", "password": COLLEAGUE}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **as_admin()})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        assert reply.status == 200
+    user, admin = {"username": "ada", "password": COLLEAGUE}, ("admin", ADMIN_PASSWORD)
+    made = httpx.post(f"{servers.mlflow}/api/2.0/mlflow/users/create", json=user, auth=admin, timeout=60)
+    assert made.status_code == 200
     return {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
-
-
-def as_admin() -> dict[str, str]:
-    """The admin's authorization header."""
-    word = base64.b64encode(f"admin:{ADMIN_PASSWORD}".encode()).decode()
-    return {"Authorization": f"Basic {word}"}
 
 
 @pytest.mark.slow
@@ -133,22 +109,14 @@ def test_concurrent_trainings_log_every_point_once(
         spool.close("FINISHED")
         spools[key] = folder
     senders = [
-        subprocess.Popen(
-            command("sync"),
-            cwd=tmp_path / key,
-            env=environment(variables),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen(command("sync"), cwd=tmp_path / key, env=environment(variables))
         for key, variables in users.items()
     ]
-    for sender in senders:
-        _, stderr = sender.communicate(timeout=240)
-        assert sender.returncode == 0, stderr
+    assert [sender.wait(240) for sender in senders] == [0, 0]
     for key, folder in spools.items():
         assert stored(servers.mlflow, key) == logged(folder)
-    (count,) = sql(servers, "mlflow", "select count(*) from metrics")
-    assert int(count) == sum(len(logged(folder)) for folder in spools.values())
+    points = sum(len(logged(folder)) for folder in spools.values())
+    assert sql(servers, "mlflow", "select count(*) from metrics") == [str(points)]
 
 
 @pytest.mark.slow
