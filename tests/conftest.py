@@ -134,6 +134,21 @@ def diffctl(
     )
 
 
+def start_diffctl(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start the real command in the folder, in its own session, with pipes for its output."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def command(*arguments: str) -> list[str]:
     """Return the diffctl command line with this interpreter."""
     return [sys.executable, "-m", "cli.entry", *arguments]

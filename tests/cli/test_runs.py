@@ -41,12 +41,10 @@ HOUR = 3_600_000  # milliseconds
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """An empty project as the working directory, with an empty MLflow store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    empty_database(tmp_path / "mlflow.db")
-    return tmp_path
+def here(project):
+    """A project with an empty MLflow store."""
+    empty_database(project / "mlflow.db")
+    return project
 
 
 def train(

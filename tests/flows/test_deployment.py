@@ -33,6 +33,8 @@ from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script
 from tests.helpers.waiting import wait_until
 
+LEFT = "what the last run has left\n"
+
 
 @pytest.fixture(autouse=True)
 def _let_go() -> Iterator[None]:
@@ -41,18 +43,25 @@ def _let_go() -> Iterator[None]:
     clone._held.close()
 
 
-def test_update_clone_fast_forwards_to_upstream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def cloned(tmp_path: Path) -> Path:
+    """A folder with a repository `origin` and its clone `nightly`, which a run has left changed."""
     origin = tmp_path / "origin"
     (origin / "flows").mkdir(parents=True)
     (origin / "flows/__init__.py").touch()
+    (origin / ".gitignore").write_text("/runs/\n")
     (origin / "dvc.yaml").write_text("stages: {}\n")
     (origin / "dvc.lock").write_text("as committed\n")
     git(origin, "init", "--quiet")
     commit(origin, "begin")
     git(tmp_path, "clone", "--quiet", str(origin), "nightly")
-    nightly = tmp_path / "nightly"
-    (nightly / "dvc.lock").write_text("what last night's run left\n")
+    (tmp_path / "nightly/dvc.lock").write_text(LEFT)
+    return tmp_path
+
+
+def test_update_clone_fast_forwards_to_upstream(cloned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cloned)
+    origin, nightly = cloned / "origin", cloned / "nightly"
     made, unrelated = Path("metrics/scores.json"), Path("notes.txt")
     for folder in (nightly, origin):
         (folder / made).parent.mkdir()
@@ -98,19 +107,6 @@ flows.clone.update_clone(wait={wait})
 """
 
 
-@pytest.fixture
-def cloned(tmp_path: Path) -> Path:
-    """A folder with a clone `nightly` that a run has left changed."""
-    (tmp_path / "nightly/flows").mkdir(parents=True)
-    (tmp_path / "nightly/flows/__init__.py").touch()
-    (tmp_path / "nightly/.gitignore").write_text("/runs/\n")
-    (tmp_path / "nightly/dvc.yaml").write_text("stages: {}\n")
-    git(tmp_path / "nightly", "init", "--quiet")
-    commit(tmp_path / "nightly", "begin")
-    (tmp_path / "nightly/dvc.yaml").write_text("what the run at work has made\n")
-    return tmp_path
-
-
 def updating(cloned: Path, wait: float) -> "subprocess.Popen[str]":
     return script(cloned, UPDATE.format(wait=wait), {clone.VARIABLE: str(cloned / "nightly"), VARIABLE: ""})
 
@@ -122,7 +118,7 @@ def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(cloned: Path) -> 
     assert late.returncode == 0
     assert f"is running in {cloned / 'nightly'} (process {os.getpid()}," in output
     assert "skipped: another run, or a stage that outlived it, is running" in output
-    assert (cloned / "nightly/dvc.yaml").read_text() == "what the run at work has made\n"
+    assert (cloned / "nightly/dvc.lock").read_text() == LEFT
 
 
 def test_a_busy_clone_is_waited_for(cloned: Path) -> None:
@@ -131,7 +127,7 @@ def test_a_busy_clone_is_waited_for(cloned: Path) -> None:
         assert late.stdout is not None
         assert "waiting for it" in late.stdout.readline()
     assert late.wait(60) == 0
-    assert (cloned / "nightly/dvc.yaml").read_text() == "stages: {}\n"
+    assert (cloned / "nightly/dvc.lock").read_text() == "as committed\n"
 
 
 def test_a_stage_holds_the_lock_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from diffusion.system.files import write_text
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
-from tests.conftest import command, environment
+from tests.conftest import start_diffctl
 from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.prefect_home import PrefectServer, recorded, with_database
 from tests.helpers.toy_project import be, processes_in, script, toy_project, wait_for_file
@@ -112,19 +112,9 @@ def toy(tmp_path: Path, prefect_database: Path) -> Path:
     return toy_project(tmp_path)
 
 
-def started(
-    folder: Path, *arguments: str, url: str = "", env: dict[str, str] | None = None
-) -> "subprocess.Popen[str]":
-    """Start `diffctl run` in the folder, in its own session."""
-    return subprocess.Popen(
-        command("run", *arguments),
-        cwd=folder,
-        env=environment({"PREFECT_API_URL": url, **(env or {})}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def started(folder: Path, url: str = "", **env: str) -> "subprocess.Popen[str]":
+    """Start `diffctl run` in the folder."""
+    return start_diffctl(folder, "run", env={"PREFECT_API_URL": url, **env})
 
 
 RETRYING = """
@@ -212,7 +202,7 @@ def test_a_usage_error_ends_the_run_at_prefect_api_url_without_retry(
     toy: Path, prefect: PrefectServer
 ) -> None:
     be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy, url=prefect.url)
+    run = started(toy, prefect.url)
     output, errors = run.communicate(timeout=120)
     assert run.returncode == 2
     assert output.count("train at work") == 1
@@ -237,7 +227,7 @@ def test_run_survives_three_outages_of_prefect(toy: Path, prefect: PrefectServer
     """Kill and restart, hang and resume, then kill for good: every stage runs once."""
     for stage in ("data", "train", "sample"):
         be(toy, stage, WAIT.replace("STAGE", stage))
-    run = started(toy, url=prefect.url, env={"PREFECT_CLIENT_MAX_RETRIES": "4"})
+    run = started(toy, prefect.url, PREFECT_CLIENT_MAX_RETRIES="4")
 
     wait_for_file(toy / "begun-data", DEADLINE)
     prefect.kill()

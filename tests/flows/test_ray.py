@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,22 +10,19 @@ import pytest
 
 from diffusion.config import load
 from diffusion.layout import MODEL
-from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import run_locally
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
-from tests.conftest import command, diffctl, environment
+from tests.conftest import diffctl, start_diffctl
 from tests.helpers.networks import (
-    artefact_of,
     assert_equal_but_for_rounding,
     cell_images,
-    network_of,
-    spec_of,
     with_model,
 )
+from tests.helpers.server_process import small_model
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")
@@ -98,21 +94,9 @@ def kill_one_at_work() -> bool:
     return False
 
 
-def start(folder: Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command("stage", "sample"),
-        cwd=folder,
-        env=environment({"RAY_ADDRESS": ""}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wanted: dict) -> None:
     on_ray(project, address)
-    process = start(project)
+    process = start_diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
     wait_until(lambda: len(shards(project)) >= 2, 120)
     finished = times(shards(project))
     wait_until(kill_one_at_work, 120)
@@ -160,9 +144,7 @@ def test_the_model_is_put_into_the_object_store_once(
 
 def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
     on_ray(project, address)
-    save_artefact(
-        project / "early.safetensors", network_of(spec_of(), 1).state_dict(), artefact_of(spec_of())
-    )
+    small_model(project / "early.safetensors", seed=1)
     settings = SampleSettings(steps=2, guidance=1.0, guide="early.safetensors")
     files, shards = NetworkFiles(MODEL, Path("early.safetensors")), [range(0, 2), range(2, 4)]
     wanted = dict(run_locally(files, settings, shards))
@@ -189,7 +171,7 @@ def test_more_gpus_than_the_cluster_has_are_refused(project: Path, address: str)
 @pytest.mark.long
 def test_local_ray_ends_with_its_driver(project: Path, wanted: dict) -> None:
     on_ray(project, None)
-    process = start(project)
+    process = start_diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
     wait_until(lambda: shards(project) != [], 120)
     family = [one for one in psutil.Process(process.pid).children(recursive=True) if is_of_the_work(one)]
     assert {one.name() for one in family} >= {"gcs_server", "raylet"}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ from diffusion.search.search_dir import (
 from diffusion.search.study import SearchStudy
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
-from tests.conftest import command, diffctl, environment, write_params
+from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_data, copy_reference
@@ -55,7 +54,7 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     wanted = uninterrupted(searching)
     write_params(searching, train=LONG, search=SEARCH)
 
-    process = subprocess.Popen(command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE)
+    process = start_diffctl(searching, "search")
     wait_for_step(searching, process, 9)
     busy = diffctl(searching, "search")
     assert (busy.returncode, "is running" in busy.stderr) == (1, True)
@@ -148,9 +147,7 @@ def test_invalid_points_are_refused_before_the_first_trial(project: Path, invoke
 @pytest.mark.slow
 def test_sigterm_saves_and_other_settings_need_another_name(searching: Path, invoke: Invoke) -> None:
     write_params(searching, train=ENDLESS, search=SEARCH)
-    process = subprocess.Popen(
-        command("search"), cwd=searching, env=environment(), stderr=subprocess.PIPE, text=True
-    )
+    process = start_diffctl(searching, "search")
     wait_for_step(searching, process, 6)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=120)

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from diffusion.system.locks import is_held
-from tests.conftest import command, diffctl, environment, write_params
+from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_reference
 from tests.helpers.training_process import states
@@ -34,15 +34,7 @@ def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command("search", "--ray", *arguments),
-        cwd=folder,
-        env=environment(ALONE),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return start_diffctl(folder, "search", "--ray", *arguments, env=ALONE)
 
 
 def trial_processes(folder: Path) -> list[psutil.Process]:

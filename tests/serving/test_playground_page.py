@@ -15,7 +15,6 @@ from diffusion.layout import MODEL, PREPARED, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
-from tests.conftest import write_params
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.raw_data import random_images
@@ -325,15 +324,12 @@ def test_the_focus_stays_when_a_request_is_stopped_and_the_focused_control_is_ex
         assert wide.evaluate("document.activeElement.className") == "main"
 
 
-def test_a_registered_version_can_be_chosen(browser, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_params(tmp_path)
-    empty_database(tmp_path / "mlflow.db")
+def test_a_registered_version_can_be_chosen(browser, project):
+    empty_database(project / "mlflow.db")
     for seed, kernel in [(1, 0.1), (2, 0.2)]:
         trained(seed, kernel)
         register()
-    server = ServerProcess(tmp_path, "--champion", name="playground")
+    server = ServerProcess(project, "--champion", name="playground")
     try:
         with browser.new_context(viewport=WIDE) as context:
             page = opened(context, server)

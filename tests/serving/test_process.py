@@ -7,13 +7,12 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from diffusion.layout import MODEL
-from tests.conftest import command, write_params
+from tests.conftest import command
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.openapi_attack import attack
@@ -26,16 +25,9 @@ NAME = "diffctl-digits"
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path
-
-
-@pytest.fixture
-def server(here) -> Iterator[ServerProcess]:
-    small_model(here / MODEL)
-    server = ServerProcess(here)
+def server(project) -> Iterator[ServerProcess]:
+    small_model(project / MODEL)
+    server = ServerProcess(project)
     try:
         yield server
     finally:
@@ -55,14 +47,13 @@ def metric(server: ServerProcess, name: str) -> float:
         (["--champion"], "diffctl-digits has no champion"),
     ],
 )
-def test_a_wrong_option_is_one_sentence(here, invoke, arguments, word):
-    write_params(here)
-    empty_database(here / "mlflow.db")
+def test_a_wrong_option_is_one_sentence(project, invoke, arguments, word):
+    empty_database(project / "mlflow.db")
     assert_refused(invoke("serve", *arguments), word)
 
 
-def test_a_damaged_model_file_is_one_sentence(here, invoke):
-    model = small_model(here / MODEL)
+def test_a_damaged_model_file_is_one_sentence(project, invoke):
+    model = small_model(project / MODEL)
     whole = model.read_bytes()
     for data in (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"\x80\x04]q\x00."):  # edited; a pickle
         model.write_bytes(data)
@@ -114,11 +105,11 @@ def test_disconnects_free_images_and_sigterm_under_load_loses_no_request(server)
 
 
 @pytest.mark.slow
-def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(here):
-    small_model(here / MODEL)
-    (here / "token").write_text("0123456789abcdefghij")
+def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(project):
+    small_model(project / MODEL)
+    (project / "token").write_text("0123456789abcdefghij")
     limited = ["bash", "-c", 'ulimit -n 64 && exec "$0" "$@"', *command()]
-    server = ServerProcess(here, "--host", "0.0.0.0", "--token-file", "token", program=limited)
+    server = ServerProcess(project, "--host", "0.0.0.0", "--token-file", "token", program=limited)
     try:
         with contextlib.ExitStack() as idle:
             for _ in range(100):
@@ -136,14 +127,13 @@ def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(
 
 
 @pytest.mark.slow
-def test_a_new_champion_drops_no_request(here):
-    write_params(here)
-    empty_database(here / "mlflow.db")
+def test_a_new_champion_drops_no_request(project):
+    empty_database(project / "mlflow.db")
     sha256 = {1: trained(1, 0.1)}
     assert register().promoted
     sha256[2] = trained(2, 0.2)
     assert not register().promoted
-    server = ServerProcess(here, "--champion", "--poll", "0.2")
+    server = ServerProcess(project, "--champion", "--poll", "0.2")
     answers: list[tuple[int, str, str]] = []
     over = threading.Event()
 
@@ -179,9 +169,9 @@ def test_a_new_champion_drops_no_request(here):
 
 
 @pytest.mark.slow
-def test_every_response_conforms_to_the_openapi_schema(here):
-    small_model(here / MODEL)
-    server = ServerProcess(here, "--max-steps", "20")
+def test_every_response_conforms_to_the_openapi_schema(project):
+    small_model(project / MODEL)
+    server = ServerProcess(project, "--max-steps", "20")
     try:
         assert attack(server.url, 40) > 100
         assert server.stop() == 0

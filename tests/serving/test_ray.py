@@ -15,7 +15,6 @@ import pytest
 from diffusion.layout import MODEL
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
-from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.server_process import ServerProcess, small_model, trained
@@ -57,15 +56,12 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.fixture
-def here(tmp_path, scratch, monkeypatch) -> Path:
-    """A folder that is also HOME, to detect files that are left there."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
+def here(project, scratch, monkeypatch) -> Path:
+    """A project that is also HOME, to detect files that are left there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("HOME", str(project))
     monkeypatch.setenv("TMPDIR", str(scratch))
-    write_params(tmp_path)
-    return tmp_path
+    return project
 
 
 def replicas() -> list[psutil.Process]:
