@@ -85,16 +85,18 @@ def shows(page, where, text):
     expect(page.locator(where)).to_contain_text(text, timeout=60_000)
 
 
+def fill(page, **settings):
+    for name, value in settings.items():
+        page.fill(f"#settings [name={name}]", str(value))
+
+
 def pixels_of(image):
     source = image.get_attribute("src").partition(",")[2]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))), dtype=int)
 
 
 def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
-    page.fill("#settings [name=num]", "3")
-    page.fill("#settings [name=seed]", "5")
-    page.fill("#settings [name=steps]", "6")
-    page.fill("#settings [name=eta]", "0.5")
+    fill(page, num=3, seed=5, steps=6, eta=0.5)
     page.press("#settings [name=eta]", "Enter")
     shows(page, "#make .status", "3 in ")
     images = page.locator("#make li img")
@@ -117,8 +119,7 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     low, high = (page.locator(f"#settings [name={end}]") for end in ("low", "high"))
     assert low.is_disabled()
     assert high.is_disabled()
-    for field, value in (("num", "1"), ("steps", "10"), ("eta", "0"), ("guidance", "2")):
-        page.fill(f"#settings [name={field}]", value)
+    fill(page, num=1, steps=10, eta=0, guidance=2)
     shows(page, "#interval-note", "guided at 10 of 10 times: NFE 20 per image")
     for _ in range(40):
         high.press("ArrowLeft")
@@ -139,7 +140,7 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     high.press("End")
     assert page.locator("#interval-ends").text_content() == "everywhere"
     shows(page, "#interval-note", "NFE 20 per image")
-    page.fill("#settings [name=guidance]", "0")
+    fill(page, guidance=0)
     assert low.is_disabled()
 
 
@@ -159,15 +160,14 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
             select = page.locator("#settings [name=guide]")
             assert select.input_value() == guide.name
             assert select.locator("option").all_text_contents() == ["–", guide.name]
-            for field, value in (("num", "1"), ("steps", "4"), ("eta", "0")):
-                page.fill(f"#settings [name={field}]", value)
+            fill(page, num=1, steps=4, eta=0)
             made = []
             for value in (guide.name, ""):
                 select.select_option(value)
                 page.click("#make .main")
                 shows(page, "#make .status", "1 in ")
                 made.append(pixels_of(page.locator("#make li img").first))
-            page.fill("#settings [name=guidance]", "0")
+            fill(page, guidance=0)
             assert select.is_disabled()
             free = offline(tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])[0, ..., 0]
             assert np.abs(made[1] - free.astype(int)).max() <= 1
@@ -178,7 +178,7 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
 
 
 def test_the_guidance_interval_is_set_by_mouse(wide):
-    wide.fill("#settings [name=guidance]", "2")
+    fill(wide, guidance=2)
     box = wide.locator("#settings .ends").bounding_box()
     middle = box["y"] + box["height"] / 2
     for start, end in ((box["x"] + 8, 0.25), (box["x"] + box["width"] - 8, 0.75)):
@@ -198,20 +198,19 @@ def test_intermediate_images_are_shown(wide):
             .observe(document.querySelector("#make .images"),
                 { subtree: true, attributeFilter: ["alt"], attributeOldValue: true });
     }""")  # what each change replaced: two that come together are one call, which would see the last alone
-    wide.fill("#settings [name=num]", "1")
-    wide.fill("#settings [name=steps]", "8")
+    fill(wide, num=1, steps=8)
     wide.click("#make .main")
     shows(wide, "#make .status", "1 in ")
     assert "Image 0 after step 4" in wide.evaluate("window.seen")
 
 
 def test_an_invalid_setting_is_shown_on_the_page(wide):
-    for field, value, sentence, valid in (("steps", "101", "Steps: ", "2"), ("eta", "50", "eta 50.0", "1")):
-        wide.fill(f"#settings [name={field}]", value)
+    for field, value, sentence, valid in (("steps", 101, "Steps: ", 2), ("eta", 50, "eta 50.0", 1)):
+        fill(wide, **{field: value})
         wide.click("#make .main")
         shows(wide, "#make .wrong", sentence)
         assert wide.locator("#make .wrong").is_visible()
-        wide.fill(f"#settings [name={field}]", valid)
+        fill(wide, **{field: valid})
     wide.click("#make .main")
     shows(wide, "#make .status", "10 in ")
     assert not wide.locator("#make .wrong").is_visible()
@@ -240,7 +239,7 @@ def test_compare_shows_a_grid_of_steps_and_eta(page, here):
 
 
 def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
-    page.fill("#settings [name=steps]", "4")
+    fill(page, steps=4)
     page.click("#tab-between")
     page.fill("#between [name=frames]", "5")
     page.click("#between .main")
@@ -278,7 +277,7 @@ def test_the_last_setting_is_marked_on_the_cost_curve(page):
     shows(page, "#cost .finding", "NFE 8 per image")
     shows(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
     assert page.locator("#cost circle.chosen").count() == 1
-    page.fill("#settings [name=guidance]", "2")
+    fill(page, guidance=2)
     page.press("#settings [name=guidance]", "Enter")
     shows(page, "#make .status", "10 in ")
     page.click("#tab-cost")
@@ -313,8 +312,8 @@ def test_the_focus_stays_when_a_request_is_stopped_and_the_focused_control_is_ex
             field.evaluate("field => field.closest('[title]').title")
             == wide.locator("#lesson").text_content()
         )
-    for steps, text in (("100", "stopped"), ("4", "10 in ")):  # a stopped request leaves room for another
-        wide.fill("#settings [name=steps]", steps)
+    for steps, text in ((100, "stopped"), (4, "10 in ")):  # a stopped request leaves room for another
+        fill(wide, steps=steps)
         wide.focus("#make .main")
         wide.keyboard.press("Enter")
         if text == "stopped":
