@@ -23,55 +23,36 @@ class Row(NamedTuple):
     asking: tuple[str, ...] | None = None
 
 
-OUT = ("--out", "x.png")
-RUN = ("--run-id", "abc")
+OUT, RUN, MODEL = ("--out", "x.png"), ("--run-id", "abc"), ("--model", "no.safetensors")
+LACKING = ("reference", "train", "classifier", "sample", "evaluate", "report")  # stages without their input
 COMMANDS = {
+    **dict.fromkeys(("deploy", "emit data-changed", "seeds", "prune"), Row(())),
+    **{f"stage {name}": Row(()) for name in LACKING},
+    **dict.fromkeys(("down", "status", "check", "schema", "stage data"), Row(("no-such-argument",))),
+    **dict.fromkeys(("sync", "history"), Row(("no-such-argument",), ())),
+    **dict.fromkeys(("sweep", "nll", "serve", "playground"), Row(MODEL, RUN)),
+    **dict.fromkeys(("show variance", "show reverse", "show model"), Row(MODEL, RUN)),
+    **dict.fromkeys(("show forward", "show steps"), Row(("--profile", "no-such-profile"))),
+    "show samplers": Row(("--steps", "0")),
     "run": Row(("--push",)),  # no DVC remote
     "ui": Row(("--port", "0")),
     "up": Row(("--mlflow-port", "0")),
-    "down": Row(("no-such-argument",)),
-    "status": Row(("no-such-argument",)),
-    "deploy": Row(()),
-    "emit data-changed": Row(()),
-    "sweep": Row(("--model", "no.safetensors"), RUN),
     "search": Row(("--name", "no/name")),
     "search-trial": Row(("no-such-folder",)),
     "use": Row(("no-such-profile",)),
-    "check": Row(("no-such-argument",)),
-    "sample": Row(("--model", "no.safetensors", *OUT), (*RUN, *OUT)),
+    "sample": Row((*MODEL, *OUT), (*RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
     "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),
-    "nll": Row(("--model", "no.safetensors"), RUN),
-    "encode": Row(("no.png", "--model", "no.safetensors", "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),
-    "interpolate": Row(("no.png", "0", "--model", "no.safetensors", *OUT), ("0", "1", *RUN, *OUT)),
+    "encode": Row(("no.png", *MODEL, "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),
+    "interpolate": Row(("no.png", "0", *MODEL, *OUT), ("0", "1", *RUN, *OUT)),
     "compare": Row(("no.json", "no-either.json"), ("a", "b")),
-    "seeds": Row(()),
-    "sync": Row(("no-such-argument",), ()),
     "promote": Row(("--force",), ("1",)),  # no reason given
     "rollback": Row(("--to", "0"), ()),
-    "history": Row(("no-such-argument",), ()),
-    "prune": Row(()),
-    "schema": Row(("no-such-argument",)),
-    "serve": Row(("--model", "no.safetensors"), RUN),
-    "playground": Row(("--model", "no.safetensors"), RUN),
-    "show forward": Row(("--profile", "no-such-profile")),
-    "show steps": Row(("--profile", "no-such-profile")),
-    "show variance": Row(("--model", "no.safetensors"), RUN),
-    "show reverse": Row(("--model", "no.safetensors"), RUN),
-    "show model": Row(("--model", "no.safetensors"), RUN),
-    "show samplers": Row(("--steps", "0")),
     "runs": Row(("no-such-command",), ()),
     "runs reap": Row(("--no-such-option",), ("abc",)),
-    "stage data": Row(("no-such-argument",)),
-    "stage reference": Row(()),
-    "stage train": Row(()),
-    "stage classifier": Row(()),
-    "stage sample": Row(()),
-    "stage evaluate": Row(()),
-    "stage report": Row(()),
     "import diffusers": Row(("no-such-folder",)),
     "import openai": Row(("no.pt", "--preset", "ddpm-cifar10", "--out", "x.safetensors")),
-    "export diffusers": Row(("folder", "--model", "no.safetensors"), ("folder", *RUN)),
+    "export diffusers": Row(("folder", *MODEL), ("folder", *RUN)),
 }
 
 

@@ -18,15 +18,10 @@ MODEL = ["--model", "model.safetensors"]
 PICTURE = ["--out", "a.png", *MODEL]
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report", "classifier")
 LOADING = {  # with arguments that reach its first heavy import
-    "run": [],
     "ui": ["--port", str(free_port())],
     "use": ["--init-from", "model.safetensors"],
-    "check": [],
-    "schema": [],
     "sample": PICTURE,
     "evaluate": ["a.npz", "--against", "b.npz"],
-    "sweep": MODEL,
-    "search": [],
     "nll": PICTURE,
     "ema": ["--sigma-rel", "0.1"],
     "encode": ["0", *PICTURE],
@@ -34,15 +29,11 @@ LOADING = {  # with arguments that reach its first heavy import
     "import openai": ["a.pt", "--preset", "adm-64"],
     "import diffusers": ["a"],
     "export diffusers": ["b", *MODEL],
-    "runs": [],
     "compare": ["a", "b"],
     **{f"show {figure}": [] for figure in ("forward", "steps", "variance", "reverse", "model", "samplers")},
     "promote": ["1"],
-    "rollback": [],
-    "history": [],
-    "serve": MODEL,
-    "playground": MODEL,
-    "prune": [],
+    **{name: MODEL for name in ("sweep", "serve", "playground")},
+    **{name: [] for name in ("run", "check", "schema", "search", "runs", "rollback", "history", "prune")},
     **{f"stage {name}": [] for name in STAGES},
 }
 # These contact a server first, find nothing to do here, or run below another command.
