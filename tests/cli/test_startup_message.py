@@ -32,7 +32,9 @@ LOADING = {  # with arguments that reach its first heavy import
     "compare": ["a", "b"],
     **{f"show {figure}": [] for figure in ("forward", "steps", "variance", "reverse", "model", "samplers")},
     "promote": ["1"],
-    **{name: MODEL for name in ("sweep", "serve", "playground")},
+    "sweep": MODEL,
+    "serve": MODEL,
+    "playground": MODEL,
     **{name: [] for name in ("run", "check", "schema", "search", "runs", "rollback", "history", "prune")},
     **{f"stage {name}": [] for name in STAGES},
 }

@@ -17,11 +17,8 @@ SCHEMA = params_schema()
 
 
 def sections() -> list[tuple[str, params_page.Schema]]:
-    return [
-        found
-        for name, part in SCHEMA["properties"].items()
-        for found in params_page.sections(name, part, SCHEMA["$defs"])
-    ]
+    parts = SCHEMA["properties"].items()
+    return [found for part in parts for found in params_page.sections(*part, SCHEMA["$defs"])]
 
 
 def test_every_field_of_every_section_has_a_meaning_and_what_it_may_be() -> None:
@@ -42,12 +39,7 @@ def test_fields_are_described_by_their_class() -> None:
 def test_the_page_has_every_section_once() -> None:
     titles = re.findall(r"^#{2,4} (.*)$", params_page.text(), re.M)
     assert len(titles) == len(set(titles))
-    assert {
-        "process (schedule: edm)",
-        "train",
-        "train.lr (schedule: cosine)",
-        "search.fields",
-    } <= set(titles)
+    assert {"process (schedule: edm)", "train", "train.lr (schedule: cosine)", "search.fields"} <= set(titles)
 
 
 def test_every_command_is_listed_with_its_options() -> None:

@@ -100,11 +100,8 @@ def test_parallel_trials_equal_sequential_ones(method, room, picks, killed) -> N
         try:
             run_search(SearchStudy(folder, "test", section), first)
         except KeyboardInterrupt:
-            left = [
-                trial.number
-                for trial in SearchStudy(folder, "test", section).trials()
-                if trial.state == "running"
-            ]
+            study = SearchStudy(folder, "test", section)
+            left = [trial.number for trial in study.trials() if trial.state == "running"]
             assert left == sorted(trial.number for trial in first.running)
         again = Parallel(room, list(picks))
         assert run_search(SearchStudy(folder, "test", section), again) == wanted
