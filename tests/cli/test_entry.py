@@ -101,9 +101,7 @@ def test_closed_output_is_no_error(arguments: tuple[str, ...], closed: str, proj
 
 def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
-            command("--help"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
-        )
+        done = subprocess.run(command("--help"), stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("diffctl: ")
     assert "Traceback" not in done.stderr

@@ -171,9 +171,8 @@ def misuse(tmp_path_factory):
     save(folder / "models/fixed.safetensors", out_channels=1)
     save(folder / "models/no-null.safetensors", null_class=False)
     save(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
-    write_store(
-        folder / "data/prepared/test", np.zeros((6, 8, 8, 1), np.uint8), np.arange(6), {"classes": CLASSES}
-    )
+    images = np.zeros((6, 8, 8, 1), np.uint8)
+    write_store(folder / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
     Image.new("L", (9, 8)).save(folder / "wide.png")
     Image.new("L", (8, 8)).save(folder / "mine.png")
     (folder / "text.png").write_text("not an image")

@@ -41,9 +41,7 @@ def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke
     assert_refused(invoke("run"), words)
 
 
-@pytest.mark.parametrize(
-    "command", ["runs", "runs reap", "sync", "status", "up", "down", "ui", "prune", "seeds"]
-)
+@pytest.mark.parametrize("command", ["runs reap", "sync", "status", "up", "down", "ui", "prune", "seeds"])
 def test_command_of_the_project_is_refused_in_a_subfolder(
     repository: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:

@@ -105,10 +105,9 @@ def test_trainings_of_other_settings_go_unless_needed(plan) -> None:
 
 
 def test_state_that_a_longer_training_resumes_from_stays(plan) -> None:
-    constant = plan.train.model_copy(update={"lr": ConstantLR(rate=0.002)})
-    longer, short = (
-        plan.model_copy(update={"train": constant.model_copy(update={"steps": n})}) for n in (12, 8)
-    )
+    constant = {"lr": ConstantLR(rate=0.002)}
+    trains = (plan.train.model_copy(update={**constant, "steps": steps}) for steps in (12, 8))
+    longer, short = (plan.model_copy(update={"train": train}) for train in trains)
     folder = make_training(training_fingerprint(short), "short")
     save(folder, short, 7, code=list(plan.code))
     assert gone(plan) == {folder}, "its learning rates differ"

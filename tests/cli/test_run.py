@@ -57,7 +57,6 @@ def test_stopped_run_resumes_and_registers_its_model(folder: Path) -> None:
     assert "==> evaluate: up to date" in fresh.stdout, "the same run gives the same bytes"
     assert (folder / MODEL).read_bytes() == model
     assert (folder / "metrics/scores.json").read_bytes() == scores
-    assert json.loads(scores)["cells"].keys() == {
-        f"steps{steps}-eta{eta}" for steps in (2, 3) for eta in (0, 1)
-    }
+    cells = {f"steps{steps}-eta{eta}" for steps in (2, 3) for eta in (0, 1)}
+    assert json.loads(scores)["cells"].keys() == cells
     wait_until(lambda: not processes_in(folder), 90)

@@ -28,9 +28,7 @@ asyncio.run(evaluate(against="data/prepared/test"))
 """
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"images": "folder", "num_images": 5}, {"images": "run:1", "against": "none"}]
-)
+@pytest.mark.parametrize("arguments", [{"images": "a", "num_images": 5}, {"images": "run:1", "against": "b"}])
 def test_ignored_or_missing_arguments_are_refused(project: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         asyncio.run(champion.evaluate.fn(**arguments))

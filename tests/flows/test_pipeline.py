@@ -198,9 +198,7 @@ def prefect(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.slow
-def test_a_usage_error_ends_the_run_at_prefect_api_url_without_retry(
-    toy: Path, prefect: PrefectServer
-) -> None:
+def test_a_usage_error_ends_a_run_at_prefect_api_url(toy: Path, prefect: PrefectServer) -> None:
     be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
     run = started(toy, prefect.url)
     output, errors = run.communicate(timeout=120)

@@ -58,8 +58,9 @@ def address() -> Iterator[str]:
         cluster.shutdown()
 
 
-def on_ray(folder: Path, address: str | None) -> None:
-    with_model(folder, **{**SECTIONS, "sample": {**SECTIONS["sample"], "runner": "ray", "address": address}})
+def on_ray(folder: Path, address: str | None, **sample: int) -> None:
+    section = {**SECTIONS["sample"], "runner": "ray", "address": address, **sample}
+    with_model(folder, **{**SECTIONS, "sample": section})
 
 
 def shards(folder: Path) -> list[Path]:
@@ -104,9 +105,7 @@ def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wante
     assert process.returncode == 0, err
     assert ["A worker died" in line or "will be retried" in line for line in out.splitlines()] == [True] * 2
     progress = [line.split()[:2] for line in err.splitlines()]
-    assert {cell for cell, _ in progress} == set(wanted), (
-        "stderr has the progress of cells and nothing of Ray"
-    )
+    assert {cell for cell, _ in progress} == set(wanted), "stderr has nothing of Ray"
     assert [cell for cell, done in progress if done == "48/48"] == list(wanted)
     assert len(shards(project)) == 2 * 48 / 4
     assert times(list(finished)) == finished, "finished shards are not sampled again"
@@ -153,16 +152,11 @@ def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
             assert_equal_but_for_rounding(images, wanted[shard])
 
 
-def test_an_unreachable_cluster_is_one_sentence(project: Path) -> None:
+def test_unreachable_and_too_small_clusters_are_refused_in_one_sentence(project: Path, address: str) -> None:
     on_ray(project, "127.0.0.1:1")
     done = diffctl(project, "stage", "sample")
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_more_gpus_than_the_cluster_has_are_refused(project: Path, address: str) -> None:
-    sample = {**SECTIONS["sample"], "runner": "ray", "address": address, "num_gpus": 1}
-    with_model(project, **{**SECTIONS, "sample": sample})
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    on_ray(project, address, num_gpus=1)
     done = diffctl(project, "stage", "sample")
     assert (done.returncode, done.stdout) == (2, "")
     assert "sample.num_gpus" in done.stderr
@@ -187,10 +181,8 @@ def test_local_ray_ends_with_its_driver(project: Path, wanted: dict) -> None:
 
 def is_of_the_work(process: psutil.Process) -> bool:
     """Whether it is Ray's server, node or worker: the two agents of a node end a minute or so after it."""
-    command = " ".join(process.cmdline()[:3])
-    return (
-        process.name() in ("gcs_server", "raylet") or "default_worker.py" in command or "ray::make" in command
-    )
+    words = f"{process.name()} {' '.join(process.cmdline()[:3])}"
+    return any(name in words for name in ("gcs_server", "raylet", "default_worker.py", "ray::make"))
 
 
 def is_alive(process: psutil.Process) -> bool:

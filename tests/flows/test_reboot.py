@@ -64,9 +64,7 @@ def records(clone: Path, table: str = "registered_models") -> int:
     [(states, 7), (lambda clone: len(units(clone)), 5), (scored, 1), (records, 1)],
     ids=["seven states", "five units", "scores", "registration"],
 )
-def test_after_a_reboot_the_next_run_resumes(
-    happened: Callable[[Path], int], count: int, tmp_path: Path
-) -> None:
+def test_after_a_reboot_a_run_resumes(happened: Callable[[Path], int], count: int, tmp_path: Path) -> None:
     """Servers, worker and run are killed. No unit is sampled twice, and one version is registered."""
     train = {"steps": STEPS, "save_every": SAVE_EVERY}
     with nightly(tmp_path, {"interval": 15}, server=LEASE, train=train) as work:

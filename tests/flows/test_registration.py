@@ -48,16 +48,12 @@ def config(project):
 
 def make_scored(config, seed: int, **card) -> ScoresDocument:
     """Write a model, its samples and scores; the fields `card` replace those of the cards."""
-    device = default_device()
-    artefact = plan_training(
-        make_config(60, SWEEP, train={"seed": seed}), open_store(PREPARED / "train").meta, device
-    )
+    device, seeded = default_device(), make_config(60, SWEEP, train={"seed": seed})
+    artefact = plan_training(seeded, open_store(PREPARED / "train").meta, device)
     save_artefact(MODEL, new_state(artefact, device).ema.state_dict(), artefact)
     write_json(RUN, add_checksum({"key": f"key{seed}", "fingerprint": f"{seed}" * 16}))
-    cells = grid(config.sample, config.sweep)
-    stores = {
-        cell: make_cell(config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name) for cell in cells
-    }
+    cells, files = grid(config.sample, config.sweep), NetworkFiles(MODEL)
+    stores = {cell: make_cell(config.sample, cell, files, SAMPLES / cell.name) for cell in cells}
     document = evaluate(stores, config.evaluate, REFERENCE, prepared=PREPARED)
     for cell in document.cells.values():
         cell.card.update(card)

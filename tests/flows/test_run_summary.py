@@ -81,7 +81,6 @@ def test_the_registered_version_is_linked(
     assert find_registered(read_scores(SCORES)) is None, "it is not registered yet"
     register()
     assert linked() == f"[diffctl-digits version 2]({page.format(2)})"
-    other = first.model_copy(
-        update={"protocol": None, "cells": {first.best.cell: first.cells[first.best.cell]}}
-    )
+    cells = {first.best.cell: first.cells[first.best.cell]}
+    other = first.model_copy(update={"protocol": None, "cells": cells})
     assert find_registered(other) == RegisteredVersion(1, True), "other scores of the same weights"

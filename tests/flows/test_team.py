@@ -53,9 +53,7 @@ def test_units_and_compose_run_the_same_commands_and_hold_no_password() -> None:
 
 
 @pytest.mark.slow
-def test_strangers_are_refused_and_a_member_deploys_and_lists_queued_runs(
-    servers: Team, tmp_path: Path
-) -> None:
+def test_strangers_are_refused_and_a_member_deploys_and_lists_runs(servers: Team, tmp_path: Path) -> None:
     project = small_project(tmp_path / "project")
     assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search?max_results=1") == 401
     assert status(f"{servers.mlflow}/api/2.0/mlflow/experiments/search", Host="evil.example") == 403

@@ -96,10 +96,9 @@ def pending(client, gate, body):
 def with_usual(model, **usual):
     """The model with scores whose cells have these settings."""
     scores = scores_of(model)
-    cells = {
-        name: cell.model_copy(update={"card": {**cell.card, **usual}}) for name, cell in scores.cells.items()
-    }
-    return published(model, None)._replace(scores=scores.model_copy(update={"cells": cells}))
+    for cell in scores.cells.values():
+        cell.card.update(usual)
+    return published(model, None)._replace(scores=scores)
 
 
 def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):

@@ -47,9 +47,7 @@ def test_a_token_is_read_from_a_readable_file(tmp_path):
         read_token(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "short", "two words are no token at all", "ä" * 20, "x" * 5000, "a\0" * 20]
-)
+@pytest.mark.parametrize("text", ["", "short", "two words are no token", "ä" * 20, "x" * 5000, "a\0" * 20])
 def test_an_invalid_token_is_refused(tmp_path, text):
     path = tmp_path / "token"
     path.write_text(text)

@@ -148,11 +148,9 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
     guide = small_model(tmp_path / "early.safetensors", seed=1)
     scores = scores_of(small_model(tmp_path / MODEL))
     guidance = {"guidance": 1.0, "guide": guide.name, "guide_sha256": read_artefact(guide).model_sha256}
-    cells = {
-        name: cell.model_copy(update={"card": {**cell.card, **guidance}})
-        for name, cell in scores.cells.items()
-    }
-    write_scores_document(tmp_path / SCORES, scores.model_copy(update={"cells": cells}))
+    for cell in scores.cells.values():
+        cell.card.update(guidance)
+    write_scores_document(tmp_path / SCORES, scores)
     server = ServerProcess(tmp_path, name="playground")
     try:
         with browser.new_context(viewport=WIDE) as context:

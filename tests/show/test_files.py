@@ -23,7 +23,7 @@ from diffusion.show import forward, network_table, reverse, sampler_paths, step_
 from diffusion.show.figure import FigureData, columns, format_quantity, wrapped
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
-PROCESS = ProcessConfig(timesteps=100)
+CPU, PROCESS = torch.device("cpu"), ProcessConfig(timesteps=100)
 IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
 
 
@@ -33,10 +33,8 @@ def loaded() -> LoadedModel:
 
 
 def learned() -> FigureData:
-    images = IMAGE[None].repeat(2, axis=0)
-    return variance.learned_variance(
-        loaded(), variance.make_grid(PROCESS, 10, "uniform"), images, Condition(2)
-    )
+    images, grid = IMAGE[None].repeat(2, axis=0), variance.make_grid(PROCESS, 10, "uniform")
+    return variance.learned_variance(loaded(), grid, images, Condition(2))
 
 
 FIGURES: dict[str, Callable[[], FigureData]] = {
@@ -47,9 +45,7 @@ FIGURES: dict[str, Callable[[], FigureData]] = {
     "variance": learned,
     "bounds": lambda: variance.variance_bounds(variance.make_grid(PROCESS, None, "uniform")),
     "bounds of one": lambda: variance.variance_bounds(variance.make_grid(PROCESS, 1, "uniform")),
-    "reverse": lambda: reverse.reverse(
-        loaded(), SampleSettings(steps=10), 0, Condition(1), torch.device("cpu")
-    ),
+    "reverse": lambda: reverse.reverse(loaded(), SampleSettings(steps=10), 0, Condition(1), CPU),
     "model": lambda: network_table.model(spec_of()),
     "samplers": lambda: sampler_paths.samplers(PROCESS, 5, count=30),
 }

@@ -62,11 +62,10 @@ def test_totals_equal_the_network(changes: dict[str, Any]) -> None:
 
 
 def test_published_network_is_counted_without_memory() -> None:
-    shape = UNetSpec(
-        **PRESETS["adm-64"].model, image_size=64, in_channels=3, out_channels=6, num_classes=1000
-    )
+    preset = PRESETS["adm-64"]
+    shape = UNetSpec(**preset.model, image_size=64, in_channels=3, out_channels=6, num_classes=1000)
     shown = model(shape)
-    assert shown.parameters == PRESETS["adm-64"].parameters
+    assert shown.parameters == preset.parameters
     assert shown.flops == closed_form(shape)
 
 

@@ -29,9 +29,8 @@ def test_trajectory_equals_that_of_sample(loaded: LoadedModel, sampler: str, eta
     settings = SampleSettings(steps=12, eta=eta, noise=noise, sampler=sampler, seed=3)
     condition = mixed_condition(loaded.artefact, settings, [4])
     shown = reverse(loaded, settings, 4, condition, CPU)
-    batch = generate(
-        loaded, settings, range(3, 6), mixed_condition(loaded.artefact, settings, range(3, 6)), CPU
-    )
+    around = mixed_condition(loaded.artefact, settings, range(3, 6))
+    batch = generate(loaded, settings, range(3, 6), around, CPU)
     assert np.abs(shown.image.astype(int) - to_nhwc(batch)[1]).max() <= 1  # but for rounding
     start = ImageNoise(3, [4], (1, 8, 8)).draw()
     assert np.array_equal(shown.x[0], to_nhwc(to_uint8(start))[0])
