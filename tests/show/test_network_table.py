@@ -17,13 +17,8 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {"block": "convnext"},
     {"resample": "plain", "heads": 2, "head_channels": None},
-    {
-        "channel_mult": (1, 2, 3),
-        "num_res_blocks": 2,
-        "attention_resolutions": (2, 4),
-        "num_classes": 0,
-        "null_class": False,
-    },
+    {"channel_mult": (1, 2, 3), "num_res_blocks": 2, "attention_resolutions": (2, 4)},
+    {"num_classes": 0, "null_class": False},
     {"patch_size": 2, "pixel_channels": 4, "image_size": 16},
     {"gradient_checkpointing": True, "in_channels": 3, "out_channels": 3},
 ]
