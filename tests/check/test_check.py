@@ -15,14 +15,13 @@ from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL
-from diffusion.model.model_file import save_artefact
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train import step_memory
 from diffusion.train.plan import plan_training
 from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, params, write_params
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import small_model
 from tests.helpers.prepared import copy_data
 from tests.helpers.raw_data import random_images, write_cifar100, write_folder
 
@@ -290,8 +289,7 @@ def test_noise_levels_beyond_the_process_are_refused(project):
 
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
     monkeypatch.setattr(Project, "is_trained", True)
-    spec = spec_of()
-    save_artefact(project / MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    small_model(project / MODEL)
     shutil.copy(ROOT / "dvc.yaml", project)
     config = configuration(sample={"guidance": 1.0, "guide": "guides/early.safetensors"})
 
@@ -301,11 +299,10 @@ def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeyp
     first, second = errors()
     assert "is no dependency of the stage sample" in first
     assert "there is no guide guides/early.safetensors" in second
-    save_artefact(project / "guides/early.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    small_model(project / "guides/early.safetensors")
     assert len(errors()) == 1
     graph = (project / "dvc.yaml").read_text()
     (project / "dvc.yaml").write_text(graph.replace("- models/ema", "- models/ema\n      - guides"))
     assert errors() == []
-    rgb = spec_of(in_channels=3, out_channels=6)
-    save_artefact(project / "guides/early.safetensors", network_of(rgb).state_dict(), artefact_of(rgb))
+    small_model(project / "guides/early.safetensors", in_channels=3, out_channels=6)
     assert ["takes 8×8×3 images" in message for message in errors()] == [True]

@@ -8,13 +8,13 @@ import torch
 
 from diffusion.check.pretrained_shape import Sections, format_sections, needed_changes, sections_of
 from diffusion.config import parse
-from diffusion.model.model_file import Artefact, save_artefact
+from diffusion.model.model_file import Artefact
 from diffusion.model.network_registry import ModelConfig
 from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.plan import plan_training
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from tests.conftest import params
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, small_model, spec_of
 
 SHAPES: list[dict[str, Any]] = [
     {"channels": 16},
@@ -25,10 +25,7 @@ SHAPES: list[dict[str, Any]] = [
 
 
 def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
-    spec = spec_of(**shape)
-    path = folder / "start.safetensors"
-    save_artefact(path, network_of(spec).state_dict(), artefact_of(spec))
-    return store_pretrained(path, folder / "start")[1]
+    return store_pretrained(small_model(folder / "start.safetensors", **shape), folder / "start")[1]
 
 
 def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import sha256_file, write_json
 from tests.conftest import write_params
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import small_model
 from tests.helpers.scores_document import document
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
 from tracking.registry.model_registry import register
@@ -26,9 +26,7 @@ SWEEP = {(5, 0.0): 0.3, (10, 0.5): 0.2, (20, 0.0): 0.25, (50, 1.0): 0.1}
 @pytest.fixture
 def sample(project, invoke):
     """Run `diffctl sample` in a project with a model and the scores of its sweep."""
-    spec = spec_of()
-    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
-    digest = read_artefact(MODEL).model_sha256
+    digest = read_artefact(small_model(MODEL)).model_sha256
     write_scores_document(SCORES, document(SWEEP, model_sha256=digest, noise="large", seed=3))
     write_json(RUN, add_checksum({"key": "key", "fingerprint": "f" * 16}))
     return lambda *arguments: invoke("sample", "--out", "x.npz", "--num", "2", *arguments)

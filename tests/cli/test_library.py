@@ -14,14 +14,14 @@ from diffusion.analysis.inversion import decode_images
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL
-from diffusion.model.model_file import LoadedModel, load_model, save_artefact
+from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.model.presets import PRESETS
 from diffusion.process.condition import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from tests.helpers.invoke import assert_refused
-from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, spec_of
+from tests.helpers.networks import OptimalNetwork, artefact_of, small_model, spec_of
 from tests.helpers.openai_layout import Layout
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -31,7 +31,7 @@ CLASSES = [f"class{i}" for i in range(10)]
 def run(tmp_path, monkeypatch, invoke):
     """Run diffctl in a folder with a model and a test split; return its output."""
     monkeypatch.chdir(tmp_path)
-    save(MODEL)
+    small_model(MODEL)
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1), dtype=np.uint8)
     write_store(tmp_path / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
 
@@ -41,13 +41,6 @@ def run(tmp_path, monkeypatch, invoke):
         return json.loads(done.out) if "--json" in arguments else done.out
 
     return run
-
-
-def save(path, **changes) -> LoadedModel:
-    spec = spec_of(**changes)
-    loaded = LoadedModel(network_of(spec), artefact_of(spec))
-    save_artefact(path, loaded.network.state_dict(), loaded.artefact)
-    return load_model(path)
 
 
 def test_encode_writes_codes_reconstructions_and_a_picture(run, tmp_path):
@@ -144,7 +137,7 @@ def test_imported_openai_checkpoint_samples(run, tmp_path, monkeypatch):
 
 def test_export_diffusers_writes_a_pipeline_folder(run, tmp_path):
     pytest.importorskip("diffusers")
-    save(MODEL, channels=32, head_channels=32)
+    small_model(MODEL, channels=32, head_channels=32)
     assert run("export", "diffusers", "pipeline", "--json") == {"out": "pipeline"}
     assert (tmp_path / "pipeline/model_index.json").exists()
 
@@ -167,10 +160,10 @@ def test_sample_options_reach_the_sampler(run, tmp_path):
 def misuse(tmp_path_factory):
     """A folder with models of other shapes and with files that are no images."""
     folder = tmp_path_factory.mktemp("misuse")
-    save(folder / MODEL)
-    save(folder / "models/fixed.safetensors", out_channels=1)
-    save(folder / "models/no-null.safetensors", null_class=False)
-    save(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
+    small_model(folder / MODEL)
+    small_model(folder / "models/fixed.safetensors", out_channels=1)
+    small_model(folder / "models/no-null.safetensors", null_class=False)
+    small_model(folder / "models/unlabelled.safetensors", num_classes=0, null_class=False)
     images = np.zeros((6, 8, 8, 1), np.uint8)
     write_store(folder / "data/prepared/test", images, np.arange(6), {"classes": CLASSES})
     Image.new("L", (9, 8)).save(folder / "wide.png")

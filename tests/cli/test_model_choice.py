@@ -6,10 +6,9 @@ import pytest
 
 from cli.actions import model_choice
 from cli.shared.options import ModelOptions
-from diffusion.model.model_file import save_artefact
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import small_model
 from tracking.registry.registered_models import VersionFiles
 
 BEST = {"guidance": 1.0, "guide": "early", "classifier": "first"}
@@ -31,8 +30,7 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
     tmp_path, monkeypatch, carried, changes, guide, classifier
 ):
     monkeypatch.chdir(tmp_path)
-    model = tmp_path / "model.safetensors"
-    save_artefact(model, network_of(spec_of()).state_dict(), artefact_of(spec_of()))
+    model = small_model(tmp_path / "model.safetensors")
     for name in ("late", "second"):
         Path(name).touch()
     best = SampleSettings(**{name: BEST[name] for name in BEST if name != "classifier" or name in carried})

@@ -9,10 +9,9 @@ import yaml
 from PIL import Image
 
 from diffusion.layout import MODEL
-from diffusion.model.model_file import save_artefact
 from tests.conftest import ROOT
 from tests.helpers.invoke import assert_refused
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import network_of, small_model, spec_of
 
 
 @pytest.fixture
@@ -21,8 +20,7 @@ def folder(project: Path, digits_store: Path) -> Path:
     shutil.copytree(ROOT / "profiles", project / "profiles")
     (project / "data/prepared").mkdir(parents=True)
     shutil.move(digits_store, project / "data/prepared/test")
-    spec = spec_of()
-    save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    small_model(MODEL)
     return project
 
 

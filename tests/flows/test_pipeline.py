@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from diffusion.layout import MODEL
-from diffusion.model.model_file import save_artefact
+from diffusion.model.model_file import read_artefact
 from diffusion.sample.shards import cells_folder
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
 from diffusion.system.files import write_text
@@ -19,7 +19,7 @@ from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
 from tests.conftest import start_diffctl
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import small_model
 from tests.helpers.prefect_home import PrefectServer, recorded, with_database
 from tests.helpers.toy_project import be, processes_in, script, toy_project, wait_for_file
 from tests.helpers.training_process import DEADLINE
@@ -72,9 +72,8 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
         asyncio.run(run_steps(do, others, push=False, fresh=True))
 
     resample()  # there is no model yet
-    spec = spec_of()
-    model = save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
-    ours, other = cells_folder(model.model_sha256), cells_folder("0" * 64)
+    sha256 = read_artefact(small_model(MODEL)).model_sha256
+    ours, other = cells_folder(sha256), cells_folder("0" * 64)
     for folder in (ours, other):
         write_text(folder / "card/00000000-00000004.npy", "images")
     resample()

@@ -17,12 +17,7 @@ from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
 from tests.conftest import diffctl, start_diffctl
-from tests.helpers.networks import (
-    assert_equal_but_for_rounding,
-    cell_images,
-    with_model,
-)
-from tests.helpers.server_process import small_model
+from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, small_model, with_model
 from tests.helpers.waiting import wait_until
 
 pytest.importorskip("ray")

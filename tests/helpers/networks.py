@@ -114,11 +114,17 @@ class OptimalNetwork(torch.nn.Module):
         return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()
 
 
+def small_model(path: Path, seed: int = 0, **shape: Any) -> Path:
+    """Write a model file of this shape with random weights from the seed."""
+    spec = spec_of(**shape)
+    save_artefact(path, network_of(spec, seed).state_dict(), artefact_of(spec))
+    return path
+
+
 def with_model(folder: Path, **sections: dict[str, Any]) -> Config:
     """Write params.yaml and a model into the folder; returns the config."""
     write_params(folder, **sections)
-    spec = spec_of()
-    save_artefact(folder / MODEL, network_of(spec).state_dict(), artefact_of(spec))
+    small_model(folder / MODEL)
     return load(folder / "params.yaml")
 
 

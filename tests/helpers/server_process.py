@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
@@ -17,17 +17,11 @@ from serving.model_source import FixedSource, ModelSource, PublishedModel
 from serving.requests import ServeConfig
 from serving.service import Service
 from tests.conftest import command, environment
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import small_model
 from tests.helpers.scores_document import document
 
 CPU = torch.device("cpu")
 SWEEP = {(4, 0.0): 0.3, (8, 1.0): 0.2}
-
-
-def small_model(path: Path, seed: int = 0) -> Path:
-    """Write a model file with random weights from that seed."""
-    save_artefact(path, network_of(spec_of(), seed).state_dict(), artefact_of(spec_of()))
-    return path
 
 
 def scores_of(model: Path, sweep: dict[tuple[int, float], float] = SWEEP) -> ScoresDocument:
