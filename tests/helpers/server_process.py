@@ -102,6 +102,12 @@ class ServerProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
 
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.kill()
+
     def kill(self) -> None:
         """Kill it and close its output."""
         self.process.kill()

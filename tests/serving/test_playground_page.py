@@ -38,9 +38,8 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(here):
-    server = ServerProcess(here, name="playground")
-    yield server
-    server.kill()
+    with ServerProcess(here, name="playground") as server:
+        yield server
 
 
 @pytest.fixture
@@ -151,28 +150,24 @@ def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp
     for cell in scores.cells.values():
         cell.card.update(guidance)
     write_scores_document(tmp_path / SCORES, scores)
-    server = ServerProcess(tmp_path, name="playground")
-    try:
-        with browser.new_context(viewport=WIDE) as context:
-            page = opened(context, server)
-            select = page.locator("#settings [name=guide]")
-            assert select.input_value() == guide.name
-            assert select.locator("option").all_text_contents() == ["–", guide.name]
-            fill(page, num=1, steps=4, eta=0)
-            made = []
-            for value in (guide.name, ""):
-                select.select_option(value)
-                page.click("#make .main")
-                shows(page, "#make .status", "1 in ")
-                made.append(pixels_of(page.locator("#make li img").first))
-            fill(page, guidance=0)
-            assert select.is_disabled()
-            free = offline(tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])[0, ..., 0]
-            assert np.abs(made[1] - free.astype(int)).max() <= 1
-            assert np.abs(made[0] - made[1]).max() > 1
-            assert page.faults == []
-    finally:
-        server.kill()
+    with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
+        page = opened(context, server)
+        select = page.locator("#settings [name=guide]")
+        assert select.input_value() == guide.name
+        assert select.locator("option").all_text_contents() == ["–", guide.name]
+        fill(page, num=1, steps=4, eta=0)
+        made = []
+        for value in (guide.name, ""):
+            select.select_option(value)
+            page.click("#make .main")
+            shows(page, "#make .status", "1 in ")
+            made.append(pixels_of(page.locator("#make li img").first))
+        fill(page, guidance=0)
+        assert select.is_disabled()
+        free = offline(tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])[0, ..., 0]
+        assert np.abs(made[1] - free.astype(int)).max() <= 1
+        assert np.abs(made[0] - made[1]).max() > 1
+        assert page.faults == []
 
 
 def test_the_guidance_interval_is_set_by_mouse(wide):
@@ -326,8 +321,7 @@ def test_a_registered_version_can_be_chosen(browser, project):
     for seed, kernel in [(1, 0.1), (2, 0.2)]:
         trained(seed, kernel)
         register()
-    server = ServerProcess(project, "--champion", name="playground")
-    try:
+    with ServerProcess(project, "--champion", name="playground") as server:
         with browser.new_context(viewport=WIDE) as context:
             page = opened(context, server)
             shows(page, "#version", "diffctl-digits version 1, champion")
@@ -338,5 +332,3 @@ def test_a_registered_version_can_be_chosen(browser, project):
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         assert server.log.read_text().endswith("version 2 serves now\n")
-    finally:
-        server.kill()

@@ -27,11 +27,8 @@ NAME = "diffctl-digits"
 @pytest.fixture
 def server(project) -> Iterator[ServerProcess]:
     small_model(project / MODEL)
-    server = ServerProcess(project)
-    try:
+    with ServerProcess(project) as server:
         yield server
-    finally:
-        server.kill()
 
 
 def metric(server: ServerProcess, name: str) -> float:
@@ -109,8 +106,7 @@ def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(
     small_model(project / MODEL)
     (project / "token").write_text("0123456789abcdefghij")
     limited = ["bash", "-c", 'ulimit -n 64 && exec "$0" "$@"', *command()]
-    server = ServerProcess(project, "--host", "0.0.0.0", "--token-file", "token", program=limited)
-    try:
+    with ServerProcess(project, "--host", "0.0.0.0", "--token-file", "token", program=limited) as server:
         with contextlib.ExitStack() as idle:
             for _ in range(100):
                 idle.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -122,8 +118,6 @@ def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(
         assert server.stop() == 0
         assert "ulimit -n" in server.log.read_text()
         assert len(server.log.read_text().splitlines()) == 1
-    finally:
-        server.kill()
 
 
 @pytest.mark.slow
@@ -133,7 +127,6 @@ def test_a_new_champion_drops_no_request(project):
     assert register().promoted
     sha256[2] = trained(2, 0.2)
     assert not register().promoted
-    server = ServerProcess(project, "--champion", "--poll", "0.2")
     answers: list[tuple[int, str, str]] = []
     over = threading.Event()
 
@@ -146,7 +139,7 @@ def test_a_new_champion_drops_no_request(project):
                 answers.append((answer.status_code, headers["x-model-version"], headers["x-model-sha256"]))
                 assert answer.json()["model"]["sha256"] == headers["x-model-sha256"]
 
-    try:
+    with ServerProcess(project, "--champion", "--poll", "0.2") as server:
         clients = [threading.Thread(target=post, args=(i,)) for i in range(6)]
         for client in clients:
             client.start()
@@ -161,9 +154,6 @@ def test_a_new_champion_drops_no_request(project):
         assert metric(server, "diffctl_images_held ") == 0
         assert server.stop() == 0
         assert server.log.read_text() == f"diffctl: {NAME} version 2 serves now\n"
-    finally:
-        over.set()
-        server.kill()
     assert {status for status, _, _ in answers} == {200}
     assert {(version, of) for _, version, of in answers} == {("1", sha256[1]), ("2", sha256[2])}
 
@@ -171,10 +161,7 @@ def test_a_new_champion_drops_no_request(project):
 @pytest.mark.slow
 def test_every_response_conforms_to_the_openapi_schema(project):
     small_model(project / MODEL)
-    server = ServerProcess(project, "--max-steps", "20")
-    try:
+    with ServerProcess(project, "--max-steps", "20") as server:
         assert attack(server.url, 40) > 100
         assert server.stop() == 0
         assert server.log.read_text() == ""
-    finally:
-        server.kill()

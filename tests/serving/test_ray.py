@@ -97,11 +97,8 @@ def two(here) -> Iterator[ServerProcess]:
     for seed, kernel in ((1, 0.1), (2, 0.2)):
         trained(seed, kernel)
         register()
-    server = ServerProcess(here, "--champion", "--poll", "0.2", "--ray", "--replicas", "2")
-    try:
+    with ServerProcess(here, "--champion", "--poll", "0.2", "--ray", "--replicas", "2") as server:
         yield server
-    finally:
-        server.kill()
 
 
 @pytest.mark.slow
@@ -164,10 +161,9 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
 def test_token_disconnects_and_the_end_of_ray_with_a_killed_server(here):
     small_model(here / MODEL)
     (here / "token").write_text("0123456789abcdefghij")
-    server = ServerProcess(here, "--ray", "--host", "0.0.0.0", "--token-file", "token")
-    family = replicas()
-    assert family
-    try:
+    with ServerProcess(here, "--ray", "--host", "0.0.0.0", "--token-file", "token") as server:
+        family = replicas()
+        assert family
         url = f"http://127.0.0.1:{server.port}"
         assert httpx.post(f"{url}/v1/images", json={"steps": 2}).status_code == 401
         known = {"Authorization": "Bearer 0123456789abcdefghij"}
@@ -181,8 +177,6 @@ def test_token_disconnects_and_the_end_of_ray_with_a_killed_server(here):
             return next(line for line in lines if line.startswith("diffctl_images_held "))
 
         wait_until(lambda: held() == "diffctl_images_held 0.0")
-    finally:
-        server.kill()
     wait_until(lambda: not any(one.is_running() for one in family))
 
 
