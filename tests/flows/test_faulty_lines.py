@@ -1,13 +1,11 @@
 """A scheduled run survives connections to MLflow and Prefect that are refused, hang, break or are slow."""
 
 import asyncio
-import contextlib
 import dataclasses
 import socket
 import struct
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +50,8 @@ def test_a_run_survives_faulty_connections_and_logs_every_point(
     train = {"steps": STEPS, "log_every": 5, "save_every": 500, "preview_every": STEPS}
     with (
         nightly(tmp_path, {"interval": 15}, train=train) as work,
-        proxy(int(work.servers.env["DIFFCTL_MLFLOW_PORT"])) as mlflow,
-        proxy(int(work.servers.env["DIFFCTL_PREFECT_PORT"])) as prefect,
+        closing(Proxy(int(work.servers.env["DIFFCTL_MLFLOW_PORT"]))) as mlflow,
+        closing(Proxy(int(work.servers.env["DIFFCTL_PREFECT_PORT"]))) as prefect,
     ):
         signals = tmp_path / "origin/diffusion/system/signals.py"
         signals.write_text(signals.read_text() + PATIENT)
@@ -93,7 +91,7 @@ def test_a_run_survives_faulty_connections_and_logs_every_point(
 
 
 def assert_training_arrived(clone: Path, uri: str) -> None:
-    """Check that every point of the training is in MLflow once."""
+    """Assert that every point of the training is in MLflow once."""
     run, key = run_of(clone)
     ours = {name for name, *_ in logged(run)}
     arrived = {point: count for point, count in stored(uri, key).items() if point[0] in ours}
@@ -144,7 +142,7 @@ class Proxy:
         """Switch to that mode."""
         asyncio.run_coroutine_threadsafe(self._become(mode), self._loop).result(30)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """End, with all connections."""
         self.become("refuse")
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -176,7 +174,7 @@ class Proxy:
         return None
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             while block := await reader.read(BLOCK):
                 await self._open.wait()
                 if self._mode == "slow":
@@ -188,16 +186,6 @@ class Proxy:
 
 def _reset(writer: asyncio.StreamWriter) -> None:
     line = writer.get_extra_info("socket")
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     writer.transport.abort()
-
-
-@contextmanager
-def proxy(port: int) -> Iterator[Proxy]:
-    """Run a proxy for that port during the block."""
-    made = Proxy(port)
-    try:
-        yield made
-    finally:
-        made.stop()
