@@ -13,7 +13,7 @@ import yaml
 from diffusion.layout import MODEL
 from diffusion.model.model_file import read_artefact
 from diffusion.sample.shards import cells_folder
-from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
@@ -89,7 +89,6 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
         (MlflowError("no answer"), True),
         (MlflowDenied("wrong password"), False),
         (Interrupted("stopped", signal.SIGINT), False),
-        (DiffctlError("failed"), False),
         (ValueError("a bug"), False),
     ],
 )

@@ -1,4 +1,4 @@
-"""`diffctl serve` as a process: errors, load, champion changes, shutdown."""
+"""`diffctl serve` as a process: errors, load, limits, shutdown."""
 
 import contextlib
 import json
@@ -16,12 +16,8 @@ from tests.conftest import command
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.openapi_attack import attack
-from tests.helpers.server_process import ServerProcess, small_model, trained
+from tests.helpers.server_process import ServerProcess, small_model
 from tests.helpers.waiting import wait_until
-from tracking.registry.model_registry import promote, register
-from tracking.registry.promotion import Override
-
-NAME = "diffctl-digits"
 
 
 @pytest.fixture
@@ -118,44 +114,6 @@ def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(
         assert server.stop() == 0
         assert "ulimit -n" in server.log.read_text()
         assert len(server.log.read_text().splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_a_new_champion_drops_no_request(project):
-    empty_database(project / "mlflow.db")
-    sha256 = {1: trained(1, 0.1)}
-    assert register().promoted
-    sha256[2] = trained(2, 0.2)
-    assert not register().promoted
-    answers: list[tuple[int, str, str]] = []
-    over = threading.Event()
-
-    def post(number: int) -> None:
-        with httpx.Client(timeout=60) as client:
-            while not over.is_set():
-                body = {"num": number % 4 + 1, "steps": 4 + number * 3}
-                answer = client.post(f"{server.url}/v1/images", json=body)
-                headers = answer.headers
-                answers.append((answer.status_code, headers["x-model-version"], headers["x-model-sha256"]))
-                assert answer.json()["model"]["sha256"] == headers["x-model-sha256"]
-
-    with ServerProcess(project, "--champion", "--poll", "0.2") as server:
-        clients = [threading.Thread(target=post, args=(i,)) for i in range(6)]
-        for client in clients:
-            client.start()
-        wait_until(lambda: len(answers) >= 20)
-        assert promote(NAME, 2, Override(force=True, note="the other one")).promoted
-        wait_until(lambda: any(version == "2" for _, version, _ in answers))
-        seen = len(answers)
-        wait_until(lambda: len(answers) >= seen + 20)
-        over.set()
-        for client in clients:
-            client.join()
-        assert metric(server, "diffctl_images_held ") == 0
-        assert server.stop() == 0
-        assert server.log.read_text() == f"diffctl: {NAME} version 2 serves now\n"
-    assert {status for status, _, _ in answers} == {200}
-    assert {(version, of) for _, version, of in answers} == {("1", sha256[1]), ("2", sha256[2])}
 
 
 @pytest.mark.slow
