@@ -9,7 +9,7 @@ pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 from diffusion.check.params_schema import params_schema
 from diffusion.config import Config
 from diffusion.system.references import load_reference
-from docs.site import benchmarks_page, commands_page, library_page, params_page, root_pages
+from docs.site import benchmarks_page, commands_page, library_page, params_page
 from tests.conftest import ROOT
 from tests.docs.test_commands import TOP
 
@@ -63,13 +63,6 @@ def test_what_the_pages_name_of_the_library_is_there() -> None:
 def test_benchmarks_page_contains_module_docstrings() -> None:
     page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     assert "| promise" in benchmarks_page.with_promises(page)
-
-
-def test_a_link_from_the_root_is_one_from_the_sites_root() -> None:
-    pages = dict(root_pages.pages())
-    assert "(theory.md)" in pages["index.md"]
-    assert "docs/theory.md)" not in pages["index.md"]
-    assert "(CONTRIBUTING.md)" in pages["index.md"]
 
 
 @pytest.mark.parametrize(
