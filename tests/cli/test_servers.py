@@ -85,7 +85,7 @@ def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database
         again = diffctl(toy, "up", env=servers.env)
         assert (again.returncode, "starting" in again.stdout) == (0, False)
         run = diffctl(toy, "run", env=servers.env)
-        assert run.returncode == 2, run.stderr
+        assert (run.returncode, run.stderr) == (2, "diffctl: stage train: no\n")
         assert (toy / "url").read_text() == servers.prefect
         assert "Failed" not in diffctl(toy, "status", env=servers.env).stdout, "a finished run is not queued"
 

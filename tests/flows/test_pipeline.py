@@ -115,30 +115,6 @@ def started(folder: Path, url: str = "", **env: str) -> "subprocess.Popen[str]":
     return start_diffctl(folder, "run", env={"PREFECT_API_URL": url, **env})
 
 
-RETRYING = """
-import asyncio
-from flows.prefect_server.temporary_server import prefect_server
-with prefect_server():
-    from flows.pipeline import pipeline
-    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
-"""
-
-
-@pytest.mark.slow
-def test_a_failed_step_is_retried_up_to_the_given_delays(toy: Path) -> None:
-    (toy / "count").write_text("0")
-    be(
-        toy,
-        "train",
-        "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
-        "if n <= 2: fail(DiffctlError('it diverged'))\n",
-    )
-    output, _ = script(toy, RETRYING, {"PREFECT_API_URL": ""}).communicate(timeout=180)
-    assert output.count("train at work") == 3
-    assert "stage train: it diverged; trying again in 0.1 s (1 of 2)" in output
-    assert recorded(toy)["train"] == "Completed"
-
-
 @pytest.mark.slow
 def test_a_signal_saves_and_the_same_command_resumes(toy: Path) -> None:
     stop(toy, signal.SIGINT, os.killpg)
@@ -195,16 +171,27 @@ def prefect(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) ->
     server.kill()
 
 
+RETRYING = """
+import asyncio
+from flows.prefect_server.temporary_server import prefect_server
+with prefect_server():
+    from flows.pipeline import pipeline
+    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
+"""
+
+
 @pytest.mark.slow
-def test_a_usage_error_ends_a_run_at_prefect_api_url(toy: Path, prefect: PrefectServer) -> None:
+def test_failed_steps_are_retried_and_refused_ones_are_not(toy: Path, prefect: PrefectServer) -> None:
+    """On the server at PREFECT_API_URL."""
+    (toy / "count").write_text("0")
+    counting = "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
+    be(toy, "reference", f"{counting}if n <= 2: fail(DiffctlError('it diverged'))\n")
     be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy, prefect.url)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert output.count("train at work") == 1
-    assert errors == "diffctl: stage train: train.lr must be above 0\n"
+    output, _ = script(toy, RETRYING, {"PREFECT_API_URL": prefect.url}).communicate(timeout=180)
+    assert [output.count(f"{stage} at work") for stage in ("reference", "train", "sample")] == [3, 1, 0]
+    assert "stage reference: it diverged; trying again in 0.1 s (1 of 2)" in output
     # The server receives the events of tasks some time after the tasks ended.
-    states = {"data": "Completed", "train": "Failed", "pipeline": "Failed"}
+    states = {"reference": "Completed", "train": "Failed", "pipeline": "Failed"}
     wait_until(lambda: states.items() <= recorded(prefect.folder).items())
     assert "sample" not in recorded(prefect.folder)
     assert "pipeline" not in recorded(toy)

@@ -82,6 +82,7 @@ with prefect_server():
         except (DiffctlError, Interrupted) as error:
             print(f"exit {error.exit_code}: {error}")
         print("end")
+assert "PREFECT_API_URL" not in os.environ
 """
 
 

@@ -20,9 +20,7 @@ from flows.prefect_server.temporary_server import prefect_server
 with prefect_server() as url:
     assert os.environ["PREFECT_API_URL"] == url
     Path("url").write_text(url)
-    while not Path("enough").exists():
-        time.sleep(0.02)
-assert "PREFECT_API_URL" not in os.environ
+    time.sleep(60)
 """
 
 
@@ -35,23 +33,12 @@ def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_one_server_per_folder_until_the_block_ends(folder: Path) -> None:
+def test_one_server_per_folder_which_ends_when_its_run_is_killed(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
     assert is_healthy((folder / "url").read_text(), timeout=5)
     with pytest.raises(DiffctlError, match="another `diffctl run`"), prefect_server():
         pass
-    (folder / "enough").touch()
-    output, _ = run.communicate(timeout=30)
-    assert (run.returncode, output) == (0, "")
-    assert not processes_in(folder)
-    assert not is_healthy((folder / "url").read_text(), timeout=1)
-
-
-@pytest.mark.slow
-def test_the_server_ends_when_its_run_is_killed(folder: Path) -> None:
-    run = script(folder, HOLD)
-    wait_for_file(folder / "url")
     run.send_signal(signal.SIGKILL)
     run.wait(10)
     wait_until_left(folder)
