@@ -89,31 +89,29 @@ def messages_of(caught: list[warnings.WarningMessage]) -> list[str]:
     return [str(warning.message) for warning in caught if warning.category is DiffctlWarning]
 
 
-class Failing:
+def raising(error: Exception | Interrupted) -> Any:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def failing(plan: DenoiserPlan) -> Any:
     """An observer with methods that all fail; the preview fails during sampling."""
 
-    def __init__(self, plan: DenoiserPlan) -> None:
-        self.plan = plan
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        raise ValueError(f"nan at {step}")
-
-    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-        raise UnicodeEncodeError("ascii", "·", 0, 1, "no such letter")
-
-    def preview(self, step: int, network: UNet, ema: UNet) -> None:
+    def preview(step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cli.stages.observers.generate", self._fail)
-            write_preview(Path("/nonexistent/never.png"), self.plan, network, ema)
+            full = raising(torch.OutOfMemoryError("CUDA out of memory."))
+            patch.setattr("cli.stages.observers.generate", full)
+            write_preview(Path("/nonexistent/never.png"), plan, network, ema)
 
-    def validate(self, step: int, network: UNet, ema: UNet) -> dict[str, float]:
-        raise DiffctlError("the test split is gone")
-
-    def evaluate(self, step: int, ema: UNet) -> None:
-        raise DiffctlError("the reference is stale")
-
-    def _fail(self, *arguments: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+    return SimpleNamespace(
+        metrics=raising(ValueError("nan")),
+        progress=raising(UnicodeEncodeError("ascii", "·", 0, 1, "no such letter")),
+        preview=preview,
+        validate=raising(DiffctlError("the test split is gone")),
+        evaluate=raising(DiffctlError("the reference is stale")),
+    )
 
 
 def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
@@ -123,14 +121,14 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)
-        run(watched, store, lambda state: saved.append(state.step), observer=Failing(watched.plan))
+        run(watched, store, lambda state: saved.append(state.step), observer=failing(watched.plan))
     assert saved == [4]
     without = "the training continues without"
     assert [line for line in messages_of(caught) if not line.startswith("no live line")] == [
-        f"no metrics of step 2 (ValueError: nan at 2): {without}",
+        f"no metrics of step 2 (ValueError: nan): {without}",
         f"no preview of step 2 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 3 (the reference is stale): {without}",
-        f"no metrics of step 4 (ValueError: nan at 4): {without}",
+        f"no metrics of step 4 (ValueError: nan): {without}",
         f"no validation loss of step 4 (the test split is gone): {without}",
         f"no preview of step 4 (OutOfMemoryError: CUDA out of memory.): {without}",
         f"no score of step 4 (the reference is stale): {without}",
@@ -142,21 +140,17 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankFailed("another has ended")])
 def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
-    class Stopping(Observer):
-        def preview(self, step: int, network: UNet, ema: UNet) -> None:
-            raise stop
-
+    observer: Any = Observer()
+    observer.preview = raising(stop)
     store, saved = open_store(digits_store), []
     state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
     with pytest.raises(type(stop)):
-        run(state, store, lambda state: saved.append(state.step), observer=Stopping())
+        run(state, store, lambda state: saved.append(state.step), observer=observer)
     assert saved == [2]
 
 
 def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_path: Path) -> None:
-    def fail(step: int, ema: UNet) -> None:
-        raise RuntimeError("no room on the device")
-
+    fail = raising(RuntimeError("no room on the device"))
     validation: Any = SimpleNamespace(is_scored=lambda step: False, evaluate=fail)
     state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
     watch = TrackedTraining(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)

@@ -69,22 +69,16 @@ def times(files: list[Path]) -> dict[Path, int]:
 
 def workers() -> list[psutil.Process]:
     """The processes that make a shard at this moment: Ray puts a task's name into its worker's title."""
-    return [process for process in psutil.process_iter() if is_at_work(process)]
-
-
-def is_at_work(process: psutil.Process) -> bool:
-    try:
-        return "ray::make_shard" in " ".join(process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return False
+    running = psutil.process_iter(["cmdline"])
+    return [process for process in running if "ray::make_shard" in " ".join(process.info["cmdline"] or ())]
 
 
 def kill_one_at_work() -> bool:
     """SIGKILL a process that makes a shard; it is halted first, so that it cannot finish it meanwhile."""
     for process in workers():
         process.send_signal(signal.SIGSTOP)
-        if is_at_work(psutil.Process(process.pid)):
-            process.send_signal(signal.SIGKILL)
+        if process in workers():
+            process.kill()
             return True
         process.send_signal(signal.SIGCONT)
     return False

@@ -110,14 +110,10 @@ def reproducing(stage: str, before: str = "") -> str:
 
 def processes_in(folder: Path) -> list[psutil.Process]:
     """Return the processes with this working directory, without zombies."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.status() != psutil.STATUS_ZOMBIE and process.cwd() == str(folder.resolve()):
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return [process for process in found if process.pid != os.getpid()]
+    running = psutil.process_iter(["status", "cwd"])
+    here = [process for process in running if process.info["cwd"] == str(folder.resolve())]
+    alive = [process for process in here if process.info["status"] != psutil.STATUS_ZOMBIE]
+    return [process for process in alive if process.pid != os.getpid()]
 
 
 def wait_for_file(path: Path, seconds: float = 60) -> None:

@@ -39,14 +39,9 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 def trial_processes(folder: Path) -> list[psutil.Process]:
     """The processes of trials of this project."""
-    return [process for process in psutil.process_iter() if is_trial(process, folder)]
-
-
-def is_trial(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return "search-trial" in process.cmdline() and process.cwd() == str(folder)
-    except (psutil.Error, OSError):
-        return False
+    running = psutil.process_iter(["cmdline", "cwd"])
+    ours = [process for process in running if process.info["cwd"] == str(folder)]
+    return [process for process in ours if "search-trial" in (process.info["cmdline"] or ())]
 
 
 def wait_for_two(folder: Path, process: "subprocess.Popen[str]") -> None:

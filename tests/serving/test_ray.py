@@ -65,14 +65,8 @@ def here(project, scratch, monkeypatch) -> Path:
 
 
 def replicas() -> list[psutil.Process]:
-    return [process for process in psutil.process_iter() if "ray::ServeReplica:diffctl" in _title(process)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return ""
+    running, title = psutil.process_iter(["cmdline"]), "ray::ServeReplica:diffctl"
+    return [process for process in running if title in " ".join(process.info["cmdline"] or ())]
 
 
 @pytest.mark.parametrize(
