@@ -90,7 +90,7 @@ def messages_of(caught: list[warnings.WarningMessage]) -> list[str]:
 
 
 def raising(error: Exception | Interrupted) -> Any:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     return fail
