@@ -15,6 +15,7 @@ from cli import main
 from diffusion.system.errors import printable
 from tests.helpers import generated_paths as at
 from tests.helpers.generated_paths import Place
+from tests.helpers.invoke import Result, assert_refused
 
 # The suffix of the output and the command line; PATH is replaced by the output's path.
 COMMANDS = {
@@ -31,7 +32,7 @@ COMMANDS = {
     "export": ("", ["export", "diffusers", "--", "PATH"]),
 }
 
-Fail = Callable[[Exception], tuple[int | None, str]]
+Fail = Callable[[Exception], Result]
 
 
 class Worked(Exception):
@@ -52,27 +53,26 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cli.actions.run_comparison.read_scores", work)
 
 
-def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int | None, str]:
-    """Return the exit code, None if the work has begun, and stderr."""
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Result:
+    """Run the command; the exit code is None if the work has begun."""
+    code = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["diffctl", *arguments])
         capsys.readouterr()
         try:
             main.main()
         except Worked:
-            return None, capsys.readouterr().err
+            code = None
         except SystemExit as stop:
-            return int(stop.code or 0), capsys.readouterr().err
-    return 0, capsys.readouterr().err
+            code = int(stop.code or 0)
+    return Result(code, *capsys.readouterr())
 
 
 def refused(command: str, path: str, capsys: pytest.CaptureFixture[str]) -> str:
     """Return the sentence by which the command refuses the path."""
-    code, message = run([path if part == "PATH" else part for part in COMMANDS[command][1]], capsys)
-    assert code == 2
-    assert message.startswith("diffctl: ")
-    assert message.count("\n") == 1
-    return message
+    done = run([path if part == "PATH" else part for part in COMMANDS[command][1]], capsys)
+    assert_refused(done)
+    return done.err
 
 
 @given(data=st.data(), command=st.sampled_from(sorted(COMMANDS)), place=at.places)
@@ -86,13 +86,10 @@ def test_output_is_usable_or_refused_before_any_work(
         except OSError:  # it cannot be made
             return
         before = at.tree(Path(scratch))
-        code, message = run([path if part == "PATH" else part for part in arguments], capsys)
+        done = run([path if part == "PATH" else part for part in arguments], capsys)
         assert at.tree(Path(scratch)) == before
-        if code is not None:
-            assert code == 2
-            assert message.startswith("diffctl: ")
-            assert printable(path) in message
-            assert message.count("\n") == 1
+        if done.code is not None:
+            assert_refused(done, printable(path))
 
 
 @pytest.mark.parametrize("name", ["", "-", "x/", "."])
@@ -106,7 +103,7 @@ def test_name_that_is_no_new_folder_is_refused(
     monkeypatch.chdir(tmp_path)
     assert "folder" in refused("export", "", capsys)
     assert "FOLDER ." in refused("export", ".", capsys)
-    assert run(["export", "diffusers", "new/"], capsys)[0] is None
+    assert run(["export", "diffusers", "new/"], capsys).code is None
 
 
 def test_tilde_is_the_home_folder(
@@ -128,10 +125,10 @@ def test_csv_next_to_a_plot_is_checked_too(capsys: pytest.CaptureFixture[str], t
 
 
 @pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fail:
-    """Let a command fail with an error; returns its exit code and stderr."""
+def errors(capsys: pytest.CaptureFixture[str]) -> Fail:
+    """Let a command fail with an error; return its exit code and output."""
 
-    def fail(error: Exception) -> tuple[int | None, str]:
+    def fail(error: Exception) -> Result:
         def app() -> None:
             raise error
 
@@ -152,16 +149,12 @@ UNUSED = {41, 58}
 )
 def test_file_system_error_is_one_sentence(errors: Fail, number: int, name: str | bytes | None) -> None:
     words = os.strerror(number)
-    code, message = errors(OSError(number, words) if name is None else OSError(number, words, name))
-    assert code == 1
-    assert message.startswith("diffctl: ")
-    assert message.count("\n") == 1
-    assert words in message
-    assert name is None or printable(os.fsdecode(name)) in message
+    done = errors(OSError(number, words) if name is None else OSError(number, words, name))
+    assert_refused(done, words, "" if name is None else printable(os.fsdecode(name)), code=1)
 
 
 def test_file_error_without_a_number_is_a_sentence_and_a_programming_error_is_not(errors: Fail) -> None:
-    assert errors(OSError("image file is\ntruncated")) == (1, "diffctl: OSError: image file is truncated\n")
+    assert_refused(errors(OSError("image file is\ntruncated")), "OSError: image file is truncated", code=1)
     for mistake in (io.UnsupportedOperation("not readable"), KeyError("x"), ValueError("y")):
         with pytest.raises(type(mistake)):
             errors(mistake)
