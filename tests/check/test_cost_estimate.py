@@ -144,11 +144,7 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert {cell.name: time.median for cell, time in times.items()} == {
         f"steps{steps}-eta{eta}-sampler_{sampler}": 20 * steps * seconds[walk]
         for steps in (2, 3)
-        for eta, sampler, walk in [
-            ("0", "ddim", "ddim"),
-            ("1", "ddim", "ddim noisy"),
-            ("0", *2 * ["dpm-solver++"]),
-        ]
+        for eta, sampler, walk in zip("010", ("ddim", "ddim", "dpm-solver++"), seconds, strict=True)
     }
     monkeypatch.setattr(time_estimate, "measure", lambda *given: known)
     found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}

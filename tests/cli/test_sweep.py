@@ -13,10 +13,8 @@ from tests.helpers.scores_document import document, with_space
 def test_options_of_the_flow_are_parsed_as_its_grid(axis):
     grid = SweepConfig(steps=[5, 10], eta=[0.0, 0.5], sampler=["ddim"], guidance=[0.0, 1.5], **axis)
     options = list(_options(grid, None))
-    given = {
-        flag.removeprefix("--").replace("-", "_"): text
-        for flag, text in zip(*[iter(options)] * 2, strict=True)
-    }
+    pairs = zip(*[iter(options)] * 2, strict=True)
+    given = {flag.removeprefix("--").replace("-", "_"): text for flag, text in pairs}
     assert _axes(SweepConfig(steps=[1], eta=[1.0]), given) == grid
 
 

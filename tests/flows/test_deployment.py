@@ -251,17 +251,13 @@ def test_reap_frees_a_pending_run(work: Nightly) -> None:
 def test_status_reports_the_failed_run_of_a_deployment(work: Nightly) -> None:
     run_id = work.start("pipeline/retrain")
     for kind in ("RUNNING", "FAILED"):
-        work.set_state(run_id, kind, "stage train: it diverged", force=True)
+        work.set_state(run_id, kind, "train: it diverged", force=True)
     done = diffctl(work.clone, "status", "--check", "--json", env=work.env)
     found = json.loads(done.stdout)
     assert done.returncode == 1, done.stderr
     last = {one["deployment"]: (one["state"], one["reason"]) for one in found["deployments"]}
-    assert last == {
-        "retrain": ("Failed", "stage train: it diverged"),
-        "sweep": ("", ""),
-        "evaluate": ("", ""),
-    }
-    assert "the last run of retrain is Failed (stage train: it diverged)" in found["problems"]
+    assert last == {"retrain": ("Failed", "train: it diverged"), "sweep": ("", ""), "evaluate": ("", "")}
+    assert "the last run of retrain is Failed (train: it diverged)" in found["problems"]
     assert "no worker polls for scheduled runs" in found["problems"]
 
 

@@ -55,12 +55,9 @@ def test_each_step_runs_once_in_order() -> None:
 
 
 def test_contradicting_options_are_refused_before_any_step(project: Path) -> None:
-    for options in (
-        {"push": True, "fresh": False, "keep": False},
-        {"push": False, "fresh": True, "keep": True},
-    ):
+    for push, fresh, keep in ((True, False, False), (False, True, True)):
         with pytest.raises(UsageError):
-            check_options(**options)
+            check_options(push=push, fresh=fresh, keep=keep)
 
 
 def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:

@@ -16,6 +16,9 @@ from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 from tests.conftest import diffctl
 
 
+FULL = "a cannot be written (Full): free some space"
+
+
 def raising(error: Exception) -> Callable[[], None]:
     def work() -> None:
         raise error
@@ -37,10 +40,7 @@ def interrupted() -> None:
         (raising(UsageError("wrong")), StageOutcome("refused", "wrong", 2)),
         (raising(TemporaryError("away")), StageOutcome("temporary", "away", 75)),
         (raising(DiffctlError("it failed")), StageOutcome("failed", "it failed", 1)),
-        (
-            raising(OSError(28, "Full", "a")),
-            StageOutcome("failed", "a cannot be written (Full): free some space", 1),
-        ),
+        (raising(OSError(28, "Full", "a")), StageOutcome("failed", FULL, 1)),
         (raising(KeyError("x")), StageOutcome("crashed", "KeyError: 'x'", 1)),
         (interrupted, StageOutcome("interrupted", str(make_interrupted(signal.SIGTERM)), 143)),
         (sys.exit, None),

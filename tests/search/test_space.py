@@ -80,13 +80,10 @@ def test_proposals_differ_by_number_and_seed(tmp_path) -> None:
 
 
 def test_point_replaces_its_values_only() -> None:
-    values = {"train": {"steps": 5, "lr": {"rate": 1}}, "data": {"name": "digits"}}
+    values = {"train": {"steps": 5, "lr": {"rate": 1}}, "data": {"name": "x"}}
     made = applied(values, {"train.lr.rate": 2, "model.channels": 8})
-    assert made == {
-        "train": {"steps": 5, "lr": {"rate": 2}},
-        "data": {"name": "digits"},
-        "model": {"channels": 8},
-    }
+    changed = {"train": {"steps": 5, "lr": {"rate": 2}}, "model": {"channels": 8}}
+    assert made == {**values, **changed}
     assert values["train"]["lr"] == {"rate": 1}
     with pytest.raises(UsageError, match="not keys"):
         applied(values, {"train.steps.more": 1})
