@@ -15,7 +15,6 @@ from diffusion.system.signals import make_interrupted
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 from tests.conftest import diffctl
 
-
 FULL = "a cannot be written (Full): free some space"
 
 
