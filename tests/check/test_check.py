@@ -29,8 +29,7 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 

@@ -35,8 +35,7 @@ AVERAGES = {"sigma_rel": [0.05, 0.1], "every": 5}
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time_estimate, "PART_SECONDS", 0.05)
 
 

@@ -30,11 +30,6 @@ from tests.helpers.prepared import copy_data
 GPU = torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
-
-
 def configuration(**changes: dict[str, Any]) -> Config:
     return parse(params(**changes), "params")
 
