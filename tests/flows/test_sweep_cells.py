@@ -87,7 +87,7 @@ assert "PREFECT_API_URL" not in os.environ
 
 
 @pytest.mark.slow
-def test_on_a_server_each_cell_is_a_task_and_neither_failures_nor_its_end_lose_others(
+def test_on_a_server_each_cell_is_a_task_and_failures_lose_no_other_cell(
     tmp_path: Path, prefect_database: Path
 ) -> None:
     with_database(tmp_path, prefect_database)

@@ -386,7 +386,7 @@ def test_further_axes_and_spaces_have_lines_and_columns(own, tmp_path):
 
 @pytest.mark.slow
 @NEEDS_CHROMIUM
-def test_montage_enlarges(written, browser):
+def test_montage_enlarges_on_focus(written, browser):
     page = browser.new_page(viewport=PHONE)
     page.goto(written.as_uri())
     cell = page.locator(".montage img").first

@@ -98,7 +98,7 @@ def test_disconnects_free_images_and_sigterm_under_load_loses_no_request(server)
 
 
 @pytest.mark.slow
-def test_a_token_allows_a_public_address_and_idle_connections_exhaust_no_server(project):
+def test_a_token_allows_a_public_address_and_idle_connections_end_no_server(project):
     small_model(project / MODEL)
     (project / "token").write_text("0123456789abcdefghij")
     limited = ["bash", "-c", 'ulimit -n 64 && exec "$0" "$@"', *command()]

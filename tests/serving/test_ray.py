@@ -152,7 +152,7 @@ def test_two_replicas_follow_the_champion_and_lose_no_request(two, here, scratch
 
 
 @pytest.mark.slow
-def test_token_disconnects_and_the_end_of_ray_with_a_killed_server(here):
+def test_token_is_required_disconnects_free_images_and_ray_ends_with_its_server(here):
     small_model(here / MODEL)
     (here / "token").write_text("0123456789abcdefghij")
     with ServerProcess(here, "--ray", "--host", "0.0.0.0", "--token-file", "token") as server:
