@@ -6,9 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.check.pretrained_shape import Sections, format_sections, needed_changes, sections_of
+from diffusion.check.pretrained_shape import format_sections, needed_changes, sections_of
 from diffusion.config import parse
-from diffusion.model.model_file import Artefact
 from diffusion.model.network_registry import ModelConfig
 from diffusion.system.yaml_text import parse_yaml
 from diffusion.train.plan import plan_training
@@ -24,20 +23,11 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def kept(folder: Path, shape: dict[str, Any]) -> Artefact:
-    return store_pretrained(small_model(folder / "start.safetensors", **shape), folder / "start")[1]
-
-
-def merged(values: dict[str, Any], sections: Sections) -> dict[str, Any]:
-    """Apply the suggested sections."""
-    suggested = parse_yaml(format_sections(sections))
-    return values | {name: values[name] | suggested[name] for name in suggested}
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [8, 16])
 def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: int) -> None:
-    start = kept(tmp_path, shape)
+    path = small_model(tmp_path / "start.safetensors", **shape)
+    start = store_pretrained(path, tmp_path / "start")[1]
     meta = {"name": "digits", "image_size": side, "channels": 1, "digest": "0" * 64}
     meta |= {"classes": list("0123456789"), "counts": [9] * 10}
     values = params(
@@ -48,7 +38,8 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
     config = parse(values, "before")
     with pytest.raises(PretrainedRefused):
         plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
-    config = parse(merged(values, needed_changes(config, start, side)), "after")
+    suggested = parse_yaml(format_sections(needed_changes(config, start, side)))
+    config = parse(values | {name: values[name] | suggested[name] for name in suggested}, "after")
     assert needed_changes(config, start, side) == {}
     plan = plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
     assert plan.lineage[0].sha256 == start.model_sha256

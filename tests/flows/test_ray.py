@@ -160,7 +160,7 @@ def test_local_ray_ends_with_its_driver(project: Path, wanted: dict) -> None:
     assert {one.name() for one in family} >= {"gcs_server", "raylet"}
     process.kill()
     process.communicate()
-    wait_until(lambda: not any(is_alive(one) for one in family), 60)
+    wait_until(lambda: not any(one.is_running() and one.status() != "zombie" for one in family), 60)
     done = diffctl(project, "stage", "sample", env={"RAY_ADDRESS": "", "HOME": str(project)})
     assert done.returncode == 0, done.stderr
     assert not (project / ".ray").exists(), "no token for all Rays to come is left"
@@ -172,7 +172,3 @@ def is_of_the_work(process: psutil.Process) -> bool:
     """Whether it is Ray's server, node or worker: the two agents of a node end a minute or so after it."""
     words = f"{process.name()} {' '.join(process.cmdline()[:3])}"
     return any(name in words for name in ("gcs_server", "raylet", "default_worker.py", "ray::make"))
-
-
-def is_alive(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -78,15 +78,6 @@ class Page(HTMLParser):
         self.text.append(data)
 
 
-def write_loss(path, steps=100):
-    rows = [(step, 1 / step + 0.05) for step in range(1, steps + 1)]
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "loss", "mse", "vlb", "grad_norm", "lr"])
-        writer.writerows((step, loss, loss, 0.1, 0.5, 0.002) for step, loss in rows)
-    return path
-
-
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     """Return (config, folder) with all inputs of a report."""
@@ -96,7 +87,8 @@ def sweep(tmp_path_factory):
     write_sweep(root / "samples", config)
     scores = score_sweep(config, root / "samples", root / "reference")
     write_scores(scores, root / "scores.json", root / "scores.csv")
-    write_loss(root / "loss.csv")
+    rows = (f"{step},{1 / step + 0.05},{1 / step + 0.05},0.1,0.5,0.002\n" for step in range(1, 101))
+    (root / "loss.csv").write_text("step,loss,mse,vlb,grad_norm,lr\n" + "".join(rows))
     write_json(root / "run.json", add_checksum({"key": "k", "fingerprint": "f", "facts": FACTS}))
     return config, root
 
@@ -116,17 +108,13 @@ def written(sweep, tmp_path_factory):
     return report(sweep, tmp_path_factory.mktemp("out") / "report")
 
 
-def of_seed(document, seed):
-    """The document as of a training with this seed."""
-    return ScoresDocument(**{**dict(document), "training": {"setting": "a" * 16, "seed": seed}})
-
-
 @pytest.fixture(scope="module")
 def with_seeds(sweep, tmp_path_factory):
     """Return the page of the report with two other seeds in it."""
     config, root = sweep
     inputs = read_inputs(*inputs_of(config, root))
-    own, *others = (of_seed(inputs.document, seed) for seed in range(3))
+    trainings = ({"training": {"setting": "a" * 16, "seed": seed}} for seed in range(3))
+    own, *others = (ScoresDocument(**{**dict(inputs.document), **training}) for training in trainings)
     path = tmp_path_factory.mktemp("with_seeds") / "page.html"
     path.write_text(page_with_seeds(replace(inputs, document=own), others), encoding="utf-8")
     return path
