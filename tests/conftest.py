@@ -125,13 +125,19 @@ def write_params(folder: Path, **changes: dict[str, Any]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params(**changes)))
 
 
+def run_python(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these arguments in the folder and wait for it."""
+    line = [sys.executable, *arguments]
+    return subprocess.run(line, cwd=folder, env=environment(env), capture_output=True, text=True, timeout=600)
+
+
 def diffctl(
     folder: Path, *arguments: str, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the real command in the folder and wait for it."""
-    return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(env), capture_output=True, text=True, timeout=300
-    )
+    return run_python(folder, "-m", "cli.entry", *arguments, env=env)
 
 
 def start_diffctl(

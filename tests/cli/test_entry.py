@@ -8,18 +8,12 @@ from pathlib import Path
 import pytest
 
 from diffusion.protocol.scores_document import write_scores_document
-from tests.conftest import command, environment
+from tests.conftest import ROOT, command, environment, run_python
 from tests.helpers.scores_document import document
 
 
-def execute(code: str, folder: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=folder,
-        env=environment(variables),
-        capture_output=True,
-        text=True,
-    )
+def execute(code: str, folder: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+    return run_python(folder, "-c", code, *arguments, env=env)
 
 
 @pytest.mark.parametrize(
@@ -27,9 +21,8 @@ def execute(code: str, folder: Path, *arguments: str, **variables: str) -> "subp
     [(3, signal.SIGINT), (30, signal.SIGTERM), (180, signal.SIGINT)],
 )
 def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: signal.Signals) -> None:
-    module = [sys.executable, "-m", "tests.helpers.stop_at_event", "use", "none"]
-    env = environment({"MOMENT": f"use none:import:{number}:{sent.value}"})
-    done = subprocess.run(module, env=env, capture_output=True, text=True)
+    moment = {"MOMENT": f"use none:import:{number}:{sent.value}"}
+    done = run_python(ROOT, "-m", "tests.helpers.stop_at_event", "use", "none", env=moment)
     assert (done.returncode, done.stdout) == (128 + sent, "")
     assert not done.stderr or done.stderr.startswith(f"diffctl: stopped by {sent.name}")
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from cli.stages.context import share_runs
 from diffusion.layout import home
-from tests.conftest import diffctl, environment
+from tests.conftest import diffctl, environment, run_python
 from tests.helpers.small import own_code, small_project
 from tracking.store import tracking_uri
 
@@ -37,10 +36,7 @@ def test_experiment_is_logged_to_the_mlflow_of_the_checkout(tmp_path: Path) -> N
     folder = small_project(tmp_path)
     env = environment(own_code(folder))
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    arguments = ["exp", "run", "--temp", "-S", "train.seed=5", "train"]
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", *arguments], cwd=folder, env=env, capture_output=True, text=True
-    )
+    done = run_python(folder, "-m", "dvc", "exp", "run", "--temp", "-S", "train.seed=5", "train", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not (folder / "models").exists()
     (run,) = json.loads(diffctl(folder, "runs", "--json", env=own_code(folder)).stdout)

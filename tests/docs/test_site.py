@@ -1,8 +1,6 @@
 """The site is built strictly, and is read without a network, on a phone too; its notebooks are executed."""
 
 import re
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, run_python
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
@@ -24,9 +22,8 @@ PAGES = ("index.html", "howto.html", "theory.html", "reference/params.html", "no
 
 def build_site(folder: Path, **environ: str) -> Path:
     """Build the site as `make docs` does; a warning is an error."""
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    env = environment({"NO_MKDOCS_2_WARNING": "1", **environ})
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    arguments = ("build", "--strict", "--quiet", "--site-dir", str(folder))
+    done = run_python(ROOT, "-m", "mkdocs", *arguments, env={"NO_MKDOCS_2_WARNING": "1", **environ})
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout + done.stderr == ""
     return folder

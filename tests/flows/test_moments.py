@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.dvc_stage import STAGES
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, run_python
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import commit, own_code, small_project
 from tests.helpers.toy_project import processes_in
@@ -48,13 +48,7 @@ def run(folder: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run the pipeline in the folder, with its temporary files in `tmp`."""
     (folder / "tmp").mkdir(exist_ok=True)
     env = own_code(folder) | {"PYTHONPATH": f"{folder}:{ROOT}", "TMPDIR": str(folder / "tmp")}
-    return subprocess.run(
-        [sys.executable, "-m", "tests.helpers.stop_at_event", "run"],
-        cwd=folder,
-        env=environment(env | variables),
-        capture_output=True,
-        text=True,
-    )
+    return run_python(folder, "-m", "tests.helpers.stop_at_event", "run", env=env | variables)
 
 
 def champions(folder: Path) -> int:
