@@ -8,51 +8,28 @@ from pathlib import Path
 import pytest
 
 from diffusion.search.search_config import SearchConfig
-from diffusion.search.search_dir import (
-    Trial,
-    TrialResult,
-    open_search,
-    read_result,
-    trial_dir,
-    write_trial_params,
-)
+from diffusion.search.search_dir import TrialResult, open_search, read_result, trial_dir, write_trial_params
 from diffusion.search.study import SearchStudy
 from diffusion.system.locks import is_held
 from diffusion.system.params import read_params
 from tests.conftest import diffctl, start_diffctl, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.prepared import copy_data, copy_reference
+from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
+from tests.search.conftest import LONG, SEARCH, SWEEP, trials
 from tracking.spool.spool_events import read_events
 from tracking.spool.spool_status import list_trainings
 
-FIELDS = {"train.seed": [3, 4]}
-SEARCH = {"fields": FIELDS, "method": "grid"}
-LONG = {"steps": 24, "log_every": 1, "save_every": 4, "preview_every": 24}
 ENDLESS = {**LONG, "steps": 100_000}
-
-
-@pytest.fixture
-def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with data and reference, and a search over two seeds."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    write_params(project, train=LONG, search=SEARCH)
-    copy_reference(project)
-    return project
-
-
-def trials(folder: Path) -> list[Trial]:
-    section = SearchConfig(fields=FIELDS, method="grid")
-    return SearchStudy(folder / "runs/search/search", "search", section).trials()
 
 
 @pytest.mark.long
 def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     write_params(searching, train={**LONG, "seed": 3})
     wanted = uninterrupted(searching)
-    write_params(searching, train=LONG, search=SEARCH)
+    write_params(searching, train=LONG, sweep=SWEEP, search=SEARCH)
 
     process = start_diffctl(searching, "search")
     wait_for_step(searching, process, 9)
@@ -73,7 +50,7 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     (group,) = found["settings"]
     assert group["trials"] == [0, 1]
     assert group["interval"][0] < group["value"] < group["interval"][1]
-    assert logged_steps(searching).count(24) == 2
+    assert logged_steps(searching).count(40) == 2
     assert (searching / "runs/search/search/trials/00000/model.safetensors").read_bytes() == wanted
     assert not any((searching / name).exists() for name in ("samples", "metrics", "models/model.safetensors"))
 

@@ -9,28 +9,15 @@ import psutil
 import pytest
 
 from diffusion.system.locks import is_held
-from tests.conftest import diffctl, start_diffctl, write_params
-from tests.helpers.mlflow_server import empty_database
-from tests.helpers.prepared import copy_reference
+from tests.conftest import diffctl, start_diffctl
 from tests.helpers.training_process import states
 from tests.helpers.waiting import wait_until
-from tests.search.test_killed_search import SEARCH, trials
+from tests.search.conftest import trials
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.long
 
-LONG = {"steps": 40, "log_every": 1, "save_every": 4, "preview_every": 40}
 ALONE = {"RAY_ADDRESS": ""}
-
-
-@pytest.fixture
-def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with data and reference, and a search over two seeds."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(project / "mlflow.db"))
-    sweep = {"steps": [2], "eta": [0.0]}
-    write_params(project, train=LONG, sweep=sweep, search=SEARCH)
-    copy_reference(project)
-    return project
 
 
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
