@@ -16,10 +16,7 @@ def execute(code: str, folder: Path, *arguments: str, **env: str) -> "subprocess
     return run_python(folder, "-c", code, *arguments, env=env)
 
 
-@pytest.mark.parametrize(
-    ("number", "sent"),
-    [(3, signal.SIGINT), (30, signal.SIGTERM), (180, signal.SIGINT)],
-)
+@pytest.mark.parametrize(("number", "sent"), [(3, signal.SIGINT), (30, signal.SIGTERM), (180, signal.SIGINT)])
 def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: signal.Signals) -> None:
     moment = {"MOMENT": f"use none:import:{number}:{sent.value}"}
     done = run_python(ROOT, "-m", "tests.helpers.stop_at_event", "use", "none", env=moment)
