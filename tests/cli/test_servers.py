@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
-from tests.conftest import diffctl, start_diffctl
+from tests.conftest import command, diffctl, environment
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.prefect_home import with_database
@@ -24,15 +25,26 @@ from tracking.experiments import ensure_experiment
 from tracking.registry.model_registry import register
 from tracking.store import connect
 
+NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
+ELSEWHERE = {
+    "PREFECT_API_URL": "http://127.0.0.1:9/api",
+    "MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9",
+}
 
-def test_up_refuses_ports_in_use(project: Path, invoke: Invoke) -> None:
-    free = str(free_port())
+
+@pytest.fixture
+def taken() -> Iterator[str]:
+    """A port that is in use."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        taken = str(server.getsockname()[1])
-        refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
-        assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
-        assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
+        yield str(server.getsockname()[1])
+
+
+def test_up_refuses_ports_in_use(project: Path, invoke: Invoke, taken: str) -> None:
+    free = str(free_port())
+    refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
+    assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
     assert_refused(invoke("up", "--mlflow-port", free, "--prefect-port", free), "port", code=1)
+    assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert not processes_in(project)
 
 
@@ -49,8 +61,8 @@ def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
 def test_servers_named_by_the_environment_are_used(
     project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    for name, url in ELSEWHERE.items():
+        monkeypatch.setenv(name, url)
     mlflow, prefect = invoke("up").out.splitlines()
     assert mlflow.startswith("MLflow: http://127.0.0.1:9 (set by MLFLOW_TRACKING_URI, ")
     assert prefect.startswith("Prefect: http://127.0.0.1:9/api (set by PREFECT_API_URL, ")
@@ -60,10 +72,12 @@ def test_servers_named_by_the_environment_are_used(
 
 
 @pytest.mark.slow
-def test_up_waits_for_no_run_with_a_temporary_server(project: Path, invoke: Invoke) -> None:
+def test_up_waits_for_no_run_with_a_temporary_server(project: Path) -> None:
+    env = {**NOWHERE, "DIFFCTL_PREFECT_PORT": str(free_port()), "DIFFCTL_MLFLOW_PORT": str(free_port())}
     with file_lock(project / HOME / "lock", timeout=0):
-        refused = invoke("up", "--mlflow-port", str(free_port()), "--prefect-port", str(free_port()))
-    assert_refused(refused, "another `diffctl run`", code=1)
+        refused = diffctl(project, "up", env=env)
+    assert refused.returncode == 1
+    assert "another `diffctl run`" in refused.stderr
     assert not processes_in(project), "MLflow had started and is stopped"
 
 
@@ -85,7 +99,7 @@ def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database
         again = diffctl(toy, "up", env=servers.env)
         assert (again.returncode, "starting" in again.stdout) == (0, False)
         run = diffctl(toy, "run", env=servers.env)
-        assert (run.returncode, run.stderr) == (2, "diffctl: stage train: no\n")
+        assert run.returncode == 2, run.stderr
         assert (toy / "url").read_text() == servers.prefect
         assert "Failed" not in diffctl(toy, "status", env=servers.env).stdout, "a finished run is not queued"
 
@@ -109,7 +123,15 @@ def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database
 @pytest.mark.slow
 def test_ui_serves_until_ctrl_c(project: Path) -> None:
     port = free_port()
-    ui = start_diffctl(project, "ui", "--port", str(port))
+    ui = subprocess.Popen(
+        command("ui", "--port", str(port)),
+        cwd=project,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert ui.stdout is not None
     assert ui.stdout.readline() == f"starting MLflow on 127.0.0.1:{port}\n"
     assert ui.stdout.readline() == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"
