@@ -17,7 +17,7 @@ from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 pytestmark = pytest.mark.slow
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src"}
-PAGES = ("index.html", "howto.html", "theory.html", "reference/params.html", "notebooks/card.html")
+PAGES = ("index.html", "tutorial.html", "theory.html", "reference/params.html", "notebooks/card.html")
 
 
 def build_site(folder: Path, **environ: str) -> Path:
