@@ -11,7 +11,7 @@ D extrapolates linearly from two x̂_0 to half a step ahead, by 1/2r of their di
 the last noisy step is several times as long as the one before. So far ahead the extrapolation multiplies the
 network's errors, but order 1 would lose accuracy. So the factor is at most 1/4 + r/2, which is less than 1/2r
 for r < 0.78: the order stays 2. (The paper's code uses order 1 at the last of fewer than 10 steps.
-docs/library.md has the measurements.)
+docs/samplers.md has the measurements.)
 """
 
 import math

@@ -10,8 +10,7 @@ def with_tables(markdown: str, results: dict[str, Any]) -> str:
     """Return the page with the tables of these results between its marks."""
     before, _, rest = markdown.partition(BEGIN)
     after = rest.partition(END)[2]
-    tables = [error_table(results, process, "flow") for process in results["errors"]]
-    text = "\n\n".join([*tables, error_table(results, "cosine", "data")])
+    text = "\n\n".join(error_table(results, "cosine", error) for error in TITLES)
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
 
 
