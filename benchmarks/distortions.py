@@ -2,8 +2,7 @@
 
 NAME is `digits`, the folder of Fashion-MNIST's files, or a folder of images with a subfolder for each class,
 shrunk to 32 pixels (NAME:64 to 64). Real images are distorted in graded strengths and scored against other
-real ones by EfficientNet-Lite0 at several input sizes. docs/evaluation.md has the figures that the default size
-follows.
+real ones by EfficientNet-Lite0 at several input sizes. docs/evaluation.md explains the default size by it.
 
 A silhouette has the right shape and background and no detail. `equal noise` is the standard deviation of
 Gaussian noise, in grey levels, that scores like silhouettes: far beyond 64 a size prefers noise to shapes.
