@@ -1,190 +1,234 @@
-"""The same network in this library and in its peers, each with its default settings.
+"""Training steps and samples by this library and by diffusers on random images, for other benchmarks.
 
-| contender | what runs |
-| --- | --- |
-| auto | this library with `precision: auto` and `compile: auto` |
-| fp32 | this library in float32, not compiled |
-| diffusers | UNet2DModel of the very same shape (what `diffctl export diffusers` writes), DDIMPipeline |
-| ddpm-pytorch | denoising-diffusion-pytorch's Unet and GaussianDiffusion, its own blocks at this width |
+On a GPU both are in bf16 and compiled. DDIMPipeline supports neither classes nor a learned variance: its
+network is without them, at the same cost.
 """
 
+import itertools
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import ROOT, seconds_of
+from diffusion.config import load
+from diffusion.images.pixels import to_model, to_nchw
+from diffusion.images.store import ImageStore
+from diffusion.interop.to_diffusers import unet_config
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.loop import train
+from diffusion.train.observers import Observer
+from diffusion.train.plan import TrainPlan, plan_training
+from diffusion.train.train_step import TrainState
 
 CPU = torch.device("cpu")
-STEPS = 10  # of DDIM
-CONTENDERS = ("auto", "fp32", "diffusers", "ddpm-pytorch")
+SIZES = {"cifar10": 32, "imagenet64": 64}  # of images, by the data's name
+# UNet2DModel lacks a time scale, which costs nothing, and one number of heads for all widths.
+SAME_COST = {"time_scale": 1.0, "heads": None, "head_channels": 64}
 
 
-class Shape(NamedTuple):
-    """A network and a batch: `model` is params.yaml's section, images are `channels` × 32 × 32."""
-
-    model: dict[str, Any]
-    channels: int
-    batch: int
-
-
-SHAPES = {
-    "S": Shape(
-        {
-            "channels": 32,
-            "channel_mult": [1, 2, 2],
-            "num_res_blocks": 1,
-            "attention_resolutions": [8],
-            "heads": 4,
-        },
-        1,
-        64,
-    ),
-    "M": Shape(
-        {
-            "channels": 64,
-            "channel_mult": [1, 2, 2, 2],
-            "num_res_blocks": 2,
-            "attention_resolutions": [16, 8],
-            "heads": 4,
-        },
-        3,
-        16,
-    ),
-}
+def profile_plan(
+    profile: str, device: torch.device, images: int, **changes: Any
+) -> tuple[TrainPlan, ImageStore]:
+    """Return a profile's training with changes of its section `train`, and so many random images."""
+    config = load(ROOT / f"profiles/{profile}.yaml")
+    classes = 1000 if config.model.class_cond else 0
+    store = random_store(profile, images, SIZES[config.data.name], 3, classes)
+    plan = plan_training(config, store.meta, device)
+    section = type(plan.train)(**{**plan.train.model_dump(), **changes})
+    return plan.model_copy(update={"train": section}), store
 
 
-class Work(NamedTuple):
-    """One training step of a batch, one DDIM sample of a batch, and the number of parameters."""
-
-    train: Callable[[], object]
-    sample: Callable[[], object]
-    parameters: int
-
-
-def build(contender: str, shape: Shape) -> Work:
-    """The contender's two loops over random images, with newly initialised weights."""
-    torch.manual_seed(0)
-    if contender == "diffusers":
-        return diffusers(shape)
-    if contender == "ddpm-pytorch":
-        return ddpm_pytorch(shape)
-    return ours("auto" if contender == "auto" else "fp32", shape)
+def random_store(name: str, images: int, side: int, channels: int, classes: int = 0) -> ImageStore:
+    """Return random images in memory, with labels if there are classes."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (images, side, side, channels), dtype=np.uint8)
+    labels = draw.integers(0, classes, images) if classes else None
+    names = [str(number) for number in range(classes)]
+    counts = np.bincount(labels, minlength=classes).tolist() if classes else []
+    meta = {"name": name, "classes": names, "counts": counts, "image_size": side, "channels": channels}
+    return ImageStore(Path(), pixels, labels, {**meta, "digest": "0"})
 
 
-def ours(precision: str, shape: Shape) -> Work:
-    """All of a training step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
-    from diffusion.images.store import ImageStore
-    from diffusion.model.model_file import LoadedModel
-    from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.class_labels import labels_condition
-    from diffusion.sample.generate import generate
-    from diffusion.train.batch import ImageLoader, draw_batch
-    from diffusion.train.distributed.process_group import ProcessGroup
-    from diffusion.train.gradients import GradientAccumulator
-    from diffusion.train.train_step import new_state, train_step
+class Clock(Observer):
+    """Notes the time of each log entry, for which the training loop waits for the device."""
 
-    plan, meta = described(precision, shape)
-    images = np.random.default_rng(0).integers(0, 256, (256, 32, 32, shape.channels), dtype=np.uint8)
-    store = ImageStore(Path(), images, None, meta)
-    state = new_state(plan, CPU)
-    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), ImageLoader(store, CPU)
+    def __init__(self, log: Callable[[int, dict[str, float]], object]) -> None:
+        self.logged: list[tuple[int, float]] = []
+        self._log = log
 
-    def train() -> object:
-        return train_step(state, gradients, draw_batch(plan, state.time_sampler, data, state.step))
-
-    def sample() -> object:
-        settings, condition = SampleSettings(steps=STEPS), labels_condition(plan, None, shape.batch)
-        return generate(LoadedModel(state.ema, plan), settings, range(shape.batch), condition, CPU)
-
-    return Work(train, sample, count(state.network))
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Log the means and note the time."""
+        self._log(step, values)
+        self.logged.append((step, time.perf_counter()))
 
 
-def described(precision: str, shape: Shape) -> tuple[Any, dict[str, Any]]:
-    """Return our plan with the peers' settings (ε, L_simple, fixed variance) and the data's metadata."""
-    from diffusion.config import parse
-    from diffusion.train.plan import plan_training
-
-    meta = {
-        "name": "digits", "classes": [], "counts": [], "channels": shape.channels, "image_size": 32,
-        "digest": "0",
-    }  # fmt: skip
-    values = {
-        "data": {"name": "digits"},
-        "model": {**shape.model, "class_cond": False},
-        "process": {"schedule": "linear", "variance": "small", "loss": "simple"},
-        "train": {"steps": 1000, "batch_size": shape.batch, "lr": 1e-4, "precision": precision},
-        "sample": {"num_images": 2},
-        "sweep": {"steps": [STEPS], "eta": [0.0]},
-        "evaluate": {},
-    }
-    return plan_training(parse(values, "benchmark"), meta, CPU), meta
+def step_seconds(
+    state: TrainState,
+    store: ImageStore,
+    device: torch.device,
+    *,
+    warm: int = 1,
+    log: Callable[[int, dict[str, float]], object] = lambda step, values: None,
+) -> float:
+    """Return the median seconds of a step of this library's whole loop, after `warm` steps."""
+    clock = Clock(log)
+    train(state, store, ProcessGroup(device), clock, lambda state: None, lambda: None)
+    counted = itertools.pairwise(entry for entry in clock.logged if entry[0] >= warm)
+    return statistics.median((at - since) / (step - before) for (before, since), (step, at) in counted)
 
 
-def diffusers(shape: Shape) -> Work:
-    """The loop of diffusers' training examples and its DDIMPipeline."""
-    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+def our_sample(
+    model: LoadedModel, settings: SampleSettings, number: int, device: torch.device, *, fast: bool = False
+) -> Callable[[], object]:
+    """Return `generate` of so many images, as the stage `sample` calls it."""
+    condition = mixed_condition(model.artefact, settings, range(number))
+    return lambda: generate(model, settings, range(number), condition, device, fast=fast)
 
-    from diffusion.interop.to_diffusers import unet_config
-    from diffusion.model.unet import UNet
 
-    plan, _ = described("fp32", shape)
-    network = UNet2DModel(**unet_config(UNet(plan.network)))
-    scheduler = DDIMScheduler()
-    images = random_images(shape)
+def unet2d(spec: UNetSpec) -> Any:
+    """Return diffusers' network of the same shape."""
+    from diffusers import UNet2DModel
 
-    def loss() -> torch.Tensor:
-        noise = torch.randn_like(images)
-        t = torch.randint(0, 1000, (len(images),))
-        return F.mse_loss(network(scheduler.add_noise(images, noise, t), t).sample, noise)
+    return UNet2DModel(**unet_config(UNet(spec)))
 
-    pipeline = DDIMPipeline(network, scheduler)
+
+def ddim_pipeline(network: nn.Module) -> Any:
+    """Return diffusers' sampler."""
+    from diffusers import DDIMPipeline, DDIMScheduler
+
+    pipeline = DDIMPipeline(network.eval(), DDIMScheduler())
     pipeline.set_progress_bar_config(disable=True)
-
-    def sample() -> object:
-        network.eval()
-        return pipeline(batch_size=shape.batch, num_inference_steps=STEPS, output_type="np")
-
-    return Work(trainer(network, loss), sample, count(network))
+    return pipeline
 
 
-def ddpm_pytorch(shape: Shape) -> Work:
-    """GaussianDiffusion: a call computes a batch's loss, `sample` is DDIM for fewer steps."""
-    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
-
-    model = shape.model
-    network = Unet(dim=model["channels"], dim_mults=tuple(model["channel_mult"]), channels=shape.channels)
-    diffusion = GaussianDiffusion(network, image_size=32, timesteps=1000, sampling_timesteps=STEPS)
-    images = random_images(shape).add(1).div(2)
-
-    def sample() -> object:
-        network.eval()
-        return diffusion.sample(batch_size=shape.batch)
-
-    return Work(trainer(network, lambda: diffusion(images)), sample, count(network))
+def epsilon_loss(
+    network: Callable[..., Any], scheduler: Any, images: Tensor, labels: Tensor | None = None
+) -> Tensor:
+    """Return the mean squared error of ε̂ at random timesteps, as in diffusers' examples."""
+    noise, t = torch.randn_like(images), torch.randint(1000, (len(images),), device=images.device)
+    output = network(scheduler.add_noise(images, noise, t), t, labels).sample
+    return F.mse_loss(output[:, : images.shape[1]].float(), noise)
 
 
-def trainer(network: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
-    """A step as the peers' own examples write it."""
+def trainer(network: nn.Module, loss: Callable[[], Tensor], ema: Any = None) -> Callable[[], object]:
+    """Return a step as the peers' own examples write it, with diffusers' `ema` if there is one."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
 
-    def step() -> object:
+    def step() -> float:
         network.train()
-        loss().backward()
+        value = loss()
+        value.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        return None
+        if ema is not None:
+            ema.step(network.parameters())
+        return value.item()
 
     return step
 
 
-def random_images(shape: Shape) -> torch.Tensor:
-    """(B, C, 32, 32) in [−1, 1]."""
-    return torch.rand(shape.batch, shape.channels, 32, 32) * 2 - 1
+def diffusers_step(
+    plan: TrainPlan, store: ImageStore, device: torch.device, *, compiled: bool
+) -> Callable[[], object]:
+    """Return a GPU's step of diffusers' training example: with a loader, autocast and EMA."""
+    from diffusers import DDPMScheduler
+    from diffusers.training_utils import EMAModel
+
+    network, scheduler = unet2d(plan.network.model_copy(update=SAME_COST)).to(device), DDPMScheduler()
+    forward = torch.compile(network, dynamic=False) if compiled else network
+    labels = np.zeros(len(store), np.int64) if store.labels is None else store.labels
+    data = TensorDataset(to_model(to_nchw(store.images)), torch.from_numpy(labels))
+    loader = DataLoader(data, plan.train.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def loss() -> Tensor:
+        images, classes = (part.to(device) for part in next(batches))
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return epsilon_loss(forward, scheduler, images, classes if plan.network.num_classes else None)
+
+    return trainer(network, loss, EMAModel(network.parameters(), use_ema_warmup=True))
 
 
-def count(network: torch.nn.Module) -> int:
-    """The number of parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
+def diffusers_sample(
+    plan: TrainPlan, settings: SampleSettings, device: torch.device, *, compiled: bool
+) -> Callable[[], object]:
+    """Return a GPU's DDIMPipeline for a batch of the plan, with NumPy output."""
+    plain = {"num_classes": 0, "null_class": False, "out_channels": plan.network.in_channels}
+    network = unet2d(plan.network.model_copy(update={**plain, **SAME_COST})).to(device)
+    pipeline = ddim_pipeline(network)
+    pipeline.unet = InBfloat16(network, compiled=compiled)
+    options = {"num_inference_steps": settings.steps, "eta": settings.eta, "output_type": "np"}
+    return lambda: pipeline(batch_size=plan.train.batch_size, **options)
+
+
+class InBfloat16(nn.Module):
+    """A UNet2DModel in bf16 for a pipeline with float32 images."""
+
+    def __init__(self, network: Any, *, compiled: bool) -> None:
+        super().__init__()
+        self.config, self.dtype, self.device = network.config, torch.float32, network.device
+        network.to(torch.bfloat16)
+        self.network = torch.compile(network, dynamic=False) if compiled else network
+
+    def forward(self, x: Tensor, t: Tensor) -> SimpleNamespace:
+        """Return the output in float32 as `sample`."""
+        return SimpleNamespace(sample=self.network(x.bfloat16(), t).sample.float())
+
+
+def images_per_second(
+    call: Callable[[], object], plan: TrainPlan, warm: int, timed: int, device: torch.device
+) -> float:
+    """Return the median rate of calls of a batch each, after `warm` ones that are not counted."""
+
+    def finished() -> None:
+        call()
+        synchronize(device)
+
+    seconds = [seconds_of(finished) for _ in range(warm + timed)]
+    return plan.train.batch_size / statistics.median(seconds[warm:])
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device's work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flop(spec: UNetSpec, *, backward: bool) -> int:
+    """Return the floating-point operations of one image's forward pass; `backward` adds the backward pass."""
+    network = UNet(spec).to("meta")
+    x = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
+    t = torch.zeros(1, dtype=torch.int64, device="meta")
+    with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
+        output = network(x, t, t if spec.num_classes else None).sum()
+        if backward:
+            output.backward()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, size: int) -> float:
+    """Return FLOP/s of a bf16 matrix product, the best of several runs: an upper bound of any network's."""
+    a = torch.randn(size, size, dtype=torch.bfloat16, device=device)
+
+    def multiply() -> None:
+        a @ a
+        synchronize(device)
+
+    return 2 * size**3 / min(seconds_of(multiply) for _ in range(20))

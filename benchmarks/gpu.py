@@ -1,11 +1,11 @@
 """Training and sampling on a GPU against diffusers: `python -m benchmarks.gpu [FILE] [--minutes M]`.
 
 For the profiles cifar10, imagenet64 and imagenet64-adm, in bf16 and compiled: images/s, share of the GPU's
-measured bf16 matrix rate, peak memory, a profile of ours. Then Fashion-MNIST is trained for seven minutes,
-and the distance of 2,000 of its images from real ones. FILE stores the parts: the same command continues with
-missing ones and prints all results with their goals. No part starts after `--minutes`, and the long training
-is only the first part of a call. Without diffusers only ours is measured. `--small` runs all parts with
-tiny networks, also on a CPU.
+measured bf16 matrix rate, peak memory. Then Fashion-MNIST is trained for seven minutes, and the distance of
+2,000 of its images from real ones is computed. FILE stores the parts: the same command continues with missing
+ones and prints all results with their goals. No part starts after `--minutes`, and the long training is only
+the first part of a call. Without diffusers only this library is measured. `--small` runs all parts with tiny
+networks, also on a CPU.
 """
 
 import argparse
@@ -14,108 +14,180 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import gpu_contenders
-from benchmarks.gpu_measures import BATCHES, SMALL, WHOLE, Result, Size, matrix_rate
+from benchmarks import contenders, print_goal
 from diffusion.config import load
+from diffusion.images.store import ImageStore
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.precision import freeze
+from diffusion.model.unet import UNet
+from diffusion.model.unet_config import UNetSpec
+from diffusion.protocol.settings import SampleSettings
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
+from diffusion.train.loop import allow_tf32
+from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import is_out_of_memory, oom_hint
+from diffusion.train.train_step import new_state
 
 FILE = Path("benchmarks-gpu.json")
-RATE = "matrix rate"
+BATCHES = {"cifar10": 128, "imagenet64": 128, "imagenet64-adm": 64}  # images a step that one GPU takes of it
 ETAS = (0.0, 1.0)
-QUALITY = "fashion-mnist | distance"
+RATE = "matrix rate"
+QUALITY, DISTANCE = "fashion-mnist | distance", 200.0
 FOR_QUALITY = ("PIL", "scipy", "torch_fidelity", "efficientnet_lite_pytorch")
 MINUTES = 7  # of that training: three of ten are left to begin, compile, sample and score
 ADM = "imagenet64-adm"
 Part = Callable[[], dict[str, Any]]
 
 
-def parts(size: Size, device: torch.device, folder: Path) -> dict[str, Part]:
-    """What is measured, by name, in order."""
-    peers = find_spec("diffusers") is not None
-    found: dict[str, Part] = {RATE: lambda: {"flop_per_s": matrix_rate(device, size.matrix)}}
+class Size(NamedTuple):
+    """How much is measured: training steps, `warm` ones first, calls of a sampler, and their inputs."""
+
+    is_small: bool
+    warm: int
+    timed: int
+    log_every: int
+    images: int
+    repeats: int
+    ddim_steps: int
+    matrix: int
+
+    def batch(self, profile: str) -> int:
+        """Return the images of a step."""
+        return 2 if self.is_small else BATCHES[profile]
+
+
+WHOLE = Size(False, warm=10, timed=40, log_every=10, images=8192, repeats=5, ddim_steps=20, matrix=8192)
+SMALL = Size(True, warm=1, timed=2, log_every=1, images=16, repeats=1, ddim_steps=2, matrix=128)
+
+
+def parts(size: Size, device: torch.device) -> dict[str, Part]:
+    """Return what is measured, by name, in order."""
+    by = ("ours", "diffusers") if find_spec("diffusers") else ("ours",)
+    found: dict[str, Part] = {RATE: lambda: {"flop_per_s": contenders.matrix_rate(device, size.matrix)}}
     for profile in BATCHES:
-        for by in ("ours", "diffusers")[: 1 + peers]:
-            loop = getattr(gpu_contenders, f"train_{by}")
-            name = training_name(profile, size, by)
-            found[name] = partial(_training, loop, profile, size, device, folder)
-        for eta in ETAS:
-            for by in ("ours", "diffusers")[: 1 + peers]:
-                sampler = getattr(gpu_contenders, f"sample_{by}")
-                name = sampling_name(profile, size, eta, by)
-                found[name] = partial(_sampling, sampler, profile, eta, size, device, folder)
+        for who in by:
+            found[training_name(profile, size, who)] = partial(training, profile, who, size, device)
+        for eta, who in product(ETAS, by):
+            found[sampling_name(profile, size, eta, who)] = partial(sampling, profile, eta, who, size, device)
     if all(map(find_spec, FOR_QUALITY)):
-        found[QUALITY] = partial(_quality, size, device, folder)
+        found[QUALITY] = partial(distance, size, device)
     return found
 
 
 def training_name(profile: str, size: Size, by: str) -> str:
-    """The part that measures such a training."""
+    """Return the name of the part that measures such a training."""
     return f"{profile} | training, {size.batch(profile)} a step | {by}"
 
 
 def sampling_name(profile: str, size: Size, eta: float, by: str) -> str:
-    """The part that measures such a sampling."""
+    """Return the name of the part that measures such a sampling."""
     return f"{profile} | {size.ddim_steps} DDIM steps, η = {eta:g} | {by}"
 
 
-def _quality(size: Size, device: torch.device, folder: Path) -> dict[str, Any]:
-    """The distance of images of a training of some minutes, and what it was; of digits where it is small."""
+def distance(size: Size, device: torch.device) -> dict[str, Any]:
+    """Return the distance of images of a training of some minutes, and what it was; small: of digits."""
     from benchmarks import quality  # needs more than the other parts
 
-    profile = quality.PROFILES / "digits.yaml" if size.small else quality.PROFILE
-    wanted = quality.Size(1, 12, 2) if size.small else quality.Size(60 * MINUTES)
+    profile = quality.PROFILES / "digits.yaml" if size.is_small else quality.PROFILE
+    wanted = quality.Size(1, 12, 2) if size.is_small else quality.Size(60 * MINUTES)
     config = load(profile)
-    data = quality.prepared(config, folder / profile.stem)
-    images, how = quality.ours(config, data.train, wanted, device)
-    return {"distance": quality.Judge(data.test.images, device)(images), "how": how}
+    with tempfile.TemporaryDirectory() as folder:
+        data = quality.prepared(config, Path(folder))
+        images, how = quality.ours(config, data.train, wanted, device)
+        return {"distance": quality.Judge(data.test.images, device)(images), "how": how}
 
 
-def _training(loop: Callable[..., Result], profile: str, size: Size, *where: Any) -> dict[str, Any]:
-    device, folder = where
-    return _measured(loop, *gpu_contenders.described(profile, size, device, folder), size, device)
+def training(profile: str, by: str, size: Size, device: torch.device) -> dict[str, Any]:
+    """Return the result of a training: ours as `diffctl stage train` does it, without saves and previews."""
+    plan, store = planned(profile, size, device)
+
+    def rate() -> float:
+        if by == "ours":
+            seconds = contenders.step_seconds(new_state(plan, device), store, device, warm=size.warm)
+            return plan.train.batch_size / seconds
+        step = contenders.diffusers_step(plan, store, device, compiled=not size.is_small)
+        return contenders.images_per_second(step, plan, size.warm, size.timed, device)
+
+    return measured(rate, contenders.flop(plan.network, backward=True), device)
 
 
-def _sampling(
-    sampler: Callable[..., Result], profile: str, eta: float, size: Size, *where: Any
-) -> dict[str, Any]:
-    device, folder = where
-    plan, _ = gpu_contenders.described(profile, size, device, folder)
-    return _measured(sampler, plan, eta, size, device)
+def sampling(profile: str, eta: float, by: str, size: Size, device: torch.device) -> dict[str, Any]:
+    """Return the result of sampling a batch: ours as the stage `sample` does it for many images."""
+    plan, _ = planned(profile, size, device)
+    settings, fast = SampleSettings(steps=size.ddim_steps, eta=eta), not size.is_small
+
+    def rate() -> float:
+        if by == "ours":
+            allow_tf32(True, device)
+            model = LoadedModel(freeze(UNet(plan.network).to(device)), plan)
+            sample = contenders.our_sample(model, settings, plan.train.batch_size, device, fast=fast)
+        else:
+            sample = contenders.diffusers_sample(plan, settings, device, compiled=fast)
+        return contenders.images_per_second(sample, plan, 2, size.repeats, device)
+
+    return measured(rate, size.ddim_steps * contenders.flop(plan.network, backward=False), device)
 
 
-def _measured(contender: Callable[..., Result], *arguments: Any) -> dict[str, Any]:
-    """The result; a lack of memory is one too. What the contender compiled is forgotten afterwards."""
+def planned(profile: str, size: Size, device: torch.device) -> tuple[TrainPlan, ImageStore]:
+    """Return the profile's training of a few steps; a small one has a tiny network."""
+    plan, store = contenders.profile_plan(
+        profile,
+        device,
+        size.images,
+        batch_size=size.batch(profile),
+        steps=size.warm + size.timed,
+        log_every=size.log_every,
+        microbatch="auto",
+        compile=not size.is_small,
+    )
+    if size.is_small:
+        side = plan.network.image_size
+        few = {"channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1}
+        tiny = {**plan.network.model_dump(), **few, "attention_resolutions": (side // 2,)}
+        plan = plan.model_copy(update={"network": UNetSpec(**tiny)})
+    return plan, store
+
+
+def measured(rate: Callable[[], float], operations: int, device: torch.device) -> dict[str, Any]:
+    """Return images/s, peak memory in bytes (0 on a CPU) and operations of an image.
+
+    A lack of memory is a result too. What an earlier part compiled is dropped first.
+    """
     torch.compiler.reset()
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     try:
-        return contender(*arguments)._asdict()
-    except DiffctlError as error:
-        if oom_hint("") not in str(error):
+        value = rate()
+    except (DiffctlError, RuntimeError) as error:
+        is_translated = isinstance(error, DiffctlError) and oom_hint("") in str(error)
+        if not is_translated and not (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-    return {"failed": "the memory does not suffice"}
+        return {"failed": "the memory does not suffice"}
+    memory = torch.cuda.max_memory_allocated(device) if is_cuda else 0
+    return {"rate": value, "memory": memory, "flop": operations}
 
 
 def machine(size: Size, device: torch.device) -> dict[str, Any]:
     """Return what results must share to be in one file."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "torch": torch.__version__, "small": size.small}
+    return {"device": name, "torch": torch.__version__, "small": size.is_small}
 
 
 def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The parts that the file has; UsageError where it is another machine's, or no file of this."""
+    """Return the parts in the file; UsageError if it is another machine's, or not of this benchmark."""
     if not path.exists():
         return {}
     try:
@@ -129,29 +201,22 @@ def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown, and below them where the time of ours went."""
-    rate = found.get(RATE, {}).get("flop_per_s", math.nan)
+    """Return the results as Markdown."""
+    peak = found.get(RATE, {}).get("flop_per_s", math.nan)
     lines = ["| profile | what | by | images/s | share of the rate | peak memory |", f"|{' --- |' * 6}"]
-    spent = []
     for name, values in found.items():
-        if name == RATE:
-            continue
-        if "distance" in values:
-            spent += [f"\n{name}: {values['distance']:.1f}; {values['how']}"]
-            continue
         if "failed" in values:
             lines.append(f"| {name} | {values['failed']} | | |")
-            continue
-        share, memory = values["rate"] * values["flop"] / rate, values["memory"] / 1e9
-        lines.append(f"| {name} | {values['rate']:,.4g} | {share:.1%} | {memory:.1f} GB |")
-        if values["top"]:
-            spent += [f"\n{name}: {values['idle']:.0%} of the time no kernel ran; the longest were"]
-            spent += [f"  {part:6.1%}  {kernel[:90]}" for kernel, part in values["top"]]
-    return "\n".join([f"{rate / 1e12:.4g} bf16 TFLOP/s\n", *lines, *spent])
+        elif "rate" in values:
+            share, memory = values["rate"] * values["flop"] / peak, values["memory"] / 1e9
+            lines.append(f"| {name} | {values['rate']:,.4g} | {share:.1%} | {memory:.1f} GB |")
+    if QUALITY in found:
+        lines.append(f"\n{QUALITY}: {found[QUALITY]['distance']:.1f}; {found[QUALITY]['how']}")
+    return "\n".join([f"{peak / 1e12:.4g} bf16 TFLOP/s\n", *lines])
 
 
-def goals(found: dict[str, dict[str, Any]], size: Size) -> list[tuple[str, float, float, bool]]:
-    """Of what was measured: what it is, how much, the goal, and whether that is met."""
+def goals(found: dict[str, dict[str, Any]], size: Size) -> Iterator[tuple[str, float, str, bool]]:
+    """Yield what was measured, its value, its goal, and whether that is reached."""
 
     def of(name: str, key: str = "rate") -> float:
         return float(found.get(name, {}).get(key, math.nan))
@@ -166,44 +231,35 @@ def goals(found: dict[str, dict[str, Any]], size: Size) -> list[tuple[str, float
         theirs = of(sampling_name(profile, size, 1.0, "diffusers"))
         wanted.append((f"{profile} sampling at η = 1, times η = 0", noisy / calm, 0.95))
         wanted.append((f"{profile} sampling at η = 1, times diffusers'", noisy / theirs, 1.3))
-    known = [(what, value, goal, value >= goal) for what, value, goal in wanted if not math.isnan(value)]
-    far = of(QUALITY, "distance")
-    return known if math.isnan(far) else [*known, (f"{QUALITY}, at most", far, 200.0, far <= 200.0)]
-
-
-def format_goals(reached: list[tuple[str, float, float, bool]]) -> str:
-    """A line for each goal."""
-    lines = (
-        f"{what}: {value:.4g} (goal: {goal:g}; {'met' if is_met else 'MISSED'})"
-        for what, value, goal, is_met in reached
-    )
-    return "\n".join(lines)
+    yield from ((what, value, f"{goal:g}", value >= goal) for what, value, goal in wanted if value == value)
+    if QUALITY in found:
+        distance = of(QUALITY, "distance")
+        yield QUALITY, distance, f"at most {DISTANCE:g}", distance <= DISTANCE
 
 
 def measure(path: Path, size: Size, device: torch.device, minutes: float) -> bool:
-    """Measure what the file lacks, in the time given, and print all; whether it is whole then."""
+    """Measure what the file lacks, in the time given, and print all; return whether it is complete then."""
     here = machine(size, device)
-    found, until, begun = read(path, here), time.monotonic() + 60 * minutes, False
-    with tempfile.TemporaryDirectory() as name:
-        wanted = parts(size, device, Path(name))
-        for part, made in wanted.items():
-            if part in found:
-                continue
-            is_late = part == QUALITY and begun and math.isfinite(until)
-            if time.monotonic() >= until or is_late:
-                break
-            begun = True
-            print(f"{part} ...", file=sys.stderr, flush=True)
-            try:
-                found[part] = made()
-            except DiffctlError as error:  # such as data that cannot be had from here
-                print(f"{part}: {error}", file=sys.stderr, flush=True)
-                continue
-            write_json(path, {"machine": here, "parts": found})
+    found, until, has_begun = read(path, here), time.monotonic() + 60 * minutes, False
+    wanted = parts(size, device)
+    for part, result in wanted.items():
+        if part in found:
+            continue
+        is_late = part == QUALITY and has_begun and math.isfinite(until)
+        if time.monotonic() >= until or is_late:
+            break
+        has_begun = True
+        print(f"{part} ...", file=sys.stderr, flush=True)
+        try:
+            found[part] = result()
+        except DiffctlError as error:  # such as data that cannot be had from here
+            print(f"{part}: {error}", file=sys.stderr, flush=True)
+            continue
+        write_json(path, {"machine": here, "parts": found})
     print(f"{here['device']}, torch {here['torch']}, ", end="")
     print(table({part: found[part] for part in (*wanted, *found) if part in found}))
-    if not size.small:
-        print(f"\n{format_goals(goals(found, size))}")
+    for what, value, goal, is_reached in () if size.is_small else goals(found, size):
+        print_goal(what, f"{value:.4g}", goal, is_reached)
     missing = [part for part in wanted if part not in found]
     if missing:
         print(f"\n{len(missing)} of {len(wanted)} parts are missing: the same command continues with them.")
@@ -211,7 +267,7 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0, 2 for what cannot be done."""
+    """Return exit code 0, or 2 for what cannot be done."""
     reader = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     reader.add_argument("file", nargs="?", type=Path, default=FILE, help="where results are kept")
     reader.add_argument("--minutes", type=float, default=math.inf, help="after which no further part begins")

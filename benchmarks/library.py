@@ -2,7 +2,14 @@
 
 Each figure is the median of several runs in turn, every run in a process of its own. `--small` only tries
 whether it runs; `--shape S` takes one shape; `--rounds N` sets the runs. With OMP_NUM_THREADS=1 the time of
-the processor counts instead of the clock's, which holds on a machine that has other work too.
+the processor counts instead of the wall time, which holds on a machine that has other work too.
+
+| contender, with its default settings | what runs |
+| --- | --- |
+| auto | this library with `precision: auto` and `compile: auto` |
+| fp32 | this library in float32, not compiled |
+| diffusers | UNet2DModel of the very same shape (what `diffctl export diffusers` writes), DDIMPipeline |
+| ddpm-pytorch | denoising-diffusion-pytorch's Unet and GaussianDiffusion, its own blocks at this width |
 
 | what | goal, against the best of the peers at the same network |
 | --- | --- |
@@ -16,45 +23,145 @@ import json
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import ROOT, SMALL, call_apart, print_goal
+from benchmarks.contenders import CPU, ddim_pipeline, epsilon_loss, our_sample, random_store, trainer, unet2d
+from diffusion.config import parse
+from diffusion.images.pixels import to_model, to_nchw
+from diffusion.images.store import ImageStore
+from diffusion.model.model_file import LoadedModel
+from diffusion.protocol.settings import SampleSettings
+from diffusion.train.batch import ImageLoader, draw_batch
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.plan import TrainPlan, plan_training, resolve_precision
+from diffusion.train.train_step import new_state, train_step
 
 PEERS = {"diffusers": "diffusers", "ddpm-pytorch": "denoising_diffusion_pytorch"}
 TASKS = ("train", "sample")
 GOALS = {("auto", "train"): 1.5, ("auto", "sample"): 2.0, ("fp32", "train"): 1.1, ("fp32", "sample"): 1.1}
-KINDS = {  # of operators, by what their names hold; the first that fits
-    "optimiser, clipping, EMA": ("adamw", "foreach", "lerp", "vector_norm"),
-    "convolutions": ("convolution", "conv2d"),
-    "matrix products and attention": ("mm", "bmm", "attention", "softmax", "linear"),
-    "norms": ("norm",),
-    "SiLU": ("silu",),
-    "copies, casts, concatenation": ("copy", "cat", "to_copy", "contiguous", "fill", "zero", "empty"),
-    "sums and products of feature maps": ("add", "mul", "div", "sum", "sub"),
-}
+STEPS = 10  # of DDIM
 
-Found = dict[tuple[str, str], dict[str, float]]
+Results = dict[tuple[str, str], dict[str, float]]
 """(contender, task) → rate in images/s, memory in MB, parameters."""
 
 
-def measure(contender: str, name: str, task: str, seconds: float) -> dict[str, float]:
-    """In this process: median seconds of a step or of a whole DDIM sample, and the peak memory in MB."""
-    from benchmarks.contenders import SHAPES, build
+class Shape(NamedTuple):
+    """A network and a batch: `model` is params.yaml's section, images are `channels` × 32 × 32."""
 
+    model: dict[str, Any]
+    channels: int
+    batch: int
+
+
+S = {"channels": 32, "channel_mult": [1, 2, 2], "num_res_blocks": 1, "attention_resolutions": [8], "heads": 4}
+M = {**S, "channels": 64, "channel_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attention_resolutions": [16, 8]}
+SHAPES = {"S": Shape(S, 1, 64), "M": Shape(M, 3, 16)}
+
+
+class Contender(NamedTuple):
+    """A training step of a batch, a DDIM sample of a batch, and the number of parameters."""
+
+    train: Callable[[], object]
+    sample: Callable[[], object]
+    parameters: int
+
+
+def build(name: str, shape: Shape) -> Contender:
+    """Return a contender with newly initialised weights, which trains on random images."""
+    torch.manual_seed(0)
+    if name == "diffusers":
+        return diffusers(shape)
+    if name == "ddpm-pytorch":
+        return ddpm_pytorch(shape)
+    return ours("auto" if name == "auto" else "fp32", shape)
+
+
+def ours(precision: str, shape: Shape) -> Contender:
+    """Return this library's step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
+    plan, store = shape_plan(precision, shape)
+    state = new_state(plan, CPU)
+    gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(CPU)), ImageLoader(store, CPU)
+
+    def step() -> object:
+        return train_step(state, gradients, draw_batch(plan, state.time_sampler, data, state.step))
+
+    sample = our_sample(LoadedModel(state.ema, plan), SampleSettings(steps=STEPS), shape.batch, CPU)
+    return Contender(step, sample, count(state.network))
+
+
+def shape_plan(precision: str, shape: Shape) -> tuple[TrainPlan, ImageStore]:
+    """Return our plan with the peers' settings (ε, L_simple, fixed variance), and random images."""
+    values = {
+        "data": {"name": "digits"},
+        "model": {**shape.model, "class_cond": False},
+        "process": {"schedule": "linear", "variance": "small", "loss": "simple"},
+        "train": {"steps": 1000, "batch_size": shape.batch, "lr": 1e-4, "precision": precision},
+        "sample": {"num_images": 2},
+        "sweep": {"steps": [STEPS], "eta": [0.0]},
+        "evaluate": {},
+    }
+    store = random_store("digits", 256, 32, shape.channels)
+    return plan_training(parse(values, "benchmark"), store.meta, CPU), store
+
+
+def diffusers(shape: Shape) -> Contender:
+    """Return the step of diffusers' training examples, and its DDIMPipeline."""
+    plan, store = shape_plan("fp32", shape)
+    network = unet2d(plan.network)
+    images = to_model(to_nchw(store.images[: shape.batch]))
+    pipeline = ddim_pipeline(network)
+
+    def loss() -> Tensor:
+        return epsilon_loss(network, pipeline.scheduler, images)
+
+    def sample() -> object:
+        return pipeline(batch_size=shape.batch, num_inference_steps=STEPS, output_type="np")
+
+    return Contender(trainer(network, loss), sample, count(network))
+
+
+def ddpm_pytorch(shape: Shape) -> Contender:
+    """Return GaussianDiffusion, whose call is a batch's loss; `sample` is DDIM for fewer steps."""
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    model, images = shape.model, torch.rand(shape.batch, shape.channels, 32, 32)
+    network = Unet(dim=model["channels"], dim_mults=tuple(model["channel_mult"]), channels=shape.channels)
+    diffusion = GaussianDiffusion(network, image_size=32, timesteps=1000, sampling_timesteps=STEPS)
+
+    def sample() -> object:
+        return diffusion.sample(batch_size=shape.batch)
+
+    return Contender(trainer(network, lambda: diffusion(images)), sample, count(network))
+
+
+def count(network: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def measure(contender: str, name: str, task: str, seconds: float) -> str:
+    """Return the rate and the peak memory of this process as JSON."""
     work = build(contender, SHAPES[name])
-    step = work.train if task == "train" else work.sample
-    return {
-        "rate": SHAPES[name].batch / median_seconds(step, seconds),
+    values = {
+        "rate": SHAPES[name].batch / median_seconds(work.train if task == "train" else work.sample, seconds),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "parameters": work.parameters,
     }
+    return json.dumps(values)
 
 
 def median_seconds(step: Callable[[], object], seconds: float) -> float:
-    """Of at least two calls and `seconds`; a first call warms up and is not counted."""
+    """Return the median of at least two calls and `seconds`, after a first call that is not counted."""
     clock = time.process_time if os.environ.get("OMP_NUM_THREADS") == "1" else time.perf_counter
     step()
     times: list[float] = []
@@ -65,93 +172,24 @@ def median_seconds(step: Callable[[], object], seconds: float) -> float:
     return statistics.median(times)
 
 
-def matmul_rates(size: int = 2048) -> dict[str, float]:
-    """GFLOP/s of a large square matrix product in each precision."""
-    import torch
-
-    rates = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = torch.randn(2, size, size).to(dtype)
-        rates[name] = 2 * size**3 / median_seconds(lambda a=a, b=b: a @ b, 0.5) / 1e9
-    return rates
-
-
-def work_of(name: str) -> dict[str, float]:
-    """GFLOP an image of this library's network: a forward pass, and a training step."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from benchmarks.contenders import SHAPES, described, random_images
-    from diffusion.model.unet import UNet
-
-    network = UNet(described("fp32", SHAPES[name])[0].network)
-    images = random_images(SHAPES[name])
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
-        network(images, torch.zeros(len(images), dtype=torch.long))
-    with FlopCounterMode(display=False) as step:
-        network(images, torch.zeros(len(images), dtype=torch.long)).sum().backward()
-    return {
-        task: counter.get_total_flops() / len(images) / 1e9
-        for task, counter in (("sample", forward), ("train", step))
-    }
-
-
-def profile(contender: str, name: str, task: str) -> dict[str, float]:
-    """Share of the operators' own time by kind, over three steps or one sample, in all threads together."""
-    from torch._C._profiler import _ExperimentalConfig
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    from benchmarks.contenders import SHAPES, build
-
-    work = build(contender, SHAPES[name])
-    step, times = (work.train, 3) if task == "train" else (work.sample, 1)
-    step()
-    everywhere = _ExperimentalConfig(profile_all_threads=True)  # sampling works in threads of its own
-    with profiler(activities=[ProfilerActivity.CPU], experimental_config=everywhere) as seen:
-        for _ in range(times):
-            step()
-    shares = dict.fromkeys([*KINDS, "the rest"], 0.0)
-    for event in seen.key_averages():
-        shares[kind_of(event.key)] += event.self_cpu_time_total
-    total = sum(shares.values())
-    return {kind: share / total for kind, share in shares.items()}
-
-
-def kind_of(operator: str) -> str:
-    """The kind of an operator by its name."""
-    fitting = (kind for kind, parts in KINDS.items() if any(part in operator.lower() for part in parts))
-    return next(fitting, "the rest")
-
-
-def apart(function: str, *arguments: object) -> dict[str, float]:
-    """What a function of this module returns, run in a process of its own; ends the program if it fails."""
-    call = f"library.{function}(*{arguments!r})"
-    code = f"import json; from benchmarks import library; print(json.dumps({call}))"
-    environment = {**os.environ, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE, env=environment)
-    if done.returncode:
-        sys.exit(f"{call} failed")
-    values: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return values
-
-
 def contenders() -> list[str]:
-    """This library, and the peers that are installed."""
+    """Return this library's, and the peers that are installed."""
     for name, module in PEERS.items():
         if not find_spec(module):
             print(f"{name} is not installed (pip install 'diffctl[bench]'): left out")
     return ["auto", "fp32", *(name for name, module in PEERS.items() if find_spec(module))]
 
 
-def compare(name: str, rounds: int, seconds: float) -> Found:
-    """(contender, task) → medians over the rounds, the contenders in turn."""
+def compare(name: str, rounds: int, seconds: float) -> Results:
+    """Return medians over the rounds, the contenders in turn."""
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
     entrants = contenders()
     for turn in range(rounds):
         for task in TASKS:
             for contender in entrants:
-                run = apart("measure", contender, name, task, seconds)
+                call = f"measure({contender!r}, {name!r}, {task!r}, {seconds})"
+                printed = call_apart(ROOT, "library", call, TQDM_DISABLE="1", PYTHONWARNINGS="ignore")
+                run: dict[str, float] = json.loads(printed)
                 line = f"{name} {turn + 1}/{rounds} {contender} {task}: {run['rate']:.2f} images/s"
                 print(f"{line}, {run['memory']:.0f} MB", file=sys.stderr, flush=True)
                 runs.setdefault((contender, task), []).append(run)
@@ -160,76 +198,39 @@ def compare(name: str, rounds: int, seconds: float) -> Found:
     }
 
 
-def show_rates(found: Found) -> None:
-    """The table of rates and memory, then each goal and whether it is reached."""
+def print_results(found: Results) -> None:
+    """Print the table of rates and memory, then each goal."""
     print("| | parameters | training images/s | peak MB | 10 DDIM steps images/s | peak MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for contender in dict.fromkeys(key[0] for key in found):
         train, sample = found[contender, "train"], found[contender, "sample"]
-        cells = [
-            contender,
-            f"{train['parameters'] / 1e6:.2f} M",
-            f"{train['rate']:.1f}",
-            f"{train['memory']:.0f}",
-            f"{sample['rate']:.2f}",
-            f"{sample['memory']:.0f}",
-        ]
-        print(f"| {' | '.join(cells)} |")
-    peers = [peer for peer in PEERS if (peer, "train") in found and same_size(found, peer)]
+        rates = f"{train['rate']:.1f} | {train['memory']:.0f} | {sample['rate']:.2f} | {sample['memory']:.0f}"
+        print(f"| {contender} | {train['parameters'] / 1e6:.2f} M | {rates} |")
+    peers = [peer for peer in PEERS if (peer, "train") in found and is_same_size(found, peer)]
     for (contender, task), goal in GOALS.items() if peers else ():
         ratio = found[contender, task]["rate"] / max(found[peer, task]["rate"] for peer in peers)
-        print(f"{contender} {task}: {ratio:.2f} times the best peer (goal: {goal}; {mark(ratio >= goal)})")
+        print_goal(f"{contender} {task}", f"{ratio:.2f} times the best peer", str(goal), ratio >= goal)
     for task in TASKS if peers else ():
         ratio = found["auto", task]["memory"] / min(found[peer, task]["memory"] for peer in peers)
-        print(f"auto {task}: {ratio:.2f} times the least memory of a peer (goal: 1; {mark(ratio <= 1)})")
+        print_goal(f"auto {task}", f"{ratio:.2f} times the least memory of a peer", "1", ratio <= 1)
 
 
-def same_size(found: Found, peer: str) -> bool:
+def is_same_size(found: Results, peer: str) -> bool:
     """Return whether the peer's network has our size; otherwise it is only shown."""
     return 0.9 < found[peer, "train"]["parameters"] / found["auto", "train"]["parameters"] < 1.1
 
 
-def mark(reached: bool) -> str:
-    """The word for it."""
-    return "reached" if reached else "MISSED"
-
-
-def show_shares(name: str, found: Found, precision: str) -> None:
-    """What part of the matrix products' rate a step and a sample reach, and where the time goes."""
-    peak, work = apart("matmul_rates"), apart("work_of", name)
-    print(f"matrix products of 2048³: {peak['fp32']:.0f} GFLOP/s in fp32, {peak['bf16']:.0f} in bf16")
-    for contender, used in (("auto", precision), ("fp32", "fp32")):
-        for task in TASKS:
-            passes = 10 if task == "sample" else 1
-            rate = found[contender, task]["rate"] * passes * work[task]
-            kinds = apart("profile", contender, name, task).items()
-            print(
-                f"{contender} ({used}) {task}: {rate:.0f} GFLOP/s, {rate / peak[used]:.0%} of {used}'s; "
-                f"time: {', '.join(f'{kind} {share:.0%}' for kind, share in kinds)}"
-            )
-
-
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.library", description=__doc__)
-    parser.add_argument("--shape", choices=["S", "M"], help="this shape alone")
-    parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn")
-    parser.add_argument("--small", action="store_true", help="only try whether it runs")
-    return parser.parse_known_args()[0]
-
-
 def main() -> None:
-    from diffusion.system.devices import default_device
-    from diffusion.train.plan import resolve_precision
-
-    given = options()
-    rounds, seconds = (1, 0.0) if given.small else (given.rounds, 2.0)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.library", description=__doc__)
+    parser.add_argument("--shape", choices=[*SHAPES], help="this shape alone")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each, in turn")
+    parser.add_argument(SMALL, action="store_true", help="only try whether it runs")
+    options = parser.parse_known_args()[0]
+    rounds, seconds = (1, 0.0) if options.small else (options.rounds, 2.0)
     print(", ".join(f"{name} {version(name)}" for name in ("torch", *filter(find_spec, PEERS.values()))))
-    precision = resolve_precision("auto", default_device())
-    for name in [given.shape] if given.shape else ["S"] if given.small else ["S", "M"]:
-        print(f"\n{name}: `precision: auto` is {precision}", flush=True)
-        found = compare(name, rounds, seconds)
-        show_rates(found)
-        show_shares(name, found, precision)
+    for name in [options.shape] if options.shape else ["S"] if options.small else SHAPES:
+        print(f"\n{name}: `precision: auto` is {resolve_precision('auto', CPU)}", flush=True)
+        print_results(compare(name, rounds, seconds))
 
 
 if __name__ == "__main__":

@@ -211,11 +211,11 @@ def figure(results: dict[str, Any]) -> bytes:
     return svg_file(drawn, "Distance to the exact flow by NFE for each sampler and spacing")
 
 
-def main(arguments: Sequence[str] | None = ()) -> None:
+def main() -> None:
     """Measure all cases, and draw the page's tables and figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.solver_error")
     parser.add_argument("--render", action="store_true", help="draw the tables and the figure only")
-    if not parser.parse_args(arguments).render:
+    if not parser.parse_args().render:
         torch.set_num_threads(1)
         RESULTS.parent.mkdir(exist_ok=True)
         write_json(RESULTS, measure_all())
@@ -225,4 +225,4 @@ def main(arguments: Sequence[str] | None = ()) -> None:
 
 
 if __name__ == "__main__":
-    main(None)
+    main()
