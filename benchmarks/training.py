@@ -1,244 +1,252 @@
-"""Overhead of logging and saving, and the time to resume: `python -m benchmarks.training [first]`.
+"""What a training costs besides its network: `python -m benchmarks.training [NAME…] [--small]`.
 
-| what | promise on 2 CPU cores, digits profile |
-| --- | --- |
-| saving, the spool, heartbeats and system metrics, at the default intervals | under 1% of training time |
-| MLflow dead or hung all the while | the step takes as long as with a live one |
-| from the start of the process to its first step's end, whatever it begins with | under 10 s |
+Without a NAME all are measured, the first three with the digits profile.
+
+| NAME | what | promise on 2 CPU cores |
+| --- | --- | --- |
+| `observers` | saving, the spool, heartbeats and system metrics by default | under 1% of a training |
+| `outage` | a step with MLflow dead or hung all the while | as long as with a live one |
+| `first` | from the start of the process to its first step's end, whatever it starts from | under 10 s |
+| `loop` | data, noise, loss, clipping, optimiser, EMA and logging | under 5% of a step of cifar10 |
+
+`loop` runs the real loop and spool with a placeholder network, which computes nothing but has the parameters
+and gradients: the difference of two long steps would be lost in their variation.
 """
 
+import itertools
 import json
-import os
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
+from torch import Tensor, nn
 
-ROOT = Path(__file__).parent.parent
-STEPS = 1000  # of the timed training
-OUTAGE_STEPS = 300
-ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of beginning
-KILLS = ROUNDS
-SHORT = 10  # steps of a training that a longer one resumes from
-
-# Times the trainer's calls other than its own work, and the total.
-TIMED = """
-import json, sys, time
-from pathlib import Path
+from benchmarks import call_apart, environment, print_goal, run, run_measures, write_params
+from benchmarks.contenders import CPU, profile_plan, step_seconds
+from cli.main import main as diffctl_main
 from cli.stages.observers import TrackedTraining
-import diffusion.train.loop as training
+from diffusion.layout import MODEL, STARTS
+from diffusion.model.unet import UNet
+from diffusion.train import trainer
+from diffusion.train.checkpoint.run_record import HEARTBEAT
+from diffusion.train.pretrained import store_pretrained
+from diffusion.train.train_step import new_state
+from tracking.spool.spool_writer import Spool
 
-spent = {}
-def timed(owner, name, label):
-    inner = getattr(owner, name)
-    def outer(*arguments):
-        began = time.perf_counter()
-        try:
-            return inner(*arguments)
-        finally:
-            spent[label] = spent.get(label, 0.0) + time.perf_counter() - began
-    setattr(owner, name, outer)
-
-for owner, name, label in (
-    (TrackedTraining, "save", "saving"), (TrackedTraining, "metrics", "spool"),
-    (TrackedTraining, "progress", "live line and heartbeat"),
-    (TrackedTraining, "preview", "previews"), (training, "train", "training"),
-):
-    timed(owner, name, label)
-sys.argv = ["diffctl", "stage", "train"]
-from cli.main import main
-try:
-    main()  # ends by SystemExit
-finally:
-    Path("spent.json").write_text(json.dumps(spent))
-"""
+STAGE = (sys.executable, "-m", "cli.entry", "stage")
+ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of first step
+ENDLESS = 10**6  # steps
+SHORT = 10  # steps of a training that a longer one resumes from
+STATES = "runs/train/*/state-*.sealed"
 
 
-def diffctl(folder: Path, *arguments: str, uri: str = "") -> str:
-    """Run a command that must succeed and return its output."""
-    return run(folder, ["-m", "cli.entry", *arguments], uri)
+def observers(small: bool) -> None:
+    """Print the share of each call of the observers in the training's time without previews."""
+    with project(steps=30 if small else 1000) as folder:
+        spent: dict[str, float] = json.loads(
+            call_apart(folder, "training", "timed_training()", **tracking(folder))
+        )
+    total = spent.pop("train") - spent.pop("preview", 0.0)
+    for name, seconds in spent.items():
+        print(f"{name:<12} {seconds / total:8.3%} of training")
+    share = sum(spent.values()) / total
+    print_goal("observers together", f"{share:.3%}", "under 1%", share < 0.01)
 
 
-def run(folder: Path, arguments: list[str], uri: str = "") -> str:
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri or f"sqlite:///{folder / 'mlflow.db'}"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(arguments)[:80]} failed:\n{done.stdout}")
-    return done.stdout
+def timed_training() -> str:
+    """Run `diffctl stage train`; return the seconds of the training and of its observer's calls as JSON."""
+    spent: dict[str, float] = {}
+
+    def time_calls(owner: Any, name: str) -> None:
+        inner = getattr(owner, name)
+
+        def outer(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*arguments)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
+
+        setattr(owner, name, outer)
+
+    time_calls(trainer, "train")
+    for name in ("save", "metrics", "progress", "preview"):
+        time_calls(TrackedTraining, name)
+    sys.argv = ["diffctl", "stage", "train"]
+    try:
+        diffctl_main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    return json.dumps(spent)
 
 
-def configure(folder: Path, **train: Any) -> None:
-    """The digits profile with some of its training settings changed."""
-    values = yaml.safe_load((ROOT / "profiles/digits.yaml").read_text())
-    values["train"] |= train
-    (folder / "params.yaml").write_text(yaml.safe_dump(values))
-
-
-def shares(folder: Path) -> dict[str, float]:
-    """Return the overhead of each part in percent of the training's time without previews."""
-    configure(folder, steps=STEPS)
-    run(folder, ["-c", TIMED])
-    spent: dict[str, float] = json.loads((folder / "spent.json").read_text())
-    whole = spent.pop("training") - spent.pop("previews")
-    return {label: 100 * seconds / whole for label, seconds in spent.items()}
-
-
-def step_milliseconds(folder: Path, uri: str, seed: int) -> float:
-    """Milliseconds a step of a training of its own that logs to `uri`."""
-    configure(folder, steps=OUTAGE_STEPS, seed=seed, preview_every=OUTAGE_STEPS)
-    output = diffctl(folder, "stage", "train", uri=uri)
-    took = re.search(rf"train {OUTAGE_STEPS:,}/{OUTAGE_STEPS:,} .*took ([\d.]+) s", output)
-    assert took, output
-    return 1000 * float(took[1]) / OUTAGE_STEPS
+def outage(small: bool) -> None:
+    """Print median milliseconds a step with MLflow alive, dead and hung, in turn."""
+    steps, seeds = 10 if small else 300, itertools.count(1)
+    times: dict[str, list[float]] = {"alive": [], "dead": [], "hung": []}
+    with project() as folder, hung_server() as hung:
+        uris = {"alive": tracking(folder)["MLFLOW_TRACKING_URI"], "dead": "http://127.0.0.1:9", "hung": hung}
+        for state in [*times] * (1 if small else ROUNDS):
+            write_params(folder, train={"steps": steps, "seed": next(seeds), "preview_every": steps})
+            output = run(folder, *STAGE, "train", MLFLOW_TRACKING_URI=uris[state])
+            took = re.search(rf"train {steps:,}/{steps:,} .*took ([\d.]+) s", output)
+            assert took, output
+            times[state].append(1000 * float(took[1]) / steps)
+    for state, milliseconds in times.items():
+        print(f"a step, MLflow {state:<6} {statistics.median(milliseconds):8.2f} ms", flush=True)
 
 
 @contextmanager
 def hung_server() -> Iterator[str]:
-    """A port that takes connections and never answers."""
-    import socket
-
+    """Yield the address of a server that accepts connections and never responds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(100)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def outages(folder: Path) -> dict[str, float]:
-    """Median milliseconds a step with MLflow alive, dead and hung, in turn."""
-    with hung_server() as hung:
-        uris = {"alive": "", "dead": "http://127.0.0.1:9", "hung": hung}
-        found: dict[str, list[float]] = {state: [] for state in uris}
-        for turn in range(ROUNDS):
-            for number, (state, uri) in enumerate(uris.items()):
-                seed = 1 + turn * len(uris) + number  # a training of its own each
-                found[state].append(step_milliseconds(folder, uri, seed))
-    return {state: statistics.median(values) for state, values in found.items()}
-
-
-def first_steps(folder: Path) -> dict[str, float]:
-    """The longest of the seconds from a process's start to its first step's end, by what it begins with."""
-    kinds = {
-        "nothing": from_nothing,
-        "a shorter training": from_shorter,  # its model is the next one's pretrained weights
-        "train.init_from": from_start,
-        "where SIGKILL left it": from_killed,
+def first(small: bool) -> None:
+    """Print the longest of the seconds from a process's start to its first step's end."""
+    kinds: dict[str, Callable[[Path, int], None]] = {
+        "scratch": lambda folder, seed: write_params(folder, train={"seed": seed}),
+        "a shorter training": prepare_shorter,  # its model is the next one's pretrained weights
+        "pretrained weights": prepare_pretrained,
+        "the state at SIGKILL": prepare_killed,
     }
-    return {kind: max(measure(folder)) for kind, measure in kinds.items()}
+    resuming = ("a shorter training", "the state at SIGKILL")
+    with project() as folder:
+        for number, (kind, prepare) in enumerate(kinds.items()):
+            longest = 0.0
+            for turn in range(1 if small else ROUNDS):
+                prepare(folder, 10 * number + turn)
+                with training_process(folder) as (seconds, step):
+                    longest = max(longest, seconds)
+                    assert (step > SHORT) == (kind in resuming), f"step {step} from {kind}"
+            print_goal(f"first step from {kind}", f"{longest:.2f} s at most", "under 10 s", longest < 10)
 
 
-def from_nothing(folder: Path) -> list[float]:
-    """Trainings from scratch, each with its own seed."""
-    seconds = []
-    for number in range(ROUNDS):
-        configure(folder, seed=100 + number)
-        with at_work(folder) as (took, _):
-            seconds.append(took)
-    return seconds
+def prepare_shorter(folder: Path, seed: int) -> None:
+    """Complete a training under a constant learning rate, then configure a longer one."""
+    write_params(folder, train={"seed": seed, "steps": SHORT, "lr": 0.002})
+    run(folder, *STAGE, "train", **tracking(folder))
+    write_params(folder, train={"seed": seed, "steps": ENDLESS, "lr": 0.002})
 
 
-def from_start(folder: Path) -> list[float]:
-    """Trainings from the pretrained weights there."""
-    from diffusion.train.pretrained import store_pretrained
-
-    sha256 = store_pretrained(folder / "models/model.safetensors", folder / "start")[1].model_sha256
-    seconds = []
-    for number in range(ROUNDS):
-        configure(folder, seed=200 + number, start={"sha256": sha256})
-        with at_work(folder) as (took, step):
-            seconds.append(took)
-            assert step < SHORT, "it does not go on from another one"
-    return seconds
+def prepare_pretrained(folder: Path, seed: int) -> None:
+    """Configure a training that starts from the weights of the last model."""
+    model = store_pretrained(folder / MODEL, folder / STARTS)[1]
+    write_params(folder, train={"seed": seed, "init_from": {"sha256": model.model_sha256}})
 
 
-def from_shorter(folder: Path) -> list[float]:
-    """Trainings of more steps than one that has ended, under a constant rate."""
-    seconds = []
-    for number in range(ROUNDS):
-        configure(folder, steps=SHORT, seed=300 + number, lr=0.002)
-        diffctl(folder, "stage", "train")
-        configure(folder, steps=10**6, seed=300 + number, lr=0.002)
-        with at_work(folder) as (took, step):
-            seconds.append(took)
-            assert step > SHORT, "it did not resume"
-    return seconds
-
-
-def from_killed(folder: Path) -> list[float]:
-    """One training that is killed again and again, a save or more after it began."""
-    configure(folder, steps=10**6, seed=0, save_every=10, lr=0.002)
-    seconds = []
-    for _ in range(KILLS + 1):
-        with at_work(folder) as (took, _):
-            seconds.append(took)
-            saved = set(folder.glob("runs/train/*/state-*.sealed"))
-            while set(folder.glob("runs/train/*/state-*.sealed")) <= saved:
-                time.sleep(0.01)
-    return seconds[1:]
+def prepare_killed(folder: Path, seed: int) -> None:
+    """Start a training and kill it after its first save."""
+    write_params(folder, train={"seed": seed, "steps": ENDLESS, "save_every": SHORT, "lr": 0.002})
+    saved = set(folder.glob(STATES))
+    with training_process(folder):
+        while set(folder.glob(STATES)) <= saved:
+            time.sleep(0.01)
 
 
 @contextmanager
-def at_work(folder: Path) -> Iterator[tuple[float, int]]:
-    """A training in its process, killed behind the block; the seconds to its first step's end, the step."""
-    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+def training_process(folder: Path) -> Iterator[tuple[float, int]]:
+    """Yield a training's seconds from its start to its first step's end, and the step; kill it at the end."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "cli.entry", "stage", "train"]
-    training = subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.DEVNULL)
+    command, variables = (*STAGE, "train"), environment(**tracking(folder))
+    process = subprocess.Popen(command, cwd=folder, env=variables, stderr=subprocess.DEVNULL)
     try:
-        step = first_step(training, folder)
+        step = first_step(process, folder)
         yield time.perf_counter() - began, step
     finally:
-        training.send_signal(signal.SIGKILL)
-        training.wait()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
 
 
-def first_step(training: "subprocess.Popen[bytes]", folder: Path) -> int:
-    """Wait for the process's first heartbeat, which comes with its first step; the step."""
-    while training.poll() is None:
-        for heartbeat in folder.glob("runs/train/*/run.json"):
-            beat = json.loads(heartbeat.read_text())
-            if beat["pid"] == training.pid and beat["step"]:
+def first_step(process: "subprocess.Popen[bytes]", folder: Path) -> int:
+    """Wait for the process's first heartbeat, which is that of its first step; return the step."""
+    while process.poll() is None:
+        for heartbeat in folder.glob(f"runs/train/*/{HEARTBEAT}"):
+            beat = json.loads(heartbeat.read_text(encoding="utf-8"))
+            if beat["pid"] == process.pid and beat["step"]:
                 return int(beat["step"])
         time.sleep(0.005)
-    sys.exit(f"the training ended by itself (exit {training.returncode})")
+    sys.exit(f"the training ended by itself (exit {process.returncode})")
 
 
-def main(what: str = "all") -> None:
-    """Measure, print a table; of the first steps alone where `what` is first."""
+@contextmanager
+def project(**train: Any) -> Iterator[Path]:
+    """Yield a folder with the prepared digits and these settings of `train`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        configure(folder)
-        diffctl(folder, "stage", "data")
-        if what == "all":
-            watching(folder)
-        for kind, longest in first_steps(folder).items():
-            print(f"{f'first step from {kind}':<38} {longest:8.2f} s, the longest of {ROUNDS}", flush=True)
+        write_params(folder, train=train)
+        run(folder, *STAGE, "data", **tracking(folder))
+        yield folder
 
 
-def watching(folder: Path) -> None:
-    """Measure and print what watching and saving cost."""
-    measured = shares(folder)
-    for what, percent in measured.items():
-        print(f"{what:<28} {percent:8.3f} % of training")
-    print(f"{'together':<28} {sum(measured.values()):8.3f} %")
-    for state, milliseconds in outages(folder).items():
-        print(f"{f'a step, MLflow {state}':<28} {milliseconds:8.2f} ms")
+def tracking(folder: Path) -> dict[str, str]:
+    """Return the variables for MLflow in this folder."""
+    return {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
+
+
+class GivesGradients(torch.autograd.Function):
+    """The identity in `x`; its backward pass gives every parameter a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        """Return a copy of `x`."""
+        ctx.parameters = parameters
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        """Return a small gradient of every parameter's shape, none for `x`."""
+        return None, *(torch.full_like(parameter, 1e-3) for parameter in ctx.parameters)
+
+
+class Placeholder(nn.Module):
+    """A placeholder for the network: no work, but its parameters and their gradients."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = network.spec.out_channels
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map as the network: (B, C, H, W) → (B, C or 2C, H, W)."""
+        repeated = x.repeat(1, self.channels // x.shape[1], 1, 1)
+        return GivesGradients.apply(repeated, *self.network.parameters())  # type: ignore[no-any-return]
+
+
+def loop(small: bool) -> None:
+    """Print the share of the loop around the network in a step."""
+    changes = {"batch_size": 2, "microbatch": 2} if small else {"microbatch": 32}
+    seconds = {}
+    for is_placeholder, steps in ((True, 12), (False, 2)):
+        plan, store = profile_plan("cifar10", CPU, 50_000, steps=steps, log_every=1, **changes)
+        state = new_state(plan, CPU)
+        if is_placeholder:
+            state.network = Placeholder(state.network)  # type: ignore[assignment]
+        with tempfile.TemporaryDirectory() as folder:
+            spool = Spool(Path(folder), "benchmark", "benchmark", "benchmark")
+            seconds[is_placeholder] = step_seconds(state, store, CPU, log=spool.metrics)
+    figure = f"{seconds[True] * 1e3:.0f} ms of {seconds[False]:.2f} s ({plan.precision})"
+    share = seconds[True] / seconds[False]
+    print_goal("loop around the network", f"{figure}, {share:.2%}", "under 5%", share < 0.05)
+
+
+def main() -> None:
+    run_measures({"observers": observers, "outage": outage, "first": first, "loop": loop})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()
