@@ -1,7 +1,7 @@
-"""What the data path reaches: `python -m benchmarks.data [batches] [preparing] [memory]`, all without a name.
+"""What the data path reaches: `python -m benchmarks.data [batches] [preparing] [memory] [--small]`.
 
-`--small` only tries whether it runs. Run it with nothing else running; figures are medians of runs in turn.
-The workers of a preparation import this module again, so torch is imported where it is needed.
+Without a name all are measured; figures are medians of runs in turn. The workers of a preparation import this
+module again, so torch is imported where it is needed.
 """
 
 import gc
@@ -11,113 +11,102 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import psutil
 from PIL import Image
 
+from benchmarks import environment, print_goal, run_measures, seconds_of
 from diffusion.data.prepare import prepare
 from diffusion.data.sources.image_folder import ImageFolderConfig
 from diffusion.images.store import write_store
 
 SIZE = 64
 BATCH = 128
-ROW_GROWTH = 100  # bytes an image that may be held: its name, label and place; its pixels are 12,288
+ROW_GROWTH = 100  # bytes an image that may be held: its name, label and path; its pixels are 12,288
 PREPARE = """
 import sys
-from pathlib import Path
-from diffusion.data.sources.image_folder import ImageFolderConfig
-from diffusion.data.prepare import prepare
+from benchmarks.data import Path, prepare_pngs
 
-if __name__ == "__main__":
-    raw, folder = map(Path, sys.argv[1:3])
-    config = ImageFolderConfig(name="image-folder", path=raw, image_size=64)
-    prepare(config, folder / "out", work=folder / "work")
+prepare_pngs(*map(Path, sys.argv[1:]))
 """
 
 
-class Result(NamedTuple):
-    """A figure, what it must reach, and whether it does."""
-
-    what: str
-    figure: str
-    goal: str
-    reached: bool
-
-
-def batches(count: int = 40_000, draws: int = 400) -> Result:
-    """Images a second out of the memory map, random access, page cache warm, prefetching as in training."""
+def batches(small: bool) -> None:
+    """Print images a second from the memory map: random access, warm page cache, prefetched."""
     import torch
 
     from diffusion.system.threads import prefetch
     from diffusion.train.batch import ImageLoader
 
-    with scratch() as folder:
+    count, draws = (2_000, 20) if small else (40_000, 400)
+    with tempfile.TemporaryDirectory() as folder:
         images = np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
-        loader = ImageLoader(write_store(folder / "store", images, None, {}), "cpu")
+        loader = ImageLoader(write_store(Path(folder) / "store", images, None, {}), "cpu")
 
-        def read() -> float:
-            def draw(step: int) -> tuple[torch.Tensor]:
-                source = torch.Generator().manual_seed(step)
-                return (loader[torch.randint(count, (BATCH,), generator=source)],)
+        def draw(step: int) -> tuple[torch.Tensor]:
+            source = torch.Generator().manual_seed(step)
+            return (loader[torch.randint(count, (BATCH,), generator=source)],)
 
-            start = time.perf_counter()
+        def read() -> None:
             for _ in prefetch((partial(draw, step) for step in range(draws)), "cpu"):
                 pass
-            return draws * BATCH / (time.perf_counter() - start)
 
         read()  # warms the page cache
-        rate = statistics.median(read() for _ in range(5))
-    return Result(f"batches of {SIZE}×{SIZE}×3", f"{rate:,.0f} images/s", "at least 20,000", rate >= 20_000)
+        rate = draws * BATCH / statistics.median(seconds_of(read) for _ in range(5))
+    print_goal(f"batches of {SIZE}×{SIZE}×3", f"{rate:,.0f} images/s", "at least 20,000", rate >= 20_000)
 
 
-def preparing(count: int = 100_000, rounds: int = 5) -> Result:
-    """Preparing a folder of PNGs against Pillow alone decoding them, on the same cores."""
-    with scratch() as folder:
-        names = write_pngs(folder / "raw", count, distinct=5000)
-        config = ImageFolderConfig(name="image-folder", path=folder / "raw", image_size=SIZE)
-        gc.freeze()  # the names are the benchmark's: looking through them is no part of either
+def preparing(small: bool) -> None:
+    """Print the rate of preparing a folder of PNGs against Pillow alone decoding them, on the same cores."""
+    count, rounds = (600, 1) if small else (100_000, 5)
+    with tempfile.TemporaryDirectory() as name:
+        raw = Path(name) / "raw"
+        paths = write_pngs(raw, count, distinct=5000)
+        chunks = [paths[start : start + 256] for start in range(0, count, 256)]
+        gc.freeze()  # the paths are the benchmark's: looking through them is no part of either
 
         def ours() -> float:
-            with scratch() as made:  # as DVC runs a stage: without what an earlier run made
-                return timed(lambda: prepare(config, made / "out", work=made / "work"))
+            with tempfile.TemporaryDirectory() as folder:  # without what an earlier run made
+                return seconds_of(lambda: prepare_pngs(raw, Path(folder)))
 
         def pillow() -> None:
-            chunks = [names[start : start + 256] for start in range(0, count, 256)]
             with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
                 list(pool.map(decode_all, chunks))
 
-        times = [(ours(), timed(pillow)) for _ in range(rounds)]
+        times = [(ours(), seconds_of(pillow)) for _ in range(rounds)]
     mine, alone = (statistics.median(column) for column in zip(*times, strict=True))
     figure = f"{count / mine:,.0f} images/s, Pillow alone {count / alone:,.0f}: {alone / mine:.0%}"
-    return Result(f"preparing PNGs of {SIZE}×{SIZE}", figure, "at least 90%", alone / mine >= 0.9)
+    print_goal(f"preparing PNGs of {SIZE}×{SIZE}", figure, "at least 90%", alone / mine >= 0.9)
 
 
-def memory(few: int = 10_000, many: int = 200_000) -> Result:
-    """Peak memory of preparing, all processes together, for few and for many images."""
-    peaks = []
-    for count in (few, many):
-        with scratch() as folder:
+def memory(small: bool) -> None:
+    """Print the peak memory of preparing, all processes together, for few and for many images."""
+    peaks = {}
+    for count in (300, 1_200) if small else (10_000, 200_000):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             write_pngs(folder / "raw", count, distinct=1000)
-            (folder / "program.py").write_text(PREPARE)
-            arguments = [sys.executable, str(folder / "program.py"), str(folder / "raw"), str(folder)]
-            peaks.append(peak_memory(arguments))
-    growth = (peaks[1] - peaks[0]) / (many - few)
-    of_each = (f"{peak / 1e6:,.0f} MB for {count:,}" for peak, count in zip(peaks, (few, many), strict=True))
-    figure = f"{', '.join(of_each)}: {growth:.0f} bytes an image"
-    reached = growth <= ROW_GROWTH and peaks[1] < 1e9
-    goal = f"flat but for name, label and place: {ROW_GROWTH} bytes an image, and under 1 GB"
-    return Result("peak memory of preparing", figure, goal, reached)
+            peaks[count] = peak_memory(folder)
+    (few, least), (many, most) = peaks.items()
+    growth = (most - least) / (many - few)
+    sizes = f"{least / 1e6:,.0f} MB for {few:,}, {most / 1e6:,.0f} MB for {many:,}"
+    figure = f"{sizes}: {growth:.0f} bytes an image"
+    goal = f"{ROW_GROWTH} bytes an image, for name, label and path, and under 1 GB"
+    print_goal("peak memory of preparing", figure, goal, growth <= ROW_GROWTH and most < 1e9)
+
+
+def prepare_pngs(raw: Path, folder: Path) -> None:
+    """Prepare a folder of images as the stage `data` does."""
+    config = ImageFolderConfig(name="image-folder", path=raw, image_size=SIZE)
+    prepare(config, folder / "out", work=folder / "work")
 
 
 def decode_all(paths: list[Path]) -> int:
-    """The minimal work of any reader: open, decode, return the pixels."""
+    """Do the minimal work of any reader: open and decode; return the bytes of the pixels."""
     total = 0
     for path in paths:
         with Image.open(path) as image:
@@ -126,7 +115,7 @@ def decode_all(paths: list[Path]) -> int:
 
 
 def write_pngs(root: Path, count: int, distinct: int) -> list[Path]:
-    """`count` files in ten classes, the `distinct` ones linked again and again; smooth with some noise."""
+    """Write `count` files in ten classes: links to `distinct` images, which are smooth with some noise."""
     draw = np.random.default_rng(0)
     paths: list[Path] = []
     for number in range(count):
@@ -143,27 +132,24 @@ def write_pngs(root: Path, count: int, distinct: int) -> list[Path]:
     return paths
 
 
-def timed(work: Callable[[], None]) -> float:
-    """Seconds that it takes."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def peak_memory(arguments: list[str]) -> int:
-    """The most bytes that a program and its children hold in memory together; RuntimeError if it fails."""
-    process = subprocess.Popen(arguments, env={**os.environ, "PYTHONPATH": os.getcwd()})
+def peak_memory(folder: Path) -> int:
+    """Return the most bytes that a preparation of the folder `raw` in it holds, with its workers."""
+    code = (
+        "import sys; from benchmarks.data import Path, prepare_pngs; prepare_pngs(*map(Path, sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, str(folder / "raw"), str(folder)]
+    process = subprocess.Popen(command, env=environment())
     peak = 0
     while process.poll() is None:
         peak = max(peak, held_memory(process.pid))
         time.sleep(0.05)
     if process.returncode:
-        raise RuntimeError(f"{arguments[1]} failed")
+        sys.exit("the preparation failed")
     return peak
 
 
 def held_memory(pid: int) -> int:
-    """Bytes of a process and its children, pages that they share counted once (Linux's PSS)."""
+    """Return the bytes of a process and its children; pages that they share count once (Linux's PSS)."""
     total = 0
     try:
         process = psutil.Process(pid)
@@ -174,24 +160,8 @@ def held_memory(pid: int) -> int:
     return total
 
 
-@contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder for the block."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
-
-
 def main() -> None:
-    small = "--small" in sys.argv
-    measures: dict[str, Callable[[], Result]] = {
-        "batches": lambda: batches(2_000, 20) if small else batches(),
-        "preparing": lambda: preparing(600, 1) if small else preparing(),
-        "memory": lambda: memory(300, 1_200) if small else memory(),
-    }
-    for measure in [name for name in measures if name in sys.argv] or measures:
-        result = measures[measure]()
-        mark = "reached" if result.reached else "MISSED"
-        print(f"{result.what}: {result.figure} (goal: {result.goal}; {mark})", flush=True)
+    run_measures({"batches": batches, "preparing": preparing, "memory": memory})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What serving reaches: `python -m benchmarks.serving`, some three minutes long, with nothing else running.
+"""What serving reaches: `python -m benchmarks.serving [--seconds S]`, some three minutes long.
 
-The model is of the digits profile's shape with the weights it begins with: what they are costs no time. The
-server is a process of its own; its clients are threads here, and keep their connections.
+The model has the digits profile's shape and its initial weights, whose values cost no time. The server is a
+process of its own; its clients are threads here, which keep their connections.
 
 | what | promise on 2 CPU cores |
 | --- | --- |
@@ -26,56 +26,50 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import torch
-
-from diffusion.config import parse
+from benchmarks import ROOT, environment, print_goal, seconds_of
+from benchmarks.contenders import CPU, our_sample, random_store
+from diffusion.config import load
 from diffusion.model.model_file import load_model, save_artefact
+from diffusion.model.network_registry import build_network
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
-from diffusion.system.params import read_params
+from diffusion.train.plan import plan_training
 
-ROOT = Path(__file__).parent.parent
 CLIENTS = 32
 STEPS = (5, 10, 20, 40)
 LARGE = {"num": 64, "steps": 50, "format": "npz"}
 
 
-class Answered(NamedTuple):
-    """How many images came, in how many seconds, and the seconds of each request."""
+class Measured(NamedTuple):
+    """The images that were made, in how many seconds, and the seconds of each request."""
 
     images: int
     seconds: float
     each: list[float]
 
     @property
-    def pace(self) -> float:
+    def rate(self) -> float:
         """Images a second."""
         return self.images / self.seconds
 
     def __str__(self) -> str:
-        cuts = statistics.quantiles(self.each, n=100) if len(self.each) > 1 else self.each * 99
-        return f"{self.pace:8.1f} images/s   p50 {cuts[49] * 1000:7.0f} ms   p99 {cuts[98] * 1000:7.0f} ms"
+        percentiles = statistics.quantiles(self.each, n=100) if len(self.each) > 1 else self.each * 99
+        p50, p99 = percentiles[49] * 1000, percentiles[98] * 1000
+        return f"{self.rate:8.1f} images/s   p50 {p50:7.0f} ms   p99 {p99:7.0f} ms"
 
 
 def write_model(path: Path) -> None:
-    """A model file of the digits profile's shape."""
-    from diffusion.model.network_registry import build_network
-    from diffusion.train.plan import plan_training
-
-    config = parse(read_params(ROOT / "profiles/digits.yaml"), "profiles/digits.yaml")
-    names = [str(digit) for digit in range(10)]
-    meta = {"name": "digits", "classes": names, "counts": [100] * 10, "image_size": 8, "channels": 1}
-    artefact = plan_training(config, {**meta, "digest": "0", "options": {}}, torch.device("cpu"))
+    """Write a model file of the digits profile's shape."""
+    store = random_store("digits", 1, 8, 1, classes=10)
+    artefact = plan_training(load(ROOT / "profiles/digits.yaml"), store.meta, CPU)
     save_artefact(path, build_network(artefact.network).state_dict(), artefact)
 
 
 @contextmanager
-def served(model: Path) -> Iterator[tuple[str, float]]:
-    """`diffctl serve` of the model: its address, and the seconds from its start until it was ready."""
+def server(model: Path) -> Iterator[tuple[str, float]]:
+    """Yield the address of `diffctl serve` with the model, and the seconds from its start until ready."""
     command = [sys.executable, "-m", "cli.entry", "serve", "--port", "0", "--model", str(model)]
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
@@ -88,28 +82,22 @@ def served(model: Path) -> Iterator[tuple[str, float]]:
 
 
 def request_all(
-    clients: int, seconds: float, address: str, request: Callable[[random.Random], Any]
-) -> Answered:
-    """What so many clients get, each asking again as soon as it is answered."""
+    clients: int, seconds: float, address: str, request: Callable[[random.Random], dict[str, Any]]
+) -> Measured:
+    """Return what so many clients get, each with its next request as soon as the last one is complete."""
     over = threading.Event()
     each: list[float] = []
     images: list[int] = []
 
-    def ask(number: int) -> None:
+    def work(number: int) -> None:
         draw, connection = random.Random(number), http.client.HTTPConnection(address, timeout=600)
         while not over.is_set():
-            wanted, began = request(draw), time.perf_counter()
-            body, headers = json.dumps(wanted), {"Content-Type": "application/json"}
-            connection.request("POST", "/v1/images", body, headers)
-            answer = connection.getresponse()
-            answer.read()
-            if answer.status != 200:
-                sys.exit(f"the server answered {answer.status}")
-            each.append(time.perf_counter() - began)
-            images.append(wanted["num"])
+            body = request(draw)
+            each.append(seconds_of(lambda body=body: post(connection, body)))
+            images.append(body["num"])
         connection.close()
 
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
     began = time.perf_counter()
     for thread in threads:
         thread.start()
@@ -117,46 +105,53 @@ def request_all(
     over.set()
     for thread in threads:
         thread.join()
-    return Answered(sum(images), time.perf_counter() - began, each)
+    return Measured(sum(images), time.perf_counter() - began, each)
+
+
+def post(connection: http.client.HTTPConnection, body: dict[str, Any]) -> None:
+    """Request images and read them."""
+    connection.request("POST", "/v1/images", json.dumps(body), {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    response.read()
+    if response.status != 200:
+        raise RuntimeError(f"the server responded with {response.status}")
 
 
 def mixed(draw: random.Random) -> dict[str, Any]:
-    """A request as many clients send them."""
+    """Return a request as many clients send them."""
     return {"num": draw.randint(1, 4), "steps": draw.choice(STEPS), "seed": draw.randrange(1000)}
 
 
-def offline(model: Path, seconds: float) -> Answered:
-    """The large request made in this process, again and again."""
-    loaded, settings = load_model(model), SampleSettings(steps=LARGE["steps"])
-    indices, each = range(int(LARGE["num"])), []
-    condition = mixed_condition(loaded.artefact, settings, indices)
-    began = time.perf_counter()
-    while not each or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        generate(loaded, settings, indices, condition, torch.device("cpu"))
-        each.append(time.perf_counter() - start)
-    return Answered(len(indices) * len(each), time.perf_counter() - began, each)
+def offline(model: Path, seconds: float) -> Measured:
+    """Make the images of the large request in this process, again and again."""
+    sample = our_sample(load_model(model), SampleSettings(steps=LARGE["steps"]), LARGE["num"], CPU)
+    each: list[float] = []
+    while not each or sum(each) < seconds:
+        each.append(seconds_of(sample))
+    return Measured(LARGE["num"] * len(each), sum(each), each)
 
 
 def main() -> None:
-    """Print a table."""
-    parser = argparse.ArgumentParser()
+    """Print a table and the goals."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     seconds = parser.parse_args().seconds
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "m.safetensors"
         write_model(model)
         alone = offline(model, seconds)
-        with served(model) as (address, ready):
+        with server(model) as (address, ready):
             request_all(CLIENTS, 1, address, mixed)  # warm-up
             one = request_all(1, seconds, address, mixed)
             many = request_all(CLIENTS, seconds, address, mixed)
             large = request_all(1, seconds, address, lambda draw: dict(LARGE))
-    print(f"start to ready               {ready:8.1f} s")
-    print(f"one mixed request at a time  {one}")
-    print(f"{CLIENTS} clients of such         {many}   {many.pace / one.pace:.2f} ×")
-    print(f"64 images at a time          {large}   {large.pace / alone.pace:.2f} × offline")
-    print(f"64 images offline            {alone}")
+    rows = {"one mixed request at a time": one, f"{CLIENTS} clients of such": many}
+    for what, found in {**rows, "64 images at a time": large, "64 images offline": alone}.items():
+        print(f"{what:<28} {found}")
+    ratios = (("clients over one", many.rate / one.rate, 3), ("64 over offline", large.rate / alone.rate, 1))
+    for what, ratio, goal in ratios:
+        print_goal(what, f"{ratio:.2f} ×", f"at least {goal} ×", ratio >= goal)
+    print_goal("start to ready", f"{ready:.1f} s", "under 6 s", ready < 6)
 
 
 if __name__ == "__main__":
