@@ -26,9 +26,10 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a child process that imports this checkout, with these variables."""
+    """Return the environment of a process that imports this checkout and uses no server, with variables."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **variables}
+    no_servers = {"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": ""}
+    return {**os.environ, **no_servers, "PATH": path, "PYTHONPATH": str(ROOT), **variables}
 
 
 def run(folder: Path, *command: str, **variables: str) -> str:

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,12 +28,6 @@ from diffusion.images.store import write_store
 SIZE = 64
 BATCH = 128
 ROW_GROWTH = 100  # bytes an image that may be held: its name, label and path; its pixels are 12,288
-PREPARE = """
-import sys
-from benchmarks.data import Path, prepare_pngs
-
-prepare_pngs(*map(Path, sys.argv[1:]))
-"""
 
 
 def batches(small: bool) -> None:
@@ -71,7 +66,7 @@ def preparing(small: bool) -> None:
 
         def ours() -> float:
             with tempfile.TemporaryDirectory() as folder:  # without what an earlier run made
-                return seconds_of(lambda: prepare_pngs(raw, Path(folder)))
+                return seconds_of(lambda: prepare_pngs(str(raw), folder))
 
         def pillow() -> None:
             with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -99,19 +94,17 @@ def memory(small: bool) -> None:
     print_goal("peak memory of preparing", figure, goal, growth <= ROW_GROWTH and most < 1e9)
 
 
-def prepare_pngs(raw: Path, folder: Path) -> None:
+def prepare_pngs(raw: str, folder: str) -> None:
     """Prepare a folder of images as the stage `data` does."""
-    config = ImageFolderConfig(name="image-folder", path=raw, image_size=SIZE)
-    prepare(config, folder / "out", work=folder / "work")
+    config = ImageFolderConfig(name="image-folder", path=Path(raw), image_size=SIZE)
+    prepare(config, Path(folder, "out"), work=Path(folder, "work"))
 
 
-def decode_all(paths: list[Path]) -> int:
-    """Do the minimal work of any reader: open and decode; return the bytes of the pixels."""
-    total = 0
+def decode_all(paths: list[Path]) -> None:
+    """Do the minimal work of any reader: open and decode."""
     for path in paths:
         with Image.open(path) as image:
-            total += np.asarray(image.convert("RGB")).nbytes
-    return total
+            np.asarray(image.convert("RGB"))
 
 
 def write_pngs(root: Path, count: int, distinct: int) -> list[Path]:
@@ -134,9 +127,7 @@ def write_pngs(root: Path, count: int, distinct: int) -> list[Path]:
 
 def peak_memory(folder: Path) -> int:
     """Return the most bytes that a preparation of the folder `raw` in it holds, with its workers."""
-    code = (
-        "import sys; from benchmarks.data import Path, prepare_pngs; prepare_pngs(*map(Path, sys.argv[1:]))"
-    )
+    code = "import sys; from benchmarks.data import prepare_pngs; prepare_pngs(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(folder / "raw"), str(folder)]
     process = subprocess.Popen(command, env=environment())
     peak = 0
@@ -150,14 +141,10 @@ def peak_memory(folder: Path) -> int:
 
 def held_memory(pid: int) -> int:
     """Return the bytes of a process and its children; pages that they share count once (Linux's PSS)."""
-    total = 0
-    try:
+    with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        for one in (process, *process.children(recursive=True)):
-            total += one.memory_full_info().pss
-    except psutil.NoSuchProcess:
-        return total
-    return total
+        return sum(one.memory_full_info().pss for one in (process, *process.children(recursive=True)))
+    return 0
 
 
 def main() -> None:

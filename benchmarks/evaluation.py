@@ -117,11 +117,10 @@ def main(small: bool = False) -> None:
         first = stores._replace(cells=dict(list(stores.cells.items())[:1]))
         ours(first)  # loads libraries
         our_seconds = seconds_of(lambda: mine.update(ours(stores)))
-        print(f"{cells} cells of {size:,}: ours {our_seconds:.1f} s", flush=True)
         their_seconds = seconds_of(lambda: other.update(theirs(stores, **defaults)))
         subsets = theirs(first, kid_subset_size=subset_size(size, TRAIN))
     difference, name = max(furthest(mine, other, SAME), furthest(mine, subsets, SAME_SUBSETS))
-    print(f"torch-fidelity {their_seconds:.1f} s")
+    print(f"{cells} cells of {size:,}: ours {our_seconds:.1f} s, torch-fidelity {their_seconds:.1f} s")
     print(f"largest relative difference: {difference:.1e} ({name})")
     ratio, is_equal = their_seconds / our_seconds, difference < 1e-6
     figure, goal = f"{ratio:.1f} times as fast", f"at least {GOAL:g} times, equal numbers"

@@ -43,6 +43,7 @@ FILE = Path("benchmarks-gpu.json")
 BATCHES = {"cifar10": 128, "imagenet64": 128, "imagenet64-adm": 64}  # images a step that one GPU takes of it
 ETAS = (0.0, 1.0)
 RATE = "matrix rate"
+TRAINING, SAMPLING = "{} | training | {}", "{} | DDIM, η = {:g} | {}"
 QUALITY, DISTANCE = "fashion-mnist | distance", 200.0
 FOR_QUALITY = ("PIL", "scipy", "torch_fidelity", "efficientnet_lite_pytorch")
 MINUTES = 7  # of that training: three of ten are left to begin, compile, sample and score
@@ -77,22 +78,12 @@ def parts(size: Size, device: torch.device) -> dict[str, Part]:
     found: dict[str, Part] = {RATE: lambda: {"flop_per_s": contenders.matrix_rate(device, size.matrix)}}
     for profile in BATCHES:
         for who in by:
-            found[training_name(profile, size, who)] = partial(training, profile, who, size, device)
+            found[TRAINING.format(profile, who)] = partial(training, profile, who, size, device)
         for eta, who in product(ETAS, by):
-            found[sampling_name(profile, size, eta, who)] = partial(sampling, profile, eta, who, size, device)
+            found[SAMPLING.format(profile, eta, who)] = partial(sampling, profile, eta, who, size, device)
     if all(map(find_spec, FOR_QUALITY)):
         found[QUALITY] = partial(distance, size, device)
     return found
-
-
-def training_name(profile: str, size: Size, by: str) -> str:
-    """Return the name of the part that measures such a training."""
-    return f"{profile} | training, {size.batch(profile)} a step | {by}"
-
-
-def sampling_name(profile: str, size: Size, eta: float, by: str) -> str:
-    """Return the name of the part that measures such a sampling."""
-    return f"{profile} | {size.ddim_steps} DDIM steps, η = {eta:g} | {by}"
 
 
 def distance(size: Size, device: torch.device) -> dict[str, Any]:
@@ -141,16 +132,9 @@ def sampling(profile: str, eta: float, by: str, size: Size, device: torch.device
 
 def planned(profile: str, size: Size, device: torch.device) -> tuple[TrainPlan, ImageStore]:
     """Return the profile's training of a few steps; a small one has a tiny network."""
-    plan, store = contenders.profile_plan(
-        profile,
-        device,
-        size.images,
-        batch_size=size.batch(profile),
-        steps=size.warm + size.timed,
-        log_every=size.log_every,
-        microbatch="auto",
-        compile=not size.is_small,
-    )
+    steps = {"batch_size": size.batch(profile), "steps": size.warm + size.timed, "log_every": size.log_every}
+    fit = {"microbatch": "auto", "compile": not size.is_small}
+    plan, store = contenders.profile_plan(profile, device, size.images, **steps, **fit)
     if size.is_small:
         side = plan.network.image_size
         few = {"channels": 64, "channel_mult": (1, 2), "num_res_blocks": 1}
@@ -194,7 +178,7 @@ def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
         kept = json.loads(path.read_text(encoding="utf-8"))
         there, found = kept["machine"], kept["parts"]
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"{path} is no file of this benchmark: name another one") from None
+        there, found = "another kind", {}
     if there != here:
         raise UsageError(f"{path} has results of {there}, and this is {here}: name another file")
     return dict(found)
@@ -215,23 +199,25 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join([f"{peak / 1e12:.4g} bf16 TFLOP/s\n", *lines])
 
 
-def goals(found: dict[str, dict[str, Any]], size: Size) -> Iterator[tuple[str, float, str, bool]]:
+def goals(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float, str, bool]]:
     """Yield what was measured, its value, its goal, and whether that is reached."""
 
     def of(name: str, key: str = "rate") -> float:
         return float(found.get(name, {}).get(key, math.nan))
 
-    adm = training_name(ADM, size, "ours")
+    adm = TRAINING.format(ADM, "ours")
     wanted = [
         (f"{ADM} training, share of the bf16 rate", of(adm) * of(adm, "flop") / of(RATE, "flop_per_s"), 0.4),
-        (f"{ADM} training, times diffusers'", of(adm) / of(training_name(ADM, size, "diffusers")), 1.3),
+        (f"{ADM} training, times diffusers'", of(adm) / of(TRAINING.format(ADM, "diffusers")), 1.3),
     ]
     for profile in BATCHES:
-        calm, noisy = (of(sampling_name(profile, size, eta, "ours")) for eta in ETAS)
-        theirs = of(sampling_name(profile, size, 1.0, "diffusers"))
+        calm, noisy = (of(SAMPLING.format(profile, eta, "ours")) for eta in ETAS)
+        theirs = of(SAMPLING.format(profile, 1.0, "diffusers"))
         wanted.append((f"{profile} sampling at η = 1, times η = 0", noisy / calm, 0.95))
         wanted.append((f"{profile} sampling at η = 1, times diffusers'", noisy / theirs, 1.3))
-    yield from ((what, value, f"{goal:g}", value >= goal) for what, value, goal in wanted if value == value)
+    yield from (
+        (what, value, f"{goal:g}", value >= goal) for what, value, goal in wanted if not math.isnan(value)
+    )
     if QUALITY in found:
         distance = of(QUALITY, "distance")
         yield QUALITY, distance, f"at most {DISTANCE:g}", distance <= DISTANCE
@@ -258,7 +244,7 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
         write_json(path, {"machine": here, "parts": found})
     print(f"{here['device']}, torch {here['torch']}, ", end="")
     print(table({part: found[part] for part in (*wanted, *found) if part in found}))
-    for what, value, goal, is_reached in () if size.is_small else goals(found, size):
+    for what, value, goal, is_reached in () if size.is_small else goals(found):
         print_goal(what, f"{value:.4g}", goal, is_reached)
     missing = [part for part in wanted if part not in found]
     if missing:

@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -35,15 +36,16 @@ from torch import Tensor, nn
 
 from benchmarks import ROOT, SMALL, call_apart, print_goal
 from benchmarks.contenders import CPU, ddim_pipeline, epsilon_loss, our_sample, random_store, trainer, unet2d
-from diffusion.config import parse
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
+from diffusion.system.section import validate
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.plan import TrainPlan, plan_training, resolve_precision
+from diffusion.train.train_config import TrainSections
 from diffusion.train.train_step import new_state, train_step
 
 PEERS = {"diffusers": "diffusers", "ddpm-pytorch": "denoising_diffusion_pytorch"}
@@ -76,16 +78,6 @@ class Contender(NamedTuple):
     parameters: int
 
 
-def build(name: str, shape: Shape) -> Contender:
-    """Return a contender with newly initialised weights, which trains on random images."""
-    torch.manual_seed(0)
-    if name == "diffusers":
-        return diffusers(shape)
-    if name == "ddpm-pytorch":
-        return ddpm_pytorch(shape)
-    return ours("auto" if name == "auto" else "fp32", shape)
-
-
 def ours(precision: str, shape: Shape) -> Contender:
     """Return this library's step: drawing the batch, loss, backward, clipping, AdamW, EMA."""
     plan, store = shape_plan(precision, shape)
@@ -106,12 +98,9 @@ def shape_plan(precision: str, shape: Shape) -> tuple[TrainPlan, ImageStore]:
         "model": {**shape.model, "class_cond": False},
         "process": {"schedule": "linear", "variance": "small", "loss": "simple"},
         "train": {"steps": 1000, "batch_size": shape.batch, "lr": 1e-4, "precision": precision},
-        "sample": {"num_images": 2},
-        "sweep": {"steps": [STEPS], "eta": [0.0]},
-        "evaluate": {},
     }
     store = random_store("digits", 256, 32, shape.channels)
-    return plan_training(parse(values, "benchmark"), store.meta, CPU), store
+    return plan_training(validate(TrainSections, values, "benchmark"), store.meta, CPU), store
 
 
 def diffusers(shape: Shape) -> Contender:
@@ -151,9 +140,11 @@ def count(network: nn.Module) -> int:
 
 def measure(contender: str, name: str, task: str, seconds: float) -> str:
     """Return the rate and the peak memory of this process as JSON."""
-    work = build(contender, SHAPES[name])
+    torch.manual_seed(0)
+    peers = {"diffusers": diffusers, "ddpm-pytorch": ddpm_pytorch}
+    work = peers.get(contender, partial(ours, contender))(SHAPES[name])
     values = {
-        "rate": SHAPES[name].batch / median_seconds(work.train if task == "train" else work.sample, seconds),
+        "rate": SHAPES[name].batch / median_seconds(getattr(work, task), seconds),
         "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         "parameters": work.parameters,
     }
@@ -172,21 +163,13 @@ def median_seconds(step: Callable[[], object], seconds: float) -> float:
     return statistics.median(times)
 
 
-def contenders() -> list[str]:
-    """Return this library's, and the peers that are installed."""
-    for name, module in PEERS.items():
-        if not find_spec(module):
-            print(f"{name} is not installed (pip install 'diffctl[bench]'): left out")
-    return ["auto", "fp32", *(name for name, module in PEERS.items() if find_spec(module))]
-
-
 def compare(name: str, rounds: int, seconds: float) -> Results:
     """Return medians over the rounds, the contenders in turn."""
     runs: dict[tuple[str, str], list[dict[str, float]]] = {}
-    entrants = contenders()
+    contenders = ["auto", "fp32", *(peer for peer, module in PEERS.items() if find_spec(module))]
     for turn in range(rounds):
         for task in TASKS:
-            for contender in entrants:
+            for contender in contenders:
                 call = f"measure({contender!r}, {name!r}, {task!r}, {seconds})"
                 printed = call_apart(ROOT, "library", call, TQDM_DISABLE="1", PYTHONWARNINGS="ignore")
                 run: dict[str, float] = json.loads(printed)
@@ -206,18 +189,15 @@ def print_results(found: Results) -> None:
         train, sample = found[contender, "train"], found[contender, "sample"]
         rates = f"{train['rate']:.1f} | {train['memory']:.0f} | {sample['rate']:.2f} | {sample['memory']:.0f}"
         print(f"| {contender} | {train['parameters'] / 1e6:.2f} M | {rates} |")
-    peers = [peer for peer in PEERS if (peer, "train") in found and is_same_size(found, peer)]
+    size = found["auto", "train"]["parameters"]
+    sizes = {peer: found[peer, "train"]["parameters"] for peer in PEERS if (peer, "train") in found}
+    peers = [peer for peer, other in sizes.items() if 0.9 < other / size < 1.1]  # others are only shown
     for (contender, task), goal in GOALS.items() if peers else ():
         ratio = found[contender, task]["rate"] / max(found[peer, task]["rate"] for peer in peers)
         print_goal(f"{contender} {task}", f"{ratio:.2f} times the best peer", str(goal), ratio >= goal)
     for task in TASKS if peers else ():
         ratio = found["auto", task]["memory"] / min(found[peer, task]["memory"] for peer in peers)
         print_goal(f"auto {task}", f"{ratio:.2f} times the least memory of a peer", "1", ratio <= 1)
-
-
-def is_same_size(found: Results, peer: str) -> bool:
-    """Return whether the peer's network has our size; otherwise it is only shown."""
-    return 0.9 < found[peer, "train"]["parameters"] / found["auto", "train"]["parameters"] < 1.1
 
 
 def main() -> None:

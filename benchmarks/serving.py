@@ -18,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -44,7 +45,7 @@ class Measured(NamedTuple):
 
     images: int
     seconds: float
-    each: list[float]
+    each: Sequence[float]
 
     @property
     def rate(self) -> float:
@@ -85,26 +86,20 @@ def request_all(
     clients: int, seconds: float, address: str, request: Callable[[random.Random], dict[str, Any]]
 ) -> Measured:
     """Return what so many clients get, each with its next request as soon as the last one is complete."""
-    over = threading.Event()
-    each: list[float] = []
-    images: list[int] = []
-
-    def work(number: int) -> None:
-        draw, connection = random.Random(number), http.client.HTTPConnection(address, timeout=600)
-        while not over.is_set():
-            body = request(draw)
-            each.append(seconds_of(lambda body=body: post(connection, body)))
-            images.append(body["num"])
-        connection.close()
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
     began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    over.wait(seconds)
-    over.set()
-    for thread in threads:
-        thread.join()
+
+    def work(number: int) -> list[tuple[int, float]]:
+        draw, connection = random.Random(number), http.client.HTTPConnection(address, timeout=600)
+        done = []
+        while time.perf_counter() < began + seconds:
+            body = request(draw)
+            done.append((body["num"], seconds_of(partial(post, connection, body))))
+        connection.close()
+        return done
+
+    with ThreadPoolExecutor(clients) as pool:
+        done = [one for part in pool.map(work, range(clients)) for one in part]
+    images, each = zip(*done, strict=True)
     return Measured(sum(images), time.perf_counter() - began, each)
 
 

@@ -42,7 +42,7 @@ RESULTS, PAGE = ROOT / "docs/samplers/solver_error.json", ROOT / "docs/samplers.
 FIGURE = ROOT / "docs/samplers/solver-error.svg"
 
 NFES = (4, 5, 6, 8, 10, 15, 20, 35, 50)
-POINTS, DIMENSIONS, DIRECTIONS = 1000, 8, 64
+POINTS, DIMENSIONS = 1000, 8
 FINE_STEPS = 1000  # of the exact flow
 HIGHEST = 1e5  # noise level at which the exact flow of an infinite one begins
 WIDTHS = (0.05, 0.15, 0.3)
@@ -74,9 +74,9 @@ SPACINGS: dict[str, dict[str, Any]] = {
 }
 FIXED = {"variance": "small", "loss": "simple"}
 PROCESSES = {  # along noise levels edm is as flow: with an exact score the process changes nothing else
-    "linear": ProcessConfig(schedule="linear", **FIXED),
-    "cosine": ProcessConfig(schedule="cosine", **FIXED),
-    "flow": ProcessConfig(schedule="flow", prediction="flow"),
+    "linear": build_process(ProcessConfig(schedule="linear", **FIXED)),
+    "cosine": build_process(ProcessConfig(schedule="cosine", **FIXED)),
+    "flow": build_process(ProcessConfig(schedule="flow", prediction="flow")),
 }
 DRAWN = ("ddim", "heun, straight", "dpm-solver++", "unipc, order 2", "unipc, order 3", "ipndm, order 3")
 DRAWN_SPACINGS = ("uniform", "quadratic", "trailing", "log-snr")
@@ -105,12 +105,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 MEANS = 0.8 * draw(6, DIMENSIONS, seed=3).clamp(-1, 1)
 MIXTURES = tuple(Mixture(MEANS, width) for width in WIDTHS)
-
-
-@cache
-def process_of(name: str) -> NoiseProcess:
-    """Return a process by name."""
-    return build_process(PROCESSES[name])
+DIRECTIONS = torch.nn.functional.normalize(draw(64, DIMENSIONS, seed=4), dim=1)
 
 
 def end(mixture: Mixture, process: NoiseProcess, grid: TimeGrid, settings: SampleSettings) -> Tensor:
@@ -128,7 +123,7 @@ def end(mixture: Mixture, process: NoiseProcess, grid: TimeGrid, settings: Sampl
 @cache
 def exact_end(mixture: int, process_name: str, start: float) -> Tensor:
     """Return where the exact flow ends from the noise level `start`: many steps of UniPC."""
-    process = process_of(process_name)
+    process = PROCESSES[process_name]
     ends = math.log10(process.sigma_min), math.log10(start)
     levels = torch.logspace(*ends, FINE_STEPS, dtype=torch.float64)
     grid = process.grid(process.times_at(levels).tolist())
@@ -136,21 +131,15 @@ def exact_end(mixture: int, process_name: str, start: float) -> Tensor:
 
 
 @cache
-def directions() -> Tensor:
-    """Return unit vectors (64, D)."""
-    return torch.nn.functional.normalize(draw(DIRECTIONS, DIMENSIONS, seed=4), dim=1)
-
-
-@cache
 def data_quantiles(mixture: int) -> Tensor:
     """Return the data's quantiles along each direction, (N, 64)."""
-    data = MIXTURES[mixture].draw(100 * POINTS, torch.Generator().manual_seed(5)) @ directions().T
-    return data.sort(0).values.reshape(POINTS, 100, DIRECTIONS).mean(1)
+    data = MIXTURES[mixture].draw(100 * POINTS, torch.Generator().manual_seed(5)) @ DIRECTIONS.T
+    return data.sort(0).values.reshape(POINTS, 100, -1).mean(1)
 
 
 def wasserstein(points: Tensor, mixture: int) -> float:
     """Return the sliced 2-Wasserstein distance between points (N, D) and the data."""
-    along = (points @ directions().T).sort(0).values
+    along = (points @ DIRECTIONS.T).sort(0).values
     return float((along - data_quantiles(mixture)).square().mean().sqrt())
 
 
@@ -161,7 +150,7 @@ def geometric_mean(logs: Sequence[float]) -> float:
 
 def measure(case: Case) -> dict[str, float]:
     """Return the errors of a case: `data`, and `flow` for a sampler that adds no noise."""
-    process, settings = process_of(case.process), case.settings()
+    process, settings = PROCESSES[case.process], case.settings()
     grid = sampling_grid(settings, process)
     start = min(HIGHEST, math.exp(-float(grid.log_snr[-1])))
     logs: dict[str, list[float]] = {"flow": [], "data": []}

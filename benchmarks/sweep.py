@@ -39,8 +39,7 @@ ROUNDS = 3
 
 def run_stage(folder: Path, stage: str) -> None:
     """Run a stage's command."""
-    command = (sys.executable, "-m", "cli.entry", "stage", stage)
-    run(folder, *command, MLFLOW_TRACKING_URI="", PREFECT_API_URL="")
+    run(folder, sys.executable, "-m", "cli.entry", "stage", stage)
 
 
 def network_seconds() -> float:

@@ -53,9 +53,7 @@ STATES = "runs/train/*/state-*.sealed"
 def observers(small: bool) -> None:
     """Print the share of each call of the observers in the training's time without previews."""
     with project(steps=30 if small else 1000) as folder:
-        spent: dict[str, float] = json.loads(
-            call_apart(folder, "training", "timed_training()", **tracking(folder))
-        )
+        spent: dict[str, float] = json.loads(call_apart(folder, "training", "timed_training()"))
     total = spent.pop("train") - spent.pop("preview", 0.0)
     for name, seconds in spent.items():
         print(f"{name:<12} {seconds / total:8.3%} of training")
@@ -96,7 +94,7 @@ def outage(small: bool) -> None:
     steps, seeds = 10 if small else 300, itertools.count(1)
     times: dict[str, list[float]] = {"alive": [], "dead": [], "hung": []}
     with project() as folder, hung_server() as hung:
-        uris = {"alive": tracking(folder)["MLFLOW_TRACKING_URI"], "dead": "http://127.0.0.1:9", "hung": hung}
+        uris = {"alive": "", "dead": "http://127.0.0.1:9", "hung": hung}
         for state in [*times] * (1 if small else ROUNDS):
             write_params(folder, train={"steps": steps, "seed": next(seeds), "preview_every": steps})
             output = run(folder, *STAGE, "train", MLFLOW_TRACKING_URI=uris[state])
@@ -139,7 +137,7 @@ def first(small: bool) -> None:
 def prepare_shorter(folder: Path, seed: int) -> None:
     """Complete a training under a constant learning rate, then configure a longer one."""
     write_params(folder, train={"seed": seed, "steps": SHORT, "lr": 0.002})
-    run(folder, *STAGE, "train", **tracking(folder))
+    run(folder, *STAGE, "train")
     write_params(folder, train={"seed": seed, "steps": ENDLESS, "lr": 0.002})
 
 
@@ -162,8 +160,8 @@ def prepare_killed(folder: Path, seed: int) -> None:
 def training_process(folder: Path) -> Iterator[tuple[float, int]]:
     """Yield a training's seconds from its start to its first step's end, and the step; kill it at the end."""
     began = time.perf_counter()
-    command, variables = (*STAGE, "train"), environment(**tracking(folder))
-    process = subprocess.Popen(command, cwd=folder, env=variables, stderr=subprocess.DEVNULL)
+    command, quiet = (*STAGE, "train"), subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=quiet)
     try:
         step = first_step(process, folder)
         yield time.perf_counter() - began, step
@@ -189,42 +187,28 @@ def project(**train: Any) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_params(folder, train=train)
-        run(folder, *STAGE, "data", **tracking(folder))
+        run(folder, *STAGE, "data")
         yield folder
 
 
-def tracking(folder: Path) -> dict[str, str]:
-    """Return the variables for MLflow in this folder."""
-    return {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
-
-
-class GivesGradients(torch.autograd.Function):
-    """The identity in `x`; its backward pass gives every parameter a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        """Return a copy of `x`."""
-        ctx.parameters = parameters
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        """Return a small gradient of every parameter's shape, none for `x`."""
-        return None, *(torch.full_like(parameter, 1e-3) for parameter in ctx.parameters)
-
-
 class Placeholder(nn.Module):
-    """A placeholder for the network: no work, but its parameters and their gradients."""
+    """A network without work, whose backward pass gives the parameters of a real one gradients."""
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
-        self.network = network
-        self.channels = network.spec.out_channels
+        self.network, self.channels = network, network.spec.out_channels
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Map as the network: (B, C, H, W) → (B, C or 2C, H, W)."""
-        repeated = x.repeat(1, self.channels // x.shape[1], 1, 1)
-        return GivesGradients.apply(repeated, *self.network.parameters())  # type: ignore[no-any-return]
+        """Repeat the input: (B, C, H, W) → (B, C or 2C, H, W)."""
+        output = x.repeat(1, self.channels // x.shape[1], 1, 1).requires_grad_()
+        output.register_hook(self.add_gradients)
+        return output
+
+    def add_gradients(self, upstream: Tensor) -> None:
+        """Add a small gradient to every parameter's."""
+        for parameter in self.network.parameters():
+            gradient = torch.full_like(parameter, 1e-3)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def loop(small: bool) -> None:

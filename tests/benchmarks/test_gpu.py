@@ -85,8 +85,8 @@ def test_all_parts_run_at_small_size(tmp_path, capsys):
 
 def test_goals_are_printed_for_measured_parts(tmp_path, capsys, monkeypatch):
     """At their bounds: reached there, and missed by a hundredth."""
-    ours, theirs = (gpu.training_name(gpu.ADM, WHOLE, by) for by in ("ours", "diffusers"))
-    calm, noisy = (gpu.sampling_name("cifar10", WHOLE, eta, "ours") for eta in gpu.ETAS)
+    ours, theirs = (gpu.TRAINING.format(gpu.ADM, by) for by in ("ours", "diffusers"))
+    calm, noisy = (gpu.SAMPLING.format("cifar10", eta, "ours") for eta in gpu.ETAS)
     found = {
         gpu.RATE: {"flop_per_s": 100.0},
         ours: {**RESULT, "rate": 10.0, "flop": 4},
@@ -95,7 +95,7 @@ def test_goals_are_printed_for_measured_parts(tmp_path, capsys, monkeypatch):
         noisy: {**RESULT, "rate": 95.0},
         gpu.QUALITY: {"distance": 202.0, "how": "so"},
     }
-    reached = {what: is_reached for what, _, _, is_reached in gpu.goals(found, WHOLE)}
+    reached = {what: is_reached for what, _, _, is_reached in gpu.goals(found)}
     assert list(reached.values()) == [True, False, True, False]
     assert "cifar10 sampling at η = 1, times η = 0" in reached
     file = tmp_path / "kept.json"
