@@ -84,7 +84,7 @@ def demo(small: bool) -> None:
         folder = Path(name) / "diffctl"
         run(ROOT, "git", "clone", "-q", str(ROOT), str(folder))
         if small:
-            write_params(folder, train={"steps": 20}, sample={"num_images": 60}, sweep={"steps": [2]})
+            write_params(folder, train={"steps": 60}, sample={"num_images": 60}, sweep={"steps": [2]})
         print_overhead(folder)
         for command, goal in ((("dvc", "repro", "--quiet"), 5), (("diffctl", "--help"), 0.5)):
             seconds = partial(seconds_of, partial(run, folder, *command))

@@ -97,7 +97,7 @@ def main(small: bool = False) -> None:
     images, rounds = (60, 1) if small else (1000, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_params(folder, train={"steps": 20 if small else 100}, sample={"num_images": images})
+        write_params(folder, train={"steps": 60 if small else 100}, sample={"num_images": images})
         for stage in ("data", "reference", "train"):
             run_stage(folder, stage)
         os.chdir(folder)

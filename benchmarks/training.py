@@ -52,7 +52,7 @@ STATES = "runs/train/*/state-*.sealed"
 
 def observers(small: bool) -> None:
     """Print the share of each call of the observers in the training's time without previews."""
-    with project(steps=30 if small else 1000) as folder:
+    with project(steps=60 if small else 1000) as folder:
         spent: dict[str, float] = json.loads(call_apart(folder, "training", "timed_training()"))
     total = spent.pop("train") - spent.pop("preview", 0.0)
     for name, seconds in spent.items():
@@ -91,7 +91,7 @@ def timed_training() -> str:
 
 def outage(small: bool) -> None:
     """Print median milliseconds a step with MLflow alive, dead and hung, in turn."""
-    steps, seeds = 10 if small else 300, itertools.count(1)
+    steps, seeds = 60 if small else 300, itertools.count(1)
     times: dict[str, list[float]] = {"alive": [], "dead": [], "hung": []}
     with project() as folder, hung_server() as hung:
         uris = {"alive": "", "dead": "http://127.0.0.1:9", "hung": hung}
