@@ -192,7 +192,10 @@ def project(**train: Any) -> Iterator[Path]:
 
 
 class Placeholder(nn.Module):
-    """A network without work, whose backward pass gives the parameters of a real one gradients."""
+    """A network without work, whose backward pass gives the parameters of a real one gradients.
+
+    On the meta device it is the real one, from whose inputs the sizes of dropout masks follow.
+    """
 
     def __init__(self, network: UNet) -> None:
         super().__init__()
@@ -200,6 +203,8 @@ class Placeholder(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Repeat the input: (B, C, H, W) → (B, C or 2C, H, W)."""
+        if x.is_meta:
+            return self.network(x, t, labels)
         output = x.repeat(1, self.channels // x.shape[1], 1, 1).requires_grad_()
         output.register_hook(self.add_gradients)
         return output
