@@ -10,11 +10,11 @@ import torch
 from diffusion.config import parse
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted
-from diffusion.train.checkpoint.run_dir import RunDir, open_training
+from diffusion.train.checkpoint.run_dir import RunDir, open_training, save_snapshots
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, plan_training
+from diffusion.train.plan import DenoiserPlan, plan_artefact, plan_training
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 
@@ -82,11 +82,10 @@ def run_in(
     plan: DenoiserPlan,
     root: Path,
     stop_at: int | None = None,
-    snapshot: Callable[[RunDir, TrainState], None] = lambda run, state: None,
     error: Exception | Interrupted = STOP,
     **options: bool,
 ) -> tuple[RunDir, TrainState, int]:
-    """Train in the plan's run directory in `root`, to the end or to a stop.
+    """Train in the plan's run directory in `root`, to the end or to a stop, with its snapshots.
 
     Returns the run directory, the state, and the step from which the training was resumed.
     """
@@ -94,8 +93,14 @@ def run_in(
         state = new_state(plan, CPU)
         folder.restore(state)
         begun = state.step
+
+        def snapshot(state: TrainState) -> None:
+            artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
+            save_snapshots(folder.folder, state.ema_profiles, plan.train.sigma_rels, artefact)
+
         try:
-            run(state, store, folder.save, stop_at, lambda state: snapshot(folder, state), error=error)
+            with folder.saving():
+                run(state, store, folder.save, stop_at, snapshot, error=error)
         except (Interrupted, Killed):
             assert state.step == stop_at
     return folder, state, begun

@@ -1,32 +1,34 @@
-"""Augmentation: draws by the paper's table and by rows, the network's condition, no trace without it."""
+"""Augmentation: draws by the paper's table, affine resampling by closed forms, the network's condition."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.images.store import ImageStore, open_store
+from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet import UNet
 from diffusion.process.time_samplers import Uniform
 from diffusion.system.errors import UsageError
-from diffusion.train.augmentation import augment, draw_params
-from diffusion.train.batch import Batch, ImageLoader, draw_batch
-from diffusion.train.plan import TrainPlan, plan_artefact
+from diffusion.train.augmentation import SYM6, affine_resample, augment, draw_params
+from diffusion.train.batch import ImageLoader, draw_batch
+from diffusion.train.plan import plan_artefact
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 from diffusion.train.train_step import new_state
-from tests.helpers.networks import network_of, spec_of
-from tests.helpers.trainings import plan_of, run
+from tests.helpers.networks import spec_of
+from tests.helpers.trainings import CPU, plan_of, run
 from tests.helpers.trajectories import process_of
 
-CPU = torch.device("cpu")
 NAME = ("train", 0, 0)
 MANY = range(4000)
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 OFTEN = {"augment": {"probability": 0.5}}
+TAPS = torch.tensor(SYM6, dtype=torch.float64)
+NOTHING = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
 def drawn(**settings: Any) -> torch.Tensor:
@@ -36,15 +38,6 @@ def drawn(**settings: Any) -> torch.Tensor:
 
 def squares(count: int) -> torch.Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-
-def batch_of(plan: TrainPlan, store: ImageStore, step: int = 0, share: slice = slice(None)) -> Batch:
-    return draw_batch(plan, Uniform(process_of("cosine", 100)), ImageLoader(store, CPU), step, share)
-
-
-@pytest.fixture
-def store(digits_store: Path) -> ImageStore:
-    return open_store(digits_store)
 
 
 def test_kinds_have_the_distributions_of_the_table():
@@ -116,19 +109,10 @@ def test_a_translation_has_a_standard_deviation_of_an_eighth():
     assert torch.equal(found[:, :, :2], torch.eye(2).double().expand(5, 2, 2))
 
 
-def test_shares_and_microbatches_are_parts_of_the_batch(store):
-    plan = plan_of(store, train={**OFTEN, "batch_size": 20})
-    whole = batch_of(plan, store, 3)
-    assert whole.augmentation is not None
-    assert whole.augmentation.any()
-    shares = [batch_of(plan, store, 3, slice(at, at + 7)) for at in (0, 7, 14)]
-    for parts in (shares, list(whole.split(3)), [part for share in shares for part in share.split(2)]):
-        for index, expected in enumerate(whole):
-            assert torch.equal(torch.cat([list(part)[index] for part in parts]), expected)
-
-
 def test_augmentation_changes_no_other_draw(store):
-    plain, condition = (batch_of(plan_of(store, train=train), store) for train in ({}, OFTEN))
+    sampler = Uniform(process_of("cosine", 100))
+    plans = [plan_of(store, train=train) for train in ({}, OFTEN)]
+    plain, condition = (draw_batch(plan, sampler, ImageLoader(store, CPU), 0) for plan in plans)
     assert plain.augmentation is None
     for ours, theirs in zip(list(plain)[1:5], list(condition)[1:5], strict=True):
         assert torch.equal(ours, theirs)
@@ -145,19 +129,6 @@ def test_the_network_learns_the_condition(store):
     assert state.network.augmentation.weight.abs().max() > 0
 
 
-def test_a_zero_condition_equals_a_network_without_the_layer():
-    network = network_of(spec_of(augmented=True))
-    plain = UNet(spec_of())
-    weights = network.state_dict()
-    condition = weights.pop("augmentation.weight")
-    plain.load_state_dict(weights)
-    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 70]), torch.tensor([0, 5])
-    assert condition.any()
-    assert torch.equal(network(x, t, labels), plain(x, t, labels))
-    assert torch.equal(network(x, t, labels, torch.zeros(2, 9)), plain(x, t, labels))
-    assert not torch.isclose(network(x, t, labels, torch.ones(2, 9)), plain(x, t, labels)).all()
-
-
 def test_a_model_file_records_augmentation_only_if_used(store):
     metadata = plan_artefact(plan_of(store, train=OFTEN)).model_dump(mode="json")
     assert metadata["network"]["augmented"] is True
@@ -169,8 +140,70 @@ def test_a_model_file_records_augmentation_only_if_used(store):
 
 
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
-    from diffusion.model.network_registry import NetworkSpec
-
     monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment"):
         plan_of(store, train=OFTEN)
+
+
+def images(count: int = 1, side: int = 24) -> torch.Tensor:
+    return torch.randn(count, 2, side, side, generator=torch.Generator().manual_seed(count))
+
+
+def places(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x and y of each pixel from the centre, each (side, side)."""
+    line = torch.arange(side) - (side - 1) / 2
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return x, y
+
+
+def test_the_filter_is_sym6():
+    """It is orthonormal to its even shifts, and its high-pass annihilates polynomials of degree 5."""
+    for shift in range(6):
+        assert float(TAPS[2 * shift :] @ TAPS[: 12 - 2 * shift]) == pytest.approx(
+            float(shift == 0), abs=1e-10
+        )
+    signs = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
+    for degree in range(6):
+        moment = (signs * TAPS.flip(0) * torch.linspace(-1, 1, 12, dtype=torch.float64) ** degree).sum()
+        assert float(moment) == pytest.approx(0, abs=1e-9)
+    assert float(TAPS.sum()) == pytest.approx(math.sqrt(2))
+
+
+@pytest.mark.parametrize("side", [1, 2, 8, 24])
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (2, -3), (-29, 41)])
+def test_a_translation_by_whole_pixels_is_exact_and_mirrored_at_the_edges(side, right, down):
+    x = images(side=side)
+    there = NOTHING + torch.tensor([[0.0, 0.0, right], [0.0, 0.0, down]])
+    expected = np.pad(x.numpy(), ((0, 0), (0, 0), (50, 50), (50, 50)), mode="symmetric")
+    expected = expected[..., 50 + down :, 50 + right :][..., :side, :side]
+    assert np.allclose(affine_resample(x, there[None]).numpy(), expected, atol=2e-5)
+
+
+@given(angle=st.floats(-3.2, 3.2), scale=st.floats(0.6, 1.6), x_0=st.floats(-4, 4), y_0=st.floats(-4, 4))
+def test_a_linear_function_is_resampled_exactly(angle, scale, x_0, y_0):
+    """Sampling and filters are exact for linear functions, away from the mirrored edges."""
+    x, y = places(24)
+    cos, sin = scale * math.cos(angle), scale * math.sin(angle)
+    seen_x, seen_y = cos * x - sin * y + x_0, sin * x + cos * y + y_0
+    inside = torch.maximum(seen_x.abs(), seen_y.abs()) < 6
+    inside &= torch.maximum(x.abs(), y.abs()) < 12 - 3 / scale
+    maps = torch.tensor([[[cos, -sin, x_0], [sin, cos, y_0]]])
+    found = affine_resample((0.03 * x - 0.05 * y + 0.2)[None, None], maps)[0, 0]
+    expected = 0.03 * seen_x - 0.05 * seen_y + 0.2
+    # Bilinear sampling has an error where the filter's delay does not cancel.
+    assert torch.allclose(found[inside], expected[inside], atol=2e-3)
+
+
+def test_a_smooth_image_is_rotated_like_its_formula():
+    x, y = places(32)
+
+    def waves(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (0.4 * x + 0.2 * y).cos() + (0.3 * y - 0.1 * x).sin()
+
+    cos, sin = math.cos(0.7), math.sin(0.7)
+    found = affine_resample(waves(x, y)[None, None], torch.tensor([[[cos, -sin, 1.3], [sin, cos, -0.4]]]))[
+        0, 0
+    ]
+    expected = waves(cos * x - sin * y + 1.3, sin * x + cos * y - 0.4)
+    inside = torch.maximum(x.abs(), y.abs()) < 8
+    assert float((found - expected)[inside].abs().max()) < 0.03

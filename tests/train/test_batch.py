@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -18,10 +18,9 @@ from diffusion.system.threads import PREFETCH_NAME, prefetch
 from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
-from tests.helpers.trainings import plan_of
+from tests.helpers.trainings import CPU, plan_of
 from tests.helpers.trajectories import process_of
 
-CPU = torch.device("cpu")
 TIMESTEPS = 20
 PROCESS = process_of("cosine", TIMESTEPS)
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
@@ -56,11 +55,12 @@ def numbers_of(batch: Batch) -> list[int]:
 
 
 def assert_same(parts: list[Batch], whole: Batch) -> None:
-    for index, expected in enumerate(list(whole)[:5]):
+    for index, expected in enumerate(whole):
+        if expected is None:
+            continue
         assert torch.equal(torch.cat([list(part)[index] for part in parts]), expected)
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     count=st.integers(1, 40),
     size=st.integers(1, 30),
@@ -69,12 +69,13 @@ def assert_same(parts: list[Batch], whole: Batch) -> None:
     microbatch=st.integers(1, 30),
     sampler=st.sampled_from([Uniform(PROCESS), learned()]),
     stratified=st.booleans(),
+    augment=st.sampled_from([None, {"probability": 0.5}]),
 )
 def test_shares_and_microbatches_are_parts_of_the_batch(
-    count, size, step, world, microbatch, sampler, stratified
+    count, size, step, world, microbatch, sampler, stratified, augment
 ):
     store = numbered(count)
-    plan, data = described(store, batch_size=size, p_uncond=0.3), ImageLoader(store, CPU)
+    plan, data = described(store, batch_size=size, p_uncond=0.3, augment=augment), ImageLoader(store, CPU)
     plan = plan.model_copy(update={"process": plan.process.model_copy(update={"stratified": stratified})})
     whole = draw_batch(plan, sampler, data, step)
     group = [ProcessGroup(CPU, rank, min(world, size)) for rank in range(min(world, size))]
@@ -86,7 +87,6 @@ def test_shares_and_microbatches_are_parts_of_the_batch(
     assert_same(alone, whole)
 
 
-@settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 60), size=st.integers(1, 50), seed=st.integers(0), epochs=st.integers(1, 4))
 def test_each_epoch_has_each_image_once(count, size, seed, epochs):
     steps = range(-(-epochs * count // size))
@@ -105,20 +105,6 @@ def test_epochs_have_different_orders():
         for epoch in (0, 1, 2)
     ]
     assert len({*orders, tuple(range(50))}) == len(orders) + 1
-
-
-def test_a_share_draws_its_own_rows_only(monkeypatch):
-    import diffusion.train.batch
-
-    made = []
-    named = diffusion.train.batch.counter_generator
-    monkeypatch.setattr(
-        diffusion.train.batch, "counter_generator", lambda *name: made.append(name) or named(*name)
-    )
-    store = numbered(50)
-    plan, data = described(store, batch_size=40, seed=3), ImageLoader(store, CPU)
-    draw_batch(plan, Uniform(PROCESS), data, 5, slice(10, 20))
-    assert [name for name in made if name[0] == "train"] == [("train", 3, 5, row) for row in range(10, 20)]
 
 
 def many(sampler: TimeSampler, **train: Any) -> tuple[Batch, ImageStore]:
@@ -188,7 +174,6 @@ def read(batches, rows):
 
 
 @pytest.mark.parametrize("resident", [False, True])
-@settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.integers(0, 49), max_size=20))
 def test_a_batch_has_the_requested_images_in_order(noise_store, resident, rows):
     batch = ImageLoader(noise_store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
@@ -218,5 +203,3 @@ def test_an_invalid_row_is_refused(noise_store, row, resident):
     batches = ImageLoader(noise_store, "cpu", resident=resident)
     with pytest.raises(IndexError, match="of a set of 50 images"):
         batches[torch.tensor([0, row])]
-    with pytest.raises(IndexError):
-        list(prefetch([partial(read, batches, torch.tensor([row]))], "cpu"))

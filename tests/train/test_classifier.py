@@ -8,11 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusion.images.store import ImageStore, open_store
-from diffusion.model.classifier import (
-    AttentionPool,
-    load_classifier,
-)
+from diffusion.images.store import ImageStore
+from diffusion.model.classifier import AttentionPool, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.process.condition import Condition
 from diffusion.process.process_registry import ProcessConfig, build_process
@@ -32,17 +29,14 @@ from diffusion.train.train_step import new_state
 from tests.conftest import diffctl, write_params
 from tests.helpers import papers
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, randomise, spec_of
-from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, walk
+from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, randn, walk
 
 CPU = torch.device("cpu")
-SHAPE = {
-    "channels": 8,
-    "channel_mult": (1, 2),
-    "num_res_blocks": 1,
-    "attention_resolutions": (4,),
-    "head_channels": 8,
+SHAPE = {"channels": 8, "channel_mult": (1, 2), "num_res_blocks": 1, "attention_resolutions": (4,)}
+SECTION = {
+    "model": {**SHAPE, "head_channels": 8},
+    "train": {"steps": 12, "batch_size": 8, "lr": 0.002, "weight_decay": 0.05},
 }
-SECTION = {"model": {**SHAPE}, "train": {"steps": 12, "batch_size": 8, "lr": 0.002, "weight_decay": 0.05}}
 
 
 class TwoGaussians:
@@ -61,26 +55,20 @@ class TwoGaussians:
         ]
         return torch.stack(columns, 1)
 
-    def conditional(self, x, t, labels):
+    def eps(self, x, t):
+        """ε of each class."""
         alpha_bar = float(self.grid.alphas_cumprod[t[0]])
-        eps = torch.stack([data.eps(x, alpha_bar) for data in self.classes])
-        return eps[labels, torch.arange(len(x))]
+        return torch.stack([data.eps(x, alpha_bar) for data in self.classes])
+
+    def conditional(self, x, t, labels):
+        return self.eps(x, t)[labels, torch.arange(len(x))]
 
     def unconditional(self, x, t, labels):
         """ε of the mixture: the classes' by their posterior."""
-        alpha_bar = float(self.grid.alphas_cumprod[t[0]])
-        weights = self.logits(x, t).softmax(1)
-        parts = [
-            weights[:, k].reshape(-1, 1, 1, 1) * data.eps(x, alpha_bar) for k, data in enumerate(self.classes)
-        ]
-        return parts[0] + parts[1]
+        return (self.logits(x, t).softmax(1).T.reshape(2, -1, 1, 1, 1) * self.eps(x, t)).sum(0)
 
 
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("t", [0, 10, 100, 500, 999])
+@pytest.mark.parametrize("t", [0, 100, 999])
 def test_algorithm_2_with_the_exact_classifier_is_bayes_rule(t):
     grid = grid_of("cosine", 1000)
     data = TwoGaussians(grid)
@@ -129,7 +117,7 @@ def test_attention_pool_queries_with_the_mean():
     assert torch.allclose(pool(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5}, {"sampler": "dpm-solver++"}])
+@pytest.mark.parametrize("sampler", [{"eta": 0.0}, {"eta": 1.0}])
 @pytest.mark.parametrize("classes", [0, 10])
 def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sampler, classes):
     spec = spec_of(num_classes=classes, null_class=False)
@@ -164,16 +152,10 @@ def test_a_classifier_for_other_images_or_noise_is_refused(changes, process, mes
     classifier = loaded_classifier(**changes)
     noised_by = ProcessConfig(**{"timesteps": 100, **process})
     classifier = classifier._replace(artefact=classifier.artefact.model_copy(update={"process": noised_by}))
-    spec = spec_of()
+    spec, settings = spec_of(), SampleSettings(steps=2, classifier="c")
+    model, guides = LoadedModel(network_of(spec), artefact_of(spec)), Guides(classifier=classifier)
     with pytest.raises(UsageError, match=message):
-        generate(
-            LoadedModel(network_of(spec), artefact_of(spec)),
-            SampleSettings(steps=2, classifier="c"),
-            [0],
-            Condition(1, torch.tensor([0])),
-            CPU,
-            guides=Guides(classifier=classifier),
-        )
+        generate(model, settings, [0], Condition(1, torch.tensor([0])), CPU, guides=guides)
 
 
 def test_a_model_file_is_no_classifier_and_the_reverse(tmp_path):
@@ -197,8 +179,7 @@ def resolved(store: ImageStore, section: dict[str, Any] = SECTION, **train: Any)
     return plan_classifier(ClassifierSections.model_validate(values), store.meta, CPU)
 
 
-def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
-    store = open_store(digits_store)
+def test_losses_are_cross_entropy_and_accuracy_per_image(store):
     plan = resolved(store)
     objective, process = build_objective(plan), build_process(plan.process)
     network = loaded_classifier().network
@@ -214,11 +195,9 @@ def test_losses_are_cross_entropy_and_accuracy_per_image(digits_store):
     ]
 
 
-def test_data_without_classes_is_refused(digits_store):
-    store = open_store(digits_store)
-    few = ImageStore(
-        store.path, store.images, None, {**store.meta, "name": "faces", "classes": [], "counts": []}
-    )
+def test_data_without_classes_is_refused(store):
+    meta = {**store.meta, "name": "faces", "classes": [], "counts": []}
+    few = ImageStore(store.path, store.images, None, meta)
     with pytest.raises(UsageError, match="at least two classes, and faces has 0"):
         resolved(few)
     odd = ImageStore(store.path, store.images, store.labels, {**store.meta, "image_size": 9})

@@ -1,8 +1,6 @@
 """Dropout masks: their distribution, and their independence of how a batch is computed."""
 
 import itertools
-import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,12 +8,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from diffusion.images.store import open_store
+from diffusion.images.store import ImageStore
 from diffusion.model.classifier import Classifier
 from diffusion.model.dit import DiT
 from diffusion.model.layers import Dropout
 from diffusion.model.unet import UNet
-from diffusion.system.errors import DiffctlWarning
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import DropoutMasks, GradientAccumulator
@@ -23,17 +20,16 @@ from diffusion.train.plan import TrainPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.networks import randomise
 from tests.helpers.process_pair import SMALL_DIT
-from tests.helpers.trainings import plan_of
+from tests.helpers.trainings import CPU, plan_of
 from tests.train.test_gradients import refuse_more_than
 
-CPU = torch.device("cpu")
 P = 0.3
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 
 
-def described(store_path: Path, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
+def described(store: ImageStore, model: dict[str, Any] | None = None, **train: Any) -> TrainPlan:
     settings = {"precision": "fp32", "p_uncond": 0.0, "batch_size": 8, "microbatch": None, **train}
-    return plan_of(open_store(store_path), model={"dropout": P, **(model or {})}, train=settings)
+    return plan_of(store, model={"dropout": P, **(model or {})}, train=settings)
 
 
 def begun(plan: TrainPlan) -> TrainState:
@@ -42,11 +38,10 @@ def begun(plan: TrainPlan) -> TrainState:
     return state
 
 
-def gradient(store_path: Path, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
+def gradient(store: ImageStore, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
     """Return the gradient of this rank's share of step 3."""
     gradients = GradientAccumulator(plan, state.network, group)
-    data = ImageLoader(open_store(store_path), CPU)
-    gradients(draw_batch(plan, state.time_sampler, data, 3, gradients.share), 3)
+    gradients(draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 3, gradients.share), 3)
     return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
 
 
@@ -57,37 +52,29 @@ def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.fixture
-def whole(digits_store: Path) -> list[Tensor]:
-    plan = described(digits_store)
-    return gradient(digits_store, plan, begun(plan), ProcessGroup(CPU))
+def whole(store: ImageStore) -> list[Tensor]:
+    plan = described(store)
+    return gradient(store, plan, begun(plan), ProcessGroup(CPU))
 
 
+@pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
 @pytest.mark.parametrize(
-    ("model", "train"),
-    [({}, {"microbatch": 1}), ({}, {"microbatch": 3}), ({"gradient_checkpointing": True}, {})],
+    ("changes", "fits"),
+    [({"microbatch": 1}, 8), ({"microbatch": 3}, 8), ({"microbatch": "auto"}, 3), ({}, 8)],
+    ids=["1", "3", "out of memory", "checkpointing"],
 )
-def test_masks_do_not_depend_on_microbatches_and_checkpointing(digits_store, whole, model, train):
-    plan, before = described(digits_store, model, **train), torch.get_rng_state()
-    assert_close(gradient(digits_store, plan, begun(plan), ProcessGroup(CPU)), whole)
+def test_masks_do_not_depend_on_microbatches_retries_and_checkpointing(store, whole, changes, fits):
+    plan = described(store, {"gradient_checkpointing": not changes}, **changes)
+    state, before = begun(plan), torch.get_rng_state()
+    refuse_more_than(state, fits)
+    assert_close(gradient(store, plan, state, ProcessGroup(CPU)), whole)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_masks_do_not_depend_on_an_out_of_memory_retry(digits_store, whole):
-    plan = described(digits_store, microbatch="auto")
-    state = begun(plan)
-    refuse_more_than(state, 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DiffctlWarning)
-        assert_close(gradient(digits_store, plan, state, ProcessGroup(CPU)), whole)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_masks_do_not_depend_on_the_number_of_ranks(digits_store, whole, world, monkeypatch):
+def test_masks_do_not_depend_on_the_number_of_ranks(store, whole, monkeypatch):
     monkeypatch.setattr(ProcessGroup, "all_reduce", lambda *_: None)
-    plan = described(digits_store)
-    shares = [
-        gradient(digits_store, plan, begun(plan), ProcessGroup(CPU, rank, world)) for rank in range(world)
-    ]
+    plan = described(store)
+    shares = [gradient(store, plan, begun(plan), ProcessGroup(CPU, rank, 3)) for rank in range(3)]
     assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
 
 
@@ -113,9 +100,9 @@ def agreement(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.mark.parametrize(("kind", "model"), [(UNet, {}), (Classifier, {}), (DiT, SMALL_DIT)])
-def test_masks_are_independent_bernoulli_bits(digits_store, kind, model):
+def test_masks_are_independent_bernoulli_bits(store, kind, model):
     """Bits have probability 1 − p and are independent between rows and layers."""
-    plan = described(digits_store, model, batch_size=20)
+    plan = described(store, model, batch_size=20)
     network = kind(plan.network)
     layers = masks_at(DropoutMasks(network, plan, "dropout", network), network, 0, slice(0, 20))
     for kept in layers:
@@ -127,8 +114,8 @@ def test_masks_are_independent_bernoulli_bits(digits_store, kind, model):
         assert all(abs(agreement(*rows)) < 5 for rows in zip(kept, later, strict=True))
 
 
-def test_masks_depend_on_purpose_step_and_row(digits_store):
-    plan = described(digits_store)
+def test_masks_depend_on_purpose_step_and_row(store):
+    plan = described(store)
     network = UNet(plan.network)
     masks = DropoutMasks(network, plan, "dropout", network)
     first = masks_at(masks, network, 5, slice(0, 8))
@@ -166,8 +153,8 @@ def test_masks_do_not_depend_on_the_memory_layout():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_uses_new_masks_without_recompilation(digits_store):
-    plan = described(digits_store)
+def test_a_compiled_network_uses_new_masks_without_recompilation(store):
+    plan = described(store)
     network = UNet(plan.network)
     randomise(network)
     masks = DropoutMasks(network, plan, "dropout", network)

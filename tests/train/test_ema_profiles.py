@@ -13,21 +13,12 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.model.posthoc_ema import Snapshots, snapshot_path
 from diffusion.system.errors import UsageError
-from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots, save_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import (
-    TrainState,
-    ema_update,
-    lerp_tensors,
-    new_profiles,
-    new_state,
-    update_profiles,
-)
+from diffusion.train.train_step import TrainState, lerp_tensors, new_profiles, new_state, update_profiles
 from tests.conftest import params
 from tests.helpers import trainings
-from tests.helpers.networks import network_of, spec_of
-from tests.helpers.no_sync_tensors import DEVICE, NothingWaits
 from tests.helpers.trainings import CPU, Killed, run, run_in
 from tests.model.test_posthoc_ema import discrete_profile
 
@@ -38,11 +29,6 @@ AVERAGES: dict[str, Any] = {"sigma_rel": WIDTHS, "every": EVERY}
 Weights = dict[str, Tensor]
 
 
-@pytest.fixture
-def store(digits_store: Path) -> ImageStore:
-    return open_store(digits_store)
-
-
 def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **settings: Any) -> DenoiserPlan:
     usual = {"steps": STEPS, "lr": 0.002, "save_every": 6, "log_every": 4}
     return trainings.plan_of(store, train={**usual, "ema_profiles": averages, **settings})
@@ -50,12 +36,7 @@ def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **set
 
 def trained(store: ImageStore, plan: DenoiserPlan, root: Path, kill_at: int | None = None, **options: bool):
     """Train in `root` to the end or to a kill; the run directory, the state and the step of the resume."""
-
-    def snapshot(folder: RunDir, state: TrainState) -> None:
-        artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
-        save_snapshots(folder.folder, state.ema_profiles, plan.train.sigma_rels, artefact)
-
-    return run_in(store, plan, root, kill_at, snapshot, Killed(), **options)
+    return run_in(store, plan, root, kill_at, Killed(), **options)
 
 
 def published(run: RunDir, plan: DenoiserPlan, state: TrainState, out: Path) -> dict[str, bytes]:
@@ -147,28 +128,33 @@ def test_a_training_resumes_without_its_averages(store, tmp_path):
     assert model_bytes(without, state, tmp_path) == model_bytes(without, alone, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def wanted(digits_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the snapshots of a training that nothing interrupted."""
+    folder, store = tmp_path_factory.mktemp("whole"), open_store(digits_template)
+    run, state, _ = trained(store, plan_of(store), folder / "runs")
+    assert len(published(run, state.plan, state, folder / "ema")) == 3 * STEPS // EVERY
+    return folder / "ema"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "kill_at", "resumed_at"),
     [({}, 7, 6), ({}, 12, 12), ({"steps": 13}, None, 13)],
     ids=["killed between saves", "killed after a save", "a longer training"],
 )
-def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, first, kill_at, resumed_at):
+def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, wanted, first, kill_at, resumed_at):
     plan = plan_of(store)
-    folder, whole, _ = trained(store, plan, tmp_path / "whole")
-    wanted = published(folder, plan, whole, tmp_path / "wanted")
-    assert len(wanted) == 3 * STEPS // EVERY
     trained(store, plan_of(store, **first), tmp_path / "runs", kill_at=kill_at)
     folder, state, begun = trained(store, plan, tmp_path / "runs")
     assert begun == resumed_at
-    assert published(folder, plan, state, tmp_path / "ema") == wanted
+    found = published(folder, plan, state, tmp_path / "ema")
+    assert found == {path.name: path.read_bytes() for path in wanted.iterdir()}
 
 
 @pytest.mark.slow
-def test_keep_takes_the_snapshots_along(store, tmp_path):
+def test_keep_takes_the_snapshots_along(store, tmp_path, wanted):
     plan = plan_of(store)
-    folder, whole, _ = trained(store, plan, tmp_path / "whole")
-    published(folder, plan, whole, tmp_path / "wanted")
     edited = plan.code[0].model_copy(update={"digest": "0" * 16})
     trained(store, plan.model_copy(update={"code": (edited,)}), tmp_path / "runs", kill_at=14)
     folder, state, begun = trained(store, plan, tmp_path / "runs", keep=True)
@@ -176,8 +162,8 @@ def test_keep_takes_the_snapshots_along(store, tmp_path):
     assert [one.digest for one in state.code] == [edited.digest, plan.code[0].digest]
     published(folder, plan, state, tmp_path / "ema")
     digests = [
-        {path.name: read_artefact(path).model_sha256 for path in (tmp_path / name).iterdir()}
-        for name in ("ema", "wanted")
+        {path.name: read_artefact(path).model_sha256 for path in ema.iterdir()}
+        for ema in (tmp_path / "ema", wanted)
     ]
     assert digests[0] == digests[1]
 
@@ -206,7 +192,7 @@ def tensors(count: int, seed: int) -> list[torch.Tensor]:
     return [torch.randn(3, 1 + number % 5, generator=draw) for number in range(count)]
 
 
-@pytest.mark.parametrize("part", [0.0, 1e-4, 0.1, 0.9, 1.0])
+@pytest.mark.parametrize("part", [0.0, 0.1, 1.0])
 def test_gpu_update_equals_a_lerp(part):
     averages, weights, step = tensors(20, 0), tensors(20, 1), torch.tensor(part)
     expected = [torch.lerp(one, other, step) for one, other in zip(averages, weights, strict=True)]
@@ -215,9 +201,3 @@ def test_gpu_update_equals_a_lerp(part):
     for one, wanted, was in zip(averages, expected, before, strict=True):
         assert torch.allclose(one, wanted, rtol=1e-6, atol=1e-6)
         assert part or torch.equal(one, was)
-
-
-def test_ema_update_does_not_synchronise():
-    ema, network = network_of(spec_of()).to(DEVICE), network_of(spec_of()).to(DEVICE)
-    with NothingWaits():
-        ema_update(ema, network, 0.99, torch.empty((), dtype=torch.bool, device=DEVICE))

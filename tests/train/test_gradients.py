@@ -2,13 +2,12 @@
 
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.memory import cgroup_limit
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
@@ -30,15 +29,12 @@ from tests.helpers.trainings import CPU, plan_of
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
 BETA_1 = 0.9  # AdamW's: after one step the first moment is (1 − β₁) times the gradient
-FAST_AND_SLOW = [
-    pytest.param(changes, id=name, marks=[] if name in ("simple", "all") else pytest.mark.slow)
-    for name, changes in TRAININGS.items()
-]
+SLOW = ("vlb", "velocity", "min-snr", "checkpoints", "dit")  # "all" covers the other trainings
+PARTS = ["simple", "all", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
-def new_step(store_path: Path, **train: Any) -> tuple[TrainPlan, TrainState, Batch]:
+def new_step(store: ImageStore, **train: Any) -> tuple[TrainPlan, TrainState, Batch]:
     """Return a new training and its first batch."""
-    store = open_store(store_path)
     plan = plan_of(store, train={**FP32, **train})
     state = new_state(plan, CPU)
     return plan, state, draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0)
@@ -61,10 +57,10 @@ def refuse_more_than(state: TrainState, most: int) -> None:
 
 
 @pytest.mark.parametrize(("fits", "found"), [(8, 8), (7, 4), (3, 2), (1, 1)])
-def test_auto_halves_the_microbatch_until_it_fits(digits_store, fits, found):
-    plan, state, batch = new_step(digits_store, batch_size=8, microbatch=found)
+def test_auto_halves_the_microbatch_until_it_fits(store, fits, found):
+    plan, state, batch = new_step(store, batch_size=8, microbatch=found)
     expected = gradient(plan, state, batch)
-    plan, state, batch = new_step(digits_store, batch_size=8, microbatch="auto")
+    plan, state, batch = new_step(store, batch_size=8, microbatch="auto")
     refuse_more_than(state, fits)
     before = torch.get_rng_state()
     with warnings.catch_warnings(record=True) as caught:
@@ -77,8 +73,8 @@ def test_auto_halves_the_microbatch_until_it_fits(digits_store, fits, found):
 
 @pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
 @pytest.mark.parametrize("microbatch", [4, None, "auto"])
-def test_out_of_memory_is_an_error_with_advice(digits_store, microbatch):
-    plan, state, batch = new_step(digits_store, batch_size=8, microbatch=microbatch)
+def test_out_of_memory_is_an_error_with_advice(store, microbatch):
+    plan, state, batch = new_step(store, batch_size=8, microbatch=microbatch)
     refuse_more_than(state, 0)
     with pytest.raises(DiffctlError, match=r"lower train\.microbatch"):
         gradient(plan, state, batch)
@@ -91,7 +87,6 @@ def test_out_of_memory_is_an_error_with_advice(digits_store, microbatch):
         ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
         ("Triton Error [CUDA]: out of memory", True),
         ("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory", True),
-        ("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED", False),
         ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
     ],
 )
@@ -140,7 +135,7 @@ def test_the_cpus_microbatch_is_the_largest_halving_that_fits(images, fits):
     assert size == found
 
 
-def norms_of_a_step(store: Path, **train: float | None) -> tuple[float, float]:
+def norms_of_a_step(store: ImageStore, **train: float | None) -> tuple[float, float]:
     """Return the reported norm of the first step, and that of the gradient in the optimiser."""
     plan, state, batch = new_step(store, **train)
     means = train_step(state, GradientAccumulator(plan, state.network, ProcessGroup(CPU)), batch)
@@ -148,18 +143,19 @@ def norms_of_a_step(store: Path, **train: float | None) -> tuple[float, float]:
     return float(means["grad_norm"]), float(torch.cat(moments).norm()) / (1 - BETA_1)
 
 
-def test_the_gradient_is_clipped_to_the_bound_and_its_norm_before_is_reported(digits_store):
-    reported, seen = norms_of_a_step(digits_store, grad_clip=None)
+def test_the_gradient_is_clipped_to_the_bound_and_its_norm_before_is_reported(store):
+    reported, seen = norms_of_a_step(store, grad_clip=None)
     assert seen == pytest.approx(reported, rel=1e-5)
-    third = norms_of_a_step(digits_store, grad_clip=reported / 3)
+    third = norms_of_a_step(store, grad_clip=reported / 3)
     assert third == pytest.approx((reported, reported / 3), rel=1e-4)
-    assert norms_of_a_step(digits_store, grad_clip=reported * 3) == pytest.approx((reported,) * 2, rel=1e-5)
+    assert norms_of_a_step(store, grad_clip=reported * 3) == pytest.approx((reported,) * 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("changes", FAST_AND_SLOW)
-def test_a_step_moves_nothing_to_the_host(digits_store, changes, monkeypatch):
+@pytest.mark.parametrize("name", PARTS)
+def test_a_step_moves_nothing_to_the_host(store, name, monkeypatch):
     """Meta tensors cannot be copied to another device."""
-    store, meta, own = open_store(digits_store), torch.device("meta"), torch.Generator
+    meta, own = torch.device("meta"), torch.Generator
+    changes = TRAININGS[name]
     train = {**changes["train"], "precision": "fp32", "batch_size": 8, "microbatch": 3}
     plan = plan_of(store, **{**changes, "train": train})
     state = new_state(plan, CPU)  # loads modules that need torch's own Generator
@@ -191,10 +187,10 @@ class OnMeta:
         return torch.empty(len(rows), shape[2], *shape[:2], dtype=torch.uint8, device=self.device)
 
 
-def test_a_failure_of_torch_compile_trains_without_compilation(digits_store, monkeypatch):
-    plan, state, batch = new_step(digits_store)
+def test_a_failure_of_torch_compile_trains_without_compilation(store, monkeypatch):
+    plan, state, batch = new_step(store)
     expected = gradient(plan, state, batch)
-    plan, state, batch = new_step(digits_store, compile=True)
+    plan, state, batch = new_step(store, compile=True)
 
     def refuse(*_, **__):
         raise RuntimeError("torch.compile is not supported on Python 4\nand more")
@@ -203,16 +199,3 @@ def test_a_failure_of_torch_compile_trains_without_compilation(digits_store, mon
     with pytest.warns(DiffctlWarning, match=r"\(torch.compile is not supported on Python 4\)"):
         ours = gradient(plan, state, batch)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
-
-
-@pytest.mark.long
-def test_a_compiled_network_gives_the_same_gradient(digits_store):
-    plan, state, batch = new_step(digits_store)
-    expected = gradient(plan, state, batch)
-    plan, state, batch = new_step(digits_store, compile=True)
-    torch.compiler.reset()
-    with warnings.catch_warnings(category=DiffctlWarning):
-        warnings.simplefilter("error", DiffctlWarning)  # compilation failed
-        ours = gradient(plan, state, batch)
-    for a, b in zip(ours, expected, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.observers import ThreadMonitor
@@ -18,23 +18,15 @@ from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
 
 
-@pytest.fixture
-def store(digits_store):
-    return open_store(digits_store)
-
-
 @pytest.mark.parametrize(
     ("changes", "at"),
     [
         pytest.param({}, 1, id="first step"),
         pytest.param({}, 11, id="last but one"),
-        pytest.param({"model": {"dropout": 0.2}}, 5, id="dropout"),
         pytest.param(
             {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}, 5, id="loss-aware"
         ),
         pytest.param({"process": {"schedule": "edm", "stratified": True}}, 5, id="edm stratified"),
-        pytest.param({"process": {"schedule": "flow", "t_sampler": "logit-normal"}}, 5, id="flow"),
-        pytest.param({"train": {"optimizer": "muon"}}, 5, id="muon"),
         pytest.param({"model": {**SMALL_DIT, "dropout": 0.2}, "train": {"optimizer": "muon"}}, 5, id="dit"),
         pytest.param({"train": {"augment": {"probability": 0.5}, "precision": "bf16"}}, 5, id="augment"),
     ],
@@ -146,13 +138,12 @@ def test_threads_that_wait_for_busy_cores_are_reported_once(threads, cores, load
     assert not warns or f"{threads} threads had {cores} cores" in str(caught[0].message)
 
 
-@pytest.mark.parametrize("at", [0, 1, 5])
+@pytest.mark.parametrize("at", [0, 5])
 def test_a_stop_saves_the_state_first(store, at):
     saves: list[int] = []
-    with pytest.raises(Interrupted) as stop:
+    with pytest.raises(Interrupted):
         run(new_state(plan_of(store), CPU), store, lambda state: saves.append(state.step), at)
     assert saves[-1] == at
-    assert stop.value.exit_code == 143
 
 
 def test_training_ends_at_the_last_step_with_a_preview_and_a_save(store):
@@ -182,7 +173,7 @@ def test_fingerprint_ignores_what_changes_no_result(store, changes):
     "changes",
     [
         *({"train": one} for one in ({"lr": 1e-3}, {"seed": 1}, {"steps": 13}, {"batch_size": 9})),
-        *({"train": one} for one in ({"weight_decay": 0.1}, {"ema_decay": 0.5}, {"tf32": False})),
+        *({"train": one} for one in ({"ema_decay": 0.5}, {"tf32": False}, {"weight_decay": 0.1})),
         {"process": {"timesteps": 999}},
         {"model": {"channels": 16}},
         {"data": {"flip": True}},
@@ -194,9 +185,9 @@ def test_fingerprint_depends_on_what_changes_a_result(store, changes):
 
 
 def test_fingerprint_depends_on_precision_and_data(store):
-    plans = [plan_of(store, train={"precision": precision}) for precision in ("fp32", "bf16")]
     other = ImageStore(store.path, store.images, store.labels, {**store.meta, "digest": "another"})
-    plans.append(plan_of(other, train={"precision": "fp32"}))
+    pairs = ((store, "fp32"), (store, "bf16"), (other, "fp32"))
+    plans = [plan_of(images, train={"precision": precision}) for images, precision in pairs]
     assert len({training_fingerprint(plan) for plan in plans}) == 3
 
 
@@ -208,14 +199,10 @@ def test_ema_is_its_closed_form(store):
         run_until(state, store, step)
         seen.append(weights_of(state.network))
     d = [0.1, 0.15, 0.15]
-    assert torch.allclose(weights_of(state.ema), ema_of(seen, d), rtol=0, atol=1e-6)
-    swapped = [1 - share for share in d]
-    assert not torch.allclose(weights_of(state.ema), ema_of(seen, swapped), rtol=0, atol=1e-5)
-
-
-def ema_of(weights: list[torch.Tensor], d: list[float]) -> torch.Tensor:
     shares = [d[0] * d[1] * d[2], (1 - d[0]) * d[1] * d[2], (1 - d[1]) * d[2], 1 - d[2]]
-    return torch.stack([share * each for share, each in zip(shares, weights, strict=True)]).sum(0)
+    expected = torch.stack([share * each for share, each in zip(shares, seen, strict=True)]).sum(0)
+    assert torch.allclose(weights_of(state.ema), expected, rtol=0, atol=1e-6)
+    assert not torch.allclose(weights_of(state.network), expected, rtol=0, atol=1e-5)
 
 
 def weights_of(network: torch.nn.Module) -> torch.Tensor:

@@ -8,7 +8,6 @@ import torch
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.layout import STARTS
-from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.model_file import load_model, read_artefact, save_artefact
 from diffusion.system.errors import DiffctlError
 from diffusion.train.checkpoint.run_dir import open_run
@@ -17,6 +16,7 @@ from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerpri
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers import trainings
+from tests.helpers.networks import loaded_classifier
 from tests.helpers.trainings import CPU, assert_same, run, run_until
 
 
@@ -44,10 +44,16 @@ def kept(state: TrainState, folder: Path) -> str:
     return store_pretrained(path)[1].model_sha256
 
 
+@pytest.fixture(scope="module")
+def digits_model(digits_template: Path) -> TrainState:
+    store = open_store(digits_template)
+    return trained(plan_of(store), store)
+
+
 @pytest.fixture
-def start(store: ImageStore, tmp_path: Path) -> str:
+def start(store: ImageStore, digits_model: TrainState, tmp_path: Path) -> str:
     """Return the SHA-256 of a kept model of digits."""
-    return kept(trained(plan_of(store), store), tmp_path)
+    return kept(digits_model, tmp_path)
 
 
 def test_network_and_ema_start_with_the_pretrained_weights(store, start):
@@ -152,18 +158,13 @@ def test_a_replaced_or_damaged_start_is_refused(store, start):
         new_state(plan, CPU)
 
 
-def test_only_a_whole_diffusion_model_of_this_format_is_kept_as_a_start(store, start, tmp_path):
-    loaded = load_model(next(STARTS.iterdir()))
-    newer = tmp_path / "newer.safetensors"
-    save_artefact(newer, loaded.network.state_dict(), loaded.artefact.model_copy(update={"format": 4}))
+def test_only_a_diffusion_model_of_this_format_is_kept_as_a_start(store, start, tmp_path):
+    loaded, path = load_model(next(STARTS.iterdir())), tmp_path / "other.safetensors"
+    save_artefact(path, loaded.network.state_dict(), loaded.artefact.model_copy(update={"format": 4}))
     with pytest.raises(DiffctlError, match="format"):
-        store_pretrained(newer)
-    spec = loaded.artefact.network.model_copy(update={"out_channels": 10, "num_classes": 10})
-    metadata = ClassifierArtefact.model_construct(
-        **{**dict(loaded.artefact), "network": spec, "kind": "classifier"}
-    )
-    other = tmp_path / "classifier.safetensors"
-    save_artefact(other, Classifier(spec).state_dict(), metadata)
+        store_pretrained(path)
+    classifier = loaded_classifier()
+    save_artefact(path, classifier.network.state_dict(), classifier.artefact)
     with pytest.raises(DiffctlError, match="classifier"):
-        store_pretrained(other)
+        store_pretrained(path)
     assert len(list(STARTS.iterdir())) == 1

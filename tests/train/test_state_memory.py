@@ -20,9 +20,7 @@ from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.train_step import TrainState, new_state
 from tests.fuzz.models import training_state as small_state
-from tests.helpers.trainings import assert_same
-
-CPU = torch.device("cpu")
+from tests.helpers.trainings import CPU, assert_same
 
 
 class Held:

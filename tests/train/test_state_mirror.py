@@ -11,14 +11,13 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from diffusion.images.store import ImageStore, open_store
-from diffusion.system.errors import DiffctlWarning, Interrupted, TemporaryError, UsageError
+from diffusion.images.store import ImageStore
+from diffusion.system.errors import DiffctlWarning, TemporaryError, UsageError
 from diffusion.train.checkpoint import state_mirror
-from diffusion.train.checkpoint.run_dir import RunDir, open_training, save_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.state_files import step_of
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
-from diffusion.train.plan import plan_artefact
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_step import TrainState
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     DEADLINE,
@@ -28,15 +27,10 @@ from tests.helpers.training_process import (
     train_to_the_end,
     uninterrupted,
 )
-from tests.helpers.trainings import CPU, assert_same, plan_of, run
+from tests.helpers.trainings import assert_same, plan_of, run_in
 from tests.helpers.waiting import wait_until
 
 TRAIN: dict[str, Any] = {"steps": 12, "save_every": 2, "ema_profiles": {"sigma_rel": [0.1], "every": 2}}
-
-
-@pytest.fixture
-def store(digits_store: Path) -> ImageStore:
-    return open_store(digits_store)
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -62,22 +56,7 @@ def train_in(
     store: ImageStore, root: Path, stop_at: int | None = None, **options: bool
 ) -> tuple[RunDir, TrainState, int]:
     """Train as on a machine with this folder; return its run directory, the state, and the resumed step."""
-    plan = plan_of(store, train=TRAIN)
-
-    def snapshot(state: TrainState) -> None:
-        artefact = plan_artefact(plan).model_copy(update={"step": state.step})
-        save_snapshots(folder.folder, state.ema_profiles, plan.train.sigma_rels, artefact)
-
-    with open_training(plan, root, **options) as folder:
-        state = new_state(plan, CPU)
-        folder.restore(state)
-        begun = state.step
-        try:
-            with folder.saving():
-                run(state, store, folder.save, stop_at, snapshot)
-        except Interrupted:
-            assert state.step == stop_at
-    return folder, state, begun
+    return run_in(store, plan_of(store, train=TRAIN), root, stop_at, **options)
 
 
 def test_another_machine_resumes_bitwise_with_all_snapshots(store, tmp_path, url):
