@@ -184,16 +184,10 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
     monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
     monkeypatch.setattr(cell_images, "sha256_file", lambda path: "0")
-    generated = torch.cat(
-        [
-            torch.from_numpy(images)
-            for _, images in cell_images.run_locally(NetworkFiles(tmp_path), settings, shards)
-        ]
-    )
-    expected = [
-        generate(model, settings, part, mixed_condition(model.artefact, settings, part), CPU)
-        for part in shards
-    ]
+    made = cell_images.run_locally(NetworkFiles(tmp_path), settings, shards)
+    generated = torch.cat([torch.from_numpy(images) for _, images in made])
+    conditions = [mixed_condition(model.artefact, settings, part) for part in shards]
+    expected = [generate(model, settings, *one, CPU) for one in zip(shards, conditions, strict=True)]
     assert torch.equal(generated.permute(0, 3, 1, 2), torch.cat(expected))
     assert pass_counts == [9]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]

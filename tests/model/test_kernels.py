@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from diffusion.model import kernels
 from diffusion.model.kernels import is_channels_last
+from diffusion.model.network_registry import build_network
 from diffusion.model.precision import autocast
-from diffusion.model.unet import UNet
 from tests.helpers.networks import network_of, randomise, spec_of
+from tests.model.test_dit import spec_of as dit_spec
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 # Relative to the largest value.
@@ -25,7 +26,6 @@ dtypes = st.sampled_from(list(TOLERANCES))
 layouts = st.sampled_from(LAYOUTS)
 seeds = st.integers(0, 2**31)
 batches, channel_numbers, sizes = st.integers(1, 3), st.integers(1, 9), st.integers(1, 5)
-examples = settings(deadline=None, max_examples=40)
 
 
 @contextmanager
@@ -74,24 +74,21 @@ def repeated(x: Tensor) -> Tensor:
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
 
+def averaged(x: Tensor) -> Tensor:
+    return x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5))
+
+
 @IMPLEMENTATIONS
-@examples
+@pytest.mark.parametrize(("kernel", "exact"), [(kernels.downsample, averaged), (kernels.upsample, repeated)])
 @given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
-def test_downsample_averages_four_pixels(plain, batch, channels, height, width, dtype, layout, seed):
+def test_downsample_averages_four_pixels_and_upsample_repeats_each(
+    plain, kernel, exact, batch, channels, height, width, dtype, layout, seed
+):
     x = numbers(seed, batch, channels, 2 * height, 2 * width, dtype=dtype, layout=layout)
-    check(plain, kernels.downsample, lambda x: x.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).mean((3, 5)), x)
+    check(plain, kernel, exact, x)
 
 
 @IMPLEMENTATIONS
-@examples
-@given(batches, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
-def test_upsample_repeats_each_pixel(plain, batch, channels, height, width, dtype, layout, seed):
-    x = numbers(seed, batch, channels, height, width, dtype=dtype, layout=layout)
-    check(plain, kernels.upsample, repeated, x)
-
-
-@IMPLEMENTATIONS
-@examples
 @given(batches, channel_numbers, channel_numbers, sizes, sizes, dtypes, layouts, seeds)
 def test_upsampled_conv_equals_convolution_after_upsampling(
     plain, batch, channels, out_channels, height, width, dtype, layout, seed
@@ -139,36 +136,22 @@ def norm_of(groups: int, weight: nn.Parameter, bias: nn.Parameter) -> nn.GroupNo
 
 
 @IMPLEMENTATIONS
-@examples
-@given(norms())
-def test_group_norm_matches_formula(plain, drawn):
-    groups, inputs = drawn
-
-    def kernel(x, weight, bias):
-        return kernels.group_norm(norm_of(groups, weight, bias), x)
-
-    magnified = magnification(inputs[0], groups)
-    check(plain, kernel, lambda x, *norm: normalised(x, groups, *norm), *inputs, magnified=magnified)
-
-
-@IMPLEMENTATIONS
-@examples
+@pytest.mark.parametrize("is_scaled", [False, True])
 @given(norms(), seeds)
-def test_scaled_group_norm_scales_and_shifts_each_image(plain, drawn, seed):
+def test_group_norm_matches_formula_and_scales_and_shifts_each_image(plain, is_scaled, drawn, seed):
     groups, inputs = drawn
-    batch, channels = inputs[0].shape[:2]
+    x, *_ = inputs
 
-    def kernel(x, weight, bias, scale, shift):
-        return kernels.scaled_group_norm(norm_of(groups, weight, bias), x, scale, shift)
+    def kernel(x, weight, bias, *modulation):
+        norm = norm_of(groups, weight, bias)
+        return (kernels.scaled_group_norm if is_scaled else kernels.group_norm)(norm, x, *modulation)
 
-    def exact(x, weight, bias, scale, shift):
-        return normalised(x, groups, weight, bias) * (1 + scale[..., None, None]) + shift[..., None, None]
+    def exact(x, weight, bias, *modulation):
+        scale, shift = (part[..., None, None] for part in modulation or (torch.zeros(1, 1),) * 2)
+        return normalised(x, groups, weight, bias) * (1 + scale) + shift
 
-    check(
-        plain, kernel, exact, *inputs,
-        *(numbers(seed + i, batch, channels, dtype=inputs[0].dtype) for i in (0, 1)),
-        magnified=magnification(inputs[0], groups),
-    )  # fmt: skip
+    modulation = [numbers(seed + i, *x.shape[:2], dtype=x.dtype) for i in range(2 * is_scaled)]
+    check(plain, kernel, exact, *inputs, *modulation, magnified=magnification(x, groups))
 
 
 @pytest.mark.parametrize("side", [8, 32])
@@ -191,7 +174,7 @@ def test_cpu_group_norm_keeps_channels_last_only_for_many_pixels(dtype, side):
 
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("pixels", [1, 9, 256, 289])
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(batches, st.integers(1, 3), st.integers(1, 9), dtypes, st.booleans(), seeds)
 def test_attention_is_softmax_of_scaled_products(
     plain, pixels, batch, heads, width, dtype, is_contiguous, seed
@@ -235,11 +218,12 @@ def arguments(layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @networks
+@IMPLEMENTATIONS
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_network_with_formulas_matches_cpu_kernels(changes, layout):
+def test_network_output_does_not_depend_on_layout_and_implementation(changes, plain, layout):
     network = network_of(spec_of(**{"channels": 16, **changes}))
     expected = network(*arguments(torch.contiguous_format))
-    with use_formulas():
+    with use_formulas(plain):
         found = network.to(memory_format=layout)(*arguments(layout))
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -264,16 +248,26 @@ def test_network_with_formulas_keeps_channels_last(changes, precision):
 
 
 @pytest.mark.slow
-def test_network_with_formulas_compiles_to_one_graph():
+@pytest.mark.parametrize(
+    ("spec", "plain"),
+    [
+        (spec_of(), True),
+        (spec_of(), False),
+        (spec_of(gradient_checkpointing=True), False),
+        (spec_of(block="convnext"), False),
+        (dit_spec(), False),
+    ],
+    ids=["formulas", "adm", "checkpointing", "convnext", "dit"],
+)
+def test_network_compiles_to_one_graph(spec, plain):
     """fullgraph raises at the first graph break. aot_eager traces both passes without generating code."""
-    network = UNet(spec_of())
+    network = build_network(spec)
     randomise(network)
+    inputs = arguments(torch.contiguous_format)
     torch.compiler.reset()
-    with use_formulas():
-        expected = network(*arguments(torch.contiguous_format))
-        found = torch.compile(network, fullgraph=True, backend="aot_eager")(
-            *arguments(torch.contiguous_format)
-        )
+    with use_formulas(plain):
+        expected = network(*inputs)
+        found = torch.compile(network, fullgraph=True, backend="aot_eager")(*inputs)
     torch.compiler.reset()  # tests of the CPU kernels must not reuse this graph
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.detach().abs().max()))
     found.square().sum().backward()

@@ -6,16 +6,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import parse
-from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
+from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import (
     METADATA_KEY,
     LoadedModel,
@@ -30,7 +30,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 from tests.conftest import ROOT, environment, params
 from tests.helpers.damaged_bytes import Damage, damages
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
 
 SMALL = {"channels": 4, "channel_mult": (1,), "attention_resolutions": (), "head_channels": 4}
 
@@ -70,18 +70,9 @@ def check_refused_or_unchanged(data: bytes, changed: bytes) -> None:
 
 
 @given(damage=damages())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_damaged_bytes_are_refused_or_load_unchanged(model: bytes, damage: Damage) -> None:
     check_refused_or_unchanged(model, damage(model))
-
-
-@given(fraction=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(deadline=None, max_examples=250)
-def test_flipped_header_bits_are_refused_or_load_unchanged(model: bytes, fraction: float, bit: int) -> None:
-    offset = int(fraction * (8 + int.from_bytes(model[:8], "little")))
-    check_refused_or_unchanged(
-        model, model[:offset] + bytes([model[offset] ^ (1 << bit)]) + model[offset + 1 :]
-    )
 
 
 @pytest.mark.parametrize(
@@ -114,13 +105,8 @@ def test_metadata_without_checksum_is_refused(model: bytes, tmp_path: Path) -> N
 
 
 def test_classifier_file_is_checksummed(tmp_path: Path) -> None:
-    spec = spec_of(**SMALL, out_channels=10, null_class=False)
-    artefact = ClassifierArtefact(
-        **{**dict(artefact_of(spec_of(**SMALL))), "network": spec}, kind="classifier"
-    )
-    path = tmp_path / "c.safetensors"
-    save_artefact(path, Classifier(spec).state_dict(), artefact)
-    load_classifier(path)
+    classifier, path = loaded_classifier(), tmp_path / "c.safetensors"
+    save_artefact(path, classifier.network.state_dict(), classifier.artefact)
     path.write_bytes(path.read_bytes().replace(b"class3", b"class8"))
     with pytest.raises(DiffctlError, match=r"c\.safetensors is damaged or edited"):
         load_classifier(path)
@@ -147,19 +133,24 @@ class Plain(torch.nn.Conv2d):
         super().__init__(spec.in_channels, spec.out_channels, 3)
 
 
+ENTRY = ModelEntry(*(f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec")))
+
+
+def saved_plain(path: Path) -> tuple[PlainSpec, dict[str, Any]]:
+    """Save a network of the registered entry; return its spec and the stored metadata."""
+    spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
+    return spec, save_artefact(path, Plain(spec).state_dict(), artefact_of(spec)).stored()
+
+
 def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(monkeypatch, tmp_path):
-    names = (f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec"))
-    monkeypatch.setitem(MODELS.data, "plain", ModelEntry(*names))
+    monkeypatch.setitem(MODELS.data, "plain", ENTRY)
     older = {"dropout": 0.1, "gradient_checkpointing": True}
     for option in older:
+        model = {"name": "plain", option: older[option]}
         with pytest.raises(UsageError, match=f"{option}: plain has no such option; it belongs to unet"):
-            parse(
-                {**params(), "model": {"name": "plain", option: older[option]}},
-                "test",
-            )
-    spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
+            parse({**params(), "model": model}, "test")
     path = tmp_path / "m.safetensors"
-    today = save_artefact(path, Plain(spec).state_dict(), artefact_of(spec)).stored()
+    spec, today = saved_plain(path)
     assert not older.keys() & today["network"].keys()
     stored = {**today, "network": {**today["network"], **older}}
     save_file(load_file(path), path, {METADATA_KEY: canonical_json(add_checksum(stored))})
@@ -170,16 +161,15 @@ def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(
 
 
 def test_file_of_a_missing_plugin_names_it(monkeypatch, tmp_path):
-    names = (f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec"))
     path = tmp_path / "m.safetensors"
     with monkeypatch.context() as context:
-        context.setitem(MODELS.data, "plain", ModelEntry(*names))
-        spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
-        save_artefact(path, Plain(spec).state_dict(), artefact_of(spec))
+        context.setitem(MODELS.data, "plain", ENTRY)
+        saved_plain(path)
     with pytest.raises(DiffctlError, match=r"m.safetensors needs a plugin .*\(network.name plain\)"):
         read_artefact(path)
 
 
+@pytest.mark.slow
 def test_loading_a_model_does_not_import_the_compiler(tmp_path: Path) -> None:
     """torch._dynamo takes more than a second, and torch imports it to fill parameters on the meta device."""
     spec = spec_of()

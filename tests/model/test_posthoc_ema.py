@@ -84,14 +84,3 @@ def test_fit_matches_numerical_least_squares(sigma_rel: float) -> None:
     assert fit.parts == pytest.approx(parts / parts.sum(), abs=2e-2)
     residual = np.linalg.norm(columns @ fit.parts - target) / np.linalg.norm(target)
     assert fit.error == pytest.approx(residual, rel=0.05)
-
-
-def test_more_snapshots_reduce_fit_error() -> None:
-    errors = [
-        fit_profile(
-            [s for s in range(every, 3201, every) for _ in range(2)], [0.05, 0.1] * (3200 // every), 0.2
-        ).error
-        for every in (400, 200, 100, 50)
-    ]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[-1] < 0.002
