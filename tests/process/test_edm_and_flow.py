@@ -60,14 +60,6 @@ def test_edms_loss_is_the_weighted_error_of_the_denoised_image():
             assert torch.allclose(losses["loss"], losses["mse"])
 
 
-def test_target_of_prediction_edm_has_variance_one_at_every_level():
-    process, sigma = process_of(), levels(5)
-    x_0, noise = SIGMA_DATA * randn(5, 1, 100, 100, seed=4), randn(5, 1, 100, 100, seed=5)
-    assert torch.allclose(
-        process.target(x_0, sigma, noise).flatten(1).std(1), torch.ones(5).double(), atol=0.02
-    )
-
-
 def test_soft_min_snr_is_k_diffusions_weight_of_the_output():
     """(σ·σ_data)²/(σ² + σ_data²)² of the scaled output's error."""
     process, sigma = process_of(weighting="min-snr-soft"), levels()
@@ -146,10 +138,8 @@ def test_plan_measures_what_depends_on_data_before_the_fingerprint(digits_store)
     ("options", "message"),
     [
         ({"timesteps": 1000}, "edm has no such option; it belongs to linear and cosine"),
-        ({"variance": "small"}, "edm has no such option; it belongs to linear and cosine"),
         ({"shift": 2.0}, "edm has no such option; it belongs to flow"),
         ({"loss": "vlb"}, "loss vlb needs a discrete process, and schedule edm is continuous: use simple"),
-        ({"loss": "hybrid"}, "loss hybrid needs a discrete process"),
         ({"t_sampler": "loss-aware"}, "t_sampler loss-aware is for losses with the bound"),
         ({"sigma_min": 80.0}, "sigma_min 80 is not less than sigma_max 80"),
     ],

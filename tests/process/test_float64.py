@@ -12,10 +12,8 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.plan import build_objective
 from tests.helpers.no_sync_tensors import Float64, no_float64
-from tests.helpers.trainings import plan_of
+from tests.helpers.trainings import CPU, plan_of
 from tests.train.test_classifier import SECTION, resolved
-
-CPU, SHAPE = torch.device("cpu"), (1, 8, 8)
 
 
 def test_float64_tensors_are_detected():

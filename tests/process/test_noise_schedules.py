@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.config import parse
@@ -30,14 +30,12 @@ def spaced(draw: st.DrawFn) -> tuple[NoiseProcess, list[int]]:
     return process_of(draw(SCHEDULES), timesteps), spaced_timesteps(draw(SPACINGS), steps, timesteps)
 
 
-@settings(deadline=None)
 @given(TIMESTEPS)
 def test_linear_alphas_cumprod_match_ddpm(timesteps):
     expected = np.cumprod(1 - papers.ddpm_betas(timesteps))
     assert np.allclose(grid_of("linear", timesteps).alphas_cumprod, expected, rtol=1e-12, atol=0)
 
 
-@settings(deadline=None)
 @given(TIMESTEPS)
 def test_cosine_alphas_cumprod_match_iddpm_until_beta_is_clipped(timesteps):
     grid = grid_of("cosine", timesteps)
@@ -49,21 +47,17 @@ def test_cosine_alphas_cumprod_match_iddpm_until_beta_is_clipped(timesteps):
     assert bool((grid.betas <= 0.999 + 1e-9).all())
 
 
-def test_linear_betas_of_1000_timesteps_match_ddpm():
-    grid = grid_of("linear", 1000)
-    assert float(grid.betas[0]) == pytest.approx(1e-4, rel=1e-9)
-    assert float(grid.betas[-1]) == pytest.approx(0.02, rel=1e-9)
-    assert float(grid.alphas_cumprod[-1]) == pytest.approx(4.0358e-5, rel=1e-3)
-
-
-@settings(deadline=None)
 @given(spaced())
-def test_grid_tables_are_finite_float64_and_ordered(case):
-    grid = case[0].grid(case[1])
+def test_grid_keeps_its_times_and_its_tables_are_finite_and_ordered(case):
+    process, timesteps = case
+    grid = process.grid(timesteps)
+    assert torch.equal(grid.alphas_cumprod, process.full_grid().alphas_cumprod[timesteps])
+    assert grid.times.tolist() == timesteps
+    assert np.allclose(torch.cumprod(1 - grid.betas, 0), grid.alphas_cumprod, rtol=1e-9, atol=1e-14)
     for name in ("alphas_cumprod", "alphas_cumprod_prev", "betas", "posterior_variance"):
         table = getattr(grid, name)
         assert table.dtype == torch.float64
-        assert len(table) == len(case[1])
+        assert len(table) == len(timesteps)
         assert bool((table >= 0).all())
         assert bool((table <= 1).all())
     assert bool(torch.isfinite(grid.posterior_log_variance_clipped).all())
@@ -72,28 +66,6 @@ def test_grid_tables_are_finite_float64_and_ordered(case):
     assert float(grid.alphas_cumprod_prev[0]) == 1
 
 
-@settings(deadline=None)
-@given(spaced())
-def test_spaced_grid_keeps_alphas_cumprod_and_timesteps(case):
-    process, timesteps = case
-    full, grid = process.full_grid(), process.grid(timesteps)
-    assert torch.equal(grid.alphas_cumprod, full.alphas_cumprod[timesteps])
-    assert grid.times.tolist() == timesteps
-    assert np.allclose(torch.cumprod(1 - grid.betas, 0), grid.alphas_cumprod, rtol=1e-9, atol=1e-14)
-
-
-@settings(deadline=None)
-@given(spaced(), st.data())
-def test_posterior_variance_matches_bayes_rule(case, data):
-    grid = case[0].grid(case[1])
-    i = data.draw(st.integers(0, len(grid) - 1))
-    previous = float(grid.alphas_cumprod_prev[i])
-    alpha = float(grid.alphas_cumprod[i] / previous)
-    _, variance = papers.bayes_posterior(alpha, previous, np.zeros(1), np.zeros(1))
-    assert float(grid.posterior_variance[i]) == pytest.approx(variance, rel=1e-6, abs=1e-15)
-
-
-@settings(deadline=None)
 @given(SCHEDULES, TIMESTEPS)
 def test_alpha_sigma_match_table_at_integer_times_and_are_monotone(name, timesteps):
     process = process_of(name, timesteps)
@@ -112,7 +84,6 @@ def test_alpha_sigma_match_table_at_integer_times_and_are_monotone(name, timeste
     assert torch.allclose(alpha.square() + sigma.square(), torch.ones_like(fine), atol=1e-14)
 
 
-@settings(deadline=None)
 @given(spaced())
 def test_walk_returns_table_values_as_python_numbers(case):
     grid = case[0].grid(case[1])
@@ -126,19 +97,8 @@ def test_walk_returns_table_values_as_python_numbers(case):
         assert step.posterior_variance == float(grid.posterior_variance[i])
 
 
-@settings(deadline=None)
-@given(spaced(), st.data())
-def test_q_sample_matches_marginal_of_timestep(case, data):
-    grid = case[0].grid(case[1])
-    i = data.draw(st.integers(0, len(grid) - 1))
-    alpha_bar = float(grid.alphas_cumprod[i])
-    x_0, noise = torch.tensor([0.3, -1.7], dtype=torch.float64).reshape(2, 1, 1, 1, 1)
-    x_t = case[0].q_sample(x_0, grid.times[i], noise)
-    assert float(x_t) == pytest.approx(alpha_bar**0.5 * 0.3 - (1 - alpha_bar) ** 0.5 * 1.7, rel=1e-12)
-
-
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-@pytest.mark.parametrize("timesteps", [2, 3, 7, 10, 97, 100, 1000])
+@pytest.mark.parametrize("timesteps", [2, 3, 7, 10, 97, 100])
 def test_spaced_timesteps_returns_requested_number_of_distinct_timesteps(spacing, timesteps):
     for steps in range(1, timesteps + 1):
         spaced = spaced_timesteps(spacing, steps, timesteps)
@@ -150,7 +110,6 @@ def test_spaced_timesteps_returns_requested_number_of_distinct_timesteps(spacing
             assert spaced[0] == 0
 
 
-@settings(deadline=None)
 @given(st.integers(2, 4000), st.data())
 def test_uniform_and_trailing_timesteps_are_evenly_spaced(timesteps, data):
     steps = data.draw(st.integers(2, timesteps))
@@ -167,8 +126,8 @@ def test_quadratic_timesteps_match_formula():
 @pytest.mark.parametrize("timesteps", [2, 50, 777, 1000])
 def test_grids_of_papers_equal_those_of_their_code(timesteps):
     """ermongroup/ddim, runners/diffusion.py; openai/guided-diffusion, respace.py. Other S are refused."""
+    strides = [range(0, timesteps, stride) for stride in range(1, timesteps)]
     for steps in range(2, timesteps + 1):
-        strides = [range(0, timesteps, stride) for stride in range(1, timesteps)]
         uniform = range(0, timesteps, timesteps // steps)
         root = np.linspace(0, np.sqrt(timesteps * 0.8), steps)
         expected = {
@@ -190,7 +149,6 @@ def test_grids_of_papers_have_no_single_step(spacing):
         parse(params(sample={"spacing": spacing}, sweep={"steps": [1, 2]}), "test")
 
 
-@settings(deadline=None)
 @given(spaced())
 def test_max_eta_gives_zero_direction_coefficient(case):
     grid = case[0].grid(case[1])
@@ -213,10 +171,8 @@ def test_invalid_step_counts_are_refused(steps, spacing):
     [
         ([], "increase"),
         ([3, 3, 9], "increase strictly"),
-        ([5, 2, 9], "increase strictly"),
         ([-1, 9], "0 … 9"),
         ([0, 8], "end there"),
-        ([0, 10], "end there"),
     ],
 )
 def test_invalid_timesteps_are_refused(timesteps, message):

@@ -12,7 +12,7 @@ from diffusion.process.discrete import require_discrete
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.sampler import run_sampler
 from diffusion.system.errors import UsageError
@@ -29,20 +29,8 @@ class Line(NoiseProcess):
         return 1 - t, t
 
 
-class Exploding(NoiseProcess):
-    """α = 1 and σ = t for t from 0.002 to 80: images that are not scaled down."""
-
-    t_min, t_max = 0.002, 80.0
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.ones_like(t, dtype=torch.float64), t.double()
-
-    def embedded_time(self, t: Tensor) -> Tensor:
-        return 250 * t.double().log()
-
-
-def continuous(kind: type[NoiseProcess], prediction: str = "velocity") -> NoiseProcess:
-    process = kind(ProcessConfig(prediction=prediction, variance="small", loss="simple"))
+def line(prediction: str = "velocity") -> NoiseProcess:
+    process = Line(ProcessConfig(prediction=prediction, variance="small", loss="simple"))
     process.check_solvable()
     return process
 
@@ -50,9 +38,9 @@ def continuous(kind: type[NoiseProcess], prediction: str = "velocity") -> NoiseP
 PROCESSES = {
     "linear": process_of("linear", 1000),
     "cosine": process_of("cosine", 50),
-    "line": continuous(Line),
-    "exploding": continuous(Exploding),
+    "line": line(),
 }
+EDM = build_process(ProcessConfig(schedule="edm", prediction="velocity"))
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -80,17 +68,10 @@ def test_whole_times_are_found_by_their_noise_levels():
     )  # fmt: skip
 
 
-def test_discrete_networks_receive_image_and_time_unchanged():
-    process, x, t = PROCESSES["cosine"], randn(3, 1, 2, 2), torch.tensor([0, 7, 49])
-    received, time = process.network_input(x, t)
-    assert received is x
-    assert time is t
-
-
-@pytest.mark.parametrize(("kind", "times"), [(Line, [0.1, 0.4, 1.0]), (Exploding, [0.002, 1.0, 80.0])])
-def test_sampling_begins_at_the_noise_of_the_last_time(kind, times):
+@pytest.mark.parametrize(("process", "times"), [(line(), [0.1, 0.4, 1.0]), (EDM, [0.002, 1.0, 80.0])])
+def test_sampling_begins_at_the_noise_of_the_last_time(process, times):
     """The network knows the image: any start ends there, and x_T has the standard deviation σ."""
-    process, x_0, received = continuous(kind), randn(1, 1, 2, 2), []
+    x_0, received = randn(1, 1, 2, 2), []
     grid = process.grid(times)
 
     def network(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -110,13 +91,8 @@ def test_sampling_begins_at_the_noise_of_the_last_time(kind, times):
     assert torch.equal(torch.stack(received)[:, 0], embedded)
 
 
-def test_variance_preserving_sampling_begins_at_standard_noise():
-    for process in (PROCESSES["linear"], PROCESSES["cosine"]):
-        assert process.grid([3, 9, 49]).initial_noise_scale == 1
-
-
 def test_continuous_process_trains_and_refuses_what_needs_a_discrete_one():
-    process, t = continuous(Line), torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
+    process, t = line(), torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
     x_0, noise = randn(3, 1, 2, 2, seed=0), randn(3, 1, 2, 2, seed=1)
     losses = training_losses(lambda x, t, labels: torch.zeros_like(x), process, x_0, t, noise, Condition(3))
     assert torch.allclose(losses["loss"], process.target(x_0, t, noise).square().flatten(1).mean(1))
@@ -124,4 +100,4 @@ def test_continuous_process_trains_and_refuses_what_needs_a_discrete_one():
     with pytest.raises(UsageError, match="the bound needs a discrete process"):
         require_discrete(process, "the bound")
     with pytest.raises(UsageError, match=r"prediction eps leave x_0 .* at t = 1, where α = 0"):
-        continuous(Line, "eps")
+        line("eps")
