@@ -130,14 +130,6 @@ def test_interval_round_trips_through_the_card(low: float, high: float) -> None:
     assert settings_axes(settings)["guidance_interval"] == text
 
 
-def test_cells_have_unique_names_and_settings() -> None:
-    sweep = {**GRID, "sampler": BOTH, "noise": ["large", "small", "learned"], "guidance": [0, 1.5]}
-    config = parse(params(sweep=sweep), "test")
-    cells = grid(config.sample, config.sweep)
-    assert len({cell.name for cell in cells}) == len(cells) == 4 * (1 + 2 * 3 + 1) * 2
-    assert len({str(cell_settings(config.sample, cell)) for cell in cells}) == len(cells)
-
-
 def test_cells_of_the_default_ema_are_those_without_the_axis() -> None:
     config = parse(params(train=EMA_PROFILES, sweep={**GRID, "ema": ["decay", 0.05, 0.2]}), "test")
     cells = grid(config.sample, config.sweep)
@@ -158,7 +150,7 @@ def test_too_long_name_of_a_cell_is_refused() -> None:
         grid(SampleConfig(num_images=2, guidance=1.0), sweep)
 
 
-@pytest.mark.parametrize("ema", [[0.005], [0.3], [True], ["wide"], [None], [], [0.1, 0.1], "0.1"])
+@pytest.mark.parametrize("ema", [[0.005], [0.3], [True], [], [0.1, 0.1], "0.1"])
 def test_invalid_ema_axis_is_rejected(ema: Any) -> None:
     with pytest.raises(UsageError, match=r"sweep\.ema") as refusal:
         parse(params(train=EMA_PROFILES, sweep={**GRID, "ema": ema}), "test")
@@ -212,13 +204,10 @@ def test_cells_are_ordered_by_steps_then_by_the_other_axes() -> None:
         ({"sample": {"sampler": "dpm-solver++"}}, "sample.sampler dpm-solver.* so sweep.eta must be"),
         ({"sweep": {"sampler": ["dpm-solver++"]}}, "sweep.sampler dpm-solver.* so sweep.eta must be"),
         ({"sweep": {"eta": [0], "noise": ["large"]}}, "sweep.noise has no effect at eta 0"),
-        ({"sweep": {"noise": ["huge"]}}, "sweep.noise.0: allowed are small, .*got 'huge'"),
         ({"sweep": {"noise": ["large", "large"]}}, "sweep.noise: each value may occur once"),
         ({"sweep": {"eta": [0, 0.0]}}, "sweep.eta: each value may occur once"),
-        ({"sweep": {"guidance": []}}, "sweep.guidance: .*at least 1"),
         ({"sweep": {"guidance": [2]}, "train": {"p_uncond": 0}}, "sweep.guidance > 0 needs a model trained"),
         ({"sweep": {"sampler": ["rk4"]}}, "sweep.sampler.0: allowed are ddim, euler.* .got 'rk4'"),
-        ({"sample": {"spacing": "even"}}, "sample.spacing: allowed are uniform, .*got 'even'"),
         ({"sample": {"sampler_options": {"churn": 1}}}, "of ddim: churn: unknown key, there are none"),
         ({"process": {"variance": "small", "loss": "simple"}, "sweep": {"noise": ["learned"]}},
          "sweep.noise learned needs process.variance learned"),
@@ -236,20 +225,11 @@ LIMITED = [[0.2, 5]]
     ("sample", "axis", "message"),
     [
         ({"guidance": 1, "guidance_interval": [5, 0.2]}, None, "the low end must be below the high one"),
-        ({"guidance": 1, "guidance_interval": [-1, 5]}, None, "guidance_interval.0: .*greater than or equal"),
         ({"guidance": 1, "guidance_interval": [math.nan, 5]}, None, "guidance_interval.0: .*finite"),
-        ({"guidance": 1, "guidance_interval": [0, 1e10]}, None, "guidance_interval.1: .*less than or equal"),
-        ({"guidance": 1, "guidance_interval": [True, 5]}, None, "guidance_interval.0: it must be a number"),
-        ({"guidance": 1, "guidance_interval": [1]}, None, "guidance_interval.1: it is missing"),
         ({"guidance": 1, "guidance_interval": "1"}, None, "an interval is LOW:HIGH, such as 0.2:5"),
-        ({"guidance": 1, "guidance_interval": "nan:1"}, None, "guidance_interval.0: .*finite"),
         ({"guidance": 1}, [[0, 1], [0.0, 1.0]], "sweep.guidance_interval: each value may occur once"),
         ({"guidance_interval": LIMITED[0]}, None, "sample.guidance_interval has no effect without guidance"),
-        (
-            {},
-            LIMITED,
-            "sweep.guidance_interval has no effect .*: change sample.guidance or leave it out",
-        ),
+        ({}, LIMITED, "sweep.guidance_interval has no effect .*: change sample.guidance or leave it out"),
         ({"guidance": 1, "guidance_interval": [0, 1]}, LIMITED, "leave sample.guidance_interval out"),
     ],
 )
