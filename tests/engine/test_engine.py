@@ -139,17 +139,6 @@ def test_short_request_is_not_delayed_by_a_long_one():
         engine.cancel(long)
 
 
-def test_requests_share_forward_passes_equally():
-    with Engine(MODEL, CPU, rows=8) as engine:
-        jobs = [engine.add(*request_args(indices=range(count), steps=100)) for count in (40, 8, 16)]
-        for _ in range(60):
-            engine.step()
-        served = [job.served for job in jobs]
-        assert max(served) - min(served) <= 8
-        for job in jobs:
-            engine.cancel(job)
-
-
 def test_large_request_is_split_into_chunks():
     with Engine(MODEL, CPU, rows=5) as engine:
         job = engine.add(*request_args(indices=range(7), steps=3, guidance=1.0, eta=0.5))
@@ -173,20 +162,6 @@ def test_parallel_halves_give_the_same_images(monkeypatch):
         run_until_empty(engine)
     for job in jobs:
         assert_matches_separate_run(MODEL, job)
-
-
-def test_unconditional_and_bf16_models_are_supported():
-    spec = spec_of(num_classes=0, null_class=False)
-    for model in (
-        LoadedModel(network_of(spec), artefact_of(spec)),
-        LoadedModel(network_of(spec_of()), artefact_of(spec_of(), precision="bf16")),
-    ):
-        with Engine(model, CPU) as engine:
-            jobs = [engine.add(*request_args(model, steps=steps, eta=1.0)) for steps in (2, 3)]
-            run_until_empty(engine)
-        for job in jobs:
-            assert job.images is not None
-            assert job.images.shape == (2, 1, 8, 8)
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bf16 in this processor")
