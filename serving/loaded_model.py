@@ -10,11 +10,12 @@ from diffusion.engine.engine import Engine
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.guides import NO_GUIDES, Guides, check_served_guide
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.metrics import Metrics
 from serving.model_source import PublishedModel
-from serving.requests import SampleRequest, ServeConfig, request_condition, resolve_settings
+from serving.requests import SampleRequest, ServeConfig, resolve_settings
 from serving.responses import ModelCard, ModelRef, SampledImages
 
 
@@ -62,8 +63,9 @@ class ServedModel:
         Raise UsageError if it does not fit, Full if the queue is full.
         """
         settings = self.resolve(request)
-        condition = request_condition(request, settings, self._guides.labelled(self._loaded))
-        return self.loop.submit(settings, list(request.image_indices), condition, every)
+        labelled, indices = self._guides.labelled(self._loaded), list(request.image_indices)
+        condition = chosen_condition(labelled, settings, indices, request.class_name)
+        return self.loop.submit(settings, indices, condition, every)
 
     def sampled(self, pending: PendingImages, images: Tensor) -> SampledImages:
         """Return finished images (N, C, H, W) with their metadata."""

@@ -6,12 +6,9 @@ from typing import Annotated, Any, Literal, get_origin
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffusion.choice.selection import budget_settings, usual_settings
-from diffusion.model.model_file import ModelDescription
-from diffusion.process.condition import Condition
 from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
-from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_NAME, MAX_STEPS
 from diffusion.system.section import NotBool, PositiveInt, Section, Seed, validate
@@ -124,15 +121,6 @@ def check_count(count: int, config: ServeConfig) -> None:
     """Raise UsageError for more images than a request may have."""
     if count > config.images:
         raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
-
-
-def request_condition(
-    request: SampleRequest, settings: SampleSettings, artefact: ModelDescription
-) -> Condition:
-    """Return the class condition of the images; raise UsageError for an unknown class."""
-    if request.class_name is None:
-        return mixed_condition(artefact, settings, request.image_indices)
-    return class_condition(artefact, str(request.class_name), len(request.image_indices))
 
 
 def _for_budget(

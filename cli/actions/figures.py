@@ -21,7 +21,7 @@ from diffusion.model.model_file import load_model, read_artefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.settings import parse_settings
 from diffusion.report.figure_base import as_png, svg_file
-from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.network_files import load_guides
 from diffusion.show.figure import FigureData
 from diffusion.show.forward import forward as forward_figure
@@ -76,12 +76,7 @@ def show_reverse(options: commands.Reverse) -> None:
     settings = parse_settings(options.sampling)
     path, device = selected_model(options), default_device()
     loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
-    labelled = guides.labelled(loaded)
-    condition = (
-        mixed_condition(labelled, settings, [options.index])
-        if options.klass is None
-        else class_condition(labelled, options.klass, 1)
-    )
+    condition = chosen_condition(guides.labelled(loaded), settings, [options.index], options.klass)
     write_figure(reverse_figure(loaded, settings, options.index, condition, device, guides), options)
 
 

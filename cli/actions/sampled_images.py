@@ -20,7 +20,7 @@ from diffusion.process.condition import Condition
 from diffusion.protocol.grid import describe_cell, settings_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings
-from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.generate import check_settings, generate, should_compile
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
@@ -100,12 +100,7 @@ def sample_frames(
     """Return frames (N, H, W, C), the last one the images, and labels; one frame without `animate`."""
     device = next(loaded.network.parameters()).device
     fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
-    labelled = guides.labelled(loaded)
-    condition = (
-        mixed_condition(labelled, settings, indices)
-        if klass is None
-        else class_condition(labelled, klass, len(indices))
-    )
+    condition = chosen_condition(guides.labelled(loaded), settings, indices, klass)
     every = -(-settings.steps // GIF_FRAMES)
 
     def sample_batch(indices: range, condition: Condition) -> list[Images]:

@@ -34,6 +34,15 @@ def class_condition(artefact: ModelDescription, wanted: str, count: int) -> Cond
     return labels_condition(artefact, torch.full((count,), class_index(artefact, wanted)), count)
 
 
+def chosen_condition(
+    artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int], wanted: str | int | None
+) -> Condition:
+    """Return the condition of images of one class, or, without one, as `mixed_condition`."""
+    if wanted is None:
+        return mixed_condition(artefact, settings, indices)
+    return class_condition(artefact, str(wanted), len(indices))
+
+
 def _mixed_labels(
     artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int]
 ) -> Tensor | None:

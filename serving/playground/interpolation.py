@@ -18,12 +18,13 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
+from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.generate import check_settings
 from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel
-from serving.requests import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count, request_condition
+from serving.requests import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count
 
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 
@@ -59,8 +60,8 @@ class Interpolation:
         check_count(request.frames, model.config)
         if request.images is None:
             self.settings, self._pixels = settings, None
-            one = request_condition(request, settings, model.artefact).rows(slice(1))
-            self._condition = one.rows(torch.tensor([0, 0]))
+            both = [request.image_indices[0]] * 2
+            self._condition = chosen_condition(model.artefact, settings, both, request.class_name)
             return
         own = {
             "sampler": "ddim",

@@ -26,7 +26,7 @@ from diffusion.model.model_file import load_model
 from diffusion.protocol.options import SamplingOption, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
-from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import check_served_guide
 from diffusion.sample.network_files import NetworkFiles, load_guides
@@ -129,11 +129,8 @@ class RegisteredSampler(PythonModel):
         settings = validate(SampleSettings, self.defaults | chosen, "the request")
         refuse_idle(chosen, settings)
         check_served_guide(settings, self.guide, "this model")
-        artefact = self.guides.labelled(self.model)
-        if request.class_name is not None:
-            condition = class_condition(artefact, request.class_name, len(indices))
-        else:
-            condition = mixed_condition(artefact, settings, indices)
+        labelled = self.guides.labelled(self.model)
+        condition = chosen_condition(labelled, settings, indices, request.class_name)
         images = to_nhwc(generate(self.model, settings, indices, condition, self.device, guides=self.guides))
         return Reply(
             indices=indices,
