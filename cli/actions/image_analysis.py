@@ -1,5 +1,6 @@
 """Images encoded as noise and images between two of them, and the variational bound of images."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from diffusion.analysis.image_inputs import (
     load_input,
     open_matching_store,
 )
-from diffusion.analysis.inversion import decode_images, encode_images
+from diffusion.analysis.inversion import OnStep, decode_images, encode_images
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
 from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
@@ -67,9 +68,8 @@ def interpolate(options: Interpolate) -> None:
     condition = end_condition(loaded.artefact, [end.label for end in ends], options.klass)
     pixels = np.stack([end.pixels for end in ends])
     with progress("interpolate", unit="steps") as show:
-        strip = inversion.interpolate(
-            loaded, settings, pixels, condition, options.frames, lambda a, b: show(a, b, "")
-        )
+        on_step = _counter(show, 2 * settings.steps)
+        strip = inversion.interpolate(loaded, settings, pixels, condition, options.frames, on_step)
     writer = _strip if options.out.suffix == ".png" else _morph
     writer(options.out, to_nhwc(strip))
     made = {"out": str(options.out), "frames": options.frames, "steps": options.steps}
@@ -90,20 +90,20 @@ def _encode_and_decode(
     show: Show,
 ) -> tuple[Tensor, Images]:
     """Return the codes of the images and their reconstructions."""
-    codes, back, done = [], [], 0
-    total = 2 * settings.steps * -(-len(pixels) // batch_size)
-
-    def step(*_: int) -> None:
-        nonlocal done
-        done += 1
-        show(done, total, "")
-
+    codes, back = [], []
+    on_step = _counter(show, 2 * settings.steps * -(-len(pixels) // batch_size))
     for start in range(0, len(pixels), batch_size):
         part = slice(start, start + batch_size)
         wanted = condition.rows(part)
-        codes.append(encode_images(loaded, settings, pixels[part], wanted, step))
-        back.append(decode_images(loaded, settings, codes[-1], wanted, step))
+        codes.append(encode_images(loaded, settings, pixels[part], wanted, on_step))
+        back.append(decode_images(loaded, settings, codes[-1], wanted, on_step))
     return torch.cat(codes), to_nhwc(torch.cat(back))
+
+
+def _counter(show: Show, total: int) -> OnStep:
+    """Return what shows the number of its calls."""
+    done = itertools.count(1)
+    return lambda step: show(next(done), total, "")
 
 
 def _npz(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:

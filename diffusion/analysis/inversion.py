@@ -15,8 +15,8 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, guard_networks, run_sampler
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) steps."""
+OnStep = Callable[[Step], object]
+"""Called with each step of a trajectory."""
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -35,7 +35,7 @@ def encode(
     grid: TimeGrid,
     x_0: Tensor,
     condition: Condition,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
     guard: NaNGuard | None = None,
 ) -> Tensor:
     """Return x_T (B, C, H, W), from which sampling with η = 0 and no clipping returns to `x_0`.
@@ -44,12 +44,7 @@ def encode(
     exact only as S grows. The first step starts at the image itself, with the prediction for the first
     timestep. NonFiniteError with the message of `guard` if ε or a step is NaN or infinite.
     """
-
-    def report(step: Step) -> None:
-        if progress:
-            progress(step.done, step.total)
-
-    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, report, guard).x
+    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, on_step, guard).x
 
 
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
@@ -73,14 +68,14 @@ def encode_images(
     settings: SampleSettings,
     images: Images,
     condition: Condition,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
     grid = check_settings(loaded.artefact, settings)
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
     guard = guard_networks({"model": loaded.network}, False, "the code of image {} of these".format)
-    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), progress, guard).cpu()
+    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), on_step, guard).cpu()
 
 
 def decode_images(
@@ -88,7 +83,7 @@ def decode_images(
     settings: SampleSettings,
     codes: Tensor,
     condition: Condition,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """The images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU.
 
@@ -96,19 +91,8 @@ def decode_images(
     digits came back 0.01 of 255 off on average, and 1.0 with clipping.
     """
     device = next(loaded.network.parameters()).device
-
-    def report(done: int, total: int) -> None:
-        if progress:
-            progress(done, total)
-
-    return generate_from_noise(
-        loaded,
-        settings.model_copy(update={"eta": 0.0, "clip": False}),
-        lambda: codes,
-        condition,
-        device,
-        lambda step: report(step.done, step.total),
-    )
+    plain = settings.model_copy(update={"eta": 0.0, "clip": False})
+    return generate_from_noise(loaded, plain, lambda: codes, condition, device, on_step)
 
 
 def interpolate(
@@ -117,18 +101,14 @@ def interpolate(
     ends: Images,
     condition: Condition,
     frames: int,
-    progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """`frames` images from the first to the second of two images (2, H, W, C): uint8 (F, C, H, W).
 
     Each end is encoded with its own row of the condition; a point between has that of the nearer end.
     """
-
-    def half(offset: int) -> Progress:
-        return lambda done, total: progress(offset * total + done, 2 * total) if progress else None
-
-    points = interpolate_codes(encode_images(loaded, settings, ends, condition, half(0)), condition, frames)
-    return decode_images(loaded, settings, *points, half(1))
+    points = interpolate_codes(encode_images(loaded, settings, ends, condition, on_step), condition, frames)
+    return decode_images(loaded, settings, *points, on_step)
 
 
 def interpolate_codes(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:

@@ -81,7 +81,7 @@ def test_encode_calls_network_at_start_of_each_step():
         grid,
         randn(1, 1, 2, 2),
         condition,
-        lambda *step: progress.append(step),
+        lambda step: progress.append((step.done, step.total)),
     )
     assert progress == [(1, 2), (2, 2)]
 
