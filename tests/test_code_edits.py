@@ -187,19 +187,15 @@ def edited_meanwhile(folder: Path, *edits: Edit) -> tuple[int, str]:
     return process.returncode, output
 
 
-RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.run(run_step('train', False))"
-
-
 @pytest.mark.slow
 def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(project: Path, tmp_path: Path) -> None:
-    """Also a model that DVC recorded with another rate is trained again."""
     folder = shutil.copytree(project, tmp_path / "project")
     for made in ("runs/train", ".dvc/cache/runs"):
         shutil.rmtree(folder / made)
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
     lock["stages"] = {"data": lock["stages"]["data"]}
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-    params, rates = folder / "params.yaml", ("rate: 0.002", "rate: 0.5")
+    rates = "rate: 0.002", "rate: 0.5"
     edit(
         folder / "cli/stages/train_stage.py",
         "    training = trainer.lead(",
@@ -219,10 +215,3 @@ def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(project: Path, 
     code, output = edited_meanwhile(folder, Edit("diffusion/train/loop.py", constant, f"# Some.\n{constant}"))
     assert code == 0, output
     assert "resuming after step 12 of 12" in output
-
-    edit(params, *rates)
-    assert run_python(folder, "-m", "dvc", "commit", "--force", "train").wait(60) == 0
-    output, _ = run_python(folder, "-c", RUN_TRAIN).communicate(timeout=120)
-    assert "==> train: up to date\n" in output
-    assert "other settings (train.lr.rate 0.002 → 0.5): training again" in output
-    assert "train.lr.rate" not in run_python(folder, "-c", RUN_TRAIN).communicate(timeout=120)[0]
