@@ -148,7 +148,9 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     check_mlflow()
     done: dict[str, str | None] = {}
     with interrupt_on_signal(), hold_run_lock():
-        if not (push or fresh or keep) and prefect_url() is None and _is_up_to_date():
+        # One call of DVC instead of one per stage, and no temporary server.
+        needs_server = push or fresh or keep or prefect_url() is not None
+        if not needs_server and is_unchanged() and not _raw_files_changed():
             done = dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
         else:
@@ -157,11 +159,6 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
         # Without effect after a flow that completed: every step is in `done`.
         asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))
     return done["register"] or ""
-
-
-def _is_up_to_date() -> bool:
-    """Return whether no stage has work: one call of DVC instead of one per stage, and no temporary server."""
-    return is_unchanged() and not _raw_files_changed()
 
 
 def _start_flow(done: dict[str, str | None], **options: bool) -> "Awaitable[State]":

@@ -43,7 +43,10 @@ def evaluate_images(options: Evaluate) -> None:
     opened = None if options.paper is None else open_paper(options.paper)
     if options.path is None or options.against is None:
         assert opened is not None, "else it was refused"
-        return show_sweep(opened, options.as_json)
+        found = compare_cells(opened, read_scores(SCORES).cells)
+        if options.as_json:
+            return typer.echo(json.dumps(_as_json(opened, found), indent=2))
+        return _show(opened, found)
     if options.out is not None:
         check_output(options.out, "--out")
     idle = os.path.exists(options.against) and not is_prepared(options.against)
@@ -51,13 +54,14 @@ def evaluate_images(options: Evaluate) -> None:
     document = _scored(options.path, options.against, options)
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
+    found = [] if opened is None else compare_scores(opened, _spaces(document))
     if options.as_json:
-        extra = {} if opened is None else {"paper": paper_json(opened, document)}
-        print(json.dumps({**document, **extra}, indent=2, sort_keys=True))
-        return
+        extra = {} if opened is None else {"paper": _as_json(opened, found)}
+        return print(json.dumps({**document, **extra}, indent=2, sort_keys=True))
     show_scores(document)
     if opened is not None:
-        show_comparison(opened, document)
+        typer.echo()
+        _show(opened, found)
 
 
 Score = Callable[..., dict[str, Any]]
@@ -117,29 +121,9 @@ def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> d
     return {name: given if name in takes else {} for name in names}
 
 
-def paper_json(paper: Paper, document: dict[str, Any]) -> dict[str, Any]:
-    """Return the comparison of the paper with a scores document as JSON values."""
-    return _as_json(paper, _compare(paper, document))
-
-
-def show_comparison(paper: Paper, document: dict[str, Any]) -> None:
-    """Print the comparison of the paper with a scores document."""
-    typer.echo()
-    _show(paper, _compare(paper, document))
-
-
-def _compare(paper: Paper, document: dict[str, Any]) -> list[FigureComparison]:
+def _spaces(document: dict[str, Any]) -> list[SpaceScores]:
     spaces = [document, *document.get("spaces", {}).values()]
-    return compare_scores(paper, [SpaceScores(one["card"], one["scores"]) for one in spaces])
-
-
-def show_sweep(paper: Paper, as_json: bool) -> None:
-    """Print the paper's scores, each with the cell of metrics/scores.json of the nearest protocol."""
-    found = compare_cells(paper, read_scores(SCORES).cells)
-    if as_json:
-        typer.echo(json.dumps(_as_json(paper, found), indent=2))
-    else:
-        _show(paper, found)
+    return [SpaceScores(one["card"], one["scores"]) for one in spaces]
 
 
 def _as_json(paper: Paper, found: Sequence[FigureComparison]) -> dict[str, Any]:

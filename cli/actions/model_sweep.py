@@ -50,7 +50,10 @@ def sweep_model(options: Sweep) -> None:
 def _axes(usual: SweepConfig, given: dict[str, str]) -> SweepConfig:
     """Return the grid of the given axes, the others as in params.yaml; UsageError for invalid values."""
     listed = {
-        axis: [None if part == "none" and _is_nullable(axis) else part for part in _parts(text)]
+        axis: [
+            None if part == "none" and _is_nullable(axis) else part
+            for part in map(str.strip, text.split(","))
+        ]
         for axis, text in given.items()
     }
     return validate(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
@@ -59,10 +62,6 @@ def _axes(usual: SweepConfig, given: dict[str, str]) -> SweepConfig:
 def _is_nullable(axis: str) -> bool:
     """Return whether `none` is a value of an axis, and a sampler's option has no value by default."""
     return axis not in MODEL_AXES and OPTIONS[axis].default is None
-
-
-def _parts(values: str) -> list[str]:
-    return [part.strip() for part in values.split(",")]
 
 
 def _log(document: ScoresDocument, data: str, selection: ModelOptions) -> str | None:

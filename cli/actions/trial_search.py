@@ -126,11 +126,7 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
     UsageError if a point is no valid configuration or does not fit the data, or if the reference is missing.
     """
     assert config.search is not None, "it has the section"
-
-    def is_valid(changed: dict[str, Any], origin: str) -> object:
-        return parse(changed, origin)
-
-    refuse_invalid(values, config.search, is_valid)
+    refuse_invalid(values, config.search, parse)
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta

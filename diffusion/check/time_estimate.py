@@ -100,11 +100,8 @@ def cell_times(project: Project, found: Measurement) -> dict[Cell, TimeRange]:
 
 
 def _finding(message: str, part: str, total: TimeRange, **more: Any) -> Finding:
-    return Finding("ok", SUBJECT, message, values={"part": part, "hours": _hours(total), **more})
-
-
-def _hours(total: TimeRange) -> dict[str, float]:
-    return total.scaled(1 / HOUR)._asdict()
+    hours = total.scaled(1 / HOUR)._asdict()
+    return Finding("ok", SUBJECT, message, values={"part": part, "hours": hours, **more})
 
 
 def format_range(total: TimeRange) -> str:

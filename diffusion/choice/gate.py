@@ -10,7 +10,6 @@ from diffusion.protocol.card import (
     REAL_IMAGE_FIELDS,
     describe_difference,
 )
-from diffusion.protocol.scores import ImageScores
 
 # The fields of a card with versions of the code. Weights can be scored again with the current ones.
 CODE_VERSIONS = frozenset(
@@ -49,7 +48,9 @@ def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
         return Verdict(
             False, f"not comparable with {name}: the protocols differ in {describe_difference(fields)}"
         )
-    shared = {key: cell for key, cell in candidate.items() if _is_shared(key, cell, champion)}
+    shared = {
+        key: cell for key, cell in candidate.items() if key in champion and not card_diff(champion[key], cell)
+    }
     cell, metric, value = best_cell(shared)
     found = gap(candidate[cell], champion[bar], metric)
     reason = f"{metric} {value:.5g} ({cell}) against {name}'s {theirs:.5g} ({bar})"
@@ -73,10 +74,6 @@ def outdated_best_cell(candidate: Cells, champion: Cells) -> str | None:
     fields = card_diff(champion[bar], candidate[bar])
     fewer = any((fields[name][1] or 0) < (fields[name][0] or 0) for name in fields.keys() & REAL_COUNTS)
     return bar if fields and not fewer and fields.keys() <= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) else None
-
-
-def _is_shared(name: str, cell: ImageScores, champion: Cells) -> bool:
-    return name in champion and not card_diff(champion[name], cell)
 
 
 def _weights(cells: Cells) -> str:

@@ -121,7 +121,7 @@ class Engine:
         model does not allow these settings, or a guide is missing; Full if too many images are held.
         """
         job = Job(0, settings, indices, condition, custom)
-        size = min(CHUNK_SIZE, self.rows // job.rows_per_image)
+        size = min(CHUNK_SIZE, self.rows // settings.guided_nfe)
         job.chunks = split_job(job, self.loaded, self.device, size, self._noise_pool, self.guides)
         job.nfe = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
@@ -130,7 +130,8 @@ class Engine:
                     f"{held} images are being made: with {len(job)} more it would be over {self.max_images}"
                 )
             self._added += 1
-            job.number, job.served = self._added, initial_service(self._jobs.values())
+            job.number = self._added
+            job.served = min((other.served for other in self._jobs.values()), default=0)
             self._jobs[job.number] = job
         return job
 
@@ -146,7 +147,8 @@ class Engine:
         """
         made = ForwardPass()
         with self._lock:
-            started = [chunk for chunk in self._next_chunks() if self._starts(chunk, made)]
+            waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
+            started = [one for one in select_chunks(waiting, self.rows) if self._starts(one, made)]
             chunks = [chunk for chunk in started if not chunk.job.ended]  # by a failure of another chunk
         if not chunks:
             return made
@@ -169,10 +171,6 @@ class Engine:
 
     def _held(self) -> int:
         return sum(map(len, self._jobs.values()))
-
-    def _next_chunks(self) -> list[Chunk]:
-        waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
-        return select_chunks(waiting, self.rows)
 
     def _starts(self, chunk: Chunk, made: ForwardPass) -> bool:
         """Return whether the chunk has a pending call; a trajectory that fails to start ends its job."""
@@ -227,11 +225,6 @@ def select_chunks(chunks: Iterable[Chunk], rows: int) -> list[Chunk]:
         if not rows:
             break
     return selected
-
-
-def initial_service(jobs: Iterable[Job]) -> int:
-    """Return the service that a new job starts with: that of the least served of these jobs."""
-    return min((job.served for job in jobs), default=0)
 
 
 def _priority(chunk: Chunk) -> tuple[int, int, int, int]:

@@ -61,11 +61,6 @@ class Job:
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
-    def rows_per_image(self) -> int:
-        """The most rows of a pass that an image takes: more under guidance."""
-        return self.settings.guided_nfe
-
 
 class ChunkStep(NamedTuple):
     """A step of some of a job's images, a slice of them."""

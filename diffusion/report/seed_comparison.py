@@ -69,7 +69,7 @@ class SeedComparison(NamedTuple):
 
 def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedComparison]:
     """Return a comparison for each score of the report's table at the best cell; empty without others."""
-    own = _seed(document)
+    own = document.training.seed if document.training else None
     cells = by_seed(document, others, document.best.cell)
     found = []
     for metric, heading in score_tables.score_columns(document, document.spec).items():
@@ -161,7 +161,3 @@ def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
     label = score_tables.short_names(document.spec)["distance"]
     title = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
     return Markup(as_svg(score_curve(points, label), "seeds", title))
-
-
-def _seed(document: ScoresDocument) -> int | None:
-    return document.training.seed if document.training else None

@@ -38,11 +38,6 @@ class Range(Section):
             raise ValueError(f"log needs low > 0 (got {self.low})")
         return self
 
-    @property
-    def is_integer(self) -> bool:
-        """Whether the values are integers."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
-
 
 Point = dict[str, Any]
 """A value for each searched field, by its dotted name."""

@@ -168,8 +168,8 @@ def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
     for name, values in sorted_fields(section):
         if not isinstance(values, Range):
             found[name] = CategoricalDistribution(tuple(map(canonical_json, values)))
-        elif values.is_integer:
-            found[name] = IntDistribution(int(values.low), int(values.high), log=values.log)
+        elif isinstance(values.low, int) and isinstance(values.high, int):
+            found[name] = IntDistribution(values.low, values.high, log=values.log)
         else:
             found[name] = FloatDistribution(values.low, values.high, log=values.log)
     return found
