@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.selection import describe_disagreement, describe_selection
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
-from diffusion.protocol.grid import cell_order
-from diffusion.protocol.options import format_value
-from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER, model_name
-from tracking.mlflow_pages import run_link, score_names, score_table, version_link
+from tracking.mlflow_pages import cells_table, markdown_table, run_link, version_link
 from tracking.registry.registered_models import find_registered
 from tracking.runs.run_lookup import read_identity
 from tracking.runs.scored_runs import data_name, find_training_run
@@ -55,7 +52,8 @@ async def publish_summary(decision: str) -> None:
 
 def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str:
     """Return Markdown: a row per cell with the best one first, its images, links."""
-    parts = [f"Best: {describe_selection(document.best)}", describe_disagreement(document), _table(document)]
+    best = f"Best: {describe_selection(document.best)}"
+    parts = [best, describe_disagreement(document), cells_table(document)]
     parts += _picture(samples / document.best.cell, document.best.cell)
     parts += _listed(links)
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -65,13 +63,13 @@ def evaluation_markdown(values: JsonObject) -> str:
     """Return Markdown for the scores of `diffctl evaluate`: a row per score with its interval."""
     scores, reference = values["scores"], values["reference"]
     floor = reference.get("floor", {})
-    lines = [["score", "value", "interval", "real, held out"], ["---", "---:", "---:", "---:"]]
+    rows = []
     for name, value in scores.items():
         if not name.endswith(NO_SCORE):
             ends = [f"{scores[f'{name}{end}']:.4g}" for end in ("_low", "_high") if f"{name}{end}" in scores]
             real = f"{floor[name]:.4g}" if name in floor else ""
-            lines.append([name, f"{value:.4g}", " to ".join(ends), real])
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            rows.append([name, f"{value:.4g}", " to ".join(ends), real])
+    table = markdown_table(["score", "value", "interval", "real, held out"], rows)
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
     title = f"{images} against {reference['name']}, extractor {values['extractor']}"
     return f"{title}\n\n{table}\n"
@@ -84,17 +82,6 @@ def _listed(links: Links) -> Iterator[str]:
         lines.extend(f"- {line}" for line in links())
     if lines:
         yield "\n".join(lines)
-
-
-def _table(document: ScoresDocument) -> str:
-    winner, names = document.cells[document.best.cell], score_names(document)
-    cells = sorted(document.cells.values(), key=lambda cell: (cell is not winner, cell_order(cell.axes)))
-    rows = ([_describe_cell(cell), *(f"{cell.scores[name]:.4g}" for name in names)] for cell in cells)
-    return score_table(names, rows)
-
-
-def _describe_cell(cell: CellScores) -> str:
-    return ", ".join(f"{axis} {format_value(value)}" for axis, value in cell.axes.items())
 
 
 def _picture(folder: Path, name: str) -> Iterator[str]:

@@ -144,7 +144,7 @@ def _network_options(params: Tags) -> str:
 def scores_note(document: ScoresDocument) -> str:
     """Describe the scores of a training: its best cell, a table of all, and the reference."""
     best = describe_selection(document.best)
-    return f"\nBest: {best}.\n\n{_cells_table(document)}\n\n{_reference_text(document)}\n"
+    return f"\nBest: {best}.\n\n{cells_table(document)}\n\n{_reference_text(document)}\n"
 
 
 def describe_version(
@@ -159,7 +159,7 @@ def describe_version(
     if with_montage:
         address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
         parts.append(f"![samples](get-artifact?{address})")
-    parts += [_cells_table(document), _reference_text(document)]
+    parts += [cells_table(document), _reference_text(document)]
     if document.protocol is not None:
         found = score_mismatches(document, document.protocol, artefact.process.model_dump(mode="json"))
         listed = "".join(f"\n- {_escape(str(one))}" for one in found)
@@ -191,31 +191,26 @@ def samples_montage(document: ScoresDocument, samples: Path = SAMPLES) -> bytes 
     return png_bytes(tile(store)) if store.meta["card"].get("model_sha256") == wanted else None
 
 
-def score_names(document: ScoresDocument) -> list[str]:
-    """Return the scores that are columns of a table: those that every cell has."""
-    spec, cells = document.spec, document.cells.values()
-    names = [spec.distance, "excess", spec.kernel_distance]
-    return [name for name in names if all(name in cell.scores for cell in cells)]
-
-
-def score_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of cells (first column) and these scores, right-aligned; `rows` are texts."""
-    lines = [["cell", *names], ["---", *["---:"] * len(names)], *rows]
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table of texts; all columns but the first are right-aligned."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells_table(document: ScoresDocument) -> str:
-    """Return the cells' scores with the best in bold: of a large sweep the fewest steps, and the best."""
-    names, best = score_names(document), document.best.cell
-    cells = sorted(document.cells, key=lambda name: cell_order(document.cells[name].axes))
-    shown = {best, *[name for name in cells if name != best][: MAX_ROWS - 1]}
+def cells_table(document: ScoresDocument) -> str:
+    """Return the cells' scores in Markdown, the best first and in bold: of a large sweep the fewest steps."""
+    spec, best = document.spec, document.cells[document.best.cell]
+    names = [spec.distance, "excess", spec.kernel_distance]
+    names = [name for name in names if all(name in cell.scores for cell in document.cells.values())]
+    cells = sorted(document.cells.values(), key=lambda cell: (cell is not best, cell_order(cell.axes)))
     rows = []
-    for name in filter(shown.__contains__, cells):
-        cell, mark = document.cells[name], "**" * (name == best)
+    for cell in cells[:MAX_ROWS]:
+        mark = "**" * (cell is best)
         values = (f"{cell.scores[metric]:.4g}" for metric in names)
         rows.append([f"{mark}{_escape(describe_cell(cell.axes))}{mark}", *values])
-    left = len(cells) - len(shown)
-    return score_table(names, rows) + (f"\n\n{left} more cells are in its scores.json." if left else "")
+    left = len(cells) - len(rows)
+    text = f"\n\n{left} more cells are in its scores.json." if left else ""
+    return markdown_table(["cell", *names], rows) + text
 
 
 def _reference_text(document: ScoresDocument) -> str:
