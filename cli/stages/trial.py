@@ -103,7 +103,8 @@ def run_trial(options: SearchTrial) -> None:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
     if config.search is None or not folder.name.isdecimal():
         raise UsageError(f"{folder} is no trial of a search: `diffctl search` makes them")
-    _die_with_search()
+    if starter := os.environ.pop(STARTER, None):  # a leftover training would block the next search
+        die_with_parent(int(starter), "the search of this trial")
     fetch_pretrained(config.train.init_from)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
@@ -122,13 +123,6 @@ def run_trial(options: SearchTrial) -> None:
             except DiffctlError as error:
                 result = TrialResult("failed", reason=str(error)[:1000])
             write_result(folder, result)
-
-
-def _die_with_search() -> None:
-    """End with the search, since a leftover training would block the next search."""
-    starter = os.environ.pop(STARTER, None)
-    if starter is not None and not die_with_parent(int(starter)):
-        raise DiffctlError("the search of this trial has ended")
 
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:

@@ -17,7 +17,7 @@ from typing import TypeVar, TypeVarTuple
 
 import psutil
 
-from diffusion.system.errors import TemporaryError
+from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.memory import keep_freed_memory
 
 MAX_WORKERS = 32  # beyond that the disk is the limit
@@ -48,11 +48,15 @@ def start_time(pid: int) -> str | None:
         return None
 
 
-def die_with_parent(parent: int) -> bool:
-    """Let the kernel kill this process with its parent, even by SIGKILL; False if that has ended."""
+def die_with_parent(parent: int, what: str) -> None:
+    """Let the kernel kill this process with its parent, even by SIGKILL; DiffctlError if that has ended.
+
+    `what` names the parent in the error.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
+    if os.getppid() != parent:
+        raise DiffctlError(f"{what} has ended")
 
 
 def group_processes(group: int) -> list[psutil.Process]:

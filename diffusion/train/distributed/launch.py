@@ -72,7 +72,8 @@ def launch_ranks(
     has failed; none outlives this process. UsageError for more ranks than images in a batch.
     """
     if _is_launched():
-        _die_with_parent()
+        starter = int(os.environ.get(STARTED_BY, os.getppid()))
+        die_with_parent(starter, "the training's first process")
         with _launched_rank(waiting, check) as group:
             yield group
     elif (count := process_count(train)) == 1:
@@ -207,10 +208,3 @@ def _rank_device(local_world: int) -> torch.device:
     if local_world > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // local_world))
     return torch.device("cpu")
-
-
-def _die_with_parent() -> None:
-    """Let the kernel kill this process together with the one that started it."""
-    starter = os.environ.get(STARTED_BY, os.getppid())
-    if not die_with_parent(int(starter)):
-        raise DiffctlError("the training's first process has ended")
