@@ -35,9 +35,15 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, env=child_environment())
 
 
-def failing(stage: str, force: bool = False) -> DiffctlError | Interrupted:
+def committed_clone(toy: Path, clone: Path) -> None:
+    """Commit the project and clone it."""
+    commit(toy, "made")
+    run("git", "clone", "--quiet", str(toy), str(clone))
+
+
+def failing(stage: str) -> DiffctlError | Interrupted:
     with pytest.raises((DiffctlError, Interrupted)) as caught:
-        asyncio.run(reproduce(stage, force=force))
+        asyncio.run(reproduce(stage))
     return caught.value
 
 
@@ -168,15 +174,36 @@ def test_a_cancelled_task_leaves_no_process(toy: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_clean_clone_reruns_nothing_and_pulls_initial_weights_when_training_needs_them(
+def test_a_clean_clone_with_a_remote_reruns_nothing(
     toy: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path_factory.mktemp("clones")
+
+    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    asyncio.run(push_outs())
+    committed_clone(toy, other / "clone")
+    monkeypatch.chdir(other / "clone")
+    capsys.readouterr()
+    for stage in ("data", "train"):
+        asyncio.run(reproduce(stage))
+    assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
+
+
+@pytest.mark.slow
+def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
+    toy: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    other = tmp_path_factory.mktemp("clones")
     sha256 = "5eed" * 16
     start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
+
     bring = (
         "from diffusion.train.train_config import PretrainedConfig\n"
         "from flows.dvc_stage import fetch_pretrained\n"
@@ -187,22 +214,15 @@ def test_a_clean_clone_reruns_nothing_and_pulls_initial_weights_when_training_ne
     write_text(toy / start, content)
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
     run("dvc", "add", str(start))
-    for stage in ("data", "train"):
-        asyncio.run(reproduce(stage))
+    asyncio.run(reproduce("data"))
     asyncio.run(push_outs())
-    commit(toy, "made")
-    run("git", "clone", "--quiet", str(toy), str(other / "clone"))
+    committed_clone(toy, other / "clone")
     monkeypatch.chdir(other / "clone")
-    capsys.readouterr()
-    for stage in ("data", "train"):
-        asyncio.run(reproduce(stage))
-    assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
-
     be(other / "clone", "train", bring)
     assert not start.exists()
     (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
     sent.rename(other / "lost")
-    error = failing("train", force=True)
+    error = failing("train")
     assert isinstance(error, StageFailed)
     assert error.retry, "the remote may return"
     assert "`dvc pull start/5eed" in str(error)

@@ -4,24 +4,26 @@ import asyncio
 import os
 import signal
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from diffusion.layout import MODEL
-from diffusion.model.model_file import save_artefact
+from diffusion.model.model_file import read_artefact
 from diffusion.sample.shards import cells_folder
-from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
 from flows.pipeline_steps import check_options, run_steps
 from tests.closure import GRAPH
-from tests.conftest import command, environment
-from tests.flows.test_temporary_server import HOLD
-from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.prefect_home import recorded, with_database
+from tests.conftest import start_diffctl
+from tests.helpers.networks import small_model
+from tests.helpers.prefect_home import PrefectServer, recorded, with_database
 from tests.helpers.toy_project import be, processes_in, script, toy_project, wait_for_file
+from tests.helpers.training_process import DEADLINE
+from tests.helpers.waiting import wait_until
 from tracking.connectivity import MlflowDenied, MlflowError
 
 
@@ -53,12 +55,9 @@ def test_each_step_runs_once_in_order() -> None:
 
 
 def test_contradicting_options_are_refused_before_any_step(project: Path) -> None:
-    for options in (
-        {"push": True, "fresh": False, "keep": False},
-        {"push": False, "fresh": True, "keep": True},
-    ):
+    for push, fresh, keep in ((True, False, False), (False, True, True)):
         with pytest.raises(UsageError):
-            check_options(**options)
+            check_options(push=push, fresh=fresh, keep=keep)
 
 
 def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
@@ -70,9 +69,8 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
         asyncio.run(run_steps(do, others, push=False, fresh=True))
 
     resample()  # there is no model yet
-    spec = spec_of()
-    model = save_artefact(MODEL, network_of(spec).state_dict(), artefact_of(spec))
-    ours, other = cells_folder(model.model_sha256), cells_folder("0" * 64)
+    sha256 = read_artefact(small_model(MODEL)).model_sha256
+    ours, other = cells_folder(sha256), cells_folder("0" * 64)
     for folder in (ours, other):
         write_text(folder / "card/00000000-00000004.npy", "images")
     resample()
@@ -88,7 +86,6 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
         (MlflowError("no answer"), True),
         (MlflowDenied("wrong password"), False),
         (Interrupted("stopped", signal.SIGINT), False),
-        (DiffctlError("failed"), False),
         (ValueError("a bug"), False),
     ],
 )
@@ -110,81 +107,34 @@ def toy(tmp_path: Path, prefect_database: Path) -> Path:
     return toy_project(tmp_path)
 
 
-def started(
-    folder: Path, *arguments: str, url: str = "", env: dict[str, str] | None = None
-) -> "subprocess.Popen[str]":
-    """Start `diffctl run` in the folder, in its own session."""
-    return subprocess.Popen(
-        command("run", *arguments),
-        cwd=folder,
-        env=environment({"PREFECT_API_URL": url, **(env or {})}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def started(folder: Path, url: str = "", **env: str) -> "subprocess.Popen[str]":
+    """Start `diffctl run` in the folder."""
+    return start_diffctl(folder, "run", env={"PREFECT_API_URL": url, **env})
 
 
 @pytest.mark.slow
-def test_a_usage_error_ends_the_run_without_retry(toy: Path) -> None:
-    be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy)
-    output, errors = run.communicate(timeout=120)
-    assert run.returncode == 2
-    assert output.count("train at work") == 1
-    assert errors == "diffctl: stage train: train.lr must be above 0\n"
-    states = recorded(toy)
-    assert (states["data"], states["train"], states["pipeline"]) == ("Completed", "Failed", "Failed")
-    assert "sample" not in states
-    assert not processes_in(toy)
+def test_a_signal_saves_and_the_same_command_resumes(toy: Path) -> None:
+    stop(toy, signal.SIGINT, os.killpg)
+    again = stop(toy, signal.SIGTERM, os.kill)
+    assert again.count("==> data: up to date") == again.count("train at work") == 1
 
 
-RETRYING = """
-import asyncio
-from flows.prefect_server.temporary_server import prefect_server
-with prefect_server():
-    from flows.pipeline import pipeline
-    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
-"""
-
-
-@pytest.mark.slow
-def test_a_failed_step_is_retried_up_to_the_given_delays(toy: Path) -> None:
-    (toy / "count").write_text("0")
-    be(
-        toy,
-        "train",
-        "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
-        "if n <= 2: fail(DiffctlError('it diverged'))\n",
-    )
-    output, _ = script(toy, RETRYING, {"PREFECT_API_URL": ""}).communicate(timeout=180)
-    assert output.count("train at work") == 3
-    assert "stage train: it diverged; trying again in 0.1 s (1 of 2)" in output
-    assert recorded(toy)["train"] == "Completed"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_saves_and_the_same_command_resumes(
-    toy: Path, number: signal.Signals, whole_group: bool
-) -> None:
+def stop(toy: Path, number: signal.Signals, send: Callable[[int, int], None]) -> str:
+    """Stop a run while it trains; return its output."""
     be(toy, "train", "train()")
+    (toy / "begun").unlink(missing_ok=True)
     run = started(toy)
     wait_for_file(toy / "begun", seconds=120)
-    (os.killpg if whole_group else os.kill)(run.pid, number)
-    _, errors = run.communicate(timeout=180)
+    send(run.pid, number)
+    output, errors = run.communicate(timeout=180)
     assert run.returncode == 128 + number
-    assert (toy / "saved").exists()
+    assert (toy / "saved").read_text() == "SIGINT"
     assert errors.startswith(f"diffctl: stopped by {number.name}")
-    assert len(errors.splitlines()) == 1
+    assert errors.count("\n") == 1
     assert not processes_in(toy)
-    states = recorded(toy)
-    assert (states["data"], states["pipeline"]) == ("Completed", "Cancelled")
-
-    (toy / "be-train").unlink()
-    output, _ = started(toy).communicate(timeout=120)
-    assert "==> data: up to date" in output
-    assert "train at work" in output
+    assert recorded(toy)["pipeline"] == "Cancelled"
+    (toy / "saved").unlink()
+    return output
 
 
 @pytest.mark.slow
@@ -209,17 +159,78 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path, monkeypatch: pytest
     assert not is_unchanged()
 
 
+@pytest.fixture
+def prefect(prefect_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """A server of the user's own, in another folder."""
+    server = PrefectServer(tmp_path_factory.mktemp("server"))
+    with_database(server.folder, prefect_database)
+    yield server.start()
+    server.kill()
+
+
+RETRYING = """
+import asyncio
+from flows.prefect_server.temporary_server import prefect_server
+with prefect_server():
+    from flows.pipeline import pipeline
+    asyncio.run(pipeline(retry_delays=[0.1, 0.1], return_state=True))
+"""
+
+
 @pytest.mark.slow
-def test_prefect_api_url_selects_the_server(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = tmp_path_factory.mktemp("server")
-    with_database(other, toy / ".prefect")
-    server = script(other, HOLD, {"PREFECT_API_URL": ""})
-    wait_for_file(other / "url")
+def test_failed_steps_are_retried_and_refused_ones_are_not(toy: Path, prefect: PrefectServer) -> None:
+    """On the server at PREFECT_API_URL."""
+    (toy / "count").write_text("0")
+    counting = "n = int(Path('count').read_text()) + 1\nPath('count').write_text(str(n))\n"
+    be(toy, "reference", f"{counting}if n <= 2: fail(DiffctlError('it diverged'))\n")
     be(toy, "train", "fail(UsageError('train.lr must be above 0'))")
-    run = started(toy, url=(other / "url").read_text())
-    run.communicate(timeout=120)
-    (other / "enough").touch()
-    server.communicate(timeout=30)
-    assert run.returncode == 2
-    assert recorded(other)["pipeline"] == "Failed"
+    output, _ = script(toy, RETRYING, {"PREFECT_API_URL": prefect.url}).communicate(timeout=180)
+    assert [output.count(f"{stage} at work") for stage in ("reference", "train", "sample")] == [3, 1, 0]
+    assert "stage reference: it diverged; trying again in 0.1 s (1 of 2)" in output
+    # The server receives the events of tasks some time after the tasks ended.
+    states = {"reference": "Completed", "train": "Failed", "pipeline": "Failed"}
+    wait_until(lambda: states.items() <= recorded(prefect.folder).items())
+    assert "sample" not in recorded(prefect.folder)
     assert "pipeline" not in recorded(toy)
+    assert not processes_in(toy)
+
+
+WAIT = """
+Path("begun-STAGE").write_text("yes")
+while not Path("go-STAGE").exists():
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.long
+def test_run_survives_three_outages_of_prefect(toy: Path, prefect: PrefectServer) -> None:
+    """Kill and restart, hang and resume, then kill for good: every stage runs once."""
+    for stage in ("data", "train", "sample"):
+        be(toy, stage, WAIT.replace("STAGE", stage))
+    run = started(toy, prefect.url, PREFECT_CLIENT_MAX_RETRIES="4")
+
+    wait_for_file(toy / "begun-data", DEADLINE)
+    prefect.kill()
+    (toy / "go-data").touch()
+    wait_until(lambda: (toy / "dvc.lock").exists(), DEADLINE)
+    prefect.start()
+
+    wait_for_file(toy / "begun-train", DEADLINE)
+    prefect.signal(signal.SIGSTOP)
+    (toy / "go-train").touch()
+    wait_until(lambda: "train:" in (toy / "dvc.lock").read_text(), DEADLINE)
+    prefect.signal(signal.SIGCONT)
+
+    wait_for_file(toy / "begun-sample", DEADLINE)
+    complete = {("data", "Completed"), ("train", "Completed")}
+    wait_until(lambda: complete <= recorded(prefect.folder).items(), DEADLINE)
+    prefect.kill()
+    (toy / "go-sample").touch()
+    output, errors = run.communicate(timeout=180)
+    assert (toy / "page").exists()
+    for stage in ("data", "train", "sample", "evaluate", "report"):
+        assert output.count(f"{stage} at work") == 1
+    assert f"the Prefect server at {prefect.url} failed" in output
+    assert "continuing without it" in output
+    assert "Traceback" not in output + errors
+    assert not processes_in(toy)

@@ -1,5 +1,8 @@
 """The cells of a sweep: Prefect tasks where a server answers, else a loop."""
 
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,35 +14,36 @@ from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy_project import script
 
 
-def made_and_failing(made: list[str]) -> CellTasks:
-    """Four cells: the second fails, the others append their names to `made`."""
-
-    def fail() -> None:
-        raise RuntimeError("out of memory")
-
-    makers = {name: (lambda name=name: made.append(name)) for name in "abcd"}
-    return CellTasks({**makers, "b": fail})
-
-
-def test_a_failing_cell_leaves_the_others_alone_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+def fail() -> None:
+    raise RuntimeError("out of memory")
+
+
+def appending(made: list[str], names: str) -> dict[str, Callable[[], object]]:
+    """Return cells that append their names."""
+    return {name: (lambda name=name: made.append(name)) for name in names}
+
+
+def test_a_failing_cell_leaves_the_others_alone_and_is_named() -> None:
     made: list[str] = []
     with pytest.raises(DiffctlError, match=r"1 of 4 cells failed: b \(RuntimeError: out of memory\)"):
-        run_cells(made_and_failing(made))
+        run_cells(CellTasks({**appending(made, "abcd"), "b": fail}))
     assert made == ["a", "c", "d"]
 
 
 def test_without_a_reachable_server_the_cells_run_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
     made: list[str] = []
     with environment({"PREFECT_API_URL": "http://127.0.0.1:1/api"}):
-        run_cells(CellTasks({name: (lambda name=name: made.append(name)) for name in "ab"}))
+        run_cells(CellTasks(appending(made, "ab")))
     assert made == ["a", "b"]
     assert "no Prefect server answers" in capsys.readouterr().out
 
 
-def test_only_usage_errors_make_the_sweep_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
+def test_only_usage_errors_make_the_sweep_a_usage_error() -> None:
     def refuse() -> None:
         raise UsageError("eta is too large")
 
@@ -47,9 +51,7 @@ def test_only_usage_errors_make_the_sweep_a_usage_error(monkeypatch: pytest.Monk
         run_cells(CellTasks({"a": lambda: None, "b": refuse}))
 
 
-def test_an_interrupted_cell_ends_the_sweep_and_stays_pending(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)
-
+def test_an_interrupted_cell_ends_the_sweep_and_stays_pending() -> None:
     def stop() -> None:
         raise Interrupted("stopped", 2)
 
@@ -60,67 +62,49 @@ def test_an_interrupted_cell_ends_the_sweep_and_stays_pending(monkeypatch: pytes
 
 
 ON_A_SERVER = """
-import os, signal, sys
+import os, signal
+import psutil
 from flows.prefect_server.temporary_server import prefect_server
 from flows.sweep_cells import CellTasks, run_cells
 from diffusion.system.errors import DiffctlError, Interrupted
 
-def server():
-    import psutil
-    name = "flows.prefect_server.temporary_server"
-    return next(c for c in psutil.Process().children() if name in c.cmdline())
-
 def fail(): raise RuntimeError("out of memory")
-def lose(): server().kill()
 def stop(): os.kill(os.getpid(), signal.SIGTERM)
+def lose():
+    name = "flows.prefect_server.temporary_server"
+    next(child for child in psutil.Process().children() if name in child.cmdline()).kill()
 
-makers = {"a": lambda: print("made a"), "b": BEHAVIOUR, "c": lambda: print("made c")}
-code = 0
 with prefect_server():
-    try:
-        run_cells(CellTasks(makers))
-    except (DiffctlError, Interrupted) as error:
-        print(error)
-        code = error.exit_code
-sys.exit(code)
+    for behave in (fail, stop, lose):
+        a, b, c = (f"{behave.__name__} {cell}" for cell in "abc")
+        try:
+            run_cells(CellTasks({a: lambda: print("made a"), b: behave, c: lambda: print("made c")}))
+        except (DiffctlError, Interrupted) as error:
+            print(f"exit {error.exit_code}: {error}")
+        print("end")
+assert os.environ["PREFECT_API_URL"] == "", "as before"
 """
 
 
-def on_a_server(folder: Path, behaviour: str) -> tuple[int, list[str]]:
-    run = script(folder, ON_A_SERVER.replace("BEHAVIOUR", behaviour), {"PREFECT_API_URL": ""})
-    output, _ = run.communicate(timeout=120)
-    return run.returncode, output.splitlines()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, prefect_database: Path) -> Path:
+@pytest.mark.slow
+def test_on_a_server_each_cell_is_a_task_and_failures_lose_no_other_cell(
+    tmp_path: Path, prefect_database: Path
+) -> None:
     with_database(tmp_path, prefect_database)
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_on_a_server_each_cell_is_a_task(folder: Path) -> None:
-    code, lines = on_a_server(folder, "fail")
-    assert code == 1
-    assert [line for line in lines if line.startswith("made")] == ["made a", "made c"]
-    assert len(lines) == 4
-    assert recorded(folder) == {"sweep": "Failed", "a": "Completed", "b": "Failed", "c": "Completed"}
-
-
-@pytest.mark.slow
-def test_a_signal_in_a_cell_cancels_the_sweep(folder: Path) -> None:
-    code, lines = on_a_server(folder, "stop")
-    assert code == 143
-    assert lines[0] == "made a"
-    assert "stopped by SIGTERM" in lines[1]
-    assert len(lines) == 2
-    assert recorded(folder)["sweep"] == "Cancelled"
-
-
-@pytest.mark.slow
-def test_a_killed_server_loses_no_cell(folder: Path) -> None:
-    code, lines = on_a_server(folder, "lose")
-    assert code == 0
-    assert lines[:2] == ["made a", "made c"]
-    assert "continuing without it" in lines[2]
-    assert len(lines) == 3
+    run = script(tmp_path, ON_A_SERVER, {"PREFECT_API_URL": ""})
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    failed, stopped, lost, _ = (part.strip().splitlines() for part in output.split("end\n"))
+    assert [failed[0], failed[2], failed[3][:7]] == ["made a", "made c", "exit 1:"]
+    assert len(failed) == 4
+    states = recorded(tmp_path)
+    assert [states[f"fail {cell}"] for cell in "abc"] == ["Completed", "Failed", "Completed"]
+    assert stopped[0] == "made a"
+    assert stopped[1].startswith("exit 143: stopped by SIGTERM")
+    assert len(stopped) == 2
+    assert lost[:2] == ["made a", "made c"]
+    assert "continuing without it" in lost[2]
+    assert len(lost) == 3
+    with closing(sqlite3.connect(tmp_path / ".prefect/prefect.db")) as database:
+        sweeps = database.execute("SELECT state_name FROM flow_run ORDER BY created").fetchall()
+    assert sweeps[:2] == [("Failed",), ("Cancelled",)]

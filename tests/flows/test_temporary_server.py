@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffusion.system.errors import DiffctlError
-from flows.prefect_server.client import environment, is_healthy
+from flows.prefect_server.client import is_healthy
 from flows.prefect_server.temporary_server import prefect_server, wait_for_recorder
 from tests.helpers.prefect_home import with_database
 from tests.helpers.toy_project import processes_in, script, wait_for_file, wait_until_left
@@ -20,9 +20,7 @@ from flows.prefect_server.temporary_server import prefect_server
 with prefect_server() as url:
     assert os.environ["PREFECT_API_URL"] == url
     Path("url").write_text(url)
-    while not Path("enough").exists():
-        time.sleep(0.02)
-assert "PREFECT_API_URL" not in os.environ
+    time.sleep(60)
 """
 
 
@@ -35,43 +33,19 @@ def folder(tmp_path: Path, prefect_database: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_one_server_per_folder_until_the_block_ends(folder: Path) -> None:
+def test_one_server_per_folder_which_ends_when_its_run_is_killed(folder: Path) -> None:
     run = script(folder, HOLD)
     wait_for_file(folder / "url")
     assert is_healthy((folder / "url").read_text(), timeout=5)
     with pytest.raises(DiffctlError, match="another `diffctl run`"), prefect_server():
         pass
-    (folder / "enough").touch()
-    output, _ = run.communicate(timeout=30)
-    assert (run.returncode, output) == (0, "")
-    assert not processes_in(folder)
-    assert not is_healthy((folder / "url").read_text(), timeout=1)
-
-
-@pytest.mark.slow
-def test_the_server_ends_when_its_run_is_killed(folder: Path) -> None:
-    run = script(folder, HOLD)
-    wait_for_file(folder / "url")
     run.send_signal(signal.SIGKILL)
     run.wait(10)
     wait_until_left(folder)
 
 
 @pytest.mark.slow
-def test_an_unreachable_prefect_api_url_is_an_error(folder: Path) -> None:
-    url = "http://127.0.0.1:1/api"
-    with (
-        environment({"PREFECT_API_URL": url}),
-        pytest.raises(DiffctlError, match="no Prefect server answers at PREFECT_API_URL"),
-        prefect_server(),
-    ):
-        pass
-
-
-@pytest.mark.slow
-def test_a_failed_start_is_an_error_and_leaves_no_process(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_start_leaves_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     (folder / ".prefect/prefect.db").write_bytes(b"no database" * 1000)
     with pytest.raises(DiffctlError, match="did not start"), prefect_server():

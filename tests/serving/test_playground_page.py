@@ -15,16 +15,16 @@ from diffusion.layout import MODEL, PREPARED, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
-from tests.conftest import write_params
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.raw_data import random_images
 from tests.helpers.server_process import ServerProcess, scores_of, small_model, trained
-from tests.serving.test_app import offline
+from tests.serving.test_app import assert_offline
 from tracking.registry.model_registry import register
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 CLASSES = [f"class{i}" for i in range(10)]
+FITS = "document.documentElement.scrollWidth <= innerWidth"
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +38,26 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(here):
-    server = ServerProcess(here, name="playground")
-    yield server
-    server.kill()
+    with ServerProcess(here, name="playground") as server:
+        yield server
 
 
-@pytest.fixture(params=[WIDE, PHONE], ids=["wide", "phone"])
-def page(browser, server, request):
-    with browser.new_context(viewport=request.param, accept_downloads=True) as context:
-        yield opened(context, server)
+@pytest.fixture
+def page(browser, server):
+    """The page on a phone, which it fits at the end of each test."""
+    with browser.new_context(viewport=PHONE, accept_downloads=True) as context:
+        page = opened(context, server)
+        yield page
+        assert page.evaluate(FITS)
+        assert page.faults == []
 
 
 @pytest.fixture
 def wide(browser, server):
-    with browser.new_context(viewport=WIDE, accept_downloads=True) as context:
-        yield opened(context, server)
+    with browser.new_context(viewport=WIDE) as context:
+        page = opened(context, server)
+        yield page
+        assert page.faults == []
 
 
 def opened(context, server):
@@ -79,27 +84,29 @@ def shows(page, where, text):
     expect(page.locator(where)).to_contain_text(text, timeout=60_000)
 
 
+def fill(page, **settings):
+    for name, value in settings.items():
+        page.fill(f"#settings [name={name}]", str(value))
+
+
+def make(page, count):
+    page.click("#make .main")
+    shows(page, "#make .status", f"{count} in ")
+
+
 def pixels_of(image):
     source = image.get_attribute("src").partition(",")[2]
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))), dtype=int)
 
 
-def fits(page):
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
-    page.fill("#settings [name=num]", "3")
-    page.fill("#settings [name=seed]", "5")
-    page.fill("#settings [name=steps]", "6")
-    page.fill("#settings [name=eta]", "0.5")
+    fill(page, num=3, seed=5, steps=6, eta=0.5)
     page.press("#settings [name=eta]", "Enter")
     shows(page, "#make .status", "3 in ")
     images = page.locator("#make li img")
     settings = SampleSettings(steps=6, eta=0.5, seed=5)
-    wanted = offline(here / MODEL, settings, range(3))[..., 0].astype(int)
     shown = np.stack([pixels_of(images.nth(i)) for i in range(3)])
-    assert np.abs(shown - wanted).max() <= 1
+    assert_offline(shown, here / MODEL, settings, range(3))
     with page.expect_download() as download:
         page.locator("#make li a").nth(2).press("Enter")
     assert download.value.suggested_filename == "test-seed5-2-steps6-eta0.5.png"
@@ -109,16 +116,13 @@ def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
         assert np.array_equal(np.asarray(saved, dtype=int), shown[2])
     assert SampleSettings(**metadata["settings"]) == settings
     assert (metadata["index"], metadata["class"]) == (2, "class2")
-    assert fits(page)
-    assert page.faults == []
 
 
 def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     low, high = (page.locator(f"#settings [name={end}]") for end in ("low", "high"))
     assert low.is_disabled()
     assert high.is_disabled()
-    for field, value in (("num", "1"), ("steps", "10"), ("eta", "0"), ("guidance", "2")):
-        page.fill(f"#settings [name={field}]", value)
+    fill(page, num=1, steps=10, eta=0, guidance=2)
     shows(page, "#interval-note", "guided at 10 of 10 times: NFE 20 per image")
     for _ in range(40):
         high.press("ArrowLeft")
@@ -131,56 +135,43 @@ def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
     assert (low.input_value(), high.input_value()) == ("39", "40")
     low.press("Home")
     assert page.locator("#interval-ends").text_content() == "0 < σ/α ≤ 1"
-    page.click("#make .main")
-    shows(page, "#make .status", "1 in ")
+    make(page, 1)
     chosen = SampleSettings(steps=10, guidance=2.0, guidance_interval=(0.0, 1.0))
-    shown = pixels_of(page.locator("#make li img").first)
-    assert np.abs(shown - offline(here / MODEL, chosen, [0])[0, ..., 0].astype(int)).max() <= 1
+    assert_offline(pixels_of(page.locator("#make li img").first), here / MODEL, chosen, [0])
     high.press("End")
     assert page.locator("#interval-ends").text_content() == "everywhere"
     shows(page, "#interval-note", "NFE 20 per image")
-    page.fill("#settings [name=guidance]", "0")
+    fill(page, guidance=0)
     assert low.is_disabled()
-    assert fits(page)
-    assert page.faults == []
 
 
 def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp_path):
     guide = small_model(tmp_path / "early.safetensors", seed=1)
     scores = scores_of(small_model(tmp_path / MODEL))
     guidance = {"guidance": 1.0, "guide": guide.name, "guide_sha256": read_artefact(guide).model_sha256}
-    cells = {
-        name: cell.model_copy(update={"card": {**cell.card, **guidance}})
-        for name, cell in scores.cells.items()
-    }
-    write_scores_document(tmp_path / SCORES, scores.model_copy(update={"cells": cells}))
-    server = ServerProcess(tmp_path, name="playground")
-    try:
-        with browser.new_context(viewport=WIDE) as context:
-            page = opened(context, server)
-            select = page.locator("#settings [name=guide]")
-            assert select.input_value() == guide.name
-            assert select.locator("option").all_text_contents() == ["–", guide.name]
-            for field, value in (("num", "1"), ("steps", "4"), ("eta", "0")):
-                page.fill(f"#settings [name={field}]", value)
-            made = []
-            for value in (guide.name, ""):
-                select.select_option(value)
-                page.click("#make .main")
-                shows(page, "#make .status", "1 in ")
-                made.append(pixels_of(page.locator("#make li img").first))
-            page.fill("#settings [name=guidance]", "0")
-            assert select.is_disabled()
-            free = offline(tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])[0, ..., 0]
-            assert np.abs(made[1] - free.astype(int)).max() <= 1
-            assert np.abs(made[0] - made[1]).max() > 1
-            assert page.faults == []
-    finally:
-        server.kill()
+    for cell in scores.cells.values():
+        cell.card.update(guidance)
+    write_scores_document(tmp_path / SCORES, scores)
+    with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
+        page = opened(context, server)
+        select = page.locator("#settings [name=guide]")
+        assert select.input_value() == guide.name
+        assert select.locator("option").all_text_contents() == ["–", guide.name]
+        fill(page, num=1, steps=4, eta=0)
+        made = []
+        for value in (guide.name, ""):
+            select.select_option(value)
+            make(page, 1)
+            made.append(pixels_of(page.locator("#make li img").first))
+        fill(page, guidance=0)
+        assert select.is_disabled()
+        assert_offline(made[1], tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])
+        assert np.abs(made[0] - made[1]).max() > 1
+        assert page.faults == []
 
 
 def test_the_guidance_interval_is_set_by_mouse(wide):
-    wide.fill("#settings [name=guidance]", "2")
+    fill(wide, guidance=2)
     box = wide.locator("#settings .ends").bounding_box()
     middle = box["y"] + box["height"] / 2
     for start, end in ((box["x"] + 8, 0.25), (box["x"] + box["width"] - 8, 0.75)):
@@ -200,29 +191,19 @@ def test_intermediate_images_are_shown(wide):
             .observe(document.querySelector("#make .images"),
                 { subtree: true, attributeFilter: ["alt"], attributeOldValue: true });
     }""")  # what each change replaced: two that come together are one call, which would see the last alone
-    wide.fill("#settings [name=num]", "1")
-    wide.fill("#settings [name=steps]", "8")
-    wide.click("#make .main")
-    shows(wide, "#make .status", "1 in ")
+    fill(wide, num=1, steps=8)
+    make(wide, 1)
     assert "Image 0 after step 4" in wide.evaluate("window.seen")
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("steps", "101", "Steps: "),
-        ("eta", "50", "eta 50.0"),
-    ],
-)
-def test_an_invalid_setting_is_shown_on_the_page(wide, field, value, sentence):
-    wide.fill(f"#settings [name={field}]", value)
-    wide.click("#make .main")
-    shows(wide, "#make .wrong", sentence)
-    assert wide.locator("#make .wrong").is_visible()
-    assert wide.faults == []
-    wide.fill(f"#settings [name={field}]", "1" if field != "steps" else "2")
-    wide.click("#make .main")
-    shows(wide, "#make .status", "10 in ")
+def test_an_invalid_setting_is_shown_on_the_page(wide):
+    for field, value, sentence, valid in (("steps", 101, "Steps: ", 2), ("eta", 50, "eta 50.0", 1)):
+        fill(wide, **{field: value})
+        wide.click("#make .main")
+        shows(wide, "#make .wrong", sentence)
+        assert wide.locator("#make .wrong").is_visible()
+        fill(wide, **{field: valid})
+    make(wide, 10)
     assert not wide.locator("#make .wrong").is_visible()
 
 
@@ -235,33 +216,32 @@ def test_compare_shows_a_grid_of_steps_and_eta(page, here):
     shows(page, "#compare .status", "6 of 6 cells")
     rows = page.locator("#compare tbody tr")
     shown = rows.nth(1).locator("td").nth(1).locator("img")
-    wanted = offline(here / MODEL, SampleSettings(steps=4, eta=1.0), range(2))[..., 0].astype(int)
-    assert np.abs(np.stack([pixels_of(shown.nth(i)) for i in range(2)]) - wanted).max() <= 1
+    images = np.stack([pixels_of(shown.nth(i)) for i in range(2)])
+    assert_offline(images, here / MODEL, SampleSettings(steps=4, eta=1.0), range(2))
     assert "NFE 4" in rows.nth(0).locator("td").nth(1).text_content()
     assert "eta 50.0 does not fit 2 steps" in rows.nth(2).locator("td").nth(0).text_content()
-    assert fits(page)
+    assert page.evaluate(FITS)
     page.select_option("#settings [name=sampler]", "dpm-solver++")
     page.click("#compare .main")
     shows(page, "#compare .status", "2 of 2 cells")
     page.fill("#compare [name=steps]", "2, x")
     page.click("#compare .main")
     shows(page, "#compare .wrong", "Steps: give numbers with commas between them (got 2, x)")
-    assert page.faults == []
 
 
 def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
-    page.fill("#settings [name=steps]", "4")
+    fill(page, steps=4)
     page.click("#tab-between")
     page.fill("#between [name=frames]", "5")
     page.click("#between .main")
     shows(page, "#between .status", "5 images in")
     slider, at = page.locator("#between [type=range]"), page.locator("#between .at")
     slider.press("Home")
-    wanted = offline(here / MODEL, SampleSettings(steps=4), [0])[0, ..., 0].astype(int)
-    assert np.abs(pixels_of(at) - wanted).max() <= 1
+    first = pixels_of(at)
+    assert_offline(first, here / MODEL, SampleSettings(steps=4), [0])
     slider.press("ArrowRight")
     assert page.locator("#between .where").text_content() == "25 %"
-    assert not np.array_equal(pixels_of(at), wanted)
+    assert not np.array_equal(pixels_of(at), first)
     page.select_option("#between [name=kind]", "numbers")
     page.fill("#between [name=number1]", "4")
     page.click("#between .main")
@@ -275,8 +255,6 @@ def test_the_slider_moves_through_the_interpolation(page, here, tmp_path):
         page.set_input_files(f"#between [name=file{number}]", tmp_path / f"{number}.png")
     page.click("#between .main")
     shows(page, "#between .status", "5 images in")
-    assert fits(page)
-    assert page.faults == []
 
 
 def test_the_last_setting_is_marked_on_the_cost_curve(page):
@@ -284,20 +262,17 @@ def test_the_last_setting_is_marked_on_the_cost_curve(page):
     shows(page, "#cost .finding", "Make images: their setting and time are marked here")
     assert page.locator("#cost circle").count() == 2
     page.click("#tab-make")
-    page.click("#make .main")
-    shows(page, "#make .status", "10 in ")
+    make(page, 10)
     page.click("#tab-cost")
     shows(page, "#cost .finding", "NFE 8 per image")
     shows(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
     assert page.locator("#cost circle.chosen").count() == 1
-    page.fill("#settings [name=guidance]", "2")
+    fill(page, guidance=2)
     page.press("#settings [name=guidance]", "Enter")
     shows(page, "#make .status", "10 in ")
     page.click("#tab-cost")
     shows(page, "#cost .finding", "NFE 16 per image")
     shows(page, "#cost .finding", "The sweep has no cell with these settings")
-    assert fits(page)
-    assert page.faults == []
 
 
 def test_every_control_is_reachable_by_keyboard(wide):
@@ -318,7 +293,7 @@ def test_every_control_is_reachable_by_keyboard(wide):
     assert reached >= wanted | {"tab-make"}
 
 
-def test_the_focus_stays_and_the_focused_control_is_explained(wide):
+def test_the_focus_stays_when_a_request_is_stopped_and_the_focused_control_is_explained(wide):
     wide.focus("#settings [name=guidance]")
     assert "guidance_scale − 1" in wide.locator("#lesson").text_content()
     for field in wide.locator("#settings input:enabled, #settings select:enabled").all():
@@ -327,48 +302,29 @@ def test_the_focus_stays_and_the_focused_control_is_explained(wide):
             field.evaluate("field => field.closest('[title]').title")
             == wide.locator("#lesson").text_content()
         )
-    for button, text in ((".main", "10 in "), (".stop", "stopped")):
-        wide.fill("#settings [name=steps]", "4" if button == ".main" else "100")
+    for steps, text in ((100, "stopped"), (4, "10 in ")):  # a stopped request leaves room for another
+        fill(wide, steps=steps)
         wide.focus("#make .main")
         wide.keyboard.press("Enter")
-        if button == ".stop":
+        if text == "stopped":
             wide.focus("#make .stop")
             wide.keyboard.press("Enter")
         shows(wide, "#make .status", text)
         assert wide.evaluate("document.activeElement.className") == "main"
 
 
-def test_a_running_request_can_be_stopped(wide):
-    wide.fill("#settings [name=num]", "64")
-    wide.fill("#settings [name=steps]", "100")
-    wide.click("#make .main")
-    wide.click("#make .stop")
-    shows(wide, "#make .status", "stopped")
-    wide.fill("#settings [name=num]", "1")
-    wide.fill("#settings [name=steps]", "2")
-    wide.click("#make .main")
-    shows(wide, "#make .status", "1 in ")
-
-
-def test_a_registered_version_can_be_chosen(browser, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    write_params(tmp_path)
-    empty_database(tmp_path / "mlflow.db")
+def test_a_registered_version_can_be_chosen(browser, project):
+    empty_database(project / "mlflow.db")
     for seed, kernel in [(1, 0.1), (2, 0.2)]:
         trained(seed, kernel)
         register()
-    server = ServerProcess(tmp_path, "--champion", name="playground")
-    try:
+    with ServerProcess(project, "--champion", name="playground") as server:
         with browser.new_context(viewport=WIDE) as context:
             page = opened(context, server)
             shows(page, "#version", "diffctl-digits version 1, champion")
             page.select_option("#version", "2")
             shows(page, "#about", "version 2")
-            page.click("#make .main")
-            shows(page, "#make .status", "10 in ")
+            make(page, 10)
         server.process.send_signal(signal.SIGINT)
         assert server.process.wait(60) == 0
         assert server.log.read_text().endswith("version 2 serves now\n")
-    finally:
-        server.kill()
