@@ -1,6 +1,7 @@
 """Scores of ad-hoc images: folders, npz files and stores against each other or a prepared data set."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,27 +13,19 @@ from cli import main
 from diffusion.evaluate import adhoc
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_images, open_inputs
-from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.images.store import open_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import document_values
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
-from tests.helpers.digits_sweep import (
-    ONE_CELL,
-    make_config,
-    rewrite,
-    score_sweep,
-    write_cell,
-    write_prepared,
-)
+from tests.helpers.digits_sweep import ONE_CELL, make_config, rewrite, score_sweep, write_cell, write_prepared
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def root(tmp_path_factory, real):
     """A project with prepared data, a reference, and a cell's samples as store, npz and PNG files."""
     root, config = tmp_path_factory.mktemp("any-images"), make_config()
-    write_prepared(root / "prepared")
-    make_reference(config.evaluate, root / "prepared", root / "data/reference")
+    shutil.copytree(real / "prepared", root / "prepared")
+    shutil.copytree(real / "reference", root / "data/reference")
     store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
     np.savez(root / "cell.npz", store.images, store.labels)
     (root / "folder").mkdir()
@@ -97,20 +90,14 @@ def test_reference_without_held_out_images_has_no_floor():
     assert abs(document["scores"]["fd_effnet_lite0_64"]) < 1e-2
 
 
-@pytest.mark.parametrize("form", ["npz", "folder"])
-def test_fewer_than_two_images_are_refused_on_either_side(root, tmp_path, form):
-    image, path = np.zeros((8, 8, 1), np.uint8), tmp_path / f"few.{form}"
-    if form == "npz":
-        np.savez(path, image[None])
-    else:
-        path.mkdir()
-        Image.fromarray(image[:, :, 0]).save(path / "a.png")
-    for pair in ((path, root / "prepared"), (root / "cell.npz", path)):
-        with pytest.raises(DiffctlError, match=rf"at least 2 images, and .*{path.name} has 1"):
-            open_inputs(*pair)
-
-
 IMAGES = np.zeros((2, 8, 8, 1), np.uint8)
+
+
+def test_fewer_than_two_images_are_refused_on_either_side(root, tmp_path):
+    np.savez(tmp_path / "few.npz", IMAGES[:1])
+    for pair in ((tmp_path / "few.npz", root / "prepared"), (root / "cell.npz", tmp_path / "few.npz")):
+        with pytest.raises(DiffctlError, match=r"at least 2 images, and .*few.npz has 1"):
+            open_inputs(*pair)
 
 
 @pytest.mark.parametrize(
@@ -128,26 +115,29 @@ def test_unfit_npz_is_refused(tmp_path, arrays):
         open_images(tmp_path / "x.npz")
 
 
+def draw(path, size=8):
+    """Write a grey picture of noise."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size), np.uint8)).save(path)
+
+
 def test_damaged_files_are_named(tmp_path):
     (tmp_path / "x.npz").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DiffctlError, match=r"x\.npz"):
         open_images(tmp_path / "x.npz")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32), np.uint8)).save(folder / name)
-    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:500])
+    (tmp_path / "x.npz").unlink()
+    draw(tmp_path / "a.png", 32)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:500])
     with pytest.raises(DiffctlError, match=r"b\.png"):
-        open_images(folder)
+        open_images(tmp_path)
 
 
 def test_mixed_sizes_are_refused_and_lossy_files_cause_a_warning(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    draw(tmp_path / "a.jpg")
     with pytest.warns(DiffctlWarning, match="1 of the images"):
         assert open_images(tmp_path).images.shape == (1, 8, 8, 3)
     (tmp_path / "a.jpg").unlink()
-    for name, size in (("a.png", (8, 8)), ("b.png", (9, 9))):
-        Image.new("L", size).save(tmp_path / name)
+    draw(tmp_path / "a.png")
+    draw(tmp_path / "b.png", 9)
     with pytest.raises(DiffctlError, match=r"b\.png is 9×9, and a\.png is 8×8"):
         open_images(tmp_path)
 
@@ -169,8 +159,7 @@ def run(*arguments):
 def test_several_extractors_equal_single_runs():
     limits = ["--prc-images", 50, "--prc-samples", 40, "--json"]
     both = json.loads(run("cell.npz", "--against", "prepared", *TWO, *limits).stdout)
-    spaces = both.pop("spaces")
-    options = {"prc_images": 50, "prc_samples": 40}
+    spaces, options = both.pop("spaces"), {"prc_images": 50, "prc_samples": 40}
     assert both == scored("cell.npz", "prepared", **options)
     alone = scored("cell.npz", "prepared", extractor="effnet-lite0-96", **options)
     assert spaces == {
@@ -195,15 +184,12 @@ def test_unusable_extractors_are_refused_before_any_work(monkeypatch, options):
     assert isinstance(run("cell.npz", "--against", "prepared", *options).exception, UsageError)
 
 
-def test_command_prints_a_table():
-    printed = run("cell.npz", "--against", "prepared").stdout
+def test_command_prints_a_table_and_writes_scores_and_card(tmp_path):
+    out = tmp_path / "kept/scores.json"
+    printed = run("cell.npz", "--against", "prepared", "--out", out).stdout
     for words in ("fd_effnet_lite0_64", "60 images", "real, held out", "120 images of digits (train)"):
         assert words in printed
-
-
-def test_command_writes_scores_and_card(tmp_path):
-    out = tmp_path / "kept/scores.json"
-    printed = run("cell.npz", "--against", "prepared", "--out", out, "--json").stdout
+    printed = run("cell.npz", "--against", "prepared", "--json").stdout
     assert json.loads(printed) == json.loads(out.read_text())
     assert "--out" in str(run("--paper", "ddim", "--out", out).exception)
     assert "is a folder" in str(run("cell.npz", "--against", "prepared", "--out", tmp_path).exception)

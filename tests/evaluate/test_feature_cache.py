@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from diffusion.evaluate import feature_cache
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
-from diffusion.evaluate.features.extractors import Features, extract, load_extractor
+from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import kernel_distance, moments, torch_fidelity_scores
 from diffusion.evaluate.scores.scorer import Scorer
@@ -18,6 +18,7 @@ from diffusion.images.store import write_store
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.checksums import write_checksummed
 from diffusion.system.errors import DiffctlWarning
+from diffusion.system.files import disk_usage
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +29,15 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-@pytest.fixture(scope="module")
-def extractor():
-    return load_extractor("effnet-lite0-64")
+def stored(path, seed):
+    """Return a store of 11 images, in blocks of 4 and 7."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (11, 8, 8, 1), dtype=np.uint8)
+    return write_store(path, pixels, None, {"name": path.name})
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Return a store of 11 images, in blocks of 4 and 7."""
-    return stored(tmp_path / "images", 0, 11)
-
-
-def stored(path, seed, count):
-    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
-    return write_store(path, pixels, None, {"name": path.name})
+    return stored(tmp_path / "images", 0)
 
 
 def seen(extractor, *stores):
@@ -69,10 +65,7 @@ def test_blocks_cover_every_image_once(count):
 def test_second_call_reads_the_cache(extractor, images, cache):
     (first,), calls = seen(extractor, images)
     assert (calls[0], calls[-1]) == ((0, 11), (11, 11))
-    assert [path.name for path in files(cache)] == [
-        "000000000-000000004.features",
-        "000000004-000000011.features",
-    ]
+    assert [path.stem for path in files(cache)] == ["000000000-000000004", "000000004-000000011"]
     (again,), calls = seen(extractor, images)
     assert calls == []
     assert same(first, again)
@@ -104,39 +97,36 @@ def test_interrupted_extraction_resumes(extractor, images, cache):
     assert same(found, whole)
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "empty", "renamed"])
-def test_damaged_block_is_extracted_again(extractor, images, cache, damage):
+def storing(**shapes):
+    """Return a function that replaces a block by zeros of these shapes, with a valid checksum."""
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return lambda path, other: write_checksummed(
+        path, lambda file: file.write(save(arrays)), f"{path.parent.name}/{path.name}"
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path, other: path.write_bytes(path.read_bytes()[:-5]),
+        lambda path, other: path.write_bytes((data := path.read_bytes())[:300] + b"?" + data[301:]),
+        lambda path, other: path.write_bytes(other.read_bytes()),
+        storing(features=(4, 1280)),
+        storing(features=(4, 1279), logits=(4, 1000)),
+        storing(logits=(4, 1000)),
+    ],
+    ids=["cut", "byte", "renamed", "no logits", "other width", "no features"],
+)
+def test_damaged_or_unfit_block_is_extracted_again(extractor, images, cache, damage):
     (whole,), _ = seen(extractor, images)
     path, other = files(cache)
     data = path.read_bytes()
-    if damage == "renamed":
-        path.write_bytes(other.read_bytes())
-    else:
-        changed = bytes([data[300] ^ 1])
-        made = {"cut": data[:-5], "bit": data[:300] + changed + data[301:], "empty": b""}
-        path.write_bytes(made[damage])
+    damage(path, other)
     with pytest.warns(DiffctlWarning, match="are damaged .* extracting them again"):
         (found,), calls = seen(extractor, images)
     assert calls[-1] == (4, 4)
     assert same(found, whole)
     assert path.read_bytes() == data
-
-
-@pytest.mark.parametrize(
-    "arrays",
-    [
-        {"features": np.zeros((4, 1280), np.float32)},
-        {"features": np.zeros((4, 1279), np.float32), "logits": np.zeros((4, 1000), np.float32)},
-        {"logits": np.zeros((4, 1000), np.float32)},
-    ],
-)
-def test_block_with_unfit_arrays_is_extracted_again(extractor, images, cache, arrays):
-    (whole,), _ = seen(extractor, images)
-    path = files(cache)[0]
-    write_checksummed(path, lambda file: file.write(save(arrays)), f"{path.parent.name}/{path.name}")
-    with pytest.warns(DiffctlWarning, match="damaged"):
-        (found,), _ = seen(extractor, images)
-    assert same(found, whole)
 
 
 def test_unwritable_cache_is_only_a_warning(extractor, images, tmp_path, monkeypatch):
@@ -148,16 +138,14 @@ def test_unwritable_cache_is_only_a_warning(extractor, images, tmp_path, monkeyp
 
 
 def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, monkeypatch):
-    other, third = stored(tmp_path / "b", 1, 11), stored(tmp_path / "c", 2, 11)
+    other, third = stored(tmp_path / "b", 1), stored(tmp_path / "c", 2)
     for at, store in enumerate((images, other), 1):
         before = set(cache_folder().glob("*"))
         seen(extractor, store)
         (made,) = set(cache_folder().iterdir()) - before
         os.utime(made, (at, at))  # long ago, since file times may be coarse
     seen(extractor, images)  # used again
-    (size,) = {
-        sum(path.stat().st_blocks * 512 for path in folder.iterdir()) for folder in cache_folder().iterdir()
-    }
+    (size,) = {disk_usage(folder) for folder in cache_folder().iterdir()}
     monkeypatch.setattr(feature_cache, "MAX_BYTES", 2 * size)
     seen(extractor, third)
     assert seen(extractor, images)[1] == []
@@ -166,12 +154,10 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
 
 def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):
     """Scoring adds 12 bytes for each number of a set: 8, and 4 of a shuffled copy."""
-    for module, name, value in [
-        *((module, "BLOCK", 64) for module in (moments, torch_fidelity_scores, kernel_distance)),
-        *((kernel_distance, name, value) for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50))),
-        (kernel_distance, "subset_size", lambda *_: 50),
-    ]:
-        monkeypatch.setattr(module, name, value)
+    for module in (moments, torch_fidelity_scores, kernel_distance):
+        monkeypatch.setattr(module, "BLOCK", 64)
+    for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50), ("subset_size", lambda *_: 50)):
+        monkeypatch.setattr(kernel_distance, name, value)
     _, few, many = (_scoring_peak(count, 64) for count in (200, 2000, 6000))  # the first imports, too
     assert (many - few) / (4000 * 64) < 16
 

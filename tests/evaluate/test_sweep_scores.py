@@ -10,14 +10,13 @@ import pytest
 import torch
 
 from diffusion.choice.confidence import interval_of
-from diffusion.choice.ranking import best_cell, rank_metric
+from diffusion.choice.ranking import rank_metric
 from diffusion.evaluate.features.extractors import exact_float32, extract
-from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import DERIVED_FIELDS, SAMPLING_VERSION, Cell
+from diffusion.protocol.grid import SAMPLING_VERSION, Cell
 from diffusion.protocol.scores import ImageScores
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
@@ -25,13 +24,9 @@ from diffusion.system.threads import Stopped
 from tests.helpers.digits_sweep import (
     CLASSES,
     ONE_CELL,
-    effnet,
     make_config,
     rewrite,
     score_sweep,
-    tamper,
-    write_cell,
-    write_prepared,
     write_sweep,
 )
 
@@ -46,11 +41,9 @@ NAMES = {  # of all scores of a cell
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory):
+def sweep(tmp_path_factory, real):
     """Return (config, folder) with prepared/, reference/ and samples/."""
-    root, config = tmp_path_factory.mktemp("sweep"), make_config()
-    write_prepared(root / "prepared")
-    make_reference(config.evaluate, root / "prepared", root / "reference")
+    root, config = shutil.copytree(real, tmp_path_factory.mktemp("sweep") / "sweep"), make_config()
     write_sweep(root / "samples", config)
     return config, root
 
@@ -104,13 +97,13 @@ def test_intervals_can_be_left_out(sweep, document):
     assert cell.card == whole.card
 
 
-def test_class_scores_equal_those_of_the_class_alone(sweep, document):
+def test_class_scores_equal_those_of_the_class_alone(sweep, document, extractor):
     _, root = sweep
     store, train = open_store(root / "samples/steps5-eta0"), open_store(root / "prepared/train")
     classes = document.cells["steps5-eta0"].classes
     assert list(classes) == CLASSES
     assert sum(entry["num_images"] for entry in classes.values()) == 60
-    three, extractor = classes["3"], effnet()
+    three = classes["3"]
     ours, real = (
         extract(extractor, np.array(images.images[images.labels == 3])).features for images in (store, train)
     )
@@ -119,44 +112,34 @@ def test_class_scores_equal_those_of_the_class_alone(sweep, document):
     assert three["excess"] == three[FD] - three["floor"]
 
 
-def test_less_noise_scores_better(document):
-    scores = {name: cell.scores for name, cell in document.cells.items()}
-    for metric in (FD, KD, "excess"):
-        by_steps = [scores[f"steps{steps}-eta0"][metric] for steps in (5, 10, 50)]
-        assert by_steps == sorted(by_steps, reverse=True)
-        assert scores["steps50-eta1"][metric] > scores["steps50-eta0"][metric]
-    assert best_cell(document.cells)[:2] == ("steps50-eta0", KD)
-
-
 @pytest.mark.parametrize(
-    ("count", "scores", "metric"),
+    ("count", "more", "metric"),
     [
-        (4999, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "kid"),
-        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, "excess": 1.0}, "excess"),
-        (5000, {"fid": 3.0, "kid": 0.1, "kid_std": 0.1}, "fid"),
+        (4999, {"excess": 1.0, "floor": 2.0}, "kid"),
+        (5000, {"excess": 1.0, "floor": 2.0}, "excess"),
+        (5000, {}, "fid"),
     ],
 )
-def test_few_images_are_ranked_by_the_kernel_distance(count, scores, metric):
+def test_few_images_are_ranked_by_the_kernel_distance(count, more, metric):
+    scores = {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, **more}
     card = {"num_images": count, "extractor": "inception-v3-compat"}
-    scores |= {"floor": 2.0} if "excess" in scores else {}
     assert rank_metric(ImageScores(scores=scores, card=card)) == metric
 
 
 def test_cards_of_a_sweep_differ_only_in_the_axes(document):
     cards = [cell.card for cell in document.cells.values()]
     assert set(differing_fields(cards)) == {"steps", "eta", "nfe"}
-    assert differing_fields(cards, ("steps", "eta", *DERIVED_FIELDS)) == {}
 
 
 def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):
     _, root = sweep
-    config = make_config(sweep={"steps": [10, 50], "eta": [0.0]})
-    for folder in ("a", "b"):
+    config, files = make_config(sweep={"steps": [10, 50], "eta": [0.0]}), []
+    for _ in range(2):
         scores = score_sweep(config, root / "samples", root / "reference")
-        write_scores(scores, tmp_path / folder / "scores.json", tmp_path / folder / "scores.csv")
-    for name in ("scores.json", "scores.csv"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    read = json.loads((tmp_path / "a/scores.json").read_text())
+        write_scores(scores, tmp_path / "scores.json", tmp_path / "scores.csv")
+        files.append([(tmp_path / name).read_bytes() for name in ("scores.json", "scores.csv")])
+    assert files[0] == files[1]
+    read = json.loads(files[0][0])
     assert read["cells"] == {name: document_values(document)["cells"][name] for name in read["cells"]}
 
 
@@ -180,6 +163,8 @@ def test_csv_is_in_long_format(document, tmp_path):
         ({"guidance_interval": "0.2:5"}, "guidance_interval"),
         ({"num_images": 59}, "num_images"),
         ({"sampling_version": SAMPLING_VERSION + 1}, "sampling_version"),
+        ({"model_sha256": "b" * 64}, "model_sha256"),  # unlike in the other cells
+        ({"sampling_torch": "2.12.0"}, "sampling_torch"),
         (None, "card"),
     ],
 )
@@ -194,22 +179,10 @@ def test_cell_of_another_protocol_is_refused(own, card, match):
         score_sweep(config, root / "samples", root / "reference")
 
 
-def test_missing_and_edited_cells_are_refused(own):
+def test_missing_cell_is_refused(own):
     config, root = own
-    tamper(root / "samples/steps5-eta0")
-    with pytest.raises(DiffctlError, match="changed after they were written"):
-        score_sweep(config, root / "samples", root / "reference")
     shutil.rmtree(root / "samples/steps5-eta0")
     with pytest.raises(DiffctlError, match="steps5-eta0 is not in"):
-        score_sweep(config, root / "samples", root / "reference")
-
-
-@pytest.mark.parametrize("other", [{"model_sha256": "b" * 64}, {"sampling_torch": "2.12.0"}])
-def test_cells_of_two_models_or_torch_versions_are_refused(own, other):
-    config, root = own
-    cell = Cell(50, 1.0)
-    write_cell(root / "samples" / cell.name, config, cell, **other)
-    with pytest.raises(DiffctlError, match=next(iter(other))):
         score_sweep(config, root / "samples", root / "reference")
 
 

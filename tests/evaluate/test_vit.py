@@ -39,30 +39,23 @@ def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return made
 
 
+MLP = [("mlp.fc1", 4 * WIDTH, WIDTH), ("mlp.fc2", WIDTH, 4 * WIDTH)]
+
+
+def layer(name: str, out: int, *into: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a layer's weight and bias."""
+    return {f"{name}.weight": (out, *into), f"{name}.bias": (out,)}
+
+
 def published_dinov2() -> dict[str, Tensor]:
-    shapes = {
-        "cls_token": (1, 1, WIDTH), "pos_embed": (1, 1370, WIDTH), "mask_token": (1, WIDTH),
-        "patch_embed.proj.weight": (WIDTH, 3, 14, 14), "patch_embed.proj.bias": (WIDTH,),
-        "norm.weight": (WIDTH,), "norm.bias": (WIDTH,),
-    }  # fmt: skip
+    shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, 1370, WIDTH), "mask_token": (1, WIDTH)}
+    shapes |= layer("patch_embed.proj", WIDTH, 3, 14, 14) | layer("norm", WIDTH)
+    attention = [("attn.qkv", 3 * WIDTH, WIDTH), ("attn.proj", WIDTH, WIDTH)]
     for block in (f"blocks.{i}." for i in range(DEPTH)):
-        shapes |= {
-            f"{block}{norm}.{part}": (WIDTH,) for norm in ("norm1", "norm2") for part in ("weight", "bias")
-        }
         shapes |= {f"{block}{scale}.gamma": (WIDTH,) for scale in ("ls1", "ls2")}
-        for layer, (out, into) in layers().items():
-            shapes |= {f"{block}{layer}.weight": (out, into), f"{block}{layer}.bias": (out,)}
+        for name, *size in [("norm1", WIDTH), ("norm2", WIDTH), *attention, *MLP]:
+            shapes |= layer(f"{block}{name}", *size)
     return drawn(shapes)
-
-
-def layers() -> dict[str, tuple[int, int]]:
-    """Return the linear layers of a block, (out, in)."""
-    return {
-        "attn.qkv": (3 * WIDTH, WIDTH),
-        "attn.proj": (WIDTH, WIDTH),
-        "mlp.fc1": (4 * WIDTH, WIDTH),
-        "mlp.fc2": (WIDTH, 4 * WIDTH),
-    }
 
 
 def transformers_clip() -> dict[str, Tensor]:
@@ -75,14 +68,11 @@ def transformers_clip() -> dict[str, Tensor]:
         "text_model.embeddings.token_embedding.weight": (10, 64),
         "logit_scale": (),
     }
-    norms = ["pre_layrnorm", "post_layernorm"]
-    for layer in (f"encoder.layers.{i}." for i in range(DEPTH)):
-        norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
-        mlp = {name: shape for name, shape in layers().items() if name.startswith("mlp")}
-        attention = {f"self_attn.{part}_proj": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")}
-        for name, (out, into) in (attention | mlp).items():
-            shapes |= {f"{tower}{layer}{name}.weight": (out, into), f"{tower}{layer}{name}.bias": (out,)}
-    shapes |= {f"{tower}{norm}.{part}": (WIDTH,) for norm in norms for part in ("weight", "bias")}
+    shapes |= layer(f"{tower}pre_layrnorm", WIDTH) | layer(f"{tower}post_layernorm", WIDTH)
+    attention = [(f"self_attn.{part}_proj", WIDTH, WIDTH) for part in ("q", "k", "v", "out")]
+    for block in (f"{tower}encoder.layers.{i}." for i in range(DEPTH)):
+        for name, *size in [("layer_norm1", WIDTH), ("layer_norm2", WIDTH), *attention, *MLP]:
+            shapes |= layer(f"{block}{name}", *size)
     return drawn(shapes)
 
 
@@ -167,22 +157,15 @@ def test_positions_use_the_published_scale():
     np.testing.assert_allclose(got[0, 1:], want, atol=1e-5)
 
 
-def test_clip_embeddings_have_unit_length(small):
-    features, _ = small["clip"](images(3))
-    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
-
-
 def test_weights_file_is_checked_and_named(monkeypatch, tmp_path):
     monkeypatch.setitem(EXTRACTORS.data, DINOV2.name, SMALL_DINOV2)
-    path = tmp_path / "small.pth"
-    path.write_bytes(saved(published_dinov2()).getvalue())
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(DiffctlError, match=r"does not hold the weights of dinov2-vit-l14: its SHA-256 is"):
-        load_extractor(DINOV2.name, path)
-    loaded = load_extractor(DINOV2.name, path, sha256=sha256)
-    assert loaded.weights_sha256 == sha256
+    loaded = load_saved(tmp_path, DINOV2.name, published_dinov2())
     seen = extract(loaded, images().permute(0, 2, 3, 1).numpy())
     assert (seen.features.shape, seen.logits) == ((2, WIDTH), None)
+    sha256 = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
+    assert loaded.weights_sha256 == sha256
+    with pytest.raises(DiffctlError, match=r"does not hold the weights of dinov2-vit-l14: its SHA-256 is"):
+        load_extractor(DINOV2.name, tmp_path / "weights.pth")
 
 
 def test_missing_package_is_refused_before_a_download(monkeypatch, tmp_path):
@@ -203,12 +186,12 @@ def test_missing_or_misshapen_tensor_is_a_clear_error(monkeypatch, tmp_path, spe
     whole = {name: tensor for name, tensor in whole.items() if not re.search(shallow, name)}
     unused = {"mask_token", "logit_scale", "text_model.embeddings.token_embedding.weight"}
     assert load_saved(tmp_path, spec.name, whole).spec == spec
-    for name in whole.keys() - unused:
+    for index, name in enumerate(sorted(whole.keys() - unused)):
         without = {other: tensor for other, tensor in whole.items() if other != name}
-        for damaged in (without, {**whole, name: torch.zeros(3, 5)}, {**whole, name: torch.zeros(())}):
-            with pytest.raises(DiffctlError, match=f"weights do not fit {spec.name}: ") as caught:
+        misshapen = torch.zeros((3, 5) if index % 2 else ())
+        for damaged in (without, {**whole, name: misshapen}):
+            with pytest.raises(DiffctlError, match=f"^the weights do not fit {spec.name}: .*$"):
                 load_saved(tmp_path, spec.name, damaged)
-            assert "\n" not in str(caught.value)
 
 
 def load_saved(folder, name, state):

@@ -11,7 +11,7 @@ from diffusion.config import Config, load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
-from diffusion.model.model_file import Artefact, DataCard, save_artefact
+from diffusion.model.model_file import Artefact, DataCard, LoadedModel, save_artefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
@@ -76,6 +76,26 @@ def artefact_of(spec: NetworkSpec, timesteps: int = 100, **changes: Any) -> Arte
         "precision": "fp32",
     }
     return Artefact(**{**values, **changes})
+
+
+def loaded_model(seed: int = 0, process: dict[str, Any] | None = None, **changes: Any) -> LoadedModel:
+    """Return a model with random weights, with changes to `spec_of` and to the process of `artefact_of`."""
+    spec = spec_of(**changes)
+    artefact = artefact_of(spec)
+    section = artefact.process.model_copy(update=process or {})
+    return LoadedModel(network_of(spec, seed), artefact.model_copy(update={"process": section}))
+
+
+def counting(model: LoadedModel, rows: list[int]) -> LoadedModel:
+    """Return the model with a network that appends the rows of each forward pass to `rows`."""
+
+    def network(x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+        rows.append(len(x))
+        output: torch.Tensor = model.network(x, t, labels)
+        return output
+
+    network.state_dict = model.network.state_dict  # type: ignore[attr-defined]
+    return model._replace(network=network)  # type: ignore[arg-type]
 
 
 def loaded_classifier(**changes: Any) -> LoadedClassifier:

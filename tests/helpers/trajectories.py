@@ -32,6 +32,17 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+class Draws:
+    """A seeded source of float64 standard-normal numbers of one shape that counts its draws."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.source, self.count = shape, torch.Generator().manual_seed(0), 0
+
+    def __call__(self) -> Tensor:
+        self.count += 1
+        return torch.randn(*self.shape, generator=self.source, dtype=torch.float64)
+
+
 def eps_network(grid: TimeGrid, eps: Callable[[Tensor, float], Tensor]) -> Network:
     """Return a network that outputs `eps` of x and ᾱ, at a time of the grid that all rows share."""
     table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))

@@ -1,33 +1,45 @@
-"""Precision, recall, density, coverage and memorisation against libraries, papers and closed forms."""
+"""Scores of pairs of images against libraries and papers: precision, recall, memorisation, KID and CMMD."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores import precision_recall
+from diffusion.evaluate.scores.kernel_distance import (
+    Embeddings,
+    Kernel,
+    cmmd,
+    kernel_distance,
+    kernels,
+    leave_one_out,
+    own_sums,
+)
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.protocol.card import SEED, SUBSETS, subset_size
 from tests.evaluate.test_scorer import META
+from tests.helpers import features
 
+normal = partial(features.normal, dimension=8)
 CPU = torch.device("cpu")
 
 
-def normal(seed, count, dimension=8, shift=0.0):
-    return (np.random.default_rng(seed).normal(size=(count, dimension)) + shift).astype(np.float32)
+def of(images, most=10_000):
+    return Manifold(images, most, CPU)
 
 
-def of(features, most=10_000):
-    return Manifold(features, most, CPU)
-
-
-@pytest.mark.parametrize(("block", "columns"), [(7, 16_384), (7, 2), (1024, 11), (1024, 16_384)])
+@pytest.mark.parametrize(("block", "columns"), [(7, 2), (1024, 16_384)])
 def test_precision_and_recall_equal_torch_fidelity(monkeypatch, block, columns):
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
     monkeypatch.setattr(precision_recall, "BLOCK", block)
     monkeypatch.setattr(precision_recall, "COLUMNS", columns)
     ours, real = normal(0, 60, shift=0.7), normal(1, 90)
@@ -60,17 +72,6 @@ def test_neighbours_are_searched_in_blocks(monkeypatch):
     assert max(made) == 16 * 20
 
 
-def test_missing_mode_lowers_recall_only():
-    real = np.concatenate([normal(0, 200), normal(1, 200, shift=20)])
-    got = overlap(of(normal(2, 200)), of(real))
-    assert got.precision > 0.8
-    assert got.recall < 0.55
-
-
-def test_disjoint_sets_have_zero_overlap():
-    assert overlap(of(normal(0, 50, shift=50)), of(normal(1, 50))) == (0, 0, 0, 0)
-
-
 @pytest.mark.parametrize("columns", [11, 16_384])
 def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
     """Naeem et al. eq. 4 and 5, pair by pair."""
@@ -85,27 +86,10 @@ def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
     assert found.coverage == pytest.approx(inside.any(axis=0).mean())
 
 
-def split(seed, size=2000, scale=1.0):
-    """Return samples, training and test images of one distribution."""
-    return scale * normal(seed, size), normal(seed + 1, 150), normal(seed + 2, 50)
-
-
 def test_memorisation_is_one_for_copies():
-    _, train, test = split(0)
+    train, test = normal(1, 150), normal(2, 50)
     assert memorisation(of(train), train, test).mean == 1
     assert memorisation(of(test), train, test).mean == pytest.approx(-0.75 / 0.25)
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_memorisation_of_new_images_is_zero_within_chance(scale):
-    """Blurred samples share their nearest images, which the deviation takes into account."""
-    found = []
-    for seed in range(0, 120, 3):
-        sample, train, test = split(seed, 100, scale)
-        found.append(memorisation(of(sample), train, test))
-    means, deviations = np.array(found).T
-    assert abs(means.mean()) < 3 * means.std() / np.sqrt(len(means))
-    assert means.std() == pytest.approx(deviations.mean(), rel=0.35)
 
 
 def resplit(train, test, rows):
@@ -143,7 +127,9 @@ def openai_precision_recall(real, sample):
 def test_precision_and_recall_equal_openai():
     """OpenAI's published batches have 10,000 real images and 50,000 samples, all of them used."""
     scale = np.arange(1, 65, dtype=np.float32) ** -0.5  # rectified features of falling variance
-    real, sample = (scale * normal(seed, count, 64).clip(0) for seed, count in ((0, 200), (1, 1000)))
+    real, sample = (
+        scale * normal(seed, count, dimension=64).clip(0) for seed, count in ((0, 200), (1, 1000))
+    )
     sample *= 0.95
     scorer = Scorer(Reference(META, real, None), False, 200, CPU, 1000)
     scores = scorer.scores(Features(sample))
@@ -151,3 +137,71 @@ def test_precision_and_recall_equal_openai():
     assert [scores[name] for name in names] == pytest.approx(openai_precision_recall(real, sample), abs=1e-9)
     few = Scorer(Reference(META, real, None), False, 200, CPU).scores(Features(sample))
     assert few[names[1]] > scores[names[1]] + 0.05  # of more samples each one's reach is shorter
+
+
+# Kernel distances: KID and CMMD.
+
+
+def distance(a, b):
+    drawn = kernel.subsets(len(a), len(b))
+    return kernel_distance(kernels(a, b), drawn, own_sums(Kernel(b, b), drawn.reference))
+
+
+@given(st.integers(2, 10**6), st.integers(2, 10**6))
+def test_subset_size_fits_both_sets(count, reference_count):
+    size = subset_size(count, reference_count)
+    assert 2 <= size <= 500
+    assert size <= min(count, reference_count)
+    assert size <= max(2, min(count, reference_count) // 2)
+
+
+@pytest.mark.parametrize(
+    ("count", "real_count", "whole"), [(40, 90, True), (40, 90, False), (90, 40, False), (3, 400, True)]
+)
+def test_kernel_distance_equals_torch_fidelity(monkeypatch, count, real_count, whole):
+    if not whole:
+        monkeypatch.setattr(kernel, "WHOLE", 0)
+    a, b = features.normal(0, count), features.normal(1, real_count, shift=0.5)
+    size = subset_size(count, real_count)
+    options = {"kid_subsets": SUBSETS, "kid_subset_size": size, "rng_seed": SEED, "verbose": False}
+    want = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **options)
+    got = distance(a, b)
+    assert got.mean == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-6)
+    assert got.std == pytest.approx(want["kernel_inception_distance_std"], rel=1e-6)
+
+
+def unbiased(x, y):
+    """The estimator of 1801.01401, sec. 4, written out."""
+    kxx, kyy, kxy = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+    pairs = [k[~np.eye(len(k), dtype=bool)].mean() for k in (kxx, kyy)]
+    return sum(pairs) - 2 * kxy.mean()
+
+
+def test_leave_one_out_is_exact_up_to_a_constant():
+    a, b = features.normal(0, 30), features.normal(1, 50, shift=0.5)
+    want = np.array([unbiased(np.delete(a, i, axis=0).astype(float), b.astype(float)) for i in range(30)])
+    got = leave_one_out(kernels(a, b))
+    np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=1e-5)
+
+
+def unit(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
+    rows = features.normal(seed, count, 24, shift)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def published(x: np.ndarray, y: np.ndarray) -> float:
+    """1,000 times the mean kernels of all pairs, σ = 10."""
+
+    def mean(a, b):
+        squares = ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1)
+        return np.exp(-squares / (2 * 10**2)).mean()
+
+    return 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
+
+
+@given(st.integers(2, 40), st.integers(2, 40), st.floats(0, 2), st.sampled_from([3, 16, 2048]))
+def test_cmmd_equals_the_published_formula(count, others, shift, block):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "CMMD_BLOCK", block)
+        x, y = unit(0, count, shift), unit(1, others)
+        assert cmmd(Embeddings(x, CPU), Embeddings(y, CPU)) == pytest.approx(published(x, y), abs=2e-5)
