@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.process.time_grid import TimeGrid
@@ -24,27 +23,23 @@ def fine_grid(steps: int) -> TimeGrid:
     return TimeGrid(torch.arange(steps), alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt())
 
 
-def last_error(sampler: str, steps: int) -> float:
+def last_error(steps: int) -> float:
     """Return the maximum error against the exact flow at the last timestep before ᾱ = 1."""
     grid = fine_grid(steps)
     x_t = randn(1, 1, 8, 8)
     recorded: list[Step] = []
-    sample(
-        eps_network(grid, DATA.eps), grid, lambda: x_t, sampler=sampler, clip=False, callback=recorded.append
-    )
+    options = {"sampler": "dpm-solver++", "clip": False, "callback": recorded.append}
+    sample(eps_network(grid, DATA.eps), grid, lambda: x_t, **options)
     start, end = float(grid.alphas_cumprod[-1]), float(grid.alphas_cumprod[0])
     return float((recorded[-2].x - DATA.flow(x_t, start, end)).abs().max())
 
 
-@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("dpm-solver++", 2)])
-def test_convergence_order_matches_theory(sampler, order):
-    counts = [320, 640, 1280, 2560]  # with fewer steps, the extrapolation of the last steps is reduced
-    errors = [last_error(sampler, count) for count in counts]
-    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
-    assert order - 0.15 < slope < order + 0.6
+def test_convergence_order_is_2():
+    counts = [320, 640, 1280]  # with fewer steps, the extrapolation of the last steps is reduced
+    errors = [last_error(count) for count in counts]
+    assert 1.85 < -np.polyfit(np.log(counts), np.log(errors), 1)[0] < 2.6
 
 
-@settings(deadline=None, max_examples=20)
 @given(
     st.sampled_from(["linear", "cosine"]),
     st.sampled_from(["uniform", "quadratic", "trailing"]),
@@ -78,23 +73,3 @@ def test_steps_match_paper_formula(name, spacing, timesteps, clip, data):
     start = randn(1, 1, 3, 3)
     found = sample(eps_network(grid, DATA.eps), grid, lambda: start, sampler="dpm-solver++", clip=clip)
     assert np.allclose(found, x, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-@pytest.mark.parametrize("steps", [5, 14, 15, 20, 50, 100])
-def test_network_errors_are_not_amplified(steps, spacing):
-    """A random error of 0.01 in x̂_0 changes the last noisy image by little more than 0.01."""
-    grid = grid_of("cosine", 1000, spaced_timesteps(spacing, steps, 1000))
-    x_0, start = randn(1, 1, 32, 32, seed=1), randn(1, 1, 32, 32)
-
-    def last_noisy(error: float) -> torch.Tensor:
-        def eps(x, alpha_bar):
-            wrong = error * randn(1, 1, 32, 32, seed=round(1e6 * alpha_bar))
-            return (x - alpha_bar**0.5 * (x_0 + wrong)) / (1 - alpha_bar) ** 0.5
-
-        network = eps_network(grid, eps)
-        recorded: list[Step] = []
-        sample(network, grid, lambda: start, sampler="dpm-solver++", clip=False, callback=recorded.append)
-        return recorded[-2].x
-
-    assert float((last_noisy(0.01) - last_noisy(0.0)).std()) < 0.025

@@ -6,11 +6,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from diffusion.model.model_file import DataCard, LoadedModel
+from diffusion.model.model_file import DataCard
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise, counter_generator, full_state_generator
 from diffusion.protocol.settings import SampleSettings
@@ -20,11 +20,10 @@ from diffusion.sample.generate import check_settings, generate, noise_draws
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, in_halves
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, loaded_model, spec_of
 
 CPU = torch.device("cpu")
-SPEC = spec_of()
-MODEL = LoadedModel(network_of(SPEC), artefact_of(SPEC))
+SPEC, MODEL = spec_of(), loaded_model()
 ARTEFACT = MODEL.artefact
 SETTINGS = SampleSettings(steps=4, eta=0.7, seed=3)
 
@@ -43,8 +42,7 @@ def assert_close(a: torch.Tensor, b: torch.Tensor) -> None:
     assert float(difference.float().mean()) < 0.01
 
 
-@pytest.mark.parametrize("guidance", [0.0, 1.5])
-@pytest.mark.parametrize("noise", ["small", "large", "learned"])
+@pytest.mark.parametrize(("guidance", "noise"), [(0.0, "small"), (1.5, "large"), (1.5, "learned")])
 def test_images_do_not_depend_on_batch_size(guidance, noise):
     settings = SETTINGS.model_copy(update={"guidance": guidance, "noise": noise})
     full = images(range(16), settings)
@@ -64,15 +62,12 @@ def two_threads():
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_parallel_halves_give_the_same_images(two_threads, count):
-    indices, batch_sizes = range(count), []
-    condition = mixed_condition(ARTEFACT, SETTINGS, indices)
-
-    def callback(step):  # a callback needs all images of a step, so the batch is not split
-        batch_sizes.append(len(step.x))
-
-    full = generate(MODEL, SETTINGS, indices, condition, CPU, callback)
-    assert set(batch_sizes) == {count}
-    assert_close(generate(MODEL, SETTINGS, indices, condition, CPU), full)
+    """A callback needs all images of a step, so the batch is not split."""
+    condition, batch_sizes = mixed_condition(ARTEFACT, SETTINGS, range(count)), set()
+    arguments = MODEL, SETTINGS, range(count), condition, CPU
+    full = generate(*arguments, lambda step: batch_sizes.add(len(step.x)))
+    assert batch_sizes == {count}
+    assert_close(generate(*arguments), full)
     assert torch.get_num_threads() == 2
 
 
@@ -127,15 +122,9 @@ def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch, sampler, eta, 
 
 def test_seed_index_and_settings_each_change_the_image():
     base = images([5])
-    for other in (
-        images([15]),  # of the same class
-        images([5], SETTINGS.model_copy(update={"seed": 4})),
-        images([5], SETTINGS.model_copy(update={"eta": 0.0})),
-        images([5], SETTINGS.model_copy(update={"steps": 5})),
-        images([5], SETTINGS.model_copy(update={"guidance": 2.0})),
-        images([5], SETTINGS.model_copy(update={"spacing": "quadratic"})),
-    ):
-        assert not torch.equal(base, other)
+    assert not torch.equal(base, images([15]))  # of the same class
+    for changes in ({"seed": 4}, {"eta": 0.0}, {"steps": 5}, {"guidance": 2.0}, {"spacing": "quadratic"}):
+        assert not torch.equal(base, images([5], SETTINGS.model_copy(update=changes))), changes
 
 
 def test_generation_does_not_use_the_global_generator():
@@ -147,7 +136,6 @@ def test_generation_does_not_use_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.integers(1, 3))
 def test_image_noise_does_not_depend_on_the_batch(seed, indices, draws):
     together = ImageNoise(seed, indices, (2, 3, 3))
@@ -157,7 +145,6 @@ def test_image_noise_does_not_depend_on_the_batch(seed, indices, draws):
         assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
 
 
-@settings(deadline=None, max_examples=20)
 @given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
 def test_full_state_generator_derives_its_state_from_its_name(purpose, numbers):
     source = full_state_generator(purpose, *numbers)
@@ -181,25 +168,22 @@ def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
 
 
 def test_generator_seed_depends_on_purpose_and_numbers():
-    seeds = [
-        counter_generator(*name).initial_seed()
-        for name in (("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2))
-    ]
+    names = ("a", 1, 2), ("a", 12), ("a", 1, 2, 0), ("b", 1, 2)
+    seeds = [counter_generator(*name).initial_seed() for name in names]
     assert len(set(seeds)) == 4
     assert counter_generator("a", 1, 2).initial_seed() == seeds[0]
 
 
-def test_balanced_labels_follow_the_index():
+def test_labels_follow_the_index_and_with_classes_of_data_the_class_counts():
     assert mixed_condition(ARTEFACT, SETTINGS, [0, 9, 10, 37]).labels.tolist() == [0, 9, 0, 7]
-
-
-def test_data_labels_follow_the_class_counts_and_the_image_index():
     mixed = SETTINGS.model_copy(update={"classes": "data"})
     labels = mixed_condition(ARTEFACT, mixed, range(4000)).labels
     assert torch.equal(mixed_condition(ARTEFACT, mixed, range(100, 120)).labels, labels[100:120])
     share = torch.bincount(labels, minlength=10) / 4000
-    expected = torch.arange(1, 11) / 55
-    assert torch.allclose(share, expected, atol=0.03)
+    assert torch.allclose(share, torch.arange(1, 11) / 55, atol=0.03)
+    without_counts = DataCard(name="d", classes=ARTEFACT.data.classes, digest="0")
+    with pytest.raises(UsageError, match="class counts"):
+        mixed_condition(artefact_of(SPEC, data=without_counts), mixed, [0])
 
 
 def test_unconditional_model_has_no_labels_and_rejects_a_class():
@@ -239,12 +223,6 @@ def test_unsupported_settings_give_one_line_errors(changes, spec_changes, messag
     assert "\n" not in str(caught.value)
 
 
-def test_data_labels_require_class_counts():
-    artefact = artefact_of(SPEC, data=DataCard(name="d", classes=ARTEFACT.data.classes, digest="0"))
-    with pytest.raises(UsageError, match="class counts"):
-        mixed_condition(artefact, SETTINGS.model_copy(update={"classes": "data"}), [0])
-
-
 def test_explicit_timesteps_replace_the_spacing():
     listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
     assert listed.steps == 4
@@ -252,9 +230,6 @@ def test_explicit_timesteps_replace_the_spacing():
     assert check_settings(ARTEFACT, listed).times.tolist() == [0, 33, 66, 99]
     assert torch.equal(images([0, 1], listed), images([0, 1]))  # the uniform spacing of four steps
     assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
-
-
-def test_timesteps_must_have_the_length_of_steps():
     with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
         SampleSettings(steps=3, timesteps=(0, 9))
 
@@ -267,18 +242,15 @@ def test_card_is_flat_and_restores_the_settings(chosen):
     assert card["model_sha256"] == ARTEFACT.model_sha256
     assert card["sampler"] == settings.sampler
     assert card["nfe"] == settings.nfe == 2 * settings.steps  # guided
-    assert (
-        SampleSettings(**{key: card[key] for key in SampleSettings.model_fields if key in card}) == settings
-    )
+    known = {key: card[key] for key in SampleSettings.model_fields if key in card}
+    assert SampleSettings(**known) == settings
     if settings.timesteps:
         assert card["timesteps"] == "0,50,99"
         assert "spacing" not in card
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
-def test_generate_supports_1_to_4_channels_with_and_without_learned_variance(channels):
-    for learned in (1, 2):
-        spec = spec_of(in_channels=channels, out_channels=channels * learned)
-        model = LoadedModel(network_of(spec), artefact_of(spec))
-        made = generate(model, SETTINGS, [0, 1], Condition(2, torch.tensor([0, 1])), CPU)
-        assert made.shape == (2, channels, 8, 8)
+@pytest.mark.parametrize(("channels", "learned"), [(1, 1), (2, 2), (3, 2), (4, 1)])
+def test_generate_supports_1_to_4_channels_with_and_without_learned_variance(channels, learned):
+    model = loaded_model(in_channels=channels, out_channels=channels * learned)
+    made = generate(model, SETTINGS, [0, 1], Condition(2, torch.tensor([0, 1])), CPU)
+    assert made.shape == (2, channels, 8, 8)

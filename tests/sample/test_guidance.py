@@ -1,14 +1,26 @@
-"""Classifier-free guidance: CFG eq. 6 for every number of channels, with and without a learned variance."""
+"""Classifier-free guidance: CFG eq. 6, and guidance within an interval of noise levels, with its NFE."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
+from diffusion.engine.engine import Engine
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
-from diffusion.sample.guidance import classifier_free
+from diffusion.process.denoiser import NetworkDenoiser, Prediction
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
+from diffusion.sample.class_labels import mixed_condition
+from diffusion.sample.generate import generate
+from diffusion.sample.guidance import classifier_free, interval_guidance
+from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
+from tests.helpers.networks import counting, loaded_model
 from tests.helpers.trajectories import process_of
 
 NULL = 5
@@ -33,7 +45,6 @@ def inputs(channels: int):
     return x, torch.tensor([7, 8, 9]), Condition(3, torch.tensor([0, 2, 4]), NULL)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 4), st.booleans(), st.floats(0.01, 10))
 def test_guidance_changes_the_mean_of_all_channels_but_no_variance(channels, learned, weight):
     network = Recorder(channels, learned)
@@ -51,7 +62,6 @@ def test_guidance_changes_the_mean_of_all_channels_but_no_variance(channels, lea
         assert torch.equal(found.variance_fraction, conditional.variance_fraction)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=3, max_size=3), st.booleans())
 def test_rows_have_their_own_weight_and_unguided_rows_cost_one_nfe(weights, one_time):
     network = Recorder(2, learned=True)
@@ -81,3 +91,131 @@ def test_guidance_requires_labels_and_a_null_class():
         guided(x, t, condition.unlabelled())
     with pytest.raises(UsageError, match="p_uncond"):
         guided(x, t, Condition(3, condition.labels))
+
+
+# Guidance within an interval of noise levels.
+
+CPU = torch.device("cpu")
+MODEL = loaded_model()
+EVERYWHERE, NOWHERE = (0.0, 1e9), (1e-6, 1e-5)
+DATA = ring(5, radius=1.0, std=0.1)
+SAMPLER_OPTIONS = [{"eta": 0.0}, {"eta": 0.7, "noise": "learned"}, {"eta": 1.0}, {"sampler": "dpm-solver++"}]
+
+
+def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
+    return generate(MODEL, chosen, indices, mixed_condition(MODEL.artefact, chosen, indices), CPU)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "options"),
+    [(name, SAMPLER_OPTIONS[row % 4]) for row, name in enumerate(SPACINGS)],
+)
+def test_full_interval_is_plain_guidance_and_empty_interval_is_unguided(spacing, options):
+    values = {"steps": 4, "seed": 2, "spacing": spacing, **options}
+    guided, unguided = SampleSettings(guidance=2.0, **values), SampleSettings(**values)
+    everywhere, nowhere = (
+        guided.model_copy(update={"guidance_interval": interval}) for interval in (EVERYWHERE, NOWHERE)
+    )
+    assert torch.equal(images(everywhere), images(guided))
+    assert torch.equal(images(nowhere), images(unguided))
+    assert not torch.equal(images(guided), images(unguided))
+    process = MODEL.artefact.process
+    assert count_nfe(everywhere, process) == guided.nfe
+    assert count_nfe(nowhere, process) == unguided.nfe
+
+
+def mixture_of(label: int) -> Mixture:
+    return DATA if label == NULL else Mixture(DATA.means[label : label + 1], DATA.std)
+
+
+class ClassDenoiser:
+    """The optimal denoiser of a class, or of the mixture for the null class. It counts its rows."""
+
+    def __init__(self, process: NoiseProcess) -> None:
+        self.process, self.rows = process, 0
+
+    def __call__(self, x, t, condition):
+        self.rows += len(x)
+        times = t if isinstance(t, torch.Tensor) else torch.tensor([t] * len(x))
+        parts = [
+            MixtureDenoiser(mixture_of(int(label)), self.process)(x[[row]], times[[row]], Condition(1))
+            for row, label in enumerate(condition.labels)
+        ]
+        return Prediction(torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts]))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_interval_guidance_matches_a_reference_loop(schedule):
+    process, interval, w = build_process(ProcessConfig(schedule=schedule, timesteps=50)), (0.3, 2.0), 1.5
+    chosen = SampleSettings(steps=12, guidance=w, guidance_interval=interval, clip=False)
+    labels, source = torch.tensor([0, 3, 3]), torch.Generator().manual_seed(0)
+    x_t = torch.randn(3, 2, 1, 1, generator=source, dtype=torch.float64)
+    grid, denoiser = sampling_grid(chosen, process), ClassDenoiser(process)
+    guided = interval_guidance(denoiser, w, interval, process)
+    made = run_sampler(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
+
+    bars, inside = grid.alphas_cumprod.tolist(), 0
+    for row, label in enumerate(labels.tolist()):
+        x = x_t[row].reshape(1, 2)
+        for index in reversed(range(len(bars))):
+            bar, bar_prev = bars[index], bars[index - 1] if index else 1.0
+            alpha, sigma = bar**0.5, (1 - bar) ** 0.5
+            x0 = mixture_of(label).x0(x, alpha, sigma)
+            if 0.3 < ((1 - bar) / bar) ** 0.5 <= 2.0:
+                x0, inside = (1 + w) * x0 - w * DATA.x0(x, alpha, sigma), inside + 1
+            x = bar_prev**0.5 * x0 + (1 - bar_prev) ** 0.5 * (x - alpha * x0) / sigma
+        assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
+    assert 0 < inside < 3 * 12
+    assert denoiser.rows == 3 * 12 + inside == 3 * count_nfe(chosen, process.config)
+
+
+def test_interval_uses_the_noise_level_of_each_row():
+    process = build_process(ProcessConfig(timesteps=50))
+    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    condition, times = Condition(3, torch.tensor([0, 1, 2]), NULL), torch.tensor([1, 25, 49])
+    denoiser = ClassDenoiser(process)
+    found = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
+    assert denoiser.rows == 3 + 1
+    weights = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64)
+    expected = classifier_free(ClassDenoiser(process), weights)(x, times, condition)
+    assert torch.equal(found.x0, expected.x0)
+    for row, t in enumerate(times.tolist()):
+        alone = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(
+            x[[row]], t, condition.rows(slice(row, row + 1))
+        )
+        assert torch.allclose(alone.eps, found.eps[[row]])
+
+
+REQUESTS = st.tuples(
+    st.builds(
+        SampleSettings,
+        sampler=st.sampled_from(list(SAMPLERS)),
+        steps=st.integers(2, 6),
+        spacing=st.sampled_from(["uniform", "ddim-quadratic"]),
+        seed=st.integers(0, 3),
+        guidance=st.sampled_from([0.0, 2.0]),
+        guidance_interval=st.sampled_from([None, EVERYWHERE, NOWHERE, (0.0, 0.7), (0.3, 4.0)]),
+    ),
+    st.integers(1, 3),
+)
+
+
+@settings(max_examples=6)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=4), rows=st.integers(2, 9))
+def test_batched_requests_with_different_intervals_match_separate_runs(requests, rows):
+    batch_sizes: list[int] = []
+    with Engine(counting(MODEL, batch_sizes), CPU, rows=rows) as engine:
+        jobs = [
+            engine.add(chosen, range(count), mixed_condition(MODEL.artefact, chosen, range(count)))
+            for chosen, count in requests
+        ]
+        given_rows = 0
+        while engine.jobs:
+            made = engine.step()
+            assert made.rows <= rows
+            given_rows += made.rows
+    assert sum(batch_sizes) == given_rows == sum(len(job) * job.nfe for job in jobs)
+    for job in jobs:
+        assert job.error is None
+        assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
+        assert job.nfe == count_nfe(job.settings, MODEL.artefact.process)

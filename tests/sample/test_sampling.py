@@ -16,22 +16,11 @@ from diffusion.sample.sampler import Step
 from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.trajectories import OnGrid, eps_network, grid_of, randn, sample, true_eps
+from tests.helpers.trajectories import Draws, OnGrid, eps_network, grid_of, randn, sample, true_eps
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
 IMAGES = st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5))  # channels, height, width
-
-
-class Draws:
-    """A seeded source of Gaussian noise that counts its draws."""
-
-    def __init__(self, *shape: int, seed: int = 0) -> None:
-        self.shape, self.source, self.count = shape, torch.Generator().manual_seed(seed), 0
-
-    def __call__(self) -> torch.Tensor:
-        self.count += 1
-        return torch.randn(*self.shape, generator=self.source, dtype=torch.float64)
 
 
 @st.composite
@@ -54,7 +43,7 @@ def reverse_step(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
     return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, prediction, z)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(grids(), IMAGES, st.booleans(), st.sampled_from(["ddim", "dpm-solver++"]))
 def test_true_eps_recovers_x0_without_noise(grid, image, clip, sampler):
     x_0, draws = randn(2, *image, seed=1).clamp(-1, 1), Draws(2, *image)
@@ -63,7 +52,6 @@ def test_true_eps_recovers_x0_without_noise(grid, image, clip, sampler):
     assert draws.count == 1
 
 
-@settings(deadline=None, max_examples=25)
 @given(noisy_grids(), IMAGES, st.data())
 def test_one_step_is_ddim_eq_12(grid_and_eta, image, data):
     grid, eta = grid_and_eta
@@ -80,39 +68,21 @@ def test_one_step_is_ddim_eq_12(grid_and_eta, image, data):
         assert np.allclose(noisy, mean + s * z.numpy(), rtol=1e-6, atol=tolerance)
 
 
-@settings(deadline=None, max_examples=25)
-@given(NAMES, st.integers(2, 1000), IMAGES, st.data())
-def test_eta_1_with_every_step_is_the_ddpm_posterior(name, timesteps, image, data):
-    grid = grid_of(name, timesteps)
-    i = data.draw(st.integers(1, timesteps - 1))
-    x, eps, z = randn(3, 2, *image)
-    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
-    mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
-    _, variance = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
-    tolerance = 1e-6 / math.sqrt(a)
-    found, _ = reverse_step(grid, i, x, eps, None, eta=1.0, clip=False)
-    assert np.allclose(found, mean, rtol=1e-6, atol=tolerance)
-    for noise, var in (("small", variance), ("large", 1 - a / b)):
-        noisy, _ = reverse_step(grid, i, x, eps, None, eta=1.0, noise=noise, clip=False, z=z)
-        assert np.allclose(noisy, mean + math.sqrt(var) * z.numpy(), rtol=1e-6, atol=tolerance)
-
-
-@settings(deadline=None, max_examples=25)
 @given(NAMES, st.integers(3, 1000), IMAGES, st.data())
-def test_eta_1_with_every_step_and_learned_noise_is_the_iddpm_posterior(name, timesteps, image, data):
+def test_eta_1_with_every_step_is_the_posterior_of_ddpm_and_iddpm(name, timesteps, image, data):
     grid = grid_of(name, timesteps)
     i = data.draw(st.integers(1, timesteps - 1))
     x, eps, z, v = randn(4, 2, *image)
     v = v.clamp(-1, 1)
     a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
     _, beta_tilde = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
-    variance = papers.iddpm_variance(v.numpy(), 1 - a / b, beta_tilde)
+    learned = papers.iddpm_variance(v.numpy(), 1 - a / b, beta_tilde)
     mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
-    noisy, _ = reverse_step(grid, i, x, eps, v, eta=1.0, noise="learned", clip=False, z=z)
-    assert np.allclose(noisy, mean + np.sqrt(variance) * z.numpy(), rtol=1e-6, atol=1e-6 / math.sqrt(a))
+    for noise, variance in (("small", beta_tilde), ("large", 1 - a / b), ("learned", learned)):
+        noisy, _ = reverse_step(grid, i, x, eps, v, eta=1.0, noise=noise, clip=False, z=z)
+        assert np.allclose(noisy, mean + np.sqrt(variance) * z.numpy(), rtol=1e-6, atol=1e-6 / math.sqrt(a))
 
 
-@settings(deadline=None, max_examples=25)
 @given(noisy_grids(), IMAGES, st.data())
 def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances(grid_and_eta, image, data):
     grid, eta = grid_and_eta
@@ -125,7 +95,6 @@ def test_learned_noise_along_a_spacing_interpolates_between_the_spaced_variances
     assert np.allclose(noisy - without, expected, rtol=1e-5, atol=1e-9 + 1e-12 * float(without.abs().max()))
 
 
-@settings(deadline=None, max_examples=25)
 @given(noisy_grids(), IMAGES, st.data())
 def test_clipping_recomputes_eps_from_the_clipped_x0(grid_and_eta, image, data):
     grid, eta = grid_and_eta
@@ -141,7 +110,7 @@ def test_clipping_recomputes_eps_from_the_clipped_x0(grid_and_eta, image, data):
     assert np.allclose(found, expected, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(grids(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_noise_is_drawn_once_for_x_t_and_once_per_stochastic_step(grid, eta):
     draws = Draws(1, 1, 2, 2)
@@ -165,18 +134,7 @@ def test_network_receives_original_timesteps_and_labels():
     assert seen == [([t, t], [4, 7]) for t in (99, 50, 3)]
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("noise", ["small", "large"])
-def test_sampling_reproduces_gaussian_mean_and_variance(name, eta, noise):
-    data, grid = papers.GaussianData(0.3, 0.4), grid_of(name, 1000)
-    x = sample(eps_network(grid, data.eps), grid, Draws(1, 1, 100, 100), eta=eta, noise=noise, clip=False)
-    count = x.numel()
-    assert float(x.mean()) == pytest.approx(0.3, abs=4 * 0.4 / math.sqrt(count) + 0.003)
-    assert float(x.var()) == pytest.approx(0.16, rel=4 * math.sqrt(2 / count) + 0.02)
-
-
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(noisy_grids(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
 def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, std):
     """Each step is affine in x, so mean and variance of the images follow exactly for every S and η."""
@@ -194,28 +152,16 @@ def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, st
     assert float(x.var()) == pytest.approx(var, rel=5 * math.sqrt(2 / 4096), abs=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"clip": False}, {"sampler": "dpm-solver++"}])
 @pytest.mark.parametrize("v", [-1.0, 0.3])
-def test_step_to_a_repeated_time_does_not_move(options, v):
-    times = spaced_timesteps("ddim-quadratic", 100, 1000)
-    assert len(set(times)) < 100
-
+def test_learned_noise_is_finite_at_a_repeated_time(v):
     def network(x, t, labels):
         return torch.cat([0.3 * x, torch.full_like(x, v)], 1)
 
-    start = randn(2, 1, 3, 3)
-    found, expected = (
-        sample(network, grid_of("cosine", 1000, chosen), lambda: start, **options)
-        for chosen in (times, sorted(set(times)))
-    )
-    assert torch.allclose(found, expected, rtol=0, atol=1e-9)
-    if "sampler" not in options:
-        noisy = {"eta": 1.0, "noise": "learned", **options}
-        x = sample(network, grid_of("cosine", 1000, times), Draws(2, 1, 3, 3), **noisy)
-        assert bool(x.isfinite().all())
+    grid = grid_of("cosine", 1000, spaced_timesteps("ddim-quadratic", 100, 1000))
+    assert bool(sample(network, grid, Draws(2, 1, 3, 3), eta=1.0, noise="learned").isfinite().all())
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(grids(2), st.floats(1e-3, 2))
 def test_error_for_too_large_eta_contains_the_maximum(grid, above):
     largest = max_eta(grid)

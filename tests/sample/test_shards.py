@@ -8,63 +8,33 @@ import subprocess
 import tempfile
 import warnings
 import weakref
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
-from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.config import load
-from diffusion.images.store import Images, open_store
+from diffusion.config import Config
+from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
+from diffusion.protocol.grid import SAMPLING_VERSION, grid
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell, run_locally
 from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.locks import LockBusy, file_lock, is_held
+from diffusion.system.locks import file_lock, is_held
 from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.damaged_bytes import Damage, damages
-from tests.helpers.networks import assert_equal_but_for_rounding, cell_images, with_model
+from tests.helpers.networks import cell_images, with_model
 from tests.helpers.waiting import wait_until
-
-ONE_NOISY_CELL = {"steps": [5], "eta": [1.0]}
-
-
-def images_in(folder: str, sizes: list[int]) -> np.ndarray:
-    """Return images 0 … sum(sizes) − 1 of the folder's only cell, made in batches of these sizes."""
-    os.chdir(folder)
-    config = load()
-    stops = np.cumsum(sizes)
-    shards = [range(stop - size, stop) for stop, size in zip(stops.tolist(), sizes, strict=True)]
-    made = dict(
-        run_locally(
-            NetworkFiles(MODEL), cell_settings(config.sample, grid(config.sample, config.sweep)[0]), shards
-        )
-    )
-    return np.concatenate([made[shard] for shard in shards])
-
-
-@pytest.mark.slow
-def test_images_do_not_depend_on_batch_or_process(project: Path) -> None:
-    with_model(project, sample={"num_images": 64}, sweep=ONE_NOISY_CELL)
-    expected = images_in(str(project), [64])
-    assert expected.std() > 10
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        batchings = [[1] * 64, [16] * 4, [7, 57], [64]]
-        for images in pool.map(images_in, [str(project)] * len(batchings), batchings):
-            assert_equal_but_for_rounding(images, expected)
-
 
 PIXEL = (1, 1, 1)
 SHARDS = [range(0, 4), range(4, 8), range(8, 12)]
@@ -82,12 +52,16 @@ def three_shards(folder: Path) -> CellShards:
     return shards
 
 
+def saved_images(shards: CellShards) -> list[int]:
+    found: list[int] = np.concatenate(list(shards.images())).ravel().tolist()
+    return found
+
+
 def shard_path(folder: Path, shard: range) -> Path:
     return folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=30)
 def test_missing_shards_cover_each_image_once_and_are_read_in_order(data: st.DataObject) -> None:
     total = data.draw(st.integers(1, 40))
     with tempfile.TemporaryDirectory() as name:
@@ -103,11 +77,10 @@ def test_missing_shards_cover_each_image_once_and_are_read_in_order(data: st.Dat
         for shard in left:
             shards.save(shard, index_images(shard))
         assert not shards.missing(size)
-        assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(total))
+        assert saved_images(shards) == list(range(total))
 
 
 @given(damage=damages(), target=st.sampled_from(SHARDS))
-@settings(deadline=None, max_examples=40)
 def test_damaged_shard_gives_a_warning_and_is_made_again(damage: Damage, target: range) -> None:
     with tempfile.TemporaryDirectory() as name:
         shards, path = three_shards(Path(name)), shard_path(Path(name), target)
@@ -122,7 +95,7 @@ def test_damaged_shard_gives_a_warning_and_is_made_again(damage: Damage, target:
         assert path.with_name(f"damaged-{path.name}").exists() == changed
         for shard in left:
             shards.save(shard, index_images(shard))
-        assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(12))
+        assert saved_images(shards) == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -165,7 +138,7 @@ def test_overlapping_shards_and_foreign_files_have_no_effect(tmp_path: Path) -> 
         (tmp_path / name).write_text("mine")
     (tmp_path / "folder.npy").mkdir()
     assert shards.missing(4) == []
-    assert np.concatenate(list(shards.images())).ravel().tolist() == list(range(12))
+    assert saved_images(shards) == list(range(12))
     assert (tmp_path / "notes.npy").read_text() == "mine"
 
 
@@ -206,79 +179,61 @@ def shard_files(project: Path) -> list[Path]:
     return sorted((project / "runs/cells").glob("*/*/*.npy"))
 
 
-def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
-    made = []
+def make_cells(config: Config, made: list[SampleSettings]) -> list[ImageStore]:
+    """Make every cell of the grid. `made` receives the settings once for each shard that is not reused."""
 
-    def recording_runner(model, settings, shards):
-        made.extend((settings.steps, settings.eta, shard) for shard in shards)
+    def runner(model, settings, shards):
+        made.extend([settings] * len(shards))
         yield from run_locally(model, settings, shards)
 
-    def sweep(steps: list[int]) -> None:
-        config = with_model(project, sample={"num_images": 10, "batch_size": 8}, sweep={"steps": steps})
-        for cell in grid(config.sample, config.sweep):
-            make_cell(config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name, run=recording_runner)
+    cells = grid(config.sample, config.sweep)
+    files = NetworkFiles(MODEL)
+    return [make_cell(config.sample, cell, files, SAMPLES / cell.name, run=runner) for cell in cells]
 
-    sweep([2])
+
+def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
+    sample = {"num_images": 10, "batch_size": 8}
+    made: list[SampleSettings] = []
+    make_cells(with_model(project, sample=sample, sweep={"steps": [2]}), made)
     assert len(made) == 2 * 2
-    made.clear()
-    sweep([2, 3])
-    assert {steps for steps, _, _ in made} == {3}
+    make_cells(with_model(project, sample=sample, sweep={"steps": [2, 3]}), made)
+    assert {settings.steps for settings in made[4:]} == {3}
     assert len(cell_images(project)) == 4
 
 
-@pytest.mark.parametrize("changed", ["sampling_version", "sampling_torch"])
+@pytest.mark.parametrize(
+    ("changed", "place", "value"),
+    [
+        ("sampling_version", "diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1),
+        ("sampling_torch", "diffusion.sample.cell_images.torch_version", lambda: "another"),
+    ],
+)
 def test_shards_of_another_code_version_are_made_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str, place: str, value: object
 ) -> None:
-    config = with_model(project, sample={"num_images": 4, "batch_size": 4}, sweep=ONE_NOISY_CELL)
-    (cell,) = grid(config.sample, config.sweep)
-    cards, made = [], []
-
-    def recording_runner(model, settings, shards):
-        made.append(len(shards))
-        yield from run_locally(model, settings, shards)
-
-    def run() -> None:
-        cards.append(
-            make_cell(
-                config.sample, cell, NetworkFiles(MODEL), SAMPLES / cell.name, run=recording_runner
-            ).meta["card"]
-        )
-
-    run()
-    run()
-    if changed == "sampling_version":
-        monkeypatch.setattr("diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1)
-    else:
-        monkeypatch.setattr("diffusion.sample.cell_images.torch_version", lambda: "another")
-    run()
-    assert made == [1, 0, 1]
-    assert set(differing_fields(cards)) == {changed}
+    config = with_model(project, sample={"num_images": 4}, sweep={"steps": [5], "eta": [1.0]})
+    made: list[SampleSettings] = []
+    stores = [*make_cells(config, made), *make_cells(config, made)]
+    assert len(made) == 1
+    monkeypatch.setattr(place, value)
+    stores += make_cells(config, made)
+    assert len(made) == 2
+    assert set(differing_fields([store.meta["card"] for store in stores])) == {changed}
 
 
 def test_cell_is_an_image_store_with_its_card(project: Path) -> None:
     config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
     seen = []
     for cell in grid(config.sample, config.sweep):
-        store = make_cell(
-            config.sample,
-            cell,
-            NetworkFiles(MODEL),
-            SAMPLES / cell.name,
-            lambda *progress: seen.append(progress),
-        )
+        path = SAMPLES / cell.name
+        store = make_cell(config.sample, cell, NetworkFiles(MODEL), path, lambda *one: seen.append(one))
         assert store.images.shape == (10, 8, 8, 1)
-        assert store.digest == open_store(SAMPLES / cell.name).digest
+        assert store.digest == open_store(path).digest
         assert store.labels is not None
         assert store.labels.tolist() == list(range(10))
         assert {axis: store.meta["card"][axis] for axis in cell.axes} == cell.axes
         assert not {"runner", "address", "num_gpus", "batch_size"} & set(store.meta["card"])
     assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
-
-
-def assert_busy(lock: AbstractContextManager[None]) -> None:
-    with pytest.raises(LockBusy), lock:
-        pass
 
 
 @pytest.mark.parametrize(
@@ -295,22 +250,18 @@ def test_gpu_is_identified_by_uuid_and_not_by_index(
     with file_lock(tmp_path / "GPU-a.lock"), devices.acquire_device() as device:
         assert device == torch.device(free)
         if uuids:
-            assert_busy(file_lock(tmp_path / "GPU-b.lock", timeout=0))
+            assert is_held(tmp_path / "GPU-b.lock")
     with devices.acquire_device(group="ours") as one, devices.acquire_device(group="ours") as same:
         assert one == same
 
 
-@pytest.fixture
-def fake_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the lock file of a fake GPU that computes on the CPU."""
-    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
-    return tmp_path / "GPU-a.lock"
-
-
 def test_sweep_holds_its_device_while_weights_are_loaded(
-    project: Path, fake_gpu: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The device is a CPU that counts as a GPU."""
+    monkeypatch.setattr(devices, "LOCK_DIR", project)
+    monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
+    fake_gpu = project / "GPU-a.lock"
     config = with_model(project, sample={"num_images": 8, "batch_size": 4}, sweep={"steps": [2, 3]})
     loaded_networks, states = weakref.WeakSet(), []
 
