@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import typer
 
@@ -10,7 +9,7 @@ from cli.commands.scores import Compare, Seeds
 from cli.shared.tables import show, table
 from diffusion.choice.confidence import describe_comparison
 from diffusion.config import load
-from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
+from diffusion.layout import SCORES
 from diffusion.protocol.card import describe_difference
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
@@ -106,7 +105,7 @@ def show_seeds(options: Seeds) -> None:
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
     if options.html is not None:
-        _write_seeds(options.html, others)
+        write_output_text(options.html, page_with_seeds(read_inputs(load()), others))
     if options.as_json:
         typer.echo(json.dumps(_seeds_json(document, found, aside), indent=2))
         return
@@ -116,11 +115,6 @@ def show_seeds(options: Seeds) -> None:
         typer.echo(f"seed {seed} is left out: {why}")
     if options.html is not None:
         typer.echo(f"page: {options.html}")
-
-
-def _write_seeds(html: Path, others: Sequence[ScoresDocument]) -> None:
-    inputs = read_inputs(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, RUN)
-    write_output_text(html, page_with_seeds(inputs, others))
 
 
 def _seeds_json(

@@ -3,13 +3,13 @@
 import typer
 
 from diffusion.config import load
-from diffusion.layout import LOSS_CURVE, PREPARED, REPORT, RUN, SAMPLES, SCORES
-from diffusion.report import write_report
+from diffusion.layout import REPORT, RUN
+from diffusion.report.write import read_inputs, write_report
 from tracking.runs.scored_runs import log_report
 
 
 def run_stage() -> None:
     """Write the report and log it."""
-    page = write_report(load(), SAMPLES, SCORES, PREPARED, LOSS_CURVE, RUN, REPORT)
+    page = write_report(read_inputs(load()), REPORT)
     log_report(RUN, REPORT)
     typer.echo(f"report: {page}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from diffusion.config import Config
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, open_cells
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
@@ -22,21 +23,11 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")
 
 
-def write_report(
-    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, run: Path, out: Path
-) -> Path:
+def write_report(inputs: ReportInputs, out: Path) -> Path:
     """Write the folder `out` with index.html, curve.png, montage.png and loss.png; return the page's path.
 
-    Args:
-        samples: the folder of the cells.
-        scores: metrics/scores.json.
-        prepared: the prepared data.
-        loss_curve: the training's CSV.
-        run: models/run.json.
-
-    Equal inputs give equal bytes. DiffctlError for a missing cell or file, and for scores of other samples.
+    Equal inputs give equal bytes.
     """
-    inputs = read_inputs(config, samples, scores, prepared, loss_curve, run)
     drawn = draw(inputs)
     page = render(TEMPLATE, **page_content(inputs, drawn))
     with atomic_folder(out) as folder:
@@ -52,9 +43,14 @@ def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> s
 
 
 def read_inputs(
-    config: Config, samples: Path, scores: Path, prepared: Path, loss_curve: Path, run: Path
+    config: Config,
+    samples: Path = SAMPLES,
+    scores: Path = SCORES,
+    prepared: Path = PREPARED,
+    loss_curve: Path = LOSS_CURVE,
+    run: Path = RUN,
 ) -> ReportInputs:
-    """Read the inputs of a report, as in `write_report`."""
+    """Read a report's inputs; DiffctlError for a missing cell or file, and for scores of other samples."""
     document = read_scores(scores)
     cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)

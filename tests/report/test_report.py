@@ -24,13 +24,12 @@ from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.report import write_report
 from diffusion.report.figures import CurvePoint, moving_average, score_curve
 from diffusion.report.sample_pictures import nearest
 from diffusion.report.score_tables import score_table
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.report.training_curve import read_curve
-from diffusion.report.write import page_with_seeds, read_inputs
+from diffusion.report.write import page_with_seeds, read_inputs, write_report
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
@@ -100,7 +99,7 @@ def inputs_of(config, root):
 
 def report(sweep, out):
     config, root = sweep
-    return write_report(*inputs_of(config, root), out)
+    return write_report(read_inputs(*inputs_of(config, root)), out)
 
 
 @pytest.fixture(scope="module")
