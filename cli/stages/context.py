@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import typer
-import yaml
 
 from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
@@ -17,11 +15,10 @@ from diffusion.layout import RUNS, home
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.registry import PLUGINS
+from diffusion.system.repository import dvc_stages
 from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
 from flows.stage_outcome import InputsChanged
-
-GRAPH = Path("dvc.yaml")
 
 
 def enter_stage(context: typer.Context) -> None:
@@ -39,7 +36,7 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
     DVC reads both again at the end, and would record the new ones as the inputs of the result. Code counts if
     it is loaded and may change results, as in a fingerprint, comments excepted.
     """
-    inputs = {} if os.environ.get("RANK", "0") != "0" else _inputs_in_dvc(stage)
+    inputs = {} if os.environ.get("RANK", "0") != "0" else dvc_stages().get(stage, {})
     names = {name.partition(".")[0] for name in inputs.get("params", []) if isinstance(name, str)}
     packages = tuple(f"{package}/" for package in (PACKAGE, PLUGINS))
     deps = [Path(dep).resolve() for dep in inputs.get("deps", []) if dep.startswith(packages)]
@@ -57,15 +54,6 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
             f"settings or code changed while the stage {stage} ran ({', '.join(changed[:3])}): undo that to "
             "finish from the work in runs/, or run the same command again for the new ones"
         )
-
-
-def _inputs_in_dvc(stage: str) -> dict[str, Any]:
-    """Return the stage in dvc.yaml; empty for another command, or a file that only DVC needs to refuse."""
-    try:
-        found = yaml.safe_load(GRAPH.read_text())["stages"][stage]
-    except (OSError, yaml.YAMLError, LookupError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _sections(names: set[str]) -> dict[str, object]:

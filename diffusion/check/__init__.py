@@ -6,11 +6,10 @@ from pathlib import Path
 
 from diffusion.check.cost_estimate import check_cost
 from diffusion.check.data_checks import check_fit, check_prepared, check_raw
+from diffusion.check.dependency_checks import check_guides, check_plugins
 from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
-from diffusion.check.guide_checks import check_guides
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
-from diffusion.check.plugin_checks import check_plugins
 from diffusion.config import Config
 from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
 from diffusion.process.noise_process import NoiseProcess

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 from diffusion.system.errors import UsageError
 
@@ -32,6 +33,17 @@ def repository_problem(root: Path = Path()) -> tuple[str, str] | None:
     if not has_git and "no_scm" not in config.read_text(encoding="utf-8"):
         return "this is no Git repository, which DVC needs", "`git init`"
     return None
+
+
+def dvc_stages(root: Path = Path()) -> dict[str, dict[str, Any]]:
+    """Return the stages of dvc.yaml by name; empty without the file, or if it is invalid."""
+    import yaml  # every command imports this module
+
+    try:
+        stages = yaml.safe_load((root / GRAPH).read_text(encoding="utf-8"))["stages"]
+        return {name: dict(stage) for name, stage in stages.items()}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def refuse_subfolder() -> None:

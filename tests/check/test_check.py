@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from diffusion.check import check, check_spacing, preflight
+from diffusion.check.dependency_checks import check_guides
 from diffusion.check.findings import Project
-from diffusion.check.guide_checks import check_guides
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store

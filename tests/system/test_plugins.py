@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from diffusion.check.dependency_checks import check_plugins
 from diffusion.check.findings import Project
-from diffusion.check.plugin_checks import check_plugins
 from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
@@ -36,7 +36,7 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> Registry[Entry]:
     """A registry with one entry, which plugins can import from this module."""
     monkeypatch.setattr(registry, "REGISTRIES", [])
     made: Registry[Entry] = Registry("data.shape", "a shape", {"ring": Entry("math:pi")})
-    for user in ("diffusion.system.plugins", "diffusion.check.plugin_checks"):
+    for user in ("diffusion.system.plugins", "diffusion.check.dependency_checks"):
         monkeypatch.setattr(f"{user}.REGISTRIES", [made])
     monkeypatch.setattr(f"{__name__}.SHAPES", made, raising=False)
     return made

@@ -1,0 +1,90 @@
+"""Checks of plugins and of what guides the model: whether they fit, and whether DVC detects their changes."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusion.check.findings import Finding, Project
+from diffusion.code_digest import module_digests
+from diffusion.layout import AVERAGES, MODEL
+from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.guidance_rules import ema_guide
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import check_networks
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.plugins import ENTRIES, SLOW_IMPORTS, is_plugin
+from diffusion.system.references import load_reference
+from diffusion.system.registry import PLUGINS, REGISTRIES, Registry
+from diffusion.system.repository import GRAPH, dvc_stages
+
+REFERENCE = re.compile(r"[\w.]+:[\w.]+")
+
+
+def check_plugins(project: Project) -> Iterator[Finding]:
+    """List the entries of plugins, with what is wrong with each."""
+    for library in SLOW_IMPORTS:
+        message = f"{ENTRIES} loads {library}, and every command loads {ENTRIES}"
+        yield Finding("warning", PLUGINS, message, "import it only in modules that entries name")
+    deps = _dependencies(project)
+    for registry in REGISTRIES:
+        for name in registry.plugins:
+            yield from _check_entry(registry, name, deps)
+
+
+def _dependencies(project: Project) -> dict[str, set[str]]:
+    """Return the dependencies of each stage of dvc.yaml."""
+    stages = dvc_stages(project.root)
+    return {name: set(map(str, stage.get("deps") or ())) for name, stage in stages.items()}
+
+
+def _check_entry(registry: Registry[Any], name: str, deps: Mapping[str, set[str]]) -> Iterator[Finding]:
+    """Yield problems of an entry, or that it is one."""
+    entry, subject = registry[name], f"{registry.key} {name}"
+    values = [getattr(entry, one.name) for one in fields(entry)] if is_dataclass(entry) else []
+    try:
+        for value in values:
+            if isinstance(value, str) and REFERENCE.fullmatch(value):
+                load_reference(value)
+        modules = module_digests(registry.module(name))
+    except UsageError as error:
+        yield Finding("error", PLUGINS, f"{subject}: {error}")
+        return
+    yield Finding("ok", PLUGINS, f"{subject}: {registry.module(name)}")
+    folder = f"{PLUGINS}/{registry.key.partition('.')[0]}"
+    needed = {"/".join(module.split(".")[:2]) for module in modules if is_plugin(module)}
+    for stage, listed in deps.items():
+        if folder in listed and (missing := sorted(needed - listed)):
+            message = f"{subject} imports {', '.join(missing)}, on which the stage {stage} does not depend"
+            remedy = f"move the code to {folder}, or add it to the deps of {stage} in {GRAPH}"
+            yield Finding("warning", PLUGINS, message, remedy)
+    if deps and needed and not any(folder in listed for listed in deps.values()):
+        message = f"{subject} is in {folder}, on which no stage depends"
+        yield Finding("warning", PLUGINS, message, f"add {folder} to deps in {GRAPH}")
+
+
+def check_guides(project: Project) -> Iterator[Finding]:
+    """Check guides and classifiers of the sweep. A file must be a dependency of the stage `sample`."""
+    sample, cells = project.config.sample, grid(project.config.sample, project.config.sweep)
+    used = {cell: settings for cell in cells if (settings := cell_settings(sample, cell)).is_guided}
+    deps = _dependencies(project).get("sample")
+    for file in sorted({file for settings in used.values() for file in _files(settings)}):
+        if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
+            message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
+            yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
+    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in used.values()}
+    has_guides = any(one.needs_guide or one.has_classifier for one in used.values())
+    for settings in by_networks.values() if has_guides and project.is_trained else ():
+        try:
+            check_networks(settings, project.root / MODEL, project.root / AVERAGES)
+        except DiffctlError as error:
+            yield Finding("error", "sampling", str(error))
+
+
+def _files(settings: SampleSettings) -> Iterator[str]:
+    """Yield the files that the settings name; an EMA profile is made from a dependency."""
+    if settings.needs_guide and settings.guide and ema_guide(settings.guide) is None:
+        yield settings.guide
+    if settings.has_classifier and settings.classifier:
+        yield settings.classifier
