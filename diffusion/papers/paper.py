@@ -246,16 +246,20 @@ def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComp
     return _compare(paper, {None: seen})
 
 
-def compare_cells(paper: Paper, cells: Mapping[str, CellScores]) -> list[FigureComparison]:
-    """Compare each of the paper's figures with the cell that differs in the fewest fields."""
-    return _compare(paper, {name: space_scores(cell) for name, cell in cells.items()})
+def compare_cells(
+    paper: Paper, cells: Mapping[str, CellScores], aside: Collection[str] = ()
+) -> list[FigureComparison]:
+    """Compare each of the paper's figures with the cell that differs in the fewest fields, except `aside`."""
+    return _compare(paper, {name: space_scores(cell) for name, cell in cells.items()}, aside)
 
 
-def _compare(paper: Paper, sets: Mapping[str | None, Sequence[SpaceScores]]) -> list[FigureComparison]:
+def _compare(
+    paper: Paper, sets: Mapping[str | None, Sequence[SpaceScores]], aside: Collection[str] = ()
+) -> list[FigureComparison]:
     found = []
     for figure in paper.figures:
         seen = {name: with_score(figure.metric, spaces) for name, spaces in sets.items()}
-        differing = {name: tuple(differences(paper, figure, one.card)) for name, one in seen.items()}
+        differing = {name: tuple(differences(paper, figure, one.card, aside)) for name, one in seen.items()}
         name = min(differing, key=lambda name: len(differing[name]))
         here = seen[name].scores.get(figure.metric)
         found.append(FigureComparison(figure, here, differing[name], name))

@@ -1,6 +1,6 @@
 """Published figures on the same data, drawn with the sweep's curve, and why they are not comparable."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure as Drawing
@@ -10,17 +10,17 @@ from diffusion.papers.paper import (
     Figure,
     Paper,
     all_papers,
-    differences,
+    compare_cells,
     shared_differences,
     space_scores,
     with_score,
 )
 from diffusion.protocol.grid import cell_order, describe_line
-from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, score_tables
 
-SAME_CURVE = ("steps", "eta")  # other steps are another point of the curve, not another protocol
+# Other steps are another point of the curve, not another protocol, and the cost is its other axis.
+SAME_CURVE = ("steps", "eta", "nfe")
 COST = ("nfe", "steps")  # fields with the cost of an image
 
 
@@ -29,7 +29,7 @@ class ShownFigure(NamedTuple):
 
     paper: Paper
     figure: Figure
-    differences: list[Difference]
+    differences: Sequence[Difference]
 
     @property
     def cost(self) -> int | None:
@@ -62,19 +62,12 @@ def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
 
     Each is compared with the cell that differs least. Steps and η are ignored, since they vary along a curve.
     """
-    cells = list(document.cells.values())
-    has = {name for seen in space_scores(cells[0]) for name in seen.scores}
+    first = next(iter(document.cells.values()))
+    has = {name for seen in space_scores(first) for name in seen.scores}
     for paper in all_papers():
-        for figure in paper.figures:
-            if figure.metric in has and cells[0].card["data"] in paper.beside(figure):
-                yield ShownFigure(paper, figure, _nearest_cell(paper, figure, cells))
-
-
-def _nearest_cell(paper: Paper, figure: Figure, cells: list[CellScores]) -> list[Difference]:
-    """Return the differences from the nearest cell. The cost is ignored; it is the other axis."""
-    aside = (*SAME_CURVE, "nfe")
-    cards = [with_score(figure.metric, space_scores(cell)).card for cell in cells]
-    return min((differences(paper, figure, card, aside) for card in cards), key=len)
+        for one in compare_cells(paper, document.cells, SAME_CURVE):
+            if one.figure.metric in has and first.card["data"] in paper.beside(one.figure):
+                yield ShownFigure(paper, one.figure, one.differences)
 
 
 def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[ShownFigure]) -> Drawing:
