@@ -1,4 +1,4 @@
-"""Mixtures of Gaussians: data with density and optimal denoiser in closed form."""
+"""Mixtures of Gaussians: data whose optimal denoiser has a closed form."""
 
 import math
 from dataclasses import dataclass
@@ -21,25 +21,14 @@ class Mixture:
     def x0(self, x: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
         """E[x_0 | x_t], (N, D), of x_t = α·x_0 + σ·ε: the Gaussians' own, weighted by their posterior."""
         variance = alpha**2 * self.std**2 + sigma**2
-        weights = torch.softmax(self._log_parts(x, alpha, variance), 1)
+        weights = torch.softmax(-torch.cdist(x, alpha * self.means).square() / (2 * variance), 1)
         mean = weights @ self.means
         return mean + alpha * self.std**2 / variance * (x - alpha * mean)
-
-    def log_density(self, x: Tensor, alpha: Tensor | float = 1.0, sigma: Tensor | float = 0.0) -> Tensor:
-        """(N,) log p(x_t) in nats of points (N, D); by default of the data's own density."""
-        variance = torch.as_tensor(alpha**2 * self.std**2 + sigma**2, dtype=x.dtype)
-        count, dimensions = self.means.shape
-        constant = math.log(count) + dimensions / 2 * torch.log(2 * math.pi * variance)
-        return torch.logsumexp(self._log_parts(x, alpha, variance), 1) - constant
 
     def draw(self, count: int, source: torch.Generator) -> Tensor:
         """(count, D) points of the data, the Gaussians in turn."""
         centres = self.means[torch.arange(count) % len(self.means)]
         return centres + self.std * torch.randn(centres.shape, generator=source, dtype=self.means.dtype)
-
-    def _log_parts(self, x: Tensor, alpha: Tensor | float, variance: Tensor | float) -> Tensor:
-        """(N, K) log densities of the Gaussians in x_t, but for what is the same of all."""
-        return -torch.cdist(x, alpha * self.means).square() / (2 * variance)
 
 
 def ring(count: int, radius: float, std: float) -> Mixture:
