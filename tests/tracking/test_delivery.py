@@ -41,6 +41,7 @@ def test_everything_arrives_once_with_its_step_and_time(folder, uri, tmp_path):
     run, client, events = the_run(uri), connect(uri), list(read_events(folder))
     assert (run.info.status, run.info.run_name) == ("FINISHED", "digits-abcd")
     assert (run.info.start_time, run.info.end_time) == (events[0]["time"], events[-1]["time"])
+    assert run.info.start_time > 1_600_000_000_000
     assert run.data.params == {"train.steps": "30", "train.lr": "0.1"}
     assert run.data.tags[keys.FINGERPRINT] == "abcd"
     assert run.inputs.dataset_inputs[0].dataset.digest == "d" * 36
