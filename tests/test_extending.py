@@ -11,18 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from diffusion.code_digest import code_digest
-from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.images.store import open_store
-from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sampling_code import sampling_code
-from diffusion.train.plan import DenoiserPlan, training_code
 from tests import registries
 from tests.conftest import ROOT, environment
-from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.small import commit, git, own_code, small_project
+from tests.helpers.waiting import made_once
 
 BLOCK = re.compile(r"^```python\n# (?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S)
 THROWAWAY = ROOT / "tests/helpers/throwaway"
@@ -74,11 +67,8 @@ import mlflow.pyfunc
 model = mlflow.pyfunc.load_model("models:/diffctl-rings@champion")
 print(len(model.predict([{"num": 2}])[0].images))
 """
-DIGESTS = """
-from tests.test_extending import digests
-print(*digests())
-"""
-OWN_DIGESTS = """
+DIGESTS_AFTER_EDITS = """
+import json, os, sys
 from pathlib import Path
 from diffusion.code_digest import code_digest
 from diffusion.config import load
@@ -89,20 +79,24 @@ from diffusion.sample.sampling_code import sampling_code
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.plan import DenoiserPlan, training_code
 
-config, networks = load(), NetworkArtefacts(read_artefact(Path("models/model.safetensors")))
-settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
-print(code_digest(training_code(DenoiserPlan, config.process, config.model)))
-print(code_digest(sampling_code(settings, *networks)))
-print(sampling_card(settings, networks)["sampling_plugins"])
+def digests():
+    config, networks = load(), NetworkArtefacts(read_artefact(Path("models/model.safetensors")))
+    settings = cell_settings(config.sample, grid(config.sample, config.sweep)[0])
+    yield code_digest(training_code(DenoiserPlan, config.process, config.model))
+    yield code_digest(sampling_code(settings, *networks))
+    yield sampling_card(settings, networks)["sampling_plugins"]
+
+for file, old, new in json.loads(sys.argv[1]):
+    path = Path(file)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    if not os.fork():  # digests are computed once a process
+        print(*digests(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+    path.write_text(text)
 """
-
-
-def digests() -> list[str]:
-    """Return the code digests that identify work with the library's own entries."""
-    artefact, process = artefact_of(spec_of()), ProcessConfig()
-    code = [training_code(DenoiserPlan, process, artefact.network)]
-    code += [sampling_code(SampleSettings(sampler=name), artefact) for name in ("ddim", "dpm-solver++")]
-    return [*map(code_digest, code), extraction_code(EXTRACTORS["effnet-lite0-64"])]
 
 
 def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
@@ -118,10 +112,9 @@ def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
     return done.stderr if code else done.stdout
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the plugins in the docs and a throwaway extractor."""
-    folder = small_project(tmp_path_factory.mktemp("extending") / "project")
+def extended_project(folder: Path) -> Path:
+    """Make a copy of the project with the plugins in the docs and a throwaway extractor."""
+    small_project(folder)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     commit(folder, "before")
@@ -135,8 +128,25 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def run_experiment(folder: Path) -> None:
+    """Run the pipeline with only new entries and register the model."""
+    project = extended_project(folder / "project")
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    for section, keys in EXPERIMENT.items():
+        values[section] = keys if section in ("model", "process") else {**values[section], **keys}
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    assert run(project, "-c", STAGES).splitlines()[-1] == "True"
+
+
+@pytest.fixture(scope="session")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project whose pipeline has run with only new entries, with a registered model."""
+    return made_once(tmp_path_factory, "extending", run_experiment) / "project"
+
+
 @pytest.mark.slow
-def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(project: Path) -> None:
+def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(tmp_path: Path) -> None:
+    project = extended_project(tmp_path / "project")
     changed = git(project, "status", "--porcelain", "--untracked-files=all").split("\n")
     files = [line[3:] for line in changed if line]
     assert all(file.startswith(("plugins/", "tests/plugins/")) for file in files), "an extension is no fork"
@@ -147,20 +157,10 @@ def test_code_in_the_docs_passes_its_tests_mypy_and_ruff(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_new_entry_does_not_change_digests_of_other_entries(project: Path) -> None:
-    assert run(project, "-c", DIGESTS).split() == digests()
-
-
-@pytest.mark.slow
-def test_pipeline_and_registered_model_have_only_new_entries(project: Path, tmp_path: Path) -> None:
-    values = yaml.safe_load((project / "params.yaml").read_text())
-    for section, keys in EXPERIMENT.items():
-        values[section] = keys if section in ("model", "process") else {**values[section], **keys}
-    (project / "params.yaml").write_text(yaml.safe_dump(values))
-    assert run(project, "-c", STAGES).splitlines()[-1] == "True"
-    train = open_store(project / "data/prepared/train")
+def test_pipeline_and_registered_model_have_only_new_entries(experiment: Path, tmp_path: Path) -> None:
+    train = open_store(experiment / "data/prepared/train")
     assert (len(train), train.meta["name"], train.meta["options"]) == (180, "rings", {"count": 200})
-    scores = yaml.safe_load((project / "metrics/scores.json").read_text())
+    scores = yaml.safe_load((experiment / "metrics/scores.json").read_text())
     assert scores["extractor"] == "pixels"
     for name, steps in (("steps2-eta0", 2), ("steps3-eta0", 3)):
         card, measured = scores["cells"][name]["card"], scores["cells"][name]["scores"]
@@ -168,34 +168,33 @@ def test_pipeline_and_registered_model_have_only_new_entries(project: Path, tmp_
         assert {"sampling_plugins", "extractor_plugins"} <= card.keys()
         assert {"fd_pixels", "kd_pixels", "precision_pixels", "excess"} <= measured.keys()
         assert not [score for score in measured if score.startswith("is")]
-    found = run(project, "-c", CHECK).splitlines()
+    found = run(experiment, "-c", CHECK).splitlines()
     assert "ok sample.sampler trapezoid: plugins.sample.trapezoid" in found
     assert all(line.startswith("ok ") for line in found)
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}", "PYTHONPATH": ""}
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{experiment / 'mlflow.db'}", "PYTHONPATH": ""}
     assert run(tmp_path, "-c", LOAD, **store).strip() == "2"
-    arguments = ["sample", "--model", str(project / "models/model.safetensors"), "--out", "x.png"]
-    refused = run(tmp_path, "-m", "cli.entry", *arguments, code=1, PYTHONPATH=str(project))
+    arguments = ["sample", "--model", str(experiment / "models/model.safetensors"), "--out", "x.png"]
+    refused = run(tmp_path, "-m", "cli.entry", *arguments, code=1, PYTHONPATH=str(experiment))
     assert "needs a plugin that is not here (network.name tiny, process.schedule arc" in refused
 
 
-@pytest.mark.slow
-def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(project: Path) -> None:
-    def edited(file: str, old: str, new: str) -> list[bool]:
-        """Return whether the digests of training, sampling and the card change."""
-        path = project / file
-        text, before = path.read_text(), run(project, "-c", OWN_DIGESTS).split()
-        assert old in text
-        path.write_text(text.replace(old, new))
-        after = run(project, "-c", OWN_DIGESTS).split()
-        path.write_text(text)
-        return [one != other for one, other in zip(before, after, strict=True)]
+PLUGIN_EDITS = {  # whether the digests of training, sampling and the card change
+    ("plugins/sample/trapezoid.py", "/ 2)", "/ 3)"): [False, True, True],
+    ("plugins/sample/blurred.py", "(x, 3, 1, 1", "(x, 5, 1, 2"): [False, True, True],
+    ("plugins/process/early.py", "square()", "sqrt()"): [True, False, False],
+    ("plugins/model/tiny.py", "/ 1000", "/ 100"): [True, True, True],
+    ("plugins/model/tiny.py", "Two convolutions", "A few convolutions"): [False, False, False],
+    ("plugins/data/rings.py", "0.7", "0.8"): [False, False, False],
+}
 
-    assert edited("plugins/sample/trapezoid.py", "/ 2)", "/ 3)") == [False, True, True]
-    assert edited("plugins/sample/blurred.py", "(x, 3, 1, 1", "(x, 5, 1, 2") == [False, True, True]
-    assert edited("plugins/process/early.py", "square()", "sqrt()") == [True, False, False]
-    assert edited("plugins/model/tiny.py", "/ 1000", "/ 100") == [True, True, True]
-    assert edited("plugins/model/tiny.py", "Two convolutions", "A few convolutions") == [False] * 3
-    assert edited("plugins/data/rings.py", "0.7", "0.8") == [False] * 3
+
+@pytest.mark.slow
+def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(experiment: Path) -> None:
+    unchanged = ("plugins/data/rings.py", "0.7", "0.7")
+    edits = json.dumps([unchanged, *PLUGIN_EDITS])
+    before, *after = map(str.split, run(experiment, "-c", DIGESTS_AFTER_EDITS, edits).splitlines())
+    changes = [[one != other for one, other in zip(before, line, strict=True)] for line in after]
+    assert dict(zip(PLUGIN_EDITS, changes, strict=True)) == PLUGIN_EDITS
 
 
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.locks import file_lock
 from tests.helpers.mlflow_server import free_port
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import made_once, wait_until
 
 START = "from flows.prefect_server.temporary_server import prefect_server\nwith prefect_server():\n    pass\n"
 
@@ -21,14 +20,12 @@ START = "from flows.prefect_server.temporary_server import prefect_server\nwith 
 @pytest.fixture(scope="session")
 def prefect_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with the database, shared by the processes of the session."""
-    folder = tmp_path_factory.getbasetemp()
-    shared = folder.parent / "prefect" if "popen-gw" in folder.name else folder / "prefect"
-    with file_lock(shared / "lock"):
-        if not (shared / ".prefect/made").exists():
-            env = {**os.environ, "PREFECT_API_URL": ""}
-            subprocess.run([sys.executable, "-c", START], cwd=shared, env=env, check=True)
-            (shared / ".prefect/made").touch()
-    return shared / ".prefect"
+
+    def make(folder: Path) -> None:
+        env = {**os.environ, "PREFECT_API_URL": ""}
+        subprocess.run([sys.executable, "-c", START], cwd=folder, env=env, check=True)
+
+    return made_once(tmp_path_factory, "prefect", make) / ".prefect"
 
 
 def with_database(folder: Path, database: Path) -> None:
