@@ -5,7 +5,6 @@ screenshots are taken.
 """
 
 import io
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from diffusion.layout import REPORT
 from tests.conftest import ROOT, command, environment
 from tests.helpers.browser import CHROMIUM
-from tests.helpers.mlflow_server import free_port, wait_for
+from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.server_process import ServerProcess
 
 FOLDER = ROOT / "docs"
@@ -71,17 +70,10 @@ def ui(project: Path) -> Iterator[str]:
     """Run `diffctl ui` for the project and yield its address."""
     port = free_port()
     address, log = f"http://127.0.0.1:{port}", project / "ui.log"
-    with open(log, "wb") as output:
-        server = subprocess.Popen(
-            command("ui", "--port", str(port)), cwd=project, env=environment(), stdout=output, stderr=output
-        )
-    try:
-        wait_for(f"{address}/health", server, log)
+    line = command("ui", "--port", str(port))
+    with running_server(line, f"{address}/health", log, cwd=project, env=environment()):
         yield address
-    finally:
-        server.terminate()
-        server.wait()
-        log.unlink()
+    log.unlink()
 
 
 PICTURES: dict[str, Callable[[Page, Path], bytes]] = {

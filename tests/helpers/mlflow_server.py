@@ -11,7 +11,12 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from diffusion.system.processes import group_processes, terminate
 
 
 @functools.cache
@@ -49,6 +54,22 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, "it did not start"
             time.sleep(0.1)
+
+
+@contextmanager
+def running_server(command: Sequence[str], url: str, log: Path, **options: Any) -> Iterator[None]:
+    """Run a server in its own session during the block, which begins once it answers at `url`.
+
+    Its output goes to `log`; `options` are those of Popen.
+    """
+    with open(log, "wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
+    try:
+        wait_for(url, process, log)
+        yield
+    finally:
+        terminate(group_processes(process.pid))
+        process.wait(30)
 
 
 class MlflowServer:

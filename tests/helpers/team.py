@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from diffusion.system.processes import group_processes, terminate
 from tests.closure import ROOT
 from tests.conftest import command, environment
-from tests.helpers.mlflow_server import free_port, wait_for
+from tests.helpers.mlflow_server import free_port, running_server
 
 TEAM = ROOT / "deploy/team"
 DATABASE_PASSWORD = "the-database's-secret"
@@ -66,6 +65,10 @@ class Team:
         known = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
         return {name: value if name in known else "" for name, value in self.client.items()}
 
+    def logs(self) -> str:
+        """Return all output of the servers and the database."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
+
 
 @contextmanager
 def team(folder: Path) -> Iterator[Team]:
@@ -84,8 +87,12 @@ def team(folder: Path) -> Iterator[Team]:
             env=environment(env),
             check=True,
         )
-        for name, health in (("mlflow", f"{made.mlflow}/health"), ("prefect", f"{made.prefect}/health")):
-            stack.enter_context(_server(name, health, folder, env))
+        for name, address in (("mlflow", made.mlflow), ("prefect", made.prefect)):
+            program, *arguments = commands()[name]
+            line, log = [command()[0], "-m", program, *arguments], folder / f"{name}.log"
+            stack.enter_context(
+                running_server(line, f"{address}/health", log, cwd=folder, env=environment(env))
+            )
         yield made
 
 
@@ -112,27 +119,6 @@ def _settings(made: Team) -> dict[str, str]:
     assert all(filled.get(name) or value for name, value in settings.items()), "nothing is left empty"
     # No variables of the surrounding environment.
     return {"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", **settings, **filled}
-
-
-@contextmanager
-def _server(name: str, health: str, folder: Path, env: dict[str, str]) -> Iterator[None]:
-    program, *arguments = commands()[name]
-    path = folder / f"{name}.log"
-    with open(path, "wb") as log:
-        process = subprocess.Popen(
-            [command()[0], "-m", program, *arguments],
-            cwd=folder,
-            env=environment(env),
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_for(health, process, path)
-        yield
-    finally:
-        terminate(group_processes(process.pid))
-        process.wait(30)
 
 
 def all_text(folder: Path) -> str:

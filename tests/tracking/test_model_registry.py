@@ -1,12 +1,10 @@
 """Registering a model: the gate, the checks of its files, and the model as MLflow loads and serves it."""
 
 import base64
-import contextlib
 import io
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -28,7 +26,7 @@ from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import diffctl
 from tests.helpers.disks import make_room, memory_disk
-from tests.helpers.mlflow_server import free_port, wait_for
+from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
@@ -74,23 +72,6 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     assert read_artefact(fetch_version_files(NAME, 2).file).model_sha256 != read_artefact(MODEL).model_sha256
 
 
-def test_model_file_that_is_a_dvc_link_is_registered(make_model, tmp_path):
-    make_model(1)
-    weights = MODEL.read_bytes()
-    for path in (MODEL, SCORES):
-        cached = path.rename(tmp_path / f"{path.name}-of-the-cache")
-        path.symlink_to(cached)
-    assert register().promoted
-    assert fetch_champion(NAME).read_bytes() == weights
-
-
-def test_registration_uploads_few_files(make_model, here):
-    make_model(1)
-    register()
-    files = [path for path in here.glob("mlartifacts/**/registered/**/*") if path.is_file()]
-    assert 5 < len(files) < 12, "a server with passwords takes 0.1 s of CPU for each"
-
-
 def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_path):
     make_model(1)
     artifacts = mount(tmp_path / "mlartifacts", *memory_disk("300k"))
@@ -127,15 +108,19 @@ def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, her
         register()
 
 
-def test_champion_is_fetched_and_checked(make_model, here):
+def test_files_that_are_dvc_links_are_registered_fetched_and_checked(make_model, here):
     with pytest.raises(DiffctlError, match="no champion"):
         fetch_champion(NAME)
     sha256 = make_model(1)
+    for path in (MODEL, SCORES):
+        path.symlink_to(path.rename(here / f"{path.name}-of-the-cache"))
     register()
+    files = [path for path in here.glob("mlartifacts/**/registered/**/*") if path.is_file()]
+    assert 5 < len(files) < 12, "a server with passwords takes 0.1 s of CPU for each"
     assert fetch_scores_of(NAME) == read_scores(SCORES)
     path = fetch_champion(NAME)
+    assert path.read_bytes() == MODEL.read_bytes()
     assert read_artefact(path).model_sha256 == sha256
-    load_model(path)
     path.unlink()
     (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
@@ -156,9 +141,13 @@ def make_guided_model(make_model) -> None:
     make_model(1, {(2, 0.0): 0.1}, **guidance, guide_sha256=digest)
 
 
-def test_a_registered_model_carries_its_guide(make_model, here):
+def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
     make_guided_model(make_model)
     original = GUIDE.read_bytes()
+    GUIDE.write_bytes(MODEL.read_bytes())
+    with pytest.raises(UsageError, match=r"the guide guides/early\.safetensors is not the one of the scores"):
+        register()
+    GUIDE.write_bytes(original)
     register()
     GUIDE.unlink()
     found = fetch_version_files(NAME)
@@ -170,14 +159,6 @@ def test_a_registered_model_carries_its_guide(make_model, here):
     stored.write_bytes(original[:-1] + b"x")
     with pytest.raises(DiffctlError, match="SHA-256"):
         fetch_version_files(NAME)
-
-
-def test_scores_under_another_guide_are_not_registered(make_model):
-    make_guided_model(make_model)
-    make_guide = MODEL.read_bytes()
-    GUIDE.write_bytes(make_guide)
-    with pytest.raises(UsageError, match=r"the guide guides/early\.safetensors is not the one of the scores"):
-        register()
 
 
 def test_history_without_a_store_creates_none(tmp_path, monkeypatch):
@@ -293,10 +274,7 @@ def test_mlflow_serves_it_over_http(make_model, here):
     # MLflow starts uvicorn by name: the environment's commands must be on PATH.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
-    with open(here / "serve.log", "wb") as log:
-        process = subprocess.Popen(command, cwd=here, env=env, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_for(f"http://127.0.0.1:{port}/ping", process, here / "serve.log")
+    with running_server(command, f"http://127.0.0.1:{port}/ping", here / "serve.log", cwd=here, env=env):
         body = json.dumps({"inputs": [{"indices": [3, 4], "class": "5"}]}).encode()
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
@@ -304,10 +282,6 @@ def test_mlflow_serves_it_over_http(make_model, here):
         (reply,) = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
         assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
         assert pixels(reply).shape == (2, 8, 8)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 @pytest.mark.slow
