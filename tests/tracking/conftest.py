@@ -15,6 +15,7 @@ from diffusion.train.train_step import new_state
 from tests.conftest import params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
+from tracking.registry.model_registry import register
 from tracking.store import tracking_uri
 
 CPU = torch.device("cpu")
@@ -63,3 +64,11 @@ def make_model(digits_store):
         return sha256
 
     return make
+
+
+@pytest.fixture
+def registered(here, make_model):
+    """A project with version 1 as champion."""
+    make_model(1)
+    register()
+    return here
