@@ -1,6 +1,5 @@
 """Code is a dependency: in a clone with real DVC, an edit reruns exactly the affected stages."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +9,12 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from diffusion.model.model_file import read_artefact
 from tests.conftest import environment
 from tests.helpers.small import own_code, small_project
-from tests.helpers.waiting import wait_until
+from tests.helpers.waiting import made_once, wait_until
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")
-FROM_TRAIN = ("train", "sample", "evaluate", "report")
 
 
 class Edit(NamedTuple):
@@ -25,62 +24,37 @@ class Edit(NamedTuple):
     old: str
     new: str
 
+    def apply(self, folder: Path) -> None:
+        text = (folder / self.file).read_text()
+        assert self.old in text
+        (folder / self.file).write_text(text.replace(self.old, self.new))
 
-class Case(NamedTuple):
-    """Edits made together, and the stages with other results after them."""
-
-    edits: tuple[Edit, ...]
-    changes: tuple[str, ...]
-
-
-CASES = {
-    "data": Case((Edit("diffusion/data/sources/digits.py", "255 / 16", "254 / 16"),), STAGES),
-    "loss": Case(
-        (Edit("diffusion/process/losses.py", "(target - predicted).square()", "(target - predicted).abs()"),),
-        FROM_TRAIN,
-    ),
-    "sampler": Case(
-        (Edit("diffusion/sample/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n"),),
-        FROM_TRAIN[1:],
-    ),
-    "extractor": Case(
-        (Edit("diffusion/evaluate/features/effnet.py", "- 127) / 128", "- 126) / 128"),),
-        ("reference", "evaluate", "report"),
-    ),
-    "scorer": Case(
-        (Edit("diffusion/evaluate/scores/kernel_distance.py", "+ 1) ** 3)", "+ 1) ** 2)"),),
-        ("evaluate", "report"),
-    ),
-    "unused entries, locks, comments and docstrings": Case(
-        (
-            Edit("diffusion/sample/dpm_solver.py", "0.25 + r / 2", "0.25 + r / 3"),
-            Edit("diffusion/train/classifier_training.py", "logits.argmax(1)", "logits.argmin(1)"),
-            Edit("diffusion/system/locks.py", "MIN_WAIT_SECONDS = 0.2", "MIN_WAIT_SECONDS = 0.3"),
-            Edit("diffusion/train/loop.py", "MAX_BAD_STEPS = 5", "# Some.\nMAX_BAD_STEPS = 5"),
-            Edit("diffusion/sample/sampler.py", '"""Samplers as generators', '"""Methods as generators'),
-        ),
-        (),
-    ),
-}
+    def revert(self, folder: Path) -> None:
+        self._replace(old=self.new, new=self.old).apply(folder)
 
 
-def reproduce(folder: Path, *arguments: str) -> str:
-    """Run `dvc repro` in the folder and return its output."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", *arguments],
+LOSS = Edit("diffusion/process/losses.py", "(target - predicted).square()", "(target - predicted).abs()")
+SAMPLER = Edit("diffusion/sample/ddim.py", "return x_prev, x0_hat\n", "return 1.1 * x_prev, x0_hat\n")
+EXTRACTOR = Edit("diffusion/evaluate/features/effnet.py", "- 127) / 128", "- 126) / 128")
+
+
+def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start Python in the folder, with the folder's code, with stderr on stdout."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment({**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
-def edit(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
+def finished(process: "subprocess.Popen[str]") -> str:
+    """Return the output of a process that must succeed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def results(folder: Path) -> dict[str, object]:
@@ -90,61 +64,52 @@ def results(folder: Path) -> dict[str, object]:
     return {name: [(out["path"], out["md5"]) for out in stage["outs"]] for name, stage in stages.items()}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = small_project(tmp_path_factory.mktemp("edits") / "project", sample={"num_images": 12})
-    reproduce(folder)
-    return folder
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which every stage has run."""
+
+    def make(folder: Path) -> None:
+        small_project(folder / "project", sample={"num_images": 12})
+        finished(run_python(folder / "project", "-m", "dvc", "repro"))
+
+    return made_once(tmp_path_factory, "edits", make) / "project"
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """A copy of the original."""
+    return shutil.copytree(original, tmp_path / "project")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_edit_reruns_exactly_the_affected_stages(project: Path, name: str) -> None:
-    case, before = CASES[name], results(project)
-    lock = (project / "dvc.lock").read_text()
-    texts = {project / one.file: (project / one.file).read_text() for one in case.edits}
-    for one in case.edits:
-        edit(project / one.file, one.old, one.new)
-    try:
-        output = reproduce(project)
-        after = results(project)
-        assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == case.changes
-        restart = re.search(r"the training's code has changed in (.*) since step 12", output)
-        assert bool(restart) == ("train" in case.changes and "data" not in case.changes)
-        assert restart is None or Path(case.edits[0].file).name in restart[1]
-    finally:
-        for file, text in texts.items():
-            file.write_text(text)
-        (project / "dvc.lock").write_text(lock)
-        subprocess.run(
-            [sys.executable, "-m", "dvc", "checkout", "--force", "--quiet"],
-            cwd=project,
-            check=True,
-            env=environment(),
-        )
+@pytest.mark.parametrize(
+    ("edit", "changes"),
+    [
+        (LOSS, ("train", "sample", "evaluate", "report")),
+        (SAMPLER, ("sample", "evaluate", "report")),
+        (EXTRACTOR, ("reference", "evaluate", "report")),
+    ],
+    ids=["loss", "sampler", "extractor"],
+)
+def test_edit_reruns_exactly_the_affected_stages(folder: Path, edit: Edit, changes: tuple[str, ...]) -> None:
+    before = results(folder)
+    edit.apply(folder)
+    output = finished(run_python(folder, "-m", "dvc", "repro"))
+    after = results(folder)
+    assert tuple(stage for stage in STAGES if after[stage] != before[stage]) == changes
+    restart = "the training's code has changed in process/losses.py since step 12"
+    assert (restart in output) == (edit is LOSS)
 
 
 @pytest.mark.slow
-def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(
-    project: Path, tmp_path: Path
-) -> None:
-    from diffusion.model.model_file import read_artefact
-
-    folder = shutil.copytree(project, tmp_path / "project")
+def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(folder: Path) -> None:
     first = read_artefact(folder / "models/model.safetensors")
-    edit(
-        folder / "diffusion/train/lr_schedule.py", "rate = rate * (step + 1)", "rate = 3 * rate * (step + 1)"
+    Edit("diffusion/train/lr_schedule.py", "rate = rate * (step + 1)", "rate = 3 * rate * (step + 1)").apply(
+        folder
     )
-    kept = subprocess.run(
-        [sys.executable, "-m", "cli.entry", "stage", "train", "--keep"],
-        cwd=folder,
-        env=environment(own_code(folder)),
-        capture_output=True,
-        text=True,
-    )
-    assert kept.returncode == 0, kept.stderr
-    assert "resuming after step 12 of 12" in kept.stderr
-    assert "the code has changed since these steps" in kept.stderr
+    output = finished(run_python(folder, "-m", "cli.entry", "stage", "train", "--keep"))
+    assert "resuming after step 12 of 12" in output
+    assert "the code has changed since these steps" in output
     model = read_artefact(folder / "models/model.safetensors")
     assert [since.step for since in model.code] == [0, 12]
     assert model.code[0] == first.code[0]
@@ -162,56 +127,48 @@ WAIT = """
 """
 
 
-def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """Start Python in the folder, with the folder's code."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment({**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
 def edited_meanwhile(folder: Path, *edits: Edit) -> tuple[int, str]:
     """Make edits while `dvc repro train` trains; return the exit code and the output."""
     for name in ("begun", "edited"):
         (folder / name).unlink(missing_ok=True)
     process = run_python(folder, "-m", "dvc", "repro", "--single-item", "train")
     wait_until(lambda: (folder / "begun").exists() or process.poll() is not None, 120)
-    for one in edits:
-        edit(folder / one.file, one.old, one.new)
+    for edit in edits:
+        edit.apply(folder)
     (folder / "edited").touch()
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
 
+RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.run(run_step('train', False))"
+STEPS = "MAX_BAD_STEPS = 5"
+
+
 @pytest.mark.slow
-def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(project: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(project, tmp_path / "project")
+def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(folder: Path) -> None:
+    """Also a model that DVC recorded with another rate is trained again."""
     for made in ("runs/train", ".dvc/cache/runs"):
         shutil.rmtree(folder / made)
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
     lock["stages"] = {"data": lock["stages"]["data"]}
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock))
-    rates = "rate: 0.002", "rate: 0.5"
-    edit(
-        folder / "cli/stages/train_stage.py",
-        "    training = trainer.lead(",
-        f"{WAIT}\n    training = trainer.lead(",
-    )
-    constant = "MAX_BAD_STEPS = 5"
-    edits = (
-        Edit("params.yaml", *rates),
-        Edit("diffusion/train/loop.py", constant, "MAX_BAD_STEPS = 6"),
-    )
-    code, output = edited_meanwhile(folder, *edits)
+    begin = "    training = trainer.lead("
+    Edit("cli/stages/train_stage.py", begin, f"{WAIT}\n{begin}").apply(folder)
+    rate = Edit("params.yaml", "rate: 0.002", "rate: 0.5")
+    steps = Edit("diffusion/train/loop.py", STEPS, "MAX_BAD_STEPS = 6")
+    code, output = edited_meanwhile(folder, rate, steps)
     assert code != 0
     assert "changed while the stage train ran (train.lr.rate 0.002 → 0.5, diffusion/train/loop.py)" in output
     assert "train" not in yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
-    for one in edits:
-        edit(folder / one.file, one.new, one.old)
-    code, output = edited_meanwhile(folder, Edit("diffusion/train/loop.py", constant, f"# Some.\n{constant}"))
+    rate.revert(folder)
+    steps.revert(folder)
+    code, output = edited_meanwhile(folder, steps._replace(new=f"# Some.\n{STEPS}"))
     assert code == 0, output
     assert "resuming after step 12 of 12" in output
+
+    rate.apply(folder)
+    finished(run_python(folder, "-m", "dvc", "commit", "--force", "train"))
+    output = finished(run_python(folder, "-c", RUN_TRAIN))
+    assert "==> train: up to date\n" in output
+    assert "other settings (train.lr.rate 0.002 → 0.5): training again" in output
+    assert "train.lr.rate" not in finished(run_python(folder, "-c", RUN_TRAIN))
