@@ -1,4 +1,4 @@
-"""The benchmarks' docstrings in docs/benchmarks.md."""
+"""The docstrings of benchmarks in docs/benchmarks.md."""
 
 import ast
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ MARK = "<!-- promises -->"
 
 
 def with_promises(markdown: str) -> str:
-    """A page with the benchmarks' own words where it has a mark for them."""
+    """Replace the mark of a page, if it has one, by the docstrings of all benchmarks."""
     return markdown.replace(MARK, "\n".join(_sections())) if MARK in markdown else markdown
 
 
@@ -22,5 +22,5 @@ def _sections() -> Iterator[str]:
 
 
 def is_run(file: Path) -> bool:
-    """Whether a module is a benchmark: one that `python -m` runs."""
+    """Return whether a module is a benchmark that `python -m` runs."""
     return file.stem != "__main__" and '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8")

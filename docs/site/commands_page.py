@@ -10,20 +10,20 @@ from docs.site.tables import literal, table
 HEAD = """# Command line
 
 The `--help` of each command. Every command exits with one of [these
-codes](../operations.md#exit-codes), and with one sentence where it fails.
+codes](../operations.md#exit-codes). If it fails, it prints one sentence.
 
 """
 
 
 def text() -> str:
-    """The page."""
+    """Return the page."""
     from cli.main import app
 
     return HEAD + "\n".join(_section(*found) for found in commands(typer.main.get_command(app), "diffctl"))
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Every command that is not hidden, under its whole name, groups before what is in them."""
+    """Yield all commands that are not hidden with their full names, groups before their commands."""
     if not command.hidden:
         yield name, command
         for part, inner in getattr(command, "commands", {}).items():

@@ -1,4 +1,4 @@
-"""The hook of mkdocs.yml: every page of the site that is no file of docs/."""
+"""Hooks of mkdocs.yml: they add the generated pages and link names of the library."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from docs.site.tables import ROOT
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """The files of docs/ and what is made for this build alone."""
+    """Add the generated pages to the files of docs/."""
     for uri, content in _generated(executed=config.extra["execute"]):
         old = files.get_file_from_path(uri)
         if old:
@@ -20,12 +20,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Insert the benchmarks' docstrings and link the library's names."""
+    """Insert the docstrings of benchmarks, and link the names of the library to the reference."""
     return library_page.with_links(benchmarks_page.with_promises(markdown))
 
 
 def on_serve(server: object, **_: object) -> object:
-    """Look again where the pages' other sources change."""
+    """Rebuild the site when a source outside docs/ changes."""
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "diffusion", "cli"):
         server.watch(str(ROOT / name))  # type: ignore[attr-defined]
     return server

@@ -1,6 +1,6 @@
-"""The reference of the library: what the pages and notebooks name of it, from its docstrings.
+"""The reference of the library: the docstrings of all names that pages and notebooks use.
 
-It is a list of names, which mkdocstrings reads in the source without importing it.
+The page lists the names; mkdocstrings reads their docstrings from the source without imports.
 """
 
 import json
@@ -11,8 +11,8 @@ from docs.site.tables import ROOT
 
 HEAD = """# Library
 
-What the [theory](../theory.md), [the library's page](../library.md) and the notebooks name of `diffusion/`,
-by package. Shapes are B images of C×H×W; ε, x̂_0, α and σ are those of the theory.
+The names of `diffusion/` that the [theory](../theory.md), [the library's page](../library.md) and the
+notebooks use, by package. Shapes are B images of C×H×W; ε, x̂_0, α and σ are those of the theory.
 
 """
 REFERENCE = re.compile(r"`(diffusion(?:\.\w+)+):(\w+)([\w.]*)`")
@@ -21,7 +21,7 @@ NOT_EXTENDED = "extending.md"  # its blocks are new files
 
 
 def text() -> str:
-    """The page."""
+    """Return the page."""
     packages: dict[str, list[str]] = {}
     for module, name in sorted(set(named())):
         packages.setdefault(".".join(module.split(".")[:2]), []).append(f"::: {module}.{name}\n")
@@ -29,12 +29,12 @@ def text() -> str:
 
 
 def with_links(markdown: str) -> str:
-    """A page where what it names of the library leads to the reference."""
+    """Link the names of the library on a page to the reference."""
     return REFERENCE.sub(lambda name: f"[{name[0]}][{name[1]}.{name[2]}{name[3]}]", markdown)
 
 
 def named() -> Iterator[tuple[str, str]]:
-    """The modules and names of the library that the pages and notebooks refer to or import."""
+    """Yield the modules and names of the library that pages and notebooks refer to or import."""
     for page in sorted((ROOT / "docs").glob("*.md")):
         text = page.read_text(encoding="utf-8")
         for reference in REFERENCE.finditer(text):
@@ -47,7 +47,7 @@ def named() -> Iterator[tuple[str, str]]:
 
 
 def imports(text: str) -> Iterator[tuple[str, str]]:
-    """What code in a text takes from the library."""
+    """Yield the modules and names that code in a text imports from the library."""
     for line in IMPORT.finditer(text):
         for name in line[2].split(","):
             yield line[1], name.strip()

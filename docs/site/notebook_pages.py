@@ -1,4 +1,4 @@
-"""The notebooks as pages: executed for this build, with what they print and draw."""
+"""The notebooks as pages: executed for this build, with their output."""
 
 import base64
 import tempfile
@@ -8,12 +8,12 @@ from typing import Any
 from docs.site.tables import ROOT
 
 FOLDER = ROOT / "docs/notebooks"
-LONGEST = 300  # s that a cell may take on a busy machine
+MAX_CELL_SECONDS = 300  # on a busy machine
 Node = Any
 
 
 def pages(executed: bool) -> Iterator[tuple[str, str | bytes]]:
-    """Each notebook's place and text, and those of its pictures."""
+    """Yield the path and content of each notebook's pictures and page."""
     import nbformat
 
     for file in sorted(FOLDER.glob("*.ipynb")):
@@ -22,17 +22,19 @@ def pages(executed: bool) -> Iterator[tuple[str, str | bytes]]:
 
 
 def execute(notebook: Node) -> Node:
-    """The notebook after a run in an empty folder; the error of a cell that fails."""
+    """Return the notebook after a run in an empty folder; raise the error of a cell that fails."""
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory(prefix="diffctl-notebook-") as folder:
         resources = {"metadata": {"path": folder}}
         quiet = ["--log-level=ERROR"]
-        return NotebookClient(notebook, timeout=LONGEST, resources=resources, extra_arguments=quiet).execute()
+        return NotebookClient(
+            notebook, timeout=MAX_CELL_SECONDS, resources=resources, extra_arguments=quiet
+        ).execute()
 
 
 def page(name: str, notebook: Node) -> Iterator[tuple[str, str | bytes]]:
-    """A notebook as Markdown, after its pictures as PNG."""
+    """Yield a notebook's pictures as PNG, then its text as Markdown."""
     parts, pictures = [], 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -47,5 +49,5 @@ def page(name: str, notebook: Node) -> Iterator[tuple[str, str | bytes]]:
                 parts.append(f"![{cell.metadata.get('alt', 'What the cell draws')}]({name}-{pictures}.png)")
             elif text := output.get("text") or data.get("text/plain"):
                 parts.append(f"```text\n{text.rstrip()}\n```")
-    source = f"*Executed when this page was built: [{name}.ipynb]({name}.ipynb) without what it prints.*"
+    source = f"*Executed when this page was built: [{name}.ipynb]({name}.ipynb) without output.*"
     yield f"notebooks/{name}.md", "\n\n".join([*parts, source]) + "\n"

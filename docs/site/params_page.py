@@ -12,12 +12,12 @@ from docs.site.tables import literal, table
 HEAD = """# params.yaml
 
 Every section and field. Sections are the stages' parameters; `classifier` and `search` may be left out. A
-field without a default must be there. Unknown keys and values out of their bounds are refused before anything
+field without a default is required. Unknown keys and values out of their bounds are refused before anything
 runs. An editor completes all of this by `profiles/params.schema.json` (`diffctl schema` prints it).
 
 """
 Schema = dict[str, Any]
-NONE = re.compile(r"\bNone\b(?! of)")  # what YAML calls null
+NONE = re.compile(r"\bNone\b(?! of)")  # null in YAML
 SENTENCE = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 BOUNDS = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 
@@ -34,7 +34,7 @@ class Field:
 
 
 def text() -> str:
-    """The page."""
+    """Return the page."""
     from diffusion.check.params_schema import params_schema
 
     schema = params_schema()
@@ -55,7 +55,7 @@ def sections(path: str, part: Schema, definitions: Schema) -> Iterator[tuple[str
 
 
 def fields(own: Schema, definitions: Schema) -> list[Field]:
-    """The fields of a section's class, in its order."""
+    """Return the fields of a section's class in order."""
     sentences = _sentences(own["title"])
     required = {
         *own.get("required", []),
@@ -96,7 +96,7 @@ def _block(path: str, own: Schema, definitions: Schema) -> str:
 
 
 def _objects(part: Schema, definitions: Schema) -> list[Schema]:
-    """The objects that a value may be; of a list, that its items may be."""
+    """Return the objects that are allowed as a value, or as an item of a list."""
     if "$ref" in part:
         return _objects(definitions[part["$ref"].rsplit("/", 1)[1]], definitions)
     if "properties" in part:
@@ -107,7 +107,7 @@ def _objects(part: Schema, definitions: Schema) -> list[Schema]:
 
 
 def _kind(value: Schema, definitions: Schema) -> str:
-    """What a value may be, in words."""
+    """Describe the type of a value."""
     if "$ref" in value:
         return "section"
     if "enum" in value or "const" in value:
@@ -147,7 +147,7 @@ def _number(value: float) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as YAML has it."""
+    """Return a value in YAML."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""The repository's own pages as pages of the site; README.md is its first."""
+"""The pages in the repository's root as pages of the site; README.md is the first one."""
 
 import re
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ LINK = re.compile(r"(\]\()(?!https?:|#)([^)#\s]+)")
 
 
 def pages() -> Iterator[tuple[str, str]]:
-    """Each one's place on the site and its text."""
+    """Yield the path on the site and the text of each page."""
     for place, name in PAGES.items():
         yield place, LINK.sub(_on_site, (ROOT / name).read_text(encoding="utf-8"))
 
 
 def _on_site(link: re.Match[str]) -> str:
-    """A link from the repository's root as it is from the root of the site."""
+    """Return a link of a page in the repository's root for the root of the site."""
     place = "index.md" if link[2] == "README.md" else link[2].removeprefix("docs/")
     return link[1] + (f"{place}swiss_roll.md" if place == "notebooks/" else place)

@@ -1,4 +1,4 @@
-"""Markdown that pages of the reference share."""
+"""Tables of the reference in Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def cell(text: str) -> str:
-    """Text as a cell can hold it, in one line; a bar within code ends no cell and stays as it is."""
+    """Return text as a cell: in one line, with bars escaped outside code."""
     return CODE_OR_BAR.sub(lambda found: found[1] or "\\|", " ".join(text.split()))
 
 
