@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.analysis.image_inputs import end_condition
@@ -14,24 +14,15 @@ from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.networks import OptimalNetwork, artefact_of, spec_of
-from tests.helpers.trajectories import grid_of, network_denoiser, sample
+from tests.helpers.trajectories import grid_of, network_denoiser, randn, sample
 
 DATA = papers.GaussianData(0.2, 0.3)
 FULL = grid_of("cosine", 1000)
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def spaced(steps: int) -> TimeGrid:
-    return grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
 
 
 def network(x, t, labels):
@@ -52,10 +43,9 @@ def test_codes_of_gaussian_data_match_exact_flow_and_are_normal():
 
 
 def test_reconstruction_error_has_first_order():
-    x_0 = images()
-    errors = []
+    x_0, errors = images(), []
     for steps in (25, 50, 100, 200):
-        grid = spaced(steps)
+        grid = grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
         code = encode(network_denoiser(network, grid), grid, x_0, Condition(len(x_0)))
         reconstruction = sample(network, grid, lambda code=code: code, clip=False)
         errors.append(float((reconstruction - x_0).abs().mean()))
@@ -65,28 +55,19 @@ def test_reconstruction_error_has_first_order():
 
 
 def test_encode_calls_network_at_start_of_each_step():
-    calls = []
+    calls, progress = [], []
 
     def recorder(x, t, labels):
         calls.append((int(t[0]), labels))
         return torch.zeros_like(x)
 
-    grid, condition = grid_of("cosine", 1000, [5, 50, 999]), Condition(1)
-    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), condition)
+    grid = grid_of("cosine", 1000, [5, 50, 999])
+    report = lambda step: progress.append((step.done, step.total))  # noqa: E731
+    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), Condition(1), report)
     assert calls == [(5, None), (5, None), (50, None)]
-    progress = []
-    grid = grid_of("cosine", 1000, [5, 999])
-    encode(
-        network_denoiser(recorder, grid),
-        grid,
-        randn(1, 1, 2, 2),
-        condition,
-        lambda step: progress.append((step.done, step.total)),
-    )
-    assert progress == [(1, 2), (2, 2)]
+    assert progress == [(1, 3), (2, 3), (3, 3)]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**31), st.floats(0, 1))
 def test_slerp_is_on_arc(seed, fraction):
     a, b = randn(2, 1, 1, 4, 4, seed=seed)
@@ -132,7 +113,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.int() - b.int()).abs().float().mean())
 
 
-@pytest.mark.parametrize("labels", [(0, 1), (1, 0), (0, 0), (2, 2)])
+@pytest.mark.parametrize("labels", [(0, 1), (1, 0), (2, 2)])
 def test_interpolation_follows_arc_between_images(gaussian, labels):
     """Compare each frame with the exact flow from its point on the arc, for the class of the nearer end."""
     ends = two_images(*labels)

@@ -8,11 +8,7 @@ import torch
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.condition import Condition
 from tests.helpers import papers
-from tests.helpers.trajectories import process_of
-
-
-def randn(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.helpers.trajectories import process_of, randn
 
 
 def log_density(mixture: Mixture, x: torch.Tensor, alpha: float = 1.0, sigma: float = 0.0) -> torch.Tensor:

@@ -1,22 +1,29 @@
-import re
+"""Gaps between two scores, or two groups of trainings of other seeds, and their confidence intervals."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
 
 from diffusion.choice.confidence import (
     CONFIDENCE,
     NORMAL,
     Gap,
     describe_comparison,
+    deviation_of,
+    errors_of,
     gap,
+    group_gap,
     interval,
     interval_of,
+    mean_interval,
+    mean_of,
     share_noise,
     student,
 )
-from diffusion.choice.gate import decide
 from diffusion.protocol.scores import ImageScores
-from tests.helpers.scores_document import CARD, certain_cell
+from tests.helpers.scores_document import CARD, certain_cell, chance
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 
@@ -24,14 +31,6 @@ FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 def cell(value, errors=None, **card):
     """Return a cell with a kernel distance and optional errors."""
     return certain_cell(KD, value, errors=errors, **{"steps": 5, "eta": 0.0, **card})
-
-
-def test_student_quantile_matches_scipy():
-    from scipy.stats import t
-
-    assert t.ppf((1 + CONFIDENCE) / 2, 10**9) == pytest.approx(NORMAL, abs=1e-6)
-    for freedom in (1, 1.5, 4, 9, 29, 99):
-        assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-9)
 
 
 @pytest.mark.parametrize(("card", "shared"), [
@@ -44,7 +43,6 @@ def test_student_quantile_matches_scipy():
 ])  # fmt: skip
 def test_cells_of_one_seed_and_protocol_share_noise(card, shared):
     assert share_noise(cell(1.0), cell(1.0, **card)) is shared
-    assert share_noise(cell(1.0, seed=None), cell(1.0, seed=None)) is False
 
 
 def test_images_without_a_seed_share_no_noise():
@@ -63,21 +61,14 @@ def test_shared_errors_cancel_and_independent_errors_add():
     assert paired.value == pytest.approx(0.2)
     independent = gap(a, cell(2.8, common + 0.1 * other, seed=1), KD)
     assert independent.between == "independent images"
-    assert independent.half == pytest.approx(NORMAL * np.sqrt(2), rel=0.15)
+    both = np.hypot(*(np.linalg.norm(errors_of(one, KD)) for one in (a, b)))
+    assert independent.half == pytest.approx(NORMAL * both, rel=1e-5)
+    assert stats.norm.ppf((1 + CONFIDENCE) / 2) == pytest.approx(NORMAL, abs=1e-6)
     assert (paired.is_significant, independent.is_significant) == (False, False)
     assert gap(cell(3.0, common), cell(2.8, common), KD).is_significant  # equal errors cancel exactly
     assert describe_comparison([paired, None]) == "paired by image"
     assert describe_comparison([paired, independent]) == "paired by image or of independent images"
     assert describe_comparison([None]) == ""
-
-
-@pytest.mark.parametrize(("other", "expected"), [(10.0, False), (13.9, False), (14.5, True), (5.5, True)])
-def test_half_widths_of_independent_noise_add_in_quadrature(other, expected):
-    """Two half-widths of 3 give 4.24 for the gap, even if the errors are equal."""
-    errors = np.full(100, 3 / NORMAL / 10)
-    a, b = cell(10.0, errors), cell(other, errors, seed=1)
-    assert gap(a, b, KD).is_significant is expected
-    assert gap(b, a, KD).is_significant is expected
 
 
 def test_interval_of_a_positive_score_is_asymmetric_and_above_zero():
@@ -106,14 +97,52 @@ def test_gap_of_the_excess_excludes_the_shared_floor():
     assert gap(*two, "excess").half == pytest.approx(np.sqrt(2) * NORMAL, rel=1e-6)
 
 
-@pytest.mark.parametrize(("card", "pattern"), [
-    ({}, r"0.2 \(a\) against version 7's 0.25 \(a\), more than what chance does \(±.*, paired by image\)"),
-    ({"seed": 1}, "not comparable"),
-])  # fmt: skip
-def test_gate_reason_contains_the_significance(card, pattern):
-    errors = np.random.default_rng(0).normal(size=100) / 100
-    champion = {"a": cell(0.25, errors)}
-    candidate = {"a": cell(0.2, 0.9 * errors, model_sha256="b" * 64, **card)}
-    verdict = decide(candidate, champion, "version 7")
-    assert verdict.better is not bool(card)
-    assert re.search(pattern, verdict.reason)
+VALUES = st.lists(st.floats(0.1, 10).map(lambda value: round(value, 3)), min_size=2, max_size=6)
+
+
+def cells(values, errors=None):
+    return [cell(value, errors) for value in values]
+
+
+@given(VALUES, VALUES)
+def test_gap_of_two_groups_matches_welchs_interval(a, b):
+    """The reference is the confidence interval of SciPy's Welch test."""
+    found = group_gap(cells(a), cells(b), KD)
+    assert found.between == "trainings"
+    assert found.value == pytest.approx(np.mean(a) - np.mean(b), abs=1e-12)
+    if np.var(a) + np.var(b) < 1e-9:
+        assert found.half == pytest.approx(0, abs=1e-3)
+        return
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert found.half == pytest.approx((interval.high - interval.low) / 2, rel=1e-6)
+
+
+@given(VALUES)
+def test_mean_interval_uses_the_student_quantile(values):
+    low, high = mean_interval(cells(values), KD)
+    error = np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    assert (low, high) == pytest.approx((np.mean(values) - half, np.mean(values) + half), abs=1e-9)
+    assert mean_of(cells(values), KD) == pytest.approx(np.mean(values))
+    assert deviation_of(cells(values), KD) == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+
+
+@given(VALUES)
+def test_single_run_is_compared_as_a_further_draw_of_the_group(values):
+    """Half of Student's prediction interval."""
+    found, count = group_gap(cells([1.0]), cells(values), KD), len(values)
+    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) * np.sqrt(1 + 1 / count)
+    assert (found.value, found.half) == pytest.approx((1 - np.mean(values), half), abs=1e-9)
+
+
+def test_gap_of_two_single_runs_uses_the_image_errors():
+    a, b = cells([1.0], chance(0, 0.1)), cells([2.0], chance(1, 0.1))
+    assert group_gap(a, b, KD) == gap(a[0], b[0], KD)
+    assert mean_interval(a, KD) == (a[0].scores[f"{KD}_low"], a[0].scores[f"{KD}_high"])
+    assert group_gap(cells([1.0]), cells([2.0]), KD) is None
+    assert deviation_of(a, KD) is None
+
+
+def test_gap_between_groups_of_equal_scores_has_half_width_0():
+    found = group_gap(cells([1.0, 1.0]), cells([1.5, 1.5]), KD)
+    assert (found.value, found.half, found.is_significant) == (-0.5, 0.0, True)

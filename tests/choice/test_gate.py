@@ -23,9 +23,7 @@ def champion():
 def test_candidate_without_the_champions_best_cell_is_not_comparable():
     verdict = decide(document({(5, 0.0): 1.216}, **OTHER).cells, champion(), "version 7")
     assert not verdict.better
-    assert verdict.reason == (
-        f"not comparable with version 7: its best cell {BEST_CELL} was not scored, so put it into the sweep"
-    )
+    assert f"not comparable with version 7: its best cell {BEST_CELL} was not scored" in verdict.reason
 
 
 def test_protocol_difference_in_the_champions_best_cell_is_not_comparable():
@@ -36,14 +34,10 @@ def test_protocol_difference_in_the_champions_best_cell_is_not_comparable():
 
 
 def test_best_common_cell_is_compared_with_the_champions_best():
-    verdict = decide(
-        document({(5, 0.0): 0.5, (10, 0.0): 1.0, (99, 0.0): 0.01}, **OTHER).cells, champion(), "version 7"
-    )
+    candidate = document({(5, 0.0): 0.5, (10, 0.0): 1.0, (99, 0.0): 0.01}, **OTHER).cells
+    verdict = decide(candidate, champion(), "version 7")
     assert verdict.better
-    assert verdict.reason == (
-        f"{KD} 0.5 (steps5-eta0) against version 7's 0.897 ({BEST_CELL}), "
-        "by the smaller number alone, since these scores have no confidence intervals"
-    )
+    assert f"{KD} 0.5 (steps5-eta0) against version 7's 0.897 ({BEST_CELL}), by the smaller" in verdict.reason
 
 
 def cells(value, errors, **card):
@@ -78,10 +72,8 @@ def test_champion_is_outdated_if_only_code_versions_differ(fields):
     candidate = document({(10, 0.0): 0.1}, **OTHER, **cards).cells
     assert not decide(candidate, champion(), "version 7").better
     assert outdated_best_cell(candidate, champion()) == BEST_CELL
-    assert (
-        outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER, **cards, num_images=7).cells, champion())
-        is None
-    )
+    other = document({(10, 0.0): 0.1}, **OTHER, **cards, num_images=7).cells
+    assert outdated_best_cell(other, champion()) is None
 
 
 def test_champion_is_outdated_by_more_real_images_but_not_by_fewer():
@@ -98,15 +90,13 @@ def test_champion_is_outdated_by_more_real_images_but_not_by_fewer():
 
 
 def test_comparable_or_identical_model_is_not_outdated():
-    assert outdated_best_cell(document({(10, 0.0): 0.1}, **OTHER).cells, champion()) is None
-    assert outdated_best_cell(document({(10, 0.0): 0.1}, torch="3").cells, champion()) is None
-    assert outdated_best_cell(document({(5, 0.0): 0.1}, **OTHER, torch="3").cells, champion()) is None
+    for best, card in (((10, 0.0), OTHER), ((10, 0.0), {"torch": "3"}), ((5, 0.0), {**OTHER, "torch": "3"})):
+        assert outdated_best_cell(document({best: 0.1}, **card).cells, champion()) is None
 
 
 def test_gate_fields_are_fields_of_a_card():
-    reference = dict.fromkeys(("name", "image_size", "extractor", "weights_sha256", "dtype"), "x") | {
-        "reference_count": 10
-    }
+    names = ("name", "image_size", "extractor", "weights_sha256", "dtype")
+    reference = {**dict.fromkeys(names, "x"), "reference_count": 10}
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
     card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], (10, 10))
     assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) - {*PLUGIN_FIELDS}

@@ -1,18 +1,21 @@
-"""The Pareto front, the effect of selection on a score, and the summary of a sweep."""
+"""Selection from a sweep: the front, the bias of the best score, the summary, and the part of one model."""
 
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.confidence import errors_of
+from diffusion.choice.confidence import card_diff, errors_of
+from diffusion.choice.gate import decide
 from diffusion.choice.selection import (
+    best_model_scores,
     describe_disagreement,
     describe_optimism,
     describe_selection,
+    model_scores,
     optimism,
     pareto_front,
     recommended,
@@ -21,38 +24,27 @@ from diffusion.choice.selection import (
     select_front,
     write_summary,
 )
+from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import SelectedCell
+from diffusion.protocol.scores_document import ScoresDocument, SelectedCell, document_values
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.scores_document import certain_cell, document, with_errors
 
 
 def cells_of(points):
     """Return cells with these (steps, guidance, distance)."""
-    return {
-        str(number): CellScores(
-            steps=steps,
-            eta=0.0,
-            scores={"fid": distance, "kid": distance},
-            card={
-                "nfe": SampleSettings(steps=steps, guidance=guidance).nfe,
-                "extractor": "inception-v3-compat",
-                "num_images": 10,
-                "data": "digits",
-            },
-        )
-        for number, (steps, guidance, distance) in enumerate(points)
-    }
+    shared = {"extractor": "inception-v3-compat", "num_images": 10, "data": "digits"}
+    cells = {}
+    for number, (steps, guidance, distance) in enumerate(points):
+        card = {"nfe": SampleSettings(steps=steps, guidance=guidance).nfe, **shared}
+        scores = {"fid": distance, "kid": distance}
+        cells[str(number)] = CellScores(steps=steps, eta=0.0, scores=scores, card=card)
+    return cells
 
 
 POINTS = st.lists(
     st.tuples(st.integers(1, 50), st.sampled_from([0.0, 1.5]), st.integers(0, 20).map(float)), min_size=1
 )
-
-
-def test_front_contains_only_undominated_cells():
-    cells = cells_of([(5, 0.0, 9.0), (10, 0.0, 9.0), (10, 1.5, 4.0), (20, 0.0, 5.0), (50, 0.0, 6.0)])
-    assert [(choice.cell, choice.nfe) for choice in pareto_front(cells)] == [("0", 5), ("2", 20)]
 
 
 @given(POINTS, st.integers(1, 100))
@@ -83,11 +75,8 @@ CELLS = 8
 
 
 def sweep(values, errors, **card):
-    steps = range(1, len(values) + 1)
-    return [
-        certain_cell(KD, value, errors=own, steps=step, eta=0.0, nfe=step, **card)
-        for value, own, step in zip(values, errors, steps, strict=True)
-    ]
+    pairs = enumerate(zip(values, errors, strict=True), 1)
+    return [certain_cell(KD, value, own, steps=step, eta=0.0, **card) for step, (value, own) in pairs]
 
 
 @pytest.mark.slow
@@ -116,10 +105,7 @@ def test_optimism_is_zero_for_distant_cells():
 
 
 def test_optimism_is_none_without_errors():
-    assert (
-        optimism([certain_cell(KD, 1.0, steps=1, eta=0.0), certain_cell(KD, 2.0, steps=2, eta=0.0)], KD)
-        is None
-    )
+    assert optimism(sweep([1.0, 2.0], [None, None]), KD) is None
     entry = document().best
     assert entry == SelectedCell(cell="steps10-eta0", metric=KD, value=0.2, of=4, optimism=None)
     assert describe_selection(entry) == f"{KD} 0.2 at steps10-eta0"
@@ -157,25 +143,74 @@ def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, exp
     for cell, distance, own in zip(cells.values(), distances, errors, strict=True):
         cell.scores["fd_effnet_lite0_64"] = distance
         with_errors(cell, "fd_effnet_lite0_64", own)
-    assert (
-        describe_disagreement(select(cells, extractor=made.extractor, reference=made.reference)) == expected
-    )
+    found = select(cells, extractor=made.extractor, reference=made.reference)
+    assert describe_disagreement(found) == expected
 
 
 def test_summary_contains_the_best_cell(tmp_path):
-    path = tmp_path / "summary.json"
-    write_summary(path, document())
-    assert json.loads(path.read_text()) == {
-        "best": {
-            "steps": 10,
-            "eta": 0.0,
-            "nfe": 10,
-            "fd_effnet_lite0_64": 200.0,
-            "kd_effnet_lite0_64": 0.2,
-            "is_effnet_lite0_64": 2.0,
-            "floor": 25.0,
-            "excess": 175.0,
-        },
-        "num_images": 500,
-        "cells": 4,
+    write_summary(tmp_path / "summary.json", document())
+    names = ("fd_effnet_lite0_64", "kd_effnet_lite0_64", "is_effnet_lite0_64", "floor", "excess")
+    scores = dict(zip(names, (200.0, 0.2, 2.0, 25.0, 175.0), strict=True))
+    best = {"steps": 10, "eta": 0.0, "nfe": 10, **scores}
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found == {"best": best, "num_images": 500, "cells": 4}
+
+
+# Slices of a sweep over EMA profiles: the cells of one model, as in a sweep of that model.
+
+Values = dict[tuple[float | None, tuple[int, float]], float]
+PROFILES = (None, 0.05, 0.2)
+SHA256 = {profile: f"{number}" * 64 for number, profile in enumerate(PROFILES)}
+AXES = ((5, 0.0), (5, 1.0), (10, 0.0))
+ALL_CELLS = [*product(PROFILES, AXES)]
+
+
+def swept(values: Values) -> ScoresDocument:
+    """Return a document of a sweep over EMA profiles (one model each) with these kernel distances."""
+    parts = {profile: alone(profile, values) for profile in PROFILES}
+    cells = {
+        Cell(**{**cell.axes, "ema": profile}).name: CellScores(
+            **document_values(cell), **({"ema": profile} if profile is not None else {})
+        )
+        for profile, part in parts.items()
+        for cell in part.cells.values()
     }
+    full = {**document_values(parts[None]), "best": select_best(cells), "front": select_front(cells)}
+    return ScoresDocument(**{**full, "cells": cells})
+
+
+def alone(profile: float | None, values: Values) -> ScoresDocument:
+    kernel = {point: values[profile, point] for point in AXES}
+    return document(kernel, model_sha256=SHA256[profile], ema=True if profile is None else profile)
+
+
+every_value = st.lists(st.floats(0.01, 1), min_size=len(ALL_CELLS), max_size=len(ALL_CELLS), unique=True).map(
+    lambda values: dict(zip(ALL_CELLS, values, strict=True))
+)
+
+
+@given(every_value)
+def test_slice_of_a_model_equals_a_sweep_of_that_model(values: dict) -> None:
+    full = swept(values)
+    for profile in PROFILES:
+        assert document_values(model_scores(full, SHA256[profile])) == document_values(alone(profile, values))
+    assert model_scores(full, "f" * 64) is None
+
+
+@given(every_value)
+def test_slice_of_the_best_model_contains_the_best_cell(values: dict) -> None:
+    full = swept(values)
+    part, best = best_model_scores(full), full.cells[full.best.cell]
+    assert part.best.value == full.best.value == min(values.values())
+    assert part.cells[part.best.cell].card["model_sha256"] == SHA256[best.ema]
+    assert best_model_scores(part) is part
+
+
+def test_models_of_different_ema_profiles_are_comparable() -> None:
+    values = {cell: 0.1 + 0.01 * number for number, cell in enumerate(ALL_CELLS)}
+    champion, candidate = alone(None, values), model_scores(swept(values), SHA256[0.2])
+    assert candidate is not None
+    assert not card_diff(candidate.cells["steps5-eta0"], champion.cells["steps5-eta0"])
+    verdict = decide(candidate.cells, champion.cells, "version 1")
+    assert not verdict.better
+    assert "not comparable" not in verdict.reason

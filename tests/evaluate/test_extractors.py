@@ -1,4 +1,4 @@
-"""Extractors: their networks, weights files, downloads and caches."""
+"""Extractors: their networks, weights files, downloads and caches; sFID."""
 
 import dataclasses
 import hashlib
@@ -8,12 +8,22 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
+from safetensors.torch import save_file
 
 from diffusion.code_digest import module_digests
 from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.evaluate.features.extractors import extract, load_extractor
-from diffusion.evaluate.features.reference_features import extraction_code
-from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, default_extractor, extractor_spec
+from diffusion.evaluate.features.inception import _network
+from diffusion.evaluate.features.reference_features import Reference, extraction_code
+from diffusion.evaluate.scores.scorer import Scorer
+from diffusion.protocol.extractors import (
+    EXTRACTORS,
+    INCEPTION,
+    INCEPTION_SPATIAL,
+    default_extractor,
+    extractor_spec,
+)
+from diffusion.report.score_tables import short_names
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.file_server import serving
@@ -128,3 +138,48 @@ def test_only_the_right_download_is_kept(tmp_path, monkeypatch, random_inception
             with pytest.raises(DiffctlError, match="serves another file"):
                 read_weights(spec, sha256=sha256)
     assert len([*(tmp_path / "torch").rglob("*.pth")]) == fits
+
+
+@pytest.fixture(scope="module")
+def spatial(random_inception):
+    """Return sFID's extractor."""
+    return load_extractor(INCEPTION_SPATIAL.name, random_inception[0], sha256=random_inception[1])
+
+
+def test_spatial_features_equal_the_map_of_the_full_network(random_inception, spatial):
+    """`mixed_6/conv:0` is NHWC after ReLU; OpenAI's evaluator takes [..., :7]."""
+    images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
+    whole, seen = _network(INCEPTION, ["2048"], random_inception[0].open("rb")), []
+    whole.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made.clone()))
+    with torch.inference_mode():
+        whole(images)
+    features, logits = spatial(images)
+    want = seen[0].numpy().transpose(0, 2, 3, 1)[..., :7].reshape(3, INCEPTION_SPATIAL.features)
+    np.testing.assert_allclose(features.numpy(), want, rtol=1e-5, atol=1e-6)
+    assert features.std() > 0
+    assert logits is None
+
+
+@pytest.mark.slow
+def test_sfid_equals_the_closed_form(spatial):
+    """‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 ‖A Bᵀ‖_* of the centred and scaled features: no root of a matrix."""
+    images, meta = real_digits()[0], {"extractor": INCEPTION_SPATIAL.name, "reference_split": "train"}
+    sets = [extract(spatial, images[rows]) for rows in (slice(20, 40), slice(0, 20))]
+    scores = Scorer(Reference(meta, sets[1].features, None), True, 1000).scores(sets[0])
+    a, b = (one.features.astype(np.float64) for one in sets)
+    root = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum((x**2).sum() for x in root)
+    want -= 2 * np.linalg.norm(root[0] @ root[1].T, "nuc")
+    assert scores["sfid"] == pytest.approx(want, rel=1e-4)
+    assert not {"fid", "kid", "is"} & scores.keys()
+    assert short_names(INCEPTION_SPATIAL)["distance"] == "sFID"
+
+
+@pytest.mark.slow
+def test_weights_may_be_safetensors(random_inception, spatial, tmp_path):
+    path = tmp_path / "inception.safetensors"
+    save_file(torch.load(random_inception[0], weights_only=True), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    again = load_extractor(INCEPTION_SPATIAL.name, path, sha256=sha256)
+    assert torch.equal(again(images)[0], spatial(images)[0])

@@ -1,9 +1,11 @@
-"""Several feature spaces: each scores as it would alone, and each image is extracted once."""
+"""Several feature spaces in a sweep's scores, each as if alone, and distances to published statistics."""
 
 import csv
+import hashlib
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from diffusion.choice.selection import all_spaces, scores_in_space
@@ -17,6 +19,8 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.json_files import parse_json
 from diffusion.system.section import validate
 from tests.helpers.digits_sweep import make_config, score_sweep, write_sweep
+from tracking.comparison.compared_runs import ScoredRun
+from tracking.comparison.score_comparison import compare
 
 FIRST, FURTHER = "effnet-lite0-64", "effnet-lite0-96"
 GRID = {"steps": [5, 50], "eta": [0.0]}
@@ -154,3 +158,48 @@ def test_missing_weights_are_refused_before_any_work(made, real, tmp_path, no_ne
     with pytest.raises(DiffctlError, match=r"Network is unreachable|no file with weights"):
         score_sweep(section, made / "samples", made / "first", no_work)
     assert not (tmp_path / "r").exists()
+
+
+DISTANCE = "fd_effnet_lite0_64"
+PUBLISHED = f"{DISTANCE}_published"
+
+
+@pytest.fixture(scope="module")
+def against_statistics(made):
+    """Return documents with distances to files: the reference's own statistics, and shifted ones."""
+    features, found = np.load(made / "first/features.npy").astype(np.float64), []
+    for shift in (0, 0.01):
+        path = made / f"shifted-{shift}.npz"
+        np.savez(path, mu=features.mean(axis=0) + shift, sigma=np.cov(features, rowvar=False))
+        file = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        found.append(score_sweep(configured(statistics=file), made / "samples", made / "first"))
+    return found
+
+
+@pytest.mark.slow
+def test_statistics_of_the_reference_give_its_distance(against_statistics):
+    for cell in against_statistics[0].cells.values():
+        for end in ("", "_low", "_high", "_inf"):
+            assert cell.scores[PUBLISHED + end] == pytest.approx(cell.scores[DISTANCE + end], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_statistics_leave_all_other_scores(against_statistics, documents):
+    values = document_values(against_statistics[0])
+    for cell in values["cells"].values():
+        cell["errors"].pop(PUBLISHED)
+        for place in (cell["scores"], cell["card"]):
+            for key in [key for key in place if "published" in key or key.startswith("statistics_")]:
+                del place[key]
+    assert values["reference"]["floor"].pop(PUBLISHED) > 0
+    assert values == document_values(documents["first"])
+
+
+@pytest.mark.slow
+def test_distances_to_two_files_are_not_compared(against_statistics):
+    pair = [ScoredRun(f"run {number}", one) for number, one in enumerate(against_statistics)]
+    found = compare(pair, [DISTANCE])
+    assert (len(found.rows), found.differences) == (2, [])
+    assert compare(pair, [PUBLISHED]).rows == []
+    again = ScoredRun("again", against_statistics[0])
+    assert len(compare([pair[0], again], [PUBLISHED]).rows) == 2
