@@ -7,7 +7,7 @@ import torch
 
 from diffusion.engine.engine import Engine
 from diffusion.images.store import open_store
-from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
+from diffusion.model.classifier import LoadedClassifier
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.condition import Condition
@@ -27,7 +27,7 @@ from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.observers import AsyncMetrics
 from diffusion.train.train_step import new_state, train_step
 from tests.gpu.devices import CPU, DEVICES, GPU, SLOW_ON_CPU, exactly, waiting_fails
-from tests.helpers.networks import artefact_of, network_of, randomise, spec_of
+from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
 from tests.helpers.process_pair import TRAININGS
 from tests.helpers.trainings import plan_of
 
@@ -38,11 +38,8 @@ def a_model(device: torch.device) -> LoadedModel:
 
 def a_classifier(device: torch.device) -> LoadedClassifier:
     """One of that model's classes."""
-    spec, about = spec_of(out_channels=10, null_class=False), artefact_of(spec_of()).model_dump()
-    about = {**about, "kind": "classifier", "network": spec.model_dump()}
-    network = Classifier(spec)
-    randomise(network)
-    return LoadedClassifier(network.eval().requires_grad_(False).to(device), ClassifierArtefact(**about))
+    classifier = loaded_classifier()
+    return classifier._replace(network=classifier.network.to(device))
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)

@@ -1,12 +1,14 @@
-"""Trainings on a GPU: resume, out of memory, compilation, data on the host, and quality."""
+"""Trainings on a GPU: resume, out of memory, compilation, data on the host, and several ranks."""
 
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
@@ -15,13 +17,15 @@ from diffusion.train import batch
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import newest_state
-from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.distributed import process_group
+from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loop import train
 from diffusion.train.plan import plan_training
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
-from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly
+from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly, waiting_fails
+from tests.helpers import process_pair
 from tests.helpers.trainings import Recorder
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
@@ -152,3 +156,47 @@ def test_data_on_the_host_gives_the_same_training(device, digits_store, monkeypa
         monkeypatch.setattr(batch, "DEVICE_SHARE", 0.0)
         assert not ImageLoader(store, device).resident
         assert_close(curve(begun(store, device, train=short), store, device), there, 1e-4)
+
+
+# Several ranks: sums by NCCL, and trainings of two, unsharded and sharded.
+
+
+@contextmanager
+def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGroup]:
+    """Yield a group of this process alone that counts as rank 0 of `world`: collectives run with one rank."""
+    store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True)
+    with join_group(ProcessGroup(device), store):
+        yield ProcessGroup(device, 0, world)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monkeypatch) -> None:
+    """The sums are in many buckets, and the host waits for none."""
+    monkeypatch.setattr(process_group, "BUCKET", 5_000)
+    store, found = open_store(digits_store), []
+    with exactly(device), alone_but_joined(device, world=2) as two:
+        for group in (two, ProcessGroup(device)):
+            state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})
+            plan, data = state.plan, ImageLoader(store, device)
+            gradients = GradientAccumulator(plan, state.network, group)
+            first, second = (
+                draw_batch(plan, state.time_sampler, data, step, two.share(8)) for step in range(2)
+            )
+            gradients(first, 0)  # initialises NCCL's connections and cuDNN's plans
+            state.network.zero_grad()
+            with waiting_fails(device):
+                gradients(second, 1)
+            found.append([parameter.grad.clone() for parameter in state.network.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "changes", [process_pair.CHANGES, process_pair.SHARDED], ids=["unsharded", "sharded"]
+)
+@pytest.mark.parametrize("device", LONG_ON_CPU)  # tests/train trains them on a CPU
+def test_two_processes_train_like_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    found = process_pair.trained(digits_store, tmp_path / "runs", 2, changes, kind=device.type)
+    process_pair.assert_close(found, process_pair.alone(digits_store))

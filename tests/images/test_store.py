@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.images import digests
@@ -17,6 +17,7 @@ from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.damaged_bytes import Damage, damages
+from tests.helpers.digits_sweep import tamper
 
 META = {"name": "noise", "classes": ["a", "b"], "card": {"steps": 5, "eta": 0.5}}
 
@@ -45,29 +46,30 @@ def test_store_round_trips(tmp_path: Path) -> None:
 
 
 @given(damage=damages(), name=st.sampled_from(["images.npy", "labels.npy", "meta.json"]))
-@settings(deadline=None, max_examples=400)
 def test_damaged_store_is_refused_or_equal(damage: Damage, name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "s"
-        store = written(path)
-        whole, file = open_store(path), path / name
+        whole, file = written(path), path / name
         file.write_bytes(damage(file.read_bytes()))
         try:
             again = open_store(path)
         except DiffctlError as error:
-            message = str(error)
-        else:
-            assert same(again, whole)
-            return
-        assert str(store.path) in message
-        assert "\n" not in message
+            again, message = None, str(error)
+        assert same(again, whole) if again is not None else str(path) in message and "\n" not in message
 
 
-@pytest.mark.parametrize("gone", ["images.npy", "meta.json"])
-def test_missing_file_is_named(tmp_path: Path, gone: str) -> None:
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ("images.npy", "no images in .*: images.npy is missing"),
+        ("meta.json", "no images in .*: meta.json is missing"),
+        ("labels.npy", "changed after they were written: make them again"),
+    ],
+)
+def test_missing_file_is_detected(tmp_path: Path, gone: str, message: str) -> None:
     written(tmp_path / "s")
     (tmp_path / "s" / gone).unlink()
-    with pytest.raises(DiffctlError, match=f"no images in .*: {gone} is missing"):
+    with pytest.raises(DiffctlError, match=message):
         open_store(tmp_path / "s")
 
 
@@ -77,21 +79,11 @@ def test_file_is_not_called_a_damaged_store(tmp_path: Path) -> None:
         open_store(tmp_path / "s")
 
 
-def test_lost_labels_are_detected(tmp_path: Path) -> None:
-    written(tmp_path / "s")
-    (tmp_path / "s/labels.npy").unlink()
-    with pytest.raises(DiffctlError, match="changed after they were written: make them again"):
-        open_store(tmp_path / "s")
-
-
 @pytest.mark.parametrize(
     ("changes", "kind", "expected"),
     [
-        ({"digest": None}, StoreMeta, "digest: it is missing"),
         ({"digest": "0"}, StoreMeta, "digest: String should match"),
-        ({"count": None}, StoreMeta, "count: it is missing"),
         ({"count": -1}, StoreMeta, "count: it must be greater"),
-        ({"card": None}, CellMeta, "card: it is missing"),
         ({"card": [1]}, CellMeta, "card: it must be a section"),
         ({}, PreparedMeta, "split: it is missing"),
     ],
@@ -128,32 +120,36 @@ def test_invalid_arrays_are_refused(tmp_path: Path, array: np.ndarray, expected:
         open_store(tmp_path / "s")
 
 
-def test_large_store_is_hashed_again_only_after_a_change(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store that counts as large, in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(digests, "LARGE", 0)
+    return written(tmp_path / "s").path
+
+
+def test_large_store_is_hashed_again_only_after_a_change(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hashed: list[object] = []
     digest_of = digests.content_digest
     monkeypatch.setattr(digests, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
-    path = tmp_path / "s"
-    written(path)
 
     def opened() -> int:
         hashed.clear()
-        open_store(path)
+        open_store(large)
         return len(hashed)
 
     assert (opened(), opened()) == (1, 1), "outside of a project there is no place for a note"
     Path("runs").mkdir()
     assert (opened(), opened()) == (1, 0)
-    os.utime(path / "images.npy", ns=(1, 1))  # as after `dvc checkout`: same images, other time
+    os.utime(large / "images.npy", ns=(1, 1))  # as after `dvc checkout`: same images, other time
     assert (opened(), opened()) == (1, 0)
-    os.utime(path / "labels.npy", ns=(1, 1))
+    os.utime(large / "labels.npy", ns=(1, 1))
     assert (opened(), opened()) == (1, 0)
-    shutil.copytree(path, tmp_path / "copy")
-    shutil.rmtree(path)
-    (tmp_path / "copy").rename(path)
+    shutil.copytree(large, "copy")
+    shutil.rmtree(large)
+    Path("copy").rename(large)
     assert (opened(), opened()) == (1, 0)
     (note,) = Path("runs/verified").iterdir()
     note.write_text("{")  # damaged, so ignored
@@ -163,18 +159,12 @@ def test_large_store_is_hashed_again_only_after_a_change(
     assert (opened(), opened()) == (1, 1)
 
 
-def test_edit_with_restored_time_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digests, "LARGE", 0)
+def test_edit_with_restored_time_is_detected(large: Path) -> None:
     Path("runs").mkdir()
-    path = tmp_path / "s"
-    written(path)
-    open_store(path)
-    before = (path / "images.npy").stat()
-    images = np.load(path / "images.npy", mmap_mode="r+")
-    images[3, 0, 0, 0] ^= 1
-    images.flush()
-    os.utime(path / "images.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
+    open_store(large)
+    before = (large / "images.npy").stat()
+    tamper(large, row=3)
+    os.utime(large / "images.npy", ns=(before.st_atime_ns, before.st_mtime_ns))
     for _ in range(2):
         with pytest.raises(DiffctlError, match="changed after they were written"):
-            open_store(path)
+            open_store(large)

@@ -1,9 +1,8 @@
-"""One edited pixel among 20,000 images: every consumer refuses and leaves nothing behind."""
+"""One edited pixel among a thousand images: every consumer refuses and leaves nothing behind."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cli.commands import pipeline
@@ -13,48 +12,30 @@ from diffusion.config import load
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
 from diffusion.images import digests
-from diffusion.images.store import open_store, write_store
+from diffusion.images.store import open_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
-from diffusion.protocol.grid import grid, open_cells
+from diffusion.protocol.grid import Cell, open_cells
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import ONE_CELL, tamper, write_cell
 from tests.helpers.networks import with_model
+from tests.helpers.prepared import copy_data
 from tests.helpers.scores_document import document
 
-MANY = 20_000
-SPLITS = ("train", "test")
 CELL = SAMPLES / "steps50-eta0"
 
 
-@pytest.fixture(params=["small", "large"])
-def edited(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A project with many verified images per split and cell; `large` caches the verification."""
-    if request.param == "large":
-        monkeypatch.setattr(digests, "LARGE", 0)
-        (project / "runs").mkdir()
-    config = with_model(project, sample={"num_images": 60}, sweep=ONE_CELL)
-    (cell,) = grid(config.sample, config.sweep)
-    write_cell(project / SAMPLES / cell.name, config, cell)
-    store = open_store(project / CELL)
-    more = np.resize(np.array(store.images), (MANY, 8, 8, 1))
-    labels = np.resize(np.asarray(store.labels), MANY)
-    with_model(project, sample={"num_images": MANY}, sweep=ONE_CELL)
-    card = {**store.meta["card"], "num_images": MANY}
-    write_store(project / CELL, more, labels, {**store.meta, "card": card})
-    for split in SPLITS:
-        meta = {
-            "name": "digits",
-            "split": split,
-            "classes": store.meta["classes"],
-            "counts": [MANY // 10] * 10,
-        }
-        meta |= {"image_size": 8, "channels": 1, "sources": {}}
-        meta |= {"options": config.data.own_options()}
-        write_store(project / PREPARED / split, more, labels, meta)
-    open_cells(load().sample, load().sweep, SAMPLES)
-    for split in SPLITS:
+@pytest.fixture
+def edited(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with real images and a cell, all verified as large stores are: once until they change."""
+    monkeypatch.setattr(digests, "LARGE", 0)
+    (project / "runs").mkdir()
+    config = with_model(project, sample={"num_images": 1000}, sweep=ONE_CELL)
+    write_cell(project / CELL, config, Cell(50, 0.0))
+    copy_data(project)
+    open_cells(config.sample, config.sweep, SAMPLES)
+    for split in ("train", "test"):
         open_store(PREPARED / split)
     return project
 
@@ -83,7 +64,7 @@ OF_DATA: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("consumer", OF_CELL)
 def test_edited_pixel_of_a_cell_is_refused(edited: Path, consumer: str) -> None:
-    tamper(edited / CELL, row=MANY - 7)
+    tamper(edited / CELL, row=-7)
     scores = edited / SCORES
     write_scores_document(scores, document({(50, 0.0): 0.3}))
     before = scores.read_bytes()
@@ -96,7 +77,7 @@ def test_edited_pixel_of_a_cell_is_refused(edited: Path, consumer: str) -> None:
 
 @pytest.mark.parametrize("consumer", OF_DATA)
 def test_edited_pixel_of_real_images_is_refused(edited: Path, consumer: str) -> None:
-    tamper(edited / PREPARED / "train", row=MANY - 7)
+    tamper(edited / PREPARED / "train", row=-7)
     with pytest.raises(DiffctlError, match=r"data/prepared/train changed after they were written"):
         OF_DATA[consumer]()
     assert not (edited / "data/reference").exists()

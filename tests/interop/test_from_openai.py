@@ -1,6 +1,7 @@
 """Import of OpenAI checkpoints: equal outputs to an independent network in the original layout."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,78 +10,38 @@ import torch
 
 from diffusion.interop.from_openai import import_openai
 from diffusion.model.model_file import load_model, save_artefact
-from diffusion.model.presets import PRESETS, Preset
+from diffusion.model.presets import PRESETS
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.openai_layout import Layout
 
 SMALL = {"channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1}
-
-CASES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {
-    # model section, equivalent original flags, whether attention is ordered by head
-    "adm-64": (
-        {**SMALL, "num_res_blocks": 2, "attention_resolutions": (8, 4), "head_channels": 16},
-        {
-            "num_res_blocks": 2,
-            "attention_resolutions": (8, 4),
-            "num_head_channels": 16,
-            "new_attention_order": True,
-        },
-        False,
-    ),
-    "adm-128": (
-        {**SMALL, "channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "heads": 4},
-        {"channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "num_heads": 4},
-        True,
-    ),
-    "adm-256": (
-        {**SMALL, "attention_resolutions": (4,), "head_channels": 32},
-        {"attention_resolutions": (4,), "num_head_channels": 32},
-        True,
-    ),
-    "iddpm-imagenet64": (
-        {
-            **SMALL,
-            "channel_mult": (1, 2, 3),
-            "attention_resolutions": (4, 2),
-            "heads": 4,
-            "resample": "plain",
-            "time_scale": 0.25,
-        },
-        {
-            "channel_mult": (1, 2, 3),
-            "attention_resolutions": (4, 2),
-            "num_heads": 4,
-            "resblock_updown": False,
-            "rescale_timesteps": 0.25,
-        },
-        True,
-    ),
-    "iddpm-cifar10": (
-        {**SMALL, "attention_resolutions": (4,), "heads": 4, "resample": "plain", "time_scale": 0.25},
-        {"attention_resolutions": (4,), "num_heads": 4, "resblock_updown": False, "rescale_timesteps": 0.25},
-        True,
-    ),
-    "ddpm-cifar10": (
-        {**SMALL, "channel_mult": (2, 2), "heads": 1, "resample": "plain", "embedding": "additive"},
-        {"channel_mult": (2, 2), "resblock_updown": False, "scale_shift_norm": False},
-        True,
-    ),
+PLAIN = {"resample": "plain", "time_scale": 0.25}
+CASES: dict[str, dict[str, Any]] = {  # small networks with the options of each preset
+    "adm-64": {"num_res_blocks": 2, "attention_resolutions": (8, 4), "head_channels": 16},
+    "adm-128": {"channel_mult": (1, 1, 2), "attention_resolutions": (8, 4), "heads": 4},
+    "adm-256": {"attention_resolutions": (4,), "head_channels": 32},
+    "iddpm-imagenet64": {"channel_mult": (1, 2, 3), "attention_resolutions": (4, 2), "heads": 4, **PLAIN},
+    "iddpm-cifar10": {"attention_resolutions": (4,), "heads": 4, **PLAIN},
+    "ddpm-cifar10": {"channel_mult": (2, 2), "heads": 1, "resample": "plain", "embedding": "additive"},
+}
+FLAGS = {
+    "channels": "num_channels",
+    "head_channels": "num_head_channels",
+    "heads": "num_heads",
+    "time_scale": "rescale_timesteps",
 }
 
 
-def shrink(monkeypatch: pytest.MonkeyPatch, name: str, image_size: int = 8) -> dict[str, Any]:
-    """Replace the preset by a small one. Return its flags in the original layout."""
-    model, flags, by_head = CASES[name]
-    preset = PRESETS[name]
-    small = Preset(
-        model, preset.process, preset.train, preset.data, image_size, preset.num_classes, 0, "", by_head
-    )
-    monkeypatch.setitem(PRESETS.data, name, small)
+def shrink(monkeypatch: pytest.MonkeyPatch, name: str) -> dict[str, Any]:
+    """Replace the preset by a small one for 8×8 images. Return its flags in the original code."""
+    section = {**SMALL, **CASES[name]}
+    monkeypatch.setitem(PRESETS.data, name, replace(PRESETS[name], model=section, image_size=8, parameters=0))
+    flags = {FLAGS.get(key, key): value for key, value in section.items()}
     return {
-        "image_size": image_size,
-        "num_channels": 32,
-        "channel_mult": (1, 2),
-        "num_res_blocks": 1,
+        "image_size": 8,
+        "resblock_updown": flags.pop("resample", None) != "plain",
+        "scale_shift_norm": flags.pop("embedding", None) != "additive",
+        "new_attention_order": name == "adm-64",
         **flags,
     }
 
@@ -93,41 +54,31 @@ def publish(layout: Layout, path: Path, half: bool = False) -> None:
     torch.save(state, path)
 
 
-@pytest.mark.parametrize("name", CASES)
+KINDS = [(3, True, 10), (1, False, 0), (3, False, 4), (1, True, 0)]
+
+
 @pytest.mark.parametrize(
-    ("channels", "learned", "classes"), [(3, True, 10), (1, False, 0), (3, False, 4), (1, True, 0)]
+    ("name", "kind"),
+    [
+        *(("adm-64", kind) for kind in KINDS),
+        *((name, KINDS[row % 4]) for row, name in enumerate([*CASES][1:])),
+    ],
 )
-def test_outputs_match_original_network(tmp_path, monkeypatch, name, channels, learned, classes):
-    flags = shrink(monkeypatch, name)
-    out = 2 * channels if learned else channels
-    layout = Layout(in_channels=channels, out_channels=out, num_classes=classes, **flags)
+def test_outputs_match_original_network(tmp_path, monkeypatch, name, kind):
+    channels, learned, classes = kind
+    sizes = {"in_channels": channels, "out_channels": channels * (1 + learned), "num_classes": classes}
+    layout = Layout(**sizes, **shrink(monkeypatch, name))
     publish(layout, tmp_path / "a.pt")
     weights, artefact = import_openai(tmp_path / "a.pt", name)
     save_artefact(tmp_path / "a.safetensors", weights, artefact)
-    network, loaded_artefact = load_model(tmp_path / "a.safetensors")
-    assert loaded_artefact.network.num_classes == classes
-    assert (
-        loaded_artefact.network.learned_variance == learned == (loaded_artefact.process.variance == "learned")
-    )
+    network, loaded = load_model(tmp_path / "a.safetensors")
+    assert loaded.network.num_classes == classes
+    assert loaded.network.learned_variance == learned == (loaded.process.variance == "learned")
     x = torch.randn(4, channels, 8, 8, generator=torch.Generator().manual_seed(1))
     t = torch.tensor([0, 17, 500, 999])
     y = torch.arange(4) if classes else None
     expected = layout(x, t, y)
     assert torch.allclose(network(x, t, y), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-
-
-def test_attention_order_changes_qkv_weights(tmp_path, monkeypatch):
-    """The outputs can only match with the right order."""
-    flags = shrink(monkeypatch, "adm-128")
-    layout = Layout(in_channels=1, out_channels=2, **flags)
-    publish(layout, tmp_path / "a.pt")
-    right, _ = import_openai(tmp_path / "a.pt", "adm-128")
-    monkeypatch.setitem(CASES, "adm-128", (*CASES["adm-128"][:2], False))
-    shrink(monkeypatch, "adm-128")
-    wrong, _ = import_openai(tmp_path / "a.pt", "adm-128")
-    changed = [key for key in right if not torch.equal(right[key], wrong[key])]
-    assert changed
-    assert all(".qkv." in key for key in changed)
 
 
 def test_half_precision_files_become_float32(tmp_path, monkeypatch):
@@ -174,10 +125,10 @@ def test_first_wrong_key_is_named_in_error(published, changes, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
-        (b"not a checkpoint at all", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
-        (b"a text file\nof two lines\n", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
-        (b"\x80\x02ctorch\n", "a.pt is not a checkpoint of plain weights, or it is damaged: name"),
+        *(
+            (content, "a.pt is not a checkpoint of plain weights, or it is damaged: name")
+            for content in (b"", b"a text file\nof two lines\n", b"\x80\x02ctorch\n")
+        ),
         ({1: torch.zeros(1)}, "no dictionary of tensors"),
         ({"a": 1}, "'a' is no plain tensor"),
         ({"a": torch.zeros(1, device="meta")}, "'a' is no plain tensor"),
@@ -224,23 +175,18 @@ def test_missing_file_and_unknown_preset_are_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["iddpm-cifar10", "ddpm-cifar10"])
-def test_full_size_network_matches_original(tmp_path, name):
-    preset = PRESETS[name]
-    flags = {
-        "iddpm-cifar10": {"attention_resolutions": (16, 8), "num_heads": 4, "rescale_timesteps": 0.25},
-        "ddpm-cifar10": {"attention_resolutions": (16,), "scale_shift_norm": False},
-    }[name]
-    layout = Layout(
-        image_size=32,
-        in_channels=3,
-        out_channels=6 if name == "iddpm-cifar10" else 3,
-        num_channels=128,
-        channel_mult=(1, 2, 2, 2),
-        num_res_blocks=preset.model["num_res_blocks"],
-        resblock_updown=False,
-        **flags,
-    )
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("iddpm-cifar10", {"attention_resolutions": (16, 8), "num_heads": 4, "rescale_timesteps": 0.25}),
+        ("ddpm-cifar10", {"attention_resolutions": (16,), "scale_shift_norm": False}),
+    ],
+)
+def test_full_size_network_matches_original(tmp_path, name, flags):
+    preset, learned = PRESETS[name], name == "iddpm-cifar10"
+    shape = {"image_size": 32, "num_channels": 128, "channel_mult": (1, 2, 2, 2), "resblock_updown": False}
+    blocks = preset.model["num_res_blocks"]
+    layout = Layout(in_channels=3, out_channels=3 * (1 + learned), num_res_blocks=blocks, **shape, **flags)
     publish(layout, tmp_path / "a.pt")
     weights, artefact = import_openai(tmp_path / "a.pt", name)
     assert sum(tensor.numel() for tensor in weights.values()) == preset.parameters

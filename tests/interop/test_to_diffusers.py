@@ -10,25 +10,21 @@ import pytest
 import torch
 
 from diffusion.images.pixels import to_nhwc
+from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.to_diffusers import export_diffusers, scheduler_config
 from diffusion.model.model_file import LoadedModel
-from diffusion.model.unet_config import UNetSpec
 from diffusion.process.condition import Condition
 from diffusion.process.noise import full_state_generator
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, loaded_model, spec_of
 from tests.helpers.trajectories import grid_of
 
 CPU = torch.device("cpu")
-SHAPE: dict[str, Any] = {
-    "channels": 32,
-    "channel_mult": (1, 2),
-    "attention_resolutions": (4,),
-    "head_channels": 16,
-}
+SHAPE = {"channels": 32, "channel_mult": (1, 2), "attention_resolutions": (4,), "head_channels": 16}
 
 SHAPES: dict[str, dict[str, Any]] = {
     "adm": {},
@@ -44,9 +40,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model(**changes: Any) -> LoadedModel:
-    spec: UNetSpec = spec_of(**{**SHAPE, **changes})
-    return LoadedModel(network_of(spec), artefact_of(spec))
+def model(process: dict[str, Any] | None = None, **changes: Any) -> LoadedModel:
+    return loaded_model(process=process, **{**SHAPE, **changes})
 
 
 def export_and_load(folder: Path, loaded: LoadedModel):
@@ -57,38 +52,42 @@ def export_and_load(folder: Path, loaded: LoadedModel):
     return pipeline
 
 
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
+def exported(request, tmp_path_factory):
+    """Return a model, the folder of its export, and the pipeline in it."""
+    loaded, folder = model(**request.param), tmp_path_factory.mktemp("exported") / "out"
+    return loaded, folder, export_and_load(folder, loaded)
+
+
 def pipeline_images(pipeline, labels: torch.Tensor | None, indices: range, seed: int, steps: int, eta: float):
     """Return the uint8 NHWC images of DDIMPipeline. A wrapper passes the labels to its UNet."""
     generators = [full_state_generator("image", seed, index) for index in indices]
-    if labels is not None:
-        forward = pipeline.unet.forward
-        pipeline.unet.forward = lambda x, t: forward(x, t, class_labels=labels)
-    images = pipeline(
-        batch_size=len(indices),
-        generator=generators,
-        eta=eta,
-        num_inference_steps=steps,
-        use_clipped_model_output=True,
-        output_type="np",
-    ).images
+    forward = pipeline.unet.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.unet, "forward", lambda x, t: forward(x, t, class_labels=labels))
+        images = pipeline(
+            batch_size=len(indices),
+            generator=generators,
+            eta=eta,
+            num_inference_steps=steps,
+            use_clipped_model_output=True,
+            output_type="np",
+        ).images
     return np.round(images * 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize(("shape", "eta"), [("adm", 1.0), *((name, 0.0) for name in SHAPES)])
-def test_exported_pipeline_generates_same_images(tmp_path, shape, eta):
-    compare_images(tmp_path, model(**SHAPES[shape]), eta)
+def test_exported_pipeline_generates_same_images(exported):
+    loaded, _, pipeline = exported
+    compare_images(loaded, pipeline, 0.0)
 
 
-def test_exported_velocity_network_generates_same_images(tmp_path):
-    loaded = model()
-    process = loaded.artefact.process.model_copy(update={"prediction": "velocity"})
-    compare_images(
-        tmp_path, loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process})), 0.5
-    )
+@pytest.mark.parametrize(("prediction", "eta"), [("eps", 1.0), ("velocity", 0.5)])
+def test_exported_predictions_generate_same_images_with_noise(tmp_path, prediction, eta):
+    loaded = model({"prediction": prediction})
+    compare_images(loaded, export_and_load(tmp_path / "out", loaded), eta)
 
 
-def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
-    pipeline = export_and_load(tmp_path / "out", loaded)
+def compare_images(loaded: LoadedModel, pipeline: Any, eta: float) -> None:
     indices, steps = range(2, 5), 10
     labels = torch.tensor([1, 0, 7]) if loaded.artefact.network.num_classes else None
     settings = SampleSettings(steps=steps, eta=eta, seed=6, spacing="trailing")
@@ -100,10 +99,9 @@ def compare_images(tmp_path: Path, loaded: LoadedModel, eta: float) -> None:
     assert ours.std() > 20
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_exported_unet_gives_same_eps(tmp_path, shape):
-    loaded = model(**shape)
-    unet = export_and_load(tmp_path / "out", loaded).unet.eval()
+def test_exported_unet_gives_same_eps(exported):
+    loaded, _, pipeline = exported
+    unet = pipeline.unet.eval()
     spec = loaded.artefact.network
     x = torch.randn(3, spec.in_channels, spec.image_size, spec.image_size)
     t = torch.tensor([0, 50, 99])
@@ -113,14 +111,23 @@ def test_exported_unet_gives_same_eps(tmp_path, shape):
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5 * float(ours.abs().max()) + 1e-5)
 
 
+def test_exported_model_is_reimported_bitwise_equal(exported):
+    loaded, folder, _ = exported
+    weights, artefact = import_diffusers(folder)
+    before, channels = loaded.network.state_dict(), loaded.artefact.network.in_channels
+    before.pop("augmentation.weight", None)  # not exported
+    assert before.keys() == weights.keys()
+    for name, weight in before.items():
+        expected = weight[:channels] if name.startswith("head.") else weight  # of ε alone
+        assert torch.equal(weights[name], expected), name
+    assert artefact.data.classes == loaded.artefact.data.classes
+    assert artefact.network.null_class == loaded.artefact.network.null_class
+
+
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_exported_scheduler_has_same_process(tmp_path, name):
-    loaded = model()
-    process = loaded.artefact.process.model_copy(update={"schedule": name, "timesteps": 1000})
-    loaded = loaded._replace(artefact=loaded.artefact.model_copy(update={"process": process}))
+    loaded = model({"schedule": name, "timesteps": 1000})
     scheduler = export_and_load(tmp_path / "out", loaded).scheduler
-    from diffusion.protocol.spacing import spaced_timesteps
-
     expected = grid_of(name, 1000).alphas_cumprod.float()
     assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=2e-3)
     scheduler.set_timesteps(50)
