@@ -6,19 +6,20 @@ On CPUs over gloo, and on a GPU each over NCCL.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from diffusion.images.store import open_store
+from diffusion.images.store import ImageStore, open_store
 from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
+from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.loop import allow_tf32, train
 from diffusion.train.observers import Observer
@@ -31,24 +32,32 @@ CPU = torch.device("cpu")
 DEADLINE = 600  # seconds that fail a test
 
 
-def trained(
-    store: Path,
-    folder: Path,
-    world: int,
-    changes: dict[str, Any],
-    stop: int | None = None,
-    kind: str = "cpu",
-) -> SavedState:
-    """Return the last state of so many processes, at the end or after `stop` steps.
+class Job(NamedTuple):
+    """A training in a folder: from its newest state to the end, or to a stop after so many steps."""
 
-    They resume from the folder's newest state. Sums are sent in many small buckets.
+    folder: Path
+    changes: dict[str, Any]
+    stop: int | None = None
+
+
+def trained(store: Path, folder: Path, world: int, changes: dict[str, Any], kind: str = "cpu") -> SavedState:
+    """Return the last state of a training of so many processes in the folder."""
+    return trained_in_turn(store, world, [Job(folder, changes)], kind)[0]
+
+
+def trained_in_turn(store: Path, world: int, jobs: Sequence[Job], kind: str = "cpu") -> list[SavedState]:
+    """Run the trainings one after another in the same processes; return the newest state of each folder.
+
+    Sums are sent in many small buckets.
     """
-    folder.mkdir(exist_ok=True)
+    for job in jobs:
+        job.folder.mkdir(parents=True, exist_ok=True)
     server = dist.TCPStore("127.0.0.1", 0, world, is_master=True, wait_for_workers=False)
-    arguments = [str(server.port), str(store), str(folder), json.dumps(changes), str(stop or -1), kind]
+    listed = json.dumps([(str(job.folder), job.changes, job.stop) for job in jobs])
+    arguments = [str(world), str(server.port), str(store), listed, kind]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.process_pair", str(rank), str(world), *arguments],
+            [sys.executable, "-m", "tests.helpers.process_pair", str(rank), *arguments],
             env={**environment(), "PYTHONPATH": str(Path(__file__).parent.parent.parent)},
             stderr=subprocess.PIPE,
             text=True,
@@ -58,9 +67,8 @@ def trained(
     for process in processes:
         _, output = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, output
-    saved = newest_state(folder)
-    assert saved is not None
-    return saved
+    found = [newest_state(job.folder) for job in jobs]
+    return [saved for saved in found if saved is not None]
 
 
 def device_of(kind: str, rank: int) -> torch.device:
@@ -76,28 +84,31 @@ def device_of(kind: str, rank: int) -> torch.device:
 def main() -> None:
     """Run one rank."""
     rank, world, port = map(int, sys.argv[1:4])
-    store, folder, changes, stop = Path(sys.argv[4]), Path(sys.argv[5]), sys.argv[6], int(sys.argv[7])
+    images, jobs = open_store(Path(sys.argv[4])), json.loads(sys.argv[5])
     torch.set_num_threads(1)
-    images = open_store(store)
-    plan = plan_of(images, **json.loads(changes))
-    group = ProcessGroup(device_of(sys.argv[8], rank), rank, world)
+    process_group.BUCKET = 5_000
+    group = ProcessGroup(device_of(sys.argv[6], rank), rank, world)
+    with join_group(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
+        for folder, changes, stop in jobs:
+            run_job(images, group, Job(Path(folder), changes, stop))
+
+
+def run_job(images: ImageStore, group: ProcessGroup, job: Job) -> None:
+    """Train as this rank."""
+    state = new_state(plan_of(images, **job.changes), group.device, group=group)
+    found = newest_state(job.folder) if group.is_rank_zero else None
+    restore_state(state, _share_state(state, group, found), "the state")
 
     def save(whole: TrainState) -> None:
         if group.is_rank_zero:
-            save_state(folder, whole.saved())
+            save_state(job.folder, whole.saved())
 
     def check_stop() -> None:
-        if state.step == stop:
+        if state.step == job.stop:
             raise Interrupted("stopped", 15)
 
-    with join_group(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
-        state = new_state(plan, group.device, group=group)
-        found = newest_state(folder) if group.is_rank_zero else None
-        restore_state(state, _share_state(state, group, found), "the state")
-        try:
-            train(state, images, group, Observer(), save, check_stop)
-        except Interrupted:
-            return
+    with suppress(Interrupted):
+        train(state, images, group, Observer(), save, check_stop)
 
 
 @contextmanager
@@ -138,10 +149,12 @@ def assert_close(ours: SavedState, theirs: SavedState) -> None:
         assert float((a - b).norm()) < far * float(b.norm()), part
 
 
-def alone(store: Path, changes: dict[str, Any] = CHANGES) -> SavedState:
-    """Return the last state of a single process."""
+def alone(store: Path, changes: dict[str, Any] = CHANGES, saved: SavedState | None = None) -> SavedState:
+    """Return the last state of one process, which may begin from a saved one."""
     images = open_store(store)
     state = new_state(plan_of(images, **changes), CPU)
+    if saved:
+        state.restore(saved)
     train(state, images, ProcessGroup(CPU), Observer(), lambda state: None, lambda: None)
     return state.saved()
 

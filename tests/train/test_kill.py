@@ -1,7 +1,6 @@
 """SIGKILL, signals, a full disk and a second start against real trainings: the model is bitwise equal."""
 
 import os
-import random
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -10,9 +9,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from diffusion.model.model_file import read_verified_artefact
+from diffusion.images.store import ImageStore
+from diffusion.train.checkpoint.state_files import step_of
+from diffusion.train.plan import training_fingerprint
+from diffusion.train.train_step import new_state
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
@@ -27,15 +28,15 @@ from tests.helpers.training_process import (
     uninterrupted,
     wait_for_step,
 )
+from tests.helpers.trainings import CPU, plan_of, run, run_until
 from tests.helpers.waiting import wait_until
+from tests.train.test_loop import weights_of
 from tracking.spool.spool_status import list_trainings
 
 pytestmark = pytest.mark.slow
 
 STEPS = 160
 ALL_STEPS = list(range(1, STEPS + 1))
-KILLS = 8
-SAVES = 3
 
 
 @pytest.fixture
@@ -61,17 +62,25 @@ def kill_in_a_save(folder: Path) -> None:
     assert torn_saves(folder)
 
 
-def test_the_model_is_bitwise_equal_after_eight_kills(prepared: Path) -> None:
+def stop_by(folder: Path, number: signal.Signals) -> None:
+    """Send the signal some steps after the start, and assert that the last step was saved."""
+    process = signal_at(folder, max(logged_steps(folder), default=0) + 3, number)
+    assert process.returncode == 128 + number
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    assert step_of(states(folder)[-1]) == logged_steps(folder)[-1]
+
+
+def test_the_model_is_bitwise_equal_after_kills_and_stops(prepared: Path) -> None:
     wanted = uninterrupted(prepared)
     curve = (prepared / "plots/loss.csv").read_text()
-    chance = random.Random(5)
-    saves = set(chance.sample(range(KILLS), SAVES))
-    for number, step in enumerate(sorted(chance.sample(range(2, STEPS - 10), KILLS))):
-        if number in saves:
-            kill_in_a_save(prepared)
-        else:
-            assert signal_at(prepared, step, signal.SIGKILL).returncode == -signal.SIGKILL
-        assert not (prepared / "models/model.safetensors").exists()
+    assert signal_at(prepared, 2, signal.SIGKILL).returncode == -signal.SIGKILL
+    stop_by(prepared, signal.SIGTERM)
+    kill_in_a_save(prepared)
+    stop_by(prepared, signal.SIGINT)
+    assert signal_at(prepared, 100, signal.SIGKILL).returncode == -signal.SIGKILL
+    kill_in_a_save(prepared)
+    assert not (prepared / "models/model.safetensors").exists()
     assert "resuming after step" in train_to_the_end(prepared).stderr
     assert model_bytes(prepared) == wanted
     assert (prepared / "plots/loss.csv").read_text() == curve
@@ -80,25 +89,18 @@ def test_the_model_is_bitwise_equal_after_eight_kills(prepared: Path) -> None:
     assert len(states(prepared)) == 2
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_state_before_the_exit(prepared: Path, number: int, code: int) -> None:
-    process = signal_at(prepared, 3, number)
-    assert process.returncode == code
-    assert process.stderr is not None
-    assert "Traceback" not in process.stderr.read()
-    (state,) = states(prepared)
-    assert int(state.stem.removeprefix("state-")) >= 3
-    assert "resuming after step" in train_to_the_end(prepared).stderr
-
-
-def test_a_stopped_and_continued_process_is_listed_as_running(prepared: Path) -> None:
-    process = start(prepared)
-    wait_for_step(prepared, process, 3)
-    process.send_signal(signal.SIGSTOP)
-    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+def test_a_paused_training_is_listed_as_running_and_cannot_start_twice(prepared: Path) -> None:
+    first = start(prepared)
+    wait_for_step(prepared, first, 3)
+    first.send_signal(signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
     assert [training.state for training in list_trainings()] == ["running"]
-    process.send_signal(signal.SIGCONT)
-    assert process.wait(DEADLINE) == 0
+    second = diffctl(prepared, "stage", "train")
+    assert second.returncode == 1
+    assert second.stderr.startswith(f"diffctl: this training is already running (process {first.pid}, ")
+    assert len(second.stderr.splitlines()) == 1
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(DEADLINE) == 0
     assert logged_steps(prepared) == ALL_STEPS
     assert [training.state for training in list_trainings()] == ["finished"]
 
@@ -147,28 +149,22 @@ def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(small_disk
     assert model_bytes(folder) == model
 
 
-def test_a_second_start_of_a_running_training_is_refused(prepared: Path) -> None:
-    wanted = uninterrupted(prepared)
-    first = start(prepared)
-    wait_for_step(prepared, first, 2)
-    second = diffctl(prepared, "stage", "train")
-    assert second.returncode == 1
-    assert second.stderr.startswith(f"diffctl: this training is already running (process {first.pid}, ")
-    assert len(second.stderr.splitlines()) == 1
-    assert first.wait(DEADLINE) == 0
-    assert model_bytes(prepared) == wanted
-    assert logged_steps(prepared) == ALL_STEPS
-
-
-def weights(path: Path) -> torch.Tensor:
-    return torch.cat([value.double().flatten() for _, value in sorted(load_file(path).items())])
-
-
-def test_a_resume_with_another_number_of_threads_changes_rounding_only(tmp_path: Path) -> None:
-    prepare(tmp_path, steps=12, precision="fp32")
-    one, model = tmp_path / "one.safetensors", tmp_path / "models/model.safetensors"
-    one.write_bytes(uninterrupted(tmp_path))
-    signal_at(tmp_path, 3, signal.SIGTERM)
-    assert "resuming after step" in train_to_the_end(tmp_path, env={"OMP_NUM_THREADS": "2"}).stderr
-    assert read_verified_artefact(model).code == read_verified_artefact(one).code
-    assert (weights(model) - weights(one)).norm() < 1e-3 * weights(one).norm()
+def test_a_resume_with_another_number_of_threads_changes_rounding_only(store: ImageStore) -> None:
+    train = {"precision": "fp32"}
+    plan = plan_of(store, train=train)
+    whole, first = new_state(plan, CPU), new_state(plan, CPU)
+    run(whole, store)
+    run_until(first, store, 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        other = plan_of(store, train=train)
+        assert training_fingerprint(other) == training_fingerprint(plan)
+        resumed = new_state(other, CPU)
+        resumed.restore(first.saved())
+        run(resumed, store)
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.code == whole.code
+    found, expected = weights_of(resumed.ema), weights_of(whole.ema)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
