@@ -1,6 +1,7 @@
 """Classifier guidance: Bayes' rule for two Gaussians, the network, its training and its stage."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
 from diffusion.train.plan import build_objective
 from diffusion.train.train_config import ClassifierSections
 from diffusion.train.train_step import new_state
-from tests.conftest import diffctl, write_params
 from tests.helpers import papers
+from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, randomise, spec_of
+from tests.helpers.prepared import copy_data
 from tests.helpers.trajectories import OnGrid, grid_of, network_denoiser, randn, walk
 
 CPU = torch.device("cpu")
@@ -206,38 +208,21 @@ def test_data_without_classes_is_refused(store):
 
 
 @pytest.mark.slow
-def test_the_stage_trains_a_classifier_that_guides_samples(project):
-    assert diffctl(project, "stage", "data").returncode == 0
-    missing = diffctl(project, "stage", "classifier")
-    assert missing.returncode == 2
-    assert "no classifier section" in missing.stderr
-    write_params(project)
+def test_the_stage_trains_a_classifier_that_guides_samples(project: Path, invoke: Invoke) -> None:
+    copy_data(project)
+    assert_refused(invoke("stage", "classifier"), "no classifier section")
     text = (project / "params.yaml").read_text()
-    section = json.loads(json.dumps(SECTION))
-    (project / "params.yaml").write_text(text + "\nclassifier: " + json.dumps(section) + "\n")
-    made = diffctl(project, "stage", "classifier")
-    assert made.returncode == 0, made.stderr
-    first = (project / "models/classifier.safetensors").read_bytes()
-    again = diffctl(project, "stage", "classifier")
-    assert "resuming after step 12 of 12" in again.stderr
-    assert (project / "models/classifier.safetensors").read_bytes() == first
-    spec = spec_of()
-    artefact = artefact_of(
-        spec, data=load_classifier(project / "models/classifier.safetensors").artefact.data
-    )
-    artefact = artefact.model_copy(update={"process": ProcessConfig()})
+    (project / "params.yaml").write_text(f"{text}\nclassifier: {json.dumps(SECTION)}\n")
+    assert invoke("stage", "classifier").code == 0
+    made = project / "models/classifier.safetensors"
+    first = made.read_bytes()
+    assert "resuming after step 12 of 12" in invoke("stage", "classifier").err
+    assert made.read_bytes() == first
+    spec, process = spec_of(), {"process": ProcessConfig(), "data": load_classifier(made).artefact.data}
+    artefact = artefact_of(spec).model_copy(update=process)
     save_artefact(project / "models/model.safetensors", network_of(spec).state_dict(), artefact)
-    arguments = ("sample", "--num", "2", "--steps", "3", "--out")
-    assert diffctl(project, *arguments, "plain.npz").returncode == 0
-    guided = diffctl(
-        project,
-        *arguments,
-        "guided.npz",
-        "--classifier",
-        "models/classifier.safetensors",
-        "--classifier-scale",
-        "9",
-    )
-    assert guided.returncode == 0, guided.stderr
-    plain, moved = (np.load(project / name)["arr_0"] for name in ("plain.npz", "guided.npz"))
-    assert not np.array_equal(plain, moved)
+    images = []
+    for name, options in (("a.npz", ()), ("b.npz", ("--classifier", str(made), "--classifier-scale", "9"))):
+        assert invoke("sample", "--num", "2", "--steps", "3", "--out", name, *options).code == 0
+        images.append(np.load(project / name)["arr_0"])
+    assert not np.array_equal(*images)
