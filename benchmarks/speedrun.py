@@ -33,7 +33,7 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks import quality
+from benchmarks import ROOT, quality
 from benchmarks.quality import IMAGES, SECONDS, STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
 from diffusion.images.store import Images
@@ -46,7 +46,6 @@ from diffusion.system.files import write_json, write_text
 from diffusion.train.plan import TrainPlan, plan_training
 from docs.site.leaderboard_page import mean_distances, with_leaderboard
 
-ROOT = Path(__file__).parent.parent
 ENTRIES, TRIES = Path(__file__).with_suffix(".yaml"), ROOT / "runs/speedrun"
 RESULTS, PAGE = ROOT / "docs/speedrun", ROOT / "docs/speedrun.md"
 DIFFUSERS = "diffusers"
