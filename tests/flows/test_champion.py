@@ -98,7 +98,7 @@ def test_both_flows_publish_scores_and_links(
     for page in pages.values():
         assert "diffctl-digits version 1, the champion" in page
         assert "](data:image/png;base64," in page
-    assert "| steps 3, eta 0 |" in pages["the champion at other settings"]
+    assert "| **3 steps, η = 0** |" in pages["the champion at other settings"]
     against = pages["champion against data/prepared/test"]
     assert against.startswith("20 images of runs/sweep/samples/steps2-eta0 against digits, extractor ")
-    assert all(f"| {name} |" in against for name in ("fd_effnet_lite0_64", "steps 2, eta 0"))
+    assert all(f"| {name} |" in against for name in ("fd_effnet_lite0_64", "**2 steps, η = 0**"))
