@@ -140,19 +140,26 @@ def diffctl(
     return run_python(folder, "-m", "cli.entry", *arguments, env=env)
 
 
-def start_diffctl(
-    folder: Path, *arguments: str, env: dict[str, str] | None = None
+def start_python(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None, stderr: int = subprocess.PIPE
 ) -> "subprocess.Popen[str]":
-    """Start the real command in the folder, in its own session, with pipes for its output."""
+    """Start Python with these arguments in the folder, in its own session, with pipes for its output."""
     return subprocess.Popen(
-        command(*arguments),
+        [sys.executable, *arguments],
         cwd=folder,
         env=environment(env),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
         start_new_session=True,
     )
+
+
+def start_diffctl(
+    folder: Path, *arguments: str, env: dict[str, str] | None = None
+) -> "subprocess.Popen[str]":
+    """Start the real command in the folder as `start_python` does."""
+    return start_python(folder, "-m", "cli.entry", *arguments, env=env)
 
 
 def command(*arguments: str) -> list[str]:

@@ -2,13 +2,12 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import yaml
 
-from tests.conftest import environment, write_params
+from tests.conftest import start_python, write_params
 from tests.helpers.waiting import wait_until
 
 # A file `be-STAGE` with a Python statement configures what a stage does before it writes its out.
@@ -86,15 +85,7 @@ def be(folder: Path, stage: str, behaviour: str) -> None:
 
 def script(folder: Path, code: str, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     """Start Python code in the folder, in its own session, with stderr on stdout."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=environment(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return start_python(folder, "-c", code, env=env, stderr=subprocess.STDOUT)
 
 
 def reproducing(stage: str, before: str = "") -> str:
