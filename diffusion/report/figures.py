@@ -120,8 +120,8 @@ def loss_curve(curve: TrainingCurve, label: str) -> Figure:
     colour, smooth = line_colour(0), moving_average(curve.loss)
     axes.plot(curve.steps, curve.loss, color=colour, linewidth=0.8, alpha=0.4, label="as logged")
     axes.plot(curve.steps, smooth, color=colour, linewidth=1.8, label="moving average")
-    for (label, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
-        style = {"color": LIGHT[line], "marker": marker, "markersize": 4, "label": label}
+    for (name, values), line, marker in zip(heldout.items(), LINES[1:], MARKERS[1:], strict=False):
+        style = {"color": LIGHT[line], "marker": marker, "markersize": 4, "label": name}
         axes.plot(curve.val_steps, values, **style)  # type: ignore[arg-type]
     values = np.concatenate([curve.loss, *heldout.values()])
     values = values[np.isfinite(values)]

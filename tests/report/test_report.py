@@ -238,7 +238,9 @@ def test_report_with_validation_losses_and_without_labels_or_floor(own, tmp_path
     write_json(root / "scores.json", scores)
     write_validation_losses(root / "loss.csv")
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
-    assert not [image for image in Page(text).images if "of class" in image["alt"]]
+    page = Page(text)
+    assert not [image for image in page.images if "of class" in image["alt"]]
+    assert {"hybrid loss", "kernel distance, KD"} <= set(page.text), "labels of axes"
     assert "0.42, least 0.4 after step 15" in text
     assert "; validation, EMA 0.42; validation, raw weights 0.46" in text
 
