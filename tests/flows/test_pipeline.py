@@ -15,8 +15,9 @@ from diffusion.model.model_file import read_artefact
 from diffusion.sample.shards import cells_folder
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
+from flows import pipeline_steps, registration
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
-from flows.pipeline_steps import check_options, run_steps
+from flows.pipeline_steps import check_options, run_pipeline, run_steps
 from tests.closure import GRAPH
 from tests.conftest import start_diffctl
 from tests.helpers.networks import small_model
@@ -76,6 +77,30 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
     resample()
     assert not ours.exists()
     assert other.exists()
+
+
+class ServerStarted(Exception):
+    """The run needs a Prefect server."""
+
+
+@pytest.mark.parametrize("mismatch", ["", "train.lr.rate 0.002 → 0.5"])
+def test_a_run_without_work_starts_no_server_unless_its_model_has_other_settings(
+    project: Path, monkeypatch: pytest.MonkeyPatch, mismatch: str
+) -> None:
+    def start() -> None:
+        raise ServerStarted
+
+    answers = {"is_unchanged": True, "_raw_files_changed": False, "_model_mismatch": mismatch}
+    for name, answer in answers.items():
+        monkeypatch.setattr(pipeline_steps, name, lambda answer=answer: answer)
+    monkeypatch.setattr(pipeline_steps, "check_mlflow", lambda: None)
+    monkeypatch.setattr(pipeline_steps, "prefect_server", start)
+    monkeypatch.setattr(registration, "register_model", lambda: "version 1")
+    if mismatch:
+        with pytest.raises(ServerStarted):
+            run_pipeline()
+    else:
+        assert run_pipeline() == "version 1"
 
 
 @pytest.mark.parametrize(

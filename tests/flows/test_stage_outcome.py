@@ -12,7 +12,7 @@ import pytest
 from cli import main
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import make_interrupted
-from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
+from flows.stage_outcome import VARIABLE, InputsChanged, StageOutcome, read_outcome
 from tests.conftest import diffctl
 
 FULL = "a cannot be written (Full): free some space"
@@ -38,6 +38,7 @@ def interrupted() -> None:
     [
         (raising(UsageError("wrong")), StageOutcome("refused", "wrong", 2)),
         (raising(TemporaryError("away")), StageOutcome("temporary", "away", 75)),
+        (raising(InputsChanged("edited")), StageOutcome("refused", "edited", 75)),
         (raising(DiffctlError("it failed")), StageOutcome("failed", "it failed", 1)),
         (raising(OSError(28, "Full", "a")), StageOutcome("failed", FULL, 1)),
         (raising(KeyError("x")), StageOutcome("crashed", "KeyError: 'x'", 1)),
