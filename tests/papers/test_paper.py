@@ -43,6 +43,7 @@ def test_every_paper_states_its_protocol(name):
     for figure in paper.figures:
         stated = paper.protocol_of(figure)
         assert {"data", "image_size", "num_images", "extractor", "reference_split", "steps"} <= stated.keys()
+        assert {"clip", "spacing"} <= stated.keys()
         assert stated.keys() <= card_fields()
         assert paper.beside(figure)
 
@@ -90,7 +91,14 @@ def test_run_by_the_protocol_is_comparable_with_one_figure():
 
 @pytest.mark.parametrize(
     "change",
-    [{"num_images": 10_000}, {"extractor": "effnet-lite0-64"}, {"eta": 0.2}, {"data": None}],
+    [
+        {"num_images": 10_000},
+        {"extractor": "effnet-lite0-64"},
+        {"eta": 0.2},
+        {"data": None},
+        {"clip": True},
+        {"spacing": "quadratic"},
+    ],
 )
 def test_one_differing_field_makes_a_figure_incomparable(change):
     paper = open_paper("ddim")

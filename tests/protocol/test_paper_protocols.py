@@ -87,6 +87,7 @@ def test_run_with_the_papers_settings_has_no_mismatch(base):
         (AS_DDIM, {"process": ZERO_SNR}, "process.zero_terminal_snr"),
         (AS_ADM, {"process": {"t_sampler": "loss-aware"}}, "process.t_sampler"),
         (AS_ADM, {"sample": {"spacing": "quadratic"}}, "sample.spacing"),
+        (AS_ADM, {"sample": {"clip": False}}, "sample.clip"),
         (AS_ADM, {"sample": {"classes": "data"}}, "sample.classes"),
         (AS_ADM, {"sample": {"classifier": "classifier.safetensors"}}, "sample.classifier"),
         (AS_ADM, {"evaluate": {"prc_samples": None}}, "evaluate.prc_samples"),

@@ -136,6 +136,14 @@ def test_threads_that_wait_for_busy_cores_are_reported_once(threads, cores, load
             monitor.count_step()
     assert len(caught) == warns
     assert not warns or f"{threads} threads had {cores} cores" in str(caught[0].message)
+    assert not warns or "OMP_NUM_THREADS=1" in str(caught[0].message)
+
+
+def test_threads_of_a_training_are_monitored_in_every_step(store, monkeypatch):
+    counted: list[ThreadMonitor] = []
+    monkeypatch.setattr(ThreadMonitor, "count_step", lambda monitor: counted.append(monitor))
+    run(new_state(plan_of(store), CPU), store)
+    assert len(counted) == 12
 
 
 @pytest.mark.parametrize("at", [0, 5])
