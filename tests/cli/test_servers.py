@@ -12,13 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cli.actions import service_status
+from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
+from flows.prefect_server.flow_runs import LastRun, PrefectStatus, WorkerPoll
 from tests.conftest import command, diffctl, environment
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.prefect_home import with_database
 from tests.helpers.servers import servers_up
+from tests.helpers.spools import open_spool, write_points
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
 from tracking.experiments import ensure_experiment
@@ -56,6 +60,32 @@ def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
     assert set(found) == {"servers", "runs", "deployments", "workers", "undelivered", "problems"}
     assert not any(found.values())
     assert invoke("down").code == 0
+
+
+def test_status_check_reports_disk_metrics_deployments_and_workers(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = open_spool(project / TRAIN_RUNS / "f1")
+    write_points(spool, 1, 3)
+    spool.close("FINISHED")
+    deployments = [
+        LastRun("retrain", "Crashed", "2026-01-02 03:04", "no heartbeat", "id", failed=True),
+        LastRun("sweep", "Completed", "2026-01-02 05:06", "", "id", failed=False),
+    ]
+    workers = [WorkerPoll("diffctl", "night", "2026-01-02 07:08", online=False)]
+    status = PrefectStatus([], deployments, workers)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(service_status, "prefect_status", lambda url: status)
+    monkeypatch.setattr(service_status, "MIN_FREE", float("inf"))
+    found = invoke("status", "--check")
+    assert found.code == 1
+    assert "worker night of pool diffctl is offline, last poll 2026-01-02 07:08 UTC" in found.out
+    problems = [line for line in found.out.splitlines() if line.startswith("problem: ")]
+    assert problems[0] == "problem: the last run of retrain is Crashed (no heartbeat)"
+    assert problems[1] == "problem: no worker polls for scheduled runs"
+    assert problems[2].endswith(" are free on the disk of this folder")
+    assert problems[3] == "problem: 1 trainings have undelivered metrics"
+    assert invoke("status").code == 0
 
 
 def test_servers_named_by_the_environment_are_used(

@@ -26,7 +26,7 @@ from flows.prefect_server.deployments import (
 )
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
-from tests.conftest import diffctl, write_params
+from tests.conftest import diffctl, run_python, write_params
 from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.servers import post
 from tests.helpers.small import commit, git
@@ -150,6 +150,28 @@ def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbea
     for entry in plan["deployments"]:
         heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert automation["trigger"]["within"] >= 3 * heartbeat
+
+
+LOSING = """
+import prefect.main
+from prefect._internal.concurrency.services import QueueService
+
+class Events(QueueService):
+    async def _handle(self, item):
+        raise OSError("the server is away")
+
+Events.instance().send("an event")
+Events.drain_all()
+"""
+
+
+def test_scheduled_runs_log_no_event_that_prefect_cannot_send(tmp_path: Path) -> None:
+    """Prefect logs each one that it loses as an internal error, with its whole text."""
+    work_pool = read_plan(ROOT / FILE)["deployments"][0]["work_pool"]
+    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    assert "an event" in run_python(tmp_path, "-c", LOSING, env=home).stderr
+    done = run_python(tmp_path, "-c", LOSING, env=home | work_pool["job_variables"]["env"])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(
