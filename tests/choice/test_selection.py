@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli.actions.score_tables import show_sweep_scores
 from diffusion.choice.confidence import card_diff, errors_of
 from diffusion.choice.gate import decide
 from diffusion.choice.selection import (
@@ -28,6 +29,8 @@ from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, SelectedCell, document_values
 from diffusion.protocol.settings import SampleSettings
+from diffusion.report.headline import best_cell
+from flows.run_summary import sweep_markdown
 from tests.helpers.scores_document import certain_cell, document, with_errors
 
 
@@ -136,7 +139,7 @@ def test_best_cell_and_front_contain_their_optimism():
         ([1.0, 2.0, 3.0], ""),
     ],
 )
-def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, expected):
+def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, expected, capsys, tmp_path):
     errors = np.random.default_rng(0).normal(size=(3, 100)) / 100
     made = document({(1, 0.0): 0.1, (2, 0.0): 0.2, (3, 0.0): 0.3})
     cells = {name: cell.model_copy(deep=True) for name, cell in made.cells.items()}
@@ -144,7 +147,10 @@ def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, exp
         cell.scores["fd_effnet_lite0_64"] = distance
         with_errors(cell, "fd_effnet_lite0_64", own)
     found = select(cells, extractor=made.extractor, reference=made.reference)
-    assert describe_disagreement(found) == expected
+    assert describe_disagreement(found) == best_cell(found, found.spec)["disagreement"] == expected
+    show_sweep_scores(found)
+    for shown in (capsys.readouterr().out, sweep_markdown(found, tmp_path, lambda: iter(()))):
+        assert [line for line in shown.splitlines() if "prefers" in line] == [expected] * bool(expected)
 
 
 def test_summary_contains_the_best_cell(tmp_path):
