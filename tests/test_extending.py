@@ -19,9 +19,19 @@ from tests.helpers.waiting import made_once
 
 BLOCK = re.compile(r"^```python\n# (?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S)
 THROWAWAY = ROOT / "tests/helpers/throwaway"
-PIXELS = """
+MODULES = {"cubic": "sample", "early": "process", "sigmoid": "process", "pixels": "evaluate"}
+ENTRIES = """
+from diffusion.process.loss_registry import LOSS_WEIGHTS, LossWeight  # noqa: E402
+from diffusion.process.time_distributions import TIME_DISTRIBUTIONS, TimeDistribution  # noqa: E402
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec  # noqa: E402
+from diffusion.protocol.spacing import SPACINGS, SpacingEntry  # noqa: E402
+from plugins.sample.cubic import cubic  # noqa: E402
 
+SPACINGS["cubic"] = SpacingEntry("cubes of even numbers", real=cubic)
+TIME_DISTRIBUTIONS["early"] = TimeDistribution("plugins.process.early:Early", "an example")
+LOSS_WEIGHTS["sigmoid"] = LossWeight(
+    "plugins.process.sigmoid:sigmoid", "2303.00848", options="plugins.process.sigmoid:Options"
+)
 EXTRACTORS["pixels"] = ExtractorSpec(
     "pixels", "plugins.evaluate.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
 )
@@ -113,7 +123,7 @@ def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
 
 
 def extended_project(folder: Path) -> Path:
-    """Make a copy of the project with the plugins in the docs and a throwaway extractor."""
+    """Make a copy of the project with the plugins in the docs and those in tests/helpers/throwaway."""
     small_project(folder)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -122,9 +132,10 @@ def extended_project(folder: Path) -> Path:
         (folder / block["file"]).write_text(block["code"])
     for file in THROWAWAY.glob("check_*.py"):
         shutil.copy(file, folder / "tests/plugins" / file.name.replace("check_", "test_"))
-    shutil.copy(THROWAWAY / "pixels.py", folder / "plugins/evaluate")
+    for name, section in MODULES.items():
+        shutil.copy(THROWAWAY / f"{name}.py", folder / "plugins" / section)
     with open(folder / "plugins/__init__.py", "a", encoding="utf-8") as file:
-        file.write(PIXELS)
+        file.write(ENTRIES)
     return folder
 
 

@@ -1,1 +1,1 @@
-"""A throw-away network, process and extractor, one file each, for tests of the registries."""
+"""Throwaway plugins that docs/extending.md does not have, and tests of all, for tests/test_extending.py."""
