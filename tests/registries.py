@@ -40,17 +40,16 @@ def registries() -> Iterator[Listed]:
 
 
 def listing() -> str:
-    """Return the list of the library's own entries as Markdown, with one table for each registry."""
-    return "\n".join(_table(listed) for listed in registries())
+    """Return the library's own entries as Markdown, with one list for each registry."""
+    return "\n".join(_section(listed) for listed in registries())
 
 
-def _table(listed: Listed) -> str:
+def _section(listed: Listed) -> str:
     registry = listed.registry
     lines = [
         f"### {listed.name}: `{registry.key}`\n",
         f"`{listed.file}`: {registry.contract}.\n",
-        "| name | what it is |\n| --- | --- |",
-        *(f"| `{name}` | {describe(registry, name)} |" for name in registry if name in registry.built_in),
+        *(f"- `{name}`: {describe(registry, name)}" for name in registry if name in registry.built_in),
     ]
     return "\n".join(lines) + "\n"
 
