@@ -1,1 +1,1 @@
-"""Throwaway plugins that docs/extending.md does not have, and tests of all, for tests/test_extending.py."""
+"""Plugins that docs/extending.md does not show, and tests of all plugins, for tests/test_extending.py."""
