@@ -115,7 +115,7 @@ def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
     Scores v with covariance V are split by noise δ ~ N(0, V): v + sδ and v − δ/s are independent (Rasines &
     Young 2023, 2102.02159; for s = 1 they are the scores of two halves of the images). The first select a
     cell, the second estimate its score without bias, so that v is too low by the mean of −δ/s. It is
-    rough: for equal cells 28% too high near the floor and 28% too low far from it, where scores are skewed.
+    rough, since scores are skewed (docs/evaluation.md).
     """
     errors = [errors_of(cell, metric) for cell in cells]
     known = [one for one in errors if one is not None]
