@@ -7,6 +7,7 @@ from pydantic import NonNegativeInt
 
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
+from diffusion.config import Config
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import cell_settings, grid
@@ -49,8 +50,7 @@ def estimate_cost(project: Project) -> CostEstimate | None:
     config, plan = project.config, project.plan
     if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return None
-    settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
-    evaluations = config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
+    evaluations = network_evaluations(config)
     flops = forward_flops(plan.network)
     step = flops * passes(plan.network) * config.train.batch_size
     return CostEstimate(
@@ -62,6 +62,12 @@ def estimate_cost(project: Project) -> CostEstimate | None:
         scored=scored_images(project),
         sizes=_sizes(project, plan),
     )
+
+
+def network_evaluations(config: Config) -> int:
+    """Return how many images the network sees in the sweep, over all of its calls."""
+    settings = (cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep))
+    return config.sample.num_images * sum(count_nfe(one, config.process) for one in settings)
 
 
 def passes(network: NetworkSpec) -> int:

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-import torch
-
 from diffusion.check.findings import Finding, Level, Project
 from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
@@ -12,7 +10,7 @@ from diffusion.evaluate.features.extractor_weights import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec
-from diffusion.system.devices import default_device
+from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.memory import format_bytes
 from diffusion.train.distributed.launch import world_size
@@ -87,13 +85,6 @@ def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int)
     """Return the upper bound of a step's memory, with EMA profiles."""
     averages = profile_bytes(spec, len(train.sigma_rels)) // shards
     return step_bytes(spec, images, shards=shards) + averages
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of the GPU, or the number of CPU threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return "Apple GPU" if device.type == "mps" else f"CPU, {torch.get_num_threads()} threads"
 
 
 def check_device(project: Project) -> Iterator[Finding]:

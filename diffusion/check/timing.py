@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
 from diffusion.check.findings import Project
+from diffusion.config import Config
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.images.store import ImageStore
@@ -23,8 +23,7 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
 from diffusion.model.precision import freeze
-from diffusion.protocol.sample_sections import SampleConfig
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guides import Guides
 from diffusion.sample.sampling_steps import count_nfe
@@ -36,6 +35,7 @@ from diffusion.train.train_step import new_state
 
 REPEATS = 5
 GROWTH = 4  # of the number of images from trial to trial
+TIMED_STEPS = 4  # of sampling
 SYNTHETIC = 256  # random images if the data are not prepared
 
 Work = Callable[[int, int], Sequence[float]]  # (images, repeats) -> seconds of each repeat
@@ -56,26 +56,6 @@ class TimeRange(NamedTuple):
 def in_sequence(times: Iterable[TimeRange]) -> TimeRange:
     """Return the range of work one after the other."""
     return TimeRange(*(sum(values) for values in zip(*times, strict=True)))
-
-
-class CpuClock(NamedTuple):
-    """Readings in seconds: wall time, CPU time of all processes, and of this one."""
-
-    wall: float
-    all: float
-    own: float
-
-    @classmethod
-    def now(cls) -> Self:
-        """Read the clocks."""
-        every = psutil.cpu_times()
-        busy = sum(every) - every.idle - getattr(every, "iowait", 0) - getattr(every, "guest", 0)
-        return cls(time.perf_counter(), busy, time.process_time())
-
-    def load_since(self, start: "CpuClock", processors: int) -> float:
-        """Return the share of the processors that other processes used since `start`."""
-        others = (self.all - start.all) - (self.own - start.own)
-        return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
 
 
 def time_work(work: Work, most: int, seconds: float) -> TimeRange:
@@ -152,26 +132,21 @@ def _random_images(plan: DenoiserPlan) -> ImageStore:
     return ImageStore(Path("synthetic"), images, labels, {})
 
 
-def time_sampling(
-    plan: DenoiserPlan,
-    kinds: dict[str, SampleSettings],
-    sample: SampleConfig,
-    seconds: float,
-    device: torch.device,
-) -> dict[str, TimeRange]:
-    """Time one call of the network per image, for each kind of sampling by name."""
+def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: torch.device) -> TimeRange:
+    """Time one call of the network per image, in few steps of the last cell of the sweep."""
+    settings = cell_settings(config.sample, grid(config.sample, config.sweep)[-1])
+    steps = min(TIMED_STEPS, config.process.max_steps)
+    few = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None}  # whose time is unknown
+    settings = settings.guided_everywhere().model_copy(update=few)
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
     loaded = LoadedModel(freeze(network.to(device)), plan_artefact(plan))
-    batch, times = min(sample.batch_size, sample.num_images), {}
-    for name, settings in kinds.items():
 
-        def generate(images: int, settings: SampleSettings = settings) -> object:
-            return shard_images(loaded, settings, range(images), device, Guides(model=loaded))
+    def generate(images: int) -> object:
+        return shard_images(loaded, settings, range(images), device, Guides(model=loaded))
 
-        found = time_work(_repeated(generate), batch, seconds / len(kinds))
-        times[name] = found.scaled(1 / count_nfe(settings, plan.process))
-    return times
+    most = min(config.sample.batch_size, config.sample.num_images)
+    return time_work(_repeated(generate), most, seconds).scaled(1 / count_nfe(settings, plan.process))
 
 
 def time_extractor(

@@ -14,14 +14,8 @@ from diffusion.check import time_estimate
 from diffusion.check.cost_estimate import estimate_cost, passes
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
-from diffusion.check.time_estimate import (
-    Measurement,
-    cell_times,
-    check_time,
-    format_duration,
-    sampling_kinds,
-)
-from diffusion.check.timing import CpuClock, TimeRange, time_work
+from diffusion.check.time_estimate import check_time, format_duration
+from diffusion.check.timing import TimeRange, time_work
 from diffusion.config import Config, parse
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
@@ -123,55 +117,18 @@ def test_duration_has_a_suitable_unit() -> None:
     assert {seconds: format_duration(seconds) for seconds in durations} == durations
 
 
-def span(seconds: float) -> TimeRange:
-    return TimeRange(seconds, seconds / 2, 2 * seconds)
-
-
 def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each sampler has its own seconds, so that a mix-up is detected."""
     project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
-    seconds = {"ddim": 1.0, "ddim noisy": 2.0, "dpm-solver++": 3.0}
-    assert sampling_kinds(project.config).keys() == seconds.keys()
-    known = Measurement(
-        batch=8,
-        step=span(0.5),
-        sampling={name: span(one) for name, one in seconds.items()},
-        extractors={"effnet-lite0-64": span(0.25)},
-        missing={},
-    )
-    times = cell_times(project, known)
-    assert {cell.name: time.median for cell, time in times.items()} == {
-        f"steps{steps}-eta{eta}-sampler_{sampler}": 20 * steps * seconds[walk]
-        for steps in (2, 3)
-        for eta, sampler, walk in zip("010", ("ddim", "ddim", "dpm-solver++"), seconds, strict=True)
-    }
-    monkeypatch.setattr(time_estimate, "measure", lambda *given: known)
+    for name, each in {"time_steps": 0.5, "time_sampling": 1.0, "time_extractor": 0.25}.items():
+        timed = TimeRange(each, each / 2, 2 * each)
+        monkeypatch.setattr(time_estimate, name, lambda *given, timed=timed: timed)
     found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
     training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
     assert found["training"] == pytest.approx(training)
-    parts = {"training": 48, "sweep": 600, "scoring": (6 * 20 + 1797) / 4}
+    sweep = 20 * 3 * (2 + 3)  # images, DDIM at two η and DPM-Solver++, steps
+    parts = {"training": 48, "sweep": sweep, "scoring": (6 * 20 + 1797) / 4}
     seconds = {name: 3600 * hours["median"] for name, hours in found.items()}
     assert seconds == pytest.approx({**parts, "all": sum(parts.values())})
-
-
-@pytest.mark.parametrize(("others", "upper"), [(0.05, False), (0.8, True)])
-def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
-) -> None:
-    """Of ten seconds on four processors this process uses all of one, and others a share of all four."""
-    busy = CpuClock(20.0, 105.0 + 10 + others * 40, 11.0)
-    clocks = [CpuClock(10.0, 105.0, 1.0), busy]
-    monkeypatch.setattr(CpuClock, "now", lambda: clocks.pop(0))
-    monkeypatch.setattr(time_estimate.psutil, "cpu_count", lambda: 4)
-    monkeypatch.setattr(time_estimate, "time_steps", lambda *given: span(1.0))
-    monkeypatch.setattr(time_estimate, "time_extractor", lambda *given: span(1.0))
-    monkeypatch.setattr(
-        time_estimate, "time_sampling", lambda plan, kinds, *more: dict.fromkeys(kinds, span(1.0))
-    )
-    found = list(check_time(project_of(tmp_path), lambda text: None))
-    assert any("upper bounds" in one.message for one in found if one.level == "warning") == upper
-    (total,) = [one.values for one in found if one.values and one.values["part"] == "all"]
-    assert total["load"] == pytest.approx(others)
 
 
 def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
