@@ -88,7 +88,6 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
     from diffusion.protocol.sample_sections import SampleConfig
     from diffusion.protocol.settings import SamplerConfig
     from diffusion.sample.cell_images import make_cell
-    from diffusion.sample.network_files import NetworkFiles
     from diffusion.system.section import validate
 
     cell, config = Cell(**champion.cell.axes), load()
@@ -107,8 +106,7 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".rescored-") as folder:
         with progress("sample") as show:
-            files = NetworkFiles(champion.weights, **champion.guides)
-            store = make_cell(section, cell, files, Path(folder) / cell.name, show)
+            store = make_cell(section, cell, champion.files, Path(folder) / cell.name, show)
         with progress("evaluate") as show:
             rescored = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
     if fields := card_diff(rescored.cells[cell.name], target):

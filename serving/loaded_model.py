@@ -47,7 +47,7 @@ class ServedModel:
     def guide(self) -> str | None:
         """The text of its guide, that of the best cell; None without one."""
         scores = self.published.scores
-        return None if scores is None or self.published.guide is None else best_settings(scores).guide
+        return None if scores is None or self.published.files.guide is None else best_settings(scores).guide
 
     def resolve(self, request: SampleRequest) -> SampleSettings:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""

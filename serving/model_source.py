@@ -13,22 +13,15 @@ from diffusion.system.errors import UsageError
 
 
 class PublishedModel(NamedTuple):
-    """A model file under a name, its version if registered, and the scores of its sweep if it has any.
+    """A model under a name, its version if registered, and the scores of its sweep if it has any.
 
-    `guide` and `classifier` are the files of what guides the model in the best cell of that sweep.
+    `files` are those of the model, and of what guides it in the best cell of that sweep.
     """
 
     name: str
     version: int | None
-    file: Path
+    files: NetworkFiles
     scores: ScoresDocument | None
-    guide: Path | None = None
-    classifier: Path | None = None
-
-    @property
-    def files(self) -> NetworkFiles:
-        """The files of all networks."""
-        return NetworkFiles(self.file, self.guide, self.classifier)
 
 
 class ModelSource(Protocol):
@@ -66,8 +59,7 @@ class ChampionSource:
         """Return the champion; raise UsageError if there is none."""
         from tracking.registry.registered_models import fetch_version_files
 
-        champion = fetch_version_files(self._name)
-        return PublishedModel(self._name, champion.version, champion.file, champion.scores, **champion.guides)
+        return PublishedModel(self._name, *fetch_version_files(self._name))
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
@@ -86,11 +78,10 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
     if scores_file.exists():
         try:
             scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
-            _, guide, classifier = _best_files(scores, path)
-            return PublishedModel(path.name, None, path, scores, guide, classifier)
+            return PublishedModel(path.name, None, _best_files(scores, path), scores)
         except UsageError as error:
             report(f"{path} is served without scores: {error}")
-    return PublishedModel(path.name, None, path, None)
+    return PublishedModel(path.name, None, NetworkFiles(path), None)
 
 
 def _best_files(scores: ScoresDocument, model: Path) -> NetworkFiles:
@@ -114,5 +105,5 @@ def model_of_run(name: str) -> PublishedModel:
     except UsageError:  # not evaluated
         scores = None
     registered = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
-    guides = registered.guides if registered is not None else {}
-    return PublishedModel(title, None, file, scores, **guides)
+    files = NetworkFiles(file) if registered is None else registered.files._replace(model=file)
+    return PublishedModel(title, None, files, scores)

@@ -17,6 +17,7 @@ import torch
 from fastapi import FastAPI
 
 from diffusion.code_digest import library_version
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
@@ -41,7 +42,7 @@ RUNNING = ("RUNNING", "DEPLOYING", "UNHEALTHY")  # UNHEALTHY: a replica is being
 class ReplicaSpec(NamedTuple):
     """What a replica serves, and how.
 
-    `contents` are a fixed model's files in Ray's object store by their fields of PublishedModel, so machines
+    `contents` are a fixed model's files in Ray's object store by their fields of NetworkFiles, so machines
     share no files; None for a champion, which each replica fetches from the MLflow at `tracking`. `version`
     is the driver's `library_version`.
     """
@@ -97,7 +98,7 @@ def _source(spec: ReplicaSpec, folder: Path) -> ModelSource:
     for name, content in (spec.contents or {}).items():
         files[name] = folder / f"{name}.safetensors"
         files[name].write_bytes(ray.get(content).data)
-    return FixedSource(spec.model._replace(**files))
+    return FixedSource(spec.model._replace(files=NetworkFiles(**files)))
 
 
 def _log(sentence: str) -> None:
@@ -152,8 +153,7 @@ def serve_on_ray(
     with stop_request() as stop:
         with _ray_serve(serve, *address) as thread:
             if isinstance(spec.model, PublishedModel):
-                fields = ("file", "guide", "classifier")
-                files = {name: path for name in fields if (path := getattr(spec.model, name)) is not None}
+                files = {name: path for name, path in spec.model.files._asdict().items() if path is not None}
                 contents = {name: ray.put(np.fromfile(path, np.uint8)) for name, path in files.items()}
                 spec = spec._replace(contents=contents)
             start = thread.submit(serve.run, _application(serve, spec, replicas), name=NAME)

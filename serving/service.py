@@ -102,7 +102,7 @@ class Service:
         """Return the source's model, its network, and what guides it."""
         published = self._source.fetch()
         guides = load_guides(published.files, self._device)
-        return published, load_model(published.file, self._device), guides
+        return published, load_model(published.files.model, self._device), guides
 
     def _serve(self, published: PublishedModel, loaded: LoadedModel, guides: Guides) -> ServedModel:
         return ServedModel(published, loaded, self._device, self.config, self.metrics, guides)

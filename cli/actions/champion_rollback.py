@@ -20,7 +20,7 @@ def roll_back_champion(options: Rollback) -> None:
     """Carry out `diffctl rollback`."""
     note = check_note(options.reason)
     plan = plan_rollback(project_model(), options.to)
-    _sample_one(NetworkFiles(plan.weights, **plan.guides), plan.scores)
+    _sample_one(plan.files, plan.scores)
     history = roll_back(plan, note)
     event = history.events[-1]
     if options.as_json:

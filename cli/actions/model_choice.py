@@ -42,14 +42,14 @@ def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]
     """Return the registered files, guide and classifier, that these settings name as the best cell does."""
     artefact = read_artefact(model)
     found = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
-    if found is None or not found.guides:
+    if found is None:
         return {}
     best = best_settings(found.scores)
     used = {"guide": settings.needs_guide, "classifier": settings.has_classifier}
     return {
         kind: path
-        for kind, path in found.guides.items()
-        if used[kind] and getattr(best, kind) == getattr(settings, kind)
+        for kind, is_used in used.items()
+        if is_used and (path := getattr(found.files, kind)) and getattr(best, kind) == getattr(settings, kind)
     }
 
 

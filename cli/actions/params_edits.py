@@ -89,7 +89,7 @@ def _version(named: str) -> Path:
         raise UsageError(
             f"--init-from: {brief(number, str)} is no version number: `diffctl history` lists them"
         )
-    return fetch_version_files(model_name(data or load().data.name), int(number)).file
+    return fetch_version_files(model_name(data or load().data.name), int(number)).files.model
 
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:

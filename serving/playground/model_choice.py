@@ -34,9 +34,7 @@ class ChoosableSource:
         if chosen is None:
             published = self._first.fetch()
         else:
-            files = fetch_version_files(*chosen)
-            name, version = chosen
-            published = PublishedModel(name, version, files.file, files.scores, **files.guides)
+            published = PublishedModel(chosen[0], *fetch_version_files(*chosen))
         self._fetched = chosen
         return published
 

@@ -11,6 +11,7 @@ import torch
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from serving.model_source import FixedSource, ModelSource, PublishedModel
@@ -31,7 +32,7 @@ def scores_of(model: Path, sweep: dict[tuple[int, float], float] = SWEEP) -> Sco
 
 def published(model: Path, version: int | None = 3, scored: bool = True) -> PublishedModel:
     """Return the model as a model source provides it."""
-    return PublishedModel("digits", version, model, scores_of(model) if scored else None)
+    return PublishedModel("digits", version, NetworkFiles(model), scores_of(model) if scored else None)
 
 
 def service_of(source: ModelSource | PublishedModel, **config: float) -> Service:

@@ -19,6 +19,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
+from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
 from serving.service import Service
 from tests.helpers.server_process import CPU, gated, published, scores_of, service_of, small_model
@@ -108,7 +109,7 @@ def with_usual(model, **usual):
 def test_a_served_model_carries_the_guide_of_its_best_cell(model, tmp_path):
     usual = {"guidance": 1.0, "guide": "ema:0.1@300"}
     guide = small_model(tmp_path / "early.safetensors", seed=1)
-    scored = with_usual(model, **usual)._replace(guide=guide)
+    scored = with_usual(model, **usual)._replace(files=NetworkFiles(model, guide))
     with TestClient(create_app(service_of(scored)), HERE) as client:
         found = client.post("/v1/images", json={"steps": 4, "eta": 0}).json()
         assert (found["settings"]["guide"], found["nfe"]) == ("ema:0.1@300", 8)

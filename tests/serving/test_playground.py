@@ -19,6 +19,7 @@ from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, labels_condition
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.model_source import FixedSource
@@ -169,7 +170,7 @@ def test_a_chosen_version_serves(place, tmp_path, monkeypatch):
             raise UsageError(f"{name} has no version {number}")
         if files[number] is None:
             raise DiffctlError(f"the file of version {number} is damaged")
-        return VersionFiles(number, files[number], published(files[number]).scores, {})
+        return VersionFiles(number, NetworkFiles(files[number]), published(files[number]).scores)
 
     monkeypatch.setattr("tracking.registry.registered_models.fetch_version_files", fetch)
     with client_of(published(place[0], None), place[1]) as client:

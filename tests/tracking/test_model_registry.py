@@ -68,8 +68,14 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
         keys.PREVIOUS: 1,
     }
     assert connect().get_model_version(NAME, "2").tags[keys.DECISION] == worse.reason
-    assert read_artefact(fetch_version_files(NAME, 4).file).model_sha256 == read_artefact(MODEL).model_sha256
-    assert read_artefact(fetch_version_files(NAME, 2).file).model_sha256 != read_artefact(MODEL).model_sha256
+    assert (
+        read_artefact(fetch_version_files(NAME, 4).files.model).model_sha256
+        == read_artefact(MODEL).model_sha256
+    )
+    assert (
+        read_artefact(fetch_version_files(NAME, 2).files.model).model_sha256
+        != read_artefact(MODEL).model_sha256
+    )
 
 
 def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_path):
@@ -151,10 +157,10 @@ def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
     register()
     GUIDE.unlink()
     found = fetch_version_files(NAME)
-    assert found.guides["guide"].read_bytes() == original
+    assert found.files.guide.read_bytes() == original
     assert find_version_files(NAME, read_artefact(MODEL).model_sha256) == found
     assert find_version_files(NAME, "0" * 64) is None
-    found.guides["guide"].unlink()
+    found.files.guide.unlink()
     (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/guide.safetensors")
     stored.write_bytes(original[:-1] + b"x")
     with pytest.raises(DiffctlError, match="SHA-256"):

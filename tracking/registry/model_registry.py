@@ -6,7 +6,7 @@ under the same protocol card becomes champion. The decision stays on the version
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from diffusion.choice.gate import outdated_best_cell
 from diffusion.choice.selection import best_model_scores, settings_of
@@ -15,12 +15,11 @@ from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
-from tracking.keys import GUIDE_TAGS, model_name
+from tracking.keys import model_name
 from tracking.registry.model_versions import (
     create_version,
-    fetch_version_guides,
+    fetch_version_networks,
     fetch_version_scores,
-    fetch_version_weights,
     find_version,
     is_diffctl_version,
 )
@@ -31,6 +30,8 @@ from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+
+    from diffusion.sample.network_files import NetworkFiles
 
 
 def register(
@@ -43,26 +44,23 @@ def register(
     model or MLflow does not answer.
     """
     document = read_scores(scores_file)
-    best, name = _best_model(document, model, scores_file), model_name(data_name(document))
+    files, sha256, scores = _best_model(document, model, scores_file)
+    name = model_name(data_name(document))
     run_id = None if override.dry_run else log_scores(run_file, document)
     with mlflow_client() as client:
-        found = find_version(client, name, best.sha256, best.scores)
+        found = find_version(client, name, sha256, scores)
         if found is None and run_id is not None:
-            found = create_version(client, name, run_id, best.file, best.scores, best.guides)
-        return apply_gate(client, name, found, best.scores, override)
+            found = create_version(client, name, run_id, files, scores)
+        return apply_gate(client, name, found, scores, override)
 
 
-class _BestModel(NamedTuple):
-    """The model of the best cell: its file, its digest on cards, its own scores, and what guides it."""
+def _best_model(
+    document: ScoresDocument, model: Path, scores_file: Path
+) -> "tuple[NetworkFiles, str, ScoresDocument]":
+    """Return the files of the best cell, its model's digest on cards, and the scores of that model.
 
-    file: Path
-    sha256: str
-    scores: ScoresDocument
-    guides: dict[str, Path]
-
-
-def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _BestModel:
-    """Return the model of the best cell; DiffctlError if scores are of another file, profile or guide."""
+    DiffctlError if scores are of another file, profile or guide.
+    """
     from diffusion.model.model_file import read_verified_artefact  # torch
     from diffusion.sample.ema_models import ema_model_file, matching_snapshots
     from diffusion.sample.network_files import card_files
@@ -83,10 +81,8 @@ def _best_model(document: ScoresDocument, model: Path, scores_file: Path) -> _Be
     if width is not None:
         training = artefact.training and Training(**artefact.training)
         scores = scores.model_copy(update={"training": training})
-    _, *guides = card_files(settings_of(best, document.best.cell, 0), best.card, file, model)
-    named = zip(GUIDE_TAGS, guides, strict=True)
-    guiding = {kind: path for kind, path in named if path is not None}
-    return _BestModel(file, artefact.model_sha256, scores, guiding)
+    files = card_files(settings_of(best, document.best.cell, 0), best.card, file, model)
+    return files, artefact.model_sha256, scores
 
 
 def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
@@ -105,8 +101,7 @@ class OutdatedChampion:
 
     version: "ModelVersion"
     cell: CellScores
-    weights: Path
-    guides: dict[str, Path]
+    files: "NetworkFiles"
 
 
 def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
@@ -122,8 +117,7 @@ def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
         cell = outdated_best_cell(document.cells, cells)
         if cell is None:
             return None
-        weights, guides = fetch_version_weights(client, champion), fetch_version_guides(client, champion)
-    return OutdatedChampion(champion, cells[cell], weights, guides)
+        return OutdatedChampion(champion, cells[cell], fetch_version_networks(client, champion))
 
 
 def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> Decision:
@@ -131,6 +125,6 @@ def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> D
     version, sha256 = champion.version, str(champion.cell.card["model_sha256"])
     with mlflow_client() as client:
         rescored = find_version(client, version.name, sha256, document) or create_version(
-            client, version.name, str(version.run_id), champion.weights, document, champion.guides
+            client, version.name, str(version.run_id), champion.files, document
         )
         return apply_gate(client, version.name, rescored, document)

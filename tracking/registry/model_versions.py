@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -40,14 +40,15 @@ from tracking.keys import (
 )
 from tracking.mlflow_pages import MONTAGE, describe_version, samples_montage
 from tracking.registry.champion_log import ensure_model
-from tracking.store import find, tracking_uri, translate_errors
+from tracking.store import find
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+    from diffusion.sample.network_files import NetworkFiles
+
 DVC_LOCK = Path("dvc.lock")
-NO_GUIDES: Mapping[str, Path] = {}
 WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
 READABLE_FORMATS = ("2", "3")
@@ -81,13 +82,10 @@ def create_version(
     client: "MlflowClient",
     name: str,
     run_id: str,
-    model: Path,
+    files: "NetworkFiles",
     document: ScoresDocument,
-    guides: Mapping[str, Path] = NO_GUIDES,
 ) -> "ModelVersion":
-    """Register the model's file with its scores and its guides, as artifacts of its training's run.
-
-    `guides` are the files of what guides the model in the best cell, by their keys in GUIDE_TAGS.
+    """Register a model, what guides it in the best cell, and its scores, as artifacts of its training's run.
 
     If it is killed, no version exists; the next call overwrites what was logged.
     """
@@ -97,23 +95,23 @@ def create_version(
     folder, montage = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
-        _save_pyfunc(path, model, document, guides, Path(scratch))
+        _save_pyfunc(path, files, document, Path(scratch))
         if montage is not None:
             (path / MONTAGE).write_bytes(montage)
         log_folder(client, run_id, path, folder)
     ensure_model(client, name)
-    artefact = read_artefact(model)
+    artefact = read_artefact(files.model)
     tags = {
         FORMAT: str(VERSION_FORMAT),
         MODEL_SHA256: artefact.model_sha256,
-        FILE_SHA256: sha256_file(model),
+        FILE_SHA256: sha256_file(files.model),
         CARD: protocol,
         KEY: client.get_run(run_id).data.tags[KEY],
         BEST: describe_selection(document.best),
         **({SETTING: artefact.training["setting"]} if artefact.training else {}),
         **({EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
-        **{GUIDE_TAGS[kind]: sha256_file(file) for kind, file in guides.items()},
-        **_dvc_tags(model),
+        **{tag: sha256_file(file) for kind, tag in GUIDE_TAGS.items() if (file := getattr(files, kind))},
+        **_dvc_tags(files.model),
         **git_tags(Path.cwd()),
     }
     text = describe_version(artefact, document, run_id, folder, with_montage=montage is not None)
@@ -127,31 +125,23 @@ def _dvc_tags(model: Path) -> dict[str, str]:
     return {DVC_MD5: md5} if known else {}
 
 
-def _save_pyfunc(
-    path: Path, model: Path, document: ScoresDocument, guides: Mapping[str, Path], scratch: Path
-) -> None:
+def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, scratch: Path) -> None:
     """Write the registered model's folder: code, weights and scores, without pickles."""
     import mlflow.pyfunc
 
-    files = {"weights": model, **guides}  # MLflow refuses links, as into DVC's cache
-    copies = {kind: shutil.copyfile(file, scratch / _file_name(kind)) for kind, file in files.items()}
+    present = {kind: file for kind, file in files._asdict().items() if file is not None}
+    copies = {  # MLflow refuses links, as into DVC's cache
+        kind: str(shutil.copyfile(file, scratch / f"{kind}.safetensors")) for kind, file in present.items()
+    }
     write_scores_document(scratch / SCORES.name, document)
     mlflow.pyfunc.save_model(
         path,
         python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-        artifacts={
-            **{kind: str(copy) for kind, copy in copies.items()},
-            "scores": str(scratch / SCORES.name),
-        },
+        artifacts={"weights": copies.pop("model"), **copies, "scores": str(scratch / SCORES.name)},
         code_paths=[str(_archive(scratch))],
         pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in REQUIREMENTS],
         model_config={"best_cell": best_cell(document.cells)[0]},
     )
-
-
-def _file_name(kind: str) -> str:
-    """Return the name of the model's file among the artifacts, or of what guides it."""
-    return WEIGHTS if kind == "weights" else f"{kind}.safetensors"
 
 
 def _archive(scratch: Path) -> Path:
@@ -185,39 +175,28 @@ def _unreadable(registered: "ModelVersion") -> str:
     return ""
 
 
-def fetch_version_weights(client: "MlflowClient", registered: "ModelVersion") -> Path:
-    """Return a version's model file in the cache.
-
-    DiffctlError if diffctl did not register it, or its file's SHA-256 is not the one in its tag.
-    """
-    _refuse_unreadable(registered)
-
-    def download(folder: Path) -> Path:
-        with translate_errors(tracking_uri()):
-            return download_weights(client, str(registered.run_id), _artifacts_of(registered), folder)
-
-    return cached_model(registered.tags[FILE_SHA256], download)
-
-
-def fetch_version_guides(client: "MlflowClient", registered: "ModelVersion") -> dict[str, Path]:
-    """Return the files in the cache of what guides a version, by their keys in GUIDE_TAGS.
+def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -> "NetworkFiles":
+    """Return the files in the cache of a version's model, and of what guides it in its best cell.
 
     DiffctlError if diffctl did not register it, or a file's SHA-256 is not the one in its tag.
     """
+    from diffusion.sample.network_files import NetworkFiles  # torch
+
     _refuse_unreadable(registered)
-    guides = {}
-    with translate_errors(tracking_uri()):
-        for kind, tag in GUIDE_TAGS.items():
-            if digest := registered.tags.get(tag):
-                download = partial(_download, client, registered, _file_name(kind))
-                guides[kind] = cached_model(digest, download)
-    return guides
+    run_id, artifacts, tags = str(registered.run_id), _artifacts_of(registered), registered.tags
+    model = cached_model(tags[FILE_SHA256], partial(download_weights, client, run_id, artifacts))
+    guides = {
+        kind: cached_model(tags[tag], partial(_download, client, registered, f"{kind}.safetensors"))
+        for kind, tag in GUIDE_TAGS.items()
+        if tag in tags
+    }
+    return NetworkFiles(model, **guides)
 
 
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:
     """Return the scores that a version was registered with; DiffctlError if diffctl did not register it."""
     _refuse_unreadable(registered)
-    with translate_errors(tracking_uri()), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         return read_scores(_download(client, registered, SCORES.name, Path(scratch)))
 
 

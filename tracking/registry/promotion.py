@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.choice.gate import Verdict, decide, outdated_best_cell
@@ -27,9 +26,8 @@ from tracking.registry.champion_log import (
     repair,
 )
 from tracking.registry.model_versions import (
-    fetch_version_guides,
+    fetch_version_networks,
     fetch_version_scores,
-    fetch_version_weights,
     get_version,
 )
 from tracking.store import mlflow_client
@@ -37,6 +35,8 @@ from tracking.store import mlflow_client
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
+
+    from diffusion.sample.network_files import NetworkFiles
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,8 @@ class Rollback:
 
     history: History
     target: "ModelVersion"
-    weights: Path
+    files: "NetworkFiles"
     scores: ScoresDocument
-    guides: dict[str, Path]
 
 
 def plan_rollback(name: str, to: int | None = None) -> Rollback:
@@ -194,8 +193,8 @@ def plan_rollback(name: str, to: int | None = None) -> Rollback:
         target = get_version(client, name, number := _target(history, to))
         if target is None:
             raise UsageError(f"version {number} of {name} was deleted in MLflow: give another one by --to")
-        weights, scores = fetch_version_weights(client, target), fetch_version_scores(client, target)
-        return Rollback(history, target, weights, scores, fetch_version_guides(client, target))
+        files, scores = fetch_version_networks(client, target), fetch_version_scores(client, target)
+        return Rollback(history, target, files, scores)
 
 
 def _target(history: History, to: int | None) -> int:

@@ -1,6 +1,5 @@
 """Reading the model registry: the champion, its history, and the versions that diffctl registered."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -15,9 +14,8 @@ from diffusion.system.section import Section, validate
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.registry.champion_log import History, find_model, read_history, repair
 from tracking.registry.model_versions import (
-    fetch_version_guides,
+    fetch_version_networks,
     fetch_version_scores,
-    fetch_version_weights,
     find_version,
     get_version,
     is_diffctl_version,
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
+    from diffusion.sample.network_files import NetworkFiles
+
 
 class RegisteredVersion(NamedTuple):
     """A version of a registered model, and whether it is champion."""
@@ -38,15 +38,11 @@ class RegisteredVersion(NamedTuple):
 
 
 class VersionFiles(NamedTuple):
-    """A version, its model's file in the cache, and the scores that it was registered with.
-
-    `guides` are the files of what guides it in its best cell, by their keys in GUIDE_TAGS.
-    """
+    """A version, the files of its networks in the cache, and the scores that it was registered with."""
 
     version: int
-    file: Path
+    files: "NetworkFiles"
     scores: ScoresDocument
-    guides: Mapping[str, Path]
 
 
 class _Data(Section, extra="ignore"):
@@ -109,7 +105,7 @@ def fetch_champion(name: str) -> Path:
     UsageError if there is no champion; DiffctlError if its file's SHA-256 is not the one in its tag.
     """
     with mlflow_client() as client:
-        return fetch_version_weights(client, require_version(client, name, None))
+        return fetch_version_networks(client, require_version(client, name, None)).model
 
 
 def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
@@ -144,9 +140,8 @@ def find_version_files(name: str, sha256: str) -> VersionFiles | None:
 def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles:
     return VersionFiles(
         int(registered.version),
-        fetch_version_weights(client, registered),
+        fetch_version_networks(client, registered),
         fetch_version_scores(client, registered),
-        fetch_version_guides(client, registered),
     )
 
 

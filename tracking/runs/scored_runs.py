@@ -27,7 +27,7 @@ from tracking.mlflow_pages import best_scores, changed_note, scores_note, traini
 from tracking.registry.model_versions import (
     cached_model,
     download_weights,
-    fetch_version_weights,
+    fetch_version_networks,
     is_diffctl_version,
 )
 from tracking.runs.cell_runs import log_cells
@@ -147,7 +147,7 @@ def fetch_model(name: str) -> Path:
     run = find_run(name)
     with mlflow_client() as client:
         if profile := _registered_profile(client, run):
-            return fetch_version_weights(client, profile)
+            return fetch_version_networks(client, profile).model
     sha256 = run.data.tags.get(FILE_SHA256)
     if sha256 is None:
         raise UsageError(
