@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from diffusion.system.renamed import DocumentKind, translate_names
 
@@ -30,74 +30,33 @@ def _below(path: str) -> str:
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Path = Annotated[str, Field(max_length=4096), AfterValidator(_below)]
+_Texts = {"values": dict[str, str]}
+_Point = {"time": _Count, "step": _Count}
+_Metrics = {**_Point, "values": dict[str, float]}
+
+_FIELDS: dict[str, dict[str, Any]] = {  # of each kind of event
+    "start": {"time": _Count, "key": Annotated[str, Field(min_length=1)], "name": str, "experiment": str},
+    "params": _Texts,
+    "tags": _Texts,
+    "dataset": {"name": str, "digest": str, "classes": list[str]},
+    "metrics": _Metrics,
+    "checkpoint": {**_Metrics, "path": _Path},
+    "image": {**_Point, "key": str, "path": _Path},
+    "artifact": {"path": _Path, "folder": str, "sha256": str},
+    "dropped": {"step": _Count},
+    "status": {"time": _Count, "status": Literal["FINISHED", "FAILED", "KILLED"]},
+}
 
 
-class _Base(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class _Event(BaseModel, extra="forbid"):
+    kind: str
 
 
-class _Timed(_Base):
-    time: _Count
+_KINDS: dict[str, type[_Event]] = {
+    kind: create_model(kind, __base__=_Event, **{name: (type_, ...) for name, type_ in fields.items()})
+    for kind, fields in _FIELDS.items()
+}
 
-
-class _Start(_Timed):
-    """The first event after each opening of the spool."""
-
-    kind: Literal["start"]
-    key: Annotated[str, Field(min_length=1)]
-    name: str
-    experiment: str
-
-
-class _Texts(_Base):
-    kind: Literal["params", "tags"]
-    values: dict[str, str]
-
-
-class _Dataset(_Base):
-    kind: Literal["dataset"]
-    name: str
-    digest: str
-    classes: list[str]
-
-
-class _Metrics(_Timed):
-    kind: Literal["metrics"]
-    step: _Count
-    values: dict[str, float]
-
-
-class _Checkpoint(_Metrics):
-    kind: Literal["checkpoint"]  # type: ignore[assignment]
-    path: _Path
-
-
-class _Image(_Timed):
-    kind: Literal["image"]
-    step: _Count
-    key: str
-    path: _Path
-
-
-class _Artifact(_Base):
-    kind: Literal["artifact"]
-    path: _Path
-    folder: str
-    sha256: str
-
-
-class _Dropped(_Base):
-    kind: Literal["dropped"]
-    step: _Count
-
-
-class _Status(_Timed):
-    kind: Literal["status"]
-    status: Literal["FINISHED", "FAILED", "KILLED"]
-
-
-_Any = _Start | _Texts | _Dataset | _Metrics | _Image | _Artifact | _Checkpoint | _Dropped | _Status
-_EVENT: TypeAdapter[_Any] = TypeAdapter(Annotated[_Any, Field(discriminator="kind")])
 
 # Kinds of events with named values, each with the document of the names, which may have changed since.
 _NAMED: dict[str, DocumentKind] = {"params": "params", "tags": "tags"}
@@ -116,8 +75,9 @@ def decode_event(line: bytes) -> Event | None:
     if line != content + CHECKSUM % zlib.crc32(content):
         return None
     try:
-        event = _EVENT.validate_json(content + b"}").model_dump()
-    except ValidationError:
+        values = json.loads(content + b"}")
+        event = _KINDS[values["kind"]].model_validate(values).model_dump()
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if kind := _NAMED.get(event["kind"]):
         event["values"] = translate_names(kind, event["values"])
