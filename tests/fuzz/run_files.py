@@ -25,7 +25,7 @@ from flows.stage_outcome import read_outcome
 from tests.fuzz.parser import Parser, as_json, correct_checksum, npy
 from tracking.runs.run_lookup import read_identity
 from tracking.spool.spool_events import CHECKSUM, EVENTS
-from tracking.spool.spool_status import DeliveryState, _SentFile, read_status
+from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.spool.spool_writer import Spool, SpoolIndex
 
 # Folders of one meta.json and arrays: the input is one of the files
@@ -123,7 +123,7 @@ def read_run_file(path: Path) -> None:
         lambda: read_identity(path),
         lambda: find_kept_run(path.parent / "x", {}),
         lambda: read_outcome(path),
-        lambda: read_checksummed_json(path, _SentFile),
+        lambda: read_checksummed_json(path, DeliveryState),
         lambda: read_checksummed_json(folder / ABOUT, About),
         lambda: read_json(path, LocalServer),
         lambda: read_result(folder),

@@ -121,7 +121,7 @@ class _Delivery:
             return
         run = find(self.client.get_run, self.state.run_id)
         if run is None:
-            self.state = DeliveryState(self.folder, self.state.store, self.state.key)
+            self.state = DeliveryState(folder=self.folder, store=self.state.store, key=self.state.key)
             return
         self.state.deleted = run.info.lifecycle_stage == "deleted"
         if self.state.deleted:

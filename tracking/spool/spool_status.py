@@ -5,14 +5,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeInt
+from pydantic import BaseModel, Field, NonNegativeInt
 
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from diffusion.system.locks import is_held
-from diffusion.system.section import Section
 from diffusion.train.checkpoint.run_record import read_heartbeat
 from tracking.connectivity import redact_uri
 from tracking.spool.spool_events import EVENTS, read_events, read_lines
@@ -88,27 +87,15 @@ def list_trainings(root: Path = TRAIN_RUNS) -> list[TrainingStatus]:
     return sorted(found, key=lambda training: training.started, reverse=True)
 
 
-class _SentFile(Section):
-    """The content of `sent.json`: a `DeliveryState` without its folder."""
-
-    store: str
-    key: str
-    run_id: str | None
-    offset: NonNegativeInt
-    tries: NonNegativeInt
-    deleted: bool
-
-
-@dataclasses.dataclass
-class DeliveryState:
+class DeliveryState(BaseModel, extra="forbid"):
     """How far the spool of the training `key` was delivered to `store`: the byte offset, and its run."""
 
-    folder: Path
+    folder: Path = Field(Path(), exclude=True)
     store: str
     key: str
     run_id: str | None = None
-    offset: int = 0
-    tries: int = 0  # of the next upload
+    offset: NonNegativeInt = 0
+    tries: NonNegativeInt = 0  # of the next upload
     deleted: bool = False  # somebody deleted the run
 
     @classmethod
@@ -118,18 +105,18 @@ class DeliveryState:
         Nor if it is of another training: a fresh training may start while a sender is at work.
         """
         starts = (event for event in read_events(folder) if event["kind"] == "start")
-        nothing = cls(folder, _relative_store(folder, uri), next(starts, {}).get("key", ""))
+        store, key = _relative_store(folder, uri), next(starts, {}).get("key", "")
         try:
-            sent = read_checksummed_json(folder / SENT, _SentFile)
-        except (FileNotFoundError, DiffctlError):
-            return nothing  # sending it again changes nothing
-        is_ours = (sent.store, sent.key) == (nothing.store, nothing.key)
-        return cls(folder, **sent.model_dump()) if is_ours else nothing
+            sent = read_checksummed_json(folder / SENT, cls)
+        except (FileNotFoundError, DiffctlError):  # sending it again changes nothing
+            sent = None
+        if sent is None or (sent.store, sent.key) != (store, key):
+            return cls(folder=folder, store=store, key=key)
+        return sent.model_copy(update={"folder": folder})
 
     def save(self) -> None:
         """Write `sent.json`."""
-        values = {name: value for name, value in vars(self).items() if name != "folder"}
-        write_json(self.folder / SENT, add_checksum(values))
+        write_json(self.folder / SENT, add_checksum(self.model_dump()))
 
     @property
     def complete(self) -> bool:
