@@ -14,6 +14,7 @@ import time
 import uuid
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
@@ -94,28 +95,34 @@ class History:
         is_readable = self.events and self.events[-1].number == self.count
         return newest[0] if is_readable else self.aliases.get(CHAMPION, *newest)
 
+    @cached_property
+    def _replay(self) -> tuple[list[int], dict[int, Move]]:
+        """The stack of champions and the pinned versions after all moves."""
+        held: list[int] = []
+        pins: dict[int, Move] = {}
+        for number, move in enumerate(self.events):
+            if move.before and held[-1:] != [move.before]:  # an alias before the log, or an unreadable move
+                held = [version for version in held if version != move.before] + [move.before]
+            if move.how == "rollback":
+                place = held.index(move.after) + 1 if move.after in held else -1
+                replaced = set(held[place:])
+                for other in reversed(self.events[:number]):
+                    if other.how == RESCORED and other.after in replaced and other.before is not None:
+                        replaced.add(other.before)
+                pins |= dict.fromkeys(replaced, move)
+                held = held if place < 0 else held[:place]
+            left = {move.after, move.before} if move.how == RESCORED else {move.after}
+            held = [version for version in held if version not in left] + [move.after]
+            pins.pop(move.after, None)
+        return held, pins
+
     @property
     def holders(self) -> list[int]:
         """The stack of versions that rollbacks return to; the last one is the champion.
 
         A version that was scored again is replaced by the version that it became.
         """
-        held: list[int] = []
-        for move in self.events:
-            if move.before and held[-1:] != [move.before]:  # an alias before the log, or an unreadable move
-                held = [version for version in held if version != move.before] + [move.before]
-            if move.how == "rollback" and move.after in held:
-                del held[held.index(move.after) + 1 :]
-            else:
-                left = {move.after, move.before} if move.how == RESCORED else {move.after}
-                held = [version for version in held if version not in left] + [move.after]
-        return held
-
-    @property
-    def previous(self) -> int | None:
-        """The version that a rollback returns to, if any."""
-        held = [version for version in self.holders if version != self.holder]
-        return held[-1] if held else None
+        return self._replay[0]
 
     @property
     def pinned(self) -> dict[int, Move]:
@@ -124,23 +131,13 @@ class History:
         A version is pinned together with the versions of the same weights that it was before it was scored
         again. The gate does not promote them: it preferred them once, and a user overruled it.
         """
-        pins: dict[int, Move] = {}
-        for number, move in enumerate(self.events):
-            if move.how == "rollback":
-                before = History(self.name, events=self.events[:number])
-                pins.update(dict.fromkeys(before._replaced_by(move), move))
-            pins.pop(move.after, None)
-        return pins
+        return self._replay[1]
 
-    def _replaced_by(self, rollback: Move) -> set[int]:
-        """Return the versions that a rollback, the next move, replaces."""
-        held = self.holders
-        later = held[held.index(rollback.after) + 1 :] if rollback.after in held else [rollback.before]
-        replaced = {version for version in later if version is not None}
-        for move in reversed(self.events):
-            if move.how == RESCORED and move.after in replaced and move.before is not None:
-                replaced.add(move.before)
-        return replaced
+    @property
+    def previous(self) -> int | None:
+        """The version that a rollback returns to, if any."""
+        held = [version for version in self.holders if version != self.holder]
+        return held[-1] if held else None
 
     @property
     def wrong_aliases(self) -> dict[str, int | None]:
