@@ -1,7 +1,7 @@
 """The champion of the registry and its history."""
 
-import json
 from datetime import UTC, datetime
+from functools import partial
 
 import typer
 
@@ -22,7 +22,7 @@ def promote_model(options: registry.Promote) -> None:
         decision = promote_version(project_model(), options.version, override, progress)
     else:
         decision = register_model(override, progress)
-    typer.echo(json.dumps(vars(decision)) if options.as_json else decision)
+    options.answer(vars(decision), str(decision))
     if not decision.passed:
         raise typer.Exit(KEPT_OUT)
 
@@ -30,7 +30,7 @@ def promote_model(options: registry.Promote) -> None:
 def show_champions(options: registry.History) -> None:
     """Carry out `diffctl history`."""
     found = read_champion_history(project_model())
-    typer.echo(json.dumps(found.as_json(), indent=2)) if options.as_json else _show_history(found)
+    options.answer(found.as_json(), partial(_show_history, found))
 
 
 SHORT = 9  # digits of a commit shown

@@ -1,9 +1,5 @@
 """The rollback to an earlier champion."""
 
-import json
-
-import typer
-
 from cli.commands.registry import Rollback
 from diffusion.choice.selection import best_settings
 from diffusion.model.model_file import load_model
@@ -23,13 +19,11 @@ def roll_back_champion(options: Rollback) -> None:
     _sample_one(plan.files, plan.scores)
     history = roll_back(plan, note)
     event = history.events[-1]
-    if options.as_json:
-        typer.echo(json.dumps(event.model_dump(mode="json")))
-    else:
-        typer.echo(
-            f"{history.name}: champion is version {event.after} again. Version {event.before} is "
-            "promoted again only by `diffctl promote --force`"
-        )
+    text = (
+        f"{history.name}: champion is version {event.after} again. Version {event.before} is "
+        "promoted again only by `diffctl promote --force`"
+    )
+    options.answer(event.model_dump(mode="json"), text)
 
 
 def _sample_one(files: NetworkFiles, scores: ScoresDocument) -> None:

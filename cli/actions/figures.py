@@ -1,6 +1,5 @@
 """The figures of `diffctl show`."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -120,16 +119,10 @@ def _spec(options: ProfileOptions) -> NetworkSpec:
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:
     """Write the figure to its file, if one is named, and print it or its file."""
-    out = options.out
-    if out is not None:
+    if (out := options.out) is not None:
         drawn = shown.draw()
         data = as_png(drawn) if out.suffix == ".png" else svg_file(drawn, shown.title)
         write_output(out, lambda file: file.write(data))
-    if options.as_json:
-        values = shown.values() if out is None else {"out": str(out), "title": shown.title}
-        typer.echo(json.dumps(values, ensure_ascii=False))
-    elif out is not None:
-        typer.echo(f"{shown.title}: {out}")
-    else:
-        columns = shutil.get_terminal_size((80, 24)).columns
-        typer.echo("\n".join(shown.lines(min(WIDEST, max(NARROWEST, columns)))).rstrip())
+        return options.answer({"out": out, "title": shown.title}, f"{shown.title}: {out}")
+    columns = shutil.get_terminal_size((80, 24)).columns
+    options.answer(shown.values(), "\n".join(shown.lines(min(WIDEST, max(NARROWEST, columns)))).rstrip())

@@ -1,12 +1,10 @@
 """Images encoded as noise and images between two of them, and the variational bound of images."""
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -58,7 +56,7 @@ def encode(options: Encode) -> None:
         "mean_pixel_error": round(error, 4),
     }
     text = f"{len(pixels)} image(s), mean reconstruction error {error:.2f} of 255: {options.out}"
-    typer.echo(json.dumps(made) if options.as_json else text)
+    options.answer(made, text)
 
 
 def interpolate(options: Interpolate) -> None:
@@ -74,7 +72,7 @@ def interpolate(options: Interpolate) -> None:
     writer(options.out, to_nhwc(strip))
     made = {"out": str(options.out), "frames": options.frames, "steps": options.steps}
     text = f"{options.frames} images from {options.first} to {options.second}: {options.out}"
-    typer.echo(json.dumps(made) if options.as_json else text)
+    options.answer(made, text)
 
 
 def _load(path: Path, steps: int, spacing: Spacing) -> tuple[LoadedModel, SampleSettings]:
@@ -158,7 +156,7 @@ def compute_nll(options: Nll) -> None:
     }
     spread = "" if error is None else f" ± {error:.4f}"
     text = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {options.out}"
-    typer.echo(json.dumps(made) if options.as_json else text)
+    options.answer(made, text)
 
 
 def _write_bits(out: Path, bits: Bits) -> None:

@@ -1,10 +1,8 @@
 """Models from and for other projects, and models with other EMA profiles from the snapshots of a training."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import typer
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -25,14 +23,14 @@ from diffusion.system.output_paths import check_output, check_output_folder, wri
 def import_openai_model(options: ImportOpenai) -> None:
     """Carry out `diffctl import openai`."""
     out, preset = _output_path(options, options.file.stem), options.preset.value
-    _save(out, *import_openai(options.file, preset), {"preset": preset}, options.as_json)
+    _save(options, out, *import_openai(options.file, preset), preset=preset)
 
 
 def import_diffusers_model(options: ImportDiffusers) -> None:
     """Carry out `diffctl import diffusers`."""
     out = _output_path(options, options.folder.resolve().name)
     weights, artefact = import_diffusers(options.folder)
-    _save(out, weights, artefact, {"schedule": artefact.process.schedule}, options.as_json)
+    _save(options, out, weights, artefact, schedule=artefact.process.schedule)
 
 
 def export_diffusers_model(options: ExportDiffusers) -> None:
@@ -41,7 +39,7 @@ def export_diffusers_model(options: ExportDiffusers) -> None:
     check_output_folder(folder, "FOLDER")
     export_diffusers(load_model(selected_model(options)), folder)
     text = f"pipeline: {folder}, see {folder / 'README.md'}"
-    typer.echo(json.dumps({"out": str(folder)}) if options.as_json else text)
+    options.answer({"out": str(folder)}, text)
 
 
 def _output_path(options: ImportOptions, name: str) -> Path:
@@ -52,7 +50,7 @@ def _output_path(options: ImportOptions, name: str) -> Path:
 
 
 def _save(
-    out: Path, weights: dict[str, Tensor], artefact: Artefact, what: dict[str, str], as_json: bool
+    options: ImportOptions, out: Path, weights: dict[str, Tensor], artefact: Artefact, **what: str
 ) -> None:
     """Write the model file and print its description."""
     save_artefact(out, weights, artefact, write_output)
@@ -64,7 +62,7 @@ def _save(
         f"A training that starts from it (`diffctl use --init-from {out}`) has in params.yaml:\n"
         f"{format_sections(sections)}"
     )
-    typer.echo(json.dumps(made) if as_json else text)
+    options.answer(made, text)
 
 
 def make_ema_models(options: Ema) -> None:
@@ -78,13 +76,10 @@ def make_ema_models(options: Ema) -> None:
         for width, file in files.items():
             made.append(_make(snapshots, width, file))
             show(len(made), len(files), "")
-    if options.as_json:
-        typer.echo(json.dumps(made, indent=2))
-        return
     tracked = ", ".join(f"{one:g}" for one in snapshots.sigma_rels)
-    typer.echo(f"from {len(snapshots.paths)} snapshots of {tracked} in {options.source}:")
-    for model in made:
-        typer.echo(f"σ_rel {model['sigma_rel']:g}: {model['out']}, profile error {model['error']:.2%}")
+    lines = [f"from {len(snapshots.paths)} snapshots of {tracked} in {options.source}:"]
+    lines += [f"σ_rel {one['sigma_rel']:g}: {one['out']}, profile error {one['error']:.2%}" for one in made]
+    options.answer(made, "\n".join(lines))
 
 
 def _make(snapshots: Snapshots, width: float, out: Path) -> dict[str, Any]:

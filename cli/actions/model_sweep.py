@@ -1,6 +1,6 @@
 """A grid of sampling settings of a trained model, sampled and scored."""
 
-import json
+from functools import partial
 from typing import Any
 
 import typer
@@ -38,9 +38,10 @@ def sweep_model(options: Sweep) -> None:
     path = selected_model(options)
     document = scored_grid(section, axes, config.evaluate, path, SWEEP_RUN)
     logged = _log(document, config.data.name, options)
-    if options.as_json:
-        typer.echo(json.dumps(document_values(document), indent=2, sort_keys=True))
-        return
+    options.answer(document_values(document), partial(_show, document, logged))
+
+
+def _show(document: ScoresDocument, logged: str | None) -> None:
     show_sweep_scores(document)
     typer.echo(f"\nimages and scores: {SWEEP_RUN}")
     if logged:

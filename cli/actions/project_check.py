@@ -1,6 +1,5 @@
 """The findings of `diffctl check`."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,10 +25,7 @@ def check_project(options: Check) -> None:
         if not options.as_json:
             _show(finding)
     errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
-    if options.as_json:
-        typer.echo(json.dumps([_values(finding) for finding in findings], indent=2, ensure_ascii=False))
-    else:
-        typer.echo(f"{errors} errors, {warnings} warnings")
+    options.answer([_values(finding) for finding in findings], f"{errors} errors, {warnings} warnings")
     if errors:
         raise typer.Exit(1)
 

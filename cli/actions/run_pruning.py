@@ -1,7 +1,7 @@
 """The files in runs/ that nothing needs."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 
 import typer
 
@@ -33,13 +33,8 @@ def prune_runs(options: Prune) -> None:
         plans.append(plan_classifier(sections, project.train_meta(), default_device()))
     found = find_leftovers(project.config, plans, options.keep or [])
     busy = remove_leftovers(found) if options.yes else []
-    if options.as_json:
-        rows = [
-            {**vars(one), "path": str(one.path), "removed": options.yes and one not in busy} for one in found
-        ]
-        typer.echo(json.dumps(rows, indent=2))
-    else:
-        _show(found, busy, options.yes)
+    rows = [{**vars(one), "removed": options.yes and one not in busy} for one in found]
+    options.answer(rows, partial(_show, found, busy, options.yes))
 
 
 def _show(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:

@@ -1,11 +1,9 @@
 """Images from one model, sampled in batches and written to a file."""
 
-import json
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import typer
 
 from cli.actions.model_choice import selected_files, selected_model
 from cli.commands.models import Sample
@@ -62,7 +60,7 @@ def sample_images(options: Sample) -> None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
     elif usual:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
-    typer.echo(json.dumps(made) if options.as_json else text)
+    options.answer(made, text)
 
 
 def _usual_settings(options: Sample) -> dict[str, Any]:

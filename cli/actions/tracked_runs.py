@@ -1,6 +1,6 @@
 """The tracked trainings and their undelivered logs."""
 
-import json
+from functools import partial
 
 import typer
 
@@ -18,14 +18,12 @@ def show_runs(options: Runs) -> None:
     rows, problem = list_runs(newest=None if options.every else options.num + 1)
     more = not options.every and len(rows) > options.num
     rows = rows if options.every else rows[: options.num]
-    if options.as_json:
-        typer.echo(json.dumps([vars(row) for row in rows], indent=2))
-    elif rows:
-        _show_runs(rows)
-        if more:
-            typer.echo(f"newest {options.num}: `diffctl runs --all` lists all")
+    if rows or options.as_json:
+        options.answer([vars(row) for row in rows], partial(_show_runs, rows))
     elif not problem:
         typer.echo("no trainings yet: `diffctl run` starts one")
+    if more and not options.as_json:
+        typer.echo(f"newest {options.num}: `diffctl runs --all` lists all")
     if problem:
         raise type(problem)(f"{problem}; only the trainings in runs/ are listed")
 
@@ -34,15 +32,10 @@ def reap_dead_runs(options: Reap) -> None:
     """Carry out `diffctl runs reap`."""
     reaped = reap_runs(options.names or [])
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
-    if options.as_json:
-        typer.echo(json.dumps([vars(one) for one in (*reaped, *freed)], indent=2))
-    else:
-        for one in reaped:
-            typer.echo(f"{one.name}: {one.problem or 'marked KILLED'}")
-        for stranded in freed:
-            typer.echo(f"{stranded.name}: pending for {span(stranded.seconds)} on Prefect, marked Crashed")
-        if not reaped and not freed:
-            typer.echo("no dead training")
+    lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
+    lines += [f"{one.name}: pending for {span(one.seconds)} on Prefect, marked Crashed" for one in freed]
+    values = [vars(one) for one in (*reaped, *freed)]
+    options.answer(values, "\n".join(lines or ["no dead training"]))
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
@@ -50,13 +43,8 @@ def reap_dead_runs(options: Reap) -> None:
 def sync_runs(options: Sync) -> None:
     """Carry out `diffctl sync`."""
     synced = deliver_all()
-    if options.as_json:
-        typer.echo(json.dumps([{**vars(one), "folder": str(one.folder)} for one in synced], indent=2))
-    else:
-        for one in synced:
-            typer.echo(f"{one.folder}: {one.message}")
-        if not synced:
-            typer.echo("no training in runs/train/")
+    lines = [f"{one.folder}: {one.message}" for one in synced] or ["no training in runs/train/"]
+    options.answer([vars(one) for one in synced], "\n".join(lines))
     if left := [one for one in synced if not one.done]:
         raise TemporaryError(
             f"{len(left)} of {len(synced)} trainings are not completely in MLflow: try again later"

@@ -1,8 +1,8 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
-import json
 import warnings
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def search_settings(options: Search) -> None:
                 done = run_search(study, runner, trials.begin, trials.end)
         else:
             done = run_search(study, SequentialRunner(trials.run), trials.begin, trials.end)
-        _report(folder, about, config, done, options.as_json)
+        _report(options, folder, about, config, done)
 
 
 def _load_config() -> Config:
@@ -159,7 +159,7 @@ def _ray_runner(options: Search, config: Config, folder: Path) -> AbstractContex
     )
 
 
-def _report(folder: Path, about: About, config: Config, trials: list[Trial], as_json: bool) -> None:
+def _report(options: Search, folder: Path, about: About, config: Config, trials: list[Trial]) -> None:
     """Log and print the table, and how to use the best setting."""
     done = [one for one in trials if one.state == "done"]
     scored = [ScoredTrial(one, read_scores(trial_dir(folder, one.number) / SCORES)) for one in done]
@@ -171,13 +171,7 @@ def _report(folder: Path, about: About, config: Config, trials: list[Trial], as_
     best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
     values = _as_json(folder, trials, rows, best)
     _log(about, folder.name, config.data.name, values, rows[0])
-    if as_json:
-        typer.echo(json.dumps(values, indent=2))
-    else:
-        _show(trials, rows)
-        typer.echo(
-            f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are in the same folder"
-        )
+    options.answer(values, partial(_show, trials, rows, best))
 
 
 def _as_json(folder: Path, trials: list[Trial], rows: list[SettingRow], best: Path) -> dict[str, Any]:
@@ -191,8 +185,8 @@ def _as_json(folder: Path, trials: list[Trial], rows: list[SettingRow], best: Pa
     }
 
 
-def _show(trials: list[Trial], rows: list[SettingRow]) -> None:
-    """Print the settings by score, then the trials without one."""
+def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
+    """Print the settings by score, the trials without one, and how to use the best setting."""
     names = list(rows[0].point)
     listed = table(*names, "TRIALS", "CELL", rows[0].metric, "95%", "")
     for place, row in enumerate(rows):
@@ -208,6 +202,9 @@ def _show(trials: list[Trial], rows: list[SettingRow]) -> None:
         if one.state in ("pruned", "failed"):
             why = f": {one.reason}" if one.reason else f" after step {max(one.reports, default=0):,}"
             typer.echo(f"trial {one.number} {one.state}{why} ({describe_point(one.point)})")
+    typer.echo(
+        f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are in the same folder"
+    )
 
 
 def _log(about: About, name: str, data: str, values: dict[str, Any], best: SettingRow) -> None:

@@ -1,6 +1,7 @@
 """Options that several commands have, and checks of options that need no heavy import."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -40,6 +41,15 @@ class JsonOptions(Options):
     """The option of a command that can print JSON."""
 
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+
+    def answer(self, values: object, text: str | Callable[[], object]) -> None:
+        """Print the values as JSON with --json, else the text; `text` may be a function that prints."""
+        if self.as_json:
+            typer.echo(json.dumps(values, indent=2, ensure_ascii=False, default=str))
+        elif callable(text):
+            text()
+        else:
+            typer.echo(text)
 
 
 @dataclass(kw_only=True)
