@@ -1,10 +1,9 @@
 """`diffctl status`: servers, scheduled runs, champion, disk and undelivered metrics."""
 
-import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +13,7 @@ from cli.commands.servers import Status
 from cli.shared.tables import show, table
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.memory import format_bytes
-from flows.prefect_server.flow_runs import PrefectStatus, QueuedRun, prefect_status
+from flows.prefect_server.flow_runs import Row, prefect_status
 from flows.prefect_server.local_servers import LocalServer, local_servers, prefect_url
 from tracking.connectivity import redact_uri
 from tracking.registry.registered_models import list_versions, project_model, read_champion_history
@@ -29,7 +28,8 @@ def show_status(options: Status) -> None:
     """Carry out `diffctl status`; with --check exit with 1 if something needs attention."""
     check = options.check_problems
     url = prefect_url()
-    status, failure = PrefectStatus([], [], []), None
+    status: dict[str, list[Row]] = {"runs": [], "deployments": [], "workers": []}
+    failure: DiffctlError | None = None
     try:
         status = prefect_status(url) if url else status
     except DiffctlError as error:
@@ -38,26 +38,28 @@ def show_status(options: Status) -> None:
     found = {
         "servers": [_row(server) for server in local_servers()],
         "prefect": url,
-        **asdict(status),
+        **status,
         "champion": _champion(),
         "disk": {"free": disk.free, "total": disk.total},
         "undelivered": _undelivered(),
     }
     problems = [*([str(failure)] if failure else []), *_problems(found)]
-    if options.as_json:
-        typer.echo(json.dumps({**found, "problems": problems}, indent=2))
-    else:
-        _show_servers(found["servers"])
-        if url and not failure:
-            _show_queue(status.runs, url)
-            _show_deployments(status)
-        _show_rest(found)
-        for problem in problems if check else ():
-            typer.echo(f"problem: {problem}")
+    shown = partial(_show, found, None if failure else url, problems if check else [])
+    options.answer({**found, "problems": problems}, shown)
     if failure and not check:
         raise failure
     if problems and check:
         raise typer.Exit(1)
+
+
+def _show(found: dict[str, Any], url: str | None, problems: list[str]) -> None:
+    _show_servers(found["servers"])
+    if url:
+        _show_queue(found["runs"], url)
+        _show_deployments(found["deployments"], found["workers"])
+    _show_rest(found)
+    for problem in problems:
+        typer.echo(f"problem: {problem}")
 
 
 def _problems(found: dict[str, Any]) -> Iterator[str]:
@@ -109,16 +111,17 @@ def _undelivered() -> list[str]:
     return [str(folder) for folder in ended if not DeliveryState.load(folder, uri).complete]
 
 
-def _show_deployments(status: PrefectStatus) -> None:
-    if not status.deployments:
+def _show_deployments(deployments: list[Row], workers: list[Row]) -> None:
+    if not deployments:
         return
     listed = table("DEPLOYMENT", "LAST RUN", "END (UTC)", "REASON")
-    for run in status.deployments:
-        listed.add_row(run.deployment, run.state or "none", run.time, run.reason if run.failed else "")
+    for run in deployments:
+        reason = run["reason"] if run["failed"] else ""
+        listed.add_row(run["deployment"], run["state"] or "none", run["time"], reason)
     show(listed)
-    for one in status.workers:
-        state = "online" if one.online else "offline"
-        typer.echo(f"worker {one.worker} of pool {one.pool} is {state}, last poll {one.time or 'never'} UTC")
+    for one in workers:
+        state, polled = "online" if one["online"] else "offline", one["time"] or "never"
+        typer.echo(f"worker {one['worker']} of pool {one['pool']} is {state}, last poll {polled} UTC")
 
 
 def _show_rest(found: dict[str, Any]) -> None:
@@ -167,11 +170,11 @@ def _show_servers(rows: list[dict[str, Any]]) -> None:
             typer.echo(f"{row['server']} is {row['state']}: see runs/servers/{row['server']}.log")
 
 
-def _show_queue(runs: list[QueuedRun], url: str) -> None:
+def _show_queue(runs: list[Row], url: str) -> None:
     if not runs:
         typer.echo(f"no active or scheduled run on Prefect at {redact_uri(url)}")
         return
     listed = table("RUN", "DEPLOYMENT", "STATE", "START (UTC)", "ID")
     for run in runs:
-        listed.add_row(run.name, run.deployment or "", run.state, run.time, run.flow_run)
+        listed.add_row(run["name"], run["deployment"] or "", run["state"], run["time"], run["flow_run"])
     show(listed)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.client import api_client
@@ -23,49 +23,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED")  # a skipped or cancelled run says no
 REASON = "A worker took this run and never began it; `diffctl runs reap` freed its slot."
 
 
-@dataclass(frozen=True)
-class QueuedRun:
-    """An unfinished run: its deployment, if any, its state, and when it began or is due, in UTC."""
-
-    name: str
-    deployment: str | None
-    state: str
-    time: str
-    flow_run: str
-
-
-@dataclass(frozen=True)
-class LastRun:
-    """The last run of a deployment that completed or failed: its end in UTC, its state, and the reason.
-
-    A deployment without one has empty texts.
-    """
-
-    deployment: str
-    state: str
-    time: str
-    reason: str
-    flow_run: str
-    failed: bool
-
-
-@dataclass(frozen=True)
-class WorkerPoll:
-    """A worker of a deployment's pool, and its last poll in UTC; it is online if that was not long ago."""
-
-    pool: str
-    worker: str
-    time: str
-    online: bool
-
-
-@dataclass(frozen=True)
-class PrefectStatus:
-    """The unfinished runs in the order in which they are due, each deployment's last run, and the workers."""
-
-    runs: list[QueuedRun]
-    deployments: list[LastRun]
-    workers: list[WorkerPoll]
+Row = dict[str, Any]  # of `diffctl status`; times are in UTC
 
 
 @dataclass(frozen=True)
@@ -77,10 +35,11 @@ class ReapedRun:
     seconds: float
 
 
-def prefect_status(url: str) -> PrefectStatus:
-    """Return the status of the server at `url`.
+def prefect_status(url: str) -> dict[str, list[Row]]:
+    """Return the `runs`, `deployments` and `workers` of the server at `url`.
 
-    Raise UsageError if it requires another password, TemporaryError if it fails.
+    Runs are the unfinished ones in the order in which they are due. A deployment has its last run, a worker
+    of its pool the last poll. Raise UsageError if it requires another password, TemporaryError if it fails.
     """
     with api_client(url, _unavailable(url)) as client:
         from prefect.client.schemas.sorting import FlowRunSort
@@ -91,26 +50,51 @@ def prefect_status(url: str) -> PrefectStatus:
         deployments = client.read_deployments(limit=200)
         names = {one.id: one.name for one in deployments}
         pools = sorted({one.work_pool_name for one in deployments if one.work_pool_name})
-        last = [_last_run(client, one.id, one.name) for one in deployments]
         workers = [
-            WorkerPoll(pool, one.name, _minute(one.last_heartbeat_time), one.status.value == "ONLINE")
+            {
+                "pool": pool,
+                "worker": one.name,
+                "time": _minute(one.last_heartbeat_time),
+                "online": one.status.value == "ONLINE",
+            }
             for pool in pools
             for one in client.read_workers_for_work_pool(pool)
         ]
-    queued = [_describe(run, names.get(run.deployment_id) if run.deployment_id else None) for run in runs]
-    return PrefectStatus(queued, sorted(last, key=lambda one: one.deployment), workers)
+        return {
+            "runs": [_describe(run, names.get(run.deployment_id)) for run in runs],
+            "deployments": [
+                {"deployment": one.name, **_last_run(client, one.id)}
+                for one in sorted(deployments, key=lambda one: one.name)
+            ],
+            "workers": workers,
+        }
 
 
-def _last_run(client: "SyncPrefectClient", deployment: "UUID", name: str) -> LastRun:
+def _describe(run: "FlowRun", deployment: str | None) -> Row:
+    return {
+        "name": run.name,
+        "deployment": deployment,
+        "state": (run.state.name if run.state else None) or "unknown",
+        "time": _minute(run.start_time or run.expected_start_time),
+        "flow_run": str(run.id),
+    }
+
+
+def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
+    """Return the last run of a deployment that completed or failed; empty texts without one."""
     from prefect.client.schemas.sorting import FlowRunSort
 
     ended = _in_states(ENDED, deployment)
     for run in client.read_flow_runs(flow_run_filter=ended, sort=FlowRunSort.END_TIME_DESC, limit=1):
         if run.state is not None:
-            reason = " ".join((run.state.message or "").split())
-            failed = not run.state.is_completed()
-            return LastRun(name, run.state.name or "", _minute(run.end_time), reason, str(run.id), failed)
-    return LastRun(name, "", "", "", "", failed=False)
+            return {
+                "state": run.state.name or "",
+                "time": _minute(run.end_time),
+                "reason": " ".join((run.state.message or "").split()),
+                "flow_run": str(run.id),
+                "failed": not run.state.is_completed(),
+            }
+    return {"state": "", "time": "", "reason": "", "flow_run": "", "failed": False}
 
 
 def reap_pending_runs(seconds: float) -> list[ReapedRun]:
@@ -144,16 +128,6 @@ def _in_states(names: Iterable[str], deployment: "UUID | None" = None) -> "FlowR
     types = filters.FlowRunFilterStateType(any_=[StateType(name) for name in names])
     only = filters.FlowRunFilterDeploymentId(any_=[deployment]) if deployment else None
     return filters.FlowRunFilter(state=filters.FlowRunFilterState(type=types), deployment_id=only)
-
-
-def _describe(run: "FlowRun", deployment: str | None) -> QueuedRun:
-    return QueuedRun(
-        name=run.name,
-        deployment=deployment,
-        state=(run.state.name if run.state else None) or "unknown",
-        time=_minute(run.start_time or run.expected_start_time),
-        flow_run=str(run.id),
-    )
 
 
 def _minute(moment: datetime | None) -> str:
