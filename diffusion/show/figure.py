@@ -3,6 +3,7 @@
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_jsonable_python
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
 PREFIXES = "kMGTP"  # of powers of a thousand
 
 
+@dataclass(frozen=True)
 class FigureData(ABC):
-    """The data of a figure, computed before anything is drawn. Subclasses are dataclasses."""
+    """The data of a figure, computed before anything is drawn, and its title in one line."""
 
-    @property
-    @abstractmethod
-    def title(self) -> str:
-        """A description of the figure in one line."""
+    title: str
 
     @abstractmethod
     def draw(self) -> "Figure":

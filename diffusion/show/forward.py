@@ -51,13 +51,6 @@ class Forward(FigureData):
     times: list[int]
     noised: dict[str, Images]
 
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        names = " and ".join(self.schedules)
-        seen = ", and a noised image" if self.noised else ""
-        return f"The forward process: ᾱ and the signal-to-noise ratio of {names} by t{seen}"
-
     @figure_style()
     def draw(self) -> Figure:
         """Draw both curves, and below them a row of images for each schedule."""
@@ -107,7 +100,10 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
     if image is not None:
         small = shrunk(image)
         noised = {name: noised_image(process, small, times, seed) for name, process in processes.items()}
-    return Forward({name: schedule_of(process) for name, process in processes.items()}, times, noised)
+    schedules = {name: schedule_of(process) for name, process in processes.items()}
+    seen = ", and a noised image" if noised else ""
+    title = f"The forward process: ᾱ and the signal-to-noise ratio of {' and '.join(schedules)} by t{seen}"
+    return Forward(title, schedules, times, noised)
 
 
 def schedule_of(process: NoiseProcess) -> Schedule:

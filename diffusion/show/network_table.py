@@ -38,26 +38,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Model(FigureData):
-    """The parts of a network in forward order, for one image."""
+    """The parts of a network in forward order, for one image, and the sums of their amounts."""
 
     name: str
     parts: list[Part]
-
-    @property
-    def parameters(self) -> int:
-        """The number of parameters."""
-        return sum(part.parameters for part in self.parts)
-
-    @property
-    def flops(self) -> int:
-        """The FLOPs of the forward pass of one image."""
-        return sum(part.flops for part in self.parts)
-
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        parameters, flops = format_quantity(self.parameters), format_quantity(self.flops)
-        return f"{self.name}: {parameters} parameters, {flops} FLOPs an image"
+    parameters: int
+    flops: int
 
     @figure_style()
     def draw(self) -> Figure:
@@ -91,10 +77,6 @@ class Model(FigureData):
         total = [self.name, "", "", f"{self.parameters:,}", format_quantity(self.flops)]
         return columns([head, *rows, total], 2)
 
-    def values(self) -> dict[str, Any]:
-        """Return the table and its sums."""
-        return {**super().values(), "parameters": self.parameters, "flops": self.flops}
-
 
 def size_of(shape: tuple[int, ...]) -> str:
     """Format a map as channels × height × width, a vector as its length."""
@@ -127,7 +109,9 @@ def model(spec: NetworkSpec) -> Model:
                 sum(flops.get(path, 0) for path, _ in listed),
             )
         )
-    return Model(spec.name, parts)
+    parameters, flops = sum(part.parameters for part in parts), sum(part.flops for part in parts)
+    title = f"{spec.name}: {format_quantity(parameters)} parameters, {format_quantity(flops)} FLOPs an image"
+    return Model(title, spec.name, parts, parameters, flops)
 
 
 def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -33,14 +33,6 @@ class Reverse(FigureData):
     x0_hat: Images
     image: Images
 
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        return f"The reverse process of image {self.index}: x_t and the predicted x̂_0, {self._how()}"
-
-    def _how(self) -> str:
-        return describe_cell(effective_axes(self.settings))
-
     @figure_style()
     def draw(self) -> Figure:
         """Draw a row of x_t and a row of x̂_0, with the image at the end."""
@@ -63,7 +55,8 @@ class Reverse(FigureData):
                 [str(t), *(f"{value:.1f}" for one in (x, x0_hat) for value in (one.mean(), one.std()))]
             )
         table = columns(rows, len(rows[0]))
-        return [f"image {self.index} of seed {self.settings.seed}, {self._how()}", "", *table]
+        how = describe_cell(effective_axes(self.settings))
+        return [f"image {self.index} of seed {self.settings.seed}, {how}", "", *table]
 
 
 def reverse(
@@ -85,7 +78,9 @@ def reverse(
     before = [start, *(step.x.cpu() for step in visited[:-1])]
     chosen = np.unique(np.linspace(0, len(visited) - 1, columns).round().astype(int)).tolist()
     times = grid.times.flip(0).tolist()
+    how = describe_cell(effective_axes(settings))
     return Reverse(
+        f"The reverse process of image {index}: x_t and the predicted x̂_0, {how}",
         settings,
         index,
         [times[place] for place in chosen],

@@ -61,11 +61,6 @@ class Samplers(FigureData):
     exact: NDArray[np.float64]
     data: NDArray[np.float64]
 
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        return f"Paths of each sampler in {self.steps} steps from the same noise, with an exact denoiser"
-
     def spread(self, points: NDArray[np.float64]) -> float:
         """Return the mean distance from the nearest centre, in standard deviations of the Gaussians."""
         centres = self.mixture.means.numpy()
@@ -109,14 +104,7 @@ class Samplers(FigureData):
         rows = [["sampler", "nfe", "from exact flow", "from a centre"]]
         for name, paths in self.paths_by_sampler.items():
             error = "adds noise" if paths.is_noisy else f"{self.off(paths):.3f} σ"
-            rows.append(
-                [
-                    name,
-                    str(paths.nfe),
-                    error,
-                    f"{self.spread(paths.ends):.2f} σ",
-                ]
-            )
+            rows.append([name, str(paths.nfe), error, f"{self.spread(paths.ends):.2f} σ"])
         rows.append(["exact flow", "", "0 σ", f"{self.spread(self.exact):.2f} σ"])
         rows.append(["the mixture itself", "", "", f"{self.spread(self.data):.2f} σ"])
         points = f"{len(self.exact)} points, {self.steps} steps"
@@ -156,7 +144,8 @@ def samplers(
             settings = SampleSettings(sampler=name, steps=steps, eta=eta, clip=False, **own)
             paths_by_sampler[label] = sampler_paths(process, settings, start, source)
     exact = sampler_paths(process, EXACT, start, source).ends
-    return Samplers(MIXTURE, steps, paths_by_sampler, exact, MIXTURE.draw(count, source).numpy())
+    title = f"Paths of each sampler in {steps} steps from the same noise, with an exact denoiser"
+    return Samplers(title, MIXTURE, steps, paths_by_sampler, exact, MIXTURE.draw(count, source).numpy())
 
 
 def sampler_paths(

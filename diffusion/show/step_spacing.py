@@ -40,11 +40,6 @@ class Steps(FigureData):
         """The number of steps S."""
         return len(next(iter(self.spacings.values())).times)
 
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        return f"The {self.steps} times of each spacing by t and by noise, {self.schedule}"
-
     @figure_style()
     def draw(self) -> Figure:
         """Draw a row per spacing with a mark per step: by t on the left, by log SNR on the right."""
@@ -97,4 +92,5 @@ def steps(config: ProcessConfig, count: int) -> Steps:
         grid = process.grid(times)
         levels = (grid.sigma / grid.alpha).numpy()
         spacings[name] = Spaced(times, 2 * grid.log_snr.numpy(), levels, max_eta(grid))
-    return Steps(process.t_min, process.t_max, config.schedule, spacings)
+    title = f"The {count} times of each spacing by t and by noise, {config.schedule}"
+    return Steps(title, process.t_min, process.t_max, config.schedule, spacings)

@@ -55,13 +55,6 @@ class Variance(FigureData):
             small[0] = np.nan  # no noise is added there
         return np.asarray(small[self.seen] ** (1 - self.fractions))
 
-    @property
-    def title(self) -> str:
-        """A description of the figure."""
-        steps = f"{len(self.times)} step{'s' * (len(self.times) != 1)}"
-        what = "its bounds" if self.fractions is None else "the learned variance between its bounds"
-        return f"The reverse step's variance over β along {steps}: {what}"
-
     @figure_style()
     def draw(self) -> Figure:
         """Draw the variances over β by t, and f next to them, with bands of quantiles."""
@@ -136,7 +129,12 @@ def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> TimeGri
 
 def variance_bounds(grid: TimeGrid) -> Variance:
     """Return β̃/β along the grid, without a model."""
-    return Variance(grid.times.numpy(), (grid.posterior_variance / grid.betas).numpy())
+    times, small = grid.times.numpy(), (grid.posterior_variance / grid.betas).numpy()
+    return Variance(_title(len(times), "its bounds"), times, small)
+
+
+def _title(steps: int, what: str) -> str:
+    return f"The reverse step's variance over β along {steps} step{'s' * (steps != 1)}: {what}"
 
 
 def learned_variance(
@@ -169,7 +167,8 @@ def learned_variance(
         if progress:
             progress(done, len(seen))
     known = variance_bounds(grid)
-    return Variance(known.times, known.small, seen, np.stack(found, axis=1))
+    title = _title(len(known.times), "the learned variance between its bounds")
+    return Variance(title, known.times, known.small, seen, np.stack(found, axis=1))
 
 
 def shown_steps(steps: int) -> NDArray[np.int64]:
