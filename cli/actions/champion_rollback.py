@@ -8,16 +8,13 @@ from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.devices import default_device
-from tracking.registry.promotion import check_note, plan_rollback, roll_back
+from tracking.registry.promotion import check_note, roll_back
 from tracking.registry.registered_models import project_model
 
 
 def roll_back_champion(options: Rollback) -> None:
     """Carry out `diffctl rollback`."""
-    note = check_note(options.reason)
-    plan = plan_rollback(project_model(), options.to)
-    _sample_one(plan.files, plan.scores)
-    history = roll_back(plan, note)
+    history = roll_back(project_model(), options.to, check_note(options.reason), _sample_one)
     event = history.events[-1]
     text = (
         f"{history.name}: champion is version {event.after} again. Version {event.before} is "

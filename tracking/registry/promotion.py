@@ -1,5 +1,6 @@
 """Decisions about the champion: by the gate, by a user's override, or by a rollback, which pins a version."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -173,28 +174,41 @@ def _log_decision(client: "MlflowClient", candidate: "ModelVersion", text: str) 
         client.set_model_version_tag(name, number, key, text)
 
 
-@dataclass(frozen=True)
-class Rollback:
-    """A planned rollback: the version to return to, its files and scores, and the history at that time."""
+def roll_back(
+    name: str, to: int | None, note: str, check: "Callable[[NetworkFiles, ScoresDocument], object]"
+) -> History:
+    """Return to the previous champion, or to the earlier champion `to`, and pin the present one.
 
-    history: History
-    target: "ModelVersion"
-    files: "NetworkFiles"
-    scores: ScoresDocument
-
-
-def plan_rollback(name: str, to: int | None = None) -> Rollback:
-    """Plan a return to the previous champion, or to the earlier champion `to`.
-
-    UsageError without an earlier champion, or if `to` never was champion.
+    `check` tries the files first. UsageError without an earlier champion, or if `to` never was champion;
+    ConcurrentMove if the champion changed during the check.
     """
     with mlflow_client() as client:
-        history = repair(client, name)
-        target = get_version(client, name, number := _target(history, to))
+        before = repair(client, name)
+        target = get_version(client, name, number := _target(before, to))
         if target is None:
             raise UsageError(f"version {number} of {name} was deleted in MLflow: give another one by --to")
         files, scores = fetch_version_networks(client, target), fetch_version_scores(client, target)
-        return Rollback(history, target, files, scores)
+    check(files, scores)
+    with mlflow_client() as client:
+        now = read_history(client, name)
+        if now.holder != before.holder:
+            raise ConcurrentMove(
+                f"nothing was rolled back: version {now.holder} became champion meanwhile; "
+                "see `diffctl history`"
+            )
+        champion = get_version(client, name, now.holder or 0)
+        held = _readable_scores(client, champion)[0] if champion else None
+        move = next_move(
+            now,
+            how="rollback",
+            after=number,
+            reason=f"back from version {now.holder}",
+            note=note,
+            commit=target.tags.get(GIT_COMMIT),
+            score=judged_score(scores.cells),
+            against=judged_score(held.cells) if held else None,
+        )
+        return apply_move(client, now, move)
 
 
 def _target(history: History, to: int | None) -> int:
@@ -219,30 +233,3 @@ def _target(history: History, to: int | None) -> int:
             f"version {holder}"
         )
     return number
-
-
-def roll_back(plan: Rollback, note: str = "") -> History:
-    """Make the planned version champion again and pin the present one.
-
-    ConcurrentMove if the champion changed since it was planned.
-    """
-    with mlflow_client() as client:
-        now = read_history(client, plan.history.name)
-        if now.holder != plan.history.holder:
-            raise ConcurrentMove(
-                f"nothing was rolled back: version {now.holder} became champion meanwhile; "
-                "see `diffctl history`"
-            )
-        champion = get_version(client, now.name, now.holder or 0)
-        scores = _readable_scores(client, champion)[0] if champion else None
-        move = next_move(
-            now,
-            how="rollback",
-            after=int(plan.target.version),
-            reason=f"back from version {now.holder}",
-            note=note,
-            commit=plan.target.tags.get(GIT_COMMIT),
-            score=judged_score(plan.scores.cells),
-            against=judged_score(scores.cells) if scores else None,
-        )
-        return apply_move(client, now, move)
