@@ -1,13 +1,14 @@
 """Published figures on the same data, drawn with the sweep's curve, and why they are not comparable."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
 from diffusion.papers.paper import (
     Difference,
     Figure,
+    FigureComparison,
     Paper,
     all_papers,
     compare_cells,
@@ -24,18 +25,8 @@ SAME_CURVE = ("steps", "eta", "nfe")
 COST = ("nfe", "steps")  # fields with the cost of an image
 
 
-class ShownFigure(NamedTuple):
-    """A published figure, and the fields in which it differs from the cells."""
-
-    paper: Paper
-    figure: Figure
-    differences: Sequence[Difference]
-
-    @property
-    def cost(self) -> int | None:
-        """Network evaluations per image, None if the paper does not state them."""
-        stated = self.paper.protocol_of(self.figure)
-        return next((int(stated[field]) for field in COST if stated.get(field)), None)
+Shown = tuple[Paper, FigureComparison]
+"""A published figure with its paper; `differences` are to the cell that differs least."""
 
 
 def published_content(document: ScoresDocument) -> dict[str, Any] | None:
@@ -43,8 +34,8 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
     shown = list(matching_figures(document))
     if not shown:
         return None
-    alike = shared_differences([one.differences for one in shown])
-    metrics = [one.figure.metric for one in shown]
+    alike = shared_differences([one.differences for _, one in shown])
+    metrics = [one.figure.metric for _, one in shown]
     metric = document.spec.distance if document.spec.distance in metrics else metrics[0]
     label = (
         score_tables.short_names(document.spec)["distance"] if metric == document.spec.distance else metric
@@ -53,11 +44,11 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
         "label": label,
         "drawing": _drawing(document, metric, label, shown),
         "alike": ", ".join(map(str, alike)),
-        "rows": [_row(one, alike) for one in shown],
+        "rows": [_row(*one, alike) for one in shown],
     }
 
 
-def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
+def matching_figures(document: ScoresDocument) -> Iterator[Shown]:
     """Yield the shipped figures on this data set, for every score that the cells have.
 
     Each is compared with the cell that differs least. Steps and η are ignored, since they vary along a curve.
@@ -67,10 +58,16 @@ def matching_figures(document: ScoresDocument) -> Iterator[ShownFigure]:
     for paper in all_papers():
         for one in compare_cells(paper, document.cells, SAME_CURVE):
             if one.figure.metric in has and first.card["data"] in paper.beside(one.figure):
-                yield ShownFigure(paper, one.figure, one.differences)
+                yield paper, one
 
 
-def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[ShownFigure]) -> Drawing:
+def _cost(paper: Paper, figure: Figure) -> int | None:
+    """Return the network evaluations per image, None if the paper does not state them."""
+    stated = paper.protocol_of(figure)
+    return next((int(stated[field]) for field in COST if stated.get(field)), None)
+
+
+def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Shown]) -> Drawing:
     cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     points = [
         figures.CurvePoint(
@@ -79,21 +76,22 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Show
         for cell in cells
     ]
     marks = [
-        figures.PublishedMark(one.cost, one.figure.value, not one.differences)
-        for one in shown
-        if one.cost is not None and one.figure.metric == metric
+        figures.PublishedMark(cost, one.figure.value, not one.differences)
+        for paper, one in shown
+        if one.figure.metric == metric and (cost := _cost(paper, one.figure)) is not None
     ]
     return figures.score_curve(points, label, x_label="NFE per image", marks=marks)
 
 
-def _row(one: ShownFigure, alike: list[Difference]) -> dict[str, str]:
+def _row(paper: Paper, one: FigureComparison, alike: list[Difference]) -> dict[str, str]:
     """Return a row of the table. Differences common to all figures are stated once, next to it."""
     own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
+    cost = _cost(paper, one.figure)
     return {
         "name": one.figure.name,
-        "paper": f"{one.paper.source}, {one.figure.where}",
+        "paper": f"{paper.source}, {one.figure.where}",
         "metric": one.figure.metric,
-        "cost": "" if one.cost is None else f"{one.cost:,}",
+        "cost": "" if cost is None else f"{cost:,}",
         "value": f"{one.figure.value:g}",
         "verdict": f"no: {own}" if own else "no" if alike else "yes",
     }

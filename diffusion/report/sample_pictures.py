@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,44 +62,37 @@ def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> d
 
     Distances are root mean squares over pixels, in grey levels.
     """
-    found = nearest(store.images[:MAX_COMPARED], train.images)
-    unseen = nearest(test.images[:MAX_COMPARED], train.images)
+    rows, distances = nearest(store.images[:MAX_COMPARED], train.images)
+    _, unseen = nearest(test.images[:MAX_COMPARED], train.images)
     pairs = []
-    for index in np.argsort(found.distances, kind="stable")[:NEIGHBOURS]:
-        row = int(found.rows[index])
+    for index in np.argsort(distances, kind="stable")[:NEIGHBOURS]:
+        row = int(rows[index])
         pair = np.stack([store.images[index], train.images[row]])
         pairs.append(
             {
                 "index": int(index),
                 "row": row,
-                "distance": f"{found.distances[index]:.1f}",
+                "distance": f"{distances[index]:.1f}",
                 "image": data_uri(png_bytes(sheet(pair, 1))),
             }
         )
     return {
         "pairs": pairs,
-        "compared": len(found.rows),
-        "unseen": len(unseen.rows),
-        "sample_median": f"{np.median(found.distances):.1f}",
-        "unseen_median": f"{np.median(unseen.distances):.1f}",
-        "sample_least": f"{found.distances.min():.1f}",
-        "unseen_least": f"{unseen.distances.min():.1f}",
-        "copies": int((found.distances == 0).sum()),
+        "compared": len(rows),
+        "unseen": len(unseen),
+        "sample_median": f"{np.median(distances):.1f}",
+        "unseen_median": f"{np.median(unseen):.1f}",
+        "sample_least": f"{distances.min():.1f}",
+        "unseen_least": f"{unseen.min():.1f}",
+        "copies": int((distances == 0).sum()),
     }
 
 
-class Neighbours(NamedTuple):
-    """For N images the row of the nearest training image, and its distance.
+def nearest(images: Images, train: Images) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return for N images (N, H, W, C) the nearest rows of `train` (M, H, W, C), and their distances.
 
-    The distance is the root mean square difference over pixels and channels, 0 to 255.
+    A distance is the root mean square difference over pixels and channels, 0 to 255.
     """
-
-    rows: NDArray[np.int64]
-    distances: NDArray[np.float64]
-
-
-def nearest(images: Images, train: Images) -> Neighbours:
-    """Return the nearest rows of `train` (M, H, W, C) for `images` (N, H, W, C)."""
     queries = _flat(images)
     best = np.full(len(queries), np.inf)
     rows = np.zeros(len(queries), dtype=np.int64)
@@ -112,7 +105,7 @@ def nearest(images: Images, train: Images) -> Neighbours:
         better = values < best
         best[better], rows[better] = values[better], start + closest[better]
     differences = images.astype(np.float64) - train[rows]
-    return Neighbours(rows, np.sqrt((differences**2).mean(axis=(1, 2, 3))))
+    return rows, np.sqrt((differences**2).mean(axis=(1, 2, 3)))
 
 
 def _flat(images: Images) -> NDArray[np.float32]:
