@@ -12,7 +12,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import NetworkFiles, network_files
 from tracking.keys import model_name
-from tracking.registry.registered_models import fetch_champion, find_version_files, project_model
+from tracking.registry.registered_models import fetch_version_files, find_version_files, project_model
 from tracking.runs.scored_runs import fetch_model
 
 
@@ -21,7 +21,7 @@ def selected_model(options: ModelOptions) -> Path:
     if options.run_id is not None:
         return fetch_model(options.run_id)
     if options.champion:
-        return fetch_champion(project_model())
+        return fetch_version_files(project_model()).files.model
     return options.model or MODEL
 
 

@@ -21,7 +21,7 @@ from diffusion.system.section import brief
 from diffusion.system.yaml_text import REMOVED, parse_yaml
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
-from tracking.registry.registered_models import fetch_champion, fetch_version_files
+from tracking.registry.registered_models import fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 
 NO_START = "none"
@@ -73,23 +73,28 @@ def _model(name: str) -> Path:
         if Path(name).exists():
             return Path(name)
     if kind == CHAMPION:
-        return fetch_champion(model_name(data or load().data.name))
+        return _version(data, None)
     if kind == VERSION and data:
-        return _version(data)
+        number, _, data = data.partition(":")
+        return _version(data, _number(number))
     if name.endswith(".safetensors"):
         return Path(name)  # reading it raises the error
 
     return fetch_model(name)
 
 
-def _version(named: str) -> Path:
-    """Return the file of the registered version N or N:DATA."""
-    number, _, data = named.partition(":")
-    if not (number.isascii() and number.isdecimal() and len(number) < DIGITS and int(number)):
+def _number(text: str) -> int:
+    """Return the number of a version."""
+    if not (text.isascii() and text.isdecimal() and len(text) < DIGITS and int(text)):
         raise UsageError(
-            f"--init-from: {brief(number, str)} is no version number: `diffctl history` lists them"
+            f"--init-from: {brief(text, str)} is no version number: `diffctl history` lists them"
         )
-    return fetch_version_files(model_name(data or load().data.name), int(number)).files.model
+    return int(text)
+
+
+def _version(data: str, number: int | None) -> Path:
+    """Return the file of a version (None: the champion) of that data set, by default of params.yaml's."""
+    return fetch_version_files(model_name(data or load().data.name), number).files.model
 
 
 def _write_start(path: tuple[str, ...], value: str | None) -> None:

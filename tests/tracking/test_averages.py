@@ -20,7 +20,7 @@ from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
-from tracking.registry.registered_models import fetch_champion, fetch_scores_of
+from tracking.registry.registered_models import fetch_scores_of, fetch_version_files
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 from tracking.store import connect
 
@@ -75,7 +75,7 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
     version = connect().get_model_version(NAME, "1")
     assert version.tags[keys.EMA_SIGMA_REL] == "0.07"
     assert "σ_rel = 0.07" in version.description
-    assert fetch_champion(NAME).read_bytes() == file_of(0.07).read_bytes()
+    assert fetch_version_files(NAME).files.model.read_bytes() == file_of(0.07).read_bytes()
     scores, own = fetch_scores_of(NAME), read_artefact(file_of(0.07))
     assert scores.cells.keys() == {"steps5-eta0", "steps10-eta0"}
     assert scores.best.value == document.best.value
@@ -92,12 +92,12 @@ def test_best_profile_is_registered_with_its_own_cells(make_swept):
 def test_profiles_and_plain_models_compete_for_one_champion(make_swept):
     make_swept(1, {None: 0.2, 0.07: 0.3})
     first = register()
-    assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+    assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()
     assert keys.EMA_SIGMA_REL not in connect().get_model_version(NAME, "1").tags
     make_swept(2, {None: 0.4, 0.2: 0.1})
     foreseen, second = register(override=Override(dry_run=True)), register()
     assert (first.champion, foreseen.passed, second.champion) == (1, True, 2)
-    assert fetch_champion(NAME).read_bytes() == file_of(0.2).read_bytes()
+    assert fetch_version_files(NAME).files.model.read_bytes() == file_of(0.2).read_bytes()
     make_swept(3, {0.07: 0.3})
     third = register()
     assert (third.version, third.champion) == (3, 2)

@@ -33,7 +33,6 @@ from tracking.connectivity import MlflowError
 from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
 from tracking.registry.registered_models import (
-    fetch_champion,
     fetch_scores_of,
     fetch_version_files,
     find_version_files,
@@ -87,7 +86,7 @@ def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_pat
     assert not connect().search_model_versions(f"name = '{NAME}'")
     make_room(artifacts)
     assert register().promoted
-    assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+    assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()
 
 
 def test_model_under_a_new_protocol_replaces_its_own_old_version(make_model):
@@ -116,7 +115,7 @@ def test_scores_of_another_model_and_damaged_weights_are_refused(make_model, her
 
 def test_files_that_are_dvc_links_are_registered_fetched_and_checked(make_model, here):
     with pytest.raises(DiffctlError, match="no champion"):
-        fetch_champion(NAME)
+        fetch_version_files(NAME)
     sha256 = make_model(1)
     for path in (MODEL, SCORES):
         path.symlink_to(path.rename(here / f"{path.name}-of-the-cache"))
@@ -124,14 +123,14 @@ def test_files_that_are_dvc_links_are_registered_fetched_and_checked(make_model,
     files = [path for path in here.glob("mlartifacts/**/registered/**/*") if path.is_file()]
     assert 5 < len(files) < 12, "a server with passwords takes 0.1 s of CPU for each"
     assert fetch_scores_of(NAME) == read_scores(SCORES)
-    path = fetch_champion(NAME)
+    path = fetch_version_files(NAME).files.model
     assert path.read_bytes() == MODEL.read_bytes()
     assert read_artefact(path).model_sha256 == sha256
     path.unlink()
     (stored,) = here.glob("mlartifacts/**/registered/*/artifacts/model.safetensors")
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     with pytest.raises(DiffctlError, match="SHA-256"):
-        fetch_champion(NAME)
+        fetch_version_files(NAME)
 
 
 GUIDE = Path("guides/early.safetensors")

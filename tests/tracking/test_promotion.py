@@ -23,7 +23,7 @@ from tracking.mlflow_pages import MAX_CHARACTERS, describe_version, samples_mont
 from tracking.registry.champion_log import read_history
 from tracking.registry.model_registry import register
 from tracking.registry.model_versions import DVC_LOCK
-from tracking.registry.registered_models import fetch_champion
+from tracking.registry.registered_models import fetch_version_files
 from tracking.store import connect
 
 NAME = "diffctl-digits"
@@ -216,7 +216,7 @@ def test_registry_works_on_a_server(make_model, here, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         write_samples(make_model(1, {(2, 0.0): 0.2}))
         assert register().promoted
-        assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+        assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()
         address = re.search(r"!\[samples\]\((.+)\)", version(1).description)[1]
         assert urllib.request.urlopen(f"{server.uri}/{address}", timeout=60).read().startswith(b"\x89PNG")
         assert history().events[0].after == 1

@@ -11,7 +11,7 @@ from serving.model_source import ChampionSource, model_of_run
 from tracking import keys, store
 from tracking.registry.model_registry import register
 from tracking.registry.model_versions import check_digest
-from tracking.registry.registered_models import fetch_champion, fetch_scores_of, fetch_version_files
+from tracking.registry.registered_models import fetch_scores_of, fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
@@ -60,7 +60,11 @@ def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_d
         with pytest.raises(DiffctlError, match=keys.CARD):
             fetch()
     set_tag(keys.FILE_SHA256, HOSTILE[0])
-    for fetch in (lambda: fetch_champion(NAME), lambda: fetch_model(run_id), lambda: model_of_run(run_id)):
+    for fetch in (
+        lambda: fetch_version_files(NAME),
+        lambda: fetch_model(run_id),
+        lambda: model_of_run(run_id),
+    ):
         with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
             fetch()
     assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]
@@ -78,7 +82,7 @@ def test_moved_project_finds_its_artifacts(registered, tmp_path, monkeypatch):
         path.rename(moved / path.name)
     monkeypatch.chdir(moved)
     with pytest.warns(DiffctlWarning, match="moved or copied"):
-        assert fetch_champion(NAME).read_bytes() == MODEL.read_bytes()
+        assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()
     assert not (tmp_path / "mlartifacts").exists()
 
 
@@ -94,7 +98,7 @@ def test_copied_project_writes_into_its_own_artifacts(registered, tmp_path_facto
     monkeypatch.chdir(registered)
     shutil.rmtree(copy)
     shutil.rmtree(MODEL_RUNS, ignore_errors=True)
-    fetch_champion(NAME)
+    fetch_version_files(NAME)
 
 
 @pytest.mark.parametrize("how", ["copied alone", "opened through a link"])

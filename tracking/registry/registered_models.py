@@ -1,6 +1,5 @@
 """Reading the model registry: the champion, its history, and the versions that diffctl registered."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field
@@ -97,15 +96,6 @@ def champion_run(name: str) -> str:
     """Return the id of the champion's run; UsageError if there is no champion."""
     with mlflow_client() as client:
         return str(require_version(client, name, None).run_id)
-
-
-def fetch_champion(name: str) -> Path:
-    """Return the champion's model file in the cache.
-
-    UsageError if there is no champion; DiffctlError if its file's SHA-256 is not the one in its tag.
-    """
-    with mlflow_client() as client:
-        return fetch_version_networks(client, require_version(client, name, None)).model
 
 
 def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
