@@ -21,6 +21,7 @@ from diffusion.train.checkpoint.run_record import flatten_fields
 from tracking.spool.spool_events import EVENTS, Event, encode_event, read_lines
 
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
+IDENTITIES = {"dataset": "digest", "artifact": "path", "dropped": "step"}  # fields of events written once
 
 
 class Spool:
@@ -56,9 +57,7 @@ class Spool:
 
     def dataset(self, name: str, digest: str, classes: Sequence[str] = ()) -> None:
         """Log the training's data set."""
-        if digest not in self._index.datasets:
-            self._index.datasets.add(digest)
-            self._append(kind="dataset", name=name, digest=digest, classes=list(classes))
+        self._append_once("dataset", name=name, digest=digest, classes=list(classes))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
@@ -80,19 +79,15 @@ class Spool:
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
-        if step not in self._index.dropped:
-            self._index.dropped.add(step)
-            self._append(kind="dropped", step=step)
+        self._append_once("dropped", step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log the file's present content into the run's artifact `folder`, by a hard link or a copy."""
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
-        if str(kept) in self._index.artifacts:
-            return
-        _link_or_copy(path, self.folder / kept)
-        self._index.artifacts.add(str(kept))
-        self._append(kind="artifact", path=str(kept), folder=folder, sha256=sha256)
+        if ("artifact", str(kept)) not in self._index.seen:
+            _link_or_copy(path, self.folder / kept)
+            self._append_once("artifact", path=str(kept), folder=folder, sha256=sha256)
 
     def sync(self) -> None:
         """Write and fsync all events; DiffctlError if there is no room.
@@ -125,6 +120,12 @@ class Spool:
         self._index.time = max(self._index.time, time.time_ns() // 1_000_000)
         return self._index.time
 
+    def _append_once(self, kind: str, **event: Any) -> None:
+        identity = kind, event[IDENTITIES[kind]]
+        if identity not in self._index.seen:
+            self._index.seen.add(identity)
+            self._append(kind=kind, **event)
+
     def _append(self, **event: Any) -> None:
         self._unwritten += encode_event(event)
         try:
@@ -156,9 +157,7 @@ class SpoolIndex:
     steps: dict[str, int] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    datasets: set[str] = field(default_factory=set)
-    artifacts: set[str] = field(default_factory=set)
-    dropped: set[int] = field(default_factory=set)
+    seen: set[tuple[str, str | int]] = field(default_factory=set)  # kinds and identities of other events
     time: int = 0  # of the last event, milliseconds since 1970
     end: int = 0  # bytes, without an incomplete last line of a killed writer
 
@@ -189,14 +188,10 @@ class SpoolIndex:
                 self.params |= event["values"]
             case "tags":
                 self.tags |= event["values"]
-            case "dataset":
-                self.datasets.add(event["digest"])
-            case "artifact":
-                self.artifacts.add(event["path"])
+            case "dataset" | "artifact" | "dropped" as kind:
+                self.seen.add((kind, event[IDENTITIES[kind]]))
             case "checkpoint":
                 self.steps["checkpoint"] = event["step"]
-            case "dropped":
-                self.dropped.add(event["step"])
 
 
 def flatten(values: dict[str, Any]) -> dict[str, str]:
