@@ -1,19 +1,17 @@
 """Real images and a model: `diffctl encode`, `interpolate` and `nll`."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.shared.command import command
+from cli.shared.command import argument, command, option, out_option, shared_options
 from cli.shared.options import (
     JsonOptions,
     ModelOptions,
     Spacing,
     StorePath,
     check_output_suffix,
-    out_option,
 )
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_SEED, MAX_STEPS
 from diffusion.system.output_paths import check_output
@@ -24,13 +22,13 @@ BatchSize = Annotated[
 ]
 
 
-@dataclass(kw_only=True)
+@shared_options
 class CodeOptions(JsonOptions, ModelOptions):
     """The options of DDIM inversion."""
 
     store: StorePath = None
-    steps: Annotated[int, typer.Option(min=1, max=MAX_STEPS, help="DDIM steps in each direction.")] = 100
-    spacing: Annotated[Spacing, typer.Option(help="The times of the steps.")] = Spacing["uniform"]
+    steps: int = option("DDIM steps in each direction.", min=1, max=MAX_STEPS, default=100)
+    spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
 
     def refuse_idle_store(self, names: list[str]) -> None:
         """Raise UsageError if a store is given and no image is a number in it."""
@@ -45,16 +43,14 @@ class Encode(CodeOptions):
     Also prints the error of the reconstruction.
     """
 
-    out: Annotated[Path, out_option(help="FILE.npz (codes) or .png (images, codes, reconstructions).")]
-    images: Annotated[
-        list[str] | None, typer.Argument(help="Files, or numbers in the store. [default: the first --num]")
-    ] = None
-    num: Annotated[
-        int, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="Number of images from the store.")
-    ] = 16
-    klass: Annotated[
-        str | None, typer.Option("--class", help="A class, by name or number. [default: the image's own]")
-    ] = None
+    out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).")
+    images: list[str] | None = argument(
+        "Files, or numbers in the store. [default: the first --num]", default=None
+    )
+    num: int = option("Number of images from the store.", "--num", "-n", min=1, max=MAX_HELD, default=16)
+    klass: str | None = option(
+        "A class, by name or number. [default: the image's own]", "--class", default=None
+    )
     batch_size: BatchSize = 64
 
     def check(self) -> None:
@@ -69,16 +65,13 @@ class Encode(CodeOptions):
 class Interpolate(CodeOptions):
     """Interpolate between two images by slerp of their codes."""
 
-    first: Annotated[str, typer.Argument(help="An image file, or a number in the store.")]
-    second: Annotated[str, typer.Argument(help="Another one.")]
-    out: Annotated[Path, out_option(help="FILE.png (one row) or .gif.")]
-    frames: Annotated[
-        int, typer.Option(min=2, max=MAX_FRAMES, help="Number of images, both ends included.")
-    ] = 9
-    klass: Annotated[
-        str | None,
-        typer.Option("--class", help="The class of all images. [default: of the nearer end, if any]"),
-    ] = None
+    first: str = argument("An image file, or a number in the store.")
+    second: str = argument("Another one.")
+    out: Path = out_option("FILE.png (one row) or .gif.")
+    frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
+    klass: str | None = option(
+        "The class of all images. [default: of the nearer end, if any]", "--class", default=None
+    )
 
     def check(self) -> None:
         """Raise UsageError if the file cannot be written or an option has no effect."""
@@ -91,17 +84,17 @@ class Interpolate(CodeOptions):
 class Nll(JsonOptions, ModelOptions):
     """Compute the variational bound of images, in bits per dimension."""
 
-    out: Annotated[Path, out_option(help="FILE.png with the terms by t; a .csv has their values.")] = Path(
-        "plots/nll.png"
+    out: Path = out_option(
+        "FILE.png with the terms by t; a .csv has their values.", default=Path("plots/nll.png")
     )
     store: StorePath = None
-    num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MAX_COUNT, help="Number of images. [default: all]")
-    ] = None
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=MAX_STEPS, help="Evenly spaced timesteps. [default: all T]")
-    ] = None
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="The seed of the noise.")] = 0
+    num: int | None = option(
+        "Number of images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT, default=None
+    )
+    steps: int | None = option(
+        "Evenly spaced timesteps. [default: all T]", min=1, max=MAX_STEPS, default=None
+    )
+    seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
     batch_size: BatchSize = 64
 
     def check(self) -> None:

@@ -1,21 +1,25 @@
 """Models: `diffctl sample`, `ema`, `search`, `import` and `export`."""
 
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from cli.shared.command import Options, add_command, command
+from cli.shared.command import (
+    Options,
+    add_command,
+    argument,
+    command,
+    option,
+    out_option,
+    output_folder,
+    shared_options,
+)
 from cli.shared.options import (
     JsonOptions,
     ModelOptions,
     Preset,
     check_output_suffix,
-    folder_argument,
-    folder_option,
-    out_option,
 )
 from cli.shared.sampling_options import SamplingCommand, flag, refuse_idle_options
 from diffusion.layout import AVERAGES
@@ -33,23 +37,18 @@ class Sample(JsonOptions, ModelOptions):
     those of the best cell of the model's sweep.
     """
 
-    out: Annotated[Path, out_option(help="FILE.png (grid), .gif (denoising) or .npz.")]
-    num: Annotated[
-        int | None, typer.Option("--num", "-n", min=1, max=MAX_HELD, help="Number of images. [default: 16]")
-    ] = None
-    index: Annotated[
-        int | None, typer.Option(min=0, max=MAX_COUNT, help="Only image I, as in any batch.")
-    ] = None
-    budget: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MAX_COUNT, help="NFE per image: use the best cell of the model's sweep for it."
-        ),
-    ] = None
-    klass: Annotated[
-        str | None, typer.Option("--class", help="A class, by name or number. [default: all, cyclically]")
-    ] = None
-    batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Images per forward pass.")] = 64
+    out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.")
+    num: int | None = option(
+        "Number of images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD, default=None
+    )
+    index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT, default=None)
+    budget: int | None = option(
+        "NFE per image: use the best cell of the model's sweep for it.", min=1, max=MAX_COUNT, default=None
+    )
+    klass: str | None = option(
+        "A class, by name or number. [default: all, cyclically]", "--class", default=None
+    )
+    batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
     @property
     def indices(self) -> range:
@@ -75,9 +74,16 @@ class Sample(JsonOptions, ModelOptions):
 class Ema(JsonOptions):
     """Make models with other EMA profiles from a training's snapshots."""
 
-    sigma_rel: Annotated[str, typer.Option(help="Widths of the EMA profiles, such as 0.05,0.1,0.2.")]
-    source: Annotated[Path, typer.Option("--from", help="The folder of snapshots.")] = AVERAGES
-    out: Annotated[Path, folder_option("--out", "-o", help="The folder of the model files.")] = Path("models")
+    sigma_rel: str = option("Widths of the EMA profiles, such as 0.05,0.1,0.2.")
+    source: Path = option("The folder of snapshots.", "--from", default=AVERAGES)
+    out: Path = option(
+        "The folder of the model files.",
+        "--out",
+        "-o",
+        parser=output_folder,
+        metavar="FOLDER",
+        default=Path("models"),
+    )
 
 
 @command("cli.actions.trial_search:search_settings", "checking the points of the search")
@@ -88,22 +94,17 @@ class Search(JsonOptions):
     search.
     """
 
-    address: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[ADDRESS]",
-            help="With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]",
-        ),
-    ] = None
-    name: Annotated[str, typer.Option(help="The name of the search, stored in runs/search/NAME.")] = "search"
-    ray: Annotated[bool, typer.Option("--ray", help="Run trials in parallel on Ray, one per device.")] = False
-    max_parallel: Annotated[
-        int | None,
-        typer.Option(min=1, max=4096, help="With --ray: trials at a time. [default: all that fit]"),
-    ] = None
-    cpus: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="With --ray: cores per trial. [default: 1]")
-    ] = None
+    address: str | None = argument(
+        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]",
+        metavar="[ADDRESS]",
+        default=None,
+    )
+    name: str = option("The name of the search, stored in runs/search/NAME.", default="search")
+    ray: bool = option("Run trials in parallel on Ray, one per device.", default=False)
+    max_parallel: int | None = option(
+        "With --ray: trials at a time. [default: all that fit]", min=1, max=4096, default=None
+    )
+    cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096, default=None)
 
     def check(self) -> None:
         """Raise UsageError for options of Ray without --ray, and without Optuna."""
@@ -117,39 +118,37 @@ class Search(JsonOptions):
 class SearchTrial(Options):
     """Run one trial; `diffctl search` starts these processes."""
 
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER")]
-    local: Annotated[
-        bool, typer.Option("--local", help="Sample in this process, whatever sample.runner is.")
-    ] = False
+    folder: Path = argument(metavar="FOLDER")
+    local: bool = option("Sample in this process, whatever sample.runner is.", default=False)
 
 
-@dataclass(kw_only=True)
+@shared_options
 class ImportOptions(JsonOptions):
     """The output of an import."""
 
-    out: Annotated[Path | None, out_option(help="Output file. [default: models/NAME.safetensors]")] = None
+    out: Path | None = out_option("Output file. [default: models/NAME.safetensors]", default=None)
 
 
 @command("cli.actions.model_formats:import_openai_model", "reading the checkpoint")
 class ImportOpenai(ImportOptions):
     """Import a published checkpoint without executing code from it."""
 
-    file: Annotated[Path, typer.Argument(help="A .pt file of guided-diffusion or improved-diffusion.")]
-    preset: Annotated[Preset, typer.Option(help="Its architecture.")]
+    file: Path = argument("A .pt file of guided-diffusion or improved-diffusion.")
+    preset: Preset = option("Its architecture.")
 
 
 @command("cli.actions.model_formats:import_diffusers_model", "reading the pipeline")
 class ImportDiffusers(ImportOptions):
     """Import a diffusers pipeline: its network and beta schedule."""
 
-    folder: Annotated[Path, typer.Argument(help="A pipeline folder with a UNet2DModel.")]
+    folder: Path = argument("A pipeline folder with a UNet2DModel.")
 
 
 @command("cli.actions.model_formats:export_diffusers_model", "loading the model")
 class ExportDiffusers(JsonOptions, ModelOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
-    folder: Annotated[Path, folder_argument(help="The new pipeline folder.")]
+    folder: Path = argument("The new pipeline folder.", parser=output_folder, metavar="FOLDER")
 
 
 import_app = typer.Typer(name="import", help="Import a model of another project.", no_args_is_help=True)

@@ -5,14 +5,21 @@ from cli/ and tracking/ only watch and record, so a change there makes nothing s
 """
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from cli.shared.command import Options, add_command, begin, command
-from cli.shared.options import JsonOptions, check_output_suffix, out_option, profile_names
+from cli.shared.command import (
+    Options,
+    add_command,
+    argument,
+    begin,
+    command,
+    option,
+    out_option,
+    shared_options,
+)
+from cli.shared.options import JsonOptions, check_output_suffix, profile_names
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
 
@@ -24,13 +31,9 @@ class Run(Options):
     Only stale stages run. Ctrl-C saves the training; the same command resumes it.
     """
 
-    push: Annotated[bool, typer.Option("--push", help="Push the results to the DVC remote.")] = False
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Train and sample from scratch, without saved states.")
-    ] = False
-    keep: Annotated[
-        bool, typer.Option("--keep", help="Resume the training although its code has changed.")
-    ] = False
+    push: bool = option("Push the results to the DVC remote.", default=False)
+    fresh: bool = option("Train and sample from scratch, without saved states.", default=False)
+    keep: bool = option("Resume the training although its code has changed.", default=False)
 
     def check(self) -> None:
         """Print the first line, also for logs."""
@@ -54,14 +57,12 @@ def stage(context: typer.Context) -> None:
     enter_stage(context)
 
 
-@dataclass(kw_only=True)
+@shared_options
 class TrainingOptions(Options):
     """How a training resumes."""
 
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Discard the saved state and train from scratch.")
-    ] = False
-    keep: Annotated[bool, typer.Option("--keep", help="Resume although the code has changed.")] = False
+    fresh: bool = option("Discard the saved state and train from scratch.", default=False)
+    keep: bool = option("Resume although the code has changed.", default=False)
 
 
 @command("cli.stages.data_stage:run_stage")
@@ -111,25 +112,21 @@ class Use(Options):
     the changes with their sources.
     """
 
-    profile: Annotated[
-        str | None, typer.Argument(help="A name in profiles/, or a file.", autocompletion=profile_names)
-    ] = None
-    force: Annotated[bool, typer.Option("--force", help="Overwrite unsaved edits.")] = False
-    init_from: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
-        ),
-    ] = None
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PAPER",
-            help="Follow the protocol of a paper: adm, edm or ddim.",
-            autocompletion=lambda: list(PROTOCOLS),
-        ),
-    ] = None
+    profile: str | None = argument(
+        "A name in profiles/, or a file.", autocompletion=profile_names, default=None
+    )
+    force: bool = option("Overwrite unsaved edits.", default=False)
+    init_from: str | None = option(
+        "Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
+        metavar="MODEL",
+        default=None,
+    )
+    protocol: str | None = option(
+        "Follow the protocol of a paper: adm, edm or ddim.",
+        metavar="PAPER",
+        autocompletion=lambda: list(PROTOCOLS),
+        default=None,
+    )
 
     def check(self) -> None:
         """Raise UsageError if there is nothing to do, or no such protocol."""
@@ -146,16 +143,14 @@ class Check(JsonOptions):
     With --measure also estimate how long training, sampling and scoring take.
     """
 
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Estimate the durations from a few measured steps and images.")
-    ] = False
+    measure: bool = option("Estimate the durations from a few measured steps and images.", default=False)
 
 
 @command("cli.actions.project_check:write_schema", "loading the schema")
 class Schema(Options):
     """Print the JSON schema of params.yaml, for editors."""
 
-    out: Annotated[Path | None, out_option(help="FILE.json. [default: standard output]")] = None
+    out: Path | None = out_option("FILE.json. [default: standard output]", default=None)
 
     def check(self) -> None:
         """Raise UsageError if the file cannot be written."""
@@ -172,9 +167,7 @@ class Deploy(JsonOptions):
     The server is PREFECT_API_URL, or the one of `diffctl up`.
     """
 
-    params: Annotated[bool, typer.Option("--params", help="Also list the parameters of each deployment.")] = (
-        False
-    )
+    params: bool = option("Also list the parameters of each deployment.", default=False)
 
 
 emit_app = typer.Typer(
@@ -191,9 +184,7 @@ def emit() -> None:
 class DataChanged(Options):
     """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
 
-    data: Annotated[
-        str | None, typer.Option(help="The name of the data set. [default: from params.yaml]")
-    ] = None
+    data: str | None = option("The name of the data set. [default: from params.yaml]", default=None)
 
 
 add_command(emit_app, DataChanged, "data-changed")

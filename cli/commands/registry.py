@@ -1,21 +1,18 @@
 """The registry and the tracked runs: `diffctl promote`, `rollback`, `history`, `runs`, `sync` and `prune`."""
 
-from dataclasses import dataclass
-from typing import Annotated
-
 import typer
 
-from cli.shared.command import add_command, callback_of, command
+from cli.shared.command import add_command, argument, callback_of, command, option, shared_options
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
 
 
-@dataclass(kw_only=True)
+@shared_options
 class MoveOptions(JsonOptions):
     """The reason of a change of the champion."""
 
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="The reason, stored in the history.")] = ""
+    reason: str = option("The reason, stored in the history.", metavar="TEXT", default="")
 
 
 @command("cli.actions.champion:promote_model", "reading the registry")
@@ -27,18 +24,11 @@ class Promote(MoveOptions):
     Exit code 3 if the gate refuses it.
     """
 
-    version: Annotated[
-        int | None,
-        typer.Argument(
-            metavar="[VERSION]", min=1, max=MAX_COUNT, help="A registered version. [default: models/]"
-        ),
-    ] = None
-    force: Annotated[
-        bool, typer.Option("--force", help="Promote it even if the gate refuses; needs --reason.")
-    ] = False
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the decision of the gate without any change.")
-    ] = False
+    version: int | None = argument(
+        "A registered version. [default: models/]", metavar="[VERSION]", min=1, max=MAX_COUNT, default=None
+    )
+    force: bool = option("Promote it even if the gate refuses; needs --reason.", default=False)
+    dry_run: bool = option("Print the decision of the gate without any change.", default=False)
 
     def check(self) -> None:
         """Raise UsageError for --force without a reason."""
@@ -55,12 +45,9 @@ class Rollback(MoveOptions):
     The replaced version is not promoted by later runs.
     """
 
-    to: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, max=MAX_COUNT, help="An earlier version. [default: previous champion]"
-        ),
-    ] = None
+    to: int | None = option(
+        "An earlier version. [default: previous champion]", metavar="N", min=1, max=MAX_COUNT, default=None
+    )
 
 
 @command("cli.actions.champion:show_champions", "reading the registry")
@@ -72,8 +59,8 @@ class History(JsonOptions):
 class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=1000, help="Show the newest N.")] = 50
-    every: Annotated[bool, typer.Option("--all", help="Show all.")] = False
+    num: int = option("Show the newest N.", "--num", "-n", min=1, max=1000, default=50)
+    every: bool = option("Show all.", "--all", default=False)
 
     def check(self) -> None:
         """Raise UsageError for --num with --all."""
@@ -90,13 +77,12 @@ class Reap(JsonOptions):
     Crashed, since they block their deployment.
     """
 
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Runs to mark. [default: dead runs of this project]"),
-    ] = None
-    pending: Annotated[
-        int, typer.Option(min=0, max=10_000, help="Minutes until a pending Prefect run counts as crashed.")
-    ] = 20
+    names: list[str] | None = argument(
+        "Runs to mark. [default: dead runs of this project]", metavar="[RUN]...", default=None
+    )
+    pending: int = option(
+        "Minutes until a pending Prefect run counts as crashed.", min=0, max=10_000, default=20
+    )
 
 
 @command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs", at_root=True)
@@ -111,8 +97,8 @@ class Prune(JsonOptions):
     Files of params.yaml, the champion, searches and kept runs stay.
     """
 
-    keep: Annotated[list[str] | None, typer.Option(metavar="RUN", help="Keep the files of this run.")] = None
-    yes: Annotated[bool, typer.Option("--yes", help="Remove the files; else they are only listed.")] = False
+    keep: list[str] | None = option("Keep the files of this run.", metavar="RUN", default=None)
+    yes: bool = option("Remove the files; else they are only listed.", default=False)
 
 
 runs_app = typer.Typer(name="runs", help="List the trainings.", invoke_without_command=True)

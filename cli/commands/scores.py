@@ -2,12 +2,9 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from cli.shared.command import command
-from cli.shared.options import Extractor, JsonOptions, ModelOptions, file_option, out_option
+from cli.shared.command import argument, command, file_option, option, out_option
+from cli.shared.options import Extractor, JsonOptions, ModelOptions
 from cli.shared.sampling_options import AxesCommand
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS
@@ -27,49 +24,38 @@ class Evaluate(JsonOptions):
     Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it.
     """
 
-    path: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]"
-        ),
-    ] = None
-    against: Annotated[
-        Path | None, typer.Option(help="Real images: likewise, a prepared data set, or published statistics.")
-    ] = None
-    paper: Annotated[
-        str | None, typer.Option(help="Compare with a paper: adm, ddim, edm, or a YAML file of its scores.")
-    ] = None
-    extractor: Annotated[
-        list[Extractor] | None,
-        typer.Option(
-            help="Feature extractor; repeatable. [default: by image size; inception for statistics]"
-        ),
-    ] = None
-    split: Annotated[Split, typer.Option(help="The split of a prepared data set to compare with.")] = (
-        Split.train
+    path: Path | None = argument(
+        "Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]", default=None
     )
-    weights: Annotated[
-        Path | None, typer.Option(help="The extractor's weights file. [default: package or download]")
-    ] = None
-    weights_sha256: Annotated[
-        str | None, typer.Option(help="SHA-256 of --weights, if they are not the published ones.")
-    ] = None
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, max=MAX_BATCH, help="Images per forward pass. [default: by device]")
-    ] = None
-    prc_images: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=MAX_NEIGHBOURS,
-            help="Real images for precision, recall, density, coverage. [default: 10,000]",
-        ),
-    ] = None
-    prc_samples: Annotated[
-        int | None,
-        typer.Option(min=1, max=MAX_NEIGHBOURS, help="Scored images for these. [default: as --prc-images]"),
-    ] = None
-    out: Annotated[Path | None, out_option(help="Write scores and protocol card as JSON.")] = None
+    against: Path | None = option(
+        "Real images: likewise, a prepared data set, or published statistics.", default=None
+    )
+    paper: str | None = option(
+        "Compare with a paper: adm, ddim, edm, or a YAML file of its scores.", default=None
+    )
+    extractor: list[Extractor] | None = option(
+        "Feature extractor; repeatable. [default: by image size; inception for statistics]", default=None
+    )
+    split: Split = option("The split of a prepared data set to compare with.", default=Split.train)
+    weights: Path | None = option(
+        "The extractor's weights file. [default: package or download]", default=None
+    )
+    weights_sha256: str | None = option(
+        "SHA-256 of --weights, if they are not the published ones.", default=None
+    )
+    batch_size: int | None = option(
+        "Images per forward pass. [default: by device]", min=1, max=MAX_BATCH, default=None
+    )
+    prc_images: int | None = option(
+        "Real images for precision, recall, density, coverage. [default: 10,000]",
+        min=1,
+        max=MAX_NEIGHBOURS,
+        default=None,
+    )
+    prc_samples: int | None = option(
+        "Scored images for these. [default: as --prc-images]", min=1, max=MAX_NEIGHBOURS, default=None
+    )
+    out: Path | None = out_option("Write scores and protocol card as JSON.", default=None)
 
     def check(self) -> None:
         """Raise UsageError unless there are images to score or a paper to compare with."""
@@ -91,9 +77,9 @@ class Sweep(JsonOptions, ModelOptions):
     With --run-id or --champion the scores are also logged to the MLflow run of that model.
     """
 
-    num_images: Annotated[
-        int | None, typer.Option(min=2, max=MAX_COUNT, help="Images per cell. [default: params.yaml's]")
-    ] = None
+    num_images: int | None = option(
+        "Images per cell. [default: params.yaml's]", min=2, max=MAX_COUNT, default=None
+    )
 
 
 @command("cli.actions.run_comparison:compare_runs", "reading the scores")
@@ -104,20 +90,11 @@ class Compare(JsonOptions):
     confidence interval is marked as not significant. A row without intervals has no best.
     """
 
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="A run's id (or a prefix), its name, or a scores.json."),
-    ]
-    metric: Annotated[list[str] | None, typer.Option(help="Show only this score; repeatable.")] = None
-    html: Annotated[
-        Path | None, file_option(help="Also write a self-contained page with curves and images.")
-    ] = None
-    per_seed: Annotated[
-        bool, typer.Option("--per-seed", help="Show trainings that differ only in the seed separately.")
-    ] = False
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open MLflow's page of these runs in a browser.")
-    ] = False
+    names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN...")
+    metric: list[str] | None = option("Show only this score; repeatable.", default=None)
+    html: Path | None = file_option("Also write a self-contained page with curves and images.", default=None)
+    per_seed: bool = option("Show trainings that differ only in the seed separately.", default=False)
+    open_page: bool = option("Open MLflow's page of these runs in a browser.", "--open", default=False)
 
     def check(self) -> None:
         """Raise UsageError for a single run."""
@@ -132,6 +109,4 @@ class Seeds(JsonOptions):
     For each score of the best cell: its value, mean and standard deviation over the seeds, and its rank.
     """
 
-    html: Annotated[
-        Path | None, file_option(help="Also write the report with this table, self-contained.")
-    ] = None
+    html: Path | None = file_option("Also write the report with this table, self-contained.", default=None)

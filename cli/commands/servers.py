@@ -2,11 +2,8 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from cli.shared.command import Options, command
+from cli.shared.command import Options, argument, command, option
 from cli.shared.options import JsonOptions, ModelOptions, StorePath
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
@@ -29,53 +26,43 @@ class Serve(ModelOptions):
     With --champion, a new champion is loaded without losing a request.
     """
 
-    address: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[ADDRESS]", help="With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]"
-        ),
-    ] = None
-    ray: Annotated[bool, typer.Option("--ray", help="Run replicas on Ray Serve.")] = False
-    replicas: Annotated[
-        str | None, typer.Option(metavar="N|MIN:MAX", help="With --ray: replicas. [default: 1]")
-    ] = None
-    gpus: Annotated[
-        float | None,
-        typer.Option(
-            "--gpus-per-replica", min=0, max=64, help="With --ray; at 0.5 two share one. [default: 1 if any]"
-        ),
-    ] = None
-    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need a token.")] = (
-        "127.0.0.1"
+    address: str | None = argument(
+        "With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]", default=None
     )
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = SERVE_PORT
-    token_file: Annotated[Path | None, typer.Option(help="File with the token of clients.")] = None
-    images: Annotated[
-        int | None,
-        typer.Option("--max-images", min=1, max=1024, help="Images per request at most. [default: 64]"),
-    ] = None
-    steps: Annotated[
-        int | None,
-        typer.Option("--max-steps", min=1, max=MAX_STEPS, help="Steps per request at most. [default: 1000]"),
-    ] = None
-    rows: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", min=2, max=MAX_BATCH, help="Rows per forward pass of all requests. [default: 64]"
-        ),
-    ] = None
-    queue: Annotated[
-        int | None,
-        typer.Option(min=1, max=MAX_HELD, help="Open images at most; more get 429. [default: 1024]"),
-    ] = None
-    poll: Annotated[
-        float | None,
-        typer.Option(min=0.1, max=86_400, help="Seconds between checks for a new champion. [default: 10]"),
-    ] = None
-    drain: Annotated[
-        float | None,
-        typer.Option(min=0, max=3600, help="Seconds to finish open requests at the end. [default: 60]"),
-    ] = None
+    ray: bool = option("Run replicas on Ray Serve.", default=False)
+    replicas: str | None = option("With --ray: replicas. [default: 1]", metavar="N|MIN:MAX", default=None)
+    gpus: float | None = option(
+        "With --ray; at 0.5 two share one. [default: 1 if any]",
+        "--gpus-per-replica",
+        min=0,
+        max=64,
+        default=None,
+    )
+    host: str = option("Address to listen on; all but loopback need a token.", default="127.0.0.1")
+    port: int = option("0: any free port.", min=0, max=65535, default=SERVE_PORT)
+    token_file: Path | None = option("File with the token of clients.", default=None)
+    images: int | None = option(
+        "Images per request at most. [default: 64]", "--max-images", min=1, max=1024, default=None
+    )
+    steps: int | None = option(
+        "Steps per request at most. [default: 1000]", "--max-steps", min=1, max=MAX_STEPS, default=None
+    )
+    rows: int | None = option(
+        "Rows per forward pass of all requests. [default: 64]",
+        "--batch-size",
+        min=2,
+        max=MAX_BATCH,
+        default=None,
+    )
+    queue: int | None = option(
+        "Open images at most; more get 429. [default: 1024]", min=1, max=MAX_HELD, default=None
+    )
+    poll: float | None = option(
+        "Seconds between checks for a new champion. [default: 10]", min=0.1, max=86_400, default=None
+    )
+    drain: float | None = option(
+        "Seconds to finish open requests at the end. [default: 60]", min=0, max=3600, default=None
+    )
 
     def check(self) -> None:
         """Raise UsageError for options of Ray without --ray, two models, or missing packages."""
@@ -94,7 +81,7 @@ class Playground(ModelOptions):
     The page is served on this machine only and loads nothing from the network.
     """
 
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = PLAYGROUND_PORT
+    port: int = option("0: any free port.", min=0, max=65535, default=PLAYGROUND_PORT)
     store: StorePath = None
 
     def check(self) -> None:
@@ -110,12 +97,10 @@ class Up(Options):
     `diffctl run` uses them. A server in MLFLOW_TRACKING_URI or PREFECT_API_URL is used instead.
     """
 
-    mlflow_port: Annotated[
-        int, typer.Option(envvar="DIFFCTL_MLFLOW_PORT", min=1, max=65535, help="Port of MLflow.")
-    ] = 5000
-    prefect_port: Annotated[
-        int, typer.Option(envvar="DIFFCTL_PREFECT_PORT", min=1, max=65535, help="Port of Prefect.")
-    ] = 4200
+    mlflow_port: int = option("Port of MLflow.", envvar="DIFFCTL_MLFLOW_PORT", min=1, max=65535, default=5000)
+    prefect_port: int = option(
+        "Port of Prefect.", envvar="DIFFCTL_PREFECT_PORT", min=1, max=65535, default=4200
+    )
 
 
 @command("cli.actions.local_services:stop_servers", at_root=True)
@@ -127,9 +112,9 @@ class Down(Options):
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
-    check_problems: Annotated[
-        bool, typer.Option("--check", help="List problems and exit with 1 if there are any, for monitoring.")
-    ] = False
+    check_problems: bool = option(
+        "List problems and exit with 1 if there are any, for monitoring.", "--check", default=False
+    )
 
 
 @command("cli.actions.local_services:open_ui", at_root=True)
@@ -139,4 +124,4 @@ class Ui(Options):
     If one runs already, only its address is printed.
     """
 
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the UI.")] = 5000
+    port: int = option("Port of the UI.", min=1, max=65535, default=5000)

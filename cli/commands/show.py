@@ -1,12 +1,11 @@
 """`diffctl show`: figures of a configuration or a model, each a subcommand."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.shared.command import Options, add_command, command
+from cli.shared.command import Options, add_command, command, option, out_option, shared_options
 from cli.shared.options import (
     JsonOptions,
     ModelOptions,
@@ -14,7 +13,6 @@ from cli.shared.options import (
     Spacing,
     StorePath,
     check_output_suffix,
-    out_option,
 )
 from cli.shared.sampling_options import SamplingCommand
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
@@ -25,11 +23,11 @@ SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The times of 
 Steps = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")]
 
 
-@dataclass(kw_only=True)
+@shared_options
 class FigureOptions(JsonOptions):
     """The output of a figure."""
 
-    out: Annotated[Path | None, out_option(help="FILE.svg or .png. [default: text in the terminal]")] = None
+    out: Path | None = out_option("FILE.svg or .png. [default: text in the terminal]", default=None)
 
     def check(self) -> None:
         """Raise UsageError if the file cannot be written."""
@@ -42,9 +40,9 @@ class FigureOptions(JsonOptions):
 class Forward(FigureOptions, ProfileOptions):
     """Noise schedules by t: ᾱ, signal-to-noise ratio, and noised images."""
 
-    image: Annotated[
-        str | None, typer.Option(help="A file, or a number in the store. [default: 0, if data is prepared]")
-    ] = None
+    image: str | None = option(
+        "A file, or a number in the store. [default: 0, if data is prepared]", default=None
+    )
     store: StorePath = None
     seed: Seed = 0
 
@@ -63,12 +61,12 @@ class Variance(FigureOptions, ProfileOptions):
     With --profile only the bounds.
     """
 
-    count: Annotated[
-        int | None, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps. [default: all T]")
-    ] = None
+    count: int | None = option(
+        "Sampling steps. [default: all T]", "--steps", min=1, max=MAX_STEPS, default=None
+    )
     spacing: SpacingOption = Spacing["uniform"]
     store: StorePath = None
-    num: Annotated[int, typer.Option("--num", "-n", min=1, max=MAX_BATCH, help="Number of images.")] = 64
+    num: int = option("Number of images.", "--num", "-n", min=1, max=MAX_BATCH, default=64)
     seed: Seed = 0
 
 
@@ -82,12 +80,10 @@ class TrajectoryCommand(SamplingCommand):
 class Reverse(FigureOptions, ModelOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 
-    index: Annotated[
-        int, typer.Option(min=0, max=MAX_COUNT, help="The image's index, as in `diffctl sample`.")
-    ] = 0
-    klass: Annotated[
-        str | None, typer.Option("--class", help="A class, by name or number. [default: as `diffctl sample`]")
-    ] = None
+    index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
+    klass: str | None = option(
+        "A class, by name or number. [default: as `diffctl sample`]", "--class", default=None
+    )
 
 
 @command("cli.actions.figures:show_model", MESSAGE)

@@ -8,18 +8,57 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
 from diffusion.system.references import load_reference
 from diffusion.system.repository import refuse_subfolder
 
 SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
+MAKE = "make"  # key of the function that makes a field's parameter for Typer, in its metadata
+
+
+def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
+    """Declare an option with more settings of Typer; its flag is its name, for a switch without `--no-…`."""
+    return field(default=default, metadata={MAKE: partial(typer.Option, *flags, help=help, **settings)})
+
+
+def argument(help: str | None = None, *, default: Any = MISSING, **settings: Any) -> Any:
+    """Declare an argument with more settings of Typer."""
+    return field(default=default, metadata={MAKE: partial(typer.Argument, help=help, **settings)})
+
+
+def file_option(help: str, *flags: str, default: Any = MISSING) -> Any:
+    """Declare an option that names an output file."""
+    return option(help, *flags, default=default, parser=output_file, metavar="FILE")
+
+
+def out_option(help: str, *, default: Any = MISSING) -> Any:
+    """Declare the option --out, an output file."""
+    return file_option(help, "--out", "-o", default=default)
+
+
+def output_file(given: str | Path) -> Path:
+    """Return the path; UsageError if it cannot name a file."""
+    text = str(given)  # a default is a path already
+    if text == "-":
+        raise UsageError("- is no file name: standard output is /dev/stdout, a file of that name ./-")
+    if not text or text.endswith("/"):
+        raise UsageError(f"{printable(text)!r} is no file name: give one")
+    return Path(text)
+
+
+def output_folder(given: str | Path) -> Path:
+    """Return the path; UsageError if it is empty."""
+    if not str(given):
+        raise UsageError("'' is no folder name: give one")
+    return Path(given)
 
 
 @dataclass(kw_only=True)
@@ -66,7 +105,13 @@ def begin(doing: str, silent: bool = False) -> None:
 Command = TypeVar("Command", bound=Options)
 
 
-@dataclass_transform(kw_only_default=True)
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, file_option, out_option))
+def shared_options(options: type[Command]) -> type[Command]:
+    """Declare options that several commands have."""
+    return dataclass(kw_only=True)(options)
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, file_option, out_option))
 def command(
     body: str, message: str = "", kind: type[TyperCommand] = TyperCommand, *, at_root: bool = False
 ) -> Callable[[type[Command]], type[Command]]:
@@ -78,7 +123,7 @@ def command(
     def declare(options: type[Command]) -> type[Command]:
         options.body, options.message, options.kind = body, message, kind
         options.at_root = at_root
-        return dataclass(kw_only=True)(options)
+        return shared_options(options)
 
     return declare
 
@@ -117,12 +162,21 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
                 one.name,
                 keyword,
                 default=inspect.Parameter.empty if one.default is MISSING else one.default,
-                annotation=hints[one.name],
+                annotation=_annotation(one, hints[one.name]),
             )
             for one in sorted(fields(options), key=lambda one: one.name not in own)
             if one.init
         ),
     ]
+
+
+def _annotation(one: Field[Any], hint: Any) -> Any:
+    """Return the annotation of a field for Typer."""
+    make = one.metadata.get(MAKE)
+    if make is None:
+        return hint
+    is_switch = hint is bool and not make.args
+    return Annotated[hint, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
 
 
 def _at_home(value: Any) -> Any:

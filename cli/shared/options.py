@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from cli.shared.command import Options
+from cli.shared.command import Options, option, shared_options
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
@@ -36,11 +35,11 @@ StorePath = Annotated[
 ]
 
 
-@dataclass(kw_only=True)
+@shared_options
 class JsonOptions(Options):
     """The option of a command that can print JSON."""
 
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False
+    as_json: bool = option("Print the result as JSON.", "--json", default=False)
 
     def answer(self, values: object, text: str | Callable[[], object]) -> None:
         """Print the values as JSON with --json, else the text; `text` may be a function that prints."""
@@ -52,15 +51,13 @@ class JsonOptions(Options):
             typer.echo(text)
 
 
-@dataclass(kw_only=True)
+@shared_options
 class ModelOptions(Options):
     """The options that select a model."""
 
-    model: Annotated[Path | None, typer.Option(help=f"A model file. [default: {MODEL}]")] = None
-    run_id: Annotated[str | None, typer.Option(help="The model of this MLflow run.")] = None
-    champion: Annotated[
-        bool, typer.Option("--champion", help="The registered champion for the data of params.yaml.")
-    ] = False
+    model: Path | None = option(f"A model file. [default: {MODEL}]", default=None)
+    run_id: str | None = option("The model of this MLflow run.", default=None)
+    champion: bool = option("The registered champion for the data of params.yaml.", default=False)
 
     @property
     def names_model(self) -> bool:
@@ -73,59 +70,19 @@ class ModelOptions(Options):
             raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
 
 
-@dataclass(kw_only=True)
+@shared_options
 class ProfileOptions(ModelOptions):
     """The options that select a model, or else a configuration."""
 
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names
-        ),
-    ] = None
+    profile: str | None = option(
+        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names, default=None
+    )
 
     def check(self) -> None:
         """Raise UsageError if two models, or a model and a profile, are named."""
         super().check()
         if self.names_model and self.profile is not None:
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
-
-
-def file_option(*flags: str, help: str) -> Any:
-    """Return an option that names an output file."""
-    return typer.Option(*flags, parser=_file, metavar="FILE", help=help)
-
-
-def out_option(help: str) -> Any:
-    """Return the option --out, an output file."""
-    return file_option("--out", "-o", help=help)
-
-
-def folder_option(*flags: str, help: str) -> Any:
-    """Return an option that names an output folder."""
-    return typer.Option(*flags, parser=_folder, metavar="FOLDER", help=help)
-
-
-def folder_argument(help: str) -> Any:
-    """Return an argument that names a new folder."""
-    return typer.Argument(parser=_folder, metavar="FOLDER", help=help)
-
-
-def _file(given: str | Path) -> Path:
-    """Return the path; UsageError if it cannot name a file."""
-    text = str(given)  # a default is a path already
-    if text == "-":
-        raise UsageError("- is no file name: standard output is /dev/stdout, a file of that name ./-")
-    if not text or text.endswith("/"):
-        raise UsageError(f"{printable(text)!r} is no file name: give one")
-    return Path(text)
-
-
-def _folder(given: str | Path) -> Path:
-    """Return the path; UsageError if it is empty."""
-    if not str(given):
-        raise UsageError("'' is no folder name: give one")
-    return Path(given)
 
 
 def check_output_suffix(out: Path, suffixes: Sequence[str]) -> None:
