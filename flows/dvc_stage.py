@@ -81,10 +81,7 @@ async def push_outs(write: Write = echo) -> None:
 
 
 async def supervise(stage: str, command: list[str], write: Write = echo) -> None:
-    """Run a command in its own session until it ends, its output to `write`; raise as `reproduce`.
-
-    Any exception ends the command's processes first.
-    """
+    """Run a command in its own session until it ends, its output to `write`; raise as `reproduce`."""
     relay = OutputRelay(write)
     with outcome_file() as place, stop_request(hold=True) as stop:
 

@@ -111,10 +111,7 @@ class FlowMonitor:
 
 @asynccontextmanager
 async def monitor_flow() -> AsyncIterator[FlowMonitor]:
-    """Monitor the current flow until the block ends.
-
-    A signal or a cancellation in Prefect raises Interrupted after the work in the block has ended.
-    """
+    """Monitor the current flow; raise Interrupted after a signal or a cancellation in Prefect."""
     monitor = FlowMonitor(UUID(str(flow_run.id)))
     polling = asyncio.create_task(monitor.poll())
     try:

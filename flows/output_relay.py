@@ -94,10 +94,7 @@ def _translate(line: str) -> str | None:
 
 
 def open_channel() -> tuple[int, int]:
-    """Return (read end, write end) for a child's output: a pseudo-terminal if stdout is one, else a pipe.
-
-    So a child draws progress only on a terminal.
-    """
+    """Return (read end, write end) for a child's output: a pseudo-terminal if stdout is one, else a pipe."""
     if not sys.stdout.isatty():
         return os.pipe()
     reader, writer = os.openpty()

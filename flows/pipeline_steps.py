@@ -146,10 +146,7 @@ def _discard_shards() -> None:
 
 
 def _prepare_training(*, fresh: bool = False, keep: bool = False) -> None:
-    """Discard the saved training with `fresh`, adopt another code's with `keep`.
-
-    Raise DiffctlError if that training is running.
-    """
+    """Discard the saved training, or adopt another code's (`keep`); raise DiffctlError if it is running."""
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta
     from diffusion.system.devices import default_device

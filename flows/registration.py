@@ -51,10 +51,7 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_p
 def promote_version(
     name: str, number: int, override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress
 ) -> Decision:
-    """Compare a registered version with the champion by its own scores; rescore as `register_model`.
-
-    Raise UsageError if there is no such version.
-    """
+    """Compare a version with the champion, as `register_model`; raise UsageError if there is none."""
     _rescore_champion(fetch_scores_of(name, number), override, progress)
     return promote(name, number, override)
 
@@ -77,10 +74,7 @@ def _rescore_champion(document: "ScoresDocument", override: Override, progress: 
 
 
 def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
-    """Return the scores of the champion's best cell by the current code, under the protocol of `document`.
-
-    Raise DiffctlError if this code does not reproduce that protocol.
-    """
+    """Return the champion's best cell scored by this code; raise DiffctlError under another protocol."""
     from diffusion.choice.confidence import card_diff
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate

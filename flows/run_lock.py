@@ -49,10 +49,7 @@ def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: boo
 
 @contextmanager
 def join_run() -> Iterator[None]:
-    """Share the lock of the run that started this process, if any, for the block.
-
-    Raise LockBusy if that run is gone and another one is running.
-    """
+    """Share the lock of the run that started this process; raise LockBusy if another one is running."""
     run = os.environ.get(VARIABLE)
     if not run:
         yield

@@ -33,10 +33,7 @@ Links = Callable[[], Iterator[str]]
 
 
 async def publish_markdown(make: Callable[[], str], description: str) -> None:
-    """Publish the Markdown that `make` returns on the page of the current flow run.
-
-    A failure prints a message and does not affect the run.
-    """
+    """Publish the Markdown that `make` returns on the flow run's page; a failure prints a message."""
     from prefect.artifacts import acreate_markdown_artifact
 
     try:

@@ -86,10 +86,7 @@ async def respond(work: Work, form: str, request: Request) -> Response:
 
 
 async def wait_for_images(work: Work, request: Request) -> Tensor | None:
-    """Return the images; cancel them and return None if the client disconnects.
-
-    Raise HTTPException if they are not finite.
-    """
+    """Return the images, None if the client disconnects; raise HTTPException if they are not finite."""
     with work.cancelled_at_end():
         gone: asyncio.Future[None] = asyncio.ensure_future(_disconnected(request))
         ends: list[asyncio.Future[Any]] = [work.pending.images, gone]

@@ -13,10 +13,7 @@ from diffusion.system.errors import UsageError
 
 
 class PublishedModel(NamedTuple):
-    """A model under a name, its version if registered, and the scores of its sweep if it has any.
-
-    `files` are those of the model, and of what guides it in the best cell of that sweep.
-    """
+    """A model with what guides it in its best cell: name, version if registered, scores if it has any."""
 
     name: str
     version: int | None
@@ -69,10 +66,7 @@ class ChampionSource:
 
 
 def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel:
-    """Return a model file with the scores of its project, or without if they are of another model.
-
-    `report` then receives the reason.
-    """
+    """Return a model file with its project's scores; if they are of another model, `report` that."""
     file = path.absolute()
     scores_file = file.parent.parent / SCORES
     if scores_file.exists():

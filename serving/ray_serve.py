@@ -57,10 +57,7 @@ class ReplicaSpec(NamedTuple):
 
 
 class Replica:
-    """The actor of Ray Serve: it provides the application, its health and its shutdown.
-
-    Raises DiffctlError if this machine has another diffctl or torch than the driver.
-    """
+    """The actor of Ray Serve; DiffctlError if this machine has another diffctl or torch than the driver."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
         if (own := library_version()) != spec.version:
@@ -172,10 +169,7 @@ def serve_on_ray(
 
 @contextmanager
 def _ray_serve(serve: Any, host: str, port: int) -> Iterator[ThreadPoolExecutor]:
-    """Start Ray Serve with proxies at the address; yield a thread that starts the application.
-
-    At the end of the block, stop Ray Serve and disconnect from Ray.
-    """
+    """Yield a thread for the application, with Ray Serve's proxies at the address; then stop all."""
     if serve.status().proxies:
         raise UsageError("Ray Serve already runs on that cluster: `serve shutdown -y` ends it")
     thread = ThreadPoolExecutor(1)

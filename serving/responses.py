@@ -22,10 +22,7 @@ class ModelRef(BaseModel):
 
 
 class ImagesResponse(BaseModel):
-    """PNGs in base64 with their indices, labels if the model has classes, and settings.
-
-    `nfe` is the number of function evaluations per image.
-    """
+    """PNGs in base64 with their indices, labels if there are classes, settings, and NFE per image."""
 
     model: ModelRef
     settings: dict[str, Any]
@@ -45,10 +42,7 @@ class StepEvent(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A served model: its state, metadata, default settings and limits.
-
-    `front` lists the best cell of its sweep for each NFE per image.
-    """
+    """A served model: its state, metadata, default settings, limits, and the best cell for each NFE."""
 
     model: ModelRef
     state: Literal["serving", "draining"]

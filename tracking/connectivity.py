@@ -40,10 +40,7 @@ class MlflowDenied(MlflowError, UsageError):
 
 
 def redact_uri(uri: str) -> str:
-    """Return the URI without user name and password, for messages and files.
-
-    The options of a database that contain a password are left out too.
-    """
+    """Return the URI without user name and password, nor the options of a database that contain one."""
     parts = urlsplit(uri)
     host = parts.netloc.rpartition("@")[2]
     redacted = uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri

@@ -115,10 +115,7 @@ def log_search(
     best: dict[str, float],
     trainings: Path = TRAIN_RUNS,
 ) -> str:
-    """Log a search's table as an artifact, and the values of its best group as metrics; return the run's id.
-
-    Logging the same again changes nothing. MlflowError if MLflow does not answer.
-    """
+    """Log a search's table, and the best values as metrics, once; return the run's id."""
     with mlflow_client() as client:
         experiment = ensure_experiment(client, experiment_name(data))
         run_id = _ensure_search(client, experiment, key, name, trainings)

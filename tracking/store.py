@@ -132,11 +132,7 @@ def find(request: Callable[..., Found], *arguments: Any) -> Found | None:
 
 
 def check_access() -> None:
-    """Make one request that needs a user's read permission, before work that would fail at its end.
-
-    MlflowUnavailable if MLflow does not answer, MlflowDenied if it refuses the user, MlflowError if it fails.
-    A missing sqlite file is not created.
-    """
+    """Make a request that needs a user's read permission; MlflowUnavailable, MlflowDenied or MlflowError."""
     if store_exists():
         with mlflow_client() as client:
             client.search_experiments(max_results=1)

@@ -74,10 +74,7 @@ def _usual_settings(options: Sample) -> dict[str, Any]:
 
 
 def _scores_of(options: Sample) -> ScoresDocument:
-    """Return the scores document of a model: of its MLflow run, its registered version, or its project.
-
-    A model file in models/ has its scores in ../metrics/scores.json.
-    """
+    """Return the scores of a model: of its run, its version, or metrics/scores.json next to its folder."""
     if options.run_id is not None:
         return fetch_scores(find_run(options.run_id))
     if options.champion:

@@ -84,10 +84,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _champion() -> dict[str, Any] | None:
-    """Return the last move of the champion, and how many models were kept out since; None without one.
-
-    If MLflow does not answer, return the reason as `unknown`.
-    """
+    """Return the champion's last move and the models kept out since; if MLflow is away the reason."""
     try:
         name = project_model()
         moves = read_champion_history(name).events

@@ -93,10 +93,7 @@ class Options:
 
 
 def begin(doing: str, silent: bool = False) -> None:
-    """Print what the command does, if stderr is a terminal; `silent` for scripts and child processes.
-
-    Elsewhere stderr contains failures only.
-    """
+    """Print what the command does, on a terminal only; `silent` for scripts and child processes."""
     if doing and not silent and sys.stderr.isatty():
         with contextlib.suppress(OSError):  # it was closed
             print(f"{doing} …", file=sys.stderr, flush=True)

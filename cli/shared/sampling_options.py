@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 class SamplingCommand(TyperCommand):
-    """A command with an option for each declared sampling option, except those in `without`.
-
-    `Options.sampling` has their values.
-    """
+    """A command with an option for each declared sampling option, except those in `without`."""
 
     without: tuple[str, ...] = ()
 
@@ -72,10 +69,7 @@ class AxesCommand(SamplingCommand):
 
 
 def refuse_idle_options(options: Mapping[str, Any]) -> None:
-    """Raise UsageError for an option that is given and has no effect next to the others.
-
-    The settings themselves check steps and eta.
-    """
+    """Raise UsageError for a given option without effect next to the others; settings check steps and eta."""
     from diffusion.protocol.settings import SAMPLING_OPTIONS
 
     def value_of(name: str) -> Any:

@@ -75,10 +75,7 @@ def _differs(before: str, file: Path) -> bool:
 
 
 def share_runs() -> None:
-    """Link runs/ to the main checkout in a temporary folder of `dvc exp run --temp` or `--queue`.
-
-    The work in it is addressed by content and locked, so experiments can share it.
-    """
+    """Link runs/ to the main checkout in a temporary folder of `dvc exp run`: the work is shared."""
     here = Path.cwd()
     main = home(here)
     if main == here:
@@ -89,10 +86,7 @@ def share_runs() -> None:
 
 
 def preflight(stage: str) -> Config:
-    """Check the inputs of a stage and return the whole configuration, which only observers use.
-
-    Warnings go to stderr, and a DiffctlError stops the stage.
-    """
+    """Check a stage's inputs, and return the configuration, which only observers use."""
     from diffusion.check import preflight as iter_preflight  # it needs torch, which some stages do not
 
     config = load()

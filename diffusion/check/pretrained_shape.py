@@ -26,10 +26,7 @@ def sections_of(start: ModelDescription) -> Sections:
 
 
 def needed_changes(config: Config, start: ModelDescription, image_size: int) -> Sections:
-    """Return the fields that must change for images with this side; empty if the model fits.
-
-    Channels and weights are not considered.
-    """
+    """Return the fields, channels excepted, that must change for images with this side."""
     shape = _shape(start.network)
     if ATTENTION in shape:
         shape[ATTENTION] = [side * image_size // start.network.image_size for side in shape[ATTENTION]]

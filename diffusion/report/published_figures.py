@@ -49,10 +49,7 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
 
 
 def matching_figures(document: ScoresDocument) -> Iterator[Shown]:
-    """Yield the shipped figures on this data set, for every score that the cells have.
-
-    Each is compared with the cell that differs least. Steps and η are ignored, since they vary along a curve.
-    """
+    """Yield the shipped figures on this data set with the cell that differs least, steps and η excepted."""
     first = next(iter(document.cells.values()))
     has = {name for seen in space_scores(first) for name in seen.scores}
     for paper in all_papers():

@@ -58,10 +58,7 @@ def _of_class(store: ImageStore, label: int) -> dict[str, Any] | None:
 
 
 def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> dict[str, Any]:
-    """Return the samples nearest to a training image, and the distances of unseen real images.
-
-    Distances are root mean squares over pixels, in grey levels.
-    """
+    """Return the samples nearest to a training image, and distances of unseen images in grey levels."""
     rows, distances = nearest(store.images[:MAX_COMPARED], train.images)
     _, unseen = nearest(test.images[:MAX_COMPARED], train.images)
     pairs = []

@@ -103,10 +103,7 @@ def score_table(
 
 
 def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
-    """Return one table with the distances of several spaces, each a group of columns.
-
-    A row has the entries of each group, and which groups have their best cell there.
-    """
+    """Return one table with a group of columns for each space, with the best cell of each group."""
     tables = [score_table(document, document.spec, distances_only=True) for document in documents]
     rows = [
         {
@@ -127,10 +124,7 @@ def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
 
 
 def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str, Any]]:
-    """Return the Pareto front, the cheapest cell first, with the budgets for each cell.
-
-    A cell tied with the cheaper one before it is marked.
-    """
+    """Return the Pareto front by cost with the budgets for each cell; marked if tied with the cheaper one."""
     cells, front = document.cells, document.front
     places = column_places(document, spec.distance)
     rows: list[dict[str, Any]] = []
@@ -199,10 +193,7 @@ def column_places(document: ScoresDocument, column: str) -> int:
 
 
 def _leader(cells: Mapping[str, CellScores], column: str) -> str:
-    """Return the cell with the best value of a score; empty if there is none.
-
-    Also empty if a value has no interval, since it may be best by chance.
-    """
+    """Return the cell with the best value of a score; empty if there is none, or one has no interval."""
     values = {name: cell.scores[column] for name, cell in cells.items() if column in cell.scores}
     first = leader(column)
     if not values or first is None or any(errors_of(cells[name], column) is None for name in values):

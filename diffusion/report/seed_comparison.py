@@ -144,10 +144,7 @@ def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
-    """Draw the distance over the steps in the best cell's line, with mean and spread of the seeds.
-
-    None if only one number of steps is shared.
-    """
+    """Draw the distance in the best cell's line, with mean and spread of the seeds; None for one point."""
     metric, best = document.spec.distance, document.cells[document.best.cell]
     points = []
     for name, cell in document.cells.items():

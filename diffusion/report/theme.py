@@ -49,10 +49,7 @@ def css_variables(colours: dict[str, str]) -> str:
 
 
 def render(template: Path, **content: Any) -> str:
-    """Render a template that extends base.html.j2 into one file without external resources.
-
-    Text is escaped, Markup is not.
-    """
+    """Render a template that extends base.html.j2 into one file; text is escaped, Markup is not."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, FOLDER]),
         autoescape=True,

@@ -24,10 +24,7 @@ PICTURES = ("curve", "montage", "loss")
 
 
 def write_report(inputs: ReportInputs, out: Path) -> Path:
-    """Write the folder `out` with index.html, curve.png, montage.png and loss.png; return the page's path.
-
-    Equal inputs give equal bytes.
-    """
+    """Write the folder `out` with the page and its PNGs, reproducible to the byte; return the page's path."""
     drawn = draw(inputs)
     page = render(TEMPLATE, **page_content(inputs, drawn))
     with atomic_folder(out) as folder:

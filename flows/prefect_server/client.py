@@ -144,10 +144,7 @@ async def _raise_failure(start: "Callable[[], Awaitable[State]]") -> None:
 
 
 def drain(url: str) -> None:
-    """Send the states and logs that Prefect buffers in this process to `url`; drop them if it is gone.
-
-    At interpreter exit they would block for a minute if the server is gone.
-    """
+    """Send what Prefect buffers, or drop it if `url` is gone: the exit would block for a minute."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

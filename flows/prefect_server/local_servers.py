@@ -125,10 +125,7 @@ def start_server(name: str, command: Sequence[str], variables: Mapping[str, str]
 
 
 def recorded(name: str) -> LocalServer | None:
-    """Return the server last started under this name, alive or not; None if there is none or it was stopped.
-
-    Raise DiffctlError if the record is damaged.
-    """
+    """Return the server that was started last, alive or not; raise DiffctlError if its record is damaged."""
     with suppress(FileNotFoundError):
         return read_json(_record(name), LocalServer, max_bytes=MAX_BYTES)
     return None
@@ -161,10 +158,7 @@ def local_servers() -> list[LocalServer]:
 
 
 def mlflow_page(uri: str) -> str | None:
-    """Return the web page of the MLflow store: the server at `uri`, else the one of `diffctl up`.
-
-    Return None if the latter does not answer.
-    """
+    """Return the web page of the MLflow store: of the server at `uri`, or of `diffctl up` if it answers."""
     if uri.startswith(("http://", "https://")):
         return redact_uri(uri).rstrip("/")
     server = recorded(MLFLOW.name)

@@ -72,10 +72,7 @@ def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
 
 @functools.cache  # Ray reads it once per process
 def local_token() -> dict[str, str]:
-    """Return variables with a random token for a local Ray.
-
-    Without them Ray stores a token in ~/.ray/auth_token, for all later Rays.
-    """
+    """Return variables with a random token for a local Ray, which else stores one in ~/.ray."""
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 

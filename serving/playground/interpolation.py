@@ -30,10 +30,7 @@ EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 
 
 class InterpolationRequest(SampleRequest):
-    """A request for `frames` images between the images of two seeds, or between two real images.
-
-    A real image is a number in the store or a file in base64. Both ends count as frames. η is 0.
-    """
+    """A request for `frames` images, at η = 0, from one seed or real image (a number or file) to another."""
 
     frames: int = Field(default=17, ge=2, le=MAX_IMAGES)
     seeds: tuple[Seed, Seed] | None = Field(default=None, strict=False)

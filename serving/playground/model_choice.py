@@ -57,10 +57,7 @@ async def choose_version(service: Service, source: ChoosableSource, request: Ver
 
 
 def list_versions(service: Service, source: ChoosableSource) -> dict[str, Any]:
-    """Return the registered versions of `name`, newest first, and the chosen one, or `why` there are none.
-
-    MLflow may take seconds.
-    """
+    """Return the registered versions, newest first, and the chosen one, or `why` there are none."""
     from tracking.registry import registered_models
 
     name, why = _registered_name(service), None

@@ -72,10 +72,7 @@ def _local_pictures(path: Path, cells: Mapping[str, CellScores]) -> "dict[str, I
 
 
 def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> "Images | None":
-    """Return held-out real images as one picture, of all classes in turn as samples are by default.
-
-    None if the prepared data are absent or others than those of the scores.
-    """
+    """Return held-out real images, of all classes in turn, as one picture; None for other data."""
     from diffusion.images.pictures import MONTAGE, montage
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta

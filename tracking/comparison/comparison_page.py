@@ -155,10 +155,7 @@ def gate_verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
-    """Return each param on which the runs differ, with the value or values of each column.
-
-    A file has no params and shows a dash.
-    """
+    """Return each param on which the runs differ, with the values of each column; a dash for a file."""
     params = [
         [translate_names("params", one.run.data.params) if one.run else {} for one in group]
         for group in groups

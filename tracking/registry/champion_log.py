@@ -234,10 +234,7 @@ def next_move(history: History, **values: object) -> Move:
 
 
 def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
-    """Carry out the next move of this history, and return the history with it.
-
-    ConcurrentMove if another process made the move of this number first.
-    """
+    """Carry out the next move of this history, and return it; ConcurrentMove if another process was first."""
     from mlflow.exceptions import MlflowException
 
     check_signals()  # a library may have swallowed an interruption
@@ -268,10 +265,7 @@ def _concurrent(history: History, move: Move) -> ConcurrentMove:
 
 
 def repair(client: "MlflowClient", name: str) -> History:
-    """Read the history and correct wrong aliases, with a DiffctlWarning for each.
-
-    They are wrong after a killed move, or when somebody changed one in MLflow.
-    """
+    """Read the history and correct aliases of a killed move or a user's, with a DiffctlWarning for each."""
     found = read_history(client, name)
     if not found.wrong_aliases:
         return found

@@ -86,10 +86,7 @@ def _best_model(
 
 
 def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
-    """Make a registered version champion if it is better by its own scores, or `override` forces it.
-
-    UsageError if there is no such version.
-    """
+    """Make a version champion if it is better or `override` forces it; UsageError if there is none."""
     with mlflow_client() as client:
         candidate = require_version(client, name, number)
         return apply_gate(client, name, candidate, fetch_version_scores(client, candidate), override)
@@ -105,10 +102,7 @@ class OutdatedChampion:
 
 
 def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
-    """Return the champion if only its code or number of real images makes it incomparable with these scores.
-
-    None if there is no champion, if it is comparable, or if it never could be.
-    """
+    """Return the champion if only its code or number of real images makes it incomparable; else None."""
     with mlflow_client() as client:
         champion = find_champion(client, model_name(data_name(document)))
         if champion is None or not is_diffctl_version(champion):

@@ -224,10 +224,7 @@ def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder
 
 
 def check_digest(value: str, digits: int, where: str) -> str:
-    """Return a tag's value that becomes part of a path; DiffctlError unless it has only hex digits.
-
-    A tag that somebody changed must not lead out of a folder.
-    """
+    """Return a tag's value, a part of a path; DiffctlError unless it has only hex digits."""
     if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
         raise DiffctlError(
             f"{where}: expected {digits} hex digits (got {brief(value)}): the tag was changed, do not use it"
@@ -236,10 +233,7 @@ def check_digest(value: str, digits: int, where: str) -> str:
 
 
 def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
-    """Return the model file with this SHA-256; if the cache lacks it, `download` it into a folder.
-
-    DiffctlError if the digest is invalid, or the downloaded file has another one.
-    """
+    """Return the cached file with this SHA-256, `download`ed if missing; DiffctlError if it differs."""
     target = MODEL_RUNS / check_digest(sha256, SHA256_DIGITS, f"MLflow's tag {FILE_SHA256}") / WEIGHTS
     if target.exists() and sha256_file(target) == sha256:
         return target

@@ -53,10 +53,7 @@ class _Params(Section, extra="ignore"):
 
 
 def project_model() -> str:
-    """Return the name of this project's registered model.
-
-    Of params.yaml only data.name has to be valid: a rollback is possible whatever else is being edited there.
-    """
+    """Return the name of this project's registered model; of params.yaml only data.name has to be valid."""
     return model_name(validate(_Params, read_params(earlier_names=True), PARAMS).data.name)
 
 
@@ -99,19 +96,13 @@ def champion_run(name: str) -> str:
 
 
 def fetch_scores_of(name: str, number: int | None = None) -> ScoresDocument:
-    """Return the scores that a version (default: the champion) was registered with.
-
-    UsageError if there is no such version.
-    """
+    """Return the scores of a version (default: the champion); UsageError if there is no such version."""
     with mlflow_client() as client:
         return fetch_version_scores(client, require_version(client, name, number))
 
 
 def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
-    """Return the file and the scores of a version, by default of the champion.
-
-    UsageError if there is no such version, DiffctlError if its file was changed.
-    """
+    """Return a version, by default the champion; UsageError if there is none, DiffctlError if damaged."""
     with mlflow_client() as client:
         return _fetch_files(client, require_version(client, name, number))
 
@@ -144,10 +135,7 @@ def list_versions(name: str) -> list[RegisteredVersion]:
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
-    """Return the version of the best model of these scores; None if it is not registered.
-
-    Prefer the version with these very scores, then the champion, then the newest one with its weights.
-    """
+    """Return the version of the scores' best model: of these scores, else the champion, else the newest."""
     scores = best_model_scores(document)
     name, sha256 = model_name(data_name(scores)), str(scores.cells[scores.best.cell].card.get("model_sha256"))
     with mlflow_client() as client:

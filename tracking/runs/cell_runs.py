@@ -82,10 +82,7 @@ def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Im
 
 
 def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
-    """Return the picture (H, W, 3) of each cell that has one.
-
-    DiffctlError if MLflow does not answer, UsageError if a file is not a picture.
-    """
+    """Return the picture (H, W, 3) of each cell that has one; DiffctlError if MLflow does not answer."""
     found: dict[str, Images] = {}
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
         children = _children(client, run)

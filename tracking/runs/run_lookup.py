@@ -73,10 +73,7 @@ def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Ru
 
 
 def newest_experiment_link(address: str, uri: str) -> str:
-    """Return the page of the newest training's experiment in MLflow's UI at `address`.
-
-    The address alone if there is no training, or the server does not answer. Creates a missing local store.
-    """
+    """Return the page of the newest training's experiment at `address`, or the address if there is none."""
     try:
         with mlflow_client(uri) as client:
             runs = training_runs(client, newest=1)
@@ -98,10 +95,7 @@ def find_ui(run_id: str) -> str:
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":
-    """Return the training's run with this id, unique beginning of an id, name or fingerprint.
-
-    UsageError unless exactly one run matches.
-    """
+    """Return the run with this id, beginning of an id, name or fingerprint; UsageError unless one matches."""
     with mlflow_client(uri) as client:
         runs = training_runs(client)
     exact = [

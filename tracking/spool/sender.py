@@ -41,10 +41,7 @@ class Sender:
     process: "subprocess.Popen[bytes] | None"
 
     def close(self, timeout: float) -> bool:
-        """Let it finish within `timeout` seconds; return whether everything was delivered by then.
-
-        It continues for a while after the timeout. Never raises.
-        """
+        """Let it finish; return whether everything was delivered in `timeout` seconds. It then continues."""
         if self.process is None:
             return False
         assert self.process.stdin is not None, "start_sender opens it"
@@ -127,10 +124,7 @@ class SyncResult:
 
 
 def deliver_all(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[SyncResult]:
-    """Deliver every incomplete spool below `root`, and create lost runs again.
-
-    MlflowUnavailable if no server answers, MlflowDenied if it requires another password.
-    """
+    """Deliver every incomplete spool; MlflowUnavailable or MlflowDenied if no server accepts it."""
     uri, folders = uri or tracking_uri(), spool_folders(root)
     if folders:
         check_reachable(uri)  # once, not for every training

@@ -90,10 +90,7 @@ class Spool:
             self._append_once("artifact", path=str(kept), folder=folder, sha256=sha256)
 
     def sync(self) -> None:
-        """Write and fsync all events; DiffctlError if there is no room.
-
-        Call it before a state is saved: a resume from that state does not log them again.
-        """
+        """Write and fsync all events, before a state is saved; DiffctlError if there is no room."""
         try:
             if self._unwritten:
                 self._write()
