@@ -26,8 +26,7 @@ from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.signals import interrupt_on_signal
 from flows.dvc_stage import Write
 from flows.output_relay import echo, plain_line
-from flows.prefect_server.client import environment
-from flows.run_lock import FLOW_RUN
+from flows.run_lock import FLOW_RUN, environment
 from flows.sweep_cells import PARENT
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
 

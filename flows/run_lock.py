@@ -25,6 +25,21 @@ def current_run() -> str:
 
 
 @contextmanager
+def environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables of this process and its children for the block, then restore them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
 def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: bool = False) -> Iterator[None]:
     """Hold the run lock of the folder; processes started in the block share it.
 
@@ -36,15 +51,8 @@ def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: boo
         f"another run, or a stage that outlived it, is running in {folder.resolve()} "
         f"({holding_group(lock) or 'it has just ended'}): wait for it to end"
     )
-    before = os.environ.get(VARIABLE)
-    with group_lock(lock, run, wait, busy, through_exec=through_exec):
-        os.environ[VARIABLE] = run
-        try:
-            yield
-        finally:
-            os.environ.pop(VARIABLE)
-            if before is not None:
-                os.environ[VARIABLE] = before
+    with group_lock(lock, run, wait, busy, through_exec=through_exec), environment({VARIABLE: run}):
+        yield
 
 
 @contextmanager

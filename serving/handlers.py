@@ -80,7 +80,8 @@ async def respond(work: Work, form: str, request: Request) -> Response:
     images = await wait_for_images(work, request)
     if images is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
-    response = await asyncio.to_thread(FORMATS[form], work.model.sampled(work.pending, images))
+    about = work.model.describe(work.pending)
+    response = await asyncio.to_thread(FORMATS[form], to_nhwc(images), about)
     response.headers.update(work.headers)
     return response
 
@@ -106,8 +107,8 @@ async def sse_events(work: Work) -> AsyncIterator[bytes]:
     while (stepped := await pending.steps.get()) is not None:
         yield _event("step", await asyncio.to_thread(_step_event, pending, stepped))
     try:
-        sampled = work.model.sampled(pending, await _result(pending))
-        yield _event("images", await asyncio.to_thread(images_response, sampled))
+        images = to_nhwc(await _result(pending))
+        yield _event("images", await asyncio.to_thread(images_response, images, work.model.describe(pending)))
     except (NonFiniteError, HTTPException) as error:
         yield _event("error", Problem(detail=getattr(error, "detail", str(error))))
 

@@ -1,13 +1,11 @@
 """A served model: its weights on the device, an engine, and its description."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from diffusion.choice.selection import best_settings, pareto_front
 from diffusion.engine.engine import Engine
-from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import chosen_condition
@@ -16,7 +14,7 @@ from serving.engine_loop import EngineLoop, PendingImages
 from serving.metrics import Metrics
 from serving.model_source import PublishedModel
 from serving.requests import SampleRequest, ServeConfig, resolve_settings
-from serving.responses import ModelCard, ModelRef, SampledImages
+from serving.responses import ModelCard, ModelRef
 
 
 class ServedModel:
@@ -67,17 +65,16 @@ class ServedModel:
         condition = chosen_condition(labelled, settings, indices, request.class_name)
         return self.loop.submit(settings, indices, condition, every)
 
-    def sampled(self, pending: PendingImages, images: Tensor) -> SampledImages:
-        """Return finished images (N, C, H, W) with their metadata."""
+    def describe(self, pending: PendingImages) -> dict[str, Any]:
+        """Return the metadata of images in a response."""
         job, labels = pending.job, pending.job.condition.labels
-        return SampledImages(
-            images=to_nhwc(images),
-            model=self.ref,
-            settings=job.settings.model_dump(mode="json"),
-            nfe=job.nfe,
-            indices=list(job.indices),
-            labels=None if labels is None else labels.tolist(),
-        )
+        return {
+            "model": self.ref,
+            "settings": job.settings.model_dump(mode="json"),
+            "nfe": job.nfe,
+            "indices": list(job.indices),
+            "labels": None if labels is None else labels.tolist(),
+        }
 
     def card(self, state: Literal["serving", "draining"]) -> ModelCard:
         """Return the description of the model for /v1/models."""

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from fastapi import Response
 from fastapi.responses import JSONResponse
@@ -70,39 +70,28 @@ class Problem(BaseModel):
     detail: str
 
 
-class SampledImages(NamedTuple):
-    """Images (N, H, W, C) and their metadata."""
-
-    images: Images
-    model: ModelRef
-    settings: dict[str, Any]
-    nfe: int
-    indices: list[int]
-    labels: list[int] | None
-
-
 def encode_pngs(images: Images) -> list[str]:
     """Return each image as a PNG in base64."""
     return [base64.b64encode(png_bytes(image)).decode() for image in images]
 
 
-def images_response(sampled: SampledImages) -> ImagesResponse:
-    """Return the images with their metadata as a response body."""
-    return ImagesResponse(**{**sampled._asdict(), "images": encode_pngs(sampled.images)})
+def images_response(images: Images, about: dict[str, Any]) -> ImagesResponse:
+    """Return images (N, H, W, C) with their metadata as a response body."""
+    return ImagesResponse(**about, images=encode_pngs(images))
 
 
-def _json(sampled: SampledImages) -> Response:
-    return JSONResponse(images_response(sampled).model_dump(mode="json"))
+def _json(images: Images, about: dict[str, Any]) -> Response:
+    return JSONResponse(images_response(images, about).model_dump(mode="json"))
 
 
-def _grid(sampled: SampledImages) -> Response:
-    return Response(png_bytes(contact_sheet(sampled.images)), media_type="image/png")
+def _grid(images: Images, about: dict[str, Any]) -> Response:
+    return Response(png_bytes(contact_sheet(images)), media_type="image/png")
 
 
-def _npz(sampled: SampledImages) -> Response:
+def _npz(images: Images, about: dict[str, Any]) -> Response:
     buffer = io.BytesIO()
-    save_npz(buffer, sampled.images, sampled.labels)
+    save_npz(buffer, images, about["labels"])
     return Response(buffer.getvalue(), media_type="application/x-npz")
 
 
-FORMATS: dict[str, Callable[[SampledImages], Response]] = {"json": _json, "grid": _grid, "npz": _npz}
+FORMATS: dict[str, Callable[[Images, dict[str, Any]], Response]] = {"json": _json, "grid": _grid, "npz": _npz}

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import http.client
 import importlib
-import os
 import queue
 import urllib.error
 import urllib.request
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals, make_interrupted
 from flows.output_relay import echo
+from flows.run_lock import environment
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
@@ -47,21 +47,6 @@ def home_settings(home: Path) -> dict[str, str]:
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
     }
-
-
-@contextmanager
-def environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables of this process and its children for the block, then restore them."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def is_healthy(url: str, timeout: float) -> bool:

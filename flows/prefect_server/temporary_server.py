@@ -24,12 +24,12 @@ from flows.prefect_server.client import (
     BUSY,
     CLIENT_SETTINGS,
     HOME,
-    environment,
     home_settings,
     is_healthy,
     quiet_client,
 )
 from flows.prefect_server.local_servers import local_prefect
+from flows.run_lock import environment
 from tracking.connectivity import redact_uri
 
 START_SECONDS = 120  # a first start creates the database: 10 s on two idle cores

@@ -14,7 +14,7 @@ from typing import Any
 
 from diffusion.code_digest import library_version
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from flows.prefect_server.client import environment
+from flows.run_lock import environment
 
 CHECK_SECONDS = 10
 RETRIES = 3  # of a task after its worker died

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
-from flows.prefect_server.client import environment
+from flows.run_lock import environment
 from flows.sweep_cells import CellTasks, run_cells
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.toy_project import script
