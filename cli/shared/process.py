@@ -25,7 +25,6 @@ from diffusion.system.errors import (
 from diffusion.system.signals import StopRequest
 from flows.stage_outcome import StageOutcome, kind_of
 
-ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 HANDLES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -142,8 +141,5 @@ def describe_os_error(error: OSError) -> str | None:
     name = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
     if is_disk_full(error):
         return f"{name} cannot be written ({error.strerror}): free some space"
-    if error.errno in ACCESS:
-        return f"{name} cannot be used ({error.strerror}): change its permissions, or use another path"
-    if error.errno in HANDLES:
-        return f"{name} cannot be opened ({error.strerror}): raise the limit with `ulimit -n`"
-    return f"{name} cannot be used ({error.strerror}): check it, or use another path"
+    remedy = "raise the limit with `ulimit -n`" if error.errno in HANDLES else "check it, or use another path"
+    return f"{name} cannot be used ({error.strerror}): {remedy}"

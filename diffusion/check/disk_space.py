@@ -4,7 +4,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from diffusion.check.findings import Finding, Project
 from diffusion.data.prepare import shape_of
@@ -23,12 +22,8 @@ STATES = 3  # two kept and one being written
 MODEL_BYTES = 4  # per parameter of a model file
 
 
-class Need(NamedTuple):
-    """Bytes that a part of the work will add at a path."""
-
-    part: str
-    place: Path
-    size: int
+Need = tuple[str, Path, int]
+"""Bytes that a part of the work will add at a path: the part, the path, the bytes."""
 
 
 def check_disk(project: Project) -> Iterator[Finding]:
@@ -46,11 +41,11 @@ def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
     """Yield a finding per disk."""
     disks: dict[int, Counter[str]] = {}
     folders: dict[int, Path] = {}
-    for need in needs:
-        folder = _there(need.place)
+    for part, place, size in needs:
+        folder = _there(place)
         disk = folder.stat().st_dev
         folders.setdefault(disk, folder)
-        disks.setdefault(disk, Counter())[need.part] += need.size
+        disks.setdefault(disk, Counter())[part] += size
     for disk, parts in disks.items():
         folder, needed = folders[disk], parts.total()
         free = shutil.disk_usage(folder).free
@@ -76,9 +71,9 @@ def _data(project: Project) -> list[Need]:
     images = info.images * size * size * channels
     copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
     return [
-        Need("data", cache_root(), 2 * info.download),
-        Need("data", work, max(0, images - disk_usage(work))),
-        Need("data", out, copies * images),
+        ("data", cache_root(), 2 * info.download),
+        ("data", work, max(0, images - disk_usage(work))),
+        ("data", out, copies * images),
     ]
 
 
@@ -94,13 +89,13 @@ def _training(project: Project) -> list[Need]:
     snapshots = profiles * len(plan.train.snapshot_steps())
     models = MODEL_BYTES * parameters * len(project.config.sweep.sigma_rels)
     needs = [
-        Need("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
-        Need("training", root / MODEL, 2 * MODEL_BYTES * parameters),
-        Need("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
-        Need("averages", root / AVERAGES, 2 * snapshots),
-        Need("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
+        ("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
+        ("training", root / MODEL, 2 * MODEL_BYTES * parameters),
+        ("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
+        ("averages", root / AVERAGES, 2 * snapshots),
+        ("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
     ]
-    return [need for need in needs if need.size or need.part == "training"]
+    return [need for need in needs if need[2] or need[0] == "training"]
 
 
 def _samples(project: Project) -> list[Need]:
@@ -113,7 +108,7 @@ def _samples(project: Project) -> list[Need]:
         if not (project.is_trained and (samples / cell.name).is_dir())
     ]
     size = len(cells) * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
-    return [Need("samples", project.root / CELL_RUNS, size), Need("samples", samples, 2 * size)]
+    return [("samples", project.root / CELL_RUNS, size), ("samples", samples, 2 * size)]
 
 
 def _there(path: Path) -> Path:
