@@ -118,10 +118,7 @@ def run_cells(cells: CellTasks) -> None:
 
 
 async def _flow(cells: CellTasks) -> "State":
-    """Run a flow with a task per cell, as a child of the task in PARENT.
-
-    Its state is failed if a cell is, cancelled after a signal.
-    """
+    """Run a flow with a task per cell, as a child of the task in PARENT; its state is failed if a cell is."""
     from prefect import State, flow, task
     from prefect.cache_policies import NO_CACHE
     from prefect.client.orchestration import get_client

@@ -41,10 +41,7 @@ def read_token(path: Path) -> bytes:
 
 
 def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
-    """Return a socket that is bound to the address and not listening yet.
-
-    Raise UsageError for a public address without a token, DiffctlError if the address is not available.
-    """
+    """Return a bound socket; raise UsageError if public without a token, DiffctlError if it is taken."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):

@@ -56,10 +56,7 @@ class ServedModel:
         return settings
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:
-        """Queue the images of a request, with an event every `every` steps.
-
-        Raise UsageError if it does not fit, Full if the queue is full.
-        """
+        """Queue the images of a request; raise UsageError if it does not fit, Full if the queue is full."""
         settings = self.resolve(request)
         labelled, indices = self._guides.labelled(self._loaded), list(request.image_indices)
         condition = chosen_condition(labelled, settings, indices, request.class_name)

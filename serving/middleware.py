@@ -73,10 +73,7 @@ def model_headers(model: ModelRef) -> list[tuple[bytes, bytes]]:
 
 
 class AccessMiddleware:
-    """Requires the bearer token except for health checks; without a token, a Host header of this machine.
-
-    The rule for Host headers prevents DNS rebinding.
-    """
+    """Requires the token except for health checks, without one a local Host, which prevents DNS rebinding."""
 
     def __init__(self, app: ASGIApp, token: bytes | None) -> None:
         self._app, self._token = app, token

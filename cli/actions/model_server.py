@@ -58,10 +58,7 @@ def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> N
 
 
 def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
-    """Return the host and port of Ray's proxies, equal on each machine of a cluster.
-
-    UsageError if the host is not loopback without a token, or if a cluster has no fixed port.
-    """
+    """Return the address of Ray's proxies; UsageError if it is public without a token, or has no port."""
     if cluster is None:
         with bind_socket(host, port, has_token) as bound:
             shown, number, *_ = bound.getsockname()

@@ -121,10 +121,7 @@ def _load_config() -> Config:
 
 
 def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any], str]:
-    """Return the settings that all trials share, and the digest of the data.
-
-    UsageError if a point is no valid configuration or does not fit the data, or if the reference is missing.
-    """
+    """Return the settings that all trials share, and the data's digest; UsageError for an invalid point."""
     assert config.search is not None, "it has the section"
     refuse_invalid(values, config.search, parse)
     fetch_pretrained(config.train.init_from)

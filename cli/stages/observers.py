@@ -137,10 +137,7 @@ class Validation:
 
 
 class TrackedTraining(ConsoleTraining):
-    """The observer that adds metrics, previews, scores and the model to the spool of MLflow.
-
-    `on_validation` is called with each validation loss.
-    """
+    """The observer that adds metrics, previews, scores and the model to the spool of MLflow."""
 
     def __init__(
         self,

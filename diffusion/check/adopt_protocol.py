@@ -45,10 +45,7 @@ class Unchanged(NamedTuple):
 
 
 def adopt_protocol(name: str, sections: Mapping[str, Any]) -> tuple[list[Change], list[Unchanged]]:
-    """Return what makes `sections`, params.yaml as plain values, follow a protocol, and what cannot follow.
-
-    Statistics are searched in the folder `references` and next to params.yaml.
-    """
+    """Return the changes by which `sections` (params.yaml) follow a protocol, and what cannot follow."""
     after: Sections = {key: dict(values) for key, values in sections.items() if isinstance(values, Mapping)}
     left, data = [], sections["data"]["name"]
     differing = {one.field for one in mismatches(name, sections)}

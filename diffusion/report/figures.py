@@ -111,10 +111,7 @@ def _plot_points(axes: Axes, points: Sequence[CostPoint], form: str, **style: ob
 
 @figure_style()
 def loss_curve(curve: TrainingCurve, label: str) -> Figure:
-    """Draw the training loss (thin), its moving average (thick) and validation losses (markers).
-
-    The axis is logarithmic if all values are positive.
-    """
+    """Draw the loss (thin), its moving average (thick) and validation losses; on a log axis if positive."""
     heldout = curve.lines()
     figure, axes = _axes()
     colour, smooth = line_colour(0), moving_average(curve.loss)

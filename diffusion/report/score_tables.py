@@ -65,10 +65,7 @@ def number(value: float, places: int) -> str:
 def score_table(
     document: ScoresDocument, spec: ExtractorSpec, *, distances_only: bool = False
 ) -> dict[str, Any]:
-    """Return axes, columns and rows of text: held-out real images first, then the cells by steps.
-
-    Marked are the best value of each column with intervals, the values tied with it, and the best cell's row.
-    """
+    """Return axes, columns and rows of text, real images first; the best values and those tied are marked."""
     columns, cells = score_columns(document, spec), document.cells
     if distances_only:
         columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}

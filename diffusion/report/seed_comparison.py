@@ -85,10 +85,7 @@ def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedCompa
 
 
 def by_seed(document: ScoresDocument, others: Documents, name: str) -> dict[int, CellScores]:
-    """Return a cell of a training and of its siblings with the same protocol, one per seed.
-
-    Of several trainings with one seed the first is used, and for its own seed the training itself.
-    """
+    """Return a cell of a training and of its siblings with the same protocol, the first one of each seed."""
     siblings = [other for _, other in _siblings(document, others)]
     return cells_by_seed([document, *siblings], name, document.cells[name])
 

@@ -42,10 +42,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Forward(FigureData):
-    """The `schedules` by name, the configured one first, and noised images (K, H, W, C) at the K `times`.
-
-    `noised` is empty without an image.
-    """
+    """The `schedules` by name, the configured one first, and images (K, H, W, C) noised to the K `times`."""
 
     schedules: dict[str, Schedule]
     times: list[int]

@@ -74,10 +74,7 @@ def quiet_client(url: str) -> Iterator[None]:
 
 @contextmanager
 def api_client(url: str, refusal: Callable[[str], Exception]) -> Iterator["SyncPrefectClient"]:
-    """Yield a client of the API at `url`; `refusal` makes the exception for a reason that the API gives.
-
-    Raise UsageError if the server requires another password.
-    """
+    """Yield a client of the API at `url`; raise UsageError for a wrong password, else `refusal(reason)`."""
     import httpx
 
     with quiet_client(url):

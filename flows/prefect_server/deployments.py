@@ -63,10 +63,7 @@ def deploy_all(url: str, root: Path = Path()) -> list[Deployment]:
 
 
 def emit_data_changed(url: str, data: str) -> None:
-    """Emit the event that the data set changed; raise TemporaryError if the server at `url` does not answer.
-
-    Prefect confirms no event: the events page shows whether it arrived.
-    """
+    """Emit the event that the data changed, unconfirmed; raise TemporaryError if Prefect is away."""
     _require_healthy(url)
     with quiet_client(url):  # sends buffered events at its end
         from prefect.events import emit_event

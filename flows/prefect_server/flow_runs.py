@@ -98,10 +98,7 @@ def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
 
 
 def reap_pending_runs(seconds: float) -> list[ReapedRun]:
-    """Set runs of deployments that were Pending for longer than `seconds` to Crashed, to free their slots.
-
-    Return an empty list if no server is known; raise TemporaryError if it does not answer.
-    """
+    """Set runs that were Pending for `seconds` to Crashed; raise TemporaryError if Prefect is away."""
     url = prefect_url()
     if url is None:
         return []

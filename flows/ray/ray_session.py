@@ -57,10 +57,7 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
 
 
 def resolve_gpus(wanted: float | None, option: str, of: str) -> float:
-    """Return the GPUs per shard or replica (the word `of`): by default one if Ray has any.
-
-    Raise UsageError with the name of the `option` if the cluster has fewer.
-    """
+    """Return the GPUs per shard or replica (the word `of`); raise UsageError if Ray has fewer."""
     import ray
 
     there = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]

@@ -43,10 +43,7 @@ POLL_SECONDS = 0.5
 
 @contextmanager
 def ray_runner(config: SampleConfig) -> "Iterator[ShardRunner]":
-    """Yield a ShardRunner; a local Ray ends with the block.
-
-    Raise UsageError if Ray is missing or has too few GPUs, DiffctlError if the cluster does not answer.
-    """
+    """Yield a ShardRunner; raise UsageError without Ray or its GPUs, DiffctlError without the cluster."""
     with ray_session(config.address, "sample.runner ray needs Ray: pip install 'diffctl[ray]'"):
         gpus = resolve_gpus(config.num_gpus, "sample.num_gpus", "shard")
         yield functools.partial(_run, gpus, uuid.uuid4().hex, {})
@@ -115,10 +112,7 @@ def make_shard(
     shard: range,
     *contents: Any,
 ) -> "Images":
-    """Return a shard's images; raise DiffctlError if diffctl or torch differ from the driver's.
-
-    `contents` are those of the files with these SHA-256.
-    """
+    """Return a shard's images by the files' `contents`; raise DiffctlError if diffctl or torch differ."""
     import torch
 
     from diffusion.sample.cell_images import shard_images

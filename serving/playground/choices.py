@@ -98,10 +98,7 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
 
 
 def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
-    """Return NFE per image and Fréchet distance of each cell of a sweep, by increasing NFE.
-
-    A point `on_front` is a cell that no other one beats in both. Its `settings` lack the seed.
-    """
+    """Return NFE and Fréchet distance of a sweep's cells by increasing NFE, marked if `on_front`."""
     metric, front = scores.spec.distance, {one.cell for one in scores.front}
     points: list[dict[str, Any]] = []
     for name, cell in scores.cells.items():

@@ -108,10 +108,7 @@ def _is_significant(row: ScoreRow) -> bool:
 
 
 def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
-    """Draw the first score over the steps: a chart per setting of the other axes, a line per column.
-
-    `cells` are the first document's. Empty if no setting has two numbers of steps.
-    """
+    """Draw the first score over the steps: a chart per setting with several of them, a line per column."""
     points: dict[str, list[CurvePoint]] = {}
     for row in _first_score(comparison):
         cell = cells[row.cell]

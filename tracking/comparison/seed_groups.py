@@ -28,10 +28,7 @@ MAX_AT_GATE = 10  # versions of a setting that the gate reads, the newest
 
 
 def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
-    """Return the scores of trainings of the same setting with other seeds, the newest first.
-
-    UsageError if the scores do not name the training of their model.
-    """
+    """Return the scores of the setting's other seeds, the newest first; UsageError if it is unknown."""
     training = document.training
     if training is None:
         raise UsageError("these scores do not name the training of their model, so other seeds are unknown")
@@ -53,10 +50,7 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
 def describe_seeds(
     client: "MlflowClient", name: str, candidate: ScoresDocument, champion: ScoresDocument
 ) -> str:
-    """Return the end of the gate's sentence on a candidate; empty if no setting has several seeds.
-
-    It reports the champion's best cell and score, of versions with the champion's protocol.
-    """
+    """Return the end of the gate's sentence, on the champion's best cell; empty without several seeds."""
     ours, theirs = candidate.training, champion.training
     cell, metric, _ = best_cell(champion.cells)
     if ours is None or theirs is None or cell not in candidate.cells:

@@ -118,10 +118,7 @@ class History:
 
     @property
     def holders(self) -> list[int]:
-        """The stack of versions that rollbacks return to; the last one is the champion.
-
-        A version that was scored again is replaced by the version that it became.
-        """
+        """The stack of champions that rollbacks return to, of versions scored again the last one."""
         return self._replay[0]
 
     @property

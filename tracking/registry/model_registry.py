@@ -57,10 +57,7 @@ def register(
 def _best_model(
     document: ScoresDocument, model: Path, scores_file: Path
 ) -> "tuple[NetworkFiles, str, ScoresDocument]":
-    """Return the files of the best cell, its model's digest on cards, and the scores of that model.
-
-    DiffctlError if scores are of another file, profile or guide.
-    """
+    """Return the best cell's files, its model's digest and scores; DiffctlError for another model."""
     from diffusion.model.model_file import read_verified_artefact  # torch
     from diffusion.sample.ema_models import ema_model_file, matching_snapshots
     from diffusion.sample.network_files import card_files

@@ -176,10 +176,7 @@ def _unreadable(registered: "ModelVersion") -> str:
 
 
 def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -> "NetworkFiles":
-    """Return the files in the cache of a version's model, and of what guides it in its best cell.
-
-    DiffctlError if diffctl did not register it, or a file's SHA-256 is not the one in its tag.
-    """
+    """Return the cached files of a version's networks; DiffctlError if it is not diffctl's or was changed."""
     from diffusion.sample.network_files import NetworkFiles  # torch
 
     _refuse_unreadable(registered)

@@ -44,10 +44,7 @@ def read_identity(path: Path) -> TrainingIdentity:
 
 
 def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data_name: str) -> str:
-    """Return the id of a training's run, created if MLflow does not have it.
-
-    Deliver the training's spool first, so that an outage does not lead to a second run.
-    """
+    """Return the id of a training's run, created if MLflow lacks it after its spool was delivered."""
     folder = TRAIN_RUNS / identity.fingerprint
     training = read_status(folder)
     if training is not None and training.key == identity.key:

@@ -64,10 +64,7 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
 
 
 def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
-    """Log the best cell's scores and axes as metrics, and its setting as a tag.
-
-    MLflow ignores a point that it has already, so the same scores at one `time` are logged once.
-    """
+    """Log the best cell's scores and axes as metrics at one `time`, so once, and its setting as a tag."""
     from mlflow.entities import Metric
 
     best = document.cells[document.best.cell]
