@@ -10,6 +10,10 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.sample.network_files import NetworkFiles, card_files
 from diffusion.system.errors import UsageError
+from tracking.keys import model_name
+from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_model, fetch_scores
 
 
 class PublishedModel(NamedTuple):
@@ -54,14 +58,10 @@ class ChampionSource:
 
     def fetch(self) -> PublishedModel:
         """Return the champion; raise UsageError if there is none."""
-        from tracking.registry.registered_models import fetch_version_files
-
         return PublishedModel(self._name, *fetch_version_files(self._name))
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
-        from tracking.registry.registered_models import champion_version
-
         return champion_version(self._name) not in (None, since.version)
 
 
@@ -87,11 +87,6 @@ def _best_files(scores: ScoresDocument, model: Path) -> NetworkFiles:
 
 def model_of_run(name: str) -> PublishedModel:
     """Return the model of an MLflow run, given by id or name, with its scores if it was evaluated."""
-    from tracking.keys import model_name
-    from tracking.registry.registered_models import find_version_files
-    from tracking.runs.run_lookup import find_run
-    from tracking.runs.scored_runs import fetch_model, fetch_scores
-
     file, run = fetch_model(name), find_run(name)
     artefact, title = read_artefact(file), str(run.info.run_name)
     try:

@@ -8,6 +8,9 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.section import PositiveInt
 from serving.model_source import ModelSource, PublishedModel
 from serving.service import Service
+from tracking.keys import model_name
+from tracking.registry.registered_models import fetch_version_files
+from tracking.registry.registered_models import list_versions as registered_versions
 
 
 class VersionRequest(BaseModel):
@@ -28,8 +31,6 @@ class ChoosableSource:
 
     def fetch(self) -> PublishedModel:
         """Return the chosen model; raise UsageError if it does not exist."""
-        from tracking.registry.registered_models import fetch_version_files
-
         chosen = self.chosen
         if chosen is None:
             published = self._first.fetch()
@@ -58,12 +59,10 @@ async def choose_version(service: Service, source: ChoosableSource, request: Ver
 
 def list_versions(service: Service, source: ChoosableSource) -> dict[str, Any]:
     """Return the registered versions, newest first, and the chosen one, or `why` there are none."""
-    from tracking.registry import registered_models
-
     name, why = _registered_name(service), None
     versions: list[dict[str, Any]] = []
     try:
-        found = registered_models.list_versions(name)
+        found = registered_versions(name)
         versions = [{"version": one.version, "champion": one.is_champion} for one in found]
     except DiffctlError as error:
         why = str(error)
@@ -72,8 +71,6 @@ def list_versions(service: Service, source: ChoosableSource) -> dict[str, Any]:
 
 def _registered_name(service: Service) -> str:
     """Return the registered name of the model that serves, for a file that of its data set."""
-    from tracking.keys import model_name
-
     model = service.current
     registered = model.published.version is not None
     return model.published.name if registered else model_name(model.artefact.data.name)
