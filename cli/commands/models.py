@@ -12,7 +12,6 @@ from cli.shared.command import (
     command,
     option,
     out_option,
-    output_folder,
     shared_options,
 )
 from cli.shared.options import (
@@ -77,12 +76,7 @@ class Ema(JsonOptions):
     sigma_rel: str = option("Widths of the EMA profiles, such as 0.05,0.1,0.2.")
     source: Path = option("The folder of snapshots.", "--from", default=AVERAGES)
     out: Path = option(
-        "The folder of the model files.",
-        "--out",
-        "-o",
-        parser=output_folder,
-        metavar="FOLDER",
-        default=Path("models"),
+        "The folder of the model files.", "--out", "-o", metavar="FOLDER", default=Path("models")
     )
 
 
@@ -148,7 +142,7 @@ class ImportDiffusers(ImportOptions):
 class ExportDiffusers(JsonOptions, ModelOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
-    folder: Path = argument("The new pipeline folder.", parser=output_folder, metavar="FOLDER")
+    folder: Path = argument("The new pipeline folder.", metavar="FOLDER")
 
 
 import_app = typer.Typer(name="import", help="Import a model of another project.", no_args_is_help=True)

@@ -54,13 +54,6 @@ def output_file(given: str | Path) -> Path:
     return Path(text)
 
 
-def output_folder(given: str | Path) -> Path:
-    """Return the path; UsageError if it is empty."""
-    if not str(given):
-        raise UsageError("'' is no folder name: give one")
-    return Path(given)
-
-
 @dataclass(kw_only=True)
 class Options:
     """Base class of a command's options. Its docstring is the help text of the command."""
