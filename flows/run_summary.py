@@ -29,7 +29,7 @@ MAX_PNG = 100_000  # bytes of the picture in the artifact
 
 
 Links = Callable[[], Iterator[str]]
-"""Yields a line per link; a DiffctlError, such as an unavailable MLflow, drops the rest."""
+"""Yields a line per link; a DiffctlError, such as an unavailable MLflow, drops all."""
 
 
 async def publish_markdown(make: Callable[[], str], description: str) -> None:
@@ -52,7 +52,8 @@ def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str
     best = f"Best: {describe_selection(document.best)}"
     parts = [best, describe_disagreement(document), cells_table(document)]
     parts += _picture(samples / document.best.cell, document.best.cell)
-    parts += _listed(links)
+    with suppress(DiffctlError):  # MLflow may be unavailable
+        parts.append("\n".join(f"- {line}" for line in links()))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -70,15 +71,6 @@ def evaluation_markdown(values: JsonObject) -> str:
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
     title = f"{images} against {reference['name']}, extractor {values['extractor']}"
     return f"{title}\n\n{table}\n"
-
-
-def _listed(links: Links) -> Iterator[str]:
-    """Yield the links as one Markdown list, nothing without links."""
-    lines: list[str] = []
-    with suppress(DiffctlError):  # MLflow may be unavailable
-        lines.extend(f"- {line}" for line in links())
-    if lines:
-        yield "\n".join(lines)
 
 
 def _picture(folder: Path, name: str) -> Iterator[str]:
