@@ -55,16 +55,17 @@ def open_ui(options: Ui) -> None:
     if not is_port_free(options.port):
         raise DiffctlError(f"port {options.port} is in use: give another one with --port")
     begin("looking for the newest run")
-    link = newest_experiment_link(f"http://127.0.0.1:{options.port}", uri)
+    page = f"http://127.0.0.1:{options.port}"
+    link = newest_experiment_link(page, uri)
     typer.echo(f"starting MLflow on 127.0.0.1:{options.port}")
-    if code := _serve(uri, options.port, link):
+    if code := _serve(uri, options.port, page, link):
         raise DiffctlError(f"the MLflow server failed (exit {code}): see its messages above")
 
 
 POLL_SECONDS = 0.1
 
 
-def _serve(uri: str, port: int, link: str) -> int:
+def _serve(uri: str, port: int, page: str, link: str) -> int:
     """Run MLflow's server until Ctrl-C or SIGTERM and return 0, or its exit code if it ends by itself."""
     with stop_request() as stop:
         # In a session of its own, since it prints a traceback on Ctrl-C.
@@ -74,7 +75,7 @@ def _serve(uri: str, port: int, link: str) -> int:
         is_ready = False
         try:
             while (code := server.poll()) is None and stop.signal is None:
-                if not is_ready and is_mlflow_healthy(port):
+                if not is_ready and is_mlflow_healthy(page):
                     typer.echo(f"MLflow: {link} (Ctrl-C ends it)")
                     is_ready = True
                 time.sleep(POLL_SECONDS)

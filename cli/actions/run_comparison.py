@@ -16,7 +16,7 @@ from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excl
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.errors import DiffctlError
 from diffusion.system.output_paths import check_output, write_output_text
-from flows.prefect_server.local_servers import mlflow_page
+from flows.prefect_server.local_servers import is_mlflow_healthy, mlflow_page
 from tracking.comparison.compared_runs import (
     load_pictures,
     load_real_picture,
@@ -27,6 +27,7 @@ from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
 from tracking.comparison.score_comparison import compare as compare_scores
 from tracking.comparison.seed_groups import other_seeds
+from tracking.mlflow_pages import LOCAL
 from tracking.store import tracking_uri
 
 
@@ -35,7 +36,7 @@ def compare_runs(options: Compare) -> None:
     if options.html is not None:
         check_output(options.html, "--html")
     scored = [load_scored(name) for name in options.names]
-    link = mlflow_comparison_link(scored, mlflow_page(tracking_uri())) if options.open_page else None
+    link = mlflow_comparison_link(scored, _page()) if options.open_page else None
     result = compare_scores(scored, options.metric or [], apart=options.per_seed)
     if options.html is not None:
         pictures = [load_pictures(one) for one in scored]
@@ -51,6 +52,15 @@ def compare_runs(options: Compare) -> None:
         raise DiffctlError(
             "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
         )
+
+
+def _page() -> str:
+    """Return the address of MLflow's pages."""
+    if page := mlflow_page(tracking_uri()) or (LOCAL if is_mlflow_healthy(LOCAL) else None):
+        return page
+    raise DiffctlError(
+        f"no MLflow server at {LOCAL} shows these runs: start it by `diffctl ui` and try again"
+    )
 
 
 def _show_comparison(result: Comparison) -> None:

@@ -165,9 +165,9 @@ def mlflow_page(uri: str) -> str | None:
     return server.page if server is not None and server.answers else None
 
 
-def is_mlflow_healthy(port: int) -> bool:
-    """Return whether an MLflow server on this machine is healthy at that port."""
-    return _get(f"http://127.0.0.1:{port}{MLFLOW.health}") is not None
+def is_mlflow_healthy(page: str) -> bool:
+    """Return whether an MLflow server on this machine is healthy at that address."""
+    return _get(page + MLFLOW.health) is not None
 
 
 def local_prefect() -> str | None:

@@ -11,7 +11,7 @@ from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
 from tracking.mlflow_pages import comparison_link
-from tracking.runs.run_lookup import find_run, find_ui
+from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_scores
 
 if TYPE_CHECKING:
@@ -90,14 +90,11 @@ def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> "I
     return montage(real_images(store, labels, MONTAGE))
 
 
-def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str | None = None) -> str:
-    """Return the page of MLflow that compares these runs, on the server at `address`.
-
-    Without an address, use `diffctl ui`. UsageError if one is a file; DiffctlError if no server shows them.
-    """
+def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str) -> str:
+    """Return the page at `address` on which MLflow compares these runs; UsageError if one is a file."""
     runs = [one.run for one in scored if one.run is not None]
     if len(runs) < len(scored):
         files = ", ".join(one.label for one in scored if one.run is None)
         raise UsageError(f"--open shows runs of MLflow, and {files} is a file: give a run's id or name")
     ids = [run.info.run_id for run in runs]
-    return comparison_link(address or find_ui(ids[0]), [run.info.experiment_id for run in runs], ids)
+    return comparison_link(address, [run.info.experiment_id for run in runs], ids)

@@ -1,9 +1,7 @@
 """The name of a training's run, and finding runs by a model's identity or by a name that a user gives."""
 
 import contextlib
-import http.client
 import time
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +10,10 @@ from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
-from tracking.connectivity import TIMEOUT_SECONDS, MlflowError
+from tracking.connectivity import MlflowError
 from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, search_runs
 from tracking.keys import FINGERPRINT, KEY, experiment_name
-from tracking.mlflow_pages import LOCAL, experiment_link
+from tracking.mlflow_pages import experiment_link
 from tracking.spool.delivery import deliver
 from tracking.spool.sender import LOCK
 from tracking.spool.spool_status import read_status
@@ -77,18 +75,6 @@ def newest_experiment_link(address: str, uri: str) -> str:
     except MlflowError:
         return address
     return experiment_link(address, runs[0].info.experiment_id) if runs else address
-
-
-def find_ui(run_id: str) -> str:
-    """Return the address at which `diffctl ui` shows this run; DiffctlError if it does not."""
-    try:
-        url = f"{LOCAL}/api/2.0/mlflow/runs/get?run_id={run_id}"
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS):
-            return LOCAL
-    except (OSError, http.client.HTTPException):
-        raise DiffctlError(
-            f"no MLflow server at {LOCAL} shows these runs: start it by `diffctl ui` and try again"
-        ) from None
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":
