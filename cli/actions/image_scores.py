@@ -11,7 +11,6 @@ import typer
 
 from cli.actions.score_tables import show_scores
 from cli.commands.scores import Evaluate
-from cli.shared.options import Extractor
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
 from diffusion.evaluate.adhoc import check_extractors, merge_spaces, score_against_statistics, score_images
@@ -67,18 +66,9 @@ def evaluate_images(options: Evaluate) -> None:
 Score = Callable[..., dict[str, Any]]
 
 
-def _each_once(extractors: Sequence[Extractor]) -> list[str]:
-    """Return their names; UsageError for a duplicate."""
-    names = [one.value for one in extractors]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"--extractor {name} is given twice: leave one out")
-    return names
-
-
 def _scored(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
     """Return the scores of the images in each feature space."""
-    extractors = _each_once(options.extractor or [])
+    extractors = list(dict.fromkeys(one.value for one in options.extractor or []))
     if is_statistics(against):
         spaces = _against_statistics(path, against, extractors)
     else:
