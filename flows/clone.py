@@ -43,9 +43,7 @@ def _updated(wait: float) -> dict[str, str]:
     named = os.environ.get(VARIABLE, "")
     clone = Path(named).expanduser().resolve()
     if not named or not (clone / "dvc.yaml").is_file():
-        raise UsageError(
-            f"{VARIABLE} must name a clone of the project that only scheduled runs use (got {named!r})"
-        )
+        raise UsageError(f"{VARIABLE} must name a clone that only scheduled runs use (got {named!r})")
     installed = Path(flows.__file__).resolve()
     if not installed.is_relative_to(clone):
         raise UsageError(

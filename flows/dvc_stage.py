@@ -190,9 +190,7 @@ def _exit_failure(stage: str, code: int, is_retryable: bool) -> DiffctlError | I
     """Return the error of a stage without an outcome file: it was killed, or is not a command of diffctl."""
     number = -code if code < 0 else code - 128
     if number in (signal.SIGINT, signal.SIGTERM):
-        return Interrupted(
-            f"{stage} was stopped from outside; `diffctl run` resumes from its saved state", number
-        )
+        return Interrupted(f"{stage} was stopped; `diffctl run` resumes from its saved state", number)
     if code < 0 or number == signal.SIGKILL:
         return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
     return StageFailed(stage, f"its command failed (exit {code}), see the output above", retry=is_retryable)

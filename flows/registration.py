@@ -104,7 +104,5 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
         with progress("evaluate") as show:
             rescored = evaluate({cell: store}, config.evaluate, REFERENCE, show, PREPARED)
     if fields := card_diff(rescored.cells[cell.name], target):
-        raise DiffctlError(
-            f"its new card still differs in {', '.join(fields)}: `diffctl run` scores models/ again"
-        )
+        raise DiffctlError(f"its new card differs in {', '.join(fields)}: `diffctl run` scores models/ again")
     return rescored

@@ -61,10 +61,8 @@ def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[
     except UsageError as error:
         raise HTTPException(422, str(error)) from None
     except Full as error:
-        seconds = model.loop.seconds_left
-        raise HTTPException(
-            429, f"{error}: try again in {seconds} s", {"Retry-After": str(seconds)}
-        ) from None
+        wait = model.loop.seconds_left
+        raise HTTPException(429, f"{error}: try again in {wait} s", {"Retry-After": str(wait)}) from None
 
 
 def submit(

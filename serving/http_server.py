@@ -63,9 +63,7 @@ def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
 def require_token(host: str, address: str, has_token: bool) -> None:
     """Raise UsageError if other machines can reach the address and there is no token."""
     if not has_token and not is_loopback(address):
-        raise UsageError(
-            f"{printable(host)} is open to other machines: give a --token-file, or serve at 127.0.0.1"
-        )
+        raise UsageError(f"{printable(host)} is open to others: give a --token-file, or serve at 127.0.0.1")
 
 
 def serve(app: FastAPI, service: Service, bound: socket.socket, on_start: Callable[[], object]) -> None:

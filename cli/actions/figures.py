@@ -41,9 +41,7 @@ def show_forward(options: commands.Forward) -> None:
     options.refuse_idle("store", is_file, "where the image is a file")
     shown = forward_figure(selected_process(options), _image(options.image, options.store), options.seed)
     if not shown.noised:
-        typer.echo(
-            "no data is prepared here, so no image is shown: `diffctl stage data`, or --image", err=True
-        )
+        typer.echo("no data is prepared, so no image is shown: `diffctl stage data`, or --image", err=True)
     write_figure(shown, options)
 
 

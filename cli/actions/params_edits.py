@@ -86,9 +86,7 @@ def _model(name: str) -> Path:
 def _number(text: str) -> int:
     """Return the number of a version."""
     if not (text.isascii() and text.isdecimal() and len(text) < DIGITS and int(text)):
-        raise UsageError(
-            f"--init-from: {brief(text, str)} is no version number: `diffctl history` lists them"
-        )
+        raise UsageError(f"--init-from: {brief(text, str)} is no version: `diffctl history` lists them")
     return int(text)
 
 

@@ -59,9 +59,7 @@ def find_profile(profile: str) -> Path:
             if path.is_file():
                 return path
     names = ", ".join(profile_names()) or "none"
-    raise UsageError(
-        f"no profile {brief(profile, str)} in {PROFILES}/ and no such file; the profiles are: {names}"
-    )
+    raise UsageError(f"no profile {brief(profile, str)} in {PROFILES}/ and no such file; there are: {names}")
 
 
 def _has_unsaved_edits(params: Path, wanted: bytes) -> bool:

@@ -49,18 +49,14 @@ def compare_runs(options: Compare) -> None:
         typer.echo(f"MLflow: {link}", err=options.as_json)
         typer.launch(link)
     if not result.rows:
-        raise DiffctlError(
-            "these scores cannot be compared: " + (_why(result) or "they have no cell in common")
-        )
+        raise DiffctlError("these scores cannot be compared: " + (_why(result) or "no cell in common"))
 
 
 def _page() -> str:
     """Return the address of MLflow's pages."""
     if page := mlflow_page(tracking_uri()) or (LOCAL if is_mlflow_healthy(LOCAL) else None):
         return page
-    raise DiffctlError(
-        f"no MLflow server at {LOCAL} shows these runs: start it by `diffctl ui` and try again"
-    )
+    raise DiffctlError(f"no MLflow server at {LOCAL} shows these runs: `diffctl ui` starts one")
 
 
 def _show_comparison(result: Comparison) -> None:
@@ -82,10 +78,8 @@ def _show_comparison(result: Comparison) -> None:
             typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
         if any(any(row.few_images) for row in result.rows):
             typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
-    for difference in result.differences:
-        typer.echo(
-            f"{difference.label}: {len(difference.cells)} cell(s) left out, {_fields(difference.fields)}"
-        )
+    for one in result.differences:
+        typer.echo(f"{one.label}: {len(one.cells)} cell(s) left out, {_fields(one.fields)}")
 
 
 def _numbers(row: ScoreRow) -> list[str]:
@@ -141,9 +135,7 @@ def _seeds_json(
 def _show_seeds(document: ScoresDocument, found: Sequence[SeedComparison]) -> None:
     """Print a row for each score of the best cell."""
     if not found:
-        typer.echo(
-            "MLflow has no scores of another seed of this setting: change train.seed, then `diffctl run`"
-        )
+        typer.echo("MLflow has no scores of other seeds of this setting: set train.seed, then `diffctl run`")
         return
     listed = table("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS")
     for one in found:

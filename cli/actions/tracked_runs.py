@@ -46,9 +46,7 @@ def sync_runs(options: Sync) -> None:
     lines = [f"{one.folder}: {one.message}" for one in synced] or ["no training in runs/train/"]
     options.answer([vars(one) for one in synced], "\n".join(lines))
     if left := [one for one in synced if not one.done]:
-        raise TemporaryError(
-            f"{len(left)} of {len(synced)} trainings are not completely in MLflow: try again later"
-        )
+        raise TemporaryError(f"{len(left)} of {len(synced)} are not completely in MLflow: try again later")
 
 
 SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
@@ -65,9 +63,7 @@ def _show_runs(rows: list[RunRow]) -> None:
     if any(row.undelivered for row in rows):
         typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
     if any(row.state == "dead" for row in rows):
-        typer.echo(
-            "dead: its process has ended; `diffctl run` resumes it, `diffctl runs reap` marks it KILLED"
-        )
+        typer.echo("dead: its process ended; `diffctl run` resumes it, `diffctl runs reap` marks it KILLED")
 
 
 def _state(row: RunRow) -> str:

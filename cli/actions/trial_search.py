@@ -162,7 +162,7 @@ def _report(options: Search, folder: Path, about: About, config: Config, trials:
     scored = [ScoredTrial(one, read_scores(trial_dir(folder, one.number) / SCORES)) for one in done]
     if not scored:
         raise DiffctlError(
-            f"none of the {len(trials)} trials has a score: {folder}/trials contains the reasons"
+            f"none of the {len(trials)} trials has a score: see the reasons in {folder}/trials"
         )
     rows = setting_rows(scored)
     best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
@@ -199,9 +199,7 @@ def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
         if one.state in ("pruned", "failed"):
             why = f": {one.reason}" if one.reason else f" after step {max(one.reports, default=0):,}"
             typer.echo(f"trial {one.number} {one.state}{why} ({describe_point(one.point)})")
-    typer.echo(
-        f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are in the same folder"
-    )
+    typer.echo(f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are there too")
 
 
 def _log(about: About, name: str, data: str, values: dict[str, Any], best: SettingRow) -> None:

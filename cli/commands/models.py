@@ -61,9 +61,7 @@ class Sample(JsonOptions, ModelOptions):
         if self.budget is not None:  # it decides all but the seed
             decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:
-                raise UsageError(
-                    f"--budget takes {flag(given[0])} from the model's sweep: give one of the two"
-                )
+                raise UsageError(f"--budget takes {flag(given[0])} from the model's sweep: give one of them")
         refuse_idle_options(self.sampling)
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")

@@ -62,9 +62,7 @@ class Evaluate(JsonOptions):
         if (self.path is None) != (self.against is None):
             raise UsageError("PATH and --against need each other: give both")
         if self.path is None and self.paper is None:
-            raise UsageError(
-                "nothing to score: give PATH and --against, or --paper for the scores of the sweep"
-            )
+            raise UsageError("nothing to score: give PATH and --against, or --paper for those of the sweep")
         self.refuse_idle(
             "out", self.path is None, "without PATH: the scores of the sweep are in metrics/scores.json"
         )

@@ -67,9 +67,7 @@ class Serve(ModelOptions):
     def check(self) -> None:
         """Raise UsageError for options of Ray without --ray, two models, or missing packages."""
         if not self.ray and (self.address, self.replicas, self.gpus) != (None, None, None):
-            raise UsageError(
-                "ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or leave them out"
-            )
+            raise UsageError("ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or omit them")
         require_packages()
         super().check()
 

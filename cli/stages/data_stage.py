@@ -47,9 +47,7 @@ def _print_summary(folder: Path) -> None:
     if meta["classes"] and not _uses_classes():
         typer.echo(f"{labels} found; `model.class_cond: true` uses them")
     if meta.get("skipped"):
-        typer.echo(
-            f"left out: {sum(meta['skipped'].values()):,} raw files, listed in {folder / 'skipped.csv'}"
-        )
+        typer.echo(f"left out: {sum(meta['skipped'].values()):,} raw files, see {folder / 'skipped.csv'}")
 
 
 def _uses_classes() -> bool:

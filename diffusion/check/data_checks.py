@@ -84,9 +84,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
     reference, cell = config.evaluate.reference, config.sample.num_images
     limit = config.evaluate.reference_images
     if project.is_ready and (there := len(project.stores[reference].images[:limit])) < cell:
-        message = (
-            f"a cell has {cell:,} images and the {reference} split, which it is scored against, {there:,}"
-        )
+        message = f"a cell has {cell:,} images and its reference, the {reference} split, {there:,}"
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
         plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
@@ -138,9 +136,7 @@ def _counts(split: str, store: ImageStore) -> Iterator[Finding]:
     empty = [name for name, count in zip(store.meta["classes"], counts, strict=True) if count == 0]
     if empty:
         message = f"{len(empty)} classes without an image: {', '.join(empty[:5])}"
-        yield Finding(
-            "warning", split, message, "add images of them, or take the classes out of the data set"
-        )
+        yield Finding("warning", split, message, "add images, or take these classes out of the data set")
 
 
 def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:

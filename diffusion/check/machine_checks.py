@@ -50,9 +50,7 @@ def check_memory(project: Project) -> Iterator[Finding]:
     total, free = (size // sharing for size in device_memory(device))
     shards = world if train.shard else 1
     if exceeds_memory(spec, shards * total):
-        message = (
-            f"more than {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
-        )
+        message = f"over {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
         yield Finding("error", "memory", message, "make the model smaller")
         return
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0

@@ -63,9 +63,7 @@ def read_curve(path: Path) -> TrainingCurve:
     except FileNotFoundError:
         raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise DiffctlError(
-            f"{path} is not a loss curve ({error}): make it with `diffctl stage train`"
-        ) from None
+        raise DiffctlError(f"{path} is no loss curve ({error}): make it with `diffctl stage train`") from None
     if not rows:
         raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
     measured = ~np.isnan(columns.get(f"{VALIDATION}loss", np.full(len(rows), np.nan)))

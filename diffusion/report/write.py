@@ -75,12 +75,10 @@ def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore
     scored = document.cells
     again = "score them with `diffctl stage evaluate`"
     if wrong := set(scored) ^ {cell.name for cell in cells}:
-        raise DiffctlError(
-            f"scores and grid do not have the same cells ({', '.join(sorted(wrong))}): {again}"
-        )
+        raise DiffctlError(f"scores and grid have different cells ({', '.join(sorted(wrong))}): {again}")
     for cell, store in cells.items():
         card, sampled = scored[cell.name].card, store.meta["card"]
         if wrong_fields := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
             raise DiffctlError(
-                f"the scores of {cell.name} are of other samples ({', '.join(wrong_fields)} differs): {again}"
+                f"{cell.name} has scores of other samples ({', '.join(wrong_fields)}): {again}"
             )

@@ -285,7 +285,7 @@ def test_older_curves_have_losses_by_quarter_of_t(tmp_path):
 def test_scores_of_other_samples_are_refused(own, tmp_path):
     config, root = own
     smaller = config.model_copy(update={"sweep": config.sweep.model_copy(update={"steps": (5, 10)})})
-    with pytest.raises(DiffctlError, match="do not have the same cells"):
+    with pytest.raises(DiffctlError, match="have different cells"):
         report((smaller, root), tmp_path / "report")
     for steps in (5, 10, 50):
         for eta in (0.0, 1.0):

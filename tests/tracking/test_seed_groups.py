@@ -49,7 +49,7 @@ def test_scores_without_a_training_are_refused():
 
 def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(evaluated):
     evaluated(1, 0.20)
-    assert "no scores of another seed" in CliRunner().invoke(main.app, ["seeds"]).stdout
+    assert "no scores of other seeds" in CliRunner().invoke(main.app, ["seeds"]).stdout
     evaluated(2, 0.90)
     evaluated(2, 0.24)
     evaluated(7, 0.90, train=OTHER)

@@ -71,9 +71,7 @@ def _best_model(
     for cell in document.cells.values():
         sha256 = cell.card.get("model_sha256")
         if known.get(cell.ema, sha256) != sha256:
-            raise DiffctlError(
-                f"{scores_file} is of another model than {model}: `diffctl run` makes new scores"
-            )
+            raise DiffctlError(f"{scores_file} is of another model than {model}: `diffctl run` makes others")
     scores = best_model_scores(document)
     if width is not None:
         training = artefact.training and Training(**artefact.training)

@@ -223,9 +223,7 @@ def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder
 def check_digest(value: str, digits: int, where: str) -> str:
     """Return a tag's value, a part of a path; DiffctlError unless it has only hex digits."""
     if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
-        raise DiffctlError(
-            f"{where}: expected {digits} hex digits (got {brief(value)}): the tag was changed, do not use it"
-        )
+        raise DiffctlError(f"{where}: expected {digits} hex digits (got {brief(value)}): do not use it")
     return value
 
 
