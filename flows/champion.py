@@ -103,9 +103,8 @@ def _model(images: str) -> list[str]:
 
 def _run(images: str) -> "Run":
     """Return the MLflow run of the model."""
-    return find_run(
-        champion_run(model_name(load().data.name)) if images == CHAMPION else images.removeprefix(RUN)
-    )
+    is_champion = images == CHAMPION
+    return find_run(champion_run(model_name(load().data.name)) if is_champion else images.removeprefix(RUN))
 
 
 def _swept(images: str) -> str:

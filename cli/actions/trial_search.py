@@ -161,9 +161,7 @@ def _report(options: Search, folder: Path, about: About, config: Config, trials:
     done = [one for one in trials if one.state == "done"]
     scored = [ScoredTrial(one, read_scores(trial_dir(folder, one.number) / SCORES)) for one in done]
     if not scored:
-        raise DiffctlError(
-            f"none of the {len(trials)} trials has a score: see the reasons in {folder}/trials"
-        )
+        raise DiffctlError(f"none of the {len(trials)} trials has a score: see why in {folder}/trials")
     rows = setting_rows(scored)
     best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
     values = _as_json(folder, trials, rows, best)

@@ -44,13 +44,9 @@ class Encode(CodeOptions):
     """
 
     out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).")
-    images: list[str] | None = argument(
-        "Files, or numbers in the store. [default: the first --num]", default=None
-    )
+    images: list[str] | None = argument("Files or numbers in the store. [default: first --num]", default=None)
     num: int = option("Number of images from the store.", "--num", "-n", min=1, max=MAX_HELD, default=16)
-    klass: str | None = option(
-        "A class, by name or number. [default: the image's own]", "--class", default=None
-    )
+    klass: str | None = option("A class by name or number. [default: the image's]", "--class", default=None)
     batch_size: BatchSize = 64
 
     def check(self) -> None:
@@ -84,16 +80,10 @@ class Interpolate(CodeOptions):
 class Nll(JsonOptions, ModelOptions):
     """Compute the variational bound of images, in bits per dimension."""
 
-    out: Path = out_option(
-        "FILE.png with the terms by t; a .csv has their values.", default=Path("plots/nll.png")
-    )
+    out: Path = out_option("FILE.png of the terms by t; .csv has the values.", default=Path("plots/nll.png"))
     store: StorePath = None
-    num: int | None = option(
-        "Number of images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT, default=None
-    )
-    steps: int | None = option(
-        "Evenly spaced timesteps. [default: all T]", min=1, max=MAX_STEPS, default=None
-    )
+    num: int | None = option("Images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT, default=None)
+    steps: int | None = option("Evenly spaced timesteps. [default: all]", min=1, max=MAX_STEPS, default=None)
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
     batch_size: BatchSize = 64
 

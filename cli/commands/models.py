@@ -37,16 +37,12 @@ class Sample(JsonOptions, ModelOptions):
     """
 
     out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.")
-    num: int | None = option(
-        "Number of images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD, default=None
-    )
+    num: int | None = option("Images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD, default=None)
     index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT, default=None)
     budget: int | None = option(
         "NFE per image: use the best cell of the model's sweep for it.", min=1, max=MAX_COUNT, default=None
     )
-    klass: str | None = option(
-        "A class, by name or number. [default: all, cyclically]", "--class", default=None
-    )
+    klass: str | None = option("A class by name or number. [default: all in turn]", "--class", default=None)
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
     @property
@@ -73,9 +69,7 @@ class Ema(JsonOptions):
 
     sigma_rel: str = option("Widths of the EMA profiles, such as 0.05,0.1,0.2.")
     source: Path = option("The folder of snapshots.", "--from", default=AVERAGES)
-    out: Path = option(
-        "The folder of the model files.", "--out", "-o", metavar="FOLDER", default=Path("models")
-    )
+    out: Path = option("The folder of the models.", "--out", "-o", metavar="FOLDER", default=Path("models"))
 
 
 @command("cli.actions.trial_search:search_settings", "checking the points of the search")

@@ -42,14 +42,12 @@ class Run(Options):
 
 # Set by DVC, by `diffctl run` and by rank 0 of a training, which print a message of their own.
 ANNOUNCED_BY = ("DVC_STAGE", "DIFFCTL_WORK", "RANK")
-stage_app = typer.Typer(
-    name="stage", help="A stage of the pipeline, as dvc.yaml runs it.", no_args_is_help=True
-)
+stage_app = typer.Typer(name="stage", help="A stage of the pipeline, as DVC runs it.", no_args_is_help=True)
 
 
 @stage_app.callback()
 def stage(context: typer.Context) -> None:
-    """A stage of the pipeline, as dvc.yaml runs it."""
+    """A stage of the pipeline, as DVC runs it."""
     announced = not os.environ.keys().isdisjoint(ANNOUNCED_BY)
     begin(f"preparing the stage {context.invoked_subcommand}", silent=announced)
     from cli.stages.context import enter_stage

@@ -80,9 +80,7 @@ class Reap(JsonOptions):
     names: list[str] | None = argument(
         "Runs to mark. [default: dead runs of this project]", metavar="[RUN]...", default=None
     )
-    pending: int = option(
-        "Minutes until a pending Prefect run counts as crashed.", min=0, max=10_000, default=20
-    )
+    pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
 @command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs", at_root=True)

@@ -27,22 +27,14 @@ class Evaluate(JsonOptions):
     path: Path | None = argument(
         "Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]", default=None
     )
-    against: Path | None = option(
-        "Real images: likewise, a prepared data set, or published statistics.", default=None
-    )
-    paper: str | None = option(
-        "Compare with a paper: adm, ddim, edm, or a YAML file of its scores.", default=None
-    )
+    against: Path | None = option("Real images: likewise, prepared data, or statistics.", default=None)
+    paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.", default=None)
     extractor: list[Extractor] | None = option(
         "Feature extractor; repeatable. [default: by image size; inception for statistics]", default=None
     )
     split: Split = option("The split of a prepared data set to compare with.", default=Split.train)
-    weights: Path | None = option(
-        "The extractor's weights file. [default: package or download]", default=None
-    )
-    weights_sha256: str | None = option(
-        "SHA-256 of --weights, if they are not the published ones.", default=None
-    )
+    weights: Path | None = option("The extractor's weights. [default: package or download]", default=None)
+    weights_sha256: str | None = option("SHA-256 of --weights other than the published ones.", default=None)
     batch_size: int | None = option(
         "Images per forward pass. [default: by device]", min=1, max=MAX_BATCH, default=None
     )

@@ -54,9 +54,7 @@ class Serve(ModelOptions):
         max=MAX_BATCH,
         default=None,
     )
-    queue: int | None = option(
-        "Open images at most; more get 429. [default: 1024]", min=1, max=MAX_HELD, default=None
-    )
+    queue: int | None = option("Open images, else 429. [default: 1024]", min=1, max=MAX_HELD, default=None)
     poll: float | None = option(
         "Seconds between checks for a new champion. [default: 10]", min=0.1, max=86_400, default=None
     )

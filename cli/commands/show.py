@@ -40,9 +40,7 @@ class FigureOptions(JsonOptions):
 class Forward(FigureOptions, ProfileOptions):
     """Noise schedules by t: ᾱ, signal-to-noise ratio, and noised images."""
 
-    image: str | None = option(
-        "A file, or a number in the store. [default: 0, if data is prepared]", default=None
-    )
+    image: str | None = option("A file or a number in the store. [default: 0 if prepared]", default=None)
     store: StorePath = None
     seed: Seed = 0
 
@@ -61,9 +59,7 @@ class Variance(FigureOptions, ProfileOptions):
     With --profile only the bounds.
     """
 
-    count: int | None = option(
-        "Sampling steps. [default: all T]", "--steps", min=1, max=MAX_STEPS, default=None
-    )
+    count: int | None = option("Steps. [default: all T]", "--steps", min=1, max=MAX_STEPS, default=None)
     spacing: SpacingOption = Spacing["uniform"]
     store: StorePath = None
     num: int = option("Number of images.", "--num", "-n", min=1, max=MAX_BATCH, default=64)
@@ -82,7 +78,7 @@ class Reverse(FigureOptions, ModelOptions):
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
     klass: str | None = option(
-        "A class, by name or number. [default: as `diffctl sample`]", "--class", default=None
+        "A class by name or number. [default: as in `sample`]", "--class", default=None
     )
 
 
@@ -100,9 +96,7 @@ class Samplers(FigureOptions, ProfileOptions):
     seed: Seed = 0
 
 
-app = typer.Typer(
-    name="show", help="Show figures of params.yaml, a profile or a model.", no_args_is_help=True
-)
+app = typer.Typer(name="show", help="Figures of params.yaml, a profile or a model.", no_args_is_help=True)
 FIGURES: dict[str, type[Options]] = {
     "forward": Forward,
     "steps": ShowSteps,

@@ -78,7 +78,5 @@ def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore
         raise DiffctlError(f"scores and grid have different cells ({', '.join(sorted(wrong))}): {again}")
     for cell, store in cells.items():
         card, sampled = scored[cell.name].card, store.meta["card"]
-        if wrong_fields := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
-            raise DiffctlError(
-                f"{cell.name} has scores of other samples ({', '.join(wrong_fields)}): {again}"
-            )
+        if changed := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
+            raise DiffctlError(f"{cell.name} has scores of other samples ({', '.join(changed)}): {again}")
