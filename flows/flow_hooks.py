@@ -80,9 +80,7 @@ class FlowMonitor:
             await asyncio.sleep(POLL_SECONDS)
             with suppress(Exception):  # the work continues if the server fails
                 if await self._is_cancelled():
-                    self.stopped = Interrupted(
-                        "cancelled in Prefect; what was done is saved", CANCELLED_SIGNAL
-                    )
+                    self.stopped = Interrupted("cancelled in Prefect; finished work stays", CANCELLED_SIGNAL)
                     assert self._task is not None
                     self._task.cancel()
                     return

@@ -102,14 +102,6 @@ def _log(sentence: str) -> None:
     print(f"diffctl: {sentence}", file=sys.stderr)  # Ray keeps it in the replica's log
 
 
-class Replicas(NamedTuple):
-    """The least and greatest number of replicas, and the GPUs of each."""
-
-    least: int
-    most: int
-    gpus: float
-
-
 def parse_replicas(text: str) -> tuple[int, int]:
     """Return N or MIN:MAX as (least, most); raise UsageError if it is neither."""
     parts = text.split(":")
@@ -120,21 +112,21 @@ def parse_replicas(text: str) -> tuple[int, int]:
     raise UsageError(f"--replicas takes a number, or a range such as 1:4 (got {text!r})")
 
 
-def check_capacity(replicas: Replicas) -> None:
+def check_capacity(most: int, gpus: float) -> None:
     """Raise UsageError if this machine's Ray is too small for the replicas."""
     import ray
 
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    for kind, each in (("CPU", 1), ("GPU", replicas.gpus)):
-        if replicas.most * each > there.get(kind, 0):
+    for kind, each in (("CPU", 1), ("GPU", gpus)):
+        if most * each > there.get(kind, 0):
             raise UsageError(
-                f"{replicas.most} replicas need {replicas.most * each:g} {kind}s, and this machine has "
+                f"{most} replicas need {most * each:g} {kind}s, and this machine has "
                 f"{there.get(kind, 0):g}: give fewer --replicas, or a cluster"
             )
 
 
 def serve_on_ray(
-    spec: ReplicaSpec, address: tuple[str, int], replicas: Replicas, on_start: Callable[[], object]
+    spec: ReplicaSpec, address: tuple[str, int], replicas: tuple[int, int], on_start: Callable[[], object]
 ) -> None:
     """Serve on the connected Ray until SIGINT or SIGTERM; call `on_start` once the application is up.
 
@@ -153,7 +145,7 @@ def serve_on_ray(
                 files = {name: path for name, path in spec.model.files._asdict().items() if path is not None}
                 contents = {name: ray.put(np.fromfile(path, np.uint8)) for name, path in files.items()}
                 spec = spec._replace(contents=contents)
-            start = thread.submit(serve.run, _application(serve, spec, replicas), name=NAME)
+            start = thread.submit(serve.run, _application(serve, spec, *replicas), name=NAME)
             while stop.signal is None and not start.done():
                 time.sleep(POLL_SECONDS)
             if start.done():
@@ -197,14 +189,14 @@ def _shut_down(serve: Any, thread: ThreadPoolExecutor) -> None:
         ray.shutdown()
 
 
-def _application(serve: Any, spec: ReplicaSpec, replicas: Replicas) -> Any:
+def _application(serve: Any, spec: ReplicaSpec, least: int, most: int) -> Any:
     """Return the deployment; Ray's limits are above those of the application, which has clearer errors."""
-    scaling: dict[str, Any] = {"num_replicas": replicas.least}
-    if replicas.most > replicas.least:
+    scaling: dict[str, Any] = {"num_replicas": least}
+    if most > least:
         scaling = {
             "autoscaling_config": {
-                "min_replicas": replicas.least,
-                "max_replicas": replicas.most,
+                "min_replicas": least,
+                "max_replicas": most,
                 "target_ongoing_requests": max(1, spec.config.rows // ROWS_PER_REQUEST),
                 "upscale_delay_s": UPSCALE_SECONDS,
                 "downscale_delay_s": DOWNSCALE_SECONDS,
@@ -218,7 +210,7 @@ def _application(serve: Any, spec: ReplicaSpec, replicas: Replicas) -> Any:
         backpressure_config={"status_code": 429, "retry_after_s": RETRY_SECONDS},
         graceful_shutdown_timeout_s=spec.config.drain + FLUSH_SECONDS,
         max_constructor_retry_count=MAX_STARTS,
-        ray_actor_options={"num_cpus": 1, "num_gpus": replicas.gpus},
+        ray_actor_options={"num_cpus": 1, "num_gpus": spec.gpus},
         **scaling,
     )
     return deployed.bind(spec)

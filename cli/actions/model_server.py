@@ -15,7 +15,7 @@ from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
 from serving.playground.model_choice import ChoosableSource
 from serving.playground.router import playground as routes
-from serving.ray_serve import Replicas, ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
+from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
 from serving.requests import ServeConfig
 from serving.service import Service
 from tracking.registry.registered_models import project_model
@@ -49,12 +49,12 @@ def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> N
     source = _source(options)
     published = source.fetch()
     with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
-        replicas = Replicas(least, most, resolve_gpus(options.gpus, "--gpus-per-replica", "replica"))
+        gpus = resolve_gpus(options.gpus, "--gpus-per-replica", "replica")
         if cluster is None:
-            check_capacity(replicas)
+            check_capacity(most, gpus)
         model = published if isinstance(source, FixedSource) else source
-        spec = ReplicaSpec(model, tracking_uri(), config, token, replicas.gpus, library_version())
-        serve_on_ray(spec, place, replicas, lambda: _print_address(published.name, *place))
+        spec = ReplicaSpec(model, tracking_uri(), config, token, gpus, library_version())
+        serve_on_ray(spec, place, (least, most), lambda: _print_address(published.name, *place))
 
 
 def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:

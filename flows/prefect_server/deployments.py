@@ -167,11 +167,9 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
+        base = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(
-            WorkPoolCreate(
-                name=name, type="process", description=POOL_DESCRIPTION, base_job_template=template
-            )
+            WorkPoolCreate(name=name, type="process", description=POOL_DESCRIPTION, base_job_template=base)
         )
 
 

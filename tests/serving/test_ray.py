@@ -25,7 +25,7 @@ from tracking.registry.promotion import Override
 
 pytest.importorskip("ray")
 
-from serving.ray_serve import Replicas, check_capacity, parse_replicas
+from serving.ray_serve import check_capacity, parse_replicas
 
 NAME = "diffctl-digits"
 
@@ -40,12 +40,12 @@ def test_an_invalid_number_of_replicas_is_refused(text):
         parse_replicas(text)
 
 
-@pytest.mark.parametrize(("replicas", "unit"), [(Replicas(1, 3, 0), "CPU"), (Replicas(1, 2, 0.6), "GPU")])
-def test_more_replicas_than_the_machine_has_room_for_are_refused(replicas, unit, monkeypatch):
+@pytest.mark.parametrize(("most", "gpus", "unit"), [(3, 0, "CPU"), (2, 0.6, "GPU")])
+def test_more_replicas_than_the_machine_has_room_for_are_refused(most, gpus, unit, monkeypatch):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
     with pytest.raises(UsageError, match=f"{unit}s, and this machine has"):
-        check_capacity(replicas)
-    check_capacity(Replicas(1, 1, 1))
+        check_capacity(most, gpus)
+    check_capacity(1, 1)
 
 
 @pytest.fixture

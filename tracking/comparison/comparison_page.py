@@ -159,10 +159,8 @@ def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     ]
     known = [values for group in params for values in group if values]
     names = sorted({name for values in known for name in values})
-    differing = [name for name in names if len({values.get(name) for values in known}) > 1]
-    return [
-        (name, [_joined([one.get(name, "–") for one in group]) for group in params]) for name in differing
-    ]
+    differ = [name for name in names if len({values.get(name) for values in known}) > 1]
+    return [(name, [_joined([one.get(name, "–") for one in group]) for group in params]) for name in differ]
 
 
 def _joined(values: Sequence[str]) -> str:

@@ -185,9 +185,7 @@ def _compare_in_space(
     for name, cell in sorted(columns[0][0].items(), key=lambda item: cell_order(item[1].axes)):
         chosen = metrics or list(dict.fromkeys([rank_metric(cell), cell.spec.distance]))
         for metric in chosen:
-            found = [
-                list(_comparable(cell, (cells.get(name) for cells in group), metric)) for group in columns
-            ]
+            found = [list(_comparable(cell, (cells.get(name) for cells in side), metric)) for side in columns]
             if sum(map(len, found)) > 1:
                 row = _row(name, metric, found)
                 rows.append(replace(row, metric=cell.spec.qualified(metric)) if further else row)
