@@ -11,7 +11,6 @@ from cli.shared.options import (
     ModelOptions,
     Spacing,
     StorePath,
-    check_output_suffix,
 )
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_SEED, MAX_STEPS
 from diffusion.system.output_paths import check_output
@@ -43,16 +42,15 @@ class Encode(CodeOptions):
     Also prints the error of the reconstruction.
     """
 
-    out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).")
+    out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).", ".npz", ".png")
     images: list[str] | None = argument("Files or numbers in the store. [default: first --num]", default=None)
     num: int = option("Number of images from the store.", "--num", "-n", min=1, max=MAX_HELD, default=16)
     klass: str | None = option("A class by name or number. [default: the image's]", "--class", default=None)
     batch_size: BatchSize = 64
 
     def check(self) -> None:
-        """Raise UsageError if the file cannot be written or an option has no effect."""
+        """Raise UsageError if an option has no effect."""
         super().check()
-        check_output_suffix(self.out, (".npz", ".png"))
         self.refuse_idle("num", bool(self.images), "with named images")
         self.refuse_idle_store(self.images or ["0"])
 
@@ -63,16 +61,15 @@ class Interpolate(CodeOptions):
 
     first: str = argument("An image file, or a number in the store.")
     second: str = argument("Another one.")
-    out: Path = out_option("FILE.png (one row) or .gif.")
+    out: Path = out_option("FILE.png (one row) or .gif.", ".png", ".gif")
     frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
     klass: str | None = option(
         "The class of all images. [default: of the nearer end, if any]", "--class", default=None
     )
 
     def check(self) -> None:
-        """Raise UsageError if the file cannot be written or an option has no effect."""
+        """Raise UsageError if an option has no effect."""
         super().check()
-        check_output_suffix(self.out, (".png", ".gif"))
         self.refuse_idle_store([self.first, self.second])
 
 
@@ -80,7 +77,9 @@ class Interpolate(CodeOptions):
 class Nll(JsonOptions, ModelOptions):
     """Compute the variational bound of images, in bits per dimension."""
 
-    out: Path = out_option("FILE.png of the terms by t; .csv has the values.", default=Path("plots/nll.png"))
+    out: Path = out_option(
+        "FILE.png of the terms by t; .csv has the values.", ".png", default=Path("plots/nll.png")
+    )
     store: StorePath = None
     num: int | None = option("Images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT, default=None)
     steps: int | None = option("Evenly spaced timesteps. [default: all]", min=1, max=MAX_STEPS, default=None)
@@ -88,7 +87,6 @@ class Nll(JsonOptions, ModelOptions):
     batch_size: BatchSize = 64
 
     def check(self) -> None:
-        """Raise UsageError if a file cannot be written."""
+        """Raise UsageError if the CSV file cannot be written."""
         super().check()
-        check_output_suffix(self.out, (".png",))
         check_output(self.out.with_suffix(".csv"), "--out, as .csv,")

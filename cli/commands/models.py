@@ -18,7 +18,6 @@ from cli.shared.options import (
     JsonOptions,
     ModelOptions,
     Preset,
-    check_output_suffix,
 )
 from cli.shared.sampling_options import SamplingCommand, flag, refuse_idle_options
 from diffusion.layout import AVERAGES
@@ -36,7 +35,7 @@ class Sample(JsonOptions, ModelOptions):
     those of the best cell of the model's sweep.
     """
 
-    out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.")
+    out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.", ".png", ".gif", ".npz")
     num: int | None = option("Images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD, default=None)
     index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT, default=None)
     budget: int | None = option(
@@ -53,7 +52,6 @@ class Sample(JsonOptions, ModelOptions):
     def check(self) -> None:
         """Raise UsageError for options that exclude each other or have no effect."""
         super().check()
-        check_output_suffix(self.out, (".png", ".gif", ".npz"))
         if self.budget is not None:  # it decides all but the seed
             decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:

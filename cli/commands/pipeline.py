@@ -19,7 +19,7 @@ from cli.shared.command import (
     out_option,
     shared_options,
 )
-from cli.shared.options import JsonOptions, check_output_suffix, profile_names
+from cli.shared.options import JsonOptions, profile_names
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
 
@@ -148,12 +148,7 @@ class Check(JsonOptions):
 class Schema(Options):
     """Print the JSON schema of params.yaml, for editors."""
 
-    out: Path | None = out_option("FILE.json. [default: standard output]", default=None)
-
-    def check(self) -> None:
-        """Raise UsageError if the file cannot be written."""
-        if self.out is not None:
-            check_output_suffix(self.out, (".json",))
+    out: Path | None = out_option("FILE.json. [default: standard output]", ".json", default=None)
 
 
 @command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")

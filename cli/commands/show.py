@@ -12,7 +12,6 @@ from cli.shared.options import (
     ProfileOptions,
     Spacing,
     StorePath,
-    check_output_suffix,
 )
 from cli.shared.sampling_options import SamplingCommand
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
@@ -27,13 +26,7 @@ Steps = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampl
 class FigureOptions(JsonOptions):
     """The output of a figure."""
 
-    out: Path | None = out_option("FILE.svg or .png. [default: text in the terminal]", default=None)
-
-    def check(self) -> None:
-        """Raise UsageError if the file cannot be written."""
-        super().check()
-        if self.out is not None:
-            check_output_suffix(self.out, (".png", ".svg"))
+    out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg", default=None)
 
 
 @command("cli.actions.figures:show_forward", MESSAGE)

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ import typer
 from typer.core import TyperCommand
 
 from diffusion.system.errors import UsageError, printable
+from diffusion.system.output_paths import check_output
 from diffusion.system.references import load_reference
 from diffusion.system.repository import refuse_subfolder
 
 SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
 MAKE = "make"  # key of the function that makes a field's parameter for Typer, in its metadata
+SUFFIXES = "suffixes"  # key of an output file's suffixes, there too
 
 
 def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
@@ -39,9 +41,18 @@ def file_option(help: str, *flags: str, default: Any = MISSING) -> Any:
     return option(help, *flags, default=default, parser=output_file, metavar="FILE")
 
 
-def out_option(help: str, *, default: Any = MISSING) -> Any:
-    """Declare the option --out, an output file."""
-    return file_option(help, "--out", "-o", default=default)
+def out_option(help: str, *suffixes: str, default: Any = MISSING) -> Any:
+    """Declare the option --out, an output file with one of these suffixes, checked before the work."""
+    declared = file_option(help, "--out", "-o", default=default)
+    declared.metadata = {**declared.metadata, SUFFIXES: suffixes}
+    return declared
+
+
+def check_output_suffix(out: Path, suffixes: Sequence[str]) -> None:
+    """Raise UsageError if the file has another suffix or cannot be written."""
+    if out.suffix not in suffixes:
+        raise UsageError(f"--out {printable(out)}: give a file that ends in {' or '.join(suffixes)}")
+    check_output(out, "--out")
 
 
 def output_file(given: str | Path) -> Path:
@@ -72,6 +83,10 @@ class Options:
 
     def run(self) -> None:
         """Check the options, print what the command does, then import and call its body."""
+        for one in fields(self):
+            out, suffixes = getattr(self, one.name), one.metadata.get(SUFFIXES)
+            if out is not None and suffixes:
+                check_output_suffix(out, suffixes)
         self.check()
         if self.at_root:
             refuse_subfolder()

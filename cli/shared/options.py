@@ -1,7 +1,7 @@
 """Options that several commands have, and checks of options that need no heavy import."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +13,7 @@ from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.errors import UsageError, printable
-from diffusion.system.output_paths import check_output
+from diffusion.system.errors import UsageError
 
 PROFILES = Path("profiles")
 
@@ -83,10 +82,3 @@ class ProfileOptions(ModelOptions):
         super().check()
         if self.names_model and self.profile is not None:
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
-
-
-def check_output_suffix(out: Path, suffixes: Sequence[str]) -> None:
-    """Raise UsageError if the file has another suffix or cannot be written."""
-    if out.suffix not in suffixes:
-        raise UsageError(f"--out {printable(out)}: give a file that ends in {' or '.join(suffixes)}")
-    check_output(out, "--out")
