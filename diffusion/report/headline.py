@@ -5,19 +5,18 @@ from typing import Any
 from diffusion.choice.confidence import gap
 from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES
-from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import describe_cell
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import score_tables
 
 
-def headline(document: ScoresDocument, spec: ExtractorSpec) -> str:
+def headline(document: ScoresDocument) -> str:
     """Return a sentence with the best cell, and the cheapest of the cells that are tied with it."""
     best, count = document.cells[document.best.cell], len(document.cells)
     if count == 1:
         return f"One cell was sampled: {describe_cell(best.axes)}."
-    score, tied = _score_name(document, spec), tied_cells(document)
+    score, tied = _score_name(document), tied_cells(document)
     if not tied:
         return f"Of {count} cells, {describe_cell(best.axes)} is the best by {score}."
     others = "one other is" if len(tied) == 1 else f"{len(tied)} others are"
@@ -38,15 +37,16 @@ def tied_cells(document: ScoresDocument) -> list[CellScores]:
     return sorted(tied, key=lambda cell: (cell.nfe, cell.scores[metric]))
 
 
-def _score_name(document: ScoresDocument, spec: ExtractorSpec) -> str:
+def _score_name(document: ScoresDocument) -> str:
     """Return the page's name of the score that selects the best cell."""
-    names, metric = score_tables.short_names(spec), document.best.metric
+    spec, metric = document.spec, document.best.metric
+    names = score_tables.short_names(spec)
     return {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
 
 
-def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
+def best_cell(document: ScoresDocument) -> dict[str, Any]:
     """Return the best cell and its scores as text, and the number of cells `tied` with it."""
-    name = document.best.cell
+    name, spec = document.best.cell, document.spec
     cell = document.cells[name]
     scores = cell.scores
     distance_places = score_tables.column_places(document, spec.distance)
@@ -54,7 +54,7 @@ def best_cell(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, Any]:
     words: dict[str, Any] = {
         "name": name,
         "cell": describe_cell(cell.axes),
-        "by": _score_name(document, spec),
+        "by": _score_name(document),
         "tied": len(tied_cells(document)),
         "distance": score_tables.number(scores[spec.distance], distance_places),
         "kernel": score_tables.number(scores[spec.kernel_distance], kernel_places),

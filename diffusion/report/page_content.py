@@ -93,11 +93,11 @@ def page_content(
         "names": names,
         "reference": document.reference,
         "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
-        "found": headline(document, spec),
-        "headline": best_cell(document, spec),
-        "scores": score_tables.score_table(document, spec),
+        "found": headline(document),
+        "headline": best_cell(document),
+        "scores": score_tables.score_table(document),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
-        "budgets": score_tables.front_table(document, spec),
+        "budgets": score_tables.front_table(document),
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
         **{
@@ -138,7 +138,7 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
     seen = all_spaces(document)
     return {
         "curves": [_curve_in(one, number) for number, one in enumerate(seen)],
-        "best": [best_cell(one, one.spec) | {"extractor": one.extractor} for one in seen],
+        "best": [best_cell(one) | {"extractor": one.extractor} for one in seen],
         "table": score_tables.spaces_table(seen),
     }
 

@@ -62,11 +62,9 @@ def number(value: float, places: int) -> str:
     return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
 
 
-def score_table(
-    document: ScoresDocument, spec: ExtractorSpec, *, distances_only: bool = False
-) -> dict[str, Any]:
+def score_table(document: ScoresDocument, *, distances_only: bool = False) -> dict[str, Any]:
     """Return axes, columns and rows of text, real images first; the best values and those tied are marked."""
-    columns, cells = score_columns(document, spec), document.cells
+    columns, cells, spec = score_columns(document), document.cells, document.spec
     if distances_only:
         columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}
     places = {column: column_places(document, column) for column in columns}
@@ -101,7 +99,7 @@ def score_table(
 
 def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
     """Return one table with a group of columns for each space, with the best cell of each group."""
-    tables = [score_table(document, document.spec, distances_only=True) for document in documents]
+    tables = [score_table(document, distances_only=True) for document in documents]
     rows = [
         {
             **aligned[0],
@@ -120,10 +118,10 @@ def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
     }
 
 
-def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str, Any]]:
+def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
     """Return the Pareto front by cost with the budgets for each cell; marked if tied with the cheaper one."""
-    cells, front = document.cells, document.front
-    places = column_places(document, spec.distance)
+    cells, front, distance = document.cells, document.front, document.spec.distance
+    places = column_places(document, distance)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
         cell, later = cells[choice.cell], front[place + 1 :]
@@ -135,8 +133,8 @@ def front_table(document: ScoresDocument, spec: ExtractorSpec) -> list[dict[str,
                 "budget": _budget(choice.nfe, later[0].nfe if later else None),
                 "distance": number(choice.value, places),
                 "too_low": _too_low(choice.optimism, places),
-                "half": half_width(cell, spec.distance, places),
-                "tied": before is not None and _tied(cell, before, spec.distance),
+                "half": half_width(cell, distance, places),
+                "tied": before is not None and _tied(cell, before, distance),
             }
         )
     return rows
@@ -154,8 +152,9 @@ def _budget(least: int, following: int | None) -> str:
     return f"{least:,}" if following == least + 1 else f"{least:,} to {following - 1:,}"
 
 
-def score_columns(document: ScoresDocument, spec: ExtractorSpec) -> dict[str, str]:
+def score_columns(document: ScoresDocument) -> dict[str, str]:
     """Return the names and headings of the table's scores that some cell has."""
+    spec = document.spec
     names = short_names(spec)
     columns = {
         spec.distance: names["distance"],

@@ -72,7 +72,7 @@ def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedCompa
     own = document.training.seed if document.training else None
     cells = by_seed(document, others, document.best.cell)
     found = []
-    for metric, heading in score_tables.score_columns(document, document.spec).items():
+    for metric, heading in score_tables.score_columns(document).items():
         scored = {seed: cell for seed, cell in cells.items() if metric in cell.scores}
         if is_published(metric) and own is not None:
             scored = {seed: cell for seed, cell in scored.items() if not card_diff(cells[own], cell, free=())}

@@ -37,19 +37,17 @@ def certain(half: float):
 )
 def test_a_tied_cell_is_not_called_the_best(half, rest):
     one = certain(half)
-    assert headline(one, one.cells["steps5-eta0"].spec) == (
-        f"Of 4 cells, 20 steps, η = 0 has the lowest KD, and {rest}"
-    )
+    assert headline(one) == (f"Of 4 cells, 20 steps, η = 0 has the lowest KD, and {rest}")
 
 
 @pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["significant", "no intervals"])
 def test_headline_names_only_the_best_without_a_tie(one):
-    assert headline(one, one.cells["steps5-eta0"].spec) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
+    assert headline(one) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
 
 
 def test_single_cell_is_not_called_best():
     one = document({(10, 0.0): 0.2})
-    assert headline(one, one.cells["steps10-eta0"].spec) == "One cell was sampled: 10 steps, η = 0."
+    assert headline(one) == "One cell was sampled: 10 steps, η = 0."
 
 
 def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -21,7 +21,6 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import SHARES
-from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figures import CurvePoint, moving_average, score_curve
@@ -187,12 +186,12 @@ def test_value_without_an_interval_is_not_marked_best(sweep):
     """Precision, recall and coverage have no interval: their order may be chance."""
     _, root = sweep
     document = read_scores(root / "scores.json")
-    table = score_table(document, extractor_spec("effnet-lite0-64"))
+    table = score_table(document)
     marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(7)]
     wanted = dict.fromkeys(("FD", "excess", "KD"), True) | dict.fromkeys(SHARES, False)
     assert dict(zip(table["columns"], marked, strict=True)) == wanted
     del document.cells["steps5-eta0"].errors["fd_effnet_lite0_64"]
-    table = score_table(document, extractor_spec("effnet-lite0-64"))
+    table = score_table(document)
     assert not any(entry["best"] for row in table["rows"] for entry in row["entries"][:2])
 
 
