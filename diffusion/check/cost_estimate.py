@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
-
-from pydantic import NonNegativeInt
+from typing import Any
 
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
@@ -15,7 +14,6 @@ from diffusion.sample.sampling_steps import count_nfe
 from diffusion.show.figure import format_quantity
 from diffusion.system.devices import default_device
 from diffusion.system.memory import format_bytes
-from diffusion.system.section import Section
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.step_memory import (
     count_parameters,
@@ -29,39 +27,28 @@ FLOAT_BYTES = 4
 BACKWARD = 2  # a backward pass counts as two: gradients of inputs and of weights
 
 
-class CostEstimate(Section):
-    """FLOPs of matrix products and convolutions, as `show model` counts them, images and bytes.
+def estimate_cost(project: Project) -> dict[str, Any] | None:
+    """Return the total cost from scratch; None if the model fits neither data nor machine.
 
-    `evaluation_flops` are for one image, `step_flops` for a training step. `evaluations` counts images
-    through the network in the sweep, `scored` images through each extractor. `sizes` are bytes by kind.
+    FLOPs are of matrix products and convolutions, as `show model` counts them: `evaluation_flops` for one
+    image, `step_flops` for a training step. `evaluations` counts images through the network in the sweep,
+    `scored` images through each extractor. `sizes` are bytes by kind.
     """
-
-    evaluation_flops: NonNegativeInt
-    step_flops: NonNegativeInt
-    training_flops: NonNegativeInt
-    evaluations: NonNegativeInt
-    sweep_flops: NonNegativeInt
-    scored: NonNegativeInt
-    sizes: dict[str, NonNegativeInt]
-
-
-def estimate_cost(project: Project) -> CostEstimate | None:
-    """Return the total cost from scratch; None if the model fits neither data nor machine."""
     config, plan = project.config, project.plan
     if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return None
     evaluations = network_evaluations(config)
     flops = forward_flops(plan.network)
     step = flops * passes(plan.network) * config.train.batch_size
-    return CostEstimate(
-        evaluation_flops=flops,
-        step_flops=step,
-        training_flops=step * config.train.steps,
-        evaluations=evaluations,
-        sweep_flops=flops * evaluations,
-        scored=scored_images(project),
-        sizes=_sizes(project, plan),
-    )
+    return {
+        "evaluation_flops": flops,
+        "step_flops": step,
+        "training_flops": step * config.train.steps,
+        "evaluations": evaluations,
+        "sweep_flops": flops * evaluations,
+        "scored": scored_images(project),
+        "sizes": _sizes(project, plan),
+    }
 
 
 def network_evaluations(config: Config) -> int:
@@ -115,13 +102,13 @@ def check_cost(project: Project) -> Iterator[Finding]:
     cost = estimate_cost(project)
     if cost is None:
         return
-    config, finding = project.config, partial(Finding, "ok", "cost", values=cost.model_dump())
+    config, finding = project.config, partial(Finding, "ok", "cost", values=cost)
     cells, flops = len(grid(config.sample, config.sweep)), format_quantity
     yield finding(
-        f"the network takes {flops(cost.evaluation_flops)} FLOPs an image and a training step "
-        f"{flops(cost.step_flops)}, so {config.train.steps:,} steps {flops(cost.training_flops)}; "
-        f"{cells:,} {'cell is' if cells == 1 else 'cells are'} {cost.evaluations:,} images through the "
-        f"network, {flops(cost.sweep_flops)} FLOPs; {cost.scored:,} images are scored"
+        f"the network takes {flops(cost['evaluation_flops'])} FLOPs an image and a training step "
+        f"{flops(cost['step_flops'])}, so {config.train.steps:,} steps {flops(cost['training_flops'])}; "
+        f"{cells:,} {'cell is' if cells == 1 else 'cells are'} {cost['evaluations']:,} images through the "
+        f"network, {flops(cost['sweep_flops'])} FLOPs; {cost['scored']:,} images are scored"
     )
-    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in cost.sizes.items())
+    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in cost["sizes"].items())
     yield Finding("ok", "sizes", listed)

@@ -70,13 +70,13 @@ def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
     assert cost is not None
     assert plan is not None
     parameters = count_parameters(plan.network)
-    assert cost.evaluation_flops == model(plan.network).flops
-    assert cost.step_flops == 3 * 8 * cost.evaluation_flops
-    assert cost.training_flops == 12 * cost.step_flops
-    assert cost.evaluations == 20 * 2 * (2 + 3) * (1 + 2)  # images, etas, steps, without and with guidance
-    assert cost.sweep_flops == cost.evaluations * cost.evaluation_flops
-    assert cost.scored == 8 * 20 + 1797
-    assert cost.sizes == {
+    assert cost["evaluation_flops"] == model(plan.network).flops
+    assert cost["step_flops"] == 3 * 8 * cost["evaluation_flops"]
+    assert cost["training_flops"] == 12 * cost["step_flops"]
+    assert cost["evaluations"] == 20 * 2 * (2 + 3) * (1 + 2)  # images, etas, steps, without and with guidance
+    assert cost["sweep_flops"] == cost["evaluations"] * cost["evaluation_flops"]
+    assert cost["scored"] == 8 * 20 + 1797
+    assert cost["sizes"] == {
         "data": 1797 * 64,
         "state": (STATE_BYTES + 2 * 4) * parameters,
         "model": MODEL_BYTES * parameters,
