@@ -21,8 +21,6 @@ MAX_RUNS = 20  # listed, the next first
 UNFINISHED = ("RUNNING", "CANCELLING", "PENDING", "PAUSED", "SCHEDULED")
 ENDED = ("COMPLETED", "FAILED", "CRASHED")  # a skipped or cancelled run says nothing about the deployment
 REASON = "A worker took this run and never began it; `diffctl runs reap` freed its slot."
-
-
 Row = dict[str, Any]  # of `diffctl status`; times are in UTC
 
 
@@ -48,7 +46,7 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
             flow_run_filter=_in_states(UNFINISHED), sort=FlowRunSort.EXPECTED_START_TIME_ASC, limit=MAX_RUNS
         )
         deployments = client.read_deployments(limit=200)
-        names = {one.id: one.name for one in deployments}
+        names: dict[UUID | None, str] = {one.id: one.name for one in deployments}
         pools = sorted({one.work_pool_name for one in deployments if one.work_pool_name})
         workers = [
             {
