@@ -60,8 +60,7 @@ class StageFailed(DiffctlError):
 async def reproduce(stage: str, *, force: bool = False, write: Write = echo) -> None:
     """Bring one stage up to date; its output goes to `write`, by default to standard output.
 
-    Raise StageFailed with the stage's exit code, or Interrupted on SIGINT or SIGTERM, after the stage's
-    processes have ended.
+    Raise StageFailed with its exit code, or Interrupted on a signal, after its processes have ended.
     """
     remote = ["--pull", "--allow-missing"] if has_remote() else []
     await supervise(stage, [*DVC, "repro", "--single-item", stage, *["--force"] * force, *remote], write)
@@ -118,8 +117,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
 def end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None] = lambda: None) -> None:
     """End the process group: SIGINT, then SIGTERM, then SIGKILL.
 
-    `on_signal` is called after the first signal: from then on a second Ctrl-C may end this process, and the
-    stage still saves.
+    `on_signal` is called after the first one: from then on a second Ctrl-C may end this process.
     """
     for turn, (number, patience) in enumerate(WORKERS_PATIENCE if FLOW_RUN in os.environ else PATIENCE):
         if not _alive(process):

@@ -145,8 +145,7 @@ Work = Callable[..., Awaitable[Any]]
 def as_task(monitor: FlowMonitor, work: Work, **options: Any) -> Work:
     """Return the work as a Prefect task of a monitored flow; if stopped, its state is Cancelled, not Failed.
 
-    The first argument is the task's name, under which its output is logged. The task raises what the work
-    raises.
+    The first argument is the task's name, under which its output is logged. It raises what the work raises.
     """
 
     async def supervised(name: str, *arguments: Any) -> Any:

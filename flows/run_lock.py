@@ -43,8 +43,7 @@ def environment(values: dict[str, str]) -> Iterator[None]:
 def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: bool = False) -> Iterator[None]:
     """Hold the run lock of the folder; processes started in the block share it.
 
-    Raise LockBusy if another run holds it after `wait` seconds. With `through_exec` a program that replaces
-    this process keeps the lock.
+    Raise LockBusy after `wait` seconds. With `through_exec` a program that replaces this process keeps it.
     """
     run, lock = current_run(), folder / LOCK
     busy = (

@@ -65,8 +65,7 @@ class SampleRequest(_OptionFields):  # type: ignore[misc]
     """The images to make. Image i depends on the model, the settings and i alone.
 
     `indices` are the images; without them 0 … num − 1. An option that is left out is as in the best cell of
-    the model's sweep; without scores, 50 steps of DDIM. `budget` is in NFE per image, and
-    takes the best cell for them.
+    the sweep, or 50 steps of DDIM. `budget` takes the best cell for this NFE per image.
     """
 
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)

@@ -152,8 +152,7 @@ def describe_version(
 ) -> str:
     """Describe a model version: training, scores, samples, protocol and use.
 
-    `folder` contains the registered model, and its montage, among the run's artifacts. MLflow's page drops
-    data: addresses of images, so the montage is an artifact.
+    `folder` has the model and its montage among the run's artifacts: MLflow's page drops data: addresses.
     """
     parts = [_model_text(artefact), f"Best: {describe_selection(document.best)}."]
     if with_montage:

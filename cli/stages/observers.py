@@ -177,8 +177,7 @@ class TrackedTraining(ConsoleTraining):
     def identity(self) -> dict[str, Any]:
         """Return the content of models/run.json: the key of the MLflow run, and facts for the report.
 
-        The facts are stored in the run directory. A session that trains no step returns those of an earlier
-        one, so that the file does not change.
+        A session that trains no step returns the facts of an earlier one, so that the file does not change.
         """
         is_complete = self._first_step == self._plan.train.steps
         facts = read_facts(self.run.folder) if is_complete else None

@@ -23,8 +23,7 @@ def scored_grid(
 ) -> ScoresDocument:
     """Sample every cell of the grid and score it against data/reference.
 
-    Writes `samples/`, `scores.json` and `scores.csv` in `folder`. Complete cells are reused, cells outside of
-    the grid are removed. Errors as of the stages.
+    Writes `samples/`, `scores.json` and `scores.csv` in `folder`. Complete cells are reused, others removed.
     """
     samples, cells = folder / "samples", grid(sample, sweep)
     files = CellFiles(model, sample, cells)

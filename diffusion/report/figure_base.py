@@ -103,8 +103,7 @@ def as_png(figure: Figure) -> bytes:
 def as_svg(figure: Figure, name: str, title: str) -> str:
     """Return the figure as an <svg> element for a page, without namespaces.
 
-    Colours become CSS variables and fonts the page's font. `name` prefixes the ids, `title` is the label for
-    screen readers.
+    Colours become CSS variables. `name` prefixes the ids, `title` is the label for screen readers.
     """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

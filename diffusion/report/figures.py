@@ -175,8 +175,7 @@ def _cost_axis(axes: Axes, values: Sequence[int], label: str) -> None:
 def _score_axis(axes: Axes, label: str, values: Sequence[float], level: tuple[float, str] | None) -> None:
     """Make the score axis with the level of real images.
 
-    It is logarithmic if the scores alone need it and everything is positive. Real images may score nearly 0,
-    which would take most of a logarithmic axis.
+    It is logarithmic if the scores alone need it and all is positive: real images may score nearly 0.
     """
     lowest = min(values)
     if level is not None:

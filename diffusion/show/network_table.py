@@ -25,8 +25,7 @@ from diffusion.show.figure import FigureData, columns, format_quantity
 class Part:
     """Consecutive modules with outputs of one size.
 
-    `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's without
-    the batch.
+    `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's.
     """
 
     name: str

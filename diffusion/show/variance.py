@@ -147,8 +147,7 @@ def learned_variance(
 ) -> Variance:
     """Return the bounds, and f of a model for images (N, H, W, C) noised at times of the grid.
 
-    Image i's noise depends only on (seed, i) and is the same at all times. UsageError if the model's variance
-    is fixed.
+    Image i's noise depends only on (seed, i). UsageError if the model's variance is fixed.
     """
     if not loaded.artefact.network.learned_variance:
         raise UsageError("this model's variance is fixed: train one with process.variance learned")

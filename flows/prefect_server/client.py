@@ -98,8 +98,7 @@ def api_client(url: str, refusal: Callable[[str], Exception]) -> Iterator["SyncP
 def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
     """Run the flow to the final state that `start` returns; raise the exception that ended it.
 
-    Raise Interrupted on a signal. If the server at `url` fails, print a message and return: the work may be
-    unfinished then, and the caller continues without a server.
+    Raise Interrupted on a signal. If the server at `url` fails, print that: the caller continues without it.
     """
     import httpx
     from prefect.exceptions import PrefectException, TerminationSignal

@@ -129,8 +129,7 @@ def _serve(descriptor: int) -> None:
 async def wait_for_recorder() -> None:
     """Wait until no event is queued; the recorder itself finishes the one that it is writing.
 
-    Task states are events that wait in memory. Prefect drops them at shutdown, and the last tasks of a run
-    would stay Running.
+    Task states wait in memory as events. Prefect drops them at shutdown: the last tasks would stay Running.
     """
     from prefect.server.utilities.messaging.memory import Topic
 

@@ -29,8 +29,7 @@ def cluster_address(given: str | None) -> str | None:
 def ray_session(address: str | None, missing: str) -> Iterator[None]:
     """Connect to the cluster at `address`, else to a local Ray, for the block.
 
-    Raise UsageError with the text `missing` if Ray is not installed, DiffctlError if the cluster does not
-    answer or refuses the token.
+    Raise UsageError with the text `missing` without Ray, DiffctlError if the cluster is not available.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address(address)

@@ -44,8 +44,7 @@ def load_scored(name: str) -> ScoredRun:
 def load_pictures(one: ScoredRun) -> "Mapping[str, Images]":
     """Return the first images of each cell as one picture (H, W, C), by cell; cells without are left out.
 
-    Those of a file are in `samples/` in its folder, or in the folder above. DiffctlError if images are
-    damaged or MLflow does not answer.
+    Those of a file are in `samples/` next to it, or in the folder above. DiffctlError if they are damaged.
     """
     if one.run is not None:
         from tracking.runs.cell_runs import fetch_samples  # numpy and matplotlib

@@ -89,8 +89,7 @@ def apply_gate(
 ) -> Decision:
     """Compare a version with the champion, and make it champion if it is better or forced.
 
-    A dry run changes nothing; its candidate may be unregistered (None). ConcurrentMove if another promotion
-    came first.
+    A dry run changes nothing; its candidate may be unregistered (None). ConcurrentMove if another was first.
     """
     number = int(candidate.version) if candidate else None
     history = read_history(client, name) if override.dry_run else repair(client, name)
@@ -179,8 +178,7 @@ def roll_back(
 ) -> History:
     """Return to the previous champion, or to the earlier champion `to`, and pin the present one.
 
-    `check` tries the files first. UsageError without an earlier champion, or if `to` never was champion;
-    ConcurrentMove if the champion changed during the check.
+    `check` tries the files first. UsageError without such a champion, ConcurrentMove if it changed meanwhile.
     """
     with mlflow_client() as client:
         before = repair(client, name)

@@ -69,8 +69,7 @@ _OptionFields: Any = fields_section(
 class Request(_OptionFields):  # type: ignore[misc]
     """A request for images. Image i depends on the model, the settings and i alone.
 
-    `indices` are the requested images, by default 0 … num − 1. Other defaults are the settings of the best
-    cell in the model's sweep.
+    `indices` are by default 0 … num − 1. Other defaults are the settings of the sweep's best cell.
     """
 
     num: int = Field(default=1, ge=1, le=MAX_IMAGES)

@@ -96,8 +96,7 @@ def find_run(name: str, uri: str | None = None) -> "Run":
 def training_name(config: "Config", profiles: Path = PROFILES) -> str:
     """Return a name such as `lr0.001-channels64-digits`: differing fields and a profile of the data set.
 
-    MLflow shows the beginning of a long name. Of several profiles choose the one with the fewest differences;
-    without any use the data set's name.
+    MLflow shows the beginning of a long name. The profile is the nearest one, without any the data set.
     """
     values = _training_fields(config)
     known = {path.stem: found for path in sorted(profiles.glob("*.yaml")) if (found := _profile(path))}

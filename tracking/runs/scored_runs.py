@@ -138,8 +138,7 @@ def fetch_scores(run: "Run") -> ScoresDocument:
 def fetch_model(name: str) -> Path:
     """Return the model file of a run (see `find_run`) in the cache.
 
-    If the run's newest version is an EMA profile, return that. UsageError if the run has no model;
-    DiffctlError if its file is not the one that was logged.
+    If its newest version is an EMA profile, return that. UsageError without a model, DiffctlError if changed.
     """
     run = find_run(name)
     with mlflow_client() as client:

@@ -56,8 +56,7 @@ class DeliveryReport:
 def deliver(folder: Path, uri: str) -> DeliveryReport:
     """Deliver every complete line that the store at `uri` lacks. The caller holds the sender's lock.
 
-    A run that was lost with its store is created again. MlflowError if MLflow fails now: the progress so far
-    is kept. RunDeleted if somebody deleted the run.
+    A run lost with its store is created again. MlflowError keeps the progress; RunDeleted if it was deleted.
     """
     with mlflow_client(uri) as client:
         return _Delivery(DeliveryState.load(folder, uri), client).run()

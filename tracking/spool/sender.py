@@ -55,8 +55,7 @@ class Sender:
 def start_sender(folder: Path) -> Sender:
     """Start the sender of a training's folder; a pipe closes when this process ends.
 
-    UsageError for an invalid MLFLOW_TRACKING_URI. If no process or file can be created, warn: the training
-    continues without a sender.
+    UsageError for an invalid MLFLOW_TRACKING_URI. Warn if it cannot be started: the training continues.
     """
     tracking_uri()
     command = [sys.executable, "-m", "tracking.spool.sender", str(folder.resolve())]
