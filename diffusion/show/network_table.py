@@ -108,9 +108,9 @@ def model(spec: NetworkSpec) -> Model:
                 sum(flops.get(path, 0) for path, _ in listed),
             )
         )
-    parameters, flops = sum(part.parameters for part in parts), sum(part.flops for part in parts)
-    title = f"{spec.name}: {format_quantity(parameters)} parameters, {format_quantity(flops)} FLOPs an image"
-    return Model(title, spec.name, parts, parameters, flops)
+    sums = sum(part.parameters for part in parts), sum(part.flops for part in parts)
+    title = "{}: {} parameters, {} FLOPs an image".format(spec.name, *map(format_quantity, sums))
+    return Model(title, spec.name, parts, *sums)
 
 
 def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:

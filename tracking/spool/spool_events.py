@@ -53,7 +53,7 @@ class _Event(BaseModel, extra="forbid"):
 
 
 _KINDS: dict[str, type[_Event]] = {
-    kind: create_model(kind, __base__=_Event, **{name: (type_, ...) for name, type_ in fields.items()})
+    kind: create_model(kind, __base__=_Event, **{name: (type_, ...) for name, type_ in fields.items()})  # type: ignore[call-overload]
     for kind, fields in _FIELDS.items()
 }
 
