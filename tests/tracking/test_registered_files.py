@@ -60,11 +60,7 @@ def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_d
         with pytest.raises(DiffctlError, match=keys.CARD):
             fetch()
     set_tag(keys.FILE_SHA256, HOSTILE[0])
-    for fetch in (
-        lambda: fetch_version_files(NAME),
-        lambda: fetch_model(run_id),
-        lambda: model_of_run(run_id),
-    ):
+    for fetch in (lambda: fetch_model(run_id), lambda: model_of_run(run_id)):
         with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
             fetch()
     assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]
