@@ -14,7 +14,7 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_NAME
 from flows.pipeline_steps import run_pipeline
-from flows.prefect_server.deployments import Deployment, deploy_all, emit_data_changed
+from flows.prefect_server.deployments import deploy_all, emit_data_changed
 from flows.prefect_server.local_servers import require_prefect_url
 from tracking.connectivity import redact_uri
 
@@ -33,22 +33,22 @@ def deploy_to_prefect(options: Deploy) -> None:
     """Carry out `diffctl deploy`."""
     url = require_prefect_url()
     deployed = deploy_all(url)
-    if options.as_json:
-        typer.echo(json.dumps([vars(one) for one in deployed], indent=2))
-        return
-    for one in deployed:
-        typer.echo(f"{one.name}: {one.description}")
-        if options.params:
-            _show_parameters(one)
-    typer.echo(f"on Prefect at {redact_uri(url)}; a Prefect worker runs them, see docs/operations.md")
+
+    def show_deployed() -> None:
+        for one in deployed:
+            typer.echo(f"{one['name']}: {one['description']}")
+            if options.params:
+                _show_parameters(one["schema"], one["parameters"])
+        typer.echo(f"on Prefect at {redact_uri(url)}; a Prefect worker runs them, see docs/operations.md")
+
+    options.answer(deployed, show_deployed)
 
 
-def _show_parameters(one: Deployment) -> None:
+def _show_parameters(schema: dict[str, Any], values: dict[str, Any]) -> None:
     listed = table("PARAMETER", "TYPE", "VALUE", "")
-    for name, schema in one.schema.get("properties", {}).items():
-        value = one.parameters.get(name, schema.get("default"))
-        kind = _kind(schema, one.schema.get("definitions", {}))
-        listed.add_row(name, kind, "" if value is None else json.dumps(value), schema.get("description", ""))
+    for name, one in schema.get("properties", {}).items():
+        value, kind = values.get(name, one.get("default")), _kind(one, schema.get("definitions", {}))
+        listed.add_row(name, kind, "" if value is None else json.dumps(value), one.get("description", ""))
     show(listed)
 
 

@@ -6,12 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.shared.command import argument, command, option, out_option, shared_options
-from cli.shared.options import (
-    JsonOptions,
-    ModelOptions,
-    Spacing,
-    StorePath,
-)
+from cli.shared.options import JsonOptions, ModelOptions, Spacing, StorePath
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_SEED, MAX_STEPS
 from diffusion.system.output_paths import check_output
 

@@ -5,20 +5,8 @@ from pathlib import Path
 
 import typer
 
-from cli.shared.command import (
-    Options,
-    add_command,
-    argument,
-    command,
-    option,
-    out_option,
-    shared_options,
-)
-from cli.shared.options import (
-    JsonOptions,
-    ModelOptions,
-    Preset,
-)
+from cli.shared.command import Options, add_command, argument, command, option, out_option, shared_options
+from cli.shared.options import JsonOptions, ModelOptions, Preset
 from cli.shared.sampling_options import SamplingCommand, flag, refuse_idle_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError

@@ -6,13 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.shared.command import Options, add_command, command, option, out_option, shared_options
-from cli.shared.options import (
-    JsonOptions,
-    ModelOptions,
-    ProfileOptions,
-    Spacing,
-    StorePath,
-)
+from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, StorePath
 from cli.shared.sampling_options import SamplingCommand
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 

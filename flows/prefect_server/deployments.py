@@ -4,7 +4,6 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,19 +25,10 @@ DEPLOY_SECONDS = 120
 POOL_DESCRIPTION = "diffctl's scheduled runs, each a process in the clone that DIFFCTL_CLONE names"
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """A deployment on the server: flow name/deployment name, and the JSON schema of its parameters."""
-
-    name: str
-    description: str
-    schema: dict[str, Any]
-    parameters: dict[str, Any]
-
-
-def deploy_all(url: str, root: Path = Path()) -> list[Deployment]:
+def deploy_all(url: str, root: Path = Path()) -> list[dict[str, Any]]:
     """Create or update the work pools, deployments and automations of the project in `root`.
 
+    Return each deployment's name (FLOW/DEPLOYMENT), description, parameters and their JSON schema.
     Raise UsageError for an invalid file or a wrong password, TemporaryError if the server at `url` does not
     answer, DiffctlError if it refuses. Warn if it keeps its leases in memory.
     """
@@ -198,11 +188,10 @@ def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> N
         client.create_automation(automation)
 
 
-def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> Deployment:
+def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> dict[str, Any]:
     from prefect.utilities.importtools import import_object
 
     name = f"{import_object(str(entry['entrypoint'])).name}/{entry['name']}"
     found = client.read_deployment_by_name(name)
-    return Deployment(
-        name, found.description or "", dict(found.parameter_openapi_schema or {}), dict(found.parameters)
-    )
+    values = {"description": found.description or "", "schema": found.parameter_openapi_schema or {}}
+    return {"name": name, **values, "parameters": found.parameters}

@@ -19,13 +19,7 @@ from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
-from flows.ray.ray_session import (
-    RETRIES,
-    check_worker_version,
-    get_result,
-    ray_session,
-    resolve_gpus,
-)
+from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session, resolve_gpus
 
 if TYPE_CHECKING:
     import torch

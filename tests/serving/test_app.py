@@ -421,7 +421,7 @@ def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_pat
     with TestClient(create_app(service), HERE) as client:
         source.error = ConnectionError("MLflow is away")
         wait_until(lambda: failed(2))
-        source.error, source.now = None, published(model, 2)._replace(file=damaged)
+        source.error, source.now = None, published(model, 2)._replace(files=NetworkFiles(damaged))
         wait_until(lambda: failed(4) and len(reports) == 2)
         assert client.post("/v1/images", json={}).headers["x-model-version"] == "1"
     assert reports[0] == "the model stays as it is: ConnectionError: MLflow is away"

@@ -26,11 +26,7 @@ from tracking.registry.champion_log import (
     read_history,
     repair,
 )
-from tracking.registry.model_versions import (
-    fetch_version_networks,
-    fetch_version_scores,
-    get_version,
-)
+from tracking.registry.model_versions import fetch_version_networks, fetch_version_scores, get_version
 from tracking.store import mlflow_client
 
 if TYPE_CHECKING:

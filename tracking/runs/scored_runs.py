@@ -31,12 +31,7 @@ from tracking.registry.model_versions import (
     is_diffctl_version,
 )
 from tracking.runs.cell_runs import log_cells
-from tracking.runs.run_lookup import (
-    ensure_training_run,
-    find_run,
-    read_identity,
-    training_runs,
-)
+from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity, training_runs
 from tracking.store import mlflow_client, tracking_uri
 
 if TYPE_CHECKING:
@@ -141,21 +136,16 @@ def fetch_model(name: str) -> Path:
     If its newest version is an EMA profile, return that. UsageError without a model, DiffctlError if changed.
     """
     run = find_run(name)
+    run_id, sha256 = run.info.run_id, run.data.tags.get(FILE_SHA256)
     with mlflow_client() as client:
         if profile := _registered_profile(client, run):
             return fetch_version_networks(client, profile).model
-    sha256 = run.data.tags.get(FILE_SHA256)
-    if sha256 is None:
-        raise UsageError(
-            f"run {run.info.run_name} ({run.info.run_id}) has no model in MLflow: "
-            "its training has not ended, or `diffctl sync` has to deliver it"
-        )
-
-    def download(folder: Path) -> Path:
-        with mlflow_client() as client:
-            return download_weights(client, run.info.run_id, MODEL_FOLDER, folder)
-
-    return cached_model(sha256, download)
+        if sha256 is None:
+            raise UsageError(
+                f"run {run.info.run_name} ({run_id}) has no model in MLflow: "
+                "its training has not ended, or `diffctl sync` has to deliver it"
+            )
+        return cached_model(sha256, lambda folder: download_weights(client, run_id, MODEL_FOLDER, folder))
 
 
 def _registered_profile(client: "MlflowClient", run: "Run") -> "ModelVersion | None":
