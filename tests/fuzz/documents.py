@@ -133,8 +133,7 @@ def read_scores_file(path: Path) -> None:
     ours, theirs = read_scores(path), document()
     best_cell(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
     decide(theirs.cells, ours.cells, "version 1")
-    spec = ours.spec
-    score_tables.score_table(ours, spec), score_tables.front_table(ours, spec), headline(ours, spec)
+    score_tables.score_table(ours), score_tables.front_table(ours), headline(ours)
     score_tables.spaces_table(all_spaces(ours))
     score_tables.protocol_table([cell.card for cell in ours.cells.values()])
     with suppress(DiffctlError):
