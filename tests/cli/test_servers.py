@@ -16,7 +16,6 @@ from cli.actions import service_status
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
-from flows.prefect_server.flow_runs import LastRun, PrefectStatus, WorkerPoll
 from tests.conftest import command, diffctl, environment
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
@@ -68,12 +67,16 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(
     spool = open_spool(project / TRAIN_RUNS / "f1")
     write_points(spool, 1, 3)
     spool.close("FINISHED")
+    names = ("deployment", "state", "time", "reason", "flow_run", "failed")
     deployments = [
-        LastRun("retrain", "Crashed", "2026-01-02 03:04", "no heartbeat", "id", failed=True),
-        LastRun("sweep", "Completed", "2026-01-02 05:06", "", "id", failed=False),
+        dict(zip(names, values, strict=True))
+        for values in (
+            ("retrain", "Crashed", "2026-01-02 03:04", "no heartbeat", "id", True),
+            ("sweep", "Completed", "2026-01-02 05:06", "", "id", False),
+        )
     ]
-    workers = [WorkerPoll("diffctl", "night", "2026-01-02 07:08", online=False)]
-    status = PrefectStatus([], deployments, workers)
+    workers = [{"pool": "diffctl", "worker": "night", "time": "2026-01-02 07:08", "online": False}]
+    status = {"runs": [], "deployments": deployments, "workers": workers}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(service_status, "prefect_status", lambda url: status)
     monkeypatch.setattr(service_status, "MIN_FREE", float("inf"))
