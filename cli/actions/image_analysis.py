@@ -1,4 +1,4 @@
-"""Images encoded as noise and images between two of them, and the variational bound of images."""
+"""Images encoded as noise and images between two of them, and bits per dimension of images."""
 
 import itertools
 from pathlib import Path
@@ -133,7 +133,7 @@ def compute_nll(options: Nll) -> None:
     images = open_matching_store(options.store, loaded.artefact)
     count = min(options.num or len(images), len(images))
     condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
-    with progress("nll", unit="passes") as show:
+    with progress("nll", unit="terms") as show:
         bits = bits_per_dimension(
             loaded,
             images.images[:count],
@@ -147,26 +147,31 @@ def compute_nll(options: Nll) -> None:
     mean = float(bits.total.mean())
     error = float(bits.total.std() / count**0.5) if count > 1 else None
     made = {
+        "estimate": bits.estimate,
         "bits_per_dimension": mean,
         "standard_error": error,
         "prior": float(bits.prior.mean()),
         "images": count,
-        "timesteps": len(bits.timesteps),
+        "timesteps": len(bits.times),
         "out": str(options.out),
     }
     spread = "" if error is None else f" ± {error:.4f}"
-    text = f"{mean:.4f}{spread} bits per dimension over {count:,} images of {images.path}: {options.out}"
-    options.answer(made, text)
+    found = f"{mean:.4f}{spread} bits per dimension ({bits.estimate})"
+    options.answer(made, f"{found} over {count:,} images of {images.path}: {options.out}")
 
 
 def _write_bits(out: Path, bits: Bits) -> None:
     """Write the terms by t as PNG and CSV."""
-    rows = [f"{t},{term:.8g}" for t, term in zip(bits.timesteps.tolist(), bits.terms.tolist(), strict=True)]
+    rows = [f"{t:.8g},{term:.8g}" for t, term in zip(bits.times.tolist(), bits.terms.tolist(), strict=True)]
     write_output_text(out.with_suffix(".csv"), "\n".join(["t,bits_per_dimension", *rows]) + "\n")
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(bits.timesteps + 1, bits.terms, marker="." if len(bits.terms) < 50 else "")
-    axes.set(xscale="log", yscale="log", xlabel="t + 1", ylabel="bits per dimension")
-    axes.set_title(f"terms of the bound: {float(bits.total.mean()):.3f} bits per dimension in all")
+    if bits.estimate == "vlb":
+        times, axis, name = bits.times + 1, {"xlabel": "t + 1", "yscale": "log"}, "the bound"
+    else:  # terms of any sign, at times above 0
+        times, axis, name = bits.times, {"xlabel": "t"}, "the ODE"
+    axes.plot(times, bits.terms, marker="." if len(bits.terms) < 50 else "")
+    axes.set(xscale="log", ylabel="bits per dimension", **axis)
+    axes.set_title(f"terms of {name}: {float(bits.total.mean()):.3f} bits per dimension in all")
     axes.grid(alpha=0.3)
     write_output(out, lambda file: figure.savefig(file, format="png", dpi=120))

@@ -70,14 +70,22 @@ class Interpolate(CodeOptions):
 
 @command("cli.actions.image_analysis:compute_nll", "loading the model")
 class Nll(JsonOptions, ModelOptions):
-    """Compute the variational bound of images, in bits per dimension."""
+    """Compute bits per dimension of images: their variational bound, or the likelihood by an ODE.
+
+    The probability-flow ODE is for continuous processes, such as edm and flow, which have no bound.
+    """
 
     out: Path = out_option(
         "FILE.png of the terms by t; .csv has the values.", ".png", default=Path("plots/nll.png")
     )
     store: StorePath = None
     num: int | None = option("Images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT, default=None)
-    steps: int | None = option("Evenly spaced timesteps. [default: all]", min=1, max=MAX_STEPS, default=None)
+    steps: int | None = option(
+        "Evenly spaced timesteps, or steps of the ODE. [default: all, or 64]",
+        min=1,
+        max=MAX_STEPS,
+        default=None,
+    )
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
     batch_size: BatchSize = 64
 

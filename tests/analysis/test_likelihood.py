@@ -44,7 +44,8 @@ def random_model() -> tuple[LoadedModel, np.ndarray, Condition]:
 def test_terms_and_prior_sum_to_total(random_model):
     loaded, images, condition = random_model
     bits = bits_per_dimension(loaded, images, condition)
-    assert bits.timesteps.tolist() == list(range(30))
+    assert bits.estimate == "vlb"
+    assert bits.times.tolist() == list(range(30))
     assert bits.total.shape == bits.prior.shape == (5,)
     assert bool((bits.terms >= -1e-9).all())
     assert float(bits.total.mean()) == pytest.approx(float(bits.terms.sum() + bits.prior.mean()), rel=1e-9)
@@ -69,7 +70,7 @@ def test_fewer_steps_use_spaced_timesteps(random_model):
     reported: list[tuple[int, ...]] = []
     report = lambda *done: reported.append(done)  # noqa: E731
     bits = bits_per_dimension(loaded, images, condition, steps=4, progress=report)
-    assert bits.timesteps.tolist() == [0, 10, 19, 29]
+    assert bits.times.tolist() == [0, 10, 19, 29]
     assert reported[-1] == (20, 20)
     assert bits.total.shape == (5,)
     with pytest.raises(UsageError, match="31 sampling steps"):

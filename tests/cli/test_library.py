@@ -14,14 +14,14 @@ from diffusion.analysis.inversion import decode_images
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL
-from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.model.model_file import LoadedModel, load_model, save_artefact
 from diffusion.model.presets import PRESETS
 from diffusion.process.condition import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from tests.helpers.invoke import assert_refused
-from tests.helpers.networks import OptimalNetwork, artefact_of, small_model, spec_of
+from tests.helpers.networks import OptimalNetwork, artefact_of, network_of, small_model, spec_of
 from tests.helpers.openai_layout import Layout
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -107,13 +107,18 @@ def test_interpolate_writes_a_strip_or_an_animation(run, tmp_path):
     assert Image.open(tmp_path / "a.gif").n_frames == 4
 
 
-def test_nll_returns_bits_and_writes_the_terms(run, tmp_path):
+@pytest.mark.parametrize(("schedule", "estimate"), [("cosine", "vlb"), ("edm", "ode"), ("flow", "ode")])
+def test_nll_returns_bits_and_writes_the_terms(run, tmp_path, schedule, estimate):
+    spec = spec_of(out_channels=2 if estimate == "vlb" else 1)
+    artefact = artefact_of(spec, process=ProcessConfig(schedule=schedule))
+    save_artefact(MODEL, network_of(spec).state_dict(), artefact)
     made = run("nll", "--num", "3", "--steps", "5", "--json")
     rows = (tmp_path / "plots/nll.csv").read_text().splitlines()
     assert rows[0] == "t,bits_per_dimension"
     terms = sum(float(row.split(",")[1]) for row in rows[1:])
     assert made["bits_per_dimension"] == pytest.approx(terms + made["prior"], rel=1e-5)
     assert (made["images"], made["timesteps"], len(rows)) == (3, 5, 6)
+    assert made["estimate"] == estimate
     assert Image.open(tmp_path / "plots/nll.png").format == "PNG"
     assert run("nll", "--num", "1", "--steps", "5", "--json")["standard_error"] is None
 
