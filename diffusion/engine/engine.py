@@ -29,7 +29,7 @@ from diffusion.sample.generate import guide_denoiser, model_denoiser
 from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import TemporaryError
-from diffusion.system.threads import device_threads, in_halves, splitting_helps, two_threads
+from diffusion.system.threads import in_halves, splitting_helps, two_threads
 
 CHUNK_SIZE = 16  # images that share a trajectory: few enough to fill the rest of a pass
 
@@ -72,9 +72,6 @@ class Engine:
         self._exit = ExitStack()
         self._denoiser: Denoiser = model_denoiser(loaded)
         self._guide = guides.model and guide_denoiser(loaded.artefact, guides.model)
-        self._noise_pool = (
-            self._exit.enter_context(device_threads(1, device)) if device.type == "cuda" else None
-        )
         if splitting_helps(device):
             pool = self._exit.enter_context(two_threads())
             self._denoiser = halved(self._denoiser, pool)
@@ -122,7 +119,7 @@ class Engine:
         """
         job = Job(0, settings, indices, condition, custom)
         size = min(CHUNK_SIZE, self.rows // settings.guided_nfe)
-        job.chunks = split_job(job, self.loaded, self.device, size, self._noise_pool, self.guides)
+        job.chunks = split_job(job, self.loaded, self.device, size, self.guides)
         job.nfe = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
             if (held := self._held()) + len(job) > self.max_images:

@@ -1,7 +1,6 @@
 """A request in the engine: its images in chunks, each with a trajectory that waits for a prediction."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -18,12 +17,11 @@ from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, noise_draws
+from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.guides import NO_GUIDES, Guides, check_guides, classifier_guidance
 from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
 from diffusion.system.devices import to_device
-from diffusion.system.threads import draw_ahead, then_draw
 
 
 class CustomTrajectory(NamedTuple):
@@ -73,9 +71,8 @@ class ChunkStep(NamedTuple):
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance by `rule` at the pending call, `calls` the number of answered ones. `pool`,
-    of a single thread, prefetches the noise where that is faster. `by_classifier` wraps a denoiser in the
-    guidance of a classifier.
+    `weight` is that of guidance by `rule` at the pending call, `calls` the number of answered ones.
+    `by_classifier` wraps a denoiser in the guidance of a classifier.
     """
 
     def __init__(
@@ -86,7 +83,6 @@ class Chunk:
         loaded: LoadedModel,
         device: torch.device,
         process: NoiseProcess,
-        pool: Executor | None = None,
         guides: Guides = NO_GUIDES,
         by_classifier: Callable[[Denoiser], Denoiser] | None = None,
     ) -> None:
@@ -97,7 +93,7 @@ class Chunk:
         self.x_0: Tensor | None = None
         self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
-        self._grid, self._device, self._loaded, self._pool = grid, device, loaded, pool
+        self._grid, self._device, self._loaded = grid, device, loaded
         self._process, self._rows_had, self._by_classifier = process, 0, by_classifier
         self._guard = guard_networks(
             guides.networks(loaded), job.settings.is_guided, lambda row: f"image {self._indices[row]}"
@@ -129,30 +125,22 @@ class Chunk:
         return driver.call
 
     def _start(self) -> SamplerDriver:
-        """Start the trajectory, from the images' noise or from that of a custom one."""
-        noise, custom = self._noise(), self.job.custom
+        """Start the trajectory, from the images' noise (x_T is drawn first) or from a custom start."""
+        spec, settings, custom = self._loaded.artefact.network, self.job.settings, self.job.custom
+        shape = (spec.in_channels, spec.image_size, spec.image_size)
+        images = ImageNoise(settings.seed, self._indices, shape, self._grid.initial_noise_scale)
+
+        def noise() -> Tensor:
+            return to_device(images.draw(), self._device)
+
         if custom is None:
-            trajectory = build_sampler(self.job.settings)(self._grid, noise(), noise)
+            trajectory = build_sampler(settings)(self._grid, noise(), noise)
         else:
             start = to_device(custom.start[self.images], self._device)
             trajectory = custom.sampler(self._grid, start, noise)
         self._driver = SamplerDriver(trajectory)
         self._update_weight(self._driver)
         return self._driver
-
-    def _noise(self) -> Callable[[], Tensor]:
-        """Return what draws the images' noise on the device, x_T first."""
-        spec, settings = self._loaded.artefact.network, self.job.settings
-        shape = (spec.in_channels, spec.image_size, spec.image_size)
-        noise = ImageNoise(settings.seed, self._indices, shape, self._grid.initial_noise_scale)
-
-        def draw() -> Tensor:
-            return to_device(noise.draw(), self._device)
-
-        ahead = noise_draws(settings, self._device)
-        if self._pool is None or not ahead:
-            return draw
-        return then_draw(draw_ahead(self._pool, draw, ahead, self._device), draw)
 
     def check(self, prediction: Prediction) -> None:
         """Raise NonFiniteError if the prediction is NaN or infinite: on a CPU now, elsewhere at the end."""
@@ -195,7 +183,6 @@ def split_job(
     loaded: LoadedModel,
     device: torch.device,
     size: int,
-    pool: Executor | None = None,
     guides: Guides = NO_GUIDES,
 ) -> list[Chunk]:
     """Split the job's images into chunks of at most `size`; UsageError as `check_settings` and its guides."""
@@ -207,6 +194,4 @@ def split_job(
         by_classifier = classifier_guidance(artefact, settings, guides.classifier)
     starts = range(0, len(job), size)
     slices = [slice(start, min(start + size, len(job))) for start in starts]
-    return [
-        Chunk(job, images, grid, loaded, device, process, pool, guides, by_classifier) for images in slices
-    ]
+    return [Chunk(job, images, grid, loaded, device, process, guides, by_classifier) for images in slices]

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -96,23 +96,6 @@ def in_halves(
         return gather([threads.submit(work, half, check) for half in halves], stopped.set)
 
 
-@contextmanager
-def device_threads(count: int, device: torch.device) -> Iterator[Executor]:
-    """Yield an executor whose threads use `device`.
-
-    A new thread would use the first GPU by default, and allocate pinned memory for it.
-    """
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        pool = ThreadPoolExecutor(count, PREFETCH_NAME, torch.cuda.set_device, (index,))
-    else:
-        pool = ThreadPoolExecutor(count, PREFETCH_NAME)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def prefetch(
     draws: Iterable[Callable[[], Batch]], device: torch.device | str, depth: int = 2
 ) -> Generator[Batch, None, None]:
@@ -123,25 +106,21 @@ def prefetch(
     running draws and starts no other one.
     """
     device = torch.device(device)
-    with device_threads(depth, device) as pool:
-        yield from prefetch_in(pool, draws, device, depth)
-
-
-def prefetch_in(
-    pool: Executor, draws: Iterable[Callable[[], Batch]], device: torch.device, depth: int
-) -> Generator[Batch, None, None]:
-    """Prefetch as `prefetch` does, in the threads of `pool`; a single thread draws in order."""
-    stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    if stream is not None:
+    stream: Any = None
+    start: Callable[[], None] | None = None
+    if device.type == "cuda":
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(device))  # a resident set may still be in transfer
+        # A new thread would use the first GPU by default, and allocate pinned memory for it.
+        index = torch.cuda.current_device() if device.index is None else device.index
+        start = partial(torch.cuda.set_device, index)
 
     def compute(draw: Callable[[], Batch]) -> tuple[Batch, Any]:
-        with ExitStack() as stack:
-            if stream is not None:
-                stack.enter_context(torch.cuda.stream(stream))
+        with nullcontext() if stream is None else torch.cuda.stream(stream):
             return draw(), stream.record_event() if stream is not None else None
 
     pending: deque[Future[tuple[Batch, Any]]] = deque()
+    pool = ThreadPoolExecutor(depth, PREFETCH_NAME, start)
     try:
         for draw in draws:
             pending.append(pool.submit(compute, draw))
@@ -150,8 +129,7 @@ def prefetch_in(
         while pending:
             yield _ready(*pending.popleft().result())
     finally:
-        for future in pending:
-            future.cancel()
+        pool.shutdown(cancel_futures=True)
 
 
 def _ready(batch: Batch, event: Any) -> Batch:
@@ -173,22 +151,10 @@ def prefetched_draws(
     if count < 2:
         yield draw
         return
-    with device_threads(1, device) as pool, closing(draw_ahead(pool, draw, count, device)) as prefetched:
-        yield then_draw(prefetched, draw)
+    with closing(prefetch([lambda: (draw(),)] * count, device, 1)) as prefetched:
 
+        def next_result() -> Tensor:
+            batch = next(prefetched, None)
+            return draw() if batch is None else batch[0]
 
-def draw_ahead(
-    pool: Executor, draw: Callable[[], Tensor], count: int, device: torch.device
-) -> Generator[tuple[Tensor], None, None]:
-    """Yield `count` results of `draw`, each computed one in advance by the pool's single thread."""
-    return prefetch_in(pool, [lambda: (draw(),)] * count, device, 1)
-
-
-def then_draw(prefetched: Iterator[tuple[Tensor]], draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Return a function that gives the prefetched results in order, and calls `draw` after their end."""
-
-    def next_result() -> Tensor:
-        batch = next(prefetched, None)
-        return draw() if batch is None else batch[0]
-
-    return next_result
+        yield next_result

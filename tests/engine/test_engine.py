@@ -17,9 +17,8 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition, mixed_condition
-from diffusion.sample.generate import check_settings, generate, model_denoiser, noise_draws
+from diffusion.sample.generate import check_settings, generate, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
-from diffusion.system.threads import PREFETCH_NAME, device_threads
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU = torch.device("cpu")
@@ -268,30 +267,6 @@ def test_requests_are_added_and_cancelled_during_a_forward_pass():
     assert cancelled.images is None
     assert_matches_separate_run(MODEL, kept)
     assert_matches_separate_run(MODEL, joined)
-
-
-def test_prefetched_noise_gives_bitwise_equal_images(monkeypatch):
-    """As on a GPU: one thread prefetches a draw for each chunk. A cancelled job leaves unused draws."""
-    requests = [
-        request_args(indices=range(3), steps=4, eta=0.7),
-        request_args(indices=range(9, 20), steps=3, eta=1.0),
-    ]
-
-    def run(pool):
-        with Engine(MODEL, CPU, rows=32) as engine:
-            engine._noise_pool = pool
-            jobs = [engine.add(*one) for one in requests]
-            cancelled = engine.add(*request_args(steps=50, eta=1.0))
-            engine.step()
-            engine.cancel(cancelled)
-            run_until_empty(engine)
-        return torch.cat([job.images for job in jobs])
-
-    expected, gpu = run(None), torch.device("cuda")
-    monkeypatch.setattr("diffusion.engine.job.noise_draws", lambda chosen, _: noise_draws(chosen, gpu))
-    with device_threads(1, CPU) as pool:
-        assert torch.equal(run(pool), expected)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
 
 
 def test_custom_trajectory_uses_its_start_and_end():
