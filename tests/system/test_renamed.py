@@ -4,16 +4,19 @@ from diffusion.system import renamed
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import refuse_renamed, translate, translate_names
 
-TABLES = {
-    "params": {"train.averages": "ema_profiles", "train.averages.widths": "sigma_rel"},
-    "scores": {"front.*.cost": "nfe", "cells.*.card.cost": "nfe"},
-    "tags": {"diffctl.width": "diffctl.sigma_rel", "old/*": "new/*"},
+KEYS = {
+    ("train", "averages"): "ema_profiles",
+    ("averages", "widths"): "sigma_rel",
+    ("front", "cost"): "nfe",
+    ("card", "cost"): "nfe",
 }
+NAMES = {"tags": {"diffctl.width": "diffctl.sigma_rel", "old/*": "new/*"}}
 
 
 @pytest.fixture(autouse=True)
 def tables(monkeypatch):
-    monkeypatch.setattr(renamed, "RENAMED", {**renamed.RENAMED, **TABLES})
+    monkeypatch.setattr(renamed, "KEYS", KEYS)
+    monkeypatch.setattr(renamed, "NAMES", NAMES)
 
 
 def test_keys_of_a_document_are_translated_at_their_own_place_only():
@@ -23,7 +26,7 @@ def test_keys_of_a_document_are_translated_at_their_own_place_only():
     assert list(old["train"]) == ["averages", "widths"]
 
 
-def test_a_star_stands_for_any_key_or_entry():
+def test_entries_of_a_list_have_its_key_as_parent():
     old = {"front": [{"cost": 1}, {"cost": 2}], "cells": {"a": {"card": {"cost": 3}, "cost": 4}}, "cost": 5}
     assert translate("scores", old) == {
         "front": [{"nfe": 1}, {"nfe": 2}],
@@ -36,8 +39,9 @@ def test_flat_names_are_translated():
     old = {"train.averages.widths": "[0.1]", "train.averages.every": "4", "widths": "1"}
     new = {"train.ema_profiles.sigma_rel": "[0.1]", "train.ema_profiles.every": "4", "widths": "1"}
     assert translate_names("params", old) == new
-    assert translate_names("tags", {"diffctl.width": "0.1", "x": "y"}) == {
+    assert translate_names("tags", {"diffctl.width": "0.1", "old/a": "b", "x": "y"}) == {
         "diffctl.sigma_rel": "0.1",
+        "new/a": "b",
         "x": "y",
     }
 
