@@ -3,12 +3,12 @@
 A download is verified and resumed, and comes from the first address that serves the file.
 """
 
+import fnmatch
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -77,36 +77,23 @@ def raw_folder(name: str, path: Path | None) -> Path:
 
 def find_file(folder: Path, name: str) -> Path | None:
     """Return the file `name` in or below a folder, the one nearest to the top; None if there is none."""
-    return next(find_files(folder, name), None)
+    at_top = folder / name
+    return at_top if at_top.is_file() else next(iter(find_files(folder, name)), None)
 
 
-def find_files(folder: Path, pattern: str) -> Iterator[Path]:
-    """Yield regular files, or links to such, with a matching name: nearest to the top first, then by name.
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """Return regular files, or links to such, with a matching name: nearest to the top first, then by name.
 
     Linked folders, unreadable folders and levels below MAX_DEPTH are skipped.
     """
-    level = [folder]
-    for _ in range(1 + MAX_DEPTH):
-        entries = [entry for place in level for entry in _entries(place)]
-        yield from (
-            Path(entry.path) for entry in entries if fnmatchcase(entry.name, pattern) and _is_file(entry)
-        )
-        level = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError:
-        return []
-
-
-def _is_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # a circular link
-        return False
+    found = []
+    for place, folders, names in os.walk(folder):
+        depth = len(Path(place).relative_to(folder).parts)
+        if depth == MAX_DEPTH:
+            folders.clear()
+        paths = (Path(place, name) for name in fnmatch.filter(names, pattern))
+        found += [(depth, path) for path in paths if path.is_file()]
+    return [path for _, path in sorted(found)]
 
 
 def fetch(
