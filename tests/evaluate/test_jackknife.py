@@ -7,7 +7,7 @@ import pytest
 
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular_sums_without_each
 from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors, root_sum_interactions
-from diffusion.evaluate.scores.kernel_distance import Kernel, Kernels, interactions
+from diffusion.evaluate.scores.kernel_distance import Kernel, interactions
 from diffusion.protocol.card import GROUPS
 
 NONE = Interactions(0.0, 0.0)
@@ -74,5 +74,5 @@ def test_kernel_interactions_equal_least_squares():
     values = np.array([own.whole[pair] for pair in pairs], float)
     left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
     want = 2 * (left**2).sum() / (len(pairs) - 12) / (12 * 11)
-    found = interactions(Kernels(own, own))
+    found = interactions(own)
     assert found.surplus == found.own == pytest.approx(want, rel=1e-4)

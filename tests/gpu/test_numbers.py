@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffusion.evaluate.features.extractors import extract, load_extractor
-from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, kernels, own_sums, subsets
+from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, own_sums, subsets
 from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import freeze
@@ -55,5 +55,7 @@ def test_scores_equal_the_cpus(device) -> None:
 def distances(features: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """Return the Fréchet and the kernel distance."""
     drawn = subsets(len(features), len(real))
-    kernel = kernel_distance(kernels(features, real), drawn, own_sums(Kernel(real, real), drawn.reference))
-    return frechet_distance(statistics(features), statistics(real)), kernel.mean
+    kernel = kernel_distance(
+        Kernel(features, features), Kernel(features, real), drawn, own_sums(Kernel(real, real), drawn[1])
+    )
+    return frechet_distance(statistics(features), statistics(real)), float(kernel.mean())

@@ -30,27 +30,16 @@ MIN_CLASS_IMAGES = 2  # for samples and for real images
 MAX_TARGETS = 128  # cached classes; each takes twice the memory of its features
 
 
-class Line(NamedTuple):
-    """A Fréchet distance as limit + slope/N."""
-
-    limit: float
-    slope: float
-
-    def at(self, count: int) -> float:
-        """Return the distance of `count` images, at least 0."""
-        return max(0.0, self.limit + self.slope / count)
-
-
-def fit_line(projected: ProjectedSample) -> Line:
-    """Fit a line to the distances of random subsets, from half of the images to all."""
+def fit_line(projected: ProjectedSample) -> tuple[float, float]:
+    """Fit limit + slope/N to the distances of random subsets, from half of the images to all; return both."""
     count = len(projected)
     order = shuffled(count)
     sizes = sorted({max(2, round(1 / value)) for value in np.linspace(1 / count, 2 / count, FIT_POINTS)})
     distances = [_mean_distance(size, projected, order) for size in sizes]
     if len(sizes) == 1:
-        return Line(distances[0], 0.0)
+        return distances[0], 0.0
     slope, limit = np.polyfit([1 / size for size in sizes], distances, 1)
-    return Line(float(limit), float(slope))
+    return float(limit), float(slope)
 
 
 def shuffled(count: int) -> NDArray[np.int64]:
@@ -68,12 +57,11 @@ def _mean_distance(size: int, projected: ProjectedSample, order: NDArray[np.int6
 
 
 class Floor(NamedTuple):
-    """The Fréchet distance of `num_images` held-out real images to the reference.
+    """The Fréchet distance of held-out real images to the reference.
 
     `extrapolated` marks a value from a line fit, if there are fewer held-out images.
     """
 
-    num_images: int
     distance: float
     extrapolated: bool
 
@@ -81,10 +69,11 @@ class Floor(NamedTuple):
 def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
     """Return the floor at N ≥ 2 images, extrapolated if there are fewer than N held-out images."""
     if num_images > len(heldout):
-        return Floor(num_images, fit_line(ProjectedSample(heldout, target)).at(num_images), extrapolated=True)
+        limit, slope = fit_line(ProjectedSample(heldout, target))
+        return Floor(max(0.0, limit + slope / num_images), extrapolated=True)
     needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
     distance = _mean_distance(num_images, ProjectedSample(heldout[needed], target), np.arange(len(needed)))
-    return Floor(num_images, distance, extrapolated=False)
+    return Floor(distance, extrapolated=False)
 
 
 def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
@@ -108,7 +97,7 @@ def limit_and_errors(
     degrees of freedom, 95% intervals contain the truth in 77% of cases.
     """
     projected = ProjectedSample(features, target)
-    limit = fit_line(projected).limit
+    limit, _ = fit_line(projected)
     if not has_errors:
         return limit, None
     errors = _distance_errors(projected)

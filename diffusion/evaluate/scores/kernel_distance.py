@@ -38,43 +38,13 @@ class Estimate(NamedTuple):
     std: float
 
 
-class OverSubsets(NamedTuple):
-    """The kernel distances of the subsets, `values` (SUBSETS,), with mean and standard deviation."""
-
-    values: Float
-
-    @property
-    def mean(self) -> float:
-        """The kernel distance."""
-        return float(self.values.mean())
-
-    @property
-    def std(self) -> float:
-        """The standard deviation between subsets."""
-        return float(self.values.std())
-
-    @property
-    def errors(self) -> Float:
-        """(SUBSETS,) each subset's part of the mean's error; the squares sum to its variance."""
-        count = len(self.values)
-        return np.asarray((self.values - self.values.mean()) / np.sqrt(count * (count - 1)))
-
-
-class Subsets(NamedTuple):
-    """The rows of each subset, (SUBSETS, size), of a sample and of its reference."""
-
-    sample: Rows
-    reference: Rows
-
-
-def subsets(count: int, reference_count: int) -> Subsets:
-    """Return the subsets that torch-fidelity draws for sets of these sizes."""
+def subsets(count: int, reference_count: int) -> Rows:
+    """Return the rows of the subsets that torch-fidelity draws of sets of these sizes, (2, SUBSETS, size)."""
     draw = np.random.RandomState(SEED)
-    size = subset_size(count, reference_count)
-    drawn = Subsets(*np.empty((2, SUBSETS, size), np.int64))
+    drawn = np.empty((2, SUBSETS, subset_size(count, reference_count)), np.int64)
     for pair in zip(*drawn, strict=True):
         for rows, total in zip(pair, (count, reference_count), strict=True):
-            rows[:] = draw.choice(total, size, replace=False)  # allocates a full permutation
+            rows[:] = draw.choice(total, len(rows), replace=False)  # allocates a full permutation
     return drawn
 
 
@@ -100,61 +70,50 @@ class Kernel:
         return np.concatenate([_polynomial(rows, columns).mean(axis=1, dtype=np.float64) for rows in blocks])
 
 
-class Kernels(NamedTuple):
-    """The kernels of a sample with itself and with its reference."""
-
-    own: Kernel
-    cross: Kernel
-
-
-def kernels(features: FeatureArray, reference: FeatureArray) -> Kernels:
-    """Return the kernels of a sample, shared by all functions here."""
-    return Kernels(Kernel(features, features), Kernel(features, reference))
-
-
 def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
     """Return (SUBSETS,) the sums over all pairs of different images in each subset."""
     return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
 
 
-def kernel_distance(of: Kernels, drawn: Subsets, reference_sums: NDArray[np.float32]) -> OverSubsets:
-    """Return the squared MMD over the subsets `drawn`; near 0 it may be slightly negative.
+def kernel_distance(own: Kernel, cross: Kernel, drawn: Rows, reference_sums: NDArray[np.float32]) -> Float:
+    """Return the squared MMD of each subset in `drawn`, (SUBSETS,); near 0 it may be slightly negative.
 
-    `reference_sums` is `own_sums` of the reference, equal for all samples of one size.
+    `own` is a sample's kernel with itself, `cross` that with its reference. `reference_sums` is `own_sums` of
+    the reference, equal for all samples of one size.
     """
-    size = drawn.sample.shape[1]
-    cross = np.array([of.cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
-    within = own_sums(of.own, drawn.sample) + reference_sums
-    values = (within / np.float32(size * (size - 1)) - 2 * cross / np.float32(size * size)).astype(np.float64)
-    return OverSubsets(values)
+    size = drawn.shape[2]
+    between = np.array([cross(*rows).sum(axis=0).sum() for rows in zip(*drawn, strict=True)], np.float32)
+    within = own_sums(own, drawn[0]) + reference_sums
+    values = within / np.float32(size * (size - 1)) - 2 * between / np.float32(size * size)
+    return np.asarray(values.astype(np.float64))
 
 
-def leave_one_out(of: Kernels) -> Float:
+def leave_one_out(own: Kernel, cross: Kernel) -> Float:
     """Return (N,) the squared MMD without each of N ≥ 3 images, up to a common constant.
 
     Sets of more than 5,000 images are compared with a random 5,000 of them.
     """
-    features = of.own.a
+    features = own.a
     count = len(features)
-    pairs, cross = of.own.row_means() * count, of.cross.row_means()
+    pairs, between = own.row_means() * count, cross.row_means()
     diagonal = (np.einsum("nd,nd->n", features, features, dtype=np.float64) / features.shape[1] + 1) ** 3
     pairs -= diagonal
     within = (pairs.sum() - 2 * pairs) / ((count - 1) * (count - 2))
-    return np.asarray(within - 2 * (cross.sum() - cross) / (count - 1))
+    return np.asarray(within - 2 * (between.sum() - between) / (count - 1))
 
 
-def interactions(of: Kernels) -> Interactions:
+def interactions(own: Kernel) -> Interactions:
     """Return the interactions of pairs in the variance of the squared MMD: 2 E h²/(N(N − 1)).
 
     h is the kernel without each image's effect on the mean (Serfling 1980, sec. 5.2). Triples do not
     interact.
     """
-    count = len(of.own.a)
+    count = len(own.a)
     rows = np.arange(min(count, PAIRED))
     paired = len(rows)
     if paired < 4:
         return Interactions(0.0, 0.0)
-    h = of.own(rows, rows).astype(np.float64)
+    h = own(rows, rows).astype(np.float64)
     np.fill_diagonal(h, 0)
     row = h.sum(axis=1) / (paired - 2)  # least squares over the pairs of different rows
     h -= row + row[:, None] - h.sum() / ((paired - 1) * (paired - 2))

@@ -9,7 +9,6 @@ import torch
 from diffusion.choice.confidence import interval
 from diffusion.evaluate.features.extractors import Features, exact_float32
 from diffusion.evaluate.features.reference_features import Reference, extractor_card
-from diffusion.evaluate.scores import kernel_distance
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
     Floor,
@@ -22,7 +21,16 @@ from diffusion.evaluate.scores.frechet_scores import (
     shuffled,
 )
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.kernel_distance import Embeddings, cmmd
+from diffusion.evaluate.scores.kernel_distance import (
+    Embeddings,
+    Kernel,
+    cmmd,
+    interactions,
+    kernel_distance,
+    leave_one_out,
+    own_sums,
+    subsets,
+)
 from diffusion.evaluate.scores.moments import Float
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.scores.torch_fidelity_scores import (
@@ -33,7 +41,7 @@ from diffusion.evaluate.scores.torch_fidelity_scores import (
 )
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
-from diffusion.protocol.card import Card, protocol_card, statistics_fields
+from diffusion.protocol.card import SUBSETS, Card, protocol_card, statistics_fields
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 
 Scores = dict[str, float]
@@ -173,9 +181,11 @@ class Scorer:
     def _compared(self, sample: Features, manifold: Manifold, has_errors: bool) -> SampleScores:
         """Return the scores from pairs of images: kernel distances, Inception score, overlap."""
         spec = self.spec
-        kernels = kernel_distance.kernels(sample.features, self.reference.features)
-        near = kernel_distance.kernel_distance(kernels, *self._drawn(len(sample)))
-        scores = {spec.kernel_distance: near.mean, f"{spec.kernel_distance}_std": near.std}
+        features, real = sample.features, self.reference.features
+        own, cross = Kernel(features, features), Kernel(features, real)
+        near = kernel_distance(own, cross, *self._drawn(len(sample)))
+        mean, std = float(near.mean()), float(near.std())
+        scores = {spec.kernel_distance: mean, f"{spec.kernel_distance}_std": std}
         if spec.score is not None and sample.logits is not None:
             certain = inception_score(sample.logits)
             scores |= {spec.score: certain.mean, f"{spec.score}_std": certain.std}
@@ -186,8 +196,9 @@ class Scorer:
             scores[spec.gaussian_distance] = cmmd(embeddings, self._embeddings)
         if not has_errors:
             return SampleScores(scores, {})
-        by_image = image_errors(kernel_distance.leave_one_out(kernels), kernel_distance.interactions(kernels))
-        return SampleScores(scores, {spec.kernel_distance: np.concatenate([grouped(by_image), near.errors])})
+        by_image = image_errors(leave_one_out(own, cross), interactions(own))
+        by_subset = (near - mean) / np.sqrt(SUBSETS * (SUBSETS - 1))
+        return SampleScores(scores, {spec.kernel_distance: np.concatenate([grouped(by_image), by_subset])})
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
         """Return the ends of the intervals, by name."""
@@ -239,5 +250,5 @@ class Scorer:
 
     def _draw(self, count: int) -> Any:
         real = self.reference.features
-        drawn = kernel_distance.subsets(count, len(real))
-        return drawn, kernel_distance.own_sums(kernel_distance.Kernel(real, real), drawn.reference)
+        drawn = subsets(count, len(real))
+        return drawn, own_sums(Kernel(real, real), drawn[1])
