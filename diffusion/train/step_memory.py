@@ -63,16 +63,11 @@ class FlopCounter(TorchDispatchMode):
             self.total += sdpa_flop_count(*(part.shape for part in args[:3]))  # type: ignore[no-untyped-call]
         elif kind in flop_registry:
             counted = flop_registry[kind](*args, **(kwargs or {}), out_val=output)
-            self.total += round(counted * UPSAMPLED_CONV) if _is_upsampled_conv(kind, args) else counted
+            # A transposed convolution with a fixed kernel is `kernels.upsampled_conv` on a CPU.
+            is_transposed = kind is torch.ops.aten.convolution and args[6]
+            is_upsampled = is_transposed and not isinstance(args[1], nn.Parameter)
+            self.total += round(counted * UPSAMPLED_CONV) if is_upsampled else counted
         return output
-
-
-def _is_upsampled_conv(kind: Any, args: Sequence[Any]) -> bool:
-    """Whether it is `kernels.upsampled_conv` on a CPU: a transposed convolution with a fixed kernel."""
-    if kind is not torch.ops.aten.convolution or not args[6]:
-        return False
-    weight: Tensor = args[1]
-    return not isinstance(weight, nn.Parameter)
 
 
 def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
