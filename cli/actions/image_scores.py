@@ -20,6 +20,7 @@ from diffusion.evaluate.adhoc_inputs import (
     open_inputs,
     open_sample,
 )
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.layout import SCORES
 from diffusion.papers.paper import (
@@ -35,6 +36,7 @@ from diffusion.protocol.extractors import default_extractor, extractor_spec
 from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import check_output, write_output_text
+from diffusion.system.section import validate
 
 
 def evaluate_images(options: Evaluate) -> None:
@@ -73,13 +75,12 @@ def _scored(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
         spaces = _against_statistics(path, against, extractors)
     else:
         spaces = _against_images(path, against, options.split.value, extractors)
-    weights = _weights_of(list(spaces), options.weights, options.weights_sha256)
-    check_extractors(weights)
-    shared = {name: getattr(options, name) for name in ("batch_size", "prc_images", "prc_samples")}
+    sections = _sections(list(spaces), options)
+    check_extractors(sections)
     documents = []
-    for name, score in spaces.items():  # in sequence, to limit memory
-        with progress("features" if len(spaces) == 1 else name) as watch:
-            documents.append(score(**weights[name], **shared, progress=watch))
+    for section, score in zip(sections, spaces.values(), strict=True):  # in sequence, to limit memory
+        with progress("features" if len(spaces) == 1 else section.extractor) as watch:
+            documents.append(score(section=section, progress=watch))
     return merge_spaces(documents)
 
 
@@ -96,19 +97,22 @@ def _against_images(path: Path, against: Path, split: str, extractors: list[str]
     """Return the scoring function of each extractor."""
     pair = open_inputs(path, against, split)
     names = extractors or [default_extractor(pair.real.images.shape[1])]
-    return {name: partial(score_images, pair, extractor=name) for name in names}
+    return {name: partial(score_images, pair) for name in names}
 
 
-def _weights_of(names: list[str], weights: Path | None, sha256: str | None) -> dict[str, dict[str, Any]]:
-    """Return the weights options of each extractor; UsageError if the file fits several networks."""
+def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:
+    """Return the section of each extractor; UsageError if the file of weights fits several networks."""
     takes = [name for name in names if not extractor_spec(name).weights.comes_along] or names[:1]
-    if weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
+    if options.weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
         raise UsageError(
             f"--weights is a file of one network, and {' and '.join(takes)} are several: score them one by "
             "one, or put the published files in torch's hub cache"
         )
-    given = {"weights": weights, "weights_sha256": sha256}
-    return {name: given if name in takes else {} for name in names}
+    fields = {name: getattr(options, name) for name in ("batch_size", "prc_images", "prc_samples")}
+    shared = {name: value for name, value in fields.items() if value is not None}
+    weights = {"weights": options.weights, "weights_sha256": options.weights_sha256}
+    given = {name: {"extractor": name, **shared, **(weights if name in takes else {})} for name in names}
+    return [validate(EvaluateConfig, values, "diffctl evaluate") for values in given.values()]
 
 
 def _spaces(document: dict[str, Any]) -> list[SpaceScores]:

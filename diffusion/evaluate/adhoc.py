@@ -1,8 +1,7 @@
 """Score any images against other images or against published statistics, by the code that scores a sweep."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +12,8 @@ from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import (
     Extractor,
     FeatureArray,
-    Features,
     exact_float32,
-    load_extractor,
+    space_extractor,
 )
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
 from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
@@ -26,48 +24,32 @@ from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.store import ImageStore
 from diffusion.layout import REFERENCE
 from diffusion.protocol.card import missing_reason, missing_scores, neighbour_card, statistics_card
-from diffusion.protocol.extractors import default_extractor
-from diffusion.system.devices import scoring_device
 
 Progress = Callable[[int, int], None]
 
+DEFAULTS = EvaluateConfig()
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
 
-class ScoringOptions(TypedDict, total=False):
-    """Options of ad-hoc scoring. All are optional.
-
-    `weights` and `weights_sha256` are as in `load_extractor`; `batch_size`, `prc_images` and `prc_samples` as
-    in the section `evaluate`. `progress` receives (done, total) of the images that are extracted.
-    """
-
-    weights: Path | None
-    weights_sha256: str | None
-    batch_size: int | None
-    prc_images: int | None
-    prc_samples: int | None
-    progress: Progress | None
-
-
 def score_images(
-    inputs: ScoringInputs, *, extractor: str | None = None, **options: Unpack[ScoringOptions]
+    inputs: ScoringInputs, section: EvaluateConfig = DEFAULTS, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Score the sample against the real images. Return `images`, `reference`, `scores` and `card`.
 
     Features come from data/reference if it fits, then from the feature cache; only the rest is extracted.
-    `extractor` is a name of EXTRACTORS, by default the bundled one for the images' size.
+    `progress` receives (done, total) of the images that are extracted.
     """
     sample, real, heldout = inputs.sample, inputs.real, inputs.heldout
-    loaded = _load(extractor or default_extractor(real.images.shape[1]), options)
+    loaded = space_extractor(section.spaces[0])
     reference = None
     if heldout is not None:
         reference = matching_reference(REFERENCE, loaded, inputs.split, inputs.against)
     others = [] if reference is not None else [real, *([] if heldout is None else [heldout])]
-    *real_features, features = _features(loaded, [*others, sample], options)
+    *real_features, features = cached_features(loaded, [*others, sample], section.batch_size, progress)
     if reference is None:
         held = real_features[1] if heldout is not None else None
         reference = make_reference_of(loaded, real, real_features[0], heldout, held)
-    scorer = _scorer(reference, loaded, options)
+    scorer = _scorer(reference, loaded, section)
     return {
         "images": _described(sample),
         **shared_values(scorer, len(sample)),
@@ -79,7 +61,8 @@ def score_against_statistics(
     sample: ImageStore,
     published: PublishedStatistics,
     images: ImageStore | None = None,
-    **options: Unpack[ScoringOptions],
+    section: EvaluateConfig = DEFAULTS,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the sample against published statistics. Return the keys of `score_images` and `not_scored`.
 
@@ -87,15 +70,16 @@ def score_against_statistics(
     the other scores; this is how OpenAI's evaluator computes precision and recall. `not_scored` lists the
     missing scores and the reason.
     """
-    spec, loaded = published.spec, _load(published.spec.name, options)
-    features, *real = _features(loaded, [sample] if images is None else [sample, images], options)
+    spec, loaded = published.spec, space_extractor(section.spaces[0])
+    stores = [sample] if images is None else [sample, images]
+    features, *real = cached_features(loaded, stores, section.batch_size, progress)
     sampling = sample.meta.get("card", {})
     card = statistics_card(sampling, len(sample), published.facts, spec, loaded.weights_sha256)
     reference: dict[str, Any] = {**published.facts, "features": spec.features}
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}
-        scorer = _scorer(make_reference_of(loaded, images, real[0]), loaded, options)
+        scorer = _scorer(make_reference_of(loaded, images, real[0]), loaded, section)
         scores |= scorer.scores_without_distance(features)
         card |= neighbour_card(len(sample), len(images), (scorer.most_samples, scorer.most))
     has_images = images is not None
@@ -110,18 +94,9 @@ def score_against_statistics(
     }
 
 
-def _load(name: str, options: ScoringOptions) -> Extractor:
-    return load_extractor(name, options.get("weights"), scoring_device(), options.get("weights_sha256"))
-
-
-def _features(loaded: Extractor, stores: list[ImageStore], options: ScoringOptions) -> list[Features]:
-    return cached_features(loaded, stores, options.get("batch_size"), options.get("progress"))
-
-
-def _scorer(reference: Reference, loaded: Extractor, options: ScoringOptions) -> Scorer:
-    defaults = EvaluateConfig()
-    most = options.get("prc_images") or defaults.prc_images
-    return Scorer(reference, defaults.confidence_intervals, most, loaded.device, options.get("prc_samples"))
+def _scorer(reference: Reference, loaded: Extractor, section: EvaluateConfig) -> Scorer:
+    settings = section.confidence_intervals, section.prc_images
+    return Scorer(reference, *settings, loaded.device, section.prc_samples)
 
 
 @exact_float32()
@@ -152,10 +127,10 @@ def merge_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {**first, "spaces": spaces} if spaces else first
 
 
-def check_extractors(options: Mapping[str, Mapping[str, Any]]) -> None:
+def check_extractors(sections: Sequence[EvaluateConfig]) -> None:
     """Load and release all extractors but the first, so that missing weights are detected before any work.
 
     Errors as `load_extractor`.
     """
-    for name, given in list(options.items())[1:]:
-        load_extractor(name, given.get("weights"), sha256=given.get("weights_sha256"))
+    for section in sections[1:]:
+        space_extractor(section.spaces[0])

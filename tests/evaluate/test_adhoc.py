@@ -13,6 +13,7 @@ from cli import main
 from diffusion.evaluate import adhoc
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_images, open_inputs
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.images.store import open_store
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import document_values
@@ -34,9 +35,10 @@ def root(tmp_path_factory, real):
     return root
 
 
-def scored(path, against, split="train", **options):
+def scored(path, against, split="train", progress=None, **options):
     """Return the scores document."""
-    return score_images(open_inputs(Path(path), Path(against), split), **options)
+    inputs = open_inputs(Path(path), Path(against), split)
+    return score_images(inputs, EvaluateConfig(**options), progress)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cli import main
 from diffusion.evaluate.adhoc import score_against_statistics, score_images
 from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_images, open_inputs
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
@@ -132,7 +133,7 @@ def document(root):
 
 
 def test_distance_equals_that_to_the_images(root, real, document):
-    of_images = score_images(open_inputs(root / "cell", real / "prepared/train"), extractor=NAME)["scores"]
+    of_images = score_images(open_inputs(root / "cell", real / "prepared/train"))["scores"]
     assert document["scores"] == pytest.approx(
         {name: of_images[name] for name in document["scores"]}, rel=1e-3
     )
@@ -161,12 +162,12 @@ def of_openai(root, openai, **options):
     """Score the cell against the file and the images in it."""
     sample = open_images(root / "cell")
     images = images_in_statistics(openai, sample)
-    return score_against_statistics(sample, open_statistics(openai, NAME), images, **options)
+    return score_against_statistics(sample, open_statistics(openai, NAME), images, EvaluateConfig(**options))
 
 
 def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, openai):
     found = of_openai(root, openai)["scores"]
-    of_images = score_images(open_inputs(root / "cell", root / "few.npz"), extractor=NAME)["scores"]
+    of_images = score_images(open_inputs(root / "cell", root / "few.npz"))["scores"]
     new = found.keys() - document["scores"].keys()
     assert {f"{name}_effnet_lite0_64" for name in ("kd", "precision", "recall", "density", "coverage")} < new
     assert {name: found[name] for name in new} == pytest.approx({name: of_images[name] for name in new})
