@@ -74,10 +74,7 @@ def code_digest(code: ModuleDigests) -> str:
 
 
 def plugin_card(field: str, code: ModuleDigests) -> dict[str, str]:
-    """Return the `field` of a card with the digest of the plugins among these modules; empty without one.
-
-    The versions in cards are of the library's code and do not cover plugins.
-    """
+    """Return a card's `field` with the digest of the plugins among these modules; empty without one."""
     plugins = {name: digest for name, digest in code.items() if is_plugin(name)}
     return {field: code_digest(plugins)} if plugins else {}
 
@@ -94,10 +91,7 @@ def torch_version() -> str:
 
 @cache
 def library_version() -> str:
-    """Return a digest of diffusion/ and plugins/, and torch's version.
-
-    If it is equal, equal settings give equal images.
-    """
+    """Return a digest of diffusion/ and plugins/, and torch's version: equal ones give equal images."""
     digest = hashlib.sha256()
     for root in filter(None, (ROOT / PACKAGE, plugins_folder())):
         for file in sorted(root.rglob("*.py")):

@@ -100,10 +100,7 @@ def share_noise(cell: ImageScores, other: ImageScores) -> bool:
 def card_diff(
     cell: ImageScores, other: ImageScores, free: Collection[str] = STATISTICS_FIELDS
 ) -> dict[str, list[Any]]:
-    """Return the fields in which the cards of two cells differ, each with both values.
-
-    Those in `free` may differ: only scores against published statistics depend on these.
-    """
+    """Return the fields in which two cells' cards differ, except model and `free`, each with both values."""
     return differing_fields([cell.card, other.card], (*SUBJECT, *free))
 
 
@@ -155,10 +152,7 @@ def deviation_of(cells: Trainings, metric: str) -> float | None:
 
 
 def mean_interval(cells: Trainings, metric: str) -> Interval | None:
-    """Return the confidence interval of the mean over seeds by Student's t.
-
-    For a single training it is that of its images, or None.
-    """
+    """Return the interval of the mean over seeds by Student's t; of one training, that of its images."""
     deviation, count = deviation_of(cells, metric), len(cells)
     if deviation is None:
         return interval_of(cells[0], metric)

@@ -18,10 +18,7 @@ CODE_VERSIONS = frozenset(
 
 
 class Verdict(NamedTuple):
-    """Whether the candidate passes, and the reason as part of a sentence.
-
-    `rescored` is whether the candidate has the champion's own weights.
-    """
+    """Whether the candidate passes, why, and whether it is the champion's own weights `rescored`."""
 
     better: bool
     reason: str

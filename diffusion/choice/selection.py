@@ -35,10 +35,7 @@ class Choice(NamedTuple):
 
 
 def pareto_front(cells: Cells) -> list[Choice]:
-    """Return the cells that no other cell beats in both, from the cheapest to the best.
-
-    The distance ranks, which is fair within a sweep: its cells share N and reference.
-    """
+    """Return the cells that no other beats in NFE and distance, from the cheapest to the best."""
     choices = [Choice(name, cell.nfe, cell.scores[cell.spec.distance]) for name, cell in cells.items()]
     front: list[Choice] = []
     for choice in sorted(choices, key=lambda choice: (choice.nfe, choice.distance)):
@@ -97,10 +94,7 @@ def describe_optimism(chosen: SelectedCell) -> str:
 
 
 def describe_disagreement(document: ScoresDocument) -> str:
-    """Return which cell the Fréchet distance prefers to the best one, if it is another; else empty.
-
-    At small N the two see different faults (docs/evaluation.md).
-    """
+    """Return which cell the Fréchet distance prefers to the best one (docs/evaluation.md); else empty."""
     best, other = document.best, document.front[-1]
     if other.cell == best.cell or best.metric in ("excess", other.metric):
         return ""
@@ -171,10 +165,7 @@ def best_model_scores(document: ScoresDocument) -> ScoresDocument:
 
 
 def scores_in_space(document: ScoresDocument, name: str) -> ScoresDocument:
-    """Return the document of one extractor alone; KeyError if it scored nothing.
-
-    The best cell and the front are selected by its own scores.
-    """
+    """Return the document of one extractor alone, with its own selection; KeyError if it scored nothing."""
     if name == document.extractor:
         return document
     fields = ("scores", "card", "errors", "classes")

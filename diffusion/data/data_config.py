@@ -22,10 +22,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 @dataclass(frozen=True)
 class SourceEntry(BuilderEntry):
-    """`builder` makes a Source from its section; `config` is that section's class, both as "module:name".
-
-    A set with own options has a subclass of DataConfig.
-    """
+    """`builder` makes a Source from its section, `config` is that section's class, both as "module:name"."""
 
     builder: str
     config: str = "diffusion.data.data_config:DataConfig"

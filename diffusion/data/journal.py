@@ -55,9 +55,7 @@ class SplitTarget:
 
     @property
     def journal(self) -> Path:
-        """One checksummed JSON line per finished block: first row, bad rows with reasons, digest of its
-        digests.
-        """
+        """A checksummed JSON line per finished block: first row, bad rows, digest of its digests."""
         return self.folder / "journal.jsonl"
 
     def missing_bytes(self) -> int:

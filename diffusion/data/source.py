@@ -49,9 +49,7 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def job(self, start: int, stop: int) -> Job:
-        """Return a job that reads rows `start` to `stop`; it reports damaged images in `bad` and raises
-        nothing.
-        """
+        """Return a job that reads rows `start` to `stop`; damaged images are in `bad`, nothing is raised."""
         ...
 
     def names(self, rows: Indices) -> list[str]:
@@ -163,10 +161,7 @@ def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
 
 
 def unique_names(classes: Sequence[tuple[str, str]], origin: Path) -> tuple[str, ...]:
-    """Return the names of (synset, name) pairs; a duplicate (crane: bird, machine) gets its synset added.
-
-    DiffctlError as `class_names`, for the file `origin` that lists them.
-    """
+    """Return names of (synset, name) pairs, duplicates with the synset; DiffctlError as `class_names`."""
     seen = Counter(name for _, name in classes)
     return class_names([n if seen[n] == 1 else f"{n} ({synset})" for synset, n in classes], origin)
 

@@ -82,10 +82,7 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """Return regular files, or links to such, with a matching name: nearest to the top first, then by name.
-
-    Linked folders, unreadable folders and levels below MAX_DEPTH are skipped.
-    """
+    """Return matching files, nearest to the top first, without linked folders and levels below MAX_DEPTH."""
     found = []
     for place, folders, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)

@@ -138,10 +138,7 @@ class Engine:
             self._remove(job)
 
     def step(self) -> ForwardPass:
-        """Run one forward pass; do nothing without jobs.
-
-        An exception ends the jobs that it belongs to, and no other.
-        """
+        """Run one forward pass, if there are jobs; an exception ends only the jobs that it belongs to."""
         made = ForwardPass()
         with self._lock:
             waiting = (chunk for job in self._jobs.values() for chunk in job.chunks if chunk.x_0 is None)
@@ -230,10 +227,7 @@ def _priority(chunk: Chunk) -> tuple[int, int, int, int]:
 
 @torch.no_grad()
 def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser | None = None) -> Prediction:
-    """Return the predictions for the pending calls of all chunks, rows in their order.
-
-    Each rule guides the rows of its own chunks.
-    """
+    """Return the predictions for the chunks' pending calls, in order; each rule guides its own chunks."""
     calls = [chunk.pending_call() for chunk in chunks]
     is_real = any(isinstance(call.t, float) for call in calls)
     times = torch.tensor(

@@ -25,10 +25,7 @@ from diffusion.system.devices import to_device
 
 
 class CustomTrajectory(NamedTuple):
-    """Trajectories of `sampler` from `start` (B, C, H, W) instead of from each image's noise.
-
-    `end` converts the end of a trajectory into the job's result.
-    """
+    """Trajectories of `sampler` from `start` (B, C, H, W); `end` converts their ends into the result."""
 
     start: Tensor
     sampler: Sampler
@@ -155,10 +152,7 @@ class Chunk:
         return self._by_classifier(lambda x, t, condition: prediction)(call.x, call.t, self._labelled)
 
     def advance(self, prediction: Prediction) -> list[Step]:
-        """Advance to the next call, or to the end, which sets `x_0`; return the steps on the way.
-
-        NonFiniteError if the end is NaN or infinite.
-        """
+        """Advance to the next call or the end, `x_0`; return the steps. NonFiniteError for a bad end."""
         driver = self._driver
         assert driver is not None
         self._rows_had += self.rows

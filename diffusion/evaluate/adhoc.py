@@ -116,10 +116,7 @@ def _described(sample: ImageStore) -> dict[str, Any]:
 
 
 def merge_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge documents of the same images in several feature spaces.
-
-    The first one is the document itself; the others are in `spaces` by the names of their extractors.
-    """
+    """Merge documents of the same images: the first, with the others in `spaces` by extractor."""
     first, *further = documents
     spaces = {
         one["extractor"]: {name: part for name, part in one.items() if name not in SHARED} for one in further
@@ -128,9 +125,6 @@ def merge_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def check_extractors(sections: Sequence[EvaluateConfig]) -> None:
-    """Load and release all extractors but the first, so that missing weights are detected before any work.
-
-    Errors as `load_extractor`.
-    """
+    """Load and release all extractors but the first, to detect missing weights before any work."""
     for section in sections[1:]:
         space_extractor(section.spaces[0])

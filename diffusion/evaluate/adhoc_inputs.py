@@ -48,11 +48,7 @@ class ScoringInputs(NamedTuple):
 
 
 def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInputs:
-    """Open the sample and the real images. `against` may be a prepared data set.
-
-    Raises:
-        UsageError, DiffctlError: as `open_images`; also for different sizes and fewer than two images.
-    """
+    """Open the sample and the real images, perhaps of prepared data; errors as `open_images`."""
     sample = open_sample(path)
     heldout = None
     if is_prepared(against):
@@ -73,11 +69,7 @@ def open_sample(path: Path) -> ImageStore:
 
 
 def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | None:
-    """Return the real images stored in a file of statistics, read on demand; None if it has none.
-
-    Raises:
-        DiffctlError: for malformed images, fewer than two, or another size than the sample's.
-    """
+    """Return the real images in a file of statistics, read on demand, or None; errors as `open_images`."""
     if not has_array(statistics, IMAGES):
         return None
     real = mapped_npz(statistics)

@@ -122,10 +122,7 @@ def score_cells(
 
 @contextmanager
 def two_scoring_threads() -> Iterator[Executor]:
-    """Yield an executor of two threads. In each, torch and NumPy use half of the cores.
-
-    Much of a score, such as eigenvalues, keeps only one core busy.
-    """
+    """Yield two threads with half of the cores for torch and NumPy: much of a score keeps one core busy."""
     with (
         exact_float32(),  # process-wide: no thread may reset it while another one extracts
         threadpool_limits(half_of_the_cores(), user_api="blas"),

@@ -72,10 +72,7 @@ def load_pixels(image: Image.Image, channels: int) -> Image.Image:
 
 
 def flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Convert to 8 bits per channel, grey (1 channel) or RGB (3); transparency becomes white.
-
-    With 2 or 4 channels transparency is kept.
-    """
+    """Convert to 8 bits per channel; with 1 or 3 channels transparency becomes white."""
     mode = MODES[channels]
     is_transparent = image.has_transparency_data
     if image.mode == mode and (channels in (2, 4) or not is_transparent):

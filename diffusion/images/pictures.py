@@ -59,10 +59,7 @@ def png_bytes(picture: Images) -> bytes:
 
 
 def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
-    """Return an image file as (H, W, C) uint8 with that many channels; UsageError if it does not match.
-
-    `image_size` is the required side of a square, None for any shape.
-    """
+    """Return an image file as (H, W, C) uint8; UsageError unless it fits, a square if `image_size` is set."""
     try:
         content = read_regular(path, MAX_BYTES)
     except FileNotFoundError:

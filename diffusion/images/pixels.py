@@ -25,10 +25,7 @@ def to_nhwc(x: Tensor) -> NDArray[np.uint8]:
 
 
 def pixel_std(images: Iterable[NDArray[np.uint8]]) -> float:
-    """Return the standard deviation about the global mean of all pixels, as model values in [−1, 1].
-
-    It has four significant digits, EDM's σ_data (2206.00364, app. F.6).
-    """
+    """Return the pixels' standard deviation in [−1, 1], of four digits: EDM's σ_data (2206.00364, F.6)."""
     counts = np.zeros(256, dtype=np.int64)
     for some in images:
         counts += np.bincount(np.asarray(some).reshape(-1), minlength=256)

@@ -149,9 +149,6 @@ def describe_store(
 
 
 def save_npz(file: IO[bytes], images: Images, labels: Sequence[int] | None) -> None:
-    """Write images (N, H, W, C) uint8 and optional labels in the format of OpenAI's evaluator.
-
-    `arr_0` has the images, `arr_1` the labels as int64.
-    """
+    """Write images as `arr_0` and labels as int64 `arr_1`, the format of OpenAI's evaluator."""
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
     np.savez(file, *arrays)

@@ -103,10 +103,7 @@ def _is_plain(value: object) -> bool:
 
 
 def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Artefact, UNetSpec]:
-    """Return the model file's metadata: the preset's shape and recipe, channels and classes from the weights.
-
-    The network's spec is returned as the second value.
-    """
+    """Return the metadata and spec of the preset, with the weights' channels and classes."""
     first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
     if first is None or last is None:
         missing = "input_blocks.0.0.weight" if first is None else "out.2.weight"

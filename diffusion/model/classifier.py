@@ -46,10 +46,7 @@ class Classifier(Encoder):
         set_norms(self, spec.norm_eps, spec.group_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], t (B,) embedded times, real or whole → (B, classes) logits.
-
-        It ignores `labels`, an argument of all networks.
-        """
+        """x (B, C, H, W), embedded times t (B,) → (B, classes) logits; `labels` are ignored."""
         h, _ = self.encode(x, self.embed(x, t, None))
         return self.pool(F.silu(self.norm(h)))  # type: ignore[no-any-return]
 

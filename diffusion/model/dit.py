@@ -110,10 +110,7 @@ def linear(width: int, out: int) -> nn.Linear:
 
 
 def xavier(layer: nn.Linear | nn.Conv2d) -> None:
-    """Fill the weights uniformly with variance 2/(fan-in + fan-out), as of a matrix, and zero the bias.
-
-    The initialisation of vision transformers (Glorot & Bengio 2010, eq. 16).
-    """
+    """Fill weights with variance 2/(fan-in + fan-out) (Glorot & Bengio 2010, eq. 16), and zero the bias."""
     bound = math.sqrt(6 / (len(layer.weight) + layer.weight[0].numel()))
     nn.init.uniform_(layer.weight, -bound, bound)
     if layer.bias is not None:

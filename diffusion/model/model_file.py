@@ -122,10 +122,7 @@ class ModelDescription(Section):
 
     @property
     def model_sha256(self) -> str:
-        """The identity of the model in cards and registry: a hash of its weights and metadata.
-
-        The code is left out: after an edit that changes no weight it is the same model.
-        """
+        """The model's identity in cards and registry: a hash of weights and metadata without the code."""
         described = {key: value for key, value in self.stored().items() if key != "code"}
         return hashlib.sha256(canonical_json(described).encode()).hexdigest()
 
@@ -180,10 +177,7 @@ class LoadedModel(NamedTuple):
 def save_artefact(
     path: Path, weights: dict[str, torch.Tensor], artefact: Description, write: Write = write_atomic
 ) -> Description:
-    """Write the artefact by `write`; equal weights, config and code give equal bytes.
-
-    Returns the artefact as stored, with the digest of its weights.
-    """
+    """Write the artefact by `write`, equal bytes for equal content; return it with its weights' digest."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     artefact = artefact.model_copy(update={"weights_sha256": tensors_sha256(tensors)})
     metadata = add_checksum(artefact.model_dump(mode="json"))
@@ -265,10 +259,7 @@ def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
 
 
 def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
-    """Return the network, one of `build_matching`, with the file's weights, in eval mode on `device`.
-
-    DiffctlError when they are not those that the file was written with.
-    """
+    """Return the network with the file's weights, in eval mode on `device`; DiffctlError if damaged."""
     network.load_state_dict(read_weights(path, artefact))
     keep_freed_memory(torch.device(device).type)
     return freeze(network.to(device))

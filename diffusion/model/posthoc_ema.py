@@ -46,10 +46,7 @@ def _listed(steps: Sequence[int]) -> str:
 
 
 class ProfileFit(NamedTuple):
-    """A sum of snapshots that approximates a profile: their parts, which sum to 1, and its error.
-
-    `error` is the root mean square difference of both profiles, relative to the wanted one.
-    """
+    """Parts of snapshots, summing to 1, and the relative root mean square `error` of their profile."""
 
     parts: Times
     error: float
@@ -93,10 +90,7 @@ class Snapshots:
         return max(self.artefacts, key=lambda artefact: artefact.step)
 
     def until(self, step: int) -> Self:
-        """Return the snapshots up to a step, as if the training had ended there.
-
-        UsageError if there is none of that step.
-        """
+        """Return the snapshots up to a step; UsageError if there is none of that step."""
         steps = sorted({artefact.step for artefact in self.artefacts})
         if step not in steps:
             raise UsageError(f"there is no snapshot of step {step}: there are {brief(steps, _listed)}")

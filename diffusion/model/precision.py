@@ -174,10 +174,7 @@ class CompiledNetwork:
 
 
 def compile_network(network: nn.Module) -> CompiledNetwork:
-    """Return the compiled network, compiled once per device.
-
-    The network's own dict holds it: it refers to the network, and elsewhere would keep it alive.
-    """
+    """Return the network compiled once per device; its own dict holds it, elsewhere it would stay alive."""
     device = str(next(network.parameters()).device)
     kept: dict[str, CompiledNetwork] = network.__dict__.setdefault(_COMPILED, {})
     if device not in kept:

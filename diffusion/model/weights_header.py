@@ -41,10 +41,7 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 def open_weights(path: Path) -> Any:
-    """Open a safetensors file, a context.
-
-    UsageError where there is no file, DiffctlError where it is another or its header is too large.
-    """
+    """Open a safetensors file, a context; UsageError without one, DiffctlError for another file."""
     if path.is_dir():
         raise UsageError(f"{path} is a folder: name the model file")
     if path.name == MODEL.name and not path.exists() and path.with_name(EARLIER_NAME).exists():

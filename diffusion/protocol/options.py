@@ -140,10 +140,7 @@ class SamplingOption:
         return StrEnum(self.name.title(), members)  # type: ignore[return-value]
 
     def idle_reason(self, value_of: Callable[[str], Any], name: Callable[[str], str] = str) -> str | None:
-        """Return why the option has no effect next to these values of others, or None if it has one.
-
-        `name` writes the name of the other option, such as its flag.
-        """
+        """Return why it has no effect next to others' values, or None; `name` writes an option's name."""
         for condition in self.option.no_effect:
             value = value_of(condition.option)
             if condition.holds(value):

@@ -36,10 +36,7 @@ def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
 
 
 def score_mismatches(document: ScoresDocument, name: str, process: Mapping[str, Any]) -> list[Mismatch]:
-    """Return the fields in which scores differ from a protocol, by its name in PROTOCOLS.
-
-    `process` is that section of the model, as plain values.
-    """
+    """Return where scores of a model with this `process` differ from a protocol of PROTOCOLS."""
     card = document.cells[document.best.cell].card
     statistics = card.get("statistics_name")
     cards = [_without_defaults(_with_options(cell.card)) for cell in document.cells.values()]

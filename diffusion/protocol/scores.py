@@ -125,10 +125,7 @@ _AxisValues: Any = fields_section("_AxisValues", Section, {name: _axis_field(OPT
 
 
 class CellScores(ImageScores, _AxisValues):  # type: ignore[misc]
-    """A cell's value on every axis that varies, and its scores.
-
-    `spaces` has the scores of further extractors for the same images, by their names.
-    """
+    """A cell's values on axes that vary, and scores; those of further extractors in `spaces` by name."""
 
     spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
 

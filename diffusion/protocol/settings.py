@@ -352,9 +352,6 @@ def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
 def parse_settings(
     optional: dict[str, Any], usual: dict[str, Any] | None = None, **values: Any
 ) -> SampleSettings:
-    """Return the settings of a command's options; UsageError if they do not fit.
-
-    Options that are None have their value in `usual`, or their default.
-    """
+    """Return a command's settings, with `usual` values for None; UsageError if they do not fit."""
     given = {name: value for name, value in optional.items() if value is not None}
     return validate(SampleSettings, {**(usual or {}), **given, **values}, "these options do not fit")

@@ -21,10 +21,7 @@ Number = Annotated[int | float, Field(ge=-MAX_NUMBER, le=MAX_NUMBER), NotBool]
 
 
 class Range(Section):
-    """Numbers from `low` to `high`, both included: integers if both ends are, else real numbers.
-
-    `log` draws them from a log-uniform distribution.
-    """
+    """Numbers from `low` to `high`, included; integers if both ends are; `log`: log-uniform."""
 
     low: Number
     high: Number
@@ -99,10 +96,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def grid(section: SearchConfig) -> list[Point]:
-    """Return every combination of listed values and of range ends; the last field varies fastest.
-
-    UsageError if there are too many.
-    """
+    """Return all combinations of values and range ends, the last field fastest; UsageError if too many."""
     axes = {
         name: (values.low, values.high) if isinstance(values, Range) else values
         for name, values in section.fields.items()
@@ -147,10 +141,7 @@ def describe_point(point: Point) -> str:
 def refuse_invalid(
     values: dict[str, Any], section: SearchConfig, validate: Callable[[dict[str, Any], str], object]
 ) -> None:
-    """Raise UsageError for the first point that is no valid configuration; of ranges the ends are tried.
-
-    `validate` takes the values of params.yaml and their origin, and raises the error.
-    """
+    """Raise UsageError for the first point, or end of a range, that `validate`(values, origin) refuses."""
     for point in grid(section):
         validate(applied(values, point), f"search with {describe_point(point)}")
 

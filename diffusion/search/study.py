@@ -43,10 +43,7 @@ STATES: dict[TrialState, State] = {
 
 
 class SearchStudy:
-    """The trials of the search in `folder`, created if missing. Several processes may write to it.
-
-    DiffctlError if the journal is damaged.
-    """
+    """The trials of the search in `folder`, shared by processes; DiffctlError if the journal is damaged."""
 
     def __init__(self, folder: Path, name: str, section: SearchConfig) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -67,10 +67,7 @@ def read_checksummed(path: Path, name: str | None = None, max_bytes: int | None 
 def open_checksummed(
     path: Path, name: str | None = None, max_bytes: int | None = None
 ) -> tuple[IO[bytes], int]:
-    """Open a checksummed file of any size; return it, at its start, and the bytes before the checksum.
-
-    The content is hashed once in blocks; Corrupted as in `read_checksummed`.
-    """
+    """Open a verified file; return it and its number of content bytes; Corrupted as `read_checksummed`."""
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
         size = os.fstat(file.fileno()).st_size - CHECKSUM_BYTES
@@ -105,10 +102,7 @@ def strip_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_checksummed_json(path: Path, kind: type[Document]) -> Document:
-    """Return a checksummed JSON file as that class, or as a type such as `JsonObject`.
-
-    DiffctlError where it is damaged, edited or of another format; FileNotFoundError is the caller's.
-    """
+    """Return a checksummed JSON file as `kind`; DiffctlError if damaged, edited or of another format."""
     try:
         values = strip_checksum(read_json(path, JsonObject))
         return TypeAdapter(kind).validate_python(values)

@@ -28,10 +28,7 @@ DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
 
 
 def device_kind() -> str:
-    """Return `cuda`, `mps` (an Apple GPU) or `cpu`: the first available one, or that in DIFFCTL_DEVICE.
-
-    UsageError if that one is unknown or not available.
-    """
+    """Return cuda, mps or cpu: the first available, or DIFFCTL_DEVICE; UsageError if that one is not."""
     available: dict[str, Callable[[], bool]] = {
         "cuda": torch.cuda.is_available,
         "mps": torch.backends.mps.is_available,
@@ -53,10 +50,7 @@ def default_device() -> torch.device:
 
 
 def scoring_device() -> torch.device:
-    """Return the device for features and scores: as `default_device`, but not an Apple GPU.
-
-    Apple GPUs have no float64, and no comparison of their features with published ones is known.
-    """
+    """Return the device for features and scores: as `default_device`, but the CPU for an Apple GPU."""
     return float64_device(default_device())
 
 
@@ -108,10 +102,7 @@ def acquire_device(
 
 @contextmanager
 def acquire_gpus(count: int, waiting: OnWait | None = None, check: Check | None = None) -> Iterator[None]:
-    """Hold the first `count` CUDA GPUs for the block; do nothing without any.
-
-    Apple GPUs are ignored: distributed training runs on CUDA GPUs or the CPU.
-    """
+    """Hold the first `count` CUDA GPUs for the block; do nothing without any, or on an Apple GPU."""
     with ExitStack() as stack:
         numbered = [name for name, device in _gpus().items() if device.type == "cuda"]
         for name in sorted(numbered[:count]):  # in one order for all processes, which prevents deadlocks

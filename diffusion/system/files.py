@@ -27,10 +27,7 @@ Write = Callable[[Path, Fill], None]
 
 
 def write_atomic(path: Path, write: Fill) -> None:
-    """Let `write` fill a file that appears at `path` completely or not at all.
-
-    An existing file or link is replaced. OSError names `path`, also if something else is there.
-    """
+    """Let `write` fill a file that replaces `path` as a whole or not at all; OSError names `path`."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _refuse_special(path)
@@ -66,10 +63,7 @@ def write_json(path: Path, values: Any) -> None:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `path` if the block ends without an exception.
-
-    Leftovers of killed processes are removed first. OSError as in `write_atomic`.
-    """
+    """Yield an empty folder that replaces `path` if the block ends without an exception."""
     with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)

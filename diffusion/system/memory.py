@@ -25,10 +25,7 @@ def machine_memory() -> tuple[int, int]:
 
 
 def available_memory() -> int:
-    """Return the bytes that this process may allocate beyond its own use and that of its children.
-
-    Other processes in the container are not counted, so that it is an upper bound there.
-    """
+    """Return at most how many bytes this process may allocate beyond its and its children's use."""
     import psutil
 
     total, free = machine_memory()

@@ -45,10 +45,7 @@ def write_output_text(path: Path, text: str) -> None:
 
 
 def check_output(path: Path, flag: str) -> None:
-    """Raise UsageError, with the flag and the path, if `write_output` would fail; leave no file behind.
-
-    OSError for a full disk.
-    """
+    """Raise UsageError, or OSError for a full disk, if `write_output` would fail; leave no file behind."""
     with _refusing(path, flag, "file"):
         target = _target(path)
         kind = stat.S_IFMT(target.stat().st_mode) if target.exists() else None

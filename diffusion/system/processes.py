@@ -49,10 +49,7 @@ def start_time(pid: int) -> str | None:
 
 
 def die_with_parent(parent: int, what: str) -> None:
-    """Let the kernel kill this process with its parent, even by SIGKILL; DiffctlError if that has ended.
-
-    `what` names the parent in the error.
-    """
+    """Let the kernel kill this process with its parent, `what`; DiffctlError if that has ended."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -78,10 +78,7 @@ class AugmentParams(NamedTuple):
         return torch.stack(columns, dim=1)
 
     def maps(self, side: int) -> Tensor:
-        """Return (B, 2, 3) float64 maps from an output pixel to its source, in pixels from the centre.
-
-        They invert: scale, rotate, stretch along an axis, translate.
-        """
+        """Return (B, 2, 3) float64 maps of an output pixel to its source, in pixels from the centre."""
         moved = torch.stack((self.right, self.down), dim=1) * TRANSLATION * side
         stretch = ANISOTROPY ** torch.stack((-self.anisotropy, self.anisotropy), dim=1)
         back = _rotation(self.axis) @ torch.diag_embed(stretch) @ _rotation(-self.axis)

@@ -30,10 +30,7 @@ COPY_ROWS = 4096  # copied to the device at a time
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a step: images in [−1, 1], labels with some dropped, times, their weights and noise.
-
-    `augmentation` (B, 9) has the parameters of the images' transforms, if any.
-    """
+    """A step's images in [−1, 1], labels with some dropped, t, weights, noise, augmentation (B, 9)."""
 
     x_0: Tensor
     labels: Tensor | None

@@ -40,10 +40,7 @@ class ClassifierPlan(TrainPlan):
 
 
 def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: torch.device) -> ClassifierPlan:
-    """Plan a classifier's training on a training split with this `meta`; UsageError if they do not fit.
-
-    Its images are noised by the model's process.
-    """
+    """Plan a classifier's training on a split with this `meta`; UsageError if they do not fit."""
     section, count = config.classifier, len(meta["classes"])
     if section is None:
         raise UsageError("params.yaml has no classifier section: give it one with model and train")

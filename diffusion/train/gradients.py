@@ -78,10 +78,7 @@ class GradientAccumulator:
         self._forward: Network | None = None
 
     def __call__(self, batch: Batch, step: int) -> BatchLosses:
-        """Accumulate the gradient of step `step` in the parameters; return the losses on every rank.
-
-        DiffctlError if the memory does not suffice.
-        """
+        """Accumulate a step's gradient; return the losses on every rank. DiffctlError if memory runs out."""
         losses = self._compute_losses(batch, step)
         if self._shards:
             self._shards.take_gradients()

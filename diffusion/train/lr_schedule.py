@@ -67,10 +67,7 @@ class LRSchedule(RegistrySection):
         raise NotImplementedError
 
     def find_problem(self, steps: int, prefix: str) -> str | None:
-        """Return why a training of `steps` cannot have this schedule, None if it can.
-
-        `prefix` is that of the section `train`.
-        """
+        """Return why a training of `steps` cannot have it, or None; `prefix` is before `train`."""
         lr = f"{prefix}train.lr"
         if self.warmup > steps:
             return f"lr.warmup {self.warmup} is more than steps {steps}: set {lr}.warmup to {steps} or less"

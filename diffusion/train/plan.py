@@ -128,10 +128,7 @@ def build_objective(plan: TrainPlan) -> Objective:
 def plan_training(
     config: TrainSections, meta: dict[str, Any], device: torch.device, starts: Path = STARTS
 ) -> DenoiserPlan:
-    """Plan the training on a training split with this `meta`; UsageError if they do not fit.
-
-    PretrainedRefused if the pretrained model, in the folder `starts`, does not fit.
-    """
+    """Plan the training on a split with this `meta`; UsageError, or PretrainedRefused, if they do not fit."""
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
         raise UsageError(

@@ -49,10 +49,7 @@ class Pretrained:
     def transferred(
         self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
     ) -> Transferred:
-        """Transfer the model's `weights`, which may be meta tensors, into a network with `initial` ones.
-
-        PretrainedRefused if they do not fit.
-        """
+        """Transfer `weights`, which may be meta tensors, over `initial` ones; PretrainedRefused if unfit."""
         source = Source(weights, self.artefact.network, self.artefact.data.classes)
         try:
             return transfer(source, spec, classes, initial)
@@ -86,10 +83,7 @@ def dvc_file(path: Path) -> Path:
 
 
 def store_pretrained(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
-    """Verify a model file and copy it into `starts`; return its path there and its metadata.
-
-    DiffctlError for a file that is damaged, of another format, or no diffusion model.
-    """
+    """Verify a model file and copy it into `starts`; return path and metadata. DiffctlError if damaged."""
     artefact = read_verified_artefact(model)
     path = pretrained_path(artefact.model_sha256, starts)
     starts.mkdir(parents=True, exist_ok=True)
@@ -98,10 +92,7 @@ def store_pretrained(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact
 
 
 def find_pretrained(config: PretrainedConfig, starts: Path = STARTS) -> Pretrained:
-    """Return the pinned model without reading its weights.
-
-    PretrainedRefused if it is missing or another one, PretrainedMissing if DVC can pull it.
-    """
+    """Return the pinned model, weights unread; PretrainedRefused, or PretrainedMissing if DVC has it."""
     path = pretrained_path(config.sha256, starts)
     if not path.exists():
         kind = PretrainedMissing if dvc_file(path).exists() else PretrainedRefused
@@ -125,10 +116,7 @@ def check_pretrained(
     classes: tuple[str, ...],
     starts: Path = STARTS,
 ) -> Pretrained:
-    """Return the pinned model after checking, without computation, that it fits the network.
-
-    PretrainedRefused names the first field or weight that does not fit.
-    """
+    """Return the pinned model after a check of its metadata; PretrainedRefused names what does not fit."""
     start = find_pretrained(config, starts)
     prediction = start.artefact.process.prediction
     if prediction != process.prediction:

@@ -110,10 +110,7 @@ def profile_bytes(spec: NetworkSpec, profiles: int, build: NetworkBuilder = buil
 
 
 def activation_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, in fp32.
-
-    They grow linearly after the first image, so that passes of one and two images determine them.
-    """
+    """Return the bytes that a forward pass keeps in fp32, linear after the first image."""
     one, two, _ = _counted_passes(spec, build)
     return one + (images - 1) * (two - one)
 

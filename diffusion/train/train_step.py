@@ -138,10 +138,7 @@ def warmed_decay(decay: float, step: int) -> float:
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor) -> None:
-    """ema ← decay·ema + (1 − decay)·network, in place, if the boolean scalar `finite` is true.
-
-    `finite` may be on a GPU; the host does not wait for it.
-    """
+    """ema ← decay·ema + (1 − decay)·network in place, if `finite`, which the host does not wait for."""
     averages: list[Tensor] = list(ema.parameters())
     weights: list[Tensor] = list(network.parameters())
     part = (1 - decay) * finite.to(averages[0].dtype)
@@ -152,10 +149,7 @@ def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor)
 
 
 def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
-    """averages ← averages + part·(weights − averages), in place; `part` is a scalar on their device.
-
-    It uses a few kernels for many tensors, where a lerp by a device scalar takes one per tensor.
-    """
+    """averages ← averages + part·(weights − averages) in place, in few kernels; `part` is on their device."""
     differences = torch._foreach_sub(weights, averages)
     torch._foreach_mul_(differences, part)
     torch._foreach_add_(averages, list(differences))

@@ -52,10 +52,7 @@ START = "begin"  # the work of rank 0 alone before the first step
 
 @dataclass(frozen=True)
 class TrainPaths:
-    """The folder of run directories, the curve, the model file and the folder of pretrained models.
-
-    `averages` is the folder of snapshots, if the training publishes them.
-    """
+    """Run directories, curve, model file, pretrained models, and `averages`, if snapshots are published."""
 
     runs: Path
     curve: Path
@@ -122,10 +119,7 @@ class Trainer:
         return observer
 
     def follow(self) -> None:
-        """Train as another rank: compute a share of every batch.
-
-        Interrupted or RankFailed as on rank 0, which reports it.
-        """
+        """Train as another rank: compute a share of every batch. Errors as on rank 0, which reports them."""
         plan = self.plan
         with (
             stop_request() as stop,

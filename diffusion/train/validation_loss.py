@@ -59,10 +59,7 @@ class ValidationLoss:
 
     @torch.no_grad()
     def losses(self, network: nn.Module, ema: nn.Module) -> Losses:
-        """Return the mean losses, and those by band of the log-SNR, of the EMA and of the raw weights.
-
-        The networks' modes are restored.
-        """
+        """Return mean losses, also by band of the log-SNR, of EMA and raw weights; modes are restored."""
         device = next(network.parameters()).device
         wanted = self._plan.train.microbatch
         size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
@@ -146,10 +143,7 @@ def _has_risen(losses: Sequence[float]) -> bool:
 
 
 def write_loss_curve(path: Path, history: list[dict[str, float]]) -> None:
-    """Write the training's means by step as CSV, with the columns of CURVE that occur.
-
-    A missing value, or a mean over no finite step, is `nan`.
-    """
+    """Write the training's means by step as CSV, with the columns of CURVE that occur, else nan."""
     names = [name for name in CURVE if any(name in row for row in history)]
     lines = [",".join(names)] + [
         ",".join(f"{row.get(name, math.nan):.{DIGITS.get(name, 6)}g}" for name in names) for row in history

@@ -29,10 +29,7 @@ Names = NDArray[np.bytes_]
 
 
 class FilePaths:
-    """Relative paths by row: one column of sorted names per folder.
-
-    Millions of bytes objects would take most of a preparation's memory.
-    """
+    """Relative paths by row, in little memory: one column of sorted names per folder."""
 
     def __init__(self, folders: Sequence[tuple[str, Names]]) -> None:
         """`folders` has prefixes ("" or "a/b/") and the names of the files there."""
@@ -164,10 +161,7 @@ class Row(NamedTuple):
 
 
 def read_labels(path: Path) -> Iterator[Row]:
-    """Yield the rows one by one.
-
-    UsageError if the file is missing, not CSV in UTF-8, or lacks a column.
-    """
+    """Yield the rows; UsageError if the file is missing, not CSV in UTF-8, or lacks a column."""
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(_lines(file))

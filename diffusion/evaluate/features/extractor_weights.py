@@ -53,10 +53,7 @@ def read_weights(
 
 
 def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
-    """Return the named tensors of a safetensors file, or of a torch.save file without running pickled code.
-
-    RuntimeError for any other contents.
-    """
+    """Return the tensors of a safetensors or torch.save file, without running code; else RuntimeError."""
     data = weights.read()
     weights.seek(0)
     if data[8:9] == b"{":  # safetensors: the header's length, then JSON

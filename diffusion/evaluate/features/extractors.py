@@ -93,10 +93,7 @@ def space_extractor(space: Space) -> Extractor:
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Disable TF32 in a block or a decorated function, and restore the settings afterwards.
-
-    Reduced precision changes scores by more than models differ.
-    """
+    """Disable TF32, which changes scores by more than models differ, in a block or decorated function."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

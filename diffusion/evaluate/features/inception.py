@@ -52,10 +52,7 @@ def build_spatial(spec: ExtractorSpec, weights: IO[bytes]) -> SpatialInception:
 
 
 def _network(spec: ExtractorSpec, layers: Sequence[str], weights: IO[bytes]) -> nn.Module:
-    """Build torch-fidelity's network with these output layers; RuntimeError for other weights.
-
-    torch-fidelity unpickles any file, so it receives only the verified tensors.
-    """
+    """Build torch-fidelity's network of the verified tensors; RuntimeError for other weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     tensors = io.BytesIO()

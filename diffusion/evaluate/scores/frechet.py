@@ -64,10 +64,7 @@ class Spectrum(NamedTuple):
 
 
 class ProjectedSample:
-    """A sample's features (N, D) projected on a target, for cheap distances of its subsets.
-
-    Only the projection is held in float64; everything else is computed in blocks.
-    """
+    """A sample's features (N, D) projected on a target in float64, for cheap distances of its subsets."""
 
     def __init__(self, features: FeatureArray, target: Target) -> None:
         self.features, self.origin, self.trace = features, target.mean, target.trace

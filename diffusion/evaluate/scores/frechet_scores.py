@@ -57,10 +57,7 @@ def _mean_distance(size: int, projected: ProjectedSample, order: NDArray[np.int6
 
 
 class Floor(NamedTuple):
-    """The Fréchet distance of held-out real images to the reference.
-
-    `extrapolated` marks a value from a line fit, if there are fewer held-out images.
-    """
+    """The Fréchet distance of held-out real images, `extrapolated` by a line fit if they are too few."""
 
     distance: float
     extrapolated: bool
@@ -77,10 +74,7 @@ def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
 
 
 def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
-    """Return the standard deviation of a measured floor at N ≥ 3 images, over other held-out images.
-
-    None for an extrapolated floor, since the error of its line is not a sampling error.
-    """
+    """Return the standard deviation of a floor of N ≥ 3 images; None if it is extrapolated."""
     subsets = min(MAX_SUBSETS, len(heldout) // num_images)
     if not subsets:
         return None

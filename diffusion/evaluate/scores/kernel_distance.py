@@ -89,10 +89,7 @@ def kernel_distance(own: Kernel, cross: Kernel, drawn: Rows, reference_sums: NDA
 
 
 def leave_one_out(own: Kernel, cross: Kernel) -> Float:
-    """Return (N,) the squared MMD without each of N ≥ 3 images, up to a common constant.
-
-    Sets of more than 5,000 images are compared with a random 5,000 of them.
-    """
+    """Return (N,) the MMD² without each of N ≥ 3 images (to at most 5,000 others), up to a constant."""
     features = own.a
     count = len(features)
     pairs, between = own.row_means() * count, cross.row_means()
@@ -149,10 +146,7 @@ def cmmd(sample: Embeddings, real: Embeddings) -> float:
 
 
 def mean_kernel(a: Tensor, b: Tensor) -> float:
-    """Return the mean of k − 1 over all pairs of rows, in blocks.
-
-    σ is so large that k is near 1 everywhere; k − 1 keeps the significant digits.
-    """
+    """Return the mean of k − 1, which is near 0, over all pairs of rows, in blocks."""
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     for row in range(0, len(a), CMMD_BLOCK):
         for column in range(0, len(b), CMMD_BLOCK):

@@ -85,10 +85,7 @@ def memorisation(sample: Manifold, train: FeatureArray, test: FeatureArray) -> E
 
 
 def radii(features: Tensor, *neighbours: int) -> Tensor:
-    """Return (K, N) each row's distance to its k-th nearest other row, for K values of k.
-
-    With fewer rows it is the distance to the farthest one.
-    """
+    """Return (K, N) each row's distance to its k-th nearest other row, or the farthest, for K values of k."""
     ranks = [min(neighbour, len(features) - 1) for neighbour in neighbours]  # each row is its own nearest
     most = max(ranks) + 1
     least = features.new_full((len(features), most), math.inf)

@@ -134,20 +134,14 @@ class Scorer:
 
     @exact_float32()
     def scores_without_distance(self, sample: Features) -> Scores:
-        """Return the scores that are not based on a Fréchet distance.
-
-        For a caller with a distance to statistics of more images than the reference has.
-        """
+        """Return the scores without a Fréchet distance, as next to one to published statistics."""
         manifold = Manifold(sample.features, self.most_samples, self.device)
         scores, errors = self._compared(sample, manifold, self._has_errors(len(sample)))
         return scores | self._ends(scores, errors, len(sample))
 
     @exact_float32()
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
-        """Return number, distance, floor and excess of each class by name.
-
-        Empty unless sample and reference have the same classes.
-        """
+        """Return number, distance, floor and excess by class; empty for sets of different classes."""
         real = self._real_classes
         if labels is None or real is None or list(names) != self.reference.classes:
             return {}

@@ -52,10 +52,7 @@ class _LRKey(BaseModel):
 
 
 def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -> ResumePoint | None:
-    """Return the furthest intact state of a sibling of `folder` that fits these settings and this code.
-
-    None if there is none. A damaged state is reported and skipped.
-    """
+    """Return the furthest fitting state of a sibling of `folder`, or None; report damaged ones."""
     digest = code_digest(code)
     usable = [
         (step_of(path), path, effect)
@@ -75,10 +72,7 @@ def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -
 
 
 def why_from_scratch(folder: Path, settings: JsonObject, code: ModuleDigests) -> str | None:
-    """Explain why no sibling of `folder` has a usable state; None without siblings.
-
-    The code has changed, or else settings have changed since the newest sibling.
-    """
+    """Explain which change of code or settings leaves no sibling's state usable; None without siblings."""
     others = sibling_runs(folder)
     if not others:
         return None

@@ -102,10 +102,7 @@ class RunDir:
         return why_from_scratch(self.folder, read_note(self.folder / CONFIG), read_note(self.folder / CODE))
 
     def keep(self) -> Path:
-        """Copy the states of the newest sibling with these settings but other code; return its directory.
-
-        UsageError if none has a state.
-        """
+        """Copy states of the newest sibling by other code; return its directory. UsageError without one."""
         if other := find_kept_run(self.folder, read_note(self.folder / CONFIG)):
             with file_lock(other / "lock", timeout=0, busy=f"{other} is still training: stop it first"):
                 copy_snapshots(other, self.folder, newest_step(other))

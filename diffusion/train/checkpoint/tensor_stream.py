@@ -67,10 +67,7 @@ def split_parts(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensors]:
 
 
 def write_tensors(file: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Write the tensors in order, in the format that `safetensors.torch.load` reads.
-
-    KeyError for an unsupported type.
-    """
+    """Write the tensors in order, as safetensors; KeyError for an unsupported type."""
     header: dict[str, object] = {}
     at = 0
     for name, tensor in tensors.items():

@@ -34,10 +34,7 @@ def is_follower() -> bool:
 
 
 def process_count(train: OptimisationConfig) -> int:
-    """Return how many processes `train.devices` requests here; auto requests none without an image.
-
-    UsageError for more than there are GPUs.
-    """
+    """Return how many processes `train.devices` requests here; UsageError for more than there are GPUs."""
     gpus = torch.cuda.device_count() if device_kind() == "cuda" else 0
     if train.devices == "auto":
         return max(1, min(gpus, train.batch_size))

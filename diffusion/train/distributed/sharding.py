@@ -112,10 +112,7 @@ class Shards:
             setattr(state, part, getattr(full, part))
 
     def shard_state(self, state: "TrainState", saved: SavedState) -> SavedState:
-        """Return the saved state with this rank's rows of weights and moments, loaded on request.
-
-        ValueError, on all ranks alike, for a tensor of another size.
-        """
+        """Return this rank's rows of a saved state, loaded on request; ValueError on all ranks if unfit."""
         sizes = {name: parameter.shape for name, parameter in self.meta.named_parameters()}
         parts = ["network", "ema", *(f"ema_profiles.{number}" for number in range(len(state.ema_profiles)))]
         sharded = {f"{part}.{name}": size for part in parts for name, size in sizes.items()}
