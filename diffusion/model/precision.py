@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.model.layers import EXACT_LAYERS
 from diffusion.process.denoiser import Network
-from diffusion.system.errors import DiffctlWarning
+from diffusion.system.errors import DiffctlWarning, first_line
 
 Precision = Literal["fp32", "bf16"]
 
@@ -156,7 +156,7 @@ class CompiledNetwork:
                 if self._passes >= WARM_UP_PASSES:
                     raise
                 self._failed, self._fast = True, None
-                reason = str(error).strip().partition("\n")[0]
+                reason = first_line(error)
                 message = f"the network cannot be compiled ({reason}): sampling continues without that"
                 warnings.warn(message, DiffctlWarning, stacklevel=2)
         return self._network(x, t, labels)  # type: ignore[no-any-return]

@@ -69,3 +69,8 @@ def reason(error: BaseException) -> str:
     if isinstance(error, DiffctlError | Interrupted):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; its type without one."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

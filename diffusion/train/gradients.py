@@ -21,7 +21,7 @@ from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.devices import to_device
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlError, DiffctlWarning, first_line
 from diffusion.train.batch import Batch
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards
@@ -161,8 +161,8 @@ class GradientAccumulator:
             _warn(f"out of memory: continuing with micro-batches of {self.microbatch} images")
         elif self._is_compiling:
             self._is_compiling, self._forward = False, None
-            reason = str(error).strip().partition("\n")[0]
-            _warn(f"the network cannot be compiled ({reason}): training continues without compilation")
+            why = first_line(error)
+            _warn(f"the network cannot be compiled ({why}): training continues without compilation")
         else:
             raise error
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusion.code_digest import library_version
-from diffusion.system.errors import DiffctlError, UsageError, reason
+from diffusion.system.errors import DiffctlError, UsageError, first_line, reason
 from flows.run_lock import environment
 
 CHECK_SECONDS = 10
@@ -110,9 +110,3 @@ def check_worker_version(version: str) -> None:
             f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
             "install the same on both"
         )
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type without one."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

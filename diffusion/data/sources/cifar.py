@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -26,14 +26,7 @@ from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
 
 SHAPE = (32, 32, 3)
-
-
-class LabelKind(NamedTuple):
-    """Key of a batch's labels, key of their names in the names file, and the number of classes."""
-
-    labels: str
-    names: str
-    classes: int
+CLASSES = {"": 10, "fine_": 100, "coarse_": 20}  # by the prefix of a batch's keys
 
 
 @dataclass(frozen=True)
@@ -61,11 +54,11 @@ class Cifar100Config(DataConfig):
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two sets, with the selected kind of labels."""
+    """One of the two sets, with the labels whose keys have the prefix `kind`."""
 
     config: DataConfig
     archive: Archive
-    labels: LabelKind
+    kind: str = ""
 
     def info(self) -> DatasetInfo:
         """Return whether the archive or its unpacked folder is there."""
@@ -73,17 +66,17 @@ class Cifar:
         here = self._unpacked(folder) is not None or (folder / self.archive.remote.name).is_file()
         blocked = "" if here or self.config.path is None else self._missing(folder)
         download = 0 if here else self.archive.remote.size
-        return DatasetInfo(60_000, SHAPE, self.labels.classes, download=download, blocked=blocked)
+        return DatasetInfo(60_000, SHAPE, CLASSES[self.kind], download=download, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the official split: 50,000 training images, 10,000 test images."""
         folder, archive = self._files(notify), self.archive
         names = folder / archive.names
-        classes = class_names(entry(read_pickle(names), self.labels.names, names), names)
+        classes = class_names(entry(read_pickle(names), f"{self.kind}label_names", names), names)
 
         def split(batches: Sequence[str]) -> Split:
             paths = [folder / name for name in batches]
-            return read_batches(paths, self.labels.labels, first_label=0, classes=len(classes), shape=SHAPE)
+            return read_batches(paths, f"{self.kind}labels", first_label=0, classes=len(classes), shape=SHAPE)
 
         return RawData(
             classes=classes,
@@ -193,17 +186,12 @@ CIFAR100 = Archive(
     names="meta",
 )
 
-LABELS_100 = {
-    "fine": LabelKind("fine_labels", "fine_label_names", 100),
-    "coarse": LabelKind("coarse_labels", "coarse_label_names", 20),
-}
-
 
 def cifar10(config: DataConfig) -> Cifar:
     """Return the set of ten classes."""
-    return Cifar(config, CIFAR10, LabelKind("labels", "label_names", 10))
+    return Cifar(config, CIFAR10)
 
 
 def cifar100(config: Cifar100Config) -> Cifar:
     """Return the set of a hundred classes in twenty groups."""
-    return Cifar(config, CIFAR100, LABELS_100[config.labels])
+    return Cifar(config, CIFAR100, f"{config.labels}_")

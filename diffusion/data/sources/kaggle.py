@@ -9,7 +9,7 @@ from typing import Literal
 
 from diffusion.data.source import DatasetInfo
 from diffusion.downloads.fetch import cache_root, raw_folder
-from diffusion.system.errors import DiffctlError, TemporaryError
+from diffusion.system.errors import DiffctlError, TemporaryError, first_line
 from diffusion.system.locks import file_lock
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
@@ -72,12 +72,12 @@ class KaggleFiles:
                 return Path(download(self.handle))
             except (requests.ConnectionError, requests.Timeout) as error:
                 raise TemporaryError(
-                    f"Kaggle does not answer ({_first_line(error)}): try again later, or "
+                    f"Kaggle does not answer ({first_line(error)}): try again later, or "
                     f"{self.manual_steps(folder)}"
                 ) from None
             except Exception as error:  # its own errors, those of requests and of the disk
                 raise DiffctlError(
-                    f"Kaggle did not give {self.handle} ({_first_line(error)}): accept its rules at "
+                    f"Kaggle did not give {self.handle} ({first_line(error)}): accept its rules at "
                     f"{self.page}, or {self.manual_steps(folder)}"
                 ) from None
 
@@ -114,7 +114,3 @@ def has_kaggle_access() -> bool:
 
 def _hub_cache() -> Path:
     return Path(os.environ.get(HUB_CACHE) or cache_root() / "kagglehub").expanduser()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

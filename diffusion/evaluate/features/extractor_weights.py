@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec, Weights
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.references import load_reference
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
@@ -84,8 +84,3 @@ def _locate(weights: Weights, sha256: str) -> Path:
             f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
             f"evaluate.extra_extractors), or take {installed}"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message."""
-    return str(error).strip().split("\n")[0] or type(error).__name__

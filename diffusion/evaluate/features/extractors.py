@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.evaluate.features.extractor_weights import first_line, read_weights
+from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
 from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
 from diffusion.system.devices import scoring_device
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
 
 FeatureArray = NDArray[np.float32]

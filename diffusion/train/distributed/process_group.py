@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
-from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 
@@ -193,8 +193,7 @@ def is_broken_connection(error: RuntimeError) -> bool:
 
 def _first_sentence(error: RuntimeError) -> str:
     """Return the error's first sentence, without the line in gloo's source and its advice."""
-    line = str(error).strip().partition("\n")[0]
-    return re.sub(r"^\[\S+:\d+\] ", "", line).partition(". ")[0]
+    return re.sub(r"^\[\S+:\d+\] ", "", first_line(error)).partition(". ")[0]
 
 
 @contextmanager
