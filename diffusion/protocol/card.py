@@ -37,11 +37,17 @@ def protocol_card(
         "data": reference["name"],
         "image_size": reference["image_size"],
         **{key: reference.get(key) for key in _REFERENCE_FIELDS},
-        "extractor": reference["extractor"],
-        "weights_sha256": reference["weights_sha256"],
-        "resize": spec.resize,
-        "feature_dtype": reference["dtype"],
+        **_extractor_card(spec, reference["weights_sha256"]),
         **neighbour_card(num_images, count, most),
+    }
+
+
+def _extractor_card(spec: ExtractorSpec, weights_sha256: str) -> Card:
+    return {
+        "extractor": spec.name,
+        "weights_sha256": weights_sha256,
+        "resize": spec.resize,
+        "feature_dtype": "float32",
         "torch": version("torch"),
         "torch_fidelity": version("torch-fidelity"),
         "evaluation": spec.evaluation,
@@ -195,11 +201,5 @@ def statistics_card(
         **sampling,
         "num_images": num_images,
         **statistics_fields(reference),
-        "extractor": spec.name,
-        "weights_sha256": weights_sha256,
-        "resize": spec.resize,
-        "feature_dtype": "float32",
-        "torch": version("torch"),
-        "torch_fidelity": version("torch-fidelity"),
-        "evaluation": spec.evaluation,
+        **_extractor_card(spec, weights_sha256),
     }

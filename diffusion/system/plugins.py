@@ -7,6 +7,7 @@ process has the same entries: commands, ranks, workers and registered models.
 """
 
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
@@ -86,11 +87,8 @@ def plugin_errors() -> Iterator[None]:
 def _place(error: BaseException) -> str:
     """Return the last file and line of the package in the traceback; the file of the entries without one."""
     root = plugins_root()
-    places = [(ENTRIES, 0)]
-    trace = error.__traceback__
-    while trace is not None:
-        places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
-        trace = trace.tb_next
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(ENTRIES, 0), *((frame.filename, frame.lineno or 0) for frame in frames)]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno or 0))
     own = [place for place in places if root and Path(place[0]).is_relative_to(root / PLUGINS)]
