@@ -237,7 +237,7 @@ class TrackedTraining(ConsoleTraining):
 
     def catch_up(self, step: int, ema: nn.Module) -> None:
         """Compute the score that is due after `step` steps, if it is missing."""
-        if not (step and self._plan.train.is_scored(step) and self._validation):
+        if not (step and self._plan.train.is_due(step, "eval_every") and self._validation):
             return
         with observer_guard(f"score of step {step:,}"):
             if not self._validation.is_scored(step):

@@ -80,7 +80,7 @@ def train(
                 raise
             if state.step in config.snapshot_steps():
                 snapshot(full())
-            if config.is_saved(state.step):
+            if config.is_due(state.step, "save_every"):
                 save(full())
                 saved_at = state.step
         if shards:
@@ -97,7 +97,7 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
 def _observed(group: ProcessGroup, state: TrainState) -> AbstractContextManager[None]:
     """Let the other ranks wait for rank 0 if the observer has longer work after this step."""
     config, step = state.plan.train, state.step
-    is_long = config.is_validated(step) or config.is_previewed(step) or config.is_scored(step)
+    is_long = config.is_validated(step) or config.is_due(step, "preview_every", "eval_every")
     return rank_zero_first(group, f"step {step}") if is_long else nullcontext()
 
 
@@ -109,7 +109,7 @@ def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_ran
     due.
     """
     train, step, longest = state.plan.train, state.step, 0
-    is_due = train.is_logged(step) or train.is_saved(step) or train.is_previewed(step)
+    is_due = train.is_due(step, "log_every", "save_every", "preview_every")
     for means in metrics.arrived(everything=is_due):
         state.record(means)
         longest = max(longest, state.bad_in_a_row)
@@ -130,7 +130,7 @@ def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_ran
 def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) -> None:
     """Call the observer's methods that are due after this step, and extend the curve."""
     config, step, shards = state.plan.train, state.step, state.shards
-    if config.is_logged(step):
+    if config.is_due(step, "log_every"):
         values = with_band_means(state.pop_means())
         values["lr"] = learning_rate(config.lr, step - 1, config.steps)
         values["skipped_steps"] = float(state.skipped)
@@ -142,16 +142,16 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) ->
     with observer_guard("live line"):
         observer.progress(step, config.steps, newest)
     network, ema = state.network, state.ema
-    due = config.is_validated(step), config.is_previewed(step), config.is_scored(step)
-    if shards and any(due):
+    is_long = config.is_validated(step) or config.is_due(step, "preview_every", "eval_every")
+    if shards and is_long:
         network, ema = shards.gather(network), shards.gather(ema)
     if config.is_validated(step):
         with observer_guard(f"validation loss of step {step:,}"):
             validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))
-    if config.is_previewed(step):
+    if config.is_due(step, "preview_every"):
         with observer_guard(f"preview of step {step:,}"):
             observer.preview(step, network, ema)
-    if config.is_scored(step):
+    if config.is_due(step, "eval_every"):
         with observer_guard(f"score of step {step:,}"):
             observer.evaluate(step, ema)
 

@@ -37,14 +37,14 @@ class Observer:
         """Show the newest means; called after every step."""
 
     def preview(self, step: int, network: nn.Module, ema: nn.Module) -> None:
-        """Make preview images; called if `train.is_previewed`."""
+        """Make preview images; called every `train.preview_every` steps."""
 
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return validation losses for the curve, or none; called if `train.is_validated`."""
         return {}
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Score the EMA; called if `train.is_scored`."""
+        """Score the EMA; called every `train.eval_every` steps."""
 
 
 @contextmanager

@@ -95,10 +95,6 @@ class OptimisationConfig(Section):
             raise ValueError(find_problem)
         return self
 
-    def is_logged(self, step: int) -> bool:
-        """Whether means are logged after `step` steps."""
-        return self._is_due("log_every", step)
-
     def is_in_curve(self, step: int) -> bool:
         """Whether the log entry after `step` steps is added to the curve: every n-th, and the last.
 
@@ -107,22 +103,10 @@ class OptimisationConfig(Section):
         every = -(-self.steps // (self.log_every * CURVE_ROWS))
         return step % (self.log_every * every) == 0 or step == self.steps
 
-    def is_saved(self, step: int) -> bool:
-        """Whether the state is saved after `step` steps."""
-        return self._is_due("save_every", step)
-
-    def is_previewed(self, step: int) -> bool:
-        """Whether previews are made after `step` steps."""
-        return self._is_due("preview_every", step)
-
-    def is_scored(self, step: int) -> bool:
-        """Whether the EMA is scored after `step` steps."""
-        return self._is_due("eval_every", step)
-
-    def _is_due(self, interval: str, step: int) -> bool:
-        """Whether `step` is a multiple of the interval, or the last; never without that field."""
-        every = getattr(self, interval, None)
-        return every is not None and (step % every == 0 or step == self.steps)
+    def is_due(self, step: int, *intervals: str) -> bool:
+        """Whether `step` is the last, or a multiple of one of these intervals that is set, as `save_every`."""
+        lengths = (getattr(self, name, None) for name in intervals)
+        return any(every is not None and (step % every == 0 or step == self.steps) for every in lengths)
 
     def is_validated(self, step: int) -> bool:
         """Whether the validation loss is computed after `step` steps: at most CURVE_ROWS times, and last.

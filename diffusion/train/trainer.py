@@ -152,7 +152,7 @@ def _share_state(
 
 def _full_ema(state: TrainState) -> nn.Module:
     """Return the EMA, gathered on rank 0 if it is scored at this step; a collective."""
-    is_scored = state.step > 0 and state.plan.train.is_scored(state.step)
+    is_scored = state.step > 0 and state.plan.train.is_due(state.step, "eval_every")
     return state.shards.gather(state.ema) if state.shards and is_scored else state.ema
 
 
