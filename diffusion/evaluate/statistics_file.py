@@ -23,7 +23,6 @@ from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import (
-    EXTRACTORS,
     INCEPTION,
     INCEPTION_SPATIAL,
     ExtractorSpec,
@@ -69,9 +68,8 @@ def open_statistics(
 ) -> PublishedStatistics:
     """Read and check a file of statistics of an extractor, by default Inception.
 
-    Raises:
-        UsageError: for statistics of another extractor, and for another file than that with this `sha256`.
-        DiffctlError: for a damaged file, NaN, and arrays that are not a mean and a covariance.
+    UsageError for statistics of another extractor and for another file than that with this `sha256`,
+    DiffctlError for a damaged file, NaN, and arrays that are not a mean and a covariance.
     """
     spec = INCEPTION if extractor is None else extractor_spec(extractor)
     name = printable(path)
@@ -88,15 +86,9 @@ def open_statistics(
             "want (D,) and (D, D)"
         )
     if mean.shape[0] != spec.features:
-        fitting = " or ".join(one.name for one in EXTRACTORS.values() if one.features == mean.shape[0])
-        advice = (
-            f"if they are of {fitting}, give that as --extractor"
-            if fitting
-            else "no extractor here gives so many"
-        )
         raise UsageError(
             f"{name} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
-            f"{spec.features:,}: {advice}"
+            f"{spec.features:,}: give the --extractor that they are of"
         )
     mu, sigma = _read(mean, keys[0], name), _read(covariance, keys[1], name)
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
@@ -131,10 +123,10 @@ def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[Arr
     names = own if own[0] in values else default
     try:
         return names, (plain_array(values[names[0]]), plain_array(values[names[1]]))
-    except KeyError as error:
-        raise DiffctlError(f"{printable(path)} holds no statistics: it has no {error}") from None
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)} holds no statistics: it has {error}") from None
+    except (KeyError, TypeError) as error:
+        raise DiffctlError(
+            f"{printable(path)} holds no statistics: {error} for {' and '.join(names)}"
+        ) from None
 
 
 def _of_score(path: Path, values: Any, spec: ExtractorSpec) -> Mapping[str, Any]:
@@ -166,14 +158,12 @@ def _read(array: Array, key: str, name: str) -> Float:
 def _root(covariance: Float, key: str, name: str) -> Float:
     """Return root (D, D) with root·rootᵀ = Σ; DiffctlError unless Σ is positive semidefinite."""
     scale = float(np.abs(covariance).max())
-    if not scale:
-        raise DiffctlError(f"{name}: {key} is 0: the features of its images do not vary")
-    if np.abs(covariance - covariance.T).max() > ROUNDING * scale:
-        raise DiffctlError(f"{name}: {key} is not symmetric: download the file again")
-    values, vectors = np.linalg.eigh(covariance / scale)
-    if values[0] < -ROUNDING * values[-1]:
+    is_symmetric = scale and np.abs(covariance - covariance.T).max() <= ROUNDING * scale
+    values, vectors = np.linalg.eigh(covariance / (scale or 1))
+    if not is_symmetric or values[0] < -ROUNDING * values[-1]:
         raise DiffctlError(
-            f"{name}: {key} has a negative eigenvalue ({values[0] * scale:.3g}): download the file again"
+            f"{name}: {key} is no covariance, which is symmetric and has positive eigenvalues: download the "
+            "file again"
         )
     root: Float = vectors * np.sqrt(values.clip(0) * scale)
     return root

@@ -68,14 +68,10 @@ def test_every_format_gives_the_same_gaussian(few, tmp_path, write, values):
     assert (found.facts["name"], found.facts["source"]) == ("x", "unknown")
 
 
-def test_other_dimension_suggests_the_right_extractor(tmp_path):
-    for size, message in (
-        (1024, r"1,024 features, and inception-v3-compat gives 2,048: .*dinov2-vit-l14"),
-        (5, "no extractor here gives so many"),
-    ):
-        path = as_npz(tmp_path / "x.npz", {"mu": np.zeros(size), "sigma": np.eye(size)})
-        with pytest.raises(UsageError, match=message):
-            open_statistics(path)
+def test_other_dimension_is_refused(tmp_path):
+    path = as_npz(tmp_path / "x.npz", {"mu": np.zeros(1024), "sigma": np.eye(1024)})
+    with pytest.raises(UsageError, match="1,024 features, and inception-v3-compat gives 2,048"):
+        open_statistics(path)
 
 
 NAN = np.where(np.arange(SIZE) == 1, np.nan, 1.0)
@@ -89,9 +85,9 @@ NEGATIVE = np.diag([1.0, 1, 1, 1, 1, -0.1])
         ({"mu": MEAN * NAN, "sigma": COVARIANCE}, "mu"),
         ({"mu": MEAN, "sigma": COVARIANCE * NAN}, "sigma"),
         ({"mu": MEAN, "sigma": COVARIANCE * np.inf}, "sigma"),
-        ({"mu": MEAN, "sigma": UNSYMMETRIC}, "sigma is not symmetric"),
-        ({"mu": MEAN, "sigma": NEGATIVE}, "sigma has a negative eigenvalue"),
-        ({"mu": MEAN, "sigma": 0 * COVARIANCE}, "sigma is 0"),
+        ({"mu": MEAN, "sigma": UNSYMMETRIC}, "sigma is no covariance"),
+        ({"mu": MEAN, "sigma": NEGATIVE}, "sigma is no covariance"),
+        ({"mu": MEAN, "sigma": 0 * COVARIANCE}, "sigma is no covariance"),
         ({"mu": MEAN, "sigma": COVARIANCE[:5]}, r"\(5, 6\)"),
         ({"mu": MEAN[:0], "sigma": COVARIANCE[:0, :0]}, "no statistics"),
         ({"mu": MEAN.astype(np.float16), "sigma": COVARIANCE}, "mu is float16"),
