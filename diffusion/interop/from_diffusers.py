@@ -117,7 +117,7 @@ class SchedulerFile(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     num_train_timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS)]
-    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"]
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     trained_betas: Annotated[list[float], Field(max_length=MAX_STEPS)] | None = None
@@ -286,8 +286,6 @@ def _betas(config: SchedulerFile) -> Tensor:
         of_time = (torch.arange(steps + 1, dtype=torch.float64) / steps + 0.008) / 1.008
         bar = (of_time * torch.pi / 2).cos().square()
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
-    if config.beta_schedule == "scaled_linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 

@@ -164,7 +164,7 @@ def saved(tmp_path_factory):
         ("unet/config.json", {"layers_per_block": 2}, r"down_blocks\.\d\.\w+\.1\.\S+ is missing"),
         ("unet/config.json", {"num_class_embeds": None}, r'"class_embedding\.weight" is left over'),
         ("unet/config.json", {"in_channels": 3, "out_channels": 3}, r"conv_\w+\.weight has shape"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "scaled_linear is none of"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "scaled_linear"}, "beta_schedule: allowed are linear"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule"),
         ("scheduler/scheduler_config.json", {"beta_end": 0.03}, "beta_schedule linear is none of"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 1000}, "trained_betas is none of"),
