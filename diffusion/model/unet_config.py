@@ -84,19 +84,11 @@ class UNetConfig(ModelConfig):
         return self
 
     @model_validator(mode="after")
-    def _padding_is_used(self) -> Self:
+    def _options_fit(self) -> Self:
         if self.downsample_padding != "both" and self.resample != "plain":
             raise ValueError("downsample_padding after is of resample plain: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _pixel_channels_are_used(self) -> Self:
         if self.pixel_channels != PIXEL_CHANNELS and self.patch_size == 1:
             raise ValueError("pixel_channels are of a patch_size above 1: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _blocks_are_few(self) -> Self:
         if (blocks := self.num_res_blocks * len(self.channel_mult)) > MAX_BLOCKS:
             raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MAX_BLOCKS}")
         return self

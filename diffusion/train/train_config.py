@@ -104,7 +104,7 @@ class OptimisationConfig(Section):
         return step % (self.log_every * every) == 0 or step == self.steps
 
     def is_due(self, step: int, *intervals: str) -> bool:
-        """Whether `step` is the last, or a multiple of one of these intervals that is set, as `save_every`."""
+        """Whether `step` is the last, or a multiple of one of these intervals, such as `save_every`."""
         lengths = (getattr(self, name, None) for name in intervals)
         return any(every is not None and (step % every == 0 or step == self.steps) for every in lengths)
 
@@ -195,13 +195,9 @@ class TrainConfig(OptimisationConfig):
     keep: PositiveInt | Literal["best", "last"] = "best"
 
     @model_validator(mode="after")
-    def _kept_are_scored(self) -> Self:
+    def _intervals_fit(self) -> Self:
         if self.eval_every and isinstance(self.keep, int) and self.keep % self.eval_every:
             raise ValueError(f"keep {self.keep} is not a multiple of eval_every {self.eval_every}")
-        return self
-
-    @model_validator(mode="after")
-    def _snapshots_are_few(self) -> Self:
         count = -(-self.steps // self.ema_profiles.every) if self.ema_profiles else 0
         if count > MAX_SNAPSHOTS:
             raise ValueError(
