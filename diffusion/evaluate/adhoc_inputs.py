@@ -92,11 +92,7 @@ def open_images(path: Path) -> ImageStore:
 
     An npz file holds `arr_0`, uint8 (N, H, W, C), and optionally labels in `arr_1`. Image files are converted
     to RGB. They must be square and of one size, since resizing would change every score. Lossy files cause a
-    DiffctlWarning.
-
-    Raises:
-        UsageError: if there is nothing to open.
-        DiffctlError: for damaged or unfit images.
+    DiffctlWarning. UsageError if there is nothing to open, DiffctlError for damaged or unfit images.
     """
     try:
         mode = path.stat().st_mode

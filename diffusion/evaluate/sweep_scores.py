@@ -51,11 +51,9 @@ def evaluate(
 ) -> ScoresDocument:
     """Score the cells of a grid and return the document of metrics/scores.json.
 
-    `progress` receives (done, total) images, each counted once per extractor.
-
-    Raises:
-        DiffctlError: before any work, for cells of different protocols or trainings, for a stale reference,
-            and, if `prepared` is given, for a reference of other images.
+    `progress` receives (done, total) images, each counted once per extractor. DiffctlError before any work
+    for cells of different protocols or trainings, and for a reference that is stale or not of the images in
+    `prepared`.
     """
     _check_cards(stores)
     published = [configured_statistics(space) for space in section.spaces]

@@ -61,16 +61,10 @@ def load_extractor(
     device: torch.device | str = "cpu",
     sha256: str | None = None,
 ) -> Extractor:
-    """Load a registered extractor with verified weights.
+    """Load a registered extractor with verified weights, of a file or as `read_weights` finds them.
 
-    Args:
-        weights: a file, for an extractor without bundled weights. None looks in torch's hub cache, then
-            downloads.
-        sha256: replaces the published checksum.
-
-    Raises:
-        UsageError: for an unknown name, and for a package that is not installed.
-        DiffctlError: for weights that are missing, damaged, or of another network.
+    `sha256` replaces the published checksum. UsageError for an unknown name or a missing package,
+    DiffctlError for weights that are missing, damaged, or of another network.
     """
     spec = extractor_spec(name)
     if spec.needs and find_spec(spec.needs) is None:
@@ -113,11 +107,8 @@ def extract(
     """Return the features of uint8 (N, H, W, C) images, in order. Greyscale is repeated to three channels.
 
     The batch size, None for one that suits the device, changes rounding only. `progress` receives the number
-    of images done.
-
-    Raises:
-        DiffctlError: for other channels than 1 or 3, fewer than two images, and NaN or infinite features. The
-            error names the image; `first` is the index of the first one.
+    of images done. DiffctlError for other channels than 1 or 3, fewer than two images, and NaN or infinite
+    features, with the index of the image; `first` is that of the first one.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")

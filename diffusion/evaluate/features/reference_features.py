@@ -229,10 +229,8 @@ def open_reference(
 ) -> Reference:
     """Open a reference of at most `limit` images of each split.
 
-    Raises:
-        DiffctlError: if it is stale: made by another extractor, weights or code, of another split, or, if
-            `prepared` is given, of other images than those there. Also if those images do not match their
-            digests.
+    DiffctlError if it is stale: of another extractor, weights, code or split, or, if `prepared` is given, of
+    other images than those there.
     """
     reference = _read(path)
     expected = {**_extraction(extractor), "reference_split": split}

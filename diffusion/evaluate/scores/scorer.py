@@ -62,10 +62,8 @@ class SampleScores(NamedTuple):
 class Scorer:
     """Scores samples under the names of the reference's extractor, in exact float32.
 
-    Args:
-        intervals: add confidence intervals.
-        most, most_samples: limits of the real images and samples that are compared pairwise.
-        published: published statistics; the distance to them is a further score.
+    At most `most` real images and `most_samples` samples are compared pairwise. The distance to `published`
+    statistics is a further score.
     """
 
     def __init__(
