@@ -105,10 +105,7 @@ def card_diff(
 
 
 def gap(cell: ImageScores, other: ImageScores, metric: str) -> Gap | None:
-    """Return the gap between two cells that differ in model and axes alone; None if one has no errors.
-
-    It is paired if the cells share their noise; else the variances of independent errors add.
-    """
+    """Return the gap of two cells, paired if they share their noise; None if one has no errors."""
     a, b = errors_of(cell, metric), errors_of(other, metric)
     if a is None or b is None:
         return None

@@ -145,10 +145,7 @@ def write_summary(path: Path, document: ScoresDocument) -> None:
 
 
 def model_scores(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
-    """Return the scores of the model with this model_sha256 as if it alone had been sampled, or None.
-
-    The axes of the model are removed. The best cell and the front are selected among these cells.
-    """
+    """Return the scores of the model with this model_sha256 as if it alone had been sampled, or None."""
     own = [cell for cell in document.cells.values() if cell.card.get("model_sha256") == sha256]
     if not own:
         return None

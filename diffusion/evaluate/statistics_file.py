@@ -41,10 +41,7 @@ ROUNDING = 1e-5  # relative tolerance for symmetry and negative eigenvalues, as 
 
 @dataclass(frozen=True)
 class PublishedStatistics:
-    """The Gaussian of real images' features: `mean` (D,), `covariance` Σ (D, D), `root` with root·rootᵀ = Σ.
-
-    `facts` are `name`, `sha256` and `source` of the file, for the card.
-    """
+    """A Gaussian: `mean` (D,), `covariance` Σ (D, D), `root` with root·rootᵀ = Σ; `facts` of the card."""
 
     path: Path
     spec: ExtractorSpec

@@ -65,10 +65,7 @@ class ValidationScorer:
         return {**card, "code": code_digest(scoring | sampling_code(settings, artefact))}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
-        """Return the scores by name. The network's mode is restored.
-
-        `progress` receives (done, total) images at every sampling step, and may raise to stop.
-        """
+        """Return scores by name, keep the network's mode; `progress`(done, total) may raise to stop."""
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
         training, device = network.training, self.extractor.device
         network.eval()

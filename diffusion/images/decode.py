@@ -27,10 +27,7 @@ class BadImage(Exception):
 
 @contextmanager
 def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
-    """Open the image in a file's content; only its size and mode are known until it is loaded.
-
-    BadImage for any fault, also inside the block; a DiffctlError passes through.
-    """
+    """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
     try:
         file = io.BytesIO(source) if isinstance(source, bytes) else source
         with Image.open(file, formats=FORMATS) as image:

@@ -159,10 +159,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Plain halving: a 3×3 convolution with stride 2 (DDPM).
-
-    `padding` both: a row of zeros on all sides; after: only on the right and below.
-    """
+    """Halving by a 3×3 convolution of stride 2 (DDPM); `padding` of zeros both sides, or after."""
 
     def __init__(self, channels: int, padding: str = "both") -> None:
         super().__init__()

@@ -65,10 +65,7 @@ class DiTBlock(nn.Module):
 
 
 class DiT(ConditionedNetwork):
-    """The prediction, then v when the variance is learned, of noised images at a time and a class.
-
-    Built wholly from a DiTSpec, which is also what a model file stores.
-    """
+    """The prediction, then v of a learned variance, of noised images at a time and a class."""
 
     spec: DiTSpec
 

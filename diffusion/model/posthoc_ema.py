@@ -61,10 +61,7 @@ class Snapshots:
 
     @classmethod
     def of(cls, folder: Path, *, unverified: bool = False) -> Self:
-        """Read the snapshots of a folder, with `unverified` only their metadata.
-
-        UsageError where there are none, or of two trainings; DiffctlError for a damaged one.
-        """
+        """Read snapshots, or `unverified` metadata; UsageError for none or those of two trainings."""
         paths = tuple(snapshot_files(folder))
         if not paths:
             raise UsageError(
@@ -119,10 +116,7 @@ class Snapshots:
 
 
 def fit_profile(steps: Sequence[int], sigma_rels: Sequence[float], sigma_rel: float) -> ProfileFit:
-    """Fit profiles after these steps to one after the last step (least squares, app. C.3).
-
-    A profile that is among them is used alone.
-    """
+    """Fit profiles after these steps to one after the last step (least squares, app. C.3)."""
     times, gammas = np.array(steps, dtype=float), np.array([gamma_of(one) for one in sigma_rels])
     end, gamma = np.array([max(steps)], dtype=float), np.array([gamma_of(sigma_rel)])
     products = correlation(times[:, None], gammas[:, None], times[None], gammas[None])

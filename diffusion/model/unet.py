@@ -119,10 +119,7 @@ class PixelStage(nn.Module):
 
 
 class UNet(Encoder):
-    """The prediction, then v when the variance is learned, of noised images at a time and a class.
-
-    Built wholly from a UNetSpec, which is also what a model file stores.
-    """
+    """The prediction, then v of a learned variance, of noised images at a time and a class."""
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec)

@@ -218,10 +218,7 @@ EXTRACTORS: Registry[ExtractorSpec] = Registry(
 
 
 def default_extractor(image_size: int) -> str:
-    """Return the installed extractor for images of this side in pixels: 64 up to 64, else 96.
-
-    Images of up to 64 pixels enlarged to 96 lose noise, so that it scores too well (docs/evaluation.md).
-    """
+    """Return the installed extractor for images of this side in pixels (docs/evaluation.md)."""
     return "effnet-lite0-64" if image_size <= 64 else "effnet-lite0-96"
 
 

@@ -43,10 +43,7 @@ class TemporaryError(DiffctlError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work; finished parts are kept. One sentence, as in a DiffctlError.
-
-    It derives from KeyboardInterrupt, so that `except Exception` in a library does not catch it.
-    """
+    """A signal ended the work. Being a KeyboardInterrupt, no library's `except Exception` catches it."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

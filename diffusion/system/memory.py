@@ -37,10 +37,7 @@ def available_memory() -> int:
 
 
 def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
-    """Return the memory limit of this process's control group (cgroups(7), v1 and v2); sys.maxsize if none.
-
-    Limits of parent groups apply too. A container may see its own group as the root.
-    """
+    """Return this process's memory limit by its control groups (cgroups(7), v1 and v2), or sys.maxsize."""
     limit = sys.maxsize
     for line in own.read_text(encoding="utf-8").splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)

@@ -49,10 +49,7 @@ class Observer:
 
 @contextmanager
 def observer_guard(what: str) -> Iterator[None]:
-    """Report an error in the block as a DiffctlWarning, and continue; a stop or a failed rank is raised.
-
-    `what` is what will be missing, for example "preview of step 5".
-    """
+    """Report an error in the block as a warning that `what` is missing, except that of a failed rank."""
     try:
         yield
     except RankFailed:

@@ -56,10 +56,7 @@ def _factor(square: Tensor) -> Tensor:
 
 
 def matrix_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices of hidden layers, with each output's weights as a row.
-
-    Embeddings and the first convolution are left to AdamW, as in Muon's reference.
-    """
+    """Return hidden layers' matrices, a row per output: without embeddings and the first convolution."""
     first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
     outer = [layer for layer in network.modules() if layer is first or isinstance(layer, nn.Embedding)]
     left_out = {id(parameter) for layer in outer for parameter in layer.parameters()}
@@ -78,10 +75,7 @@ def make_optimizer(
 
 
 class Muon(torch.optim.AdamW):
-    """Muon for `matrices`, AdamW for all other parameters, with the same learning rate.
-
-    Like torch's fused optimisers it skips the step if `found_inf` is 1, without a synchronisation.
-    """
+    """Muon for `matrices`, AdamW for others, with one rate; skips steps by `found_inf`, as torch does."""
 
     def __init__(
         self, groups: list[dict[str, Any]], matrices: Iterable[nn.Parameter], **options: Any

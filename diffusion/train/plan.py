@@ -72,10 +72,7 @@ class Objective:
 
 
 class TrainPlan(ModelDescription):
-    """A training to be made: the resulting model's description, with the section `train` as an object.
-
-    `OBJECTIVE` is the reference "module:name" of its Objective, loaded when the training starts.
-    """
+    """The resulting model's description with `train` as an object; `OBJECTIVE` refers to its Objective."""
 
     OBJECTIVE: ClassVar[str]
 
@@ -191,10 +188,7 @@ def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataC
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """Return the precision; auto is bf16 where it is known to be faster, by rule and never by timing.
-
-    That is a CPU with AVX-512 BF16 or an NVIDIA GPU from Ampere on.
-    """
+    """Return the precision; auto is bf16 on CPUs with AVX-512 BF16 and NVIDIA GPUs from Ampere on."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
@@ -228,10 +222,7 @@ def training_fingerprint(plan: TrainPlan) -> str:
 
 
 def plan_artefact(plan: TrainPlan, code: Sequence[CodeSince] = ()) -> Artefact:
-    """Return the model file's metadata; `code` made the steps, by default the plan's.
-
-    Fields of `train` that do not affect the model have their defaults.
-    """
+    """Return the model file's metadata, with defaults where `train` does not affect it; `code` made it."""
     neutral = OBSERVATION_FIELDS | HARDWARE_FIELDS | TRACKED_FIELDS
     fields = type(plan.train).model_fields.items()
     defaults = {name: field.default for name, field in fields if name in neutral}

@@ -162,10 +162,7 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
 def fitting_microbatch(
     spec: NetworkSpec, images: int, total: int, build: NetworkBuilder = build_network, shards: int = 1
 ) -> int:
-    """Halve `images` until a step takes at most 80% of `total` bytes; at least 1.
-
-    `total` is the installed and not the free memory, so that a machine always finds the same.
-    """
+    """Halve `images` until a step takes at most 80% of `total`, the installed memory; at least 1."""
     while images > 1 and step_bytes(spec, images, build, shards) > STEP_SHARE * total:
         images = -(-images // 2)
     return images

@@ -81,10 +81,7 @@ class Trainer:
         fresh: bool = False,
         keep: bool = False,
     ) -> Run:
-        """Train or resume as rank 0 and write the model file; `observe` makes the RunObserver.
-
-        `fresh` and `keep` as in `open_training`. Interrupted by a signal, after a save.
-        """
+        """Train or resume as rank 0, write the model file. Interrupted by a signal, after a save."""
         plan, places = self.plan, self.places
         with (
             open_training(plan, places.runs, fresh=fresh, keep=keep) as run,

@@ -19,10 +19,7 @@ HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
 
 @dataclass(frozen=True)
 class KaggleFiles:
-    """The files of a Kaggle data set or competition: in `path`, our cache, or kagglehub's.
-
-    `size` is that of the download in bytes. `manual_steps` returns what to do for files in a folder.
-    """
+    """A Kaggle data set or competition of `size` bytes: in `path`, our cache, or kagglehub's."""
 
     name: str
     path: Path | None

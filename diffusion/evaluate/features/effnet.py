@@ -58,10 +58,7 @@ CONVOLUTIONS = {  # convolution: the batch norm after it
 
 
 def _fold(network: nn.Module) -> None:
-    """Fold every batch norm and symmetric padding into its convolution, and clamp in place.
-
-    Equal up to rounding. On a CPU the network is memory-bound, and these passes are half of its time.
-    """
+    """Fold batch norms and symmetric padding into convolutions, clamp in place: half of a CPU's time."""
     for module in network.modules():
         for convolution, norm in CONVOLUTIONS.items():
             if convolution in dict(module.named_children()):

@@ -100,10 +100,7 @@ class ProjectedSample:
         return np.asarray(means + traces + self.trace - 2 * roots)
 
     def interactions(self) -> Interactions:
-        """Return the interactions of images in the distance's variance.
-
-        They are all in the roots, since mean and trace together are nearly a sum over images.
-        """
+        """Return the interactions of images in the distance's variance, which are all in the roots."""
         found, factor = root_sum_interactions(self._spectrum.kept, len(self) - 1), 4 / (len(self) - 1)
         return Interactions(factor * found.surplus, factor * found.own)
 

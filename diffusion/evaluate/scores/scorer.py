@@ -50,10 +50,7 @@ MIN_FOR_INTERVAL = 3  # images
 
 
 class SampleScores(NamedTuple):
-    """A sample's scores by name, and the errors of those with an interval.
-
-    The squares of a score's errors sum to its variance. The errors of two samples of equal size are paired.
-    """
+    """A sample's scores, and errors whose squares sum to a score's variance, paired in sets of one size."""
 
     scores: Scores
     errors: dict[str, Float]
@@ -92,10 +89,7 @@ class Scorer:
         return card if self.published is None else card | statistics_fields(self.published.facts)
 
     def scores(self, sample: Features) -> Scores:
-        """Return every score of a sample; `floor` and `excess` need held-out images.
-
-        `memorisation` needs both splits. `…_low` and `…_high` are the ends of a confidence interval.
-        """
+        """Return every score of a sample that the reference allows, and the ends of intervals."""
         return self.scored(sample).scores
 
     @exact_float32()

@@ -39,10 +39,7 @@ class ModuleState:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy the tensors into the module, one at a time; ValueError for names or shapes of another module.
-
-        torch's own method would hold all of them in memory at once.
-        """
+        """Copy the tensors into the module, one in memory at a time; ValueError if they do not fit."""
         held = self.state_dict()
         for name in [*held, *tensors]:
             if name not in held or name not in tensors:

@@ -80,10 +80,7 @@ class StateMirror:
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
-        """Copy each new state from a thread during the block, and the last one at its end.
-
-        A state that is replaced before its turn is skipped. An error is reported once.
-        """
+        """Copy states from a thread during the block, the last one at its end; report an error once."""
         over = threading.Event()
         thread = threading.Thread(target=self._upload_until, args=(over,), name="mirror", daemon=True)
         thread.start()
