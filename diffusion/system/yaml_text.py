@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import deepcopy
 from typing import Any, NoReturn
 
 from ruamel.yaml import YAML
@@ -82,20 +81,23 @@ def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     """
     if value is REMOVED:
         return _without_key(text, path)
-    wanted = _with_value(parse_yaml(text), path, value)
+    wanted = parse_yaml(text)
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 2**16
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     yaml.indent(mapping=2, sequence=4, offset=2)
-    document = yaml.load(text)
-    if wanted is not None:
-        _set_value(document, path, value)
-    out = io.StringIO()
+    document, out = yaml.load(text), io.StringIO()
+    refusal = YamlRefusal(f"{'.'.join(path)} cannot be set in it: edit the file: {_flow_text(path, value)}")
+    try:
+        for values in (wanted, document):
+            _set_value(values, path, value)
+    except (AttributeError, TypeError):  # something else than a mapping is in the way
+        raise refusal from None
     yaml.dump(document, out)
     edited = out.getvalue()
     loses_comments = len(COMMENT.findall(edited)) < len(COMMENT.findall(text))
-    if wanted is None or loses_comments or parse_yaml(edited) != wanted:
-        raise YamlRefusal(f"{'.'.join(path)} cannot be set in it: edit the file: {_flow_text(path, value)}")
+    if loses_comments or parse_yaml(edited) != wanted:
+        raise refusal
     return edited
 
 
@@ -161,24 +163,13 @@ def _check_node(event: NodeEvent) -> None:
         _refuse(event.start_mark, "an escape in it is not a character")
 
 
-def _with_value(values: Any, path: Sequence[str], value: Any) -> Any:
-    """Return a copy with the value at the path, or None where something else than a mapping is in the way."""
-    changed = deepcopy(values)
-    return changed if _set_value(changed, path, value) else None
-
-
-def _set_value(values: Any, path: Sequence[str], value: Any) -> bool:
+def _set_value(values: Any, path: Sequence[str], value: Any) -> None:
     """Set the value in place; new keys come first in their mapping."""
     for key in path[:-1]:
-        if not isinstance(values, dict):
-            return False
         if values.get(key) is None:
             _put(values, key, {})
         values = values[key]
-    if not isinstance(values, dict):
-        return False
     _put(values, path[-1], value)
-    return True
 
 
 def _put(values: Any, key: str, value: Any) -> None:
