@@ -1,9 +1,10 @@
 """metrics/scores.json: the scores of a sweep, their reference, and the cells that they select."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveInt, StrictBool, StrictFloat, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, StrictBool, StrictFloat, model_validator
 
 from diffusion.images.store_meta import Training
 from diffusion.protocol.card import ReferenceFacts
@@ -14,6 +15,7 @@ from diffusion.protocol.scores import MAX_SCORE, CellScores, ScoreNumber
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.json_files import read_json
+from diffusion.system.references import check_name
 from diffusion.system.section import Section, brief
 
 
@@ -64,7 +66,7 @@ class ScoresDocument(Section):
     """
 
     training: Training | None = None
-    protocol: str | None = None
+    protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
     extractor: str
     reference: ScoredReference
     spaces: Annotated[dict[str, ScoredReference], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
@@ -77,12 +79,6 @@ class ScoresDocument(Section):
     def spec(self) -> ExtractorSpec:
         """The extractor that the scores are of."""
         return EXTRACTORS[self.extractor]
-
-    @model_validator(mode="after")
-    def _protocol_is_known(self) -> Self:
-        if self.protocol is not None and self.protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: there is no {brief(self.protocol)}")
-        return self
 
     @model_validator(mode="after")
     def _cells_bear_their_names(self) -> Self:
