@@ -35,16 +35,16 @@ SOURCES: Registry[SourceEntry] = Registry(
         "digits": SourceEntry(
             "diffusion.data.sources.digits:Digits", "diffusion.data.sources.digits:DigitsConfig"
         ),
-        "fashion-mnist": SourceEntry("diffusion.data.sources.fashion_mnist:build"),
-        "cifar10": SourceEntry("diffusion.data.sources.cifar:cifar10"),
+        "fashion-mnist": SourceEntry("diffusion.data.sources.fashion_mnist:FashionMnist"),
+        "cifar10": SourceEntry("diffusion.data.sources.cifar:Cifar"),
         "cifar100": SourceEntry(
-            "diffusion.data.sources.cifar:cifar100", "diffusion.data.sources.cifar:Cifar100Config"
+            "diffusion.data.sources.cifar:Cifar", "diffusion.data.sources.cifar:Cifar100Config"
         ),
         "imagenet": SourceEntry(
             "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
         ),
-        "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet64"),
-        "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:imagenet32"),
+        "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:DownsampledImageNet"),
+        "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:DownsampledImageNet"),
         "mini-imagenet": SourceEntry("diffusion.data.sources.mini_imagenet:MiniImageNet"),
         "image-folder": SourceEntry(
             "diffusion.data.sources.image_folder:ImageFolder",

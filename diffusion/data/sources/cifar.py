@@ -54,11 +54,19 @@ class Cifar100Config(DataConfig):
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two sets, with the labels whose keys have the prefix `kind`."""
+    """CIFAR-10, or CIFAR-100 with one kind of labels."""
 
     config: DataConfig
-    archive: Archive
-    kind: str = ""
+
+    @property
+    def archive(self) -> Archive:
+        """The published set."""
+        return CIFAR10 if self.config.name == "cifar10" else CIFAR100
+
+    @property
+    def kind(self) -> str:
+        """The prefix of the keys of labels and class names in a batch."""
+        return f"{self.config.labels}_" if isinstance(self.config, Cifar100Config) else ""
 
     def info(self) -> DatasetInfo:
         """Return whether the archive or its unpacked folder is there."""
@@ -185,13 +193,3 @@ CIFAR100 = Archive(
     test=["test"],
     names="meta",
 )
-
-
-def cifar10(config: DataConfig) -> Cifar:
-    """Return the set of ten classes."""
-    return Cifar(config, CIFAR10)
-
-
-def cifar100(config: Cifar100Config) -> Cifar:
-    """Return the set of a hundred classes in twenty groups."""
-    return Cifar(config, CIFAR100, f"{config.labels}_")

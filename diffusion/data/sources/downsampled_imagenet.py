@@ -30,7 +30,11 @@ class DownsampledImageNet:
     """The official batches, npz or pickle, unpacked or in the zips from image-net.org."""
 
     config: DataConfig
-    size: int
+
+    @property
+    def size(self) -> int:
+        """The side in pixels, by the set's name."""
+        return int(self.config.name.removeprefix("imagenet"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -96,16 +100,6 @@ class DownsampledImageNet:
             f"sign in at {PAGE}, get the {self.size}×{self.size} training and validation zips (npz) and put "
             f"them into {folder}, or set data.path to where they are"
         )
-
-
-def imagenet64(config: DataConfig) -> DownsampledImageNet:
-    """Return the set of 64×64."""
-    return DownsampledImageNet(config, 64)
-
-
-def imagenet32(config: DataConfig) -> DownsampledImageNet:
-    """Return the set of 32×32."""
-    return DownsampledImageNet(config, 32)
 
 
 def read_class_list(path: Path) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +50,11 @@ class FashionMnist:
     """Four gzipped IDX files: in the configured path, from Debian's package, or downloaded."""
 
     config: DataConfig
-    files: Sequence[RemoteFile]
-    debian: Path
 
     def info(self) -> DatasetInfo:
         """Return how much is still to download."""
         folder = self._folder()
-        missing = [remote for remote in self.files if not (folder / remote.name).is_file()]
+        missing = [remote for remote in FILES if not (folder / remote.name).is_file()]
         blocked = ""
         if missing and self.config.path is not None:
             blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
@@ -68,7 +65,7 @@ class FashionMnist:
         """Open the official split: 60,000 training images, 10,000 test images."""
         folder = self._folder()
         if folder == raw_folder(NAME, None):
-            for remote in self.files:
+            for remote in FILES:
                 fetch(remote, folder, notify)
         sources: dict[str, str] = {}
         train, test = (read_split(folder, prefix, sources) for prefix in ("train", "t10k"))
@@ -76,13 +73,8 @@ class FashionMnist:
 
     def _folder(self) -> Path:
         path = self.config.path
-        packaged = path is None and all((self.debian / remote.name).is_file() for remote in self.files)
-        return self.debian if packaged else raw_folder(NAME, path)
-
-
-def build(config: DataConfig) -> FashionMnist:
-    """Return the published set."""
-    return FashionMnist(config, FILES, DEBIAN)
+        packaged = path is None and all((DEBIAN / remote.name).is_file() for remote in FILES)
+        return DEBIAN if packaged else raw_folder(NAME, path)
 
 
 def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
