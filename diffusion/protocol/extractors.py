@@ -125,7 +125,7 @@ class ExtractorSpec:
 def _efficientnet(size: int) -> ExtractorSpec:
     return ExtractorSpec(
         name=f"effnet-lite0-{size}",
-        builder="diffusion.evaluate.features.effnet:build",
+        builder="diffusion.evaluate.features.effnet:EfficientNetLite0",
         size=size,
         resize=f"bilinear, antialiased, to {size}",
         features=1280,
@@ -161,7 +161,7 @@ INCEPTION = ExtractorSpec(
 # sFID (Nash et al. 2021, 2103.03841): the same network and weights, and a map not averaged over the image.
 INCEPTION_SPATIAL = ExtractorSpec(
     name="inception-v3-spatial",
-    builder="diffusion.evaluate.features.inception:build_spatial",
+    builder="diffusion.evaluate.features.inception:SpatialInception",
     size=INCEPTION.size,
     resize=INCEPTION.resize,
     features=2023,

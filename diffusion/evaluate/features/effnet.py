@@ -22,11 +22,11 @@ class EfficientNetLite0(nn.Module):
     Pixels are resized in float32, then scaled as (x − 127)/128, as in training.
     """
 
-    def __init__(self, size: int, weights: IO[bytes]) -> None:
+    def __init__(self, spec: ExtractorSpec, weights: IO[bytes]) -> None:
         super().__init__()
-        self.size = size
+        self.size = spec.size
         # Padding is fixed for one input size; it equals TensorFlow's for multiples of 32.
-        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+        self.network = EfficientNet.from_name("efficientnet-lite0", image_size=spec.size)
         self.network.load_state_dict(load_tensors(weights), strict=True)
         _fold(self.network.eval())
         self.network.to(memory_format=torch.channels_last)
@@ -41,11 +41,6 @@ class EfficientNetLite0(nn.Module):
         x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))
         return pool, self.network._fc(pool)
-
-
-def build(spec: ExtractorSpec, weights: IO[bytes]) -> EfficientNetLite0:
-    """Build the network for the spec's image size."""
-    return EfficientNetLite0(spec.size, weights)
 
 
 CONVOLUTIONS = {  # convolution: the batch norm after it

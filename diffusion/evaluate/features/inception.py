@@ -46,11 +46,6 @@ class SpatialInception(nn.Module):
         return features.permute(0, 2, 3, 1).flatten(1), None
 
 
-def build_spatial(spec: ExtractorSpec, weights: IO[bytes]) -> SpatialInception:
-    """Build the part of the network that gives the feature map."""
-    return SpatialInception(spec, weights)
-
-
 def _network(spec: ExtractorSpec, layers: Sequence[str], weights: IO[bytes]) -> nn.Module:
     """Build torch-fidelity's network of the verified tensors; RuntimeError for other weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
