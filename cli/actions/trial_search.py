@@ -20,14 +20,13 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, REFERENCE
 from diffusion.protocol.scores_document import read_scores
-from diffusion.search.search_config import count_trials, describe_point, refuse_invalid
+from diffusion.search.search_config import applied, count_trials, describe_point, grid, refuse_invalid
 from diffusion.search.search_dir import (
     LOCK,
     SCORES,
     About,
     Trial,
     TrialResult,
-    first_settings,
     open_search,
     read_result,
     search_dir,
@@ -136,7 +135,7 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
     open_references(
         REFERENCE, extractors, config.evaluate.reference, PREPARED, config.evaluate.reference_images
     )
-    first = parse(first_settings(values, config.search), "search")
+    first = parse(applied(values, grid(config.search)[0]), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 
 

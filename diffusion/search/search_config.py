@@ -144,8 +144,3 @@ def refuse_invalid(
     """Raise UsageError for the first point, or end of a range, that `validate`(values, origin) refuses."""
     for point in grid(section):
         validate(applied(values, point), f"search with {describe_point(point)}")
-
-
-def sorted_fields(section: SearchConfig) -> list[tuple[str, Range | tuple[Any, ...]]]:
-    """Return the fields and their values, sorted by name."""
-    return sorted(section.fields.items())

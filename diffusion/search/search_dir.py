@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field
 
 from diffusion.layout import PARAMS, SEARCH_RUNS
-from diffusion.search.search_config import Point, SearchConfig, applied, grid
+from diffusion.search.search_config import Point, SearchConfig, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json, write_text
@@ -93,11 +93,6 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
 def known_searches() -> list[About]:
     """Return the settings of all searches in runs/search/; DiffctlError if a file is damaged."""
     return [read_checksummed_json(path, About) for path in sorted(SEARCH_RUNS.glob(f"*/{ABOUT}"))]
-
-
-def first_settings(values: dict[str, Any], section: SearchConfig) -> dict[str, Any]:
-    """Return the plain values of params.yaml with the first point of the search."""
-    return applied(values, grid(section)[0])
 
 
 def trial_dir(folder: Path, number: int) -> Path:

@@ -25,7 +25,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from diffusion.search.search_config import Point, Range, SearchConfig, count_trials, grid, sorted_fields
+from diffusion.search.search_config import Point, Range, SearchConfig, count_trials, grid
 from diffusion.search.search_dir import State, Trial, TrialResult
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
@@ -80,7 +80,7 @@ class SearchStudy:
             name: params[name]
             if isinstance(values, Range)
             else next(value for value in values if canonical_json(value) == params[name])
-            for name, values in sorted_fields(self.section)
+            for name, values in sorted(self.section.fields.items())
         }
 
     def start(self, point: Point) -> Trial:
@@ -88,7 +88,7 @@ class SearchStudy:
         self._repair()
         params = {
             name: point[name] if isinstance(values, Range) else canonical_json(point[name])
-            for name, values in sorted_fields(self.section)
+            for name, values in sorted(self.section.fields.items())
         }
         self._study.add_trial(
             create_trial(
@@ -162,7 +162,7 @@ def _as_trial(frozen: FrozenTrial) -> Trial:
 def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
     """Return the fields as Optuna's distributions; listed values as JSON, since they may be lists."""
     found: dict[str, BaseDistribution] = {}
-    for name, values in sorted_fields(section):
+    for name, values in sorted(section.fields.items()):
         if not isinstance(values, Range):
             found[name] = CategoricalDistribution(tuple(map(canonical_json, values)))
         elif isinstance(values.low, int) and isinstance(values.high, int):
