@@ -8,7 +8,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from diffusion.data.source import Job, Reader
 from diffusion.images.digests import row_digests
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import sync_file
+from diffusion.system.files import disk_errors, sync_file
 from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.processes import map_in_processes
 from diffusion.system.section import Section, canonical_json, validate
@@ -122,7 +122,7 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
 
 def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
     """Sync finished blocks to disk: pixels first, then the lines of the journal that mark them."""
-    with _on_disk(target):
+    with disk_errors(target.folder):
         sync_file(target.images)
         sync_file(target.digests)
         with open(target.journal, "a", encoding="utf-8") as journal:
@@ -144,21 +144,11 @@ def _stop(target: SplitTarget, start: int) -> int:
     return min(start + target.block, target.shape[0])
 
 
-@contextmanager
-def _on_disk(target: SplitTarget) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DiffctlError(
-            f"cannot write in {target.folder} ({error.strerror}): make room and run this again to resume"
-        ) from None
-
-
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
     """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
     if target.journal.exists() and target.is_laid_out():
         return _read_journal(target)
-    with _on_disk(target):
+    with disk_errors(target.folder):
         target.folder.mkdir(parents=True, exist_ok=True)
         with open(target.images, "wb") as file:
             file.write(target.header)
@@ -207,7 +197,7 @@ def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str
     digests[:, :32] = row_digests(images)
     if rows.digests is not None:
         digests[:, 32:] = rows.digests
-    with _on_disk(target):
+    with disk_errors(target.folder):
         _write_at(target.images, len(target.header) + start * target.row_bytes, images)
         _write_at(target.digests, start * 64, digests)
     return start, {start + row: why for row, why in rows.bad.items()}

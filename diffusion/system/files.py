@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from diffusion.system.errors import DiffctlError
+
 # Of a file name in its temporary name, which is 14 bytes longer: most file systems allow 255.
 MAX_PREFIX_BYTES = 200
 
@@ -145,6 +147,19 @@ def _folder_lock(folder: Path, how: int) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def disk_errors(what: object) -> Iterator[None]:
+    """Raise DiffctlError for an OSError in the block that writes `what`; others, without errno, pass."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise DiffctlError(
+            f"cannot write {what} ({error.strerror}): make room or give access, then run it again to resume"
+        ) from error
 
 
 def sync_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.files import atomic_folder, write_atomic
+from diffusion.system.files import atomic_folder, disk_errors, write_atomic
 from diffusion.system.memory import format_bytes
 from diffusion.system.regular_files import open_regular, read_error
 
@@ -81,7 +81,7 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
         for info in wanted:
             path = folder / _flat(info.filename)
             if not path.is_file():
-                with open_member(opened, info) as source, _writing(path):
+                with open_member(opened, info) as source, disk_errors(path):
                     write_atomic(path, partial(shutil.copyfileobj, source))
 
 
@@ -94,7 +94,7 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
     if all((folder / _flat(name)).is_file() for name in members):
         return folder
     try:
-        with tarfile.open(archive) as tar, _writing(folder), atomic_folder(folder) as made:
+        with tarfile.open(archive) as tar, disk_errors(folder), atomic_folder(folder) as made:
             for name in members:
                 content = tar.extractfile(name)
                 if content is None:
@@ -110,13 +110,3 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
 
 def _flat(name: str) -> str:
     return PurePosixPath(name).name
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:  # of the archive, not of the disk
-            raise
-        raise DiffctlError(f"cannot write {path} ({error.strerror}): make room or give access") from None

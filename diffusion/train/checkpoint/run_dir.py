@@ -23,7 +23,7 @@ from diffusion.model.model_file import Artefact, read_artefact, read_weights, sa
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.files import atomic_folder, copy_file, sync_folder, write_json
+from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_folder, write_json
 from diffusion.system.json_files import JsonObject
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
@@ -216,15 +216,9 @@ def save_snapshots(
     """Save each average in a run directory; DiffctlError if the disk is full."""
     for average, sigma_rel in zip(profiles, sigma_rels, strict=True):
         path = snapshot_path(folder / SNAPSHOTS, sigma_rel, artefact.step)
-        try:
-            save_artefact(
-                path, average.state_dict(), artefact.model_copy(update={"ema_sigma_rel": sigma_rel})
-            )
-        except OSError as error:
-            raise DiffctlError(
-                f"cannot save the averages of step {artefact.step:,} in {folder / SNAPSHOTS} "
-                f"({error.strerror}): make room and run it again; it resumes from the state before"
-            ) from error
+        metadata = artefact.model_copy(update={"ema_sigma_rel": sigma_rel})
+        with disk_errors(f"the averages of step {artefact.step:,} in {folder / SNAPSHOTS}"):
+            save_artefact(path, average.state_dict(), metadata)
 
 
 def copy_snapshots(source: Path, folder: Path, step: int) -> None:

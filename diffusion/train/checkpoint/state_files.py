@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion.code_digest import CodeSince
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.files import disk_errors
 from diffusion.system.json_files import parse_json
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
@@ -63,13 +64,8 @@ def save_state(folder: Path, state: SavedState) -> Path:
     """Write the state and remove all others but the newest; a failed write removes none."""
     path = folder / state_name(state.values.step)
     content = {**state.tensors, VALUES: _to_bytes(state.values)}
-    try:
+    with disk_errors(f"the training's state in {folder}"):
         write_checksummed(path, lambda file: write_tensors(file, content))
-    except OSError as error:
-        raise DiffctlError(
-            f"cannot save the training's state in {folder} ({error.strerror}): make room and run it again; "
-            "it resumes from the state before"
-        ) from error
     others = [other for other in state_files(folder) if other != path]
     for old in [*others[: 1 - KEPT_STATES], *folder.glob(f"{QUARANTINED}*")]:
         old.unlink(missing_ok=True)
