@@ -54,20 +54,13 @@ _WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use et
 
 
 class SamplerConfig(Section):
-    """The sampler's options, except steps and eta. `guidance` is w of D + w·(D − D_worse): 0 means none.
+    """The sampler's options, except steps and eta; the help of each states what it is.
 
-    `guidance_rule` selects D_worse: the network without the condition (classifier-free, CFG eq. 6), or a
-    `guide`, a worse model of the same data (autoguidance, 2406.02507). Without it the rule is autoguidance if
-    there is a guide. A guide is `ema:WIDTH`, an EMA profile of the same training, `ema:WIDTH@STEP`, that
-    profile after an earlier snapshot of `train.ema_profiles`, or the path of a model file.
-    `guidance_interval` is [low, high] of noise levels σ/α: guidance applies where low < σ/α ≤ high
-    (2404.07724, eq. 6), elsewhere the network alone is called, with the condition; None means everywhere.
-    `classifier` is the file of a classifier of noised images, and `classifier_scale` s of ADM's alg. 1 and 2.
-    `sampler` is a name of SAMPLERS: ddim is the reverse step of DDPM, iDDPM and DDIM; others do not use
-    eta. `sampler_options` are those that only this sampler has. `spacing` selects the times that the steps
-    visit, `spacing_options` are its own. `clip` clips x̂_0 to [−1, 1] at every step. All noise follows from
-    `seed` and the image's index. `classes` is the mix of classes: every class equally often, or as in the
-    training data.
+    `guidance` is w of D + w·(D − D_worse). `guidance_rule` selects D_worse: the network without the condition
+    (classifier-free, CFG eq. 6), or a `guide`, a worse model of the same data (autoguidance, 2406.02507).
+    Guidance applies where low < σ/α ≤ high of `guidance_interval` (2404.07724, eq. 6). `classifier_scale` is
+    s of ADM's alg. 1 and 2. `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM. All noise follows
+    from `seed` and the image's index.
     """
 
     sampler: Annotated[
