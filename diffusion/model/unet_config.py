@@ -114,7 +114,15 @@ class UNetConfig(ModelConfig):
 
     def level_sizes(self, image_size: int) -> list[int]:
         """The feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
-        return level_sizes(image_size, len(self.channel_mult), self.patch_size)
+        levels, patch_size = len(self.channel_mult), self.patch_size
+        stride = patch_size * 2 ** (levels - 1)
+        if image_size % stride:
+            patches = f" of patches of {patch_size}×{patch_size} pixels" if patch_size > 1 else ""
+            raise ValueError(
+                f"image_size {image_size} must be divisible by {stride}: "
+                f"channel_mult has {levels} levels{patches}, each half the size of the one above"
+            )
+        return [image_size // patch_size >> level for level in range(levels)]
 
     def least_parameters(self) -> int:
         """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
@@ -126,15 +134,3 @@ class UNetConfig(ModelConfig):
 
 class UNetSpec(UNetConfig, ConditionedSpec):
     """A UNetConfig with what the data decides, which is also what a model file stores."""
-
-
-def level_sizes(image_size: int, levels: int, patch_size: int = 1) -> list[int]:
-    """The feature-map sizes in pixels, from the image down; ValueError unless each division is exact."""
-    stride = patch_size * 2 ** (levels - 1)
-    if image_size % stride:
-        patches = f" of patches of {patch_size}×{patch_size} pixels" if patch_size > 1 else ""
-        raise ValueError(
-            f"image_size {image_size} must be divisible by {stride}: "
-            f"channel_mult has {levels} levels{patches}, each half the size of the one above"
-        )
-    return [image_size // patch_size >> level for level in range(levels)]

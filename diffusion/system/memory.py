@@ -51,18 +51,15 @@ def cgroup_limit(files: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
     return limit
 
 
+@lru_cache
 def keep_freed_memory(device_type: str = "cpu") -> None:
     """Keep memory that CPU work frees for reuse by this process; do nothing for other devices.
 
     By default glibc returns large freed blocks to the kernel and maps new ones, whose pages fault at first
     use. It applies to the whole process and changes no result. Other allocators are unaffected.
     """
-    if device_type == "cpu" and sys.platform == "linux":
-        _keep()
-
-
-@lru_cache
-def _keep() -> None:
+    if device_type != "cpu" or sys.platform != "linux":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     # The block threshold first: setting one alone disables glibc's automatic adjustment of the other.
     if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in BLOCKS):
