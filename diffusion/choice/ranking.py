@@ -17,10 +17,7 @@ def rank_metric(cell: ImageScores) -> str:
 
 
 def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> str:
-    """Return the name of the score that ranks this number of images with this extractor.
-
-    It is the kernel distance below 5,000 images, else the excess, or the Fréchet distance without a floor.
-    """
+    """Return the ranking score: the kernel distance below 5,000 images, else the excess or the distance."""
     if num_images < FEW_IMAGES:
         return spec.kernel_distance
     return "excess" if has_floor else spec.distance

@@ -1,7 +1,4 @@
-"""Selection of cells: the best one, the Pareto front of score against NFE, and the bias of selection.
-
-Also the parts of a scores document, each with its own best cell, and the sampling settings of a cell.
-"""
+"""Selection of cells: the best one, the front of score against NFE, their bias; settings of a cell."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -9,10 +9,7 @@ Indices = NDArray[np.int64]
 
 
 def shuffled(count: int, *seed: int) -> Indices:
-    """Return a permutation of `count` indices that depends on the seeds alone.
-
-    Sorting raw bits keeps it stable across NumPy versions; `Generator.permutation` does not promise that.
-    """
+    """Return a permutation of `count` indices by the seeds alone, stable across NumPy versions."""
     order: Indices = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
     return order
 

@@ -160,10 +160,7 @@ def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
 
 
 def _read_journal(target: SplitTarget) -> dict[int, dict[int, str]]:
-    """Return the finished blocks, without damaged lines and blocks with other digests.
-
-    Pixels are not read here: the store's digest covers them, and its reader checks it.
-    """
+    """Return the finished blocks, without damaged lines and blocks with other digests. Reads no pixels."""
     finished: dict[int, dict[int, str]] = {}
     for line in target.journal.read_bytes().split(b"\n"):
         with suppress(Corrupted, DiffctlError, OSError):

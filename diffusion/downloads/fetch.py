@@ -1,7 +1,4 @@
-"""The user's cache of raw files, shared by all projects, and downloads into it.
-
-A download is verified and resumed, and comes from the first address that serves the file.
-"""
+"""The user's cache of raw files, shared by all projects, and verified downloads into it."""
 
 import fnmatch
 import hashlib
@@ -179,10 +176,7 @@ def _download(
 
 
 def _transfer(url: str, part: Path, timeout: float, received: Callable[[int], None]) -> None:
-    """Complete `part` with the content of `url`; the server resumes after the bytes in `part`, if it can.
-
-    _Failed and _Refused for the network and the server; DiffctlError for the disk.
-    """
+    """Complete `part` from `url`; _Failed and _Refused for the network, DiffctlError for the disk."""
     have = _size(part)
     headers = {**HEADERS, "Range": f"bytes={have}-"} if have else HEADERS
     try:

@@ -1,7 +1,4 @@
-"""The inputs of ad-hoc scoring, opened and checked before torch is imported.
-
-Images are an image store, a folder of image files, or an npz file in the format of OpenAI's evaluator.
-"""
+"""Stores, folders and npz files for ad-hoc scoring, opened and checked before torch is imported."""
 
 import math
 import os

@@ -1,7 +1,4 @@
-"""Published checkpoints of guided-diffusion and improved-diffusion become this library's model file.
-
-The networks are the same; only names, the order of attention's channels and 1-D convolutions differ.
-"""
+"""Published checkpoints of guided-diffusion and improved-diffusion, renamed, as this library's files."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -94,10 +94,7 @@ class ModelDescription(Section):
 
     @classmethod
     def from_stored(cls, values: JsonObject) -> Self:
-        """Parse the metadata of a file, which may be of an earlier version.
-
-        Its digests stay those of the values in the file, whatever has been renamed or added since.
-        """
+        """Parse a file's metadata, perhaps of an earlier version; its digests stay those of its values."""
         parsed = cls.model_validate(_without_ignored_options(translate("model", values)))
         if parsed.model_dump(mode="json") != values:
             parsed._stored = values

@@ -1,7 +1,4 @@
-"""Snapshots of EMA profiles, and profiles of any other σ_rel reconstructed from them after the training.
-
-A snapshot is a model file with its sigma_rel and step in the metadata.
-"""
+"""Snapshots of EMA profiles, as model files, and profiles of any other σ_rel reconstructed from them."""
 
 import math
 from collections.abc import Sequence

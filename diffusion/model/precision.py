@@ -56,19 +56,13 @@ def autocast(network: Network, precision: Precision, *, fast: bool = False) -> N
 
 
 def freeze(network: Module) -> Module:
-    """Return the network in eval mode and frozen; its rounded copy is kept as long as it exists.
-
-    Not for the EMA of a training, whose next step makes the copy useless.
-    """
+    """Return the network in eval mode and frozen; its rounded copy is kept as long as it exists."""
     _FROZEN[network] = None
     return network.eval().requires_grad_(False)
 
 
 def to_bf16(network: Network) -> Network:
-    """Return a copy of a frozen network with bfloat16 weights, which autocast would round at every call.
-
-    A network that trains, or one that is no plain module, is returned as it is.
-    """
+    """Return a bfloat16 copy of a frozen module, which autocast would round at every call; others as is."""
     if not isinstance(network, nn.Module) or any(weight.requires_grad for weight in network.parameters()):
         return network
     if network not in _FROZEN:

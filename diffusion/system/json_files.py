@@ -1,7 +1,4 @@
-"""JSON files as validated classes, with limits of size and depth and one-sentence errors.
-
-The parser refuses numbers that are too long, deep nesting and NaN; a file that is too large is not read.
-"""
+"""JSON files as validated classes, with limits of size and depth and one-sentence errors."""
 
 from pathlib import Path
 from typing import Any, TypeVar

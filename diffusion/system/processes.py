@@ -111,10 +111,7 @@ def map_in_processes(
 
 
 def _start_worker(work: Callable[..., object]) -> None:
-    """Leave Ctrl-C to the parent, and exit with it: pipes of a pool alone would wait forever.
-
-    Receiving `work` imported its modules; the garbage collector can ignore them.
-    """
+    """Leave Ctrl-C to the parent and exit with it; a pool's pipes alone would wait forever."""
     gc.freeze()
     keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,4 @@
-"""Reading untrusted files without blocking: anything but a regular file is refused.
-
-Opening a pipe, a device or a socket could block forever, and reading it might never end.
-"""
+"""Reading untrusted files without blocking: pipes, devices and sockets are refused."""
 
 import errno
 import os

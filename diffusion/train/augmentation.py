@@ -161,10 +161,7 @@ def affine_resample(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _mirror_period(images: Tensor) -> Tensor:
-    """Return a period of the images mirrored at their edges, twice their size, and PAD pixels on each side.
-
-    The filters see the mirrored image at every position, so that they cancel at the edges as well.
-    """
+    """Return a period of the mirrored images, and PAD pixels around, so that filters cancel at edges."""
     for axis in (2, 3):
         size = images.shape[axis]
         place = torch.arange(-PAD, 2 * size + PAD, device=images.device) % (2 * size)

@@ -133,10 +133,7 @@ class GradientAccumulator:
         return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
 
     def _microbatches(self, batch: Batch) -> list[Batch]:
-        """Split this rank's share; with shards into as many micro-batches as on every other rank.
-
-        Shares differ by one image, so that a rank may then have two images where others have one.
-        """
+        """Split this rank's share; with shards into as many micro-batches as on every other rank."""
         if not self._shards:
             return list(batch.split(self.microbatch))
         least, rest = divmod(self._plan.train.batch_size, self._group.world_size)

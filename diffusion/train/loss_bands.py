@@ -1,7 +1,4 @@
-"""The bands of the log-SNR, log α²/σ², by which a training reports its loss, from images to noise. No torch.
-
-They are the same for every process, so that trainings with different processes can be compared.
-"""
+"""The bands of the log-SNR, log α²/σ², by which all trainings report losses, from images to noise."""
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 

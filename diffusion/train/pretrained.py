@@ -1,7 +1,4 @@
-"""Pretrained initial weights of a training: a model file in the folder `start`, pinned by its SHA-256.
-
-The SHA-256 covers the weights and all metadata. It is part of the training's fingerprint.
-"""
+"""Pretrained initial weights: a model file in the folder `start`, pinned by the SHA-256 of all of it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""The memory of a training step: an estimate, the micro-batch that fits, and the hint if none does.
-
-The same passes count the FLOPs of the network.
-"""
+"""The memory of a training step: an estimate, what fits, and the hint if nothing does; and FLOPs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

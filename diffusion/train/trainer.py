@@ -138,10 +138,7 @@ class Trainer:
 def _share_state(
     state: TrainState, group: ProcessGroup, newest: SavedState | None = None
 ) -> SavedState | None:
-    """Return rank 0's state, saved or new, from which all ranks start.
-
-    None if each starts from its own: alone, or from new shards, which are of the same weights.
-    """
+    """Return rank 0's state; None if each rank starts from its own: alone, or from equal new shards."""
     if newest is None and group.world_size > 1 and not state.shards:
         newest = state.saved()
     return group.broadcast_state(_identity(state.plan), newest)

@@ -1,7 +1,4 @@
-"""Scores from nearest neighbours: precision and recall, density and coverage, and memorisation.
-
-Distances are computed in blocks, so that the full matrix is never in memory.
-"""
+"""Scores from nearest neighbours, in blocks: precision, recall, density, coverage, memorisation."""
 
 import math
 from collections.abc import Iterator

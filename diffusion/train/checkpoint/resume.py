@@ -100,10 +100,7 @@ def sibling_runs(folder: Path) -> list[Path]:
 
 
 def _siblings_with(folder: Path, settings: JsonObject) -> Iterator[tuple[Path, int, str]]:
-    """Yield the siblings that differ in `_LRKey` alone, or in averages that only they track, newest first.
-
-    With each are the last step whose state both trainings share, and what the differing fields change.
-    """
+    """Yield siblings, newest first, with their last state that fits and the effect of differing fields."""
     ours = _LRKey.model_validate(settings["train"])
     left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in settings["train"] else set())
     for other in reversed(sibling_runs(folder)):
