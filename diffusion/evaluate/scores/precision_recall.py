@@ -72,10 +72,10 @@ def memorisation(sample: Manifold, train: FeatureArray, test: FeatureArray) -> E
     """
     real = len(train) + len(test)
     chance = len(train) / real
-    to_train, to_test = (nearest(sample.points, torch.from_numpy(split)) for split in (train, test))
-    seen = to_train.distances < to_test.distances
+    in_train, in_test = (nearest(sample.points, torch.from_numpy(split)) for split in (train, test))
+    seen = in_train[0] < in_test[0]
     share = float(seen.double().mean())
-    shared = torch.cat([to_train.rows[seen].bincount(), to_test.rows[~seen].bincount()]).double()
+    shared = torch.cat([in_train[1][seen].bincount(), in_test[1][~seen].bincount()]).double()
     uneven = max(0.0, float((shared**2).sum()) / len(sample) ** 2 - 1 / real)
     deviation = math.sqrt(chance * (1 - chance) * real / (real - 1) * uneven)
     return Estimate((share - chance) / (1 - chance), deviation / (1 - chance))
@@ -92,25 +92,16 @@ def radii(features: Tensor, *neighbours: int) -> Tensor:
     return least.sort(dim=1).values[:, ranks].T
 
 
-class Nearest(NamedTuple):
-    """The distance of N points to the nearest of the others, and its row, both (N,)."""
-
-    distances: Tensor
-    rows: Tensor
-
-
-def nearest(points: Tensor, others: Tensor) -> Nearest:
-    """Return the nearest of the others for each point. `others` may be on another device."""
-    found = Nearest(
-        points.new_full((len(points),), math.inf),
-        torch.zeros(len(points), dtype=torch.int64, device=points.device),
-    )
+def nearest(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each point's distance to the nearest of the others, on any device, and its row, both (N,)."""
+    least = points.new_full((len(points),), math.inf)
+    found = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     for rows, columns, block in blocks(points, others):
         distances, places = block.min(dim=1)
-        nearer = distances < found.distances[rows]
-        found.distances[rows] = torch.where(nearer, distances, found.distances[rows])
-        found.rows[rows] = torch.where(nearer, places + columns.start, found.rows[rows])
-    return found
+        nearer = distances < least[rows]
+        least[rows] = torch.where(nearer, distances, least[rows])
+        found[rows] = torch.where(nearer, places + columns.start, found[rows])
+    return least, found
 
 
 def blocks(points: Tensor, others: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
