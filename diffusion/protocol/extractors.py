@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.references import BuilderEntry, load_reference
 from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class ExtractorSpec:
+class ExtractorSpec(BuilderEntry):
     """A registered extractor; `builder` makes its network, a "module:name".
 
     `size` is the side in pixels that it resizes images to, `resize` the method as in cards, `features` the
@@ -72,11 +72,6 @@ class ExtractorSpec:
     def evaluation(self) -> int:
         """The version of its numbers, in cards: scores of different versions are not compared."""
         return EVALUATION_VERSION + self.revision
-
-    @property
-    def module(self) -> str:
-        """The module that computes its features."""
-        return reference_module(self.builder)
 
     @property
     def is_inception(self) -> bool:
