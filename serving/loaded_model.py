@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from diffusion.choice.selection import best_settings, pareto_front
+from diffusion.choice.selection import best_settings
 from diffusion.engine.engine import Engine
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
@@ -77,12 +77,15 @@ class ServedModel:
         """Return the description of the model for /v1/models."""
         scores = self.published.scores
         usual = best_settings(scores) if scores else SampleSettings()
-        front = pareto_front(scores.cells) if scores else []
+        chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
         return ModelCard(
             model=self.ref,
             state=state,
             card=self.artefact.model_dump(mode="json", exclude={"code", "train"}),
             usual=usual.model_dump(mode="json"),
-            front=[{**one._asdict(), "card": scores.cells[one.cell].card} for one in front if scores],
+            front=[
+                {"cell": one.cell, "nfe": one.nfe, "distance": one.value, "card": cell.card}
+                for one, cell in chosen
+            ],
             limits={"images": self.config.images, "steps": self.config.steps},
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,28 +23,10 @@ SELECTED = {"best", "front", "cells"}  # fields of a document that depend on its
 SPACE_FIELDS = {"extractor", "reference", "spaces", *SELECTED}  # that differ between extractors
 
 
-class Choice(NamedTuple):
-    """A cell's name, its NFE per image, and its Fréchet distance."""
-
-    cell: str
-    nfe: int
-    distance: float
-
-
-def pareto_front(cells: Cells) -> list[Choice]:
-    """Return the cells that no other beats in NFE and distance, from the cheapest to the best."""
-    choices = [Choice(name, cell.nfe, cell.scores[cell.spec.distance]) for name, cell in cells.items()]
-    front: list[Choice] = []
-    for choice in sorted(choices, key=lambda choice: (choice.nfe, choice.distance)):
-        if not front or choice.distance < front[-1].distance:
-            front.append(choice)
-    return front
-
-
-def recommended(cells: Cells, budget: int) -> Choice | None:
+def recommended(scores: ScoresDocument, budget: int) -> FrontCell | None:
     """Return the best cell for at most `budget` NFE per image; None if the cheapest costs more."""
-    affordable = [choice for choice in pareto_front(cells) if choice.nfe <= budget]
-    return affordable[-1] if affordable else None
+    affordable = [one for one in scores.front if scores.cells[one.cell].nfe <= budget]
+    return min(affordable, key=lambda one: one.value, default=None)
 
 
 def select(cells: dict[str, CellScores], **shared: Any) -> ScoresDocument:
@@ -60,20 +42,26 @@ def select_best(cells: Cells) -> SelectedCell:
 
 
 def select_front(cells: Cells) -> list[FrontCell]:
-    """Return the best cell for each budget, the cheapest first, with the bias of each selection."""
-    front = []
-    for choice in pareto_front(cells):
-        affordable = [cell for cell in cells.values() if cell.nfe <= choice.nfe]
-        metric = cells[choice.cell].spec.distance
-        selected = FrontCell(
-            cell=choice.cell,
-            nfe=choice.nfe,
-            metric=metric,
-            value=choice.distance,
-            of=len(affordable),
-            optimism=optimism(affordable, metric),
-        )
-        front.append(selected)
+    """Return the cells that no other beats in NFE and Fréchet distance, with the bias of each selection.
+
+    The cheapest is first.
+    """
+    metrics = {name: cell.spec.distance for name, cell in cells.items()}
+    front: list[FrontCell] = []
+    for name in sorted(cells, key=lambda name: (cells[name].nfe, cells[name].scores[metrics[name]])):
+        nfe, metric, value = cells[name].nfe, metrics[name], cells[name].scores[metrics[name]]
+        if not front or value < front[-1].value:
+            affordable = [cell for cell in cells.values() if cell.nfe <= nfe]
+            front.append(
+                FrontCell(
+                    cell=name,
+                    nfe=nfe,
+                    metric=metric,
+                    value=value,
+                    of=len(affordable),
+                    optimism=optimism(affordable, metric),
+                )
+            )
     return front
 
 
@@ -189,15 +177,15 @@ def budget_settings(
     UsageError if no cell is that cheap, if the scores are not those of `model` with the model_sha256
     `sha256`, or if other code sampled them.
     """
-    cells = scores_for(scores, model, sha256).cells
-    choice = recommended(cells, budget)
+    own = scores_for(scores, model, sha256)
+    choice = recommended(own, budget)
     if choice is None:
-        least = pareto_front(cells)[0]
+        least = own.front[0]
         raise UsageError(
             f"no cell of the sweep takes {budget} network evaluations or fewer: "
             f"the cheapest is {least.cell} with {least.nfe}"
         )
-    return settings_of(cells[choice.cell], choice.cell, seed)
+    return settings_of(own.cells[choice.cell], choice.cell, seed)
 
 
 def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:

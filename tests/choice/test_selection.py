@@ -18,7 +18,6 @@ from diffusion.choice.selection import (
     describe_selection,
     model_scores,
     optimism,
-    pareto_front,
     recommended,
     select,
     select_best,
@@ -54,23 +53,24 @@ POINTS = st.lists(
 def test_recommended_cell_is_the_best_within_the_budget(points, budget):
     cells = cells_of(points)
     affordable = {name: cell for name, cell in cells.items() if cell.nfe <= budget}
-    choice = recommended(cells, budget)
+    front = select_front(cells)
+    choice = recommended(ScoresDocument.model_construct(front=front, cells=cells), budget)
     if not affordable:
         assert choice is None
         return
     best = min(cell.scores["fid"] for cell in affordable.values())
-    assert choice.distance == best
+    assert choice.value == best
     equal = [cell for cell in affordable.values() if cell.scores["fid"] == best]
     assert choice.nfe == min(cell.nfe for cell in equal)
 
 
 @given(POINTS)
 def test_distance_decreases_with_nfe_along_the_front(points):
-    front = pareto_front(cells_of(points))
+    front = select_front(cells_of(points))
     assert front
     for before, after in pairwise(front):
         assert before.nfe < after.nfe
-        assert before.distance > after.distance
+        assert before.value > after.value
 
 
 KD = "kd_effnet_lite0_64"

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from cli.actions.champion import _row
 from diffusion.choice.gate import decide
 from diffusion.choice.ranking import best_cell
-from diffusion.choice.selection import all_spaces, pareto_front, recommended
+from diffusion.choice.selection import all_spaces, recommended
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.papers.paper import compare_cells, open_paper, shared_differences
@@ -131,7 +131,7 @@ def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> byt
 def read_scores_file(path: Path) -> None:
     """Read, rank and format it."""
     ours, theirs = read_scores(path), document()
-    best_cell(ours.cells), pareto_front(ours.cells), recommended(ours.cells, 10)
+    best_cell(ours.cells), recommended(ours, 10)
     decide(theirs.cells, ours.cells, "version 1")
     score_tables.score_table(ours), score_tables.front_table(ours), headline(ours)
     score_tables.spaces_table(all_spaces(ours))
