@@ -23,7 +23,7 @@ from benchmarks import SMALL, print_goal, seconds_of
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.reference_features import build_reference
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.evaluate.sweep_scores import SpaceScorer, score_cells
+from diffusion.evaluate.sweep_scores import score_cells
 from diffusion.images.store import Images, ImageStore, write_store
 from diffusion.protocol.card import subset_size
 from diffusion.protocol.grid import Cell
@@ -82,7 +82,7 @@ def ours(stores: Stores) -> Scores:
     """Return the scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
     scorer = Scorer(build_reference(extractor, stores.train, stores.test), True, 10_000, extractor.device)
-    cells = score_cells(stores.cells, [SpaceScorer(extractor, scorer)]).cells
+    cells = score_cells(stores.cells, [(extractor, scorer)]).cells
     return {name: cell.scores for name, cell in cells.items()}
 
 

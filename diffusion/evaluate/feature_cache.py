@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from diffusion.downloads.fetch import cache_root
 from diffusion.evaluate.features.extractors import Extractor, Features, extract, offset_progress
-from diffusion.evaluate.features.reference_features import extraction_code
+from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import ImageStore
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning, printable
@@ -47,7 +47,8 @@ def cached_features(
     `progress` receives (done, total) of the images left to extract. A damaged block is extracted again, with
     a warning; so is one that cannot be written, the next time. DiffctlErrors as `extract`.
     """
-    folders = [cache_folder() / _key(extractor, store) for store in stores]
+    made = {"dtype": "float32", **extraction(extractor)}
+    folders = [cache_folder() / fingerprint({**made, "digest": store.digest}) for store in stores]
     sets = dict(zip(folders, stores, strict=True))  # equal images on both sides are extracted once
     found = {}
     for folder, store in sets.items():
@@ -65,20 +66,6 @@ def cached_features(
     _evict(cache_folder(), set(sets))
     joined = {folder: _joined([part for part in parts.values() if part]) for folder, parts in found.items()}
     return [joined[folder] for folder in folders]
-
-
-def _key(extractor: Extractor, store: ImageStore) -> str:
-    """Return the fingerprint of everything that decides the features of a store."""
-    return fingerprint(
-        {
-            "digest": store.digest,
-            "extractor": extractor.spec.name,
-            "weights_sha256": extractor.weights_sha256,
-            "dtype": "float32",
-            "evaluation": extractor.spec.evaluation,
-            "code": extraction_code(extractor.spec),
-        }
-    )
 
 
 def blocks(count: int) -> list[range]:

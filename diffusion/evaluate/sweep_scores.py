@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from threadpoolctl import threadpool_limits
@@ -61,32 +61,16 @@ def evaluate(
     opened = open_references(reference, extractors, section.reference, prepared, section.reference_images)
     settings = section.confidence_intervals, section.prc_images
     scorers = [
-        SpaceScorer(extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
+        (extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
         for extractor, one, statistics in zip(extractors, opened, published, strict=True)
     ]
     document = score_cells(stores, scorers, section.batch_size, progress)
     return document.model_copy(update={"protocol": section.protocol}) if section.protocol else document
 
 
-class SpaceScorer(NamedTuple):
-    """A feature space: its extractor, and the scorer against its reference."""
-
-    extractor: Extractor
-    scorer: Scorer
-
-    @property
-    def name(self) -> str:
-        """The extractor's name."""
-        return self.extractor.spec.name
-
-    def score(self, store: ImageStore, batch_size: int | None, progress: Callable[[int], None]) -> Values:
-        """Return the values of `protocol.scores.Scored` for one set of images."""
-        return score(extract(self.extractor, store.images, batch_size, progress), store, self.scorer)
-
-
 def score_cells(
     stores: dict[Cell, ImageStore],
-    scorers: Sequence[SpaceScorer],
+    scorers: Sequence[tuple[Extractor, Scorer]],
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> ScoresDocument:
@@ -94,19 +78,22 @@ def score_cells(
 
     The first scorer gives the cells' own scores; those of the others are in `spaces` by name.
     """
-    first, *further = scorers
+    first, *further = [scorer for _, scorer in scorers]
     one = next(iter(stores.values()))
     counter = ProgressCounter(progress, len(one) * len(stores) * len(scorers))
-    shared = shared_values(first.scorer, len(one))  # computes what all cells need
-    references = {space.name: shared_values(space.scorer, len(one))["reference"] for space in further}
+    shared = shared_values(first, len(one))  # computes what all cells need
+    references = {space.spec.name: shared_values(space, len(one))["reference"] for space in further}
     shared |= {"spaces": references} if references else {}
     if training := one.meta.get("training"):
         shared["training"] = training
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
-        values = first.score(store, batch_size, counter.part())
-        spaces = {space.name: space.score(store, batch_size, counter.part()) for space in further}
-        values |= {"spaces": spaces} if spaces else {}
+        values, *others = [
+            score(extract(extractor, store.images, batch_size, counter.part()), store, scorer)
+            for extractor, scorer in scorers
+        ]
+        if others:
+            values["spaces"] = dict(zip(references, others, strict=True))
         try:
             return CellScores(**cell.axes, **values)
         except ValidationError as error:

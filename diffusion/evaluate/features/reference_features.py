@@ -144,7 +144,7 @@ def make_reference_of(
 ) -> Reference:
     """Return the reference of open stores with these features."""
     meta = {
-        **_extraction(extractor),
+        **extraction(extractor),
         "dtype": "float32",
         "name": real.meta.get("name", real.path.name),
         "image_size": real.images.shape[1],
@@ -161,7 +161,7 @@ def make_reference_of(
     return Reference(meta, seen.features, heldout_seen, real.labels, heldout_labels)
 
 
-def _extraction(extractor: Extractor) -> dict[str, Any]:
+def extraction(extractor: Extractor) -> dict[str, Any]:
     """Return what decides the features of given images."""
     return {
         "code": extraction_code(extractor.spec),
@@ -233,7 +233,7 @@ def open_reference(
     other images than those there.
     """
     reference = _read(path)
-    expected = {**_extraction(extractor), "reference_split": split}
+    expected = {**extraction(extractor), "reference_split": split}
     if prepared is not None:
         for role, store in zip(("reference", "heldout"), _splits(prepared, split, limit), strict=True):
             expected |= {f"{role}_digest": store.digest, f"{role}_count": len(store)}
