@@ -9,7 +9,7 @@ from diffusion.code_digest import code_digest, module_digests
 from diffusion.data.data_config import SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.problems import refuse_problems
-from diffusion.data.source import RawData, Split
+from diffusion.data.source import RawData
 from diffusion.data.split_stores import FilledSplit, write_stores
 from diffusion.downloads.fetch import OnProgress
 from diffusion.layout import PREPARE_RUNS
@@ -46,7 +46,10 @@ def prepare(
     with file_lock(_lock_of(folder), timeout=0, busy=BUSY):
         remove_leftovers(out)
         folder.mkdir(exist_ok=True)
-        targets = {name: _target(config, raw, split, folder / name) for name, split in raw.splits.items()}
+        targets = {
+            name: SplitTarget(folder / name, (len(split.reader), *shape_of(config, raw.shape)))
+            for name, split in raw.splits.items()
+        }
         _need_room(folder, out, list(targets.values()))
         filled = _fill_all(raw, targets, progress)
         problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
@@ -93,10 +96,6 @@ def _drop_unfinished(work: Path) -> None:
     for folder in (lock.with_suffix("") for lock in work.glob("*.lock")):
         with suppress(LockBusy), file_lock(_lock_of(folder), timeout=0):
             _drop(folder)
-
-
-def _target(config: DataConfig, raw: RawData, split: Split, folder: Path) -> SplitTarget:
-    return SplitTarget(folder, (len(split.reader), *shape_of(config, raw.shape)))
 
 
 def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:

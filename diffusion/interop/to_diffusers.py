@@ -77,14 +77,11 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
 def unet_config(network: UNet) -> dict[str, Any]:
     """UNet2DModel's arguments for this network; UsageError names the first option that it cannot express."""
     spec = network.spec
-    if spec.block != "resnet":
-        raise _without_counterpart(f"model.block {spec.block}")
     if spec.channel_mult[0] != 1:
         raise _without_counterpart(f"model.channel_mult that starts with {spec.channel_mult[0]}, not 1")
-    if spec.patch_size != 1:
-        raise _without_counterpart(f"model.patch_size {spec.patch_size}")
-    if spec.time_scale != 1:
-        raise _without_counterpart(f"model.time_scale {spec.time_scale:g}")
+    for name, value in {"block": "resnet", "patch_size": 1, "time_scale": 1}.items():
+        if getattr(spec, name) != value:
+            raise _without_counterpart(f"model.{name} {getattr(spec, name)}")
     biggan = spec.resample == "biggan"
     sizes = [spec.image_size >> level for level in range(len(spec.channel_mult))]
     plain_down, plain_up = (

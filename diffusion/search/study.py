@@ -70,7 +70,8 @@ class SearchStudy:
         if self.section.method == "grid":
             return grid(self.section)[number]
         seed = int(np.random.SeedSequence([self.section.seed, number]).generate_state(1)[0])
-        with _no_warnings():  # constant_liar is experimental: running trials count as bad ones
+        # Running trials count as bad ones (constant_liar, which is experimental).
+        with warnings.catch_warnings(action="ignore"):
             random = optuna.samplers.RandomSampler(seed)
             tpe = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
             study = optuna.create_study(sampler=tpe if self.section.method == "tpe" else random)
@@ -138,7 +139,7 @@ class SearchStudy:
     @contextmanager
     def _readable(self) -> Iterator[None]:
         try:
-            with _no_warnings():
+            with warnings.catch_warnings(action="ignore"):
                 yield
         except (ValueError, LookupError, TypeError, AssertionError) as error:
             raise DiffctlError(
@@ -170,13 +171,6 @@ def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
         else:
             found[name] = FloatDistribution(values.low, values.high, log=values.log)
     return found
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class TrialRunner(Protocol):

@@ -16,7 +16,6 @@ from diffusion.system.checksums import Corrupted, open_checksummed, write_checks
 from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.state_files import newest_state, save_state
 from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
-from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.train_step import TrainState, new_state
 from tests.fuzz.models import training_state as small_state
@@ -93,7 +92,11 @@ def test_another_rank_receives_one_tensor_at_a_time(
     """The tensors that rank 0 would send are in a list."""
     saved, sent = trained.saved(), iter(trained.tensors().values())
     meta, held, follower = meta_tensors(saved.tensors), Held(), fresh()
-    monkeypatch.setattr(process_group, "_from_rank_zero", lambda value: ("same", meta, saved.values))
+
+    def receive(values: list[object], source: int) -> None:
+        values[:] = [("same", meta, saved.values)]
+
+    monkeypatch.setattr(dist, "broadcast_object_list", receive)
     monkeypatch.setattr(dist, "broadcast", lambda tensor, source: held.add(tensor).copy_(next(sent)))
     shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
     assert shared is not None

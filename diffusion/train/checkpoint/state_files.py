@@ -63,7 +63,8 @@ class SavedState(NamedTuple):
 def save_state(folder: Path, state: SavedState) -> Path:
     """Write the state and remove all others but the newest; a failed write removes none."""
     path = folder / state_name(state.values.step)
-    content = {**state.tensors, VALUES: _to_bytes(state.values)}
+    values = bytearray(canonical_json(state.values).encode())
+    content = {**state.tensors, VALUES: torch.frombuffer(values, dtype=torch.uint8)}
     with disk_errors(f"the training's state in {folder}"):
         write_checksummed(path, lambda file: write_tensors(file, content))
     others = [other for other in state_files(folder) if other != path]
@@ -108,10 +109,6 @@ def read_state(path: Path) -> SavedState:
     if values.step != step_of(path):
         raise Corrupted(f"it is of step {values.step:,}")
     return SavedState(without_prefix(tensors, VALUES), values)
-
-
-def _to_bytes(values: StateValues) -> Tensor:
-    return torch.frombuffer(bytearray(canonical_json(values).encode()), dtype=torch.uint8)
 
 
 def state_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -41,8 +41,6 @@ BROKEN = (
     "collective operation timeout",
     "remote process exited",
 )
-
-Value = TypeVar("Value")
 
 
 class RankFailed(TemporaryError):
@@ -143,7 +141,9 @@ class ProcessGroup:
             return saved
         with translate_dist_errors():
             tensors, counters = (meta_tensors(saved.tensors), saved.values) if saved else ({}, None)
-            first, meta, values = _from_rank_zero((identity, dict(tensors), counters))
+            sent: list[Any] = [(identity, dict(tensors), counters)]
+            dist.broadcast_object_list(sent, 0)
+            first, meta, values = sent[0]
             if first != identity:
                 raise DiffctlError(
                     f"process {self.rank} on {socket.gethostname()} would train something else than the "
@@ -162,12 +162,6 @@ class ProcessGroup:
             return tensor
 
         return SavedState(LazyTensors(meta, load), values)
-
-
-def _from_rank_zero(value: Value) -> Value:
-    values = [value]
-    dist.broadcast_object_list(values, 0)
-    return values[0]
 
 
 @contextmanager
