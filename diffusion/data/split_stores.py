@@ -80,7 +80,7 @@ def write_stores(
             "split": part.name,
             "options": config.own_options(),
             "classes": classes,
-            "counts": _count(scan.labels, len(classes)),
+            "counts": [] if scan.labels is None else np.bincount(scan.labels, None, len(classes)).tolist(),
             "image_size": scan.shape[1],
             "channels": scan.shape[3],
             "transforms": transforms(raw.shape, scan.shape[1], scan.shape[3]),
@@ -132,10 +132,6 @@ def _classes(raw: RawData, filled: Sequence[FilledSplit]) -> tuple[list[str], La
         return [], None
     kept = np.bincount(np.concatenate(found), minlength=len(raw.classes)) > 0
     return [name for name, keep in zip(raw.classes, kept, strict=True) if keep], np.cumsum(kept) - 1
-
-
-def _count(labels: Labels | None, classes: int) -> list[int]:
-    return [] if labels is None else np.bincount(labels, minlength=classes).tolist()
 
 
 def _duplicates(split: str, scanned: dict[str, Scanned]) -> dict[str, int]:

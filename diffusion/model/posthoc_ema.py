@@ -38,10 +38,6 @@ def snapshot_step(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps))
-
-
 class ProfileFit(NamedTuple):
     """Parts of snapshots, summing to 1, and the relative root mean square `error` of their profile."""
 
@@ -87,7 +83,8 @@ class Snapshots:
         """Return the snapshots up to a step; UsageError if there is none of that step."""
         steps = sorted({artefact.step for artefact in self.artefacts})
         if step not in steps:
-            raise UsageError(f"there is no snapshot of step {step}: there are {brief(steps, _listed)}")
+            known = brief(", ".join(map(str, steps)), str)
+            raise UsageError(f"there is no snapshot of step {step}: there are {known}")
         kept = [pair for pair in zip(self.paths, self.artefacts, strict=True) if pair[1].step <= step]
         return type(self)(tuple(path for path, _ in kept), tuple(artefact for _, artefact in kept))
 

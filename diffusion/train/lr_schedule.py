@@ -149,10 +149,8 @@ class StepLR(LRSchedule):
         if starts[0] != 0:
             raise ValueError(f"rates starts at step {starts[0]:,}: its first step must be 0")
         for before, after in pairwise(starts):
-            if after == before:
-                raise ValueError(f"rates has two entries of step {after:,}: remove one")
-            if after < before:
-                raise ValueError(f"rates goes back from step {before:,} to {after:,}: list them in order")
+            if after <= before:
+                raise ValueError(f"rates has step {after:,} after step {before:,}: list each once, in order")
         return self
 
     def base_rate(self, step: int, steps: int) -> float:

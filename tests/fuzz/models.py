@@ -27,8 +27,8 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.sample.shards import CellShards
 from diffusion.system.checksums import CHECKSUM_BYTES
 from diffusion.system.errors import DiffctlError
-from diffusion.train.checkpoint.run_dir import RunDir
-from diffusion.train.checkpoint.state_files import SavedState, save_state
+from diffusion.train.checkpoint.run_dir import restore_state
+from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
 from diffusion.train.plan import plan_training
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
@@ -172,8 +172,9 @@ def read_state(path: Path) -> None:
     path.rename(folder / STATE_FILE)
     with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
-        if not RunDir(folder, "key").restore(training_state()):
+        if (state := newest_state(folder)) is None:
             raise DiffctlError(str(messages[0].message).replace(str(folder), ""))
+        restore_state(training_state(), state, f"the state in {folder}")
     training_state().pop_means()
 
 

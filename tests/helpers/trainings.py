@@ -10,7 +10,8 @@ import torch
 from diffusion.config import parse
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted
-from diffusion.train.checkpoint.run_dir import RunDir, open_training, save_snapshots
+from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, save_snapshots
+from diffusion.train.checkpoint.state_files import newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
@@ -77,6 +78,11 @@ def run_until(state: TrainState, store: ImageStore, step: int, save: Save = lamb
     return recorder
 
 
+def restore(run: RunDir, state: TrainState) -> None:
+    """Restore the newest state of the run directory, if it has one."""
+    restore_state(state, newest_state(run.folder), "the state")
+
+
 def run_in(
     store: ImageStore,
     plan: DenoiserPlan,
@@ -91,7 +97,7 @@ def run_in(
     """
     with open_training(plan, root, **options) as folder:
         state = new_state(plan, CPU)
-        folder.restore(state)
+        restore(folder, state)
         begun = state.step
 
         def snapshot(state: TrainState) -> None:

@@ -17,7 +17,7 @@ from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers import trainings
 from tests.helpers.networks import loaded_classifier
-from tests.helpers.trainings import CPU, assert_same, run, run_until
+from tests.helpers.trainings import CPU, assert_same, restore, run, run_until
 
 
 @pytest.fixture
@@ -116,7 +116,8 @@ def test_resume_of_a_fine_tuning_is_bitwise_equal(store, start, tmp_path):
     with open_run(tmp_path / "runs", "a") as folder:
         run_until(new_state(plan, CPU), store, 7, folder.save)
         state = new_state(plan, CPU)
-        assert folder.restore(state)
+        restore(folder, state)
+        assert state.step == 7
         run(state, store)
     assert_same(state, whole)
 

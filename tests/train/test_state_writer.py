@@ -16,7 +16,7 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
 from diffusion.train.train_step import new_state
-from tests.helpers.trainings import CPU, assert_same, plan_of, run
+from tests.helpers.trainings import CPU, assert_same, plan_of, restore, run
 from tests.train.test_state_files import equal, state
 
 SOON = 60.0  # seconds, which pass only if something hangs
@@ -122,5 +122,5 @@ def test_training_continues_during_a_save_and_is_bitwise_equal(store, tmp_path, 
         with folder.writer.in_background():
             train(first, store, ProcessGroup(CPU), Observer(), folder.save, check)
         assert len(state_files.state_files(folder.folder)) == 2
-        assert folder.restore(restored)
+        restore(folder, restored)
     assert_same(restored, whole)

@@ -46,7 +46,6 @@ from diffusion.train.checkpoint.run_record import (
 from diffusion.train.checkpoint.state_files import (
     SavedState,
     StateWriter,
-    newest_state,
     newest_step,
     state_files,
 )
@@ -91,10 +90,6 @@ class RunDir:
         """Save the state, as `StateWriter.save`."""
         self.writer.save(state.saved())
 
-    def restore(self, state: Resumable) -> bool:
-        """Restore the newest intact state into `state`; return whether there is one."""
-        return restore_state(state, newest_state(self.folder), f"the state in {self.folder}")
-
     def changes(self) -> str | None:
         """Explain why a new training starts from scratch; None if it resumes or has no siblings."""
         if not self.is_new or not (self.folder / CONFIG).exists():
@@ -115,13 +110,13 @@ class RunDir:
         )
 
 
-def restore_state(state: Resumable, saved: SavedState | None, what: str) -> bool:
-    """Restore `saved` into `state`; return False if it is None.
+def restore_state(state: Resumable, saved: SavedState | None, what: str) -> None:
+    """Restore `saved`, if there is one, into `state`.
 
     DiffctlError if it cannot be read or is of another training; `what` names it in the message.
     """
     if saved is None:
-        return False
+        return
     try:
         state.restore(saved)
     except OSError as error:  # the file was readable a moment ago
@@ -130,7 +125,6 @@ def restore_state(state: Resumable, saved: SavedState | None, what: str) -> bool
         raise DiffctlError(
             f"{what} is of another training ({brief(error, reason)}): `diffctl run --fresh` discards it"
         ) from None
-    return True
 
 
 @contextmanager
