@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Self
 
 import torch
@@ -212,17 +213,13 @@ def select_chunks(chunks: Iterable[Chunk], rows: int) -> list[Chunk]:
     for a later one that does, and comes before it in the next pass.
     """
     selected: list[Chunk] = []
-    for chunk in sorted(chunks, key=_priority):
+    for chunk in sorted(chunks, key=attrgetter("job.served", "job.number", "calls", "images.start")):
         if chunk.rows <= rows:
             selected.append(chunk)
             rows -= chunk.rows
         if not rows:
             break
     return selected
-
-
-def _priority(chunk: Chunk) -> tuple[int, int, int, int]:
-    return chunk.job.served, chunk.job.number, chunk.calls, chunk.images.start
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import copy
 import threading
 import warnings
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -68,22 +68,13 @@ def to_bf16(network: Network) -> Network:
     if network not in _FROZEN:
         return _rounded_copy(network)
     kept, state = _FROZEN[network], _state(network)
-    if kept is None or kept.state != state:
-        kept = _FROZEN[network] = _Kept(state, _rounded_copy(network))
-    return kept.copy
+    if kept is None or kept[0] != state:
+        kept = _FROZEN[network] = (state, _rounded_copy(network))
+    return kept[1]
 
 
 _State = list[tuple[int, int]]
-
-
-class _Kept(NamedTuple):
-    """A rounded copy, and the state of the network when it was made."""
-
-    state: _State
-    copy: nn.Module
-
-
-_FROZEN: WeakKeyDictionary[nn.Module, _Kept | None] = WeakKeyDictionary()
+_FROZEN: WeakKeyDictionary[nn.Module, tuple[_State, nn.Module] | None] = WeakKeyDictionary()  # rounded copies
 
 
 def _state(network: nn.Module) -> _State:

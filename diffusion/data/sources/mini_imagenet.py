@@ -35,7 +35,7 @@ class MiniImageNet:
             HANDLE,
             DOWNLOAD,
             lambda folder: not _missing(folder),
-            _manual_steps,
+            lambda folder: f"put {', '.join(FILES)} into {folder}, or set data.path to where they are",
         )
 
     def info(self) -> DatasetInfo:
@@ -62,10 +62,6 @@ class MiniImageNet:
 
 def _missing(folder: Path) -> list[str]:
     return [name for name in FILES if find_file(folder, name) is None]
-
-
-def _manual_steps(folder: Path) -> str:
-    return f"put {', '.join(FILES)} into {folder}, or set data.path to where they are"
 
 
 def read_part(path: Path) -> tuple[Array, np.ndarray]:
