@@ -85,7 +85,7 @@ def open_statistics(
     if mean.shape[0] != spec.features:
         raise UsageError(
             f"{name} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
-            f"{spec.features:,}: give the --extractor that they are of"
+            f"{spec.features:,}: give their extractor as --extractor"
         )
     mu, sigma = _read(mean, keys[0], name), _read(covariance, keys[1], name)
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
