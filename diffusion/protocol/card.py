@@ -68,26 +68,11 @@ def neighbour_card(num_images: int, count: int, most: tuple[int, int]) -> Card:
     }
 
 
-_REFERENCE_FIELDS = (
-    "reference_split",
-    "reference_digest",
-    "reference_count",
-    "heldout_split",
-    "heldout_digest",
-    "heldout_count",
-)
-
-
 PLUGIN_FIELDS = ("sampling_plugins", "extractor_plugins")  # digests of code, where plugins are used
 EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype", "extractor_plugins")
 # What `…_published` is against.
 STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
-COUNT_FIELDS = (
-    "num_images",
-    "kid_subset_size",
-    "is_splits",
-    "prc_images",
-)  # the number of images, what follows
+COUNT_FIELDS = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # N, and what follows from it
 REAL_COUNTS = ("reference_count", "heldout_count")
 REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their number
     *REAL_COUNTS,
@@ -144,6 +129,10 @@ class ReferenceFacts(Section):
     heldout_digest: str | None = None
     heldout_count: PositiveInt | None = None
 
+
+_REFERENCE_FIELDS = [
+    name for name in ReferenceFacts.model_fields if name.startswith(("reference_", "heldout_"))
+]
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"

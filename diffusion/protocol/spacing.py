@@ -151,8 +151,7 @@ SPACINGS: Registry[SpacingEntry] = Registry(
 
 
 def spaced_timesteps(spacing: str, steps: int, timesteps: int) -> list[int]:
-    """Return exactly `steps` distinct increasing times of 0 … T−1 that end at T−1, of a spacing that has
-    them.
+    """Return exactly `steps` distinct increasing times of 0 … T−1, of a spacing that has them, up to T−1.
 
     A paper's grid ends below it, and may repeat a time. UsageError unless 1 ≤ S ≤ T, and for S that the
     paper's code would not give.
