@@ -48,7 +48,6 @@ class UniPC:
 
     order: int = 3
     variant: Literal["bh1", "bh2"] = "bh2"
-    correct: bool = True
     clip: bool = True
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -69,7 +68,7 @@ class UniPC:
                 else:
                     known.appendleft(_Known(x0_hat, step.log_snr))
                     used = list(known)[: min(self.order, len(grid) + 1 - done)]
-                    pending = _Pending(step, x, used) if self.correct else None
+                    pending = _Pending(step, x, used)
                     x = self._step(step, x, used)
             yield Step(done, len(grid), x, x0_hat)
 

@@ -91,8 +91,6 @@ def error_halfway(sampler: Sampler, levels: Tensor) -> float:
         (DPMSolverMultistep(clip=False), 2),
         (DPMSolverSDE(2, eta=0, clip=False), 2),
         (DPMSolverSDE(3, eta=0, clip=False), 2),
-        (UniPC(2, correct=False, clip=False), 2),
-        (UniPC(3, correct=False, clip=False), 3),
         (UniPC(2, "bh1", clip=False), 3),
         (UniPC(2, "bh2", clip=False), 3),
         (UniPC(3, "bh1", clip=False), 4),
