@@ -84,11 +84,6 @@ class TimeGrid:
         return self.alpha.square()
 
     @cached_property
-    def alphas_cumprod_prev(self) -> Tensor:
-        """ᾱ one time earlier; exactly 1 for the last step taken."""
-        return self.alpha_prev.square()
-
-    @cached_property
     def betas(self) -> Tensor:
         """β = σ² − (α/α')²σ'² = σ²(1 − exp 2(λ − λ')) of each step."""
         return -self.sigma.square() * torch.expm1(2 * (self.log_snr - _shifted(self.log_snr)))

@@ -125,7 +125,7 @@ class OptimalNetwork(torch.nn.Module):
         grid, i = self.grid, int(t[0])
         means = self.means[:1] if labels is None else self.means[labels]
         data = papers.GaussianData(means.reshape(-1, 1, 1, 1), self.std)
-        alpha_bar, previous = grid.alphas_cumprod[i], grid.alphas_cumprod_prev[i]
+        alpha_bar, previous = grid.alphas_cumprod[i], grid.alpha_prev[i].square()
         of_x0 = previous.sqrt() * grid.betas[i] / (1 - alpha_bar)
         log_var = (grid.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
         small, large = grid.posterior_log_variance_clipped[i], grid.betas[i].log()

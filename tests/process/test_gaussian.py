@@ -43,7 +43,7 @@ def grids(draw: st.DrawFn) -> TimeGrid:
 def test_posterior_matches_bayes_rule(grid, data):
     i = data.draw(st.integers(0, len(grid) - 1))
     x_0, x_t = randn(2, 1, 3, 3, 3)
-    previous = float(grid.alphas_cumprod_prev[i])
+    previous = float(grid.alpha_prev[i]) ** 2
     alpha = float(grid.alphas_cumprod[i]) / previous
     expected, variance = papers.bayes_posterior(alpha, previous, x_0.numpy(), x_t.numpy())
     mean = posterior_mean(grid, x_0, x_t, torch.tensor([i]))
@@ -79,7 +79,7 @@ def optimal(data: papers.GaussianData, grid: TimeGrid, x_t: torch.Tensor, index:
     """Return ε and log Σ of the true reverse process q(x_{t−1}|x_t) for Gaussian data."""
     alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
     eps = data.eps(x_t, alpha_bar)
-    previous, beta = grid.alphas_cumprod_prev[index], grid.betas[index]
+    previous, beta = grid.alpha_prev[index].square(), grid.betas[index]
     of_x0 = previous.sqrt() * beta / (1 - grid.alphas_cumprod[index])
     spread = of_x0**2 * data.x0_variance(grid.alphas_cumprod[index])
     variance = grid.posterior_variance[index] + spread

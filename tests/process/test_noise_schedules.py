@@ -54,7 +54,7 @@ def test_grid_keeps_its_times_and_its_tables_are_finite_and_ordered(case):
     assert torch.equal(grid.alphas_cumprod, process.full_grid().alphas_cumprod[timesteps])
     assert grid.times.tolist() == timesteps
     assert np.allclose(torch.cumprod(1 - grid.betas, 0), grid.alphas_cumprod, rtol=1e-9, atol=1e-14)
-    for name in ("alphas_cumprod", "alphas_cumprod_prev", "betas", "posterior_variance"):
+    for name in ("alphas_cumprod", "alpha_prev", "betas", "posterior_variance"):
         table = getattr(grid, name)
         assert table.dtype == torch.float64
         assert len(table) == len(timesteps)
@@ -63,7 +63,7 @@ def test_grid_keeps_its_times_and_its_tables_are_finite_and_ordered(case):
     assert bool(torch.isfinite(grid.posterior_log_variance_clipped).all())
     assert bool((grid.alphas_cumprod.diff() < 0).all())
     assert bool((grid.posterior_variance <= grid.betas).all())
-    assert float(grid.alphas_cumprod_prev[0]) == 1
+    assert float(grid.alpha_prev[0]) == 1
 
 
 @given(SCHEDULES, TIMESTEPS)
@@ -155,7 +155,7 @@ def test_max_eta_gives_zero_direction_coefficient(case):
     largest = max_eta(grid)
     assert largest >= 1
     if len(grid) > 1:
-        coefficient = 1 - grid.alphas_cumprod_prev - largest**2 * grid.posterior_variance
+        coefficient = 1 - grid.alpha_prev.square() - largest**2 * grid.posterior_variance
         assert float(coefficient[1:].min()) == pytest.approx(0, abs=1e-9)
 
 

@@ -57,7 +57,7 @@ def test_one_step_is_ddim_eq_12(grid_and_eta, image, data):
     grid, eta = grid_and_eta
     i = data.draw(st.integers(0, len(grid) - 1))
     x, eps, z = randn(3, 2, *image)
-    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alpha_prev[i]) ** 2
     sigma = papers.ddim_sigma(a, b, eta)
     mean = papers.ddim_step(x.numpy(), eps.numpy(), a, b, sigma)
     without, _ = reverse_step(grid, i, x, eps, None, eta=eta, clip=False)
@@ -74,7 +74,7 @@ def test_eta_1_with_every_step_is_the_posterior_of_ddpm_and_iddpm(name, timestep
     i = data.draw(st.integers(1, timesteps - 1))
     x, eps, z, v = randn(4, 2, *image)
     v = v.clamp(-1, 1)
-    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alpha_prev[i]) ** 2
     _, beta_tilde = papers.bayes_posterior(a / b, b, np.zeros(1), np.zeros(1))
     learned = papers.iddpm_variance(v.numpy(), 1 - a / b, beta_tilde)
     mean = papers.ddpm_mean(x.numpy(), eps.numpy(), a / b, a)
@@ -100,7 +100,7 @@ def test_clipping_recomputes_eps_from_the_clipped_x0(grid_and_eta, image, data):
     grid, eta = grid_and_eta
     i = data.draw(st.integers(0, len(grid) - 1))
     x, eps = randn(2, 2, *image)
-    a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+    a, b = float(grid.alphas_cumprod[i]), float(grid.alpha_prev[i]) ** 2
     x0_hat = np.clip((x - math.sqrt(1 - a) * eps) / math.sqrt(a), -1, 1)
     again = (x - math.sqrt(a) * x0_hat) / math.sqrt(1 - a)
     sigma = papers.ddim_sigma(a, b, eta)
@@ -142,7 +142,7 @@ def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, st
     data = papers.GaussianData(mean, std)
     m, var = 0.0, 1.0
     for i in reversed(range(len(grid))):
-        a, b = float(grid.alphas_cumprod[i]), float(grid.alphas_cumprod_prev[i])
+        a, b = float(grid.alphas_cumprod[i]), float(grid.alpha_prev[i]) ** 2
         sigma = papers.ddim_sigma(a, b, eta)
         at = [float(papers.ddim_step(x, data.eps(x, a), a, b, sigma)) for x in (np.zeros(()), np.ones(()))]
         slope, m = at[1] - at[0], at[0] + (at[1] - at[0]) * m
