@@ -70,6 +70,11 @@ class NetworkFiles(NamedTuple):
             None if self.classifier is None else read_description(self.classifier, ClassifierArtefact),
         )
 
+    def lacks_guide(self, settings: SampleSettings) -> bool:
+        """Return whether the settings use a guide or a classifier that is not among the files."""
+        pairs = zip(_named_networks(settings), (self.guide, self.classifier), strict=True)
+        return any(name is not None and path is None for name, path in pairs)
+
 
 def guide_file(guide: str, model: Path, averages: Path = AVERAGES) -> Path:
     """Return the model file of a guide. An EMA profile is one of the training of `model`, made if missing.

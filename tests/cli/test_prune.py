@@ -27,7 +27,7 @@ from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.ema_models import ema_model_file, matching_snapshots
-from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import ABOUT, open_search, search_dir
@@ -166,18 +166,23 @@ def test_images_of_other_models_and_cells_go(plan) -> None:
     assert gone(plan) == {outside, other}
 
 
-def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
+def save_guided_model(plan, ema: list) -> None:
+    """Write params.yaml with a guide, and a model with the snapshots of its EMA profiles."""
     write_params(
         Path(),
         train={"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 4}, "p_uncond": 0.1},
         sample={"guidance": 1.0},
-        sweep={"guide": ["ema:0.07@4"], "ema": [0.07]},
+        sweep={"guide": ["ema:0.07@4"], "ema": ema},
     )
     weights, artefact = network_of(plan.network).state_dict(), plan_artefact(plan)
     save_artefact(MODEL, weights, artefact.model_copy(update={"step": 8}))
     for sigma_rel, step in itertools.product((0.05, 0.1), (4, 8)):
         one = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
         save_artefact(snapshot_path(AVERAGES, sigma_rel, step), weights, one)
+
+
+def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
+    save_guided_model(plan, ema=[0.07])
     assert gone(plan) == set()
     assert not EMA_RUNS.exists()
     own = ema_model_file(matching_snapshots(MODEL), 0.07)
@@ -186,6 +191,22 @@ def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
     other = ema_model_file(matching_snapshots(MODEL), 0.2)
     assert gone(plan) == {other.parent}
     assert own != guide
+
+
+def test_images_stay_while_a_network_of_their_cell_is_missing(plan) -> None:
+    save_guided_model(plan, ema=["decay", 0.07])
+    snapshots, config = matching_snapshots(MODEL), load()
+    average, guide = ema_model_file(snapshots, 0.07), ema_model_file(snapshots.until(4), 0.07)
+    for cell in grid(config.sample, config.sweep):
+        networks = NetworkFiles(average if cell.ema else MODEL, guide).read()
+        own = make_units(shards_folder(cell_settings(config.sample, cell), networks))
+    outside = make_units(own.parent / "0123456789abcdef")
+    other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
+    assert gone(plan) == {outside, other}
+    shutil.rmtree(guide.parent)
+    assert gone(plan) == {other}, "the names of the cells' folders contain the guide"
+    shutil.rmtree(average.parent)
+    assert gone(plan) == set(), "the other model may be the average"
 
 
 def test_files_of_the_champion_stay(plan) -> None:

@@ -114,19 +114,29 @@ def _searches_of(folder: Path) -> set[str]:
 
 
 def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
-    """Yield the images of other models, and those of the present one that are not in the grid or outdated."""
+    """Yield the images of other models, and those of the present one that are not in the grid or outdated.
+
+    The networks of a cell determine its folder. So while one of them is missing, such as a guide that was
+    removed, all images that may be of that cell stay.
+    """
     kept = {cells_folder(digest) for digest in needed}
-    own, present = set[Path](), set[Path]()
+    own, present, unclear = set[Path](), set[Path](), set[Path]()
+    lacks_model = False
     if MODEL.is_file():
         models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
         own = {cells_folder(read_artefact(file).model_sha256) for file in models.values()}
-        present = {shards_folder(settings, files.read()) for settings, files in _existing_files(config)}
+        lacks_model = any(cell.ema not in models for cell in grid(config.sample, config.sweep))
+        for settings, files in _existing_files(config):
+            networks = files.read()
+            present.add(shards_folder(settings, networks))
+            if files.lacks_guide(settings):
+                unclear.add(cells_folder(networks.model.model_sha256))
     for folder in _folders(CELL_RUNS):
-        if folder in own:
+        if folder in own - unclear:
             what = "images of a cell that is not in the grid, or of other code"
             unused = [cell for cell in _folders(folder) if cell not in present]
             yield from (Leftover(cell, disk_usage(cell), what) for cell in unused)
-        elif folder not in kept:
+        elif folder not in kept | unclear and not lacks_model:
             yield Leftover(folder, disk_usage(folder), "images of another model")
 
 
