@@ -9,13 +9,9 @@ from cli.commands.registry import Prune
 from cli.shared.tables import show, table
 from diffusion.check.findings import Project
 from diffusion.config import load
-from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.memory import format_bytes
-from diffusion.system.params import load_sections
-from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.plan import TrainPlan
-from diffusion.train.train_config import ClassifierSections
 from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
 
 
@@ -28,9 +24,8 @@ def prune_runs(options: Prune) -> None:
             "`diffctl stage data` prepares them"
         )
     plans: list[TrainPlan] = [project.plan]
-    if project.config.classifier:
-        sections = load_sections(ClassifierSections)
-        plans.append(plan_classifier(sections, project.train_meta(), default_device()))
+    if project.classifier_plan is not None:
+        plans.append(project.classifier_plan)
     found = find_leftovers(project.config, plans, options.keep or [])
     busy = remove_leftovers(found) if options.yes else []
     rows = [{**vars(one), "removed": options.yes and one not in busy} for one in found]

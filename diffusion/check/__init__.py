@@ -23,7 +23,6 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ema_models import matching_snapshots
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta, sampling_grid
-from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.repository import repository_problem
 from diffusion.system.threads import single_thread
@@ -31,9 +30,7 @@ from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratc
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.run_record import CONFIG
 from diffusion.train.checkpoint.state_files import newest_step
-from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.plan import TrainPlan
-from diffusion.train.train_config import ClassifierSections
 
 MAX_NAMED = 3  # cells in a message
 EVEN_IN_TIME = ("uniform", "trailing")  # spacings; the time of process edm is σ
@@ -158,16 +155,13 @@ def check_start(project: Project) -> Iterator[Finding]:
     if not project.is_ready or project.plan is None:
         return
     yield Finding("ok", "training", _describe_start(project.plan, project.root / TRAIN_RUNS))
-    config = project.config
-    if config.classifier is None:
-        return
-    sections = ClassifierSections(data=config.data, process=config.process, classifier=config.classifier)
     try:
-        plan = plan_classifier(sections, project.train_meta(), default_device())
+        plan = project.classifier_plan
     except DiffctlError as error:
         yield Finding("warning", "classifier", str(error), "`diffctl stage classifier` would refuse it")
     else:
-        yield Finding("ok", "classifier", _describe_start(plan, project.root / CLASSIFIER_RUNS))
+        if plan is not None:
+            yield Finding("ok", "classifier", _describe_start(plan, project.root / CLASSIFIER_RUNS))
 
 
 def _describe_start(plan: TrainPlan, root: Path) -> str:

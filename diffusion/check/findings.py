@@ -13,8 +13,10 @@ from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import MODEL, PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
+from diffusion.train.train_config import ClassifierSections
 
 if TYPE_CHECKING:
+    from diffusion.train.classifier_training import ClassifierPlan
     from diffusion.train.plan import DenoiserPlan
 
 SPLITS = ("train", "test")
@@ -110,6 +112,18 @@ class Project:
             return plan_training(self.config, self.train_meta(), default_device(), starts)
         except DiffctlError:
             return None
+
+    @cached_property
+    def classifier_plan(self) -> "ClassifierPlan | None":
+        """The plan of the classifier's training, None without one; UsageError if it does not fit the data."""
+        from diffusion.system.devices import default_device
+        from diffusion.train.classifier_training import plan_classifier
+
+        config = self.config
+        if config.classifier is None:
+            return None
+        sections = ClassifierSections(data=config.data, process=config.process, classifier=config.classifier)
+        return plan_classifier(sections, self.train_meta(), default_device())
 
     def train_meta(self) -> dict[str, Any]:
         """Return the training split's metadata, as prepared or as expected, then with placeholder classes."""

@@ -16,9 +16,9 @@ from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import DiffctlError, reason
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.plan import DenoiserPlan
+from diffusion.train.plan import DenoiserPlan, TrainPlan
 
-PART_SECONDS = 15.0  # limit for each of training, sampling and scoring
+PART_SECONDS = 15.0  # limit for sampling, scoring and each training
 SUBJECT = "time"
 HOUR = 3600.0
 
@@ -31,7 +31,8 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
     if project.plan is None:
         return
     name = device_name(default_device())
-    log(f"measuring on {name}, for about {3 * PART_SECONDS:.0f} s at most")
+    seconds = (3 + (project.config.classifier is not None)) * PART_SECONDS
+    log(f"measuring on {name}, for about {seconds:.0f} s at most")
     try:
         with acquire_device(log) as device:
             findings, parts = _measure(project, project.plan, device)
@@ -47,34 +48,48 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
 def _measure(
     project: Project, plan: DenoiserPlan, device: torch.device
 ) -> tuple[list[Finding], list[TimeRange]]:
-    """Measure all parts; DiffctlError if a training step or sampling fails."""
-    config, train, images = project.config, plan.train, scored_images(project)
-    world, _ = world_size(train)
-    share = ProcessGroup(torch.device("cpu"), world - 1, world).share(train.batch_size)  # the largest
-    batch = len(range(train.batch_size)[share])
-    step = time_steps(project, plan, batch, PART_SECONDS, device).scaled(batch)
-    training = step.scaled(train.steps)  # without previews, validation losses and scores in between
+    """Measure all parts; DiffctlError if a step of the model's training or sampling fails."""
+    config, images = project.config, scored_images(project)
+    findings, parts = list[Finding](), list[TimeRange]()
+
+    def add(part: str, what: str, total: TimeRange) -> None:
+        parts.append(total)
+        findings.append(_finding(f"{what}: {format_range(total)}", part, total))
+
+    def fail(what: str, error: DiffctlError) -> None:
+        findings.append(Finding("warning", SUBJECT, f"{what} could not be measured: {reason(error)}"))
+
+    add("training", *_time_training("training", project, plan, device))
+    try:
+        if project.classifier_plan is not None:
+            add("classifier", *_time_training("classifier", project, project.classifier_plan, device))
+    except DiffctlError as error:
+        fail("the classifier's training", error)
     sweep = time_sampling(plan, config, PART_SECONDS, device).scaled(network_evaluations(config))
-    steps = f"{train.steps:,} training steps of {train.batch_size:,} images, {format_range(step)} each"
-    cells = f"{len(grid(config.sample, config.sweep)):,} cells of the sweep"
-    findings = [
-        _finding(f"{steps}: {format_range(training)}", "training", training),
-        _finding(f"{cells}: {format_range(sweep)}", "sweep", sweep),
-    ]
-    parts, spaces = [training, sweep], config.evaluate.spaces
+    add("sweep", f"{len(grid(config.sample, config.sweep)):,} cells of the sweep", sweep)
+    spaces = config.evaluate.spaces
     shape = plan.network.image_size, plan.network.in_channels
     for space in spaces:
         try:
             _require_weights(space)
             timed = time_extractor(space, config.evaluate, shape, PART_SECONDS / len(spaces), device)
         except DiffctlError as error:
-            message = f"scoring by {space.extractor} could not be measured: {reason(error)}"
-            findings.append(Finding("warning", SUBJECT, message))
+            fail(f"scoring by {space.extractor}", error)
         else:
-            parts.append(scoring := timed.scaled(images))
-            message = f"{images:,} images through {space.extractor}: {format_range(scoring)}"
-            findings.append(_finding(message, "scoring", scoring))
+            add("scoring", f"{images:,} images through {space.extractor}", timed.scaled(images))
     return findings, parts
+
+
+def _time_training(
+    name: str, project: Project, plan: TrainPlan, device: torch.device
+) -> tuple[str, TimeRange]:
+    """Describe and time a training, without previews, validation losses and scores in between."""
+    train, (world, _) = plan.train, world_size(plan.train)
+    share = ProcessGroup(torch.device("cpu"), world - 1, world).share(train.batch_size)  # the largest
+    batch = len(range(train.batch_size)[share])
+    step = time_steps(project, plan, batch, PART_SECONDS, device).scaled(batch)
+    what = f"{train.steps:,} {name} steps of {train.batch_size:,} images, {format_range(step)} each"
+    return what, step.scaled(train.steps)
 
 
 def _finding(message: str, part: str, total: TimeRange) -> Finding:

@@ -30,7 +30,7 @@ from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.train_step import new_state
 
 REPEATS = 5
@@ -107,7 +107,7 @@ class _StepTimer(Observer):
 
 
 def time_steps(
-    project: Project, plan: DenoiserPlan, batch: int, seconds: float, device: torch.device
+    project: Project, plan: TrainPlan, batch: int, seconds: float, device: torch.device
 ) -> TimeRange:
     """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
     state = new_state(plan, device, project.root / STARTS)
@@ -124,7 +124,7 @@ def time_steps(
     return time_work(work, batch, seconds)
 
 
-def _random_images(plan: DenoiserPlan) -> ImageStore:
+def _random_images(plan: TrainPlan) -> ImageStore:
     spec, random = plan.network, np.random.default_rng(0)
     shape = (SYNTHETIC, spec.image_size, spec.image_size, spec.in_channels)
     images = random.integers(0, 256, shape, np.uint8)

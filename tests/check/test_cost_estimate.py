@@ -19,13 +19,20 @@ from diffusion.check.timing import TimeRange, time_work
 from diffusion.config import Config, parse
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
+from diffusion.system.errors import UsageError
+from diffusion.train.classifier_training import ClassifierPlan
+from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import count_parameters, forward_flops
-from tests.conftest import params
+from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.networks import spec_of
 from tests.show.test_network_table import SHAPES
 
 AVERAGES = {"sigma_rel": [0.05, 0.1], "every": 5}
+CLASSIFIER = {
+    "model": {"channels": 8, "channel_mult": [1, 2]},
+    "train": {"steps": 30, "batch_size": 4, "lr": 0.001},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -131,10 +138,33 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert seconds == pytest.approx({**parts, "all": sum(parts.values())})
 
 
+@pytest.mark.parametrize(("seconds", "what"), [(0.25, "all parts"), (None, "all other parts")])
+def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, what: str
+) -> None:
+    def time_steps(project: Project, plan: TrainPlan, *more: Any) -> TimeRange:
+        if isinstance(plan, ClassifierPlan) and seconds is None:
+            raise UsageError("it needs more memory")
+        return TimeRange(*[seconds if isinstance(plan, ClassifierPlan) and seconds else 1.0] * 3)
+
+    monkeypatch.setattr(time_estimate, "time_steps", time_steps)
+    for name in ("time_sampling", "time_extractor"):
+        monkeypatch.setattr(time_estimate, name, lambda *given: TimeRange(1.0, 1.0, 1.0))
+    found = list(check_time(project_of(tmp_path, classifier=CLASSIFIER), print))
+    hours = {one.values["part"]: one.values["hours"]["median"] for one in found if one.values}
+    assert hours.get("classifier") == (None if seconds is None else pytest.approx(30 * 4 * seconds / 3600))
+    assert hours.pop("all") == pytest.approx(sum(hours.values()))
+    assert found[-1].message.startswith(f"{what}: ")
+    why = "the classifier's training could not be measured: it needs more memory"
+    assert (why in [one.message for one in found]) == (seconds is None)
+
+
 def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
+    write_params(project, classifier=CLASSIFIER)
     done = invoke("check", "--measure", "--json")
     assert done.code == 0
     found = [Finding(**finding) for finding in json.loads(done.out)]
-    (sweep,) = [one.values for one in found if one.values and one.values.get("part") == "sweep"]
-    assert 0 < sweep["hours"]["least"] <= sweep["hours"]["median"] <= sweep["hours"]["most"]
+    parts = {one.values["part"]: one.values["hours"] for one in found if one.values and "part" in one.values}
+    assert parts.keys() == {"training", "classifier", "sweep", "scoring", "all"}
+    assert all(0 < hours["least"] <= hours["median"] <= hours["most"] for hours in parts.values())
     assert not (project / "runs").exists()
