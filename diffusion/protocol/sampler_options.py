@@ -18,23 +18,29 @@ NoiseScale = Annotated[float, Field(ge=0, le=2), NotBool]
 
 
 class IPNDMOptions(Section):
-    """The Adams–Bashforth `order`, from 1, which is Euler's method."""
+    """Options of iPNDM."""
 
-    order: Annotated[int, Field(ge=1, le=MAX_ADAMS_ORDER), NotBool] = 4
+    order: Annotated[int, Field(ge=1, le=MAX_ADAMS_ORDER), NotBool] = Field(
+        default=4, description="The order of the Adams–Bashforth method; 1 is Euler's method."
+    )
 
 
 class UniPCOptions(Section):
-    """The `order` of the predictor, and the `variant` of B(h): h, bh1, or e^h − 1, bh2."""
+    """Options of UniPC."""
 
-    order: Annotated[int, Field(ge=2, le=3), NotBool] = 3
-    variant: Literal["bh1", "bh2"] = "bh2"
+    order: Annotated[int, Field(ge=2, le=3), NotBool] = Field(
+        default=3, description="The order of the predictor; the corrector raises it by one."
+    )
+    variant: Literal["bh1", "bh2"] = Field(default="bh2", description="B(h) is −h in bh1, e^(−h) − 1 in bh2.")
 
 
 class SDEOptions(Section):
-    """`eta` is the share of the SDE's noise that is added, from 0, none, to 1, all, times `s_noise`."""
+    """Options of a sampler that solves the SDE."""
 
-    eta: Annotated[float, Field(ge=0, le=1), NotBool] = 1.0
-    s_noise: NoiseScale = 1.0
+    eta: Annotated[float, Field(ge=0, le=1), NotBool] = Field(
+        default=1.0, description="The share of the SDE's noise that a step adds, from 0, none, to 1, all."
+    )
+    s_noise: NoiseScale = Field(default=1.0, description="The factor of the added noise.")
 
 
 class ChurnOptions(Section):
@@ -44,23 +50,37 @@ class ChurnOptions(Section):
     times `s_noise`. EDM has 40, 0.05, 50 and 1.003 on ImageNet-64.
     """
 
-    s_churn: Annotated[float, Field(ge=0, le=MAX_CHURN), NotBool] = 0.0
-    s_tmin: Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool] = 0.0
-    s_tmax: NoiseLevel = MAX_NOISE_LEVEL
-    s_noise: NoiseScale = 1.0
+    s_churn: Annotated[float, Field(ge=0, le=MAX_CHURN), NotBool] = Field(
+        default=0.0,
+        description="Before it moves, a step raises the noise level by the factor 1 + s_churn/S, at most √2.",
+    )
+    s_tmin: Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool] = Field(
+        default=0.0, description="The lowest noise level σ/α that is raised."
+    )
+    s_tmax: NoiseLevel = Field(
+        default=MAX_NOISE_LEVEL, description="The highest noise level σ/α that is raised."
+    )
+    s_noise: NoiseScale = Field(default=1.0, description="The factor of the added noise.")
 
 
 class HeunOptions(ChurnOptions):
-    """`path` is along which a step averages its slopes: in the noise level σ/α, or straight, as flows."""
+    """Options of Heun's method."""
 
-    path: Literal["noise-level", "straight"] = "noise-level"
+    path: Literal["noise-level", "straight"] = Field(
+        default="noise-level",
+        description="Along which a step averages its slopes: in the noise level σ/α, or straight, as flows.",
+    )
 
 
 class NoiseRange(Section):
     """The noise levels σ/α of the last and the first step; by default those of the process."""
 
-    sigma_min: NoiseLevel | None = None
-    sigma_max: NoiseLevel | None = None
+    sigma_min: NoiseLevel | None = Field(
+        default=None, description="The noise level σ/α of the last step; by default that of the process."
+    )
+    sigma_max: NoiseLevel | None = Field(
+        default=None, description="The noise level σ/α of the first step; by default that of the process."
+    )
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
@@ -71,6 +91,8 @@ class NoiseRange(Section):
 
 
 class KarrasOptions(NoiseRange):
-    """`rho` is ρ: a larger one has more steps at small noise (EDM eq. 5)."""
+    """Options of EDM's spacing (eq. 5)."""
 
-    rho: Annotated[float, Field(ge=1, le=MAX_RHO), NotBool] = 7.0
+    rho: Annotated[float, Field(ge=1, le=MAX_RHO), NotBool] = Field(
+        default=7.0, description="ρ: a larger one has more steps at small noise."
+    )

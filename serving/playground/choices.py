@@ -1,5 +1,6 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,22 @@ from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
 from diffusion.process.process_registry import build_process
-from diffusion.protocol.guidance_rules import rules_without_guide
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import SamplingOption
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
+from diffusion.system.references import OptionsEntry, load_reference
 from serving.loaded_model import ServedModel
 from serving.requests import HTTP_OPTIONS, SampleRequest
 
 KINDS: dict[Any, str] = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
+JSON_KINDS = {"integer": "integer", "number": "number", "boolean": "flag"}
+ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 LESSONS = {  # what a control does to the images; another option shows its help
     "steps": "More steps cost more time and follow the exact path from noise to image more closely; "
     "beyond some number the image no longer changes visibly.",
@@ -45,6 +51,7 @@ LESSONS = {  # what a control does to the images; another option shows its help
 def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     """Return the `controls` for a model, the real images in that `store`, and the `cost` of its sweep.
 
+    `entry_options` has the controls of the options that one sampler or spacing alone has, by its name.
     `store` has the number of `images`, or `why` there are none.
     """
     scores = model.published.scores
@@ -55,6 +62,10 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
         images, why = 0, str(error)
     return {
         "controls": [control for control in controls if control is not None],
+        "entry_options": {
+            option: {name: _entry_controls(option, entry) for name, entry in entries.items()}
+            for option, entries in ENTRIES.items()
+        },
         "store": {"images": images, "why": why},
         "cost": None if scores is None else sweep_cost(scores),
     }
@@ -69,8 +80,8 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
     spec, choices = model.artefact.network, list(option.option.choices)
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
-    if option.name == "guidance_rule" and model.guide is None:
-        choices = rules_without_guide()
+    if option.name == "guidance_rule":
+        choices = _possible_rules(model)
     if option.name == "guide":
         choices = [] if model.guide is None else [model.guide]
     kind = "choice" if choices else KINDS.get(option.plain_type)
@@ -84,8 +95,8 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
         "kind": kind,
         "default": option.default,
         "required": option.option.axis == "required",
-        "allowed": option.name != "guidance" or spec.null_class or model.guide is not None,
-        "nullable": option.default is None,
+        "allowed": option.name != "guidance" or bool(_possible_rules(model)),
+        "nullable": option.default is None and (option.name != "guide" or spec.null_class),
         "choices": choices,
         "least": option.bound(lower=True),
         "most": option.bound(lower=False),
@@ -94,6 +105,45 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
             for condition in option.option.no_effect
             if condition.values is not None
         ],
+    }
+
+
+def _possible_rules(model: ServedModel) -> list[str]:
+    """Return the guidance rules that work with this model and its guide, if it has one."""
+    has_guide, has_null = model.guide is not None, model.artefact.network.null_class
+    return [
+        name
+        for name, rule in GUIDANCE_RULES.items()
+        if (has_guide or not rule.needs_guide) and (has_null or not rule.needs_null)
+    ]
+
+
+def _entry_controls(option: str, entry: OptionsEntry) -> list[dict[str, Any]]:
+    """Return the controls of the options that this sampler or spacing alone has, by their class."""
+    fields = load_reference(entry.options).model_json_schema().get("properties", {})
+    controls = (_entry_control(f"{option}_options.{name}", schema) for name, schema in fields.items())
+    return [control for control in controls if control is not None]
+
+
+def _entry_control(path: str, schema: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the control of an option with this JSON schema; None if no control sets its type."""
+    alternatives = schema.get("anyOf", [schema])
+    values = [one for one in alternatives if one.get("type") != "null"]
+    value, choices = values[0], values[0].get("enum", [])
+    kind = "choice" if choices else JSON_KINDS.get(value.get("type"))
+    if kind is None or len(values) > 1:
+        return None
+    label = path.rpartition(".")[2]
+    return {
+        "name": path,
+        "label": label,
+        "help": schema.get("description", label),
+        "kind": kind,
+        "default": schema.get("default"),
+        "nullable": len(alternatives) > 1,
+        "choices": choices,
+        "least": value.get("minimum", value.get("exclusiveMinimum")),
+        "most": value.get("maximum", value.get("exclusiveMaximum")),
     }
 
 

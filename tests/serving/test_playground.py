@@ -14,22 +14,23 @@ from diffusion.analysis.inversion import interpolate
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import write_store
-from diffusion.model.model_file import load_model
+from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import class_condition, labels_condition
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
-from serving.model_source import FixedSource
+from serving.model_source import FixedSource, PublishedModel
 from serving.playground.model_choice import ChoosableSource
 from serving.playground.router import STATIC, playground
 from serving.requests import HTTP_OPTIONS
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
-from tests.helpers.server_process import CPU, ServeConfig, published, small_model
+from tests.helpers.server_process import CPU, ServeConfig, published, scores_of, small_model
 from tests.serving.test_app import HERE, assert_offline, events_of, pixels
 from tracking.registry.registered_models import VersionFiles
 
@@ -134,6 +135,44 @@ def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(c
     answer = client.post("/v1/images", json={"seed": 9}).json()  # the page compares all settings but the seed
     assert answer["settings"] == {**cost["points"][1]["settings"], "seed": 9}
     assert answer["nfe"] == 8
+
+
+def test_samplers_and_spacings_have_controls_of_their_own_options(client):
+    own = client.get("/playground/choices").json()["entry_options"]
+    for option, registry in (("sampler", SAMPLERS), ("spacing", SPACINGS)):
+        assert own[option].keys() == registry.keys()
+        for name, controls in own[option].items():
+            defaults = {control["name"]: control["default"] for control in controls}
+            wanted = registry[name].checked_options({})
+            assert defaults == {f"{option}_options.{key}": value for key, value in wanted.items()}
+            assert all(control["help"].endswith(".") for control in controls)
+    order, variant = own["sampler"]["unipc"]
+    assert (order["kind"], order["least"], order["most"]) == ("integer", 2, 3)
+    assert (variant["kind"], variant["choices"]) == ("choice", ["bh1", "bh2"])
+    sigma_min, _ = own["spacing"]["log-snr"]
+    assert (sigma_min["kind"], sigma_min["least"], sigma_min["nullable"]) == ("number", 0, True)
+
+
+@pytest.mark.parametrize("null_class", [True, False])
+@pytest.mark.parametrize("guided", [True, False])
+def test_guidance_controls_offer_what_the_model_and_its_guide_allow(tmp_path, null_class, guided):
+    model = small_model(tmp_path / "m.safetensors", null_class=null_class)
+    guide, scores = small_model(tmp_path / "g.safetensors", seed=1), scores_of(model)
+    if guided:
+        sha256 = read_artefact(guide).model_sha256
+        for cell in scores.cells.values():
+            cell.card.update({"guidance": 1.0, "guide": guide.name, "guide_sha256": sha256})
+    first = PublishedModel("digits", None, model, scores, guide if guided else None)
+    with client_of(first, tmp_path) as client:
+        controls = {one["name"]: one for one in client.get("/playground/choices").json()["controls"]}
+        assert controls["guidance"]["allowed"] == (null_class or guided)
+        for rule, works in (("classifier-free", null_class), ("autoguidance", guided)):
+            choices = controls["guidance_rule"]["choices"] if "guidance_rule" in controls else []
+            assert (rule in choices) == works
+            body = {"steps": 2, "eta": 0, "guidance": 2.0, "guidance_rule": rule}
+            assert client.post("/v1/images", json=body).status_code == (200 if works else 422)
+        if guided:
+            assert controls["guide"]["nullable"] == null_class
 
 
 def test_the_playground_works_without_data_and_scores(place, tmp_path):

@@ -13,9 +13,11 @@ function drawn(name, attributes, text = "") {
   return made;
 }
 
+const sorted = (_, value) => (value?.constructor === Object ? Object.fromEntries(Object.entries(value).sort()) : value);
+
 /** Return the cell with these settings, up to the seed, and up to the noise at η = 0. */
 function cellOf(points, { seed, ...settings }) {
-  const known = ({ noise, ...values }) => JSON.stringify(Object.entries({ ...values, noise: values.eta ? noise : "" }).sort());
+  const known = ({ noise, ...values }) => JSON.stringify({ ...values, noise: values.eta ? noise : "" }, sorted);
   return points.find((point) => known(point.settings) === known(settings));
 }
 

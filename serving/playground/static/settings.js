@@ -23,17 +23,46 @@ export function offer(model, choices) {
       $(".interval", form).title = control.help;
     } else $(".interval", form).before(labelled(control, usual[control.name]));
   }
+  for (const option of Object.keys(choices.entry_options)) offerOwn(option);
   fields.steps.max = Math.min(limits.steps, card.process.timesteps);
   fields.steps.value = Math.min(usual.steps, fields.steps.max);
-  for (const field of fields) field.setAttribute("aria-describedby", "lesson");
+  describe(fields);
   agree();
 }
+
+function describe(controls) {
+  for (const control of controls) control.setAttribute("aria-describedby", "lesson");
+}
+
+/** Create the controls of the options that the chosen sampler or spacing alone has, below it. */
+function offerOwn(option) {
+  $(`[data-own=${option}]`, form)?.remove();
+  const controls = ownControls(option), values = usualOwn(option);
+  if (!controls.length) return;
+  const legend = element("legend", { textContent: `Options of ${fields[option].value}` });
+  const group = element("fieldset", {}, legend, ...controls.map((control) => labelled(control, values[keyOf(control)] ?? control.default)));
+  group.dataset.own = option;
+  $(`[data-option=${option}]`, form).after(group);
+  describe(group.elements);
+}
+
+const ownControls = (option) => known.choices.entry_options[option][fields[option].value] ?? [];
+const keyOf = ({ name }) => name.split(".")[1];
+
+/** The model's usual options of the chosen sampler or spacing, also those without a control. */
+const usualOwn = (option) => {
+  const { usual } = known.model;
+  return fields[option].value === usual[option] ? usual[`${option}_options`] : {};
+};
 
 /** Show what the control does that has the focus or the pointer. */
 function teach(event) {
   const control = event.target.closest("[title]");
   if (control) $("#lesson").textContent = control.title;
 }
+
+/** A number as the text of its control; null is empty. */
+const plain = (value) => (Math.abs(value) >= 1e6 ? value.toExponential() : value ?? "");
 
 /** A label with the control of an option in it. */
 function labelled({ name, label, help, kind, choices, nullable, least, most }, value) {
@@ -50,7 +79,7 @@ function labelled({ name, label, help, kind, choices, nullable, least, most }, v
     made.append(`${label} `, select);
   } else {
     const step = kind === "integer" ? 1 : "any";
-    made.append(`${label} `, element("input", { name, type: "number", min: least ?? "", max: most ?? "", step, value, required: true }));
+    made.append(`${label} `, element("input", { name, type: "number", min: least ?? "", max: most ?? "", step, value: plain(value), placeholder: nullable ? "–" : "", required: !nullable }));
   }
   return made;
 }
@@ -60,8 +89,9 @@ function valueOf({ name, kind, nullable, default: fallback }) {
   if (kind === "interval") return interval.value();
   const field = fields[name];
   if (field.disabled) return fallback;
-  if (kind === "choice") return nullable && !field.value ? null : field.value;
-  return kind === "flag" ? field.checked : Number(field.value);
+  if (kind === "flag") return field.checked;
+  if (nullable && !field.value) return null;
+  return kind === "choice" ? field.value : Number(field.value);
 }
 
 const controlOf = (name) => known.choices.controls.find((control) => control.name === name);
@@ -74,16 +104,8 @@ function agree() {
   for (const control of known.choices.controls) {
     if (control.kind !== "interval") fields[control.name].disabled = isOff(control);
   }
-  $("#hidden-options").textContent = hiddenOptions();
   const limit = known.choices.controls.find(({ kind }) => kind === "interval");
   interval.cost(form.checkValidity() ? values() : null, !limit || isOff(limit));
-}
-
-/** Options of the default sampler that have no control. */
-function hiddenOptions() {
-  const { sampler, sampler_options: own } = known.model.usual;
-  const options = Object.entries(fields.sampler.value === sampler ? own : {});
-  return options.map(([key, value]) => `${key} is ${value}`).join(", ");
 }
 
 export const isDeterministic = () => fields.eta.disabled;
@@ -106,6 +128,10 @@ function values() {
     if (!isOff(control)) body[control.name] = valueOf(control);
     else if (control.required) body[control.name] = control.default;
   }
+  for (const option of Object.keys(known.choices.entry_options)) {
+    const own = ownControls(option).map((control) => [keyOf(control), valueOf(control)]);
+    body[`${option}_options`] = { ...usualOwn(option), ...Object.fromEntries(own) };
+  }
   if (fields.class.value) body.class = Number(fields.class.value);
   return body;
 }
@@ -113,6 +139,10 @@ function values() {
 export function onSubmit(begin) {
   form.noValidate = true; // errors are shown next to the images
   form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
-  form.addEventListener("input", () => known && agree());
+  form.addEventListener("input", ({ target }) => {
+    if (!known) return;
+    if (target.name in known.choices.entry_options) offerOwn(target.name);
+    agree();
+  });
   for (const kind of ["focusin", "pointerover"]) form.addEventListener(kind, teach);
 }
