@@ -1,11 +1,6 @@
 """The HTTP application: served images equal offline images, and errors are one sentence."""
 
-import asyncio
-import base64
 import io
-import json
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -16,52 +11,13 @@ from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import class_condition, mixed_condition
+from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
-from serving.service import Service
-from tests.helpers.server_process import CPU, gated, published, scores_of, service_of, small_model
-from tests.helpers.waiting import wait_until
-
-HERE = "http://127.0.0.1"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return small_model(tmp_path_factory.mktemp("model") / "m.safetensors")
-
-
-@pytest.fixture
-def service(model):
-    return service_of(published(model))
-
-
-@pytest.fixture
-def client(service):
-    with TestClient(create_app(service), HERE) as client:
-        yield client
-
-
-def pixels(answer: dict) -> np.ndarray:
-    images = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer["images"]]
-    return np.stack([np.asarray(image, dtype=int) for image in images])
-
-
-def offline(model, settings: SampleSettings, indices, klass: str | None = None) -> np.ndarray:
-    loaded = load_model(model)
-    if klass is None:
-        condition = mixed_condition(loaded.artefact, settings, indices)
-    else:
-        condition = class_condition(loaded.artefact, klass, len(indices))
-    return to_nhwc(generate(loaded, settings, indices, condition, CPU))
-
-
-def assert_offline(images, model, settings: SampleSettings, indices, klass: str | None = None) -> None:
-    """Assert that grey images are the offline ones, to rounding."""
-    assert np.abs(images - offline(model, settings, indices, klass)[..., 0].astype(int)).max() <= 1
-
+from tests.helpers.served_images import HERE, assert_offline, events_of, offline, pixels
+from tests.helpers.server_process import CPU, published, scores_of, service_of, small_model
 
 REQUESTS = [
     ({}, SampleSettings(steps=8, eta=1.0), [0], None),
@@ -84,18 +40,6 @@ def test_served_images_equal_offline_images(client, model, request_body, setting
     if klass is not None:
         assert values["labels"] == [int(klass.removeprefix("class"))] * len(indices)
     assert_offline(pixels(values), model, settings, indices, klass)
-
-
-@contextmanager
-def pending(client, gate, body):
-    """A request in a thread, held at the gate for the block; its answers after it."""
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json=body)))
-    thread.start()
-    assert gate.reached.wait(30)
-    yield answers
-    gate.open.set()
-    thread.join()
 
 
 def with_usual(model, **usual):
@@ -162,11 +106,6 @@ def test_grid_and_npz_formats_hold_the_offline_images(client, model):
     with np.load(io.BytesIO(arrays.content)) as file:
         assert np.abs(file["arr_0"].astype(int) - expected).max() <= 1
         assert file["arr_1"].tolist() == [0, 1, 2, 3]
-
-
-def events_of(text: str) -> list[tuple[str, dict]]:
-    blocks = [block.splitlines() for block in text.strip().split("\n\n")]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
 def test_events_stream_intermediate_images_and_end_with_the_response(client):
@@ -289,140 +228,3 @@ def test_metrics_count_requests_images_and_passes(client):
     assert "diffctl_images_held 0.0" in lines
     assert "diffctl_requests_active 1.0" in lines  # this one
     assert any(line.startswith('diffctl_model_info{name="digits"') for line in lines)
-
-
-def test_a_full_queue_is_429_with_retry_after(model):
-    service = service_of(published(model), queue=3)
-    gate = gated(service)
-    with TestClient(create_app(service), HERE) as client:
-        with pending(client, gate, {"num": 2}) as answers:
-            refused = client.post("/v1/images", json={"num": 2})
-            assert refused.status_code == 429
-            assert 1 <= int(refused.headers["retry-after"]) <= 60
-        assert answers[0].status_code == 200
-        assert client.post("/v1/images", json={"num": 2}).status_code == 200
-
-
-def test_draining_finishes_running_requests_and_refuses_new_ones(model):
-    service = service_of(published(model))
-    gate = gated(service)
-    with TestClient(create_app(service), HERE) as client:
-        with pending(client, gate, {}) as answers:
-            assert client.get("/readyz").status_code == 200
-            drained = client.portal.start_task_soon(service.drain)
-            wait_until(lambda: service.draining)
-            assert client.get("/readyz").status_code == 503
-            assert client.get("/healthz").status_code == 200
-            assert client.post("/v1/images", json={}).status_code == 503
-            assert not drained.done()
-        drained.result(30)
-        assert answers[0].status_code == 200
-
-
-def test_a_request_that_outlasts_the_drain_gets_503(model):
-    service = service_of(published(model), drain=0)
-    gate = gated(service)
-    with TestClient(create_app(service), HERE) as client, pending(client, gate, {"steps": 50}) as answers:
-        client.portal.call(service.drain)
-        threading.Timer(0.05, gate.open.set).start()
-        client.portal.call(service.stop)
-    assert answers[0].status_code == 503
-
-
-def scope_of(path: str, body: bytes, **headers: str) -> dict:
-    named = {"host": "127.0.0.1", "content-type": "application/json", **headers}
-    return {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
-        "method": "POST", "scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "",
-        "query_string": b"", "headers": [(key.encode(), value.encode()) for key, value in named.items()],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events"])
-def test_a_disconnected_client_cancels_its_request(model, path):
-    service = service_of(published(model))
-    gate = gated(service)
-
-    async def leave() -> None:
-        app, body = create_app(service), b'{"num": 5, "steps": 50}'
-        messages = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def receive() -> dict:
-            if messages:
-                return messages.pop()
-            await asyncio.to_thread(gate.reached.wait, 30)
-            return {"type": "http.disconnect"}
-
-        async def send(message: dict) -> None:
-            """Ignore the response."""
-
-        async with app.router.lifespan_context(app):
-            await app(scope_of(path, body), receive, send)
-            assert service.current.loop.engine.held == 0
-            assert service.active == 0
-            gate.open.set()
-        assert service.metrics.gone._value.get() == 1
-
-    asyncio.run(leave())
-
-
-class Moving:
-    """A source whose model changes."""
-
-    def __init__(self, first, second) -> None:
-        self.now, self.second, self.error = first, second, None
-
-    def fetch(self):
-        return self.now
-
-    def has_changed(self, since) -> bool:
-        if self.error:
-            raise self.error
-        return since.version != self.now.version
-
-
-def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tmp_path):
-    other = small_model(tmp_path / "other.safetensors", seed=1)
-    source = Moving(published(model, 1), published(other, 2))
-    reports: list[str] = []
-    service = service_of(source, poll=0.1)
-    service.report = reports.append
-    gate = gated(service)
-    with TestClient(create_app(service), HERE) as client:
-        with pending(client, gate, {"num": 2}) as answers:
-            source.now = source.second
-            wait_until(lambda: service.ref.version == 2)
-            listed = client.get("/v1/models").json()["models"]
-            states = [(card["model"]["version"], card["state"]) for card in listed]
-            assert states == [(2, "serving"), (1, "draining")]
-            new = client.post("/v1/images", json={"num": 2})
-            assert new.headers["x-model-version"] == "2"
-            assert_offline(pixels(new.json()), other, SampleSettings(steps=8, eta=1.0), [0, 1])
-            assert not answers
-        wait_until(lambda: service._old is None)
-    assert answers[0].headers.get_list("x-model-version") == ["1"]
-    assert_offline(pixels(answers[0].json()), model, SampleSettings(steps=8, eta=1.0), [0, 1])
-    assert reports == ["digits version 2 serves now"]
-
-
-def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_path):
-    source = Moving(published(model, 1), None)
-    reports: list[str] = []
-    service: Service = service_of(source, poll=0.1)
-    service.report = reports.append
-    damaged = tmp_path / "damaged.safetensors"
-    whole = model.read_bytes()
-    damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-
-    def failed(count: int) -> bool:
-        return service.metrics.reloads.labels("failed")._value.get() >= count
-
-    with TestClient(create_app(service), HERE) as client:
-        source.error = ConnectionError("MLflow is away")
-        wait_until(lambda: failed(2))
-        source.error, source.now = None, published(model, 2)._replace(files=NetworkFiles(damaged))
-        wait_until(lambda: failed(4) and len(reports) == 2)
-        assert client.post("/v1/images", json={}).headers["x-model-version"] == "1"
-    assert reports[0] == "the model stays as it is: ConnectionError: MLflow is away"
-    assert "damaged: its weights are not those" in reports[1]

@@ -30,8 +30,8 @@ from serving.requests import HTTP_OPTIONS
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images
+from tests.helpers.served_images import HERE, assert_offline, events_of, pixels
 from tests.helpers.server_process import CPU, ServeConfig, published, scores_of, small_model
-from tests.serving.test_app import HERE, assert_offline, events_of, pixels
 from tracking.registry.registered_models import VersionFiles
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -162,7 +162,7 @@ def test_guidance_controls_offer_what_the_model_and_its_guide_allow(tmp_path, nu
         sha256 = read_artefact(guide).model_sha256
         for cell in scores.cells.values():
             cell.card.update({"guidance": 1.0, "guide": guide.name, "guide_sha256": sha256})
-    first = PublishedModel("digits", None, model, scores, guide if guided else None)
+    first = PublishedModel("digits", None, NetworkFiles(model, guide if guided else None), scores)
     with client_of(first, tmp_path) as client:
         controls = {one["name"]: one for one in client.get("/playground/choices").json()["controls"]}
         assert controls["guidance"]["allowed"] == (null_class or guided)

@@ -1,102 +1,22 @@
 """The playground in headless Chromium; any request to another server fails the test."""
 
-import base64
-import io
 import json
 import signal
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.images.store import write_store
-from diffusion.layout import MODEL, PREPARED, SCORES
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.scores_document import write_scores_document
+from diffusion.layout import MODEL
 from diffusion.protocol.settings import SampleSettings
-from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
+from tests.helpers.browser import NEEDS_CHROMIUM, WIDE
 from tests.helpers.mlflow_server import empty_database
-from tests.helpers.raw_data import random_images
-from tests.helpers.server_process import ServerProcess, scores_of, small_model, trained
-from tests.serving.test_app import assert_offline
+from tests.helpers.playground_page import FITS, fill, make, opened, pixels_of, shows
+from tests.helpers.served_images import assert_offline
+from tests.helpers.server_process import ServerProcess, trained
 from tracking.registry.model_registry import register
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
-CLASSES = [f"class{i}" for i in range(10)]
-FITS = "document.documentElement.scrollWidth <= innerWidth"
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """A project with a model, its scores and real images."""
-    folder = tmp_path_factory.mktemp("project")
-    write_scores_document(folder / SCORES, scores_of(small_model(folder / MODEL)))
-    write_store(folder / PREPARED / "test", random_images(0, 6, 8, 1), np.arange(6), {"classes": CLASSES})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(here):
-    with ServerProcess(here, name="playground") as server:
-        yield server
-
-
-@pytest.fixture
-def page(browser, server):
-    """The page on a phone, which it fits at the end of each test."""
-    with browser.new_context(viewport=PHONE, accept_downloads=True) as context:
-        page = opened(context, server)
-        yield page
-        assert page.evaluate(FITS)
-        assert page.faults == []
-
-
-@pytest.fixture
-def wide(browser, server):
-    with browser.new_context(viewport=WIDE) as context:
-        page = opened(context, server)
-        yield page
-        assert page.faults == []
-
-
-def opened(context, server):
-    """Open the page; its JavaScript errors and requests to other servers are collected in `faults`."""
-    from playwright.sync_api import expect
-
-    page = context.new_page()
-    page.faults = []
-    page.on("pageerror", lambda error: page.faults.append(str(error)))
-    page.on("request", lambda request: foreign(page, request.url))
-    page.goto(server.url)
-    expect(page.locator("#about")).to_contain_text("10 classes")
-    return page
-
-
-def foreign(page, url):
-    if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname != "127.0.0.1":
-        page.faults.append(url)
-
-
-def shows(page, where, text):
-    from playwright.sync_api import expect
-
-    expect(page.locator(where)).to_contain_text(text, timeout=60_000)
-
-
-def fill(page, **settings):
-    for name, value in settings.items():
-        page.fill(f"#settings [name={name}]", str(value))
-
-
-def make(page, count):
-    page.click("#make .main")
-    shows(page, "#make .status", f"{count} in ")
-
-
-def pixels_of(image):
-    source = image.get_attribute("src").partition(",")[2]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))), dtype=int)
 
 
 def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
@@ -116,73 +36,6 @@ def test_images_are_made_and_saved_with_their_settings(page, here, tmp_path):
         assert np.array_equal(np.asarray(saved, dtype=int), shown[2])
     assert SampleSettings(**metadata["settings"]) == settings
     assert (metadata["index"], metadata["class"]) == (2, "class2")
-
-
-def test_the_guidance_interval_is_set_by_keyboard_and_lowers_nfe(page, here):
-    low, high = (page.locator(f"#settings [name={end}]") for end in ("low", "high"))
-    assert low.is_disabled()
-    assert high.is_disabled()
-    fill(page, num=1, steps=10, eta=0, guidance=2)
-    shows(page, "#interval-note", "guided at 10 of 10 times: NFE 20 per image")
-    for _ in range(40):
-        high.press("ArrowLeft")
-    for _ in range(30):
-        low.press("ArrowRight")
-    assert page.locator("#interval-ends").text_content() == "0.32 < σ/α ≤ 1"
-    assert low.get_attribute("aria-valuetext") == "above σ/α 0.32"
-    shows(page, "#interval-note", "instead of 20")
-    low.press("End")  # no further than one below the other
-    assert (low.input_value(), high.input_value()) == ("39", "40")
-    low.press("Home")
-    assert page.locator("#interval-ends").text_content() == "0 < σ/α ≤ 1"
-    make(page, 1)
-    chosen = SampleSettings(steps=10, guidance=2.0, guidance_interval=(0.0, 1.0))
-    assert_offline(pixels_of(page.locator("#make li img").first), here / MODEL, chosen, [0])
-    high.press("End")
-    assert page.locator("#interval-ends").text_content() == "everywhere"
-    shows(page, "#interval-note", "NFE 20 per image")
-    fill(page, guidance=0)
-    assert low.is_disabled()
-
-
-def test_the_guide_of_the_best_cell_is_selected_and_may_be_left_out(browser, tmp_path):
-    guide = small_model(tmp_path / "early.safetensors", seed=1)
-    scores = scores_of(small_model(tmp_path / MODEL))
-    guidance = {"guidance": 1.0, "guide": guide.name, "guide_sha256": read_artefact(guide).model_sha256}
-    for cell in scores.cells.values():
-        cell.card.update(guidance)
-    write_scores_document(tmp_path / SCORES, scores)
-    with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
-        page = opened(context, server)
-        select = page.locator("#settings [name=guide]")
-        assert select.input_value() == guide.name
-        assert select.locator("option").all_text_contents() == ["–", guide.name]
-        fill(page, num=1, steps=4, eta=0)
-        made = []
-        for value in (guide.name, ""):
-            select.select_option(value)
-            make(page, 1)
-            made.append(pixels_of(page.locator("#make li img").first))
-        fill(page, guidance=0)
-        assert select.is_disabled()
-        assert_offline(made[1], tmp_path / MODEL, SampleSettings(steps=4, guidance=1.0), [0])
-        assert np.abs(made[0] - made[1]).max() > 1
-        assert page.faults == []
-
-
-def test_the_guidance_interval_is_set_by_mouse(wide):
-    fill(wide, guidance=2)
-    wide.wait_for_load_state("networkidle")  # the preview of the cost may move the handles
-    box = wide.locator("#settings .ends").bounding_box()
-    middle = box["y"] + box["height"] / 2
-    for start, end in ((box["x"] + 8, 0.25), (box["x"] + box["width"] - 8, 0.75)):
-        wide.mouse.move(start, middle)
-        wide.mouse.down()
-        wide.mouse.move(box["x"] + end * box["width"], middle, steps=4)
-        wide.mouse.up()
-    low, high = (int(wide.locator(f"#settings [name={end}]").input_value()) for end in ("low", "high"))
-    assert abs(low - 20) <= 3
-    assert abs(high - 60) <= 3
 
 
 def test_intermediate_images_are_shown(wide):
@@ -292,26 +145,6 @@ def test_every_control_is_reachable_by_keyboard(wide):
         wide.keyboard.press("Tab")
     wanted = {"class", "num", "seed", "steps", "eta", "sampler", "spacing", "noise", "guidance", "clip"}
     assert reached >= wanted | {"tab-make"}
-
-
-def test_the_focus_stays_when_a_request_is_stopped_and_the_focused_control_is_explained(wide):
-    wide.focus("#settings [name=guidance]")
-    assert "guidance_scale − 1" in wide.locator("#lesson").text_content()
-    for field in wide.locator("#settings input:enabled, #settings select:enabled").all():
-        field.focus()
-        assert (
-            field.evaluate("field => field.closest('[title]').title")
-            == wide.locator("#lesson").text_content()
-        )
-    for steps, text in ((100, "stopped"), (4, "10 in ")):  # a stopped request leaves room for another
-        fill(wide, steps=steps)
-        wide.focus("#make .main")
-        wide.keyboard.press("Enter")
-        if text == "stopped":
-            wide.focus("#make .stop")
-            wide.keyboard.press("Enter")
-        shows(wide, "#make .status", text)
-        assert wide.evaluate("document.activeElement.className") == "main"
 
 
 def test_a_registered_version_can_be_chosen(browser, project):

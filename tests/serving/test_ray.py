@@ -17,9 +17,9 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError
 from tests.helpers.invoke import assert_refused
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.served_images import offline
 from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
-from tests.serving.test_app import offline
 from tracking.registry.model_registry import promote, register
 from tracking.registry.promotion import Override
 

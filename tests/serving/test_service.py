@@ -1,0 +1,165 @@
+"""Changes of the service: queued, drained and cancelled requests, and another champion."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+
+import pytest
+from starlette.testclient import TestClient
+
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import NetworkFiles
+from serving.app import create_app
+from serving.service import Service
+from tests.helpers.served_images import HERE, assert_offline, pixels
+from tests.helpers.server_process import gated, published, service_of, small_model
+from tests.helpers.waiting import wait_until
+
+
+@contextmanager
+def pending(client, gate, body):
+    """A request in a thread, held at the gate for the block; its answers after it."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(client.post("/v1/images", json=body)))
+    thread.start()
+    assert gate.reached.wait(30)
+    yield answers
+    gate.open.set()
+    thread.join()
+
+
+def test_a_full_queue_is_429_with_retry_after(model):
+    service = service_of(published(model), queue=3)
+    gate = gated(service)
+    with TestClient(create_app(service), HERE) as client:
+        with pending(client, gate, {"num": 2}) as answers:
+            refused = client.post("/v1/images", json={"num": 2})
+            assert refused.status_code == 429
+            assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert answers[0].status_code == 200
+        assert client.post("/v1/images", json={"num": 2}).status_code == 200
+
+
+def test_draining_finishes_running_requests_and_refuses_new_ones(model):
+    service = service_of(published(model))
+    gate = gated(service)
+    with TestClient(create_app(service), HERE) as client:
+        with pending(client, gate, {}) as answers:
+            assert client.get("/readyz").status_code == 200
+            drained = client.portal.start_task_soon(service.drain)
+            wait_until(lambda: service.draining)
+            assert client.get("/readyz").status_code == 503
+            assert client.get("/healthz").status_code == 200
+            assert client.post("/v1/images", json={}).status_code == 503
+            assert not drained.done()
+        drained.result(30)
+        assert answers[0].status_code == 200
+
+
+def test_a_request_that_outlasts_the_drain_gets_503(model):
+    service = service_of(published(model), drain=0)
+    gate = gated(service)
+    with TestClient(create_app(service), HERE) as client, pending(client, gate, {"steps": 50}) as answers:
+        client.portal.call(service.drain)
+        threading.Timer(0.05, gate.open.set).start()
+        client.portal.call(service.stop)
+    assert answers[0].status_code == 503
+
+
+def scope_of(path: str, body: bytes, **headers: str) -> dict:
+    named = {"host": "127.0.0.1", "content-type": "application/json", **headers}
+    return {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "method": "POST", "scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "",
+        "query_string": b"", "headers": [(key.encode(), value.encode()) for key, value in named.items()],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events"])
+def test_a_disconnected_client_cancels_its_request(model, path):
+    service = service_of(published(model))
+    gate = gated(service)
+
+    async def leave() -> None:
+        app, body = create_app(service), b'{"num": 5, "steps": 50}'
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict:
+            if messages:
+                return messages.pop()
+            await asyncio.to_thread(gate.reached.wait, 30)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            """Ignore the response."""
+
+        async with app.router.lifespan_context(app):
+            await app(scope_of(path, body), receive, send)
+            assert service.current.loop.engine.held == 0
+            assert service.active == 0
+            gate.open.set()
+        assert service.metrics.gone._value.get() == 1
+
+    asyncio.run(leave())
+
+
+class Moving:
+    """A source whose model changes."""
+
+    def __init__(self, first, second) -> None:
+        self.now, self.second, self.error = first, second, None
+
+    def fetch(self):
+        return self.now
+
+    def has_changed(self, since) -> bool:
+        if self.error:
+            raise self.error
+        return since.version != self.now.version
+
+
+def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tmp_path):
+    other = small_model(tmp_path / "other.safetensors", seed=1)
+    source = Moving(published(model, 1), published(other, 2))
+    reports: list[str] = []
+    service = service_of(source, poll=0.1)
+    service.report = reports.append
+    gate = gated(service)
+    with TestClient(create_app(service), HERE) as client:
+        with pending(client, gate, {"num": 2}) as answers:
+            source.now = source.second
+            wait_until(lambda: service.ref.version == 2)
+            listed = client.get("/v1/models").json()["models"]
+            states = [(card["model"]["version"], card["state"]) for card in listed]
+            assert states == [(2, "serving"), (1, "draining")]
+            new = client.post("/v1/images", json={"num": 2})
+            assert new.headers["x-model-version"] == "2"
+            assert_offline(pixels(new.json()), other, SampleSettings(steps=8, eta=1.0), [0, 1])
+            assert not answers
+        wait_until(lambda: service._old is None)
+    assert answers[0].headers.get_list("x-model-version") == ["1"]
+    assert_offline(pixels(answers[0].json()), model, SampleSettings(steps=8, eta=1.0), [0, 1])
+    assert reports == ["digits version 2 serves now"]
+
+
+def test_a_champion_that_fails_to_load_leaves_the_old_one_serving(model, tmp_path):
+    source = Moving(published(model, 1), None)
+    reports: list[str] = []
+    service: Service = service_of(source, poll=0.1)
+    service.report = reports.append
+    damaged = tmp_path / "damaged.safetensors"
+    whole = model.read_bytes()
+    damaged.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+
+    def failed(count: int) -> bool:
+        return service.metrics.reloads.labels("failed")._value.get() >= count
+
+    with TestClient(create_app(service), HERE) as client:
+        source.error = ConnectionError("MLflow is away")
+        wait_until(lambda: failed(2))
+        source.error, source.now = None, published(model, 2)._replace(files=NetworkFiles(damaged))
+        wait_until(lambda: failed(4) and len(reports) == 2)
+        assert client.post("/v1/images", json={}).headers["x-model-version"] == "1"
+    assert reports[0] == "the model stays as it is: ConnectionError: MLflow is away"
+    assert "damaged: its weights are not those" in reports[1]
