@@ -6,6 +6,9 @@ from pathlib import Path
 
 from mlflow.entities import Run
 
+from diffusion.layout import MODEL, RUN, TRAIN_RUNS
+from diffusion.system.checksums import add_checksum
+from diffusion.system.files import write_json, write_text
 from tracking import keys
 from tracking.experiments import ensure_experiment, find_by_tags
 from tracking.spool.spool_events import read_events
@@ -58,3 +61,21 @@ def run_of(folder: Path) -> tuple[Path, str]:
     """Return the folder of the project's only training, and its key."""
     (run,) = folder.glob("runs/train/*")
     return run, json.loads((run / "run.json").read_text())["key"]
+
+
+def write_training(
+    key: str = "key", fingerprint: str = "f1" * 8, end: str | None = "FINISHED", steps: int = 20
+) -> Path:
+    """Write the spool of a training of 20 steps with its model; a killed one has no `end`."""
+    folder = TRAIN_RUNS / fingerprint
+    write_text(MODEL, f"weights of {key}")  # writing in place would change the hard link
+    spool = Spool(folder, key, f"digits-{fingerprint[:8]}", EXPERIMENT)
+    spool.params({"train": {"steps": steps}})
+    spool.tags({keys.FINGERPRINT: fingerprint})
+    for step in (10, 20):
+        spool.metrics(step, {"loss": 1 / step})
+    if end:
+        spool.artifact(MODEL, keys.MODEL_FOLDER)
+        spool.close(end)
+    write_json(RUN, add_checksum({"key": key, "fingerprint": fingerprint}))
+    return folder

@@ -1,0 +1,183 @@
+"""What scores and the report of a training become in MLflow: child runs, curves, metrics and pictures."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.layout import RUN, SCORES
+from diffusion.protocol.scores_document import write_scores_document
+from diffusion.system.checksums import add_checksum
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.files import write_json, write_text
+from tests.helpers.mlflow_server import free_port
+from tests.helpers.scores_document import document, with_space
+from tests.helpers.spools import write_training
+from tracking import keys
+from tracking.experiments import ensure_experiment, search_runs
+from tracking.runs.cell_runs import fetch_samples, log_samples
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_model, fetch_scores, log_report, log_scores
+from tracking.spool.sender import deliver_all
+from tracking.store import connect
+
+pytestmark = pytest.mark.usefixtures("here")
+NOTE = "mlflow.note.content"
+
+
+def children(run_id: str) -> list:
+    client = connect()
+    experiment = ensure_experiment(client, "diffctl-digits")
+    return search_runs(client, [experiment], f"tags.`{keys.PARENT}` = '{run_id}'")
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in connect().get_metric_history(run_id, metric)]
+
+
+def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_training_once():
+    write_training()
+    run_id = log_scores(RUN, document())  # which delivers the spool first
+    parent = connect().get_run(run_id)
+    assert parent.info.status == "FINISHED"
+    assert history(run_id, "loss") == [(10, 0.1), (20, 0.05)]
+    assert sorted(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == [(5, 0.3), (10, 0.2)]
+    assert sorted(history(run_id, "excess/eta_1.0")) == [(5, 475.0), (10, 375.0)]
+    assert parent.data.tags[keys.BEST] == "kd_effnet_lite0_64 0.2 at steps10-eta0"
+    cells = {run.data.tags[keys.CELL]: run for run in children(run_id)}
+    assert set(cells) == set(document().cells)
+    cell = cells["steps10-eta0"]
+    assert (cell.info.status, cell.info.run_name) == ("FINISHED", "steps10-eta0")
+    assert cell.data.metrics == document().cells["steps10-eta0"].scores
+    assert cell.data.params.items() >= {"steps": "10", "reference_digest": "r" * 64}.items()
+    assert fetch_scores(parent) == document()
+    write_scores_document(SCORES, document())
+    write_text(Path("report/index.html"), "<html>")
+    assert log_report(RUN, Path("report")) == run_id
+    assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
+    before = [run.to_dictionary() for run in children(run_id)]
+    assert log_scores(RUN, document()) == run_id, "logging again changes nothing"
+    assert [run.to_dictionary() for run in children(run_id)] == before
+    assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
+    log_scores(RUN, document(num_images=1000))  # another protocol
+    assert len(children(run_id)) == 8
+
+
+def test_best_cell_becomes_metrics_and_pages_get_descriptions():
+    write_training()
+    run_id = log_scores(RUN, document())
+    run = connect().get_run(run_id)
+    best = {key: value for key, value in run.data.metrics.items() if key.startswith("best/")}
+    scores = document().cells["steps10-eta0"].scores
+    wanted = {name: value for name, value in scores.items() if "_std" not in name}
+    wanted |= {"steps": 10.0, "eta": 0.0, "nfe": 10.0}
+    assert best == {f"best/{name}": value for name, value in wanted.items()}
+    assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
+    note = run.data.tags[NOTE]
+    assert "| **10 steps, η = 0** | 200 | 175 | 0.2 |" in note
+    experiment = connect().get_experiment(run.info.experiment_id)
+    assert "*digits*" in experiment.tags[NOTE]
+    assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.diffctl"])
+    assert view["selectedColumns"][0] == "metrics.`best/kd_effnet_lite0_64`"
+    connect().set_tag(run_id, NOTE, "the one with the odd threes")
+    log_scores(RUN, document(num_images=1000))
+    assert connect().get_run(run_id).data.tags[NOTE] == "the one with the odd threes", "a person wrote it"
+
+
+def test_pictures_of_cells_are_logged_once():
+    write_training()
+    scores = document()
+    run_id = log_scores(RUN, scores)
+    pictures = {name: np.full((8, 8, 1), 10 * i, np.uint8) for i, name in enumerate(scores.cells)}
+    log_samples(run_id, scores, pictures)
+    log_samples(run_id, scores, dict.fromkeys(pictures, pictures["steps5-eta0"]))  # the first are kept
+    client = connect()
+
+    def logged(run: str) -> list[str]:
+        return [file.path for file in client.list_artifacts(run, "images") if file.path.endswith(".png")]
+
+    for cell in children(run_id):
+        (path,) = logged(cell.info.run_id)
+        with Image.open(client.download_artifacts(cell.info.run_id, path)) as picture:
+            assert (np.asarray(picture) == pictures[cell.data.tags[keys.CELL]][..., 0]).all()
+    shown = sorted(re.sub(r"\+timestamp.*", "", path) for path in logged(run_id))
+    assert shown == [f"images/samples-eta_{eta}+step+{steps}" for eta in ("0.0", "1.0") for steps in (10, 5)]
+    fetched = fetch_samples(client.get_run(run_id), scores)
+    assert fetched.keys() == pictures.keys()
+    assert all((picture == pictures[name]).all() for name, picture in fetched.items())
+    other = document(num_images=1000)  # another protocol has other pictures
+    assert fetch_samples(client.get_run(run_id), other) == {}
+    log_scores(RUN, other)
+    log_samples(run_id, other, pictures)
+    assert len(logged(run_id)) == 8
+
+
+def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypatch):
+    with pytest.raises(DiffctlError, match="dvc pull"):
+        log_scores(RUN, document())
+    write_training(end=None)
+    deliver_all()
+    with pytest.raises(DiffctlError, match="no model"):
+        fetch_model("digits-f1f1f1f1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(DiffctlError, match="MLflow does not answer"):
+        log_scores(RUN, document())
+
+
+def test_model_without_a_run_gets_one_run():
+    write_json(RUN, add_checksum({"key": "pulled", "fingerprint": "ab" * 8}))
+    run_id = log_scores(RUN, document())
+    assert log_scores(RUN, document()) == run_id
+    run = find_run("digits-abababab")
+    assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
+
+
+def test_scores_of_every_feature_space_are_logged_with_its_extractor():
+    write_training()
+    both = with_space(document({(10, 0.0): 0.2}))
+    run_id = log_scores(RUN, both)
+    (child,) = children(run_id)
+    metrics, params = child.data.metrics, child.data.params
+    assert (metrics["excess"], metrics["excess_effnet_lite0_96"]) == (175.0, 350.0)
+    assert (metrics["kd_effnet_lite0_64"], metrics["kd_effnet_lite0_96"]) == (0.2, 0.4)
+    assert params["effnet-lite0-96.weights_sha256"] == "v" * 64
+    assert history(run_id, "fd_effnet_lite0_96/eta_0.0") == [(10, 400.0)]
+    other = with_space(document({(10, 0.0): 0.2}), weights_sha256="x" * 64)  # another protocol
+    log_scores(RUN, other)
+    assert len(children(run_id)) == 2
+    assert fetch_scores(connect().get_run(run_id)) == other
+
+
+def test_run_is_found_by_id_prefix_name_and_fingerprint():
+    write_training("one", "f1" * 8)
+    write_training("two", "f2" * 8)
+    deliver_all()
+    run_id = find_run("digits-f1f1f1f1").info.run_id
+    for name in (run_id, run_id[:20], "f1" * 8):
+        assert find_run(name).info.run_id == run_id
+    with pytest.raises(UsageError, match="diffctl runs"):
+        find_run("nothing")
+    write_training("three", "f1" * 8 + "0")
+    deliver_all()
+    with pytest.raises(UsageError, match="several runs"):
+        find_run("digits-f1f1f1f1")
+
+
+def test_model_is_downloaded_once_and_verified(monkeypatch):
+    write_training()
+    deliver_all()
+    path = fetch_model("digits-f1f1f1f1")
+    assert path.read_bytes() == b"weights of key"
+    assert path.parent.name == hashlib.sha256(b"weights of key").hexdigest()
+    stored = Path(find_run("digits-f1f1f1f1").info.artifact_uri.removeprefix("file://"))
+    (stored / keys.MODEL_FOLDER / "model.safetensors").write_bytes(b"something else")
+    assert fetch_model("digits-f1f1f1f1") == path, "from the cache"
+    path.write_bytes(b"damaged")
+    with pytest.raises(DiffctlError, match="not the one that was logged"):
+        fetch_model("digits-f1f1f1f1")
