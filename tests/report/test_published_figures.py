@@ -5,8 +5,8 @@ import pytest
 from diffusion.papers.paper import Paper
 from diffusion.report import published_figures
 from diffusion.report.published_figures import matching_figures, published_content
+from tests.helpers.report_page import Page, report
 from tests.helpers.scores_document import document, with_space
-from tests.report.test_report import Page, report, sweep  # noqa: F401 (a fixture)
 
 METRIC = "fd_effnet_lite0_64"
 
@@ -71,7 +71,7 @@ def test_all_figures_are_listed_and_those_of_the_curve_drawn(monkeypatch):
 
 
 @pytest.mark.slow
-def test_page_shows_published_figures(sweep, tmp_path, monkeypatch):  # noqa: F811
+def test_page_shows_published_figures(sweep, tmp_path, monkeypatch):
     shipped(monkeypatch, paper_of(figure("a paper's model", 900.0, steps=20), num_images=50_000))
     text = report(sweep, tmp_path / "report").read_text(encoding="utf-8")
     page = Page(text)

@@ -1,0 +1,77 @@
+"""Parts of the report: nearest images, figures with their axes, and the training's curve."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from diffusion.report.figures import CurvePoint, moving_average, score_curve
+from diffusion.report.sample_pictures import nearest
+from diffusion.report.training_curve import read_curve
+from diffusion.system.errors import DiffctlError
+from tests.helpers.report_page import write_validation_losses
+
+SETS = arrays(np.uint8, st.tuples(st.integers(1, 6), st.just(3), st.just(3), st.integers(1, 3)))
+
+
+@settings(max_examples=50)
+@given(SETS, st.data())
+def test_nearest_image_equals_brute_force(train, data):
+    images = data.draw(arrays(np.uint8, (3, *train.shape[1:])))
+    _, distances = nearest(images, train)
+    rms = np.sqrt(((images[:, None].astype(float) - train[None]) ** 2).mean(axis=(2, 3, 4)))
+    np.testing.assert_allclose(distances, rms.min(axis=1), atol=1e-3)
+
+
+def test_moving_average_skips_nan():
+    line = np.linspace(0, 1, 200)
+    np.testing.assert_allclose(moving_average(line)[10:-10], line[10:-10])
+    line[50] = np.nan
+    assert np.isfinite(moving_average(line)).all()
+    assert moving_average(np.array([3.0])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "real", "scale"),
+    [
+        ((0.5, 1.7), 0.0004, "linear"),
+        ((0.1, 1.7), 0.0004, "log"),
+        ((-0.1, 9), 0.0004, "linear"),
+        ((0.1, 1.7), -0.01, "linear"),
+    ],
+)
+def test_only_the_scores_decide_on_a_log_axis(values, real, scale):
+    """Real images may be a thousand times better, which would compress all lines."""
+    points = [CurvePoint(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
+    (axes,) = score_curve(points, "KD", (real, "real")).axes
+    assert axes.get_yscale() == scale
+
+
+@pytest.mark.parametrize("text", ["", "step,loss\n", "step,other\n1,2\n", "step,loss\n1\n"])
+def test_damaged_loss_curve_is_named(tmp_path, text):
+    (tmp_path / "loss.csv").write_text(text)
+    with pytest.raises(DiffctlError, match=r"loss\.csv"):
+        read_curve(tmp_path / "loss.csv")
+
+
+def test_validation_losses_are_read(tmp_path):
+    write_validation_losses(tmp_path / "loss.csv")
+    curve = read_curve(tmp_path / "loss.csv")
+    assert (curve.steps.tolist(), curve.loss.tolist()) == ([10, 20, 30], [0.5, 0.3, 0.2])
+    assert curve.val_steps.tolist() == [15, 30]
+    assert {label: values.tolist() for label, values in curve.lines().items()} == {
+        "validation, EMA": [0.4, 0.42],
+        "validation, raw weights": [0.45, 0.46],
+    }
+    assert dict(curve.facts()) == {
+        "validation loss, EMA": "0.42, least 0.4 after step 15",
+        "validation loss, raw weights": "0.46",
+        "validation mse and vlb, EMA": "0.31, 0.11",
+        "validation loss by band of the log-SNR, EMA": "0.8, 0.2",
+    }
+
+
+def test_older_curves_have_losses_by_quarter_of_t(tmp_path):
+    (tmp_path / "loss.csv").write_text("step,loss,val_loss,val_loss_q0,val_loss_q3\n10,0.5,0.4,0.9,0.1\n")
+    assert ("validation loss by quarter of t, EMA", "0.9, 0.1") in read_curve(tmp_path / "loss.csv").facts()
