@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from diffusion.layout import MODEL, SCORES
-from diffusion.model.model_file import read_artefact
+from diffusion.model.model_file import read_artefact, save_artefact
+from diffusion.process.continuous_configs import EDMConfig
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.browser import NEEDS_CHROMIUM, WIDE
+from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.playground_page import fill, make, opened, pixels_of, shows
 from tests.helpers.served_images import assert_offline
 from tests.helpers.server_process import ServerProcess, scores_of, small_model
@@ -96,6 +98,19 @@ def test_own_options_of_a_sampler_and_a_spacing_change_the_images(page, here):
         assert_offline(made[-1], here / MODEL, settings, [0])
     assert np.abs(made[0] - made[1]).max() > 1
     assert np.abs(made[1] - made[2]).max() > 1
+
+
+def test_a_model_of_a_continuous_process_has_steps_up_to_the_servers_limit(browser, tmp_path):
+    spec = spec_of(out_channels=1)
+    artefact = artefact_of(spec).model_copy(update={"process": EDMConfig(schedule="edm", sigma_data=0.5)})
+    save_artefact(tmp_path / MODEL, network_of(spec).state_dict(), artefact)
+    with ServerProcess(tmp_path, name="playground") as server, browser.new_context(viewport=WIDE) as context:
+        page = opened(context, server)
+        steps = page.locator("#settings [name=steps]")
+        assert (steps.input_value(), steps.get_attribute("max")) == ("50", "1000")
+        fill(page, num=1, steps=4)
+        make(page, 1)
+        assert page.faults == []
 
 
 def test_only_the_own_options_of_the_chosen_sampler_are_shown(wide):

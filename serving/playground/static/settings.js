@@ -24,7 +24,7 @@ export function offer(model, choices) {
     } else $(".interval", form).before(labelled(control, usual[control.name]));
   }
   for (const option of Object.keys(choices.entry_options)) offerOwn(option);
-  fields.steps.max = Math.min(limits.steps, card.process.timesteps);
+  fields.steps.max = Math.min(limits.steps, card.process.timesteps ?? limits.steps); // a continuous process has no T
   fields.steps.value = Math.min(usual.steps, fields.steps.max);
   describe(fields);
   agree();
