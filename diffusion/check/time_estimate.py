@@ -3,11 +3,19 @@
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 
+import psutil
 import torch
 
 from diffusion.check.cost_estimate import network_evaluations, scored_images
 from diffusion.check.findings import Finding, Project
-from diffusion.check.timing import TimeRange, in_sequence, time_extractor, time_sampling, time_steps
+from diffusion.check.timing import (
+    CpuClock,
+    TimeRange,
+    in_sequence,
+    time_extractor,
+    time_sampling,
+    time_steps,
+)
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractor_weights import cached_path
 from diffusion.protocol.extractors import extractor_spec
@@ -19,6 +27,7 @@ from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import DenoiserPlan, TrainPlan
 
 PART_SECONDS = 15.0  # limit for sampling, scoring and each training
+MAX_LOAD = 0.1  # of the processors, by other processes
 SUBJECT = "time"
 HOUR = 3600.0
 
@@ -35,11 +44,16 @@ def check_time(project: Project, log: Callable[[str], object]) -> Iterator[Findi
     log(f"measuring on {name}, for about {seconds:.0f} s at most")
     try:
         with acquire_device(log) as device:
+            start = CpuClock.now()
             findings, parts = _measure(project, project.plan, device)
+            load = CpuClock.now().load_since(start, psutil.cpu_count() or 1)
     except DiffctlError as error:
         yield Finding("warning", SUBJECT, f"not measured: {error}")
         return
     yield from findings
+    if load > MAX_LOAD:
+        message = f"other processes used {load:.0%} of the processors: the times are upper bounds"
+        yield Finding("warning", SUBJECT, message, "measure again when the machine is idle")
     total = in_sequence(parts)
     what = "all parts" if all(one.values for one in findings) else "all other parts"
     yield _finding(f"{what}: {format_range(total)}, on {name}", "all", total)

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
+import psutil
 import torch
 
 from diffusion.check.findings import Project
@@ -56,6 +57,26 @@ class TimeRange(NamedTuple):
 def in_sequence(times: Iterable[TimeRange]) -> TimeRange:
     """Return the range of work one after the other."""
     return TimeRange(*(sum(values) for values in zip(*times, strict=True)))
+
+
+class CpuClock(NamedTuple):
+    """Readings in seconds: wall time, CPU time of all processes, and of this one."""
+
+    wall: float
+    all: float
+    own: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """Read the clocks."""
+        every = psutil.cpu_times()
+        busy = sum(every) - every.idle - getattr(every, "iowait", 0) - getattr(every, "guest", 0)
+        return cls(time.perf_counter(), busy, time.process_time())
+
+    def load_since(self, start: "CpuClock", processors: int) -> float:
+        """Return the share of the processors that other processes used since `start`."""
+        others = (self.all - start.all) - (self.own - start.own)
+        return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
 
 
 def time_work(work: Work, most: int, seconds: float) -> TimeRange:

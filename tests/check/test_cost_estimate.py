@@ -15,7 +15,7 @@ from diffusion.check.cost_estimate import estimate_cost, passes
 from diffusion.check.disk_space import MODEL_BYTES, STATE_BYTES
 from diffusion.check.findings import Finding, Project
 from diffusion.check.time_estimate import check_time, format_duration
-from diffusion.check.timing import TimeRange, time_work
+from diffusion.check.timing import CpuClock, TimeRange, time_work
 from diffusion.config import Config, parse
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
@@ -157,6 +157,20 @@ def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
     assert found[-1].message.startswith(f"{what}: ")
     why = "the classifier's training could not be measured: it needs more memory"
     assert (why in [one.message for one in found]) == (seconds is None)
+
+
+@pytest.mark.parametrize(("others", "upper"), [(0.05, False), (0.8, True)])
+def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
+) -> None:
+    """Of ten seconds on four processors this process uses all of one, and others a share of all four."""
+    clocks = [CpuClock(10.0, 105.0, 1.0), CpuClock(20.0, 105.0 + 10 + others * 40, 11.0)]
+    monkeypatch.setattr(CpuClock, "now", lambda: clocks.pop(0))
+    monkeypatch.setattr(time_estimate.psutil, "cpu_count", lambda: 4)
+    for name in ("time_steps", "time_sampling", "time_extractor"):
+        monkeypatch.setattr(time_estimate, name, lambda *given: TimeRange(1.0, 1.0, 1.0))
+    found = [one.message for one in check_time(project_of(tmp_path), print) if one.level == "warning"]
+    assert any(f"{others:.0%} of the processors: the times are upper bounds" in one for one in found) == upper
 
 
 def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
