@@ -22,14 +22,12 @@ THROWAWAY = ROOT / "tests/helpers/throwaway"
 MODULES = {
     "cubic": "sample",
     "blurred": "sample",
-    "arc": "process",
     "early": "process",
     "sigmoid": "process",
     "pixels": "evaluate",
 }
 ENTRIES = """
 from diffusion.process.loss_registry import LOSS_WEIGHTS, LossWeight  # noqa: E402
-from diffusion.process.process_registry import PROCESSES, ProcessEntry  # noqa: E402
 from diffusion.process.time_distributions import TIME_DISTRIBUTIONS, TimeDistribution  # noqa: E402
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec  # noqa: E402
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule  # noqa: E402
@@ -38,7 +36,6 @@ from plugins.sample.cubic import cubic  # noqa: E402
 
 SPACINGS["cubic"] = SpacingEntry("cubes of even numbers", real=cubic)
 GUIDANCE_RULES["blurred"] = GuidanceRule("plugins.sample.blurred:build", "2210.00939")
-PROCESSES["arc"] = ProcessEntry("plugins.process.arc:Arc", config="plugins.process.arc:ArcConfig")
 TIME_DISTRIBUTIONS["early"] = TimeDistribution("plugins.process.early:Early", "an example")
 LOSS_WEIGHTS["sigmoid"] = LossWeight(
     "plugins.process.sigmoid:sigmoid", "2303.00848", options="plugins.process.sigmoid:Options"

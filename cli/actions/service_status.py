@@ -75,7 +75,7 @@ def _problems(found: dict[str, Any]) -> Iterator[str]:
     if found["disk"]["free"] < MIN_FREE:
         yield f"only {format_bytes(found['disk']['free'])} are free on the disk of this folder"
     if found["undelivered"]:
-        yield f"{len(found['undelivered'])} trainings have undelivered metrics"
+        yield f"trainings with undelivered metrics: {len(found['undelivered'])}"
     champion = found["champion"] or {}
     if "unknown" in champion:
         yield str(champion["unknown"])
@@ -132,7 +132,7 @@ def _show_rest(found: dict[str, Any]) -> None:
     free, total = (format_bytes(found["disk"][name]) for name in ("free", "total"))
     typer.echo(f"disk: {free} of {total} are free")
     if found["undelivered"]:
-        typer.echo(f"{len(found['undelivered'])} trainings have undelivered metrics: `diffctl sync`")
+        typer.echo(f"trainings with undelivered metrics: {len(found['undelivered'])} (see `diffctl sync`)")
 
 
 def _row(server: LocalServer) -> dict[str, Any]:

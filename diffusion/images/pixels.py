@@ -1,8 +1,5 @@
 """Conversion between pixels and model values: uint8 ↔ [−1, 1], NHWC ↔ NCHW. No other module converts."""
 
-import math
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,17 +19,6 @@ def to_uint8(x: Tensor) -> Tensor:
 def to_nhwc(x: Tensor) -> NDArray[np.uint8]:
     """Convert uint8 (B, C, H, W) to a contiguous NHWC array on the CPU."""
     return np.ascontiguousarray(x.permute(0, 2, 3, 1).cpu().numpy())
-
-
-def pixel_std(images: Iterable[NDArray[np.uint8]]) -> float:
-    """Return the pixels' standard deviation in [−1, 1], of four digits: EDM's σ_data (2206.00364, F.6)."""
-    counts = np.zeros(256, dtype=np.int64)
-    for some in images:
-        counts += np.bincount(np.asarray(some).reshape(-1), minlength=256)
-    values = np.arange(256) / 127.5 - 1
-    mean = float((counts * values).sum() / counts.sum())
-    variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-    return float(f"{math.sqrt(variance):.4g}")
 
 
 def to_nchw(images: NDArray[np.uint8]) -> Tensor:

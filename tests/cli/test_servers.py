@@ -87,7 +87,7 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(
     assert problems[0] == "problem: the last run of retrain is Crashed (no heartbeat)"
     assert problems[1] == "problem: no worker polls for scheduled runs"
     assert problems[2].endswith(" are free on the disk of this folder")
-    assert problems[3] == "problem: 1 trainings have undelivered metrics"
+    assert problems[3] == "problem: trainings with undelivered metrics: 1"
     assert invoke("status").code == 0
 
 

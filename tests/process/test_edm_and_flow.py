@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.images.pixels import pixel_std, to_model
+from diffusion.data.split_stores import pixel_std
+from diffusion.images.pixels import to_model
 from diffusion.images.store import open_store
 from diffusion.interop.to_diffusers import scheduler_config
 from diffusion.process.condition import Condition
