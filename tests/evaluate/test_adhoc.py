@@ -174,12 +174,11 @@ def test_several_extractors_equal_single_runs():
 @pytest.mark.parametrize(
     "options",
     [
-        [*TWO, "--extractor", "effnet-lite0-64"],
         ["--extractor", "dinov2-vit-l14", "--extractor", "inception-v3-compat", "--weights", "x"],
         ["--extractor", "inception-v3-compat", *TWO[:2], "--weights", "none"],
         [*TWO[:2], "--extractor", "inception-v3-spatial", "--weights", "none"],
     ],
-    ids=["twice", "one file for two", "no weights", "no weights for the second"],
+    ids=["one file for two", "no weights", "no weights for the second"],
 )
 def test_unusable_extractors_are_refused_before_any_work(monkeypatch, options):
     monkeypatch.setattr(adhoc, "cached_features", lambda *_: pytest.fail("features were extracted"))
