@@ -1,12 +1,12 @@
-"""The benchmark of samplers: its page shows its results, and its errors fall with the NFE."""
+"""The benchmarks of samplers: the page shows their results, and errors fall with the NFE."""
 
 import json
 
 import pytest
 
-from benchmarks import solver_error
+from benchmarks import solver_error, trained_samplers
 from benchmarks.solver_error import Case, measure
-from docs.site.samplers_page import with_tables
+from docs.site.samplers_page import with_tables, with_trained_table
 
 
 def test_page_shows_the_stored_results() -> None:
@@ -17,6 +17,18 @@ def test_page_shows_the_stored_results() -> None:
     for spacings in results["errors"].values():
         assert spacings.keys() == solver_error.SPACINGS.keys()
         assert all(methods.keys() == solver_error.METHODS.keys() for methods in spacings.values())
+
+
+def test_page_shows_the_results_of_the_trained_model() -> None:
+    results = json.loads(trained_samplers.RESULTS.read_text(encoding="utf-8"))
+    page = solver_error.PAGE.read_text(encoding="utf-8")
+    assert with_trained_table(page, results) == page, "run `python -m benchmarks.trained_samplers`"
+    for spacing, methods in results["scores"].items():
+        assert methods.keys() == trained_samplers.CHOSEN.keys()
+        for method, scores in methods.items():
+            settings = [trained_samplers.settings_of(method, spacing, nfe) for nfe in trained_samplers.NFES]
+            assert [one.nfe for one in settings] <= [*trained_samplers.NFES]
+            assert len(scores) == len(settings)
 
 
 @pytest.mark.parametrize(("method", "calls"), [("heun, straight", (9, 49)), ("ipndm, order 3", (10, 50))])
