@@ -29,7 +29,7 @@ from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.report.figure_base import figure_style, line_colour, log_axis, new_figure, svg_file
+from diffusion.report.figure_base import LINES, figure_style, line_colour, log_axis, new_figure, svg_file
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json, write_text
 from docs.site.samplers_page import with_trained_table
@@ -96,7 +96,7 @@ def figure(results: dict[str, Any]) -> bytes:
             draw_line(axes, number, method, results["nfe"], scores)
         log_axis(axes, "x")
         log_axis(axes, "y")
-        axes.set(xticks=results["nfe"], xlabel="NFE")
+        axes.set(xticks=results["nfe"], yticks=(400, 500, 700, 1000, 2000), xlabel="NFE")
         axes.set_title(spacing, loc="left", fontsize=10)
     panels[0].set_ylabel("Fréchet distance")
     handles, labels = panels[0].get_legend_handles_labels()
@@ -109,8 +109,9 @@ def draw_line(axes: Axes, number: int, method: str, nfes: list[int], scores: lis
     values = np.array([[one[f"{FD}_low"], one[FD], one[f"{FD}_high"]] for one in scores]).T
     apart = np.array(nfes) * 1.012 ** (number - 3.5)
     below, above = values[1] - values[0], values[2] - values[1]
-    style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.4, "markersize": 3}
-    axes.errorbar(apart, values[1], yerr=(below, above), label=method, marker="o", **style)
+    style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.4, "markersize": 4}
+    style |= {"fmt": "o-" if number < len(LINES) else "s--"}  # colours repeat
+    axes.errorbar(apart, values[1], yerr=(below, above), label=method, **style)
 
 
 def main() -> None:
