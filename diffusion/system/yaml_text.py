@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.tag import Tag
 
+MAX_DEPTH = 16  # levels; the sections of params.yaml need four
+MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
 MAX_DIGITS = 100  # of a number; a longer one stays text
 NO_SPACE = re.compile(r"\s*(?:- )?(\w+):[^\s/]")
 NO_BREAK_SPACE = "\xa0"
@@ -47,9 +49,7 @@ def parse_yaml(text: str) -> Any:
         if NO_BREAK_SPACE in line.partition("#")[0] and not set(line) & set("'\""):
             raise YamlRefusal(f"line {number}: it has a no-break space: write a normal space")
     try:
-        for event in yaml.parse(text):
-            if isinstance(event, NodeEvent):
-                _check_node(event)
+        _check_events(yaml.parse(text))
         return yaml.load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -153,8 +153,24 @@ for _tag in ("timestamp", "value", "merge"):
     _PlainConstructor.add_constructor(f"tag:yaml.org,2002:{_tag}", SafeConstructor.construct_yaml_str)
 
 
+def _check_events(events: Any) -> None:
+    """Refuse aliases, tags, deep nesting and too many nodes, before anything is built."""
+    depth = nodes = 0
+    for event in events:
+        if isinstance(event, CollectionEndEvent):
+            depth -= 1
+        if not isinstance(event, NodeEvent):
+            continue
+        _check_node(event)
+        nodes += 1
+        depth += isinstance(event, CollectionStartEvent)
+        if nodes > MAX_NODES:
+            _refuse(event.start_mark, f"it has more than {MAX_NODES:,} values and keys")
+        if depth > MAX_DEPTH:
+            _refuse(event.start_mark, f"it is nested more than {MAX_DEPTH} levels deep")
+
+
 def _check_node(event: NodeEvent) -> None:
-    """Refuse aliases, anchors and tags before anything is built."""
     if isinstance(event, AliasEvent) or event.anchor is not None:
         _refuse(event.start_mark, "anchors and aliases (& and *) are not read: write the value out")
     if getattr(event, "tag", None) is not None:
