@@ -236,7 +236,7 @@ def scores(images: Images, judges: Judges) -> dict[str, float]:
 def card(entry: Entry, seed: int) -> dict[str, Any]:
     """Return who computed a result, where and when."""
     processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
-    version = torch.__version__.partition("+")[0]
+    version, cores = torch.__version__.partition("+")[0], torch.get_num_threads()
     changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
     return {
         "entry": entry.name,
@@ -245,7 +245,7 @@ def card(entry: Entry, seed: int) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
-        "machine": f"{torch.get_num_threads()} cores of {processor}, torch {version}",
+        "machine": f"{cores} core{'s' * (cores > 1)} of {processor}, torch {version}",
     }
 
 
