@@ -5,6 +5,7 @@ training uses its time whole, whatever the machine makes of it.
 """
 
 import copy
+import math
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -42,9 +43,9 @@ SECONDS, IMAGES, STEPS, BATCH = 240, 2000, 50, 250
 
 
 class Size(NamedTuple):
-    """Seconds of training, and so many images in so many steps of sampling."""
+    """Seconds of training, None by the plan's steps, and so many images in so many steps of sampling."""
 
-    seconds: float = SECONDS
+    seconds: float | None = SECONDS
     images: int = IMAGES
     steps: int = STEPS
 
@@ -69,7 +70,7 @@ class OutOfTime(Interrupted):
 class Stopwatch:
     """The elapsed share of a time, from the creation on."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float = math.inf) -> None:
         self.seconds, self.steps, self._began = seconds, 0, time.perf_counter()
 
     def elapsed(self) -> float:
@@ -113,10 +114,14 @@ class Trained(NamedTuple):
 
 
 def train_for(
-    seconds: float, plan: TrainPlan, store: ImageStore, device: torch.device, snapshot_at: float = 1.0
+    seconds: float | None,
+    plan: TrainPlan,
+    store: ImageStore,
+    device: torch.device,
+    snapshot_at: float = 1.0,
 ) -> Trained:
-    """Train for so many seconds; keep the averages at the share `snapshot_at` of the time."""
-    watch = Stopwatch(seconds)
+    """Train for so many seconds, None for the plan's steps; keep the averages at a share of the time."""
+    watch = Stopwatch(seconds or math.inf)
     state = new_state(_timed(plan, watch), device)
     kept: list[tuple[int, dict[str, nn.Module]]] = []
 
@@ -132,11 +137,12 @@ def train_for(
 
 
 def _timed(plan: TrainPlan, watch: Stopwatch) -> TrainPlan:
-    """The plan without an end, with a rate by the clock."""
+    """The plan without saves; with a time, without an end and with a rate by the clock."""
     train = plan.train
     profiles = getattr(train, "ema_profiles", None)
-    changes: dict[str, Any] = {"steps": MAX_COUNT, "lr": ElapsedRate(train.lr, train.steps, watch)}
-    changes |= {"val_every": None, "save_every": MAX_COUNT}
+    changes: dict[str, Any] = {"val_every": None, "save_every": MAX_COUNT}
+    if watch.seconds < math.inf:
+        changes |= {"steps": MAX_COUNT, "lr": ElapsedRate(train.lr, train.steps, watch)}
     if profiles:
         changes["ema_profiles"] = profiles.model_copy(update={"every": MAX_COUNT})
     return plan.model_copy(update={"train": train.model_copy(update=changes)})
@@ -218,7 +224,7 @@ def theirs(plan: TrainPlan, store: ImageStore, size: Size, device: torch.device)
     network = UNet2DModel(**unet_config(new_state(plan, torch.device("cpu")).network)).to(device)
     scheduler = DDPMScheduler()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    ema, watch = EMAModel(network.parameters(), decay=0.995), Stopwatch(size.seconds)
+    ema, watch = EMAModel(network.parameters(), decay=0.995), Stopwatch(size.seconds or SECONDS)
     while watch.share() < 1:
         rows = torch.randint(len(store), (64,)).numpy()
         x_0 = to_model(to_nchw(store.images[rows])).to(device)

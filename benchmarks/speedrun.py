@@ -34,7 +34,7 @@ import torch
 import yaml
 
 from benchmarks import ROOT, quality
-from benchmarks.quality import IMAGES, SECONDS, STEPS, Judge, Size, Trained
+from benchmarks.quality import STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
@@ -46,14 +46,49 @@ from diffusion.system.files import write_json, write_text
 from diffusion.train.plan import TrainPlan, plan_training
 from docs.site.leaderboard_page import mean_distances, with_leaderboard
 
-ENTRIES, TRIES = Path(__file__).with_suffix(".yaml"), ROOT / "runs/speedrun"
-RESULTS, PAGE = ROOT / "docs/speedrun", ROOT / "docs/speedrun.md"
 DIFFUSERS = "diffusers"
 CORES = 2
 
 
+class Contest(NamedTuple):
+    """Entries in `benchmarks/{name}.yaml`, with their results in `docs/{name}/` and on `docs/{name}.md`.
+
+    A training takes `size.seconds`; None stands for the entries' `train.steps`.
+    """
+
+    name: str
+    size: Size
+
+    @property
+    def entries(self) -> Path:
+        """Return the file of the entries."""
+        return ROOT / f"benchmarks/{self.name}.yaml"
+
+    @property
+    def results(self) -> Path:
+        """Return the folder of the results."""
+        return ROOT / "docs" / self.name
+
+    @property
+    def page(self) -> Path:
+        """Return the page with the leaderboard."""
+        return ROOT / f"docs/{self.name}.md"
+
+    def read(self) -> dict[str, "Entry"]:
+        """Read the entries."""
+        return read_entries(self.entries, self.results)
+
+    def render(self) -> None:
+        """Write the leaderboard of the results into the page."""
+        page = self.page.read_text(encoding="utf-8")
+        write_text(self.page, with_leaderboard(page, read_results(self.results)))
+
+
+SPEEDRUN = Contest("speedrun", Size())
+
+
 class Entry(NamedTuple):
-    """An entry of speedrun.yaml, with the options of the entry that it builds on, `after`.
+    """An entry of a contest, with the options of the entry that it builds on, `after`.
 
     `sample` are options of sampling, `tried` lists changes of them to choose from. `guide` is the average
     {sigma_rel} at the {share} of the time by which autoguidance guides.
@@ -106,7 +141,7 @@ class Judges(NamedTuple):
     full: Judge
 
 
-def read_entries(path: Path = ENTRIES, folder: Path = RESULTS) -> dict[str, Entry]:
+def read_entries(path: Path, folder: Path) -> dict[str, Entry]:
     """Read the entries; each has the options of its `after` and its own.
 
     `after: best` is the entry with the lowest distance in the folder's results, of those before it in the
@@ -201,6 +236,7 @@ def scores(images: Images, judges: Judges) -> dict[str, float]:
 def card(entry: Entry, seed: int) -> dict[str, Any]:
     """Return who computed a result, where and when."""
     processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
+    version = torch.__version__.partition("+")[0]
     changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
     return {
         "entry": entry.name,
@@ -209,7 +245,7 @@ def card(entry: Entry, seed: int) -> dict[str, Any]:
         "seed": seed,
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git("rev-parse", "--short=7", "HEAD") + ("+" if changed else ""),
-        "machine": f"{CORES} cores of {processor}, torch {torch.__version__.partition('+')[0]}",
+        "machine": f"{torch.get_num_threads()} cores of {processor}, torch {version}",
     }
 
 
@@ -218,42 +254,38 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def render(folder: Path = RESULTS, page: Path = PAGE) -> None:
-    """Write the leaderboard of the folder's results into the page."""
-    write_text(page, with_leaderboard(page.read_text(encoding="utf-8"), read_results(folder)))
-
-
-def main() -> None:
+def main(contest: Contest = SPEEDRUN, description: str | None = __doc__) -> None:
     """Run the requested entries and update the page."""
-    arguments = parser().parse_args()
-    entries = read_entries()
+    arguments = parser(contest, description).parse_args()
+    entries = contest.read()
     size = Size(arguments.seconds, arguments.images)
-    folder = RESULTS if size == Size() else TRIES
+    folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():
-        raise SystemExit(f"no entry {unknown.pop()} in {ENTRIES.name}: it has {', '.join(entries)}")
+        raise SystemExit(f"no entry {unknown.pop()} in {contest.entries.name}: it has {', '.join(entries)}")
     given = None if arguments.seed is None else (arguments.seed,)
     todo = [(name, seed) for name in names for seed in given or entries[name].seeds]
     todo = [(name, seed) for name, seed in todo if not (folder / f"{name}-{seed}.json").exists()]
-    failed = run_all(todo, size, folder) if todo and not arguments.render else 0
-    if folder == RESULTS:
-        render()
+    failed = run_all(contest, todo, size, folder) if todo and not arguments.render else 0
+    if folder == contest.results:
+        contest.render()
     if failed:
         sys.exit(1)
 
 
-def run_all(todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
-    """Run on two cores and store each result; return the number of failures."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    torch.set_num_threads(CORES)
+def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
+    """Run, on two cores if the time counts, and store each result; return the number of failures."""
+    if contest.size.seconds:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+        torch.set_num_threads(CORES)
     failures, device = 0, default_device()
     with tempfile.TemporaryDirectory() as temporary:
-        data = quality.prepared(read_entries()[todo[0][0]].config(0), Path(temporary))
+        data = quality.prepared(contest.read()[todo[0][0]].config(0), Path(temporary))
         full = Judge(np.asarray(data.test.images), device)
         judges = Judges(full.part(slice(0, None, 2)), full.part(slice(1, None, 2)), full)
         floor = {"real": round(judges.report(np.asarray(data.train.images[: size.images])), 1)}
         for name, seed in todo:
-            entry = read_entries()[name]  # here, since the best one may be new
+            entry = contest.read()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
             try:
                 result = {**card(entry, seed), **run(entry, seed, size, data, judges), **floor}
@@ -267,15 +299,16 @@ def run_all(todo: list[tuple[str, int]], size: Size, folder: Path) -> int:
     return failures
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(contest: Contest, description: str | None) -> argparse.ArgumentParser:
     """Return the command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speedrun", description=__doc__)
+    prog, file = f"python -m benchmarks.{contest.name}", contest.entries.name
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="NAME", help="an entry of speedrun.yaml; all without it")
+    parser.add_argument("--config", metavar="NAME", help=f"an entry of {file}; all without it")
     parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
-    parser.add_argument("--seconds", type=float, default=SECONDS)
-    parser.add_argument("--images", type=int, default=IMAGES)
-    parser.add_argument("--render", action="store_true", help="update docs/speedrun.md and run nothing")
+    parser.add_argument("--seconds", type=float, default=contest.size.seconds)
+    parser.add_argument("--images", type=int, default=contest.size.images)
+    parser.add_argument("--render", action="store_true", help="update the page and run nothing")
     return parser
 
 

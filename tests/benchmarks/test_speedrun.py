@@ -1,4 +1,4 @@
-"""The speedrun: entries are valid, the best candidate is chosen, the page shows the stored results."""
+"""Speedrun and objectives: entries are valid, the best candidate is chosen, pages show the stored results."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality, speedrun
-from benchmarks.speedrun import ENTRIES, PAGE, RESULTS, Finished, choose, read_entries
+from benchmarks.objectives import OBJECTIVES
+from benchmarks.speedrun import SPEEDRUN, Contest, Finished, choose, read_entries, read_results
 from docs.site.leaderboard_page import leaderboard, with_leaderboard
-from tests.conftest import ROOT
 
 UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
 RESULT = {
@@ -29,15 +29,19 @@ RESULT = {
 }
 
 
-def test_entries_are_valid_and_build_on_earlier_ones():
-    entries = read_entries()
-    for entry in entries.values():
+@pytest.mark.parametrize("contest", [SPEEDRUN, OBJECTIVES], ids=lambda contest: contest.name)
+def test_entries_are_valid(contest: Contest):
+    for entry in contest.read().values():
         config = entry.config(seed=1)
         assert config.train.seed == 1
         assert config.data.name == "fashion-mnist"
         finished = Finished(entry, SimpleNamespace(train=config.train), UNTRAINED)
         for change in [{}, *entry.tried]:
             assert finished.settings(change).seed == 1
+
+
+def test_entries_build_on_earlier_ones():
+    entries = SPEEDRUN.read()
     simple, before = entries["simple"].config(0), entries["5cf73ea"].config(0)
     assert simple.process.loss == "simple"
     assert simple.process.prediction == before.process.prediction == "velocity"
@@ -82,13 +86,17 @@ def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
     assert (best.after, best.params) == ("a", {"train": {"steps": 1, "lr": 1}})
 
 
-def test_page_has_the_rules_and_the_stored_results():
-    page = PAGE.read_text(encoding="utf-8")
-    results = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RESULTS.glob("*.json"))]
+@pytest.mark.parametrize("contest", [SPEEDRUN, OBJECTIVES], ids=lambda contest: contest.name)
+def test_page_shows_the_stored_results(contest: Contest):
+    page = contest.page.read_text(encoding="utf-8")
+    results = read_results(contest.results)
     assert with_leaderboard(page, results) == page
+    assert {result["entry"] for result in results} <= contest.read().keys()
+
+
+def test_page_has_the_rules():
+    page = " ".join(SPEEDRUN.page.read_text(encoding="utf-8").split())
     rules = re.findall(r"^\d+\. .*?(?=\n\d|\n\n)", speedrun.__doc__, re.MULTILINE | re.DOTALL)
     assert len(rules) == 10
     for rule in rules:
-        assert " ".join(rule.split()) in " ".join(page.split())
-    assert {result["entry"] for result in results} <= read_entries(ENTRIES).keys()
-    assert RESULTS.parent == ROOT / "docs"
+        assert " ".join(rule.split()) in page
