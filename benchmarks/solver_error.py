@@ -93,9 +93,13 @@ class Case(NamedTuple):
     def settings(self) -> SampleSettings:
         """Return the settings with as many steps as the NFE allows."""
         chosen = METHODS[self.method] | SPACINGS[self.spacing]
-        calls = SAMPLERS[chosen["sampler"]].nfe
-        steps = max(count for count in range(1, self.nfe + 1) if calls(count) <= self.nfe)
-        return SampleSettings(steps=steps, clip=False, **chosen)
+        return SampleSettings(steps=fitting_steps(chosen["sampler"], self.nfe), clip=False, **chosen)
+
+
+def fitting_steps(sampler: str, nfe: int) -> int:
+    """Return the most steps that take at most so many network evaluations."""
+    calls = SAMPLERS[sampler].nfe
+    return max(count for count in range(1, nfe + 1) if calls(count) <= nfe)
 
 
 def draw(*shape: int, seed: int) -> Tensor:

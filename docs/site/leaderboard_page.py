@@ -1,10 +1,11 @@
-"""The leaderboard of docs/speedrun.md: tables of the results of `python -m benchmarks.speedrun`."""
+"""The leaderboards of docs/speedrun.md and docs/objectives.md: tables of those benchmarks' results."""
 
 import statistics
 from collections.abc import Iterable
 from typing import Any
 
-BEGIN, END = "<!-- leaderboard -->", "<!-- /leaderboard -->"
+from docs.site.tables import with_part
+
 NFE = 50  # of the record; entries with more are listed apart
 RECORD_SEEDS = 3
 EMPTY = "No entry has been measured yet."
@@ -15,9 +16,7 @@ Result = dict[str, Any]
 
 def with_leaderboard(markdown: str, results: Iterable[Result]) -> str:
     """Return the page with the tables of these results between its marks."""
-    before, _, rest = markdown.partition(BEGIN)
-    after = rest.partition(END)[2]
-    return f"{before}{BEGIN}\n\n{leaderboard(results)}\n\n{END}{after}"
+    return with_part(markdown, "leaderboard", leaderboard(results))
 
 
 def leaderboard(results: Iterable[Result]) -> str:
