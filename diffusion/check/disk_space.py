@@ -95,7 +95,7 @@ def _training(project: Project) -> list[Need]:
         ("averages", root / AVERAGES, 2 * snapshots),
         ("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
     ]
-    return [need for need in needs if need[2] or need[0] == "training"]
+    return [(part, place, size) for part, place, size in needs if size or part == "training"]
 
 
 def _samples(project: Project) -> list[Need]:
