@@ -80,7 +80,7 @@ def test_csv_gives_labels_and_splits(tmp_path):
         ("file,label,split\n0.png,a,trian\n", "split 'trian' is not one of train"),
         ("file,label\n0.png,\n", "none of the 3 images"),
         ("file,label\nx.png,a\n", "none of the 3 images"),
-        (None, "does not exist"),
+        (None, "cannot be read"),
     ],
 )
 def test_invalid_csv_is_refused(tmp_path, text, message):

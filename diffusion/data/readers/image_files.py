@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.holdout import Indices
-from diffusion.data.readers.listing import FilePaths
+from diffusion.data.readers.listing import Paths, as_text
 from diffusion.data.source import Job, Rows
 from diffusion.images.decode import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
 from diffusion.images.store import Images
@@ -21,28 +21,23 @@ LARGE_PIXELS = 1 << 24  # a larger jpeg is decoded at a reduced scale, so that i
 
 
 class ImageFileReader:
-    """A reader of selected files below `root`, in order, as squares of `size` with `channels`."""
+    """A reader of files by their paths below `root`, in order, as squares of `size` with `channels`."""
 
     heavy = True
 
-    def __init__(self, root: Path, paths: FilePaths, rows: Indices, size: int, channels: int) -> None:
-        self.root = root
-        self.paths = paths
-        self.rows = rows
-        self.size = size
-        self.channels = channels
+    def __init__(self, root: Path, paths: Paths, size: int, channels: int) -> None:
+        self.root, self.paths, self.size, self.channels = root, paths, size, channels
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.paths)
 
     def job(self, start: int, stop: int) -> Job:
         """Return a job that decodes files `start` to `stop`."""
-        paths = self.paths.take(self.rows[start:stop])
-        return partial(read_images, self.root, paths, self.size, self.channels)
+        return partial(read_images, self.root, self.paths[start:stop].tolist(), self.size, self.channels)
 
     def names(self, rows: Indices) -> list[str]:
         """Return the files' paths below the root."""
-        return self.paths.names(self.rows[rows])
+        return as_text(self.paths[rows])
 
 
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:

@@ -13,7 +13,7 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.listing import SPLITS, FilePaths, Listing, list_images, read_labels
+from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels
 from diffusion.data.source import DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
@@ -35,9 +35,6 @@ class Items:
     classes: tuple[str, ...] = ()
     labels: Labels | None = None
     in_test: NDArray[np.bool_] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 class ImageFolderConfig(PhotographsConfig):
@@ -64,6 +61,7 @@ class ImageFolder:
 
     def __init__(self, config: ImageFolderConfig) -> None:
         self.config = config
+        self.root = raw_folder(config.name, config.path)
 
     def info(self) -> DatasetInfo:
         """Return the number of images and the problems of the listing."""
@@ -71,20 +69,20 @@ class ImageFolder:
             items, problems, listing = self._items()
         except DiffctlError as error:
             return DatasetInfo(0, None, 0, blocked=str(error))
-        return DatasetInfo(len(items), None, len(items.classes), problems=problems, sources=_sources(listing))
+        count, classes = len(items.rows), len(items.classes)
+        return DatasetInfo(count, None, classes, problems=problems, sources=_sources(listing))
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the set: classes in alphabetical or numerical order; the official or a stratified split."""
         items, problems, listing = self._items()
         config = self.config
-        root = raw_folder(config.name, config.path)
-        train, test = _split_rows(items, config)
-        channels = config.channels or 3
 
         def split(chosen: Indices) -> Split:
-            reader = ImageFileReader(root, listing.paths, items.rows[chosen], config.size, channels)
+            paths, channels = listing.paths[items.rows[chosen]], config.channels or 3
+            reader = ImageFileReader(self.root, paths, config.size, channels)
             return Split(reader, None if items.labels is None else items.labels[chosen])
 
+        train, test = _split_rows(items, config)
         return RawData(
             classes=items.classes,
             shape=None,
@@ -96,18 +94,17 @@ class ImageFolder:
         )
 
     def _items(self) -> tuple[Items, list[Problem], Listing]:
-        config = self.config
-        root = raw_folder(config.name, config.path)
+        root, labels = self.root, self.config.labels
         if not root.is_dir():
             raise DiffctlError(f"data.path: {root} is not a folder")
         listing = list_images(root)
         if not len(listing.paths):
             raise DiffctlError(f"data.path: {root} has no png, jpeg, webp or gif images")
-        if config.labels is not None and config.labels.endswith(".csv"):
-            items, problems = _by_csv(root / config.labels, listing)
-        else:
-            items, problems = _by_folder(root, listing, config.labels)
-        if not items:
+        is_csv = labels is not None and labels.endswith(".csv")
+        items, problems = (
+            _by_csv(root / str(labels), listing) if is_csv else _by_folder(root, listing, labels)
+        )
+        if not len(items.rows):
             raise DiffctlError(f"data.path: none of the {len(listing.paths):,} images in {root} has a label")
         return items, [*listing.problems, *problems], listing
 
@@ -126,12 +123,10 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
     """Take classes from the first folder of a path, below the split's folder in an official split."""
     official = _split_folders(listing)
-    folders = listing.paths.folders
-    counts = [count for _, count in folders]
-    split_of = [official.get(prefix.partition("/")[0]) == "test" for prefix, _ in folders]
-    in_test = np.repeat(np.array(split_of), counts) if official else None
-    below = [prefix.partition("/")[2] if official else prefix for prefix, _ in folders]
-    class_of = [prefix.partition("/")[0] for prefix in below]  # "" outside a class folder
+    counts = [count for _, count in listing.folders]
+    heads = [prefix.partition("/") for prefix, _ in listing.folders]
+    in_test = np.repeat([SPLITS[top] == "test" for top, _, _ in heads], counts) if official else None
+    class_of = [below.partition("/")[0] if official else top for top, _, below in heads]  # "": outside one
     if labels == "none" or (labels is None and not any(class_of)):
         return Items(np.arange(len(listing.paths)), in_test=in_test), _stray(listing, 0)
     if not any(class_of):
@@ -140,33 +135,26 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     number = {name: at for at, name in enumerate(classes)}
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
-    loose = _problems(listing.paths, np.flatnonzero(found < 0), "outside a class folder")
+    loose = _problems(listing, np.flatnonzero(found < 0), "outside a class folder")
     empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, official) - number.keys())]
     items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
     return items, loose + empty + _stray(listing, 1 + bool(official))
 
 
-def _problems(paths: FilePaths, rows: Indices, why: str) -> list[Problem]:
-    return [Problem(name, why) for name in paths.names(rows)]
+def _problems(listing: Listing, rows: Indices, why: str) -> list[Problem]:
+    return [Problem(name, why) for name in as_text(listing.paths[rows])]
 
 
-def _split_folders(listing: Listing) -> dict[str, str]:
-    """Return the official split by folder if all images are in train and held-out folders."""
-    tops = {prefix.partition("/")[0] for prefix, _ in listing.paths.folders}
-    if len(tops) > 1 and "train" in tops and tops <= SPLITS.keys():
-        return {top: SPLITS[top] for top in tops}
-    return {}
+def _split_folders(listing: Listing) -> set[str]:
+    """Return the folders of an official split, if all images are in train and held-out folders."""
+    tops = {prefix.partition("/")[0] for prefix, _ in listing.folders}
+    return tops if len(tops) > 1 and "train" in tops and tops <= SPLITS.keys() else set()
 
 
-def _class_folders(root: Path, splits: dict[str, str]) -> set[str]:
+def _class_folders(root: Path, splits: set[str]) -> set[str]:
     """Return all class folders, with or without images."""
-    places = [root / top for top in splits] or [root]
-    return {
-        entry.name
-        for place in places
-        for entry in place.iterdir()
-        if entry.is_dir() and not entry.name.startswith((".", "__"))
-    }
+    folders = [entry for top in splits or {""} for entry in (root / top).iterdir() if entry.is_dir()]
+    return {folder.name for folder in folders if not folder.name.startswith((".", "__"))}
 
 
 def _stray(listing: Listing, depth: int) -> list[Problem]:
@@ -176,39 +164,27 @@ def _stray(listing: Listing, depth: int) -> list[Problem]:
 
 def _by_csv(path: Path, listing: Listing) -> tuple[Items, list[Problem]]:
     """Take classes and splits from a CSV file; images without a label, or with two, are problems."""
-    paths = listing.paths
-    labels = np.full(len(paths), -1, dtype=np.int64)
-    splits = np.zeros(len(paths), dtype=np.uint8)  # indices in `of_split`
-    numbers: dict[str, int] = {}
-    of_split = (None, "train", "test")
-    twice: set[int] = set()
-    missing: set[str] = set()
+    listed: dict[str, tuple[str, str | None]] = {}
+    twice: set[str] = set()
     for name, label, split in read_labels(path):
-        if (row := paths.find(name)) < 0:
-            missing.add(name)
-            continue
-        labelled = numbers.setdefault(label, len(numbers)), of_split.index(split)
-        if labels[row] >= 0 and (labels[row], splits[row]) != labelled:
-            twice.add(row)
-        labels[row], splits[row] = labelled
-    labels[labels == numbers.get("", -1)] = -1
-    problems = _problems(paths, np.array(sorted(twice), dtype=np.int64), "listed twice with different labels")
-    unlabelled = sorted(set(np.flatnonzero(labels < 0).tolist()) - twice)
-    problems += _problems(paths, np.array(unlabelled, dtype=np.int64), "without a label")
-    problems += [Problem(name, "missing") for name in sorted(missing)]
-    labels[list(twice)] = -1
-    rows = np.flatnonzero(labels >= 0)
-    classes, found = _in_class_order(list(numbers), labels[rows], path)
-    in_test = splits[rows] == of_split.index("test") if splits[rows].any() else None
-    return Items(rows, classes, found, in_test), problems + _stray(listing, 0)
-
-
-def _in_class_order(names: list[str], labels: Labels, origin: Path) -> tuple[tuple[str, ...], Labels]:
-    """Return the classes with images in order, and labels renumbered accordingly."""
-    present = class_names([names[number] for number in np.unique(labels)], origin)
-    classes = class_order(present)
-    place = {name: at for at, name in enumerate(classes)}
-    return classes, np.array([place.get(name, -1) for name in names], dtype=np.int64)[labels]
+        if listed.setdefault(name, (label, split)) != (label, split):
+            twice.add(name)
+    names = as_text(listing.paths)
+    entries = [("", None) if name in twice else listed.get(name, ("", None)) for name in names]
+    usable = [row for row, (label, _) in enumerate(entries) if label]
+    labels, splits = [entries[row][0] for row in usable], [entries[row][1] for row in usable]
+    classes = class_order(class_names(sorted(set(labels)), path))
+    number = {name: at for at, name in enumerate(classes)}
+    found = np.array([number[label] for label in labels], dtype=np.int64)
+    in_test = np.array([split == "test" for split in splits]) if any(splits) else None
+    problems = [
+        Problem(name, "listed twice with different labels" if name in twice else "without a label")
+        for name, (label, _) in zip(names, entries, strict=True)
+        if not label
+    ]
+    problems += [Problem(name, "missing") for name in sorted(listed.keys() - set(names))]
+    items = Items(np.array(usable, dtype=np.int64), classes, found, in_test)
+    return items, problems + _stray(listing, 0)
 
 
 def _split_rows(items: Items, config: ImageFolderConfig) -> tuple[Indices, Indices]:
@@ -220,7 +196,7 @@ def _split_rows(items: Items, config: ImageFolderConfig) -> tuple[Indices, Indic
         if not len(train) or not len(test):
             raise DiffctlError("data.path: one of the splits train and test has no images")
         return train[shuffled(len(train), 0, 0)], test[shuffled(len(test), 0, 1)]
-    return held_out_rows(items.labels, len(items), config.test_fraction)
+    return held_out_rows(items.labels, len(items.rows), config.test_fraction)
 
 
 def held_out_rows(labels: Labels | None, count: int, fraction: float | None) -> tuple[Indices, Indices]:

@@ -11,7 +11,7 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, shuffled
 from diffusion.data.problems import Problem
 from diffusion.data.readers.image_files import ImageFileReader
-from diffusion.data.readers.listing import FilePaths, list_images
+from diffusion.data.readers.listing import Paths, as_text, list_images
 from diffusion.data.source import IMAGENET_CLASSES, DatasetInfo, RawData, Split, unique_names
 from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress
@@ -19,7 +19,6 @@ from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import read_regular_text
 
-NAME = "imagenet"
 COMPETITION = "imagenet-object-localization-challenge"
 TRAIN, VAL = "ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"
 SYNSETS, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
@@ -28,11 +27,10 @@ COUNT = 1_281_167 + 50_000
 
 
 class Files(NamedTuple):
-    """Image files of a split below one of the challenge's folders: selected rows of a listing."""
+    """Image files of a split, by their paths below a folder."""
 
-    folder: str
-    paths: FilePaths
-    rows: Indices
+    folder: Path
+    paths: Paths
     labels: Labels
     problems: list[Problem]
     identity: str
@@ -44,13 +42,7 @@ class ImageNet:
     def __init__(self, config: PhotographsConfig) -> None:
         self.config = config
         self.files = KaggleFiles(
-            NAME,
-            config.path,
-            "competitions",
-            COMPETITION,
-            DOWNLOAD,
-            is_complete=lambda folder: _missing(folder) is None,
-            manual_steps=_manual_steps,
+            config, "competitions", COMPETITION, DOWNLOAD, missing=_missing, manual_steps=_manual_steps
         )
 
     def info(self) -> DatasetInfo:
@@ -59,22 +51,20 @@ class ImageNet:
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the set: classes in the order of the synset map, training rows shuffled."""
-        config, root = self.config, self.files.fetch()
-        if missing := _missing(root):
-            raise DiffctlError(f"{root / missing} is missing: {_manual_steps(root)}")
+        root = self.files.fetch()
         synsets, classes = read_synsets(root / SYNSETS)
         train, test = _train_files(root, synsets), _val_files(root, synsets)
 
         def split(part: Files, order: Indices) -> Split:
-            folder, channels = root / part.folder, config.channels or 3
-            reader = ImageFileReader(folder, part.paths, part.rows[order], config.size, channels)
+            size, channels = self.config.size, self.config.channels or 3
+            reader = ImageFileReader(part.folder, part.paths[order], size, channels)
             return Split(reader, part.labels[order])
 
         return RawData(
             classes=classes,
             shape=None,
-            train=split(train, shuffled(len(train.rows), 0)),
-            test=split(test, np.arange(len(test.rows))),
+            train=split(train, shuffled(len(train.paths), 0)),
+            test=split(test, np.arange(len(test.paths))),
             identity=f"{train.identity}:{test.identity}",
             problems=[*train.problems, *test.problems],
         )
@@ -92,40 +82,36 @@ def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
 def _train_files(root: Path, synsets: dict[str, int]) -> Files:
     """Return the training images, one folder per synset."""
     listing = list_images(root / TRAIN)
-    folders = listing.paths.folders
-    of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in folders]
-    labels = np.repeat(np.array(of_folder, dtype=np.int64), [count for _, count in folders])
-    rows, unknown = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
-    if not len(rows):
+    of_folder = [synsets.get(prefix.partition("/")[0], -1) for prefix, _ in listing.folders]
+    labels = np.repeat(np.array(of_folder, dtype=np.int64), [count for _, count in listing.folders])
+    known = labels >= 0
+    if not known.any():
         raise DiffctlError(f"{root / TRAIN} has no images of the synsets in {SYNSETS}")
     problems = [*listing.problems, *(Problem(name, "not an image") for name in listing.others)]
-    problems += [Problem(name, "of an unknown synset") for name in listing.paths.names(unknown)]
-    empty = set(synsets.values()) - set(of_folder)
-    problems += [Problem(synset, "empty class") for synset, label in synsets.items() if label in empty]
-    return Files(TRAIN, listing.paths, rows, labels[rows], problems, listing.identity)
+    problems += [Problem(name, "of an unknown synset") for name in as_text(listing.paths[~known])]
+    problems += [Problem(one, "empty class") for one, label in synsets.items() if label not in of_folder]
+    return Files(root / TRAIN, listing.paths[known], labels[known], problems, listing.identity)
 
 
 def _val_files(root: Path, synsets: dict[str, int]) -> Files:
     """Return the images of the solution file, sorted by name."""
     rows, labels, problems = [], [], []
-    solution = _read_solution(root / SOLUTION)
     listing = list_images(root / VAL)
-    for image in sorted(solution):
-        if solution[image] not in synsets:
-            raise DiffctlError(
-                f"{root / SOLUTION}: {printable(image) or 'a line'} has no synset of {SYNSETS}: get it again"
-            )
-        row = listing.paths.find(f"{image}.JPEG")
-        if row >= 0:
-            rows.append(row)
-            labels.append(synsets[solution[image]])
+    row_of = {name: row for row, name in enumerate(as_text(listing.paths))}
+    for image, synset in sorted(_read_solution(root / SOLUTION).items()):
+        name = f"{image}.JPEG"
+        if synset not in synsets:
+            where = printable(image) or "a line"
+            raise DiffctlError(f"{root / SOLUTION}: {where} has no synset of {SYNSETS}: get it again")
+        if name in row_of:
+            rows.append(row_of[name])
+            labels.append(synsets[synset])
         else:
-            problems.append(Problem(f"{image}.JPEG", "missing"))
+            problems.append(Problem(name, "missing"))
     if not rows:
         raise DiffctlError(f"{root / VAL} has none of the images of {SOLUTION}")
-    return Files(
-        VAL, listing.paths, np.array(rows), np.array(labels, dtype=np.int64), problems, listing.identity
-    )
+    paths, numbers = listing.paths[rows], np.array(labels, dtype=np.int64)
+    return Files(root / VAL, paths, numbers, problems, listing.identity)
 
 
 def _read_solution(path: Path) -> dict[str, str]:
@@ -137,9 +123,8 @@ def _read_solution(path: Path) -> dict[str, str]:
     return {row.get("ImageId") or "": (row.get("PredictionString") or "").partition(" ")[0] for row in rows}
 
 
-def _missing(root: Path) -> str | None:
-    places = (TRAIN, VAL, SYNSETS, SOLUTION)
-    return next((place for place in places if not (root / place).exists()), None)
+def _missing(root: Path) -> list[str]:
+    return [place for place in (TRAIN, VAL, SYNSETS, SOLUTION) if not (root / place).exists()]
 
 
 def _manual_steps(root: Path) -> str:

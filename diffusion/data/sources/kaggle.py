@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from diffusion.data.data_config import DataConfig
 from diffusion.data.source import DatasetInfo
 from diffusion.downloads.fetch import cache_root, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError, first_line
@@ -19,14 +20,16 @@ HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
 
 @dataclass(frozen=True)
 class KaggleFiles:
-    """A Kaggle data set or competition of `size` bytes: in `path`, our cache, or kagglehub's."""
+    """A Kaggle data set or competition of `size` bytes: in `data.path`, our cache, or kagglehub's.
 
-    name: str
-    path: Path | None
+    `missing` returns the files that a folder lacks, `manual_steps` says how to put them there.
+    """
+
+    config: DataConfig
     kind: Literal["datasets", "competitions"]
     handle: str
     size: int
-    is_complete: Callable[[Path], bool]
+    missing: Callable[[Path], list[str]]
     manual_steps: Callable[[Path], str]
 
     @property
@@ -34,29 +37,29 @@ class KaggleFiles:
         """The address of its page."""
         return f"https://www.kaggle.com/{self.kind}/{self.handle}"
 
-    def folder(self) -> Path:
-        """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
-        ours = raw_folder(self.name, self.path)
-        theirs = self._downloaded() if self.path is None and not self.is_complete(ours) else None
-        return theirs if theirs and self.is_complete(theirs) else ours
-
     def info(self, images: int, shape: tuple[int, int, int] | None, classes: int) -> DatasetInfo:
         """Return whether the files are there, or can be downloaded."""
-        folder = self.folder()
-        if self.is_complete(folder):
+        folder = self._folder()
+        if not self.missing(folder):
             return DatasetInfo(images, shape, classes)
-        blocked = "" if self.path is None and has_kaggle_access() else self._help(folder)
+        blocked = "" if self.config.path is None and has_kaggle_access() else self._help(folder)
         return DatasetInfo(images, shape, classes, download=self.size, blocked=blocked)
 
     def fetch(self) -> Path:
-        """Return the folder of the files, downloaded if needed and possible; they may be incomplete.
+        """Return the folder of the files, downloaded if needed and possible.
 
-        DiffctlError, with manual instructions, if kagglehub is missing, has no access, or fails;
-        TemporaryError if Kaggle does not answer.
+        DiffctlError, with manual instructions, if files are missing, or if kagglehub is missing, has no
+        access, or fails; TemporaryError if Kaggle does not answer.
         """
-        folder = self.folder()
-        if self.path is not None or self.is_complete(folder):
-            return folder
+        folder = self._folder()
+        if self.config.path is None and self.missing(folder):
+            folder = self._download(folder)
+        if missing := self.missing(folder):
+            raise DiffctlError(f"{folder} has no {', '.join(missing)}: {self.manual_steps(folder)}")
+        return folder
+
+    def _download(self, folder: Path) -> Path:
+        """Return the folder of kagglehub's download; `folder` is for the manual instructions."""
         if not has_kaggle_access():
             raise DiffctlError(self._help(folder))
         import kagglehub
@@ -78,15 +81,19 @@ class KaggleFiles:
                     f"{self.page}, or {self.manual_steps(folder)}"
                 ) from None
 
+    def _folder(self) -> Path:
+        """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
+        ours = raw_folder(self.config.name, self.config.path)
+        theirs = self._downloaded() if self.config.path is None and self.missing(ours) else None
+        return theirs if theirs and not self.missing(theirs) else ours
+
     def _downloaded(self) -> Path | None:
         """Return the folder of a complete kagglehub download (the newest version), or None."""
         place = _hub_cache() / self.kind / self.handle
         if self.kind == "competitions":
-            is_whole = place.is_dir() and place.with_name(f"{place.name}.complete").is_file()
-            return place if is_whole else None
+            return place if place.with_name(f"{place.name}.complete").is_file() else None
         versions = [int(marker.stem) for marker in place.glob("*.complete") if marker.stem.isdigit()]
-        folders = [place / "versions" / str(version) for version in sorted(versions, reverse=True)]
-        return next((folder for folder in folders if folder.is_dir()), None)
+        return place / "versions" / str(max(versions)) if versions else None
 
     def _help(self, folder: Path) -> str:
         return (

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.holdout import hold_out
@@ -13,7 +14,6 @@ from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress, file_checksums, find_file
 from diffusion.system.errors import DiffctlError, printable
 
-NAME = "mini-imagenet"
 HANDLE = "whitemoon/miniimagenet"
 FILES = tuple(f"mini-imagenet-cache-{part}.pkl" for part in ("train", "val", "test"))
 SHAPE = (84, 84, 3)
@@ -29,13 +29,14 @@ class MiniImageNet:
 
     def __init__(self, config: DataConfig) -> None:
         self.files = KaggleFiles(
-            NAME,
-            config.path,
+            config,
             "datasets",
             HANDLE,
             DOWNLOAD,
-            lambda folder: not _missing(folder),
-            lambda folder: f"put {', '.join(FILES)} into {folder}, or set data.path to where they are",
+            missing=lambda folder: [name for name in FILES if find_file(folder, name) is None],
+            manual_steps=lambda folder: (
+                f"put {', '.join(FILES)} into {folder}, or set data.path to their folder"
+            ),
         )
 
     def info(self) -> DatasetInfo:
@@ -45,8 +46,6 @@ class MiniImageNet:
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open a stratified split with a fixed seed; classes in alphabetical order of synsets."""
         folder = self.files.fetch()
-        if missing := _missing(folder):
-            raise DiffctlError(f"{folder} has no {', '.join(missing)}: put it there")
         paths = [path for name in FILES if (path := find_file(folder, name))]
         images, names = zip(*map(read_part, paths), strict=True)
         classes, labels = np.unique(np.concatenate(names), return_inverse=True)
@@ -60,11 +59,7 @@ class MiniImageNet:
         )
 
 
-def _missing(folder: Path) -> list[str]:
-    return [name for name in FILES if find_file(folder, name) is None]
-
-
-def read_part(path: Path) -> tuple[Array, np.ndarray]:
+def read_part(path: Path) -> tuple[Array, NDArray[np.str_]]:
     """Return a file's images, mapped if possible, and the class name of each image."""
     content = read_pickle(path)
     classes = entry(content, "class_dict", path)
@@ -76,13 +71,11 @@ def read_part(path: Path) -> tuple[Array, np.ndarray]:
             raise TypeError("no rows by class")
         names = class_names(list(classes), path)
         of_class = [integers(rows) for rows in classes.values()]
+        rows = np.concatenate([*of_class, np.empty(0, np.int64)])
+        if not len(rows) or not np.array_equal(np.sort(rows), np.arange(images.shape[0])):
+            raise TypeError("no class, or several, for some images")
     except TypeError as error:
         raise DiffctlError(f"{printable(path)} has {error}: it is not a file of Mini-ImageNet") from None
-    rows = np.concatenate([*of_class, np.empty(0, np.int64)])
-    if not len(rows) or not np.array_equal(np.sort(rows), np.arange(images.shape[0])):
-        raise DiffctlError(
-            f"{printable(path)} does not have one class for each image: it is not a file of Mini-ImageNet"
-        )
     of_image = np.empty(len(rows), dtype=object)
     of_image[rows] = np.repeat(np.array(names, dtype=object), [len(part) for part in of_class])
     return images, of_image.astype(str)
