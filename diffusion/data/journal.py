@@ -7,7 +7,7 @@ marks the block as done. Memory holds a few blocks, whatever the size of the set
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -58,11 +58,6 @@ class SplitTarget:
         """A checksummed JSON line per finished block: first row, bad rows, digest of its digests."""
         return self.folder / "journal.jsonl"
 
-    def missing_bytes(self) -> int:
-        """Return the disk space that the finished files need beyond what they use already."""
-        taken = sum(path.stat().st_blocks * 512 for path in (self.images, self.digests) if path.exists())
-        return max(0, self.shape[0] * (self.row_bytes + 64) - taken)
-
     @property
     def block(self) -> int:
         """Rows per block, about a megabyte."""
@@ -82,14 +77,12 @@ class SplitTarget:
 
     def is_laid_out(self) -> bool:
         """Return whether images and digests have their final sizes, and images their header."""
-        sizes = {
-            self.images: self.shape[0] * self.row_bytes + len(self.header),
-            self.digests: self.shape[0] * 64,
-        }
+        size = len(self.header) + self.shape[0] * self.row_bytes
         try:
-            fits = all(path.stat().st_size == size for path, size in sizes.items())
             with open(self.images, "rb") as file:
-                return fits and file.read(len(self.header)) == self.header
+                begins = file.read(len(self.header)) == self.header
+            sizes = self.images.stat().st_size, self.digests.stat().st_size
+            return begins and sizes == (size, self.shape[0] * 64)
         except OSError:
             return False
 
@@ -131,13 +124,6 @@ def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
                 journal.write(canonical_json(add_checksum(entry.model_dump(mode="json"))) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
-
-
-def read_digests(target: SplitTarget) -> Iterator[NDArray[np.uint8]]:
-    """Yield the digests of all rows in order, (n, 64) at a time: see `SplitTarget.digests`."""
-    for start in range(0, target.shape[0], 8192):
-        count = min(8192, target.shape[0] - start)
-        yield np.fromfile(target.digests, dtype=np.uint8, count=64 * count, offset=64 * start).reshape(-1, 64)
 
 
 def _stop(target: SplitTarget, start: int) -> int:

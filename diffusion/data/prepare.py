@@ -13,10 +13,8 @@ from diffusion.data.source import RawData
 from diffusion.data.split_stores import FilledSplit, write_stores
 from diffusion.downloads.fetch import OnProgress
 from diffusion.layout import PREPARE_RUNS
-from diffusion.system.errors import DiffctlError
-from diffusion.system.files import atomic_folder, remove_leftovers
+from diffusion.system.files import atomic_folder
 from diffusion.system.locks import LockBusy, file_lock
-from diffusion.system.memory import format_bytes
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -44,14 +42,8 @@ def prepare(
         refuse_problems(raw.problems, listing)
     folder = work / _name(config, raw)
     with file_lock(_lock_of(folder), timeout=0, busy=BUSY):
-        remove_leftovers(out)
         folder.mkdir(exist_ok=True)
-        targets = {
-            name: SplitTarget(folder / name, (len(split.reader), *shape_of(config, raw.shape)))
-            for name, split in raw.splits.items()
-        }
-        _need_room(folder, out, list(targets.values()))
-        filled = _fill_all(raw, targets, progress)
+        filled = _fill_all(folder, config, raw, progress)
         problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
         if config.on_bad == "stop":
             refuse_problems(problems, listing)
@@ -98,24 +90,10 @@ def _drop_unfinished(work: Path) -> None:
             _drop(folder)
 
 
-def _need_room(folder: Path, out: Path, targets: list[SplitTarget]) -> None:
-    """Raise DiffctlError unless the disk has room for the work, and for a copy if `out` is elsewhere."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    places = {folder: sum(target.missing_bytes() for target in targets)}
-    if folder.stat().st_dev != out.parent.stat().st_dev:
-        places[out] = sum(target.shape[0] * target.row_bytes for target in targets)
-    for place, needed in places.items():
-        free = shutil.disk_usage(place.parent).free
-        if needed > free:
-            raise DiffctlError(
-                f"preparation needs {format_bytes(needed)} more in {place.parent}, but only "
-                f"{format_bytes(free)} are free: make room, or set a smaller data.image_size"
-            )
-
-
-def _fill_all(raw: RawData, targets: dict[str, SplitTarget], progress: Progress | None) -> list[FilledSplit]:
-    total = sum(target.shape[0] for target in targets.values())
-    so_far = 0
+def _fill_all(folder: Path, config: DataConfig, raw: RawData, progress: Progress | None) -> list[FilledSplit]:
+    """Read all rows of both splits into subfolders of `folder`."""
+    shape, so_far = shape_of(config, raw.shape), 0
+    total = sum(len(split.reader) for split in raw.splits.values())
 
     def done(images: int) -> None:
         nonlocal so_far
@@ -123,7 +101,8 @@ def _fill_all(raw: RawData, targets: dict[str, SplitTarget], progress: Progress 
         if progress is not None:
             progress(so_far, total)
 
-    return [
-        FilledSplit(name, split, targets[name], fill_split(split.reader, targets[name], done))
-        for name, split in raw.splits.items()
-    ]
+    filled = []
+    for name, split in raw.splits.items():
+        target = SplitTarget(folder / name, (len(split.reader), *shape))
+        filled.append(FilledSplit(name, split, target, fill_split(split.reader, target, done)))
+    return filled

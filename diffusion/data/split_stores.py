@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from diffusion.data.data_config import DataConfig
-from diffusion.data.journal import SplitTarget, read_digests
+from diffusion.data.journal import SplitTarget
 from diffusion.data.problems import Problem, count_problems, write_list
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import RawData, Split
@@ -111,29 +111,27 @@ def pixel_std(images: Iterable[NDArray[np.uint8]]) -> float:
 
 
 def _scan(part: FilledSplit, new_label: Labels | None) -> Scanned:
-    """Read the digests of the good rows once; DiffctlError if there are none."""
+    """Read the digests of the good rows; DiffctlError if there are none."""
     good, labels = part.good(), part.labels()
     if not good.any():
         raise DiffctlError(f"no image of the {part.name} split can be used")
     if labels is not None and new_label is not None:
         labels = new_label[labels]
     shape = (int(good.sum()), *part.target.shape[1:])
-    keys: list[NDArray[np.uint64]] = []
+    digests = np.memmap(part.target.digests, np.uint8, "r").reshape(-1, 64)
+
+    def kept(columns: slice) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(good), 8192):
+            rows = slice(start, start + 8192)
+            yield np.ascontiguousarray(digests[rows, columns][good[rows]])
+
     files, has_files = hashlib.sha256(), False
-
-    def rows() -> Iterator[NDArray[np.uint8]]:
-        nonlocal has_files
-        start = 0
-        for block in read_digests(part.target):
-            kept = block[good[start : start + len(block)]]
-            start += len(block)
-            keys.append(np.ascontiguousarray(kept[:, :8]).view(np.uint64)[:, 0])
-            has_files = has_files or bool(kept[:, 32:].any())
-            files.update(np.ascontiguousarray(kept[:, 32:]).data)
-            yield kept[:, :32]
-
-    digest = combine_digests(shape, rows(), labels)
-    return Scanned(labels, shape, digest, np.concatenate(keys), files.hexdigest() if has_files else None)
+    for some in kept(slice(32, None)):
+        files.update(some.data)
+        has_files = has_files or bool(some.any())
+    keys = np.concatenate([some.view(np.uint64)[:, 0] for some in kept(slice(8))])
+    digest = combine_digests(shape, kept(slice(32)), labels)
+    return Scanned(labels, shape, digest, keys, files.hexdigest() if has_files else None)
 
 
 def _classes(raw: RawData, filled: Sequence[FilledSplit]) -> tuple[list[str], Labels | None]:
