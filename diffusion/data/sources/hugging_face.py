@@ -5,7 +5,7 @@ import logging
 import operator
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -59,23 +59,37 @@ class HubConfig(PhotographsConfig):
         return self
 
 
+class Table(NamedTuple):
+    """A split of the dataset: the image column, the usable rows, a label for each of them, and the others."""
+
+    dataset: "Dataset"
+    image: str
+    rows: Indices
+    labels: Labels | None
+    problems: list[Problem]
+
+
+def _problems(tables: list[Table]) -> list[Problem]:
+    return [problem for table in tables for problem in table.problems]
+
+
 class Hub:
     """Images are read from the dataset's files, a few at a time."""
 
     def __init__(self, config: HubConfig) -> None:
-        self.config = config
+        self.config, self.folder = config, Path(str(config.path)).expanduser()
 
     def info(self) -> DatasetInfo:
         """Return the contents of a folder; a name on the hub is resolved when the data stage runs."""
-        if not _folder(self.config).is_dir():
+        if not self.folder.is_dir():
             blocked = "its content is unknown until `diffctl stage data` gets it from the hub"
             return DatasetInfo(0, None, 0, blocked=blocked)
         try:
             tables, classes = self._tables()
         except DiffctlError as error:
             return DatasetInfo(0, None, 0, blocked=str(error))
-        images, sources = sum(len(one.rows) for one in tables), _sources(_folder(self.config))
-        return DatasetInfo(images, None, len(classes), problems=_problems(tables), sources=sources)
+        images, problems = sum(len(one.rows) for one in tables), _problems(tables)
+        return DatasetInfo(images, None, len(classes), problems=problems, sources=_sources(self.folder))
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the dataset: classes in its own order, else sorted; its own test split, else a tenth."""
@@ -92,49 +106,53 @@ class Hub:
             shape=None,
             train=self._split(train, orders[0]),
             test=self._split(test, orders[1]),
-            sources=_sources(_folder(self.config)),
+            sources=_sources(self.folder),
             identity=" ".join(map(_identity, tables)),
             problems=_problems(tables),
         )
 
-    def _split(self, table: "Table", order: Indices) -> Split:
+    def _split(self, table: Table, order: Indices) -> Split:
         reader = HubReader(table, table.rows[order], self.config.size, self.config.channels or 3)
         return Split(reader, None if table.labels is None else table.labels[order])
 
-    def _tables(self) -> tuple[list["Table"], tuple[str, ...]]:
+    def _tables(self) -> tuple[list[Table], tuple[str, ...]]:
         """Return one split, or two of which the second is the test split, and the classes."""
         config = self.config
         with _explained(config):
-            splits = _load(config)
+            splits = self._load()
             names = list(splits)
             train = "train" if "train" in names else names[0]
             test = next((name for name in HELD_OUT if name in names and name != train), None)
             used = {name: splits[name] for name in (train, test) if name is not None}
             image, label = _columns(splits[train], config)
-            classes = _class_names(used.values(), label)
+            classes = _class_names([*used.values()], label)
             tables = [_table(name, split, image, label, classes) for name, split in used.items()]
         if not all(len(table.rows) for table in tables):
             raise DiffctlError(f"data.path: a split of {config.path} has no images that can be used")
         return tables, class_names(classes, Path(str(config.path)))
 
+    def _load(self) -> "DatasetDict":
+        """Return the dataset's splits by name."""
+        import datasets
 
-class Table(NamedTuple):
-    """A split of the dataset: the image column, the usable rows, and a label for each of them."""
-
-    name: str
-    dataset: "Dataset"
-    image: str
-    rows: Indices
-    labels: Labels | None
-    unlabelled: Indices
-
-
-def _problems(tables: list[Table]) -> list[Problem]:
-    return [
-        Problem(f"{table.name} {row}", "without a label")
-        for table in tables
-        for row in table.unlabelled.tolist()
-    ]
+        datasets.disable_progress_bars()
+        for library in ("datasets", "huggingface_hub"):  # they log every attempt to reach the hub
+            logging.getLogger(library).setLevel(logging.ERROR)
+        config, folder = self.config, self.folder
+        name = str(folder.absolute() if folder.is_dir() else config.path)
+        if config.revision is not None and folder.is_dir():
+            raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
+        if not folder.is_dir() and not NAME.fullmatch(name):
+            raise UsageError(
+                f"data.path: there is no folder {printable(name)}, and it is no valid dataset name"
+            )
+        loaded: DatasetDict | Dataset
+        if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+            loaded = datasets.load_from_disk(folder)
+        else:
+            cache = str(cache_root() / "hf")
+            loaded = datasets.load_dataset(name, config.subset, revision=config.revision, cache_dir=cache)
+        return loaded if isinstance(loaded, dict) else datasets.DatasetDict({"train": loaded})
 
 
 class HubReader:
@@ -150,10 +168,8 @@ class HubReader:
 
     def job(self, start: int, stop: int) -> Job:
         """Return a job that decodes rows `start` to `stop`; of the dataset only file locations are sent."""
-        table = self.table
-        return partial(
-            read_rows, table.dataset, table.image, self.rows[start:stop].tolist(), self.size, self.channels
-        )
+        dataset, rows = self.table.dataset, self.rows[start:stop].tolist()
+        return partial(read_rows, dataset, self.table.image, rows, self.size, self.channels)
 
     def names(self, rows: Indices) -> list[str]:
         """Return the rows' numbers in the dataset."""
@@ -162,8 +178,7 @@ class HubReader:
 
 def read_rows(dataset: "Dataset", column: str, rows: list[int], size: int, channels: int) -> Rows:
     """Return the images of some rows (n, size, size, channels); unreadable ones are in `bad`."""
-    cells = dataset[rows][column]
-    return images_of([partial(_content, cell) for cell in cells], size, channels)
+    return images_of([partial(_content, cell) for cell in dataset[rows][column]], size, channels)
 
 
 def _content(cell: Any) -> bytes:
@@ -174,10 +189,6 @@ def _content(cell: Any) -> bytes:
     if len(content) > MAX_BYTES:
         raise BadImage("larger than any image")
     return content
-
-
-def _folder(config: HubConfig) -> Path:
-    return Path(str(config.path)).expanduser()
 
 
 @contextmanager
@@ -201,67 +212,37 @@ def _explained(config: HubConfig) -> Iterator[None]:
         ) from None
 
 
-def _load(config: HubConfig) -> "DatasetDict":
-    """Return the dataset's splits by name."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    for library in ("datasets", "huggingface_hub"):  # they log every attempt to reach the hub
-        logging.getLogger(library).setLevel(logging.ERROR)
-    folder = _folder(config)
-    if config.revision is not None and folder.is_dir():
-        raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
-    if (folder / "state.json").is_file():
-        return datasets.DatasetDict({"train": datasets.load_from_disk(folder)})
-    if (folder / "dataset_dict.json").is_file():
-        saved: DatasetDict = datasets.load_from_disk(folder)
-        return saved
-    name = str(folder.absolute()) if folder.is_dir() else str(config.path)
-    if not folder.is_dir() and not NAME.fullmatch(name):
-        raise UsageError(f"data.path: there is no folder {printable(name)}, and it is no valid dataset name")
-    loaded: DatasetDict = datasets.load_dataset(
-        name, config.subset, revision=config.revision, cache_dir=str(cache_root() / "hf")
-    )
-    return loaded
-
-
 def _columns(dataset: "Dataset", config: HubConfig) -> tuple[str, str | None]:
     """Return the columns of images and labels: the named ones, else the only ones by type or name."""
     from datasets import ClassLabel, Image
 
-    features = dataset.features
-    images = [name for name, kind in features.items() if isinstance(kind, Image)]
-    image = _column("image", features, config.image, images or [one for one in IMAGES if one in features])
-    if config.label == NO_LABELS:
-        return image, None
-    labels = [name for name, kind in features.items() if isinstance(kind, ClassLabel)]
-    labels = labels or [one for one in LABELS if one in features]
-    return image, _column("label", features, config.label, labels) if config.label or labels else None
+    def column(field: str, named: str | None, kind: type, names: tuple[str, ...]) -> str | None:
+        features = dataset.features
+        listed = ", ".join(map(printable, features))
+        if named is not None and named not in features:
+            raise UsageError(f"data.{field}: there is no column {named!r}; there are {listed}")
+        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        found = [named] if named else found or [name for name in names if name in features]
+        if len(found) > 1:
+            raise UsageError(f"data.{field}: name the column; {', '.join(found)} are candidates")
+        if not found and field == "image":
+            raise UsageError(f"data.{field}: name the column; none of {listed} is a candidate")
+        return found[0] if found else None
+
+    image = column("image", config.image, Image, IMAGES)
+    label = None if config.label == NO_LABELS else column("label", config.label, ClassLabel, LABELS)
+    return str(image), label
 
 
-def _column(field: str, features: Any, named: str | None, found: list[str]) -> str:
-    columns = ", ".join(map(printable, features))
-    if named is not None:
-        if named not in features:
-            raise UsageError(f"data.{field}: there is no column {named!r}; there are {columns}")
-        return named
-    if len(found) != 1:
-        which = f"{', '.join(found)} are candidates" if found else f"none of {columns} is a candidate"
-        raise UsageError(f"data.{field}: name the column; {which}")
-    return found[0]
-
-
-def _class_names(splits: Iterable["Dataset"], label: str | None) -> list[str]:
+def _class_names(splits: list["Dataset"], label: str | None) -> list[str]:
     """Return class names in label order: the column's own, else the sorted values."""
     from datasets import ClassLabel
 
     if label is None:
         return []
-    values: set[Any] = set()
-    for split in splits:
-        if isinstance(kind := split.features[label], ClassLabel):
-            return list(kind.names)
-        values.update(split.unique(label))
+    if isinstance(kind := splits[0].features[label], ClassLabel):
+        return list(kind.names)
+    values: set[Any] = set().union(*(split.unique(label) for split in splits))
     if odd := [value for value in values if not isinstance(value, str | int | None)]:
         raise UsageError(f"data.label: {label} has the value {brief(odd[0])}, which is no class")
     return list(class_order(map(str, values - {None})))
@@ -271,16 +252,17 @@ def _table(name: str, dataset: "Dataset", image: str, label: str | None, classes
     from datasets import ClassLabel, Image
 
     images = dataset.select_columns([image]).cast_column(image, Image(decode=False))
-    everything = np.arange(len(images))
+    rows = np.arange(len(images))
     if label is None:
-        return Table(name, images, image, everything, None, everything[:0])
+        return Table(images, image, rows, None, [])
     values = list(dataset.select_columns([label])[label])
     if not isinstance(dataset.features[label], ClassLabel):
         number = {one: at for at, one in enumerate(classes)}
         values = [number.get(str(value), -1) for value in values]
     labels = np.array([-1 if value is None else value for value in values], dtype=np.int64)
     known = (labels >= 0) & (labels < len(classes))
-    return Table(name, images, image, everything[known], labels[known], everything[~known])
+    problems = [Problem(f"{name} {row}", "without a label") for row in rows[~known].tolist()]
+    return Table(images, image, rows[known], labels[known], problems)
 
 
 def _sources(folder: Path) -> dict[str, str]:
