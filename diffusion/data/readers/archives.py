@@ -28,10 +28,14 @@ TAR_DAMAGE = (tarfile.TarError, zlib.error, EOFError, ValueError, KeyError)
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn errors of a damaged or unreadable archive into a DiffctlError with its path."""
+def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open the archive; use `open_member` for its members.
+
+    Errors of a damaged or unreadable archive, also in the block, become a DiffctlError with its path.
+    """
     try:
-        yield
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            yield archive
     except DAMAGE as error:
         why = printable(error)[:200]
         raise DiffctlError(
@@ -39,13 +43,6 @@ def explained(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise read_error(path, error) from None
-
-
-@contextmanager
-def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open the archive; use `open_member` for its members. DiffctlError as `explained`, also in the block."""
-    with explained(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        yield archive
 
 
 def open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:

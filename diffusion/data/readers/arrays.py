@@ -13,7 +13,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from diffusion.data.readers.archives import open_member, open_zip
-from diffusion.system.errors import DiffctlError, is_disk_full, printable
+from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.files import disk_errors
 
 MAX_HEADER = 10_000  # bytes, NumPy's own limit
 BLOCK = 4 << 20  # bytes per read
@@ -38,23 +39,16 @@ def open_npz(path: Path, key: str) -> Array:
         if f"{key}.npy" not in archive.namelist():
             raise DiffctlError(f"{printable(path)} has no array named {key}")
         info = archive.getinfo(f"{key}.npy")
+        is_stored = info.compress_type == zipfile.ZIP_STORED
         with open_member(archive, info) as member, tempfile.TemporaryFile() as unpacked:
             shape, dtype = _read_header(member)
             start = member.tell()
             if start + math.prod(shape) * dtype.itemsize != info.file_size:
                 raise ValueError(f"its array {key} does not have the size in its header")
-            is_stored = info.compress_type == zipfile.ZIP_STORED
-            try:
+            with disk_errors(f"the unpacked {printable(path)} to TMPDIR, {tempfile.gettempdir()}"):
                 while block := member.read(BLOCK):  # to the end, where zipfile verifies the checksum
                     is_stored or unpacked.write(block)
                 unpacked.flush()
-            except OSError as error:
-                if not is_disk_full(error):
-                    raise
-                raise DiffctlError(
-                    f"{tempfile.gettempdir()} has no room to unpack {printable(path)}: set TMPDIR to another "
-                    "disk"
-                ) from None
             if not math.prod(shape):
                 return np.empty(shape, dtype)
             if is_stored:

@@ -29,7 +29,6 @@ CLASSES = (
 )  # fmt: skip
 SHAPE = (28, 28, 1)
 MAX_BYTES = 64 << 20  # of a file, unpacked; the training images take 47 MB
-MAX_AXES = 3
 
 
 def _remote(name: str, md5: str, size: int) -> RemoteFile:
@@ -83,31 +82,26 @@ def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
     Checksums in `sources` are of the unpacked files, since packagers compress them again.
     """
     arrays = []
-    for kind in ("images-idx3", "labels-idx1"):
+    for kind, axes in (("images-idx3", 3), ("labels-idx1", 1)):
         path = folder / f"{prefix}-{kind}-ubyte.gz"
         content = _gunzip(path)
         sources[path.stem] = hashlib.sha256(content).hexdigest()
-        arrays.append(parse_idx(content, path))
+        arrays.append(parse_idx(content, axes, path))
     images, labels = arrays
-    fits = images.shape[1:] == SHAPE[:2] and labels.shape == images.shape[:1] and labels.size
-    if not fits or labels.max() >= len(CLASSES):
+    if images.shape != (len(labels), *SHAPE[:2]) or not len(labels) or labels.max() >= len(CLASSES):
         raise DiffctlError(
             f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not match"
         )
     return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
 
 
-def parse_idx(content: bytes, origin: Path) -> Images:
-    """Return the uint8 array of an IDX file; DiffctlError if header and length disagree."""
-    is_idx = len(content) >= 4 and content[:3] == b"\0\0\x08"  # two zero bytes, then 8: unsigned bytes
-    if not is_idx or not 1 <= content[3] <= MAX_AXES:
-        raise DiffctlError(f"{origin} is not an IDX file of bytes: get it again")
-    start = 4 + 4 * content[3]
+def parse_idx(content: bytes, axes: int, origin: Path) -> Images:
+    """Return the uint8 array of an IDX file; DiffctlError for another type, number of axes or length."""
+    start = 4 + 4 * axes
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
-    if len(content) != start + math.prod(shape):
-        raise DiffctlError(
-            f"{origin} is damaged: {len(content) - start} bytes for shape {shape}; get it again"
-        )
+    magic = bytes([0, 0, 8, axes])  # 8: unsigned bytes
+    if content[:4] != magic or len(content) != start + math.prod(shape):
+        raise DiffctlError(f"{origin} is damaged or no IDX file of bytes with {axes} axes: get it again")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -116,8 +110,6 @@ def _gunzip(path: Path) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(read_regular(path, MAX_BYTES))) as file:
             content = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise DiffctlError(f"{path} is missing: put it there, or leave out data.path") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DiffctlError(f"{path} is not a whole gzip file ({error}): get it again") from None
     except OSError as error:
