@@ -14,12 +14,7 @@ from cli.commands.scores import Evaluate
 from cli.shared.progress import progress
 from cli.shared.tables import show, table
 from diffusion.evaluate.adhoc import check_extractors, merge_spaces, score_against_statistics, score_images
-from diffusion.evaluate.adhoc_inputs import (
-    images_in_statistics,
-    is_prepared,
-    open_inputs,
-    open_sample,
-)
+from diffusion.evaluate.adhoc_inputs import images_in_statistics, is_prepared, open_images, open_inputs
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.layout import SCORES
@@ -88,7 +83,7 @@ def _against_statistics(path: Path, against: Path, extractors: list[str]) -> dic
     """Return the scoring function of each extractor."""
     names: list[str | None] = [*extractors] or [None]
     opened = [open_statistics(against, name) for name in names]
-    sample = open_sample(path)
+    sample = open_images(path)
     images = images_in_statistics(against, sample)
     return {one.spec.name: partial(score_against_statistics, sample, one, images) for one in opened}
 

@@ -23,7 +23,7 @@ from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.sources.cifar import read_batches
 from diffusion.data.sources.fashion_mnist import read_split
-from diffusion.evaluate.adhoc_inputs import IMAGES, mapped_npz, open_images
+from diffusion.evaluate.adhoc_inputs import IMAGES, open_images, open_npz_images
 from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.images.pictures import read_picture
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
@@ -149,7 +149,7 @@ def read_statistics(path: Path) -> None:
             assert np.isfinite(found.root).all()
             assert found.root.shape == found.covariance.shape == (FEATURES, FEATURES)
     if has_array(path, IMAGES):
-        images = mapped_npz(path).images
+        images = open_npz_images(path, labelled=False).images
         assert images[0 : len(images)].shape == images.shape
 
 

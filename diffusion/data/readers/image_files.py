@@ -15,7 +15,7 @@ from diffusion.data.readers.listing import Paths, as_text
 from diffusion.data.source import Job, Rows
 from diffusion.images.decode import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
 from diffusion.images.store import Images
-from diffusion.system.regular_files import read_regular
+from diffusion.system.regular_files import AnyPath, read_regular
 
 LARGE_PIXELS = 1 << 24  # a larger jpeg is decoded at a reduced scale, so that it fits in memory
 
@@ -43,7 +43,7 @@ class ImageFileReader:
 def read_images(root: Path, paths: Sequence[bytes], size: int, channels: int) -> Rows:
     """Return the files' images (n, size, size, channels) and SHA-256; unreadable ones are in `bad`."""
     folder = os.fsencode(root) + b"/"
-    return images_of([partial(_read, folder + path) for path in paths], size, channels)
+    return images_of([partial(read_content, folder + path) for path in paths], size, channels)
 
 
 def images_of(files: Sequence[Callable[[], bytes]], size: int, channels: int) -> Rows:
@@ -65,7 +65,8 @@ def images_of(files: Sequence[Callable[[], bytes]], size: int, channels: int) ->
     return Rows(images, bad, np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, 32))
 
 
-def _read(path: bytes) -> bytes:
+def read_content(path: AnyPath) -> bytes:
+    """Return the content of an image file; BadImage if it cannot be read or is too large."""
     try:
         return read_regular(path, MAX_BYTES)
     except OSError as error:
