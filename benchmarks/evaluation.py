@@ -81,7 +81,7 @@ def write_stores(folder: Path, cells: int, size: int) -> Stores:
 def ours(stores: Stores) -> Scores:
     """Return the scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
-    scorer = Scorer(build_reference(extractor, stores.train, stores.test), True, 10_000, extractor.device)
+    scorer = Scorer(build_reference(extractor, [stores.train, stores.test]), True, 10_000, extractor.device)
     cells = score_cells(stores.cells, [(extractor, scorer)]).cells
     return {name: cell.scores for name, cell in cells.items()}
 

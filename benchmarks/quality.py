@@ -18,7 +18,7 @@ from torch import nn
 from diffusion.config import Config
 from diffusion.data.prepare import prepare
 from diffusion.evaluate.features.extractors import extract, load_extractor
-from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
+from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel

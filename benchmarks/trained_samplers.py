@@ -64,7 +64,7 @@ def measure_all(loaded: LoadedModel, images: int = IMAGES) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with test_images() as real:
         extractor = load_extractor(EXTRACTOR)
-        reference = make_reference_of(extractor, real, extract(extractor, real.images))
+        reference = make_reference_of(extractor, [real], [extract(extractor, real.images)])
         scorer = Scorer(reference, intervals=True, most=images)
         for number, (spacing, method, nfe) in enumerate(cells, 1):
             made = quality.images_of(loaded, settings_of(method, spacing, nfe), images, device)

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from diffusion.check.findings import Finding, Level, Project
 from diffusion.downloads.fetch import verify
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.evaluate.features.extractor_weights import cached_path
+from diffusion.evaluate.features.extractors import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import INSTALL, extractor_spec

@@ -17,7 +17,7 @@ from diffusion.check.timing import (
     time_steps,
 )
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.evaluate.features.extractor_weights import cached_path
+from diffusion.evaluate.features.extractors import cached_path
 from diffusion.protocol.extractors import extractor_spec
 from diffusion.protocol.grid import grid
 from diffusion.system.devices import acquire_device, default_device, device_name

@@ -17,8 +17,8 @@ from diffusion.evaluate.features.extractors import (
 )
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
 from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
+from diffusion.evaluate.scores.moments import statistics
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
-from diffusion.evaluate.scores.torch_fidelity_scores import statistics
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.store import ImageStore
@@ -39,17 +39,15 @@ def score_images(
     Features come from data/reference if it fits, then from the feature cache; only the rest is extracted.
     `progress` receives (done, total) of the images that are extracted.
     """
-    sample, real, heldout = inputs.sample, inputs.real, inputs.heldout
-    loaded = space_extractor(section.spaces[0])
-    reference = None
-    if heldout is not None:
+    sample, loaded = inputs.sample, space_extractor(section.spaces[0])
+    reference: Reference | None = None
+    real = [inputs.real]
+    if inputs.heldout is not None:
+        real.append(inputs.heldout)
         reference = matching_reference(REFERENCE, loaded, inputs.split, inputs.against)
-    others = [] if reference is not None else [real, *([] if heldout is None else [heldout])]
-    *real_features, features = cached_features(loaded, [*others, sample], section.batch_size, progress)
-    if reference is None:
-        held = real_features[1] if heldout is not None else None
-        reference = make_reference_of(loaded, real, real_features[0], heldout, held)
-    scorer = _scorer(reference, loaded, section)
+    stores = [sample] if reference else [sample, *real]
+    features, *of_real = cached_features(loaded, stores, section.batch_size, progress)
+    scorer = _scorer(reference or make_reference_of(loaded, real, of_real), loaded, section)
     return {
         "images": _described(sample),
         **shared_values(scorer, len(sample)),
@@ -71,15 +69,15 @@ def score_against_statistics(
     missing scores and the reason.
     """
     spec, loaded = published.spec, space_extractor(section.spaces[0])
-    stores = [sample] if images is None else [sample, images]
-    features, *real = cached_features(loaded, stores, section.batch_size, progress)
+    real = [] if images is None else [images]
+    features, *of_real = cached_features(loaded, [sample, *real], section.batch_size, progress)
     sampling = sample.meta.get("card", {})
     card = statistics_card(sampling, len(sample), published.facts, spec, loaded.weights_sha256)
     reference: dict[str, Any] = {**published.facts, "features": spec.features}
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}
-        scorer = _scorer(make_reference_of(loaded, images, real[0]), loaded, section)
+        scorer = _scorer(make_reference_of(loaded, real, of_real), loaded, section)
         scores |= scorer.scores_without_distance(features)
         card |= neighbour_card(len(sample), len(images), (scorer.most_samples, scorer.most))
     has_images = images is not None

@@ -11,8 +11,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 
 from diffusion.code_digest import module_digests
-from diffusion.evaluate.features.extractor_weights import read_weights
-from diffusion.evaluate.features.extractors import extract, load_extractor
+from diffusion.evaluate.features.extractors import extract, load_extractor, read_weights
 from diffusion.evaluate.features.inception import _network
 from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores.scorer import Scorer

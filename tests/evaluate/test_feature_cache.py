@@ -12,7 +12,7 @@ from diffusion.evaluate import feature_cache
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
-from diffusion.evaluate.scores import kernel_distance, moments, torch_fidelity_scores
+from diffusion.evaluate.scores import kernel_distance, moments
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.extractors import EXTRACTORS
@@ -154,7 +154,7 @@ def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, m
 
 def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):
     """Scoring adds 12 bytes for each number of a set: 8, and 4 of a shuffled copy."""
-    for module in (moments, torch_fidelity_scores, kernel_distance):
+    for module in (moments, kernel_distance):
         monkeypatch.setattr(module, "BLOCK", 64)
     for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50), ("subset_size", lambda *_: 50)):
         monkeypatch.setattr(kernel_distance, name, value)

@@ -13,7 +13,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics
 from diffusion.evaluate.scores import moments
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.frechet_scores import fit_line, floor_at
-from diffusion.evaluate.scores.torch_fidelity_scores import Statistics, frechet_distance, statistics
+from diffusion.evaluate.scores.moments import Statistics, frechet_distance, statistics
 from tests.helpers import features
 
 normal = partial(features.normal, shift=1.0)

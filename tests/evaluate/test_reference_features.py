@@ -16,7 +16,7 @@ from diffusion.evaluate.features.reference_features import (
     make_reference,
     matching_reference,
     open_reference,
-    save_reference,
+    write_reference,
 )
 from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EVALUATION_VERSION, EXTRACTORS
@@ -136,8 +136,8 @@ def arrays_of(reference):
 
 
 def test_reference_without_held_out_images(made, extractor, tmp_path):
-    reference = build_reference(extractor, open_store(made[0] / "test"), None)
-    save_reference(tmp_path / "r", reference)
+    reference = build_reference(extractor, [open_store(made[0] / "test")])
+    write_reference(tmp_path / "r", reference)
     again = open_reference(tmp_path / "r", extractor, "test")
     assert again.heldout is None
     assert again.train_and_test[0] is None

@@ -12,7 +12,7 @@ import torch
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.ranking import rank_metric
 from diffusion.evaluate.features.extractors import exact_float32, extract
-from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
+from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields

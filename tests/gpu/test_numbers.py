@@ -6,7 +6,7 @@ import torch
 
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, own_sums, subsets
-from diffusion.evaluate.scores.torch_fidelity_scores import frechet_distance, statistics
+from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import freeze
 from diffusion.protocol.settings import SampleSettings

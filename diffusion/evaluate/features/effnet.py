@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from diffusion.evaluate.features.extractor_weights import load_tensors
+from diffusion.evaluate.features.extractors import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 

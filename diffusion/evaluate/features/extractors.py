@@ -1,24 +1,38 @@
 """Feature extractors by name: loaded with verified weights, called in exact float32."""
 
+import hashlib
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
+from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.evaluate.features.extractor_weights import read_weights
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
-from diffusion.protocol.extractors import INSTALL, ExtractorSpec, build_extractor, extractor_spec
+from diffusion.protocol.extractors import (
+    EXTRACTORS,
+    INSTALL,
+    ExtractorSpec,
+    Weights,
+    build_extractor,
+    extractor_spec,
+)
 from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
+from diffusion.system.references import load_reference
 
 FeatureArray = NDArray[np.float32]
 
@@ -85,6 +99,71 @@ def space_extractor(space: Space) -> Extractor:
     return load_extractor(space.extractor, space.weights, scoring_device(), space.weights_sha256)
 
 
+def read_weights(
+    spec: ExtractorSpec, path: Path | None = None, sha256: str | None = None
+) -> io.BytesIO | None:
+    """Return the bytes of an extractor's weights, with verified SHA-256 and only tensors inside.
+
+    They are bundled with a package, or in the file `path`, or in torch's hub cache
+    ($TORCH_HOME/hub/checkpoints), or downloaded into it. None if the extractor has no weights. `sha256`
+    replaces the published checksum. A DiffctlError states what is missing or wrong. torch-fidelity verifies
+    no checksum, unpickles any file, and fails offline with a bare URLError.
+    """
+    if path is not None and spec.weights.comes_along:
+        raise UsageError(f"{spec.name} has bundled weights: leave `weights` out")
+    if path is not None and not path.is_file():
+        raise UsageError(f"there is no file with weights at {path}")
+    if not spec.weights.sha256:
+        return None
+    wanted = sha256 or spec.weights.sha256
+    found = path or _locate(spec.weights, wanted)
+    data = found.read_bytes()
+    if (actual := hashlib.sha256(data).hexdigest()) != wanted:
+        raise DiffctlError(
+            f"{found} does not hold the weights of {spec.name}: its SHA-256 is {actual[:16]}…, "
+            f"not {wanted[:16]}…; remove it or name another file"
+        )
+    try:
+        load_tensors(io.BytesIO(data))
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise DiffctlError(f"{found} contains more or less than tensors ({first_line(error)})") from None
+    return io.BytesIO(data)
+
+
+def load_tensors(weights: IO[bytes]) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors or torch.save file, without running code; else RuntimeError."""
+    data = weights.read()
+    weights.seek(0)
+    if data[8:9] == b"{":  # safetensors: the header's length, then JSON
+        return load_safetensors(data)
+    found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(part, Tensor) for part in found.values()):
+        raise RuntimeError("it is not a mapping of names to tensors")
+    return dict(found)
+
+
+def cached_path(weights: Weights) -> Path:
+    """Return the path of a downloaded file in torch's hub cache."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / weights.file
+
+
+def _locate(weights: Weights, sha256: str) -> Path:
+    """Return the file, downloaded to torch's hub cache if it is missing."""
+    if weights.package:
+        return Path(load_reference(weights.package)())
+    remote = RemoteFile(weights.file, (weights.url,), f"sha256:{sha256}", weights.size)
+    folder = cached_path(weights).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return fetch(remote, folder, policy=RetryPolicy(attempts=1))  # fails at once if offline
+    except DiffctlError as error:
+        installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
+        raise DiffctlError(
+            f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
+            f"evaluate.extra_extractors), or take {installed}"
+        ) from None
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Disable TF32, which changes scores by more than models differ, in a block or decorated function."""
@@ -115,25 +194,23 @@ def extract(
     if len(images) < 2:
         raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
     batch_size = batch_size or extractor.batch_size
-    filled: tuple[FeatureArray, ...] = ()
+    parts = []
     for start in range(0, len(images), batch_size):
         if progress:
             progress(start)
         batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
-        outputs = [part for part in extractor(batch) if part is not None]
-        filled = filled or tuple(np.empty((len(images), *part.shape[1:]), np.float32) for part in outputs)
-        for whole, part in zip(filled, outputs, strict=True):
-            whole[start : start + len(batch)] = part.numpy()
+        parts.append([part.numpy() for part in extractor(batch) if part is not None])
     if progress:
         progress(len(images))
-    for whole in filled:
-        if len(wrong := np.flatnonzero(~np.isfinite(whole).all(axis=1))):
+    found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    for values in found:
+        if len(wrong := np.flatnonzero(~np.isfinite(values).all(axis=1))):
             name = extractor.spec.name
             raise DiffctlError(
                 f"the features of {name} of image {first + wrong[0]} are NaN or infinite, as are "
-                f"those of {len(wrong)} of {len(whole)} images: the extractor's weights or code are damaged"
+                f"those of {len(wrong)} of {len(values)} images: the extractor's weights or code are damaged"
             )
-    return Features(*filled)
+    return Features(*found)
 
 
 def offset_progress(

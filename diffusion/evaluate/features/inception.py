@@ -7,7 +7,7 @@ from typing import IO
 import torch
 from torch import Tensor, nn
 
-from diffusion.evaluate.features.extractor_weights import load_tensors
+from diffusion.evaluate.features.extractors import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 LAYERS = ("2048", "logits_unbiased")

@@ -79,13 +79,13 @@ def make_reference(
     once per extractor.
     """
     extractors = [space_extractor(space) for space in section.spaces]
-    real, heldout = _splits(prepared, section.reference, section.reference_images)
-    each = len(real) + len(heldout)
+    stores = _splits(prepared, section.reference, section.reference_images)
+    each = sum(map(len, stores))
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
             show = offset_progress(progress, number * each, len(extractors) * each)
-            reference = build_reference(extractor, real, heldout, section.batch_size, show)
-            _write_files(folder / extractor.spec.name if number else folder, reference)
+            reference = build_reference(extractor, stores, section.batch_size, show)
+            write_reference(folder / extractor.spec.name if number else folder, reference)
 
 
 def find_or_make_reference(
@@ -100,49 +100,45 @@ def find_or_make_reference(
         found = matching_reference(place, extractor, section.reference, prepared, section.reference_images)
         if found is not None:
             return found
-    splits = _splits(prepared, section.reference, section.reference_images)
-    reference = build_reference(extractor, *splits, section.batch_size, progress)
-    save_reference(places[-1], reference)
+    stores = _splits(prepared, section.reference, section.reference_images)
+    reference = build_reference(extractor, stores, section.batch_size, progress)
+    with atomic_folder(places[-1]) as folder:
+        write_reference(folder, reference)
     return reference
 
 
-def _splits(prepared: Path, split: str, limit: int | None) -> tuple[ImageStore, ImageStore]:
+def _splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
     """Return the reference split and the held-out split, the first `limit` images of each."""
-    real, heldout = (open_store(prepared / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
-    return _first_images(real, limit), _first_images(heldout, limit)
-
-
-def _first_images(store: ImageStore, limit: int | None) -> ImageStore:
-    labels = None if store.labels is None else store.labels[:limit]
-    return replace(store, images=store.images[:limit], labels=labels)
+    stores = [open_store(prepared / one, PreparedMeta) for one in (split, OTHER_SPLIT[split])]
+    return [
+        replace(one, images=one.images[:limit], labels=None if one.labels is None else one.labels[:limit])
+        for one in stores
+    ]
 
 
 def build_reference(
     extractor: Extractor,
-    real: ImageStore,
-    heldout: ImageStore | None,
+    stores: Sequence[ImageStore],
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> Reference:
-    """Extract a reference from open stores. `progress` receives (done, total) images."""
-    total = len(real) + len(heldout or ())
+    """Extract a reference from the open store of real images, and perhaps that of held-out ones.
 
-    def features(store: ImageStore, before: int) -> Features:
-        return extract(extractor, store.images, batch_size, offset_progress(progress, before, total))
-
-    seen = features(real, 0)
-    heldout_seen = None if heldout is None else features(heldout, len(real))
-    return make_reference_of(extractor, real, seen, heldout, heldout_seen)
+    `progress` receives (done, total) images.
+    """
+    before, total, features = 0, sum(map(len, stores)), []
+    for store in stores:
+        show = offset_progress(progress, before, total)
+        features.append(extract(extractor, store.images, batch_size, show))
+        before += len(store)
+    return make_reference_of(extractor, stores, features)
 
 
 def make_reference_of(
-    extractor: Extractor,
-    real: ImageStore,
-    seen: Features,
-    heldout: ImageStore | None = None,
-    heldout_seen: Features | None = None,
+    extractor: Extractor, stores: Sequence[ImageStore], features: Sequence[Features]
 ) -> Reference:
-    """Return the reference of open stores with these features."""
+    """Return the reference of open stores, real and perhaps held-out images, with these features."""
+    real, *heldout = stores
     meta = {
         **extraction(extractor),
         "dtype": "float32",
@@ -150,15 +146,15 @@ def make_reference_of(
         "image_size": real.images.shape[1],
         "classes": list(real.meta.get("classes", [])),
     }
-    for role, store in (("reference", real), ("heldout", heldout)):
-        if store is not None:
-            meta |= {
-                f"{role}_split": store.meta.get("split", "all"),
-                f"{role}_digest": store.digest,
-                f"{role}_count": len(store),
-            }
-    heldout_labels = None if heldout is None else heldout.labels
-    return Reference(meta, seen.features, heldout_seen, real.labels, heldout_labels)
+    for role, store in zip(("reference", "heldout"), stores, strict=False):
+        meta |= {
+            f"{role}_split": store.meta.get("split", "all"),
+            f"{role}_digest": store.digest,
+            f"{role}_count": len(store),
+        }
+    if not heldout:
+        return Reference(meta, features[0].features, None, real.labels)
+    return Reference(meta, features[0].features, features[1], real.labels, heldout[0].labels)
 
 
 def extraction(extractor: Extractor) -> dict[str, Any]:
@@ -185,13 +181,8 @@ def _extraction_modules(spec: ExtractorSpec) -> ModuleDigests:
     return module_digests("diffusion.evaluate.features.reference_features", spec.module)
 
 
-def save_reference(path: Path, reference: Reference) -> None:
-    """Write the folder atomically. Equal features give equal bytes."""
-    with atomic_folder(path) as folder:
-        _write_files(folder, reference)
-
-
-def _write_files(folder: Path, reference: Reference) -> None:
+def write_reference(folder: Path, reference: Reference) -> None:
+    """Write the files of a reference. Equal features give equal bytes."""
     heldout = reference.heldout
     arrays = {
         "features": reference.features,
@@ -257,7 +248,8 @@ def matching_reference(
 
 
 def _read(path: Path) -> Reference:
-    """Return a reference whose checksum and digests prove that `_write_files` wrote it."""
+    """Return a reference whose checksum and digests prove that `write_reference` wrote it."""
+    again = "make it again with `diffctl stage reference`"
     try:
         meta = read_checksummed_json(path / "meta.json", JsonObject)
         arrays: dict[str, Any] = {}
@@ -266,15 +258,10 @@ def _read(path: Path) -> Reference:
             if array_digest(arrays[name]) != digest:
                 raise Corrupted(f"{name}.npy changed after it was written")
     except FileNotFoundError as error:
-        raise UsageError(
-            f"no reference in {path} ({Path(error.filename).name} is missing): "
-            f"make it with `diffctl stage reference`"
-        ) from None
+        name = Path(error.filename).name
+        raise UsageError(f"no reference in {path} ({name} is missing): {again}") from None
     except (Corrupted, DiffctlError) as error:
-        raise DiffctlError(
-            f"the reference in {path} is damaged ({brief(error, reason)}): "
-            "make it again with `diffctl stage reference`"
-        ) from None
+        raise DiffctlError(f"the reference in {path} is damaged ({brief(error, reason)}): {again}") from None
     heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
     labels = arrays.get("labels"), arrays.get("heldout_labels")
     return Reference(meta, arrays["features"], heldout, *labels)

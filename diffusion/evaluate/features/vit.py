@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffusion.evaluate.features.extractor_weights import load_tensors
+from diffusion.evaluate.features.extractors import load_tensors
 from diffusion.protocol.extractors import ExtractorSpec
 
 PATCH = 14

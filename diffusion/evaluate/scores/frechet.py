@@ -109,19 +109,15 @@ class ProjectedSample:
         return _smaller_gram(self.seen)
 
     def _gram_of(self, rows: Rows) -> Float:
-        """Return the centred Gram matrix of some images, taken from the full one if possible."""
-        if not _is_wide(self.seen):
-            return self._centred_gram(rows)
-        part = self._gram[np.ix_(rows, rows)]
-        means = part.mean(axis=0)
-        return np.asarray(part - means - means[:, None] + means.mean())
-
-    def _centred_gram(self, rows: Rows) -> Float:
-        """Return the Gram matrix if there are more images than directions of the target."""
-        if len(rows) <= self.seen.shape[1]:
-            seen = self.seen[rows]
-            return _smaller_gram(seen - seen.mean(axis=0))
-        return mean_and_scatter(self.seen, rows)[1]
+        """Return the smaller centred Gram matrix of some images, taken from the full one if possible."""
+        if _is_wide(self.seen):
+            part = self._gram[np.ix_(rows, rows)]
+            means = part.mean(axis=0)
+            return np.asarray(part - means - means[:, None] + means.mean())
+        if len(rows) > self.seen.shape[1]:
+            return mean_and_scatter(self.seen, rows)[1]
+        seen = self.seen[rows]
+        return _smaller_gram(seen - seen.mean(axis=0))
 
     @cached_property
     def _spectrum(self) -> Spectrum:

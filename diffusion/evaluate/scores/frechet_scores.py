@@ -7,18 +7,18 @@ held-out real images. A line fitted in 1/N extrapolates the distance to N â†’ âˆ
 
 import math
 import warnings
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.evaluate.features.extractors import FeatureArray
+from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.moments import Float
-from diffusion.evaluate.scores.torch_fidelity_scores import Statistics, frechet_distance
+from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance
 from diffusion.evaluate.statistics_file import PublishedStatistics
-from diffusion.images.store import Labels
 from diffusion.protocol.card import SEED
 from diffusion.system.errors import DiffctlWarning
 
@@ -123,51 +123,30 @@ class PublishedTarget(Target):
         return frechet_distance(own._replace(mu=mean), self.statistics)
 
 
-class LabelledFeatures(NamedTuple):
-    """Features (N, D) and the class of each image."""
-
-    features: FeatureArray
-    labels: Labels
-
-    def of(self, label: int) -> FeatureArray:
-        """Return the features of one class."""
-        return np.asarray(self.features[self.labels == label])
-
-
 class RealClasses:
-    """The Gaussians and floors of the real classes, computed once.
+    """The Gaussians and floors of a reference's classes, computed once."""
 
-    Only the first MAX_TARGETS Gaussians are cached; the others are computed for every sample. Classes are
-    visited in the same order each time, so that a least-recently-used cache would never hit.
-    """
-
-    def __init__(self, reference: LabelledFeatures, heldout: LabelledFeatures | None) -> None:
-        self.reference, self.heldout = reference, heldout
-        self._targets: dict[int, Target | None] = {}
-        self._floors: dict[tuple[int, int], float | None] = {}
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference
+        self._target = lru_cache(MAX_TARGETS)(self._make_target)
+        self._floor = cache(self._make_floor)
 
     def scores(self, sample: FeatureArray, label: int, metric: str) -> dict[str, float] | None:
         """Return number, distance, floor and excess of a class's samples; None for too few images."""
         target = self._target(label)
         if len(sample) < MIN_CLASS_IMAGES or target is None:
             return None
-        distance, floor = ProjectedSample(sample, target).distance, self._floor(label, len(sample), target)
+        distance, floor = ProjectedSample(sample, target).distance, self._floor(label, len(sample))
         values = {"num_images": len(sample), metric: distance}
         return values if floor is None else values | {"floor": floor, "excess": distance - floor}
 
-    def _target(self, label: int) -> Target | None:
-        if label in self._targets:
-            return self._targets[label]
-        real = self.reference.of(label)
-        target = None if len(real) < MIN_CLASS_IMAGES else Target(real)
-        if len(self._targets) < MAX_TARGETS:
-            self._targets[label] = target
-        return target
+    def _make_target(self, label: int) -> Target | None:
+        real = self.reference.features[self.reference.labels == label]
+        return Target(real) if len(real) >= MIN_CLASS_IMAGES else None
 
-    def _floor(self, label: int, num_images: int, target: Target) -> float | None:
-        key = (label, num_images)
-        if key not in self._floors:
-            unseen = () if self.heldout is None else self.heldout.of(label)
-            known = len(unseen) >= MIN_CLASS_IMAGES
-            self._floors[key] = floor_at(num_images, np.asarray(unseen), target).distance if known else None
-        return self._floors[key]
+    def _make_floor(self, label: int, num_images: int) -> float | None:
+        heldout, labels, target = self.reference.heldout, self.reference.heldout_labels, self._target(label)
+        if heldout is None or labels is None or target is None:
+            return None
+        unseen = heldout.features[labels == label]
+        return floor_at(num_images, unseen, target).distance if len(unseen) >= MIN_CLASS_IMAGES else None

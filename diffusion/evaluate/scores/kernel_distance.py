@@ -10,7 +10,7 @@ times 1,000.
 """
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,13 +29,6 @@ WHOLE = SUBSETS * SUBSET_SIZE**2  # pairs of a kernel held in full, 100 MB
 CMMD_SIGMA = 10.0
 CMMD_SCALE = 1000.0
 CMMD_BLOCK = 2048
-
-
-class Estimate(NamedTuple):
-    """The mean of a score over subsets or splits, and its standard deviation."""
-
-    mean: float
-    std: float
 
 
 def subsets(count: int, reference_count: int) -> Rows:

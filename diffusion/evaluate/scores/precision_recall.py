@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from diffusion.evaluate.features.extractors import FeatureArray
-from diffusion.evaluate.scores.kernel_distance import Estimate
-from diffusion.evaluate.scores.moments import random_subset
+from diffusion.evaluate.scores.moments import Estimate, random_subset
 from diffusion.protocol.card import NEIGHBOUR, WIDE_NEIGHBOUR
 
 BLOCK = 1024

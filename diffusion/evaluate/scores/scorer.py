@@ -12,7 +12,6 @@ from diffusion.evaluate.features.reference_features import Reference, extractor_
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
     Floor,
-    LabelledFeatures,
     PublishedTarget,
     RealClasses,
     floor_at,
@@ -31,14 +30,14 @@ from diffusion.evaluate.scores.kernel_distance import (
     own_sums,
     subsets,
 )
-from diffusion.evaluate.scores.moments import Float
-from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
-from diffusion.evaluate.scores.torch_fidelity_scores import (
+from diffusion.evaluate.scores.moments import (
+    Float,
     Statistics,
     frechet_distance,
     inception_score,
     statistics,
 )
+from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import SUBSETS, Card, protocol_card, statistics_fields
@@ -137,8 +136,8 @@ class Scorer:
         real = self._real_classes
         if labels is None or real is None or list(names) != self.reference.classes:
             return {}
-        ours = LabelledFeatures(sample.features, labels)
-        found = {name: real.scores(ours.of(i), i, self.spec.distance) for i, name in enumerate(names)}
+        features, metric = sample.features, self.spec.distance
+        found = {name: real.scores(features[labels == i], i, metric) for i, name in enumerate(names)}
         return {name: values for name, values in found.items() if values is not None}
 
     @exact_float32()
@@ -219,12 +218,7 @@ class Scorer:
 
     @cached_property
     def _real_classes(self) -> RealClasses | None:
-        reference, heldout = self.reference, None
-        if reference.labels is None:
-            return None
-        if reference.heldout is not None and reference.heldout_labels is not None:
-            heldout = LabelledFeatures(reference.heldout.features, reference.heldout_labels)
-        return RealClasses(LabelledFeatures(reference.features, reference.labels), heldout)
+        return None if self.reference.labels is None else RealClasses(self.reference)
 
     def _floor(self, num_images: int) -> Floor | None:
         heldout = self.reference.heldout
