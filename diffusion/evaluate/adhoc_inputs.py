@@ -102,10 +102,7 @@ def open_npz_images(path: Path, *, labelled: bool = True) -> ImageStore:
         raise DiffctlError(f"{printable(path)}: {IMAGES} is {found}, want uint8 (N, H, W, C)")
     if not labelled or LABELS not in names:
         return _as_store(path, images, None)
-    try:
-        labels = integers(open_npz(path, LABELS))
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)}: {LABELS} is {error}") from None
+    labels = integers(open_npz(path, LABELS), f"{printable(path)}: {LABELS}")
     if len(labels) != len(images):
         raise DiffctlError(f"{printable(path)}: {LABELS} has {len(labels)} labels for {len(images)} images")
     return _as_store(path, images, labels)

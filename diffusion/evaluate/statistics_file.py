@@ -5,20 +5,16 @@ features and 10,000 images as `arr_0`. EDM stores `mu` and `sigma` in an npz fil
 dict with a `mu` and a `sigma` for each score, such as `fid` and `fd_dinov2`.
 """
 
-import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.readers.arrays import Array, npz_keys, open_npz, plain_array
+from diffusion.data.readers.arrays import Array, entry, npz_keys, open_npz, plain_array
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
@@ -29,12 +25,14 @@ from diffusion.protocol.extractors import (
     extractor_spec,
 )
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.files import sha256_file
 from diffusion.system.regular_files import open_regular, read_error
 
 Float = NDArray[np.float64]
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of an npz file, and of a pickle of protocol 2 or later
-MEAN, COVARIANCE = "mu", "sigma"
+MEAN = "mu"
+DEFAULT_NAMES = (MEAN, "sigma")
 OWN_NAMES = {INCEPTION_SPATIAL.name: ("mu_s", "sigma_s")}
 ROUNDING = 1e-5  # relative tolerance for symmetry and negative eigenvalues, as float32 rounding needs
 
@@ -43,7 +41,6 @@ ROUNDING = 1e-5  # relative tolerance for symmetry and negative eigenvalues, as 
 class PublishedStatistics:
     """A Gaussian: `mean` (D,), `covariance` Σ (D, D), `root` with root·rootᵀ = Σ; `facts` of the card."""
 
-    path: Path
     spec: ExtractorSpec
     mean: Float
     covariance: Float
@@ -54,10 +51,14 @@ class PublishedStatistics:
 def is_statistics(path: Path) -> bool:
     """Return whether a file may hold statistics: a pickle, or an npz file with a `mu`."""
     try:
-        start = _first_bytes(path) if os.path.isfile(path) else b""
-        return start.startswith(PICKLE) or (start == ZIP and MEAN in npz_keys(path))
-    except (OSError, DiffctlError):
+        return os.path.isfile(path) and (_first_bytes(path)[:1] == PICKLE or has_array(path, MEAN))
+    except DiffctlError:
         return False  # opening the file reports the error
+
+
+def has_array(path: Path, name: str) -> bool:
+    """Return whether a file is an npz file with an array of this name."""
+    return _first_bytes(path) == ZIP and name in npz_keys(path)
 
 
 def open_statistics(
@@ -69,14 +70,13 @@ def open_statistics(
     DiffctlError for a damaged file, NaN, and arrays that are not a mean and a covariance.
     """
     spec = INCEPTION if extractor is None else extractor_spec(extractor)
-    name = printable(path)
-    with _opened(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    name, is_zip = printable(path), _first_bytes(path) == ZIP
+    digest = sha256_file(path)
     if sha256 not in (None, digest):
         raise UsageError(
             f"evaluate.statistics: {name} is another file than params.yaml names: its SHA-256 is {digest}"
         )
-    keys, (mean, covariance) = _arrays(path, spec)
+    keys, (mean, covariance) = _npz_arrays(path, spec) if is_zip else _pickled_arrays(path, spec)
     if len(mean.shape) != 1 or covariance.shape != 2 * mean.shape or not math.prod(mean.shape):
         raise DiffctlError(
             f"{name} holds no statistics: {keys[0]} is {mean.shape} and {keys[1]} {covariance.shape}, "
@@ -87,14 +87,9 @@ def open_statistics(
             f"{name} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
             f"{spec.features:,}: give their extractor as --extractor"
         )
-    mu, sigma = _read(mean, keys[0], name), _read(covariance, keys[1], name)
+    mu, sigma = (_read(one, f"{name}: {key}") for key, one in zip(keys, (mean, covariance), strict=True))
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
-    return PublishedStatistics(path, spec, mu, sigma, _root(sigma, keys[1], name), facts)
-
-
-def has_array(path: Path, name: str) -> bool:
-    """Return whether a file is an npz file with an array of this name."""
-    return _first_bytes(path) == ZIP and name in npz_keys(path)
+    return PublishedStatistics(spec, mu, sigma, _root(sigma, f"{name}: {keys[1]}"), facts)
 
 
 def configured_statistics(space: Space) -> PublishedStatistics | None:
@@ -109,73 +104,56 @@ def configured_statistics(space: Space) -> PublishedStatistics | None:
     return open_statistics(path, space.extractor, space.statistics.sha256)
 
 
-def _arrays(path: Path, spec: ExtractorSpec) -> tuple[tuple[str, str], tuple[Array, Array]]:
+def _npz_arrays(path: Path, spec: ExtractorSpec) -> tuple[Sequence[str], tuple[Array, Array]]:
     """Return the names and the arrays of mean and covariance."""
-    default = (MEAN, COVARIANCE)
-    own = OWN_NAMES.get(spec.name, default)
-    if _first_bytes(path) == ZIP:
-        names = own if has_array(path, own[0]) else default
-        return names, (open_npz(path, names[0]), open_npz(path, names[1]))
-    values = _of_score(path, read_pickle(path), spec)
-    names = own if own[0] in values else default
-    try:
-        return names, (plain_array(values[names[0]]), plain_array(values[names[1]]))
-    except (KeyError, TypeError) as error:
-        raise DiffctlError(
-            f"{printable(path)} holds no statistics: {error} for {' and '.join(names)}"
-        ) from None
+    own = OWN_NAMES.get(spec.name, DEFAULT_NAMES)
+    names = own if own[0] in npz_keys(path) else DEFAULT_NAMES
+    return names, (open_npz(path, names[0]), open_npz(path, names[1]))
 
 
-def _of_score(path: Path, values: Any, spec: ExtractorSpec) -> Mapping[str, Any]:
-    """Return the statistics of this extractor's distance in a pickled dict."""
-    if not isinstance(values, dict):
-        raise DiffctlError(f"{printable(path)} holds no statistics: it is no dict of arrays")
-    if MEAN in values:
-        return values
-    scores = [str(name) for name, value in values.items() if isinstance(value, dict)]
-    if spec.distance not in scores:
-        raise UsageError(
-            f"{printable(path)} has no statistics for {spec.distance}, only for "
-            f"{printable(', '.join(scores[:5])) or 'none'}: give an --extractor that it has"
-        )
-    found: Mapping[str, Any] = values[spec.distance]
-    return found
+def _pickled_arrays(path: Path, spec: ExtractorSpec) -> tuple[Sequence[str], tuple[Array, Array]]:
+    """Return the names and the arrays of mean and covariance: of a dict, or of a score's dict in it."""
+    values = read_pickle(path)
+    if isinstance(values, dict) and MEAN not in values:
+        scores = [str(name) for name, value in values.items() if isinstance(value, dict)]
+        if spec.distance not in scores:
+            raise UsageError(
+                f"{printable(path)} has no statistics for {spec.distance}, only for "
+                f"{printable(', '.join(scores[:5])) or 'none'}: give an --extractor that it has"
+            )
+        values = values[spec.distance]
+    mean, covariance = (
+        plain_array(entry(values, name, path), f"{printable(path)}: {name}") for name in DEFAULT_NAMES
+    )
+    return DEFAULT_NAMES, (mean, covariance)
 
 
-def _read(array: Array, key: str, name: str) -> Float:
-    """Read an array as float64; DiffctlError for other types and for NaN or infinity."""
+def _read(array: Array, what: str) -> Float:
+    """Return an array as float64; DiffctlError for other types and for NaN or infinity."""
     if array.dtype.kind != "f" or array.dtype.itemsize not in (4, 8):
-        raise DiffctlError(f"{name}: {key} is {array.dtype}, want float32 or float64")
+        raise DiffctlError(f"{what} is {array.dtype}, want float32 or float64")
     values = array.astype(np.float64)
     if not np.isfinite(values).all():
-        raise DiffctlError(f"{name}: {key} has NaN or infinite values: download the file again")
+        raise DiffctlError(f"{what} has NaN or infinite values: download the file again")
     return values
 
 
-def _root(covariance: Float, key: str, name: str) -> Float:
+def _root(covariance: Float, what: str) -> Float:
     """Return root (D, D) with root·rootᵀ = Σ; DiffctlError unless Σ is positive semidefinite."""
     scale = float(np.abs(covariance).max())
     is_symmetric = scale and np.abs(covariance - covariance.T).max() <= ROUNDING * scale
     values, vectors = np.linalg.eigh(covariance / (scale or 1))
     if not is_symmetric or values[0] < -ROUNDING * values[-1]:
         raise DiffctlError(
-            f"{name}: {key} is no covariance, which is symmetric and has positive eigenvalues: download the "
-            "file again"
+            f"{what} is no covariance, which is symmetric with positive eigenvalues: download the file again"
         )
     root: Float = vectors * np.sqrt(values.clip(0) * scale)
     return root
 
 
 def _first_bytes(path: Path) -> bytes:
-    with _opened(path) as file:
-        return file.read(2)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BufferedReader]:
-    """Open a file; DiffctlError if it cannot be read."""
     try:
         with open_regular(path) as file:
-            yield file
+            return file.read(2)
     except OSError as error:
         raise read_error(path, error) from None

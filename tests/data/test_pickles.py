@@ -171,10 +171,10 @@ def test_false_lengths_and_large_files_allocate_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", ["text", {"a": 1}, 3, [1.5], ["a"], [[0], [1]]])
 def test_other_values_are_no_arrays(value):
-    with pytest.raises(TypeError):
-        plain_array(value)
-    with pytest.raises(TypeError):
-        integers(value)
+    with pytest.raises(DiffctlError, match="x is"):
+        plain_array(value, "x")
+    with pytest.raises(DiffctlError, match="x is"):
+        integers(value, "x")
 
 
 @pytest.mark.parametrize(
@@ -203,5 +203,5 @@ def test_invalid_class_names_of_a_pickle_are_refused(tmp_path, names):
 def test_mini_imagenet_needs_one_class_per_image(tmp_path, rows):
     images = np.zeros((2, 84, 84, 3), np.uint8)
     (tmp_path / "x").write_bytes(pickle.dumps({"image_data": images, "class_dict": rows}, 3))
-    with pytest.raises(DiffctlError, match="Mini-ImageNet"):
+    with pytest.raises(DiffctlError, match="x (has|does not have)|x: class_dict"):
         read_part(tmp_path / "x")

@@ -5,6 +5,7 @@ import math
 import struct
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,24 +85,22 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def plain_array(value: object) -> Array:
-    """Return an array out of a data file; TypeError for anything else."""
+def plain_array(value: object, what: str) -> Array:
+    """Return an array out of a data file; DiffctlError for anything else."""
     if isinstance(value, np.ndarray) and value.ndim:
         return value
-    raise TypeError(f"{type(value).__name__} instead of an array")
+    raise DiffctlError(f"{what} is {type(value).__name__} instead of an array: get the file again")
 
 
-def integers(value: object) -> NDArray[np.int64]:
-    """Return a list or array of integers as int64; TypeError for anything else."""
+def integers(value: object, what: str) -> NDArray[np.int64]:
+    """Return a list or array of integers as int64; DiffctlError for anything else."""
     # Nested lists never reach NumPy: it would expand a list that contains itself.
     if isinstance(value, list | tuple) and all(type(number) is int for number in value):
-        try:
+        with suppress(OverflowError):
             return np.array(value, dtype=np.int64)
-        except OverflowError:
-            raise TypeError("integers that are too large") from None
-    if not isinstance(value, np.ndarray) or value.ndim != 1 or (value.size and value.dtype.kind not in "iu"):
-        raise TypeError("something else instead of a list of integers")
-    return np.array(value, dtype=np.int64)
+    elif isinstance(value, np.ndarray) and value.ndim == 1 and (not value.size or value.dtype.kind in "iu"):
+        return np.array(value, dtype=np.int64)
+    raise DiffctlError(f"{what} is not a list of integers: get the file again")
 
 
 def entry(batch: Any, key: str, path: Path) -> Any:

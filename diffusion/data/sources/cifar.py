@@ -151,22 +151,21 @@ def _read_batch(
     path: Path, label_key: str, first_label: int, classes: int, pixels: int
 ) -> tuple[Array, Labels]:
     """Return mapped images (n, pixels) uint8, and labels counted from 0."""
-    try:
-        if path.suffix == ".npz":
-            images, labels = open_npz(path, "data"), integers(open_npz(path, label_key))
-        else:
-            batch = read_pickle(path)
-            images = plain_array(entry(batch, "data", path))
-            labels = integers(entry(batch, label_key, path))
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)} has {error}: it is not a batch of this set") from None
-    labels = labels - first_label
+    name = printable(path)
+    if path.suffix == ".npz":
+        images, labels = open_npz(path, "data"), open_npz(path, label_key)
+    else:
+        batch = read_pickle(path)
+        images, labels = (
+            plain_array(entry(batch, "data", path), f"{name}: data"),
+            entry(batch, label_key, path),
+        )
+    labels = integers(labels, f"{name}: {label_key}") - first_label
     if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
         raise DiffctlError(
-            f"{printable(path)}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, "
-            f"or are not uint8 with {pixels} values an image"
+            f"{name}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, or are not "
+            f"uint8 with {pixels} values an image"
         )
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
-        last = first_label + classes - 1
-        raise DiffctlError(f"{printable(path)}: its labels are not {first_label} to {last}")
+        raise DiffctlError(f"{name}: its labels are not {first_label} to {first_label + classes - 1}")
     return images, labels

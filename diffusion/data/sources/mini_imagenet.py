@@ -61,21 +61,16 @@ class MiniImageNet:
 
 def read_part(path: Path) -> tuple[Array, NDArray[np.str_]]:
     """Return a file's images, mapped if possible, and the class name of each image."""
-    content = read_pickle(path)
+    content, name = read_pickle(path), printable(path)
+    images = plain_array(entry(content, "image_data", path), f"{name}: image_data")
     classes = entry(content, "class_dict", path)
-    try:
-        images = plain_array(entry(content, "image_data", path))
-        if images.dtype != np.uint8 or images.shape[1:] != SHAPE:
-            raise TypeError(f"images {images.dtype} {images.shape}")
-        if not isinstance(classes, dict):
-            raise TypeError("no rows by class")
-        names = class_names(list(classes), path)
-        of_class = [integers(rows) for rows in classes.values()]
-        rows = np.concatenate([*of_class, np.empty(0, np.int64)])
-        if not len(rows) or not np.array_equal(np.sort(rows), np.arange(images.shape[0])):
-            raise TypeError("no class, or several, for some images")
-    except TypeError as error:
-        raise DiffctlError(f"{printable(path)} has {error}: it is not a file of Mini-ImageNet") from None
+    if images.dtype != np.uint8 or images.shape[1:] != SHAPE or not isinstance(classes, dict):
+        raise DiffctlError(f"{name} has images {images.dtype} {images.shape}: it is no file of Mini-ImageNet")
+    names = class_names(list(classes), path)
+    of_class = [integers(rows, f"{name}: class_dict") for rows in classes.values()]
+    rows = np.concatenate([*of_class, np.empty(0, np.int64)])
+    if not len(rows) or not np.array_equal(np.sort(rows), np.arange(len(images))):
+        raise DiffctlError(f"{name} does not have one class for each image: it is no file of Mini-ImageNet")
     of_image = np.empty(len(rows), dtype=object)
     of_image[rows] = np.repeat(np.array(names, dtype=object), [len(part) for part in of_class])
     return images, of_image.astype(str)
