@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.lib import format as npy
-from numpy.typing import NDArray
 from pydantic import NonNegativeInt
 
 from diffusion.data.readers.image_files import conform
 from diffusion.data.source import Job, Reader
 from diffusion.images.digests import row_digests
+from diffusion.images.store import Images
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_errors, sync_file
@@ -182,13 +182,11 @@ def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str
         digests[:, 32:] = rows.digests
     with disk_errors(target.folder):
         _write_at(target.images, len(target.header) + start * target.row_bytes, images)
-        _write_at(target.digests, start * 64, digests)
+        _write_at(target.digests, 64 * start, digests)
     return start, {start + row: why for row, why in rows.bad.items()}
 
 
-def _write_at(path: Path, offset: int, values: NDArray[np.uint8]) -> None:
-    with open(path, "r+b", buffering=0) as file:
+def _write_at(path: Path, offset: int, values: Images) -> None:
+    with open(path, "r+b") as file:
         file.seek(offset)
-        rest = values.reshape(-1)
-        while len(rest):
-            rest = rest[file.write(rest.data) :]
+        file.write(values.data)

@@ -1,6 +1,6 @@
 """Score any images against other images or against published statistics, by the code that scores a sweep."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import (
     Extractor,
     FeatureArray,
+    Progress,
     exact_float32,
     space_extractor,
 )
@@ -24,8 +25,6 @@ from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.store import ImageStore
 from diffusion.layout import REFERENCE
 from diffusion.protocol.card import missing_reason, missing_scores, neighbour_card, statistics_card
-
-Progress = Callable[[int, int], None]
 
 DEFAULTS = EvaluateConfig()
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces

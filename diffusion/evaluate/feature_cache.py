@@ -9,7 +9,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from diffusion.downloads.fetch import cache_root
-from diffusion.evaluate.features.extractors import Extractor, Features, extract, offset_progress
+from diffusion.evaluate.features.extractors import Extractor, Features, Progress, extract, offset_progress
 from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import ImageStore
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
@@ -27,8 +27,6 @@ from diffusion.system.section import fingerprint
 
 BLOCK = 2048  # images per file; the last file also holds the remainder
 MAX_BYTES = 16 * 10**9  # of the cache: about 30 sets of 50,000 images with 1,280 features and logits
-
-Progress = Callable[[int, int], None]
 
 
 def cache_folder() -> Path:

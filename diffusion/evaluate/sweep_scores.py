@@ -19,6 +19,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import (
     Extractor,
     Features,
+    Progress,
     exact_float32,
     extract,
     space_extractor,
@@ -37,7 +38,6 @@ from diffusion.system.files import write_text
 from diffusion.system.section import explain
 from diffusion.system.threads import Stopped, gather, half_of_the_cores, two_threads
 
-Progress = Callable[[int, int], None]
 Values = dict[str, Any]
 MODEL = "model_sha256"  # field of the card
 

@@ -1,7 +1,6 @@
 """Scores during training: N images of the EMA network against the reference, every K steps."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import nn
 from diffusion.choice.ranking import is_auxiliary, ranking_score
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.extractors import Extractor, extract
+from diffusion.evaluate.features.extractors import Extractor, Progress, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
@@ -29,7 +28,6 @@ from diffusion.system.json_files import read_json
 from diffusion.system.section import Section
 
 Scores = dict[str, float]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from diffusion.system.memory import keep_freed_memory
 from diffusion.system.references import load_reference
 
 FeatureArray = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # images done, images in all
 
 
 @dataclass(frozen=True)
@@ -213,8 +214,6 @@ def extract(
     return Features(*found)
 
 
-def offset_progress(
-    progress: Callable[[int, int], None] | None, before: int, total: int
-) -> Callable[..., None] | None:
+def offset_progress(progress: Progress | None, before: int, total: int) -> Callable[..., None] | None:
     """Return the progress callback of a part after `before` images of `total`; its own total is ignored."""
     return None if progress is None else lambda done, *_: progress(before + done, total)

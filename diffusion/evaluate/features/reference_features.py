@@ -5,7 +5,7 @@ A folder with `features.npy` and `labels.npy` of the reference split, `heldout.n
 are optional. Further feature spaces are subfolders named by their extractors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from diffusion.evaluate.features.extractors import (
     Extractor,
     FeatureArray,
     Features,
+    Progress,
     extract,
     offset_progress,
     space_extractor,
@@ -31,8 +32,6 @@ from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
 from diffusion.system.json_files import JsonObject
 from diffusion.system.section import brief, fingerprint
-
-Progress = Callable[[int, int], None]
 
 ARRAYS = "arrays"  # key of the meta: each array's digest
 
