@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from diffusion.check.findings import Finding, Project
-from diffusion.data.problems import summarize
+from diffusion.data.source import summarize
 from diffusion.images.digests import is_verified, read_note, verify
 from diffusion.images.store import ImageStore
 from diffusion.layout import PREPARED, STARTS

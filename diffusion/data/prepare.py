@@ -1,18 +1,18 @@
 """Body of the data stage: raw data to stores. Equal raw files and config give equal bytes."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.data.data_config import SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
-from diffusion.data.problems import refuse_problems
-from diffusion.data.source import RawData
+from diffusion.data.source import Problem, RawData, summarize, write_list
 from diffusion.data.split_stores import FilledSplit, write_stores
 from diffusion.downloads.fetch import OnProgress
 from diffusion.layout import PREPARE_RUNS
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.section import fingerprint
@@ -39,19 +39,29 @@ def prepare(
     raw = build_source(config).open(downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":
-        refuse_problems(raw.problems, listing)
+        _refuse(raw.problems, listing)
     folder = work / _name(config, raw)
     with file_lock(_lock_of(folder), timeout=0, busy=BUSY):
         folder.mkdir(exist_ok=True)
         filled = _fill_all(folder, config, raw, progress)
         problems = sorted([*raw.problems, *(problem for split in filled for problem in split.problems())])
         if config.on_bad == "stop":
-            refuse_problems(problems, listing)
+            _refuse(problems, listing)
         with atomic_folder(out) as made:
             write_stores(made, config, raw, filled, problems)
         _drop(folder)
     listing.unlink(missing_ok=True)
     _drop_unfinished(work)
+
+
+def _refuse(problems: Sequence[Problem], listing: Path) -> None:
+    """Raise a DiffctlError with the summary if there are problems; write the full list to `listing`."""
+    if problems:
+        write_list(listing, problems)
+        raise DiffctlError(
+            f"{len(problems):,} of the raw files cannot be used: {summarize(problems)}; repair or remove "
+            f"them, or set data.on_bad: skip to leave them out (all of them are listed in {listing})"
+        )
 
 
 def shape_of(config: DataConfig, native: tuple[int, int, int] | None) -> tuple[int, int, int]:

@@ -4,6 +4,8 @@ A source names its classes and opens its splits. It neither resizes nor stores: 
 rows in several processes and writes the store.
 """
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +17,46 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.holdout import Indices
-from diffusion.data.problems import Problem
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Images, Labels
 from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.files import write_text
 
 HEAVY_BYTES = 1 << 28  # of arrays that justify several processes
 MAX_NAME_LENGTH = 255  # characters of a class name, as of a folder's
 IMAGENET_CLASSES = 1000
+SHOWN = 3  # paths of each kind of problem in a sentence
+
+
+class Problem(NamedTuple):
+    """A file or class (relative to the data set's folder) and why it cannot be used."""
+
+    where: str
+    why: str
+
+
+def count_problems(problems: Sequence[Problem]) -> dict[str, int]:
+    """Return the number of problems of each kind."""
+    return dict(sorted(Counter(problem.why for problem in problems).items()))
+
+
+def summarize(problems: Sequence[Problem]) -> str:
+    """Return counts by kind with the first paths: "2 truncated (a/1.png, b/7.png), 1 empty class (c)"."""
+    parts = []
+    for why, count in count_problems(problems).items():
+        paths = [printable(problem.where) for problem in problems if problem.why == why]
+        more = ", …" if count > SHOWN else ""
+        parts.append(f"{count:,} {why} ({', '.join(paths[:SHOWN])}{more})")
+    return "; ".join(parts)
+
+
+def write_list(path: Path, problems: Sequence[Problem]) -> None:
+    """Write all problems as CSV with the columns file and why."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "why"))
+    writer.writerows((printable(problem.where), problem.why) for problem in problems)
+    write_text(path, text.getvalue())
 
 
 class Rows(NamedTuple):
@@ -148,11 +182,13 @@ def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
     """Return the names as text; DiffctlError unless each is printable, valid UTF-8 and unique."""
     if not isinstance(names, list | tuple):
         raise DiffctlError(f"{printable(origin)} has no list of classes: it is not a file of this set")
-    found = tuple(_text(name) for name in names)
+    found = tuple(
+        name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in names
+    )
     for name in found:
-        if not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
             raise DiffctlError(
-                f"{printable(origin)} has a class named {printable(name[:40])!r}: give it a name of at most "
+                f"{printable(origin)} has a class named {printable(name)[:40]!r}: give it a name of at most "
                 f"{MAX_NAME_LENGTH} printable characters"
             )
     if twice := [name for name, count in Counter(found).items() if count > 1]:
@@ -164,9 +200,3 @@ def unique_names(classes: Sequence[tuple[str, str]], origin: Path) -> tuple[str,
     """Return names of (synset, name) pairs, duplicates with the synset; DiffctlError as `class_names`."""
     seen = Counter(name for _, name in classes)
     return class_names([n if seen[n] == 1 else f"{n} ({synset})" for synset, n in classes], origin)
-
-
-def _text(name: object) -> str:
-    if isinstance(name, bytes):
-        return name.decode("utf-8", "surrogateescape")
-    return name if isinstance(name, str) else ""

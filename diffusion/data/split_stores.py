@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.journal import SplitTarget
-from diffusion.data.problems import Problem, count_problems, write_list
 from diffusion.data.readers.image_files import transforms
-from diffusion.data.source import RawData, Split
+from diffusion.data.source import Problem, RawData, Split, count_problems, write_list
 from diffusion.images.digests import combine_digests
 from diffusion.images.store import Labels, describe_store
 from diffusion.system.errors import DiffctlError

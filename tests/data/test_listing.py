@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.problems import Problem, summarize
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.source import Problem, summarize
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers import generated_paths as at

@@ -203,5 +203,5 @@ def test_invalid_class_names_of_a_pickle_are_refused(tmp_path, names):
 def test_mini_imagenet_needs_one_class_per_image(tmp_path, rows):
     images = np.zeros((2, 84, 84, 3), np.uint8)
     (tmp_path / "x").write_bytes(pickle.dumps({"image_data": images, "class_dict": rows}, 3))
-    with pytest.raises(DiffctlError, match="x (has|does not have)|x: class_dict"):
+    with pytest.raises(DiffctlError, match=r"x (has|does not have)|x: class_dict"):
         read_part(tmp_path / "x")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.problems import Problem
+from diffusion.data.source import Problem
 from diffusion.images.decode import SUFFIXES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import open_regular
