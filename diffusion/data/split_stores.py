@@ -32,9 +32,8 @@ class FilledSplit(NamedTuple):
 
     def problems(self) -> list[Problem]:
         """Return the bad rows by file name."""
-        rows = np.array(sorted(self.bad), dtype=np.int64)
-        names = self.split.reader.names(rows)
-        return [Problem(name, self.bad[row]) for name, row in zip(names, rows.tolist(), strict=True)]
+        names = self.split.reader.names(np.array([*self.bad], dtype=np.int64))
+        return [Problem(name, why) for name, why in zip(names, self.bad.values(), strict=True)]
 
     def good(self) -> NDArray[np.bool_]:
         """Return a mask of the rows with an image."""
@@ -60,10 +59,9 @@ class Scanned(NamedTuple):
 def write_stores(
     out: Path, config: DataConfig, raw: RawData, filled: Sequence[FilledSplit], problems: Sequence[Problem]
 ) -> None:
-    """Write a store per split into `out`, and two lists: skipped.csv and duplicates.csv.
+    """Write a store per split into `out`, and skipped.csv and duplicates.csv if there are any.
 
-    A class without images is left out. Complete images are moved, not copied. DiffctlError if a split has no
-    image left.
+    A class without images is left out. DiffctlError if a split has no image left.
     """
     classes, new_label = _classes(raw, filled) if problems else (list(raw.classes), None)
     scanned = {part.name: _scan(part, new_label) for part in filled}
@@ -100,13 +98,10 @@ def write_stores(
 
 def pixel_std(images: Iterable[NDArray[np.uint8]]) -> float:
     """Return the pixels' standard deviation in [−1, 1], of four digits: EDM's σ_data (2206.00364, F.6)."""
-    counts = np.zeros(256, dtype=np.int64)
-    for some in images:
-        counts += np.bincount(np.asarray(some).reshape(-1), minlength=256)
+    counts = sum(np.bincount(np.asarray(some).reshape(-1), minlength=256) for some in images)
     values = np.arange(256) / 127.5 - 1
-    mean = float((counts * values).sum() / counts.sum())
-    variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
-    return float(f"{math.sqrt(variance):.4g}")
+    mean = np.average(values, weights=counts)
+    return float(f"{math.sqrt(np.average((values - mean) ** 2, weights=counts)):.4g}")
 
 
 def _scan(part: FilledSplit, new_label: Labels | None) -> Scanned:
@@ -159,22 +154,15 @@ def _copies(filled: Sequence[FilledSplit], scanned: dict[str, Scanned]) -> list[
     again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
     again = again[np.argsort(order[again])][:LISTED]
     originals = order[np.searchsorted(keys, keys[again])]
-    names = _names(filled, np.concatenate([order[again], originals]))
-    pairs = zip(names[: len(again)], names[len(again) :], strict=True)
-    return [Problem(copy, f"copy of {original}") for copy, original in pairs]
+    rows = [np.flatnonzero(part.good()) for part in filled]
 
+    def name(place: int) -> str:
+        at = int(place >= len(rows[0]))  # of the two splits
+        row = rows[at][[place - at * len(rows[0])]]
+        return f"{filled[at].name}: {filled[at].split.reader.names(row)[0]}"
 
-def _names(filled: Sequence[FilledSplit], places: NDArray[np.int64]) -> list[str]:
-    """Return names of images by their index over the good rows of all splits."""
-    names = np.empty(len(places), dtype=object)
-    start = 0
-    for part in filled:
-        rows = np.flatnonzero(part.good())
-        mine = np.flatnonzero((places >= start) & (places < start + len(rows)))
-        found = part.split.reader.names(rows[places[mine] - start])
-        names[mine] = [f"{part.name}: {name}" for name in found]
-        start += len(rows)
-    return names.tolist()
+    pairs = zip(order[again].tolist(), originals.tolist(), strict=True)
+    return [Problem(name(copy), f"copy of {name(original)}") for copy, original in pairs]
 
 
 def _good_images(part: FilledSplit) -> Iterator[NDArray[np.uint8]]:

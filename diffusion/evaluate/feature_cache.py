@@ -29,11 +29,6 @@ BLOCK = 2048  # images per file; the last file also holds the remainder
 MAX_BYTES = 16 * 10**9  # of the cache: about 30 sets of 50,000 images with 1,280 features and logits
 
 
-def cache_folder() -> Path:
-    """Return the folder of all cached features."""
-    return cache_root() / "features"
-
-
 def cached_features(
     extractor: Extractor,
     stores: Sequence[ImageStore],
@@ -46,7 +41,8 @@ def cached_features(
     a warning; so is one that cannot be written, the next time. DiffctlErrors as `extract`.
     """
     made = {"dtype": "float32", **extraction(extractor)}
-    folders = [cache_folder() / fingerprint({**made, "digest": store.digest}) for store in stores]
+    root = cache_root() / "features"
+    folders = [root / fingerprint({**made, "digest": store.digest}) for store in stores]
     sets = dict(zip(folders, stores, strict=True))  # equal images on both sides are extracted once
     found = {}
     for folder, store in sets.items():
@@ -61,13 +57,13 @@ def cached_features(
         part = found[folder][block] = extract(extractor, images, batch_size, show, block.start)
         _write(_path(folder, block), part)
         done += len(block)
-    _evict(cache_folder(), set(sets))
+    _evict(root, set(sets))
     joined = {folder: _joined([part for part in parts.values() if part]) for folder, parts in found.items()}
     return [joined[folder] for folder in folders]
 
 
 def blocks(count: int) -> list[range]:
-    """Return the blocks of `count` images. None has fewer than two images, unless there are fewer."""
+    """Return the blocks of `count` images, of at least two images each if there are so many."""
     starts = range(0, max(1, count // BLOCK) * BLOCK, BLOCK)
     return [range(start, count if start == starts[-1] else start + BLOCK) for start in starts]
 
@@ -94,11 +90,8 @@ def _write(path: Path, part: Features) -> None:
     try:
         write_checksummed(path, lambda file: file.write(save(arrays)), _name(path))
     except OSError as error:
-        message = (
-            f"features cannot be cached in {printable(path.parent)} ({error.strerror}): "
-            "free some space there, or set DIFFCTL_CACHE to another folder"
-        )
-        warnings.warn(message, DiffctlWarning, stacklevel=3)
+        found = f"features cannot be cached in {printable(path.parent)} ({error.strerror})"
+        warnings.warn(f"{found}: free some space, or set DIFFCTL_CACHE", DiffctlWarning, stacklevel=3)
 
 
 def _joined(parts: Sequence[Features]) -> Features:
@@ -114,7 +107,7 @@ def _path(folder: Path, block: range) -> Path:
 
 
 def _name(path: Path) -> str:
-    """Return the block's name in its checksum, which contains the fingerprint of images and extractor."""
+    """Return the block's name in its checksum, with the fingerprint of images and extractor."""
     return f"{path.parent.name}/{path.name}"
 
 

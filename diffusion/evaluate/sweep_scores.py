@@ -156,12 +156,11 @@ def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
 
 def shared_values(scorer: Scorer, num_images: int) -> Values:
     """Return a document's values for all cells: extractor, reference with its floor, and confidence."""
-    floor, real = scorer.floor(num_images), scorer.real(num_images)
-    reference = scorer.reference.facts
-    if floor is not None and real is not None:
-        known = {"num_images": num_images, "extrapolated": floor.extrapolated}
-        reference = {**reference, "floor": {**known, **real}}
-    document = {"extractor": scorer.spec.name, "reference": reference}
+    reference, floor = scorer.reference.facts, scorer.real(num_images)
+    document: Values = {
+        "extractor": scorer.spec.name,
+        "reference": reference if floor is None else {**reference, "floor": floor},
+    }
     if scorer.intervals:
         document["intervals"] = {"confidence": CONFIDENCE}
     return document
@@ -181,10 +180,9 @@ def write_scores(document: ScoresDocument, scores: Path, curves: Path) -> None:
     writer.writerow(["cell", "line", *axes, "metric", "value"])
     for name, cell in cells:
         point = [name, describe_line(cell.axes), *(cell.axes.get(axis, "") for axis in axes)]
-        scored = sorted(
-            (metric, value) for metric, value in cell.all_scores.items() if not is_auxiliary(metric)
-        )
-        writer.writerows([*point, metric, value] for metric, value in scored)
+        for metric, value in sorted(cell.all_scores.items()):
+            if not is_auxiliary(metric):
+                writer.writerow([*point, metric, value])
     write_text(curves, text.getvalue())
 
 

@@ -40,7 +40,7 @@ class ValidationImages:
 
 
 class ValidationScorer:
-    """Score a network by the same few images after any number of steps."""
+    """Score a network by the same few images after any number of steps; the score `ranked_by` ranks them."""
 
     def __init__(
         self, images: ValidationImages, extractor: Extractor, reference: Reference, section: EvaluateConfig
@@ -49,11 +49,8 @@ class ValidationScorer:
         self.features_at_once = section.batch_size
         self.scorer = Scorer(reference, False, section.prc_images, extractor.device, section.prc_samples)
 
-    @property
-    def ranked_by(self) -> str:
-        """The score that ranks the steps; lower is better."""
-        has_floor = self.scorer.reference.heldout is not None
-        return ranking_score(self.scorer.spec, self.images.count, has_floor=has_floor)
+        has_floor = reference.heldout is not None
+        self.ranked_by = ranking_score(self.scorer.spec, images.count, has_floor=has_floor)
 
     def card(self, artefact: Artefact) -> Card:
         """Return everything that the scores depend on, except the weights; `artefact` describes the model."""
@@ -112,11 +109,9 @@ class ScoredCheckpoints:
     ) -> tuple[Path | None, list[int]]:
         """Store the scores; return the step's file if it is kept, and the steps that were removed."""
         known = self.scores() | {step: scores}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        steps = {str(key): known[key] for key in known}
+        steps = {str(key): value for key, value in known.items()}
         write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
-        kept = self._kept(known)
-        path = self._path(step)
+        kept, path = self._kept(known), self._path(step)
         if step in kept:
             save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
         present = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))

@@ -41,8 +41,6 @@ def read_pickle(path: Path) -> Any:
     try:
         content = read_regular(path, MAX_BYTES)
         value = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except FileNotFoundError:
-        raise DiffctlError(f"{printable(path)} is missing") from None
     except OSError as error:
         raise read_error(path, error) from None
     except _Forbidden as error:
@@ -56,9 +54,9 @@ def read_pickle(path: Path) -> Any:
         raise DiffctlError(
             f"{printable(path)} is damaged or not a pickle of arrays ({printable(error)[:200]}): get it again"
         ) from None
-    if isinstance(value, dict):
-        return {key: _left_in_file(path, content, entry) for key, entry in value.items()}
-    return value
+    if not isinstance(value, dict):
+        return value
+    return {key: _left_in_file(path, content, entry) for key, entry in value.items()}
 
 
 def _plain_dtype(code: Any, *_: Any) -> np.dtype[Any]:

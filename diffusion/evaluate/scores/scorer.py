@@ -71,9 +71,8 @@ class Scorer:
         most_samples: int | None = None,
         published: PublishedStatistics | None = None,
     ) -> None:
-        self.reference, self.intervals, self.most = reference, intervals, most
-        self.most_samples = most_samples or most
-        self.device = torch.device(device)
+        self.reference, self.intervals = reference, intervals
+        self.most, self.most_samples, self.device = most, most_samples or most, torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.published = None if published is None else PublishedTarget(published)
         self.floor = lru_cache(self._floor)
@@ -84,8 +83,8 @@ class Scorer:
         """Return the full card; `sampling` is the part that comes with the samples."""
         most = self.most_samples, self.most
         card = protocol_card(sampling, num_images, self.reference.meta, self.spec, most)
-        card |= extractor_card(self.spec)
-        return card if self.published is None else card | statistics_fields(self.published.facts)
+        published = {} if self.published is None else statistics_fields(self.published.facts)
+        return card | extractor_card(self.spec) | published
 
     def scores(self, sample: Features) -> Scores:
         """Return every score of a sample that the reference allows, and the ends of intervals."""
@@ -141,11 +140,11 @@ class Scorer:
         return {name: values for name, values in found.items() if values is not None}
 
     @exact_float32()
-    def real(self, num_images: int) -> Scores | None:
-        """Return the scores of as many held-out real images, or of all; None without any.
+    def real(self, num_images: int) -> dict[str, Any] | None:
+        """Return `num_images`, `extrapolated` and the scores of as many held-out real images, or of all.
 
-        The distance is the floor at `num_images`. The Inception score, which has no such bias, is of all
-        images.
+        None without any. The distance is the floor at `num_images`. The Inception score, which has no such
+        bias, is of all images.
         """
         floor, heldout = self.floor(num_images), self.reference.heldout
         if floor is None or heldout is None:
@@ -153,7 +152,8 @@ class Scorer:
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         limit, _ = limit_and_errors(sample.features, self.target, False)
         manifold = Manifold(sample.features, self.most_samples, self.device)
-        scores = {self.spec.distance: floor.distance, self.spec.limit: limit}
+        scores: dict[str, Any] = {"num_images": num_images, "extrapolated": floor.extrapolated}
+        scores |= {self.spec.distance: floor.distance, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False).scores
         if self.published is not None:
             own = statistics(sample.features)
@@ -188,14 +188,12 @@ class Scorer:
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
         """Return the ends of the intervals, by name."""
         deviations = {name: float(np.linalg.norm(parts)) for name, parts in errors.items()}
-        if errors and "excess" in scores:
-            of_floor = self._floor_error(num_images)
-            if of_floor is not None:
-                deviations["excess"] = float(np.hypot(deviations[self.spec.distance], of_floor))
+        if "excess" in scores and errors and (of_floor := self._floor_error(num_images)) is not None:
+            deviations["excess"] = float(np.hypot(deviations[self.spec.distance], of_floor))
         ends: Scores = {}
-        positive = self.spec.distance, self.spec.published
         for name, deviation in deviations.items():
-            low, high = interval(scores[name], deviation, positive=name in positive)
+            positive = name in (self.spec.distance, self.spec.published)
+            low, high = interval(scores[name], deviation, positive=positive)
             ends |= {f"{name}_low": low, f"{name}_high": high}
         return ends
 
