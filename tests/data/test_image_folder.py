@@ -135,15 +135,6 @@ def test_links_are_followed_once(tmp_path):
     assert names == {"a/x.png", "a/gone.png", "b/0.png", "b/1.png", "b/2.png", "b/3.png"}
 
 
-def test_undecodable_names_are_reported(tmp_path):
-    raw = write_numbered(tmp_path / "raw", random_images(0, 3, 8), "a")
-    odd = b"a/\xff\xfe.png"
-    with open(bytes(raw) + b"/" + odd, "wb") as file:
-        file.write(b"nothing")
-    with pytest.raises(DiffctlError, match=r"1 not an image \(a/\\udcff\\udcfe\.png\)"):
-        prepared(tmp_path, name="image-folder", path=raw, image_size=8)
-
-
 @pytest.mark.parametrize(
     "make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")]
 )

@@ -9,23 +9,18 @@ import torch
 
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
-from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import frechet_scores
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import limit_and_errors
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
-from diffusion.images.store import open_store, write_store
+from diffusion.images.store import write_store
 from diffusion.protocol.card import subset_size
 from diffusion.protocol.extractors import EXTRACTORS
-from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
-from diffusion.train.train_step import new_state
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.features import normal
-from tests.helpers.trainings import plan_of
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
@@ -84,26 +79,19 @@ def tf32(monkeypatch):
 EXACT = ("highest", False)
 
 
-def test_scoring_disables_tf32_and_restores_it(tf32):
+def test_extraction_and_scoring_disable_tf32_and_restore_it(tf32):
+    extractor = effnet()
+    extractor.module.register_forward_pre_hook(
+        lambda *_: tf32.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    )
+    extract(extractor, real_digits()[0][:4])
     scorer_of_real = scorer(made_up(40, seed=1))
     scorer_of_real.scores(made_up(30, seed=2))
     scorer_of_real.real(30)
     assert set(tf32) == {EXACT}
-    assert len(tf32) > 4
+    assert len(tf32) > 5
     with pytest.raises(ValueError, match="broadcast"):
         scorer_of_real.scores(made_up(30, dimension=3))
-
-
-def test_scoring_during_training_disables_tf32(tf32, digits_store):
-    extractor, (images, _) = effnet(), real_digits()
-    module, real = extractor.module, extract(extractor, images[:20])
-    module.register_forward_pre_hook(lambda *_: tf32.append(("extracting", torch.backends.cudnn.allow_tf32)))
-    state = new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
-    few = ValidationImages(SampleSettings(steps=2), count=8, batch_size=8)
-    validation = ValidationScorer(few, extractor, Reference(META, real.features, real), EvaluateConfig())
-    scores = validation.scores(state.ema, state.plan, lambda done, total: None)
-    assert {"precision_effnet_lite0_64", "memorisation"} <= scores.keys()
-    assert set(tf32) == {EXACT, ("extracting", False)}
 
 
 def test_class_targets_are_computed_once(monkeypatch):

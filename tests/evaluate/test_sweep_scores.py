@@ -10,14 +10,12 @@ import pytest
 import torch
 
 from diffusion.choice.confidence import interval_of
-from diffusion.choice.ranking import rank_metric
 from diffusion.evaluate.features.extractors import exact_float32, extract
 from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, Cell
-from diffusion.protocol.scores import ImageScores
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
 from diffusion.system.threads import Stopped
@@ -63,6 +61,7 @@ def own(sweep, tmp_path):
 
 def test_every_cell_has_scores_and_a_card(document):
     assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
+    assert set(differing_fields([cell.card for cell in document.cells.values()])) == {"steps", "eta", "nfe"}
     for name, cell in document.cells.items():
         assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes", "errors"}
         assert name == Cell(cell.steps, cell.eta).name
@@ -110,25 +109,6 @@ def test_class_scores_equal_those_of_the_class_alone(sweep, document, extractor)
     want = frechet_distance(statistics(ours), statistics(real))
     assert three[FD] == pytest.approx(want, rel=1e-4)
     assert three["excess"] == three[FD] - three["floor"]
-
-
-@pytest.mark.parametrize(
-    ("count", "more", "metric"),
-    [
-        (4999, {"excess": 1.0, "floor": 2.0}, "kid"),
-        (5000, {"excess": 1.0, "floor": 2.0}, "excess"),
-        (5000, {}, "fid"),
-    ],
-)
-def test_few_images_are_ranked_by_the_kernel_distance(count, more, metric):
-    scores = {"fid": 3.0, "kid": 0.1, "kid_std": 0.1, **more}
-    card = {"num_images": count, "extractor": "inception-v3-compat"}
-    assert rank_metric(ImageScores(scores=scores, card=card)) == metric
-
-
-def test_cards_of_a_sweep_differ_only_in_the_axes(document):
-    cards = [cell.card for cell in document.cells.values()]
-    assert set(differing_fields(cards)) == {"steps", "eta", "nfe"}
 
 
 def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):

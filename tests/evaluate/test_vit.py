@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.evaluate.features import extractors, vit
-from diffusion.evaluate.features.extractors import extract, load_extractor
+from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.evaluate.features.vit import Vit
 from diffusion.protocol.extractors import CLIP, DINOV2, EXTRACTORS
 from diffusion.system.errors import DiffctlError, UsageError
@@ -155,17 +155,6 @@ def test_positions_use_the_published_scale():
     got = vit.positions(embeddings, 16)
     torch.testing.assert_close(got[:, :1], embeddings[:, :1])
     np.testing.assert_allclose(got[0, 1:], want, atol=1e-5)
-
-
-def test_weights_file_is_checked_and_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(EXTRACTORS.data, DINOV2.name, SMALL_DINOV2)
-    loaded = load_saved(tmp_path, DINOV2.name, published_dinov2())
-    seen = extract(loaded, images().permute(0, 2, 3, 1).numpy())
-    assert (seen.features.shape, seen.logits) == ((2, WIDTH), None)
-    sha256 = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
-    assert loaded.weights_sha256 == sha256
-    with pytest.raises(DiffctlError, match=r"does not hold the weights of dinov2-vit-l14: its SHA-256 is"):
-        load_extractor(DINOV2.name, tmp_path / "weights.pth")
 
 
 def test_missing_package_is_refused_before_a_download(monkeypatch, tmp_path):
