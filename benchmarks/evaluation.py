@@ -20,8 +20,8 @@ from torch.utils.data import Subset
 from torch_fidelity import calculate_metrics
 
 from benchmarks import SMALL, print_goal, seconds_of
-from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.features.reference_features import build_reference
+from diffusion.evaluate.features.extractors import extract, load_extractor
+from diffusion.evaluate.features.reference_features import make_reference_of
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.evaluate.sweep_scores import score_cells
 from diffusion.images.store import Images, ImageStore, write_store
@@ -81,7 +81,9 @@ def write_stores(folder: Path, cells: int, size: int) -> Stores:
 def ours(stores: Stores) -> Scores:
     """Return the scores of every cell, from images to numbers."""
     extractor = load_extractor(EXTRACTOR, device=default_device())
-    scorer = Scorer(build_reference(extractor, [stores.train, stores.test]), True, 10_000, extractor.device)
+    real = [stores.train, stores.test]
+    reference = make_reference_of(extractor, real, [extract(extractor, one.images) for one in real])
+    scorer = Scorer(reference, True, 10_000, extractor.device)
     cells = score_cells(stores.cells, [(extractor, scorer)]).cells
     return {name: cell.scores for name, cell in cells.items()}
 

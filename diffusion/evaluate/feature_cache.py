@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from diffusion.downloads.fetch import cache_root
-from diffusion.evaluate.features.extractors import Extractor, Features, Progress, extract, offset_progress
+from diffusion.evaluate.features.extractors import Extractor, Features, Progress, ProgressCounter, extract
 from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import ImageStore
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
@@ -50,13 +50,11 @@ def cached_features(
             os.utime(folder)  # marks it as recently used
         found[folder] = {block: _read(_path(folder, block), block, extractor) for block in blocks(len(store))}
     left = [(key, block) for key, parts in found.items() for block in parts if parts[block] is None]
-    done, total = 0, sum(len(block) for _, block in left)
+    counter = ProgressCounter(progress, sum(len(block) for _, block in left))
     for folder, block in left:
-        show = offset_progress(progress, done, total)
         images = sets[folder].images[block.start : block.stop]
-        part = found[folder][block] = extract(extractor, images, batch_size, show, block.start)
+        part = found[folder][block] = extract(extractor, images, batch_size, counter.part(), block.start)
         _write(_path(folder, block), part)
-        done += len(block)
     _evict(root, set(sets))
     joined = {folder: _joined([part for part in parts.values() if part]) for folder, parts in found.items()}
     return [joined[folder] for folder in folders]

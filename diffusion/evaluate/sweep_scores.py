@@ -2,8 +2,7 @@
 
 import csv
 import io
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from diffusion.evaluate.features.extractors import (
     Extractor,
     Features,
     Progress,
+    ProgressCounter,
     exact_float32,
     extract,
     space_extractor,
@@ -36,7 +36,7 @@ from diffusion.protocol.settings import AXES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain
-from diffusion.system.threads import Stopped, gather, half_of_the_cores, two_threads
+from diffusion.system.threads import gather, half_of_the_cores, two_threads
 
 Values = dict[str, Any]
 MODEL = "model_sha256"  # field of the card
@@ -114,34 +114,6 @@ def two_scoring_threads() -> Iterator[Executor]:
         two_threads() as pool,
     ):
         yield pool
-
-
-class ProgressCounter:
-    """The total progress of several concurrent parts, as (done, total). It never decreases."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total = progress, total
-        self.done, self.stopped = 0, False
-        self.lock = threading.Lock()
-
-    def part(self) -> Callable[[int], None]:
-        """Return the callback of one part. It receives the part's number of done images."""
-        before = 0
-
-        def show(done: int) -> None:
-            nonlocal before
-            with self.lock:
-                if self.stopped:
-                    raise Stopped
-                self.done, before = self.done + done - before, done
-                if self.progress is not None:
-                    self.progress(self.done, self.total)
-
-        return show
-
-    def stop(self) -> None:
-        """Make every running part raise Stopped at its next batch."""
-        self.stopped = True
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:

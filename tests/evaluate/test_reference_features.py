@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.features.reference_features import (
-    build_reference,
     extraction_code,
     make_reference,
+    make_reference_of,
     matching_reference,
     open_reference,
     write_reference,
@@ -136,7 +136,8 @@ def arrays_of(reference):
 
 
 def test_reference_without_held_out_images(made, extractor, tmp_path):
-    reference = build_reference(extractor, [open_store(made[0] / "test")])
+    store = open_store(made[0] / "test")
+    reference = make_reference_of(extractor, [store], [extract(extractor, store.images)])
     write_reference(tmp_path / "r", reference)
     again = open_reference(tmp_path / "r", extractor, "test")
     assert again.heldout is None

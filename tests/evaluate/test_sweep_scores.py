@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from diffusion.choice.confidence import interval_of
-from diffusion.evaluate.features.extractors import exact_float32, extract
+from diffusion.evaluate.features.extractors import ProgressCounter, exact_float32, extract
 from diffusion.evaluate.scores.moments import frechet_distance, statistics
-from diffusion.evaluate.sweep_scores import ProgressCounter, two_scoring_threads, write_scores
+from diffusion.evaluate.sweep_scores import two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, Cell

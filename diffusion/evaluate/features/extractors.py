@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
 from diffusion.system.references import load_reference
+from diffusion.system.threads import Stopped
 
 FeatureArray = NDArray[np.float32]
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -214,6 +216,29 @@ def extract(
     return Features(*found)
 
 
-def offset_progress(progress: Progress | None, before: int, total: int) -> Callable[..., None] | None:
-    """Return the progress callback of a part after `before` images of `total`; its own total is ignored."""
-    return None if progress is None else lambda done, *_: progress(before + done, total)
+class ProgressCounter:
+    """The total progress of several parts, perhaps concurrent, as (done, total). It never decreases."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total = progress, total
+        self.done, self.stopped = 0, False
+        self.lock = threading.Lock()
+
+    def part(self) -> Callable[[int], None]:
+        """Return the callback of one part. It receives the part's number of done images."""
+        before = 0
+
+        def show(done: int) -> None:
+            nonlocal before
+            with self.lock:
+                if self.stopped:
+                    raise Stopped
+                self.done, before = self.done + done - before, done
+                if self.progress is not None:
+                    self.progress(self.done, self.total)
+
+        return show
+
+    def stop(self) -> None:
+        """Make every running part raise Stopped at its next batch."""
+        self.stopped = True

@@ -19,8 +19,8 @@ from diffusion.evaluate.features.extractors import (
     FeatureArray,
     Features,
     Progress,
+    ProgressCounter,
     extract,
-    offset_progress,
     space_extractor,
 )
 from diffusion.images.digests import array_digest, read_array
@@ -79,11 +79,10 @@ def make_reference(
     """
     extractors = [space_extractor(space) for space in section.spaces]
     stores = _splits(prepared, section.reference, section.reference_images)
-    each = sum(map(len, stores))
+    counter = ProgressCounter(progress, len(extractors) * sum(map(len, stores)))
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
-            show = offset_progress(progress, number * each, len(extractors) * each)
-            reference = build_reference(extractor, stores, section.batch_size, show)
+            reference = _extract_reference(extractor, stores, section.batch_size, counter)
             write_reference(folder / extractor.spec.name if number else folder, reference)
 
 
@@ -100,7 +99,8 @@ def find_or_make_reference(
         if found is not None:
             return found
     stores = _splits(prepared, section.reference, section.reference_images)
-    reference = build_reference(extractor, stores, section.batch_size, progress)
+    counter = ProgressCounter(progress, sum(map(len, stores)))
+    reference = _extract_reference(extractor, stores, section.batch_size, counter)
     with atomic_folder(places[-1]) as folder:
         write_reference(folder, reference)
     return reference
@@ -115,21 +115,10 @@ def _splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
     ]
 
 
-def build_reference(
-    extractor: Extractor,
-    stores: Sequence[ImageStore],
-    batch_size: int | None = None,
-    progress: Progress | None = None,
+def _extract_reference(
+    extractor: Extractor, stores: Sequence[ImageStore], batch_size: int | None, counter: ProgressCounter
 ) -> Reference:
-    """Extract a reference from the open store of real images, and perhaps that of held-out ones.
-
-    `progress` receives (done, total) images.
-    """
-    before, total, features = 0, sum(map(len, stores)), []
-    for store in stores:
-        show = offset_progress(progress, before, total)
-        features.append(extract(extractor, store.images, batch_size, show))
-        before += len(store)
+    features = [extract(extractor, store.images, batch_size, counter.part()) for store in stores]
     return make_reference_of(extractor, stores, features)
 
 
