@@ -82,7 +82,8 @@ def make_reference(
     counter = ProgressCounter(progress, len(extractors) * sum(map(len, stores)))
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
-            reference = _extract_reference(extractor, stores, section.batch_size, counter)
+            features = [extract(extractor, one.images, section.batch_size, counter.part()) for one in stores]
+            reference = make_reference_of(extractor, stores, features)
             write_reference(folder / extractor.spec.name if number else folder, reference)
 
 
@@ -98,12 +99,8 @@ def find_or_make_reference(
         found = matching_reference(place, extractor, section.reference, prepared, section.reference_images)
         if found is not None:
             return found
-    stores = _splits(prepared, section.reference, section.reference_images)
-    counter = ProgressCounter(progress, sum(map(len, stores)))
-    reference = _extract_reference(extractor, stores, section.batch_size, counter)
-    with atomic_folder(places[-1]) as folder:
-        write_reference(folder, reference)
-    return reference
+    make_reference(section.model_copy(update={"extra_extractors": ()}), prepared, places[-1], progress)
+    return open_reference(places[-1], extractor, section.reference, prepared, section.reference_images)
 
 
 def _splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
@@ -113,13 +110,6 @@ def _splits(prepared: Path, split: str, limit: int | None) -> list[ImageStore]:
         replace(one, images=one.images[:limit], labels=None if one.labels is None else one.labels[:limit])
         for one in stores
     ]
-
-
-def _extract_reference(
-    extractor: Extractor, stores: Sequence[ImageStore], batch_size: int | None, counter: ProgressCounter
-) -> Reference:
-    features = [extract(extractor, store.images, batch_size, counter.part()) for store in stores]
-    return make_reference_of(extractor, stores, features)
 
 
 def make_reference_of(
