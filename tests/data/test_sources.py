@@ -197,33 +197,6 @@ def test_message_without_kaggle_has_instructions(cache, name, monkeypatch):
     assert "diffctl[kaggle]" in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "own"), [("mini-imagenet", False), ("imagenet", True)])
-def test_kagglehub_download_is_found_without_kagglehub(tmp_path, cache, name, own, monkeypatch):
-    """A download is complete if kagglehub's marker is there; in our cache or a configured one."""
-    monkeypatch.delenv("KAGGLEHUB_CACHE", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    hub = cache / "kagglehub"
-    if own:
-        hub = tmp_path / "own"
-        monkeypatch.setenv("KAGGLEHUB_CACHE", str(hub))
-    images = random_images(0, 24, 84)
-    if name == "imagenet":
-        place = hub / "competitions/imagenet-object-localization-challenge"
-        marker = place.with_name(f"{place.name}.complete")
-        write_imagenet(place, {"n01440764": list(images[:3])}, [("n01440764", images[3])])
-    else:
-        place = hub / "datasets/whitemoon/miniimagenet"
-        marker = place / "1.complete"
-        write_mini_imagenet(place / "versions/1", images, ["a", "b", "c", "d"] * 6)
-        (place / "versions/2").mkdir()  # an interrupted transfer
-    config = DataConfig(name=name, image_size=64)
-    assert build_source(config).info().blocked
-    marker.touch()
-    info = build_source(config).info()
-    assert (info.download, info.blocked) == (0, "")
-    assert len(build_source(config).open().train.reader) == (3 if name == "imagenet" else 20)
-
-
 def test_existing_cifar_archive_is_verified_and_used(tmp_path, monkeypatch):
     images, labels = random_images(5, 30, 32), np.arange(30) % 10
     archive = tmp_path / "raw/cifar-10-python.tar.gz"

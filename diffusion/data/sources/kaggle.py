@@ -20,7 +20,7 @@ HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
 
 @dataclass(frozen=True)
 class KaggleFiles:
-    """A Kaggle data set or competition of `size` bytes: in `data.path`, our cache, or kagglehub's.
+    """A Kaggle data set or competition of `size` bytes, in `data.path` or the cache.
 
     `missing` returns the files that a folder lacks, `manual_steps` says how to put them there.
     """
@@ -39,7 +39,7 @@ class KaggleFiles:
 
     def info(self, images: int, shape: tuple[int, int, int] | None, classes: int) -> DatasetInfo:
         """Return whether the files are there, or can be downloaded."""
-        folder = self._folder()
+        folder = raw_folder(self.config.name, self.config.path)
         if not self.missing(folder):
             return DatasetInfo(images, shape, classes)
         blocked = "" if self.config.path is None and has_kaggle_access() else self._help(folder)
@@ -51,7 +51,7 @@ class KaggleFiles:
         DiffctlError, with manual instructions, if files are missing, or if kagglehub is missing, has no
         access, or fails; TemporaryError if Kaggle does not answer.
         """
-        folder = self._folder()
+        folder = raw_folder(self.config.name, self.config.path)
         if self.config.path is None and self.missing(folder):
             folder = self._download(folder)
         if missing := self.missing(folder):
@@ -59,17 +59,17 @@ class KaggleFiles:
         return folder
 
     def _download(self, folder: Path) -> Path:
-        """Return the folder of kagglehub's download; `folder` is for the manual instructions."""
+        """Return the folder of kagglehub's download, with a link at `folder` for later calls."""
         if not has_kaggle_access():
             raise DiffctlError(self._help(folder))
         import kagglehub
         import requests
 
-        os.environ[HUB_CACHE] = str(_hub_cache())
+        os.environ.setdefault(HUB_CACHE, str(cache_root() / "kagglehub"))
         download = kagglehub.dataset_download if self.kind == "datasets" else kagglehub.competition_download
         with file_lock(cache_root() / f".kaggle-{self.handle.replace('/', '-')}.lock"):
             try:
-                return Path(download(self.handle))
+                path = Path(download(self.handle))
             except (requests.ConnectionError, requests.Timeout) as error:
                 raise TemporaryError(
                     f"Kaggle does not answer ({first_line(error)}): try again later, or "
@@ -80,20 +80,11 @@ class KaggleFiles:
                     f"Kaggle did not give {self.handle} ({first_line(error)}): accept its rules at "
                     f"{self.page}, or {self.manual_steps(folder)}"
                 ) from None
-
-    def _folder(self) -> Path:
-        """Return the configured folder, else the cache folder, or kagglehub's if that one is complete."""
-        ours = raw_folder(self.config.name, self.config.path)
-        theirs = self._downloaded() if self.config.path is None and self.missing(ours) else None
-        return theirs if theirs and not self.missing(theirs) else ours
-
-    def _downloaded(self) -> Path | None:
-        """Return the folder of a complete kagglehub download (the newest version), or None."""
-        place = _hub_cache() / self.kind / self.handle
-        if self.kind == "competitions":
-            return place if place.with_name(f"{place.name}.complete").is_file() else None
-        versions = [int(marker.stem) for marker in place.glob("*.complete") if marker.stem.isdigit()]
-        return place / "versions" / str(max(versions)) if versions else None
+            if folder.is_symlink():
+                folder.unlink()
+            if not folder.exists():
+                folder.symlink_to(path)
+            return path
 
     def _help(self, folder: Path) -> str:
         return (
@@ -114,7 +105,3 @@ def has_kaggle_access() -> bool:
         return get_kaggle_credentials() is not None
     except ValueError:  # kaggle.json without a user or a key
         return False
-
-
-def _hub_cache() -> Path:
-    return Path(os.environ.get(HUB_CACHE) or cache_root() / "kagglehub").expanduser()
