@@ -63,6 +63,10 @@ class SplitTarget:
         """Rows per block, about a megabyte."""
         return min(BLOCK_ROWS, max(1, BLOCK_BYTES // self.row_bytes))
 
+    def rows(self, start: int) -> range:
+        """Return the rows of the block that begins at `start`."""
+        return range(start, min(start + self.block, self.shape[0]))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of one image."""
@@ -93,10 +97,11 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
     DiffctlError if the disk is full or a worker dies; finished blocks stay for the next try.
     """
     finished = _start(target)
-    starts = [start for start in range(0, target.shape[0], target.block) if start not in finished]
-    done(target.shape[0] - sum(min(target.block, target.shape[0] - start) for start in starts))
-    jobs = ((reader.job(start, _stop(target, start)), target, start) for start in starts)
-    many = reader.heavy and len(starts) > 1
+    starts = range(0, target.shape[0], target.block)
+    left = [target.rows(start) for start in starts if start not in finished]
+    done(target.shape[0] - sum(map(len, left)))
+    jobs = ((reader.job(rows.start, rows.stop), target, rows.start) for rows in left)
+    many = reader.heavy and len(left) > 1
     results = map_in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
     waiting: dict[int, dict[int, str]] = {}
     committed = time.monotonic()
@@ -104,7 +109,7 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
         with closing(results):
             for start, bad in results:
                 waiting[start] = finished[start] = bad
-                done(_stop(target, start) - start)
+                done(len(target.rows(start)))
                 if time.monotonic() - committed > COMMIT_SECONDS:
                     _commit(target, waiting)
                     waiting, committed = {}, time.monotonic()
@@ -125,9 +130,6 @@ def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
             journal.flush()
             os.fsync(journal.fileno())
 
-
-def _stop(target: SplitTarget, start: int) -> int:
-    return min(start + target.block, target.shape[0])
 
 
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
@@ -168,7 +170,7 @@ def _digest_of(target: SplitTarget, start: int) -> str:
     """Return the SHA-256 in hex of the digests of a block's rows; Corrupted if no block starts there."""
     if start % target.block or start >= target.shape[0]:
         raise Corrupted(f"no block begins at row {start}")
-    rows = _stop(target, start) - start
+    rows = len(target.rows(start))
     return sha256(np.fromfile(target.digests, np.uint8, 64 * rows, offset=64 * start).data).hexdigest()
 
 

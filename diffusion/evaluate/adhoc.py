@@ -79,14 +79,14 @@ def score_against_statistics(
         scorer = _scorer(make_reference_of(loaded, real, of_real), loaded, section)
         scores |= scorer.scores_without_distance(features)
         card |= neighbour_card(len(sample), len(images), (scorer.most_samples, scorer.most))
-    has_images = images is not None
+    missing = {"scores": missing_scores(spec, bool(real)), "why": missing_reason(bool(real))}
     return {
         "images": _described(sample),
         "extractor": spec.name,
         "reference": reference,
         "intervals": {"confidence": CONFIDENCE},
         "scores": scores,
-        "not_scored": {"scores": missing_scores(spec, has_images), "why": missing_reason(has_images)},
+        "not_scored": missing,
         "card": card,
     }
 
@@ -99,13 +99,13 @@ def _scorer(reference: Reference, loaded: Extractor, section: EvaluateConfig) ->
 @exact_float32()
 def _distance_scores(features: FeatureArray, published: PublishedStatistics) -> dict[str, float]:
     """Return the distance, its interval and its limit for N → ∞, by name."""
-    spec, target = published.spec, PublishedTarget(published)
+    name, target = published.spec.distance, PublishedTarget(published)
     limit, errors = limit_and_errors(features, target, len(features) >= MIN_FOR_INTERVAL)
-    scores = {spec.distance: target.distance(features, statistics(features)), spec.limit: limit}
+    scores = {name: target.distance(features, statistics(features)), published.spec.limit: limit}
     if errors is None:
         return scores
-    ends = interval(scores[spec.distance], float(np.linalg.norm(errors)), positive=True)
-    return scores | {f"{spec.distance}_low": ends.low, f"{spec.distance}_high": ends.high}
+    low, high = interval(scores[name], float(np.linalg.norm(errors)), positive=True)
+    return scores | {f"{name}_low": low, f"{name}_high": high}
 
 
 def _described(sample: ImageStore) -> dict[str, Any]:

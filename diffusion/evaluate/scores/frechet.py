@@ -23,10 +23,12 @@ TAIL = 28.0  # of the quadrature beyond the eigenvalues, in log t; omits a fract
 class Target:
     """A reference's Gaussian: `mean` (D,), `trace` of its covariance Σ, `root` (D, r) with root·rootᵀ = Σ."""
 
+    mean: Float
+    trace: float
+    root: Float
+
     def __init__(self, features: FeatureArray) -> None:
         count, dimension = features.shape
-        self.mean: Float
-        self.root: Float
         if count <= 2 * dimension:
             x = features.astype(np.float64)
             self.mean = x.mean(axis=0)
@@ -141,8 +143,7 @@ class ProjectedSample:
 
     def _distance(self, rows: Rows, values: Float) -> float:
         total, squares = self._sums(rows)
-        count = len(rows)
-        mean = total / count
+        count, mean = len(rows), total / len(rows)
         spread = (squares - count * (mean**2).sum()) / (count - 1)
         roots = np.sqrt(values.clip(0) / (count - 1)).sum()
         return float((mean**2).sum() + spread + self.trace - 2 * roots)

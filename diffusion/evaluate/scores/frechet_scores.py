@@ -33,9 +33,8 @@ MAX_TARGETS = 128  # cached classes; each takes twice the memory of its features
 def fit_line(projected: ProjectedSample) -> tuple[float, float]:
     """Fit limit + slope/N to the distances of random subsets, from half of the images to all; return both."""
     count = len(projected)
-    order = shuffled(count)
     sizes = sorted({max(2, round(1 / value)) for value in np.linspace(1 / count, 2 / count, FIT_POINTS)})
-    distances = [_mean_distance(size, projected, order) for size in sizes]
+    distances = [_mean_distance(size, projected, shuffled(count)) for size in sizes]
     if len(sizes) == 1:
         return distances[0], 0.0
     slope, limit = np.polyfit([1 / size for size in sizes], distances, 1)
@@ -75,11 +74,10 @@ def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
 
 def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
     """Return the standard deviation of a floor of N ≥ 3 images; None if it is extrapolated."""
-    subsets = min(MAX_SUBSETS, len(heldout) // num_images)
-    if not subsets:
+    if num_images > len(heldout):
         return None
     errors = _distance_errors(ProjectedSample(heldout[shuffled(len(heldout))[:num_images]], target))
-    return float(np.linalg.norm(errors)) / math.sqrt(subsets)
+    return float(np.linalg.norm(errors)) / math.sqrt(min(MAX_SUBSETS, len(heldout) // num_images))
 
 
 def limit_and_errors(
@@ -96,11 +94,11 @@ def limit_and_errors(
         return limit, None
     errors = _distance_errors(projected)
     if len(errors) >= MIN_FOR_TAILS and (errors**2).max() > HEAVY_SHARE * (errors**2).sum():
-        message = (
-            f"one of {len(errors):,} images causes over {HEAVY_SHARE:.0%} of a Fréchet distance's variance: "
-            "features have heavy tails, and confidence intervals are too narrow; score more images"
+        found = (
+            f"one of {len(errors):,} images causes over {HEAVY_SHARE:.0%} of a Fréchet distance's variance"
         )
-        warnings.warn(message, DiffctlWarning, stacklevel=2)
+        why = "features have heavy tails, and confidence intervals are too narrow; score more images"
+        warnings.warn(f"{found}: {why}", DiffctlWarning, stacklevel=2)
     return limit, grouped(errors)
 
 
