@@ -131,7 +131,6 @@ def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
             os.fsync(journal.fileno())
 
 
-
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
     """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
     if target.journal.exists() and target.is_laid_out():
