@@ -18,12 +18,7 @@ from diffusion.data.readers.arrays import Array, entry, npz_keys, open_npz, plai
 from diffusion.data.readers.pickles import read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
-from diffusion.protocol.extractors import (
-    INCEPTION,
-    INCEPTION_SPATIAL,
-    ExtractorSpec,
-    extractor_spec,
-)
+from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL, ExtractorSpec, extractor_spec
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import sha256_file
 from diffusion.system.regular_files import open_regular, read_error

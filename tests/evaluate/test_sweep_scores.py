@@ -19,14 +19,7 @@ from diffusion.protocol.grid import SAMPLING_VERSION, Cell
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
 from diffusion.system.threads import Stopped
-from tests.helpers.digits_sweep import (
-    CLASSES,
-    ONE_CELL,
-    make_config,
-    rewrite,
-    score_sweep,
-    write_sweep,
-)
+from tests.helpers.digits_sweep import CLASSES, ONE_CELL, make_config, rewrite, score_sweep, write_sweep
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 NAMES = {  # of all scores of a cell

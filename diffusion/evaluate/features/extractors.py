@@ -73,10 +73,7 @@ class Extractor:
 
 
 def load_extractor(
-    name: str,
-    weights: Path | None = None,
-    device: torch.device | str = "cpu",
-    sha256: str | None = None,
+    name: str, weights: Path | None = None, device: torch.device | str = "cpu", sha256: str | None = None
 ) -> Extractor:
     """Load a registered extractor with verified weights, of a file or as `read_weights` finds them.
 

@@ -9,6 +9,7 @@ import torch
 from diffusion.choice.confidence import interval
 from diffusion.evaluate.features.extractors import Features, exact_float32
 from diffusion.evaluate.features.reference_features import Reference, extractor_card
+from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
     Floor,
@@ -20,23 +21,7 @@ from diffusion.evaluate.scores.frechet_scores import (
     shuffled,
 )
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.kernel_distance import (
-    Embeddings,
-    Kernel,
-    cmmd,
-    interactions,
-    kernel_distance,
-    leave_one_out,
-    own_sums,
-    subsets,
-)
-from diffusion.evaluate.scores.moments import (
-    Float,
-    Statistics,
-    frechet_distance,
-    inception_score,
-    statistics,
-)
+from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, inception_score, statistics
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
@@ -167,8 +152,8 @@ class Scorer:
         """Return the scores from pairs of images: kernel distances, Inception score, overlap."""
         spec = self.spec
         features, real = sample.features, self.reference.features
-        own, cross = Kernel(features, features), Kernel(features, real)
-        near = kernel_distance(own, cross, *self._drawn(len(sample)))
+        own, cross = kernel.Kernel(features, features), kernel.Kernel(features, real)
+        near = kernel.kernel_distance(own, cross, *self._drawn(len(sample)))
         mean, std = float(near.mean()), float(near.std())
         scores = {spec.kernel_distance: mean, f"{spec.kernel_distance}_std": std}
         if spec.score is not None and sample.logits is not None:
@@ -177,11 +162,11 @@ class Scorer:
         found = overlap(manifold, self._real_manifold)
         scores |= {spec.named(name): value for name, value in found._asdict().items()}
         if spec.gaussian_distance is not None:
-            embeddings = Embeddings(sample.features, self.device)
-            scores[spec.gaussian_distance] = cmmd(embeddings, self._embeddings)
+            embeddings = kernel.Embeddings(sample.features, self.device)
+            scores[spec.gaussian_distance] = kernel.cmmd(embeddings, self._embeddings)
         if not has_errors:
             return SampleScores(scores, {})
-        by_image = image_errors(leave_one_out(own, cross), interactions(own))
+        by_image = image_errors(kernel.leave_one_out(own, cross), kernel.interactions(own))
         by_subset = (near - mean) / np.sqrt(SUBSETS * (SUBSETS - 1))
         return SampleScores(scores, {spec.kernel_distance: np.concatenate([grouped(by_image), by_subset])})
 
@@ -207,8 +192,8 @@ class Scorer:
         return statistics(self.reference.features)
 
     @cached_property
-    def _embeddings(self) -> Embeddings:
-        return Embeddings(self.reference.features, self.device)
+    def _embeddings(self) -> kernel.Embeddings:
+        return kernel.Embeddings(self.reference.features, self.device)
 
     @cached_property
     def _real_manifold(self) -> Manifold:
@@ -228,5 +213,5 @@ class Scorer:
 
     def _draw(self, count: int) -> Any:
         real = self.reference.features
-        drawn = subsets(count, len(real))
-        return drawn, own_sums(Kernel(real, real), drawn[1])
+        drawn = kernel.subsets(count, len(real))
+        return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn[1])
