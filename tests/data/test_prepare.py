@@ -274,14 +274,6 @@ def test_unfinished_work_of_other_settings_is_removed(tmp_path):
     assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 
 
-def test_new_data_set_replaces_the_old_one(tmp_path):
-    prepare(DataConfig(name="digits"), tmp_path / "out", work=tmp_path / "work")
-    raw = write_numbered(tmp_path / "raw", random_images(0, 9, 8))
-    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
-    assert not (tmp_path / "out/train/labels.npy").exists()
-    assert open_store(tmp_path / "out/train").meta["name"] == "image-folder"
-
-
 MOVES = {"os.link", "os.rename", "os.remove", "shutil.copyfile", "shutil.rmtree"}  # Python's audit events
 KILLED, DONE = -signal.SIGKILL, 0
 

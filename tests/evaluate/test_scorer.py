@@ -1,6 +1,5 @@
 """All scores of a sample: equal to torch-fidelity, finite for degenerate images, independent of caching."""
 
-import dataclasses
 import warnings
 
 import numpy as np
@@ -17,7 +16,6 @@ from diffusion.evaluate.scores.frechet_scores import limit_and_errors
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.card import subset_size
-from diffusion.protocol.extractors import EXTRACTORS
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.features import normal
 
@@ -43,17 +41,6 @@ def test_few_images_have_finite_scores(count):
     assert all(np.isfinite(value) for value in scores.values())
     assert {"floor", "excess", "memorisation"} <= scores.keys()
     assert bool(errors) == any(name.endswith("_low") for name in scores) == (count > 2)
-
-
-def test_extractor_without_logits_lacks_only_the_inception_score(monkeypatch):
-    spec, heldout, sample = EXTRACTORS["effnet-lite0-64"], made_up(40, seed=1), made_up(50, seed=2)
-    usual = scorer(heldout).scores(sample)
-    monkeypatch.setitem(EXTRACTORS.data, spec.name, dataclasses.replace(spec, score=None))
-    blind = scorer(Features(heldout.features))
-    scores = blind.scores(Features(sample.features))
-    left_out = {spec.score, f"{spec.score}_std"}
-    assert scores == {name: value for name, value in usual.items() if name not in left_out}
-    assert blind.real(50).keys() == scorer(heldout).real(50).keys() - left_out
 
 
 @pytest.fixture

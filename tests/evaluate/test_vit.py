@@ -104,33 +104,20 @@ def test_features_equal_golden_numbers(small, name):
 
 
 @pytest.mark.parametrize("size", [32, 300, 700])
-def test_clip_pixels_equal_pillows_8_bit_resize(small, size):
-    """As CMMD resizes them; other rounding would move most values on small images."""
-    pixels = images(1, size)
-    picture = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
-    resized = np.asarray(picture.resize((336, 336), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in vit.CLIP_NORMAL)
-    seen = network_input(small["clip"], pixels)
-    np.testing.assert_allclose(seen, (resized / 255 - mean) / std, atol=1e-5)
-
-
-@pytest.mark.parametrize("size", [32, 300])
-def test_dinov2_pixels_equal_pillows_resize_of_floats(small, size):
-    """As Stein et al. resize each channel with `--clean_resize`, clipped to 0 … 255."""
-    channels = [Image.fromarray(channel.numpy().astype(np.float32)) for channel in images(1, size)[0]]
-    resized = np.stack([np.asarray(one.resize((224, 224), Image.Resampling.BICUBIC)) for one in channels])
-    mean, std = (np.reshape(values, (3, 1, 1)) for values in vit.IMAGENET)
-    seen = network_input(small["dinov2"], images(1, size))
-    np.testing.assert_allclose(seen, (resized.clip(0, 255) / 255 - mean) / std, atol=1e-4)
-
-
-def network_input(extractor: Vit, pixels: Tensor) -> np.ndarray:
-    """Return what the network receives for one image."""
+@pytest.mark.parametrize(
+    ("name", "side", "normal", "kind"),
+    [("clip", 336, vit.CLIP_NORMAL, np.uint8), ("dinov2", 224, vit.IMAGENET, np.float32)],
+)
+def test_pixels_equal_pillows_resize(small, size, name, side, normal, kind):
+    """In 8 bits as CMMD resizes them; floats per channel, clipped, as Stein et al. with `--clean_resize`."""
+    channels = [Image.fromarray(channel.numpy().astype(kind)) for channel in images(1, size)[0]]
+    resized = np.stack([np.asarray(one.resize((side, side), Image.Resampling.BICUBIC)) for one in channels])
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in normal)
     seen = []
-    handle = extractor.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    extractor(pixels)
+    handle = small[name].network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    small[name](images(1, size))
     handle.remove()
-    return seen[0][0].numpy()
+    np.testing.assert_allclose(seen[0][0], (resized.clip(0, 255) / 255 - mean) / std, atol=1e-4)
 
 
 def keys(x: float, a: float = -0.75) -> float:
