@@ -138,7 +138,7 @@ def test_npz_arrays_are_mapped_and_their_checksum_verified(tmp_path, save):
 def test_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
     write_numbered(tmp_path / "x", random_images(0, 3, 8))
     monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 575))
-    with pytest.raises(DiffctlError, match="x take .* of memory"):
+    with pytest.raises(DiffctlError, match=r"x take .* of memory"):
         open_images(tmp_path / "x")
     monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 576))
     assert len(open_images(tmp_path / "x")) == 3
