@@ -35,7 +35,6 @@ def prepare(
     folder's lock is next to it and removed last. DiffctlError names what is missing, and what cannot be used
     unless `on_bad` is skip: then `out` has the list in skipped.csv.
     """
-    out = Path(out)
     raw = build_source(config).open(downloading)
     listing = work / "problems.csv"
     if config.on_bad == "stop":

@@ -18,7 +18,6 @@ from diffusion.evaluate.features.extractors import (
 )
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
 from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
-from diffusion.evaluate.scores.moments import statistics
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.evaluate.sweep_scores import score, shared_values
@@ -101,7 +100,7 @@ def _distance_scores(features: FeatureArray, published: PublishedStatistics) -> 
     """Return the distance, its interval and its limit for N → ∞, by name."""
     name, target = published.spec.distance, PublishedTarget(published)
     limit, errors = limit_and_errors(features, target, len(features) >= MIN_FOR_INTERVAL)
-    scores = {name: target.distance(features, statistics(features)), published.spec.limit: limit}
+    scores = {name: target.distance(features), published.spec.limit: limit}
     if errors is None:
         return scores
     low, high = interval(scores[name], float(np.linalg.norm(errors)), positive=True)

@@ -34,9 +34,7 @@ class EfficientNetLite0(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and logits; ValueError unless uint8 (B, 3, H, W)."""
-        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise ValueError(f"want uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        """Return features and logits of a batch."""
         x = images.to(torch.float32).contiguous(memory_format=torch.channels_last)
         x = functional.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         pool = self.network.extract_features((x - 127) / 128).mean(dim=(2, 3))

@@ -17,7 +17,7 @@ from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance
+from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, statistics
 from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.protocol.card import SEED
 from diffusion.system.errors import DiffctlWarning
@@ -115,10 +115,10 @@ class PublishedTarget(Target):
         self.trace = float(published.covariance.trace())
         self.statistics, self.facts = Statistics(published.mean, published.covariance), published.facts
 
-    def distance(self, features: FeatureArray, own: Statistics) -> float:
-        """Return the distance of features (N, D) with the statistics `own`, as torch-fidelity computes it."""
+    def distance(self, features: FeatureArray) -> float:
+        """Return the distance of features (N, D) as torch-fidelity computes it, with a float64 mean."""
         mean = features.mean(axis=0, dtype=np.float64)
-        return frechet_distance(own._replace(mu=mean), self.statistics)
+        return frechet_distance(statistics(features)._replace(mu=mean), self.statistics)
 
 
 class RealClasses:

@@ -87,8 +87,8 @@ class Scorer:
         if has_errors:
             self._floor_error(count)
         limit, by_image = limit_and_errors(sample.features, self.target, has_errors)
-        own = statistics(sample.features)
-        scores = {spec.distance: frechet_distance(own, self._statistics), spec.limit: limit}
+        distance = frechet_distance(statistics(sample.features), self._statistics)
+        scores = {spec.distance: distance, spec.limit: limit}
         errors = {} if by_image is None else {spec.distance: by_image}
         manifold = Manifold(sample.features, self.most_samples, self.device)
         compared = self._compared(sample, manifold, has_errors)
@@ -99,11 +99,10 @@ class Scorer:
             found = memorisation(manifold, train, test)
             scores |= {"memorisation": found.mean, "memorisation_std": found.std}
         if floor is not None:
-            scores |= {"floor": floor.distance, "excess": scores[spec.distance] - floor.distance}
+            scores |= {"floor": floor.distance, "excess": distance - floor.distance}
         if self.published is not None:
             limit, by_image = limit_and_errors(sample.features, self.published, has_errors)
-            distance = self.published.distance(sample.features, own)
-            scores |= {spec.published: distance, spec.published_limit: limit}
+            scores |= {spec.published: self.published.distance(sample.features), spec.published_limit: limit}
             errors |= {} if by_image is None else {spec.published: by_image}
         return SampleScores(scores | self._ends(scores, errors, count), errors)
 
@@ -141,8 +140,7 @@ class Scorer:
         scores |= {self.spec.distance: floor.distance, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False).scores
         if self.published is not None:
-            own = statistics(sample.features)
-            scores[self.spec.published] = self.published.distance(sample.features, own)
+            scores[self.spec.published] = self.published.distance(sample.features)
         return scores
 
     def _has_errors(self, num_images: int) -> bool:
