@@ -27,18 +27,12 @@ class Kaggle(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        method = self.path.rpartition("/")[2]
-        name = body.get("datasetSlug") or body.get("competitionName")
-        if name not in self.archives:
-            self._answer(403, b"", "text/plain")
-        elif method == "GetDataset":
-            self._answer(200, json.dumps({"currentVersionNumber": 1}).encode(), "application/json")
-        else:
-            self._answer(200, self.archives[name], "application/zip")
-
-    def _answer(self, status: int, content: bytes, kind: str) -> None:
+        content = self.archives.get(body.get("datasetSlug") or body.get("competitionName"), b"")
+        kind, status = "zip", 200 if content else 403
+        if content and self.path.endswith("GetDataset"):
+            kind, content = "json", json.dumps({"currentVersionNumber": 1}).encode()
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", f"application/{kind}")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
