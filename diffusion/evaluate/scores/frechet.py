@@ -1,8 +1,7 @@
 """The Fréchet distance of many samples to one reference, exact and fast for few images.
 
 Tr (Σ_a Σ_b)^½ is the sum of the singular values of X L/√(N−1), where X (N, D) are the sample's centred
-features and L Lᵀ = Σ_b. For N < D this needs eigenvalues of an N × N matrix instead of torch-fidelity's D ×
-D.
+features and L Lᵀ = Σ_b. For N < D this needs the eigenvalues of an N × N matrix only.
 """
 
 from functools import cached_property

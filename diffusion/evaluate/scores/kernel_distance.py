@@ -1,8 +1,7 @@
 """Squared MMDs of features: KID with a cubic kernel, and CMMD with a Gaussian one.
 
 KID (Bińkowski et al. 2018, 1801.01401) is unbiased at every N. Values equal those of torch-fidelity's
-`kid_features_to_metric`, subset by subset and in float32. The kernel is computed once for all subsets if that
-is less work.
+`kid_features_to_metric`, subset by subset and in float32.
 
 CMMD (Jayasumana et al. 2024, 2401.09603) does not assume Gaussian features. As published: k(a, b) =
 exp(−‖a − b‖²/2σ²) with σ = 10 for embeddings of length 1, means over all pairs (a row with itself included),
@@ -95,8 +94,7 @@ def leave_one_out(own: Kernel, cross: Kernel) -> Float:
 def interactions(own: Kernel) -> Interactions:
     """Return the interactions of pairs in the variance of the squared MMD: 2 E h²/(N(N − 1)).
 
-    h is the kernel without each image's effect on the mean (Serfling 1980, sec. 5.2). Triples do not
-    interact.
+    h is the kernel without each image's effect on the mean (Serfling 1980, sec. 5.2).
     """
     count = len(own.a)
     rows = np.arange(min(count, PAIRED))
