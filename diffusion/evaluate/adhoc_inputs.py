@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion.data.readers.arrays import integers, npz_keys, open_npz
+from diffusion.data.readers.archives import npz_keys, open_npz
 from diffusion.data.readers.image_files import read_content
 from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.readers.pickles import integers
 from diffusion.data.source import Problem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
 from diffusion.evaluate.statistics_file import has_array

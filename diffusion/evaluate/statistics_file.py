@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.data.readers.arrays import Array, entry, npz_keys, open_npz, plain_array
-from diffusion.data.readers.pickles import read_pickle
+from diffusion.data.readers.archives import Array, npz_keys, open_npz
+from diffusion.data.readers.pickles import entry, plain_array, read_pickle
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL, ExtractorSpec, extractor_spec

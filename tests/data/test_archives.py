@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.readers.archives import unpack_tar, unpack_zip
-from diffusion.data.readers.arrays import open_npz
+from diffusion.data.readers.archives import open_npz, unpack_tar, unpack_zip
 from diffusion.data.sources.cifar import read_batches
 from diffusion.evaluate.adhoc_inputs import open_images
 from diffusion.system.errors import DiffctlError

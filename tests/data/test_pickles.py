@@ -17,8 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers import pickles
-from diffusion.data.readers.arrays import integers, plain_array
-from diffusion.data.readers.pickles import LARGE, read_pickle
+from diffusion.data.readers.pickles import LARGE, integers, plain_array, read_pickle
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
 from diffusion.system.errors import DiffctlError

@@ -1,8 +1,11 @@
 """Zip archives and npz files of strangers, and the tar of CIFAR. Paths in an archive are never trusted."""
 
+import io
+import math
 import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -10,7 +13,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, disk_errors, write_atomic
@@ -19,12 +26,17 @@ from diffusion.system.regular_files import open_regular, read_error
 
 HARMLESS_SIZE = 256 << 20  # bytes that any member may unpack to
 MAX_RATIO = 100  # of a larger member; images compress to a half, labels to a tenth
+MAX_HEADER = 10_000  # bytes of an array's header, NumPy's own limit
+BLOCK = 4 << 20  # bytes per read
+LOCAL_HEADER = 30  # bytes of a zip member's own header, before its name
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError, IndexError,
     struct.error,
 )  # fmt: skip
 TAR_DAMAGE = (tarfile.TarError, zlib.error, EOFError, ValueError, KeyError)
+
+Array = NDArray[Any]
 
 
 @contextmanager
@@ -101,6 +113,67 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
             f"{archive} is damaged ({printable(error)[:200]}): delete it and get it again"
         ) from None
     return folder
+
+
+def npz_keys(path: Path) -> set[str]:
+    """Return the names of the arrays in an npz file; DiffctlError if it is damaged."""
+    with open_zip(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def open_npz(path: Path, key: str) -> Array:
+    """Return the array `key` of an npz file, mapped; DiffctlError if it is missing or not plain numbers.
+
+    Its checksum is verified. A compressed array is unpacked into a temporary file, so that its size costs no
+    memory.
+    """
+    with open_zip(path) as archive:
+        if f"{key}.npy" not in archive.namelist():
+            raise DiffctlError(f"{printable(path)} has no array named {key}")
+        info = archive.getinfo(f"{key}.npy")
+        is_stored = info.compress_type == zipfile.ZIP_STORED
+        with open_member(archive, info) as member, tempfile.TemporaryFile() as unpacked:
+            shape, dtype = _read_header(member)
+            start = member.tell()
+            if start + math.prod(shape) * dtype.itemsize != info.file_size:
+                raise ValueError(f"its array {key} does not have the size in its header")
+            with disk_errors(f"the unpacked {printable(path)} to TMPDIR, {tempfile.gettempdir()}"):
+                while block := member.read(BLOCK):  # to the end, where zipfile verifies the checksum
+                    is_stored or unpacked.write(block)
+                unpacked.flush()
+            if not math.prod(shape):
+                return np.empty(shape, dtype)
+            if is_stored:
+                return np.memmap(path, dtype, "r", _data_offset(path, info) + start, shape)
+            return np.memmap(unpacked, dtype, "r", 0, shape)
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Return where a stored member's content begins in the zip."""
+    with open(path, "rb") as file:
+        file.seek(info.header_offset)
+        name, extra = struct.unpack("<HH", file.read(LOCAL_HEADER)[-4:])
+    return info.header_offset + LOCAL_HEADER + int(name) + int(extra)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and dtype of an .npy stream; ValueError unless it has plain numbers in C order."""
+    start = file.read(8)  # magic string and version
+    length_field = file.read(2 if start[6] == 1 else 4)
+    if (length := int.from_bytes(length_field, "little")) > MAX_HEADER:
+        raise ValueError(f"an array's header has {length:,} bytes")
+    head = io.BytesIO(start + length_field + file.read(length))
+    try:
+        version = npy.read_magic(head)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(head)
+    except Exception as error:  # the header is Python syntax, and its parser raises many types
+        raise ValueError(f"an array's header cannot be read: {type(error).__name__}") from None
+    if dtype.kind not in "biuf" or (fortran and len(shape) > 1):
+        raise ValueError("an array is not of plain numbers in C order")
+    if min(shape, default=0) < 0:
+        raise ValueError("an array has a negative size")
+    return shape, dtype
 
 
 def _flat(name: str) -> str:

@@ -10,11 +10,14 @@ import re
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from diffusion.data.readers.archives import Array
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.regular_files import read_error, read_regular
 
@@ -57,6 +60,32 @@ def read_pickle(path: Path) -> Any:
     if not isinstance(value, dict):
         return value
     return {key: _left_in_file(path, content, entry) for key, entry in value.items()}
+
+
+def plain_array(value: object, what: str) -> Array:
+    """Return an array out of a data file; DiffctlError for anything else."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return value
+    raise DiffctlError(f"{what} is {type(value).__name__} instead of an array: get the file again")
+
+
+def integers(value: object, what: str) -> NDArray[np.int64]:
+    """Return a list or array of integers as int64; DiffctlError for anything else."""
+    # Nested lists never reach NumPy: it would expand a list that contains itself.
+    if isinstance(value, list | tuple) and all(type(number) is int for number in value):
+        with suppress(OverflowError):
+            return np.array(value, dtype=np.int64)
+    elif isinstance(value, np.ndarray) and value.ndim == 1 and (not value.size or value.dtype.kind in "iu"):
+        return np.array(value, dtype=np.int64)
+    raise DiffctlError(f"{what} is not a list of integers: get the file again")
+
+
+def entry(batch: Any, key: str, path: Path) -> Any:
+    """Return a value of a batch with text or bytes as keys; DiffctlError if it is missing."""
+    for spelling in (key, key.encode()):
+        if isinstance(batch, dict) and spelling in batch:
+            return batch[spelling]
+    raise DiffctlError(f"{printable(path)} has no {key}: it is not a file of this set")
 
 
 def _plain_dtype(code: Any, *_: Any) -> np.dtype[Any]:

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 
 from diffusion.data.data_config import DataConfig
-from diffusion.data.readers.archives import unpack_tar
-from diffusion.data.readers.arrays import Array, entry, integers, open_npz, plain_array
-from diffusion.data.readers.pickles import read_pickle
+from diffusion.data.readers.archives import Array, open_npz, unpack_tar
+from diffusion.data.readers.pickles import entry, integers, plain_array, read_pickle
 from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split, class_names
 from diffusion.downloads.fetch import (
     OnProgress,
