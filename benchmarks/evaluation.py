@@ -20,6 +20,7 @@ from torch.utils.data import Subset
 from torch_fidelity import calculate_metrics
 
 from benchmarks import SMALL, print_goal, seconds_of
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import make_reference_of
 from diffusion.evaluate.scores.scorer import Scorer
@@ -83,7 +84,7 @@ def ours(stores: Stores) -> Scores:
     extractor = load_extractor(EXTRACTOR, device=default_device())
     real = [stores.train, stores.test]
     reference = make_reference_of(extractor, real, [extract(extractor, one.images) for one in real])
-    scorer = Scorer(reference, True, 10_000, extractor.device)
+    scorer = Scorer(reference, EvaluateConfig(), extractor.device)
     cells = score_cells(stores.cells, [(extractor, scorer)]).cells
     return {name: cell.scores for name, cell in cells.items()}
 

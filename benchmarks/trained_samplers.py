@@ -23,6 +23,7 @@ from matplotlib.axes import Axes
 from benchmarks import ROOT, quality
 from benchmarks.solver_error import METHODS, PAGE, fitting_steps
 from diffusion.config import parse
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import make_reference_of
 from diffusion.evaluate.scores.scorer import Scorer
@@ -65,7 +66,7 @@ def measure_all(loaded: LoadedModel, images: int = IMAGES) -> dict[str, Any]:
     with test_images() as real:
         extractor = load_extractor(EXTRACTOR)
         reference = make_reference_of(extractor, [real], [extract(extractor, real.images)])
-        scorer = Scorer(reference, intervals=True, most=images)
+        scorer = Scorer(reference, EvaluateConfig(prc_images=images))
         for number, (spacing, method, nfe) in enumerate(cells, 1):
             made = quality.images_of(loaded, settings_of(method, spacing, nfe), images, device)
             scores = scorer.scores(extract(extractor, made))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
@@ -86,7 +87,7 @@ def scores() -> dict[str, float]:
     meta = {"extractor": extractor.spec.name, "reference_split": "train", "heldout_split": "test"}
     labels, heldout_labels = np.arange(60) % 3, np.arange(30) % 3
     known = Reference(meta, reference.features, heldout, labels, heldout_labels)
-    return Scorer(known, True, 10_000, extractor.device).scores(sample)
+    return Scorer(known, EvaluateConfig(), extractor.device).scores(sample)
 
 
 def encode(images: Images) -> str:

@@ -10,7 +10,6 @@ from diffusion.evaluate.adhoc_inputs import ScoringInputs
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import (
-    Extractor,
     FeatureArray,
     Progress,
     exact_float32,
@@ -45,7 +44,7 @@ def score_images(
         reference = matching_reference(REFERENCE, loaded, inputs.split, inputs.against)
     stores = [sample] if reference else [sample, *real]
     features, *of_real = cached_features(loaded, stores, section.batch_size, progress)
-    scorer = _scorer(reference or make_reference_of(loaded, real, of_real), loaded, section)
+    scorer = Scorer(reference or make_reference_of(loaded, real, of_real), section, loaded.device)
     return {
         "images": _described(sample),
         **shared_values(scorer, len(sample)),
@@ -75,9 +74,9 @@ def score_against_statistics(
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}
-        scorer = _scorer(make_reference_of(loaded, real, of_real), loaded, section)
+        scorer = Scorer(make_reference_of(loaded, real, of_real), section, loaded.device)
         scores |= scorer.scores_without_distance(features)
-        card |= neighbour_card(len(sample), len(images), (scorer.most_samples, scorer.most))
+        card |= neighbour_card(len(sample), len(images), scorer.most)
     missing = {"scores": missing_scores(spec, bool(real)), "why": missing_reason(bool(real))}
     return {
         "images": _described(sample),
@@ -88,11 +87,6 @@ def score_against_statistics(
         "not_scored": missing,
         "card": card,
     }
-
-
-def _scorer(reference: Reference, loaded: Extractor, section: EvaluateConfig) -> Scorer:
-    settings = section.confidence_intervals, section.prc_images
-    return Scorer(reference, *settings, loaded.device, section.prc_samples)
 
 
 @exact_float32()

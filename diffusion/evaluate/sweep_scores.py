@@ -59,9 +59,8 @@ def evaluate(
     published = [configured_statistics(space) for space in section.spaces]
     extractors = [space_extractor(space) for space in section.spaces]
     opened = open_references(reference, extractors, section.reference, prepared, section.reference_images)
-    settings = section.confidence_intervals, section.prc_images
     scorers = [
-        (extractor, Scorer(one, *settings, extractor.device, section.prc_samples, statistics))
+        (extractor, Scorer(one, section, extractor.device, statistics))
         for extractor, one, statistics in zip(extractors, opened, published, strict=True)
     ]
     document = score_cells(stores, scorers, section.batch_size, progress)

@@ -47,7 +47,8 @@ class ValidationScorer:
     ) -> None:
         self.images, self.extractor = images, extractor
         self.features_at_once = section.batch_size
-        self.scorer = Scorer(reference, False, section.prc_images, extractor.device, section.prc_samples)
+        without_intervals = section.model_copy(update={"confidence_intervals": False})
+        self.scorer = Scorer(reference, without_intervals, extractor.device)
 
         has_floor = reference.heldout is not None
         self.ranked_by = ranking_score(self.scorer.spec, images.count, has_floor=has_floor)

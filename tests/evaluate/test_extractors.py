@@ -11,6 +11,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 
 from diffusion.code_digest import module_digests
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor, read_weights
 from diffusion.evaluate.features.inception import _network
 from diffusion.evaluate.features.reference_features import Reference, extraction_code
@@ -160,7 +161,7 @@ def test_sfid_equals_the_closed_form(spatial):
     """‖μ_a − μ_b‖² + tr Σ_a + tr Σ_b − 2 ‖A Bᵀ‖_* of the centred and scaled features: no root of a matrix."""
     images, meta = real_digits()[0], {"extractor": INCEPTION_SPATIAL.name, "reference_split": "train"}
     sets = [extract(spatial, images[rows]) for rows in (slice(20, 40), slice(0, 20))]
-    scores = Scorer(Reference(meta, sets[1].features, None), True, 1000).scores(sets[0])
+    scores = Scorer(Reference(meta, sets[1].features, None), EvaluateConfig()).scores(sets[0])
     a, b = (one.features.astype(np.float64) for one in sets)
     root = [(x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b)]
     want = ((a.mean(0) - b.mean(0)) ** 2).sum() + sum((x**2).sum() for x in root)

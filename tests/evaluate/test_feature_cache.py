@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 from diffusion.evaluate import feature_cache
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
@@ -169,7 +170,7 @@ def _scoring_peak(count, dimension):
     meta = {"extractor": spec.name, "reference_split": "train", "heldout_split": "test"}
     tracemalloc.start()
     try:
-        scorer = Scorer(Reference(meta, real, Features(held)), intervals=True, most=100)
+        scorer = Scorer(Reference(meta, real, Features(held)), EvaluateConfig(prc_images=100))
         scorer.scores(Features(made)), scorer.real(count)
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import kernel_distance as kernel
@@ -130,11 +131,12 @@ def test_precision_and_recall_equal_openai():
         scale * normal(seed, count, dimension=64).clip(0) for seed, count in ((0, 200), (1, 1000))
     )
     sample *= 0.95
-    scorer = Scorer(Reference(META, real, None), False, 200, CPU, 1000)
+    section = EvaluateConfig(prc_images=200, prc_samples=1000)
+    scorer = Scorer(Reference(META, real, None), section)
     scores = scorer.scores(Features(sample))
     names = [scorer.spec.named(name) for name in ("precision", "recall")]
     assert [scores[name] for name in names] == pytest.approx(openai_precision_recall(real, sample), abs=1e-9)
-    few = Scorer(Reference(META, real, None), False, 200, CPU).scores(Features(sample))
+    few = Scorer(Reference(META, real, None), EvaluateConfig(prc_images=200)).scores(Features(sample))
     assert few[names[1]] > scores[names[1]] + 0.05  # of more samples each one's reach is shorter
 
 

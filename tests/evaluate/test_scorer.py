@@ -8,6 +8,7 @@ import torch
 
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import frechet_scores
@@ -28,11 +29,11 @@ def made_up(count, seed=0, dimension=16):
 
 
 def scorer(heldout=None):
-    return Scorer(Reference(META, normal(0, 200), heldout), intervals=True, most=1000)
+    return Scorer(Reference(META, normal(0, 200), heldout), EvaluateConfig())
 
 
 def scorer_of(real, heldout):
-    return Scorer(Reference(META, real, Features(heldout)), True, 1000)
+    return Scorer(Reference(META, real, Features(heldout)), EvaluateConfig())
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
@@ -86,7 +87,7 @@ def test_class_targets_are_computed_once(monkeypatch):
     known, heldout = {**META, "classes": names}, made_up(40, seed=1)
     reference = Reference(known, normal(0, 200), heldout, labels, labels[:40])
     monkeypatch.setattr(frechet_scores, "Target", lambda features: made.append(1) or compute(features))
-    one = Scorer(reference, False, most=1000)
+    one = Scorer(reference, EvaluateConfig())
     for seed in (2, 3):
         found = one.classes(made_up(60, seed=seed), np.arange(60) % 4, names)
         assert [entry["num_images"] for entry in found.values()] == [15] * 4
@@ -150,7 +151,7 @@ def test_equal_images_have_a_closed_form_distance_without_error(count):
 def test_class_with_one_image_has_no_score(ours):
     meta = {**META, "classes": ["a", "b"]}
     labels = np.array([0] * 30 + [1])
-    scorer = Scorer(Reference(meta, normal(0, 31), None, labels), True, 1000)
+    scorer = Scorer(Reference(meta, normal(0, 31), None, labels), EvaluateConfig())
     found = scorer.classes(Features(normal(1, 10 + ours)), np.array([0] * 10 + [1] * ours), ["a", "b"])
     assert list(found) == ["a"]
     assert found["a"]["num_images"] == 10

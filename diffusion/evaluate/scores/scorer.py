@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from diffusion.choice.confidence import interval
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, exact_float32
 from diffusion.evaluate.features.reference_features import Reference, extractor_card
 from diffusion.evaluate.scores import kernel_distance as kernel
@@ -43,21 +44,20 @@ class SampleScores(NamedTuple):
 class Scorer:
     """Scores samples under the names of the reference's extractor, in exact float32.
 
-    At most `most` real images and `most_samples` samples are compared pairwise. The distance to `published`
-    statistics is a further score.
+    The distance to `published` statistics is a further score. `most` has the largest numbers of samples and
+    of real images that are compared pairwise.
     """
 
     def __init__(
         self,
         reference: Reference,
-        intervals: bool,
-        most: int,
+        section: EvaluateConfig,
         device: torch.device | str = "cpu",
-        most_samples: int | None = None,
         published: PublishedStatistics | None = None,
     ) -> None:
-        self.reference, self.intervals = reference, intervals
-        self.most, self.most_samples, self.device = most, most_samples or most, torch.device(device)
+        self.reference, self.intervals = reference, section.confidence_intervals
+        self.most = section.prc_samples or section.prc_images, section.prc_images
+        self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.published = None if published is None else PublishedTarget(published)
         self.floor = lru_cache(self._floor)
@@ -66,8 +66,7 @@ class Scorer:
 
     def card(self, sampling: Card, num_images: int) -> Card:
         """Return the full card; `sampling` is the part that comes with the samples."""
-        most = self.most_samples, self.most
-        card = protocol_card(sampling, num_images, self.reference.meta, self.spec, most)
+        card = protocol_card(sampling, num_images, self.reference.meta, self.spec, self.most)
         published = {} if self.published is None else statistics_fields(self.published.facts)
         return card | extractor_card(self.spec) | published
 
@@ -90,7 +89,7 @@ class Scorer:
         distance = frechet_distance(statistics(sample.features), self._statistics)
         scores = {spec.distance: distance, spec.limit: limit}
         errors = {} if by_image is None else {spec.distance: by_image}
-        manifold = Manifold(sample.features, self.most_samples, self.device)
+        manifold = Manifold(sample.features, self.most[0], self.device)
         compared = self._compared(sample, manifold, has_errors)
         scores |= compared.scores
         errors |= compared.errors
@@ -109,7 +108,7 @@ class Scorer:
     @exact_float32()
     def scores_without_distance(self, sample: Features) -> Scores:
         """Return the scores without a Fréchet distance, as next to one to published statistics."""
-        manifold = Manifold(sample.features, self.most_samples, self.device)
+        manifold = Manifold(sample.features, self.most[0], self.device)
         scores, errors = self._compared(sample, manifold, self._has_errors(len(sample)))
         return scores | self._ends(scores, errors, len(sample))
 
@@ -135,7 +134,7 @@ class Scorer:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         limit, _ = limit_and_errors(sample.features, self.target, False)
-        manifold = Manifold(sample.features, self.most_samples, self.device)
+        manifold = Manifold(sample.features, self.most[0], self.device)
         scores: dict[str, Any] = {"num_images": num_images, "extrapolated": floor.extrapolated}
         scores |= {self.spec.distance: floor.distance, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False).scores
@@ -195,7 +194,7 @@ class Scorer:
 
     @cached_property
     def _real_manifold(self) -> Manifold:
-        return Manifold(self.reference.features, self.most, self.device)
+        return Manifold(self.reference.features, self.most[1], self.device)
 
     @cached_property
     def _real_classes(self) -> RealClasses | None:
