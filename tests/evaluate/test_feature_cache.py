@@ -10,7 +10,7 @@ from safetensors.numpy import save
 
 from diffusion.evaluate import feature_cache
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.feature_cache import blocks, cache_folder, cached_features
+from diffusion.evaluate.feature_cache import blocks, cached_features
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores import kernel_distance, moments
@@ -138,15 +138,15 @@ def test_unwritable_cache_is_only_a_warning(extractor, images, tmp_path, monkeyp
     assert len(found) == 11
 
 
-def test_least_recently_used_features_are_evicted(extractor, images, tmp_path, monkeypatch):
+def test_least_recently_used_features_are_evicted(extractor, images, cache, tmp_path, monkeypatch):
     other, third = stored(tmp_path / "b", 1), stored(tmp_path / "c", 2)
     for at, store in enumerate((images, other), 1):
-        before = set(cache_folder().glob("*"))
+        before = set((cache / "features").glob("*"))
         seen(extractor, store)
-        (made,) = set(cache_folder().iterdir()) - before
+        (made,) = set((cache / "features").iterdir()) - before
         os.utime(made, (at, at))  # long ago, since file times may be coarse
     seen(extractor, images)  # used again
-    (size,) = {disk_usage(folder) for folder in cache_folder().iterdir()}
+    (size,) = {disk_usage(folder) for folder in (cache / "features").iterdir()}
     monkeypatch.setattr(feature_cache, "MAX_BYTES", 2 * size)
     seen(extractor, third)
     assert seen(extractor, images)[1] == []
