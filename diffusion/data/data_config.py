@@ -28,26 +28,31 @@ class SourceEntry(BuilderEntry):
     config: str = "diffusion.data.data_config:DataConfig"
 
 
-_FOLDER = "diffusion.data.sources"
-
 SOURCES: Registry[SourceEntry] = Registry(
     "data.name",
     "`DataConfig` → `Source` (`diffusion/data/source.py`)",
     {
-        "digits": SourceEntry(f"{_FOLDER}.digits:Digits", f"{_FOLDER}.digits:DigitsConfig"),
-        "fashion-mnist": SourceEntry(f"{_FOLDER}.fashion_mnist:FashionMnist"),
-        "cifar10": SourceEntry(f"{_FOLDER}.cifar:Cifar"),
-        "cifar100": SourceEntry(f"{_FOLDER}.cifar:Cifar", f"{_FOLDER}.cifar:Cifar100Config"),
+        "digits": SourceEntry(
+            "diffusion.data.sources.digits:Digits", "diffusion.data.sources.digits:DigitsConfig"
+        ),
+        "fashion-mnist": SourceEntry("diffusion.data.sources.fashion_mnist:FashionMnist"),
+        "cifar10": SourceEntry("diffusion.data.sources.cifar:Cifar"),
+        "cifar100": SourceEntry(
+            "diffusion.data.sources.cifar:Cifar", "diffusion.data.sources.cifar:Cifar100Config"
+        ),
         "imagenet": SourceEntry(
-            f"{_FOLDER}.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
+            "diffusion.data.sources.imagenet:ImageNet", "diffusion.data.data_config:PhotographsConfig"
         ),
-        "imagenet64": SourceEntry(f"{_FOLDER}.downsampled_imagenet:DownsampledImageNet"),
-        "imagenet32": SourceEntry(f"{_FOLDER}.downsampled_imagenet:DownsampledImageNet"),
-        "mini-imagenet": SourceEntry(f"{_FOLDER}.mini_imagenet:MiniImageNet"),
+        "imagenet64": SourceEntry("diffusion.data.sources.downsampled_imagenet:DownsampledImageNet"),
+        "imagenet32": SourceEntry("diffusion.data.sources.downsampled_imagenet:DownsampledImageNet"),
+        "mini-imagenet": SourceEntry("diffusion.data.sources.mini_imagenet:MiniImageNet"),
         "image-folder": SourceEntry(
-            f"{_FOLDER}.image_folder:ImageFolder", f"{_FOLDER}.image_folder:ImageFolderConfig"
+            "diffusion.data.sources.image_folder:ImageFolder",
+            "diffusion.data.sources.image_folder:ImageFolderConfig",
         ),
-        "hf": SourceEntry(f"{_FOLDER}.hugging_face:Hub", f"{_FOLDER}.hugging_face:HubConfig"),
+        "hf": SourceEntry(
+            "diffusion.data.sources.hugging_face:Hub", "diffusion.data.sources.hugging_face:HubConfig"
+        ),
     },
 )
 
