@@ -24,7 +24,6 @@ def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajecto
     steps = grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
         prediction = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
-        assert prediction is not None
         x0_hat = (x - step.sigma_prev * prediction.eps) / step.alpha_prev
         x = step.alpha * x0_hat + step.sigma * prediction.eps
         yield Step(done, len(steps), x, x0_hat)

@@ -35,7 +35,6 @@ class Ddim:
     def _trajectory(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             z = noise() if self.eta > 0 and not step.is_last else None
             x, x0_hat = self.step(step, x, prediction, z)
             yield Step(done, len(grid), x, x0_hat)

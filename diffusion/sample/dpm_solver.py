@@ -36,7 +36,6 @@ class DPMSolverMultistep:
         earlier: tuple[Tensor, float] | None = None  # x̂_0 and h of the previous step
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             x0_hat = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
             h = step.log_snr_prev - step.log_snr
             if step.is_last:

@@ -46,7 +46,6 @@ class DPMSolverSDE:
         earlier: deque[_Earlier] = deque(maxlen=self.order - 1)
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             h = step.log_snr_prev - step.log_snr
             if step.is_last:

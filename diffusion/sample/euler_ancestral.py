@@ -32,7 +32,6 @@ class EulerAncestral:
         """Return the trajectory from x."""
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             down, up = ancestral_levels(step, self.eta)
             x = step.alpha_prev * (x0_hat + down * eps)

@@ -42,12 +42,10 @@ class Heun:
         for done, step in enumerate(steps, start=1):
             start, x = self._churned(grid, step, x, noise)
             prediction = yield DenoiserCall(x, start.t)
-            assert prediction is not None
             x0_hat, eps = data_and_noise(prediction, x, start.alpha, start.sigma, self.clip)
             x = euler_step(step, x0_hat, eps)
             if self.correct and not step.is_last:
                 after = yield DenoiserCall(x, steps[done].t)
-                assert after is not None
                 x0_after, eps_after = data_and_noise(after, x, step.alpha_prev, step.sigma_prev, self.clip)
                 if self.straight or start.alpha == 0:
                     weight, weight_prev = start.alpha + start.sigma, step.alpha_prev + step.sigma_prev

@@ -38,7 +38,6 @@ class IPNDM:
         slopes: deque[Tensor] = deque(maxlen=self.order)
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             slopes.appendleft(eps)
             x = euler_step(step, x0_hat, eps)

@@ -35,8 +35,8 @@ class Step:
     x0_hat: Tensor
 
 
-Trajectory = Generator[DenoiserCall | Step, Prediction | None, None]
-"""Yields each DenoiserCall, to receive its Prediction, and each Step, to receive None. The last x is x_0."""
+Trajectory = Generator[DenoiserCall | Step, Prediction, None]
+"""Yields each DenoiserCall, to receive its Prediction, and each Step. The last x is x_0."""
 
 
 class Sampler(Protocol):
@@ -61,29 +61,26 @@ class SamplerDriver:
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
+        first = next(trajectory)
+        assert isinstance(first, DenoiserCall), "a trajectory begins with a call"
         self._trajectory = trajectory
-        self.call: DenoiserCall | None = None
+        self.call: DenoiserCall | None = first
         self.nfe, self.step = 0, 1
         self.x: Tensor | None = None
-        self._resume(None)
 
     def advance(self, prediction: Prediction) -> list[Step]:
         """Answer the pending call; return the steps up to the next one."""
         self.nfe += 1
-        return self._resume(prediction)
-
-    def _resume(self, prediction: Prediction | None) -> list[Step]:
         steps: list[Step] = []
-        self.call = None
         try:
             event = self._trajectory.send(prediction)
             while isinstance(event, Step):
                 steps.append(event)
                 self.step, self.x = event.done + 1, event.x
-                event = self._trajectory.send(None)
+                event = next(self._trajectory)
             self.call = event
         except StopIteration:
-            pass
+            self.call = None
         return steps
 
 

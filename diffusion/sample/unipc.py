@@ -56,7 +56,6 @@ class UniPC:
         pending: _Pending | None = None
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
-            assert prediction is not None
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             if step.is_last:
                 x = x0_hat
