@@ -25,7 +25,7 @@ class InputImage(NamedTuple):
 
 
 def load_input(name: str, store: Path | None, artefact: Artefact) -> InputImage:
-    """The image that a number or a file name means; UsageError when it does not fit the model."""
+    """Return the image of a number or a file name; UsageError if it does not fit the model."""
     spec = artefact.network
     if not name.isdecimal():
         return InputImage(read_picture(Path(name), spec.image_size, spec.in_channels), None)
@@ -45,7 +45,7 @@ def load_first(num: int, store: Path | None, artefact: Artefact) -> list[InputIm
 
 
 def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
-    """The store, by default the prepared test split; UsageError when its images are not the model's size."""
+    """Return the store, by default the test split; UsageError if its images are not the model's size."""
     store = open_store(path or PREPARED / "test")
     spec = artefact.network
     wanted = (spec.image_size, spec.image_size, spec.in_channels)
@@ -57,7 +57,7 @@ def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
 
 
 def known_labels(store: ImageStore, artefact: Artefact, indices: Sequence[int]) -> list[int | None]:
-    """The images' labels; None each where the store has none or other classes than the model."""
+    """Return the images' labels; None each where the store has none or other classes than the model."""
     labels = store.labels
     if labels is None or list(store.meta.get("classes", [])) != list(artefact.data.classes):
         return [None] * len(indices)
@@ -81,7 +81,7 @@ def input_condition(artefact: Artefact, found: Sequence[int | None], klass: str 
 
 
 def end_condition(artefact: Artefact, found: Sequence[int | None], klass: str | None) -> Condition:
-    """That of an interpolation's two ends: "no label" where the two differ and the model knows it."""
+    """Return that of an interpolation's two ends: "no label" if they differ and the model has it."""
     if klass is None and artefact.network.null_class and found[0] != found[1]:
         found = [None, None]
     return input_condition(artefact, found, klass)

@@ -9,18 +9,22 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
-from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, guard_networks, run_sampler
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, run_sampler
 
 OnStep = Callable[[Step], object]
 """Called with each step of a trajectory."""
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-    """Yield the trajectory of `encode`: a sampler from images to codes that draws no noise."""
+    """Yield the trajectory from images x_0 to their codes x_T (B, C, H, W); it draws no noise.
+
+    The deterministic step is reversed (DDIM eq. 14), so that sampling with η = 0 and no clipping returns to
+    x_0. ε is predicted at the start of a step, so the result is exact only as S grows. The first step starts
+    at the image itself, with the prediction for the first timestep.
+    """
     steps = grid.walk()[::-1]
     for done, step in enumerate(steps, start=1):
         prediction = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
@@ -29,25 +33,8 @@ def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajecto
         yield Step(done, len(steps), x, x0_hat)
 
 
-def encode(
-    denoiser: Denoiser,
-    grid: TimeGrid,
-    x_0: Tensor,
-    condition: Condition,
-    on_step: OnStep | None = None,
-    guard: NaNGuard | None = None,
-) -> Tensor:
-    """Return x_T (B, C, H, W), from which sampling with η = 0 and no clipping returns to `x_0`.
-
-    The deterministic step is reversed (DDIM eq. 14). ε is predicted at the start of a step, so the result is
-    exact only as S grows. The first step starts at the image itself, with the prediction for the first
-    timestep. NonFiniteError with the message of `guard` if ε or a step is NaN or infinite.
-    """
-    return run_sampler(encoding(grid, x_0, lambda: x_0), denoiser, condition, on_step, guard).x
-
-
 def slerp(first: Tensor, second: Tensor, fraction: float) -> Tensor:
-    """Spherical interpolation of codes, image by image: `first` at 0, `second` at 1 (DDIM app. D.5).
+    """Interpolate codes on a sphere, image by image: `first` at 0, `second` at 1 (DDIM app. D.5).
 
     Codes are nearly orthogonal Gaussians; between them this keeps the length that the network expects.
     Parallel codes are interpolated linearly.
@@ -69,12 +56,15 @@ def encode_images(
     condition: Condition,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps."""
-    grid = check_settings(loaded.artefact, settings)
+    """Return codes (B, C, H, W) float32 on the CPU of uint8 images (B, H, W, C), by the settings' timesteps.
+
+    NonFiniteError if a prediction or a step is NaN or infinite.
+    """
     device = next(loaded.network.parameters()).device
     x_0 = to_model(to_nchw(images).to(device))
-    guard = guard_networks({"model": loaded.network}, False, "the code of image {} of these".format)
-    return encode(model_denoiser(loaded), grid, x_0, condition.to(device), on_step, guard).cpu()
+    guard = NaNGuard("the code of image {} of these".format, {"model": loaded.network})
+    trajectory = encoding(check_settings(loaded.artefact, settings), x_0, lambda: x_0)
+    return run_sampler(trajectory, model_denoiser(loaded), condition.to(device), on_step, guard).x.cpu()
 
 
 def decode_images(
@@ -84,9 +74,9 @@ def decode_images(
     condition: Condition,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """The images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU.
+    """Return the images that deterministic sampling makes of codes, uint8 (B, C, H, W) on the CPU.
 
-    It clips no x̂_0, whatever the settings, since `encode` reverses the step that does not: with S = T
+    It clips no x̂_0, whatever the settings, since `encoding` reverses the step that does not: with S = T
     digits came back 0.01 of 255 off on average, and 1.0 with clipping.
     """
     device = next(loaded.network.parameters()).device
@@ -102,7 +92,7 @@ def interpolate(
     frames: int,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """`frames` images from the first to the second of two images (2, H, W, C): uint8 (F, C, H, W).
+    """Return `frames` images from the first to the second of two images (2, H, W, C): uint8 (F, C, H, W).
 
     Each end is encoded with its own row of the condition; a point between has that of the nearer end.
     """
@@ -111,7 +101,7 @@ def interpolate(
 
 
 def interpolate_codes(ends: Tensor, condition: Condition, frames: int) -> tuple[Tensor, Condition]:
-    """`frames` codes from the first to the second of two, (2, C, H, W), and the condition of each."""
+    """Return `frames` codes from the first to the second of two, (2, C, H, W), and the condition of each."""
     fractions = torch.linspace(0, 1, frames)
     codes = torch.cat([slerp(ends[:1], ends[1:], float(fraction)) for fraction in fractions])
     return codes, condition.rows((fractions > 0.5).long())

@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.guides import NO_GUIDES, Guides, check_guides, classifier_guidance
-from diffusion.sample.sampler import DenoiserCall, Sampler, SamplerDriver, Step, guard_networks
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step
 from diffusion.system.devices import to_device
 
 
@@ -92,8 +92,8 @@ class Chunk:
         self._indices = job.indices[images]
         self._grid, self._device, self._loaded = grid, device, loaded
         self._process, self._rows_had, self._by_classifier = process, 0, by_classifier
-        self._guard = guard_networks(
-            guides.networks(loaded), job.settings.is_guided, lambda row: f"image {self._indices[row]}"
+        self._guard = NaNGuard(
+            lambda row: f"image {self._indices[row]}", guides.networks(loaded), job.settings.is_guided
         )
         self._driver: SamplerDriver | None = None
 

@@ -18,7 +18,7 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import guided, without_labels
 from diffusion.sample.guides import NO_GUIDES, Guides, check_fit, check_guides, classifier_guidance
-from diffusion.sample.sampler import NaNGuard, Step, guard_networks, run_sampler
+from diffusion.sample.sampler import NaNGuard, Step, run_sampler
 from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
@@ -81,7 +81,7 @@ def generate(
 
     def images(part: slice, on_step: _Callback | None) -> Tensor:
         own = indices[part]
-        guard = guard_networks(networks, settings.is_guided, lambda row: f"image {own[row]}")
+        guard = NaNGuard(lambda row: f"image {own[row]}", networks, settings.is_guided)
         noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
         return generator(noise.draw, condition.rows(part), on_step, guard)
 
@@ -100,7 +100,7 @@ def generate_from_noise(
 ) -> Tensor:
     """Return the images from the noise of `draw`: x_T first, then each noisy step's z; as `generate`."""
     grid = check_settings(loaded.artefact, settings)
-    guard = guard_networks({"model": loaded.network}, bool(settings.guidance), "image {} of these".format)
+    guard = NaNGuard("image {} of these".format, {"model": loaded.network}, bool(settings.guidance))
     return _generator(loaded, settings, grid, device)(draw, condition, callback, guard)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.analysis.image_inputs import end_condition
-from diffusion.analysis.inversion import decode_images, encode, encode_images, interpolate, slerp
+from diffusion.analysis.inversion import decode_images, encode_images, encoding, interpolate, slerp
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
@@ -19,7 +19,7 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
 from tests.helpers.networks import OptimalNetwork, artefact_of, spec_of
-from tests.helpers.trajectories import grid_of, network_denoiser, randn, sample
+from tests.helpers.trajectories import grid_of, network_denoiser, randn, sample, walk
 
 DATA = papers.GaussianData(0.2, 0.3)
 FULL = grid_of("cosine", 1000)
@@ -35,7 +35,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def test_codes_of_gaussian_data_match_exact_flow_and_are_normal():
     x_0 = images()
-    code = encode(network_denoiser(network, FULL), FULL, x_0, Condition(len(x_0)))
+    code = walk(network_denoiser(network, FULL), FULL, lambda: x_0, encoding)
     exact = DATA.flow(x_0, 1.0, float(FULL.alphas_cumprod[-1]))
     assert float((code - exact).abs().max()) < 0.03
     assert float(code.mean()) == pytest.approx(0, abs=0.07)
@@ -46,7 +46,7 @@ def test_reconstruction_error_has_first_order():
     x_0, errors = images(), []
     for steps in (25, 50, 100, 200):
         grid = grid_of("cosine", 1000, spaced_timesteps("uniform", steps, 1000))
-        code = encode(network_denoiser(network, grid), grid, x_0, Condition(len(x_0)))
+        code = walk(network_denoiser(network, grid), grid, lambda: x_0, encoding)
         reconstruction = sample(network, grid, lambda code=code: code, clip=False)
         errors.append(float((reconstruction - x_0).abs().mean()))
     ratios = np.array(errors[:-1]) / errors[1:]
@@ -63,7 +63,7 @@ def test_encode_calls_network_at_start_of_each_step():
 
     grid = grid_of("cosine", 1000, [5, 50, 999])
     report = lambda step: progress.append((step.done, step.total))  # noqa: E731
-    encode(network_denoiser(recorder, grid), grid, randn(1, 1, 2, 2), Condition(1), report)
+    walk(network_denoiser(recorder, grid), grid, lambda: randn(1, 1, 2, 2), encoding, callback=report)
     assert calls == [(5, None), (5, None), (50, None)]
     assert progress == [(1, 3), (2, 3), (3, 3)]
 
