@@ -88,13 +88,13 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
             "diffusion.sample.dpm_solver:build", source="Lu et al. 2022 (2211.01095), alg. 2"
         ),
         "dpm-solver++-2m-sde": SamplerEntry(
-            "diffusion.sample.dpm_solver_sde:build_2m",
+            "diffusion.sample.dpm_solver:build_2m_sde",
             options="diffusion.protocol.sampler_options:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "dpm-solver++-3m-sde": SamplerEntry(
-            "diffusion.sample.dpm_solver_sde:build_3m",
+            "diffusion.sample.dpm_solver:build_3m_sde",
             options="diffusion.protocol.sampler_options:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,

@@ -7,7 +7,7 @@ import torch
 from diffusion.analysis.mixture import MixtureDenoiser
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.sampler_options import ChurnOptions
-from diffusion.sample.dpm_solver_sde import DPMSolverSDE
+from diffusion.sample.dpm_solver import DPMSolverSDE
 from diffusion.sample.euler_ancestral import EulerAncestral
 from diffusion.sample.heun import Heun
 from diffusion.sample.ipndm import IPNDM

@@ -18,8 +18,7 @@ from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.dpm_solver import DPMSolverMultistep
-from diffusion.sample.dpm_solver_sde import DPMSolverSDE
+from diffusion.sample.dpm_solver import DPMSolverMultistep, DPMSolverSDE
 from diffusion.sample.euler_ancestral import EulerAncestral
 from diffusion.sample.heun import Heun
 from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
