@@ -66,19 +66,19 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
             "diffusion.sample.ddim:build", uses_eta=True, source="Song et al. 2020 (2010.02502), eq. 12"
         ),
         "euler": SamplerEntry(
-            "diffusion.sample.heun:build_euler",
+            "diffusion.sample.euler:build_euler",
             options="diffusion.protocol.sampler_options:ChurnOptions",
             noise_option="s_churn",
             source=_EDM,
         ),
         "euler-ancestral": SamplerEntry(
-            "diffusion.sample.euler_ancestral:build",
+            "diffusion.sample.euler:build_ancestral",
             options="diffusion.protocol.sampler_options:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "heun": SamplerEntry(
-            "diffusion.sample.heun:build",
+            "diffusion.sample.euler:build_heun",
             nfe=two_per_step_but_last,
             options="diffusion.protocol.sampler_options:HeunOptions",
             noise_option="s_churn",

@@ -8,8 +8,7 @@ from diffusion.analysis.mixture import MixtureDenoiser
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.sampler_options import ChurnOptions
 from diffusion.sample.dpm_solver import DPMSolverSDE
-from diffusion.sample.euler_ancestral import EulerAncestral
-from diffusion.sample.heun import Heun
+from diffusion.sample.euler import EulerAncestral, Heun
 from diffusion.sample.ipndm import IPNDM
 from diffusion.sample.unipc import UniPC
 from tests.conftest import ROOT

@@ -19,8 +19,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep, DPMSolverSDE
-from diffusion.sample.euler_ancestral import EulerAncestral
-from diffusion.sample.heun import Heun
+from diffusion.sample.euler import EulerAncestral, Heun
 from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
 from diffusion.sample.ode_step import phi
 from diffusion.sample.sampler import Sampler, Step, run_sampler
