@@ -135,7 +135,7 @@ def test_training_code_excludes_modules_of_other_objectives() -> None:
     }
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
     names = {f"train.{name}" for name in ("loop", "gradients", "batch", "train_step", "lr_schedule")}
-    names |= {"process.noise_schedules", "images.pixels", "model.blocks"}
+    names |= {"process.discrete", "images.pixels", "model.blocks"}
     assert {f"diffusion.{name}" for name in names} <= model & classifier
     others = {"downloads", "sample", "evaluate", "report", "analysis"}
     assert not {name.split(".")[1] for name in model} & others

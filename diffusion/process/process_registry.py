@@ -55,17 +55,17 @@ PROCESSES: Registry[ProcessEntry] = Registry(
     "process.schedule",
     "`ProcessConfig` → `NoiseProcess` (`diffusion/process/noise_process.py`)",
     {
-        "linear": ProcessEntry("diffusion.process.noise_schedules:linear", source="DDPM, 2006.11239, sec. 4"),
+        "linear": ProcessEntry("diffusion.process.discrete:linear", source="DDPM, 2006.11239, sec. 4"),
         "cosine": ProcessEntry(
-            "diffusion.process.noise_schedules:cosine", source="iDDPM, 2102.09672, eq. 17"
+            "diffusion.process.discrete:cosine", source="iDDPM, 2102.09672, eq. 17"
         ),
         "edm": ProcessEntry(
-            "diffusion.process.edm:EDM",
+            "diffusion.process.continuous:EDM",
             "diffusion.process.continuous_configs:EDMConfig",
             "EDM, 2206.00364, table 1",
         ),
         "flow": ProcessEntry(
-            "diffusion.process.flow:Flow",
+            "diffusion.process.continuous:Flow",
             "diffusion.process.continuous_configs:FlowConfig",
             "Lipman et al. 2023, 2210.02747",
         ),

@@ -198,4 +198,4 @@ def test_the_key_contains_the_code_of_the_classifiers_process() -> None:
     spec, classifier = spec_of(), loaded_classifier().artefact
     other = classifier.model_copy(update={"process": ProcessConfig(schedule="edm", sigma_data=0.5)})
     code = sampling_code(SampleSettings(classifier=CLASSIFIER), artefact_of(spec), None, other)
-    assert "diffusion.process.edm" in code
+    assert "diffusion.process.continuous" in code
