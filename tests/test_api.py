@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
-from diffusion.process.continuous_configs import FlowConfig
+from diffusion.process.process_registry import FlowConfig
 from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
 

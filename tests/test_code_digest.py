@@ -15,9 +15,8 @@ from diffusion.code_digest import (
     normalized_syntax,
 )
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.process.loss_registry import LOSS_WEIGHTS
+from diffusion.process.loss_registry import LOSS_WEIGHTS, TIME_DISTRIBUTIONS
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.network_files import NetworkArtefacts

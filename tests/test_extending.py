@@ -27,8 +27,12 @@ MODULES = {
     "pixels": "evaluate",
 }
 ENTRIES = """
-from diffusion.process.loss_registry import LOSS_WEIGHTS, LossWeight  # noqa: E402
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS, TimeDistribution  # noqa: E402
+from diffusion.process.loss_registry import (  # noqa: E402
+    LOSS_WEIGHTS,
+    TIME_DISTRIBUTIONS,
+    LossWeight,
+    TimeDistribution,
+)
 from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec  # noqa: E402
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule  # noqa: E402
 from diffusion.protocol.spacing import SPACINGS, SpacingEntry  # noqa: E402

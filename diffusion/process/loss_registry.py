@@ -1,7 +1,8 @@
-"""The weights of squared errors and the objectives by name, as in `process.weighting` and `process.loss`.
+"""The objectives, error weights and time distributions of trainings by name. It loads no torch.
 
-No torch here. A further weight is a function of (α, σ, σ_data, options), a further objective a function of a
-process and a `Noised` batch (diffusion/process/losses.py). Each has an entry here.
+They are `process.loss`, `process.weighting` and `process.t_sampler`. A further objective is a function of a
+process and a `Noised` batch (diffusion/process/losses.py), a further weight a function of (α, σ, σ_data,
+options), a further distribution a TimeSampler (diffusion/process/time_samplers.py). Each has an entry here.
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,21 @@ class Objective(BuilderEntry):
     is_weighted: bool = True
 
 
+@dataclass(frozen=True)
+class TimeDistribution(BuilderEntry, OptionsEntry):
+    """`builder` makes a TimeSampler of a process and options; `options` is the class of `t_sampler_options`.
+
+    Each is a "module:name", the options without torch. One that `is_unbiased` keeps the mean of the loss
+    over uniform t, as loss vlb needs; one that `needs_bound` is for losses with the bound.
+    """
+
+    builder: str
+    source: str
+    options: str = "diffusion.system.section:NoOptions"
+    needs_bound: bool = False
+    is_unbiased: bool = False
+
+
 LOSS_WEIGHTS: Registry[LossWeight] = Registry(
     "process.weighting",
     "(α, σ, σ_data, options) → the weight of x̂_0's squared error",
@@ -65,6 +81,28 @@ OBJECTIVES: Registry[Objective] = Registry(
         "vlb": Objective(
             "diffusion.process.losses:vlb", "iDDPM, 2102.09672, eq. 4", learned_variance=True,
             is_weighted=False,
+        ),
+    },
+)  # fmt: skip
+
+TIME_DISTRIBUTIONS: Registry[TimeDistribution] = Registry(
+    "process.t_sampler",
+    "`NoiseProcess`, options → `TimeSampler` (`diffusion/process/time_samplers.py`)",
+    {
+        "uniform": TimeDistribution(
+            "diffusion.process.time_samplers:Uniform", "DDPM, 2006.11239, alg. 1", is_unbiased=True
+        ),
+        "loss-aware": TimeDistribution(
+            "diffusion.process.time_samplers:LossAware", "iDDPM, 2102.09672, eq. 18",
+            needs_bound=True, is_unbiased=True,
+        ),
+        "logit-normal": TimeDistribution(
+            "diffusion.process.time_samplers:LogitNormal", "Esser et al. 2024, 2403.03206, eq. 19",
+            options="diffusion.process.process_options:NormalOptions",
+        ),
+        "log-normal": TimeDistribution(
+            "diffusion.process.time_samplers:LogNormal", "EDM, 2206.00364, table 1",
+            options="diffusion.process.process_options:LogNormalOptions",
         ),
     },
 )  # fmt: skip

@@ -3,6 +3,7 @@
 A further one is a module with a builder, ProcessConfig → Process, and an entry here.
 """
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from pydantic import (
     model_validator,
 )
 
-from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES
+from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.references import BuilderEntry, check_name, load_reference
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
+REFERENCE_SIZE = 4096  # numbers of an image for which the shift auto is 1
+
 SigmaData = Annotated[float, Field(gt=0, le=100), NotBool]
+NoiseLevel = Annotated[float, Field(gt=0, le=1e4), NotBool]
+PredictionName = Annotated[str, AfterValidator(partial(check_name, registry=PREDICTIONS))]
+ObjectiveName = Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))]
+LossWeightName = Annotated[str, AfterValidator(partial(check_name, registry=LOSS_WEIGHTS))]
+TimeDistributionName = Annotated[str, AfterValidator(partial(check_name, registry=TIME_DISTRIBUTIONS))]
 EntryOptions = dict[str, Any]
 Variance = Literal["small", "large", "learned"]
 """Which variance a reverse step has: β̃ or β (DDPM sec. 3.2), or a predicted one (iDDPM eq. 15)."""
@@ -56,17 +63,15 @@ PROCESSES: Registry[ProcessEntry] = Registry(
     "`ProcessConfig` → `NoiseProcess` (`diffusion/process/noise_process.py`)",
     {
         "linear": ProcessEntry("diffusion.process.discrete:linear", source="DDPM, 2006.11239, sec. 4"),
-        "cosine": ProcessEntry(
-            "diffusion.process.discrete:cosine", source="iDDPM, 2102.09672, eq. 17"
-        ),
+        "cosine": ProcessEntry("diffusion.process.discrete:cosine", source="iDDPM, 2102.09672, eq. 17"),
         "edm": ProcessEntry(
             "diffusion.process.continuous:EDM",
-            "diffusion.process.continuous_configs:EDMConfig",
+            "diffusion.process.process_registry:EDMConfig",
             "EDM, 2206.00364, table 1",
         ),
         "flow": ProcessEntry(
             "diffusion.process.continuous:Flow",
-            "diffusion.process.continuous_configs:FlowConfig",
+            "diffusion.process.process_registry:FlowConfig",
             "Lipman et al. 2023, 2210.02747",
         ),
     },
@@ -103,12 +108,12 @@ class ProcessConfig(RegistrySection):
     ENTRIES = PROCESSES
 
     schedule: Annotated[str, AfterValidator(partial(check_name, registry=PROCESSES))] = "cosine"
-    loss: Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))] = "simple"
-    t_sampler: Annotated[str, AfterValidator(partial(check_name, registry=TIME_DISTRIBUTIONS))] = "uniform"
+    loss: ObjectiveName = "simple"
+    t_sampler: TimeDistributionName = "uniform"
     t_sampler_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
     stratified: bool = Field(default=False, exclude_if=operator.not_)
-    prediction: Annotated[str, AfterValidator(partial(check_name, registry=PREDICTIONS))] = "eps"
-    weighting: Annotated[str, AfterValidator(partial(check_name, registry=LOSS_WEIGHTS))] = "none"
+    prediction: PredictionName = "eps"
+    weighting: LossWeightName = "none"
     weighting_options: EntryOptions = Field(default_factory=dict, exclude_if=operator.not_)
     sigma_data: SigmaData | None = Field(default=None, exclude_if=operator.not_)
 
@@ -183,6 +188,43 @@ class ContinuousConfig(ProcessConfig):
     """A continuous process: without a variance of reverse steps, and without the bound."""
 
 
+class EDMConfig(ContinuousConfig):
+    """EDM (2206.00364): noise of σ from `sigma_min` to `sigma_max` is added to an image.
+
+    By default as in the paper's table 1: preconditioned, weighted by 1/c_out², with ln σ ~ N(−1.2, 1.2²).
+    """
+
+    prediction: PredictionName = "edm"
+    weighting: LossWeightName = "edm"
+    t_sampler: TimeDistributionName = "log-normal"
+    sigma_min: NoiseLevel = 0.002
+    sigma_max: NoiseLevel = 80.0
+
+    @model_validator(mode="after")
+    def _levels_rise(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min:g} is not less than sigma_max {self.sigma_max:g}")
+        return self
+
+
+class FlowConfig(ContinuousConfig):
+    """Flow matching on the straight line from image to noise (Lipman et al. 2023, 2210.02747).
+
+    `shift` s moves times to s·t/(1 + (s − 1)·t), in training and sampling (Esser et al. 2024, 2403.03206,
+    eq. 23): 1 leaves them. `auto` is √(CHW/4096) of the images (SR-DiT, 2512.12386).
+    """
+
+    prediction: PredictionName = "flow"
+    shift: Annotated[float, Field(gt=0, le=100), NotBool] | Literal["auto"] = 1.0
+
+    def resolve(self, shape: tuple[int, int, int], pixel_std: float | None) -> Self:
+        """Return the section with all that depends on data."""
+        resolved = super().resolve(shape, pixel_std)
+        if self.shift == "auto":
+            return resolved.model_copy(update={"shift": math.sqrt(math.prod(shape) / REFERENCE_SIZE)})
+        return resolved
+
+
 class DiscreteConfig(ProcessConfig):
     """A discrete process with T `timesteps`, as in DDPM and iDDPM.
 
@@ -194,7 +236,7 @@ class DiscreteConfig(ProcessConfig):
 
     timesteps: Annotated[int, Field(ge=2, le=MAX_STEPS), NotBool] = 1000
     variance: Variance = "learned"
-    loss: Annotated[str, AfterValidator(partial(check_name, registry=OBJECTIVES))] = "hybrid"
+    loss: ObjectiveName = "hybrid"
     zero_terminal_snr: bool = Field(default=False, exclude_if=operator.not_)
 
     @property

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from diffusion.process.discrete import require_discrete
+from diffusion.process.loss_registry import TIME_DISTRIBUTIONS
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import NormalOptions
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.references import load_reference
 from diffusion.system.section import Section
 

@@ -14,10 +14,9 @@ from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
-from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES
+from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
-from diffusion.process.time_distributions import TIME_DISTRIBUTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.references import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint

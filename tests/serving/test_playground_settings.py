@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.process.continuous_configs import EDMConfig
+from diffusion.process.process_registry import EDMConfig
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from tests.helpers.browser import NEEDS_CHROMIUM, WIDE
