@@ -71,7 +71,8 @@ def _squared_error(process: NoiseProcess, batch: Noised) -> Tensor:
 
 
 def _weighted(process: NoiseProcess, batch: Noised, mse: Tensor) -> Tensor:
-    return _as(mse, process.loss_weight(batch.t)) * mse
+    """Return the weighted errors; `mse`'s device may lack the weights' own dtype."""
+    return to_device(process.loss_weight(batch.t).to(mse.dtype), mse.device) * mse
 
 
 def _vlb(process: NoiseProcess, batch: Noised, *, trains_mean: bool) -> tuple[Tensor, int]:
@@ -83,11 +84,6 @@ def _vlb(process: NoiseProcess, batch: Noised, *, trains_mean: bool) -> tuple[Te
     variance = discrete.config.variance
     log_var = log_variance(grid, variance, prediction.variance_fraction, batch.x_t, batch.t)
     return vlb_terms(grid, batch.x_0, batch.x_t, batch.t, x0_hat, log_var), discrete.timesteps
-
-
-def _as(like: Tensor, values: Tensor) -> Tensor:
-    """Return the values in `like`'s dtype and on its device, which may lack their own dtype."""
-    return to_device(values.to(like.dtype), like.device)
 
 
 def take(table: Tensor, index: Tensor, like: Tensor) -> Tensor:

@@ -54,11 +54,6 @@ class NoiseProcess(ABC):
         return None
 
     @property
-    def is_discrete(self) -> bool:
-        """Whether the process has timesteps 0 … T−1, so the reverse steps and the bound of DDPM."""
-        return self.timesteps is not None
-
-    @property
     def sigma_min(self) -> float:
         """The noise level at which a sampling grid in σ ends."""
         return float(self.noise_level(torch.tensor(self.t_min, dtype=torch.float64)))

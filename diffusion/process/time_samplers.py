@@ -5,6 +5,7 @@ on the numbers alone, and stratified numbers give stratified times.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from diffusion.process.loss_registry import TIME_DISTRIBUTIONS
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import NormalOptions
 from diffusion.system.references import load_reference
-from diffusion.system.section import Section
 
 HISTORY = 10  # losses remembered of each timestep
 UNIFORM_SHARE = 0.001
@@ -25,8 +25,8 @@ class TimeSampler:
 
     learns = False  # whether a draw depends on the losses of the steps before
 
-    def __init__(self, process: NoiseProcess, options: Section | None = None) -> None:
-        self.process = process
+    def __init__(self, process: NoiseProcess, options: Any = None) -> None:
+        self.process, self.options = process, options
 
     def times(self, uniforms: Tensor) -> Tensor:
         """(B,) times: the inverse of the distribution function at (B,) float64 numbers in [0, 1)."""
@@ -55,17 +55,17 @@ class Uniform(TimeSampler):
         return self.process.time_at(uniforms)
 
 
+def normal_numbers(options: NormalOptions, uniforms: Tensor) -> Tensor:
+    """Return mean + std·Φ⁻¹(u)."""
+    return options.mean + options.std * torch.special.ndtri(uniforms)
+
+
 class LogitNormal(TimeSampler):
     """t's place in the range is sigmoid(z), z ~ N(mean, std²) (Esser et al. 2024, 2403.03206, eq. 19)."""
 
-    def __init__(self, process: NoiseProcess, options: NormalOptions) -> None:
-        super().__init__(process)
-        self._options = options
-
     def times(self, uniforms: Tensor) -> Tensor:
         """Return the time at the share sigmoid(mean + std·Φ⁻¹(u)) of the range."""
-        z = self._options.mean + self._options.std * torch.special.ndtri(uniforms)
-        return self.process.time_at(z.sigmoid())
+        return self.process.time_at(normal_numbers(self.options, uniforms).sigmoid())
 
 
 class LogNormal(TimeSampler):
@@ -74,15 +74,10 @@ class LogNormal(TimeSampler):
     On the process flow this is the skewed distribution of flow_matching's image example.
     """
 
-    def __init__(self, process: NoiseProcess, options: NormalOptions) -> None:
-        super().__init__(process)
-        self._options = options
-
     def times(self, uniforms: Tensor) -> Tensor:
         """Return the times of noise level exp(mean + std·Φ⁻¹(u)), the nearest whole ones if discrete."""
-        levels = (self._options.mean + self._options.std * torch.special.ndtri(uniforms)).exp()
-        times = self.process.times_at(levels)
-        return times.round().long() if self.process.is_discrete else times
+        times = self.process.times_at(normal_numbers(self.options, uniforms).exp())
+        return times if self.process.timesteps is None else times.round().long()
 
 
 class LossAware(TimeSampler):
@@ -90,8 +85,8 @@ class LossAware(TimeSampler):
 
     learns = True
 
-    def __init__(self, process: NoiseProcess, options: Section | None = None) -> None:
-        super().__init__(process)
+    def __init__(self, process: NoiseProcess, options: Any = None) -> None:
+        super().__init__(process, options)
         self.timesteps = require_discrete(process, "t_sampler loss-aware").timesteps
         self.losses = torch.zeros(self.timesteps, HISTORY, dtype=torch.float64)
         self.counts = torch.zeros(self.timesteps, dtype=torch.int64)

@@ -96,7 +96,7 @@ def test_continuous_process_trains_and_refuses_what_needs_a_discrete_one():
     x_0, noise = randn(3, 1, 2, 2, seed=0), randn(3, 1, 2, 2, seed=1)
     losses = training_losses(lambda x, t, labels: torch.zeros_like(x), process, x_0, t, noise, Condition(3))
     assert torch.allclose(losses["loss"], process.target(x_0, t, noise).square().flatten(1).mean(1))
-    assert (process.timesteps, process.is_discrete) == (None, False)
+    assert process.timesteps is None
     with pytest.raises(UsageError, match="the bound needs a discrete process"):
         require_discrete(process, "the bound")
     with pytest.raises(UsageError, match=r"prediction eps leave x_0 .* at t = 1, where α = 0"):
