@@ -39,7 +39,7 @@ def ring(count: int, radius: float, std: float) -> Mixture:
 
 @dataclass(frozen=True)
 class MixtureDenoiser:
-    """The optimal denoiser within a process; points are in the channels, (B, D, 1, 1)."""
+    """The optimal denoiser within a process; points are in the channels, (B, D, 1, 1), at one time."""
 
     mixture: Mixture
     process: NoiseProcess
@@ -47,13 +47,5 @@ class MixtureDenoiser:
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
         """x̂_0 = E[x_0 | x_t], and the ε̂ that goes with it."""
         alpha, sigma = self.process.alpha_sigma(time_tensor(t))
-        points = x.flatten(1)
-        columns = [value.reshape(-1, 1).to(points) for value in (alpha, sigma)] if alpha.ndim else None
-        x0 = self._of_rows(points, *columns) if columns else self.mixture.x0(points, alpha, sigma)
-        x0 = x0.reshape(x.shape).to(x.dtype)
+        x0 = self.mixture.x0(x.flatten(1), alpha, sigma).reshape(x.shape).to(x.dtype)
         return Prediction(x0, (x - expand(alpha, x) * x0) / expand(sigma, x))
-
-    def _of_rows(self, points: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """`Mixture.x0` with a time for each row."""
-        rows = zip(points, alpha, sigma, strict=True)
-        return torch.cat([self.mixture.x0(point[None], float(a), float(s)) for point, a, s in rows])

@@ -5,7 +5,6 @@ GUIDANCE_RULES differ in what is worse. A weight is a number, or a (B,) tensor w
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ Weight = Tensor | float
 
 Gradient = Callable[[Tensor, Tensor | float, Condition], Tensor]
 """(x_t (B, C, H, W), time of all or of each row, condition) → s·∇ log p(y|x_t), shaped as x_t."""
-
 
 Inputs = tuple[Tensor, Tensor | float, Condition]
 """The arguments of a denoiser: x (B, C, H, W), the time of all or of each row, and the condition."""
@@ -64,98 +62,64 @@ def autoguidance(denoiser: Denoiser, weight: Weight, guide: Denoiser | None = No
 def extrapolate(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
     """Return D + w·(D − D_worse) for x_0 and ε; everything else is that of D.
 
-    A row with weight 0 has no worse prediction; for weight 0 the denoiser itself is returned. Keep a tensor
+    A row with weight 0 has no worse prediction; if all have it the denoiser itself is returned. Keep a tensor
     of weights on the CPU, since its values are read.
     """
-    if not isinstance(weight, Tensor):
-        if weight == 0:
-            return denoiser
-        return _Guided(pair, slice(None), torch.tensor(weight, dtype=torch.float64))
-    rows = weight.nonzero().flatten()
-    if len(rows) == len(weight):
-        return _Guided(pair, slice(None), weight)
-    return _Guided(pair, rows, weight[rows]) if len(rows) else denoiser
+    weights = torch.as_tensor(weight, dtype=torch.float64)
+    is_guided = weights != 0
+    if not is_guided.any():
+        return denoiser
+    rows: slice | Tensor = slice(None) if is_guided.all() else is_guided.nonzero().flatten()
+    weights = weights if isinstance(rows, slice) else weights[rows]
+
+    def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        times = t[rows] if isinstance(t, Tensor) else t  # before rows are moved
+        own: slice | Tensor = rows if isinstance(rows, slice) else to_device(rows, x.device)
+        better, worse = pair((x, t, condition), (x[own], times, condition.rows(own)))
+        scale = expand(weights, x)
+
+        def combine(good: Tensor, bad: Tensor) -> Tensor:
+            mixed = (1 + scale) * good[own] - scale * bad
+            return mixed if isinstance(own, slice) else good.index_copy(0, own, mixed)
+
+        return better._replace(x0=combine(better.x0, worse.x0), eps=combine(better.eps, worse.eps))
+
+    return call
 
 
-def in_interval(interval: tuple[float, float] | None, level: float) -> bool:
-    """Return whether guidance applies at a noise level: low < σ/α ≤ high, and everywhere without an interval.
-
-    A level above MAX_NOISE_LEVEL, such as that of pure noise, counts as that.
-    """
-    return interval is None or interval[0] < min(level, MAX_NOISE_LEVEL) <= interval[1]
-
-
-def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: float) -> float:
+def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: Tensor | float) -> float:
     """Return the weight of guidance at a time: w, but 0 outside of an interval (2404.07724, eq. 6).
 
-    The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.
+    It applies where low < σ/α ≤ high. A level above MAX_NOISE_LEVEL, such as that of pure noise, counts as
+    that. The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.
     """
-    interval = settings.guidance_interval
-    if interval is None or in_interval(interval, float(process.noise_level(time_tensor(t)))):
+    if settings.guidance_interval is None:
         return settings.guidance
-    return 0.0
+    low, high = settings.guidance_interval
+    level = min(float(process.noise_level(time_tensor(t))), MAX_NOISE_LEVEL)
+    return settings.guidance if low < level <= high else 0.0
 
 
 def guided(
     denoiser: Denoiser, settings: SampleSettings, process: NoiseProcess, guide: Denoiser | None = None
 ) -> Denoiser:
-    """Wrap a denoiser in the guidance of these settings, by their rule and within their interval."""
-    rule = GUIDANCE_RULES[settings.rule].load() if settings.guidance else classifier_free
-    if settings.guidance == 0 or settings.guidance_interval is None:
-        return rule(denoiser, settings.guidance, guide)
-    return interval_guidance(
-        denoiser, settings.guidance, settings.guidance_interval, process, partial(rule, guide=guide)
-    )
+    """Wrap a denoiser in the guidance of these settings, by their rule and within their interval.
+
+    With an interval it takes one time for all rows.
+    """
+    if settings.guidance == 0:
+        return denoiser
+    everywhere = GUIDANCE_RULES[settings.rule].load()(denoiser, settings.guidance, guide)
+    if settings.guidance_interval is None:
+        return everywhere
+
+    def in_interval(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        return (everywhere if guidance_weight(settings, process, t) else denoiser)(x, t, condition)
+
+    return in_interval
 
 
-def interval_guidance(
-    denoiser: Denoiser,
-    weight: float,
-    interval: tuple[float, float],
-    process: NoiseProcess,
-    rule: Callable[[Denoiser, Weight], Denoiser] = classifier_free,
-) -> Denoiser:
-    """Guide where low < σ/α ≤ high (2404.07724, eq. 6); elsewhere return the denoiser's own prediction."""
-    everywhere = rule(denoiser, weight)
-
-    def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        if not isinstance(t, Tensor):
-            level = float(process.noise_level(time_tensor(t)))
-            return (everywhere if in_interval(interval, level) else denoiser)(x, t, condition)
-        levels = process.noise_level(t).tolist()
-        weights = [weight if in_interval(interval, level) else 0.0 for level in levels]
-        return rule(denoiser, torch.tensor(weights, dtype=torch.float64))(x, t, condition)
-
-    return call
-
-
-class _Guided:
-    """A denoiser with guidance of `rows` of every batch, by `weight`."""
-
-    def __init__(self, pair: Pair, rows: slice | Tensor, weight: Tensor) -> None:
-        self._pair, self._rows, self._weight = pair, rows, weight
-
-    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        rows = self._rows
-        times = t[rows] if isinstance(t, Tensor) else t  # before rows are moved
-        rows = rows if isinstance(rows, slice) else to_device(rows, x.device)
-        better, worse = self._pair((x, t, condition), (x[rows], times, condition.rows(rows)))
-        weight = expand(self._weight, x)
-        return better._replace(
-            x0=_combine(better.x0, worse.x0, rows, weight),
-            eps=_combine(better.eps, worse.eps, rows, weight),
-        )
-
-
-def _combine(better: Tensor, worse: Tensor, rows: slice | Tensor, weight: Tensor) -> Tensor:
-    """Return (1+w)·better − w·worse at the rows, and `better` at the others."""
-    guided = (1 + weight) * better[rows] - weight * worse
-    if isinstance(rows, slice):
-        return guided
-    return better.index_copy(0, rows, guided)
-
-
-def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: Weight) -> Gradient:
+def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: float) -> Gradient:
     """Return s·∇ log p(y|x_t) of a classifier (x_t, time) → logits (ADM, 2105.05233, sec. 4.1).
 
     The time is () for all rows or (B,), as `time_tensor`. UsageError on call without labels.
@@ -169,7 +133,7 @@ def classifier_gradient(classifier: Callable[[Tensor, Tensor], Tensor], scale: W
             log_p = classifier(x, time_tensor(t)).float().log_softmax(dim=1)
             chosen = log_p.gather(1, condition.labels[:, None]).sum()
             slope = torch.autograd.grad(chosen, x)[0]
-        return (expand(scale, x) if isinstance(scale, Tensor) else scale) * slope
+        return scale * slope
 
     return gradient
 

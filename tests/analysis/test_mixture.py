@@ -36,15 +36,6 @@ def test_single_gaussian_matches_closed_form() -> None:
     assert torch.allclose(alpha_bar**0.5 * output.x0 + (1 - alpha_bar) ** 0.5 * output.eps, x, atol=1e-12)
 
 
-def test_timestep_per_row_matches_separate_calls() -> None:
-    denoiser = MixtureDenoiser(ring(3, 0.7, 0.1), process_of("linear", 100))
-    x, times = randn(4, 2, 1, 1), torch.tensor([0, 10, 50, 99])
-    batched = denoiser(x, times, Condition(4))
-    separate = [denoiser(x[i : i + 1], int(times[i]), Condition(1)) for i in range(4)]
-    assert torch.allclose(batched.x0, torch.cat([output.x0 for output in separate]), atol=1e-12)
-    assert torch.allclose(batched.eps, torch.cat([output.eps for output in separate]), atol=1e-12)
-
-
 def test_ring_means_are_on_circle_and_samples_match_moments() -> None:
     mixture = ring(5, 0.75, 0.08)
     assert torch.allclose(mixture.means.norm(dim=1), torch.full((5,), 0.75, dtype=torch.float64))

@@ -16,7 +16,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_free, interval_guidance
+from diffusion.sample.guidance import classifier_free, guided
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
@@ -86,11 +86,11 @@ def test_weight_0_returns_the_conditional_denoiser(weight):
 
 def test_guidance_requires_labels_and_a_null_class():
     x, t, condition = inputs(1)
-    guided = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
+    denoiser = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
     with pytest.raises(UsageError, match="unconditional"):
-        guided(x, t, condition.unlabelled())
+        denoiser(x, t, condition.unlabelled())
     with pytest.raises(UsageError, match="p_uncond"):
-        guided(x, t, Condition(3, condition.labels))
+        denoiser(x, t, Condition(3, condition.labels))
 
 
 # Guidance within an interval of noise levels.
@@ -136,9 +136,8 @@ class ClassDenoiser:
 
     def __call__(self, x, t, condition):
         self.rows += len(x)
-        times = t if isinstance(t, torch.Tensor) else torch.tensor([t] * len(x))
         parts = [
-            MixtureDenoiser(mixture_of(int(label)), self.process)(x[[row]], times[[row]], Condition(1))
+            MixtureDenoiser(mixture_of(int(label)), self.process)(x[[row]], t, Condition(1))
             for row, label in enumerate(condition.labels)
         ]
         return Prediction(torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts]))
@@ -151,8 +150,8 @@ def test_interval_guidance_matches_a_reference_loop(schedule):
     labels, source = torch.tensor([0, 3, 3]), torch.Generator().manual_seed(0)
     x_t = torch.randn(3, 2, 1, 1, generator=source, dtype=torch.float64)
     grid, denoiser = sampling_grid(chosen, process), ClassDenoiser(process)
-    guided = interval_guidance(denoiser, w, interval, process)
-    made = run_sampler(build_sampler(chosen)(grid, x_t, lambda: x_t), guided, Condition(3, labels, NULL)).x
+    within = guided(denoiser, chosen, process)
+    made = run_sampler(build_sampler(chosen)(grid, x_t, lambda: x_t), within, Condition(3, labels, NULL)).x
 
     bars, inside = grid.alphas_cumprod.tolist(), 0
     for row, label in enumerate(labels.tolist()):
@@ -167,23 +166,6 @@ def test_interval_guidance_matches_a_reference_loop(schedule):
         assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
     assert 0 < inside < 3 * 12
     assert denoiser.rows == 3 * 12 + inside == 3 * count_nfe(chosen, process.config)
-
-
-def test_interval_uses_the_noise_level_of_each_row():
-    process = build_process(ProcessConfig(timesteps=50))
-    x = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    condition, times = Condition(3, torch.tensor([0, 1, 2]), NULL), torch.tensor([1, 25, 49])
-    denoiser = ClassDenoiser(process)
-    found = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(x, times, condition)
-    assert denoiser.rows == 3 + 1
-    weights = torch.tensor([0.0, 2.0, 0.0], dtype=torch.float64)
-    expected = classifier_free(ClassDenoiser(process), weights)(x, times, condition)
-    assert torch.equal(found.x0, expected.x0)
-    for row, t in enumerate(times.tolist()):
-        alone = interval_guidance(denoiser, 2.0, (0.3, 3.0), process)(
-            x[[row]], t, condition.rows(slice(row, row + 1))
-        )
-        assert torch.allclose(alone.eps, found.eps[[row]])
 
 
 REQUESTS = st.tuples(

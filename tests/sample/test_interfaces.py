@@ -24,7 +24,7 @@ from diffusion.sample.generate import generate, guided_denoiser
 from diffusion.sample.guidance import (
     classifier_free,
     classifier_gradient,
-    interval_guidance,
+    guided,
     shift_eps,
     shift_mean,
 )
@@ -140,8 +140,9 @@ def test_guidance_in_an_interval_and_by_a_classifier_does_not_wait_for_the_devic
 ):
     """The classifier's gradient comes from a real backward pass."""
     network = meta_denoiser(A_PROCESS)
-    wrap = partial(GUIDANCE_RULES[rule].load(), guide=network)
-    denoiser = interval_guidance(network, guidance, (0.3, 5.0), A_PROCESS, wrap)
+    guide = "worse" if GUIDANCE_RULES[rule].needs_guide else None
+    settings = SampleSettings(guidance=guidance, guide=guide, guidance_interval=(0.3, 5.0))
+    denoiser = guided(network, settings, A_PROCESS, network)
     if shift is not None:
         pool = torch.nn.Linear(math.prod(SHAPE), 10, device="meta")
         gradient = classifier_gradient(lambda x, t: pool(x.flatten(1)) * t, 2.0)
