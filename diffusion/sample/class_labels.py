@@ -26,7 +26,17 @@ def mixed_condition(
 
     UsageError for the mix of the data if the model file does not contain it.
     """
-    return labels_condition(artefact, _mixed_labels(artefact, settings, indices), len(indices))
+    classes, counts = artefact.network.num_classes, artefact.data.counts
+    labels: Tensor | None = None
+    if classes and settings.classes == "balanced":
+        labels = torch.tensor([index % classes for index in indices])
+    elif classes:
+        if not counts:
+            raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
+        weights = torch.tensor(counts, dtype=torch.float64)
+        sources = [counter_generator("label", settings.seed, index) for index in indices]
+        labels = torch.cat([torch.multinomial(weights, 1, generator=source) for source in sources])
+    return labels_condition(artefact, labels, len(indices))
 
 
 def class_condition(artefact: ModelDescription, wanted: str, count: int) -> Condition:
@@ -41,24 +51,6 @@ def chosen_condition(
     if wanted is None:
         return mixed_condition(artefact, settings, indices)
     return class_condition(artefact, str(wanted), len(indices))
-
-
-def _mixed_labels(
-    artefact: ModelDescription, settings: SampleSettings, indices: Sequence[int]
-) -> Tensor | None:
-    classes = artefact.network.num_classes
-    if not classes:
-        return None
-    if settings.classes == "balanced":
-        return torch.tensor([index % classes for index in indices])
-    if not artefact.data.counts:
-        raise UsageError("classes data needs the class counts, which this model file lacks; use balanced")
-    counts = torch.tensor(artefact.data.counts, dtype=torch.float64)
-    draws = [
-        torch.multinomial(counts, 1, generator=counter_generator("label", settings.seed, index))
-        for index in indices
-    ]
-    return torch.cat(draws)
 
 
 def class_index(artefact: ModelDescription, wanted: str) -> int:
