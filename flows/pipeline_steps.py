@@ -134,7 +134,7 @@ async def run_steps(
 def _discard_shards() -> None:
     """Remove the finished shards of the current model and its EMA profiles."""
     from diffusion.model.model_file import read_artefact
-    from diffusion.sample.ema_models import existing_ema_models
+    from diffusion.sample.network_files import existing_ema_models
     from diffusion.sample.shards import cells_folder
 
     if not MODEL.exists():

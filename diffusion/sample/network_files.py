@@ -1,12 +1,14 @@
-"""The files of the networks that sample a cell: its model, and what guides it."""
+"""The files of the networks that sample a cell: its model, what guides it, and averages of its training."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from diffusion.layout import AVERAGES
+from diffusion.code_digest import code_digest, module_digests
+from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.classifier import ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     Artefact,
@@ -14,18 +16,16 @@ from diffusion.model.model_file import (
     load_model,
     read_artefact,
     read_description,
+    read_verified_artefact,
+    save_artefact,
 )
+from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.grid import Cell, cell_settings
-from diffusion.protocol.guidance_rules import ema_guide
+from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import SamplerConfig, SampleSettings
-from diffusion.sample.ema_models import (
-    ema_model_file,
-    existing_ema_guide,
-    guide_snapshots,
-    matching_snapshots,
-)
 from diffusion.sample.guides import Guides, check_fit
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.section import fingerprint
 
 
 class NetworkArtefacts(NamedTuple):
@@ -76,49 +76,97 @@ class NetworkFiles(NamedTuple):
         return any(name is not None and path is None for name, path in pairs)
 
 
-def guide_file(guide: str, model: Path, averages: Path = AVERAGES) -> Path:
-    """Return the model file of a guide. An EMA profile is one of the training of `model`, made if missing.
+def matching_snapshots(model: Path, averages: Path = AVERAGES, *, unverified: bool = False) -> Snapshots:
+    """Return the snapshots of the training of `model`; UsageError if they are of another training.
 
-    UsageError if there is no such file, or `averages` has no such snapshots of that training.
+    With `unverified` only their metadata is read.
     """
-    profile = ema_guide(guide)
-    if profile is None:
-        return _existing(Path(guide), "guide")
-    return ema_model_file(guide_snapshots(profile, model, averages), profile.sigma_rel)
+    snapshots, own = Snapshots.of(averages, unverified=unverified), read_artefact(model)
+    compared = [one.model_dump(exclude=SNAPSHOT_FIELDS - {"step"}) for one in (snapshots.last, own)]
+    if compared[0] != compared[1]:
+        raise UsageError(
+            f"{averages} has snapshots of another training than {model}: bring both by `dvc checkout` or "
+            "`dvc pull`, or train"
+        )
+    return snapshots
 
 
-def network_files(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> NetworkFiles:
-    """Return the files for these settings; UsageError if one is missing."""
+def guide_snapshots(
+    guide: EmaGuide, model: Path, averages: Path = AVERAGES, *, unverified: bool = False
+) -> Snapshots:
+    """Return the snapshots that a guide is made from, as `matching_snapshots`.
+
+    UsageError if there is none of its step.
+    """
+    snapshots = matching_snapshots(model, averages, unverified=unverified)
+    return snapshots if guide.step is None else snapshots.until(guide.step)
+
+
+def ema_model_file(snapshots: Snapshots, sigma_rel: float) -> Path:
+    """Return the model file of an EMA profile, byte for byte as `diffctl ema` writes it; it is made once."""
+    path = _ema_path(snapshots, sigma_rel)
+    if path.is_file():
+        with suppress(DiffctlError):  # it is damaged, and made again
+            read_verified_artefact(path)
+            return path
+    save_artefact(path, *snapshots.reconstruct(sigma_rel))
+    return path
+
+
+def existing_ema_models(model: Path, sigma_rels: Iterable[float]) -> dict[float | None, Path]:
+    """Return the existing model files of EMA profiles, without reading the snapshots' weights."""
+    try:
+        snapshots = matching_snapshots(model, unverified=True)
+    except DiffctlError:
+        return {}
+    paths = {sigma_rel: _ema_path(snapshots, sigma_rel) for sigma_rel in sigma_rels}
+    return {sigma_rel: path for sigma_rel, path in paths.items() if path.is_file()}
+
+
+def _ema_path(snapshots: Snapshots, sigma_rel: float) -> Path:
+    """Return the path of a profile's model file, named by its inputs and the code."""
+    made_of = {
+        "width": sigma_rel,
+        "snapshots": [artefact.model_dump(mode="json") for artefact in snapshots.artefacts],
+        "code": code_digest(module_digests("diffusion.model.posthoc_ema")),
+    }
+    return EMA_RUNS / fingerprint(made_of) / MODEL.name
+
+
+def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
+    """Return the files for these settings; UsageError if one is missing.
+
+    A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing.
+    """
     guide, classifier = _named_networks(settings)
-    return NetworkFiles(
-        model,
-        None if guide is None else guide_file(guide, model, averages),
-        None if classifier is None else _existing(Path(classifier), "classifier"),
-    )
+    profile = None if guide is None else ema_guide(guide)
+    made = None if profile is None else ema_model_file(guide_snapshots(profile, model), profile.sigma_rel)
+    return NetworkFiles(model, made or _existing(guide, "guide"), _existing(classifier, "classifier"))
 
 
-def existing_files(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> NetworkFiles:
+def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings that exist: None for another one. No EMA profile is made."""
     guide, classifier = _named_networks(settings)
     profile = None if guide is None else ema_guide(guide)
     paths = [None if name is None else Path(name) for name in (guide, classifier)]
-    found = [path if path is not None and path.is_file() else None for path in paths]
     if profile is not None:
-        found[0] = existing_ema_guide(profile, model, averages)
-    return NetworkFiles(model, *found)
+        paths[0] = None
+        with suppress(DiffctlError):
+            paths[0] = _ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
+    return NetworkFiles(model, *(path if path is not None and path.is_file() else None for path in paths))
 
 
-def check_networks(settings: SampleSettings, model: Path, averages: Path = AVERAGES) -> None:
+def check_networks(settings: SampleSettings, model: Path, averages: Path) -> None:
     """Raise UsageError if a guide or a classifier is missing or does not fit.
 
-    Of an EMA profile only the snapshots are verified: it is not made.
+    Of an EMA profile only the snapshots in `averages` are verified: it is not made.
     """
     guide, _ = _named_networks(settings)
     profile = None if guide is None else ema_guide(guide)
     if profile is not None:
         guide_snapshots(profile, model, averages)
         settings = settings.model_copy(update={"guide": None})
-    network_files(settings, model, averages).read().check()
+    network_files(settings, model).read().check()
 
 
 def load_guides(files: NetworkFiles, device: torch.device) -> Guides:
@@ -146,21 +194,19 @@ class CellFiles:
     """The files of every cell of a grid; the cell's `ema` selects an average of the training of `model`.
 
     UsageError if a guide or a classifier is missing or does not fit, or if a cell or a guide is an EMA
-    profile and `averages` has no snapshots of the training of `model`.
+    profile and there are no snapshots of the training of `model`.
     """
 
-    def __init__(
-        self, model: Path, sample: SamplerConfig, cells: Iterable[Cell], averages: Path = AVERAGES
-    ) -> None:
+    def __init__(self, model: Path, sample: SamplerConfig, cells: Iterable[Cell]) -> None:
         self.model, self._sample = model, sample
         cells = list(cells)
         has_widths = any(cell.ema is not None for cell in cells)
-        self._snapshots = matching_snapshots(model, averages) if has_widths else None
+        self._snapshots = matching_snapshots(model) if has_widths else None
         self._files: dict[tuple[str | None, ...], NetworkFiles] = {}  # by guide and classifier
         for settings in (cell_settings(sample, cell) for cell in cells):
             key = _named_networks(settings)
             if key not in self._files:
-                self._files[key] = network_files(settings, model, averages)
+                self._files[key] = network_files(settings, model)
                 self._files[key].read().check()
 
     def of(self, cell: Cell) -> NetworkFiles:
@@ -182,7 +228,7 @@ def _named_networks(settings: SampleSettings) -> tuple[str | None, ...]:
     )
 
 
-def _existing(path: Path, name: str) -> Path:
-    if not path.is_file():
+def _existing(path: str | None, name: str) -> Path | None:
+    if path is not None and not Path(path).is_file():
         raise UsageError(f"there is no {name} {path}: give the path of a {name}'s file")
-    return path
+    return None if path is None else Path(path)

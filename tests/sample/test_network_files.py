@@ -15,13 +15,12 @@ from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import make_cell, sampling_card, shards_folder
-from diffusion.sample.ema_models import existing_ema_models
 from diffusion.sample.network_files import (
     CellFiles,
     NetworkFiles,
     check_networks,
     existing_files,
-    guide_file,
+    existing_ema_models,
     network_files,
 )
 from diffusion.sample.sampling_code import sampling_code
@@ -109,7 +108,7 @@ def test_a_guide_is_a_profile_of_the_same_training_or_a_file(trained: Path) -> N
     assert of_both.model.ema_sigma_rel == 0.07
     assert (of_both.guide and (of_both.guide.ema_sigma_rel, of_both.guide.step)) == (0.2, 8)
     path = snapshot_path(AVERAGES, 0.05, 4)
-    assert guide_file(str(path), MODEL) == path
+    assert network_files(SampleSettings(guidance=1.0, guide=str(path)), MODEL).guide == path
 
 
 @pytest.mark.parametrize(

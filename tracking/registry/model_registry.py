@@ -59,8 +59,7 @@ def _best_model(
 ) -> "tuple[NetworkFiles, str, ScoresDocument]":
     """Return the best cell's files, its model's digest and scores; DiffctlError for another model."""
     from diffusion.model.model_file import read_verified_artefact  # torch
-    from diffusion.sample.ema_models import ema_model_file, matching_snapshots
-    from diffusion.sample.network_files import card_files
+    from diffusion.sample.network_files import card_files, ema_model_file, matching_snapshots
 
     best = document.cells[document.best.cell]
     width = best.ema

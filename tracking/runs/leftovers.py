@@ -16,8 +16,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shards_folder
-from diffusion.sample.ema_models import existing_ema_models
-from diffusion.sample.network_files import NetworkFiles, existing_files
+from diffusion.sample.network_files import NetworkFiles, existing_ema_models, existing_files
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_dir import known_searches
 from diffusion.system.files import disk_usage
