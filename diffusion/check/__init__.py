@@ -20,8 +20,8 @@ from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.network_files import matching_snapshots
 from diffusion.sample.guidance import guidance_weight
+from diffusion.sample.network_files import matching_snapshots
 from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.repository import repository_problem

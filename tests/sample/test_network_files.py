@@ -19,8 +19,8 @@ from diffusion.sample.network_files import (
     CellFiles,
     NetworkFiles,
     check_networks,
-    existing_files,
     existing_ema_models,
+    existing_files,
     network_files,
 )
 from diffusion.sample.sampling_code import sampling_code
