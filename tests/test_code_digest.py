@@ -18,9 +18,8 @@ from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.process.loss_registry import LOSS_WEIGHTS, TIME_DISTRIBUTIONS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import shards_folder
+from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
-from diffusion.sample.sampling_code import sampling_code
 from diffusion.system.references import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code

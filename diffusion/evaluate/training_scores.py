@@ -20,9 +20,9 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import sampling_code
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
-from diffusion.sample.sampling_code import sampling_code
 from diffusion.system.files import write_json
 from diffusion.system.json_files import read_json
 from diffusion.system.section import Section

@@ -9,19 +9,24 @@ from typing import Any, Self
 
 import torch
 
-from diffusion.code_digest import code_digest, plugin_card, torch_version
+from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card, torch_version
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images, ImageStore, stream_store
 from diffusion.model.classifier import load_classifier
-from diffusion.model.model_file import LoadedModel, load_model, read_artefact
+from diffusion.model.model_file import LoadedModel, ModelDescription, load_model, read_artefact
+from diffusion.model.network_registry import MODELS
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES
 from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.sample_sections import SampleConfig
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
 from diffusion.sample.guides import NO_GUIDES, Guides
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
-from diffusion.sample.sampling_code import sampling_code
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import OnWait, acquire_device
@@ -35,6 +40,27 @@ ShardRunner = Callable[
     [NetworkFiles, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]
 ]
 """(files of the networks, settings, shards) → each shard with its images, as they are sampled."""
+
+
+def sampling_code(
+    settings: SampleSettings,
+    model: ModelDescription,
+    guide: ModelDescription | None = None,
+    classifier: ModelDescription | None = None,
+) -> ModuleDigests:
+    """Return the modules that determine a model's images with these settings."""
+    models = [one for one in (model, guide) if one is not None]
+    processes = [one.process for one in (model, guide, classifier) if one is not None]
+    entries = [
+        *(PROCESSES.module(process.schedule) for process in processes),
+        *(PREDICTIONS.module(process.prediction) for process in processes),
+        *(MODELS.module(one.network.name) for one in models),
+        SAMPLERS.module(settings.sampler),
+        SPACINGS.module(settings.spacing),
+        GUIDANCE_RULES.module(settings.rule),
+        *(["diffusion.model.classifier"] if classifier is not None else []),
+    ]
+    return module_digests("diffusion.sample.generate", "diffusion.sample.class_labels", *entries)
 
 
 def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:
@@ -110,7 +136,7 @@ class LocalRunner:
     """A ShardRunner on this machine's first free device, a context.
 
     It holds the device from its first shard to the end of the block, and loads the weights once for all cells
-    of a sweep. `waiting` as in `held_device`.
+    of a sweep. `waiting` as in `acquire_device`.
     """
 
     def __init__(self, waiting: OnWait | None = None) -> None:

@@ -18,7 +18,7 @@ from diffusion.images.digests import UNREADABLE
 from diffusion.images.store import Images
 from diffusion.layout import CELL_RUNS
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlWarning
 from diffusion.system.section import brief
 
 NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.npy")
@@ -47,17 +47,17 @@ class CellShards:
         """Check all finished shards; return the missing ones, of at most `size` images."""
         done = np.zeros(self.total, dtype=bool)
         for shard, path in self._files():
-            if self._is_whole(shard, path):
+            try:
+                self._read(shard, path)
+            except (Corrupted, OSError) as error:
+                message = f"{path} is damaged ({error}): it is renamed, and its images are sampled again"
+                warnings.warn(message, DiffctlWarning, stacklevel=2)
+                path.replace(path.with_name(DAMAGED_PREFIX + path.name))
+            else:
                 done[shard.start : shard.stop] = True
-        shards, start = [], 0
-        while start < self.total:
-            stop = start + 1
-            if not done[start]:
-                while stop < min(start + size, self.total) and not done[stop]:
-                    stop += 1
-                shards.append(range(start, stop))
-            start = stop
-        return shards
+        left = np.flatnonzero(~done)
+        gaps = [gap.tolist() for gap in np.split(left, np.flatnonzero(np.diff(left) > 1) + 1) if len(gap)]
+        return [range(start, min(start + size, gap[-1] + 1)) for gap in gaps for start in gap[::size]]
 
     def save(self, shard: range, images: Images) -> None:
         """Write a shard's images atomically."""
@@ -65,18 +65,11 @@ class CellShards:
         write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), _name(path))
 
     def images(self) -> Iterator[Images]:
-        """Return all images in order, a file at a time; the finished shards must cover them.
-
-        DiffctlError for a file that was damaged after `missing` had looked at it.
-        """
+        """Return all images in order, a file at a time; the finished shards must cover them."""
         at = 0
         for shard, path in self._files():
             if shard.start <= at < min(shard.stop, self.total):
-                try:
-                    images = self._read(shard, path)
-                except (Corrupted, OSError) as error:
-                    raise DiffctlError(f"{path} was damaged just now ({error}): run it again") from None
-                yield images[at - shard.start : self.total - shard.start]
+                yield self._read(shard, path)[at - shard.start : self.total - shard.start]
                 at = min(shard.stop, self.total)
         assert at == self.total, "every shard is made before they are read"
 
@@ -85,16 +78,6 @@ class CellShards:
         named = [(NAME.fullmatch(path.name), path) for path in sorted(self.folder.glob("*.npy"))]
         found = [(range(int(match[1]), int(match[2])), path) for match, path in named if match]
         return [(shard, path) for shard, path in found if shard and shard.start < self.total]
-
-    def _is_whole(self, shard: range, path: Path) -> bool:
-        try:
-            self._read(shard, path)
-        except (Corrupted, OSError) as error:
-            message = f"{path} is damaged ({error}): it is renamed, and its images are sampled again"
-            warnings.warn(message, DiffctlWarning, stacklevel=2)
-            path.replace(path.with_name(DAMAGED_PREFIX + path.name))
-            return False
-        return True
 
     def _read(self, shard: range, path: Path) -> Images:
         shape = (len(shard), *self.shape)
