@@ -8,8 +8,15 @@ from torch import Tensor, nn
 
 from diffusion.model import kernels
 from diffusion.model.dit_config import DiTSpec
-from diffusion.model.embedding import ConditionedNetwork, timestep_embedding
-from diffusion.model.layers import Dropout, ExactConv2d, ExactLinear, Stage, zero
+from diffusion.model.layers import (
+    ConditionedNetwork,
+    Dropout,
+    ExactConv2d,
+    ExactLinear,
+    Stage,
+    timestep_embedding,
+    zero,
+)
 
 SINUSOIDS = 256  # of the time
 NORM_EPS = 1e-6

@@ -138,7 +138,7 @@ class NetworkSpec(ModelConfig):
 
 
 class ConditionedSpec(NetworkSpec):
-    """The spec of a `ConditionedNetwork` (diffusion/model/embedding.py).
+    """The spec of a `ConditionedNetwork` (diffusion/model/layers.py).
 
     `augmented`: it has a layer for the transform of a training image. Without that input, as in sampling, the
     image was not transformed. A file of a network without such a layer omits the field.

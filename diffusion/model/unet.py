@@ -13,8 +13,7 @@ from diffusion.model.blocks import (
     Upsample,
     set_norms,
 )
-from diffusion.model.embedding import ConditionedNetwork, timestep_embedding
-from diffusion.model.layers import ExactConv2d, Stage, zero
+from diffusion.model.layers import ConditionedNetwork, ExactConv2d, Stage, timestep_embedding, zero
 from diffusion.model.unet_config import UNetSpec
 
 

@@ -42,14 +42,10 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 def open_weights(path: Path) -> Any:
     """Open a safetensors file, a context; UsageError without one, DiffctlError for another file."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the model file")
     if path.name == MODEL.name and not path.exists() and path.with_name(EARLIER_NAME).exists():
         raise UsageError(f"{path.with_name(EARLIER_NAME)} is of an earlier version: rename it to {path}")
-    if not path.exists():
-        raise UsageError(f"no model at {path}: train one with `diffctl run`, or name one with --model")
     if not path.is_file():
-        raise UsageError(f"{path} is no regular file: name the model file")
+        raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name one with --model")
     try:
         with open(path, "rb") as file:
             header = int.from_bytes(file.read(8), "little")

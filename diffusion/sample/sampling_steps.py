@@ -1,7 +1,6 @@
 """The steps of a sampler: their times, the limit of eta on them, its calls of the denoiser, and the NFE."""
 
 import math
-from decimal import ROUND_FLOOR, Decimal
 
 import torch
 
@@ -74,7 +73,7 @@ def max_eta(grid: TimeGrid) -> float:
 def format_max_eta(grid: TimeGrid) -> str:
     """Return `max_eta` as text, rounded down to 4 decimals, so that it is allowed itself."""
     largest = max_eta(grid)
-    return str(largest if math.isinf(largest) else Decimal(largest).quantize(Decimal("1e-4"), ROUND_FLOOR))
+    return str(largest) if math.isinf(largest) else f"{math.floor(largest * 1e4) / 1e4:.4f}"
 
 
 def check_eta(grid: TimeGrid, eta: float) -> None:
