@@ -21,7 +21,7 @@ from diffusion.analysis.image_inputs import (
     load_input,
     open_matching_store,
 )
-from diffusion.analysis.inversion import OnStep, decode_images, encode_images
+from diffusion.analysis.inversion import decode_images, encode_images
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
 from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
@@ -29,6 +29,7 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import OnStep
 from diffusion.system.devices import default_device
 from diffusion.system.output_paths import write_output, write_output_text
 

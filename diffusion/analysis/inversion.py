@@ -5,17 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.images.pixels import to_model, to_nchw
+from diffusion.images.pixels import to_model, to_nchw, to_uint8
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.condition import Condition
 from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import check_settings, generate_from_noise, model_denoiser
+from diffusion.sample.generate import OnStep, check_settings, guided_denoiser, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, run_sampler
-
-OnStep = Callable[[Step], object]
-"""Called with each step of a trajectory."""
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -79,9 +77,13 @@ def decode_images(
     It clips no x̂_0, whatever the settings, since `encoding` reverses the step that does not: with S = T
     digits came back 0.01 of 255 off on average, and 1.0 with clipping.
     """
-    device = next(loaded.network.parameters()).device
     plain = settings.model_copy(update={"eta": 0.0, "clip": False})
-    return generate_from_noise(loaded, plain, lambda: codes, condition, device, on_step)
+    device = next(loaded.network.parameters()).device
+    x_t = codes.to(device)
+    guard = NaNGuard("image {} of these".format, {"model": loaded.network}, bool(plain.guidance))
+    trajectory = build_sampler(plain)(check_settings(loaded.artefact, plain), x_t, lambda: x_t)
+    denoiser = guided_denoiser(loaded, plain)
+    return to_uint8(run_sampler(trajectory, denoiser, condition.to(device), on_step, guard).x).cpu()
 
 
 def interpolate(

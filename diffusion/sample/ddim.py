@@ -28,11 +28,8 @@ class Ddim:
     clip: bool = True
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        """Return the trajectory from x; UsageError if η is too large for the grid."""
+        """Return the trajectory from x; UsageError, at its start, if η is too large for the grid."""
         check_eta(grid, self.eta)
-        return self._trajectory(grid, x, noise)
-
-    def _trajectory(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             z = noise() if self.eta > 0 and not step.is_last else None

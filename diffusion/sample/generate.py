@@ -27,10 +27,8 @@ from diffusion.system.threads import in_halves, prefetched_draws, splitting_help
 if TYPE_CHECKING:  # images do not depend on the format of model files
     from diffusion.model.model_file import LoadedModel, ModelDescription
 
-_Draw = Callable[[], Tensor]
-_Callback = Callable[[Step], object]
-_Generator = Callable[[_Draw, Condition, _Callback | None, NaNGuard], Tensor]
-"""(draw, condition, callback, guard) → images, as `generate_from_noise`."""
+OnStep = Callable[[Step], object]
+"""Called with each step of a trajectory."""
 
 
 def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> TimeGrid:
@@ -61,7 +59,7 @@ def generate(
     indices: Sequence[int],
     condition: Condition,
     device: torch.device,
-    callback: _Callback | None = None,
+    callback: OnStep | None = None,
     guides: Guides = NO_GUIDES,
     *,
     fast: bool = False,
@@ -75,55 +73,22 @@ def generate(
     """
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
-    grid = check_settings(loaded.artefact, settings)
-    generator = _generator(loaded, settings, grid, device, guides, fast)
-    networks = guides.networks(loaded)
+    grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
+    denoiser = guided_denoiser(loaded, settings, guides, fast=fast)
+    networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
-    def images(part: slice, on_step: _Callback | None) -> Tensor:
+    def images(part: slice, on_step: OnStep | None) -> Tensor:
         own = indices[part]
         guard = NaNGuard(lambda row: f"image {own[row]}", networks, settings.is_guided)
-        noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
-        return generator(noise.draw, condition.rows(part), on_step, guard)
+        image_noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
+        with prefetched_draws(lambda: to_device(image_noise.draw(), device), ahead, device) as noise:
+            trajectory = sampler(grid, noise(), noise)
+            result = run_sampler(trajectory, denoiser, condition.rows(part).to(device), on_step, guard)
+            return to_uint8(result.x).cpu()
 
     if callback or len(indices) < 2 or not splitting_helps(device):
         return images(slice(None), callback)
     return torch.cat(in_halves(lambda half, check: images(half, lambda step: check()), len(indices)))
-
-
-def generate_from_noise(
-    loaded: "LoadedModel",
-    settings: SampleSettings,
-    draw: _Draw,
-    condition: Condition,
-    device: torch.device,
-    callback: _Callback | None = None,
-) -> Tensor:
-    """Return the images from the noise of `draw`: x_T first, then each noisy step's z; as `generate`."""
-    grid = check_settings(loaded.artefact, settings)
-    guard = NaNGuard("image {} of these".format, {"model": loaded.network}, bool(settings.guidance))
-    return _generator(loaded, settings, grid, device)(draw, condition, callback, guard)
-
-
-def _generator(
-    loaded: "LoadedModel",
-    settings: SampleSettings,
-    grid: TimeGrid,
-    device: torch.device,
-    guides: Guides = NO_GUIDES,
-    fast: bool = False,
-) -> _Generator:
-    """Return what generates images. It prepares once all that depends on neither noise nor condition."""
-    sampler = build_sampler(settings)
-    denoiser = guided_denoiser(loaded, settings, guides, fast=fast)
-    ahead = noise_draws(settings, device)
-
-    def images(draw: _Draw, condition: Condition, callback: _Callback | None, guard: NaNGuard) -> Tensor:
-        with prefetched_draws(lambda: to_device(draw(), device), ahead, device) as noise:
-            trajectory = sampler(grid, noise(), noise)
-            result = run_sampler(trajectory, denoiser, condition.to(device), callback, guard)
-            return to_uint8(result.x).cpu()
-
-    return images
 
 
 def noise_draws(settings: SampleSettings, device: torch.device) -> int:
