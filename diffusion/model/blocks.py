@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.model import kernels
 from diffusion.model.layers import Dropout, zero
+from diffusion.model.unet_config import UNetSpec
 
 Resampling = Literal["none", "up", "down"]
 
@@ -44,24 +45,17 @@ def resample(x: Tensor, how: Resampling) -> Tensor:
     return x
 
 
-def resampled_conv(conv: nn.Conv2d, x: Tensor, how: Resampling) -> Tensor:
-    """Apply `conv`, 3×3 with padding 1, to resampled `x`."""
-    if how == "up":
-        return kernels.upsampled_conv(conv, x)
-    return conv(resample(x, how))  # type: ignore[no-any-return]
-
-
 class Conditioning(nn.Module):
     """A group norm conditioned on the embedding of time and class, by a scale and a shift of each channel.
 
     `adagn`: norm(h)·(1 + scale) + shift (AdaGN, ADM sec. 3.1). `additive`: norm(h + shift), as DDPM has it.
     """
 
-    def __init__(self, channels: int, embedding_width: int, kind: str) -> None:
+    def __init__(self, spec: UNetSpec, channels: int) -> None:
         super().__init__()
-        self.adaptive = kind == "adagn"
+        self.adaptive = spec.embedding == "adagn"
         self.norm = GroupNorm(channels)
-        self.project = nn.Linear(embedding_width, 2 * channels if self.adaptive else channels)
+        self.project = nn.Linear(4 * spec.channels, 2 * channels if self.adaptive else channels)
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) and the activated (B, E) embedding → (B, C, H, W)."""
@@ -79,28 +73,24 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        embedding_width: int,
-        *,
-        embedding: str = "adagn",
-        dropout: float = 0.0,
-        resampling: Resampling = "none",
+        self, spec: UNetSpec, channels: int, out_channels: int, resampling: Resampling = "none"
     ) -> None:
         super().__init__()
         self.resampling: Resampling = resampling
         self.norm_in = GroupNorm(channels)
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.condition = Conditioning(out_channels, embedding_width, embedding)
-        self.dropout = Dropout(dropout)
+        self.condition = Conditioning(spec, out_channels)
+        self.dropout = Dropout(spec.dropout)
         self.conv_out = zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C_out, H', W'), H' halved or doubled with the resampling."""
         h = F.silu(self.norm_in(x))
-        h = resampled_conv(self.conv_in, h, self.resampling)
+        if self.resampling == "up":
+            h = kernels.upsampled_conv(self.conv_in, h)
+        else:
+            h = self.conv_in(resample(h, self.resampling))
         h = F.silu(self.condition(h, embedding))
         return self.skip(resample(x, self.resampling)) + self.conv_out(self.dropout(h))  # type: ignore[no-any-return]
 
@@ -112,21 +102,14 @@ class ConvNeXtBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        embedding_width: int,
-        *,
-        embedding: str = "adagn",
-        dropout: float = 0.0,
-        resampling: Resampling = "none",
+        self, spec: UNetSpec, channels: int, out_channels: int, resampling: Resampling = "none"
     ) -> None:
         super().__init__()
         self.resampling: Resampling = resampling
         self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.condition = Conditioning(channels, embedding_width, embedding)
+        self.condition = Conditioning(spec, channels)
         self.expand = nn.Conv2d(channels, 4 * out_channels, 1)
-        self.dropout = Dropout(dropout)
+        self.dropout = Dropout(spec.dropout)
         self.contract = zero(nn.Conv2d(4 * out_channels, out_channels, 1))
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
@@ -143,9 +126,9 @@ BLOCKS: dict[str, type[ResBlock] | type[ConvNeXtBlock]] = {"resnet": ResBlock, "
 class Attention(nn.Module):
     """Multi-head self-attention over pixels (ADM sec. 3), the non-local block; its output starts as zero."""
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(self, spec: UNetSpec, channels: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = spec.heads_of(channels)
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.project = zero(nn.Conv2d(channels, channels, 1))
@@ -159,11 +142,11 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halving by a 3×3 convolution of stride 2 (DDPM); `padding` of zeros both sides, or after."""
+    """Halving by a 3×3 convolution of stride 2 (DDPM), padded with zeros on both sides, or after."""
 
-    def __init__(self, channels: int, padding: str = "both") -> None:
+    def __init__(self, spec: UNetSpec, channels: int) -> None:
         super().__init__()
-        self.after = padding == "after"
+        self.after = spec.downsample_padding == "after"
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.after else 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

@@ -40,9 +40,8 @@ class Classifier(Encoder):
         super().__init__(spec.model_copy(update={"num_classes": 0, "null_class": False}))
         channels = self.skip_channels[-1]
         size = spec.level_sizes(spec.image_size)[-1]
-        heads = channels // spec.head_channels if spec.head_channels else spec.heads or 1
         self.norm = GroupNorm(channels)
-        self.pool = AttentionPool(channels, size * size, heads, spec.num_classes)
+        self.pool = AttentionPool(channels, size * size, spec.heads_of(channels), spec.num_classes)
         set_norms(self, spec.norm_eps, spec.group_channels)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:

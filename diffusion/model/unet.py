@@ -30,7 +30,7 @@ class Encoder(ConditionedNetwork):
         self.encoder, self.skip_channels = self._encoder(channels)
         channels = self.skip_channels[-1]
         self.middle = self._stage(
-            [self._block(channels, channels), self._attention(channels), self._block(channels, channels)]
+            [self._block(channels, channels), Attention(self.spec, channels), self._block(channels, channels)]
         )
 
     def _encoder(self, channels: int) -> tuple[nn.ModuleList, list[int]]:
@@ -50,31 +50,19 @@ class Encoder(ConditionedNetwork):
     def _level_stage(self, channels: int, out_channels: int, size: int) -> Stage:
         blocks: list[nn.Module] = [self._block(channels, out_channels)]
         if size in self.spec.attention_resolutions:
-            blocks.append(self._attention(out_channels))
+            blocks.append(Attention(self.spec, out_channels))
         return self._stage(blocks)
 
     def _stage(self, blocks: list[nn.Module]) -> Stage:
         return Stage(blocks, self.spec.gradient_checkpointing)
 
     def _block(self, channels: int, out_channels: int, resampling: Resampling = "none") -> nn.Module:
-        spec = self.spec
-        return BLOCKS[spec.block](
-            channels,
-            out_channels,
-            4 * spec.channels,
-            embedding=spec.embedding,
-            dropout=spec.dropout,
-            resampling=resampling,
-        )
+        return BLOCKS[self.spec.block](self.spec, channels, out_channels, resampling)
 
     def _resampler(self, channels: int, how: Resampling) -> nn.Module:
         if self.spec.resample == "biggan":
             return self._block(channels, channels, how)
-        return Downsample(channels, self.spec.downsample_padding) if how == "down" else Upsample(channels)
-
-    def _attention(self, channels: int) -> nn.Module:
-        spec = self.spec
-        return Attention(channels, channels // spec.head_channels if spec.head_channels else spec.heads or 1)
+        return Downsample(self.spec, channels) if how == "down" else Upsample(channels)
 
     def sinusoids(self, t: Tensor) -> Tensor:
         """(B,) embedded times, real or whole → (B, channels)."""

@@ -124,6 +124,10 @@ class UNetConfig(ModelConfig):
             )
         return [image_size // patch_size >> level for level in range(levels)]
 
+    def heads_of(self, channels: int) -> int:
+        """Return the number of heads of self-attention over this many channels."""
+        return channels // self.head_channels if self.head_channels else self.heads or 1
+
     def least_parameters(self) -> int:
         """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
         kernel = 9 if self.block == "resnet" else 4  # 3×3, or 1×1 from four times the channels
