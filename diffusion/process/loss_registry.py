@@ -55,17 +55,17 @@ LOSS_WEIGHTS: Registry[LossWeight] = Registry(
     "process.weighting",
     "(α, σ, σ_data, options) → the weight of x̂_0's squared error",
     {
-        "none": LossWeight("diffusion.process.loss_weights:none", "DDPM, 2006.11239, eq. 14"),
+        "none": LossWeight("diffusion.process.losses:none", "DDPM, 2006.11239, eq. 14"),
         "min-snr": LossWeight(
-            "diffusion.process.loss_weights:min_snr", "Hang et al. 2023, 2303.09556, eq. 6",
+            "diffusion.process.losses:min_snr", "Hang et al. 2023, 2303.09556, eq. 6",
             options="diffusion.process.process_options:MinSNROptions",
         ),
         "min-snr-soft": LossWeight(
-            "diffusion.process.loss_weights:min_snr_soft",
+            "diffusion.process.losses:min_snr_soft",
             "Crowson et al. 2024, 2401.11605", uses_sigma_data=True,
         ),
         "edm": LossWeight(
-            "diffusion.process.loss_weights:edm", "EDM, 2206.00364, table 1", uses_sigma_data=True
+            "diffusion.process.losses:edm", "EDM, 2206.00364, table 1", uses_sigma_data=True
         ),
     },
 )  # fmt: skip

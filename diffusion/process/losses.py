@@ -1,11 +1,11 @@
-"""The losses of DDPM and iDDPM, per image, and the posterior and the variational bound that they use.
+"""The losses of DDPM and iDDPM per image, their weights, and the posterior and the bound that they use.
 
 L_simple is a mean over pixels, L_vlb is in bits per dimension.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +15,11 @@ from diffusion.process.denoiser import Network, expand, expand_times, split_outp
 from diffusion.process.discrete import require_discrete
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.process_options import MinSNROptions
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
 from diffusion.system.references import load_reference
+from diffusion.system.section import Section
 
 
 class Noised(NamedTuple):
@@ -163,3 +165,26 @@ def prior_term(grid: TimeGrid, x_0: Tensor) -> Tensor:
     log_var = take(grid.sigma.square().log(), last, x_0).expand_as(x_0)
     zero = torch.zeros_like(x_0)
     return normal_kl(mean, log_var, zero, zero).flatten(1).mean(1) / math.log(2)
+
+
+# Entries of LOSS_WEIGHTS: weights of x̂_0's squared error by α, σ and σ_data, tensors of one shape. The
+# process converts them to the error of what the network predicts (`NoiseProcess.loss_weight`).
+
+
+def none(alpha: Any, sigma: Any, sigma_data: float, options: Section) -> None:
+    """No weight: the error of what the network predicts."""
+
+
+def min_snr(alpha: Any, sigma: Any, sigma_data: float, options: MinSNROptions) -> Any:
+    """min(SNR, γ) with SNR = α²/σ²."""
+    return (alpha / sigma).square().clamp(max=options.gamma)
+
+
+def min_snr_soft(alpha: Any, sigma: Any, sigma_data: float, options: Section) -> Any:
+    """α²/(α²σ_data² + σ²): a smooth minimum of SNR and 1/σ_data²."""
+    return alpha**2 / (alpha**2 * sigma_data**2 + sigma**2)
+
+
+def edm(alpha: Any, sigma: Any, sigma_data: float, options: Section) -> Any:
+    """1/c_out² = (α²σ_data² + σ²)/(σ·σ_data)²: 1 for prediction edm."""
+    return (alpha**2 * sigma_data**2 + sigma**2) / (sigma * sigma_data) ** 2
