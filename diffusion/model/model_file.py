@@ -79,9 +79,7 @@ class ModelDescription(Section):
     weights_sha256: Text = ""
     lineage: tuple[Ancestor, ...] = Field(default=(), max_length=MAX_ANCESTORS, exclude_if=operator.not_)
     ema_sigma_rel: SigmaRel | None = Field(default=None, exclude_if=operator.not_)
-    _stored: JsonObject | None = PrivateAttr(
-        default=None
-    )  # a file's own values, where they differ from a dump
+    _stored: JsonObject | None = PrivateAttr(default=None)  # a file's values, if they differ from a dump
 
     @model_validator(mode="after")
     def _a_name_a_class(self) -> Self:
@@ -199,7 +197,16 @@ def read_artefact(path: Path) -> Artefact:
 
 def read_description(path: Path, kind: type[Description]) -> Description:
     """Read the metadata of a file of weights as `kind`; DiffctlError if it has none or another kind."""
-    values = _read_metadata(path)
+    with open_weights(path) as file:
+        metadata = file.metadata() or {}
+    if METADATA_KEY not in metadata:
+        raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
+    try:
+        values = strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"the metadata of {path}"))
+    except Corrupted as error:
+        raise DiffctlError(
+            f"the metadata of {path} is damaged or edited ({error}): get the file again"
+        ) from None
     if ("kind" in values) != ("kind" in kind.model_fields):
         raise DiffctlError(
             f"{path} holds a {values.get('kind', 'diffusion model')}, which is not the kind needed here"
@@ -217,19 +224,6 @@ def _missing_entries(error: ValidationError) -> str:
     """Return the entries of registries that a file names and no registry has, such as network.name tiny."""
     found = (one for one in error.errors() if isinstance(one.get("ctx", {}).get("error"), UnknownName))
     return ", ".join(f"{'.'.join(map(str, one['loc']))} {printable(one['input']):.100}" for one in found)
-
-
-def _read_metadata(path: Path) -> JsonObject:
-    with open_weights(path) as file:
-        metadata = file.metadata() or {}
-    if METADATA_KEY not in metadata:
-        raise DiffctlError(f"{path} does not describe itself: it was not written by diffctl")
-    try:
-        return strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"the metadata of {path}"))
-    except Corrupted as error:
-        raise DiffctlError(
-            f"the metadata of {path} is damaged or edited ({error}): get the file again"
-        ) from None
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

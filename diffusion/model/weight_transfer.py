@@ -117,10 +117,6 @@ def transfer_conditioned(
 ) -> Transferred:
     """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
     check_same_options(source.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
-    if len(set(source.classes)) != len(source.classes):
-        raise Incompatible(
-            "two classes of the pretrained model have the same name, so none can be found by it"
-        )
     ours, channels = dict(source.weights), (source.spec.in_channels, spec.in_channels)
     for name in (name for name in INPUTS if name in ours):
         ours[name] = _of_inputs(ours[name], *channels)

@@ -126,16 +126,16 @@ class DPMSolverSDE:
 
 
 def build(settings: SampleSettings) -> DPMSolverMultistep:
-    """2M, without noise."""
+    """DPM-Solver++ 2M, of order 2, without noise."""
     return DPMSolverMultistep(settings.clip)
 
 
 def build_2m_sde(settings: SampleSettings, order: int = 2) -> DPMSolverSDE:
-    """2M SDE, from two predictions."""
+    """DPM-Solver++ SDE from two predictions."""
     options = SDEOptions.model_validate(settings.sampler_options)
     return DPMSolverSDE(order, options.eta, options.s_noise, settings.clip)
 
 
 def build_3m_sde(settings: SampleSettings) -> DPMSolverSDE:
-    """3M SDE, from three predictions; its order is 2 as well."""
+    """DPM-Solver++ SDE from three predictions; its order is 2 as well."""
     return build_2m_sde(settings, order=3)

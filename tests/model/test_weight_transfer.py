@@ -142,13 +142,6 @@ def test_error_names_incompatible_option(changes, message):
         build_from_pretrained(**changes)
 
 
-def test_duplicate_class_names_are_refused():
-    network = network_of(spec_of())
-    source = Source(network.state_dict(), network.spec, ("a",) * 10)
-    with pytest.raises(Incompatible, match="have the same name"):
-        transfer(source, network.spec, NAMES, network.state_dict())
-
-
 def test_transfer_works_on_meta_device():
     with torch.device("meta"):
         pretrained, network = UNet(spec_of()), UNet(spec_of(channels=16))
