@@ -113,34 +113,26 @@ def require_discrete(process: NoiseProcess, purpose: str) -> DiscreteProcess:
     )
 
 
-def linear_betas(timesteps: int) -> Tensor:
-    """(T,) float64 betas of DDPM (2006.11239, sec. 4), scaled by 1000/T as iDDPM's code does for other T."""
-    scale = 1000 / timesteps
-    return torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64).clamp(max=0.999)
+def linear(config: DiscreteConfig) -> TabulatedProcess:
+    """DDPM's betas (2006.11239, sec. 4), scaled by 1000/T as iDDPM's code does for other T."""
+    scale = 1000 / config.timesteps
+    betas = torch.linspace(scale * 1e-4, scale * 0.02, config.timesteps, dtype=torch.float64)
+    return process_from_betas(config, betas.clamp(max=0.999))
 
 
-def cosine_betas(timesteps: int) -> Tensor:
-    """(T,) float64 betas of iDDPM (2102.09672, eq. 17), at most 0.999."""
+def cosine(config: DiscreteConfig) -> TabulatedProcess:
+    """iDDPM's betas (2102.09672, eq. 17), at most 0.999."""
 
     def alpha_bar(u: float) -> float:
         return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
 
+    timesteps = config.timesteps
     betas = [1 - alpha_bar((t + 1) / timesteps) / alpha_bar(t / timesteps) for t in range(timesteps)]
-    return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
-
-
-def linear(config: DiscreteConfig) -> TabulatedProcess:
-    """DDPM's process."""
-    return process_from_betas(config, linear_betas(config.timesteps))
-
-
-def cosine(config: DiscreteConfig) -> TabulatedProcess:
-    """iDDPM's process."""
-    return process_from_betas(config, cosine_betas(config.timesteps))
+    return process_from_betas(config, torch.tensor(betas, dtype=torch.float64).clamp(max=0.999))
 
 
 def process_from_betas(config: DiscreteConfig, betas: Tensor) -> TabulatedProcess:
-    """Return the process of (T,) betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
+    """Return the process of (T,) float64 betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     if config.zero_terminal_snr:
         alphas_cumprod = with_zero_terminal_snr(alphas_cumprod)

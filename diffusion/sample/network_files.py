@@ -49,10 +49,9 @@ class NetworkArtefacts(NamedTuple):
 
     def check(self) -> None:
         """Raise UsageError if the guide or the classifier does not fit the model."""
-        if self.guide is not None:
-            check_fit(self.model, self.guide, "guide")
-        if self.classifier is not None:
-            check_fit(self.model, self.classifier, "classifier")
+        for name, one in (("guide", self.guide), ("classifier", self.classifier)):
+            if one is not None:
+                check_fit(self.model, one, name)
 
 
 class NetworkFiles(NamedTuple):

@@ -9,7 +9,6 @@ from diffusion.process.discrete import require_discrete
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.sampler_options import NoiseRange
 from diffusion.protocol.samplers import Noise, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, check_steps, check_timesteps, spaced_timesteps
@@ -24,7 +23,11 @@ def sampling_grid(settings: SampleSettings, process: NoiseProcess) -> TimeGrid:
 
 
 def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] | list[float]:
-    """Return S increasing times: timesteps of a discrete process if the spacing has them, else real times."""
+    """Return S increasing times: timesteps of a discrete process if the spacing has them, else real times.
+
+    Those in noise levels begin and end exactly at the ends of the process if the levels do. UsageError for
+    levels beyond those of the process.
+    """
     if settings.timesteps is not None:
         whole = require_discrete(process, "a list of timesteps").timesteps
         return check_timesteps(settings.timesteps, whole)
@@ -35,11 +38,6 @@ def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] |
     options = entry.parse(settings.spacing_options)
     if not entry.in_noise:
         return entry.between(steps, process.t_min, process.t_max, options)
-    return _times_of(entry.between(steps, *_noise_range(options, process), options), process)
-
-
-def _noise_range(options: NoiseRange, process: NoiseProcess) -> tuple[float, float]:
-    """Return the noise levels at which a spacing ends and begins; UsageError beyond those of the process."""
     low, high = options.sigma_min or process.sigma_min, options.sigma_max or process.sigma_max
     lowest, highest = noise_range(process)
     if not lowest <= low < high <= highest:
@@ -47,20 +45,16 @@ def _noise_range(options: NoiseRange, process: NoiseProcess) -> tuple[float, flo
             f"spacing_options from sigma_min {low:g} to sigma_max {high:g} do not fit process.schedule "
             f"{process.config.schedule}: its noise levels are {lowest:g} to {highest:g}"
         )
-    return low, high
+    levels = entry.between(steps, low, high, options)
+    times: list[float] = process.times_at(torch.tensor(levels, dtype=torch.float64)).tolist()
+    ends = {lowest: process.t_min, highest: process.t_max}
+    return [ends.get(level, time) for level, time in zip(levels, times, strict=True)]
 
 
 def noise_range(process: NoiseProcess) -> tuple[float, float]:
     """Return the noise levels σ/α at the first and the last time; the last may be ∞."""
     lowest, highest = process.noise_level(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
     return float(lowest), float(highest)
-
-
-def _times_of(levels: list[float], process: NoiseProcess) -> list[float]:
-    """Return the times with these noise levels; exactly the first and the last time at theirs."""
-    times: list[float] = process.times_at(torch.tensor(levels, dtype=torch.float64)).tolist()
-    exact = dict(zip(noise_range(process), (process.t_min, process.t_max), strict=True))
-    return [exact.get(level, time) for level, time in zip(levels, times, strict=True)]
 
 
 def max_eta(grid: TimeGrid) -> float:
