@@ -1,115 +1,178 @@
-"""Model files: checksummed metadata, and one-line errors for damaged files."""
+"""Model files: checksummed metadata that fits the weights, and one-line errors for damaged files."""
 
 import hashlib
 import json
+import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion.config import parse
 from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import (
     METADATA_KEY,
-    LoadedModel,
     load_model,
     read_artefact,
     read_verified_artefact,
     save_artefact,
 )
 from diffusion.model.network_registry import MODELS, ModelConfig, ModelEntry, NetworkSpec
+from diffusion.model.weights_header import build_matching
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 from tests.conftest import ROOT, environment, params
+from tests.fuzz.parser import correct_metadata_checksum
 from tests.helpers.damaged_bytes import Damage, damages
-from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
+from tests.helpers.networks import artefact_of, network_of, small_model, spec_of
 
 SMALL = {"channels": 4, "channel_mult": (1,), "attention_resolutions": (), "head_channels": 4}
+Edit = Callable[[dict[str, Any]], object]
 
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    spec = spec_of(**SMALL)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "m.safetensors"
-        save_artefact(path, network_of(spec).state_dict(), artefact_of(spec))
-        return path.read_bytes()
-
-
-def is_equal(one: LoadedModel, other: LoadedModel) -> bool:
-    weights = one.network.state_dict(), other.network.state_dict()
-    return one.artefact == other.artefact and all(
-        torch.equal(weights[0][key], weights[1][key]) for key in weights[1]
-    )
-
-
-def check_refused_or_unchanged(data: bytes, changed: bytes) -> None:
-    """Load the changed file. Assert that it is unchanged, or that the one-line error names it."""
-    with tempfile.TemporaryDirectory() as folder:
-        original, path = Path(folder) / "whole.safetensors", Path(folder) / "changed.safetensors"
-        original.write_bytes(data)
-        path.write_bytes(changed)
-        try:
-            loaded = load_model(path)
-        except DiffctlError as error:
-            message = str(error)
-        else:
-            assert is_equal(loaded, load_model(original))
-            assert read_verified_artefact(path) == loaded.artefact
-            return
-        assert str(path) in message
-        assert "\n" not in message
+        return small_model(Path(folder) / "m.safetensors", **SMALL).read_bytes()
 
 
 @given(damage=damages())
 @settings(max_examples=150)
 def test_damaged_bytes_are_refused_or_load_unchanged(model: bytes, damage: Damage) -> None:
-    check_refused_or_unchanged(model, damage(model))
+    with tempfile.TemporaryDirectory() as folder:
+        original, path = Path(folder) / "whole.safetensors", Path(folder) / "changed.safetensors"
+        original.write_bytes(model)
+        path.write_bytes(damage(model))
+        try:
+            loaded = load_model(path)
+        except DiffctlError as error:
+            message = str(error)
+        else:
+            expected = load_model(original)
+            assert loaded.artefact == expected.artefact == read_verified_artefact(path)
+            weights, wanted = (one.network.state_dict() for one in (loaded, expected))
+            assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+            return
+        assert str(path) in message
+        assert "\n" not in message
+
+
+def with_header(data: bytes, edit: Edit) -> bytes:
+    """Return the file with an edited header and the same weights."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    edit(header)
+    encoded = json.dumps(header).encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data[8 + length :]
+
+
+def with_metadata(data: bytes, text: str) -> bytes:
+    """Return the file with `text` as its metadata."""
+    return with_header(data, lambda header: header["__metadata__"].update({METADATA_KEY: text}))
+
+
+def with_edited_metadata(data: bytes, edit: Edit) -> bytes:
+    """Return the file with edited metadata and a matching checksum."""
+    (length,) = struct.unpack("<Q", data[:8])
+    values = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][METADATA_KEY])
+    edit(values)
+    return correct_metadata_checksum(with_metadata(data, json.dumps(values)), METADATA_KEY)
+
+
+def load_error(tmp_path: Path, data: bytes) -> str:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(DiffctlError) as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "text", ["", "[]", "[" * 100_000, '{"step":' + "9" * 5000 + "}", '{"kind": 5}', "{}"]
+)
+def test_invalid_metadata_is_refused(tmp_path: Path, model: bytes, text: str) -> None:
+    load_error(tmp_path, with_metadata(model, text))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
     [
-        (rb"\"step\":1", rb"\"step\":9"),
-        (b"class3", b"class8"),
-        (rb"\"timesteps\":100", rb"\"timesteps\":900"),
-        (b'"F32"', b'"I32"'),
+        (lambda v: v["network"].update(channels=3 * 10**8), ""),
+        (lambda v: v["network"].update(num_res_blocks=10**7), ""),
+        (lambda v: v["network"].update(num_res_blocks=400), ""),
+        (lambda v: v["network"].update(channels=8), "classes.weight is F32 [11, 16], and the network has"),
+        (lambda v: v["network"].update(num_classes=9), "data.classes names 10 classes"),
+        (lambda v: v["network"].update(block="convnext"), "and the network has"),
+        (lambda v: v["data"]["classes"].pop(), "counts"),
+        (lambda v: v["data"].update(classes=[], counts=[]), "data.classes names 0 classes"),
+        (lambda v: v["data"].update(counts=[0] * 10), "counts"),
+        (lambda v: v["process"].update(variance="small", loss="simple"), "network.out_channels must be 1"),
+        (lambda v: v.update(train={"lr": float("nan")}), "it is not JSON"),
     ],
 )
-def test_edited_metadata_is_refused(model: bytes, tmp_path: Path, old: bytes, new: bytes) -> None:
-    assert old in model
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(model.replace(old, new, 1))
-    with pytest.raises(DiffctlError, match=r"m.safetensors.* (damaged|do not fit)") as caught:
-        read_verified_artefact(path) if new == b'"I32"' else read_artefact(path)
-    assert "\n" not in str(caught.value)
+def test_inconsistent_metadata_is_refused(tmp_path: Path, model: bytes, edit: Edit, message: str) -> None:
+    assert message in load_error(tmp_path, with_edited_metadata(model, edit))
 
 
-def test_metadata_without_checksum_is_refused(model: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(model)
-    with safe_open(path, framework="pt") as file:
-        metadata = json.loads(file.metadata()[METADATA_KEY])
-    del metadata["sha256"]
-    save_file(load_file(path), path, {METADATA_KEY: json.dumps(metadata)})
-    with pytest.raises(DiffctlError, match=r"is damaged or edited \(it has no checksum\): get"):
-        read_artefact(path)
+def _lengthen(header: dict[str, Any]) -> None:
+    header["time.0.weight"]["data_offsets"][1] += 4
 
 
-def test_classifier_file_is_checksummed(tmp_path: Path) -> None:
-    classifier, path = loaded_classifier(), tmp_path / "c.safetensors"
-    save_artefact(path, classifier.network.state_dict(), classifier.artefact)
-    path.write_bytes(path.read_bytes().replace(b"class3", b"class8"))
-    with pytest.raises(DiffctlError, match=r"c\.safetensors is damaged or edited"):
-        load_classifier(path)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda header: header["time.0.weight"].update(dtype="I32"),
+        lambda header: header["time.0.weight"].update(shape=[4, 16]),
+        lambda header: header.update(more=header.pop("time.0.weight")),
+        lambda header: header["time.0.weight"].update(header["time.2.weight"]),
+        lambda header: header.pop("time.0.weight"),
+        _lengthen,
+    ],
+)
+def test_header_that_does_not_match_weights_is_refused(tmp_path: Path, model: bytes, edit: Edit) -> None:
+    load_error(tmp_path, with_header(model, edit))
+
+
+@pytest.mark.parametrize("length", [0, 99_000_000, 2**64 - 1])
+def test_wrong_header_length_is_refused(tmp_path: Path, model: bytes, length: int) -> None:
+    load_error(tmp_path, struct.pack("<Q", length) + model[8:])
+
+
+def test_too_many_tensors_are_refused(tmp_path: Path, model: bytes) -> None:
+    def add_tensors(header: dict[str, Any]) -> None:
+        end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        empty = {"dtype": "F32", "shape": [0], "data_offsets": [end, end]}
+        header.update({f"x{index}": empty for index in range(10_001)})
+
+    assert "no network has more than 10,000" in load_error(tmp_path, with_header(model, add_tensors))
+
+
+def test_classifier_requires_one_logit_per_class(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "m").write_bytes(with_edited_metadata(model, lambda values: values.update(kind="classifier")))
+    with pytest.raises(DiffctlError, match=r"network\.out_channels 2 is not num_classes"):
+        load_classifier(tmp_path / "m")
+
+
+def test_build_matching_keeps_random_state(tmp_path: Path, model: bytes) -> None:
+    (tmp_path / "m").write_bytes(model)
+    states, before = [], torch.get_rng_state()
+    build_matching(
+        lambda spec: states.append(torch.get_rng_state()) or network_of(spec),
+        spec_of(**SMALL),
+        tmp_path / "m",
+    )
+    assert len(states) == 2
+    assert torch.equal(states[1], before)
 
 
 def test_newer_fields_with_default_values_are_omitted():
@@ -172,8 +235,7 @@ def test_file_of_a_missing_plugin_names_it(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_loading_a_model_does_not_import_the_compiler(tmp_path: Path) -> None:
     """torch._dynamo takes more than a second, and torch imports it to fill parameters on the meta device."""
-    spec = spec_of()
-    save_artefact(tmp_path / "m.safetensors", network_of(spec).state_dict(), artefact_of(spec))
+    small_model(tmp_path / "m.safetensors")
     code = (
         "import sys\nfrom pathlib import Path\nfrom diffusion.model.model_file import load_model\n"
         "load_model(Path('m.safetensors'))\nassert 'torch._dynamo' not in sys.modules"
