@@ -156,16 +156,6 @@ def test_output_depends_on_time_class_position_and_its_own_row_alone() -> None:
         network(x, t)
 
 
-def test_gradient_checkpointing_gives_equal_gradients() -> None:
-    gradients = []
-    for checkpointing in (False, True):
-        network = DiT(spec_of(gradient_checkpointing=checkpointing))
-        randomise(network)
-        network(*inputs(network.spec)).square().sum().backward()
-        gradients.append([parameter.grad for parameter in network.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
 def test_bf16_keeps_the_first_and_the_last_layer_in_float32() -> None:
     network = freeze(network_of(spec_of(width=96)))
     x, t, labels = inputs(network.spec)

@@ -192,20 +192,6 @@ def test_attention_is_softmax_of_scaled_products(
     check(plain, kernel, exact, numbers(seed, batch, 3, heads, pixels, width, dtype=dtype))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_fused_attention_copies_map_only_if_channels_are_not_adjacent(monkeypatch, layout):
-    """A map with adjacent channels per pixel is passed on uncopied. Other maps are copied to that layout."""
-    given = []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: given.extend(qkv) or qkv[0])
-    x = numbers(0, 2, 24, 4, 4, dtype=torch.float32, layout=layout)
-    qkv = x.reshape(2, 3, 2, 4, 16).transpose(-1, -2)
-    with use_formulas():
-        kernels.attention(qkv)
-    same = [tensor.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for tensor in given]
-    assert same == [layout == torch.channels_last] * 3
-    assert all(tensor.stride(-1) == 1 for tensor in given)
-
-
 SHAPES = [{}, {"block": "convnext"}, {"resample": "plain"}, {"embedding": "additive", "channels": 48}]
 networks = pytest.mark.parametrize(
     "changes", SHAPES, ids=lambda changes: " ".join(map(str, changes.values())) or "adm"

@@ -84,19 +84,6 @@ def test_alpha_sigma_match_table_at_integer_times_and_are_monotone(name, timeste
     assert torch.allclose(alpha.square() + sigma.square(), torch.ones_like(fine), atol=1e-14)
 
 
-@given(spaced())
-def test_walk_returns_table_values_as_python_numbers(case):
-    grid = case[0].grid(case[1])
-    steps = grid.walk()
-    assert [step.t for step in steps] == case[1][::-1]
-    assert all(type(value) in (int, float) for step in steps for value in step)
-    assert [step.is_last for step in steps] == [False] * (len(steps) - 1) + [True]
-    for step, i in zip(steps, reversed(range(len(grid))), strict=True):
-        assert (step.alpha, step.sigma) == (float(grid.alpha[i]), float(grid.sigma[i]))
-        assert step.beta == float(grid.betas[i])
-        assert step.posterior_variance == float(grid.posterior_variance[i])
-
-
 @pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
 @pytest.mark.parametrize("timesteps", [2, 3, 7, 10, 97, 100])
 def test_spaced_timesteps_returns_requested_number_of_distinct_timesteps(spacing, timesteps):

@@ -59,15 +59,6 @@ def test_times_at_inverts_the_noise_level_and_clamps(name):
     assert process.times_at(levels.reshape(2, 100)).shape == (2, 100)
 
 
-def test_whole_times_are_found_by_their_noise_levels():
-    process = PROCESSES["cosine"]
-    t = torch.arange(50)
-    assert torch.allclose(process.times_at(process.noise_level(t)), t.double(), rtol=0, atol=1e-9)
-    assert (process.sigma_min, process.sigma_max) == (
-        float(process.noise_level(t)[0]), float(process.noise_level(t)[-1])
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("process", "times"), [(line(), [0.1, 0.4, 1.0]), (EDM, [0.002, 1.0, 80.0])])
 def test_sampling_begins_at_the_noise_of_the_last_time(process, times):
     """The network knows the image: any start ends there, and x_T has the standard deviation σ."""
