@@ -3,14 +3,11 @@
 import gc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from weakref import ref
 
 import pytest
 import torch
 
-from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.evaluate.training_scores import ValidationImages, ValidationScorer
 from diffusion.model import precision
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import (
@@ -103,7 +100,7 @@ def test_cuda_graphs_are_used_only_in_main_thread_on_gpu() -> None:
 
 
 class Graph:
-    """A simulated CUDA graph, which overwrites its output and fails at the pass `fails`, 0 its compilation."""
+    """A simulated CUDA graph, which overwrites its output and fails at a pass, or in compilation (0)."""
 
     fails, error = None, Exception()
 
@@ -174,20 +171,6 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
     assert torch.equal(generated.permute(0, 3, 1, 2), torch.cat(expected))
     assert pass_counts == [9]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]
-
-
-def test_validation_scores_use_compiled_network(compilations, pass_counts) -> None:
-    """The scorer compiles a copy, so the network itself has no compiled version."""
-    network, artefact = network_of(spec_of()), artefact_of(spec_of())
-    images = ValidationImages(SampleSettings(steps=3), 10, 4)
-    scorer = ValidationScorer.__new__(ValidationScorer)
-    scorer.images, scorer.features_at_once, scorer.extractor = images, 10, load_extractor("effnet-lite0-64")
-    scorer.scorer, progress = SimpleNamespace(scores=lambda found: {"found": float(found.features.sum())}), []
-    first = scorer.scores(network, artefact, lambda done, total: progress.append(done))
-    assert pass_counts == [9]
-    assert compilations == [0, 4, 4, 4, 4, 4, 4], "a progress callback does not split batches"
-    assert "_compiled_by_device" not in network.__dict__
-    assert scorer.scores(network, artefact, lambda done, total: None) == first
 
 
 def test_bf16_copy_uses_memory_layout_of_device(monkeypatch) -> None:

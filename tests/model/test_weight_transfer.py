@@ -60,12 +60,6 @@ def test_classes_transfer_by_name_and_new_ones_copy_null_class():
     assert result.new == {"classes.weight"}
 
 
-def test_new_class_is_mean_embedding_without_null_class():
-    pretrained, network, _ = build_from_pretrained(("boats",), pretrained_spec={"null_class": False})
-    mean = pretrained.classes.weight.mean(dim=0)
-    assert all(torch.equal(row, mean) for row in network.classes.weight)
-
-
 @pytest.mark.parametrize("null_class", [True, False])
 def test_unconditional_network_matches_null_class_of_pretrained(null_class):
     pretrained, network, result = build_from_pretrained((), pretrained_spec={"null_class": null_class})

@@ -8,12 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.config import parse
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.spacing import check_timesteps, spaced_timesteps
 from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
-from tests.conftest import params
 from tests.helpers import papers
 from tests.helpers.trajectories import grid_of, process_of
 
@@ -114,26 +112,20 @@ def test_quadratic_timesteps_match_formula():
 def test_grids_of_papers_equal_those_of_their_code(timesteps):
     """ermongroup/ddim, runners/diffusion.py; openai/guided-diffusion, respace.py. Other S are refused."""
     strides = [range(0, timesteps, stride) for stride in range(1, timesteps)]
-    for steps in range(2, timesteps + 1):
+    for steps in range(1, timesteps + 1):
         uniform = range(0, timesteps, timesteps // steps)
         root = np.linspace(0, np.sqrt(timesteps * 0.8), steps)
         expected = {
-            "ddim-uniform": uniform if len(uniform) == steps else None,
-            "ddim-quadratic": [int(time) for time in root**2],
+            "ddim-uniform": uniform if len(uniform) == steps > 1 else None,
+            "ddim-quadratic": [int(time) for time in root**2] if steps > 1 else None,
             "adm-stride": next((times for times in strides if len(times) == steps), None),
         }
         for spacing, times in expected.items():
             if times is None:
-                with pytest.raises(UsageError, match=f"{spacing} takes .*, not {steps}"):
+                with pytest.raises(UsageError, match=f"{spacing} takes "):
                     spaced_timesteps(spacing, steps, timesteps)
             else:
                 assert spaced_timesteps(spacing, steps, timesteps) == list(times)
-
-
-@pytest.mark.parametrize("spacing", ["ddim-uniform", "ddim-quadratic", "adm-stride"])
-def test_grids_of_papers_have_no_single_step(spacing):
-    with pytest.raises(UsageError, match=f"sweep.steps: {spacing} takes "):
-        parse(params(sample={"spacing": spacing}, sweep={"steps": [1, 2]}), "test")
 
 
 @given(spaced())

@@ -136,15 +136,6 @@ def test_generation_does_not_use_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@given(st.integers(0, 2**31), st.lists(st.integers(0, 10**6), min_size=1, max_size=4), st.integers(1, 3))
-def test_image_noise_does_not_depend_on_the_batch(seed, indices, draws):
-    together = ImageNoise(seed, indices, (2, 3, 3))
-    alone = [ImageNoise(seed, [index], (2, 3, 3)) for index in indices]
-    for _ in range(draws):
-        noise = together.draw()
-        assert torch.equal(noise, torch.cat([one.draw() for one in alone]))
-
-
 @given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
 def test_full_state_generator_derives_its_state_from_its_name(purpose, numbers):
     source = full_state_generator(purpose, *numbers)

@@ -74,14 +74,6 @@ def test_ema_model_is_built_once_and_rebuilt_if_damaged(
     assert built == [0.07, 0.07]
 
 
-def test_changed_snapshot_changes_the_model(trained: Path) -> None:
-    before = CellFiles(MODEL, SAMPLE, [NARROW]).of(NARROW).model
-    save(snapshot_path(AVERAGES, 0.1, 8), 99, step=8, ema_sigma_rel=0.1)
-    after = CellFiles(MODEL, SAMPLE, [NARROW]).of(NARROW).model
-    assert read_artefact(before).model_sha256 != read_artefact(after).model_sha256
-    assert existing_ema_models(MODEL, [0.07]) == {0.07: after}
-
-
 def test_missing_or_foreign_snapshots_are_rejected_before_building(trained: Path) -> None:
     save(MODEL, 0, step=9)
     with pytest.raises(UsageError, match=r"models/ema has snapshots of another training than models/model"):

@@ -1,4 +1,4 @@
-"""The reverse step against DDPM, iDDPM and DDIM, and full trajectories against closed forms."""
+"""The reverse step against DDPM, iDDPM, DDIM and DPM-Solver++, and full trajectories against closed forms."""
 
 import math
 import re
@@ -122,18 +122,6 @@ def test_noise_is_drawn_once_for_x_t_and_once_per_stochastic_step(grid, eta):
     assert torch.equal(seen[-1].x, seen[-1].x0_hat)  # ᾱ = 1 at the end: the last x is x̂_0 itself
 
 
-def test_network_receives_original_timesteps_and_labels():
-    grid = grid_of("cosine", 100, [3, 50, 99])
-    seen = []
-
-    def network(x, t, labels):
-        seen.append((t.tolist(), labels.tolist()))
-        return torch.zeros_like(x)
-
-    sample(network, grid, Draws(2, 1, 2, 2), labels=torch.tensor([4, 7]))
-    assert seen == [([t, t], [4, 7]) for t in (99, 50, 3)]
-
-
 @settings(max_examples=15)
 @given(noisy_grids(), st.floats(-0.8, 0.8), st.floats(0.05, 1))
 def test_gaussian_trajectory_matches_its_linear_recursion(grid_and_eta, mean, std):
@@ -180,3 +168,26 @@ def test_negative_eta_and_learned_noise_without_v_are_rejected():
         sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=-0.1)
     with pytest.raises(UsageError, match="learned variance"):
         sample(lambda x, t, labels: x, grid, Draws(1, 1, 2, 2), eta=1.0, noise="learned")
+
+
+@given(grids(), st.booleans())
+def test_steps_of_dpm_solver_match_the_papers_formula(grid, clip):
+    """Steps after the first are of order 2. Much longer steps extrapolate less."""
+    data, start = papers.GaussianData(0.3, 0.4), randn(1, 1, 3, 3)
+    alphas_cumprod, x = grid.alphas_cumprod.numpy(), start.numpy()
+    alpha, sigma = np.sqrt(alphas_cumprod), np.sqrt(1 - alphas_cumprod)
+    log_snr = np.log(alpha / sigma)
+    before: np.ndarray | None = None  # x̂_0 of the step before
+    for i in reversed(range(len(grid))):
+        x_0 = (x - sigma[i] * data.eps(x, alphas_cumprod[i])) / alpha[i]
+        x_0 = np.clip(x_0, -1, 1) if clip else x_0
+        if i == 0:
+            x = x_0
+            break
+        h, d = log_snr[i - 1] - log_snr[i], x_0
+        if before is not None:
+            r = (log_snr[i] - log_snr[i + 1]) / h
+            d = x_0 + (x_0 - before) * min(1 / (2 * r), 1 / 4 + r / 2)
+        x, before = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d, x_0
+    found = sample(eps_network(grid, data.eps), grid, lambda: start, sampler="dpm-solver++", clip=clip)
+    assert np.allclose(found, x, rtol=1e-6, atol=1e-6)
