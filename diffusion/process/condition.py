@@ -47,9 +47,7 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence["Condition"]) -> "Condition":
-        """One condition of all the parts' images in order; ValueError where only some have labels."""
+        """Return one condition of all the parts' images in order; all have labels or none has."""
         labels = [part.labels for part in parts if part.labels is not None]
-        if labels and len(labels) != len(parts):
-            raise ValueError("conditions with and without labels cannot be joined")
         count = sum(map(len, parts))
         return Condition(count, torch.cat(labels) if labels else None, parts[0].null_label)
