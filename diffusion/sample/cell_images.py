@@ -30,7 +30,6 @@ from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.sample.shards import CellShards, cells_folder
 from diffusion.system.devices import OnWait, acquire_device
-from diffusion.system.files import sha256_file
 from diffusion.system.section import fingerprint
 
 Progress = Callable[[int, int], None]
@@ -142,7 +141,7 @@ class LocalRunner:
     def __init__(self, waiting: OnWait | None = None) -> None:
         self._waiting, self._held = waiting, ExitStack()
         self._device: torch.device | None = None
-        self._loaded: dict[str, Any] = {}  # by the SHA-256 of their files
+        self._loaded: dict[Path, Any] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -167,14 +166,13 @@ class LocalRunner:
 
     def _load(self, files: NetworkFiles, device: torch.device) -> tuple[LoadedModel, Guides]:
         """Return the networks of the files; those of the last call stay loaded if they are used again."""
-        digests = [None if path is None else sha256_file(path) for path in files]
-        if any(digest not in self._loaded for digest in digests if digest is not None):
-            self._loaded = {digest: one for digest, one in self._loaded.items() if digest in digests}
+        if any(path not in self._loaded for path in files if path is not None):
+            self._loaded = {path: one for path, one in self._loaded.items() if path in files}
             _free_memory(device)  # before the next one is there
-        for path, digest, load in zip(files, digests, (load_model, load_model, load_classifier), strict=True):
-            if path is not None and digest is not None and digest not in self._loaded:
-                self._loaded[digest] = load(path, device)
-        model, *guides = (None if digest is None else self._loaded[digest] for digest in digests)
+        for path, load in zip(files, (load_model, load_model, load_classifier), strict=True):
+            if path is not None and path not in self._loaded:
+                self._loaded[path] = load(path, device)
+        model, *guides = (None if path is None else self._loaded[path] for path in files)
         assert model is not None, "every cell has a model"
         return model, Guides(*guides)
 

@@ -88,8 +88,8 @@ def check_fit(artefact: "ModelDescription", other: "ModelDescription", name: str
     process, noise = build_process(artefact.process), build_process(other.process)
     if not has_same_noise(process, noise):
         raise UsageError(
-            f"the {name} was trained with the noise of {_describe_noise(other.process, artefact.process)}, "
-            f"the model with that of {_describe_noise(artefact.process, other.process)}"
+            f"the {name} was trained with the noise of {_describe_noise(other.process)}, "
+            f"the model with that of {_describe_noise(artefact.process)}"
         )
     if name == "guide" and theirs.num_classes and not ours.num_classes:
         raise UsageError("the guide needs classes, and the model has none")
@@ -103,10 +103,7 @@ def has_same_noise(process: NoiseProcess, other: NoiseProcess) -> bool:
     return all(torch.equal(ours, theirs) for ours, theirs in zip(*grids, strict=True))
 
 
-def _describe_noise(process: ProcessConfig, other: ProcessConfig) -> str:
-    """Return the schedule with its own options that the other process has not, or has otherwise."""
-    own = type(process).model_fields.keys() - ProcessConfig.model_fields.keys() - {"variance"}
-    fields = [name for name in type(process).model_fields if name in own]
-    different = [name for name in fields if getattr(other, name, None) != getattr(process, name)]
-    options = ", ".join(f"{name} {getattr(process, name)}" for name in different)
-    return f"{process.schedule} ({options})" if options else process.schedule
+def _describe_noise(process: ProcessConfig) -> str:
+    """Return the schedule with its own options."""
+    own = [name for name in type(process).model_fields if name not in ProcessConfig.model_fields]
+    return f"{process.schedule} ({', '.join(f'{name} {getattr(process, name)}' for name in own)})"

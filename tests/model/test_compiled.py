@@ -163,7 +163,6 @@ def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
     monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
-    monkeypatch.setattr(cell_images, "sha256_file", lambda path: "0")
     made = cell_images.run_locally(NetworkFiles(tmp_path), settings, shards)
     generated = torch.cat([torch.from_numpy(images) for _, images in made])
     conditions = [mixed_condition(model.artefact, settings, part) for part in shards]
