@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from diffusion.config import Config, parse
 from diffusion.model.blocks import GroupNorm
-from diffusion.model.model_file import DataCard
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
-from diffusion.model.unet_config import UNetConfig, UNetSpec
+from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.section import fingerprint
 from diffusion.train.train_config import TrainConfig
@@ -180,6 +179,7 @@ def test_parameter_counts_match_papers(name):
     millions, rounding = PUBLISHED[name]
     assert found / 1e6 == pytest.approx(millions, rel=rounding)
     assert str(millions) in PRESETS[name].source
+    assert TrainConfig(**PRESETS[name].train).steps > 100_000
 
 
 @pytest.mark.slow
@@ -197,15 +197,6 @@ def test_least_parameters_is_lower_bound(channels, mults, blocks, block, embeddi
 def test_iddpm_imagenet64_parameter_counts_match_section_6(channels, millions):
     found = count(preset_spec(PRESETS["iddpm-imagenet64"], channels=channels))
     assert found / 1e6 == pytest.approx(millions, rel=0.011)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_published_settings_are_valid(name):
-    preset = PRESETS[name]
-    assert TrainConfig(**preset.train).steps > 100_000
-    assert ProcessConfig(**preset.process).timesteps in (1000, 4000)
-    assert DataCard(name=preset.data, digest="").name
-    assert UNetConfig(preset=name).class_cond == (preset.num_classes > 0)
 
 
 def with_model(**model: Any) -> Config:

@@ -1,4 +1,4 @@
-"""Continuous processes: EDM, flow matching, the noise level's inverse, σ_data of the data, what is refused."""
+"""Continuous processes: EDM, flow matching, the inverse of the noise level, σ_data of the data, refusals."""
 
 import math
 

@@ -147,15 +147,13 @@ def test_full_state_generator_derives_its_state_from_its_name(purpose, numbers):
     np.testing.assert_array_equal(torch.empty(700).long().random_(0, 2**31, generator=source), expected)
 
 
-def test_noise_is_standard_normal_and_differs_between_draws_images_and_seeds():
+def test_noise_is_standard_normal_and_differs_between_draws_and_images():
     noise = ImageNoise(0, range(200), (1, 16, 16))
     first, second = noise.draw(), noise.draw()
-    both = torch.cat([first, second])
-    assert abs(float(both.mean())) < 0.02
-    assert abs(float(both.var()) - 1) < 0.03
+    assert abs(float(first.mean())) < 0.02
+    assert abs(float(first.var()) - 1) < 0.03
     assert abs(float((first * second).mean())) < 0.02
     assert abs(float((first[:-1] * first[1:]).mean())) < 0.02
-    assert not torch.equal(ImageNoise(1, range(200), (1, 16, 16)).draw(), first)
 
 
 def test_generator_seed_depends_on_purpose_and_numbers():
