@@ -4,15 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.model.blocks import (
-    BLOCKS,
-    Attention,
-    Downsample,
-    GroupNorm,
-    Resampling,
-    Upsample,
-    set_norms,
-)
+from diffusion.model.blocks import BLOCKS, Attention, Downsample, GroupNorm, Resampling, Upsample, set_norms
 from diffusion.model.layers import ConditionedNetwork, ExactConv2d, Stage, timestep_embedding, zero
 from diffusion.model.unet_config import UNetSpec
 

@@ -21,13 +21,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_card
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, guided_denoiser
-from diffusion.sample.guidance import (
-    classifier_free,
-    classifier_gradient,
-    guided,
-    shift_eps,
-    shift_mean,
-)
+from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import NaNGuard, run_sampler
 from tests.helpers.networks import counting, loaded_model
