@@ -18,7 +18,7 @@ A rule reads only names and shapes of meta tensors, so that it can refuse weight
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,28 +82,18 @@ def check_same_options(source: NetworkSpec, spec: NetworkSpec, free: frozenset[s
     for field in type(spec).model_fields.keys() - free:
         ours, theirs = getattr(spec, field), getattr(source, field)
         if ours != theirs:
-            raise Incompatible(
-                f"model.{field} is {_format(ours)}, and the pretrained model has {_format(theirs)}"
-            )
+            raise Incompatible(f"model.{field} is {ours}, and the pretrained model has {theirs}")
 
 
 def copy_weights(theirs: Weights, initial: Weights) -> dict[str, Tensor]:
     """Return their weights; Incompatible names the first that is missing, left over or of another shape."""
     for name in sorted(theirs.keys() | initial.keys()):
-        if name not in theirs:
-            raise Incompatible(f"the pretrained model has no {name}, which the network needs")
-        if name not in initial:
-            raise Incompatible(f"the pretrained model has {name}, which the network lacks")
-        if theirs[name].shape != initial[name].shape:
+        shapes = [tuple(one[name].shape) if name in one else "missing" for one in (theirs, initial)]
+        if shapes[0] != shapes[1]:
             raise Incompatible(
-                f"{name} has shape {tuple(theirs[name].shape)} in the pretrained model, and the network has "
-                f"{tuple(initial[name].shape)}"
+                f"{name} is {shapes[0]} in the pretrained model, and {shapes[1]} in the network"
             )
     return dict(theirs)
-
-
-def _format(value: Any) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
 
 
 CLASSES, CLASS_BIAS = "classes.weight", "time.2.bias"
