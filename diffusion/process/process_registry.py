@@ -159,10 +159,7 @@ class ProcessConfig(RegistrySection):
         objective, distribution = OBJECTIVES[self.loss], TIME_DISTRIBUTIONS[self.t_sampler]
         if objective.learned_variance and not self.learned_variance:
             raise ValueError(
-                f"loss {self.loss} needs variance learned; with a fixed variance use loss simple"
-                if "variance" in type(self).model_fields
-                else f"loss {self.loss} needs a discrete process, and schedule {self.schedule} is "
-                "continuous: use simple"
+                f"loss {self.loss} needs variance learned of a discrete process: use loss simple"
             )
         if distribution.needs_bound and not self.learned_variance:
             raise ValueError(
