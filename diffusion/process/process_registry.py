@@ -158,9 +158,7 @@ class ProcessConfig(RegistrySection):
     def _options_fit(self) -> Self:
         objective, distribution = OBJECTIVES[self.loss], TIME_DISTRIBUTIONS[self.t_sampler]
         if objective.learned_variance and not self.learned_variance:
-            raise ValueError(
-                f"loss {self.loss} needs variance learned of a discrete process: use loss simple"
-            )
+            raise ValueError(f"loss {self.loss} needs variance learned of a discrete process: use simple")
         if distribution.needs_bound and not self.learned_variance:
             raise ValueError(
                 f"t_sampler {self.t_sampler} is for losses with the bound: use loss vlb or hybrid"

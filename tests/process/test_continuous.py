@@ -148,7 +148,7 @@ def test_plan_measures_what_depends_on_data_before_the_fingerprint(digits_store)
     [
         ({"timesteps": 1000}, "edm has no such option; it belongs to linear and cosine"),
         ({"shift": 2.0}, "edm has no such option; it belongs to flow"),
-        ({"loss": "vlb"}, "loss vlb needs variance learned of a discrete process: use loss simple"),
+        ({"loss": "vlb"}, "loss vlb needs variance learned of a discrete process: use simple"),
         ({"t_sampler": "loss-aware"}, "t_sampler loss-aware is for losses with the bound"),
         ({"sigma_min": 80.0}, "sigma_min 80 is not less than sigma_max 80"),
     ],
