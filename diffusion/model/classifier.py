@@ -58,11 +58,9 @@ class ClassifierArtefact(Artefact):
 
     def check_channels(self) -> None:
         """ValueError unless it gives a logit for each of its classes."""
-        if self.network.out_channels != self.network.num_classes:
-            raise ValueError(
-                f"network.out_channels {self.network.out_channels} is not num_classes, "
-                f"{self.network.num_classes}"
-            )
+        logits, classes = self.network.out_channels, self.network.num_classes
+        if logits != classes:
+            raise ValueError(f"network.out_channels {logits} is not num_classes, {classes}")
 
 
 class LoadedClassifier(NamedTuple):

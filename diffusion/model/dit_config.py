@@ -36,9 +36,7 @@ class DiTConfig(ModelConfig):
     @model_validator(mode="after")
     def _width_is_divisible(self) -> Self:
         if self.width % 4:
-            raise ValueError(
-                f"width must be divisible by 4, for sines and cosines of rows and columns (got {self.width})"
-            )
+            raise ValueError(f"width must be divisible by 4, for the positions (got {self.width})")
         if self.width % self.heads:
             raise ValueError(f"heads must divide width, and {self.heads} does not divide {self.width}")
         return self

@@ -84,10 +84,8 @@ class ModelDescription(Section):
     @model_validator(mode="after")
     def _a_name_a_class(self) -> Self:
         if len(self.data.classes) != self.network.num_classes:
-            raise ValueError(
-                f"data.classes names {len(self.data.classes)} classes, and the network has "
-                f"{self.network.num_classes}"
-            )
+            names, classes = len(self.data.classes), self.network.num_classes
+            raise ValueError(f"data.classes names {names} classes, and the network has {classes}")
         return self
 
     @classmethod
@@ -153,13 +151,10 @@ class Artefact(ModelDescription):
 
     def check_channels(self) -> None:
         """ValueError unless the network gives what the process takes: ε, and v of a learned variance."""
-        learned = self.process.learned_variance
-        given, wanted = self.network.out_channels, self.network.in_channels * (2 if learned else 1)
+        wanted = self.network.in_channels * (1 + self.process.learned_variance)
+        given = self.network.out_channels
         if given != wanted:
-            raise ValueError(
-                f"network.out_channels must be {wanted} {'with' if learned else 'without'} learned variance "
-                f"(got {given})"
-            )
+            raise ValueError(f"network.out_channels must be {wanted} (got {given})")
 
 
 class LoadedModel(NamedTuple):
@@ -204,9 +199,7 @@ def read_description(path: Path, kind: type[Description]) -> Description:
     try:
         values = strip_checksum(parse_json(metadata[METADATA_KEY], JsonObject, f"the metadata of {path}"))
     except Corrupted as error:
-        raise DiffctlError(
-            f"the metadata of {path} is damaged or edited ({error}): get the file again"
-        ) from None
+        raise DiffctlError(f"the metadata of {path} is damaged or edited ({error})") from None
     if ("kind" in values) != ("kind" in kind.model_fields):
         raise DiffctlError(
             f"{path} holds a {values.get('kind', 'diffusion model')}, which is not the kind needed here"

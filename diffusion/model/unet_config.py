@@ -70,57 +70,43 @@ class UNetConfig(ModelConfig):
     frequency_shift: Annotated[int, Field(ge=0, le=1, exclude_if=operator.not_), NotBool] = 0
     norm_eps: Annotated[float, Field(gt=0, le=1, exclude_if=NORM_EPS.__eq__), NotBool] = NORM_EPS
 
-    @model_validator(mode="after")
-    def _heads_divide_channels(self) -> Self:
-        if self.head_channels is not None and self.heads is not None:
-            raise ValueError("head_channels and heads exclude each other: give one of them")
-        for mult in self.channel_mult:
-            width = mult * self.channels
-            if width % (self.head_channels or self.heads or 1):
-                raise ValueError(
-                    f"head_channels (or heads) must divide every level's channels, "
-                    f"and {self.head_channels or self.heads} does not divide {width}"
-                )
-        return self
+    @property
+    def widths(self) -> list[int]:
+        """The channels of the levels."""
+        return [mult * self.channels for mult in self.channel_mult]
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
+        if self.head_channels is not None and self.heads is not None:
+            raise ValueError("head_channels and heads exclude each other: give one of them")
+        divisor = self.head_channels or self.heads or 1
+        if indivisible := [width for width in self.widths if width % divisor]:
+            raise ValueError(f"head_channels (or heads): {divisor} does not divide {indivisible[0]} channels")
         if self.downsample_padding != "both" and self.resample != "plain":
             raise ValueError("downsample_padding after is of resample plain: leave it out")
         if self.pixel_channels != PIXEL_CHANNELS and self.patch_size == 1:
             raise ValueError("pixel_channels are of a patch_size above 1: leave it out")
         if (blocks := self.num_res_blocks * len(self.channel_mult)) > MAX_BLOCKS:
             raise ValueError(f"num_res_blocks: {blocks} blocks in all levels are more than {MAX_BLOCKS}")
-        return self
-
-    @model_validator(mode="after")
-    def _embedding_is_seen(self) -> Self:
-        widths = [mult * self.channels for mult in self.channel_mult]
-        alone = self.group_channels == 1 and any(32 % width == 0 for width in widths)
+        alone = self.group_channels == 1 and any(32 % width == 0 for width in self.widths)
         if self.embedding == "additive" and alone:
-            raise ValueError(
-                f"embedding additive is lost in a norm with one channel a group, as at levels of {widths} "
-                "channels: use adagn, or more than 32 channels"
-            )
+            raise ValueError("embedding additive is lost in a norm with one channel a group: use adagn")
         return self
 
     def check_size(self, image_size: int) -> None:
         """ValueError where the levels or the attention do not fit images of this side."""
         sizes = self.level_sizes(image_size)
         if missing := sorted(set(self.attention_resolutions) - set(sizes)):
-            raise ValueError(
-                f"attention_resolutions: feature maps are {sizes} pixels, so {missing} cannot be used"
-            )
+            raise ValueError(f"attention_resolutions: feature maps have {sizes} pixels, not {missing}")
 
     def level_sizes(self, image_size: int) -> list[int]:
         """The feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
         levels, patch_size = len(self.channel_mult), self.patch_size
         stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
-            patches = f" of patches of {patch_size}×{patch_size} pixels" if patch_size > 1 else ""
             raise ValueError(
-                f"image_size {image_size} must be divisible by {stride}: "
-                f"channel_mult has {levels} levels{patches}, each half the size of the one above"
+                f"image_size {image_size} must be divisible by {stride}: channel_mult has {levels} levels, "
+                f"each half the size of the one above, and patch_size is {patch_size}"
             )
         return [image_size // patch_size >> level for level in range(levels)]
 
@@ -131,9 +117,8 @@ class UNetConfig(ModelConfig):
     def least_parameters(self) -> int:
         """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
         kernel = 9 if self.block == "resnet" else 4  # 3×3, or 1×1 from four times the channels
-        widths = [mult * self.channels for mult in self.channel_mult]
         blocks = 2 * self.num_res_blocks + 1  # down and up
-        return blocks * sum(kernel * width * width + 4 * self.channels * width for width in widths)
+        return blocks * sum(kernel * width * width + 4 * self.channels * width for width in self.widths)
 
 
 class UNetSpec(UNetConfig, ConditionedSpec):
