@@ -13,7 +13,6 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_free, guided
@@ -99,29 +98,10 @@ CPU = torch.device("cpu")
 MODEL = loaded_model()
 EVERYWHERE, NOWHERE = (0.0, 1e9), (1e-6, 1e-5)
 DATA = ring(5, radius=1.0, std=0.1)
-SAMPLER_OPTIONS = [{"eta": 0.0}, {"eta": 0.7, "noise": "learned"}, {"eta": 1.0}, {"sampler": "dpm-solver++"}]
 
 
 def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
     return generate(MODEL, chosen, indices, mixed_condition(MODEL.artefact, chosen, indices), CPU)
-
-
-@pytest.mark.parametrize(
-    ("spacing", "options"),
-    [(name, SAMPLER_OPTIONS[row % 4]) for row, name in enumerate(SPACINGS)],
-)
-def test_full_interval_is_plain_guidance_and_empty_interval_is_unguided(spacing, options):
-    values = {"steps": 4, "seed": 2, "spacing": spacing, **options}
-    guided, unguided = SampleSettings(guidance=2.0, **values), SampleSettings(**values)
-    everywhere, nowhere = (
-        guided.model_copy(update={"guidance_interval": interval}) for interval in (EVERYWHERE, NOWHERE)
-    )
-    assert torch.equal(images(everywhere), images(guided))
-    assert torch.equal(images(nowhere), images(unguided))
-    assert not torch.equal(images(guided), images(unguided))
-    process = MODEL.artefact.process
-    assert count_nfe(everywhere, process) == guided.nfe
-    assert count_nfe(nowhere, process) == unguided.nfe
 
 
 def mixture_of(label: int) -> Mixture:

@@ -16,7 +16,6 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampler import run_sampler
-from diffusion.sample.sampling_steps import sampling_grid
 
 MEAN, STD, PIXELS = 0.3, 0.5, 4_000
 FIRST_ORDER = {"ddim", "euler", "euler-ancestral"}  # they need more steps for the same variance
@@ -67,26 +66,6 @@ def optimal_network(process: NoiseProcess) -> Network:
         return process.target(x_0, t, (x - alpha * x_0) / sigma)
 
     return network
-
-
-@pytest.mark.parametrize("sampler", NAMES)
-def test_a_point_stays_from_pure_noise_of_a_discrete_process(sampler: str) -> None:
-    options = {"variance": "small", "loss": "simple", "prediction": "velocity", "zero_terminal_snr": True}
-    process = build_process(ProcessConfig(schedule="linear", **options))
-    eta = 1.0 if SAMPLERS[sampler].uses_eta else 0.0
-    settings = SampleSettings(sampler=sampler, steps=8, eta=eta, spacing="trailing", clip=False)
-    grid = sampling_grid(settings, process)
-    assert grid.alpha[-1] == 0
-
-    def network(x: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-        alpha, sigma = process.alpha_sigma(time[:1])
-        x_0 = torch.full_like(x, MEAN)
-        return process.target(x_0, time[:1], (x - alpha * x_0) / sigma)
-
-    noise = lambda: torch.randn(1, 1, 4, 4, dtype=torch.float64)  # noqa: E731
-    trajectory = build_sampler(settings)(grid, noise(), noise)
-    made = run_sampler(trajectory, NetworkDenoiser(network, process), Condition(1)).x
-    assert torch.allclose(made, torch.full_like(made, MEAN), atol=1e-6)
 
 
 @pytest.mark.parametrize(("schedule", "prediction", "sampler"), TRIPLES)
