@@ -118,7 +118,7 @@ def test_a_missing_or_unfit_guide_is_refused_before_any_work(trained: Path, guid
 
 def test_checks_and_look_ups_of_a_guide_make_no_model_file(trained: Path) -> None:
     settings = SampleSettings(steps=2, guidance=1.0, guide="ema:0.07@4")
-    check_networks(settings, MODEL)
+    check_networks(settings, MODEL, AVERAGES)
     assert existing_files(settings, MODEL) == NetworkFiles(MODEL)
     assert not EMA_RUNS.exists()
     made = network_files(settings, MODEL)
@@ -126,7 +126,7 @@ def test_checks_and_look_ups_of_a_guide_make_no_model_file(trained: Path) -> Non
     assert existing_files(settings, MODEL) == made
     without = settings.model_copy(update={"guide": "ema:0.07@5"})
     with pytest.raises(UsageError, match="no snapshot of step 5"):
-        check_networks(without, MODEL)
+        check_networks(without, MODEL, AVERAGES)
     assert existing_files(without, MODEL) == NetworkFiles(MODEL)
 
 
