@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -181,7 +182,7 @@ def bits_per_dimension(
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
-        guard = NaNGuard(lambda row, start=start: f"image {start + row}", {"model": loaded.network})
+        guard = NaNGuard(partial(_image_name, start), {"model": loaded.network})
         parts: list[Tensor] = []
         for part in likelihood.terms(x_0, noise, wanted, guard):
             parts.append(part.cpu().double())
@@ -192,3 +193,8 @@ def bits_per_dimension(
         priors.append(parts[-1])
         totals.append(torch.stack(parts).sum(0))
     return Bits(likelihood.name, likelihood.times, terms / len(images), torch.cat(priors), torch.cat(totals))
+
+
+def _image_name(start: int, row: int) -> str:
+    """Return the name of a row of the batch that begins at image `start`."""
+    return f"image {start + row}"

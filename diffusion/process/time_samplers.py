@@ -57,7 +57,8 @@ class Uniform(TimeSampler):
 
 def normal_numbers(options: NormalOptions, uniforms: Tensor) -> Tensor:
     """Return mean + std·Φ⁻¹(u)."""
-    return options.mean + options.std * torch.special.ndtri(uniforms)
+    numbers: Tensor = options.mean + options.std * torch.special.ndtri(uniforms)
+    return numbers
 
 
 class LogitNormal(TimeSampler):
