@@ -60,7 +60,7 @@ def test_project_params_equal_the_digits_profile() -> None:
         ({"classifier": {"modle": {}}}, "classifier.modle: unknown key .*allowed are model, train"),
         ({"data": {"image_size": 9}}, "image_size 9 must be divisible by 2"),
         ({"data": {"image_size": 8}, "model": {"attention_resolutions": [3]}},
-         r"maps are \[8, 4\] pixels, so \[3\]"),
+         r"maps have \[8, 4\] pixels, not \[3\]"),
     ],
 )  # fmt: skip
 def test_invalid_value_is_refused_with_field_and_allowed_values(

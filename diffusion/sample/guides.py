@@ -105,5 +105,6 @@ def has_same_noise(process: NoiseProcess, other: NoiseProcess) -> bool:
 
 def _describe_noise(process: ProcessConfig) -> str:
     """Return the schedule with its own options."""
-    own = [name for name in type(process).model_fields if name not in ProcessConfig.model_fields]
+    common = {*ProcessConfig.model_fields, "variance"}
+    own = [name for name in type(process).model_fields if name not in common]
     return f"{process.schedule} ({', '.join(f'{name} {getattr(process, name)}' for name in own)})"

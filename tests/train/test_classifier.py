@@ -145,7 +145,7 @@ def test_guidance_changes_images_and_image_i_does_not_depend_on_the_batch(sample
             "takes 16×16×1 images, the model makes 8×8×1",
         ),
         ({"in_channels": 3}, {}, "takes 8×8×3 images"),
-        ({}, {"timesteps": 50}, r"cosine \(timesteps 50\)"),
+        ({}, {"timesteps": 50}, r"cosine \(timesteps 50,"),
         ({}, {"schedule": "linear"}, "the noise of linear"),
         ({"num_classes": 9, "out_channels": 9}, {}, "other classes"),
     ],
