@@ -29,12 +29,12 @@ from diffusion.system.files import write_atomic, write_json
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.run_record import FACTS, TrainingFacts, TrainingIdentity, read_facts
+from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.state_mirror import VARIABLE
-from diffusion.train.observers import observer_guard
+from diffusion.train.observers import Observer, observer_guard
 from diffusion.train.plan import DenoiserPlan, plan_artefact
 from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_step import TrainState
-from diffusion.train.trainer import RunObserver
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
 from tracking.spool.spool_writer import Spool
@@ -54,7 +54,7 @@ def print_line(name: str, sentence: str) -> None:
     above(f"{name}: {sentence}")
 
 
-class ConsoleTraining(RunObserver):
+class ConsoleTraining(Observer):
     """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
 
     def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
@@ -76,9 +76,9 @@ class ConsoleTraining(RunObserver):
         if changed := state.change_of_code():
             print_line(self.name, _describe_change(*changed))
 
-    def save(self, state: TrainState) -> None:
+    def save(self, saved: SavedState) -> None:
         """Save the state."""
-        self.run.save(state)
+        self.run.save(saved)
 
     def finished(self, model: Path) -> None:
         """Print the path of the model file."""
@@ -163,11 +163,11 @@ class TrackedTraining(ConsoleTraining):
         self._began, self._first_step = time.monotonic(), state.step
         self.catch_up(state.step, ema)
 
-    def save(self, state: TrainState) -> None:
+    def save(self, saved: SavedState) -> None:
         """Save the state, after an fsync of the logs of its steps."""
         with self._paused():
             self.spool.sync()
-            super().save(state)
+            super().save(saved)
 
     def finished(self, model: Path) -> None:
         """Add the model file to the spool and print its path."""

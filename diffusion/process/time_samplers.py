@@ -4,7 +4,6 @@ Each maps uniform numbers to times by the inverse of its distribution function, 
 on the numbers alone, and stratified numbers give stratified times.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,11 +39,8 @@ class TimeSampler:
         """Learn from the (B,) losses at the (B,) times; most samplers learn nothing."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a resumed training needs."""
+        """Return the tensors that a resumed training restores, in place."""
         return {}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from `state_dict`'s tensors."""
 
 
 class Uniform(TimeSampler):
@@ -119,10 +115,6 @@ class LossAware(TimeSampler):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the remembered losses and their counts."""
         return {"losses": self.losses, "counts": self.counts}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Resume from `state_dict`'s tensors."""
-        self.losses, self.counts = state["losses"].clone(), state["counts"].clone()
 
 
 def build_time_sampler(process: NoiseProcess) -> TimeSampler:

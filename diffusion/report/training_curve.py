@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.train.loss_bands import BAND_NAMES
+from diffusion.train.train_config import BAND_NAMES
 
 Values = NDArray[np.float64]
 VALIDATION, RAW = "val_", "val_raw_"  # prefixes of columns: validation loss of the EMA, of the raw weights

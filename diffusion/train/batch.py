@@ -42,19 +42,12 @@ class Batch:
     def __iter__(self) -> Iterator[Tensor | None]:
         return iter((self.x_0, self.labels, self.t, self.weights, self.noise, self.augmentation))
 
-    def split(self, size: int) -> Iterator["Batch"]:
-        """Split the batch into parts of at most `size` images, in order."""
-        for start in range(0, len(self.t), size):
-            yield self._rows(slice(start, start + size))
-
     def divide(self, count: int) -> Iterator["Batch"]:
         """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
-        rows = len(self.t)
-        for part in range(count):
-            yield self._rows(slice(part * rows // count, (part + 1) * rows // count))
-
-    def _rows(self, rows: slice) -> "Batch":
-        return Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
+        size = len(self.t)
+        for number in range(count):
+            rows = slice(number * size // count, (number + 1) * size // count)
+            yield Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class ImageLoader:
@@ -73,7 +66,8 @@ class ImageLoader:
         self._images = store.images
         self._is_cuda = self.device.type == "cuda"
         if resident is None:
-            resident = self._is_cuda and self._fits_device(store.images.nbytes)
+            free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0
+            resident = store.images.nbytes <= DEVICE_SHARE * free
         self._resident = self._copy_to_device() if resident else None
 
     def __len__(self) -> int:
@@ -103,10 +97,6 @@ class ImageLoader:
         if self._is_cuda:  # other streams read it
             torch.cuda.synchronize(self.device)
         return images
-
-    def _fits_device(self, size: int) -> bool:
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return size <= DEVICE_SHARE * free
 
 
 def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:

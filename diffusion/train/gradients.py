@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusion.model.layers import Dropout
@@ -70,7 +71,7 @@ class GradientAccumulator:
         self.share = group.share(train.batch_size, train.PREFIX)
         self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
         if shards:
-            self.microbatch = group.all_reduce_min(self.microbatch)
+            self.microbatch = group.reduce_number(self.microbatch, dist.ReduceOp.MIN)
         purpose, template = self._objective.purposes.dropout, shards.meta if shards else network
         has_dropout = any(layer.p > 0 for layer in _layers(template))
         self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
@@ -133,11 +134,12 @@ class GradientAccumulator:
         return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
 
     def _microbatches(self, batch: Batch) -> list[Batch]:
-        """Split this rank's share; with shards into as many micro-batches as on every other rank."""
-        if not self._shards:
-            return list(batch.split(self.microbatch))
-        least, rest = divmod(self._plan.train.batch_size, self._group.world_size)
-        return list(batch.divide(min(least, -(-(least + bool(rest)) // self.microbatch))))
+        """Divide this rank's share; with shards into as many micro-batches as on every other rank."""
+        least, largest = len(batch.t), len(batch.t)
+        if self._shards:
+            least, rest = divmod(self._plan.train.batch_size, self._group.world_size)
+            largest = least + bool(rest)
+        return list(batch.divide(min(least, -(-largest // self.microbatch))))
 
     def _backward(self, forward: Network, part: Batch) -> Losses:
         """Accumulate the micro-batch's part of the gradient; return its losses, (B,) each."""
@@ -175,9 +177,9 @@ class GradientAccumulator:
             budget //= ranks  # the ranks share the machine's memory
         elif not self._shards:
             budget *= 2  # in bf16 a step takes about half the estimate
-        spec, build, shards = self._plan.network, self._objective.network, ranks if self._shards else 1
-        budget -= profile_bytes(spec, len(self._plan.train.sigma_rels), build) // shards
-        return fitting_microbatch(spec, images, budget, build, shards)
+        spec, shards = self._plan.network, ranks if self._shards else 1
+        budget -= profile_bytes(spec, len(self._plan.train.sigma_rels)) // shards
+        return fitting_microbatch(spec, images, budget, shards)
 
 
 def should_compile(train: OptimisationConfig, device: torch.device) -> bool:

@@ -1,15 +1,16 @@
 """The training loop: steps, log entries, observers, saves, and stops."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
-from functools import partial
+from contextlib import closing, nullcontext
 
 import torch
+from torch import nn
 
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted, LastingError
 from diffusion.train import validation_loss
 from diffusion.train.batch import ImageLoader, batches
+from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
@@ -22,7 +23,6 @@ from diffusion.train.observers import (
 )
 from diffusion.train.plan import build_objective
 from diffusion.train.step_memory import translate_oom
-from diffusion.train.train_config import CURVE_ROWS, OptimisationConfig
 from diffusion.train.train_step import TrainState, train_step
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end a training
@@ -37,9 +37,9 @@ def train(
     store: ImageStore,
     group: ProcessGroup,
     observer: Observer,
-    save: Callable[[TrainState], None],
+    save: Callable[[SavedState], None],
     check_stop: Callable[[], None],
-    snapshot: Callable[[TrainState], None] = lambda state: None,
+    snapshot: Callable[[TrainState, list[nn.Module]], None] = lambda state, profiles: None,
 ) -> None:
     """Train to the plan's last step, in place; save every `save_every` steps and at the end.
 
@@ -47,11 +47,10 @@ def train(
     profiles. `check_stop` runs between steps and raises to stop; the state is saved first. A failed rank
     likewise, except on a GPU or with shards, where the state cannot be read. Diverged after five non-finite
     steps in a row, with the last finite weights saved. A sharded state is gathered for observers and saves,
-    and at the end.
+    and its EMA at the end.
     """
     config, saved_at, shards = state.plan.train, state.step, state.shards
     allow_tf32(config.tf32, group.device)
-    full: Callable[[], TrainState] = partial(shards.gather_state, state) if shards else lambda: state
     computing = shards.computing if shards else state.network
     gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
@@ -67,8 +66,7 @@ def train(
                 check_stop()
                 metrics.add(train_step(state, gradients, next(remaining)))
                 threads.count_step()
-                with _observed(group, state):
-                    _record(state, metrics, observer, group.is_rank_zero)
+                _record(state, metrics, observer, group)
             except (Interrupted, RankFailed, Diverged) as error:
                 if isinstance(error, RankFailed) and (group.loss_blocks or shards is not None):
                     raise  # `over` stays unset, so that the launcher ends this process if it hangs
@@ -76,15 +74,14 @@ def train(
                 for means in metrics.arrived(everything=True):
                     state.record(means)
                 if saved_at != state.step or state.step == 0:
-                    save(full())
+                    save(state.saved())
                 raise
             if state.step in config.snapshot_steps():
-                snapshot(full())
+                snapshot(state, [state.full(profile) for profile in state.ema_profiles])
             if config.is_due(state.step, "save_every"):
-                save(full())
+                save(state.saved())
                 saved_at = state.step
-        if shards:
-            shards.unshard(state)
+    state.ema = state.full(state.ema)
 
 
 def allow_tf32(allowed: bool, device: torch.device) -> None:
@@ -94,14 +91,7 @@ def allow_tf32(allowed: bool, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
-def _observed(group: ProcessGroup, state: TrainState) -> AbstractContextManager[None]:
-    """Let the other ranks wait for rank 0 if the observer has longer work after this step."""
-    config, step = state.plan.train, state.step
-    is_long = config.is_validated(step) or config.is_due(step, "preview_every", "eval_every")
-    return rank_zero_first(group, f"step {step}") if is_long else nullcontext()
-
-
-def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_rank_zero: bool) -> None:
+def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, group: ProcessGroup) -> None:
     """Record the means that have arrived, all of them if they are due, and call the observer.
 
     Diverged after five non-finite steps in a row. On GPUs each rank notices at another step, so that rank 0
@@ -113,38 +103,38 @@ def _record(state: TrainState, metrics: AsyncMetrics, observer: Observer, is_ran
     for means in metrics.arrived(everything=is_due):
         state.record(means)
         longest = max(longest, state.bad_in_a_row)
-    _observe(state, observer, metrics.newest)
+    is_long = train.is_validated(step) or train.is_due(step, "preview_every", "eval_every")
+    with rank_zero_first(group, f"step {step}") if is_long else nullcontext():
+        _observe(state, observer, metrics.newest, is_long)
     if state.shards:
         ends = is_due and state.bad_in_a_row >= MAX_BAD_STEPS
     else:
-        ends = is_rank_zero and longest >= MAX_BAD_STEPS
+        ends = group.is_rank_zero and longest >= MAX_BAD_STEPS
     if ends:
         other = "grad_clip" if state.plan.precision == "fp32" else "precision: fp32"
         raise Diverged(
-            f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {state.step}: "
+            f"training stopped after {MAX_BAD_STEPS} non-finite steps in a row, at step {step}: "
             f"lower {train.PREFIX}train.lr, or set {train.PREFIX}train.{other}; the last finite weights are "
             "saved"
         )
 
 
-def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) -> None:
+def _observe(state: TrainState, observer: Observer, newest: dict[str, float], is_long: bool) -> None:
     """Call the observer's methods that are due after this step, and extend the curve."""
-    config, step, shards = state.plan.train, state.step, state.shards
+    config, step = state.plan.train, state.step
     if config.is_due(step, "log_every"):
         values = with_band_means(state.pop_means())
         values["lr"] = learning_rate(config.lr, step - 1, config.steps)
         values["skipped_steps"] = float(state.skipped)
         if config.is_in_curve(step):
             state.history.append({"step": step, **values})
-            state.history = thin_history(state.history, config)
         with observer_guard(f"metrics of step {step:,}"):
             observer.metrics(step, values)
     with observer_guard("live line"):
         observer.progress(step, config.steps, newest)
-    network, ema = state.network, state.ema
-    is_long = config.is_validated(step) or config.is_due(step, "preview_every", "eval_every")
-    if shards and is_long:
-        network, ema = shards.gather(network), shards.gather(ema)
+    if not is_long:
+        return
+    network, ema = state.full(state.network), state.full(state.ema)
     if config.is_validated(step):
         with observer_guard(f"validation loss of step {step:,}"):
             validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))
@@ -154,11 +144,3 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float]) ->
     if config.is_due(step, "eval_every"):
         with observer_guard(f"score of step {step:,}"):
             observer.evaluate(step, ema)
-
-
-def thin_history(history: list[dict[str, float]], config: OptimisationConfig) -> list[dict[str, float]]:
-    """Return the curve, without the rows that only a shorter training had if it is too long."""
-    if len(history) <= 2 * (CURVE_ROWS + 1):  # training losses and validation losses
-        return history
-    steps = ((int(row["step"]), row) for row in history)
-    return [row for step, row in steps if config.is_in_curve(step) or config.is_validated(step)]

@@ -8,16 +8,21 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.system.errors import DiffctlWarning, reason
+from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.process_group import RankFailed
-from diffusion.train.loss_bands import BAND_EDGES, BAND_NAMES
+from diffusion.train.train_config import BAND_EDGES, BAND_NAMES
+
+if TYPE_CHECKING:
+    from diffusion.train.train_step import TrainState
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
@@ -28,7 +33,19 @@ SUM, COUNT = ".sum", ".count"
 
 
 class Observer:
-    """Callbacks of a training, which do nothing here. Neither their results nor their errors change it."""
+    """Callbacks of a training, which do nothing here and change no result.
+
+    `train` catches the errors of those from `metrics` on, with `observer_guard`.
+    """
+
+    def announce(self, state: "TrainState", ema: nn.Module) -> None:
+        """Report the start or resume; `ema` is unsharded if it is scored at this step."""
+
+    def save(self, saved: SavedState) -> None:
+        """Save the state."""
+
+    def finished(self, model: Path) -> None:
+        """Report the written model file."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the means since the last call, after `step` steps."""
@@ -67,28 +84,20 @@ class ThreadMonitor:
     more processes want to run than there are cores.
     """
 
-    def __init__(
-        self,
-        threads: int,
-        wall: Callable[[], float] = time.monotonic,
-        cpu: Callable[[], float] = time.process_time,
-        load: Callable[[], float] = lambda: os.getloadavg()[0] / (os.cpu_count() or 1),
-    ) -> None:
-        self._threads, self._wall, self._cpu, self._load = threads, wall, cpu, load
-        self._is_over, self._steps, self._since = threads == 1, 0, (wall(), cpu())
+    def __init__(self, threads: int) -> None:
+        self._threads, self._is_over, self._steps = threads, threads == 1, 0
+        self._wall, self._cpu = time.monotonic(), time.process_time()
 
     def count_step(self) -> None:
         """Count a step; DiffctlWarning after a window in which the threads waited for cores."""
         self._steps += 1
-        if self._is_over or self._steps < MONITORED_STEPS:
+        wall, cpu = time.monotonic(), time.process_time()
+        seconds = wall - self._wall
+        if self._is_over or self._steps < MONITORED_STEPS or seconds < MONITORED_SECONDS:
             return
-        now = self._wall(), self._cpu()
-        seconds = now[0] - self._since[0]
-        if seconds < MONITORED_SECONDS:
-            return
-        cores = (now[1] - self._since[1]) / seconds
-        self._steps, self._since = 0, now
-        if cores < BUSY_SHARE * self._threads and self._load() > 1:
+        cores = (cpu - self._cpu) / seconds
+        self._steps, self._wall, self._cpu = 0, wall, cpu
+        if cores < BUSY_SHARE * self._threads and os.getloadavg()[0] > (os.cpu_count() or 1):
             self._is_over = True
             warnings.warn(
                 f"the machine is busy: in {seconds:.0f} s the training's {self._threads} threads had "

@@ -1,6 +1,9 @@
-"""The memory of a training step: an estimate, what fits, and the hint if nothing does; and FLOPs."""
+"""The memory of a training step: an estimate, what fits, and the hint if nothing does; and FLOPs.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+A classifier counts as the U-Net whose encoder it is: an upper bound.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from typing import Any
@@ -18,8 +21,6 @@ from diffusion.system.threads import single_thread
 from diffusion.train.distributed.sharding import shard_units
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
-
-NetworkBuilder = Callable[[NetworkSpec], nn.Module]
 
 TRAIN_BYTES = 20  # per parameter: weight, EMA, gradient and Adam's two moments, in fp32
 # Per parameter of the gathered units of a sharded network, in fp32: the one that computes and the next, each
@@ -67,15 +68,11 @@ class FlopCounter(TorchDispatchMode):
         return output
 
 
-def count_parameters(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
+@cache
+def count_parameters(spec: NetworkSpec) -> int:
     """Return the number of parameters."""
-    return _counted_parameters(spec, build)
-
-
-@cache  # here, where each caller gives both arguments
-def _counted_parameters(spec: NetworkSpec, build: NetworkBuilder) -> int:
     with torch.device("meta"), Unfilled():
-        return sum(parameter.numel() for parameter in build(spec).parameters())
+        return sum(parameter.numel() for parameter in build_network(spec).parameters())
 
 
 def exceeds_memory(spec: NetworkSpec, total: int) -> bool:
@@ -83,50 +80,49 @@ def exceeds_memory(spec: NetworkSpec, total: int) -> bool:
     return MIN_BYTES * spec.least_parameters() > total
 
 
-def step_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network, shards: int = 1) -> int:
+def step_bytes(spec: NetworkSpec, images: int, shards: int = 1) -> int:
     """Return the maximum memory of a step of `images` in bytes, for one of `shards`."""
-    state = count_parameters(spec, build) * TRAIN_BYTES
+    state = count_parameters(spec) * TRAIN_BYTES
     if shards > 1:
-        state = -(-state // shards) + GATHERED_BYTES * _largest_unit(spec, build)
-    return state + activation_bytes(spec, images, build)
+        state = -(-state // shards) + GATHERED_BYTES * _largest_unit(spec)
+    return state + activation_bytes(spec, images)
 
 
 @cache
-def _largest_unit(spec: NetworkSpec, build: NetworkBuilder) -> int:
+def _largest_unit(spec: NetworkSpec) -> int:
     """Return the number of parameters of the largest unit that is gathered at a time."""
     with torch.device("meta"), Unfilled():
-        parts = shard_units(build(spec))
+        parts = shard_units(build_network(spec))
     counts = [sum(parameter.numel() for parameter in part.parameters()) for part in parts]
     *stages, whole = counts  # the last unit has what is in no stage
     return max([*stages, whole - sum(stages)])
 
 
-def profile_bytes(spec: NetworkSpec, profiles: int, build: NetworkBuilder = build_network) -> int:
+def profile_bytes(spec: NetworkSpec, profiles: int) -> int:
     """Return the bytes of power-function averages, in memory and in a snapshot on disk."""
-    return PROFILE_BYTES * profiles * count_parameters(spec, build)
+    return PROFILE_BYTES * profiles * count_parameters(spec)
 
 
-def activation_bytes(spec: NetworkSpec, images: int, build: NetworkBuilder = build_network) -> int:
+def activation_bytes(spec: NetworkSpec, images: int) -> int:
     """Return the bytes that a forward pass keeps in fp32, linear after the first image."""
-    one, two, _ = _counted_passes(spec, build)
+    one, two, _ = _counted_passes(spec)
     return one + (images - 1) * (two - one)
 
 
-def forward_flops(spec: NetworkSpec, build: NetworkBuilder = build_network) -> int:
+def forward_flops(spec: NetworkSpec) -> int:
     """Return the FLOPs of one image's forward pass."""
-    *_, operations = _counted_passes(spec, build)
-    return operations
+    return _counted_passes(spec)[2]
 
 
 @cache
-def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int, int]:
+def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int]:
     """Run forward passes; return the kept bytes of one and of two images, and the FLOPs of one.
 
     The passes are real if they are quick, else they use fake tensors, which select the same kernels but hold
     no memory. Meta tensors would select another attention kernel, which keeps more.
     """
     with ExitStack() as stack:
-        if count_parameters(spec, build) * spec.image_size**2 < QUICK:
+        if count_parameters(spec) * spec.image_size**2 < QUICK:
             stack.enter_context(single_thread())
             stack.enter_context(torch.random.fork_rng(devices=[]))  # dropout draws from it
         else:
@@ -134,7 +130,7 @@ def _counted_passes(spec: NetworkSpec, build: NetworkBuilder) -> tuple[int, int,
 
             stack.enter_context(FakeTensorMode())
         with Unfilled():
-            network = build(spec)
+            network = build_network(spec)
         with FlopCounter() as operations:
             one = _kept_bytes(network, spec, 1)
         return one, _kept_bytes(network, spec, 2), operations.total
@@ -156,11 +152,9 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
     return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
 
 
-def fitting_microbatch(
-    spec: NetworkSpec, images: int, total: int, build: NetworkBuilder = build_network, shards: int = 1
-) -> int:
+def fitting_microbatch(spec: NetworkSpec, images: int, total: int, shards: int = 1) -> int:
     """Halve `images` until a step takes at most 80% of `total`, the installed memory; at least 1."""
-    while images > 1 and step_bytes(spec, images, build, shards) > STEP_SHARE * total:
+    while images > 1 and step_bytes(spec, images, shards) > STEP_SHARE * total:
         images = -(-images // 2)
     return images
 

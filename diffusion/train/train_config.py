@@ -33,6 +33,9 @@ MAX_FROZEN_PARTS = 100  # named parts of the network
 MAX_EMA_PROFILES = 4  # each takes as much memory as the weights
 MAX_SNAPSHOTS = 256  # per profile, in a training
 CURVE_ROWS = 2000  # more points than a plot can show are useless
+# The bands of the log-SNR, log α²/σ², by which all trainings report losses, from images to noise.
+BAND_EDGES = (3.0, 0.0, -3.0)  # noise levels σ/α of 0.22, 1 and 4.5
+BAND_NAMES = ("loss_log_snr_above_3", "loss_log_snr_0_to_3", "loss_log_snr_-3_to_0", "loss_log_snr_below_-3")
 Augmentation = Literal["x-flip", "y-flip", "scaling", "rotation", "anisotropy", "translation"]
 AUGMENTATIONS: tuple[Augmentation, ...] = get_args(Augmentation)
 VALIDATION_SHARE = 0.015  # of a training's work, taken by validation losses by default

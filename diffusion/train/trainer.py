@@ -10,7 +10,6 @@ from typing import TypeVar
 from torch import nn
 
 from diffusion.images.store import ImageStore
-from diffusion.layout import STARTS
 from diffusion.model.model_file import save_artefact
 from diffusion.system.devices import OnWait
 from diffusion.system.section import canonical_json
@@ -31,33 +30,18 @@ from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.validation_loss import write_loss_curve
 
-
-class RunObserver(Observer):
-    """Reports a training to the user and saves its states."""
-
-    def announce(self, state: TrainState, ema: nn.Module) -> None:
-        """Report the start or resume; `ema` is unsharded if it is scored at this step."""
-
-    def save(self, state: TrainState) -> None:
-        """Save the state."""
-
-    def finished(self, model: Path) -> None:
-        """Report the written model file."""
-
-
-Run = TypeVar("Run", bound=RunObserver)
+Run = TypeVar("Run", bound=Observer)
 
 START = "begin"  # the work of rank 0 alone before the first step
 
 
 @dataclass(frozen=True)
 class TrainPaths:
-    """Run directories, curve, model file, pretrained models, and `averages`, if snapshots are published."""
+    """Run directories, loss curve and model file of trainings, and `averages`, if snapshots are published."""
 
     runs: Path
     curve: Path
     model: Path
-    starts: Path = STARTS
     averages: Path | None = None
 
 
@@ -89,24 +73,18 @@ class Trainer:
             launch_ranks(plan.train, self.command, self.on_wait, stop.raise_if_set) as group,
             observe(run, stop) as observer,
         ):
-            state = new_state(plan, group.device, places.starts, group)
-            newest = _share_state(state, group, newest_state(run.folder))
+            state = new_state(plan, group.device, group=group)
+            newest = share_state(state, group, newest_state(run.folder))
             restore_state(state, newest, f"the state in {run.folder}")
             del newest
-            ema = _full_ema(state)
+            ema = _scored_ema(state)
             with rank_zero_first(group, START):
                 observer.announce(state, ema)
             del ema
+            check_stop = partial(_check_between_steps, run, group, stop)
+            snapshot = partial(save_snapshots, run.folder)
             with run.saving():
-                train(
-                    state,
-                    self.store,
-                    group,
-                    observer,
-                    observer.save,
-                    partial(_check_between_steps, run, group, stop),
-                    partial(self._snapshot, run),
-                )
+                train(state, self.store, group, observer, observer.save, check_stop, snapshot)
             write_loss_curve(places.curve, state.history)
             artefact = plan_artefact(plan, state.code)
             if places.averages is not None:
@@ -122,20 +100,16 @@ class Trainer:
             stop_request() as stop,
             launch_ranks(plan.train, self.command, self.on_wait, stop.raise_if_set) as group,
         ):
-            state = new_state(plan, group.device, self.places.starts, group)
-            restore_state(state, _share_state(state, group), "the first process's state")
-            _full_ema(state)
+            state = new_state(plan, group.device, group=group)
+            restore_state(state, share_state(state, group), "the first process's state")
+            _scored_ema(state)
             with rank_zero_first(group, START):
                 pass
-            check_stop = partial(group.agree_on_stop, stop)
-            train(state, self.store, group, Observer(), lambda state: None, check_stop)
-
-    def _snapshot(self, run: RunDir, state: TrainState) -> None:
-        artefact = plan_artefact(self.plan, state.code).model_copy(update={"step": state.step})
-        save_snapshots(run.folder, state.ema_profiles, self.plan.train.sigma_rels, artefact)
+            check_stop, observer = partial(group.agree_on_stop, stop), Observer()
+            train(state, self.store, group, observer, observer.save, check_stop)
 
 
-def _share_state(
+def share_state(
     state: TrainState, group: ProcessGroup, newest: SavedState | None = None
 ) -> SavedState | None:
     """Return rank 0's state; None if each rank starts from its own: alone, or from equal new shards."""
@@ -144,16 +118,16 @@ def _share_state(
     return group.broadcast_state(_identity(state.plan), newest)
 
 
-def _full_ema(state: TrainState) -> nn.Module:
-    """Return the EMA, gathered on rank 0 if it is scored at this step; a collective."""
-    is_scored = state.step > 0 and state.plan.train.is_due(state.step, "eval_every")
-    return state.shards.gather(state.ema) if state.shards and is_scored else state.ema
-
-
 def _identity(plan: TrainPlan) -> str:
     """Return what must be equal on all ranks: the training, and the steps with work of rank 0 alone."""
     intervals = {name: value for name, value in plan.train.model_dump().items() if name.endswith("_every")}
     return f"{training_fingerprint(plan)} {canonical_json(intervals)}"
+
+
+def _scored_ema(state: TrainState) -> nn.Module:
+    """Return the EMA, in full on rank 0 if it is scored at this step; a collective with shards."""
+    is_scored = state.step > 0 and state.plan.train.is_due(state.step, "eval_every")
+    return state.full(state.ema) if is_scored else state.ema
 
 
 def _check_between_steps(run: RunDir, group: ProcessGroup, stop: StopRequest) -> None:

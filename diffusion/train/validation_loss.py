@@ -23,9 +23,9 @@ from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
 from diffusion.train.batch import Batch
-from diffusion.train.loss_bands import BAND_NAMES
 from diffusion.train.observers import band_sums, with_band_means
 from diffusion.train.plan import TrainPlan, build_objective
+from diffusion.train.train_config import BAND_NAMES
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 

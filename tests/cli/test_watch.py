@@ -121,7 +121,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)
-        run(watched, store, lambda state: saved.append(state.step), observer=failing(watched.plan))
+        run(watched, store, lambda one: saved.append(one.values.step), observer=failing(watched.plan))
     assert saved == [4]
     without = "the training continues without"
     assert [line for line in messages_of(caught) if not line.startswith("no live line")] == [
@@ -145,7 +145,7 @@ def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> No
     store, saved = open_store(digits_store), []
     state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
     with pytest.raises(type(stop)):
-        run(state, store, lambda state: saved.append(state.step), observer=observer)
+        run(state, store, lambda one: saved.append(one.values.step), observer=observer)
     assert saved == [2]
 
 

@@ -16,7 +16,7 @@ from diffusion.system.errors import DiffctlWarning, Interrupted
 from diffusion.train import batch
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.checkpoint.run_dir import open_run
-from diffusion.train.checkpoint.state_files import newest_state
+from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
@@ -57,9 +57,9 @@ def test_resume_from_a_state_written_in_the_background(device, digits_store, tmp
         first, was = begun(store, device, **changes), {}
         with open_run(tmp_path, "a") as run:
 
-            def save(state: TrainState) -> None:
-                run.save(state)
-                was[state.step] = {name: value.cpu().clone() for name, value in state.tensors().items()}
+            def save(saved: SavedState) -> None:
+                run.save(saved)
+                was[saved.values.step] = {name: one.cpu().clone() for name, one in saved.tensors.items()}
 
             with pytest.raises(Interrupted), run.writer.in_background():
                 run_saving_on(device, first, store, save, 8)

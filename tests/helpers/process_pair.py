@@ -23,8 +23,8 @@ from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.loop import allow_tf32, train
 from diffusion.train.observers import Observer
-from diffusion.train.train_step import TrainState, new_state
-from diffusion.train.trainer import _share_state
+from diffusion.train.train_step import new_state
+from diffusion.train.trainer import share_state
 from tests.conftest import environment
 from tests.helpers.trainings import plan_of
 
@@ -97,11 +97,11 @@ def run_job(images: ImageStore, group: ProcessGroup, job: Job) -> None:
     """Train as this rank."""
     state = new_state(plan_of(images, **job.changes), group.device, group=group)
     found = newest_state(job.folder) if group.is_rank_zero else None
-    restore_state(state, _share_state(state, group, found), "the state")
+    restore_state(state, share_state(state, group, found), "the state")
 
-    def save(whole: TrainState) -> None:
+    def save(saved: SavedState) -> None:
         if group.is_rank_zero:
-            save_state(job.folder, whole.saved())
+            save_state(job.folder, saved)
 
     def check_stop() -> None:
         if state.step == job.stop:

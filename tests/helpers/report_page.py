@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.config import Config
 from diffusion.report.page_content import ReportInputs
 from diffusion.report.write import read_inputs, write_report
-from diffusion.train.loss_bands import BAND_NAMES
+from diffusion.train.train_config import BAND_NAMES
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -1,6 +1,7 @@
 """Small trainings in this process: plans, runs to the end or to a stop, and exact comparison."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,18 @@ from diffusion.config import parse
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted
 from diffusion.train.checkpoint.run_dir import RunDir, open_training, restore_state, save_snapshots
-from diffusion.train.checkpoint.state_files import newest_state
+from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer
-from diffusion.train.plan import DenoiserPlan, plan_artefact, plan_training
+from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import params
 
 CPU = torch.device("cpu")
 
-Save = Callable[[TrainState], None]
+Save = Callable[[SavedState], None]
+Snapshot = Callable[[TrainState, list[torch.nn.Module]], None]
 STOP = Interrupted("stopped", 15)
 
 
@@ -51,9 +53,9 @@ def plan_of(store: ImageStore, **changes: dict[str, Any]) -> DenoiserPlan:
 def run(
     state: TrainState,
     store: ImageStore,
-    save: Save = lambda state: None,
+    save: Save = lambda saved: None,
     stop_at: int | None = None,
-    snapshot: Save = lambda state: None,
+    snapshot: Snapshot = lambda state, profiles: None,
     observer: Observer | None = None,
     error: Exception | Interrupted = STOP,
 ) -> Recorder:
@@ -69,7 +71,7 @@ def run(
     return recorder
 
 
-def run_until(state: TrainState, store: ImageStore, step: int, save: Save = lambda state: None) -> Recorder:
+def run_until(state: TrainState, store: ImageStore, step: int, save: Save = lambda saved: None) -> Recorder:
     """Train until the state has made `step` steps, and save there."""
     recorder = Recorder()
     with pytest.raises(Interrupted):
@@ -100,13 +102,9 @@ def run_in(
         restore(folder, state)
         begun = state.step
 
-        def snapshot(state: TrainState) -> None:
-            artefact = plan_artefact(plan, state.code).model_copy(update={"step": state.step})
-            save_snapshots(folder.folder, state.ema_profiles, plan.train.sigma_rels, artefact)
-
         try:
             with folder.saving():
-                run(state, store, folder.save, stop_at, snapshot, error=error)
+                run(state, store, folder.save, stop_at, partial(save_snapshots, folder.folder), error=error)
         except (Interrupted, Killed):
             assert state.step == stop_at
     return folder, state, begun

@@ -16,7 +16,7 @@ from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, lerp_tensors, new_profiles, new_state, update_profiles
+from diffusion.train.train_step import TrainState, ema_copy, lerp_tensors, new_state, update_profiles
 from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, Killed, run, run_in
@@ -170,7 +170,7 @@ def test_keep_takes_the_snapshots_along(store, tmp_path, wanted):
 
 def test_a_non_finite_step_counts_the_previous_weights_again():
     network = torch.nn.Linear(2, 1)
-    averages = new_profiles(network, (0.1,))
+    averages = torch.nn.ModuleList([ema_copy(network)])
     seen = []
     for step in range(1, 5):
         if step != 3:

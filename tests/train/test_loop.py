@@ -1,6 +1,7 @@
 """Training in one process: exact resume, non-finite steps, stops, and the training's fingerprint."""
 
 import math
+import os
 import warnings
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
+from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, new_state
+from diffusion.train.train_step import new_state
 from flows.dvc_stage import StageFailed, failure
 from flows.stage_outcome import StageOutcome, kind_of
 from tests.helpers.process_pair import SMALL_DIT
@@ -85,10 +87,10 @@ def test_nan_steps_change_no_tensor_and_end_the_training(store, monkeypatch, opt
     before = {name: value.clone() for name, value in state.tensors().items()}
     assert {name.rpartition(".")[2] for name in before} >= {"step", "exp_avg", "exp_avg_sq"}
     state.network.register_forward_hook(lambda module, args, output: output * math.nan)
-    saves: list[TrainState] = []
+    saves: list[SavedState] = []
     with pytest.raises(DiffctlError, match="5 non-finite steps in a row, at step 8"):
         run(state, store, saves.append)
-    assert (state.skipped, saves[-1].step) == (5, 8)
+    assert (state.skipped, saves[-1].values.step) == (5, 8)
     assert all(torch.equal(value, before[name]) for name, value in state.tensors().items())
 
 
@@ -126,9 +128,12 @@ def test_a_single_nan_step_is_skipped(store):
         (64, 5.0, 0.1, False),
     ],
 )
-def test_threads_that_wait_for_busy_cores_are_reported_once(threads, cores, load, warns):
+def test_threads_that_wait_for_busy_cores_are_reported_once(monkeypatch, threads, cores, load, warns):
     wall = 0.0
-    monitor = ThreadMonitor(threads, lambda: wall, lambda: cores * wall, lambda: load)
+    monkeypatch.setattr("time.monotonic", lambda: wall)
+    monkeypatch.setattr("time.process_time", lambda: cores * wall)
+    monkeypatch.setattr("os.getloadavg", lambda: (load * os.cpu_count(), 0, 0))
+    monitor = ThreadMonitor(threads)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(300):
@@ -150,13 +155,13 @@ def test_threads_of_a_training_are_monitored_in_every_step(store, monkeypatch):
 def test_a_stop_saves_the_state_first(store, at):
     saves: list[int] = []
     with pytest.raises(Interrupted):
-        run(new_state(plan_of(store), CPU), store, lambda state: saves.append(state.step), at)
+        run(new_state(plan_of(store), CPU), store, lambda saved: saves.append(saved.values.step), at)
     assert saves[-1] == at
 
 
 def test_training_ends_at_the_last_step_with_a_preview_and_a_save(store):
     saves: list[int] = []
-    observer = run(new_state(plan_of(store), CPU), store, lambda state: saves.append(state.step))
+    observer = run(new_state(plan_of(store), CPU), store, lambda saved: saves.append(saved.values.step))
     assert saves == [4, 8, 12]
     assert observer.previews == [6, 12]
     assert [step for step, _ in observer.seen] == [3, 6, 9, 12]

@@ -59,7 +59,7 @@ def test_changed_fields_are_named_with_both_values():
     old = {"train": {"lr": 0.002, "seed": 0}, "model": {"attention_resolutions": [4]}, "gone": 1}
     new = {"train": {"lr": 0.001, "seed": 0}, "model": {"attention_resolutions": [4, 8]}, "digest": "d" * 64}
     assert changed_fields(old, new) == [
-        f"digest - → {'d' * 24}…",
+        f"digest - → {'d' * 24}...",
         "gone 1 → -",
         "model.attention_resolutions [4] → [4, 8]",
         "train.lr 0.002 → 0.001",

@@ -17,9 +17,10 @@ from diffusion.images.store import open_store
 from diffusion.train.checkpoint.run_dir import restore_state
 from diffusion.train.checkpoint.state_files import newest_state, save_state, state_files
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.train.distributed.sharding import Shards, _meta_copy, _with_parameters, shard_rows
-from diffusion.train.train_step import new_state
-from diffusion.train.trainer import _share_state
+from diffusion.train.distributed.sharding import Shards, meta_copy, with_parameters
+from diffusion.train.optimizers import make_optimizer
+from diffusion.train.train_step import TrainState, ema_copy, new_state
+from diffusion.train.trainer import share_state
 from tests.helpers.process_pair import (
     CHANGES,
     DEADLINE,
@@ -39,33 +40,45 @@ from tests.train.test_state_files import equal
 def test_shards_partition_the_rows_in_order(count, columns, world):
     whole = torch.arange(count * columns).view(count, columns)
     network = nn.Linear(1, 1)
-    shards = [shard_rows(whole, ProcessGroup(CPU, rank, world)) for rank in range(world)]
+    groups = [ProcessGroup(CPU, rank, world) for rank in range(world)]
+    shards = [Shards(network, network, network, group).rows(whole) for group in groups]
     assert torch.equal(torch.cat(shards), whole)
     assert all(len(shard) <= -(-count // world) for shard in shards)
-    filled = _with_parameters(_meta_copy(network), [torch.ones(1, 1), torch.zeros(1)])
-    assert filled.weight.item() == 1.0
 
 
 def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(store):
     """Rank 0 could not distinguish seven rows from eight."""
-    state = new_state(plan_of(store, **SHARDED), CPU)
-    for weight in state.network.parameters():
-        weight.grad = torch.ones_like(weight)
-    state.optimizer.step()
-    saved, bare = state.saved(), _meta_copy(state.network)
+    state = stepped(new_state(plan_of(store, **SHARDED), CPU))
+    saved, bare = state.saved(), meta_copy(state.network)
     name = next(name for name in saved.tensors if name.startswith("optimizer.") and name.endswith(".exp_avg"))
     foreign = saved._replace(tensors={**saved.tensors, name: torch.ones(3, 3)})
     found = []
     for rank in range(2):
         shards = Shards(state.network, state.network, bare, ProcessGroup(CPU, rank, 2))
-        found.append(dict(shards.shard_state(state, saved).tensors))
+        local = with_parameters(
+            bare, (shards.rows(weight.detach() * 0) for weight in state.network.parameters())
+        )
+        optimizer = make_optimizer(state.plan.train, local, [{"params": list(local.parameters())}])
+        profiles = nn.ModuleList([ema_copy(local)])
+        parts = local, ema_copy(local), optimizer, state.time_sampler, profiles, shards
+        resumed = TrainState(state.plan, *parts, code=list(state.plan.code))
+        resumed.restore(saved)
+        found.append(resumed.tensors())
         with pytest.raises(ValueError, match=rf"{re.escape(name)} has shape"):
-            shards.shard_state(state, foreign)
+            resumed.restore(foreign)
     assert found[0].keys() == found[1].keys() == saved.tensors.keys()
     for name, tensor in saved.tensors.items():
-        whole = tensor.ndim == 0 or name.startswith("timesteps.")
-        both = found[0][name] if whole else torch.cat([shard_rows[name] for shard_rows in found])
+        both = found[0][name] if tensor.ndim == 0 else torch.cat([rows[name] for rows in found])
         assert torch.equal(both, tensor), name
+
+
+def stepped(state: TrainState) -> TrainState:
+    """Return the state after an optimiser step, with moments."""
+    for weight in state.network.parameters():
+        weight.grad = torch.ones_like(weight)
+    state.optimizer.step()
+    state.step = 1
+    return state
 
 
 @pytest.mark.slow
@@ -99,11 +112,7 @@ def test_ranks_train_like_one_process_and_resume_bitwise_equal(digits_store, tmp
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 def test_no_rank_holds_the_full_state_during_a_sharded_resume(digits_store: Path, tmp_path: Path) -> None:
     """Each holds half of it, and the full weights, a quarter, while it is built."""
-    state = new_state(plan_of(open_store(digits_store), **LARGE), CPU)
-    for weight in state.network.parameters():
-        weight.grad = torch.ones_like(weight)
-    state.optimizer.step()
-    state.step = 1
+    state = stepped(new_state(plan_of(open_store(digits_store), **LARGE), CPU))
     save_state(tmp_path, state.saved())
     size = sum(tensor.nbytes for tensor in state.tensors().values())
     assert size > 200e6
@@ -136,6 +145,6 @@ def main() -> None:
         before = memory("VmRSS")
         state = new_state(plan, group.device, group=group)
         newest = newest_state(Path(folder)) if group.is_rank_zero else None
-        restore_state(state, _share_state(state, group, newest), "the state")
+        restore_state(state, share_state(state, group, newest), "the state")
         assert state.step == 1
         print(memory("VmHWM") - before)

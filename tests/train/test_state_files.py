@@ -13,8 +13,14 @@ from safetensors.torch import load, save
 
 from diffusion.system.checksums import write_checksummed
 from diffusion.system.errors import DiffctlWarning
-from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
-from diffusion.train.checkpoint.tensor_stream import DTYPES, write_tensors
+from diffusion.train.checkpoint.state_files import (
+    DTYPES,
+    SavedState,
+    StateValues,
+    newest_state,
+    save_state,
+    write_tensors,
+)
 from tests.helpers.damaged_bytes import Damage, damages
 
 CURVE = [{"step": 1.0, "loss": 1 / 3}]

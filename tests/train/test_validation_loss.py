@@ -15,11 +15,10 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.system.errors import DiffctlWarning, Interrupted
-from diffusion.train.loss_bands import BAND_NAMES
 from diffusion.train.lr_schedule import ConstantLR
 from diffusion.train.observers import Observer, band_sums, with_band_means
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
-from diffusion.train.train_config import CURVE_ROWS, VALIDATION_SHARE, TrainConfig
+from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_step import TrainState, new_state
 from diffusion.train.validation_loss import ValidationLoss, add_to_history, starts_rising, write_loss_curve
 from tests.helpers import trainings

@@ -54,20 +54,20 @@ class _LRKey(BaseModel):
 def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -> ResumePoint | None:
     """Return the furthest fitting state of a sibling of `folder`, or None; report damaged ones."""
     digest = code_digest(code)
-    usable = [
-        (step_of(path), path, effect)
+    points = [
+        ResumePoint(path, effect)
         for sibling, last_common_step, effect in _siblings_with(folder, settings)
         for path in state_files(sibling)
         if 0 < step_of(path) <= last_common_step
     ]
-    for _, path, effect in sorted(usable, key=lambda one: one[0], reverse=True):
+    for point in sorted(points, key=lambda point: point.step, reverse=True):
         try:
-            state = read_state(path)
+            state = read_state(point.path)
         except READ_ERRORS as error:
-            warnings.warn(f"{path} is damaged ({error}): it is not used", DiffctlWarning, stacklevel=2)
+            warnings.warn(f"{point.path} is damaged ({error}): it is not used", DiffctlWarning, stacklevel=2)
             continue
         if {since.digest for since in state.values.code} == {digest}:
-            return ResumePoint(path, effect)
+            return point
     return None
 
 

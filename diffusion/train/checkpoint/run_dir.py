@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -27,7 +27,6 @@ from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_f
 from diffusion.system.json_files import JsonObject
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
-from diffusion.train.checkpoint.resumable import Resumable
 from diffusion.train.checkpoint.resume import (
     AVERAGES,
     ResumePoint,
@@ -35,23 +34,20 @@ from diffusion.train.checkpoint.resume import (
     find_resume_point,
     why_from_scratch,
 )
-from diffusion.train.checkpoint.run_record import (
-    CODE,
-    CONFIG,
-    HEARTBEAT,
-    SNAPSHOTS,
-    Heartbeat,
-    read_note,
-)
-from diffusion.train.checkpoint.state_files import (
-    SavedState,
-    StateWriter,
-    newest_step,
-    state_files,
-)
+from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, SNAPSHOTS, Heartbeat, read_note
+from diffusion.train.checkpoint.state_files import SavedState, StateWriter, newest_step, state_files
 from diffusion.train.checkpoint.state_mirror import StateMirror, configured_mirror
-from diffusion.train.plan import TrainPlan, training_code, training_fingerprint, training_settings
+from diffusion.train.plan import (
+    TrainPlan,
+    plan_artefact,
+    training_code,
+    training_fingerprint,
+    training_settings,
+)
 from diffusion.train.train_config import OptimisationConfig
+
+if TYPE_CHECKING:
+    from diffusion.train.train_step import TrainState
 
 
 @dataclass(frozen=True)
@@ -86,13 +82,13 @@ class RunDir:
         now = Heartbeat(key=self.key, pid=os.getpid(), step=step, heartbeat=round(time.time(), 3))
         write_json(self.folder / HEARTBEAT, add_checksum(now.model_dump()))
 
-    def save(self, state: Resumable) -> None:
+    def save(self, saved: SavedState) -> None:
         """Save the state, as `StateWriter.save`."""
-        self.writer.save(state.saved())
+        self.writer.save(saved)
 
     def changes(self) -> str | None:
         """Explain why a new training starts from scratch; None if it resumes or has no siblings."""
-        if not self.is_new or not (self.folder / CONFIG).exists():
+        if not self.is_new:
             return None
         return why_from_scratch(self.folder, read_note(self.folder / CONFIG), read_note(self.folder / CODE))
 
@@ -110,7 +106,7 @@ class RunDir:
         )
 
 
-def restore_state(state: Resumable, saved: SavedState | None, what: str) -> None:
+def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> None:
     """Restore `saved`, if there is one, into `state`.
 
     DiffctlError if it cannot be read or is of another training; `what` names it in the message.
@@ -204,15 +200,14 @@ def _discard(folder: Path) -> None:
             entry.unlink()
 
 
-def save_snapshots(
-    folder: Path, profiles: nn.ModuleList, sigma_rels: Sequence[float], artefact: Artefact
-) -> None:
-    """Save each average in a run directory; DiffctlError if the disk is full."""
-    for average, sigma_rel in zip(profiles, sigma_rels, strict=True):
-        path = snapshot_path(folder / SNAPSHOTS, sigma_rel, artefact.step)
-        metadata = artefact.model_copy(update={"ema_sigma_rel": sigma_rel})
-        with disk_errors(f"the averages of step {artefact.step:,} in {folder / SNAPSHOTS}"):
-            save_artefact(path, average.state_dict(), metadata)
+def save_snapshots(folder: Path, state: "TrainState", profiles: Sequence[nn.Module]) -> None:
+    """Save the EMA profiles of a state, in full, in a run directory; DiffctlError if the disk is full."""
+    artefact = plan_artefact(state.plan, state.code)
+    for profile, sigma_rel in zip(profiles, state.plan.train.sigma_rels, strict=True):
+        path = snapshot_path(folder / SNAPSHOTS, sigma_rel, state.step)
+        metadata = artefact.model_copy(update={"step": state.step, "ema_sigma_rel": sigma_rel})
+        with disk_errors(f"the averages of step {state.step:,} in {path.parent}"):
+            save_artefact(path, profile.state_dict(), metadata)
 
 
 def copy_snapshots(source: Path, folder: Path, step: int) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.json_files import JsonObject
-from diffusion.system.section import Section
+from diffusion.system.section import Section, brief
 
 HEARTBEAT = "run.json"
 CONFIG, CODE = "config.json", "code.json"  # what the training's fingerprint was computed from
@@ -94,14 +94,6 @@ def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Return `name old → new` of every field that differs, sorted by name."""
     before, after = flatten_fields(old), flatten_fields(new)
-    names = sorted(before.keys() | after.keys())
-    return [
-        f"{name} {_shortened(before, name)} → {_shortened(after, name)}"
-        for name in names
-        if before.get(name) != after.get(name)
-    ]
-
-
-def _shortened(values: dict[str, Any], name: str) -> str:
-    text = str(values.get(name, "-"))
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
+    shown = [[brief(values.get(name, "-"), str, MAX_SHOWN) for values in (before, after)] for name in changed]
+    return sorted(f"{name} {one} → {other}" for name, (one, other) in zip(changed, shown, strict=True))

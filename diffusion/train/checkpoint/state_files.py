@@ -1,28 +1,31 @@
 """Saved states of a training: checksummed files, the two newest are kept.
 
 A state file is written under a temporary name and renamed when it is complete. Its checksum covers name and
-content. A truncated, altered or renamed state is reported and quarantined, and the one before is used.
+content, which is safetensors. A truncated, altered or renamed state is reported and quarantined, and the one
+before is used. Tensors are written and read one at a time, so that a large state is never in memory twice.
 """
 
+import json
 import warnings
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import torch
 from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor
 
 from diffusion.code_digest import CodeSince
+from diffusion.model.weights_header import DTYPE_NAMES
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import disk_errors
-from diffusion.system.json_files import parse_json
+from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
-from diffusion.train.checkpoint.tensor_stream import stored_tensors, without_prefix, write_tensors
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
@@ -32,12 +35,13 @@ QUARANTINED = "damaged-"  # name prefix of a damaged state, which the next succe
 READ_ERRORS = (ValueError, OSError, DiffctlError)  # what reading a state may raise
 VALUES = "values"  # the tensor that holds the counters, as the bytes of their JSON
 MEMORY_FACTOR = 2  # times a copy's size that must be free for it, since the next steps may need more
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 Means = dict[str, float]
 
 
 class StateValues(Section):
-    """The counters of a training after `step` steps: the fields of `Resumable` that are no tensors."""
+    """The counters of a training after `step` steps: the fields of `TrainState` that are no tensors."""
 
     step: NonNegativeInt = 0
     skipped: NonNegativeInt = 0
@@ -60,6 +64,41 @@ class SavedState(NamedTuple):
     values: StateValues
 
 
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors by name, in a fixed order; `load` returns one when it is requested.
+
+    `meta` has a tensor of the same shape and type on the meta device for each name.
+    """
+
+    def __init__(self, meta: Mapping[str, Tensor], load: Callable[[str], Tensor]) -> None:
+        self.meta, self._load = meta, load
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.meta)
+
+    def __len__(self) -> int:
+        return len(self.meta)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.meta
+
+
+def meta_tensors(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return shapes and types by name as meta tensors; load nothing."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.meta
+    return {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+
+
+def without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> LazyTensors:
+    """Return the tensors whose names do not start with `prefix`."""
+    meta = {name: one for name, one in meta_tensors(tensors).items() if not name.startswith(prefix)}
+    return LazyTensors(meta, tensors.__getitem__)
+
+
 def save_state(folder: Path, state: SavedState) -> Path:
     """Write the state and remove all others but the newest; a failed write removes none."""
     path = folder / state_name(state.values.step)
@@ -71,6 +110,22 @@ def save_state(folder: Path, state: SavedState) -> Path:
     for old in [*others[: 1 - KEPT_STATES], *folder.glob(f"{QUARANTINED}*")]:
         old.unlink(missing_ok=True)
     return path
+
+
+def write_tensors(file: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write the tensors in order, as safetensors; KeyError for an unsupported type."""
+    header: dict[str, object] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        end = at + tensor.nbytes
+        dtype = DTYPE_NAMES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # aligns the tensors to 8 bytes
+    file.write(len(text).to_bytes(8, "little") + text)
+    for tensor in tensors.values():
+        file.write(_as_bytes(tensor.detach().cpu().contiguous()))
 
 
 def newest_step(folder: Path) -> int:
@@ -96,19 +151,50 @@ def newest_state(folder: Path) -> SavedState | None:
 def read_state(path: Path) -> SavedState:
     """Verify a state file and return its state; one of READ_ERRORS if it is damaged or missing.
 
-    The tensors are read on request from the file that was verified, even if the name has a new file by then.
+    The tensors are read on request from the file that was verified, which stays open until then.
     """
     file, size = open_checksummed(path)
     try:
         tensors = stored_tensors(file, size)
         data = tensors[VALUES].numpy().tobytes()
-    except (LookupError, TypeError, ValueError, RuntimeError, DiffctlError) as error:
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, DiffctlError) as error:
         file.close()
         raise Corrupted(f"it holds no counters: {brief(error, str)}") from None
     values = parse_json(data, StateValues, "the list of its counters")
     if values.step != step_of(path):
         raise Corrupted(f"it is of step {values.step:,}")
     return SavedState(without_prefix(tensors, VALUES), values)
+
+
+def stored_tensors(file: IO[bytes], size: int) -> LazyTensors:
+    """Return the tensors in the first `size` bytes of an open safetensors file, read on request.
+
+    The file is closed with the last reference. An invalid header raises one of several errors.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    if length > size:
+        raise ValueError(f"it has a header of {length:,} bytes")
+    header = parse_json(file.read(length), JsonObject, "its header")
+    meta = {
+        name: torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
+        for name, entry in header.items()
+    }
+    starts = {name: 8 + length + int(entry["data_offsets"][0]) for name, entry in header.items()}
+
+    def load(name: str) -> Tensor:
+        tensor = torch.empty_like(meta[name], device="cpu")
+        file.seek(starts[name])
+        if file.readinto(_as_bytes(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
+            raise OSError(f"the file ended within {name}")
+        return tensor
+
+    tensors = LazyTensors(meta, load)
+    weakref.finalize(tensors, file.close)
+    return tensors
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def state_files(folder: Path) -> list[Path]:

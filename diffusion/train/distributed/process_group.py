@@ -15,8 +15,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Store
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line
-from diffusion.train.checkpoint.state_files import SavedState
-from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
+from diffusion.train.checkpoint.state_files import LazyTensors, SavedState, meta_tensors
 
 if TYPE_CHECKING:
     from diffusion.system.signals import StopRequest
@@ -24,22 +23,12 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ends a training that hangs
 MAX_WAIT = timedelta(days=7)  # for work of rank 0 alone
 BUCKET = 16 * 2**20  # numbers that are worked on at a time
-# Parts of gloo's messages for a broken connection, which has no error type, and of NCCL's, whose type it
+# Parts of the messages of gloo for a broken connection, which has no error type, and of NCCL, whose type it
 # shares with other errors.
-BROKEN = (
-    "closed by peer",
-    "closed by remote peer",
-    "reset by peer",
-    "Corrupted pipe",
-    "Connection refused",
-    "Connection timed out",
-    "No route to host",
-    "Read error [",
-    "Socket closed [",
-    "Timed out waiting",
-    "timeout caused pair closure",
-    "collective operation timeout",
-    "remote process exited",
+BROKEN = re.compile(
+    r"closed by (remote )?peer|reset by peer|Corrupted pipe|Connection refused|Connection timed out|"
+    r"No route to host|Read error \[|Socket closed \[|Timed out waiting|timeout caused pair closure|"
+    r"collective operation timeout|remote process exited"
 )
 
 
@@ -104,13 +93,13 @@ class ProcessGroup:
                     for tensor, part in zip(bucket, parts, strict=True):
                         tensor.copy_(part.view(tensor.shape))
 
-    def all_reduce_min(self, number: int) -> int:
-        """Return the least of the ranks' numbers."""
-        least = torch.tensor(number)
+    def reduce_number(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
+        """Return the ranks' numbers combined by `operation`."""
+        combined = torch.tensor(number)
         if self.world_size > 1:
             with translate_dist_errors():
-                dist.all_reduce(least, dist.ReduceOp.MIN)
-        return int(least)
+                dist.all_reduce(combined, operation)
+        return int(combined)
 
     def pad_to_batch(self, values: Tensor, share: slice, count: int) -> Tensor:
         """Return `values` (n, rows of this share) within zeros (n, count), to be summed over the ranks."""
@@ -122,14 +111,10 @@ class ProcessGroup:
 
     def agree_on_stop(self, stop: "StopRequest") -> None:
         """Raise Interrupted on all ranks at the same step if one of them has received a signal."""
-        if self.world_size > 1:
-            number = torch.tensor(stop.signal or 0)
-            with translate_dist_errors():
-                dist.all_reduce(number, dist.ReduceOp.MAX)
-            if not number:
-                return  # a signal that arrived meanwhile is agreed on after the next step
-            stop.signal = int(number)
-        stop.raise_if_set()
+        number = self.reduce_number(stop.signal or 0, dist.ReduceOp.MAX)
+        if number:  # a signal that arrived meanwhile is agreed on after the next step
+            stop.signal = number
+            stop.raise_if_set()
 
     def broadcast_state(self, identity: str, saved: SavedState | None) -> SavedState | None:
         """Return rank 0's saved state, if it has one; DiffctlError on a rank with another `identity`.
@@ -170,24 +155,15 @@ def translate_dist_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_broken_connection(error):
+        has_type = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if not has_type and not BROKEN.search(str(error)):
             raise
+        # The first sentence, without the line in gloo's source and its advice.
+        cause = re.sub(r"^\[\S+:\d+\] ", "", first_line(error)).partition(". ")[0]
         raise RankFailed(
-            f"another process of this training has ended or is out of reach ({_first_sentence(error)}): the "
-            "same command resumes from the saved state"
+            f"another process of this training has ended or is out of reach ({cause}): the same "
+            "command resumes from the saved state"
         ) from error
-
-
-def is_broken_connection(error: RuntimeError) -> bool:
-    """Whether another rank or the store is out of reach."""
-    if isinstance(error, dist.DistNetworkError | dist.DistStoreError):
-        return True
-    return any(mark in str(error) for mark in BROKEN)
-
-
-def _first_sentence(error: RuntimeError) -> str:
-    """Return the error's first sentence, without the line in gloo's source and its advice."""
-    return re.sub(r"^\[\S+:\d+\] ", "", first_line(error)).partition(". ")[0]
 
 
 @contextmanager

@@ -6,24 +6,15 @@ Everything else that happens to the weights is elementwise, so that each rank ap
 """
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from diffusion.train.checkpoint.resumable import STEP_KEY
-from diffusion.train.checkpoint.state_files import SavedState
-from diffusion.train.checkpoint.tensor_stream import LazyTensors, meta_tensors
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.train_config import OptimisationConfig
-
-if TYPE_CHECKING:
-    from diffusion.train.train_step import TrainState
-
-CPU = torch.device("cpu")
 
 
 def is_sharded(train: OptimisationConfig, group: ProcessGroup) -> bool:
@@ -47,22 +38,23 @@ def shard_network(
     from torch.distributed.device_mesh import init_device_mesh  # heavy, and unused by a single process
     from torch.distributed.fsdp import fully_shard
 
-    meta, parameters = _meta_copy(network), list(network.parameters())
+    meta, parameters = meta_copy(network), list(network.parameters())
     mesh = init_device_mesh(group.device.type, (group.world_size,))
     for unit in shard_units(network):
         sharded = fully_shard(unit, mesh=mesh)
         sharded.set_gradient_divide_factor(1.0)  # each loss is a share of the batch's mean already
         sharded.set_force_sum_reduction_for_comms(True)
-    local = _with_parameters(meta, map(_to_local, network.parameters()))
-    replacements = dict(zip(parameters, local.parameters(), strict=True))
-    return Shards(network, local, meta, group), local, _regroup(groups, replacements)
+    local = with_parameters(meta, map(_to_local, network.parameters()))
+    shards = dict(zip(parameters, local.parameters(), strict=True))
+    local_groups = [{**one, "params": [shards[parameter] for parameter in one["params"]]} for one in groups]
+    return Shards(network, local, meta, group), local, local_groups
 
 
 class Shards:
-    """The shards of a training state: gradient sums, and gathering of the full state on rank 0.
+    """The shards of a training state: gradient sums, and gathering of full tensors on rank 0.
 
     `computing` is the network that computes, and `meta` the unsharded network on the meta device. The
-    gathering methods are collectives: they return full modules on rank 0, and the shards on other ranks.
+    gathering methods are collectives, and return the shards on other ranks.
     """
 
     def __init__(self, computing: nn.Module, local: nn.Module, meta: nn.Module, group: ProcessGroup) -> None:
@@ -81,66 +73,13 @@ class Shards:
         self._group.all_reduce([squares])
         return squares.sqrt()
 
-    def gather(self, shards: nn.Module) -> nn.Module:
-        """Return a full network on rank 0's device."""
-        return self._gather_module(shards, self._group.device)
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Return a view of this rank's rows, none if the tensor has fewer rows than there are ranks."""
+        parts = tensor.chunk(self._group.world_size)
+        return parts[self._group.rank] if self._group.rank < len(parts) else tensor[:0]
 
-    def gather_state(self, state: "TrainState") -> "TrainState":
-        """Return a full copy of the state in rank 0's host memory."""
-        network, ema = self._gather_module(state.network, CPU), self._gather_module(state.ema, CPU)
-        profiles = nn.ModuleList(self._gather_module(profile, CPU) for profile in state.ema_profiles)
-        sizes = dict(zip(state.network.parameters(), self.meta.parameters(), strict=True))
-        optimizer = _move_optimizer(
-            state.optimizer,
-            dict(zip(state.network.parameters(), network.parameters(), strict=True)),
-            lambda parameter, moment: self._gather(moment, sizes[parameter].shape),
-        )
-        return replace(
-            state,
-            network=network,
-            ema=ema,
-            ema_profiles=profiles,
-            optimizer=optimizer,
-            time_sampler=copy.deepcopy(state.time_sampler),
-            shards=None,
-        )
-
-    def unshard(self, state: "TrainState") -> None:
-        """Replace the state's shards by the full tensors, on rank 0."""
-        full = self.gather_state(state)
-        for part in ("network", "ema", "ema_profiles", "optimizer", "shards"):
-            setattr(state, part, getattr(full, part))
-
-    def shard_state(self, state: "TrainState", saved: SavedState) -> SavedState:
-        """Return this rank's rows of a saved state, loaded on request; ValueError on all ranks if unfit."""
-        sizes = {name: parameter.shape for name, parameter in self.meta.named_parameters()}
-        parts = ["network", "ema", *(f"ema_profiles.{number}" for number in range(len(state.ema_profiles)))]
-        sharded = {f"{part}.{name}": size for part in parts for name, size in sizes.items()}
-        by_weight = dict(zip(state.network.parameters(), sizes.values(), strict=True))
-        learned = [by_weight[weight] for one in state.optimizer.param_groups for weight in one["params"]]
-        moments = {f"optimizer.{number}": size for number, size in enumerate(learned)}
-        for name, tensor in meta_tensors(saved.tensors).items():
-            parameter, _, moment = name.rpartition(".")
-            if parameter in moments and moment != STEP_KEY:
-                sharded[name] = moments[parameter]
-            if name in sharded and tensor.shape != sharded[name]:
-                raise ValueError(f"{name} has shape {list(tensor.shape)} instead of {list(sharded[name])}")
-
-        def local(name: str, tensor: Tensor) -> Tensor:
-            return shard_rows(tensor, self._group) if name in sharded else tensor
-
-        meta = {name: local(name, tensor) for name, tensor in meta_tensors(saved.tensors).items()}
-        return saved._replace(tensors=LazyTensors(meta, lambda name: local(name, saved.tensors[name])))
-
-    def _gather_module(self, shards: nn.Module, device: torch.device) -> nn.Module:
-        pairs = zip(shards.parameters(), self.meta.parameters(), strict=True)
-        full = [self._gather(shard, whole.shape).to(device) for shard, whole in pairs]
-        return _with_parameters(_meta_copy(shards), full) if self._group.is_rank_zero else shards
-
-    def _gather(self, shard: Tensor, size: torch.Size) -> Tensor:
-        """Return the full tensor in rank 0's host memory; the shard on other ranks."""
-        if not size or shard.ndim == 0:
-            return shard.detach().to(CPU, copy=True)
+    def gather(self, shard: Tensor, size: torch.Size) -> Tensor:
+        """Return the full tensor of this size in rank 0's host memory."""
         sent = shard.new_zeros(-(-size[0] // self._group.world_size), *size[1:])
         sent[: len(shard)] = shard.detach()
         is_rank_zero = self._group.is_rank_zero
@@ -149,14 +88,14 @@ class Shards:
             dist.gather(sent, parts)
         return torch.cat([part.cpu() for part in parts])[: size[0]] if parts else shard.detach()
 
+    def gather_network(self, shards: nn.Module) -> nn.Module:
+        """Return a full network on rank 0's device."""
+        pairs = zip(shards.parameters(), self.meta.parameters(), strict=True)
+        full = [self.gather(shard, whole.shape).to(self._group.device) for shard, whole in pairs]
+        return with_parameters(meta_copy(shards), full) if self._group.is_rank_zero else shards
 
-def shard_rows(tensor: Tensor, group: ProcessGroup) -> Tensor:
-    """Return a view of this rank's rows, none if the tensor has fewer rows than there are ranks."""
-    parts = tensor.detach().chunk(group.world_size)
-    return parts[group.rank] if group.rank < len(parts) else tensor.detach()[:0]
 
-
-def _meta_copy(network: nn.Module) -> nn.Module:
+def meta_copy(network: nn.Module) -> nn.Module:
     """Return a copy with parameters on the meta device."""
     shapes = {
         id(parameter): nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
@@ -165,7 +104,7 @@ def _meta_copy(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, shapes)
 
 
-def _with_parameters(meta: nn.Module, tensors: Iterable[Tensor]) -> nn.Module:
+def with_parameters(meta: nn.Module, tensors: Iterable[Tensor]) -> nn.Module:
     """Return a copy with these tensors, in order, as its parameters."""
     filled, coming = copy.deepcopy(meta), iter(tensors)
     for module in filled.modules():
@@ -178,25 +117,3 @@ def _to_local(parameter: Tensor) -> Tensor:
     """Return a view of this rank's part of a sharded parameter or gradient."""
     with torch.no_grad():
         return parameter.to_local()  # type: ignore[attr-defined, no-any-return]
-
-
-def _regroup(
-    groups: Sequence[dict[str, Any]], replacements: dict[nn.Parameter, nn.Parameter]
-) -> list[dict[str, Any]]:
-    """Return the optimiser's groups with their parameters replaced."""
-    return [
-        {**group, "params": [replacements[parameter] for parameter in group["params"]]} for group in groups
-    ]
-
-
-def _move_optimizer(
-    optimizer: torch.optim.AdamW,
-    replacements: dict[nn.Parameter, nn.Parameter],
-    convert: Callable[[nn.Parameter, Tensor], Tensor],
-) -> torch.optim.AdamW:
-    """Return the same optimiser of replaced parameters, with each moment converted."""
-    moved = torch.optim.AdamW(_regroup(optimizer.param_groups, replacements), fused=True)
-    for parameter, replacement in replacements.items():
-        if values := optimizer.state.get(parameter):
-            moved.state[replacement] = {name: convert(parameter, value) for name, value in values.items()}
-    return moved
