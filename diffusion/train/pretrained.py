@@ -55,18 +55,7 @@ class Pretrained:
 
     def is_frozen(self, name: str) -> bool:
         """Whether the weight is in a frozen part."""
-        return any(name == part or name.startswith(f"{part}.") for part in self.config.freeze)
-
-    def check_frozen_parts(self, names: list[str]) -> None:
-        """Raise PretrainedRefused for an unknown frozen part, or if no weight is left to train."""
-        for part in self.config.freeze:
-            if not any(name == part or name.startswith(f"{part}.") for name in names):
-                parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
-                raise PretrainedRefused(
-                    f"train.init_from.freeze: the network has no {part!r}; its parts are {parts}"
-                )
-        if all(map(self.is_frozen, names)):
-            raise PretrainedRefused("train.init_from.freeze leaves nothing to train")
+        return any(f"{name}.".startswith(f"{part}.") for part in self.config.freeze)
 
 
 def pretrained_path(sha256: str, starts: Path = STARTS) -> Path:
@@ -115,23 +104,28 @@ def check_pretrained(
 ) -> Pretrained:
     """Return the pinned model after a check of its metadata; PretrainedRefused names what does not fit."""
     start = find_pretrained(config, starts)
-    prediction = start.artefact.process.prediction
-    if prediction != process.prediction:
-        raise PretrainedRefused(
-            f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
-            f"{prediction}"
-        )
-    _check_input(process, start.artefact.process)
+    _check_process(process, start.artefact.process)
     with torch.device("meta"), Unfilled():
         weights = build_network(start.artefact.network).state_dict()
         network = build_network(spec)
         start.transferred(weights, spec, classes, network.state_dict())
-    start.check_frozen_parts([name for name, _ in network.named_parameters()])
+    names = [name for name, _ in network.named_parameters()]
+    for part in config.freeze:
+        if not any(f"{name}.".startswith(f"{part}.") for name in names):
+            parts = ", ".join(sorted({name.partition(".")[0] for name in names}))
+            raise PretrainedRefused(f"train.init_from.freeze: there is no {part!r}; the parts are {parts}")
+    if all(map(start.is_frozen, names)):
+        raise PretrainedRefused("train.init_from.freeze leaves nothing to train")
     return start
 
 
-def _check_input(process: ProcessConfig, theirs: ProcessConfig) -> None:
-    """Raise PretrainedRefused if the network would receive times or images on another scale."""
+def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
+    """Raise PretrainedRefused for another prediction, or times or images on another scale."""
+    if process.prediction != theirs.prediction:
+        raise PretrainedRefused(
+            f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
+            f"{theirs.prediction}"
+        )
     whole = isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)
     if process.schedule != theirs.schedule and not whole:
         raise PretrainedRefused(

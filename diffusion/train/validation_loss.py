@@ -7,7 +7,6 @@ same draws. It draws nothing from a training's generators and changes no number 
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -65,12 +64,16 @@ class ValidationLoss:
         size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
         found: Losses = {}
         for prefix, weights in (("", ema), (RAW, network)):
-            with _eval_mode(weights):
+            training = weights.training
+            weights.eval()
+            try:
                 forward = autocast(weights, self._plan.precision)
                 parts = [
                     (self._objective.losses(forward, self._process, batch), batch.t)
                     for batch in self._batches(size, device)
                 ]
+            finally:
+                weights.train(training)
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
             t = torch.cat([t for _, t in parts]).cpu()
             found |= {f"{prefix}{name}": value for name, value in self._means(losses, t).items()}
@@ -103,16 +106,6 @@ class ValidationLoss:
             )
 
 
-@contextmanager
-def _eval_mode(network: nn.Module) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
-
-
 def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
     """Add a step's losses to the curve; DiffctlWarning when the EMA's loss starts to rise."""
     if not losses:
@@ -121,7 +114,8 @@ def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
         history.append({"step": step})
     history[-1] |= {f"{PREFIX}{name}": value for name, value in losses.items()}
     measured = [(row[LOSS], int(row["step"])) for row in history if LOSS in row]
-    if starts_rising([loss for loss, _ in measured]):
+    curve = [loss for loss, _ in measured]
+    if _has_risen(curve) and not _has_risen(curve[:-1]):
         least, at = min(measured)
         warnings.warn(
             f"the validation loss has risen from {least:.4g} after step {at:,} to {losses['loss']:.4g} after "
@@ -132,12 +126,8 @@ def add_to_history(history: list[Losses], step: int, losses: Losses) -> None:
         )
 
 
-def starts_rising(losses: Sequence[float]) -> bool:
-    """Whether the last three losses exceed the minimum before by 2%, and one loss ago they did not."""
-    return _has_risen(losses) and not _has_risen(losses[:-1])
-
-
 def _has_risen(losses: Sequence[float]) -> bool:
+    """Whether the last three losses exceed the minimum before by 2%."""
     before, last = losses[:-RISING_LOSSES], losses[-RISING_LOSSES:]
     return bool(before) and min(last) > RISE * min(before)
 

@@ -1,7 +1,5 @@
 """The draws of a step: each row from its own generator, each image once per epoch; the loader of images."""
 
-import threading
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore, write_store
 from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
-from diffusion.system.threads import PREFETCH_NAME, prefetch
 from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
@@ -108,9 +105,9 @@ def test_epochs_have_different_orders():
 
 
 def many(sampler: TimeSampler, **train: Any) -> tuple[Batch, ImageStore]:
+    """Return a batch of 4000 different images, and their store."""
     store = numbered(4000)
-    plan = described(store, batch_size=4000, **train)
-    return draw_batch(plan, sampler, ImageLoader(store, CPU), 2), store
+    return draw_batch(described(store, batch_size=4000, **train), sampler, ImageLoader(store, CPU), 2), store
 
 
 @pytest.mark.parametrize("sampler", [Uniform(PROCESS), learned()], ids=["uniform", "loss-aware"])
@@ -122,7 +119,7 @@ def test_timesteps_are_drawn_by_their_probabilities(sampler):
     assert torch.allclose(batch.weights.double(), 1 / (TIMESTEPS * p[batch.t]), rtol=1e-6)
 
 
-def test_flips_dropped_labels_and_timesteps_are_independent():
+def test_flips_dropped_labels_and_timesteps_are_independent_and_noise_is_normal():
     batch, store = many(Uniform(PROCESS), p_uncond=0.25)
     numbers = numbers_of(batch)
     mirrored = batch.x_0[:, 0, 0, -2:].amax(1) > -1
@@ -136,10 +133,6 @@ def test_flips_dropped_labels_and_timesteps_are_independent():
         assert stats.chi2_contingency(table).pvalue > SURE
     kept = ~dropped
     assert torch.equal(batch.labels[kept], torch.from_numpy(store.labels[numbers])[kept])
-
-
-def test_noise_is_standard_normal_and_different_per_row():
-    batch, _ = many(Uniform(PROCESS))
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
 
@@ -169,37 +162,9 @@ def noise_store(tmp_path_factory):
     return write_store(tmp_path_factory.mktemp("data") / "train", images, None, {"name": "noise"})
 
 
-def read(batches, rows):
-    return (batches[rows],)
-
-
 @pytest.mark.parametrize("resident", [False, True])
 @given(rows=st.lists(st.integers(0, 49), max_size=20))
 def test_a_batch_has_the_requested_images_in_order(noise_store, resident, rows):
     batch = ImageLoader(noise_store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
     assert batch.is_contiguous()
     np.testing.assert_array_equal(batch.numpy(), noise_store.images[rows].transpose(0, 3, 1, 2))
-
-
-def test_prefetch_runs_only_a_little_ahead(noise_store):
-    taken = []
-
-    def draws():
-        for step in range(1000):
-            taken.append(step)
-            yield partial(read, batches, torch.tensor([step % 50]))
-
-    batches = ImageLoader(noise_store, "cpu")
-    fetched = prefetch(draws(), "cpu", depth=2)
-    next(fetched)
-    assert len(taken) == 3
-    fetched.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(PREFETCH_NAME)]
-
-
-@pytest.mark.parametrize("row", [-1, 50])
-@pytest.mark.parametrize("resident", [False, True])
-def test_an_invalid_row_is_refused(noise_store, row, resident):
-    batches = ImageLoader(noise_store, "cpu", resident=resident)
-    with pytest.raises(IndexError, match="of a set of 50 images"):
-        batches[torch.tensor([0, row])]

@@ -4,12 +4,10 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffusion.config import parse
 from diffusion.system.errors import UsageError
-from diffusion.train.lr_schedule import LR_SCHEDULES, LRSchedule, first_divergent_step, learning_rate
+from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, learning_rate
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 
@@ -31,13 +29,6 @@ def test_cosine_falls_to_its_end() -> None:
     assert higher[2:] == pytest.approx([0.5 + rate / 2 for rate in found[2:]])
 
 
-def test_inverse_sqrt_halves_at_four_times_the_steps() -> None:
-    found = rates(17, {"schedule": "inverse-sqrt", "rate": 1.0, "hold": 4})
-    assert found[:5] == [1.0] * 5
-    assert found[16] == 0.5
-    assert found[9] == pytest.approx(2 / 3)
-
-
 @pytest.mark.parametrize(
     ("lr", "found"),
     [
@@ -46,29 +37,18 @@ def test_inverse_sqrt_halves_at_four_times_the_steps() -> None:
         ({"schedule": "linear", "rate": 1.0}, [1.0, 0.75, 0.5, 0.25]),
         ({"schedule": "linear", "rate": 1.0, "end": 3.0}, [1.0, 1.5, 2.0, 2.5]),
         ({"schedule": "steps", "rates": [[0, 0.3], [2, 0.2], [5, 0.1]]}, [0.3, 0.3, 0.2, 0.2, 0.2, 0.1]),
+        (
+            {"schedule": "inverse-sqrt", "rate": 1.0, "hold": 1},
+            [1.0, 1.0, 0.5**0.5, 3**-0.5, 0.5, 5**-0.5, 6**-0.5],
+        ),
+        ({"schedule": "inverse-sqrt", "rate": 1.0, "hold": 4}, [1.0] * 5 + [0.8**0.5]),
     ],
 )
-def test_a_rate_is_constant_or_rises_and_falls_in_equal_parts_or_at_its_steps(
-    lr: Any, found: list[float]
-) -> None:
+def test_rates_equal_their_closed_forms(lr: Any, found: list[float]) -> None:
     assert rates(len(found), lr) == pytest.approx(found, rel=1e-12)
 
 
 COSINE = {"schedule": "cosine", "rate": 0.1, "warmup": 9}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "constant": {"rate": 0.1},
-    "cosine": {"rate": 0.1, "end": 0.01},
-    "linear": {"rate": 0.1},
-    "inverse-sqrt": {"rate": 0.1, "hold": 5},
-    "steps": {"rates": [[0, 0.1], [20, 0.05]]},
-}
-
-
-@pytest.mark.parametrize("name", LR_SCHEDULES)
-@given(warmup=st.integers(0, 30), cooldown=st.integers(0, 30), steps=st.integers(60, 90))
-def test_every_rate_of_every_schedule_is_positive(name: str, warmup: int, cooldown: int, steps: int) -> None:
-    found = rates(steps, {"schedule": name, "warmup": warmup, "cooldown": cooldown, **OPTIONS[name]})
-    assert all(0 < rate < 0.1 + 1e-12 for rate in found)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 KEPT_STATES = 2
 PREFIX, SUFFIX = "state-", ".sealed"
+NAMES = f"{PREFIX}{'[0-9]' * 9}{SUFFIX}"  # a pattern of the states' file names
 QUARANTINED = "damaged-"  # name prefix of a damaged state, which the next successful save removes
 READ_ERRORS = (ValueError, OSError, DiffctlError)  # what reading a state may raise
 VALUES = "values"  # the tensor that holds the counters, as the bytes of their JSON
@@ -199,7 +200,7 @@ def _as_bytes(tensor: Tensor) -> memoryview:
 
 def state_files(folder: Path) -> list[Path]:
     """Return the state files in a folder, the newest last."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _number(path).isdecimal())
+    return sorted(folder.glob(NAMES))
 
 
 def state_name(step: int) -> str:
@@ -209,11 +210,7 @@ def state_name(step: int) -> str:
 
 def step_of(path: Path) -> int:
     """Return the step in a state file's name."""
-    return int(_number(path))
-
-
-def _number(path: Path) -> str:
-    return path.name.removeprefix(PREFIX).removesuffix(SUFFIX)
+    return int(path.name.removeprefix(PREFIX).removesuffix(SUFFIX))
 
 
 class StateWriter:

@@ -19,9 +19,8 @@ from diffusion.system.files import write_atomic
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.checkpoint.state_files import (
     KEPT_STATES,
-    PREFIX,
+    NAMES,
     READ_ERRORS,
-    SUFFIX,
     newest_step,
     read_state,
     state_name,
@@ -148,7 +147,7 @@ class StateMirror:
 
     def _states(self) -> list[str]:
         """Return the copied states, the newest last."""
-        return sorted(path for path in self._files() if PurePosixPath(path).match(f"{PREFIX}*{SUFFIX}"))
+        return sorted(path for path in self._files() if PurePosixPath(path).match(NAMES))
 
 
 def configured_mirror(folder: Path) -> StateMirror | None:
