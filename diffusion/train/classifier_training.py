@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffusion.code_digest import code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
-from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Network, expand_times
 from diffusion.process.noise_process import NoiseProcess
@@ -19,7 +18,6 @@ from diffusion.system.section import explain
 from diffusion.train.batch import Batch
 from diffusion.train.plan import (
     Objective,
-    Purposes,
     TrainPlan,
     make_data_card,
     resolve_precision,
@@ -68,11 +66,6 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
     )
 
 
-def _network(spec: NetworkSpec) -> Classifier:
-    assert isinstance(spec, UNetSpec), "a classifier is the encoder of a U-Net"
-    return Classifier(spec)
-
-
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
     """Return each image's cross-entropy in nats and whether its class is the likeliest, (B,) each."""
     assert batch.labels is not None, "plan_classifier() refuses data without classes"
@@ -83,5 +76,5 @@ def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, 
     return {"loss": F.cross_entropy(logits, batch.labels, reduction="none"), "accuracy": hit}
 
 
-PURPOSES = Purposes("classifier", "classifier weights", "classifier dropout")
-CLASSIFIER = Objective(_network, _losses, default_time_sampler, PURPOSES, ClassifierArtefact)
+PURPOSES = "classifier", "classifier weights", "classifier dropout"
+CLASSIFIER = Objective(Classifier, _losses, default_time_sampler, ClassifierArtefact, *PURPOSES)

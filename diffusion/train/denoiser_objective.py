@@ -13,7 +13,7 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_samplers import build_time_sampler
 from diffusion.train.batch import Batch
-from diffusion.train.plan import Objective, Purposes
+from diffusion.train.plan import Objective
 
 
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:
@@ -24,5 +24,4 @@ def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, 
     return training_losses(network, process, batch.x_0, batch.t, batch.noise, condition)
 
 
-PURPOSES = Purposes("train", "weights", "dropout")
-DENOISER = Objective(build_network, _losses, build_time_sampler, PURPOSES, Artefact)
+DENOISER = Objective(build_network, _losses, build_time_sampler, Artefact, "train", "weights", "dropout")

@@ -72,7 +72,7 @@ class GradientAccumulator:
         self.microbatch = self._initial_microbatch(self.share.stop - self.share.start)
         if shards:
             self.microbatch = group.reduce_number(self.microbatch, dist.ReduceOp.MIN)
-        purpose, template = self._objective.purposes.dropout, shards.meta if shards else network
+        purpose, template = self._objective.dropout_purpose, shards.meta if shards else network
         has_dropout = any(layer.p > 0 for layer in _layers(template))
         self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
         self._is_compiling = should_compile(train, group.device) and not shards
@@ -88,9 +88,10 @@ class GradientAccumulator:
         numbers = [batch.t, self._process.log_snr(batch.t)]
         times = [to_device(one.float(), batch.weights.device) for one in numbers]
         values = torch.stack([*losses.values(), batch.weights, *times])
-        values = self._group.pad_to_batch(values, self.share, self._plan.train.batch_size)
-        self._group.all_reduce([values])
-        *of_losses, weights, t, log_snr = values.unbind()
+        padded = values.new_zeros(len(values), self._plan.train.batch_size)
+        padded[:, self.share] = values
+        self._group.all_reduce([padded])
+        *of_losses, weights, t, log_snr = padded.unbind()
         return BatchLosses(dict(zip(losses, of_losses, strict=True)), weights, t, log_snr)
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -54,7 +54,7 @@ def train(
     computing = shards.computing if shards else state.network
     gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
-    purpose = build_objective(state.plan).purposes.steps
+    purpose = build_objective(state.plan).steps_purpose
     is_monitored = group.is_rank_zero and group.device.type == "cpu"
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (

@@ -88,12 +88,13 @@ class Muon(torch.optim.AdamW):
         """Update all weights; the gradients of matrices are set to None."""
         found = getattr(self, "found_inf", None)
         for group in self.param_groups:
-            for weights in _by_shape(self._matrices_with_gradient(group)):
+            by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+            for weight in group["params"]:
+                if weight in self._matrices and weight.grad is not None:
+                    by_shape.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
+            for weights in by_shape.values():
                 self._update(weights, group, found)
         super().step(closure)
-
-    def _matrices_with_gradient(self, group: dict[str, Any]) -> list[nn.Parameter]:
-        return [weight for weight in group["params"] if weight in self._matrices and weight.grad is not None]
 
     def _update(self, weights: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         """Update matrices of one shape."""
@@ -118,10 +119,3 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(weight)
         moment: Tensor = state["momentum"]
         return moment
-
-
-def _by_shape(weights: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
-    same: dict[tuple[int, ...], list[nn.Parameter]] = {}
-    for weight in weights:
-        same.setdefault((weight.shape[0], weight[0].numel()), []).append(weight)
-    return list(same.values())

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import ValidationError
@@ -46,28 +46,23 @@ HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
 TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect on the model
 
 
-class Purposes(NamedTuple):
-    """Names of a training's random generators, so that trainings of two objectives share no draw."""
-
-    steps: str
-    weights: str
-    dropout: str
-
-
 @dataclass(frozen=True)
 class Objective:
     """What a network is trained for.
 
     `network` builds it from the plan's spec, with weights from the global generator. `losses` returns the
     losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `time_sampler` makes
-    the sampler of t. `artefact` is the class of the model file's metadata.
+    the sampler of t. `artefact` is the class of the model file's metadata. The purposes name random
+    generators, so that trainings of two objectives share no draw.
     """
 
-    network: Callable[[NetworkSpec], nn.Module]
+    network: Callable[[Any], nn.Module]
     losses: "Callable[[Network, NoiseProcess, Batch], dict[str, Tensor]]"
     time_sampler: "Callable[[NoiseProcess], TimeSampler]"
-    purposes: Purposes
     artefact: type[Artefact]
+    steps_purpose: str
+    weights_purpose: str
+    dropout_purpose: str
 
 
 class TrainPlan(ModelDescription):

@@ -192,7 +192,7 @@ def new_state(
     train, objective = plan.train, build_objective(plan)
     with translate_oom(train.PREFIX):
         with torch.random.fork_rng(devices=[]):  # torch's initialisers use the global generator
-            torch.manual_seed(counter_generator(objective.purposes.weights, train.seed).initial_seed())
+            torch.manual_seed(counter_generator(objective.weights_purpose, train.seed).initial_seed())
             network = objective.network(plan.network)
         groups = init_network(network, plan.init_from, plan.network, plan.data.classes, starts)
         keep_freed_memory(device.type)
@@ -229,7 +229,9 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     state.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
     if norm.device.type not in IGNORES_FOUND_INF or finite:
         state.optimizer.step()
-    ema_update(state.ema, state.network, warmed_decay(train.ema_decay, state.step), finite)
+    # Early averages forget the initialisation.
+    decay = min(train.ema_decay, (1 + state.step) / (10 + state.step))
+    ema_update(state.ema, state.network, decay, finite)
     update_profiles(state.ema_profiles, state.network, train.sigma_rels, state.step + 1)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
@@ -239,11 +241,6 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
 def ema_copy(network: nn.Module) -> nn.Module:
     """Return a copy in eval mode that takes no gradient."""
     return copy.deepcopy(network).eval().requires_grad_(False)
-
-
-def warmed_decay(decay: float, step: int) -> float:
-    """Return min(decay, (1+k)/(10+k)) for update k, so that early averages forget the initialisation."""
-    return min(decay, (1 + step) / (10 + step))
 
 
 @torch.no_grad()

@@ -101,14 +101,6 @@ class ProcessGroup:
                 dist.all_reduce(combined, operation)
         return int(combined)
 
-    def pad_to_batch(self, values: Tensor, share: slice, count: int) -> Tensor:
-        """Return `values` (n, rows of this share) within zeros (n, count), to be summed over the ranks."""
-        if self.world_size == 1:
-            return values
-        padded = values.new_zeros(len(values), count)
-        padded[:, share] = values
-        return padded
-
     def agree_on_stop(self, stop: "StopRequest") -> None:
         """Raise Interrupted on all ranks at the same step if one of them has received a signal."""
         number = self.reduce_number(stop.signal or 0, dist.ReduceOp.MAX)
