@@ -1,8 +1,6 @@
 """The processes of a training: locks of GPUs, their ends, and work of rank 0 alone. No GPU is needed."""
 
 import signal
-import subprocess
-import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +15,6 @@ from diffusion.system.locks import file_lock, is_held
 from diffusion.train.distributed import launch
 from diffusion.train.distributed.launch import launch_ranks, process_count
 from diffusion.train.train_config import TrainConfig
-from tests.conftest import environment
 from tests.helpers.process_pair import pair_of
 
 
@@ -93,21 +90,6 @@ def test_a_worker_that_does_not_end_is_killed(monkeypatch):
     others = launch._Workers(2, ["sleep", "600"], 0, over)
     others.stop()
     assert [process.returncode for process in others._running] == [-signal.SIGKILL]
-
-
-BLOCKED_EXIT = """
-import threading
-from diffusion.train.distributed import launch
-threading.Thread(target=threading.Event().wait).start()  # Python's own exit would wait for it
-launch.exit_now("it failed", 75)
-"""
-
-
-@pytest.mark.slow
-def test_a_process_with_a_blocked_thread_exits_with_its_message():
-    line = [sys.executable, "-c", BLOCKED_EXIT]
-    done = subprocess.run(line, stderr=subprocess.PIPE, text=True, timeout=120, env=environment())
-    assert (done.returncode, done.stderr) == (75, "diffctl: it failed\n")
 
 
 # Two ranks over gloo with a timeout of one second: rank 0 works for several, and the other one waits at the

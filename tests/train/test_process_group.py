@@ -28,7 +28,7 @@ from diffusion.train.distributed.process_group import (
     buckets,
     translate_dist_errors,
 )
-from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record, train
+from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer
 from diffusion.train.train_step import new_state
 from tests.conftest import environment, write_params
@@ -130,24 +130,6 @@ def test_a_killed_rank_raises_rank_failed_and_a_bug_does_not():
     assert pair[1].returncode == -signal.SIGKILL
     assert [line.split()[0] for line in output.splitlines()] == ["RuntimeError", *["RankFailed"] * 3]
     assert "gloo" not in output
-
-
-@pytest.mark.parametrize("blocks", [False, True], ids=["on a CPU", "on a GPU"])
-def test_a_failed_rank_saves_first_unless_the_device_is_blocked(store, monkeypatch, blocks):
-    monkeypatch.setattr(ProcessGroup, "loss_blocks", blocks)
-    group, saved = ProcessGroup(CPU), []
-    state = new_state(plan_of(store, train=TRAIN), CPU)
-
-    def lose() -> None:
-        if state.step == 3:
-            if blocks:
-                monkeypatch.setattr(AsyncMetrics, "arrived", None)  # any wait for the device would hang
-            raise RankFailed("another process has ended")
-
-    with pytest.raises(RankFailed):
-        train(state, store, group, Observer(), lambda one: saved.append(one.values.step), lose)
-    assert saved == ([] if blocks else [3])
-    assert group.over.is_set() == (not blocks), "the launcher must end a process that hangs"
 
 
 def test_rank_zero_alone_ends_a_diverged_training(store):
