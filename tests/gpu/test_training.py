@@ -172,7 +172,7 @@ def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGr
 @pytest.mark.parametrize("device", DEVICES)
 def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monkeypatch) -> None:
     """The sums are in many buckets, and the host waits for none."""
-    monkeypatch.setattr(process_group, "BUCKET", 5_000)
+    monkeypatch.setattr(process_group, "BUCKET", 20_000)
     store, found = open_store(digits_store), []
     with exactly(device), alone_but_joined(device, world=2) as two:
         for group in (two, ProcessGroup(device)):

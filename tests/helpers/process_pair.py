@@ -86,7 +86,7 @@ def main() -> None:
     rank, world, port = map(int, sys.argv[1:4])
     images, jobs = open_store(Path(sys.argv[4])), json.loads(sys.argv[5])
     torch.set_num_threads(1)
-    process_group.BUCKET = 5_000
+    process_group.BUCKET = 20_000
     group = ProcessGroup(device_of(sys.argv[6], rank), rank, world)
     with join_group(group, dist.TCPStore("127.0.0.1", port, world, is_master=False)):
         for folder, changes, stop in jobs:

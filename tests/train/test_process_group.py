@@ -22,10 +22,8 @@ from hypothesis import strategies as st
 from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.train.distributed.process_group import (
-    BUCKET,
     ProcessGroup,
     RankFailed,
-    buckets,
     translate_dist_errors,
 )
 from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
@@ -57,14 +55,6 @@ def test_shares_partition_the_rows_evenly(count, world):
     rows = [list(range(count))[one.share(count)] for one in group]
     assert [row for part in rows for row in part] == list(range(count))
     assert max(map(len, rows)) - min(map(len, rows)) <= 1
-
-
-@given(sizes=st.lists(st.integers(1, BUCKET), max_size=12))
-def test_buckets_keep_order_and_stay_small(sizes):
-    tensors = [torch.empty(size, device="meta") for size in sizes]
-    found = list(buckets(tensors))
-    assert [id(tensor) for bucket in found for tensor in bucket] == [id(tensor) for tensor in tensors]
-    assert all(sum(tensor.numel() for tensor in bucket) <= BUCKET for bucket in found)
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] "

@@ -84,10 +84,7 @@ def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
-        if isinstance(value, dict):
-            found |= flatten_fields(value, f"{name}.")
-        else:
-            found[name] = value
+        found |= flatten_fields(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return found
 
 

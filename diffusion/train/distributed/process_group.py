@@ -3,7 +3,7 @@
 import re
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line
 from diffusion.train.checkpoint.state_files import LazyTensors, SavedState, meta_tensors
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # ends a training that hangs
 MAX_WAIT = timedelta(days=7)  # for work of rank 0 alone
-BUCKET = 16 * 2**20  # numbers that are worked on at a time
+BUCKET = 64 * 2**20  # bytes that are summed at a time
 # Parts of the messages of gloo for a broken connection, which has no error type, and of NCCL, whose type it
 # shares with other errors.
 BROKEN = re.compile(
@@ -34,19 +35,6 @@ BROKEN = re.compile(
 
 class RankFailed(TemporaryError):
     """Another rank has ended, so that this one cannot continue."""
-
-
-def buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield the tensors in order, in lists of one type with at most BUCKET numbers, or one larger tensor."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        size = sum(one.numel() for one in bucket) + tensor.numel()
-        if bucket and (size > BUCKET or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket
 
 
 @dataclass(frozen=True)
@@ -86,12 +74,12 @@ class ProcessGroup:
         """Replace each tensor by its sum over the ranks, with the same bits on all of them."""
         if self.world_size > 1:
             with translate_dist_errors():
-                for bucket in buckets(tensors):
-                    flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                for bucket in _take_tensors(tensors, BUCKET):  # type: ignore[no-untyped-call]
+                    flat = _flatten_dense_tensors(bucket)  # type: ignore[no-untyped-call]
                     dist.all_reduce(flat)
-                    parts = torch.split(flat, [tensor.numel() for tensor in bucket])
-                    for tensor, part in zip(bucket, parts, strict=True):
-                        tensor.copy_(part.view(tensor.shape))
+                    sums = _unflatten_dense_tensors(flat, bucket)  # type: ignore[no-untyped-call]
+                    for tensor, part in zip(bucket, sums, strict=True):
+                        tensor.copy_(part)
 
     def reduce_number(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
         """Return the ranks' numbers combined by `operation`."""
