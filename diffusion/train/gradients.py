@@ -6,7 +6,6 @@ an offset that is drawn for the row. So the bits of one row are independent, and
 each position, unless their offsets are equal. A step draws about as many bits as two rows have.
 """
 
-import copy
 import warnings
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -25,7 +24,7 @@ from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, first_line
 from diffusion.train.batch import Batch
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
-from diffusion.train.distributed.sharding import Shards
+from diffusion.train.distributed.sharding import Shards, meta_copy
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.step_memory import (
     device_memory,
@@ -240,9 +239,7 @@ def _row_sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
     def record(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         sizes[layer] = arguments[0].numel()
 
-    tensors = (*network.parameters(), *network.buffers())
-    meta = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
-    template = copy.deepcopy(network, meta).eval()
+    template = meta_copy(network).to("meta").eval()  # with its buffers
     for layer in _layers(template):
         layer.register_forward_pre_hook(record)
     with torch.device("meta"):

@@ -6,7 +6,6 @@ batches, noise and the average are functions of the step.
 """
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -53,13 +52,19 @@ class _LRKey(BaseModel):
 
 def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -> ResumePoint | None:
     """Return the furthest fitting state of a sibling of `folder`, or None; report damaged ones."""
-    digest = code_digest(code)
-    points = [
-        ResumePoint(path, effect)
-        for sibling, last_common_step, effect in _siblings_with(folder, settings)
-        for path in state_files(sibling)
-        if 0 < step_of(path) <= last_common_step
-    ]
+    digest, ours = code_digest(code), _LRKey.model_validate(settings["train"])
+    left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in settings["train"] else set())
+    points: list[ResumePoint] = []
+    for other in reversed(sibling_runs(folder)):
+        theirs = read_note(other / CONFIG)
+        if _without(left_out, theirs) != _without(left_out, settings):
+            continue
+        key = _LRKey.model_validate(theirs["train"])
+        last, why = ours.steps, "changes no step before"
+        if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is not None:
+            last, why = min(last, diverges_at), f"changes the rate from step {diverges_at:,} on"
+        why = f"{', '.join(changed_fields(theirs, settings))} {why}"
+        points += [ResumePoint(path, why) for path in state_files(other) if 0 < step_of(path) <= last]
     for point in sorted(points, key=lambda point: point.step, reverse=True):
         try:
             state = read_state(point.path)
@@ -97,24 +102,6 @@ def sibling_runs(folder: Path) -> list[Path]:
     """Return the run directories next to `folder`, the newest last."""
     others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
     return sorted(others, key=lambda other: (other / HEARTBEAT).stat().st_mtime_ns)
-
-
-def _siblings_with(folder: Path, settings: JsonObject) -> Iterator[tuple[Path, int, str]]:
-    """Yield siblings, newest first, with their last state that fits and the effect of differing fields."""
-    ours = _LRKey.model_validate(settings["train"])
-    left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in settings["train"] else set())
-    for other in reversed(sibling_runs(folder)):
-        theirs = read_note(other / CONFIG)
-        if _without(left_out, theirs) != _without(left_out, settings):
-            continue
-        key = _LRKey.model_validate(theirs["train"])
-        diverges_at = first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)
-        fields = ", ".join(changed_fields(theirs, settings))
-        if diverges_at is None:
-            yield other, ours.steps, f"{fields} changes no step before"
-        else:
-            effect = f"{fields} changes the rate from step {diverges_at:,} on"
-            yield other, min(ours.steps, diverges_at), effect
 
 
 def _without(left_out: set[str], settings: JsonObject) -> JsonObject:
