@@ -72,11 +72,6 @@ class TrainPlan(ModelDescription):
 
     train: OptimisationConfig
 
-    @classmethod
-    def loss_modules(cls, process: ProcessConfig) -> list[str]:
-        """Return the modules that compute such a training's losses, by the names in its process."""
-        return []
-
     @property
     def p_uncond(self) -> float:
         """The probability of a dropped label, for guidance (CFG alg. 1)."""
@@ -99,15 +94,6 @@ class DenoiserPlan(TrainPlan):
     OBJECTIVE = "diffusion.train.denoiser_objective:DENOISER"
 
     train: TrainConfig
-
-    @classmethod
-    def loss_modules(cls, process: ProcessConfig) -> list[str]:
-        """Return the modules of the process's objective, weights and times."""
-        return [
-            TIME_DISTRIBUTIONS.module(process.t_sampler),
-            LOSS_WEIGHTS.module(process.weighting),
-            OBJECTIVES.module(process.loss),
-        ]
 
 
 def build_objective(plan: TrainPlan) -> Objective:
@@ -196,15 +182,20 @@ def training_code(
     kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig, schedule: str = "constant"
 ) -> ModuleDigests:
     """Return the digests of the modules that compute such a training; `schedule` is that of the rate."""
-    references = (reference_module(reference) for reference in (kind.OBJECTIVE, MODELS[model.name].transfer))
-    entries = (
+    modules = [
+        "diffusion.train.loop",
+        reference_module(kind.OBJECTIVE),
+        reference_module(MODELS[model.name].transfer),
+        MODELS.module(model.name),
         PROCESSES.module(process.schedule),
         PREDICTIONS.module(process.prediction),
-        *kind.loss_modules(process),
-        MODELS.module(model.name),
         LR_SCHEDULES.module(schedule),
-    )
-    return module_digests("diffusion.train.loop", *references, *entries)
+    ]
+    if issubclass(kind, DenoiserPlan):  # a classifier has a loss and times of its own
+        modules.append(TIME_DISTRIBUTIONS.module(process.t_sampler))
+        modules.append(LOSS_WEIGHTS.module(process.weighting))
+        modules.append(OBJECTIVES.module(process.loss))
+    return module_digests(*modules)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:
