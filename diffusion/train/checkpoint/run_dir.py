@@ -107,19 +107,13 @@ class RunDir:
 
 
 def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> None:
-    """Restore `saved`, if there is one, into `state`.
-
-    DiffctlError if it cannot be read or is of another training; `what` names it in the message.
-    """
-    if saved is None:
-        return
+    """Restore `saved`, if there is one, into `state`; DiffctlError, which names `what`, if it does not fit."""
     try:
-        state.restore(saved)
-    except OSError as error:  # the file was readable a moment ago
-        raise DiffctlError(f"{what} cannot be read ({error.strerror or error}): run it again") from None
-    except (LookupError, ValueError, TypeError, RuntimeError) as error:  # names or shapes of other parts
+        if saved is not None:
+            state.restore(saved)
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise DiffctlError(
-            f"{what} is of another training ({brief(error, reason)}): `diffctl run --fresh` discards it"
+            f"{what} cannot be restored ({brief(error, reason)}): `diffctl run --fresh` discards it"
         ) from None
 
 
