@@ -107,7 +107,7 @@ class RunDir:
 
 
 def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> None:
-    """Restore `saved`, if there is one, into `state`; DiffctlError, which names `what`, if it does not fit."""
+    """Restore `saved`, if there is one, into `state`; DiffctlError naming `what` if it does not fit."""
     try:
         if saved is not None:
             state.restore(saved)
