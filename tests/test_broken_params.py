@@ -118,7 +118,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         build(network, spec)
 
     monkeypatch.setattr(UNet, "__init__", record_spec)
-    step_memory._counted_parameters.cache_clear()
+    step_memory.count_parameters.cache_clear()
     step_memory._counted_passes.cache_clear()
     return shapes
 

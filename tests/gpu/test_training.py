@@ -179,8 +179,9 @@ def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monk
             state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})
             plan, data = state.plan, ImageLoader(store, device)
             gradients = GradientAccumulator(plan, state.network, group)
+            gradients.share = two.share(8)
             first, second = (
-                draw_batch(plan, state.time_sampler, data, step, two.share(8)) for step in range(2)
+                draw_batch(plan, state.time_sampler, data, step, gradients.share) for step in range(2)
             )
             gradients(first, 0)  # initialises NCCL's connections and cuDNN's plans
             state.network.zero_grad()
