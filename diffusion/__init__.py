@@ -4,6 +4,6 @@ The library knows nothing of servers: no prefect, dvc, mlflow or typer is import
 The entries of the project's plugins are added to the registries when it is imported.
 """
 
-from diffusion.system.plugins import load_plugins
+from diffusion.system.registry import load_plugins
 
 load_plugins()

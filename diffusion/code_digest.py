@@ -22,8 +22,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
-from diffusion.system.plugins import is_plugin, plugin_errors, plugins_folder, plugins_root
-from diffusion.system.registry import PLUGINS
+from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
 from diffusion.system.section import Section
 
 ROOT = Path(__file__).parent.parent

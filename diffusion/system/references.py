@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-from diffusion.system.plugins import is_plugin, plugin_errors
+from diffusion.system.registry import is_plugin, plugin_errors
 
 
 def load_reference(reference: str) -> Any:

@@ -1,4 +1,4 @@
-"""Registries: the entries of one kind by name, to which the project's plugins add their own.
+"""Registries, the entries of one kind by name, and the project's plugins, which add their own to them.
 
 Every registry is a module-level constant of a torch-free module. An entry is a frozen dataclass that names
 its code as "module:name" (diffusion/system/references.py), has `module`, and loads nothing by itself:
@@ -9,20 +9,33 @@ its code as "module:name" (diffusion/system/references.py), has `module`, and lo
         {"digits": SourceEntry("diffusion.data.sources.digits:Digits")},
     )
 
-A plugin adds one in plugins/__init__.py (diffusion/system/plugins.py):
+plugins/__init__.py adds one, whose code is in plugins/<section>/ and is imported when it is used:
 
     SOURCES["rings"] = SourceEntry("plugins.data.rings:Rings")
+
+The module `diffusion/__init__.py` calls `load_plugins` before any other module of the library is imported. So
+every process has the same entries: commands, ranks, workers and registered models.
 """
 
 import re
+import sys
+import traceback
 from collections import UserDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusion.system.errors import UsageError, printable
+from diffusion.system.errors import UsageError, printable, reason
 
 PLUGINS = "plugins"  # the package of the project's own entries
+ENTRIES = f"{PLUGINS}/__init__.py"
 NAME = re.compile(r"[a-z0-9][a-z0-9.+-]{0,99}")  # part of file names, command lines and lists
+SLOW = frozenset({"torch", "mlflow", "prefect", "matplotlib"})
+SLOW_IMPORTS: list[str] = []  # those that plugins/__init__.py loaded
+ARCHIVE = Path(__file__).parents[2]  # a folder, except in a registered model
 
 Entry = TypeVar("Entry")
 
@@ -50,7 +63,7 @@ class Registry(UserDict[str, Entry]):
         if name in self.data:
             raise UsageError(f"{self.key}: the name {name} is taken: give the new entry another one")
         module, folder = _module(entry), f"{PLUGINS}.{self.key.partition('.')[0]}."
-        if f"{module}.".startswith(f"{PLUGINS}.") and not module.startswith(folder):
+        if is_plugin(module) and not module.startswith(folder):
             place = folder.replace(".", "/")
             raise UsageError(f"{self.key}: the code of {name} is in {module}: move it to a module in {place}")
         super().__setitem__(name, entry)
@@ -74,3 +87,75 @@ def _module(entry: Any) -> str:
 
 REGISTRIES: list[Registry[Any]] = []
 """All registries whose modules are imported."""
+
+
+def load_plugins() -> None:
+    """Import the package `plugins` next to params.yaml in the working directory, if there is one.
+
+    A registered model has its own in its archive. UsageError names the file, the line and the error.
+    """
+    if ARCHIVE.is_file():
+        load_package(ARCHIVE)
+    elif Path("params.yaml").is_file():
+        load_package(Path.cwd())
+
+
+def load_package(root: Path) -> None:
+    """Import the package `plugins` of the folder or archive `root`, if there is one."""
+    spec = PathFinder.find_spec(PLUGINS, [str(root)])
+    if spec is None or spec.loader is None or spec.origin is None:
+        if any((root / PLUGINS).glob("**/*.py")):
+            raise UsageError(f"{root / ENTRIES} is missing: it adds the entries of plugins to registries")
+        return
+    if PLUGINS in sys.modules:
+        return  # it imports the library itself
+    module = sys.modules[PLUGINS] = module_from_spec(spec)
+    slow = SLOW - sys.modules.keys()
+    try:
+        with plugin_errors():
+            spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(PLUGINS, None)
+        raise
+    SLOW_IMPORTS.extend(sorted(slow & sys.modules.keys()))
+
+
+def plugins_root() -> Path | None:
+    """Return the folder that contains the loaded package `plugins`; None without one."""
+    module = sys.modules.get(PLUGINS)
+    file = module and module.__file__
+    return Path(file).parents[1] if file else None
+
+
+def plugins_folder() -> Path | None:
+    """Return the folder of the package; None if it adds no entry."""
+    root = plugins_root()
+    return root / PLUGINS if root and any(registry.plugins for registry in REGISTRIES) else None
+
+
+def is_plugin(module: str) -> bool:
+    """Return whether a module belongs to the package `plugins`."""
+    return module.partition(".")[0] == PLUGINS
+
+
+@contextmanager
+def plugin_errors() -> Iterator[None]:
+    """Raise UsageError, with file and line, for an error while a plugin is imported."""
+    try:
+        yield
+    except Exception as error:
+        remedy = f"correct it, or remove its entry from {ENTRIES}"
+        raise UsageError(f"{_place(error)}: {reason(error)}: {remedy}") from error
+
+
+def _place(error: BaseException) -> str:
+    """Return the last file and line of the package in the traceback; the file of the entries without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in frames]
+    if isinstance(error, SyntaxError) and error.filename:
+        places.append((error.filename, error.lineno))
+    root = plugins_root()
+    for file, line in reversed(places):
+        if root and Path(file).is_relative_to(root / PLUGINS):
+            return f"{Path(file).relative_to(root)}, line {line}"
+    return ENTRIES

@@ -21,7 +21,7 @@ from diffusion.layout import MODEL_RUNS, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
-from diffusion.system.plugins import plugins_folder
+from diffusion.system.registry import plugins_folder
 from diffusion.system.section import brief, fingerprint
 from tracking.experiments import log_folder
 from tracking.keys import (
