@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from diffusion.config import load
-from diffusion.layout import MODEL, PREPARED
+from diffusion.layout import MODEL, PREPARED, repository_problem
 from diffusion.system.errors import UsageError
-from diffusion.system.repository import repository_problem
 from diffusion.system.signals import check_signals, interrupt_on_signal
 from flows.dvc_stage import (
     STAGES,

@@ -16,10 +16,10 @@ from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_t
 import typer
 from typer.core import TyperCommand
 
+from diffusion.layout import refuse_subfolder
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
 from diffusion.system.references import load_reference
-from diffusion.system.repository import refuse_subfolder
 
 SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
 MAKE = "make"  # key of the function that makes a field's parameter for Typer, in its metadata

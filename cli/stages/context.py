@@ -11,11 +11,10 @@ import typer
 
 from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
-from diffusion.layout import RUNS, home
+from diffusion.layout import RUNS, dvc_stages, home
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.registry import PLUGINS
-from diffusion.system.repository import dvc_stages
 from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
 from flows.stage_outcome import InputsChanged

@@ -11,7 +11,7 @@ from diffusion.check.disk_space import check_disk, check_training_disk
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_memory, check_runner, check_weights
 from diffusion.config import Config
-from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS
+from diffusion.layout import AVERAGES, CLASSIFIER_RUNS, MODEL, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
@@ -24,7 +24,6 @@ from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.network_files import matching_snapshots
 from diffusion.sample.sampling_steps import call_times, format_max_eta, max_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.repository import repository_problem
 from diffusion.system.threads import single_thread
 from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratch
 from diffusion.train.checkpoint.run_dir import run_dir_of

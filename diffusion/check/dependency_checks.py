@@ -8,16 +8,14 @@ from typing import Any
 
 from diffusion.check.findings import Finding, Project
 from diffusion.code_digest import module_digests
-from diffusion.layout import AVERAGES, MODEL
+from diffusion.layout import AVERAGES, GRAPH, MODEL, dvc_stages
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import check_networks
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.plugins import ENTRIES, SLOW_IMPORTS, is_plugin
 from diffusion.system.references import load_reference
-from diffusion.system.registry import PLUGINS, REGISTRIES, Registry
-from diffusion.system.repository import GRAPH, dvc_stages
+from diffusion.system.registry import ENTRIES, PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, is_plugin
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
