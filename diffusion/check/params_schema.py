@@ -14,7 +14,7 @@ from pydantic_core import core_schema
 from diffusion.config import Config
 from diffusion.system.references import check_name, load_reference
 from diffusion.system.registry import Registry
-from diffusion.system.registry_section import RegistrySection
+from diffusion.system.section import RegistrySection
 
 
 def params_schema(*, plugins: bool = True) -> dict[str, Any]:

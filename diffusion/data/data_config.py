@@ -11,8 +11,7 @@ from pydantic import AfterValidator, model_validator
 
 from diffusion.system.references import BuilderEntry, check_name, load_reference
 from diffusion.system.registry import Registry
-from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import FilePath, Side
+from diffusion.system.section import FilePath, RegistrySection, Side
 
 if TYPE_CHECKING:
     from diffusion.data.source import Source

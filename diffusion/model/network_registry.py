@@ -17,8 +17,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.references import BuilderEntry, check_name, is_entry, load_reference, nearest
 from diffusion.system.registry import Registry
-from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool, Side, brief
+from diffusion.system.section import NotBool, RegistrySection, Side, brief
 
 if TYPE_CHECKING:
     from torch import nn

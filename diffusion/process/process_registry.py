@@ -18,8 +18,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.references import BuilderEntry, check_name, load_reference
 from diffusion.system.registry import Registry
-from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool, explain
+from diffusion.system.section import NotBool, RegistrySection, explain
 
 if TYPE_CHECKING:
     from diffusion.process.noise_process import NoiseProcess

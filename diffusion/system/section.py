@@ -1,19 +1,29 @@
-"""Base of all sections of params.yaml: validation with one-sentence errors, canonical form, digests."""
+"""Bases of all sections of params.yaml: validation with one-sentence errors, canonical form, digests."""
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from diffusion.system import limits
 from diffusion.system.errors import UsageError
-from diffusion.system.references import nearest
+from diffusion.system.references import is_entry, load_reference, nearest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -73,6 +83,77 @@ class Section(BaseModel):
 
 class NoOptions(Section):
     """Options of an entry that has none."""
+
+
+class RegistrySection(Section):
+    """Common fields of all entries of a registry; values become an instance of the selected entry's class.
+
+    `CHOSEN_BY` is the field with the entry's name. `OF_ENTRY` is the entry's attribute with the class, a
+    subclass of this one as a torch-free "module:name". `ALSO` are keys that replace fields, each with the
+    entries that it names. An option of other entries is refused with their names.
+    """
+
+    CHOSEN_BY: ClassVar[str]
+    ENTRIES: ClassVar[Mapping[str, Any]]
+    OF_ENTRY: ClassVar[str] = "config"
+    ALSO: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+
+    def __new__(cls, /, **values: Any) -> Self:
+        """Create an instance of the entry's class, which Python then initialises."""
+        name = cls._named(values)
+        wanted = cls if name is None else cls._class_of(name)
+        return super().__new__(wanted if issubclass(wanted, cls) else cls)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_entry(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        name = cls._named(values)
+        if name is None:  # no other field is known without an entry
+            named = isinstance(values, dict) and cls.CHOSEN_BY in values
+            return handler({cls.CHOSEN_BY: values[cls.CHOSEN_BY]} if named else values)
+        wanted = cls._class_of(name)
+        problems = [
+            InitErrorDetails(
+                type=PydanticCustomError(kind, "{why}", {"why": why}), loc=(key,), input=values.get(key)
+            )
+            for key, kind, why in cls._problems(values, name, wanted)
+        ]
+        if problems:
+            raise ValidationError.from_exception_data(cls.__name__, problems)
+        return handler(values) if issubclass(cls, wanted) else cast(Self, wanted.model_validate(values))
+
+    @classmethod
+    def _problems(
+        cls, values: dict[str, Any], name: str, wanted: "type[RegistrySection]"
+    ) -> Iterator[tuple[str, Any, str]]:
+        """Yield the refused keys, each with the type of the error and its message."""
+        if not issubclass(cls, wanted) and not issubclass(wanted, cls):  # a section for one kind of entry
+            kinds = ((other, cls._class_of(other)) for other in cls.ENTRIES)
+            fitting = [other for other, kind in kinds if issubclass(cls, kind) or issubclass(kind, cls)]
+            yield cls.CHOSEN_BY, "value_error", f"it must be {' or '.join(fitting)} here (got {name})"
+            return
+        for key in values:
+            if key not in wanted._keys():
+                others = [other for other in cls.ENTRIES if key in cls._class_of(other)._keys()]
+                belongs = f"{name} has no such option; it belongs to {' and '.join(others)}"
+                yield key, UNKNOWN_KEY, belongs if others else unknown_key(key, wanted._keys())
+
+    @classmethod
+    def _named(cls, values: Any) -> str | None:
+        """Return the selected entry; None if the values name none."""
+        if not isinstance(values, dict):
+            return None
+        name = values.get(cls.CHOSEN_BY, cls.model_fields[cls.CHOSEN_BY].default)
+        return name if is_entry(name, cls.ENTRIES) else None
+
+    @classmethod
+    def _class_of(cls, name: str) -> "type[RegistrySection]":
+        kind: type[RegistrySection] = load_reference(getattr(cls.ENTRIES[name], cls.OF_ENTRY))
+        return kind
+
+    @classmethod
+    def _keys(cls) -> list[str]:
+        return [*cls.model_fields, *sorted(cls.ALSO)]
 
 
 def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
@@ -139,12 +220,8 @@ def _choices(item: ErrorDetails) -> list[str]:
 
 
 def _value_hint(item: ErrorDetails) -> str:
-    value = item["input"]
-    if not isinstance(value, str):
-        return ""
-    if item["type"].startswith(("int_", "float_")) and re.fullmatch(r"[+-]?\d+,\d+", value):
-        return f"; write {value.replace(',', '.')}, with a point"
-    near = nearest(value, _choices(item)) if item["type"] == "literal_error" else None
+    is_choice = item["type"] == "literal_error" and isinstance(item["input"], str)
+    near = nearest(item["input"], _choices(item)) if is_choice else None
     return f"; did you mean {near}?" if near else ""
 
 
@@ -163,13 +240,8 @@ def _similar_key(item: ErrorDetails, kind: Any) -> str | None:
 
 def unknown_key(key: str, allowed: Sequence[str]) -> str:
     """Return why a key is refused, and what to write instead."""
-    if ":" in key:
-        return "unknown key: write a space after the colon"
-    hint, near = "", nearest(key, allowed)
-    if key.isdecimal():  # the rest of 0,5 between braces
-        hint = " (write decimals with a point, such as 0.5)"
-    elif near:
-        hint = f" (did you mean {near}?)"
+    near = nearest(key, allowed)
+    hint = f" (did you mean {near}?)" if near else ""
     return (
         f"unknown key{hint}, allowed are {', '.join(allowed)}" if allowed else "unknown key, there are none"
     )

@@ -14,8 +14,7 @@ from pydantic import AfterValidator, Field, model_validator
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.references import check_name, reference_module
 from diffusion.system.registry import Registry
-from diffusion.system.registry_section import RegistrySection
-from diffusion.system.section import NotBool, PositiveInt
+from diffusion.system.section import NotBool, PositiveInt, RegistrySection
 
 MAX_RATE = 10.0
 Rate = Annotated[float, Field(gt=0, le=MAX_RATE), NotBool]
