@@ -4,15 +4,13 @@ A link at the path is replaced, not followed: DVC may have made it, and it leads
 `output_paths` writes the files that a user names.
 """
 
-import errno
 import fcntl
 import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,21 +28,12 @@ Write = Callable[[Path, Fill], None]
 
 def write_atomic(path: Path, write: Fill) -> None:
     """Let `write` fill a file that replaces `path` as a whole or not at all; OSError names `path`."""
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_special(path)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with _temporary(path) as made:
+        with open(made, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)
 
 
 def copy_file(source: Path, path: Path) -> None:
@@ -66,34 +55,32 @@ def write_json(path: Path, values: Any) -> None:
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `path` if the block ends without an exception."""
-    with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        with _new_folder(path) as made:
-            try:
-                yield made
-                for entry in [*made.rglob("*"), made]:
-                    sync_folder(entry) if entry.is_dir() else sync_file(entry)
-                os.chmod(made, 0o777 & ~_umask())
-                _remove(path)
-                os.replace(made, path)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
-        sync_folder(path.parent)
+    remove_leftovers(path)
+    with _temporary(path) as made, ExitStack() as stack:
+        made.mkdir()
+        with suppress(OSError):  # its disk has no locks, so that leftovers stay
+            stack.enter_context(_folder_lock(made, fcntl.LOCK_EX))
+        yield made
+        for entry in [*made.rglob("*"), made]:
+            sync_folder(entry) if entry.is_dir() else sync_file(entry)
+        _remove(path)
+        os.replace(made, path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Make an OSError in the block name `path` if it names no file or a temporary one."""
-    temporary = os.path.abspath(path.parent / _prefix(path))
+def _temporary(path: Path) -> Iterator[Path]:
+    """Yield a temporary name next to `path`; after an exception nothing is left there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.parent / f"{_prefix(path)}{secrets.token_hex(4)}.tmp"
     try:
-        yield
-    except OSError as error:
-        named = error.filename
-        if error.errno and (named is None or os.path.abspath(os.fsdecode(named)).startswith(temporary)):
+        yield made
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(made)
+        if isinstance(error, OSError) and error.errno and str(error.filename or made).startswith(str(made)):
             error.filename, error.filename2 = str(path), None
         raise
+    sync_folder(path.parent)
 
 
 def _prefix(path: Path) -> str:
@@ -101,22 +88,12 @@ def _prefix(path: Path) -> str:
     return f".{os.fsencode(path.name)[:MAX_PREFIX_BYTES].decode(errors='ignore')}."
 
 
-def _refuse_special(path: Path) -> None:
-    """Raise OSError unless the path has a file or a link: a rename must not replace a device."""
-    mode = path.lstat().st_mode if os.path.lexists(path) else stat.S_IFREG
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
-
-
 def _remove(path: Path) -> None:
-    """Remove a file, folder or link."""
+    """Remove a file, folder or link, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    elif os.path.lexists(path):
-        _refuse_special(path)
-        path.unlink()
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -124,19 +101,6 @@ def remove_leftovers(path: Path) -> None:
     for made in path.parent.glob(f"{glob.escape(_prefix(path))}*.tmp"):
         with suppress(OSError), _folder_lock(made, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder next to `path`, locked until the block or this process ends."""
-    while True:
-        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".tmp"))
-        with ExitStack() as stack:
-            with suppress(OSError):  # it was removed, or its disk has no locks, so that leftovers stay
-                stack.enter_context(_folder_lock(made, fcntl.LOCK_EX))
-            if made.exists():  # not removed as a leftover before it was locked
-                yield made
-                return
 
 
 @contextmanager
@@ -186,9 +150,3 @@ def sha256_file(path: Path) -> str:
 def disk_usage(folder: Path) -> int:
     """Return the disk space of the files below a folder in bytes."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
