@@ -4,20 +4,17 @@ Unlike a stage's outputs (`files`), a link is followed, and devices and pipes ar
 DVC's cache is replaced itself, since the cache belongs to other commits too.
 """
 
-import errno
 import io
 import os
 import re
-import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from diffusion.system.errors import DiffctlError, UsageError, is_disk_full, printable
 from diffusion.system.files import Fill, write_atomic
 
-REFUSED_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a disk"}
 DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/|/\.dvc/cache/")
 
 
@@ -45,15 +42,15 @@ def write_output_text(path: Path, text: str) -> None:
 
 
 def check_output(path: Path, flag: str) -> None:
-    """Raise UsageError, or OSError for a full disk, if `write_output` would fail; leave no file behind."""
+    """Raise UsageError, or OSError for a full disk, if `write_output` would fail.
+
+    Its folder is created.
+    """
     with _refusing(path, flag, "file"):
         target = _target(path)
-        kind = stat.S_IFMT(target.stat().st_mode) if target.exists() else None
-        if kind in REFUSED_KINDS:
-            raise UsageError(f"{flag} {printable(path)} is {REFUSED_KINDS[kind]}: name a file")
-        if kind is not None and not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        if kind in (None, stat.S_IFREG):
+        if target.is_dir():
+            raise UsageError(f"{flag} {printable(path)} is a folder: name a file")
+        if target.is_file() or not target.exists():
             _probe(target)
 
 
@@ -61,22 +58,18 @@ def check_output_folder(path: Path, flag: str) -> None:
     """Check a folder to create, as `check_output`: nothing or an empty folder may be there."""
     with _refusing(path, flag, "folder"):
         target = _target(path)
-        if os.path.lexists(target) and not target.is_dir():
+        if target.exists() and not target.is_dir():
             raise UsageError(f"{flag} {printable(path)} is not a folder: give a new folder")
-        if target.is_dir() and any(target.iterdir()):
-            raise UsageError(f"{flag} {printable(path)} is not empty: give a new folder")
-        if target == Path.cwd().resolve():
-            raise UsageError(f"{flag} {printable(path)} is in use and cannot be replaced: give a new folder")
+        if target == Path.cwd().resolve() or (target.is_dir() and any(target.iterdir())):
+            raise UsageError(f"{flag} {printable(path)} is not empty or in use: give a new folder")
         _probe(target)
 
 
 def _target(path: Path) -> Path:
-    """Return the path with links followed, except one into DVC's cache; OSError for a circle."""
+    """Return the path with links followed, except one into DVC's cache."""
     target = Path(os.path.realpath(path))
-    if DVC_CACHE.search(str(target)) and path.is_symlink():
+    if path.is_symlink() and DVC_CACHE.search(str(target)):
         return path.parent.resolve() / path.name
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     return target
 
 
@@ -95,13 +88,6 @@ def _refusing(path: Path, flag: str, kind: str) -> Iterator[None]:
 
 def _probe(target: Path) -> None:
     """Create a file of that name in a temporary folder next to the target, then remove both."""
-    created = [folder for folder in (target.parent, *target.parent.parents) if not os.path.lexists(folder)]
-    try:
-        for folder in reversed(created):
-            folder.mkdir()
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".diffctl-") as probe:
-            (Path(probe) / target.name).touch()
-    finally:
-        for folder in created:
-            with suppress(OSError):  # never created, or in use by another process by now
-                folder.rmdir()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".diffctl-") as probe:
+        (Path(probe) / target.name).touch()
