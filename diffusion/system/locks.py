@@ -1,6 +1,5 @@
 """Locks between processes, by flock: the kernel releases the lock of a killed process at once."""
 
-import errno
 import fcntl
 import math
 import os
@@ -33,8 +32,8 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
     """
     wait = -1 if timeout is None else max(timeout, MIN_WAIT_SECONDS)
     lock = FileLock(path, wait, poll_interval=POLL_SECONDS, fallback_to_soft=False)
-    _make_folder(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         raise LockBusy(busy or _busy(path)) from None
@@ -56,17 +55,13 @@ def group_lock(
     `through_exec` the program that replaces this process inherits the lock.
     """
     deadline = math.inf if timeout is None else time.monotonic() + max(timeout, MIN_WAIT_SECONDS)
-    _make_folder(path)
-    while True:
-        with _opened(path) as file:
-            os.set_inheritable(file.fileno(), through_exec)
-            while not _join(path, file, group):
-                if time.monotonic() > deadline:
-                    raise LockBusy(busy or _busy(path))
-                time.sleep(POLL_SECONDS)
-            if _is_at(path, file):
-                yield
-                return
+    with _opened(path) as file:
+        os.set_inheritable(file.fileno(), through_exec)
+        while not _join(path, file, group):
+            if time.monotonic() > deadline:
+                raise LockBusy(busy or _busy(path))
+            time.sleep(POLL_SECONDS)
+        yield
 
 
 def holding_group(path: Path) -> str | None:
@@ -91,38 +86,21 @@ def _busy(path: Path) -> str:
     return f"another process holds {path}: wait for it to end"
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _lock_error(path, error) from None
-
-
 def _opened(path: Path) -> IO[str]:
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return open(path, "a+", encoding="utf-8")
     except OSError as error:
         raise _lock_error(path, error) from None
-    return open(handle, "a+", encoding="utf-8")
 
 
 def _lock_error(path: Path, error: OSError) -> DiffctlError:
-    if error.errno == errno.ELOOP:
-        return DiffctlError(f"{path} is a link, not a lock file: remove it")
     if error.filename is not None:  # from the folder or the file itself
         return DiffctlError(f"cannot write in {path.parent}: {error.strerror}")
     return DiffctlError(
         f"{path} cannot be locked ({error.strerror}), so that two processes could damage each other's work: "
         "put that folder on a local disk, or mount its file system with locks"
     )
-
-
-def _is_at(path: Path, file: IO[str]) -> bool:
-    """Return whether the open file is still the one at the path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.lstat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _flock(path: Path, file: IO[str], kind: int) -> bool:

@@ -7,21 +7,16 @@ such an exception. So the flag stays set, and the next `check_signals` raises ag
 import signal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from enum import Enum
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from diffusion.system.errors import Interrupted
 
 FINISHED_STAYS = ": the same command resumes after the finished parts"
 
-
-class SignalMode(Enum):
-    """Effect of a signal besides setting the flag."""
-
-    RAISE = "Interrupted is raised at once"
-    POLL = "none: the work polls the flag"
-    HOLD = "none, and a second Ctrl-C does not end the process either"
+# Effect of a signal besides setting the flag: Interrupted is raised at once; none; or none, and a second Ctrl-C
+# does not end the process either.
+SignalMode = Literal["raise", "poll", "hold"]
 
 
 class StopRequest:
@@ -34,17 +29,12 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._pressed = False
-        self._mode = SignalMode.POLL
+        self._mode: SignalMode = "poll"
 
     def raise_if_set(self) -> None:
         """Raise Interrupted if a stop was requested; call it after all work is saved."""
         if self.signal is not None:
             raise make_interrupted(self.signal, ", saved: the same command resumes here")
-
-    def check(self) -> None:
-        """Raise Interrupted if a stop was requested; for work that is safe to stop at any moment."""
-        if self.signal is not None:
-            raise make_interrupted(self.signal)
 
     def request(self) -> bool:
         """Request a stop as SIGTERM does; return False if a signal did so before."""
@@ -55,7 +45,7 @@ class StopRequest:
 
     def release(self) -> None:
         """Stop holding: from now on a second Ctrl-C ends the process at once."""
-        self._mode = SignalMode.POLL
+        self._mode = "poll"
         self._arm()
 
     def clear(self) -> None:
@@ -67,12 +57,12 @@ class StopRequest:
         self.signal = self.signal or number
         self._pressed = self._pressed or number == signal.SIGINT
         self._arm()
-        if first and self._mode is SignalMode.RAISE:
+        if first and self._mode == "raise":
             raise make_interrupted(number)
 
     def _arm(self) -> None:
         """Restore the default action of Ctrl-C after the first one."""
-        if self._pressed and self.signal is not None and self._mode is not SignalMode.HOLD:
+        if self._pressed and self.signal is not None and self._mode != "hold":
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -85,7 +75,7 @@ def stop_request(*, hold: bool = False) -> AbstractContextManager[StopRequest]:
     With `hold`, a second Ctrl-C ends the process only after `release`: for a parent that must stop its
     children first. The previous handlers are restored after the block.
     """
-    return _block(SignalMode.HOLD if hold else SignalMode.POLL)
+    return _block("hold" if hold else "poll")
 
 
 def interrupt_on_signal() -> AbstractContextManager[StopRequest]:
@@ -93,13 +83,13 @@ def interrupt_on_signal() -> AbstractContextManager[StopRequest]:
 
     For work that is safe to stop at any moment. Leaving the block checks the flag once more.
     """
-    return _block(SignalMode.RAISE)
+    return _block("raise")
 
 
 def check_signals() -> None:
     """Raise Interrupted if an earlier one was swallowed; do nothing in `stop_request`."""
-    if _current is not None and _current._mode is SignalMode.RAISE:
-        _current.check()
+    if _current is not None and _current._mode == "raise" and _current.signal is not None:
+        raise make_interrupted(_current.signal)
 
 
 @contextmanager
@@ -108,9 +98,11 @@ def _block(mode: SignalMode) -> Iterator[StopRequest]:
     outer, request = _current, _current or StopRequest()
     before, _current = request._mode, request
     handlers: dict[int, Any] = {}
+    # Without SIGHUP where `nohup` ignores it.
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     try:
         request._mode = mode
-        for number in _handled_signals():
+        for number in (signal.SIGINT, signal.SIGTERM, *hangup):
             handlers[number] = signal.signal(number, request._receive)
         request._arm()
         check_signals()
@@ -124,12 +116,6 @@ def _block(mode: SignalMode) -> Iterator[StopRequest]:
             signal.signal(number, handler)
         if outer is not None:
             request._arm()
-
-
-def _handled_signals() -> list[int]:
-    """Return the signals that request a stop; without SIGHUP where `nohup` ignores it."""
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def make_interrupted(number: int, what: str = FINISHED_STAYS) -> Interrupted:
