@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import create_model
 
 from diffusion.system.errors import UsageError
+from diffusion.system.regular_files import read_regular
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validate
-from diffusion.system.yaml_text import YamlRefusal, parse_yaml
+from diffusion.system.yaml_text import parse_yaml
 
 PARAMS = "params.yaml"
 MAX_TEXT = 300  # characters of a path or a reason
@@ -20,39 +21,21 @@ def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[
 
     UsageError for keys of earlier versions too, unless `earlier_names` allows them.
     """
-    path = Path(path)
     shown = brief(path, str, MAX_TEXT)
-    text = _text(path, shown)
     try:
-        values = parse_yaml(text)
-    except YamlRefusal as refusal:
-        raise UsageError(f"{shown} is not readable as YAML: {brief(refusal, str, MAX_TEXT)}") from None
+        values = parse_yaml(read_regular(Path(path), MAX_BYTES).decode())
+    except FileNotFoundError:
+        raise UsageError(
+            f"{shown} does not exist: run this in the project's folder, or `diffctl use PROFILE` to start one"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a refusal, undecodable text, or an impossible name
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{shown} is not readable as YAML: {brief(why, str, MAX_TEXT)}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{shown} is not a params file: it has no sections")
     if not earlier_names:
         refuse_renamed(values, shown)
     return values
-
-
-def _text(path: Path, shown: str) -> str:
-    """Return the content of a regular file of limited size."""
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{shown} is not a regular file")
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UsageError(f"{shown} has more than {MAX_BYTES:,} bytes, too many for a params file")
-        return data.decode("utf-8")
-    except FileNotFoundError:
-        raise UsageError(
-            f"{shown} does not exist: run this in the project's folder, or `diffctl use PROFILE` to start one"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{shown} is not UTF-8 text at byte {error.start + 1}") from None
-    except (OSError, ValueError) as error:  # ValueError for a NUL or an unencodable character in the name
-        why = error.strerror if isinstance(error, OSError) else "the name is not possible"
-        raise UsageError(f"{shown} cannot be read ({why})") from None
 
 
 def load_sections(kind: type[Kind], path: Path | str = PARAMS) -> Kind:

@@ -14,16 +14,13 @@ from typing import Any, NoReturn
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent, ScalarEvent
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.tag import Tag
 
 MAX_DEPTH = 16  # levels; the sections of params.yaml need four
 MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
-MAX_DIGITS = 100  # of a number; a longer one stays text
-NO_SPACE = re.compile(r"\s*(?:- )?(\w+):[^\s/]")
-NO_BREAK_SPACE = "\xa0"
 COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
 
 
@@ -45,30 +42,17 @@ def parse_yaml(text: str) -> Any:
     """Return mappings with text keys, lists, text, numbers, booleans and None; raise YamlRefusal."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Constructor = _PlainConstructor
-    for number, line in enumerate(text.splitlines(), 1):
-        if NO_BREAK_SPACE in line.partition("#")[0] and not set(line) & set("'\""):
-            raise YamlRefusal(f"line {number}: it has a no-break space: write a normal space")
     try:
         _check_events(yaml.parse(text))
         return yaml.load(text)
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        _refuse_missing_space(text, mark)
-        _refuse(mark, str(error.problem or "it is not valid YAML"))
+        _refuse(error.problem_mark or error.context_mark, str(error.problem or "it is not valid YAML"))
     except ReaderError as error:
         raise YamlRefusal(f"character {error.position + 1} is not allowed in YAML") from None
     except (YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, YamlRefusal):
             raise
         raise YamlRefusal("it is not valid YAML") from None
-
-
-def _refuse_missing_space(text: str, mark: Any) -> None:
-    """Raise YamlRefusal if a `key:value` without a space is in the line of an error or directly above it."""
-    lines = text.splitlines()
-    for number in (mark.line, mark.line - 1) if mark else ():
-        if 0 <= number < len(lines) and (found := NO_SPACE.match(lines[number])):
-            raise YamlRefusal(f"line {number + 1}: write a space after the colon of {found[1]}:")
 
 
 def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
@@ -110,9 +94,8 @@ def _without_key(text: str, path: Sequence[str]) -> str:
     if path[-1] not in place:
         return text
     del place[path[-1]]
-    row = parent.lc.key(path[-1])[0]
     lines = text.splitlines(keepends=True)
-    del lines[row]
+    del lines[parent.lc.key(path[-1])[0]]
     edited = "".join(lines)
     with suppress(YamlRefusal):
         if parse_yaml(edited) == wanted:
@@ -124,7 +107,7 @@ _NULL, _TEXT = "tag:yaml.org,2002:null", Tag(suffix="tag:yaml.org,2002:str")
 
 
 class _PlainConstructor(SafeConstructor):
-    """Builds plain values: no dates, no merge keys, no numbers that only ruamel reads."""
+    """Builds plain values: no dates and no merge keys."""
 
     def flatten_mapping(self, node: MappingNode) -> None:
         """Read each key as text, so that `<<` merges nothing; refuse duplicate keys."""
@@ -137,18 +120,7 @@ class _PlainConstructor(SafeConstructor):
                 raise YamlRefusal(f"{key.value} occurs twice, in lines {lines[key.value]} and {line}")
             lines[key.value], key.ctag = line, _TEXT
 
-    def construct_number(self, node: ScalarNode) -> Any:
-        """Return a number in decimal digits; keep all other text as it is."""
-        text: str = node.value
-        is_plain = len(text) <= MAX_DIGITS and not set(text.lower()) - set("0123456789+-.einfa")
-        if not is_plain:
-            return text
-        build = self.construct_yaml_int if str(node.tag).endswith(":int") else self.construct_yaml_float
-        return build(node)
 
-
-for _tag in ("int", "float"):
-    _PlainConstructor.add_constructor(f"tag:yaml.org,2002:{_tag}", _PlainConstructor.construct_number)
 for _tag in ("timestamp", "value", "merge"):
     _PlainConstructor.add_constructor(f"tag:yaml.org,2002:{_tag}", SafeConstructor.construct_yaml_str)
 
@@ -161,22 +133,16 @@ def _check_events(events: Any) -> None:
             depth -= 1
         if not isinstance(event, NodeEvent):
             continue
-        _check_node(event)
         nodes += 1
         depth += isinstance(event, CollectionStartEvent)
+        if isinstance(event, AliasEvent) or event.anchor is not None:
+            _refuse(event.start_mark, "anchors and aliases (& and *) are not read: write the value out")
+        if getattr(event, "tag", None) is not None:
+            _refuse(event.start_mark, "tags (!) are not read: write the plain value")
         if nodes > MAX_NODES:
             _refuse(event.start_mark, f"it has more than {MAX_NODES:,} values and keys")
         if depth > MAX_DEPTH:
             _refuse(event.start_mark, f"it is nested more than {MAX_DEPTH} levels deep")
-
-
-def _check_node(event: NodeEvent) -> None:
-    if isinstance(event, AliasEvent) or event.anchor is not None:
-        _refuse(event.start_mark, "anchors and aliases (& and *) are not read: write the value out")
-    if getattr(event, "tag", None) is not None:
-        _refuse(event.start_mark, "tags (!) are not read: write the plain value")
-    if isinstance(event, ScalarEvent) and any("\ud800" <= one <= "\udfff" for one in event.value):
-        _refuse(event.start_mark, "an escape in it is not a character")
 
 
 def _set_value(values: Any, path: Sequence[str], value: Any) -> None:
