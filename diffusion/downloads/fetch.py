@@ -13,7 +13,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from diffusion.system.errors import DiffctlError, TemporaryError
-from diffusion.system.files import sync_folder
+from diffusion.system.files import disk_errors, sync_folder
 from diffusion.system.locks import file_lock
 
 MAX_DEPTH = 8  # folder levels in which raw files are searched
@@ -46,14 +46,6 @@ class RetryPolicy:
     wait: float = 1.0
     max_wait: float = 30.0
     timeout: float = 30.0
-
-
-class _Failed(Exception):
-    """This attempt failed; try again in `after` seconds at the earliest."""
-
-    def __init__(self, why: str, after: float = 0.0) -> None:
-        super().__init__(why)
-        self.after = after
 
 
 class _Refused(Exception):
@@ -104,7 +96,9 @@ def fetch(
         with file_lock(folder / f".{remote.name}.lock"):
             if not path.exists():
                 part = folder / f".{remote.name}.part"
-                _download(remote, part, _addresses(remote, folder), notify, policy)
+                mirror = os.environ.get("DIFFCTL_MIRROR")
+                first = [f"{mirror.rstrip('/')}/{folder.name}/{remote.name}"] if mirror else []
+                _download(remote, part, [*first, *remote.urls], notify, policy)
                 os.replace(part, path)
                 sync_folder(folder)
                 return path
@@ -134,12 +128,6 @@ def file_checksums(paths: Sequence[Path], notify: OnProgress | None = None) -> d
     return found
 
 
-def _addresses(remote: RemoteFile, folder: Path) -> list[str]:
-    mirror = os.environ.get("DIFFCTL_MIRROR")
-    first = [f"{mirror.rstrip('/')}/{folder.name}/{remote.name}"] if mirror else []
-    return [*first, *remote.urls]
-
-
 def _download(
     remote: RemoteFile, part: Path, urls: list[str], notify: OnProgress | None, policy: RetryPolicy
 ) -> None:
@@ -152,7 +140,8 @@ def _download(
             notify(done, remote.size, remote.name)
 
     while urls and wrong <= len(urls) and failures < policy.attempts:
-        url, before = urls[0], _size(part)
+        url, *others = urls
+        before = _size(part)
         try:
             _transfer(url, part, policy.timeout, received)
             found = _digest_of(part, algorithm)
@@ -160,14 +149,15 @@ def _download(
                 return
             part.unlink()  # some byte is wrong, so that nothing can be kept
             why, wrong = f"serves another file ({algorithm} {found}, expected {expected})", wrong + 1
+            urls = [*others, url]
         except _Refused as refusal:
-            why, urls = str(refusal), [other for other in urls if other != url]
-        except _Failed as failure:
-            why, failures = str(failure), 0 if _size(part) > before else failures + 1
+            why, urls = str(refusal), others
+        except (requests.RequestException, HTTPError) as failure:
+            why, urls = str(failure) or type(failure).__name__, [*others, url]
+            failures = 0 if _size(part) > before else failures + 1
             if failures < policy.attempts:
-                time.sleep(min(policy.max_wait, max(failure.after, policy.wait * 2**failures)))
+                time.sleep(min(policy.max_wait, policy.wait * 2**failures))
         why = f"{urlsplit(url).netloc}: {why}"
-        urls = [*urls[1:], url] if url in urls else urls
     kind = TemporaryError if failures >= policy.attempts else DiffctlError
     raise kind(
         f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
@@ -176,44 +166,23 @@ def _download(
 
 
 def _transfer(url: str, part: Path, timeout: float, received: Callable[[int], None]) -> None:
-    """Complete `part` from `url`; _Failed and _Refused for the network, DiffctlError for the disk."""
-    have = _size(part)
-    headers = {**HEADERS, "Range": f"bytes={have}-"} if have else HEADERS
-    try:
-        with requests.get(url, headers=headers, timeout=timeout, stream=True) as response:
-            if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
-                return
-            if response.status_code in RETRIED_STATUS:
-                after = response.headers.get("Retry-After", "")
-                raise _Failed(f"HTTP {response.status_code}", int(after) if after.isdecimal() else 0)
-            if not response.ok:
-                raise _Refused(f"HTTP {response.status_code}")
-            _receive(response, part, have, received)
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-        raise _Refused(str(error)) from None
-    except (requests.RequestException, HTTPError) as error:
-        raise _Failed(str(error) or type(error).__name__) from None
-    except OSError as error:  # another attempt would not help
-        raise DiffctlError(
-            f"cannot write {part} ({error.strerror}): make room, or set DIFFCTL_CACHE to another disk; "
-            "the download resumes from there"
-        ) from None
-
-
-def _receive(response: requests.Response, part: Path, have: int, received: Callable[[int], None]) -> None:
-    starts_here = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-    done = have if response.status_code == 206 and starts_here else 0
-    length = int(response.headers.get("Content-Length") or 0)
-    total = done + length if length else 0
-    with open(part, "ab" if done else "wb") as file:
-        for block in response.raw.stream(BLOCK, decode_content=False):
-            file.write(block)
-            file.flush()
-            done += len(block)
-            received(done)
-        os.fsync(file.fileno())
-    if total and done < total:
-        raise _Failed(f"the connection was closed after {done:,} of {total:,} bytes")
+    """Complete `part` from `url`; DiffctlError for the disk, other exceptions for the network."""
+    done = _size(part)
+    headers = {**HEADERS, "Range": f"bytes={done}-"} if done else HEADERS
+    with disk_errors(part), requests.get(url, headers=headers, timeout=timeout, stream=True) as response:
+        if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
+            return
+        if response.status_code in RETRIED_STATUS:
+            raise requests.HTTPError(f"HTTP {response.status_code}")
+        if not response.ok:
+            raise _Refused(f"HTTP {response.status_code}")
+        starts_here = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        done = done if response.status_code == 206 and starts_here else 0
+        with open(part, "ab" if done else "wb", buffering=0) as file:
+            for block in response.raw.stream(BLOCK, decode_content=False):
+                done += file.write(block)
+                received(done)
+            os.fsync(file.fileno())
 
 
 def _digest_of(path: Path, algorithm: str) -> str:

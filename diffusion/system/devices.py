@@ -5,7 +5,8 @@ import platform
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,6 @@ OnWait = Callable[[str], object]
 
 Check = Callable[[], object]
 """Called repeatedly while waiting; raises to stop."""
-
 
 WITHOUT_FLOAT64 = ("mps",)  # device types
 DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
@@ -135,10 +135,7 @@ def acquire_lock(
         raise DiffctlError(
             f"{LOCK_DIR} is not a folder of this user: remove it, or set TMPDIR to your own folder"
         )
-
-    def lock(path: Path) -> AbstractContextManager[None]:
-        return file_lock(path, timeout=0) if group is None else group_lock(path, group)
-
+    lock = partial(file_lock, timeout=0) if group is None else partial(group_lock, group=group)
     with ExitStack() as stack:
         while True:
             for name in names:

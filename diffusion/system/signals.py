@@ -14,7 +14,7 @@ from diffusion.system.errors import Interrupted
 
 FINISHED_STAYS = ": the same command resumes after the finished parts"
 
-# Effect of a signal besides setting the flag: Interrupted is raised at once; none; or none, and a second Ctrl-C
+# Besides setting the flag, a signal raises Interrupted at once, or does nothing. With "hold" a second Ctrl-C
 # does not end the process either.
 SignalMode = Literal["raise", "poll", "hold"]
 
