@@ -8,8 +8,7 @@ import torch
 
 from diffusion.check.findings import Finding, Project
 from diffusion.data.source import summarize
-from diffusion.images.digests import is_verified, read_note, verify
-from diffusion.images.store import ImageStore
+from diffusion.images.store import ImageStore, is_verified, read_note, verify
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import format_bytes
@@ -113,9 +112,9 @@ def _start(plan: DenoiserPlan, starts: Path) -> Iterator[Finding]:
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
     """Check whether the images are unchanged; for very large stores, only whether their files are."""
-    if store.images.nbytes <= HASHED or is_verified(store.path, store.images, store.digest):
+    if store.images.nbytes <= HASHED or is_verified(store):
         try:
-            verify(store.path, store.images, store.labels, store.digest)
+            verify(store)
         except DiffctlError as error:
             yield Finding("error", split, str(error), "`dvc repro --force data` prepares them again")
     elif read_note(store.path) is not None:

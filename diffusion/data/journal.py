@@ -19,8 +19,7 @@ from pydantic import NonNegativeInt
 
 from diffusion.data.readers.image_files import conform
 from diffusion.data.source import Job, Reader
-from diffusion.images.digests import row_digests
-from diffusion.images.store import Images
+from diffusion.images.store import Images, row_digests
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_errors, sync_file

@@ -15,8 +15,7 @@ from diffusion.data.data_config import DataConfig
 from diffusion.data.journal import SplitTarget
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import Problem, RawData, Split, count_problems, write_list
-from diffusion.images.digests import combine_digests
-from diffusion.images.store import Labels, describe_store
+from diffusion.images.store import Labels, combine_digests, describe_store
 from diffusion.system.errors import DiffctlError
 
 LISTED = 10_000  # maximum copies in duplicates.csv

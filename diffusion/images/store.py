@@ -3,8 +3,15 @@
 A store is a folder with `images.npy` (uint8, NHWC), `labels.npy` (int64, absent without labels) and
 `meta.json` (checksummed, with the digest of images and labels). Images are memory-mapped, so that a store of
 any size opens at once.
+
+The digest is the SHA-256 of the images' shape, of the SHA-256 of each image, and of the labels. A note in the
+project has size, change times and inodes of a large store's files when they were verified. Other values do
+not prove a change (`dvc checkout` and a copy give new ones), so the files are hashed again.
 """
 
+import contextlib
+import hashlib
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +22,20 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from diffusion.images.digests import blocks, combine_digests, read_array, row_digests, verify
 from diffusion.images.store_meta import StoreMeta
+from diffusion.layout import VERIFIED_RUNS
 from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
 from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.renamed import translate
-from diffusion.system.section import explain
+from diffusion.system.section import brief, explain, fingerprint
+
+FILES = ("images.npy", "labels.npy")  # covered by a store's digest
+LARGE = 2**26  # bytes: a smaller store is hashed quickly
+
+# What NumPy raises for an invalid header, an impossible size, or a truncated file.
+UNREADABLE = (ValueError, TypeError, EOFError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError)
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -64,36 +77,22 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
     except (Corrupted, OSError) as error:
         raise DiffctlError(f"the images in {path} are damaged ({error}): make them again") from None
     store = ImageStore(path, images, labels, meta)
-    _refuse_unfit(store)
+    if problem := _find_problem(store):
+        raise DiffctlError(f"the images in {path} are invalid ({problem}): make them again")
     if not unverified:
-        verify(path, images, labels, store.digest)
+        verify(store)
     return store
 
 
-def _refuse_unfit(store: ImageStore) -> None:
-    """Raise DiffctlError unless images, labels and meta are consistent."""
-    path, images, labels, meta = store.path, store.images, store.labels, store.meta
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise DiffctlError(
-            f"the images in {path} are invalid: {images.dtype} {images.shape}, want uint8 NHWC"
-        )
-    if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
-        raise DiffctlError(
-            f"the labels in {path} are invalid: {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
-        )
-    described = (meta["count"], *(meta.get(field, size) for field, size in _sizes(images).items()))
-    if described != (len(images), *_sizes(images).values()):
-        raise DiffctlError(f"the images in {path} are {images.shape}, unlike in their meta.json")
-    classes = len(meta.get("classes") or ())
-    if classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise DiffctlError(
-            f"the labels in {path} are from {labels.min()} to {labels.max()}, of {classes} classes"
-        )
-
-
-def _sizes(images: Images) -> dict[str, int]:
-    """Return the size fields of a prepared split's meta for these images."""
-    return {"image_size": images.shape[1], "channels": images.shape[3]}
+def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    """Return the array in a file, memory-mapped if requested; raise Corrupted or FileNotFoundError."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except UNREADABLE as error:
+        raise Corrupted(f"{path.name}: {brief(error, str)}") from None
+    if not isinstance(array, np.ndarray):  # an npz archive with this name
+        raise Corrupted(f"{path.name} is not an array")
+    return array
 
 
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
@@ -113,6 +112,59 @@ def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
     return values
 
 
+def _find_problem(store: ImageStore) -> str | None:
+    """Return what is inconsistent in images, labels and meta; None if nothing is."""
+    images, labels, meta = store.images, store.labels, store.meta
+    if images.dtype != np.uint8 or images.ndim != 4:
+        return f"{images.dtype} {images.shape}, want uint8 NHWC"
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
+        return f"the labels are {labels.dtype} {labels.shape}, want int64 ({len(images)},)"
+    sizes = {"count": len(images), "image_size": images.shape[1], "channels": images.shape[3]}
+    if any(meta.get(field, size) != size for field, size in sizes.items()):
+        return f"{images.shape}, unlike in meta.json"
+    classes = len(meta.get("classes") or ())
+    if classes and labels is not None and len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        return f"labels from {labels.min()} to {labels.max()}, of {classes} classes"
+    return None
+
+
+def verify(store: ImageStore) -> None:
+    """Raise DiffctlError unless images and labels have the store's digest."""
+    if is_verified(store):
+        return
+    now = _state(store)
+    if content_digest(store.images, store.labels) != store.digest:
+        raise DiffctlError(f"the images in {store.path} changed after they were written: make them again")
+    if store.images.nbytes >= LARGE and VERIFIED_RUNS.parent.is_dir():
+        with contextlib.suppress(OSError):  # a read-only folder: hashed again the next time
+            write_json(_note(store.path), now)
+
+
+def is_verified(store: ImageStore) -> bool:
+    """Return whether the store is large and its files are unchanged since they were verified."""
+    return store.images.nbytes >= LARGE and read_note(store.path) == _state(store)
+
+
+def read_note(path: Path) -> JsonObject | None:
+    """Return the state of the store's files when they were verified; None if unknown."""
+    try:
+        return read_json(_note(path), JsonObject)
+    except (OSError, DiffctlError):
+        return None
+
+
+def _note(path: Path) -> Path:
+    return VERIFIED_RUNS / f"{fingerprint(str(path.resolve()))}.json"
+
+
+def _state(store: ImageStore) -> dict[str, Any]:
+    found = {name: (store.path / name).stat() for name in FILES if (store.path / name).exists()}
+    files = {
+        name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino] for name, stat in found.items()
+    }
+    return {"path": str(store.path.resolve()), "digest": store.digest, "files": files}
+
+
 def write_store(path: Path, images: Images, labels: Labels | None, meta: dict[str, Any]) -> ImageStore:
     """Write an array as a store, atomically; `count` and `digest` are added to the meta."""
     return stream_store(path, images.shape, blocks(images), labels, meta)
@@ -126,8 +178,7 @@ def stream_store(
         with open(folder / "images.npy", "wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
             write_array_header_1_0(file, header)
-            rows = _written(file, parts)
-            digest = combine_digests(shape, rows, labels)
+            digest = combine_digests(shape, _written(file, parts), labels)
         describe_store(folder, labels, meta, shape[0], digest)
     return open_store(path, unverified=True)
 
@@ -152,3 +203,37 @@ def save_npz(file: IO[bytes], images: Images, labels: Sequence[int] | None) -> N
     """Write images as `arr_0` and labels as int64 `arr_1`, the format of OpenAI's evaluator."""
     arrays = [images] if labels is None else [images, np.asarray(labels, dtype=np.int64)]
     np.savez(file, *arrays)
+
+
+def blocks(images: Images) -> Iterator[Images]:
+    """Yield the images in blocks, so that a memory map stays on disk."""
+    return (images[start : start + 1024] for start in range(0, len(images), 1024))
+
+
+def content_digest(images: Images, labels: Labels | None) -> str:
+    """Return the SHA-256 in hex over shape, pixels and labels."""
+    return combine_digests(images.shape, map(row_digests, blocks(images)), labels)
+
+
+def row_digests(images: Images) -> NDArray[np.uint8]:
+    """Return the SHA-256 of each image's pixels, (N, 32): equal images have equal rows."""
+    rows = np.ascontiguousarray(images).reshape(len(images), -1)
+    joined = b"".join(hashlib.sha256(row.data).digest() for row in rows)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, 32)
+
+
+def combine_digests(shape: tuple[int, ...], rows: Iterable[NDArray[np.uint8]], labels: Labels | None) -> str:
+    """Return the content digest from the row digests in order, which several processes may compute."""
+    digest = hashlib.sha256(repr(tuple(int(size) for size in shape)).encode())
+    for some in rows:
+        digest.update(np.ascontiguousarray(some).data)
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+    return digest.hexdigest()
+
+
+def array_digest(array: NDArray[Any]) -> str:
+    """Return the SHA-256 in hex of type, shape and values."""
+    digest = hashlib.sha256(f"{array.dtype.str} {list(array.shape)}\n".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.images.digests import UNREADABLE
-from diffusion.images.store import Images
+from diffusion.images.store import UNREADABLE, Images
 from diffusion.layout import CELL_RUNS
 from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning

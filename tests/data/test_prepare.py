@@ -19,8 +19,7 @@ from diffusion.data.data_config import DataConfig
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
-from diffusion.images.digests import row_digests
-from diffusion.images.store import open_store
+from diffusion.images.store import open_store, row_digests
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from tests.conftest import ROOT, environment

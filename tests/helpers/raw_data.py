@@ -16,8 +16,7 @@ from PIL import Image
 
 from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
-from diffusion.images.digests import content_digest
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import ImageStore, content_digest, open_store
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

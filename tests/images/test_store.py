@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.images import digests
+from diffusion.images import store as stores
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
@@ -108,9 +108,9 @@ def test_foreign_meta_is_refused(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
-        (np.zeros((6, 2, 3, 1), np.int8), "are invalid: int8"),
-        (np.zeros((6, 6), np.uint8), r"are invalid: uint8 \(6, 6\)"),
-        (np.zeros((5, 2, 3, 1), np.uint8), "the labels in .* are invalid"),
+        (np.zeros((6, 2, 3, 1), np.int8), r"are invalid \(int8"),
+        (np.zeros((6, 6), np.uint8), r"are invalid \(uint8 \(6, 6\)"),
+        (np.zeros((5, 2, 3, 1), np.uint8), "the labels are int64"),
     ],
 )
 def test_invalid_arrays_are_refused(tmp_path: Path, array: np.ndarray, expected: str) -> None:
@@ -124,7 +124,7 @@ def test_invalid_arrays_are_refused(tmp_path: Path, array: np.ndarray, expected:
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A store that counts as large, in the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digests, "LARGE", 0)
+    monkeypatch.setattr(stores, "LARGE", 0)
     return written(tmp_path / "s").path
 
 
@@ -132,8 +132,8 @@ def test_large_store_is_hashed_again_only_after_a_change(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[object] = []
-    digest_of = digests.content_digest
-    monkeypatch.setattr(digests, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
+    digest_of = stores.content_digest
+    monkeypatch.setattr(stores, "content_digest", lambda *of: hashed.append(1) or digest_of(*of))
 
     def opened() -> int:
         hashed.clear()

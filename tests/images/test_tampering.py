@@ -11,7 +11,7 @@ from diffusion.check import check
 from diffusion.config import load
 from diffusion.evaluate.adhoc import score_images
 from diffusion.evaluate.adhoc_inputs import open_inputs
-from diffusion.images import digests
+from diffusion.images import store
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
 from diffusion.model.model_file import read_artefact
@@ -29,7 +29,7 @@ CELL = SAMPLES / "steps50-eta0"
 @pytest.fixture
 def edited(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with real images and a cell, all verified as large stores are: once until they change."""
-    monkeypatch.setattr(digests, "LARGE", 0)
+    monkeypatch.setattr(store, "LARGE", 0)
     (project / "runs").mkdir()
     config = with_model(project, sample={"num_images": 1000}, sweep=ONE_CELL)
     write_cell(project / CELL, config, Cell(50, 0.0))

@@ -23,8 +23,7 @@ from diffusion.evaluate.features.extractors import (
     extract,
     space_extractor,
 )
-from diffusion.images.digests import array_digest, read_array
-from diffusion.images.store import ImageStore, Labels, open_store
+from diffusion.images.store import ImageStore, Labels, array_digest, open_store, read_array
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
