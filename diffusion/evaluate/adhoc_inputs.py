@@ -15,7 +15,7 @@ from diffusion.data.readers.pickles import integers
 from diffusion.data.source import Problem, summarize
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT
 from diffusion.evaluate.statistics_file import has_array
-from diffusion.images.decode import BadImage, load_pixels, open_image
+from diffusion.images.pictures import BadImage, load_pixels, open_image
 from diffusion.images.store import Images, ImageStore, Labels, content_digest, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable

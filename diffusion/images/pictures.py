@@ -1,20 +1,117 @@
-"""Grids, PNG and GIF from uint8 NHWC arrays, and image files as arrays."""
+"""Pictures: untrusted image files decoded within limits, and uint8 NHWC arrays as grids, PNG and GIF.
+
+Only png, jpeg, webp and gif (the first frame) are decoded.
+"""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffusion.images.decode import MAX_BYTES, BadImage, load_pixels, open_image
 from diffusion.images.store import Images
-from diffusion.system.errors import UsageError, printable
+from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import read_regular
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # by the number of channels
+MAX_BYTES = 256 << 20  # of a file; enough for any image of the allowed size
+MAX_PIXELS = 1 << 26  # 8192×8192; more is a decompression bomb
+MAX_SCANNED = 1 << 31  # pixels times scans of a progressive jpeg
 
 GAP = 2  # pixels between the images of a sheet
 MONTAGE, MONTAGE_COLUMNS = 40, 10  # images of a montage: ten classes in turn give one column each
 DISPLAY_SIZE = 64  # pixels: smaller images are enlarged by integer factors to about this size
+
+_BOMB = f"with more than {MAX_PIXELS >> 20} million pixels"
+
+
+class BadImage(Exception):
+    """The bytes are no usable image; the message is a short reason."""
+
+
+@contextmanager
+def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        with Image.open(file, formats=FORMATS) as image:
+            _refuse_bomb(image, source)
+            yield image
+    except (BadImage, DiffctlError):
+        raise
+    except UnidentifiedImageError:
+        raise BadImage("not an image") from None
+    except Image.DecompressionBombError:
+        raise BadImage(_BOMB) from None
+    except MemoryError:
+        raise BadImage("too large for the memory that is free") from None
+    except Exception as error:  # decoders raise any type for damaged bytes
+        is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
+        raise BadImage("truncated" if is_cut else "damaged") from None
+
+
+def _refuse_bomb(image: Image.Image, source: bytes | IO[bytes]) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
+        raise BadImage(_BOMB)
+    if isinstance(source, bytes) and source[:2] == b"\xff\xd8":
+        scans = source.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
+        if scans * pixels > MAX_SCANNED:
+            raise BadImage("with too many scans")
+
+
+def load_pixels(image: Image.Image, channels: int) -> Image.Image:
+    """Decode an opened image completely, apply its EXIF orientation, and convert it as `flatten` does."""
+    image.load()
+    if "exif" in image.info:
+        ImageOps.exif_transpose(image, in_place=True)
+    return flatten(image, channels)
+
+
+def flatten(image: Image.Image, channels: int) -> Image.Image:
+    """Convert to 8 bits per channel; with 1 or 3 channels transparency becomes white."""
+    mode = MODES[channels]
+    is_transparent = image.has_transparency_data
+    if image.mode == mode and (channels in (2, 4) or not is_transparent):
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey
+        return image.convert("I").point(lambda level: level / 257 + 0.5).convert("L").convert(mode)
+    if is_transparent and channels in (1, 3):
+        picture = image.convert("RGBA")
+        image = Image.new("RGBA", picture.size, "white")
+        image.alpha_composite(picture)
+    return image.convert(mode)
+
+
+def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
+    """Return an image file as (H, W, C) uint8; UsageError unless it fits, a square if `image_size` is set."""
+    try:
+        content = read_regular(path, MAX_BYTES)
+    except OSError as error:
+        raise _unreadable(printable(path), error.strerror) from None
+    return decode_picture(content, printable(path), image_size, channels)
+
+
+def decode_picture(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
+    """Decode a file's content, as `read_picture`; messages use `name`."""
+    try:
+        with open_image(content) as image:
+            if image_size is not None and image.size != (image_size, image_size):
+                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
+                raise UsageError(f"{name} has {found} pixels: the model takes {wanted}")
+            picture = load_pixels(image, channels)
+    except BadImage as error:
+        raise _unreadable(name, error) from None
+    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def _unreadable(name: str, why: object) -> UsageError:
+    return UsageError(f"{name} is not an image that can be read ({why})")
 
 
 def grid(images: Images, columns: int, gap: int = 1) -> Images:
@@ -46,6 +143,12 @@ def montage(images: Images) -> Images:
     return sheet(images[:MONTAGE], MONTAGE_COLUMNS)
 
 
+def contact_sheet(images: Images) -> Images:
+    """Arrange (N, H, W, C) images in one picture: ten per row, or about square."""
+    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
+    return enlarge(grid(images, columns), images.shape[1])
+
+
 def to_pil(picture: Images) -> Image.Image:
     """Convert an (H, W, C) array to a Pillow image: grey, grey with alpha, RGB or RGBA by channels."""
     return Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture)
@@ -58,34 +161,6 @@ def png_bytes(picture: Images) -> bytes:
     return buffer.getvalue()
 
 
-def read_picture(path: Path, image_size: int | None, channels: int) -> Images:
-    """Return an image file as (H, W, C) uint8; UsageError unless it fits, a square if `image_size` is set."""
-    try:
-        content = read_regular(path, MAX_BYTES)
-    except FileNotFoundError:
-        raise UsageError(f"no image at {printable(path)}") from None
-    except OSError as error:
-        raise _unreadable(printable(path), error.strerror) from None
-    return decode_picture(content, printable(path), image_size, channels)
-
-
-def decode_picture(content: bytes, name: str, image_size: int | None, channels: int) -> Images:
-    """Decode a file's content, as `read_picture`; messages use `name`."""
-    try:
-        with open_image(content) as image:
-            if image_size is not None and image.size != (image_size, image_size):
-                wanted, found = f"{image_size}×{image_size}", f"{image.width}×{image.height}"
-                raise UsageError(f"{name} has {found} pixels: the model takes {wanted}")
-            picture = load_pixels(image, channels)
-    except BadImage as error:
-        raise _unreadable(name, error) from None
-    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, channels)
-
-
-def _unreadable(name: str, why: object) -> UsageError:
-    return UsageError(f"{name} is not an image that can be read ({why})")
-
-
 def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5) -> bytes:
     """Encode frames (H, W, C) as a looping GIF of about `seconds`; the last frame stays for `hold`."""
     pictures = [to_pil(frame) for frame in frames]
@@ -96,9 +171,3 @@ def gif_bytes(frames: Sequence[Images], seconds: float = 3.0, hold: float = 1.5)
         buffer, format="gif", save_all=True, append_images=pictures[1:], duration=durations, loop=0
     )
     return buffer.getvalue()
-
-
-def contact_sheet(images: Images) -> Images:
-    """Arrange (N, H, W, C) images in one picture: ten per row, or about square."""
-    columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
-    return enlarge(grid(images, columns), images.shape[1])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, decode, square
-from diffusion.images.decode import BadImage
+from diffusion.images.pictures import BadImage
 from tests.helpers.raw_data import random_images
 
 

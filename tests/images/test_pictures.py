@@ -15,8 +15,16 @@ from PIL import Image
 
 from diffusion.analysis.image_inputs import load_input
 from diffusion.data.readers.image_files import decode
-from diffusion.images.decode import MAX_PIXELS, MAX_SCANNED, BadImage
-from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes, read_picture
+from diffusion.images.pictures import (
+    MAX_PIXELS,
+    MAX_SCANNED,
+    BadImage,
+    enlarge,
+    gif_bytes,
+    grid,
+    png_bytes,
+    read_picture,
+)
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import write_store
 from diffusion.system.errors import UsageError

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.data.source import Problem
-from diffusion.images.decode import SUFFIXES
+from diffusion.images.pictures import SUFFIXES
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import open_regular
 

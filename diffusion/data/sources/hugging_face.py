@@ -20,7 +20,7 @@ from diffusion.data.readers.image_files import images_of
 from diffusion.data.source import DatasetInfo, Job, Problem, RawData, Rows, Split, class_names
 from diffusion.data.sources.image_folder import class_order, held_out_rows
 from diffusion.downloads.fetch import OnProgress, cache_root
-from diffusion.images.decode import MAX_BYTES, BadImage
+from diffusion.images.pictures import MAX_BYTES, BadImage
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, printable, reason
 from diffusion.system.section import NotBool, ShortText, brief
