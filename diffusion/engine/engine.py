@@ -28,7 +28,6 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guide_denoiser, model_denoiser
 from diffusion.sample.guides import NO_GUIDES, Guides
-from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads
 
@@ -63,8 +62,6 @@ class Engine:
         max_images: int = 1024,
         guides: Guides = NO_GUIDES,
     ) -> None:
-        if rows < 2 or max_images < 1:
-            raise ValueError(f"a pass has two rows or more, for an image or more (got {rows}, {max_images})")
         self.loaded, self.device, self.rows, self.max_images = loaded, device, rows, max_images
         self.guides = guides
         self._jobs: dict[int, Job] = {}
@@ -91,8 +88,7 @@ class Engine:
     @property
     def held(self) -> int:
         """The number of images of all jobs that have not ended."""
-        with self._lock:
-            return self._held()
+        return sum(map(len, list(self._jobs.values())))
 
     @property
     def jobs(self) -> int:
@@ -121,9 +117,8 @@ class Engine:
         job = Job(0, settings, indices, condition, custom)
         size = min(CHUNK_SIZE, self.rows // settings.guided_nfe)
         job.chunks = split_job(job, self.loaded, self.device, size, self.guides)
-        job.nfe = count_nfe(settings, self.loaded.artefact.process)
         with self._lock:
-            if (held := self._held()) + len(job) > self.max_images:
+            if (held := self.held) + len(job) > self.max_images:
                 raise Full(
                     f"{held} images are being made: with {len(job)} more it would be over {self.max_images}"
                 )
@@ -163,9 +158,6 @@ class Engine:
                 if not chunk.job.ended:
                     self._advance(chunk, part, needs_check, made)
         return made
-
-    def _held(self) -> int:
-        return sum(map(len, self._jobs.values()))
 
     def _starts(self, chunk: Chunk, made: ForwardPass) -> bool:
         """Return whether the chunk has a pending call; a trajectory that fails to start ends its job."""

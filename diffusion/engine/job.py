@@ -21,6 +21,7 @@ from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.guides import NO_GUIDES, Guides, check_guides, classifier_guidance
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step
+from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import to_device
 
 
@@ -65,36 +66,34 @@ class ChunkStep(NamedTuple):
     step: Step
 
 
+class _Work(NamedTuple):
+    """What all chunks of a job share. `by_classifier` wraps a denoiser in the guidance of a classifier."""
+
+    loaded: LoadedModel
+    device: torch.device
+    guides: Guides
+    grid: TimeGrid
+    process: NoiseProcess
+    by_classifier: Callable[[Denoiser], Denoiser] | None
+
+
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance by `rule` at the pending call, `calls` the number of answered ones.
-    `by_classifier` wraps a denoiser in the guidance of a classifier.
+    `weight` is that of guidance by `rule` at the pending call, `rows_left` the rows of passes until the end.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        images: slice,
-        grid: TimeGrid,
-        loaded: LoadedModel,
-        device: torch.device,
-        process: NoiseProcess,
-        guides: Guides = NO_GUIDES,
-        by_classifier: Callable[[Denoiser], Denoiser] | None = None,
-    ) -> None:
-        self.job, self.images = job, images
-        self._labelled = job.condition.rows(images).to(device)  # a classifier needs the labels
-        has_classes = bool(loaded.artefact.network.num_classes)
+    def __init__(self, job: Job, images: slice, work: _Work) -> None:
+        self.job, self.images, self._work = job, images, work
+        self._labelled = job.condition.rows(images).to(work.device)  # a classifier needs the labels
+        has_classes = bool(work.loaded.artefact.network.num_classes)
         self.condition = self._labelled if has_classes else self._labelled.unlabelled()
         self.x_0: Tensor | None = None
         self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
-        self._grid, self._device, self._loaded = grid, device, loaded
-        self._process, self._rows_had, self._by_classifier = process, 0, by_classifier
-        self._guard = NaNGuard(
-            lambda row: f"image {self._indices[row]}", guides.networks(loaded), job.settings.is_guided
-        )
+        self.rows_left = len(self) * job.nfe
+        networks, is_guided = work.guides.networks(work.loaded), job.settings.is_guided
+        self._guard = NaNGuard(lambda row: f"image {self._indices[row]}", networks, is_guided)
         self._driver: SamplerDriver | None = None
 
     def __len__(self) -> int:
@@ -110,11 +109,6 @@ class Chunk:
         """The rows of a pass that the pending call takes; before the first call the most of any."""
         return len(self) * (self.job.settings.guided_nfe if self.weight else 1)
 
-    @property
-    def rows_left(self) -> int:
-        """The rows of passes until the end."""
-        return len(self) * self.job.nfe - self._rows_had
-
     def pending_call(self) -> DenoiserCall:
         """Return the pending call; the first one starts the trajectory. UsageError as the sampler's own."""
         driver = self._driver or self._start()
@@ -123,18 +117,19 @@ class Chunk:
 
     def _start(self) -> SamplerDriver:
         """Start the trajectory, from the images' noise (x_T is drawn first) or from a custom start."""
-        spec, settings, custom = self._loaded.artefact.network, self.job.settings, self.job.custom
+        work, settings, custom = self._work, self.job.settings, self.job.custom
+        spec = work.loaded.artefact.network
         shape = (spec.in_channels, spec.image_size, spec.image_size)
-        images = ImageNoise(settings.seed, self._indices, shape, self._grid.initial_noise_scale)
+        images = ImageNoise(settings.seed, self._indices, shape, work.grid.initial_noise_scale)
 
         def noise() -> Tensor:
-            return to_device(images.draw(), self._device)
+            return to_device(images.draw(), work.device)
 
         if custom is None:
-            trajectory = build_sampler(settings)(self._grid, noise(), noise)
+            trajectory = build_sampler(settings)(work.grid, noise(), noise)
         else:
-            start = to_device(custom.start[self.images], self._device)
-            trajectory = custom.sampler(self._grid, start, noise)
+            start = to_device(custom.start[self.images], work.device)
+            trajectory = custom.sampler(work.grid, start, noise)
         self._driver = SamplerDriver(trajectory)
         self._update_weight(self._driver)
         return self._driver
@@ -146,20 +141,20 @@ class Chunk:
 
     def guide_by_classifier(self, prediction: Prediction) -> Prediction:
         """Return the prediction for the pending call under the guidance of a classifier, if there is any."""
-        if self._by_classifier is None:
+        if self._work.by_classifier is None:
             return prediction
         call = self.pending_call()
-        return self._by_classifier(lambda x, t, condition: prediction)(call.x, call.t, self._labelled)
+        denoiser = self._work.by_classifier(lambda x, t, condition: prediction)
+        return denoiser(call.x, call.t, self._labelled)
 
     def advance(self, prediction: Prediction) -> list[Step]:
         """Advance to the next call or the end, `x_0`; return the steps. NonFiniteError for a bad end."""
         driver = self._driver
         assert driver is not None
-        self._rows_had += self.rows
+        self.rows_left -= self.rows
         steps = driver.advance(prediction)
-        if driver.call is not None:
-            self._update_weight(driver)
-        else:
+        self._update_weight(driver)
+        if driver.call is None:
             assert driver.x is not None
             self._guard.check(driver.step, 0, driver.x)
             self._guard.raise_pending()
@@ -169,23 +164,23 @@ class Chunk:
 
     def _update_weight(self, driver: SamplerDriver) -> None:
         if driver.call is not None:
-            self.weight = guidance_weight(self.job.settings, self._process, driver.call.t)
+            self.weight = guidance_weight(self.job.settings, self._work.process, driver.call.t)
 
 
 def split_job(
-    job: Job,
-    loaded: LoadedModel,
-    device: torch.device,
-    size: int,
-    guides: Guides = NO_GUIDES,
+    job: Job, loaded: LoadedModel, device: torch.device, size: int, guides: Guides = NO_GUIDES
 ) -> list[Chunk]:
-    """Split the job's images into chunks of at most `size`; UsageError as `check_settings` and its guides."""
+    """Split the job's images into chunks of at most `size`, and set its `nfe`.
+
+    UsageError as `check_settings`, and if a guide is missing or does not fit.
+    """
     settings, artefact = job.settings, loaded.artefact
     check_guides(settings, guides)
     grid, process = check_settings(artefact, settings), build_process(artefact.process)
+    job.nfe = count_nfe(settings, artefact.process)
     by_classifier = None
     if settings.has_classifier and guides.classifier is not None:
         by_classifier = classifier_guidance(artefact, settings, guides.classifier)
+    work = _Work(loaded, device, guides, grid, process, by_classifier)
     starts = range(0, len(job), size)
-    slices = [slice(start, min(start + size, len(job))) for start in starts]
-    return [Chunk(job, images, grid, loaded, device, process, guides, by_classifier) for images in slices]
+    return [Chunk(job, slice(start, min(start + size, len(job))), work) for start in starts]
