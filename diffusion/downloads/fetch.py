@@ -21,6 +21,10 @@ BLOCK = 1 << 20  # bytes
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
 
+ATTEMPTS = 6  # without any progress, in a row: one that received bytes is no failure
+WAIT, MAX_WAIT = 1.0, 30.0  # seconds after the first failure; the wait doubles from failure to failure
+TIMEOUT = 30.0  # seconds
+
 OnProgress = Callable[[int, int, str], None]  # bytes done, bytes in total, file name
 
 
@@ -32,20 +36,6 @@ class RemoteFile:
     urls: tuple[str, ...]
     checksum: str
     size: int
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """Number of consecutive attempts without any progress, and waits and timeout in seconds.
-
-    An attempt that received bytes is no failure, so that an often interrupted download still completes. The
-    wait doubles from failure to failure.
-    """
-
-    attempts: int = 6
-    wait: float = 1.0
-    max_wait: float = 30.0
-    timeout: float = 30.0
 
 
 class _Refused(Exception):
@@ -83,7 +73,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
 
 
 def fetch(
-    remote: RemoteFile, folder: Path, notify: OnProgress | None = None, policy: RetryPolicy = RetryPolicy()
+    remote: RemoteFile, folder: Path, notify: OnProgress | None = None, attempts: int = ATTEMPTS
 ) -> Path:
     """Return the verified file in `folder`, downloaded if it is missing.
 
@@ -98,7 +88,7 @@ def fetch(
                 part = folder / f".{remote.name}.part"
                 mirror = os.environ.get("DIFFCTL_MIRROR")
                 first = [f"{mirror.rstrip('/')}/{folder.name}/{remote.name}"] if mirror else []
-                _download(remote, part, [*first, *remote.urls], notify, policy)
+                _download(remote, part, [*first, *remote.urls], notify, attempts)
                 os.replace(part, path)
                 sync_folder(folder)
                 return path
@@ -129,7 +119,7 @@ def file_checksums(paths: Sequence[Path], notify: OnProgress | None = None) -> d
 
 
 def _download(
-    remote: RemoteFile, part: Path, urls: list[str], notify: OnProgress | None, policy: RetryPolicy
+    remote: RemoteFile, part: Path, urls: list[str], notify: OnProgress | None, attempts: int
 ) -> None:
     """Fill `part` with the right content, from the addresses in turn."""
     algorithm, expected = remote.checksum.split(":")
@@ -139,11 +129,11 @@ def _download(
         if notify is not None:
             notify(done, remote.size, remote.name)
 
-    while urls and wrong <= len(urls) and failures < policy.attempts:
+    while urls and wrong <= len(urls) and failures < attempts:
         url, *others = urls
         before = _size(part)
         try:
-            _transfer(url, part, policy.timeout, received)
+            _transfer(url, part, received)
             found = _digest_of(part, algorithm)
             if found == expected:
                 return
@@ -155,21 +145,21 @@ def _download(
         except (requests.RequestException, HTTPError) as failure:
             why, urls = str(failure) or type(failure).__name__, [*others, url]
             failures = 0 if _size(part) > before else failures + 1
-            if failures < policy.attempts:
-                time.sleep(min(policy.max_wait, policy.wait * 2**failures))
+            if failures < attempts:
+                time.sleep(min(MAX_WAIT, WAIT * 2**failures))
         why = f"{urlsplit(url).netloc}: {why}"
-    kind = TemporaryError if failures >= policy.attempts else DiffctlError
+    kind = TemporaryError if failures >= attempts else DiffctlError
     raise kind(
         f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
         f"{part.parent / remote.name}"
     )
 
 
-def _transfer(url: str, part: Path, timeout: float, received: Callable[[int], None]) -> None:
+def _transfer(url: str, part: Path, received: Callable[[int], None]) -> None:
     """Complete `part` from `url`; DiffctlError for the disk, other exceptions for the network."""
     done = _size(part)
     headers = {**HEADERS, "Range": f"bytes={done}-"} if done else HEADERS
-    with disk_errors(part), requests.get(url, headers=headers, timeout=timeout, stream=True) as response:
+    with disk_errors(part), requests.get(url, headers=headers, timeout=TIMEOUT, stream=True) as response:
         if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
             return
         if response.status_code in RETRIED_STATUS:

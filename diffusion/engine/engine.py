@@ -15,7 +15,6 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,7 +47,7 @@ class ForwardPass:
 
 
 class Engine:
-    """One model on one device, a context; `add`, `step` and `cancel` may be called from any thread.
+    """One model on one device; `add`, `step` and `cancel` may be called from any thread.
 
     A pass has at most `rows` rows; a guided image takes two. At most `max_images` images are held, running or
     waiting. `guides` are the networks that may guide the model.
@@ -74,12 +73,6 @@ class Engine:
             pool = self._exit.enter_context(two_threads())
             self._denoiser = halved(self._denoiser, pool)
             self._guide = self._guide and halved(self._guide, pool)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the engine's threads; no pass may be running."""

@@ -71,7 +71,7 @@ def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
     yaml.indent(mapping=2, sequence=4, offset=2)
     document, out = yaml.load(text), io.StringIO()
-    refusal = YamlRefusal(f"{'.'.join(path)} cannot be set in it: edit the file: {_flow_text(path, value)}")
+    refusal = YamlRefusal(f"{'.'.join(path)} cannot be set to {json.dumps(value)} in it: edit the file")
     try:
         for values in (wanted, document):
             _set_value(values, path, value)
@@ -159,13 +159,6 @@ def _put(values: Any, key: str, value: Any) -> None:
         values[key] = value
     else:
         values.insert(0, key, value)
-
-
-def _flow_text(path: Sequence[str], value: Any) -> str:
-    """Return `a: {b: "value"}`."""
-    if len(path) == 1:
-        return f"{path[0]}: {json.dumps(value)}"
-    return f"{path[0]}: {{{_flow_text(path[1:], value)}}}"
 
 
 def _refuse(mark: Any, why: str) -> NoReturn:

@@ -122,7 +122,7 @@ def test_list_with_comments_is_not_rewritten():
     text = (ROOT / "profiles/digits.yaml").read_text()
     text = text.replace("steps: [5, 10, 20, 50]", "steps:\n    - 5   # the least\n    - 10")
     PARAMS.write_text(text)
-    with pytest.raises(UsageError, match=r"edit the file: sweep: \{steps: \[10\]\}"):
+    with pytest.raises(UsageError, match=r"sweep.steps cannot be set to \[10\] in it: edit the file"):
         Use(protocol="ddim").run()
     assert PARAMS.read_text() == text
 

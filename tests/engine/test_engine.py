@@ -1,6 +1,7 @@
 """The engine: images of batched requests match separate runs, even if other requests end or fail."""
 
 import threading
+from contextlib import closing
 
 import pytest
 import torch
@@ -124,7 +125,7 @@ TestBatchedRequests.settings = hypothesis_settings(max_examples=12, stateful_ste
 
 
 def test_short_request_is_not_delayed_by_a_long_one():
-    with Engine(MODEL, CPU, rows=8) as engine:
+    with closing(Engine(MODEL, CPU, rows=8)) as engine:
         long = engine.add(*request_args(indices=range(32), steps=50))
         for _ in range(10):
             engine.step()
@@ -140,7 +141,7 @@ def test_short_request_is_not_delayed_by_a_long_one():
 
 
 def test_large_request_is_split_into_chunks():
-    with Engine(MODEL, CPU, rows=5) as engine:
+    with closing(Engine(MODEL, CPU, rows=5)) as engine:
         job = engine.add(*request_args(indices=range(7), steps=3, guidance=1.0, eta=0.5))
         steps = []
         while engine.jobs:
@@ -157,7 +158,7 @@ def test_large_request_is_split_into_chunks():
 
 def test_parallel_halves_give_the_same_images(monkeypatch):
     monkeypatch.setattr("diffusion.engine.engine.splitting_helps", lambda device: True)
-    with Engine(MODEL, CPU) as engine:
+    with closing(Engine(MODEL, CPU)) as engine:
         jobs = [engine.add(*request_args(indices=range(count), steps=4, eta=1.0)) for count in (1, 6)]
         run_until_empty(engine)
     for job in jobs:
@@ -171,7 +172,7 @@ def test_bf16_batching_changes_few_bytes_by_little(values):
     spec = spec_of()
     process = ProcessConfig(timesteps=100, variance="learned", loss="hybrid", prediction="velocity")
     model = LoadedModel(network_of(spec), artefact_of(spec, precision="bf16", process=process))
-    with Engine(model, CPU) as engine:
+    with closing(Engine(model, CPU)) as engine:
         jobs = []
         for number in range(8):
             jobs.append(engine.add(*request_args(model, range(2 * number, 2 * number + 2), **values)))
@@ -201,7 +202,7 @@ class NaNForClass3(torch.nn.Module):
 
 def test_nonfinite_values_fail_only_their_own_request():
     model = LoadedModel(NaNForClass3(), MODEL.artefact)
-    with Engine(model, CPU) as engine:
+    with closing(Engine(model, CPU)) as engine:
         intact = engine.add(*request_args(klass=2, steps=4))
         broken = engine.add(*request_args(klass=3, indices=[8, 9], steps=4))
         ended = run_until_empty(engine)
@@ -226,7 +227,7 @@ def failing(settings: SampleSettings):
 
 def test_failing_sampler_fails_only_its_own_request(monkeypatch):
     monkeypatch.setitem(SAMPLERS.data, "failing", SamplerEntry("tests.engine.test_engine:failing"))
-    with Engine(MODEL, CPU) as engine:
+    with closing(Engine(MODEL, CPU)) as engine:
         broken = engine.add(*request_args(sampler="failing", indices=range(CHUNK_SIZE + 3), steps=4))
         intact = engine.add(*request_args(steps=4))
         ended = run_until_empty(engine)
@@ -239,7 +240,7 @@ def test_failing_network_fails_only_the_requests_of_its_forward_pass():
     def broken(x, t, labels):
         raise MemoryError("no room")
 
-    with Engine(LoadedModel(broken, MODEL.artefact), CPU, rows=2) as engine:  # type: ignore[arg-type]
+    with closing(Engine(LoadedModel(broken, MODEL.artefact), CPU, rows=2)) as engine:  # type: ignore[arg-type]
         first, second = (engine.add(*request_args(steps=4)) for _ in range(2))
         assert engine.step().ended == [first]
         assert isinstance(first.error, MemoryError)
@@ -254,7 +255,7 @@ def test_requests_are_added_and_cancelled_during_a_forward_pass():
         assert proceed.wait(30)
         return MODEL.network(x, t, labels)
 
-    with Engine(LoadedModel(slow, MODEL.artefact), CPU) as engine:  # type: ignore[arg-type]
+    with closing(Engine(LoadedModel(slow, MODEL.artefact), CPU)) as engine:  # type: ignore[arg-type]
         cancelled, kept = engine.add(*request_args(steps=2)), engine.add(*request_args(steps=3, seed=1))
         thread = threading.Thread(target=engine.step)
         thread.start()
@@ -274,7 +275,7 @@ def test_custom_trajectory_uses_its_start_and_end():
     """DDIM encoding and decoding, batched with another request, match separate runs."""
     images = torch.rand(CHUNK_SIZE + 1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     settings, indices, condition = request_args(indices=range(CHUNK_SIZE + 1), steps=5, clip=False)
-    with Engine(MODEL, CPU) as engine:
+    with closing(Engine(MODEL, CPU)) as engine:
         other = engine.add(*request_args(steps=3, eta=1.0))
         encoded = engine.add(settings, indices, condition, CustomTrajectory(images, encoding, lambda x: x))
         run_until_empty(engine)

@@ -1,5 +1,7 @@
 """Guides in the engine: requests with and without them share passes, and match separate runs."""
 
+from contextlib import closing
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def model_of(seed: int, **changes: object) -> LoadedModel:
 def test_requests_with_different_guides_share_passes_and_match_separate_runs(classes, rows):
     model, guides = model_of(0, **classes), Guides(model_of(1, **classes), loaded_classifier())
     jobs: list[Job] = []
-    with Engine(model, CPU, rows=rows, guides=guides) as engine:
+    with closing(Engine(model, CPU, rows=rows, guides=guides)) as engine:
         for number, values in enumerate(REQUESTS if classes else [*REQUESTS, *CONDITIONAL]):
             settings = SampleSettings(steps=4, seed=number, **values)
             labelled = guides.labelled(model) if settings.has_classifier else model.artefact
@@ -58,7 +60,7 @@ def test_requests_with_different_guides_share_passes_and_match_separate_runs(cla
 @pytest.mark.parametrize("values", [{"guidance": 1.0, "guide": "early"}, {"classifier": "c"}])
 def test_a_request_for_a_missing_guide_is_refused(values):
     model, settings = model_of(0), SampleSettings(steps=2, **values)
-    with Engine(model, CPU) as engine, pytest.raises(UsageError, match="needs the"):
+    with closing(Engine(model, CPU)) as engine, pytest.raises(UsageError, match="needs the"):
         engine.add(settings, range(1), mixed_condition(model.artefact, settings, range(1)))
 
 

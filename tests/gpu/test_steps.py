@@ -1,6 +1,7 @@
 """Steps on a GPU: nothing waits, noise is the CPU's, images are the CPU's, averages move as they should."""
 
 import warnings
+from contextlib import closing
 
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_float32_images_equal_the_cpus_to_one_grey_level(device, eta, guidance) 
 def test_an_engine_batches_guided_and_unguided_rows(device) -> None:
     """Their times and weights come from the host."""
     model, jobs = a_model(device), []
-    with exactly(device), Engine(model, device) as engine:
+    with exactly(device), closing(Engine(model, device)) as engine:
         for guidance, eta in ((0.0, 1.0), (1.5, 0.0)):
             settings = SampleSettings(steps=4, guidance=guidance, eta=eta)
             jobs.append(engine.add(settings, range(3), mixed_condition(model.artefact, settings, range(3))))

@@ -1,5 +1,7 @@
 """Classifier-free guidance: CFG eq. 6, and guidance within an interval of noise levels, with its NFE."""
 
+from contextlib import closing
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -166,7 +168,7 @@ REQUESTS = st.tuples(
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=4), rows=st.integers(2, 9))
 def test_batched_requests_with_different_intervals_match_separate_runs(requests, rows):
     batch_sizes: list[int] = []
-    with Engine(counting(MODEL, batch_sizes), CPU, rows=rows) as engine:
+    with closing(Engine(counting(MODEL, batch_sizes), CPU, rows=rows)) as engine:
         jobs = [
             engine.add(chosen, range(count), mixed_condition(MODEL.artefact, chosen, range(count)))
             for chosen, count in requests

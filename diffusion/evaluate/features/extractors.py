@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 
-from diffusion.downloads.fetch import RemoteFile, RetryPolicy, fetch
+from diffusion.downloads.fetch import RemoteFile, fetch
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
@@ -155,7 +155,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
     folder = cached_path(weights).parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return fetch(remote, folder, policy=RetryPolicy(attempts=1))  # fails at once if offline
+        return fetch(remote, folder, attempts=1)  # fails at once if offline
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
         raise DiffctlError(
