@@ -58,7 +58,7 @@ test-long: $(VENV)/.installed-dev  ## Run the tests that take minutes each: rebo
 
 test-all: test test-slow test-long  ## Run all tests
 
-test-newest:  ## Run the fast tests and the demo with the newest Python and packages
+test-newest:  ## Run the fast tests and the demo with the newest packages, PYTHON=python3.14
 	@$(PYTHON) -m tests.newest
 
 test-gpu:  ## Run the GPU tests; without a GPU, print a message

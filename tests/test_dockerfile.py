@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, environment
+from tests.newest import copy_files
 
 TEXT = (ROOT / "Dockerfile").read_text()
 ARGUMENTS = dict(re.findall(r"^ARG (\w+)=(\S+)$", TEXT, re.MULTILINE))
@@ -44,7 +44,7 @@ def test_steps_set_up_a_working_environment(tmp_path: Path) -> None:
     env = environment({"PATH": f"{venv}/bin:/usr/bin:/bin", "PYTHONPATH": str(folder), "MAKEFLAGS": ""})
     for line in re.findall(r"^(?:COPY|RUN) .+$", TEXT, re.MULTILINE):
         if line.startswith("COPY"):
-            copy(line.split()[1:-1], folder)
+            copy_files(folder, *line.split()[1:-1])
         elif line.startswith("RUN make"):
             (words,) = (words for words in steps("RUN") if words[0] == "make")
             run([word.replace("/opt/diffctl", str(venv)) for word in words], folder, env)
@@ -56,21 +56,6 @@ def test_steps_set_up_a_working_environment(tmp_path: Path) -> None:
         [f"{venv}/bin/python", "-m", "dvc", "repro", "--single-item", "data"], folder, env
     )
     assert (folder / "data/prepared").is_dir()
-
-
-def copy(sources: list[str], folder: Path) -> None:
-    """Copy the sources as COPY does, but only files that Git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *sources],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
 
 
 def run(words: list[str], folder: Path, env: dict[str, str]) -> str:
