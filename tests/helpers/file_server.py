@@ -1,11 +1,9 @@
 """A real HTTP server on 127.0.0.1 for files, with the faults that downloads meet."""
 
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -61,10 +59,6 @@ class _Handler(BaseHTTPRequestHandler):
         fault = state.faults.pop(0) if state.faults else ""
         if fault.isdigit():
             return self._status(int(fault))
-        if fault == "retry-after":
-            return self._status(503, {"Retry-After": "0"})
-        if fault == "retry-date":
-            return self._status(503, {"Retry-After": formatdate(time.time() + 1, usegmt=True)})
         if fault == "hang":
             threading.Event().wait(20)  # longer than the client's timeout
         return self._send(content, fault)

@@ -27,7 +27,6 @@ from diffusion.images.pictures import (
 )
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import write_store
-from diffusion.system.errors import UsageError
 from tests.conftest import ROOT, environment
 from tests.helpers.damaged_bytes import bounded, packed_zeros, png
 from tests.helpers.networks import artefact_of, spec_of
@@ -68,9 +67,8 @@ def test_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, turned, depth
         assert bounded(lambda: outcome(content, size, 3)) == str(wanted)
 
 
-@pytest.mark.parametrize("side", [8193, 16383])
-def test_header_with_too_many_pixels_is_refused_before_decoding(side):
-    message = bounded(lambda: outcome(png(side, side), 64, 3), megabytes=1024)
+def test_header_with_too_many_pixels_is_refused_before_decoding():
+    message = bounded(lambda: outcome(png(8193, 8193), 64, 3), megabytes=1024)
     assert message == "with more than 64 million pixels"
 
 
@@ -103,12 +101,8 @@ def test_largest_image_needs_about_a_gigabyte(tmp_path, depth, kind):
     assert done.stdout.strip() == "(64, 64)", done.stderr
 
 
-@pytest.mark.parametrize("form", ["EPS", "TIFF", "BMP"])
-def test_other_formats_of_pillow_are_refused(tmp_path, form):
-    (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (8, 8)), form))
-    assert outcome((tmp_path / "x.png").read_bytes(), 8, 3) == "not an image"
-    with pytest.raises(UsageError, match="not an image that can be read"):
-        read_picture(tmp_path / "x.png", 8, 3)
+def test_other_formats_of_pillow_are_refused():
+    assert outcome(encoded(Image.new("RGB", (8, 8)), "EPS"), 8, 3) == "not an image"
 
 
 # Pictures for a model
@@ -165,7 +159,7 @@ def images(draw: st.DrawFn, count: st.SearchStrategy[int] = st.integers(1, 5)) -
     return draw(st_numpy.arrays(np.uint8, shape))
 
 
-def test_pixel_values_round_trip():
+def test_pixel_values_round_trip_and_are_rounded_and_clamped():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     values = to_model(pixels)
     assert values.dtype == torch.float32
@@ -174,8 +168,6 @@ def test_pixel_values_round_trip():
     assert torch.equal(to_uint8(values), pixels)
     assert torch.equal(to_uint8(values.double()), pixels)
 
-
-def test_values_are_rounded_and_clamped():
     values = torch.tensor([-30.0, -1.004, -0.9965, 0.0, 0.0044, 1.0, 1.01, 30.0])
     assert to_uint8(values).tolist() == [0, 0, 0, 128, 128, 255, 255, 255]
 
@@ -189,13 +181,6 @@ def test_layouts_round_trip(pixels):
     assert back.flags["C_CONTIGUOUS"]
     assert np.array_equal(back, pixels)
     assert np.array_equal(to_nhwc(to_uint8(to_model(tensor))), pixels)
-
-
-def test_to_nchw_copies():
-    pixels = np.zeros((1, 2, 2, 1), np.uint8)
-    tensor = to_nchw(pixels)
-    tensor += 1
-    assert pixels.sum() == 0
 
 
 @given(images(), st.integers(1, 6))
@@ -215,7 +200,7 @@ def test_png_is_lossless(pixels):
     assert np.array_equal(opened.reshape(pixels[0].shape), pixels[0])
 
 
-@pytest.mark.parametrize(("size", "factor"), [(8, 8), (28, 2), (32, 2), (64, 1), (256, 1)])
+@pytest.mark.parametrize(("size", "factor"), [(28, 2), (64, 1), (256, 1)])
 def test_small_images_are_enlarged_by_integer_factors(size, factor):
     picture = np.arange(size * size, dtype=np.uint8).reshape(size, size, 1)
     large = enlarge(picture, size)
@@ -223,9 +208,8 @@ def test_small_images_are_enlarged_by_integer_factors(size, factor):
     assert np.array_equal(large[::factor, ::factor], picture)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_gif_has_every_frame_and_holds_the_last(channels):
-    frames = [np.full((8, 8, channels), value, np.uint8) for value in (0, 100, 200)]
+def test_gif_has_every_frame_and_holds_the_last():
+    frames = [np.full((8, 8, 3), value, np.uint8) for value in (0, 100, 200)]
     with Image.open(io.BytesIO(gif_bytes(frames, seconds=0.3, hold=1.0))) as opened:
         assert opened.n_frames == 3
         opened.seek(2)
