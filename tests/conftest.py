@@ -22,7 +22,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
@@ -175,25 +174,9 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared store of 64 digits, copied by each test."""
-    from sklearn.datasets import load_digits
+    from tests.helpers.digits_sweep import write_prepared
 
-    from diffusion.images.store import write_store
-
-    digits = load_digits()
-    images = np.round(digits.images[:64, :, :, None] * 255 / 16).astype(np.uint8)
-    labels = digits.target[:64]
-    meta = {
-        "name": "digits",
-        "split": "train",
-        "classes": [str(digit) for digit in range(10)],
-        "counts": np.bincount(labels, minlength=10).tolist(),
-        "image_size": 8,
-        "channels": 1,
-        "options": {},
-        "sources": {},
-        "pixel_std": 0.5,
-    }
-    return write_store(tmp_path_factory.mktemp("digits") / "store", images, labels, meta).path
+    return write_prepared(tmp_path_factory.mktemp("digits"), train=64) / "train"
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 import base64
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images
-from diffusion.model.model_file import LoadedModel
+from diffusion.model.model_file import LoadedModel, ModelDescription
 from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.protocol.extractors import EVALUATION_VERSION
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.generate import generate
+from tests.conftest import ROOT
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 FOLDER = Path(__file__).parent / "golden"
@@ -126,6 +128,14 @@ def test_scoring_matches_the_golden_scores_of_its_version() -> None:
     known = golden("scores")
     same = scores() == pytest.approx(known["scores"], rel=1e-3, abs=1e-6)
     assert verdict("EVALUATION_VERSION", EVALUATION_VERSION, known["version"], same) is None
+
+
+def test_changelog_has_the_current_versions() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"## {project['version']}\n" in text
+    assert f"ampling version {SAMPLING_VERSION}" in text
+    assert f"model format {ModelDescription.model_fields['format'].default}" in text
 
 
 def main() -> None:

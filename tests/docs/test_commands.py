@@ -61,19 +61,5 @@ def test_every_command_and_option_of_a_page_is_there(page: Path) -> None:
     assert [(line, what) for line in lines if (what := wrong(line))] == []
 
 
-@pytest.mark.parametrize(
-    ("line", "what"),
-    [
-        ("diffctl sample --num 20", None),
-        ("diffctl show forward|steps --json", None),
-        ("diffctl sampel --num 20", "sampel"),
-        ("diffctl sample --number 20", "--number"),
-        ("diffctl show sideways", "sideways"),
-    ],
-)
-def test_what_is_not_there_is_seen(line: str, what: str | None) -> None:
-    assert wrong(line) == what
-
-
 def test_commands_are_found_in_readme_and_tutorial() -> None:
     assert all(len(list(commands_of(ROOT / name))) > 10 for name in ("README.md", "docs/tutorial.md"))

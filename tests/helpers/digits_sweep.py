@@ -40,6 +40,7 @@ def write_prepared(path, train=120, test=64):
             "channels": 1,
             "options": {},
             "sources": {},
+            "pixel_std": 0.5,
         }
         write_store(path / split, images[rows], labels[rows], meta)
     return path
