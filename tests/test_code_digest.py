@@ -69,7 +69,6 @@ def test_normalized_syntax_is_equal_on_every_python() -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("    limit: float = 5.0\n", "    limit: float = 5.0  # γ\n"),
         ("A docstring.", "Other words."),
         ('warnings.warn("be careful", stacklevel=2)', 'warnings.warn("careful")'),
         ('        warnings.warn("be careful", stacklevel=2)\n', ""),
@@ -87,7 +86,6 @@ def test_comments_messages_and_layout_do_not_change_the_digest(old: str, new: st
     ("old", "new"),
     [
         ("5.0", "5.1"),
-        ("-2.5", "2.5"),
         ("> 2", ">= 2"),
         ("a: int = 1", "a: int = 2"),
         ("ValueError", "KeyError"),
@@ -103,11 +101,9 @@ def test_code_that_may_change_a_result_changes_the_digest(old: str, new: str) ->
     ("name", "neutral"),
     [
         ("diffusion.system.locks", True),
-        ("diffusion.downloads.fetch", True),
         ("diffusion.layout", True),
         ("diffusion.model.model_file", True),
         ("diffusion.model.unet", False),
-        ("diffusion.protocol.spacing", False),
     ],
 )
 def test_module_is_neutral_by_package_or_marker(name: str, neutral: bool) -> None:

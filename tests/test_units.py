@@ -12,7 +12,6 @@ import pytest
 
 from tests.conftest import ROOT, environment
 
-OWN = sorted((ROOT / "deploy").glob("*.service"))
 UNITS = sorted((ROOT / "deploy").rglob("*.service"))
 
 
@@ -29,13 +28,6 @@ def started(unit: Path) -> list[str]:
     return shlex.split(words[-1].rpartition("exec ")[2]) if words[0] == "/bin/sh" else words
 
 
-def test_units_exist() -> None:
-    assert {unit.stem for unit in UNITS} == {
-        *("diffctl-servers", "diffctl-worker", "diffctl-serve"),
-        *("diffctl-mlflow", "diffctl-prefect"),
-    }
-
-
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_systemd_verifies_the_unit_without_warnings(unit: Path, tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
@@ -50,17 +42,12 @@ def test_systemd_verifies_the_unit_without_warnings(unit: Path, tmp_path: Path) 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("unit", OWN, ids=lambda unit: unit.stem)
-def test_unit_uses_only_variables_in_its_environment_file(unit: Path) -> None:
-    given = {line.partition("=")[0] for line in (unit.parent / "diffctl.env").read_text().splitlines()}
-    assert set(re.findall(r"\$(DIFFCTL_\w+)", unit.read_text())) <= given
-    assert settings(unit)["EnvironmentFile"] == "%E/diffctl/env"
-
-
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
-def test_all_processes_of_a_unit_have_time_to_stop(unit: Path) -> None:
+def test_unit_uses_known_variables_and_its_processes_have_time_to_stop(unit: Path) -> None:
     """A training gets the signal itself, since its worker does not wait; of Ray, only the server gets it."""
     found = settings(unit)
+    given = {line.partition("=")[0] for line in (ROOT / "deploy/diffctl.env").read_text().splitlines()}
+    assert set(re.findall(r"\$(DIFFCTL_\w+)", unit.read_text())) <= given
     kill_modes = {"diffctl-worker": "control-group", "diffctl-serve": "mixed"}
     assert found.get("KillMode") == kill_modes.get(unit.stem)
     assert int(found.get("TimeoutStopSec", "90")) >= 60

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.contenders import CPU, flop
-from benchmarks.gpu import BATCHES, SMALL, WHOLE
+from benchmarks.contenders import CPU
+from benchmarks.gpu import SMALL, WHOLE
 from diffusion.system.errors import DiffctlError
 from diffusion.train.step_memory import oom_hint
-from tests.helpers.networks import spec_of
 
 RESULT = {"rate": 10.0, "memory": 2e9, "flop": 4}
 
@@ -40,15 +39,6 @@ def test_results_are_stored_and_not_measured_again(made, tmp_path, capsys):
     assert "| a | b | c | 10 | 40.0% | 2.0 GB |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"parts": {}}', '{"machine": {"torch": "1"}, "parts": {}}'])
-def test_file_of_something_else_is_refused(tmp_path, capsys, text):
-    file = tmp_path / "other.json"
-    file.write_text(text)
-    assert gpu.main([str(file), "--small"]) == 2
-    assert "name another" in capsys.readouterr().err
-    assert file.read_text() == text
-
-
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), DiffctlError(oom_hint(""))])
 def test_lack_of_memory_is_a_result_and_other_errors_are_raised(error, monkeypatch):
     monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # which loads the compiler
@@ -60,18 +50,6 @@ def test_lack_of_memory_is_a_result_and_other_errors_are_raised(error, monkeypat
     assert "| a | b | c | the memory does not suffice | | |" in gpu.table({"a | b | c": found})
     with pytest.raises(RuntimeError, match="a mistake"):
         gpu.measured(lambda: fail(RuntimeError("a mistake")), 4, CPU)
-
-
-@pytest.mark.slow
-def test_backward_pass_takes_about_twice_the_operations():
-    forward, both = (flop(spec_of(), backward=backward) for backward in (False, True))
-    assert 2.5 * forward < both < 3.5 * forward
-
-
-def test_every_profile_is_measured_in_all_ways():
-    names = list(gpu.parts(WHOLE, CPU))
-    assert len(names) == 1 + 6 * len(BATCHES) + 1
-    assert names[-1] == gpu.QUALITY
 
 
 @pytest.mark.long

@@ -140,22 +140,6 @@ def test_short_request_is_not_delayed_by_a_long_one():
         engine.cancel(long)
 
 
-def test_large_request_is_split_into_chunks():
-    with closing(Engine(MODEL, CPU, rows=5)) as engine:
-        job = engine.add(*request_args(indices=range(7), steps=3, guidance=1.0, eta=0.5))
-        steps = []
-        while engine.jobs:
-            made = engine.step()
-            assert made.rows <= 5
-            steps += made.steps
-    assert_matches_separate_run(MODEL, job)
-    seen = sorted((one.step.done, *range(7)[one.images]) for one in steps)
-    assert len(seen) == 3 * 4  # chunks of two images, and one of one image
-    assert [part.stop - part.start for part in {one.images.start: one.images for one in steps}.values()] == [
-        2, 2, 2, 1,
-    ]  # fmt: skip
-
-
 def test_parallel_halves_give_the_same_images(monkeypatch):
     monkeypatch.setattr("diffusion.engine.engine.splitting_helps", lambda device: True)
     with closing(Engine(MODEL, CPU)) as engine:

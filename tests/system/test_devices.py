@@ -56,17 +56,12 @@ def test_device_is_selected_by_name(there, monkeypatch, named):
 
 
 @pytest.mark.parametrize(
-    ("named", "message"),
-    [
-        ("gpu", "DIFFCTL_DEVICE is gpu: set one of cuda, mps, cpu, or unset it"),
-        ("mps", "DIFFCTL_DEVICE is mps, but this machine or torch has none: unset it"),
-    ],
+    ("named", "why"), [("gpu", "set one of cuda, mps, cpu"), ("mps", "has none: unset it")]
 )
-def test_unavailable_device_is_refused(there, monkeypatch, named, message):
+def test_unavailable_device_is_refused(there, monkeypatch, named, why):
     monkeypatch.setenv(DEVICE_VARIABLE, named)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError, match=f"DIFFCTL_DEVICE is {named}.*{why}"):
         default_device()
-    assert str(refused.value) == message
 
 
 def test_apple_gpu_is_exclusive_and_not_used_for_scores(there, tmp_path):
