@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffusion.config import load, parse
 from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.model.unet_config import UNetConfig
 from diffusion.system.errors import UsageError
 from diffusion.system.params import load_section, load_sections
 from diffusion.system.section import canonical_json, fingerprint
@@ -114,26 +111,7 @@ def test_section_loads_if_other_sections_are_invalid(tmp_path: Path) -> None:
         load_section("evaluate", EvaluateConfig, path)
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
-)
-
-
-@given(st.dictionaries(st.text(), json_values))
-def test_fingerprint_does_not_depend_on_order(values: dict[str, Any]) -> None:
-    reordered = dict(reversed(list(values.items())))
-    assert fingerprint(values) == fingerprint(reordered)
-    assert canonical_json(values) == canonical_json(reordered)
-
-
-@given(st.integers(1, 6), st.integers(1, 64))
-def test_level_sizes_halve_exactly_or_are_refused(levels: int, image_size: int) -> None:
-    network = UNetConfig(channels=32, channel_mult=(1,) * levels)
-    if image_size % 2 ** (levels - 1):
-        with pytest.raises(ValueError, match="must be divisible by"):
-            network.level_sizes(image_size)
-    else:
-        sizes = network.level_sizes(image_size)
-        assert [size * 2**level for level, size in enumerate(sizes)] == [image_size] * levels
+def test_fingerprint_does_not_depend_on_order() -> None:
+    one, other = {"a": 1, "b": {"c": [2], "d": None}}, {"b": {"d": None, "c": [2]}, "a": 1}
+    assert canonical_json(one) == canonical_json(other) == '{"a":1,"b":{"c":[2],"d":null}}'
+    assert fingerprint(one) == fingerprint(other) != fingerprint({"a": 1})

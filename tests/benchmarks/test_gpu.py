@@ -83,15 +83,3 @@ def test_goals_are_printed_for_measured_parts(tmp_path, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "times diffusers': 1.29 (goal: 1.3; MISSED)" in output
     assert "share of the bf16 rate: 0.4 (goal: 0.4; reached)" in output
-
-
-def test_unavailable_data_are_reported_and_retried_by_the_next_call(tmp_path, capsys, monkeypatch):
-    def refuse():
-        raise DiffctlError("no such data")
-
-    monkeypatch.setattr(gpu, "parts", lambda *_: {gpu.QUALITY: refuse, "a | b | c": lambda: RESULT})
-    assert not gpu.measure(tmp_path / "kept.json", SMALL, CPU, minutes=1.0)
-    output = capsys.readouterr()
-    assert "no such data" in output.err
-    assert "1 of 2 parts are missing" in output.out
-    assert "| a | b | c | 10 |" in output.out

@@ -1,7 +1,6 @@
 """Speedrun and objectives: entries are valid, the best candidate is chosen, pages show the stored results."""
 
 import json
-import re
 from types import SimpleNamespace
 
 import pytest
@@ -9,24 +8,9 @@ import pytest
 from benchmarks import quality, speedrun
 from benchmarks.objectives import OBJECTIVES
 from benchmarks.speedrun import SPEEDRUN, Contest, Finished, choose, read_entries, read_results
-from docs.site.leaderboard_page import leaderboard, with_leaderboard
+from docs.site.leaderboard_page import with_leaderboard
 
 UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
-RESULT = {
-    "entry": "a",
-    "after": None,
-    "what": "first",
-    "machine": "two cores",
-    "commit": "1234567",
-    "date": "2026-11-28",
-    "nfe": 50,
-    "real": 99.0,
-    "parameters": 1_370_000,
-    "steps": 1700,
-    "batch": 16,
-    "average": "decay 0.99",
-    "sample": {},
-}
 
 
 @pytest.mark.parametrize("contest", [SPEEDRUN, OBJECTIVES], ids=lambda contest: contest.name)
@@ -50,17 +34,6 @@ def test_best_average_is_chosen_first_and_then_best_options(monkeypatch, tried):
     average, settings, found = choose(finished, 1000, distances.get)
     assert (average, settings.eta, settings.steps) == ("b", 0.5 if tried else 0.0, 50)
     assert len(found) == 2 + len(tried)
-
-
-def test_leaderboard_has_means_of_seeds_and_more_evaluations_apart():
-    seeds = [{**RESULT, "fd": fd} for fd in (300.0, 302.0, 304.0)]
-    guided = {**RESULT, "entry": "b", "nfe": 100, "fd": 200.0, "tried": [{"change": {"eta": 1.0}}]}
-    other = {**RESULT, "entry": "c", "fd": 250.0}
-    text = leaderboard([*seeds, guided | {"sample": {"eta": 1.0}}, other])
-    assert re.findall(r"^\| `(.)`", text, re.MULTILINE) == ["c", "a", "b"]
-    assert "**302 ± 2 (3 seeds)** | 50 | 1.37 M | 1,700 × 16 | decay 0.99 |" in text
-    assert text.index("`a`") < text.index("More than 50 NFE") < text.index("`b`")
-    assert "decay 0.99, eta 1.0" in text
 
 
 def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):

@@ -57,15 +57,16 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @contextmanager
-def running_server(command: Sequence[str], url: str, log: Path, **options: Any) -> Iterator[None]:
-    """Run a server in its own session during the block, which begins once it answers at `url`.
+def running_server(command: Sequence[str], url: str | None, log: Path, **options: Any) -> Iterator[None]:
+    """Run a server in its own session during the block, which begins once it answers at `url`, if given.
 
     Its output goes to `log`; `options` are those of Popen.
     """
     with open(log, "wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True, **options)
     try:
-        wait_for(url, process, log)
+        if url is not None:
+            wait_for(url, process, log)
         yield
     finally:
         terminate(group_processes(process.pid))

@@ -1,8 +1,5 @@
 """A clone with the project's deployments on separate servers, and a worker."""
 
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,35 +11,9 @@ import yaml
 
 from flows import clone
 from tests.conftest import diffctl, environment
+from tests.helpers.mlflow_server import running_server
 from tests.helpers.servers import Servers, post, servers_up
 from tests.helpers.small import commit, git, own_code, small_project
-
-
-@contextmanager
-def process(*arguments: str, cwd: Path, env: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run Prefect's command line in its own session with output to a file; end it with its children."""
-    log = cwd / f"{arguments[0]}.log"
-    with open(log, "a") as file:
-        running = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
-            cwd=cwd,
-            env=environment(env),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    try:
-        yield running
-    except BaseException:
-        print(log.read_text())
-        raise
-    finally:
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGTERM)
-            try:
-                running.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(running.pid, signal.SIGKILL)
 
 
 @dataclass
@@ -79,7 +50,9 @@ class Nightly:
 
     def worker(self) -> Any:
         """Run a worker during the block."""
-        return process("worker", "start", "--pool", "diffctl", cwd=self.elsewhere, env=self.env)
+        line = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "diffctl"]
+        log, env = self.elsewhere / "worker.log", environment(self.env)
+        return running_server(line, None, log, cwd=self.elsewhere, env=env)
 
     def start(self, deployment: str, **parameters: Any) -> str:
         """Start a run of a deployment now; return its id."""

@@ -61,8 +61,3 @@ def test_flat_names_are_translated():
 def test_an_old_key_of_params_is_refused_with_its_new_name(values, old, new):
     with pytest.raises(UsageError, match=f"here: .*{old} was renamed, write {new}"):
         refuse_renamed(values, "here")
-
-
-@pytest.mark.parametrize("values", [None, [], "text", {}, {"train": None}, {"search": {"fields": [1]}}])
-def test_anything_else_is_left_to_the_sections(values):
-    refuse_renamed(values, "here")
