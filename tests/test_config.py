@@ -75,7 +75,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("batch_size: 64", "batchsize: 64", "train.batchsize: unknown key (did you mean batch_size?)"),
-        ("train:", "trian:", "params.yaml: trian: unknown key (did you mean train?), allowed are data"),
+        ("train:", "trian:", "trian: unknown key (did you mean train?), allowed are data"),
         ("steps: 1200", "epochs: 12", "train.epochs: unknown key (did you mean steps?), allowed"),
         ("schedule: cosine, rate", "schedule: cosin, rate", "got 'cosin'; did you mean cosine?)"),
         ("name: digits", "name: Digits", "got 'Digits'; did you mean digits?)"),

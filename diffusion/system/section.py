@@ -166,12 +166,9 @@ def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
 
 def explain(error: ValidationError, origin: str, kind: Any) -> str:
     """Return one sentence: where, what is wrong, what is allowed. `kind` is the validated class."""
-    found = error.errors(include_url=False)
-    renamed = {(*item["loc"][:-1], _similar_key(item, kind)) for item in found}
     fields: dict[str, list[ErrorDetails]] = {}
-    for item in found:
-        if item["type"] != "missing" or item["loc"] not in renamed:
-            fields.setdefault(_field(item["loc"]), []).append(item)
+    for item in error.errors(include_url=False):
+        fields.setdefault(_field(item["loc"]), []).append(item)
     problems = [_problem(field, items, kind) for field, items in [*fields.items()][:MAX_PROBLEMS]]
     while len(problems) > 1 and sum(map(len, problems)) > MAX_MESSAGE:
         problems.pop()
@@ -229,13 +226,6 @@ def _as_yaml(value: Any) -> str:
     if value is None or isinstance(value, bool | list | tuple | dict):
         return brief(value, lambda value: json.dumps(value, ensure_ascii=False, default=str))
     return brief(value)
-
-
-def _similar_key(item: ErrorDetails, kind: Any) -> str | None:
-    """Return the allowed key that is similar to an unknown one, if any is."""
-    if item["type"] != "extra_forbidden":
-        return None
-    return nearest(str(item["loc"][-1]), _allowed_keys(kind, item["loc"]) or ())
 
 
 def unknown_key(key: str, allowed: Sequence[str]) -> str:
