@@ -30,7 +30,6 @@ from diffusion.system.section import Section, canonical_json, validate
 BLOCK_BYTES = 3 << 19  # fits in a core's cache, so that hashing and writing are faster
 BLOCK_ROWS = 256
 COMMIT_SECONDS = 1.0  # of work that a kill may lose
-QUEUED = 32  # blocks per worker: enough work while the parent waits for the disk
 
 Done = Callable[[int], None]  # number of further images that are done
 
@@ -101,7 +100,7 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
     done(target.shape[0] - sum(map(len, left)))
     jobs = ((reader.job(rows.start, rows.stop), target, rows.start) for rows in left)
     many = reader.heavy and len(left) > 1
-    results = map_in_processes(_work, jobs, QUEUED) if many else (_work(*job) for job in jobs)
+    results = map_in_processes(_work, jobs) if many else (_work(*job) for job in jobs)
     waiting: dict[int, dict[int, str]] = {}
     committed = time.monotonic()
     try:

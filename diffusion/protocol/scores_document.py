@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, StrictBool, StrictFloat, model_validator
+from pydantic_core import to_json
 
 from diffusion.images.store_meta import Training
 from diffusion.protocol.card import ReferenceFacts
@@ -14,8 +15,9 @@ from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores import MAX_SCORE, CellScores, ScoreNumber
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.system.json_files import read_json
+from diffusion.system.json_files import JsonObject, parse_json, read_json
 from diffusion.system.references import check_name
+from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief
 
 
@@ -136,7 +138,8 @@ def read_scores(path: Path) -> ScoresDocument:
     """Return the scores in a file; DiffctlError without valid scores."""
     again = "make them with `diffctl stage evaluate`"
     try:
-        return read_json(path, ScoresDocument, stored_as="scores")
+        values = translate("scores", read_json(path, JsonObject))
+        return parse_json(to_json(values), ScoresDocument, str(path))
     except FileNotFoundError:
         raise UsageError(f"no scores at {path}: {again}") from None
     except DiffctlError as error:

@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_json
 
 from diffusion.system.errors import DiffctlError
-from diffusion.system.renamed import DocumentKind, translate
 from diffusion.system.section import explain
 
 MAX_BYTES = 64 * 2**20  # of one document; a sweep's scores take some kilobytes a cell
@@ -16,27 +14,20 @@ Document = TypeVar("Document")
 JsonObject = dict[str, Any]  # an object with any fields
 
 
-def read_json(
-    path: Path, kind: type[Document], max_bytes: int = MAX_BYTES, stored_as: DocumentKind | None = None
-) -> Document:
+def read_json(path: Path, kind: type[Document], max_bytes: int = MAX_BYTES) -> Document:
     """Read a JSON file as `kind`, a pydantic model or a type such as `JsonObject`.
 
-    With `stored_as`, keys of earlier versions get today's names first. DiffctlError names the file and the
-    problem; FileNotFoundError is left to the caller.
+    DiffctlError names the file and the problem; FileNotFoundError is left to the caller.
     """
     with open(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise DiffctlError(f"{path} is larger than {max_bytes:,} bytes: it is not a file of this kind")
-    return parse_json(data, kind, str(path), stored_as)
+    return parse_json(data, kind, str(path))
 
 
-def parse_json(
-    data: bytes | str, kind: type[Document], origin: str, stored_as: DocumentKind | None = None
-) -> Document:
+def parse_json(data: bytes | str, kind: type[Document], origin: str) -> Document:
     """Parse JSON as `kind`; DiffctlError names `origin` and the problem."""
-    if stored_as is not None:
-        data = to_json(translate(stored_as, parse_json(data, JsonObject, origin)))
     try:
         return TypeAdapter(kind).validate_json(data)
     except ValidationError as error:

@@ -21,6 +21,7 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.memory import keep_freed_memory
 
 MAX_WORKERS = 32  # beyond that the disk is the limit
+QUEUED = 32  # jobs per worker: enough work while the parent waits for the disk
 
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
@@ -81,11 +82,11 @@ def terminate(processes: Sequence[psutil.Process], grace: float = GRACE_SECONDS)
 
 
 def map_in_processes(
-    work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]], queued: int
+    work: Callable[[*Arguments], Result], jobs: Iterable[tuple[*Arguments]]
 ) -> Generator[Result, None, None]:
     """Yield `work` of every job, computed in worker processes, in order; close it to cancel the rest.
 
-    At most `queued` jobs per worker are pending or unread, so that memory stays constant. Workers end with
+    At most QUEUED jobs per worker are pending or unread, so that memory stays constant. Workers end with
     their parent in any case. TemporaryError if the kernel kills one.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -98,7 +99,7 @@ def map_in_processes(
     try:
         for job in jobs:
             pending.append(pool.submit(work, *job))
-            if len(pending) == queued * workers:
+            if len(pending) == QUEUED * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
