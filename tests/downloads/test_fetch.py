@@ -15,7 +15,6 @@ from diffusion.downloads.fetch import (
     RemoteFile,
     cache_root,
     fetch,
-    file_checksums,
     find_file,
     raw_folder,
 )
@@ -177,16 +176,6 @@ def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "big"))
     assert raw_folder("cifar10", None) == tmp_path / "big/cifar10"
     assert raw_folder("cifar10", tmp_path / "own") == tmp_path / "own"
-
-
-def test_checksums_equal_hashlib(tmp_path):
-    paths = [tmp_path / "a", tmp_path / "b"]
-    for path in paths:
-        path.write_bytes(path.name.encode() * 1000)
-    steps = []
-    found = file_checksums(paths, lambda *step: steps.append(step[:2]))
-    assert found == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
-    assert steps == [(1000, 2000), (2000, 2000)]
 
 
 def test_file_search_is_bounded(tmp_path):

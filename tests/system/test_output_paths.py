@@ -81,15 +81,13 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
         assert taken == opens(path) or (too_long and not taken)
 
 
-@given(place=at.places, name=at.names(""))
-def test_output_folder_is_new_or_empty(place: Place, name: str) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            path = Path(place(Path(scratch), name))
-        except OSError:
-            return
-        can_be = not os.path.exists(path) or (path.is_dir() and not any(path.iterdir()))
-        assert can_be or is_refused(check_output_folder, path, "FOLDER")
+def test_output_folder_is_new_or_empty(tmp_path: Path) -> None:
+    check_output_folder(tmp_path / "new", "FOLDER")
+    (tmp_path / "full/folder").mkdir(parents=True)
+    check_output_folder(tmp_path / "full/folder", "FOLDER")
+    (tmp_path / "file").touch()
+    assert is_refused(check_output_folder, tmp_path / "full", "FOLDER")
+    assert is_refused(check_output_folder, tmp_path / "file", "FOLDER")
 
 
 def test_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
