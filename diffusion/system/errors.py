@@ -2,18 +2,11 @@
 
 import errno
 
-# Exit codes of `diffctl`; docs/operations.md has the same table.
-DONE, FAILED, REFUSED, KEPT_OUT, TEMPORARY = 0, 1, 2, 3, 75  # the last: EX_TEMPFAIL of sysexits.h
-EXIT_CODES = {
-    DONE: "done, or nothing to do",
-    FAILED: "the work failed",
-    REFUSED: "wrong use or configuration: the same again fails the same",
-    KEPT_OUT: "`promote` alone: the gate kept the model out",
-    TEMPORARY: "a failure that may pass, such as a server that does not answer: try again later",
-    129: "the terminal was closed",
-    130: "Ctrl-C",
-    143: "SIGTERM",
-}
+# Exit codes, as in docs/operations.md; that of a signal is 128 and its number.
+FAILED = 1
+REFUSED = 2  # wrong use or configuration: the same again fails the same
+KEPT_OUT = 3  # `promote` alone: the gate kept the model out
+TEMPORARY = 75  # may pass, such as a server that does not answer (EX_TEMPFAIL of sysexits.h)
 
 
 class DiffctlError(Exception):
