@@ -16,7 +16,7 @@ from tests.helpers.damaged_bytes import bounded
     ("make", "why"),
     [
         (at.a_fifo, "not a regular file"),
-        (at.a_socket, "not a regular file"),
+        (at.a_socket, "No such device"),
         (at.an_endless_device, "not a regular file"),
         (at.a_folder, "Is a directory"),
         (at.a_loop, "Too many levels"),
