@@ -19,7 +19,6 @@ FORMULAS = [
     if block.startswith("    ") and "diffctl" not in block
 ]
 REFERENCE = re.compile(r"`(diffusion(?:\.\w+)+:[\w.]+)`")
-MAX_BYTES = 100_000  # of a figure
 WITHOUT_MODEL = ("model", "steps")  # created in seconds from only a profile
 
 
@@ -40,15 +39,6 @@ def test_figures_match_the_commands_in_the_page() -> None:
     assert {file.stem for file in FOLDER.glob("*")} == {*FIGURES, PICTURE.stem}
     for name, arguments in FIGURES.items():
         assert f"`diffctl show {' '.join(arguments)}`" in PAGE, name
-
-
-@pytest.mark.parametrize("name", sorted(FIGURES))
-def test_figure_is_small_and_has_a_description(name: str) -> None:
-    file = FOLDER / f"{name}.svg"
-    assert file.stat().st_size < MAX_BYTES
-    root = ET.parse(file).getroot()
-    assert root.tag.endswith("svg")
-    assert len(root.get("aria-label", "")) > 20
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from diffusion.images import store as stores
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.system.checksums import add_checksum
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.digits_sweep import tamper
 
@@ -70,12 +70,6 @@ def test_missing_file_is_detected(tmp_path: Path, gone: str, message: str) -> No
     written(tmp_path / "s")
     (tmp_path / "s" / gone).unlink()
     with pytest.raises(DiffctlError, match=message):
-        open_store(tmp_path / "s")
-
-
-def test_file_is_not_called_a_damaged_store(tmp_path: Path) -> None:
-    (tmp_path / "s").touch()
-    with pytest.raises(UsageError, match="s is a file: give the folder of an image store"):
         open_store(tmp_path / "s")
 
 
