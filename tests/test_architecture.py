@@ -1,7 +1,6 @@
 """Rules of the code structure: import directions, dependencies of stages, modules that `--help` loads."""
 
 import ast
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -33,7 +32,6 @@ MAY_SERVE = {
     "serving": {"ray", *WEB},
     "cli": {"typer"},
 }
-WALL_CLOCK = re.compile(r"\btime\.time(_ns)?\(|\bdatetime\.(now|utcnow)\(")
 FILES = sorted(file for package in MAY_USE for file in (ROOT / package).rglob("*.py"))
 
 
@@ -131,24 +129,6 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str], tmp_pat
     heavy = {"torch", "numpy", "mlflow", "prefect", "dvc", "matplotlib", "fastapi", *light}
     assert not heavy & set(done.stderr.split())
     assert "Usage:" in done.stdout
-
-
-# Modules that record or show a date. All others measure durations with a monotonic clock.
-MAY_USE_WALL_CLOCK = {
-    "cli/shared/tables.py",
-    "cli/stages/observers.py",
-    "diffusion/train/checkpoint/run_dir.py",
-    "flows/prefect_server/flow_runs.py",
-    "flows/flow_hooks.py",
-    "tracking/runs/run_lookup.py",
-    "tracking/registry/champion_log.py",
-    "tracking/spool/spool_writer.py",
-}
-
-
-def test_durations_are_measured_with_a_monotonic_clock() -> None:
-    found = {str(file.relative_to(ROOT)) for file in FILES if WALL_CLOCK.search(file.read_text())}
-    assert found == MAY_USE_WALL_CLOCK
 
 
 # The packages of the library in layers, the lowest first. A package imports from lower layers, and from its
