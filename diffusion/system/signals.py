@@ -99,10 +99,10 @@ def _block(mode: SignalMode) -> Iterator[StopRequest]:
     before, _current = request._mode, request
     handlers: dict[int, Any] = {}
     # Without SIGHUP where `nohup` ignores it.
-    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    hangup: list[int] = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     try:
         request._mode = mode
-        for number in (signal.SIGINT, signal.SIGTERM, *hangup):
+        for number in [*hangup, signal.SIGINT, signal.SIGTERM]:
             handlers[number] = signal.signal(number, request._receive)
         request._arm()
         check_signals()
