@@ -12,7 +12,7 @@ from diffusion.system.section import MAX_PROBLEMS, brief
 from serving.handlers import EventStreamResponse, respond, submit
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.requests import EventsRequest, ImagesRequest
-from serving.responses import Health, ImagesResponse, ModelsResponse, Problem
+from serving.responses import ImagesResponse, ModelCard, Problem
 from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.
@@ -92,21 +92,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return EventStreamResponse(submit(service, lambda model: model.submit(body, body.every)))
 
     @app.get("/v1/models")
-    async def models() -> ModelsResponse:
+    async def models() -> dict[str, list[ModelCard]]:
         """The model that serves, and any that finishes its requests."""
-        return ModelsResponse(models=service.cards())
+        return {"models": service.cards()}
 
     @app.get("/healthz")
-    async def healthz() -> Health:
+    async def healthz() -> dict[str, str]:
         """Liveness."""
-        return Health(status="alive")
+        return {"status": "alive"}
 
     @app.get("/readyz", responses={503: ERRORS[503]})
-    async def readyz() -> Health:
+    async def readyz() -> dict[str, str]:
         """Readiness: whether a request for images would be accepted."""
         if not service.is_ready:
             raise HTTPException(503, "the server is about to stop, or its engine has failed")
-        return Health(status="ready")
+        return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
@@ -118,9 +118,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """Return the first errors of a request as one sentence; invalid values are shortened."""
     assert isinstance(error, RequestValidationError)
     if isinstance(error.body, bytes):  # not parsed
-        given = request.headers.get("content-type")
-        kind = f"the content type {brief(given)}" if given else "no content type"
-        sentence = f"the body has {kind}: send the header Content-Type: application/json"
+        sentence = "the body is not declared as JSON: send the header Content-Type: application/json"
         return JSONResponse({"detail": sentence}, 422)
     problems: dict[str, str] = {}
     for item in error.errors()[:MAX_PROBLEMS]:

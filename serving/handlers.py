@@ -19,7 +19,7 @@ from diffusion.system.errors import UsageError
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel
 from serving.middleware import model_headers
-from serving.responses import FORMATS, Problem, StepEvent, encode_pngs, images_response
+from serving.responses import Problem, StepEvent, encode_pngs, format_response, images_response
 from serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
@@ -31,11 +31,6 @@ class Work(NamedTuple):
     service: Service
     model: ServedModel
     pending: PendingImages
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of the model, which may no longer be the one that serves."""
-        return {name.decode(): value.decode() for name, value in model_headers(self.model.ref)}
 
     @contextlib.contextmanager
     def cancelled_at_end(self) -> Iterator[None]:
@@ -79,8 +74,8 @@ async def respond(work: Work, form: str, request: Request) -> Response:
     if images is None:
         return Response(status_code=CLIENT_CLOSED_REQUEST)
     about = work.model.describe(work.pending)
-    response = await asyncio.to_thread(FORMATS[form], to_nhwc(images), about)
-    response.headers.update(work.headers)
+    response = await asyncio.to_thread(format_response, form, to_nhwc(images), about)
+    response.headers.update(model_headers(work.model.ref))
     return response
 
 
@@ -116,7 +111,8 @@ class EventStreamResponse(StreamingResponse):
 
     def __init__(self, work: Work) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # no buffering in nginx
-        super().__init__(sse_events(work), media_type="text/event-stream", headers=headers | work.headers)
+        headers |= model_headers(work.model.ref)
+        super().__init__(sse_events(work), media_type="text/event-stream", headers=headers)
         self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -15,11 +16,9 @@ from fastapi import FastAPI
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.regular_files import read_error, read_regular
 from diffusion.system.signals import StopRequest, stop_request
-from serving.middleware import is_loopback
 from serving.service import Service
 
 MAX_CONNECTIONS = 1000  # beyond them a request gets 503
-REPORT_SECONDS = 60  # between messages about a lack of file descriptors
 FLUSH_SECONDS = 5  # for responses to reach their clients after the last image
 MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters
 
@@ -62,7 +61,11 @@ def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
 
 def require_token(host: str, address: str, has_token: bool) -> None:
     """Raise UsageError if other machines can reach the address and there is no token."""
-    if not has_token and not is_loopback(address):
+    try:
+        is_local = address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:  # another name
+        is_local = False
+    if not has_token and not is_local:
         raise UsageError(f"{printable(host)} is open to others: give a --token-file, or serve at 127.0.0.1")
 
 
@@ -99,7 +102,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._stop, self._on_start = service, stop, on_start
         self._draining: asyncio.Task[None] | None = None
-        self._next_report = 0.0  # of a lack of file descriptors
+        self._lacks_descriptors = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""
@@ -111,8 +114,8 @@ class _Server(uvicorn.Server):
         """Log an error of the event loop. Without a free file descriptor it raises thousands a second."""
         if getattr(context.get("exception"), "errno", None) not in (errno.EMFILE, errno.ENFILE):
             loop.default_exception_handler(context)
-        elif loop.time() >= self._next_report:
-            self._next_report = loop.time() + REPORT_SECONDS
+        elif not self._lacks_descriptors:  # reported once
+            self._lacks_descriptors = True
             self._service.report("no file descriptor is free, so new clients wait: raise `ulimit -n`")
 
     async def on_tick(self, counter: int) -> bool:

@@ -1,17 +1,17 @@
 """A served model: its weights on the device, an engine, and its description."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 
 from diffusion.choice.selection import best_settings
-from diffusion.engine.engine import Engine
+from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import chosen_condition
-from diffusion.sample.guides import NO_GUIDES, Guides, check_served_guide
+from diffusion.sample.guides import Guides, check_served_guide
 from serving.engine_loop import EngineLoop, PendingImages
-from serving.metrics import Metrics
 from serving.model_source import PublishedModel
 from serving.requests import SampleRequest, ServeConfig, resolve_settings
 from serving.responses import ModelCard, ModelRef
@@ -26,15 +26,15 @@ class ServedModel:
         loaded: LoadedModel,
         device: torch.device,
         config: ServeConfig,
-        metrics: Metrics,
-        guides: Guides = NO_GUIDES,
+        on_pass: Callable[[ForwardPass], None],
+        guides: Guides,
     ) -> None:
         self.published, self.config = published, config
         self._loaded, self._guides = loaded, guides
         self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
-        self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue, guides), metrics.observe)
+        self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue, guides), on_pass)
 
     @property
     def artefact(self) -> Artefact:
@@ -77,15 +77,19 @@ class ServedModel:
         """Return the description of the model for /v1/models."""
         scores = self.published.scores
         usual = best_settings(scores) if scores else SampleSettings()
-        chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
+        front = (
+            [
+                {"cell": one.cell, "nfe": one.nfe, "distance": one.value, "card": scores.cells[one.cell].card}
+                for one in scores.front
+            ]
+            if scores
+            else []
+        )
         return ModelCard(
             model=self.ref,
             state=state,
             card=self.artefact.model_dump(mode="json", exclude={"code", "train"}),
             usual=usual.model_dump(mode="json"),
-            front=[
-                {"cell": one.cell, "nfe": one.nfe, "distance": one.value, "card": cell.card}
-                for one, cell in chosen
-            ],
+            front=front,
             limits={"images": self.config.images, "steps": self.config.steps},
         )

@@ -4,14 +4,14 @@ Plain ASGI instead of BaseHTTPMiddleware, which hides a client's disconnect from
 """
 
 import hmac
-import ipaddress
 import re
 import time
 from urllib.parse import quote
 
+from fastapi.responses import JSONResponse
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from diffusion.system.section import canonical_json
 from serving.requests import MAX_BODY
 from serving.responses import ModelRef
 from serving.service import Service
@@ -20,9 +20,7 @@ HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
     "/v1/images", "/v1/images/events", "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
 }  # fmt: skip
-HOST = re.compile(
-    r"(?:\[(?P<ipv6>[0-9a-f]*:[0-9a-f:.]+)\]|(?P<name>[a-z0-9.-]+))(?::[0-9]{1,5})?", re.IGNORECASE
-)
+LOOPBACK_HOST = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
 class MetricsMiddleware:
@@ -41,10 +39,9 @@ class MetricsMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = list(message.get("headers", []))
-                given = {name for name, _ in headers}
-                missing = [one for one in model_headers(self._service.ref) if one[0] not in given]
-                message["headers"] = headers + missing
+                headers = MutableHeaders(scope=message)
+                for name, value in model_headers(self._service.ref).items():
+                    headers.setdefault(name, value)
             await send(message)
 
         metrics = self._service.metrics
@@ -54,7 +51,7 @@ class MetricsMiddleware:
             await self._app(scope, receive, send_with_headers)
         except Exception:  # uvicorn logs it; the client sees no details
             if not status:
-                await send_error(send_with_headers, 500, "the server failed: see its log")
+                await _problem(500, "the server failed: see its log")(scope, receive, send_with_headers)
             raise
         finally:
             self._service.active -= 1
@@ -62,14 +59,13 @@ class MetricsMiddleware:
             metrics.seconds.labels(path).observe(time.monotonic() - began)
 
 
-def model_headers(model: ModelRef) -> list[tuple[bytes, bytes]]:
+def model_headers(model: ModelRef) -> dict[str, str]:
     """Return a model's name, version and SHA-256 as headers; characters beyond ASCII are percent-encoded."""
-    version = "none" if model.version is None else str(model.version)
-    return [
-        (b"x-model-name", quote(model.name, safe=" ").encode()),
-        (b"x-model-version", version.encode()),
-        (b"x-model-sha256", model.sha256.encode()),
-    ]
+    return {
+        "X-Model-Name": quote(model.name, safe=" "),
+        "X-Model-Version": "none" if model.version is None else str(model.version),
+        "X-Model-SHA256": model.sha256,
+    }
 
 
 class AccessMiddleware:
@@ -80,38 +76,26 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-        elif self._token is None and not is_loopback(_host(scope)):
-            await send_error(send, 421, "without a token this server answers only to localhost and 127.0.0.1")
-        elif self._token is None or scope["path"] in HEALTH_PATHS or _has_token(scope, self._token):
-            await self._app(scope, receive, send)
-        else:
-            headers = [(b"www-authenticate", b"Bearer")]
-            await send_error(send, 401, "wrong or missing token: send Authorization: Bearer TOKEN", headers)
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse | None:
+        if self._token is None:
+            hosts = _values(scope, b"host")
+            if len(hosts) == 1 and LOOPBACK_HOST.fullmatch(hosts[0]):
+                return None
+            return _problem(421, "without a token this server answers only to localhost and 127.0.0.1")
+        given = _values(scope, b"authorization")
+        kind, _, sent = (given[0] if len(given) == 1 else b"").partition(b" ")
+        has_token = hmac.compare_digest(sent.strip(), self._token) and kind.lower() == b"bearer"
+        if has_token or scope["path"] in HEALTH_PATHS:
+            return None
+        sentence = "wrong or missing token: send Authorization: Bearer TOKEN"
+        return _problem(401, sentence, {"WWW-Authenticate": "Bearer"})
 
 
-def _has_token(scope: Scope, token: bytes) -> bool:
-    given = [value for name, value in scope["headers"] if name == b"authorization"]
-    kind, _, sent = (given[0] if len(given) == 1 else b"").partition(b" ")
-    return hmac.compare_digest(sent.strip(), token) and kind.lower() == b"bearer"
-
-
-def _host(scope: Scope) -> str:
-    """Return the name or address in the Host header without its port; "" if it is malformed or repeated."""
-    given = [value for name, value in scope["headers"] if name == b"host"]
-    match = HOST.fullmatch(given[0].decode("latin-1")) if len(given) == 1 else None
-    return (match["ipv6"] or match["name"]) if match else ""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host name or address is a loopback one."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _values(scope: Scope, header: bytes) -> list[bytes]:
+    return [value for name, value in scope["headers"] if name == header]
 
 
 class BodyLimitMiddleware:
@@ -124,34 +108,24 @@ class BodyLimitMiddleware:
         """Handle a request."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        body = bytearray()
-        more = True
+        body, more = b"", True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             body += message.get("body", b"")
             if len(body) > MAX_BODY:
-                return await send_error(send, 413, f"a request has {MAX_BODY:,} bytes at most")
+                too_large = _problem(413, f"a request has {MAX_BODY:,} bytes at most")
+                return await too_large(scope, receive, send)
             more = message.get("more_body", False)
-        pending = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        pending = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
 
-        await self._app(scope, replay, send)
-        return None
+        return await self._app(scope, replay, send)
 
 
-async def send_error(
-    send: Send, status: int, detail: str, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
-    """Send a Problem and close the connection, since the rest of the request may still arrive."""
-    body = canonical_json({"detail": detail}).encode()
-    usual = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": [*usual, *(headers or [])]})
-    await send({"type": "http.response.body", "body": body})
+def _problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return a Problem that closes the connection, since the rest of the request may still arrive."""
+    return JSONResponse({"detail": detail}, status, {"Connection": "close", **(headers or {})})

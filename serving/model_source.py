@@ -46,8 +46,8 @@ class FixedSource:
         return self._published
 
     def has_changed(self, since: PublishedModel) -> bool:
-        """Return False."""
-        return False
+        """Return whether a server has yet to load it."""
+        return since is not self._published
 
 
 class ChampionSource:
@@ -72,17 +72,12 @@ def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel
     if scores_file.exists():
         try:
             scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)
-            return PublishedModel(path.name, None, _best_files(scores, path), scores)
+            name, cell = scores.best.cell, scores.cells[scores.best.cell]
+            files = card_files(settings_of(cell, name, 0), cell.card, path)
+            return PublishedModel(path.name, None, files, scores)
         except UsageError as error:
             report(f"{path} is served without scores: {error}")
     return PublishedModel(path.name, None, NetworkFiles(path), None)
-
-
-def _best_files(scores: ScoresDocument, model: Path) -> NetworkFiles:
-    """Return the files of the best cell; UsageError if one is missing or another one."""
-    name = scores.best.cell
-    cell = scores.cells[name]
-    return card_files(settings_of(cell, name, 0), cell.card, model)
 
 
 def model_of_run(name: str) -> PublishedModel:

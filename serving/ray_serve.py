@@ -161,7 +161,7 @@ def serve_on_ray(
 
 @contextmanager
 def _ray_serve(serve: Any, host: str, port: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a thread for the application, with Ray Serve's proxies at the address; then stop all."""
+    """Yield a thread for the application, with Ray Serve's proxies at the address; then stop both."""
     if serve.status().proxies:
         raise UsageError("Ray Serve already runs on that cluster: `serve shutdown -y` ends it")
     thread = ThreadPoolExecutor(1)
@@ -176,33 +176,21 @@ def _ray_serve(serve: Any, host: str, port: int) -> Iterator[ThreadPoolExecutor]
             raise DiffctlError(f"Ray Serve does not start: {_cause(error)}") from None
         yield thread
     finally:
-        _shut_down(serve, thread)
-
-
-def _shut_down(serve: Any, thread: ThreadPoolExecutor) -> None:
-    """Stop Ray Serve, then a pending start, then the connection, without Ray's messages about either."""
-    import ray
-
-    with redirect_stdout(io.StringIO()):
-        serve.shutdown()
-        thread.shutdown()
-        ray.shutdown()
+        with redirect_stdout(io.StringIO()):  # without Ray's messages
+            serve.shutdown()
+            thread.shutdown()  # after a pending start
 
 
 def _application(serve: Any, spec: ReplicaSpec, least: int, most: int) -> Any:
     """Return the deployment; Ray's limits are above those of the application, which has clearer errors."""
-    scaling: dict[str, Any] = {"num_replicas": least}
-    if most > least:
-        scaling = {
-            "autoscaling_config": {
-                "min_replicas": least,
-                "max_replicas": most,
-                "target_ongoing_requests": max(1, spec.config.rows // ROWS_PER_REQUEST),
-                "upscale_delay_s": UPSCALE_SECONDS,
-                "downscale_delay_s": DOWNSCALE_SECONDS,
-            }
-        }
-    deployed = serve.deployment(
+    scaling = {
+        "min_replicas": least,
+        "max_replicas": most,
+        "target_ongoing_requests": max(1, spec.config.rows // ROWS_PER_REQUEST),
+        "upscale_delay_s": UPSCALE_SECONDS,
+        "downscale_delay_s": DOWNSCALE_SECONDS,
+    }
+    return serve.deployment(
         serve.ingress(None)(Replica),
         name=NAME,
         max_ongoing_requests=MAX_CONNECTIONS,  # Ray's default of 5 would leave passes nearly empty
@@ -211,9 +199,8 @@ def _application(serve: Any, spec: ReplicaSpec, least: int, most: int) -> Any:
         graceful_shutdown_timeout_s=spec.config.drain + FLUSH_SECONDS,
         max_constructor_retry_count=MAX_STARTS,
         ray_actor_options={"num_cpus": 1, "num_gpus": spec.gpus},
-        **scaling,
-    )
-    return deployed.bind(spec)
+        autoscaling_config=scaling,
+    ).bind(spec)
 
 
 def _wait_for_stop(serve: Any, stop: StopRequest) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Callable
 from typing import Any, Literal
 
 from fastapi import Response
@@ -52,18 +51,6 @@ class ModelCard(BaseModel):
     limits: dict[str, int]
 
 
-class ModelsResponse(BaseModel):
-    """The model that serves, and any that finishes its requests."""
-
-    models: list[ModelCard]
-
-
-class Health(BaseModel):
-    """The state of the server."""
-
-    status: str
-
-
 class Problem(BaseModel):
     """What is wrong and what to do, in one sentence."""
 
@@ -76,22 +63,16 @@ def encode_pngs(images: Images) -> list[str]:
 
 
 def images_response(images: Images, about: dict[str, Any]) -> ImagesResponse:
-    """Return images (N, H, W, C) with their metadata as a response body."""
+    """Return images (N, H, W, C) with their metadata."""
     return ImagesResponse(**about, images=encode_pngs(images))
 
 
-def _json(images: Images, about: dict[str, Any]) -> Response:
-    return JSONResponse(images_response(images, about).model_dump(mode="json"))
-
-
-def _grid(images: Images, about: dict[str, Any]) -> Response:
-    return Response(png_bytes(contact_sheet(images)), media_type="image/png")
-
-
-def _npz(images: Images, about: dict[str, Any]) -> Response:
+def format_response(form: str, images: Images, about: dict[str, Any]) -> Response:
+    """Return images (N, H, W, C) and their metadata as `json`, `grid` or `npz`."""
+    if form == "json":
+        return JSONResponse(images_response(images, about).model_dump(mode="json"))
+    if form == "grid":
+        return Response(png_bytes(contact_sheet(images)), media_type="image/png")
     buffer = io.BytesIO()
     save_npz(buffer, images, about["labels"])
     return Response(buffer.getvalue(), media_type="application/x-npz")
-
-
-FORMATS: dict[str, Callable[[Images, dict[str, Any]], Response]] = {"json": _json, "grid": _grid, "npz": _npz}

@@ -1,4 +1,4 @@
-"""The models of a server: the one that serves, its successor while it loads, and a draining predecessor."""
+"""The models of a server, the one that serves and a draining predecessor, and the server's metrics."""
 
 import asyncio
 import contextlib
@@ -6,16 +6,54 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from diffusion.engine.engine import ForwardPass
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.system.errors import reason
 from serving.loaded_model import ServedModel
-from serving.metrics import Metrics
 from serving.model_source import ModelSource, PublishedModel
 from serving.requests import ServeConfig
 from serving.responses import ModelCard, ModelRef
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """The metrics of one server for Prometheus, in their own registry."""
+
+    def __init__(self) -> None:
+        own = self._registry = CollectorRegistry()
+        self.requests = Counter("diffctl_requests", "Responses.", ["path", "status"], registry=own)
+        text = "Time from request to end of response."
+        self.seconds = Histogram("diffctl_request_seconds", text, ["path"], buckets=SECONDS, registry=own)
+        self.active = Gauge("diffctl_requests_active", "Unfinished requests.", registry=own)
+        self.gone = Counter("diffctl_requests_gone", "Requests with a disconnected client.", registry=own)
+        self.images = Counter("diffctl_images", "Finished images.", registry=own)
+        self.held = Gauge("diffctl_images_held", "Images being sampled or queued.", registry=own)
+        self.rows = Histogram("diffctl_pass_rows", "Rows per forward pass.", buckets=ROWS, registry=own)
+        text = "1, with the model that serves as labels."
+        self.model = Gauge("diffctl_model_info", text, ["name", "version", "sha256"], registry=own)
+        self.reloads = Counter("diffctl_reloads", "Model changes by outcome.", ["outcome"], registry=own)
+
+    def set_model(self, model: ModelRef) -> None:
+        """Set the model that serves."""
+        self.model.clear()
+        version = "" if model.version is None else str(model.version)
+        self.model.labels(model.name, version, model.sha256).set(1)
+
+    def observe(self, done: ForwardPass) -> None:
+        """Count a forward pass of an engine."""
+        if done.rows:
+            self.rows.observe(done.rows)
+        self.images.inc(sum(len(job) for job in done.ended if job.images is not None))
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus's text format."""
+        return generate_latest(self._registry)
 
 
 class Service:
@@ -31,12 +69,12 @@ class Service:
         config: ServeConfig,
         report: Callable[[str], object] = lambda sentence: None,
     ) -> None:
-        self.config, self.metrics = config, Metrics()
+        self.source, self.config, self.metrics = source, config, Metrics()
         self.draining = False  # the server stops: no new requests
         self.active = 0  # unfinished requests
-        self._source, self._device = source, device
+        self._device = device
         self.report, self._last_report = report, ""
-        self._first = self._load()
+        self._first = self._load(source)
         self._current: ServedModel | None = None
         self._old: ServedModel | None = None
         self._refreshing = asyncio.Lock()
@@ -45,8 +83,7 @@ class Service:
     async def start(self) -> None:
         """Serve in the running event loop."""
         self._current = self._serve(*self._first)
-        self.metrics.set_model(self.ref)
-        self.metrics.held.set_function(self._held)
+        self.metrics.held.set_function(lambda: sum(model.loop.engine.held for model in self._models))
         self.metrics.active.set_function(lambda: self.active)
         self._poll_task = asyncio.create_task(self._poll())
 
@@ -55,9 +92,13 @@ class Service:
         if self._poll_task is not None:
             self._poll_task.cancel()
             await asyncio.gather(self._poll_task, return_exceptions=True)
-        for model in (self._old, self._current):
-            if model is not None:
-                await model.loop.stop()
+        for model in self._models:
+            await model.loop.stop()
+
+    @property
+    def _models(self) -> list[ServedModel]:
+        """The loaded models, the one that serves first."""
+        return [model for model in (self._current, self._old) if model is not None]
 
     @property
     def current(self) -> ServedModel:
@@ -77,14 +118,16 @@ class Service:
 
     def cards(self) -> list[ModelCard]:
         """Return the descriptions of the loaded models."""
-        states: list[tuple[ServedModel | None, Literal["serving", "draining"]]]
-        states = [(self._current, "serving"), (self._old, "draining")]
-        return [model.card(state) for model, state in states if model is not None]
+        states: tuple[Literal["serving", "draining"], ...] = ("serving", "draining")
+        return [model.card(state) for model, state in zip(self._models, states, strict=False)]
 
-    async def refresh(self) -> None:
-        """Serve the model that the source has now; if it fails to load, raise and keep the current one."""
+    async def refresh(self, source: ModelSource | None = None) -> None:
+        """Serve the model that the source has now, or that of another source from now on.
+
+        If it fails to load, raise and keep the source and the model.
+        """
         async with self._refreshing:
-            await self._replace()
+            await self._replace(source or self.source)
 
     async def drain(self) -> None:
         """Accept no new requests and wait up to `drain` seconds until all are answered."""
@@ -94,18 +137,16 @@ class Service:
                 while self.active:
                     await asyncio.sleep(0.02)
 
-    def _held(self) -> int:
-        models = (self._current, self._old)
-        return sum(model.loop.engine.held for model in models if model is not None)
-
-    def _load(self) -> tuple[PublishedModel, LoadedModel, Guides]:
+    def _load(self, source: ModelSource) -> tuple[PublishedModel, LoadedModel, Guides]:
         """Return the source's model, its network, and what guides it."""
-        published = self._source.fetch()
+        published = source.fetch()
         guides = load_guides(published.files, self._device)
         return published, load_model(published.files.model, self._device), guides
 
     def _serve(self, published: PublishedModel, loaded: LoadedModel, guides: Guides) -> ServedModel:
-        return ServedModel(published, loaded, self._device, self.config, self.metrics, guides)
+        model = ServedModel(published, loaded, self._device, self.config, self.metrics.observe, guides)
+        self.metrics.set_model(model.ref)
+        return model
 
     async def _poll(self) -> None:
         while True:
@@ -120,16 +161,15 @@ class Service:
                     self._last_report = sentence
                     self.report(sentence)
 
-    async def _replace(self) -> None:
-        """Load and serve the source's model if it changed, then wait until the old one has finished."""
-        if not await asyncio.to_thread(self._source.has_changed, self.current.published):
-            return
-        published, loaded, guides = await asyncio.to_thread(self._load)
-        self._old, self._current = self._current, self._serve(published, loaded, guides)
-        self.metrics.reloads.labels("done").inc()
-        self.metrics.set_model(self.ref)
-        version = "" if published.version is None else f" version {published.version}"
-        self.report(f"{published.name}{version} serves now")
-        assert self._old is not None
-        await self._old.loop.close()
-        self._old = None
+    async def _replace(self, source: ModelSource) -> None:
+        """Load and serve the source's model if it is another one; wait until the old one has finished."""
+        if await asyncio.to_thread(source.has_changed, self.current.published):
+            published, loaded, guides = await asyncio.to_thread(self._load, source)
+            self._old, self._current = self._current, self._serve(published, loaded, guides)
+            self.metrics.reloads.labels("done").inc()
+            version = "" if published.version is None else f" version {published.version}"
+            self.report(f"{published.name}{version} serves now")
+        self.source = source
+        if self._old is not None:
+            await self._old.loop.close()
+            self._old = None

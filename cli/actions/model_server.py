@@ -13,7 +13,6 @@ from serving.app import create_app
 from serving.http_server import bind_socket, read_token, require_token
 from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
-from serving.playground.model_choice import ChoosableSource
 from serving.playground.router import playground as routes
 from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
 from serving.requests import ServeConfig
@@ -74,9 +73,8 @@ def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[
 def serve_playground(options: Playground) -> None:
     """Carry out `diffctl playground`."""
     bound = bind_socket("127.0.0.1", options.port, has_token=False)
-    source = ChoosableSource(_source(options))
-    service = Service(source, default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
-    app = create_app(service, None, routes(service, source, options.store or PREPARED / "test"))
+    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
+    app = create_app(service, None, routes(service, options.store or PREPARED / "test"))
     serve_app(
         app,
         service,

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
@@ -173,18 +171,15 @@ def nfe_preview(model: ServedModel, request: SampleRequest) -> dict[str, Any]:
     """Return the NFE per image of a request without sampling; raise UsageError as for images.
 
     `everywhere` is the NFE if guidance applied at every time. `questions` counts the times at which the
-    sampler calls the denoiser, `guided` those with guidance; `lowest` and `highest` are σ/α at their ends.
+    sampler calls the denoiser, `guided` those with guidance.
     """
     settings, config = model.resolve(request), model.artefact.process
     check_settings(model.artefact, settings)
     process = build_process(config)
     times = call_times(settings, process)
-    highest, lowest = process.noise_level(torch.tensor([max(times), min(times)])).tolist()
     return {
         "nfe": count_nfe(settings, config),
         "everywhere": count_nfe(settings.guided_everywhere(), config),
         "questions": len(times),
         "guided": sum(guidance_weight(settings, process, t) > 0 for t in times),
-        "lowest": lowest,
-        "highest": highest,
     }

@@ -60,13 +60,8 @@ class Interpolation:
             both = [request.image_indices[0]] * 2
             self._condition = chosen_condition(model.artefact, settings, both, request.class_name)
             return
-        own = {
-            "sampler": "ddim",
-            "sampler_options": {},
-            "guidance": 0.0,
-            "clip": False,
-        }
-        self.settings = settings.guided_everywhere().model_copy(update=own)
+        ddim = {"sampler": "ddim", "sampler_options": {}, "guidance": 0.0, "clip": False}
+        self.settings = settings.guided_everywhere().model_copy(update=ddim)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]
         klass = None if request.class_name is None else str(request.class_name)
         self._condition = end_condition(model.artefact, [one.label for one in given], klass)
@@ -75,7 +70,7 @@ class Interpolation:
     def encode(self) -> PendingImages:
         """Submit the encoding of the real images."""
         assert self._pixels is not None
-        trajectory = CustomTrajectory(self._pixels, encoding, _identity)
+        trajectory = CustomTrajectory(self._pixels, encoding, lambda x: x)
         return self._model.loop.submit(self.settings, range(2), self._condition, trajectory=trajectory)
 
     def decode(self, codes: Tensor | None) -> PendingImages:
@@ -92,10 +87,6 @@ class Interpolation:
         shape = (spec.in_channels, spec.image_size, spec.image_size)
         scale = check_settings(self._model.artefact, self.settings).initial_noise_scale
         return torch.cat([ImageNoise(seed, [index], shape, scale).draw() for seed in self._request.seeds])
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> InputImage:

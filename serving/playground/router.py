@@ -7,11 +7,13 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
+from pydantic import BaseModel, ConfigDict
 
 from diffusion.analysis.image_inputs import load_input
 from diffusion.images.pictures import png_bytes
 from diffusion.report.theme import render
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.section import PositiveInt
 from serving.handlers import (
     CLIENT_CLOSED_REQUEST,
     EventStreamResponse,
@@ -19,16 +21,13 @@ from serving.handlers import (
     submit,
     wait_for_images,
 )
+from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
-from serving.playground.model_choice import (
-    ChoosableSource,
-    VersionRequest,
-    choose_version,
-    list_versions,
-)
 from serving.requests import SampleRequest
 from serving.service import Service
+from tracking.keys import model_name
+from tracking.registry.registered_models import fetch_version_files, list_versions
 
 FOLDER = Path(__file__).parent
 STATIC = FOLDER / "static"
@@ -43,11 +42,19 @@ HEADERS = {
 }
 
 
-def playground(service: Service, source: ChoosableSource, store: Path) -> APIRouter:
+class VersionRequest(BaseModel):
+    """A version of the registered model; None selects the model given at start."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    version: PositiveInt | None
+
+
+def playground(service: Service, store: Path) -> APIRouter:
     """Return the routes of the page over a service, with real images from `store`."""
     router = APIRouter()
     _add_page(router)
-    _add_versions(router, service, source)
+    _add_versions(router, service)
 
     @router.get("/playground/choices")
     def choices() -> dict[str, Any]:
@@ -105,17 +112,37 @@ def _add_page(router: APIRouter) -> None:
         return Response(scripts[name].read_bytes(), media_type=kind, headers=HEADERS)
 
 
-def _add_versions(router: APIRouter, service: Service, source: ChoosableSource) -> None:
+def _add_versions(router: APIRouter, service: Service) -> None:
+    """Add the routes that list the registered versions and serve one of them."""
+    first = service.source
+
+    def registered_name() -> str:
+        """Return the registered name of the model that serves, for a file that of its data set."""
+        model = service.current
+        registered = model.published.version is not None
+        return model.published.name if registered else model_name(model.artefact.data.name)
+
     @router.get("/playground/versions")
     def versions() -> dict[str, Any]:
-        """Return the registered versions."""
-        return list_versions(service, source)
+        """Return the registered versions, newest first, and the chosen one, or `why` there are none."""
+        name, why = registered_name(), None
+        found: list[dict[str, Any]] = []
+        try:
+            found = [{"version": one.version, "champion": one.is_champion} for one in list_versions(name)]
+        except DiffctlError as error:
+            why = str(error)
+        chosen = None if service.source is first else service.current.published.version
+        return {"name": name, "versions": found, "chosen": chosen, "why": why}
 
     @router.post("/playground/version")
     async def version(body: VersionRequest) -> dict[str, str]:
         """Serve another version; the old one finishes its requests."""
+        name, source = registered_name(), first
         try:
-            await choose_version(service, source, body)
+            if body.version is not None:
+                files = await asyncio.to_thread(fetch_version_files, name, body.version)
+                source = FixedSource(PublishedModel(name, *files))
+            await service.refresh(source)
         except UsageError as error:
             raise HTTPException(422, str(error)) from None
         except DiffctlError as error:
