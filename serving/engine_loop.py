@@ -12,10 +12,15 @@ from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
 from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
+from diffusion.system.errors import DiffctlError
 
 EMA_WEIGHT = 0.1  # of the newest pass in the mean duration of a pass
 MAX_WAIT = 60  # seconds, the largest Retry-After
 MAX_QUEUED_STEPS = 8  # a slow client gets fewer step events
+
+
+class StoppedError(DiffctlError):
+    """The engine stopped before the images were finished."""
 
 
 class PendingImages:
@@ -37,16 +42,15 @@ class PendingImages:
             self.steps.put_nowait(stepped)
 
     def finish(self) -> None:
-        """Set the result of the future: the images, the error, or cancelled without either."""
+        """Set the result of the future: the images, the error, or StoppedError without either."""
         if self.images.done():
             return
         if self.job.images is not None:
             self.images.set_result(self.job.images)
-        elif self.job.error is not None:
-            self.images.set_exception(self.job.error)
-            self.images.exception()  # marks it as retrieved, in case it is never awaited
         else:
-            self.images.cancel()
+            stopped = StoppedError("the server stopped before these images were finished")
+            self.images.set_exception(self.job.error or stopped)
+            self.images.exception()  # marks it as retrieved, in case it is never awaited
         self.steps.put_nowait(None)
 
 
@@ -105,7 +109,7 @@ class EngineLoop:
         await self.stop()
 
     async def stop(self) -> None:
-        """Stop after the current pass; the futures of unfinished jobs are cancelled."""
+        """Stop after the current pass; the futures of unfinished jobs get StoppedError."""
         self._stopping = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)

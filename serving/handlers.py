@@ -16,7 +16,7 @@ from diffusion.engine.job import ChunkStep
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError
-from serving.engine_loop import PendingImages
+from serving.engine_loop import PendingImages, StoppedError
 from serving.loaded_model import ServedModel
 from serving.middleware import model_headers
 from serving.responses import Problem, StepEvent, encode_pngs, format_response, images_response
@@ -80,7 +80,7 @@ async def respond(work: Work, form: str, request: Request) -> Response:
 
 
 async def wait_for_images(work: Work, request: Request) -> Tensor | None:
-    """Return the images, None if the client disconnects; raise HTTPException if they are not finite."""
+    """Return the images, None if the client disconnects; raise HTTPException if they fail."""
     with work.cancelled_at_end():
         gone: asyncio.Future[None] = asyncio.ensure_future(_disconnected(request))
         ends: list[asyncio.Future[Any]] = [work.pending.images, gone]
@@ -89,9 +89,11 @@ async def wait_for_images(work: Work, request: Request) -> Tensor | None:
         if not work.pending.images.done():
             return None
         try:
-            return await _result(work.pending)
+            return work.pending.images.result()
         except NonFiniteError as error:  # a consequence of the request, such as too strong guidance
             raise HTTPException(422, str(error)) from None
+        except StoppedError as error:
+            raise HTTPException(503, str(error)) from None
 
 
 async def sse_events(work: Work) -> AsyncIterator[bytes]:
@@ -100,10 +102,10 @@ async def sse_events(work: Work) -> AsyncIterator[bytes]:
     while (stepped := await pending.steps.get()) is not None:
         yield _event("step", await asyncio.to_thread(_step_event, pending, stepped))
     try:
-        images = to_nhwc(await _result(pending))
+        images = to_nhwc(await pending.images)
         yield _event("images", await asyncio.to_thread(images_response, images, work.model.describe(pending)))
-    except (NonFiniteError, HTTPException) as error:
-        yield _event("error", Problem(detail=getattr(error, "detail", str(error))))
+    except (NonFiniteError, StoppedError) as error:
+        yield _event("error", Problem(detail=str(error)))
 
 
 class EventStreamResponse(StreamingResponse):
@@ -125,16 +127,6 @@ async def _disconnected(request: Request) -> None:
     """Return when the client has disconnected; the request has been read by then."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _result(pending: PendingImages) -> Tensor:
-    """Return the images; raise HTTPException if the server stops before they are finished."""
-    try:
-        return await pending.images
-    except asyncio.CancelledError:
-        if not pending.images.cancelled():  # this task is cancelled, not the images
-            raise
-        raise HTTPException(503, "the server stopped before these images were finished") from None
 
 
 def _step_event(pending: PendingImages, stepped: ChunkStep) -> StepEvent:

@@ -74,7 +74,9 @@ def serve(app: FastAPI, service: Service, bound: socket.socket, on_start: Callab
 
     Requests that began by then are answered within the time that the service allows; later ones get 503.
     """
-    _raise_file_limit()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a descriptor per connection
     config = uvicorn.Config(
         app,
         http="h11",
@@ -133,10 +135,3 @@ class _Server(uvicorn.Server):
         await self._service.drain()
         await self._service.stop()  # pending requests are answered before the connections close
         self.should_exit = True
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open connections as the user's hard limit."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -77,19 +77,15 @@ class ServedModel:
         """Return the description of the model for /v1/models."""
         scores = self.published.scores
         usual = best_settings(scores) if scores else SampleSettings()
-        front = (
-            [
-                {"cell": one.cell, "nfe": one.nfe, "distance": one.value, "card": scores.cells[one.cell].card}
-                for one in scores.front
-            ]
-            if scores
-            else []
-        )
+        chosen = [(one, scores.cells[one.cell]) for one in scores.front] if scores else []
         return ModelCard(
             model=self.ref,
             state=state,
             card=self.artefact.model_dump(mode="json", exclude={"code", "train"}),
             usual=usual.model_dump(mode="json"),
-            front=front,
+            front=[
+                {"cell": one.cell, "nfe": one.nfe, "distance": one.value, "card": cell.card}
+                for one, cell in chosen
+            ],
             limits={"images": self.config.images, "steps": self.config.steps},
         )
