@@ -23,7 +23,7 @@ from diffusion.papers.paper import (
     Paper,
     SpaceScores,
     compare_cells,
-    compare_scores,
+    compare_spaces,
     open_paper,
     shared_differences,
 )
@@ -50,7 +50,7 @@ def evaluate_images(options: Evaluate) -> None:
     document = _scored(options.path, options.against, options)
     if options.out is not None:
         write_output_text(options.out, json.dumps(document, indent=2) + "\n")
-    found = [] if opened is None else compare_scores(opened, _spaces(document))
+    found = [] if opened is None else compare_spaces(opened, {None: _spaces(document)})
     if options.as_json:
         extra = {} if opened is None else {"paper": _as_json(opened, found)}
         return print(json.dumps({**document, **extra}, indent=2, sort_keys=True))

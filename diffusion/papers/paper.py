@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -15,7 +16,7 @@ from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
 from diffusion.protocol.card import SHARES, Card, protocol_card, statistics_card
-from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
+from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.settings import SampleSettings
@@ -31,16 +32,10 @@ PAPERS = {
 }
 
 MAX_BYTES = 1 << 20
-FROM_SAMPLING = (
-    "model_sha256",
-    "guide_sha256",
-    "classifier_sha256",
-    "ema",
-    "precision",
-    "sampling_torch",
-    "sampling_plugins",
-    "timesteps",
-)
+FROM_SAMPLING = {
+    *("model_sha256", "guide_sha256", "classifier_sha256", "ema", "precision", "timesteps"),
+    *("sampling_torch", "sampling_plugins"),
+}
 
 Stated = Annotated[dict[ShortText, CardValue], Field(max_length=100)]
 Text = Annotated[str, Field(min_length=1, max_length=300)]
@@ -157,12 +152,12 @@ def card_fields() -> frozenset[str]:
 @cache
 def known_scores() -> frozenset[str]:
     """Return the names of all extractors' scores."""
-    return frozenset(name for spec in EXTRACTORS.values() for name in _scores_of(spec))
-
-
-def _scores_of(spec: ExtractorSpec) -> Iterator[str]:
-    yield from (spec.distance, spec.limit, spec.published, spec.kernel_distance, *map(spec.named, SHARES))
-    yield from (name for name in (spec.score, spec.gaussian_distance) if name)
+    named = (
+        (spec.distance, spec.limit, spec.published, spec.kernel_distance, spec.score, spec.gaussian_distance)
+        for spec in EXTRACTORS.values()
+    )
+    shares = (spec.named(share) for spec in EXTRACTORS.values() for share in SHARES)
+    return frozenset(filter(None, chain(*named, shares)))
 
 
 ONCE = 1  # runs behind a score of this project
@@ -241,21 +236,20 @@ def with_score(metric: str, seen: Sequence[SpaceScores]) -> SpaceScores:
     return next((one for one in seen if metric in one.scores), seen[0])
 
 
-def compare_scores(paper: Paper, seen: Sequence[SpaceScores]) -> list[FigureComparison]:
-    """Compare each of the paper's figures with the scores of one set of images."""
-    return _compare(paper, {None: seen})
-
-
 def compare_cells(
     paper: Paper, cells: Mapping[str, CellScores], aside: Collection[str] = ()
 ) -> list[FigureComparison]:
-    """Compare each of the paper's figures with the cell that differs in the fewest fields, except `aside`."""
-    return _compare(paper, {name: space_scores(cell) for name, cell in cells.items()}, aside)
+    """Compare the paper's figures with the cells of a sweep; see `compare_spaces`."""
+    return compare_spaces(paper, {name: space_scores(cell) for name, cell in cells.items()}, aside)
 
 
-def _compare(
+def compare_spaces(
     paper: Paper, sets: Mapping[str | None, Sequence[SpaceScores]], aside: Collection[str] = ()
 ) -> list[FigureComparison]:
+    """Compare each of the paper's figures with the set of images that differs in the fewest fields.
+
+    `sets` has the feature spaces of each set. Fields in `aside` may differ.
+    """
     found = []
     for figure in paper.figures:
         seen = {name: with_score(figure.metric, spaces) for name, spaces in sets.items()}

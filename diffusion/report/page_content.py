@@ -23,7 +23,6 @@ from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg
-from diffusion.report.headline import best_cell, headline
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.report.training_curve import TrainingCurve
@@ -93,16 +92,14 @@ def page_content(
         "names": names,
         "reference": document.reference,
         "small": next(iter(document.cells.values())).num_images < FEW_IMAGES,
-        "found": headline(document),
-        "headline": best_cell(document),
+        "found": score_tables.headline(document),
+        "headline": score_tables.best_cell(document),
         "scores": score_tables.score_table(document),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": score_tables.front_table(document),
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
-        **{
-            name: Markup(as_svg(drawn[name], name, alternative)) for name, alternative in alternatives.items()
-        },
+        **{name: Markup(as_svg(drawn[name], name, text)) for name, text in alternatives.items()},
         "published": published and {**published, "drawing": _published_svg(published)},
         "departures": protocol_mismatches(inputs.config),
         "training": _training(inputs),
@@ -136,27 +133,24 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
     if not document.spaces:
         return None
     seen = all_spaces(document)
+    curves = []
+    for number, one in enumerate(seen):
+        distance = one.spec.distance
+        label = f"{score_tables.short_names(one.spec)['distance']}, {one.extractor}"
+        description = _describe_curve(one, distance, label)
+        curves.append(Markup(as_svg(_curve(one, distance, label), f"space{number}", description)))
     return {
-        "curves": [_curve_in(one, number) for number, one in enumerate(seen)],
-        "best": [best_cell(one) | {"extractor": one.extractor} for one in seen],
+        "curves": curves,
+        "best": [score_tables.best_cell(one) | {"extractor": one.extractor} for one in seen],
         "table": score_tables.spaces_table(seen),
     }
 
 
-def _curve_in(document: ScoresDocument, number: int) -> Markup:
-    """Draw the distance in one space."""
-    distance = document.spec.distance
-    label = f"{score_tables.short_names(document.spec)['distance']}, {document.extractor}"
-    figure = _curve(document, distance, label)
-    return Markup(as_svg(figure, f"space{number}", _describe_curve(document, distance, label)))
-
-
 def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
+    cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     points = [
-        figures.CurvePoint(
-            cell.steps, describe_line(cell.axes), cell.scores[metric], interval_of(cell, metric)
-        )
-        for cell in sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
+        figures.CurvePoint(one.steps, describe_line(one.axes), one.scores[metric], interval_of(one, metric))
+        for one in cells
     ]
     return figures.score_curve(points, label, _level(document, metric))
 
@@ -247,13 +241,10 @@ def _facts(inputs: ReportInputs) -> list[tuple[str, str]]:
 def _lineage(inputs: ReportInputs) -> list[tuple[str, str]]:
     """Return the pretrained models of the training, and what was frozen or slowed down."""
     start, lineage = inputs.config.train.init_from, CellMeta.model_validate(inputs.best.meta).lineage
-    rows = [
-        (
-            "before that" if place else "started from",
-            f"{one.sha256[:16]}: {one.step:,} steps of {one.data} ({one.digest[:16]})",
-        )
-        for place, one in enumerate(lineage)
-    ]
+    rows = []
+    for place, one in enumerate(lineage):
+        text = f"{one.sha256[:16]}: {one.step:,} steps of {one.data} ({one.digest[:16]})"
+        rows.append(("before that" if place else "started from", text))
     if start is not None and start.freeze:
         rows.append(("frozen", ", ".join(start.freeze)))
     if start is not None and start.lr_scale != 1:
@@ -265,12 +256,10 @@ def _yaml(config: Config) -> str:
     """Format all values of the configuration, lists on one line."""
 
     class Dumper(yaml.SafeDumper):
-        pass
+        def represent_list(self, data: Any) -> yaml.SequenceNode:
+            return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
 
-    Dumper.add_representer(
-        list,
-        lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True),
-    )
+    Dumper.add_representer(list, Dumper.represent_list)
     return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -23,8 +23,6 @@ from diffusion.report import figures, score_tables
 # Other steps are another point of the curve, not another protocol, and the cost is its other axis.
 SAME_CURVE = ("steps", "eta", "nfe")
 COST = ("nfe", "steps")  # fields with the cost of an image
-
-
 Shown = tuple[Paper, FigureComparison]
 """A published figure with its paper; `differences` are to the cell that differs least."""
 
@@ -35,11 +33,9 @@ def published_content(document: ScoresDocument) -> dict[str, Any] | None:
     if not shown:
         return None
     alike = shared_differences([one.differences for _, one in shown])
-    metrics = [one.figure.metric for _, one in shown]
-    metric = document.spec.distance if document.spec.distance in metrics else metrics[0]
-    label = (
-        score_tables.short_names(document.spec)["distance"] if metric == document.spec.distance else metric
-    )
+    metrics, distance = [one.figure.metric for _, one in shown], document.spec.distance
+    metric = distance if distance in metrics else metrics[0]
+    label = score_tables.short_names(document.spec)["distance"] if metric == distance else metric
     return {
         "label": label,
         "drawing": _drawing(document, metric, label, shown),
@@ -65,13 +61,10 @@ def _cost(paper: Paper, figure: Figure) -> int | None:
 
 
 def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Shown]) -> Drawing:
-    cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
-    points = [
-        figures.CurvePoint(
-            cell.nfe, describe_line(cell.axes), with_score(metric, space_scores(cell)).scores[metric]
-        )
-        for cell in cells
-    ]
+    points = []
+    for cell in sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes)):
+        value = with_score(metric, space_scores(cell)).scores[metric]
+        points.append(figures.CurvePoint(cell.nfe, describe_line(cell.axes), value))
     marks = [
         figures.PublishedMark(cost, one.figure.value, not one.differences)
         for paper, one in shown

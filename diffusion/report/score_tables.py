@@ -1,11 +1,12 @@
-"""Tables of the report: scores of every cell, the Pareto front and the protocol."""
+"""The headline and the tables of the report: scores of every cell, the Pareto front and the protocol."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from diffusion.choice.confidence import describe_comparison, errors_of, gap, interval_of
 from diffusion.choice.ranking import leader
+from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES, Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
@@ -28,6 +29,74 @@ PROTOCOL = {
         "sampling_version sampling_torch sampling_plugins evaluation extractor_plugins torch torch_fidelity"
     ),
 }
+
+
+def headline(document: ScoresDocument) -> str:
+    """Return a sentence with the best cell, and the cheapest of the cells that are tied with it."""
+    best, count = document.cells[document.best.cell], len(document.cells)
+    if count == 1:
+        return f"One cell was sampled: {describe_cell(best.axes)}."
+    score, tied = _score_name(document), tied_cells(document)
+    if not tied:
+        return f"Of {count} cells, {describe_cell(best.axes)} is the best by {score}."
+    others = "one other is" if len(tied) == 1 else f"{len(tied)} others are"
+    lowest = f"Of {count} cells, {describe_cell(best.axes)} has the lowest {score}"
+    sentence = f"{lowest}, and {others} statistically tied with it"
+    if tied[0].nfe >= best.nfe:
+        return f"{sentence}."
+    which = "" if len(tied) == 1 else "the cheapest "
+    cost = f"{tied[0].nfe:,} NFE per image instead of {best.nfe:,}"
+    return f"{sentence}: {which}{describe_cell(tied[0].axes)}, for {cost}."
+
+
+def tied_cells(document: ScoresDocument) -> list[CellScores]:
+    """Return the cells whose gap to the best one is within its confidence interval, the cheapest first."""
+    best, metric = document.cells[document.best.cell], document.best.metric
+    others = [cell for cell in document.cells.values() if cell is not best]
+    tied = (cell for cell in others if _tied(cell, best, metric))
+    return sorted(tied, key=lambda cell: (cell.nfe, cell.scores[metric]))
+
+
+def _score_name(document: ScoresDocument) -> str:
+    """Return the page's name of the score that selects the best cell."""
+    spec, metric = document.spec, document.best.metric
+    names = short_names(spec)
+    return {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
+
+
+def best_cell(document: ScoresDocument) -> dict[str, Any]:
+    """Return the best cell and its scores as text, and the number of cells `tied` with it."""
+    name, spec = document.best.cell, document.spec
+    cell = document.cells[name]
+    scores = cell.scores
+    distance_places = column_places(document, spec.distance)
+    kernel_places = column_places(document, spec.kernel_distance)
+    words: dict[str, Any] = {
+        "name": name,
+        "cell": describe_cell(cell.axes),
+        "by": _score_name(document),
+        "tied": len(tied_cells(document)),
+        "distance": number(scores[spec.distance], distance_places),
+        "kernel": number(scores[spec.kernel_distance], kernel_places),
+        "kernel_half": half_width(cell, spec.kernel_distance, kernel_places),
+        "distance_half": half_width(cell, spec.distance, distance_places),
+        "num_images": f"{cell.num_images:,}",
+        "too_low": describe_optimism(document.best),
+        "disagreement": describe_disagreement(document),
+    }
+    if "floor" in scores:
+        words["floor"] = number(scores["floor"], distance_places)
+        words["excess"] = number(scores["excess"], distance_places)
+    real = document.reference.floor
+    for key, metric in {"limit": spec.limit, **{share: spec.named(share) for share in SHARES}}.items():
+        if metric in scores:
+            places = distance_places if key == "limit" else 2
+            words[key] = number(scores[metric], places)
+            words[f"{key}_real"] = number(real[metric], places) if metric in real else None
+    if "memorisation" in scores:
+        words["memorisation"] = number(scores["memorisation"], 2)
+        words["memorisation_std"] = number(scores["memorisation_std"], 2)
+    return words
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
@@ -68,12 +137,12 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
     if distances_only:
         columns = {name: heading for name, heading in columns.items() if name in (*spec.distances, "excess")}
     places = {column: column_places(document, column) for column in columns}
-    leaders = {column: _leader(cells, column) for column in columns}
+    leaders = {column: _leader(cells.values(), column) for column in columns}
     chosen, before = document.best.cell, None
     rows: list[dict[str, Any]] = []
     if floor := document.reference.floor:
         real = {**floor, "excess": 0.0}
-        entries = [_text_entry(real, column, places[column]) for column in columns]
+        entries = [_entry(real, column, places[column]) for column in columns]
         rows.append({"label": "real, held out", "entries": entries, "real": True})
     axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells.values())]
     for name, cell in sorted(cells.items(), key=lambda item: cell_order(item[1].axes)):
@@ -83,7 +152,8 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
                 "first": cell.steps != before,
                 "best": name == chosen,
                 "entries": [
-                    _entry(cell, column, places[column], cells.get(leaders[column])) for column in columns
+                    _entry(cell.scores, column, places[column], **_marks(cell, column, places[column], best))
+                    for column, best in leaders.items()
                 ],
             }
         )
@@ -124,17 +194,16 @@ def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
     places = column_places(document, distance)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
-        cell, later = cells[choice.cell], front[place + 1 :]
-        before = cells[front[place - 1].cell] if place else None
+        cell, following = cells[choice.cell], front[place + 1].nfe if place + 1 < len(front) else None
         rows.append(
             {
                 "nfe": choice.nfe,
                 "cell": describe_cell(cell.axes),
-                "budget": _budget(choice.nfe, later[0].nfe if later else None),
+                "budget": _budget(choice.nfe, following),
                 "distance": number(choice.value, places),
                 "too_low": _too_low(choice.optimism, places),
                 "half": half_width(cell, distance, places),
-                "tied": before is not None and _tied(cell, before, distance),
+                "tied": place > 0 and _tied(cell, cells[front[place - 1].cell], distance),
             }
         )
     return rows
@@ -188,31 +257,26 @@ def column_places(document: ScoresDocument, column: str) -> int:
     return places_of(column, [cell.scores[column] for cell in cells if column in cell.scores])
 
 
-def _leader(cells: Mapping[str, CellScores], column: str) -> str:
-    """Return the cell with the best value of a score; empty if there is none, or one has no interval."""
-    values = {name: cell.scores[column] for name, cell in cells.items() if column in cell.scores}
-    first = leader(column)
-    if not values or first is None or any(errors_of(cells[name], column) is None for name in values):
-        return ""
-    return str(first(values, key=lambda name: values[name]))
+def _leader(cells: Iterable[CellScores], column: str) -> CellScores | None:
+    """Return the cell with the best value of a score; None if it ranks nothing or one has no interval."""
+    first, scored = leader(column), [cell for cell in cells if column in cell.scores]
+    if not scored or first is None or any(errors_of(cell, column) is None for cell in scored):
+        return None
+    best: CellScores = first(scored, key=lambda cell: cell.scores[column])
+    return best
 
 
-def _text_entry(scores: Mapping[str, float], column: str, places: int) -> dict[str, Any]:
-    """Return an entry without a comparison."""
+def _entry(scores: Mapping[str, float], column: str, places: int, **marks: Any) -> dict[str, Any]:
     text = number(scores[column], places) if column in scores else "–"
-    return {"text": text, "half": None, "best": False, "tied": False}
+    return {"text": text, "half": None, "best": False, "tied": False, **marks}
 
 
-def _entry(cell: CellScores, column: str, places: int, best: CellScores | None) -> dict[str, Any]:
-    """Return an entry compared with the best value of its column."""
-    if column not in cell.scores:
-        return _text_entry(cell.scores, column, places)
-    return {
-        "text": number(cell.scores[column], places),
-        "half": None if column == "excess" or best is None else half_width(cell, column, places),
-        "best": cell is best,
-        "tied": best is not None and cell is not best and _tied(cell, best, column),
-    }
+def _marks(cell: CellScores, column: str, places: int, best: CellScores | None) -> dict[str, Any]:
+    """Return half the interval of an entry, and how it compares with the best of its column, if any."""
+    if best is None or column not in cell.scores:
+        return {}
+    half = None if column == "excess" else half_width(cell, column, places)
+    return {"half": half, "best": cell is best, "tied": cell is not best and _tied(cell, best, column)}
 
 
 def _tied(cell: CellScores, other: CellScores, metric: str) -> bool:

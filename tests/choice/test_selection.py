@@ -28,7 +28,7 @@ from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import ScoresDocument, SelectedCell, document_values
 from diffusion.protocol.settings import SampleSettings
-from diffusion.report.headline import best_cell
+from diffusion.report.score_tables import best_cell
 from flows.run_summary import sweep_markdown
 from tests.helpers.scores_document import certain_cell, document, with_errors
 

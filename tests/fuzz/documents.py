@@ -27,7 +27,7 @@ from diffusion.protocol.grid import cell_settings, grid, settings_card
 from diffusion.protocol.scores import pack
 from diffusion.protocol.scores_document import document_values, read_scores, write_scores_document
 from diffusion.report import score_tables
-from diffusion.report.headline import headline
+from diffusion.report.score_tables import headline
 from diffusion.system.errors import DiffctlError
 from diffusion.system.section import fingerprint
 from tests.conftest import ROOT, params

@@ -14,7 +14,7 @@ from diffusion.papers.paper import (
     SpaceScores,
     card_fields,
     compare_cells,
-    compare_scores,
+    compare_spaces,
     differences,
     open_paper,
     shared_differences,
@@ -85,7 +85,7 @@ def ddim_card(**changes):
 
 
 def test_run_by_the_protocol_is_comparable_with_one_figure():
-    found = compare_scores(open_paper("ddim"), [SpaceScores(ddim_card(), {"fid": 13.0})])
+    found = compare_spaces(open_paper("ddim"), {None: [SpaceScores(ddim_card(), {"fid": 13.0})]})
     assert [one.figure.value for one in found if one.is_comparable] == [13.36]
 
 
@@ -109,7 +109,7 @@ def test_one_differing_field_makes_a_figure_incomparable(change):
 
 def test_minimum_of_several_runs_is_never_comparable():
     paper = Paper(**{**PAPER, "least_of": 3})
-    (found,) = compare_scores(paper, [SpaceScores({"num_images": 500, "steps": 10}, {"fid": 1.0})])
+    (found,) = compare_spaces(paper, {None: [SpaceScores({"num_images": 500, "steps": 10}, {"fid": 1.0})]})
     assert not found.is_comparable
     assert [str(one) for one in found.differences] == ["least of 3 (here 1)"]
 
@@ -124,7 +124,7 @@ def test_figure_uses_the_extractor_with_its_score():
         SpaceScores({"num_images": 500, "extractor": f"inception-v3-{name}"}, scores)
         for name, scores in (("compat", {"fid": 1.0}), ("spatial", {"sfid": 2.0}))
     ]
-    found = compare_scores(paper, seen)
+    found = compare_spaces(paper, {None: seen})
     assert [(one.here, one.is_comparable) for one in found] == [(1.0, True), (2.0, True)]
 
 
@@ -138,7 +138,7 @@ def test_figure_is_matched_with_the_nearest_cell():
 
 def test_common_differences_are_found():
     paper = open_paper("ddim")
-    found = compare_scores(paper, [SpaceScores(ddim_card(num_images=10), {})])
+    found = compare_spaces(paper, {None: [SpaceScores(ddim_card(num_images=10), {})]})
     assert [one.field for one in shared_differences([one.differences for one in found])] == ["num_images"]
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from diffusion.choice.confidence import NORMAL
 from diffusion.config import parse
-from diffusion.report.headline import headline
 from diffusion.report.page_content import _lineage
+from diffusion.report.score_tables import headline
 from tests.conftest import params
 from tests.helpers.scores_document import chance, document, with_errors
 
