@@ -4,7 +4,7 @@ Read are the two configurations and the weights, and no code of theirs is run. T
 export; what the network here cannot express is refused by the key.
 """
 
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffusion.interop.from_openai import read_weights
+from diffusion.interop.from_openai import read_weights, take_weights
 from diffusion.interop.to_diffusers import PREDICTION_TYPES, diffusers_names, norm_groups
 from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
@@ -42,6 +42,7 @@ Block = Plain | BigGAN | Attending
 PLAIN, BIGGAN, ATTENTION = (set(get_args(kind)) for kind in (Plain, BigGAN, Attending))
 # The names that attention's weights had before 2023, and have now.
 RENAMED_WEIGHTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(rf"(attentions\.\d+)\.({'|'.join(RENAMED_WEIGHTS)})\.")
 
 Resampling = Literal["conv", "resnet"]
 Count = Annotated[int, Field(ge=1, le=2**20)]
@@ -154,7 +155,7 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
             f"{folder}: norm_num_groups {of_unet.norm_num_groups} cannot be expressed: these channels have "
             f"{', '.join(map(str, sorted(groups)))} groups here"
         )
-    ours = _ours(path, network, theirs)
+    ours = take_weights(str(path), network, diffusers_names(network), theirs)
     if not of_unet.flip_sin_to_cos:  # sines first: their columns change places
         ours["time.0.weight"] = ours["time.0.weight"].roll(spec.channels // 2, dims=1)
     return ours, artefact
@@ -187,14 +188,10 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             found = load_file(path)
         except (SafetensorError, OSError) as error:
             raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
-    return path, {_todays(name): tensor for name, tensor in found.items()}
-
-
-def _todays(name: str) -> str:
-    *block, part, kind = ("", "", *name.split("."))
-    if "attentions" in block and part in RENAMED_WEIGHTS:
-        return ".".join([*block[2:], RENAMED_WEIGHTS[part], kind])
-    return name
+    return path, {
+        OLD_NAME.sub(lambda match: f"{match[1]}.{RENAMED_WEIGHTS[match[2]]}.", name): tensor
+        for name, tensor in found.items()
+    }
 
 
 def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
@@ -287,20 +284,3 @@ def _betas(config: SchedulerFile) -> Tensor:
         bar = (of_time * torch.pi / 2).cos().square()
         return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
     return torch.linspace(start, end, steps, dtype=torch.float64)
-
-
-def _ours(path: Path, network: UNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our weights by name; DiffctlError names the first of theirs that does not fit."""
-    shapes, ours = network.state_dict(), {}
-    for name, named in diffusers_names(network).items():
-        if missing := [one for one in named if one not in theirs]:
-            raise DiffctlError(f"{path}: {missing[0]} is missing")
-        parts = [theirs.pop(one) for one in named]
-        has, shape = parts[0].shape, shapes[name].shape
-        whole = (len(parts) * has[0], *has[1:]) if has else ()
-        if any(part.shape != has for part in parts) or whole not in (shape, shape[:2]):
-            raise DiffctlError(f"{path}: {named[0]} has shape {tuple(has)}, which is not that of the network")
-        ours[name] = torch.cat([part.float() for part in parts]).reshape(shape)
-    if theirs:
-        raise DiffctlError(f"{path}: {brief(next(iter(theirs)), json.dumps)} is left over")
-    return ours

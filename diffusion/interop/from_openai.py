@@ -1,6 +1,7 @@
 """Published checkpoints of guided-diffusion and improved-diffusion, renamed, as this library's files."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -49,43 +50,53 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
     artefact, spec = describe(path, preset, theirs)
     with torch.device("meta"), Unfilled():
         network = UNet(spec)
-    ours = {}
-    for name, their_name, shape in weight_names(network):
-        if their_name not in theirs:
-            raise DiffctlError(f"{path} is no {preset_name}: {their_name} is missing")
-        tensor = theirs.pop(their_name)
-        if tensor.numel() != shape.numel() or tensor.shape[:2] != shape[:2]:
-            raise DiffctlError(
-                f"{path} is no {preset_name}: {their_name} has shape {tuple(tensor.shape)}, "
-                f"not {tuple(shape)}"
-            )
-        tensor = tensor.float()  # only now: a view may claim any size
+    ours = take_weights(f"{path} is no {preset_name}", network, weight_names(network), theirs)
+    for name in ours:
         if preset.qkv_by_head and name.endswith(("qkv.weight", "qkv.bias")):
-            tensor = split_qkv_by_kind(tensor, attention_heads(network, name))
-        ours[name] = tensor.reshape(shape)
-    if theirs:
-        raise DiffctlError(f"{path} is no {preset_name}: {next(iter(theirs))} is left over")
+            attention = network.get_submodule(name.rsplit(".", 2)[0])
+            assert isinstance(attention, Attention)
+            ours[name] = split_qkv_by_kind(ours[name], attention.heads)
     return ours, artefact
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors by name of a `.pt` file, read without running any code in it; DiffctlError otherwise."""
-    if not path.exists():
-        raise UsageError(f"no file at {path}")
+    """Return the tensors of a `.pt` file by name, without running its code; DiffctlError for another file."""
     if not path.is_file():
-        raise UsageError(f"{path} is no regular file: name the published checkpoint")
+        raise UsageError(f"no file at {path}: name the published checkpoint")
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # of any type, with torch's advice to developers as its text
+        weights = None
+    is_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not is_named or not all(map(_is_plain, weights.values())):
         raise DiffctlError(
             f"{path} is not a checkpoint of plain weights, or it is damaged: name the published .pt file, or "
             "download it again"
-        ) from None
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        raise DiffctlError(f"{path} is not a file of plain weights: it is no dictionary of tensors")
-    if odd := [name for name, value in weights.items() if not _is_plain(value)]:
-        raise DiffctlError(f"{path} is not a file of plain weights: {brief(odd[0])} is no plain tensor")
+        )
     return dict(weights)
+
+
+def take_weights(
+    origin: str, network: UNet, names: Mapping[str, tuple[str, ...]], theirs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the network's weights by name (float32); several tensors for one name are concatenated.
+
+    DiffctlError with `origin` names the first tensor that is missing, left over or of another shape.
+    """
+    shapes, ours = network.state_dict(), {}
+    for name, named in names.items():
+        if missing := [one for one in named if one not in theirs]:
+            raise DiffctlError(f"{origin}: {missing[0]} is missing")
+        parts, shape = [theirs.pop(one) for one in named], shapes[name].shape
+        has = parts[0].shape
+        whole = (len(parts) * has[0], *has[1:]) if has else ()
+        fits = all(part.shape == has for part in parts) and math.prod(whole) == shape.numel()
+        if not fits or whole[:2] != shape[:2]:  # an attention's convolution may have fewer dimensions
+            raise DiffctlError(f"{origin}: {named[0]} has shape {tuple(has)}, not that of {tuple(shape)}")
+        ours[name] = torch.cat([part.float() for part in parts]).reshape(shape)
+    if theirs:
+        raise DiffctlError(f"{origin}: {brief(next(iter(theirs)), str)} is left over")
+    return ours
 
 
 def _is_plain(value: object) -> bool:
@@ -102,20 +113,17 @@ def _is_plain(value: object) -> bool:
 def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Artefact, UNetSpec]:
     """Return the metadata and spec of the preset, with the weights' channels and classes."""
     first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
-    if first is None or last is None:
-        missing = "input_blocks.0.0.weight" if first is None else "out.2.weight"
-        raise DiffctlError(
-            f"{path} is no U-Net of guided-diffusion or improved-diffusion: {missing} is missing"
-        )
     labels = weights.get("label_emb.weight")
-    if first.ndim != 4 or last.ndim != 4 or (labels is not None and labels.ndim != 2):
-        raise DiffctlError(f"{path} is no U-Net of guided-diffusion or improved-diffusion: its shapes differ")
+    if first is None or last is None or (first.ndim, last.ndim) != (4, 4):
+        raise DiffctlError(
+            f"{path} is no U-Net of guided-diffusion or improved-diffusion: input_blocks.0.0.weight "
+            "or out.2.weight is missing or of another shape"
+        )
     in_channels, out_channels = first.shape[1], last.shape[0]
-    classes = 0 if labels is None else len(labels)
+    classes = 0 if labels is None else labels.shape[:1].numel()
     learned = out_channels == 2 * in_channels
-    variance = (
-        {"variance": "learned", "loss": "hybrid"} if learned else {"variance": "large", "loss": "simple"}
-    )
+    fixed = {"variance": "large", "loss": "simple"}
+    variance = {"variance": "learned", "loss": "hybrid"} if learned else fixed
     try:
         network = UNetSpec(
             **{**preset.model, "class_cond": classes > 0},
@@ -141,8 +149,9 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
     return artefact, network
 
 
-def weight_names(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:
-    """(our name, their name, our shape) of every weight of the network."""
+def weight_names(network: UNet) -> dict[str, tuple[str, ...]]:
+    """Return their name of every weight of the network, by our name."""
+    names: dict[str, tuple[str, ...]] = {}
     prefixes = {
         "time.": "time_embed.",
         "classes.": "label_emb.",
@@ -155,9 +164,10 @@ def weight_names(network: UNet) -> Iterator[tuple[str, str, torch.Size]]:
     prefixes |= _stage_prefixes(network.middle, "middle.", "middle_block.")
     for index, stage in enumerate(network.decoder):
         prefixes |= _stage_prefixes(stage, f"decoder.{index}.", f"output_blocks.{index}.")
-    for name, tensor in network.state_dict().items():
+    for name in network.state_dict():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
-        yield name, prefixes[prefix] + name.removeprefix(prefix), tensor.shape
+        names[name] = (prefixes[prefix] + name.removeprefix(prefix),)
+    return names
 
 
 def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
@@ -166,13 +176,6 @@ def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
         for index, block in enumerate(stage.children())
         for part, their_part in PARTS[type(block)].items()
     }
-
-
-def attention_heads(network: UNet, name: str) -> int:
-    """The number of heads of the attention that the weight `name` belongs to."""
-    attention = network.get_submodule(name.rsplit(".", 2)[0])
-    assert isinstance(attention, Attention)
-    return attention.heads
 
 
 def split_qkv_by_kind(qkv: Tensor, heads: int) -> Tensor:

@@ -114,12 +114,11 @@ def unet_config(network: UNet) -> dict[str, Any]:
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
     """DDIMScheduler's arguments for the model's process; UsageError where it cannot express that."""
     process, grid = artefact.process, build_process(artefact.process).probe_grid()
-    if not isinstance(process, DiscreteConfig):
+    power = grid.alpha.square() + grid.sigma.square()
+    if not isinstance(process, DiscreteConfig) or not torch.allclose(power, torch.ones_like(power)):
         raise _without_counterpart(f"process.schedule {process.schedule}")
     if process.prediction not in PREDICTION_TYPES:
         raise _without_counterpart(f"process.prediction {process.prediction}")
-    if not torch.allclose(grid.alpha.square() + grid.sigma.square(), torch.ones_like(grid.alpha)):
-        raise _without_counterpart(f"process.schedule {process.schedule}")
     return {
         "num_train_timesteps": process.timesteps,
         "trained_betas": grid.betas.tolist(),
@@ -136,8 +135,9 @@ def translate(network: UNet) -> dict[str, Tensor]:
     theirs: dict[str, Tensor] = {}
     weights = network.state_dict()
     for name, named in diffusers_names(network).items():
-        parts = weights[name].cpu().chunk(len(named))
-        theirs |= {one: _as_theirs(one, part) for one, part in zip(named, parts, strict=True)}
+        for one, part in zip(named, weights[name].cpu().chunk(len(named)), strict=True):
+            is_matrix = ".to_" in one and one.endswith("weight")  # here a 1×1 convolution
+            theirs[one] = part.flatten(1) if is_matrix else part
     channels = network.spec.in_channels
     for name in ("conv_out.weight", "conv_out.bias"):
         theirs[name] = theirs[name][:channels]
@@ -176,11 +176,6 @@ def _their_names(block: str, name: str) -> tuple[str, ...]:
     if part == "norm" and ".attentions." in block:
         return (f"{block}group_norm.{kind}",)
     return (block + name,)
-
-
-def _as_theirs(name: str, tensor: Tensor) -> Tensor:
-    """Return a weight in their shape: attention's 1×1 convolutions are matrices."""
-    return tensor.flatten(1) if ".to_" in name and name.endswith("weight") else tensor
 
 
 def _block_prefixes(network: UNet) -> Iterator[tuple[str, str]]:

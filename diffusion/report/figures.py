@@ -93,20 +93,16 @@ def _draw_marks(axes: Axes, marks: Sequence[PublishedMark], comparable: bool) ->
 def front(points: Sequence[CostPoint], label: str, level: tuple[float, str] | None = None) -> Figure:
     """Draw every cell by its cost, and the Pareto front as steps; `level` as in `score_curve`."""
     figure, axes = _axes()
-    best = [point for point in points if point.on_front]
-    others = [point for point in points if not point.on_front]
-    styles = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6, "label": "other cells"}
-    _plot_points(axes, others, "o", **styles)
-    styles = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
-    _plot_points(axes, best, "o-", **styles)
+    muted = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6, "label": "other cells"}
+    steps = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
+    for on_front, form, style in ((False, "o", muted), (True, "o-", steps)):
+        shown = [point for point in points if point.on_front == on_front]
+        x, y = [point.nfe for point in shown], [point.value for point in shown]
+        axes.plot(x, y, form, **style)  # type: ignore[arg-type]
     _cost_axis(axes, sorted({point.nfe for point in points}), "NFE per image")
     _score_axis(axes, label, [point.value for point in points], level)
     _legend(axes)
     return figure
-
-
-def _plot_points(axes: Axes, points: Sequence[CostPoint], form: str, **style: object) -> None:
-    axes.plot([point.nfe for point in points], [point.value for point in points], form, **style)  # type: ignore[arg-type]
 
 
 @figure_style()

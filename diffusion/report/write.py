@@ -17,7 +17,7 @@ from diffusion.report.training_curve import read_curve
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder
-from diffusion.train.checkpoint.run_record import TrainingFacts, TrainingIdentity
+from diffusion.train.checkpoint.run_record import TrainingIdentity
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PICTURES = ("curve", "montage", "loss")
@@ -51,6 +51,7 @@ def read_inputs(
     document = read_scores(scores)
     cells = open_cells(config.sample, config.sweep, samples)
     _refuse_other_samples(document, cells)
+    facts = read_checksummed_json(run, TrainingIdentity).facts if run.exists() else None
     return ReportInputs(
         config,
         document,
@@ -58,16 +59,8 @@ def read_inputs(
         open_store(prepared / "train", PreparedMeta),
         open_store(prepared / "test", PreparedMeta),
         read_curve(loss_curve),
-        _read_facts(run),
+        facts,
     )
-
-
-def _read_facts(run: Path) -> TrainingFacts | None:
-    """Return the facts of the training; None for a run.json of an older version, or without one."""
-    try:
-        return read_checksummed_json(run, TrainingIdentity).facts
-    except FileNotFoundError:
-        return None
 
 
 def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:

@@ -94,7 +94,9 @@ def openai_seeds() -> list[bytes]:
             **SMALL_PRESET.model, image_size=8, in_channels=1, out_channels=2, num_classes=classes
         )
         with torch.device("meta"):
-            named = {theirs: shape for _, theirs, shape in weight_names(UNet(spec))}
+            network = UNet(spec)
+        shapes = network.state_dict()
+        named = {theirs: shapes[ours].shape for ours, (theirs,) in weight_names(network).items()}
         state = OrderedDict((name, torch.zeros(shape, dtype=torch.float16)) for name, shape in named.items())
         made.append(
             saved(lambda file, s=state, n=new_layout: torch.save(s, file, _use_new_zipfile_serialization=n))
