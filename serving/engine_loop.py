@@ -1,8 +1,6 @@
 """An engine driven from an event loop: forward passes in a thread, requests join between passes."""
 
 import asyncio
-import math
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,8 +12,6 @@ from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
 
-EMA_WEIGHT = 0.1  # of the newest pass in the mean duration of a pass
-MAX_WAIT = 60  # seconds, the largest Retry-After
 MAX_QUEUED_STEPS = 8  # a slow client gets fewer step events
 
 
@@ -63,7 +59,6 @@ class EngineLoop:
         self._pending: dict[Job, PendingImages] = {}
         self._wake, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._pass_seconds = 0.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="passes")
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -96,11 +91,6 @@ class EngineLoop:
         """Whether it takes jobs: not after `stop` or an error of the engine."""
         return not self._task.done()
 
-    @property
-    def seconds_left(self) -> int:
-        """An estimate of how long the queued work takes, for Retry-After."""
-        return min(MAX_WAIT, max(1, math.ceil(self.engine.passes_left * self._pass_seconds)))
-
     async def close(self) -> None:
         """Finish all jobs, then stop."""
         idle = asyncio.ensure_future(self._idle.wait())
@@ -127,12 +117,9 @@ class EngineLoop:
     def _run_passes(self) -> None:
         """Run passes in the thread while there are jobs; no pass waits for the event loop."""
         while self.engine.jobs and not self._stopping:
-            began = time.monotonic()
-            done = self.engine.step()
-            self._loop.call_soon_threadsafe(self._publish, done, time.monotonic() - began)
+            self._loop.call_soon_threadsafe(self._publish, self.engine.step())
 
-    def _publish(self, done: ForwardPass, seconds: float) -> None:
-        self._pass_seconds += EMA_WEIGHT * (seconds - self._pass_seconds) if self._pass_seconds else seconds
+    def _publish(self, done: ForwardPass) -> None:
         self._on_pass(done)
         for stepped in done.steps:
             if (pending := self._pending.get(stepped.job)) is not None:

@@ -23,6 +23,7 @@ from serving.responses import Problem, StepEvent, encode_pngs, format_response, 
 from serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
+RETRY_SECONDS = 5  # Retry-After if the queue is full
 
 
 class Work(NamedTuple):
@@ -56,8 +57,8 @@ def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[
     except UsageError as error:
         raise HTTPException(422, str(error)) from None
     except Full as error:
-        wait = model.loop.seconds_left
-        raise HTTPException(429, f"{error}: try again in {wait} s", {"Retry-After": str(wait)}) from None
+        sentence = f"{error}: try again in {RETRY_SECONDS} s"
+        raise HTTPException(429, sentence, {"Retry-After": str(RETRY_SECONDS)}) from None
 
 
 def submit(

@@ -22,6 +22,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
 from serving.app import create_app
+from serving.handlers import RETRY_SECONDS
 from serving.http_server import FLUSH_SECONDS, MAX_CONNECTIONS
 from serving.model_source import FixedSource, ModelSource, PublishedModel
 from serving.requests import ServeConfig
@@ -35,7 +36,6 @@ STATUS_SECONDS = 10.0  # between checks that Ray Serve still runs
 ROWS_PER_REQUEST = 4  # of a usual request; scaling aims at full passes
 UPSCALE_SECONDS = 30.0
 DOWNSCALE_SECONDS = 600.0  # a replica starts slowly
-RETRY_SECONDS = 5  # Retry-After if no replica has room
 RUNNING = ("RUNNING", "DEPLOYING", "UNHEALTHY")  # UNHEALTHY: a replica is being replaced
 
 

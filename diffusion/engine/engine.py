@@ -88,13 +88,6 @@ class Engine:
         """The number of jobs that have not ended."""
         return len(self._jobs)
 
-    @property
-    def passes_left(self) -> int:
-        """About how many passes the held jobs take; jobs that arrive meanwhile share them."""
-        with self._lock:
-            rows = sum(chunk.rows_left for job in self._jobs.values() for chunk in job.chunks)
-        return -(-rows // self.rows)
-
     def add(
         self,
         settings: SampleSettings,

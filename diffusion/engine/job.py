@@ -91,7 +91,6 @@ class Chunk:
         self.x_0: Tensor | None = None
         self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
-        self.rows_left = len(self) * job.nfe
         networks, is_guided = work.guides.networks(work.loaded), job.settings.is_guided
         self._guard = NaNGuard(lambda row: f"image {self._indices[row]}", networks, is_guided)
         self._driver: SamplerDriver | None = None
@@ -151,7 +150,6 @@ class Chunk:
         """Advance to the next call or the end, `x_0`; return the steps. NonFiniteError for a bad end."""
         driver = self._driver
         assert driver is not None
-        self.rows_left -= self.rows
         steps = driver.advance(prediction)
         self._update_weight(driver)
         if driver.call is None:
