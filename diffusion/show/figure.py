@@ -1,8 +1,7 @@
 """The common base of the figures of `diffctl show`, and numbers and tables as text for a terminal."""
 
-import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +52,3 @@ def columns(rows: Sequence[Sequence[str]], numbers: int = 0) -> list[str]:
         ]
         lines.append("  ".join(padded).rstrip())
     return lines
-
-
-def wrapped(words: Iterable[str], width: int, indent: int = 0) -> list[str]:
-    """Wrap words into indented lines."""
-    blanks = " " * indent
-    return textwrap.wrap(" ".join(words), width, initial_indent=blanks, subsequent_indent=blanks)

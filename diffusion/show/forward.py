@@ -53,10 +53,14 @@ class Forward(FigureData):
         """Draw both curves, and below them a row of images for each schedule."""
         figure = new_figure(2.6 + 0.95 * len(self.noised))
         curves: Any = figure
-        images: Any = None
         if self.noised:
             ratios = (2.6, 0.95 * len(self.noised))
             curves, images = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
+            rows = images.subplots(len(self.noised), len(self.times), squeeze=False)
+            for row, (name, noised) in zip(rows, self.noised.items(), strict=True):
+                image_row(list(row), noised, name)
+            for axes, t in zip(rows[0], self.times, strict=True):
+                axes.set_title(f"t = {t}", fontsize=9)
         left, right = curves.subplots(1, 2)
         for number, (name, schedule) in enumerate(self.schedules.items()):
             style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.8, "label": name}
@@ -66,13 +70,6 @@ class Forward(FigureData):
         left.set(xlabel="t", ylabel="ᾱ")
         right.set(xlabel="t", ylabel="log ᾱ/(1−ᾱ)")
         legend_above(left)
-        if images is None:
-            return figure
-        rows = images.subplots(len(self.noised), len(self.times), squeeze=False)
-        for row, (name, noised) in zip(rows, self.noised.items(), strict=True):
-            image_row(list(row), noised, name)
-        for axes, t in zip(rows[0], self.times, strict=True):
-            axes.set_title(f"t = {t}", fontsize=9)
         return figure
 
     def lines(self, width: int) -> list[str]:
@@ -95,25 +92,17 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
     times = spaced_timesteps("uniform", min(COLUMNS, config.timesteps), config.timesteps)
     noised = {}
     if image is not None:
-        small = shrunk(image)
+        picture = to_pil(image)
+        picture.thumbnail((MAX_SIDE, MAX_SIDE))
+        small = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, image.shape[2])
         noised = {name: noised_image(process, small, times, seed) for name, process in processes.items()}
-    schedules = {name: schedule_of(process) for name, process in processes.items()}
+    schedules = {}
+    for name, process in processes.items():
+        grid = process.probe_grid()
+        schedules[name] = Schedule(grid.alphas_cumprod.numpy(), 2 * grid.log_snr.numpy())
     seen = ", and a noised image" if noised else ""
     title = f"The forward process: ᾱ and the signal-to-noise ratio of {' and '.join(schedules)} by t{seen}"
     return Forward(title, schedules, times, noised)
-
-
-def schedule_of(process: NoiseProcess) -> Schedule:
-    """Return ᾱ and log SNR over all times."""
-    grid = process.probe_grid()
-    return Schedule(grid.alphas_cumprod.numpy(), 2 * grid.log_snr.numpy())
-
-
-def shrunk(image: Images) -> Images:
-    """Return the image (H, W, C) with sides of at most MAX_SIDE pixels."""
-    picture = to_pil(image)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    return np.asarray(picture, dtype=np.uint8).reshape(picture.height, picture.width, image.shape[2])
 
 
 def noised_image(process: NoiseProcess, image: Images, times: list[int], seed: int) -> Images:

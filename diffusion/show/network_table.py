@@ -5,8 +5,9 @@ the papers do. Element-wise operations are not counted.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -90,24 +91,14 @@ def model(spec: NetworkSpec) -> Model:
     """Return the table of a network, built without memory for its weights."""
     with torch.device("meta"), Unfilled():
         network = build_network(spec).eval()
-        counted = {
-            name: sum(parameter.numel() for parameter in module.parameters())
-            for name, module in stages(network)
-        }
         shapes, flops = _pass(network, spec)
     own = [(name, module) for name, module in stages(network) if name in shapes]
     parts = []
     for (name, _), members in groupby(own, key=lambda item: (item[0].partition(".")[0], shapes[item[0]][1:])):
-        listed = list(members)
-        parts.append(
-            Part(
-                name,
-                _counted_kinds([module for _, module in listed]),
-                shapes[listed[-1][0]],
-                sum(counted[path] for path, _ in listed),
-                sum(flops.get(path, 0) for path, _ in listed),
-            )
-        )
+        paths, modules = zip(*members, strict=True)
+        parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        amounts = parameters, sum(flops[path] for path in paths)
+        parts.append(Part(name, _counted_kinds(modules), shapes[paths[-1]], *amounts))
     sums = sum(part.parameters for part in parts), sum(part.flops for part in parts)
     title = "{}: {} parameters, {} FLOPs an image".format(spec.name, *map(format_quantity, sums))
     return Model(title, spec.name, parts, *sums)
@@ -122,7 +113,7 @@ def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
 
 
-def _counted_kinds(modules: list[nn.Module]) -> dict[str, int]:
+def _counted_kinds(modules: Iterable[nn.Module]) -> dict[str, int]:
     """Count the modules by class; members of a list are counted one by one."""
     members = (list(module) if isinstance(module, nn.ModuleList) else [module] for module in modules)
     return dict(Counter(type(one).__name__ for inner in members for one in inner))
@@ -132,19 +123,15 @@ def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, .
     """Run one image through the network; return the shapes and FLOPs of the stages by name."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, made: Tensor) -> None:
-            shapes[name] = tuple(made.shape[1:])
+    def note(name: str, module: nn.Module, given: Any, made: Tensor) -> None:
+        shapes[name] = tuple(made.shape[1:])
 
-        return hook
-
-    hooks = [module.register_forward_hook(note(name)) for name, module in stages(network)]
+    for name, module in stages(network):
+        module.register_forward_hook(partial(note, name))
     x = torch.zeros(1, spec.in_channels, spec.image_size, spec.image_size)
     t = torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(x, t, t if spec.num_classes else None)
-    for hook in hooks:
-        hook.remove()
     root = type(network).__name__
     counts = counter.get_flop_counts()
     return shapes, {name: sum(counts.get(f"{root}.{name}", {}).values()) for name, _ in stages(network)}

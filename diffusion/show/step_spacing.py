@@ -1,6 +1,7 @@
 """The times of each spacing, by time and by noise level."""
 
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.report.figure_base import figure_style, line_colour, new_figure
 from diffusion.sample.sampling_steps import max_eta, spaced_times
-from diffusion.show.figure import FigureData, wrapped
+from diffusion.show.figure import FigureData
 from diffusion.system.errors import UsageError
+
+INDENT: Any = {"initial_indent": "  ", "subsequent_indent": "  "}
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,12 @@ class Steps(FigureData):
         margin = 0.03 * (self.last - self.first)
         left.set(xlabel="t", xlim=(self.first - margin, self.last + margin))
         left.set(yticks=range(len(self.spacings)), yticklabels=list(self.spacings))
-        left.tick_params(axis="y", length=0)
-        left.grid(axis="y", visible=False)
-        right.set(xlabel=f"log SNR of {self.schedule}")
-        right.grid(axis="y", visible=False)
-        right.tick_params(axis="y", length=0)
         left.invert_yaxis()
+        right.set(xlabel=f"log SNR of {self.schedule}")
+        right.invert_xaxis()
         for axes in (left, right):
-            axes.invert_xaxis() if axes is right else None
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
             axes.spines["left"].set_visible(False)
         return figure
 
@@ -68,10 +69,9 @@ class Steps(FigureData):
         lines = [f"{self.steps} times from {self.first:g} to {self.last:g}, {self.schedule}"]
         for name, spaced in self.spacings.items():
             lines += ["", f"{name}, η up to {spaced.largest_eta:.4g}"]
-            lines += wrapped((f"{time:g}" for time in spaced.times), width, indent=2)
+            lines += wrap(" ".join(f"{time:g}" for time in spaced.times), width, **INDENT)
             lines.append("  σ/α at these times, as for a guidance interval:")
-            levels = (f"{level:.4g}" for level in spaced.noise_level)
-            lines += wrapped(levels, width, indent=2)
+            lines += wrap(" ".join(f"{level:.4g}" for level in spaced.noise_level), width, **INDENT)
         return lines
 
 

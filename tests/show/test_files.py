@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.report.theme import DARK, LIGHT
 from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing, variance
-from diffusion.show.figure import FigureData, columns, format_quantity, wrapped
+from diffusion.show.figure import FigureData, columns, format_quantity
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 CPU, PROCESS = torch.device("cpu"), ProcessConfig(timesteps=100)
@@ -84,6 +84,5 @@ def test_quantity_is_exact_within_half_a_percent(amount: int) -> None:
     assert abs(read - amount) <= 0.005 * amount
 
 
-def test_columns_are_aligned_by_visible_width_and_words_are_wrapped_with_an_indent() -> None:
+def test_columns_are_aligned_by_visible_width() -> None:
     assert columns([["a", "n"], ["x̂_0", "12"], ["word", "3"]], 1) == ["a      n", "x̂_0   12", "word   3"]
-    assert wrapped(map(str, range(5)), 6, indent=2) == ["  0 1", "  2 3", "  4"]
