@@ -57,8 +57,7 @@ class EngineLoop:
         self.engine = engine
         self._on_pass = on_pass
         self._pending: dict[Job, PendingImages] = {}
-        self._wake, self._idle = asyncio.Event(), asyncio.Event()
-        self._idle.set()
+        self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="passes")
         self._stopping = False
         self._loop = asyncio.get_running_loop()
@@ -76,7 +75,6 @@ class EngineLoop:
         """Queue images with an event every `every` steps; raise UsageError and Full as `Engine.add`."""
         pending = PendingImages(self.engine.add(settings, indices, condition, trajectory), every)
         self._pending[pending.job] = pending
-        self._idle.clear()
         self._wake.set()
         return pending
 
@@ -93,9 +91,8 @@ class EngineLoop:
 
     async def close(self) -> None:
         """Finish all jobs, then stop."""
-        idle = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait([self._task, idle], return_when=asyncio.FIRST_COMPLETED)
-        idle.cancel()
+        while self._pending:
+            await asyncio.wait([pending.images for pending in self._pending.values()])
         await self.stop()
 
     async def stop(self) -> None:
@@ -111,8 +108,6 @@ class EngineLoop:
             await self._wake.wait()
             self._wake.clear()
             await self._loop.run_in_executor(self._thread, self._run_passes)
-            if not self._wake.is_set():
-                self._idle.set()
 
     def _run_passes(self) -> None:
         """Run passes in the thread while there are jobs; no pass waits for the event loop."""
@@ -134,4 +129,3 @@ class EngineLoop:
             self._loop.call_exception_handler({"message": "the engine failed", "exception": error})
         for pending in list(self._pending.values()):
             self.cancel(pending)
-        self._idle.set()

@@ -5,15 +5,17 @@ from typing import Any, Literal
 
 import torch
 
-from diffusion.choice.selection import best_settings
+from diffusion.choice.selection import best_settings, budget_settings, usual_settings
 from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.model.model_file import Artefact, LoadedModel
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, refuse_idle
 from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.guides import Guides, check_served_guide
+from diffusion.system.errors import UsageError
+from diffusion.system.section import validate
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.model_source import PublishedModel
-from serving.requests import SampleRequest, ServeConfig, resolve_settings
+from serving.requests import SampleRequest, ServeConfig, check_count
 from serving.responses import ModelCard, ModelRef
 
 
@@ -49,10 +51,21 @@ class ServedModel:
 
     def resolve(self, request: SampleRequest) -> SampleSettings:
         """Return the settings of a request; raise UsageError if it does not fit the model or the limits."""
-        settings = resolve_settings(
-            request, self.published.scores, self.published.name, self.ref.sha256, self.config
-        )
-        check_served_guide(settings, self.guide, self.published.name)
+        scores, options = self.published.scores, request.options
+        if request.budget is None:
+            usual = usual_settings(scores, options)
+            settings = validate(SampleSettings, usual | options | {"seed": request.seed}, "the request")
+        elif options:
+            raise UsageError(f"budget takes {min(options)} from the model's sweep: give one of the two")
+        elif scores is None:
+            raise UsageError(f"{self.ref.name} has no scores to choose by: give steps instead of budget")
+        else:
+            settings = budget_settings(scores, request.budget, request.seed, self.ref.name, self.ref.sha256)
+        refuse_idle(options, settings)
+        check_count(len(request.image_indices), self.config)
+        if settings.steps > self.config.steps:
+            raise UsageError(f"{settings.steps} steps are too many: ask for {self.config.steps} at most")
+        check_served_guide(settings, self.guide, self.ref.name)
         return settings
 
     def submit(self, request: SampleRequest, every: int = 0) -> PendingImages:

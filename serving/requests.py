@@ -1,17 +1,15 @@
-"""Requests for images, their limits, and the settings that they resolve to for a model."""
+"""Requests for images, and their limits."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.protocol.options import SamplingOption, fields_section
-from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
+from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_NAME, MAX_STEPS
-from diffusion.system.section import NotBool, PositiveInt, Section, Seed, validate
+from diffusion.system.section import NotBool, PositiveInt, Section, Seed
 
 MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
 MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
@@ -77,6 +75,15 @@ class SampleRequest(_OptionFields):  # type: ignore[misc]
     )
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The sampling options that it sets; an explicit null overrides that of the best cell."""
+        return {
+            name: getattr(self, name)
+            for name, option in HTTP_OPTIONS.items()
+            if getattr(self, name) is not None or (option.default is None and name in self.model_fields_set)
+        }
+
+    @property
     def image_indices(self) -> Sequence[int]:
         """The indices of the images."""
         return range(self.num) if self.indices is None else self.indices
@@ -94,40 +101,7 @@ class EventsRequest(SampleRequest):
     every: PositiveInt = 10
 
 
-def resolve_settings(
-    request: SampleRequest, scores: ScoresDocument | None, model: str, sha256: str, config: ServeConfig
-) -> SampleSettings:
-    """Return the settings of a request; raise UsageError if it exceeds a limit or does not fit the model."""
-    chosen = {
-        name: getattr(request, name)
-        for name, option in HTTP_OPTIONS.items()
-        if getattr(request, name) is not None
-        or (option.default is None and name in request.model_fields_set)  # null overrides the best cell
-    }
-    if request.budget is None:
-        usual = usual_settings(scores, chosen)
-        settings = validate(SampleSettings, usual | chosen | {"seed": request.seed}, "the request")
-    else:
-        settings = _for_budget(request, chosen, scores, model, sha256)
-    refuse_idle(chosen, settings)
-    check_count(len(request.image_indices), config)
-    if settings.steps > config.steps:
-        raise UsageError(f"{settings.steps} steps are too many: ask for {config.steps} at most")
-    return settings
-
-
 def check_count(count: int, config: ServeConfig) -> None:
     """Raise UsageError for more images than a request may have."""
     if count > config.images:
         raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
-
-
-def _for_budget(
-    request: SampleRequest, chosen: dict[str, Any], scores: ScoresDocument | None, model: str, sha256: str
-) -> SampleSettings:
-    assert request.budget is not None
-    if chosen:
-        raise UsageError(f"budget takes {min(chosen)} from the model's sweep: give one of the two")
-    if scores is None:
-        raise UsageError(f"{model} has no scores to choose by: give steps instead of budget")
-    return budget_settings(scores, request.budget, request.seed, model, sha256)
