@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from diffusion.choice.confidence import Gap, card_diff, cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.confidence import card_diff, cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
 from diffusion.protocol.scores import CellScores
@@ -19,41 +19,20 @@ Documents = Sequence[ScoresDocument]
 
 
 class SeedComparison(NamedTuple):
-    """A score of a training and of other seeds: `values` by seed.
+    """A score of a training and of other seeds: `values` by seed, with their mean and standard deviation.
 
-    `gap` is its own value minus the mean of the others, with its significance; None for a single other seed.
+    `place` is the training's rank, None for a score that ranks nothing. `is_apart` is whether it differs
+    significantly from the mean of two or more others.
     """
 
     metric: str
     heading: str
     own: int
     values: dict[int, float]
-    gap: Gap | None
-
-    @property
-    def mean(self) -> float:
-        """The mean over all seeds."""
-        return statistics.fmean(self.values.values())
-
-    @property
-    def deviation(self) -> float:
-        """The standard deviation over all seeds."""
-        return statistics.stdev(self.values.values())
-
-    @property
-    def place(self) -> int | None:
-        """The rank among the seeds, None for a score that ranks nothing."""
-        first = leader(self.metric)
-        if first is None:
-            return None
-        own = self.values[self.own]
-        better = [value for value in self.values.values() if value != own and first(value, own) == value]
-        return 1 + len(better)
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether the difference from the other seeds is significant."""
-        return self.gap is not None and self.gap.is_significant
+    mean: float
+    deviation: float
+    place: int | None
+    is_apart: bool
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -77,11 +56,20 @@ def compare_seeds(document: ScoresDocument, others: Documents) -> list[SeedCompa
         if is_published(metric) and own is not None:
             scored = {seed: cell for seed, cell in scored.items() if not card_diff(cells[own], cell, free=())}
         if own is not None and own in scored and len(scored) > 1:
-            rest = [cell for seed, cell in scored.items() if seed != own]
-            gap = group_gap([scored[own]], rest, metric) if len(rest) > 1 else None
-            values = {seed: cell.scores[metric] for seed, cell in sorted(scored.items())}
-            found.append(SeedComparison(metric, heading, own, values, gap))
+            found.append(_compare(metric, heading, own, scored))
     return found
+
+
+def _compare(metric: str, heading: str, own: int, cells: dict[int, CellScores]) -> SeedComparison:
+    values = {seed: cell.scores[metric] for seed, cell in sorted(cells.items())}
+    rest = [cell for seed, cell in cells.items() if seed != own]
+    gap = group_gap([cells[own]], rest, metric) if len(rest) > 1 else None
+    place: int | None = None
+    if (first := leader(metric)) is not None:
+        place = 1 + sum(one != values[own] and first(one, values[own]) == one for one in values.values())
+    mean, deviation = statistics.fmean(values.values()), statistics.stdev(values.values())
+    is_apart = gap is not None and gap.is_significant
+    return SeedComparison(metric, heading, own, values, mean, deviation, place, is_apart)
 
 
 def by_seed(document: ScoresDocument, others: Documents, name: str) -> dict[int, CellScores]:
