@@ -1,7 +1,7 @@
 """The variance Σ_θ of reverse steps between its bounds β̃ and β, as a model learned it (iDDPM eq. 15)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,18 +37,22 @@ class Variance(FigureData):
     """The `times` of the steps (S,) and β̃/β, which is 0 for the last step to the image.
 
     At the steps `seen` (K,), `fractions` (3, K) are the quantiles over all pixels of the model's f, with
-    log Σ = f·log β + (1−f)·log β̃. Both are None without a model.
+    log Σ = f·log β + (1−f)·log β̃; None without a model.
     """
 
     times: NDArray[np.int64] | NDArray[np.float64]
     small: NDArray[np.float64]
-    seen: NDArray[np.int64] | None = None
     fractions: NDArray[np.float64] | None = None
+
+    @property
+    def seen(self) -> NDArray[np.int64]:
+        """The steps at which a model is evaluated."""
+        return shown_steps(len(self.times))
 
     @property
     def learned(self) -> NDArray[np.float64] | None:
         """Σ_θ/β (3, K): (β̃/β)^(1−f); NaN at the last step, where log β̃ is infinite."""
-        if self.fractions is None or self.seen is None:
+        if self.fractions is None:
             return None
         small = self.small.copy()
         if len(small) > 1:
@@ -97,8 +101,7 @@ class Variance(FigureData):
 
     def lines(self, width: int) -> list[str]:
         """Return a table with about a dozen of the steps."""
-        seen = shown_steps(len(self.times)) if self.seen is None else self.seen
-        rows = [["t", "β̃/β"]]
+        seen, rows = self.seen, [["t", "β̃/β"]]
         if self.learned is not None:
             rows[0] += ["Σ/β", "f, lowest 10%", "median", "highest 10%"]
         for place in np.unique(np.linspace(0, len(seen) - 1, 12).round().astype(int)):
@@ -113,7 +116,7 @@ class Variance(FigureData):
     def values(self) -> dict[str, Any]:
         """Return the bounds by time, and the model's f at the evaluated times."""
         made: dict[str, Any] = {"times": self.times.tolist(), "small_over_beta": self.small.tolist()}
-        if self.fractions is not None and self.seen is not None:
+        if self.fractions is not None:
             names = ("lowest_tenth", "median", "highest_tenth")
             bands = zip(names, self.fractions.tolist(), strict=True)
             made["fraction"] = {"times": self.times[self.seen].tolist(), **dict(bands)}
@@ -165,9 +168,8 @@ def learned_variance(
         found.append(np.quantile(prediction.variance_fraction.float().cpu().numpy(), SHARES))
         if progress:
             progress(done, len(seen))
-    known = variance_bounds(grid)
-    title = _title(len(known.times), "the learned variance between its bounds")
-    return Variance(title, known.times, known.small, seen, np.stack(found, axis=1))
+    title = _title(len(grid), "the learned variance between its bounds")
+    return replace(variance_bounds(grid), title=title, fractions=np.stack(found, axis=1))
 
 
 def shown_steps(steps: int) -> NDArray[np.int64]:
