@@ -1,4 +1,4 @@
-"""`show reverse`: the shown trajectory is that of the sampled image."""
+"""`show reverse` and `samplers`: the sampled image's trajectory, and paths with an exact denoiser."""
 
 import numpy as np
 import pytest
@@ -7,15 +7,18 @@ import torch
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.noise import ImageNoise
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.show.reverse import reverse
+from diffusion.show.sampler_paths import MIXTURE, sampler_paths, samplers
 from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.trajectories import process_of
 
-CPU = torch.device("cpu")
+CPU, CONFIG = torch.device("cpu"), ProcessConfig(timesteps=200)
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +49,34 @@ def test_last_prediction_is_the_image(loaded: LoadedModel, sampler: str, steps: 
     shown = reverse(loaded, settings, 0, mixed_condition(loaded.artefact, settings, [0]), CPU)
     assert np.array_equal(shown.x0_hat[-1], shown.image)
     assert len(shown.x) == len(shown.x0_hat) == len(shown.times) == min(steps, 8)
+
+
+def test_every_sampler_starts_from_the_same_noise() -> None:
+    shown = samplers(CONFIG, 6, count=40)
+    assert {name.split(",")[0] for name in shown.paths_by_sampler} == set(SAMPLERS)
+    starts = [walks.paths[0] for walks in shown.paths_by_sampler.values()]
+    assert all(np.array_equal(starts[0], start) for start in starts)
+    for name, walks in shown.paths_by_sampler.items():
+        assert walks.paths.shape == (7, 40, 2)
+        assert walks.nfe == SAMPLERS[name.split(",")[0]].nfe(6)
+
+
+def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
+    few, many = samplers(CONFIG, 5, count=60), samplers(CONFIG, 80, count=60)
+    for name in ("ddim, η = 0", "dpm-solver++"):
+        assert many.off(many.paths_by_sampler[name]) < few.off(few.paths_by_sampler[name]) / 2
+    assert np.array_equal(few.exact, many.exact)
+
+
+def test_exact_flow_ends_in_the_mixture() -> None:
+    """Distances from a centre are Rayleigh: √(π/2) standard deviations on average."""
+    shown = samplers(CONFIG, 2, count=400)
+    assert shown.spread(shown.data) == pytest.approx((np.pi / 2) ** 0.5, rel=0.1)
+    assert shown.spread(shown.exact) == pytest.approx(shown.spread(shown.data), rel=0.15)
+
+
+def test_single_step_ends_at_the_posterior_mean() -> None:
+    process, start = process_of("cosine", 200), torch.randn(5, 2, dtype=torch.float64)
+    ends = sampler_paths(process, SampleSettings(steps=1, clip=False), start, torch.Generator()).ends
+    alpha, sigma = process.alpha_sigma(torch.tensor(199))
+    assert ends == pytest.approx(MIXTURE.x0(start, alpha, sigma).numpy(), abs=1e-9)
