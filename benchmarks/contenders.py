@@ -126,9 +126,11 @@ def epsilon_loss(
     return F.mse_loss(output[:, : images.shape[1]].float(), noise)
 
 
-def trainer(network: nn.Module, loss: Callable[[], Tensor], ema: Any = None) -> Callable[[], object]:
+def trainer(
+    network: nn.Module, loss: Callable[[], Tensor], ema: Any = None, lr: float = 1e-4
+) -> Callable[[], object]:
     """Return a step as the peers' own examples write it, with diffusers' `ema` if there is one."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=lr)
 
     def step() -> float:
         network.train()
@@ -192,23 +194,23 @@ class InBfloat16(nn.Module):
         return SimpleNamespace(sample=self.network(x.bfloat16(), t).sample.float())
 
 
+def finished_seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds of a call until the device's work is done."""
+
+    def finish() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return seconds_of(finish)
+
+
 def images_per_second(
     call: Callable[[], object], plan: TrainPlan, warm: int, timed: int, device: torch.device
 ) -> float:
     """Return the median rate of calls of a batch each, after `warm` ones that are not counted."""
-
-    def finished() -> None:
-        call()
-        synchronize(device)
-
-    seconds = [seconds_of(finished) for _ in range(warm + timed)]
+    seconds = [finished_seconds(call, device) for _ in range(warm + timed)]
     return plan.train.batch_size / statistics.median(seconds[warm:])
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device's work is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def flop(spec: UNetSpec, *, backward: bool) -> int:
@@ -226,9 +228,4 @@ def flop(spec: UNetSpec, *, backward: bool) -> int:
 def matrix_rate(device: torch.device, size: int) -> float:
     """Return FLOP/s of a bf16 matrix product, the best of several runs: an upper bound of any network's."""
     a = torch.randn(size, size, dtype=torch.bfloat16, device=device)
-
-    def multiply() -> None:
-        a @ a
-        synchronize(device)
-
-    return 2 * size**3 / min(seconds_of(multiply) for _ in range(20))
+    return 2 * size**3 / min(finished_seconds(lambda: a @ a, device) for _ in range(20))

@@ -63,10 +63,6 @@ class Size(NamedTuple):
     ddim_steps: int
     matrix: int
 
-    def batch(self, profile: str) -> int:
-        """Return the images of a step."""
-        return 2 if self.is_small else BATCHES[profile]
-
 
 WHOLE = Size(False, warm=10, timed=40, log_every=10, images=8192, repeats=5, ddim_steps=20, matrix=8192)
 SMALL = Size(True, warm=1, timed=2, log_every=1, images=16, repeats=1, ddim_steps=2, matrix=128)
@@ -94,9 +90,9 @@ def distance(size: Size, device: torch.device) -> dict[str, Any]:
     wanted = quality.Size(1, 12, 2) if size.is_small else quality.Size(60 * MINUTES)
     config = load(profile)
     with tempfile.TemporaryDirectory() as folder:
-        data = quality.prepared(config, Path(folder))
-        images, how = quality.ours(config, data.train, wanted, device)
-        return {"distance": quality.Judge(data.test.images, device)(images), "how": how}
+        train, test = quality.prepared(config, Path(folder))
+        images, how = quality.ours(config, train, wanted, device)
+        return {"distance": quality.Judge(test.images, device)(images), "how": how}
 
 
 def training(profile: str, by: str, size: Size, device: torch.device) -> dict[str, Any]:
@@ -132,7 +128,8 @@ def sampling(profile: str, eta: float, by: str, size: Size, device: torch.device
 
 def planned(profile: str, size: Size, device: torch.device) -> tuple[TrainPlan, ImageStore]:
     """Return the profile's training of a few steps; a small one has a tiny network."""
-    steps = {"batch_size": size.batch(profile), "steps": size.warm + size.timed, "log_every": size.log_every}
+    batch = 2 if size.is_small else BATCHES[profile]
+    steps = {"batch_size": batch, "steps": size.warm + size.timed, "log_every": size.log_every}
     fit = {"microbatch": "auto", "compile": not size.is_small}
     plan, store = contenders.profile_plan(profile, device, size.images, **steps, **fit)
     if size.is_small:
@@ -215,9 +212,9 @@ def goals(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float, str, b
         theirs = of(SAMPLING.format(profile, 1.0, "diffusers"))
         wanted.append((f"{profile} sampling at η = 1, times η = 0", noisy / calm, 0.95))
         wanted.append((f"{profile} sampling at η = 1, times diffusers'", noisy / theirs, 1.3))
-    yield from (
-        (what, value, f"{goal:g}", value >= goal) for what, value, goal in wanted if not math.isnan(value)
-    )
+    for what, value, goal in wanted:
+        if not math.isnan(value):
+            yield what, value, f"{goal:g}", value >= goal
     if QUALITY in found:
         distance = of(QUALITY, "distance")
         yield QUALITY, distance, f"at most {DISTANCE:g}", distance <= DISTANCE
@@ -246,8 +243,7 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
     print(table({part: found[part] for part in (*wanted, *found) if part in found}))
     for what, value, goal, is_reached in () if size.is_small else goals(found):
         print_goal(what, f"{value:.4g}", goal, is_reached)
-    missing = [part for part in wanted if part not in found]
-    if missing:
+    if missing := [part for part in wanted if part not in found]:
         print(f"\n{len(missing)} of {len(wanted)} parts are missing: the same command continues with them.")
     return not missing
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.contenders import epsilon_loss, trainer, unet2d
 from diffusion.config import Config
 from diffusion.data.prepare import prepare
 from diffusion.evaluate.features.extractors import extract, load_extractor
@@ -50,17 +51,10 @@ class Size(NamedTuple):
     steps: int = STEPS
 
 
-class Data(NamedTuple):
-    """What is trained on, and what is scored against."""
-
-    train: ImageStore
-    test: ImageStore
-
-
-def prepared(config: Config, folder: Path) -> Data:
-    """Prepare the configuration's data in the folder."""
+def prepared(config: Config, folder: Path) -> tuple[ImageStore, ImageStore]:
+    """Prepare the configuration's data in the folder; return the training and the test images."""
     prepare(config.data, folder)
-    return Data(open_store(folder / "train"), open_store(folder / "test"))
+    return open_store(folder / "train"), open_store(folder / "test")
 
 
 class OutOfTime(Interrupted):
@@ -98,9 +92,8 @@ class ElapsedRate:
 
     def base_rate(self, step: int, steps: int) -> float:
         """Return the rate at the elapsed share; the step has no effect."""
-        return learning_rate(
-            self.schedule, min(int(self.watch.share() * self.steps), self.steps - 1), self.steps
-        )
+        at = min(int(self.watch.share() * self.steps), self.steps - 1)
+        return learning_rate(self.schedule, at, self.steps)
 
 
 class Trained(NamedTuple):
@@ -175,9 +168,8 @@ def ours(config: Config, store: ImageStore, size: Size, device: torch.device) ->
     """Images of the configuration's training of so many seconds, and what it was."""
     plan = plan_training(config, store.meta, device)
     trained = train_for(size.seconds, plan, store, device)
-    images = images_of(
-        LoadedModel(trained.state.ema, plan), SampleSettings(steps=size.steps), size.images, device
-    )
+    loaded, settings = LoadedModel(trained.state.ema, plan), SampleSettings(steps=size.steps)
+    images = images_of(loaded, settings, size.images, device)
     count = sum(parameter.numel() for parameter in trained.state.network.parameters())
     steps, batch = trained.state.step, plan.train.batch_size
     return images, f"{count:,} parameters, {steps} steps of batch {batch}, {trained.seconds:.0f} s"
@@ -215,27 +207,21 @@ def theirs(plan: TrainPlan, store: ImageStore, size: Size, device: torch.device)
 
     UNet2DModel as its training example has it: float32, ε, AdamW at 1e-3, batch 64, EMA 0.995.
     """
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler
     from diffusers.training_utils import EMAModel
 
-    from diffusion.interop.to_diffusers import unet_config
-
     torch.manual_seed(plan.train.seed)
-    network = UNet2DModel(**unet_config(new_state(plan, torch.device("cpu")).network)).to(device)
-    scheduler = DDPMScheduler()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    network, scheduler = unet2d(plan.network).to(device), DDPMScheduler()
     ema, watch = EMAModel(network.parameters(), decay=0.995), Stopwatch(size.seconds or SECONDS)
-    while watch.share() < 1:
+
+    def loss() -> Tensor:
         rows = torch.randint(len(store), (64,)).numpy()
-        x_0 = to_model(to_nchw(store.images[rows])).to(device)
-        noise, t = torch.randn_like(x_0), torch.randint(1000, (64,), device=device)
-        noisy = scheduler.add_noise(x_0, noise, t)  # type: ignore[arg-type]
-        output = network(noisy, t, class_labels=torch.from_numpy(store.labels[rows]).to(device)).sample
-        torch.nn.functional.mse_loss(output, noise).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(network.parameters())
+        labels = torch.from_numpy(store.labels[rows]).to(device)
+        return epsilon_loss(network, scheduler, to_model(to_nchw(store.images[rows])).to(device), labels)
+
+    step = trainer(network, loss, ema, lr=1e-3)
+    while watch.share() < 1:
+        step()
         watch.steps += 1
     took = watch.elapsed()
     ema.copy_to(network.parameters())

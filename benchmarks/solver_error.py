@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
@@ -191,17 +193,29 @@ def figure(results: dict[str, Any]) -> bytes:
             errors = results["errors"]["cosine"][spacing][method]["flow"]
             style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.6}
             axes.plot(results["nfe"], errors, label=method, marker="o", markersize=3, **style)
-        log_axis(axes, "x")
-        log_axis(axes, "y")
-        axes.set(xticks=NFES, ylim=(1e-4, 2))
-        axes.set_title(spacing, loc="left", fontsize=10)
+        log_panel(axes, spacing, xticks=NFES, ylim=(1e-4, 2))
     for axes in panels[1]:
         axes.set_xlabel("NFE")
     for axes in panels[:, 0]:
         axes.set_ylabel("distance to the exact flow")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=9)
-    return svg_file(drawn, "Distance to the exact flow by NFE for each sampler and spacing")
+    return with_legend(
+        drawn, panels[0, 0], "Distance to the exact flow by NFE for each sampler and spacing", columns=3
+    )
+
+
+def log_panel(axes: Axes, title: str, **options: Any) -> None:
+    """Make both axes logarithmic, and set the title and other options of the axes."""
+    log_axis(axes, "x")
+    log_axis(axes, "y")
+    axes.set(**options)
+    axes.set_title(title, loc="left", fontsize=10)
+
+
+def with_legend(drawn: Figure, axes: Axes, title: str, columns: int) -> bytes:
+    """Return the figure as an SVG file, with the legend of these axes above it."""
+    handles, labels = axes.get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9)
+    return svg_file(drawn, title)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ import yaml
 from benchmarks import ROOT, quality
 from benchmarks.quality import STEPS, Judge, Size, Trained
 from diffusion.config import Config, parse
-from diffusion.images.store import Images
+from diffusion.images.store import Images, ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.sampling_steps import count_nfe
@@ -60,11 +60,6 @@ class Contest(NamedTuple):
     size: Size
 
     @property
-    def entries(self) -> Path:
-        """Return the file of the entries."""
-        return ROOT / f"benchmarks/{self.name}.yaml"
-
-    @property
     def results(self) -> Path:
         """Return the folder of the results."""
         return ROOT / "docs" / self.name
@@ -76,12 +71,7 @@ class Contest(NamedTuple):
 
     def read(self) -> dict[str, "Entry"]:
         """Read the entries."""
-        return read_entries(self.entries, self.results)
-
-    def render(self) -> None:
-        """Write the leaderboard of the results into the page."""
-        page = self.page.read_text(encoding="utf-8")
-        write_text(self.page, with_leaderboard(page, read_results(self.results)))
+        return read_entries(ROOT / f"benchmarks/{self.name}.yaml", self.results)
 
 
 SPEEDRUN = Contest("speedrun", Size())
@@ -181,15 +171,15 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def run(entry: Entry, seed: int, size: Size, data: quality.Data, judges: Judges) -> dict[str, Any]:
+def run(entry: Entry, seed: int, size: Size, train: ImageStore, judges: Judges) -> dict[str, Any]:
     """Train, choose, sample and score; return the result."""
     device = default_device()
-    plan = plan_training(entry.config(seed), data.train.meta, device)
+    plan = plan_training(entry.config(seed), train.meta, device)
     if entry.name == DIFFUSERS:
-        images, how = quality.theirs(plan, data.train, size, device)
+        images, how = quality.theirs(plan, train, size, device)
         return {"how": how, "nfe": size.steps} | scores(images, judges)
     share = entry.guide.get("share", 1.0)
-    trained = quality.train_for(size.seconds, plan, data.train, device, share)
+    trained = quality.train_for(size.seconds, plan, train, device, share)
     finished, table = Finished(entry, plan, trained), model(plan.network)
     average, settings, tried = choose(finished, size.images // 2, judges.choice)
     return {
@@ -262,13 +252,14 @@ def main(contest: Contest = SPEEDRUN, description: str | None = __doc__) -> None
     folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():
-        raise SystemExit(f"no entry {unknown.pop()} in {contest.entries.name}: it has {', '.join(entries)}")
+        raise SystemExit(f"no entry {unknown.pop()} in {contest.name}.yaml: it has {', '.join(entries)}")
     given = None if arguments.seed is None else (arguments.seed,)
     todo = [(name, seed) for name in names for seed in given or entries[name].seeds]
     todo = [(name, seed) for name, seed in todo if not (folder / f"{name}-{seed}.json").exists()]
     failed = run_all(contest, todo, size, folder) if todo and not arguments.render else 0
     if folder == contest.results:
-        contest.render()
+        page = contest.page.read_text(encoding="utf-8")
+        write_text(contest.page, with_leaderboard(page, read_results(folder)))
     if failed:
         sys.exit(1)
 
@@ -280,15 +271,15 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
         torch.set_num_threads(CORES)
     failures, device = 0, default_device()
     with tempfile.TemporaryDirectory() as temporary:
-        data = quality.prepared(contest.read()[todo[0][0]].config(0), Path(temporary))
-        full = Judge(np.asarray(data.test.images), device)
+        train, test = quality.prepared(contest.read()[todo[0][0]].config(0), Path(temporary))
+        full = Judge(np.asarray(test.images), device)
         judges = Judges(full.part(slice(0, None, 2)), full.part(slice(1, None, 2)), full)
-        floor = {"real": round(judges.report(np.asarray(data.train.images[: size.images])), 1)}
+        floor = {"real": round(judges.report(np.asarray(train.images[: size.images])), 1)}
         for name, seed in todo:
             entry = contest.read()[name]  # here, since the best one may be new
             print(f"{name}, seed {seed}: {entry.what}, after {entry.after}", flush=True)
             try:
-                result = {**card(entry, seed), **run(entry, seed, size, data, judges), **floor}
+                result = {**card(entry, seed), **run(entry, seed, size, train, judges), **floor}
             except Exception:
                 traceback.print_exc()
                 failures += 1
@@ -301,10 +292,10 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
 
 def parser(contest: Contest, description: str | None) -> argparse.ArgumentParser:
     """Return the command line."""
-    prog, file = f"python -m benchmarks.{contest.name}", contest.entries.name
+    prog = f"python -m benchmarks.{contest.name}"
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="NAME", help=f"an entry of {file}; all without it")
+    parser.add_argument("--config", metavar="NAME", help="an entry; all without it")
     parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
     parser.add_argument("--seconds", type=float, default=contest.size.seconds)
     parser.add_argument("--images", type=int, default=contest.size.images)

@@ -10,27 +10,23 @@ It takes about twenty minutes of one core.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 
 from benchmarks import ROOT, quality
-from benchmarks.solver_error import METHODS, PAGE, fitting_steps
-from diffusion.config import parse
+from benchmarks.solver_error import METHODS, PAGE, fitting_steps, log_panel, with_legend
+from diffusion.config import load
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.features.reference_features import make_reference_of
 from diffusion.evaluate.scores.scorer import Scorer
-from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.report.figure_base import LINES, figure_style, line_colour, log_axis, new_figure, svg_file
+from diffusion.report.figure_base import LINES, figure_style, line_colour, new_figure
 from diffusion.system.devices import default_device
 from diffusion.system.files import write_json, write_text
 from docs.site.samplers_page import with_trained_table
@@ -38,7 +34,6 @@ from docs.site.samplers_page import with_trained_table
 RESULTS, FIGURE = ROOT / "docs/samplers/trained.json", ROOT / "docs/samplers/trained.svg"
 EXTRACTOR = "effnet-lite0-64"
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
-KEPT = [name + end for name in (FD, KD) for end in ("", "_low", "_high")]
 NFES, IMAGES = (5, 10, 20), 1000
 SPACINGS = ("uniform", "quadratic")
 SHARED = (
@@ -63,7 +58,8 @@ def measure_all(loaded: LoadedModel, images: int = IMAGES) -> dict[str, Any]:
     """Return the distances by spacing, method and NFE, and what they were measured with."""
     device, cells = default_device(), list(product(SPACINGS, CHOSEN, NFES))
     found: dict[str, Any] = {}
-    with test_images() as real:
+    with tempfile.TemporaryDirectory() as folder:
+        _, real = quality.prepared(load(quality.PROFILE), Path(folder))
         extractor = load_extractor(EXTRACTOR)
         reference = make_reference_of(extractor, [real], [extract(extractor, real.images)])
         scorer = Scorer(reference, EvaluateConfig(prc_images=images))
@@ -79,14 +75,6 @@ def measure_all(loaded: LoadedModel, images: int = IMAGES) -> dict[str, Any]:
     return {"nfe": NFES, "images": images, "model": model, "scores": found}
 
 
-@contextmanager
-def test_images() -> Iterator[ImageStore]:
-    """Provide Fashion-MNIST's test split, prepared as its profile has it."""
-    profile = yaml.safe_load((ROOT / "profiles/fashion-mnist.yaml").read_text(encoding="utf-8"))
-    with tempfile.TemporaryDirectory() as folder:
-        yield quality.prepared(parse(profile, "fashion-mnist"), Path(folder)).test
-
-
 @figure_style()
 def figure(results: dict[str, Any]) -> bytes:
     """Draw the Fréchet distance by NFE with its intervals, a panel per spacing."""
@@ -95,14 +83,11 @@ def figure(results: dict[str, Any]) -> bytes:
     for axes, spacing in zip(panels, SPACINGS, strict=True):
         for number, (method, scores) in enumerate(results["scores"][spacing].items()):
             draw_line(axes, number, method, results["nfe"], scores)
-        log_axis(axes, "x")
-        log_axis(axes, "y")
-        axes.set(xticks=results["nfe"], yticks=(400, 500, 700, 1000, 2000), xlabel="NFE")
-        axes.set_title(spacing, loc="left", fontsize=10)
+        axes.set_xlabel("NFE")
+        log_panel(axes, spacing, xticks=results["nfe"], yticks=(400, 500, 700, 1000, 2000))
     panels[0].set_ylabel("Fréchet distance")
-    handles, labels = panels[0].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper left", ncols=4, fontsize=9)
-    return svg_file(drawn, "Fréchet distance of a trained model by NFE for eight samplers and two spacings")
+    title = "Fréchet distance of a trained model by NFE for eight samplers and two spacings"
+    return with_legend(drawn, panels[0], title, columns=4)
 
 
 def draw_line(axes: Axes, number: int, method: str, nfes: list[int], scores: list[dict[str, float]]) -> None:

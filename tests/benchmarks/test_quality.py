@@ -26,9 +26,9 @@ def test_rate_is_the_schedules_at_the_elapsed_share(monkeypatch):
 @pytest.mark.slow
 def test_training_lasts_as_long_as_given_and_is_scored(tmp_path):
     config, device = load(DIGITS), default_device()
-    data = quality.prepared(config, tmp_path)
-    images, how = quality.ours(config, data.train, SIZE, device)
+    train, test = quality.prepared(config, tmp_path)
+    images, how = quality.ours(config, train, SIZE, device)
     assert images.shape == (30, 8, 8, 1)
     assert "steps of batch 64, 1 s" in how
-    judge = quality.Judge(data.test.images, device)
-    assert judge(images) > judge(data.train.images[:30]) > judge(data.test.images) - 1e-6
+    judge = quality.Judge(test.images, device)
+    assert judge(images) > judge(train.images[:30]) > judge(test.images) - 1e-6
