@@ -5,19 +5,9 @@ from itertools import combinations
 import pytest
 
 from diffusion.report.theme import DARK, LIGHT, LINES
-from tests.helpers.browser import EYES, apart, contrast, lab, linear
+from tests.helpers.browser import EYES, apart, contrast
 
 SCHEMES = pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
-
-
-def test_colour_measures_have_known_values() -> None:
-    assert lab(linear("#ff0000")) == pytest.approx([53.24, 80.09, 67.20], abs=0.01)
-    assert contrast("#ffffff", "#000000") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
-    for eye in EYES.values():  # grey is grey to every eye
-        assert eye.sum(1) == pytest.approx([1, 1, 1], abs=1e-5)
-    red, green = "#a05000", "#5a7800"
-    assert apart(red, green, EYES["deuteranopia"]) < 0.4 * apart(red, green, EYES["all cones"])
 
 
 @SCHEMES

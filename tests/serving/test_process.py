@@ -45,14 +45,6 @@ def test_a_wrong_option_is_one_sentence(project, invoke, arguments, word):
     assert_refused(invoke("serve", *arguments), word)
 
 
-def test_a_damaged_model_file_is_one_sentence(project, invoke):
-    model = small_model(project / MODEL)
-    whole = model.read_bytes()
-    for data in (whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"\x80\x04]q\x00."):  # edited; a pickle
-        model.write_bytes(data)
-        assert_refused(invoke("serve", "--port", "0"), code=1)
-
-
 def disconnect_while_images_are_made(server: ServerProcess) -> None:
     body = json.dumps({"num": 64, "steps": 100})
     head = "POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
