@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from diffusion.choice.selection import model_scores, scores_for, settings_of
 from diffusion.layout import SCORES
@@ -23,16 +23,6 @@ class PublishedModel(NamedTuple):
     version: int | None
     files: NetworkFiles
     scores: ScoresDocument | None
-
-
-class ModelSource(Protocol):
-    """Where a server gets its model."""
-
-    def fetch(self) -> PublishedModel:
-        """Return the current model; raise DiffctlError if there is none."""
-
-    def has_changed(self, since: PublishedModel) -> bool:
-        """Return whether `fetch` would return another model; raise DiffctlError if that is unknown."""
 
 
 class FixedSource:
@@ -63,6 +53,9 @@ class ChampionSource:
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
         return champion_version(self._name) not in (None, since.version)
+
+
+ModelSource = FixedSource | ChampionSource
 
 
 def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel:

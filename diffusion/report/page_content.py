@@ -25,7 +25,6 @@ from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
-from diffusion.report.training_curve import TrainingCurve
 from diffusion.train.checkpoint.run_record import TrainingFacts
 
 
@@ -38,7 +37,7 @@ class ReportInputs:
     cells: dict[Cell, ImageStore]
     train: ImageStore
     test: ImageStore
-    curve: TrainingCurve
+    curve: figures.TrainingCurve
     facts: TrainingFacts | None
 
     @property
@@ -273,7 +272,7 @@ def _describe_curve(
     return f"{label} over {cost}, between {low} and {high}"
 
 
-def _describe_loss(curve: TrainingCurve) -> str:
+def _describe_loss(curve: figures.TrainingCurve) -> str:
     smooth = figures.moving_average(curve.loss)
     text = f"Training loss over {curve.steps[-1]:.0f} steps, from {smooth[0]:.3g} to {smooth[-1]:.3g}"
     return text + "".join(f"; {label} {values[-1]:.3g}" for label, values in curve.lines().items())

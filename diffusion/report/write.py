@@ -11,9 +11,9 @@ from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, open_cells
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figure_base import as_png
+from diffusion.report.figures import read_curve
 from diffusion.report.page_content import ReportInputs, draw, page_content
 from diffusion.report.theme import render
-from diffusion.report.training_curve import read_curve
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder

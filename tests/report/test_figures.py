@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffusion.report.figures import CurvePoint, moving_average, score_curve
+from diffusion.report.figures import CurvePoint, moving_average, read_curve, score_curve
 from diffusion.report.sample_pictures import nearest
-from diffusion.report.training_curve import read_curve
 from diffusion.system.errors import DiffctlError
 from tests.helpers.report_page import write_validation_losses
 
