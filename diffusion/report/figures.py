@@ -139,7 +139,9 @@ class TrainingCurve(NamedTuple):
         facts = [("validation loss, EMA", text)]
         if f"{RAW}loss" in self.validation:
             facts.append(("validation loss, raw weights", f"{self.validation[f'{RAW}loss'][-1]:.4g}"))
-        return facts + [(name, self._last(parts)) for name, parts in VALIDATION_PARTS.items() if self._last(parts)]
+        return facts + [
+            (name, self._last(parts)) for name, parts in VALIDATION_PARTS.items() if self._last(parts)
+        ]
 
     def _last(self, parts: tuple[str, ...]) -> str:
         columns = [

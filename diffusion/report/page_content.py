@@ -14,7 +14,7 @@ from diffusion.choice.ranking import FEW_IMAGES
 from diffusion.choice.selection import all_spaces
 from diffusion.config import Config
 from diffusion.images.pictures import png_bytes, sheet
-from diffusion.images.store import Images, ImageStore
+from diffusion.images.store import ImageStore
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
@@ -181,19 +181,15 @@ def _montage(inputs: ReportInputs) -> dict[str, Any]:
     """Return the rows of the montage, one per line of the curves, with picture, description and distance."""
     spec, scores = inputs.spec, inputs.document.cells
     places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
-    chosen = inputs.document.best.cell
-
-    def entry(cell: Cell, picture: Images) -> dict[str, Any]:
-        return {
-            "image": sample_pictures.data_uri(png_bytes(picture)),
-            "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {describe_cell(cell.axes)}",
-            "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
-            "best": cell.name == chosen,
-        }
-
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):
-        rows.setdefault(describe_line(cell.axes), []).append(entry(cell, sample_pictures.tile(store)))
+        entry = {
+            "image": sample_pictures.data_uri(png_bytes(sample_pictures.tile(store))),
+            "alt": f"Images 0 to {sample_pictures.TILE - 1} sampled in {describe_cell(cell.axes)}",
+            "distance": score_tables.number(scores[cell.name].scores[spec.distance], places),
+            "best": cell.name == inputs.document.best.cell,
+        }
+        rows.setdefault(describe_line(cell.axes), []).append(entry)
     labels = None if inputs.best.labels is None else inputs.best.labels.tolist()
     real = sample_pictures.real_images(inputs.test, labels, sample_pictures.TILE)
     return {

@@ -11,34 +11,22 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
-LIGHT = {
-    "paper": "#ffffff",
-    "panel": "#f5f7f9",
-    "ink": "#17212b",
-    "muted": "#55626f",
-    "rule": "#d3dae1",
-    "accent": "#0a5fa5",
-    "line0": "#0b62a8",
-    "line1": "#c2410d",
-    "line2": "#0f766d",
-    "line3": "#7832e6",
-    "line4": "#a06e46",
-    "line5": "#8c003c",
+COLOURS = {  # in the light and in the dark scheme
+    "paper": ("#ffffff", "#12181f"),
+    "panel": ("#f5f7f9", "#1b232c"),
+    "ink": ("#17212b", "#e6ebf0"),
+    "muted": ("#55626f", "#a3b0bd"),
+    "rule": ("#d3dae1", "#36424e"),
+    "accent": ("#0a5fa5", "#7cc0ff"),
+    "line0": ("#0b62a8", "#6cb6ff"),
+    "line1": ("#c2410d", "#ff9a5c"),
+    "line2": ("#0f766d", "#4fd1c1"),
+    "line3": ("#7832e6", "#a06ebe"),
+    "line4": ("#a06e46", "#fac83c"),
+    "line5": ("#8c003c", "#f0648c"),
 }
-DARK = {
-    "paper": "#12181f",
-    "panel": "#1b232c",
-    "ink": "#e6ebf0",
-    "muted": "#a3b0bd",
-    "rule": "#36424e",
-    "accent": "#7cc0ff",
-    "line0": "#6cb6ff",
-    "line1": "#ff9a5c",
-    "line2": "#4fd1c1",
-    "line3": "#a06ebe",
-    "line4": "#fac83c",
-    "line5": "#f0648c",
-}
+LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+DARK = {name: dark for name, (_, dark) in COLOURS.items()}
 LINES = [name for name in LIGHT if name.startswith("line")]
 MARKERS = ["o", "s", "^", "D", "v", "P"]
 
