@@ -62,7 +62,6 @@ def write_params(folder: Path, **sections: Mapping[str, Any]) -> None:
 
 
 def print_goal(what: str, figure: str, goal: str, is_reached: bool) -> None:
-    """Print a result with its goal."""
     print(f"{what}: {figure} (goal: {goal}; {'reached' if is_reached else 'MISSED'})", flush=True)
 
 

@@ -102,14 +102,12 @@ def our_sample(
 
 
 def unet2d(spec: UNetSpec) -> Any:
-    """Return diffusers' network of the same shape."""
     from diffusers import UNet2DModel
 
     return UNet2DModel(**unet_config(UNet(spec)))
 
 
 def ddim_pipeline(network: nn.Module) -> Any:
-    """Return diffusers' sampler."""
     from diffusers import DDIMPipeline, DDIMScheduler
 
     pipeline = DDIMPipeline(network.eval(), DDIMScheduler())

@@ -55,7 +55,6 @@ class Stores(NamedTuple):
 
 
 def as_tensors(images: Images) -> Subset[Tensor]:
-    """Return images as torch-fidelity requires them: a set of uint8 (3, H, W)."""
     tensors = torch.from_numpy(np.array(images).transpose(0, 3, 1, 2).repeat(3, axis=1))
     return Subset(tensors, range(len(tensors)))
 
@@ -110,7 +109,6 @@ def furthest(mine: Scores, other: Scores, names: dict[str, str]) -> tuple[float,
 
 
 def main(small: bool = False) -> None:
-    """Print what both take, and how far their numbers are apart."""
     cells, size = (2, 60) if small else (12, 1000)
     defaults: dict[str, Any] = {"kid_subset_size": 30} if small else {}
     mine: Scores = {}

@@ -69,7 +69,6 @@ SMALL = Size(True, warm=1, timed=2, log_every=1, images=16, repeats=1, ddim_step
 
 
 def parts(size: Size, device: torch.device) -> dict[str, Part]:
-    """Return what is measured, by name, in order."""
     by = ("ours", "diffusers") if find_spec("diffusers") else ("ours",)
     found: dict[str, Part] = {RATE: lambda: {"flop_per_s": contenders.matrix_rate(device, size.matrix)}}
     for profile in BATCHES:
@@ -182,7 +181,6 @@ def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    """Return the results as Markdown."""
     peak = found.get(RATE, {}).get("flop_per_s", math.nan)
     lines = ["| profile | what | by | images/s | share of the rate | peak memory |", f"|{' --- |' * 6}"]
     for name, values in found.items():

@@ -134,12 +134,10 @@ def ddpm_pytorch(shape: Shape) -> Contender:
 
 
 def count(network: nn.Module) -> int:
-    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 def measure(contender: str, name: str, task: str, seconds: float) -> str:
-    """Return the rate and the peak memory of this process as JSON."""
     torch.manual_seed(0)
     peers = {"diffusers": diffusers, "ddpm-pytorch": ddpm_pytorch}
     work = peers.get(contender, partial(ours, contender))(SHAPES[name])
@@ -182,7 +180,6 @@ def compare(name: str, rounds: int, seconds: float) -> Results:
 
 
 def print_results(found: Results) -> None:
-    """Print the table of rates and memory, then each goal."""
     print("| | parameters | training images/s | peak MB | 10 DDIM steps images/s | peak MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for contender in dict.fromkeys(key[0] for key in found):

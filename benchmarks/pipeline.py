@@ -54,7 +54,6 @@ SLOW_COMMANDS = ("history", "runs", "check", "show steps", "stage data", "sample
 
 
 def check(small: bool) -> None:
-    """Print the processor time of `diffctl check`."""
     checks = {"digits": ({}, 2), "the costliest": (COSTLIEST, 10), "huge": ({"model": HUGE}, 2)}
     for name, (sections, goal) in checks.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +72,6 @@ def check_seconds(folder: str) -> float:
 
 
 def print_median(what: str, measure: Callable[[], float], goal: float, small: bool) -> None:
-    """Print the median of several calls that return seconds."""
     seconds = statistics.median(measure() for _ in range(1 if small else RUNS))
     print_goal(what, f"{seconds:.2f} s", f"under {goal:g} s", seconds < goal)
 

@@ -59,7 +59,6 @@ class Measured(NamedTuple):
 
 
 def write_model(path: Path) -> None:
-    """Write a model file of the digits profile's shape."""
     store = random_store("digits", 1, 8, 1, classes=10)
     artefact = plan_training(load(ROOT / "profiles/digits.yaml"), store.meta, CPU)
     save_artefact(path, build_network(artefact.network).state_dict(), artefact)
@@ -104,7 +103,6 @@ def request_all(
 
 
 def post(connection: http.client.HTTPConnection, body: dict[str, Any]) -> None:
-    """Request images and read them."""
     connection.request("POST", "/v1/images", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.read()
@@ -113,7 +111,6 @@ def post(connection: http.client.HTTPConnection, body: dict[str, Any]) -> None:
 
 
 def mixed(draw: random.Random) -> dict[str, Any]:
-    """Return a request as many clients send them."""
     return {"num": draw.randint(1, 4), "steps": draw.choice(STEPS), "seed": draw.randrange(1000)}
 
 
@@ -127,7 +124,6 @@ def offline(model: Path, seconds: float) -> Measured:
 
 
 def main() -> None:
-    """Print a table and the goals."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving")
     parser.add_argument("--seconds", type=float, default=30, help="of each measurement")
     seconds = parser.parse_args().seconds

@@ -105,7 +105,6 @@ def fitting_steps(sampler: str, nfe: int) -> int:
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    """Return float64 standard-normal numbers."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -219,7 +218,6 @@ def with_legend(drawn: Figure, axes: Axes, title: str, columns: int) -> bytes:
 
 
 def main() -> None:
-    """Measure all cases, and draw the page's tables and figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.solver_error")
     parser.add_argument("--render", action="store_true", help="draw the tables and the figure only")
     if not parser.parse_args().render:

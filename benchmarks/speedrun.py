@@ -158,7 +158,6 @@ def read_entries(path: Path, folder: Path) -> dict[str, Entry]:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """Return the stored results."""
     return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
 
 
@@ -224,7 +223,6 @@ def scores(images: Images, judges: Judges) -> dict[str, float]:
 
 
 def card(entry: Entry, seed: int) -> dict[str, Any]:
-    """Return who computed a result, where and when."""
     processor = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))[0]
     version, cores = torch.__version__.partition("+")[0], torch.get_num_threads()
     changed = git("diff", "HEAD", "--name-only", "--", "diffusion", "benchmarks")
@@ -240,13 +238,19 @@ def card(entry: Entry, seed: int) -> dict[str, Any]:
 
 
 def git(*arguments: str) -> str:
-    """Return the output of a git command in this repository."""
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def main(contest: Contest = SPEEDRUN, description: str | None = __doc__) -> None:
-    """Run the requested entries and update the page."""
-    arguments = parser(contest, description).parse_args()
+    prog = f"python -m benchmarks.{contest.name}"
+    parser = argparse.ArgumentParser(prog=prog, description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--config", metavar="NAME", help="an entry; all without it")
+    parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
+    parser.add_argument("--seconds", type=float, default=contest.size.seconds)
+    parser.add_argument("--images", type=int, default=contest.size.images)
+    parser.add_argument("--render", action="store_true", help="update the page and run nothing")
+    arguments = parser.parse_args()
     entries = contest.read()
     size = Size(arguments.seconds, arguments.images)
     folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
@@ -288,19 +292,6 @@ def run_all(contest: Contest, todo: list[tuple[str, int]], size: Size, folder: P
             write_json(folder / f"{name}-{seed}.json", result)
             print(f"  fd {result['fd']:.1f} ({result['fd_full']:.1f} to all), {floor}", flush=True)
     return failures
-
-
-def parser(contest: Contest, description: str | None) -> argparse.ArgumentParser:
-    """Return the command line."""
-    prog = f"python -m benchmarks.{contest.name}"
-    parser = argparse.ArgumentParser(prog=prog, description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--config", metavar="NAME", help="an entry; all without it")
-    parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
-    parser.add_argument("--seconds", type=float, default=contest.size.seconds)
-    parser.add_argument("--images", type=int, default=contest.size.images)
-    parser.add_argument("--render", action="store_true", help="update the page and run nothing")
-    return parser
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ ROUNDS = 3
 
 
 def run_stage(folder: Path, stage: str) -> None:
-    """Run a stage's command."""
     run(folder, sys.executable, "-m", "cli.entry", "stage", stage)
 
 
@@ -93,7 +92,6 @@ def medians(folder: Path, rounds: int) -> dict[str, float]:
 
 
 def main(small: bool = False) -> None:
-    """Measure in a scratch project; print times and goals."""
     images, rounds = (60, 1) if small else (1000, ROUNDS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

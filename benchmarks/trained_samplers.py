@@ -101,7 +101,6 @@ def draw_line(axes: Axes, number: int, method: str, nfes: list[int], scores: lis
 
 
 def main() -> None:
-    """Measure a model's file, and draw the page's table and figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trained_samplers")
     parser.add_argument("model", type=Path, nargs="?", metavar="MODEL", help="a model file")
     if model := parser.parse_args().model:
