@@ -5,14 +5,11 @@ export; what the network here cannot express is refused by the key.
 """
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from diffusion.interop.from_openai import read_weights, take_weights
@@ -181,16 +178,9 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UsageError(f"{folder} has no {' or '.join(WEIGHTS)}: the weights are not there")
-    if path.suffix != ".safetensors":
-        found: Mapping[str, Tensor] = read_weights(path)
-    else:
-        try:
-            found = load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise DiffctlError(f"{path} is not a whole safetensors file ({brief(error, str)})") from None
     return path, {
         OLD_NAME.sub(lambda match: f"{match[1]}.{RENAMED_WEIGHTS[match[2]]}.", name): tensor
-        for name, tensor in found.items()
+        for name, tensor in read_weights(path).items()
     }
 
 

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusion.model.blocks import Attention, Downsample, ResBlock, Upsample
@@ -60,17 +63,19 @@ def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Arte
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a `.pt` file by name, without running its code; DiffctlError for another file."""
+    """Return the tensors of a safetensors or `.pt` file by name, without running code; else DiffctlError."""
     if not path.is_file():
         raise UsageError(f"no file at {path}: name the published checkpoint")
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # of any type, with torch's advice to developers as its text
-        weights = None
+    weights: Any = None
+    with suppress(Exception):  # of any type, with torch's advice to developers as its text
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
     is_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
     if not is_named or not all(map(_is_plain, weights.values())):
         raise DiffctlError(
-            f"{path} is not a checkpoint of plain weights, or it is damaged: name the published .pt file, or "
+            f"{path} is not a checkpoint of plain weights, or it is damaged: name the published file, or "
             "download it again"
         )
     return dict(weights)

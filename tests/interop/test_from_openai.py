@@ -179,4 +179,3 @@ def test_missing_file_and_unknown_preset_are_refused(tmp_path):
         import_openai(tmp_path / "none.pt", "adm-64")
     with pytest.raises(UsageError, match=r"no preset 'adm-32': give one of adm-64, "):
         import_openai(tmp_path / "none.pt", "adm-32")
-
