@@ -11,8 +11,7 @@ from fastapi.responses import JSONResponse
 from diffusion.system.section import MAX_PROBLEMS, brief
 from serving.handlers import EventStreamResponse, respond, submit
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
-from serving.requests import EventsRequest, ImagesRequest
-from serving.responses import ImagesResponse, ModelCard, Problem
+from serving.schemas import EventsRequest, ImagesRequest, ImagesResponse, ModelCard, Problem
 from serving.service import Service
 
 DESCRIPTION = """Images of a diffusion model. Image i depends on the model, the settings and i alone.

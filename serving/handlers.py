@@ -1,25 +1,29 @@
 """Responses of requests for images: all at once, or server-sent events while they are sampled."""
 
 import asyncio
+import base64
 import contextlib
+import io
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
 from diffusion.engine.engine import Full
 from diffusion.engine.job import ChunkStep
+from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
+from diffusion.images.store import Images, save_npz
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError
 from serving.engine_loop import PendingImages, StoppedError
 from serving.loaded_model import ServedModel
 from serving.middleware import model_headers
-from serving.responses import Problem, StepEvent, encode_pngs, format_response, images_response
+from serving.schemas import ImagesResponse, Problem, StepEvent
 from serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected
@@ -67,6 +71,27 @@ def submit(
     """Queue images of a model, by default of the one that serves; raise HTTPException if it refuses them."""
     with http_errors(service, model) as chosen:
         return Work(service, chosen, queue(chosen))
+
+
+def encode_pngs(images: Images) -> list[str]:
+    """Return each image as a PNG in base64."""
+    return [base64.b64encode(png_bytes(image)).decode() for image in images]
+
+
+def images_response(images: Images, about: dict[str, Any]) -> ImagesResponse:
+    """Return images (N, H, W, C) with their metadata."""
+    return ImagesResponse(**about, images=encode_pngs(images))
+
+
+def format_response(form: str, images: Images, about: dict[str, Any]) -> Response:
+    """Return images (N, H, W, C) and their metadata as `json`, `grid` or `npz`."""
+    if form == "json":
+        return JSONResponse(images_response(images, about).model_dump(mode="json"))
+    if form == "grid":
+        return Response(png_bytes(contact_sheet(images)), media_type="image/png")
+    buffer = io.BytesIO()
+    save_npz(buffer, images, about["labels"])
+    return Response(buffer.getvalue(), media_type="application/x-npz")
 
 
 async def respond(work: Work, form: str, request: Request) -> Response:

@@ -15,8 +15,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
 from serving.engine_loop import EngineLoop, PendingImages
 from serving.model_source import PublishedModel
-from serving.requests import SampleRequest, ServeConfig, check_count
-from serving.responses import ModelCard, ModelRef
+from serving.schemas import ModelCard, ModelRef, SampleRequest, ServeConfig, check_count
 
 
 class ServedModel:

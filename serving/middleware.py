@@ -12,8 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.requests import MAX_BODY
-from serving.responses import ModelRef
+from serving.schemas import MAX_BODY, ModelRef
 from serving.service import Service
 
 HEALTH_PATHS = {"/healthz", "/readyz"}

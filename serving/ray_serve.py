@@ -25,7 +25,7 @@ from serving.app import create_app
 from serving.handlers import RETRY_SECONDS
 from serving.http_server import FLUSH_SECONDS, MAX_CONNECTIONS
 from serving.model_source import FixedSource, ModelSource, PublishedModel
-from serving.requests import ServeConfig
+from serving.schemas import ServeConfig
 from serving.service import Service
 
 NAME = "diffctl"

@@ -250,7 +250,7 @@ from diffusion.protocol.grid import cell_settings, describe_cell, grid, settings
 from diffusion.protocol.settings import OPTIONS
 from diffusion.sample.network_files import NetworkArtefacts
 from serving.playground.choices import _control
-from serving.requests import HTTP_OPTIONS, SampleRequest
+from serving.schemas import HTTP_OPTIONS, SampleRequest
 from tests.conftest import params
 from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.scores_document import document

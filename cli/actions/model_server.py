@@ -15,7 +15,7 @@ from serving.http_server import serve as serve_app
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
 from serving.playground.router import playground as routes
 from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
-from serving.requests import ServeConfig
+from serving.schemas import ServeConfig
 from serving.service import Service
 from tracking.registry.registered_models import project_model
 from tracking.store import tracking_uri

@@ -19,7 +19,7 @@ from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
 from diffusion.system.references import OptionsEntry, load_reference
 from serving.loaded_model import ServedModel
-from serving.requests import HTTP_OPTIONS, SampleRequest
+from serving.schemas import HTTP_OPTIONS, SampleRequest
 
 KINDS: dict[Any, str] = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
 JSON_KINDS = {"integer": "integer", "number": "number", "boolean": "flag"}

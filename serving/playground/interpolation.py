@@ -24,7 +24,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.engine_loop import PendingImages
 from serving.loaded_model import ServedModel
-from serving.requests import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count
+from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count
 
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 

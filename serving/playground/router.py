@@ -24,7 +24,7 @@ from serving.handlers import (
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
-from serving.requests import SampleRequest
+from serving.schemas import SampleRequest
 from serving.service import Service
 from tracking.keys import model_name
 from tracking.registry.registered_models import fetch_version_files, list_versions

@@ -15,7 +15,7 @@ from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json
 from serving.model_source import FixedSource, ModelSource, PublishedModel
-from serving.requests import ServeConfig
+from serving.schemas import ServeConfig
 from serving.service import Service
 from tests.conftest import command, environment
 from tests.helpers.networks import small_model

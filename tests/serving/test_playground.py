@@ -25,7 +25,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.router import STATIC, playground
-from serving.requests import HTTP_OPTIONS
+from serving.schemas import HTTP_OPTIONS
 from serving.service import Service
 from tests.helpers.networks import spec_of
 from tests.helpers.raw_data import random_images

@@ -1,4 +1,4 @@
-"""Requests for images, and their limits."""
+"""Bodies of requests and responses, and the limits of a server."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_origin
@@ -105,3 +105,48 @@ def check_count(count: int, config: ServeConfig) -> None:
     """Raise UsageError for more images than a request may have."""
     if count > config.images:
         raise UsageError(f"{count} images are too many at once: ask for {config.images} at most")
+
+
+class ModelRef(BaseModel):
+    """A model: its registered name or file name, its version if registered, and its SHA-256."""
+
+    name: str
+    version: int | None
+    sha256: str
+
+
+class ImagesResponse(BaseModel):
+    """PNGs in base64 with their indices, labels if there are classes, settings, and NFE per image."""
+
+    model: ModelRef
+    settings: dict[str, Any]
+    nfe: int
+    indices: list[int]
+    labels: list[int] | None
+    images: list[str]
+
+
+class StepEvent(BaseModel):
+    """The model's predictions of some images after `step` of `steps` steps, as PNGs in base64."""
+
+    step: int
+    steps: int
+    indices: list[int]
+    images: list[str]
+
+
+class ModelCard(BaseModel):
+    """A served model: its state, metadata, default settings, limits, and the best cell for each NFE."""
+
+    model: ModelRef
+    state: Literal["serving", "draining"]
+    card: dict[str, Any]
+    usual: dict[str, Any]
+    front: list[dict[str, Any]]
+    limits: dict[str, int]
+
+
+class Problem(BaseModel):
+    """What is wrong and what to do, in one sentence."""
+
+    detail: str
