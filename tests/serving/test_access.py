@@ -11,14 +11,13 @@ from diffusion.system.errors import DiffctlError, UsageError
 from serving.app import create_app
 from serving.http_server import bind_socket, read_token
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware
-from tests.helpers.server_process import published, service_of, small_model
+from tests.helpers.server_process import published, service_of
 
 TOKEN = "a-token-of-the-test-0123456789"
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory):
-    model = small_model(tmp_path_factory.mktemp("model") / "m.safetensors")
+def app(model):
     return create_app(service_of(published(model)), TOKEN.encode())
 
 

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from diffusion.analysis.inversion import interpolate
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
-from diffusion.images.store import write_store
+from diffusion.layout import MODEL, PREPARED
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.guidance_rules import rules_without_guide
 from diffusion.protocol.samplers import SAMPLERS
@@ -33,16 +33,11 @@ from tests.helpers.served_images import HERE, assert_offline, events_of, pixels
 from tests.helpers.server_process import CPU, ServeConfig, published, scores_of, small_model
 from tracking.registry.registered_models import VersionFiles
 
-CLASSES = [f"class{i}" for i in range(10)]
 
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
+@pytest.fixture
+def place(here):
     """A model's file, and a store of real images of its size."""
-    folder = tmp_path_factory.mktemp("playground")
-    images = random_images(0, 6, 8, 1)
-    write_store(folder / "store", images, np.arange(6), {"classes": CLASSES})
-    return small_model(folder / "m.safetensors"), folder / "store", images
+    return here / MODEL, here / PREPARED / "test", random_images(0, 6, 8, 1)
 
 
 def client_of(first, store):
