@@ -2,7 +2,6 @@
 
 import { requestEvents } from "./api.js";
 import { $, source, worker } from "./elements.js";
-import { fitted } from "./files.js";
 import { knownModel, request } from "./settings.js";
 
 const UPDATES = 10; // intermediate images per frame
@@ -40,6 +39,26 @@ async function ends() {
   if (kind.value === "numbers") return { images: [Number(number0.value), Number(number1.value)] };
   const { image_size: size, in_channels: channels } = knownModel().card.network;
   return { images: await Promise.all([file0, file1].map((field, i) => fitted(field.files[0], ["first", "second"][i], size, channels))) };
+}
+
+/** Return the picture as PNG in base64; throw an Error if the browser cannot decode it. */
+async function fitted(file, which, size, channels) {
+  if (!file) throw new Error(`choose the ${which} file`);
+  if (channels !== 1 && channels !== 3) throw new Error(`a model of ${channels} channels does not accept files here`);
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    throw new Error(`${file.name} is not an image that this browser can decode`);
+  }
+  const side = Math.min(bitmap.width, bitmap.height);
+  const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
+  const context = canvas.getContext("2d");
+  context.fillStyle = "white"; // behind transparency, as for data sets
+  context.fillRect(0, 0, size, size);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, (bitmap.width - side) / 2, (bitmap.height - side) / 2, side, side, 0, 0, size, size);
+  return canvas.toDataURL("image/png").split(",")[1];
 }
 
 function show() {

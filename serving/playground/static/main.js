@@ -1,14 +1,16 @@
-// The page: loads the model's description and its options, and connects the panels.
+// The page: loads the model's description and its options, and connects tabs, panels and versions.
 
 import { request } from "./api.js";
 import * as interpolation from "./interpolation.js";
 import * as compare from "./compare.js";
 import { show } from "./cost.js";
-import { $ } from "./elements.js";
+import { $, options } from "./elements.js";
 import { make } from "./make.js";
-import { choose, begin as tabs } from "./tabs.js";
 import { knownChoices, offer, onSubmit } from "./settings.js";
-import * as versions from "./versions.js";
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+const version = $("#version");
+const note = $("#versions-note");
 
 async function about() {
   const [{ models }, choices] = await Promise.all([request("/v1/models"), request("/playground/choices")]);
@@ -20,13 +22,70 @@ async function about() {
   $("#compare .cells").replaceChildren();
   const { card, model: name } = model;
   const { image_size: size, in_channels: channels } = card.network;
-  const version = name.version === null ? "" : ` version ${name.version}`;
-  $("#about").textContent = `${name.name}${version}: ${card.data.name}, ${size} × ${size} × ${channels}, ` +
+  const number = name.version === null ? "" : ` version ${name.version}`;
+  $("#about").textContent = `${name.name}${number}: ${card.data.name}, ${size} × ${size} × ${channels}, ` +
     `${card.data.classes.length || "no"} classes, trained for ${card.step.toLocaleString("en")} steps.`;
 }
 
+function choose(tab) {
+  for (const one of tabs) {
+    const chosen = one === tab;
+    one.setAttribute("aria-selected", chosen);
+    one.tabIndex = chosen ? 0 : -1;
+    document.getElementById(one.getAttribute("aria-controls")).hidden = !chosen;
+  }
+}
+
+/** Choose tabs by mouse and keyboard: arrow keys, Home and End (WAI-ARIA's pattern). */
+function connectTabs() {
+  tabs.forEach((tab, at) => {
+    tab.addEventListener("click", () => choose(tab));
+    tab.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      const next = tabs[(to + tabs.length) % tabs.length];
+      choose(next);
+      next.focus();
+    });
+  });
+}
+
+/** Offer the registered versions of MLflow, if it is available. */
+async function offerVersions() {
+  let known;
+  try {
+    known = await request("/playground/versions");
+  } catch (error) {
+    note.textContent = error.message;
+    return;
+  }
+  const versions = known.versions.map(({ version, champion }) => [String(version), `${known.name} version ${version}${champion ? ", champion" : ""}`]);
+  options(version, [["", "as started"], ...versions], known.chosen === null ? "" : String(known.chosen));
+  version.dataset.before = version.value;
+  version.disabled = !versions.length;
+  note.textContent = known.why ?? (versions.length ? "" : "no version is registered for this data");
+  version.addEventListener("input", changeVersion);
+}
+
+async function changeVersion() {
+  note.textContent = "loading …";
+  version.disabled = true;
+  try {
+    await request("/playground/version", { version: version.value ? Number(version.value) : null });
+    version.dataset.before = version.value;
+    note.textContent = "";
+    await about();
+  } catch (error) {
+    version.value = version.dataset.before;
+    note.textContent = error.message;
+  } finally {
+    version.disabled = false;
+  }
+}
+
 async function begin() {
-  tabs();
+  connectTabs();
   compare.begin();
   interpolation.begin();
   try {
@@ -39,7 +98,7 @@ async function begin() {
     choose($("#tab-make"));
     make((made) => show(knownChoices().cost, made));
   });
-  await versions.begin(about);
+  await offerVersions();
 }
 
 begin();
