@@ -16,7 +16,6 @@ from diffusion.config import Config
 from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import ImageStore
 from diffusion.images.store_meta import CellMeta
-from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import Cell, cell_order, describe_cell, describe_line
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -41,11 +40,6 @@ class ReportInputs:
     facts: TrainingFacts | None
 
     @property
-    def spec(self) -> ExtractorSpec:
-        """The extractor of the ranking scores."""
-        return self.document.spec
-
-    @property
     def best(self) -> ImageStore:
         """The samples of the best cell."""
         name = self.document.best.cell
@@ -54,7 +48,7 @@ class ReportInputs:
 
 def draw(inputs: ReportInputs) -> dict[str, Figure]:
     """Draw the figures by name: `curve` (the distance), `kernel`, `front`, `loss` and `montage`."""
-    spec, document = inputs.spec, inputs.document
+    document, spec = inputs.document, inputs.document.spec
     names = score_tables.short_names(spec)
     distance, kernel = f"Fréchet distance, {names['distance']}", f"kernel distance, {names['kernel']}"
     tiles = {
@@ -74,7 +68,7 @@ def page_content(
     inputs: ReportInputs, drawn: dict[str, Figure], others: Sequence[ScoresDocument] = ()
 ) -> dict[str, Any]:
     """Return the variables of the template. `others` are scores of trainings with other seeds."""
-    document, spec = inputs.document, inputs.spec
+    document, spec = inputs.document, inputs.document.spec
     names = score_tables.short_names(spec)
     published = published_content(document)
     cards = [cell.card for cell in document.cells.values()]
@@ -172,14 +166,16 @@ def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
 def _class_scores(inputs: ReportInputs) -> dict[str, str]:
     """Return by class the excess in the best cell, or the distance without a floor."""
     scores = inputs.document.cells[inputs.document.best.cell].classes
-    values = {name: entry.get("excess", entry[inputs.spec.distance]) for name, entry in scores.items()}
+    values = {
+        name: entry.get("excess", entry[inputs.document.spec.distance]) for name, entry in scores.items()
+    }
     places = score_tables.decimals(list(values.values()))
     return {name: score_tables.number(value, places) for name, value in values.items()}
 
 
 def _montage(inputs: ReportInputs) -> dict[str, Any]:
     """Return the rows of the montage, one per line of the curves, with picture, description and distance."""
-    spec, scores = inputs.spec, inputs.document.cells
+    spec, scores = inputs.document.spec, inputs.document.cells
     places = score_tables.decimals([cell.scores[spec.distance] for cell in scores.values()])
     rows: dict[str, list[dict[str, Any]]] = {}
     for cell, store in sorted(inputs.cells.items(), key=lambda item: cell_order(item[0].axes)):

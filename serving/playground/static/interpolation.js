@@ -41,7 +41,7 @@ async function ends() {
   return { images: await Promise.all([file0, file1].map((field, i) => fitted(field.files[0], ["first", "second"][i], size, channels))) };
 }
 
-/** Return the picture as PNG in base64; throw an Error if the browser cannot decode it. */
+/** Return the central square of a picture, resized, as PNG in base64; throw an Error if it cannot be decoded. */
 async function fitted(file, which, size, channels) {
   if (!file) throw new Error(`choose the ${which} file`);
   if (channels !== 1 && channels !== 3) throw new Error(`a model of ${channels} channels does not accept files here`);
