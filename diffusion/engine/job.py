@@ -80,7 +80,7 @@ class _Work(NamedTuple):
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
-    `weight` is that of guidance by `rule` at the pending call, `rows_left` the rows of passes until the end.
+    `weight` is that of guidance by `rule` at the pending call.
     """
 
     def __init__(self, job: Job, images: slice, work: _Work) -> None:
