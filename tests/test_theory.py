@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.system.references import load_reference
 from tests.conftest import ROOT
-from tests.figures import FIGURES, FOLDER, PICTURE, make
+from tests.pictures import FIGURES, FOLDER, PICTURE, make
 
 PAGE = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
 BLOCKS = PAGE.split("\n\n")
