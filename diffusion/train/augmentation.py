@@ -56,11 +56,6 @@ class AugmentParams(NamedTuple):
     right: Tensor
     down: Tensor
 
-    @property
-    def moves(self) -> Tensor:
-        """(B,) whether an image is resampled: more than flips."""
-        return torch.stack(self[2:]).ne(0).any(0)
-
     def condition(self) -> Tensor:
         """Return the network's condition, (B, 9) float64, zero without a transform."""
         columns = (
@@ -97,12 +92,10 @@ def augment(
     drawn, device = draw_params(config, name, rows), images.device
     for axis, flipped in ((3, drawn.x_flip), (2, drawn.y_flip)):
         images = torch.where(to_device(flipped > 0, device)[:, None, None, None], images.flip(axis), images)
-    moved = drawn.moves.nonzero().flatten()
+    moved = torch.stack(drawn[2:]).ne(0).any(0).nonzero().flatten()
     if len(moved):
-        maps, places = (
-            to_device(drawn.maps(images.shape[-1])[moved].float(), device),
-            to_device(moved, device),
-        )
+        maps = to_device(drawn.maps(images.shape[-1])[moved].float(), device)
+        places = to_device(moved, device)
         images = images.index_copy(0, places, affine_resample(images[places], maps).clamp(-1, 1))
     return images, to_device(drawn.condition().float(), device)
 
@@ -152,10 +145,7 @@ def affine_resample(images: Tensor, maps: Tensor) -> Tensor:
     finer = _upsample(_upsample(_mirror_period(images), 2), 3)
     places = _source_positions(height, width, maps)
     rows, columns = _upsampled_index(places[..., 1], height), _upsampled_index(places[..., 0], width)
-    last = finer.shape[3] - 1, finer.shape[2] - 1  # numbers, since a tensor of them would synchronise
-    grid = torch.stack(
-        [place * 2 / end - 1 for place, end in zip((columns, rows), last, strict=True)], dim=-1
-    )
+    grid = torch.stack((columns * 2 / (finer.shape[3] - 1) - 1, rows * 2 / (finer.shape[2] - 1) - 1), dim=-1)
     seen = F.grid_sample(finer, grid, align_corners=True)
     return _downsample(_downsample(seen, 2), 3)
 
