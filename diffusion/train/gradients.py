@@ -8,7 +8,6 @@ each position, unless their offsets are equal. A step draws about as many bits a
 
 import warnings
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -41,15 +40,6 @@ MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two sel
 Losses = dict[str, Tensor]
 
 
-class BatchLosses(NamedTuple):
-    """Of the whole batch, (B,) each: losses by name, their weights, times, and λ = log α/σ, float32."""
-
-    losses: Losses
-    weights: Tensor
-    t: Tensor
-    log_snr: Tensor
-
-
 class GradientAccumulator:
     """Computes the gradient of one batch after another, equal to the whole batch's except for rounding.
 
@@ -77,8 +67,12 @@ class GradientAccumulator:
         self._is_compiling = should_compile(train, group.device) and not shards
         self._forward: Network | None = None
 
-    def __call__(self, batch: Batch, step: int) -> BatchLosses:
-        """Accumulate a step's gradient; return the losses on every rank. DiffctlError if memory runs out."""
+    def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
+        """Accumulate a step's gradient; DiffctlError if memory runs out.
+
+        Returns on every rank, of the whole batch, (B,) float32 each: losses by name, their weights, times,
+        and λ = log α/σ.
+        """
         losses = self._compute_losses(batch, step)
         if self._shards:
             self._shards.take_gradients()
@@ -91,7 +85,7 @@ class GradientAccumulator:
         padded[:, self.share] = values
         self._group.all_reduce([padded])
         *of_losses, weights, t, log_snr = padded.unbind()
-        return BatchLosses(dict(zip(losses, of_losses, strict=True)), weights, t, log_snr)
+        return dict(zip(losses, of_losses, strict=True)), weights, t, log_snr
 
     def clip(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         """Scale the gradients down to `max_norm` if their norm is larger; return their norm before."""

@@ -99,7 +99,11 @@ class Muon(torch.optim.AdamW):
     def _update(self, weights: list[nn.Parameter], group: dict[str, Any], found: Tensor | None) -> None:
         """Update matrices of one shape."""
         gradients = torch.stack([weight.grad.flatten(1) for weight in weights if weight.grad is not None])
-        moments = [self._moment(weight) for weight in weights]
+        for weight in weights:
+            if not self.state[weight]:  # AdamW expects a step
+                zero = {"step": torch.zeros((), device=weight.device), "momentum": torch.zeros_like(weight)}
+                self.state[weight] = zero
+        moments = [self.state[weight]["momentum"] for weight in weights]
         momentum = torch.stack([moment.flatten(1) for moment in moments])
         kept = momentum.new_ones(()) if found is None else 1 - found.to(momentum.dtype)
         gradients = torch.where(kept > 0, gradients, momentum)
@@ -111,11 +115,3 @@ class Muon(torch.optim.AdamW):
             weight.mul_(1 - group["lr"] * group["weight_decay"] * kept)
             weight.sub_(update.view(weight.shape), alpha=group["lr"])
             weight.grad = None
-
-    def _moment(self, weight: nn.Parameter) -> Tensor:
-        state = self.state[weight]
-        if not state:
-            state["step"] = torch.zeros((), device=weight.device)  # AdamW expects it
-            state["momentum"] = torch.zeros_like(weight)
-        moment: Tensor = state["momentum"]
-        return moment

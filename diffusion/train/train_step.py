@@ -31,7 +31,7 @@ from diffusion.train.checkpoint.state_files import (
     without_prefix,
 )
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.distributed.sharding import Shards, is_sharded, shard_network
+from diffusion.train.distributed.sharding import Shards, shard_network
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
 from diffusion.train.observers import band_sums
@@ -198,7 +198,7 @@ def new_state(
         keep_freed_memory(device.type)
         network.train()
         shards = None
-        if group and is_sharded(train, group):
+        if group and train.shard and group.world_size > 1:
             shards, network, groups = shard_network(network, groups, group)
         else:
             network.to(device)

@@ -147,8 +147,8 @@ def set_devices(folder: Path, devices: int, **changes: dict[str, Any]) -> None:
     write_params(folder, train=train, **changes)
 
 
-def curve(folder: Path, name: str = "loss") -> list[dict[str, float]]:
-    with open(folder / f"plots/{name}.csv", encoding="utf-8") as file:
+def curve(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 

@@ -120,21 +120,6 @@ def test_if_all_states_are_damaged_they_are_quarantined_until_the_next_save(tmp_
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_checksum_is_of_the_intended_content(tmp_path, monkeypatch):
-    save_at(tmp_path, 1)
-    replace = os.replace
-
-    def spoil(source: str, target: Path) -> None:
-        replace(source, target)
-        flip_a_bit(target)
-
-    monkeypatch.setattr("os.replace", spoil)
-    save_at(tmp_path, 2)
-    monkeypatch.undo()
-    with pytest.warns(DiffctlWarning, match="checksum"):
-        assert equal(newest_state(tmp_path), state(1))
-
-
 def test_a_state_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
     done: list[tuple[str, str]] = []
     replace = os.replace

@@ -14,12 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
-from diffusion.train.train_config import OptimisationConfig
-
-
-def is_sharded(train: OptimisationConfig, group: ProcessGroup) -> bool:
-    """Whether the training is sharded: on request, and with several ranks."""
-    return train.shard and group.world_size > 1
 
 
 def shard_units(network: nn.Module) -> list[nn.Module]:
