@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cli.commands import images, models, pipeline, registry, scores, servers, show
+from cli.commands import models, pipeline, registry, scores, servers, show
 from cli.shared.command import Options, add_command
 from cli.shared.process import outcome_of, print_error, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
@@ -42,38 +42,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-COMMANDS: dict[str, tuple[type[Options] | typer.Typer, ...]] = {
-    "Pipeline": (
-        pipeline.Run,
-        pipeline.Use,
-        pipeline.Check,
-        pipeline.Schema,
-        pipeline.stage_app,
-        pipeline.Deploy,
-        pipeline.emit_app,
-    ),
-    "Models": (
-        models.Sample,
-        images.Encode,
-        images.Interpolate,
-        models.Ema,
-        models.Search,
-        models.import_app,
-        models.export_app,
-        show.app,
-    ),
-    "Scores": (scores.Evaluate, scores.Sweep, images.Nll, scores.Compare, scores.Seeds),
-    "Servers": (servers.Serve, servers.Playground, servers.Up, servers.Down, servers.Status, servers.Ui),
-    "Registry": (
-        registry.Promote,
-        registry.Rollback,
-        registry.History,
-        registry.runs_app,
-        registry.Sync,
-        registry.Prune,
-    ),
+PANELS: dict[str, tuple[type[Options] | typer.Typer, ...]] = {
+    "Pipeline": pipeline.COMMANDS,
+    "Models": (*models.COMMANDS, show.app),
+    "Scores": scores.COMMANDS,
+    "Servers": servers.COMMANDS,
+    "Registry": registry.COMMANDS,
 }
-for panel, commands in COMMANDS.items():
+for panel, commands in PANELS.items():
     for command in commands:
         if isinstance(command, typer.Typer):
             app.add_typer(command, rich_help_panel=panel)

@@ -9,7 +9,7 @@ import typer
 from pydantic import BaseModel
 
 from cli import main
-from cli.shared.sampling_options import SamplingCommand
+from cli.shared.options import SamplingCommand
 from tests.helpers.broken_params import bounds, numbers, parts, section_classes
 
 

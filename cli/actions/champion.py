@@ -6,13 +6,14 @@ from functools import partial
 import typer
 
 from cli.commands import registry
-from cli.shared.progress import progress
-from cli.shared.tables import show, table
+from cli.shared.console import print_table, progress
 from diffusion.system.errors import KEPT_OUT
 from flows.registration import promote_version, register_model
 from tracking.registry.champion_log import History, Move, Score
 from tracking.registry.promotion import Override, check_note
 from tracking.registry.registered_models import project_model, read_champion_history
+
+SHORT_COMMIT = 9  # digits
 
 
 def promote_model(options: registry.Promote) -> None:
@@ -33,15 +34,10 @@ def show_champions(options: registry.History) -> None:
     options.answer(found.as_json(), partial(_show_history, found))
 
 
-SHORT = 9  # digits of a commit shown
-
-
 def _show_history(found: History) -> None:
     if found.events:
-        listed = table("WHEN", "WHO", "FROM → TO", "BY", "COMMIT", "SCORE", "AGAINST", "WHY")
-        for event in found.events:
-            listed.add_row(*_row(event))
-        show(listed)
+        headings = ("WHEN", "WHO", "FROM → TO", "BY", "COMMIT", "SCORE", "AGAINST", "WHY")
+        print_table(headings, map(_row, found.events))
     for version, pin in found.pinned.items():
         note = f" ({pin.note})" if pin.note else ""
         typer.echo(f"pinned: version {version} is not promoted since {_when(pin)}, by {pin.who}{note}")
@@ -53,9 +49,8 @@ def _show_history(found: History) -> None:
 def _row(event: Move) -> tuple[str, ...]:
     moved = f"{event.before or '-'} → {event.after}"
     why = f"{event.reason}: {event.note}" if event.note else event.reason
-    commit = (event.commit or "")[:SHORT]
     scores = _score(event.score), _score(event.against)
-    return _when(event), event.who, moved, event.how, commit, *scores, why
+    return _when(event), event.who, moved, event.how, (event.commit or "")[:SHORT_COMMIT], *scores, why
 
 
 def _when(event: Move) -> str:

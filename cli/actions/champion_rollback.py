@@ -16,10 +16,8 @@ def roll_back_champion(options: Rollback) -> None:
     """Carry out `diffctl rollback`."""
     history = roll_back(project_model(), options.to, check_note(options.reason), _sample_one)
     event = history.events[-1]
-    text = (
-        f"{history.name}: champion is version {event.after} again. Version {event.before} is "
-        "promoted again only by `diffctl promote --force`"
-    )
+    stays = f"version {event.before} is promoted again only by `diffctl promote --force`"
+    text = f"{history.name}: champion is version {event.after} again; {stays}"
     options.answer(event.model_dump(mode="json"), text)
 
 

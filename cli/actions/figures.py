@@ -8,53 +8,44 @@ import typer
 from cli.actions.model_choice import selected_config, selected_files, selected_model, selected_process
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
-from cli.shared.options import ProfileOptions
-from cli.shared.progress import progress
-from cli.shared.sampling_options import refuse_idle_options
+from cli.shared.console import progress
 from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
 from diffusion.check.findings import Project
 from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import load_model, read_artefact
-from diffusion.model.network_registry import NetworkSpec
-from diffusion.protocol.settings import parse_settings
+from diffusion.protocol.settings import parse_settings, refuse_idle
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.network_files import load_guides
+from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
-from diffusion.show.forward import forward as forward_figure
-from diffusion.show.network_table import model as model_figure
-from diffusion.show.reverse import reverse as reverse_figure
-from diffusion.show.sampler_paths import samplers as samplers_figure
-from diffusion.show.step_spacing import steps as steps_figure
 from diffusion.show.variance import learned_variance, make_grid, variance_bounds
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
 from diffusion.train.plan import plan_training
 
+WIDEST, NARROWEST = 120, 72  # characters of a line
+
 
 def show_forward(options: commands.Forward) -> None:
     """Carry out `diffctl show forward`."""
-    is_file = options.image is not None and not options.image.isdecimal()
-    options.refuse_idle("store", is_file, "where the image is a file")
-    shown = forward_figure(selected_process(options), _image(options.image, options.store), options.seed)
+    shown = forward.forward(selected_process(options), _image(options.image, options.store), options.seed)
     if not shown.noised:
         typer.echo("no data is prepared, so no image is shown: `diffctl stage data`, or --image", err=True)
     write_figure(shown, options)
 
 
-def show_steps(options: commands.ShowSteps) -> None:
+def show_steps(options: commands.Steps) -> None:
     """Carry out `diffctl show steps`."""
-    write_figure(steps_figure(selected_process(options), options.count), options)
+    write_figure(step_spacing.steps(selected_process(options), options.count), options)
 
 
 def show_variance(options: commands.Variance) -> None:
     """Carry out `diffctl show variance`."""
     if not options.names_model and options.profile is not None:
-        for name in ("store", "num", "seed"):
-            options.refuse_idle(name, True, "with --profile, which names no model")
         grid = make_grid(selected_process(options), options.count, options.spacing.value)
         return write_figure(variance_bounds(grid), options)
     loaded = load_model(selected_model(options), default_device())
@@ -69,26 +60,29 @@ def show_variance(options: commands.Variance) -> None:
 
 def show_reverse(options: commands.Reverse) -> None:
     """Carry out `diffctl show reverse`."""
-    refuse_idle_options(options.sampling)
     settings = parse_settings(options.sampling)
+    refuse_idle(options.sampling, settings)
     path, device = selected_model(options), default_device()
     loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
     condition = chosen_condition(guides.labelled(loaded), settings, [options.index], options.klass)
-    write_figure(reverse_figure(loaded, settings, options.index, condition, device, guides), options)
+    write_figure(reverse.reverse(loaded, settings, options.index, condition, device, guides), options)
 
 
-def show_model(options: commands.Network) -> None:
+def show_model(options: commands.Model) -> None:
     """Carry out `diffctl show model`."""
-    write_figure(model_figure(_spec(options)), options)
+    if options.names_model:
+        network = read_artefact(selected_model(options)).network
+    else:
+        project = Project(selected_config(options))
+        network = plan_training(project.config, project.train_meta(), default_device()).network
+    write_figure(network_table.model(network), options)
 
 
 def show_samplers(options: commands.Samplers) -> None:
     """Carry out `diffctl show samplers`."""
     process = selected_process(options)
-    write_figure(samplers_figure(process, options.count, options.spacing.value, seed=options.seed), options)
-
-
-WIDEST, NARROWEST = 120, 72  # characters of a line
+    shown = sampler_paths.samplers(process, options.count, options.spacing.value, seed=options.seed)
+    write_figure(shown, options)
 
 
 def _image(name: str | None, store: Path | None) -> Images | None:
@@ -105,14 +99,6 @@ def _image(name: str | None, store: Path | None) -> Images | None:
         raise UsageError(f"no image {number} in {opened.path}: give 0 to {len(opened) - 1}")
     image: Images = opened.images[number]
     return image
-
-
-def _spec(options: ProfileOptions) -> NetworkSpec:
-    """Return the network of a model, or the one that a configuration trains."""
-    if options.names_model:
-        return read_artefact(selected_model(options)).network
-    project = Project(selected_config(options))
-    return plan_training(project.config, project.train_meta(), default_device()).network
 
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:

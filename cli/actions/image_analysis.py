@@ -9,25 +9,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from cli.actions.model_choice import selected_model
-from cli.commands.images import Encode, Interpolate, Nll
-from cli.shared.options import Spacing
-from cli.shared.progress import Show, progress
-from diffusion.analysis import inversion
-from diffusion.analysis.image_inputs import (
-    end_condition,
-    input_condition,
-    known_labels,
-    load_first,
-    load_input,
-    open_matching_store,
-)
-from diffusion.analysis.inversion import decode_images, encode_images
+from cli.commands.models import CodeOptions, Encode, Interpolate
+from cli.commands.scores import Nll
+from cli.shared.console import Show, progress
+from diffusion.analysis import image_inputs, inversion
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
 from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel, load_model
-from diffusion.process.condition import Condition
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep
 from diffusion.system.devices import default_device
@@ -36,67 +26,55 @@ from diffusion.system.output_paths import write_output, write_output_text
 
 def encode(options: Encode) -> None:
     """Carry out `diffctl encode`."""
-    loaded, settings = _load(selected_model(options), options.steps, options.spacing)
-    artefact = loaded.artefact
+    loaded, settings = _load(options)
+    artefact, size = loaded.artefact, options.batch_size
     chosen = (
-        [load_input(name, options.store, artefact) for name in options.images]
+        [image_inputs.load_input(name, options.store, artefact) for name in options.images]
         if options.images
-        else load_first(options.num, options.store, artefact)
+        else image_inputs.load_first(options.num, options.store, artefact)
     )
     pixels = np.stack([image.pixels for image in chosen])
-    condition = input_condition(artefact, [image.label for image in chosen], options.klass)
+    condition = image_inputs.input_condition(artefact, [image.label for image in chosen], options.klass)
+    codes, decoded = [], []
     with progress("encode", unit="steps") as show:
-        codes, back = _encode_and_decode(loaded, settings, pixels, condition, options.batch_size, show)
-    writer = _npz if options.out.suffix == ".npz" else _png
-    writer(options.out, pixels, codes, back, condition.labels)
-    error = float(np.abs(back.astype(int) - pixels).mean())
-    made = {
-        "out": str(options.out),
-        "images": len(pixels),
-        "steps": options.steps,
-        "mean_pixel_error": round(error, 4),
-    }
-    text = f"{len(pixels)} image(s), mean reconstruction error {error:.2f} of 255: {options.out}"
-    options.answer(made, text)
+        on_step = _counter(show, 2 * settings.steps * -(-len(pixels) // size))
+        for start in range(0, len(pixels), size):
+            part = slice(start, start + size)
+            rows = condition.rows(part)
+            codes.append(inversion.encode_images(loaded, settings, pixels[part], rows, on_step))
+            decoded.append(inversion.decode_images(loaded, settings, codes[-1], rows, on_step))
+    back = to_nhwc(torch.cat(decoded))
+    _write_codes(options.out, pixels, torch.cat(codes), back, condition.labels)
+    error, count = float(np.abs(back.astype(int) - pixels).mean()), len(pixels)
+    made = {"out": options.out, "images": count, "steps": options.steps, "mean_pixel_error": round(error, 4)}
+    options.answer(made, f"{count} image(s), mean reconstruction error {error:.2f} of 255: {options.out}")
 
 
 def interpolate(options: Interpolate) -> None:
     """Carry out `diffctl interpolate`."""
-    loaded, settings = _load(selected_model(options), options.steps, options.spacing)
-    ends = [load_input(name, options.store, loaded.artefact) for name in (options.first, options.second)]
-    condition = end_condition(loaded.artefact, [end.label for end in ends], options.klass)
+    loaded, settings = _load(options)
+    ends = [
+        image_inputs.load_input(name, options.store, loaded.artefact)
+        for name in (options.first, options.second)
+    ]
+    condition = image_inputs.end_condition(loaded.artefact, [end.label for end in ends], options.klass)
     pixels = np.stack([end.pixels for end in ends])
     with progress("interpolate", unit="steps") as show:
         on_step = _counter(show, 2 * settings.steps)
         strip = inversion.interpolate(loaded, settings, pixels, condition, options.frames, on_step)
-    writer = _strip if options.out.suffix == ".png" else _morph
-    writer(options.out, to_nhwc(strip))
-    made = {"out": str(options.out), "frames": options.frames, "steps": options.steps}
-    text = f"{options.frames} images from {options.first} to {options.second}: {options.out}"
-    options.answer(made, text)
+    images = to_nhwc(strip)
+    if options.out.suffix == ".gif":
+        data = gif_bytes([enlarge(image, len(image)) for image in images])
+        write_output(options.out, lambda file: file.write(data))
+    else:
+        _write_rows(options.out, images, columns=len(images))
+    made = {"out": options.out, "frames": options.frames, "steps": options.steps}
+    options.answer(made, f"{options.frames} images from {options.first} to {options.second}: {options.out}")
 
 
-def _load(path: Path, steps: int, spacing: Spacing) -> tuple[LoadedModel, SampleSettings]:
-    return load_model(path, default_device()), SampleSettings(steps=steps, spacing=spacing.value)
-
-
-def _encode_and_decode(
-    loaded: LoadedModel,
-    settings: SampleSettings,
-    pixels: Images,
-    condition: Condition,
-    batch_size: int,
-    show: Show,
-) -> tuple[Tensor, Images]:
-    """Return the codes of the images and their reconstructions."""
-    codes, back = [], []
-    on_step = _counter(show, 2 * settings.steps * -(-len(pixels) // batch_size))
-    for start in range(0, len(pixels), batch_size):
-        part = slice(start, start + batch_size)
-        wanted = condition.rows(part)
-        codes.append(encode_images(loaded, settings, pixels[part], wanted, on_step))
-        back.append(decode_images(loaded, settings, codes[-1], wanted, on_step))
-    return torch.cat(codes), to_nhwc(torch.cat(back))
+def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:
+    settings = SampleSettings(steps=options.steps, spacing=options.spacing.value)
+    return load_model(selected_model(options), default_device()), settings
 
 
 def _counter(show: Show, total: int) -> OnStep:
@@ -105,35 +83,33 @@ def _counter(show: Show, total: int) -> OnStep:
     return lambda step: show(next(done), total, "")
 
 
-def _npz(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
-    """Write codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any."""
+def _write_codes(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
+    """Write codes (N, C, H, W) float32, images and reconstructions (N, H, W, C) uint8, labels (N,) if any.
+
+    As PNG: rows of images, codes (±2 σ from black to white) and reconstructions.
+    """
+    if out.suffix == ".png":
+        rows = np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back])
+        return _write_rows(out, rows, columns=len(pixels))
     arrays = {"codes": codes.numpy(), "images": pixels, "reconstructions": back}
     if labels is not None:
         arrays["labels"] = labels.numpy()
     write_output(out, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # numpy's stub
 
 
-def _png(out: Path, pixels: Images, codes: Tensor, back: Images, labels: Tensor | None) -> None:
-    """Write three rows: images, codes (±2 σ from black to white) and reconstructions."""
-    _strip(out, np.concatenate([pixels, to_nhwc(to_uint8(codes / 2)), back]), columns=len(pixels))
-
-
-def _strip(out: Path, images: Images, columns: int | None = None) -> None:
-    """Write the images in rows of `columns`, by default in one row."""
-    picture = enlarge(grid(images, columns or len(images)), images.shape[1])
+def _write_rows(out: Path, images: Images, columns: int) -> None:
+    """Write images (N, H, W, C) as a PNG with this many in a row."""
+    picture = enlarge(grid(images, columns), images.shape[1])
     write_output(out, lambda file: file.write(png_bytes(picture)))
-
-
-def _morph(out: Path, images: Images) -> None:
-    write_output(out, lambda file: file.write(gif_bytes([enlarge(image, len(image)) for image in images])))
 
 
 def compute_nll(options: Nll) -> None:
     """Carry out `diffctl nll`."""
     loaded = load_model(selected_model(options), default_device())
-    images = open_matching_store(options.store, loaded.artefact)
+    images = image_inputs.open_matching_store(options.store, loaded.artefact)
     count = min(options.num or len(images), len(images))
-    condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, range(count)), None)
+    labels = image_inputs.known_labels(images, loaded.artefact, range(count))
+    condition = image_inputs.input_condition(loaded.artefact, labels, None)
     with progress("nll", unit="terms") as show:
         bits = bits_per_dimension(
             loaded,
@@ -142,7 +118,7 @@ def compute_nll(options: Nll) -> None:
             steps=options.steps,
             seed=options.seed,
             batch_size=options.batch_size,
-            progress=lambda done, total: show(done, total, ""),
+            progress=show,
         )
     _write_bits(options.out, bits)
     mean = float(bits.total.mean())
@@ -154,7 +130,7 @@ def compute_nll(options: Nll) -> None:
         "prior": float(bits.prior.mean()),
         "images": count,
         "timesteps": len(bits.times),
-        "out": str(options.out),
+        "out": options.out,
     }
     spread = "" if error is None else f" ± {error:.4f}"
     found = f"{mean:.4f}{spread} bits per dimension ({bits.estimate})"

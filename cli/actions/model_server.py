@@ -1,5 +1,8 @@
 """A model over HTTP: in this process, on Ray Serve, or with the playground's page."""
 
+import socket
+from typing import Any
+
 import typer
 
 from cli.commands.servers import Playground, Serve
@@ -10,8 +13,7 @@ from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from flows.ray.ray_session import cluster_address, ray_session, resolve_gpus
 from serving.app import create_app
-from serving.http_server import bind_socket, read_token, require_token
-from serving.http_server import serve as serve_app
+from serving.http_server import bind_socket, read_token, require_token, serve
 from serving.model_source import ChampionSource, FixedSource, ModelSource, model_of_file, model_of_run
 from serving.playground.router import playground as routes
 from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
@@ -20,7 +22,6 @@ from serving.service import Service
 from tracking.registry.registered_models import project_model
 from tracking.store import tracking_uri
 
-ON_RAY = "pip install 'diffctl[serve-ray]'"
 PLAYGROUND_DRAIN = 5  # seconds to finish open requests at the end
 
 
@@ -33,30 +34,37 @@ def serve_model(options: Serve) -> None:
         return _serve_on_ray(options, config, token)
     bound = bind_socket(options.host, options.port, token is not None)
     service = Service(_source(options), default_device(), config, _print_message)
-    serve_app(
-        create_app(service, token),
-        service,
-        bound,
-        lambda: _print_address(service.ref.name, *bound.getsockname()[:2]),
-    )
+    _serve_here(create_app(service, token), service, bound)
+
+
+def serve_playground(options: Playground) -> None:
+    """Carry out `diffctl playground`."""
+    bound = bind_socket("127.0.0.1", options.port, has_token=False)
+    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
+    app = create_app(service, None, routes(service, options.store or PREPARED / "test"))
+    _serve_here(app, service, bound, path="/")
+
+
+def _serve_here(app: Any, service: Service, bound: socket.socket, path: str = "/v1/images") -> None:
+    serve(app, service, bound, lambda: _print_url(service.ref.name, bound.getsockname(), path))
 
 
 def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> None:
     """Serve on Ray; a local Ray ends with this process."""
     cluster, (least, most) = cluster_address(options.address), parse_replicas(options.replicas or "1")
-    place = _place(options.host, options.port, token is not None, cluster)
+    address = _proxy_address(options.host, options.port, token is not None, cluster)
     source = _source(options)
     published = source.fetch()
-    with ray_session(cluster, f"serve --ray needs Ray Serve: {ON_RAY}"):
+    with ray_session(cluster, "serve --ray needs Ray Serve: pip install 'diffctl[serve-ray]'"):
         gpus = resolve_gpus(options.gpus, "--gpus-per-replica", "replica")
         if cluster is None:
             check_capacity(most, gpus)
         model = published if isinstance(source, FixedSource) else source
         spec = ReplicaSpec(model, tracking_uri(), config, token, gpus, library_version())
-        serve_on_ray(spec, place, (least, most), lambda: _print_address(published.name, *place))
+        serve_on_ray(spec, address, (least, most), lambda: _print_url(published.name, address))
 
 
-def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
+def _proxy_address(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[str, int]:
     """Return the address of Ray's proxies; UsageError if it is public without a token, or has no port."""
     if cluster is None:
         with bind_socket(host, port, has_token) as bound:
@@ -70,19 +78,6 @@ def _place(host: str, port: int, has_token: bool, cluster: str | None) -> tuple[
     return host, port
 
 
-def serve_playground(options: Playground) -> None:
-    """Carry out `diffctl playground`."""
-    bound = bind_socket("127.0.0.1", options.port, has_token=False)
-    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
-    app = create_app(service, None, routes(service, options.store or PREPARED / "test"))
-    serve_app(
-        app,
-        service,
-        bound,
-        lambda: _print_address(service.ref.name, *bound.getsockname()[:2], path="/"),
-    )
-
-
 def _source(options: ModelOptions) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
     if options.champion:
@@ -92,10 +87,9 @@ def _source(options: ModelOptions) -> ModelSource:
     return FixedSource(model_of_file(options.model or MODEL, _print_message))
 
 
-def _print_address(name: str, address: str, port: int, *, path: str = "/v1/images") -> None:
-    """Print the URL of the model."""
-    host = f"[{address}]" if ":" in address else address
-    typer.echo(f"{name}: http://{host}:{port}{path} (Ctrl-C ends it)")
+def _print_url(name: str, address: tuple[Any, ...], path: str = "/v1/images") -> None:
+    host, port, *_ = address
+    typer.echo(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}{path} (Ctrl-C ends it)")
 
 
 def _print_message(sentence: str) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from cli.actions.score_tables import show_sweep_scores
 from cli.commands.pipeline import DataChanged, Deploy, Run
-from cli.shared.tables import show, table
+from cli.shared.console import print_table
 from diffusion.config import load
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.scores_document import read_scores
@@ -45,11 +45,11 @@ def deploy_to_prefect(options: Deploy) -> None:
 
 
 def _show_parameters(schema: dict[str, Any], values: dict[str, Any]) -> None:
-    listed = table("PARAMETER", "TYPE", "VALUE", "")
+    rows = []
     for name, one in schema.get("properties", {}).items():
         value, kind = values.get(name, one.get("default")), _kind(one, schema.get("definitions", {}))
-        listed.add_row(name, kind, "" if value is None else json.dumps(value), one.get("description", ""))
-    show(listed)
+        rows.append((name, kind, "" if value is None else json.dumps(value), one.get("description", "")))
+    print_table(("PARAMETER", "TYPE", "VALUE", ""), rows)
 
 
 def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
 """The scores of several runs in one table, and those of this training next to other seeds."""
 
-import json
 from collections.abc import Sequence
+from functools import partial
 
 import typer
 
 from cli.commands.scores import Compare, Seeds
-from cli.shared.tables import show, table
+from cli.shared.console import print_table
 from diffusion.choice.confidence import describe_comparison
 from diffusion.config import load
 from diffusion.layout import SCORES
@@ -15,17 +15,11 @@ from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
 from diffusion.system.errors import DiffctlError
-from diffusion.system.output_paths import check_output, write_output_text
+from diffusion.system.output_paths import write_output_text
 from flows.prefect_server.local_servers import is_mlflow_healthy, mlflow_page
-from tracking.comparison.compared_runs import (
-    load_pictures,
-    load_real_picture,
-    load_scored,
-    mlflow_comparison_link,
-)
+from tracking.comparison import compared_runs, score_comparison
 from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
-from tracking.comparison.score_comparison import compare as compare_scores
 from tracking.comparison.seed_groups import other_seeds
 from tracking.mlflow_pages import LOCAL
 from tracking.store import tracking_uri
@@ -33,23 +27,21 @@ from tracking.store import tracking_uri
 
 def compare_runs(options: Compare) -> None:
     """Carry out `diffctl compare`."""
+    scored = [compared_runs.load_scored(name) for name in options.names]
+    link = compared_runs.mlflow_comparison_link(scored, _page()) if options.open_page else None
+    result = score_comparison.compare(scored, options.metric or [], apart=options.per_seed)
     if options.html is not None:
-        check_output(options.html, "--html")
-    scored = [load_scored(name) for name in options.names]
-    link = mlflow_comparison_link(scored, _page()) if options.open_page else None
-    result = compare_scores(scored, options.metric or [], apart=options.per_seed)
-    if options.html is not None:
-        pictures = [load_pictures(one) for one in scored]
-        real = load_real_picture(scored[0].document)
+        pictures = [compared_runs.load_pictures(one) for one in scored]
+        real = compared_runs.load_real_picture(scored[0].document)
         write_output_text(options.html, render_comparison(result, scored, pictures, real))
-    typer.echo(json.dumps(result.as_json(), indent=2)) if options.as_json else _show_comparison(result)
+    options.answer(result.as_json(), partial(_show_comparison, result))
     if options.html is not None and not options.as_json:
         typer.echo(f"page: {options.html}")
     if link is not None:
         typer.echo(f"MLflow: {link}", err=options.as_json)
         typer.launch(link)
     if not result.rows:
-        raise DiffctlError("these scores cannot be compared: " + (_why(result) or "no cell in common"))
+        raise DiffctlError(f"these scores cannot be compared: {_differences(result) or 'no cell in common'}")
 
 
 def _page() -> str:
@@ -62,10 +54,8 @@ def _page() -> str:
 def _show_comparison(result: Comparison) -> None:
     """Print the table with the best number of each row marked, then the omissions and their reasons."""
     if result.rows:
-        listed = table("CELL", "SCORE", *result.labels)
-        for row in result.rows:
-            listed.add_row(row.cell, row.metric, *_numbers(row))
-        show(listed)
+        rows = ((row.cell, row.metric, *_numbers(row)) for row in result.rows)
+        print_table(("CELL", "SCORE", *result.labels), rows)
         for label, members in result.seed_groups.items():
             typer.echo(f"{label}: mean ± standard deviation of {', '.join(members)}, of other seeds")
         if any(row.best is not None for row in result.rows):
@@ -78,8 +68,8 @@ def _show_comparison(result: Comparison) -> None:
             typer.echo("no best is marked where a number has no confidence interval: it may be so by chance")
         if any(any(row.few_images) for row in result.rows):
             typer.echo("* of fewer images than there are features: a limit that is not to be trusted")
-    for one in result.differences:
-        typer.echo(f"{one.label}: {len(one.cells)} cell(s) left out, {_fields(one.fields)}")
+    if result.differences:
+        typer.echo(f"left out: {_differences(result)}")
 
 
 def _numbers(row: ScoreRow) -> list[str]:
@@ -93,57 +83,49 @@ def _numbers(row: ScoreRow) -> list[str]:
     return marked
 
 
-def _why(result: Comparison) -> str:
-    return "; ".join(f"{difference.label}: {_fields(difference.fields)}" for difference in result.differences)
-
-
-def _fields(fields: dict[str, list[object]]) -> str:
-    return f"the cards differ in {describe_difference(fields)}"
+def _differences(result: Comparison) -> str:
+    return "; ".join(
+        f"{len(one.cells)} cell(s) of {one.label}: the cards differ in {describe_difference(one.fields)}"
+        for one in result.differences
+    )
 
 
 def show_seeds(options: Seeds) -> None:
     """Carry out `diffctl seeds`."""
-    if options.html is not None:
-        check_output(options.html, "--html")
     document = read_scores(SCORES)
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)
     if options.html is not None:
         write_output_text(options.html, page_with_seeds(read_inputs(load()), others))
-    if options.as_json:
-        typer.echo(json.dumps(_seeds_json(document, found, aside), indent=2))
-        return
-    _show_seeds(document, found)
-    for seed, fields in sorted(aside.items()):
-        why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep lacks that cell"
-        typer.echo(f"seed {seed} is left out: {why}")
-    if options.html is not None:
-        typer.echo(f"page: {options.html}")
-
-
-def _seeds_json(
-    document: ScoresDocument, found: Sequence[SeedComparison], aside: dict[int, list[str]]
-) -> dict[str, object]:
-    return {
+    values = {
         "cell": document.best.cell,
         "seed": document.training.seed if document.training else None,
         "scores": [one.as_json() for one in found],
         "left_out": {str(seed): fields for seed, fields in aside.items()},
     }
+    options.answer(values, partial(_show_seeds, document, found, aside))
+    if options.html is not None and not options.as_json:
+        typer.echo(f"page: {options.html}")
 
 
-def _show_seeds(document: ScoresDocument, found: Sequence[SeedComparison]) -> None:
-    """Print a row for each score of the best cell."""
-    if not found:
+def _show_seeds(
+    document: ScoresDocument, found: Sequence[SeedComparison], aside: dict[int, list[str]]
+) -> None:
+    """Print a row for each score of the best cell, and the seeds that are left out."""
+    if found:
+        print_table(("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS"), map(_seed_row, found))
+        typer.echo(f"at {document.best.cell}, the best cell here; ± is the standard deviation between seeds")
+        if any(one.is_apart for one in found):
+            typer.echo("≠ further from the mean of the others than their spread explains")
+    else:
         typer.echo("MLflow has no scores of other seeds of this setting: set train.seed, then `diffctl run`")
-        return
-    listed = table("SCORE", f"SEED {found[0].own}", "MEAN", "PLACE", "OTHER SEEDS")
-    for one in found:
-        own = f"{one.values[one.own]:.4g}{' ≠' * one.is_apart}"
-        place = f"{one.place} of {len(one.values)}" if one.place else "-"
-        others = ", ".join(f"{seed}: {value:.4g}" for seed, value in one.values.items() if seed != one.own)
-        listed.add_row(one.metric, own, f"{one.mean:.4g} ± {format_spread(one.deviation)}", place, others)
-    show(listed)
-    typer.echo(f"at {document.best.cell}, the best cell here; ± is the standard deviation between seeds")
-    if any(one.is_apart for one in found):
-        typer.echo("≠ further from the mean of the others than their spread explains")
+    for seed, fields in sorted(aside.items()):
+        why = f"the cards differ in {', '.join(fields)}" if fields else "its sweep lacks that cell"
+        typer.echo(f"seed {seed} is left out: {why}")
+
+
+def _seed_row(one: SeedComparison) -> tuple[str, ...]:
+    own = f"{one.values[one.own]:.4g}{' ≠' * one.is_apart}"
+    place = f"{one.place} of {len(one.values)}" if one.place else "-"
+    others = ", ".join(f"{seed}: {value:.4g}" for seed, value in one.values.items() if seed != one.own)
+    return one.metric, own, f"{one.mean:.4g} ± {format_spread(one.deviation)}", place, others

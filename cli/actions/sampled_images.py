@@ -7,7 +7,7 @@ import numpy as np
 
 from cli.actions.model_choice import selected_files, selected_model
 from cli.commands.models import Sample
-from cli.shared.progress import progress
+from cli.shared.console import progress
 from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.images.pictures import contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
@@ -17,7 +17,7 @@ from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.condition import Condition
 from diffusion.protocol.grid import describe_cell, settings_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.protocol.settings import SampleSettings, parse_settings
+from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.generate import check_settings, generate, should_compile
 from diffusion.sample.guides import Guides
@@ -36,8 +36,13 @@ GIF_FRAMES = 60  # at most
 def sample_images(options: Sample) -> None:
     """Carry out `diffctl sample`."""
     path, device = selected_model(options), default_device()
-    usual = {} if options.budget is not None else _usual_settings(options)
+    usual: dict[str, Any] = {}
+    if options.budget is None and (options.champion or options.run_id is not None):
+        with suppress(UsageError):  # it was not evaluated
+            chosen = {name: value for name, value in options.sampling.items() if value is not None}
+            usual = usual_settings(_scores_of(options), chosen)
     settings = parse_settings(options.sampling, usual)
+    refuse_idle(options.sampling, settings)
     if options.budget is not None:
         scores, digest = _scores_of(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
@@ -53,24 +58,14 @@ def sample_images(options: Sample) -> None:
         animate=options.out.suffix == ".gif",
     )
     _write(options, frames, labels)
-    made = {"out": str(options.out), "indices": list(options.indices), **settings.model_dump(mode="json")}
     text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
     cell = describe_cell(settings_axes(settings))
     if options.budget is not None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
     elif usual:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
+    made = {"out": options.out, "indices": list(options.indices), **settings.model_dump(mode="json")}
     options.answer(made, text)
-
-
-def _usual_settings(options: Sample) -> dict[str, Any]:
-    """Return the settings of the best cell of a registered model or a run, the defaults of `serve` too."""
-    if not options.champion and options.run_id is None:
-        return {}
-    with suppress(UsageError):  # it was not evaluated
-        chosen = {name: value for name, value in options.sampling.items() if value is not None}
-        return usual_settings(_scores_of(options), chosen)
-    return {}
 
 
 def _scores_of(options: Sample) -> ScoresDocument:

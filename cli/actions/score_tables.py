@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cli.shared.tables import show, table
+from cli.shared.console import print_table
 from diffusion.choice.selection import describe_disagreement, describe_optimism
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.extractors import extractor_spec
@@ -19,28 +19,15 @@ TWO_SIDED = 1.96  # standard deviations of a 95 % interval
 
 def show_scores(document: dict[str, Any]) -> None:
     """Print a row for each score, with its interval and the score of held-out real images."""
-    spaces = list(_spaces(document))
-    columns = ["score", f"{document['images']['count']:,} images"]
+    spaces = {document["extractor"]: document, **document.get("spaces", {})}
     intervals = document.get("intervals")
-    if intervals:
-        columns.append(f"{intervals['confidence']:.0%} interval")
-    floors = [floor for _, one in spaces if (floor := one["reference"].get("floor"))]
-    if floors:
-        columns.append("real, held out" + (" (extrapolated)" if floors[0]["extrapolated"] else ""))
-    made = table(*columns)
-    for name, one in spaces:
-        for row in _rows(name, one, named=one is not document):
-            cells = [row[0], row[1], *([row[2]] if intervals else []), *([row[3]] if floors else [])]
-            made.add_row(*cells)
-    show(made)
-    for name, one in spaces:
+    interval = f"{intervals['confidence']:.0%} interval" if intervals else ""
+    floors = [floor for one in spaces.values() if (floor := one["reference"].get("floor"))]
+    real = ("real, held out" + " (extrapolated)" * floors[0]["extrapolated"]) if floors else ""
+    rows = (row for name, one in spaces.items() for row in _rows(name, one, named=one is not document))
+    print_table(("score", f"{document['images']['count']:,} images", interval, real), rows)
+    for name, one in spaces.items():
         _print_reference(name, one)
-
-
-def _spaces(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the extractors' names and their scores, the primary one first."""
-    yield document["extractor"], document
-    yield from document.get("spaces", {}).items()
 
 
 def _rows(extractor: str, one: dict[str, Any], named: bool) -> Iterator[tuple[str, str, str, str]]:
@@ -65,16 +52,12 @@ def _print_reference(extractor: str, one: dict[str, Any]) -> None:
     """Print the reference, and the scores that it does not allow."""
     reference = one["reference"]
     if "sha256" not in reference:
-        print(
-            f"against {reference['reference_count']:,} images of {reference['name']} "
-            f"({reference['reference_split']}), extractor {extractor}"
-        )
+        split, count = reference["reference_split"], reference["reference_count"]
+        typer.echo(f"against {count:,} images of {reference['name']} ({split}), extractor {extractor}")
         return
     images = f" and its {reference['images']:,} images" if "images" in reference else ""
-    typer.echo(
-        f"against the statistics {reference['name']} (SHA-256 {reference['sha256'][:16]}…, source "
-        f"{reference['source']}){images}, extractor {extractor}"
-    )
+    source = f"SHA-256 {reference['sha256'][:16]}…, source {reference['source']}"
+    typer.echo(f"against the statistics {reference['name']} ({source}){images}, extractor {extractor}")
     left = one["not_scored"]
     typer.echo(f"no {', '.join(left['scores'])}: {left['why']}")
 
@@ -89,19 +72,15 @@ def show_sweep_scores(document: ScoresDocument) -> None:
         names += [*seen.distances, *seen.results]
     names = [name for name in names if all(name in cell.all_scores for cell in cells)]
     axes = [axis for axis in AXES if any(axis in cell.axes for cell in cells)]
-    listed = table(*(axis.upper() for axis in axes), *names, "")
+    rows = []
     for cell in cells:
+        settings = [format_value(cell.axes.get(axis, "")) for axis in axes]
         values = [f"{cell.all_scores[name]:.4g}" for name in names]
-        listed.add_row(
-            *(format_value(cell.axes.get(axis, "")) for axis in axes), *values, "*" if cell is winner else ""
-        )
-    show(listed)
-    reference, extractors = document.reference, ", ".join([spec.name, *document.spaces])
-    typer.echo(
-        f"{cells[0].num_images:,} images a cell against {reference.reference_count:,} of "
-        f"{reference.name} ({reference.reference_split}), extractor {extractors}; "
-        f"* the best by {chosen.metric}"
-    )
+        rows.append((*settings, *values, "*" if cell is winner else ""))
+    print_table((*(axis.upper() for axis in axes), *names, ""), rows)
+    real, extractors = document.reference, ", ".join([spec.name, *document.spaces])
+    against = f"{real.reference_count:,} of {real.name} ({real.reference_split}), extractor {extractors}"
+    typer.echo(f"{cells[0].num_images:,} images a cell against {against}; * the best by {chosen.metric}")
     if aside := describe_optimism(chosen):
         typer.echo(f"its {chosen.metric} is {aside}")
     if other := describe_disagreement(document):

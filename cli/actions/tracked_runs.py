@@ -1,16 +1,19 @@
 """The tracked trainings and their undelivered logs."""
 
+import time
 from functools import partial
 
 import typer
 
 from cli.commands.registry import Reap, Runs, Sync
-from cli.shared.tables import ago, show, since, span, table
+from cli.shared.console import print_table
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.flow_runs import reap_pending_runs
 from tracking.runs.run_overview import RunRow, list_runs
 from tracking.runs.run_overview import reap as reap_runs
 from tracking.spool.sender import deliver_all
+
+SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
 
 
 def show_runs(options: Runs) -> None:
@@ -33,9 +36,8 @@ def reap_dead_runs(options: Reap) -> None:
     reaped = reap_runs(options.names or [])
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
     lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
-    lines += [f"{one.name}: pending for {span(one.seconds)} on Prefect, marked Crashed" for one in freed]
-    values = [vars(one) for one in (*reaped, *freed)]
-    options.answer(values, "\n".join(lines or ["no dead training"]))
+    lines += [f"{one.name}: pending for {_span(one.seconds)} on Prefect, marked Crashed" for one in freed]
+    options.answer([vars(one) for one in (*reaped, *freed)], "\n".join(lines or ["no dead training"]))
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
@@ -49,25 +51,32 @@ def sync_runs(options: Sync) -> None:
         raise TemporaryError(f"{len(left)} of {len(synced)} are not completely in MLflow: try again later")
 
 
-SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
-
-
 def _show_runs(rows: list[RunRow]) -> None:
-    listed = table("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER")
-    for row in rows:
-        step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
-        state = f"{_state(row)} *" if row.undelivered else _state(row)
-        run_id = row.run_id[:8] if row.run_id else ""
-        listed.add_row(row.name, state, step, ago(row.started), row.best or "", run_id, row.folder or "")
-    show(listed)
+    print_table(("NAME", "STATE", "STEP", "STARTED", "BEST SCORE", "RUN", "FOLDER"), map(_cells, rows))
     if any(row.undelivered for row in rows):
         typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
     if any(row.state == "dead" for row in rows):
         typer.echo("dead: its process ended; `diffctl run` resumes it, `diffctl runs reap` marks it KILLED")
 
 
-def _state(row: RunRow) -> str:
-    """Return the state; of a running one without heartbeats also for how long."""
-    if row.state != "running" or row.heartbeat is None or since(row.heartbeat) < SILENT_SECONDS:
-        return row.state
-    return f"running, no sign for {span(since(row.heartbeat))}"
+def _cells(row: RunRow) -> tuple[str, ...]:
+    step = " of ".join(f"{number:,}" for number in (row.step, row.steps) if number is not None)
+    state: str = row.state
+    if state == "running" and row.heartbeat is not None and _since(row.heartbeat) >= SILENT_SECONDS:
+        state += f", no sign for {_span(_since(row.heartbeat))}"
+    state += " *" if row.undelivered else ""
+    started = f"{_span(_since(row.started))} ago"
+    return row.name, state, step, started, row.best or "", (row.run_id or "")[:8], row.folder or ""
+
+
+def _since(milliseconds: int) -> float:
+    """Return the seconds since a Unix time in milliseconds, 0 for the future."""
+    return max(0.0, time.time() - milliseconds / 1000)
+
+
+def _span(seconds: float) -> str:
+    """Return a duration in its largest unit."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

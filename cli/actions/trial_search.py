@@ -1,7 +1,8 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
+import sys
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 import typer
 
+from cli.actions.search_trial import MODULE
 from cli.commands.models import Search
-from cli.shared.tables import show, table
-from cli.stages.trial import MODULE, trial_command
+from cli.shared.console import print_table
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
 from diffusion.evaluate.features.extractors import space_extractor
@@ -20,20 +21,9 @@ from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, REFERENCE
 from diffusion.protocol.scores_document import read_scores
-from diffusion.search.search_config import applied, count_trials, describe_point, grid, refuse_invalid
-from diffusion.search.search_dir import (
-    LOCK,
-    SCORES,
-    About,
-    Trial,
-    TrialResult,
-    open_search,
-    read_result,
-    search_dir,
-    trial_dir,
-    write_result,
-    write_trial_params,
-)
+from diffusion.search import search_config, search_dir
+from diffusion.search.search_config import SearchConfig, describe_point
+from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
 from diffusion.search.study import SearchStudy, SequentialRunner, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
@@ -58,14 +48,14 @@ class Trials:
         """Write the params.yaml of the trial; return its result if it has one already or is invalid."""
         folder = trial_dir(self._folder, trial.number)
         self._print(trial.number, f": {describe_point(trial.point)}")
-        if (result := read_result(folder)) is not None:
+        if (result := search_dir.read_result(folder)) is not None:
             return result
-        path = write_trial_params(folder, self._values, trial.point)
+        path = search_dir.write_trial_params(folder, self._values, trial.point)
         try:
             load(path)  # a point within ranges may be an invalid configuration
         except UsageError as error:
             result = TrialResult("failed", reason=str(error))
-            write_result(folder, result)
+            search_dir.write_result(folder, result)
         return result
 
     def end(self, number: int, result: TrialResult) -> None:
@@ -75,16 +65,14 @@ class Trials:
         self._print(number, f" is {result.state}{value}{why}")
         self._failures = self._failures + 1 if result.state == "failed" else 0
         if self._failures >= MAX_FAILURES:
-            raise DiffctlError(
-                f"{MAX_FAILURES} trials in a row failed, the last because {result.reason}: correct that, "
-                f"remove {trial_dir(self._folder, number)} and run the search again"
-            )
+            folder = trial_dir(self._folder, number)
+            raise DiffctlError(f"{MAX_FAILURES} trials in a row failed{why}: correct that, remove {folder}")
 
     def run(self, trial: Trial) -> TrialResult:
         """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
         folder = trial_dir(self._folder, trial.number)
         with stop_request() as stop:
-            result = run_process(trial_command(folder), folder, stop)
+            result = run_process([sys.executable, *MODULE, str(folder)], folder, stop)
             stop.raise_if_set()
         assert result is not None, "it was not stopped"
         return result
@@ -95,34 +83,37 @@ class Trials:
 
 def search_settings(options: Search) -> None:
     """Carry out `diffctl search`."""
-    name = options.name
-    folder, values, config = search_dir(name), read_params(), _load_config()
-    assert config.search is not None, "it has the section"
-    settings, digest = _check_search(values, config)
-    busy = f"the search {name} is running: wait for it, or use another --name"
-    with file_lock(folder / LOCK, timeout=0, busy=busy):
-        about = open_search(folder, config.search, settings, digest)
-        study = SearchStudy(folder, name, config.search)
-        trials = Trials(folder, values, count_trials(config.search))
-        if options.ray:
-            with _ray_runner(options, config, folder) as runner:
-                done = run_search(study, runner, trials.begin, trials.end)
-        else:
-            done = run_search(study, SequentialRunner(trials.run), trials.begin, trials.end)
-        _report(options, folder, about, config, done)
-
-
-def _load_config() -> Config:
-    config = load()
-    if config.search is None:
+    folder, values, config = search_dir.search_dir(options.name), read_params(), load()
+    if (section := config.search) is None:
         raise UsageError(f"{PARAMS} has no section `search`: add one, see docs/search.md")
-    return config
+    if options.ray and "train.devices" in section.fields:
+        raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
+    settings, digest = _check_search(values, config, section)
+    busy = f"the search {options.name} is running: wait for it, or use another --name"
+    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
+        about = search_dir.open_search(folder, section, settings, digest)
+        trials = Trials(folder, values, search_config.count_trials(section))
+        runners: AbstractContextManager[TrialRunner] = nullcontext(SequentialRunner(trials.run))
+        if options.ray:
+            devices = config.train.devices if isinstance(config.train.devices, int) else 1
+            runners = ray_trials(
+                options.address or config.sample.address,
+                folder,
+                (*MODULE, "--local"),
+                at_once=options.max_parallel,
+                cpus=options.cpus or 1,
+                gpus=devices,
+            )
+        with runners as runner:
+            done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
+        _report(options, folder, about, config.data.name, done)
 
 
-def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any], str]:
+def _check_search(
+    values: dict[str, Any], config: Config, section: SearchConfig
+) -> tuple[dict[str, Any], str]:
     """Return the settings that all trials share, and the data's digest; UsageError for an invalid point."""
-    assert config.search is not None, "it has the section"
-    refuse_invalid(values, config.search, parse)
+    search_config.refuse_invalid(values, section, parse)
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
     meta = open_store(PREPARED / "train", PreparedMeta).meta
@@ -130,65 +121,49 @@ def _check_search(values: dict[str, Any], config: Config) -> tuple[dict[str, Any
     def fits_data(changed: dict[str, Any], origin: str) -> object:
         return plan_training(parse(changed, origin), meta, torch.device("cpu"))
 
-    refuse_invalid(values, config.search, fits_data)
-    extractors = [space_extractor(space) for space in config.evaluate.spaces]
-    open_references(
-        REFERENCE, extractors, config.evaluate.reference, PREPARED, config.evaluate.reference_images
-    )
-    first = parse(applied(values, grid(config.search)[0]), "search")
+    search_config.refuse_invalid(values, section, fits_data)
+    evaluate = config.evaluate
+    extractors = [space_extractor(space) for space in evaluate.spaces]
+    open_references(REFERENCE, extractors, evaluate.reference, PREPARED, evaluate.reference_images)
+    first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 
 
-def _ray_runner(options: Search, config: Config, folder: Path) -> AbstractContextManager[TrialRunner]:
-    """Return the runner of parallel trials; UsageError if `train.devices` is searched."""
-    assert config.search is not None, "it has the section"
-    if "train.devices" in config.search.fields:
-        raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
-    devices = config.train.devices if isinstance(config.train.devices, int) else 1
-    return ray_trials(
-        options.address or config.sample.address,
-        folder,
-        (*MODULE, "--local"),
-        at_once=options.max_parallel,
-        cpus=options.cpus or 1,
-        gpus=devices,
-    )
-
-
-def _report(options: Search, folder: Path, about: About, config: Config, trials: list[Trial]) -> None:
+def _report(options: Search, folder: Path, about: About, data: str, trials: list[Trial]) -> None:
     """Log and print the table, and how to use the best setting."""
     done = [one for one in trials if one.state == "done"]
-    scored = [ScoredTrial(one, read_scores(trial_dir(folder, one.number) / SCORES)) for one in done]
+    scores = [read_scores(trial_dir(folder, one.number) / search_dir.SCORES) for one in done]
+    scored = list(map(ScoredTrial, done, scores))
     if not scored:
         raise DiffctlError(f"none of the {len(trials)} trials has a score: see why in {folder}/trials")
     rows = setting_rows(scored)
     best = trial_dir(folder, best_trial(rows[0], scored).number) / PARAMS.name
-    values = _as_json(folder, trials, rows, best)
-    _log(about, folder.name, config.data.name, values, rows[0])
-    options.answer(values, partial(_show, trials, rows, best))
-
-
-def _as_json(folder: Path, trials: list[Trial], rows: list[SettingRow], best: Path) -> dict[str, Any]:
     names = ("number", "point", "state", "value", "reason")
-    listed = [{name: getattr(one, name) for name in names} for one in trials]
-    return {
+    values = {
         "folder": str(folder),
         "best": {"point": rows[0].point, "params": str(best)},
         "settings": [row.as_json() for row in rows],
-        "trials": listed,
+        "trials": [{name: getattr(one, name) for name in names} for one in trials],
     }
+    try:
+        log_search(about.key, folder.name, data, values, {f"best/{rows[0].metric}": rows[0].value})
+    except DiffctlError as error:
+        problem = f"the table is not in MLflow ({error}): run the same command again, which only logs it"
+        warnings.warn(problem, DiffctlWarning, stacklevel=2)
+    options.answer(values, partial(_show, trials, rows, best))
 
 
 def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
     """Print the settings by score, the trials without one, and how to use the best setting."""
     names = list(rows[0].point)
-    listed = table(*names, "TRIALS", "CELL", rows[0].metric, "95%", "")
+    cells = []
     for place, row in enumerate(rows):
         between = "" if row.interval is None else f"{row.interval.low:.4g} to {row.interval.high:.4g}"
         mark = "<" if place == 0 else "≈" if row.tied else ""
         values = [describe_point({name: row.point[name]}).removeprefix(f"{name} ") for name in names]
-        listed.add_row(*values, ", ".join(map(str, row.trials)), row.cell, f"{row.value:.5g}", between, mark)
-    show(listed)
+        numbers = ", ".join(map(str, row.trials))
+        cells.append((*values, numbers, row.cell, f"{row.value:.5g}", between, mark))
+    print_table((*names, "TRIALS", "CELL", rows[0].metric, "95%", ""), cells)
     typer.echo("< the best; of several seeds the mean, with the interval of that mean")
     if any(row.tied for row in rows):
         typer.echo("≈ not significantly worse: the gap is within its confidence interval")
@@ -197,15 +172,3 @@ def _show(trials: list[Trial], rows: list[SettingRow], best: Path) -> None:
             why = f": {one.reason}" if one.reason else f" after step {max(one.reports, default=0):,}"
             typer.echo(f"trial {one.number} {one.state}{why} ({describe_point(one.point)})")
     typer.echo(f"\nbest: `diffctl use {best}` makes it params.yaml; its scores and model are there too")
-
-
-def _log(about: About, name: str, data: str, values: dict[str, Any], best: SettingRow) -> None:
-    """Log the table to the run of the search; only a warning if MLflow is unavailable."""
-    try:
-        log_search(about.key, name, data, values, {f"best/{best.metric}": best.value})
-    except DiffctlError as error:
-        warnings.warn(
-            f"the table is not in MLflow ({error}): run the same command again, which only logs it",
-            DiffctlWarning,
-            stacklevel=2,
-        )

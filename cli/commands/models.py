@@ -1,17 +1,15 @@
-"""Models: `diffctl sample`, `ema`, `search`, `import` and `export`."""
+"""Models and images: `diffctl sample`, `encode`, `interpolate`, `ema`, `search`, `import` and `export`."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
-import typer
-
-from cli.shared.command import Options, add_command, argument, command, option, out_option, shared_options
-from cli.shared.options import JsonOptions, ModelOptions, Preset
-from cli.shared.sampling_options import SamplingCommand, flag, refuse_idle_options
+from cli.shared.command import Options, add_command, argument, command, command_group, option, out_option
+from cli.shared.options import JsonOptions, ModelOptions, Preset, SamplingCommand, Spacing, StorePath, flag
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
 
+MAX_FRAMES = 10_000  # of an interpolation
 USUAL_NUM = 16  # images, without --num and --index
 
 
@@ -24,12 +22,10 @@ class Sample(JsonOptions, ModelOptions):
     """
 
     out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.", ".png", ".gif", ".npz")
-    num: int | None = option("Images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD, default=None)
-    index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT, default=None)
-    budget: int | None = option(
-        "NFE per image: use the best cell of the model's sweep for it.", min=1, max=MAX_COUNT, default=None
-    )
-    klass: str | None = option("A class by name or number. [default: all in turn]", "--class", default=None)
+    num: int | None = option("Images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD)
+    index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT)
+    budget: int | None = option("NFE per image: sample the sweep's best cell for it.", min=1, max=MAX_COUNT)
+    klass: str | None = option("A class by name or number. [default: all in turn]", "--class")
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
     @property
@@ -44,9 +40,41 @@ class Sample(JsonOptions, ModelOptions):
             decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:
                 raise UsageError(f"--budget takes {flag(given[0])} from the model's sweep: give one of them")
-        refuse_idle_options(self.sampling)
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")
+
+
+class CodeOptions(JsonOptions, ModelOptions):
+    """The options of DDIM inversion."""
+
+    store: StorePath = None
+    steps: int = option("DDIM steps in each direction.", min=1, max=MAX_STEPS, default=100)
+    spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
+
+
+@command("cli.actions.image_analysis:encode", "loading the model")
+class Encode(CodeOptions):
+    """Encode images as noise by DDIM inversion (η = 0).
+
+    Also prints the error of the reconstruction.
+    """
+
+    out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).", ".npz", ".png")
+    images: list[str] | None = argument("Files or numbers in the store. [default: first --num]")
+    num: int = option("Number of images from the store.", "--num", "-n", min=1, max=MAX_HELD, default=16)
+    klass: str | None = option("A class by name or number. [default: the image's]", "--class")
+    batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
+
+
+@command("cli.actions.image_analysis:interpolate", "loading the model")
+class Interpolate(CodeOptions):
+    """Interpolate between two images by slerp of their codes."""
+
+    first: str = argument("An image file, or a number in the store.")
+    second: str = argument("Another one.")
+    out: Path = out_option("FILE.png (one row) or .gif.", ".png", ".gif")
+    frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
+    klass: str | None = option("The class of all images. [default: of the nearer end, if any]", "--class")
 
 
 @command("cli.actions.model_formats:make_ema_models", "reading the snapshots")
@@ -67,16 +95,12 @@ class Search(JsonOptions):
     """
 
     address: str | None = argument(
-        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]",
-        metavar="[ADDRESS]",
-        default=None,
+        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]"
     )
     name: str = option("The name of the search, stored in runs/search/NAME.", default="search")
-    ray: bool = option("Run trials in parallel on Ray, one per device.", default=False)
-    max_parallel: int | None = option(
-        "With --ray: trials at a time. [default: all that fit]", min=1, max=4096, default=None
-    )
-    cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096, default=None)
+    ray: bool = option("Run trials in parallel on Ray, one per device.")
+    max_parallel: int | None = option("With --ray: trials at once. [default: all that fit]", min=1, max=4096)
+    cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096)
 
     def check(self) -> None:
         """Raise UsageError for options of Ray without --ray, and without Optuna."""
@@ -86,19 +110,18 @@ class Search(JsonOptions):
             raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
 
 
-@command("cli.stages.trial:run_trial")
+@command("cli.actions.search_trial:run_trial")
 class SearchTrial(Options):
     """Run one trial; `diffctl search` starts these processes."""
 
     folder: Path = argument(metavar="FOLDER")
-    local: bool = option("Sample in this process, whatever sample.runner is.", default=False)
+    local: bool = option("Sample in this process, whatever sample.runner is.")
 
 
-@shared_options
 class ImportOptions(JsonOptions):
     """The output of an import."""
 
-    out: Path | None = out_option("Output file. [default: models/NAME.safetensors]", default=None)
+    out: Path | None = out_option("Output file. [default: models/NAME.safetensors]")
 
 
 @command("cli.actions.model_formats:import_openai_model", "reading the checkpoint")
@@ -123,13 +146,9 @@ class ExportDiffusers(JsonOptions, ModelOptions):
     folder: Path = argument("The new pipeline folder.", metavar="FOLDER")
 
 
-import_app = typer.Typer(name="import", help="Import a model of another project.", no_args_is_help=True)
+import_app = command_group("import", "Import a model of another project.")
 add_command(import_app, ImportOpenai, "openai")
 add_command(import_app, ImportDiffusers, "diffusers")
-export_app = typer.Typer(name="export", help="Export a model for another project.", no_args_is_help=True)
+export_app = command_group("export", "Export a model for another project.")
 add_command(export_app, ExportDiffusers, "diffusers")
-
-
-@export_app.callback()
-def _export() -> None:
-    """Export a model for another project."""
+COMMANDS = (Sample, Encode, Interpolate, Ema, Search, import_app, export_app)

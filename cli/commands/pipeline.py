@@ -15,9 +15,9 @@ from cli.shared.command import (
     argument,
     begin,
     command,
+    command_group,
     option,
     out_option,
-    shared_options,
 )
 from cli.shared.options import JsonOptions, profile_names
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -31,9 +31,9 @@ class Run(Options):
     Only stale stages run. Ctrl-C saves the training; the same command resumes it.
     """
 
-    push: bool = option("Push the results to the DVC remote.", default=False)
-    fresh: bool = option("Train and sample from scratch, without saved states.", default=False)
-    keep: bool = option("Resume the training although its code has changed.", default=False)
+    push: bool = option("Push the results to the DVC remote.")
+    fresh: bool = option("Train and sample from scratch, without saved states.")
+    keep: bool = option("Resume the training although its code has changed.")
 
     def check(self) -> None:
         """Print the first line, also for logs."""
@@ -55,12 +55,11 @@ def stage(context: typer.Context) -> None:
     enter_stage(context)
 
 
-@shared_options
 class TrainingOptions(Options):
     """How a training resumes."""
 
-    fresh: bool = option("Discard the saved state and train from scratch.", default=False)
-    keep: bool = option("Resume although the code has changed.", default=False)
+    fresh: bool = option("Discard the saved state and train from scratch.")
+    keep: bool = option("Resume although the code has changed.")
 
 
 @command("cli.stages.data_stage:run_stage")
@@ -110,20 +109,13 @@ class Use(Options):
     the changes with their sources.
     """
 
-    profile: str | None = argument(
-        "A name in profiles/, or a file.", autocompletion=profile_names, default=None
-    )
-    force: bool = option("Overwrite unsaved edits.", default=False)
+    profile: str | None = argument("A name in profiles/, or a file.", autocompletion=profile_names)
+    force: bool = option("Overwrite unsaved edits.")
     init_from: str | None = option(
-        "Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
-        metavar="MODEL",
-        default=None,
+        "Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.", metavar="MODEL"
     )
     protocol: str | None = option(
-        "Follow the protocol of a paper: adm, edm or ddim.",
-        metavar="PAPER",
-        autocompletion=lambda: list(PROTOCOLS),
-        default=None,
+        "Follow a paper: adm, edm or ddim.", metavar="PAPER", autocompletion=lambda: list(PROTOCOLS)
     )
 
     def check(self) -> None:
@@ -134,21 +126,21 @@ class Use(Options):
             raise UsageError(f"--protocol {printable(self.protocol)}: give one of {', '.join(PROTOCOLS)}")
 
 
-@command("cli.actions.project_check:check_project", "checking the project")
+@command("cli.actions.project:check_project", "checking the project")
 class Check(JsonOptions):
     """Check data, model, disk, memory and weights for errors before a run.
 
     With --measure also estimate how long training, sampling and scoring take.
     """
 
-    measure: bool = option("Estimate the durations from a few measured steps and images.", default=False)
+    measure: bool = option("Estimate the durations from a few measured steps and images.")
 
 
-@command("cli.actions.project_check:write_schema", "loading the schema")
+@command("cli.actions.project:write_schema", "loading the schema")
 class Schema(Options):
     """Print the JSON schema of params.yaml, for editors."""
 
-    out: Path | None = out_option("FILE.json. [default: standard output]", ".json", default=None)
+    out: Path | None = out_option("FILE.json. [default: standard output]", ".json")
 
 
 @command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
@@ -160,24 +152,18 @@ class Deploy(JsonOptions):
     The server is PREFECT_API_URL, or the one of `diffctl up`.
     """
 
-    params: bool = option("Also list the parameters of each deployment.", default=False)
+    params: bool = option("Also list the parameters of each deployment.")
 
 
-emit_app = typer.Typer(
-    name="emit", help="Send an event to Prefect, which may start a run.", no_args_is_help=True
-)
-
-
-@emit_app.callback()
-def emit() -> None:
-    """Send an event to Prefect, which may start a run."""
+emit_app = command_group("emit", "Send an event to Prefect, which may start a run.")
 
 
 @command("cli.actions.pipeline:emit_event", "connecting to Prefect")
 class DataChanged(Options):
     """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
 
-    data: str | None = option("The name of the data set. [default: from params.yaml]", default=None)
+    data: str | None = option("The name of the data set. [default: from params.yaml]")
 
 
 add_command(emit_app, DataChanged, "data-changed")
+COMMANDS = (Run, Use, Check, Schema, stage_app, Deploy, emit_app)

@@ -2,13 +2,12 @@
 
 import typer
 
-from cli.shared.command import add_command, argument, callback_of, command, option, shared_options
+from cli.shared.command import add_command, argument, callback_of, command, option
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
 
 
-@shared_options
 class MoveOptions(JsonOptions):
     """The reason of a change of the champion."""
 
@@ -24,11 +23,9 @@ class Promote(MoveOptions):
     Exit code 3 if the gate refuses it.
     """
 
-    version: int | None = argument(
-        "A registered version. [default: models/]", metavar="[VERSION]", min=1, max=MAX_COUNT, default=None
-    )
-    force: bool = option("Promote it even if the gate refuses; needs --reason.", default=False)
-    dry_run: bool = option("Print the decision of the gate without any change.", default=False)
+    version: int | None = argument("A version. [default: models/]", metavar="[VERSION]", min=1, max=MAX_COUNT)
+    force: bool = option("Promote it even if the gate refuses; needs --reason.")
+    dry_run: bool = option("Print the decision of the gate without any change.")
 
     def check(self) -> None:
         """Raise UsageError for --force without a reason."""
@@ -45,9 +42,7 @@ class Rollback(MoveOptions):
     The replaced version is not promoted by later runs.
     """
 
-    to: int | None = option(
-        "An earlier version. [default: previous champion]", metavar="N", min=1, max=MAX_COUNT, default=None
-    )
+    to: int | None = option("A version. [default: previous champion]", metavar="N", min=1, max=MAX_COUNT)
 
 
 @command("cli.actions.champion:show_champions", "reading the registry")
@@ -60,11 +55,7 @@ class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
     num: int = option("Show the newest N.", "--num", "-n", min=1, max=1000, default=50)
-    every: bool = option("Show all.", "--all", default=False)
-
-    def check(self) -> None:
-        """Raise UsageError for --num with --all."""
-        self.refuse_idle("num", self.every, "with --all")
+    every: bool = option("Show all.", "--all")
 
 
 @command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings", at_root=True)
@@ -77,9 +68,7 @@ class Reap(JsonOptions):
     Crashed, since they block their deployment.
     """
 
-    names: list[str] | None = argument(
-        "Runs to mark. [default: dead runs of this project]", metavar="[RUN]...", default=None
-    )
+    names: list[str] | None = argument("Runs to mark. [default: dead runs here]", metavar="[RUN]...")
     pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
@@ -88,17 +77,18 @@ class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command("cli.actions.run_pruning:prune_runs", "looking through runs/", at_root=True)
+@command("cli.actions.project:prune_runs", "looking through runs/", at_root=True)
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 
     Files of params.yaml, the champion, searches and kept runs stay.
     """
 
-    keep: list[str] | None = option("Keep the files of this run.", metavar="RUN", default=None)
-    yes: bool = option("Remove the files; else they are only listed.", default=False)
+    keep: list[str] | None = option("Keep the files of this run.", metavar="RUN")
+    yes: bool = option("Remove the files; else they are only listed.")
 
 
 runs_app = typer.Typer(name="runs", help="List the trainings.", invoke_without_command=True)
 runs_app.callback()(callback_of(Runs))
 add_command(runs_app, Reap)
+COMMANDS = (Promote, Rollback, History, runs_app, Sync, Prune)

@@ -1,13 +1,13 @@
-"""Scores: `diffctl evaluate`, `sweep`, `compare` and `seeds`."""
+"""Scores: `diffctl evaluate`, `sweep`, `nll`, `compare` and `seeds`."""
 
 from enum import StrEnum
 from pathlib import Path
 
-from cli.shared.command import argument, command, file_option, option, out_option
-from cli.shared.options import Extractor, JsonOptions, ModelOptions
-from cli.shared.sampling_options import AxesCommand
+from cli.shared.command import argument, command, option, out_option
+from cli.shared.options import AxesCommand, Extractor, JsonOptions, ModelOptions, StorePath
 from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS
+from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
+from diffusion.system.output_paths import check_output
 
 
 class Split(StrEnum):
@@ -24,30 +24,21 @@ class Evaluate(JsonOptions):
     Prints Fréchet and kernel distances, the floor of held-out real images, and the excess over it.
     """
 
-    path: Path | None = argument(
-        "Image folder, npz (arr_0) or store. [default with --paper: scores of the sweep]", default=None
-    )
-    against: Path | None = option("Real images: likewise, prepared data, or statistics.", default=None)
-    paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.", default=None)
+    path: Path | None = argument("Image folder, npz (arr_0) or store. [default with --paper: the sweep]")
+    against: Path | None = option("Real images: likewise, prepared data, or statistics.")
+    paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.")
     extractor: list[Extractor] | None = option(
-        "Feature extractor; repeatable. [default: by image size; inception for statistics]", default=None
+        "Feature extractor; repeatable. [default: by image size; inception for statistics]"
     )
     split: Split = option("The split of a prepared data set to compare with.", default=Split.train)
-    weights: Path | None = option("The extractor's weights. [default: package or download]", default=None)
-    weights_sha256: str | None = option("SHA-256 of --weights other than the published ones.", default=None)
-    batch_size: int | None = option(
-        "Images per forward pass. [default: by device]", min=1, max=MAX_BATCH, default=None
-    )
+    weights: Path | None = option("The extractor's weights. [default: package or download]")
+    weights_sha256: str | None = option("SHA-256 of --weights other than the published ones.")
+    batch_size: int | None = option("Images per forward pass. [default: by device]", min=1, max=MAX_BATCH)
     prc_images: int | None = option(
-        "Real images for precision, recall, density, coverage. [default: 10,000]",
-        min=1,
-        max=MAX_NEIGHBOURS,
-        default=None,
+        "Real images for precision, recall, density, coverage. [default: 10,000]", min=1, max=MAX_NEIGHBOURS
     )
-    prc_samples: int | None = option(
-        "Scored images for these. [default: as --prc-images]", min=1, max=MAX_NEIGHBOURS, default=None
-    )
-    out: Path | None = out_option("Write scores and protocol card as JSON.", default=None)
+    prc_samples: int | None = option("Scored images for these. [default: same]", min=1, max=MAX_NEIGHBOURS)
+    out: Path | None = out_option("Write scores and protocol card as JSON.")
 
     def check(self) -> None:
         """Raise UsageError unless there are images to score or a paper to compare with."""
@@ -55,9 +46,8 @@ class Evaluate(JsonOptions):
             raise UsageError("PATH and --against need each other: give both")
         if self.path is None and self.paper is None:
             raise UsageError("nothing to score: give PATH and --against, or --paper for those of the sweep")
-        self.refuse_idle(
-            "out", self.path is None, "without PATH: the scores of the sweep are in metrics/scores.json"
-        )
+        if self.path is None and self.out is not None:
+            raise UsageError("--out needs PATH: the scores of the sweep are in metrics/scores.json")
 
 
 @command("cli.actions.model_sweep:sweep_model", "loading the model", AxesCommand)
@@ -67,9 +57,29 @@ class Sweep(JsonOptions, ModelOptions):
     With --run-id or --champion the scores are also logged to the MLflow run of that model.
     """
 
-    num_images: int | None = option(
-        "Images per cell. [default: params.yaml's]", min=2, max=MAX_COUNT, default=None
+    num_images: int | None = option("Images per cell. [default: params.yaml's]", min=2, max=MAX_COUNT)
+
+
+@command("cli.actions.image_analysis:compute_nll", "loading the model")
+class Nll(JsonOptions, ModelOptions):
+    """Compute bits per dimension of images: their variational bound, or the likelihood by an ODE.
+
+    The probability-flow ODE is for continuous processes, such as edm and flow, which have no bound.
+    """
+
+    out: Path = out_option(
+        "FILE.png of the terms by t; .csv has the values.", ".png", default=Path("plots/nll.png")
     )
+    store: StorePath = None
+    num: int | None = option("Images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT)
+    steps: int | None = option("Timesteps, or steps of the ODE. [default: all, or 64]", min=1, max=MAX_STEPS)
+    seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
+    batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
+
+    def check(self) -> None:
+        """Raise UsageError if the CSV file cannot be written."""
+        super().check()
+        check_output(self.out.with_suffix(".csv"), "--out, as .csv,")
 
 
 @command("cli.actions.run_comparison:compare_runs", "reading the scores")
@@ -81,10 +91,10 @@ class Compare(JsonOptions):
     """
 
     names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN...")
-    metric: list[str] | None = option("Show only this score; repeatable.", default=None)
-    html: Path | None = file_option("Also write a self-contained page with curves and images.", default=None)
-    per_seed: bool = option("Show trainings that differ only in the seed separately.", default=False)
-    open_page: bool = option("Open MLflow's page of these runs in a browser.", "--open", default=False)
+    metric: list[str] | None = option("Show only this score; repeatable.")
+    html: Path | None = out_option("Also write a page with curves and images.", flags=("--html",))
+    per_seed: bool = option("Show trainings that differ only in the seed separately.")
+    open_page: bool = option("Open MLflow's page of these runs in a browser.", "--open")
 
     def check(self) -> None:
         """Raise UsageError for a single run."""
@@ -99,4 +109,7 @@ class Seeds(JsonOptions):
     For each score of the best cell: its value, mean and standard deviation over the seeds, and its rank.
     """
 
-    html: Path | None = file_option("Also write the report with this table, self-contained.", default=None)
+    html: Path | None = out_option("Also write the report with this table.", flags=("--html",))
+
+
+COMMANDS = (Evaluate, Sweep, Nll, Compare, Seeds)

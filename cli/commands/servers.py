@@ -27,40 +27,24 @@ class Serve(ModelOptions):
     """
 
     address: str | None = argument(
-        "With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]", default=None
+        "With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]"
     )
-    ray: bool = option("Run replicas on Ray Serve.", default=False)
-    replicas: str | None = option("With --ray: replicas. [default: 1]", metavar="N|MIN:MAX", default=None)
+    ray: bool = option("Run replicas on Ray Serve.")
+    replicas: str | None = option("With --ray: replicas. [default: 1]", metavar="N|MIN:MAX")
     gpus: float | None = option(
-        "With --ray; at 0.5 two share one. [default: 1 if any]",
-        "--gpus-per-replica",
-        min=0,
-        max=64,
-        default=None,
+        "With --ray; at 0.5 two share one. [default: 1 if any]", "--gpus-per-replica", min=0, max=64
     )
     host: str = option("Address to listen on; all but loopback need a token.", default="127.0.0.1")
     port: int = option("0: any free port.", min=0, max=65535, default=SERVE_PORT)
-    token_file: Path | None = option("File with the token of clients.", default=None)
-    images: int | None = option(
-        "Images per request at most. [default: 64]", "--max-images", min=1, max=1024, default=None
-    )
+    token_file: Path | None = option("File with the token of clients.")
+    images: int | None = option("Images per request at most. [default: 64]", "--max-images", min=1, max=1024)
     steps: int | None = option(
-        "Steps per request at most. [default: 1000]", "--max-steps", min=1, max=MAX_STEPS, default=None
+        "Steps per request at most. [default: 1000]", "--max-steps", min=1, max=MAX_STEPS
     )
-    rows: int | None = option(
-        "Rows per forward pass of all requests. [default: 64]",
-        "--batch-size",
-        min=2,
-        max=MAX_BATCH,
-        default=None,
-    )
-    queue: int | None = option("Open images, else 429. [default: 1024]", min=1, max=MAX_HELD, default=None)
-    poll: float | None = option(
-        "Seconds between checks for a new champion. [default: 10]", min=0.1, max=86_400, default=None
-    )
-    drain: float | None = option(
-        "Seconds to finish open requests at the end. [default: 60]", min=0, max=3600, default=None
-    )
+    rows: int | None = option("Rows per forward pass. [default: 64]", "--batch-size", min=2, max=MAX_BATCH)
+    queue: int | None = option("Open images, else 429. [default: 1024]", min=1, max=MAX_HELD)
+    poll: float | None = option("Seconds between checks for a champion. [default: 10]", min=0.1, max=86_400)
+    drain: float | None = option("Seconds to finish open requests at the end. [default: 60]", min=0, max=3600)
 
     def check(self) -> None:
         """Raise UsageError for options of Ray without --ray, two models, or missing packages."""
@@ -86,7 +70,7 @@ class Playground(ModelOptions):
         super().check()
 
 
-@command("cli.actions.local_services:start_servers", at_root=True)
+@command("cli.actions.services:start_servers", at_root=True)
 class Up(Options):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -99,21 +83,19 @@ class Up(Options):
     )
 
 
-@command("cli.actions.local_services:stop_servers", at_root=True)
+@command("cli.actions.services:stop_servers", at_root=True)
 class Down(Options):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command("cli.actions.service_status:show_status", at_root=True)
+@command("cli.actions.services:show_status", at_root=True)
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
-    check_problems: bool = option(
-        "List problems and exit with 1 if there are any, for monitoring.", "--check", default=False
-    )
+    check_problems: bool = option("List problems and exit with 1 if there are any.", "--check")
 
 
-@command("cli.actions.local_services:open_ui", at_root=True)
+@command("cli.actions.services:open_ui", at_root=True)
 class Ui(Options):
     """Open the MLflow UI until Ctrl-C.
 
@@ -121,3 +103,6 @@ class Ui(Options):
     """
 
     port: int = option("Port of the UI.", min=1, max=65535, default=5000)
+
+
+COMMANDS = (Serve, Playground, Up, Down, Status, Ui)

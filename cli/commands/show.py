@@ -5,38 +5,36 @@ from typing import Annotated
 
 import typer
 
-from cli.shared.command import Options, add_command, command, option, out_option, shared_options
-from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, StorePath
-from cli.shared.sampling_options import SamplingCommand
+from cli.shared.command import add_command, command, command_group, option, out_option
+from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, SamplingCommand, Spacing, StorePath
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 MESSAGE = "computing the figure"
 Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")]
 SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The times of the steps.")]
-Steps = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")]
+StepCount = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")]
 
 
-@shared_options
 class FigureOptions(JsonOptions):
     """The output of a figure."""
 
-    out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg", default=None)
+    out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg")
 
 
 @command("cli.actions.figures:show_forward", MESSAGE)
 class Forward(FigureOptions, ProfileOptions):
     """Noise schedules by t: ᾱ, signal-to-noise ratio, and noised images."""
 
-    image: str | None = option("A file or a number in the store. [default: 0 if prepared]", default=None)
+    image: str | None = option("A file or a number in the store. [default: 0 if prepared]")
     store: StorePath = None
     seed: Seed = 0
 
 
 @command("cli.actions.figures:show_steps", MESSAGE)
-class ShowSteps(FigureOptions, ProfileOptions):
+class Steps(FigureOptions, ProfileOptions):
     """The times of each spacing."""
 
-    count: Steps = 10
+    count: StepCount = 10
 
 
 @command("cli.actions.figures:show_variance", MESSAGE)
@@ -46,7 +44,7 @@ class Variance(FigureOptions, ProfileOptions):
     With --profile only the bounds.
     """
 
-    count: int | None = option("Steps. [default: all T]", "--steps", min=1, max=MAX_STEPS, default=None)
+    count: int | None = option("Steps. [default: all T]", "--steps", min=1, max=MAX_STEPS)
     spacing: SpacingOption = Spacing["uniform"]
     store: StorePath = None
     num: int = option("Number of images.", "--num", "-n", min=1, max=MAX_BATCH, default=64)
@@ -64,13 +62,11 @@ class Reverse(FigureOptions, ModelOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
-    klass: str | None = option(
-        "A class by name or number. [default: as in `sample`]", "--class", default=None
-    )
+    klass: str | None = option("A class by name or number. [default: as in `sample`]", "--class")
 
 
 @command("cli.actions.figures:show_model", MESSAGE)
-class Network(FigureOptions, ProfileOptions):
+class Model(FigureOptions, ProfileOptions):
     """The network: levels, output shapes, parameters and FLOPs per image."""
 
 
@@ -78,19 +74,11 @@ class Network(FigureOptions, ProfileOptions):
 class Samplers(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 
-    count: Steps = 10
+    count: StepCount = 10
     spacing: SpacingOption = Spacing["uniform"]
     seed: Seed = 0
 
 
-app = typer.Typer(name="show", help="Figures of params.yaml, a profile or a model.", no_args_is_help=True)
-FIGURES: dict[str, type[Options]] = {
-    "forward": Forward,
-    "steps": ShowSteps,
-    "variance": Variance,
-    "reverse": Reverse,
-    "model": Network,
-    "samplers": Samplers,
-}
-for name, figure in FIGURES.items():
-    add_command(app, figure, name)
+app = command_group("show", "Figures of params.yaml, a profile or a model.")
+for figure in (Forward, Steps, Variance, Reverse, Model, Samplers):
+    add_command(app, figure)

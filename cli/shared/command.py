@@ -7,11 +7,12 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -22,8 +23,7 @@ from diffusion.system.output_paths import check_output
 from diffusion.system.references import load_reference
 
 SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
-MAKE = "make"  # key of the function that makes a field's parameter for Typer, in its metadata
-SUFFIXES = "suffixes"  # key of an output file's suffixes, there too
+MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
 
 
 def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
@@ -36,47 +36,38 @@ def argument(help: str | None = None, *, default: Any = MISSING, **settings: Any
     return field(default=default, metadata={MAKE: partial(typer.Argument, help=help, **settings)})
 
 
-def file_option(help: str, *flags: str, default: Any = MISSING) -> Any:
-    """Declare an option that names an output file."""
-    return option(help, *flags, default=default, parser=output_file, metavar="FILE")
+def out_option(
+    help: str, *suffixes: str, flags: tuple[str, ...] = ("--out", "-o"), default: Any = MISSING
+) -> Any:
+    """Declare an output file with one of these suffixes, or any; it is checked before the work."""
+    make = partial(typer.Option, *flags, help=help, metavar="FILE")
+    return field(default=default, metadata={MAKE: make, SUFFIXES: suffixes})
 
 
-def out_option(help: str, *suffixes: str, default: Any = MISSING) -> Any:
-    """Declare the option --out, an output file with one of these suffixes, checked before the work."""
-    declared = file_option(help, "--out", "-o", default=default)
-    declared.metadata = {**declared.metadata, SUFFIXES: suffixes}
-    return declared
-
-
-def check_output_suffix(out: Path, suffixes: Sequence[str]) -> None:
-    """Raise UsageError if the file has another suffix or cannot be written."""
-    if out.suffix not in suffixes:
-        raise UsageError(f"--out {printable(out)}: give a file that ends in {' or '.join(suffixes)}")
-    check_output(out, "--out")
-
-
-def output_file(given: str | Path) -> Path:
-    """Return the path; UsageError if it cannot name a file."""
-    text = str(given)  # a default is a path already
-    if text == "-":
-        raise UsageError("- is no file name: standard output is /dev/stdout, a file of that name ./-")
-    if not text or text.endswith("/"):
-        raise UsageError(f"{printable(text)!r} is no file name: give one")
-    return Path(text)
-
-
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, out_option))
 @dataclass(kw_only=True)
 class Options:
-    """Base class of a command's options. Its docstring is the help text of the command."""
+    """Base class of a command's options. Its docstring is the help text of the command.
+
+    Without a default, a switch is off, and a value that may be None is None. Other options are required.
+    """
 
     body: ClassVar[str]
     message: ClassVar[str]
-    kind: ClassVar[type[TyperCommand]] = TyperCommand
-    at_root: ClassVar[bool] = False
-    flags_given: Mapping[str, str] = field(default_factory=dict, init=False)
-    """The flags on the command line, by field."""
+    kind: ClassVar[type[TyperCommand]]
+    at_root: ClassVar[bool]
     sampling: dict[str, Any] = field(default_factory=dict, init=False)
     """The declared sampling options by name, None where one is not given."""
+
+    def __init_subclass__(cls) -> None:
+        for name, hint in inspect.get_annotations(cls).items():
+            declared = cls.__dict__.get(name)
+            if isinstance(declared, Field) and declared.default is MISSING:
+                if hint is bool:
+                    declared.default = False
+                elif NoneType in get_args(hint):
+                    declared.default = None
+        dataclass(kw_only=True)(cls)
 
     def check(self) -> None:
         """Raise UsageError for options that contradict each other, before slow imports."""
@@ -84,20 +75,18 @@ class Options:
     def run(self) -> None:
         """Check the options, print what the command does, then import and call its body."""
         for one in fields(self):
-            out, suffixes = getattr(self, one.name), one.metadata.get(SUFFIXES)
-            if out is not None and suffixes:
-                check_output_suffix(out, suffixes)
+            if SUFFIXES in one.metadata and (out := getattr(self, one.name)) is not None:
+                flag, suffixes = one.metadata[MAKE].args[0], one.metadata[SUFFIXES]
+                if suffixes and out.suffix not in suffixes:
+                    ends = " or ".join(suffixes)
+                    raise UsageError(f"{flag} {printable(out)}: give a file that ends in {ends}")
+                check_output(out, flag)
         self.check()
         if self.at_root:
             refuse_subfolder()
         begin(self.message, silent=getattr(self, "as_json", False))
         body = load_reference(self.body)
         body(self) if any(one.init for one in fields(self)) else body()
-
-    def refuse_idle(self, name: str, idle: bool, why: str) -> None:
-        """Raise UsageError if an option is given and has no effect; `why` ends the sentence."""
-        if idle and name in self.flags_given:
-            raise UsageError(f"{self.flags_given[name]} does nothing {why}: leave it out")
 
 
 def begin(doing: str, silent: bool = False) -> None:
@@ -110,13 +99,6 @@ def begin(doing: str, silent: bool = False) -> None:
 Command = TypeVar("Command", bound=Options)
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, file_option, out_option))
-def shared_options(options: type[Command]) -> type[Command]:
-    """Declare options that several commands have."""
-    return dataclass(kw_only=True)(options)
-
-
-@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, file_option, out_option))
 def command(
     body: str, message: str = "", kind: type[TyperCommand] = TyperCommand, *, at_root: bool = False
 ) -> Callable[[type[Command]], type[Command]]:
@@ -126,9 +108,8 @@ def command(
     """
 
     def declare(options: type[Command]) -> type[Command]:
-        options.body, options.message, options.kind = body, message, kind
-        options.at_root = at_root
-        return shared_options(options)
+        options.body, options.message, options.kind, options.at_root = body, message, kind, at_root
+        return options
 
     return declare
 
@@ -139,15 +120,20 @@ def add_command(app: typer.Typer, options: type[Options], name: str | None = Non
     app.command(name, cls=options.kind, **settings)(callback_of(options))
 
 
+def command_group(name: str, help: str) -> typer.Typer:
+    """Return a group of commands, which stays a group with a single command."""
+    group = typer.Typer(name=name, help=help, no_args_is_help=True)
+    group.callback()(lambda: None)
+    return group
+
+
 def callback_of(options: type[Options]) -> Callable[..., None]:
     """Return the function of a command or a group for Typer; before a subcommand it does nothing."""
 
     def run(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is not None:
             return
-        made = options(**{name: _at_home(value) for name, value in values.items()})
-        given = (one for one in context.command.params if _is_given(context, one.name or ""))
-        made.flags_given = {one.name or "": one.opts[0] for one in given}
+        made = options(**{name: _expand_home(value) for name, value in values.items()})
         made.sampling = context.meta.get(SAMPLING_OPTIONS, {})
         made.run()
 
@@ -160,19 +146,13 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
     """Return the parameters of a command: its context, its own options, then inherited ones."""
     keyword, own = inspect.Parameter.KEYWORD_ONLY, inspect.get_annotations(options)
     hints = get_type_hints(options, include_extras=True)
-    return [
-        inspect.Parameter("context", keyword, annotation=typer.Context),
-        *(
-            inspect.Parameter(
-                one.name,
-                keyword,
-                default=inspect.Parameter.empty if one.default is MISSING else one.default,
-                annotation=_annotation(one, hints[one.name]),
-            )
-            for one in sorted(fields(options), key=lambda one: one.name not in own)
-            if one.init
-        ),
-    ]
+    parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
+    for one in sorted(fields(options), key=lambda one: one.name not in own):
+        if one.init:
+            default = inspect.Parameter.empty if one.default is MISSING else one.default
+            annotation = _annotation(one, hints[one.name])
+            parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))
+    return parameters
 
 
 def _annotation(one: Field[Any], hint: Any) -> Any:
@@ -184,11 +164,6 @@ def _annotation(one: Field[Any], hint: Any) -> Any:
     return Annotated[hint, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
 
 
-def _at_home(value: Any) -> Any:
+def _expand_home(value: Any) -> Any:
     """Return a path with `~` replaced, which a shell leaves as it is in quotes and in `--out=~/x`."""
     return type(value)(os.path.expanduser(value)) if isinstance(value, Path) else value
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"

@@ -1,19 +1,29 @@
-"""Options that several commands have, and checks of options that need no heavy import."""
+"""Options that several commands have, and checks of options that need no heavy import.
 
+Those of declared sampling options are made when their command is used: `diffctl --help` does not load them.
+"""
+
+import inspect
 import json
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Mapping
+from enum import Enum, StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+from typer.main import get_command
 
-from cli.shared.command import Options, option, shared_options
+from cli.shared.command import SAMPLING_OPTIONS as META
+from cli.shared.command import Options, option
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffusion.protocol.options import SamplingOption
 
 PROFILES = Path("profiles")
 
@@ -34,11 +44,10 @@ StorePath = Annotated[
 ]
 
 
-@shared_options
 class JsonOptions(Options):
     """The option of a command that can print JSON."""
 
-    as_json: bool = option("Print the result as JSON.", "--json", default=False)
+    as_json: bool = option("Print the result as JSON.", "--json")
 
     def answer(self, values: object, text: str | Callable[[], object]) -> None:
         """Print the values as JSON with --json, else the text; `text` may be a function that prints."""
@@ -50,13 +59,12 @@ class JsonOptions(Options):
             typer.echo(text)
 
 
-@shared_options
 class ModelOptions(Options):
     """The options that select a model."""
 
-    model: Path | None = option(f"A model file. [default: {MODEL}]", default=None)
-    run_id: str | None = option("The model of this MLflow run.", default=None)
-    champion: bool = option("The registered champion for the data of params.yaml.", default=False)
+    model: Path | None = option(f"A model file. [default: {MODEL}]")
+    run_id: str | None = option("The model of this MLflow run.")
+    champion: bool = option("The registered champion for the data of params.yaml.")
 
     @property
     def names_model(self) -> bool:
@@ -69,12 +77,11 @@ class ModelOptions(Options):
             raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
 
 
-@shared_options
 class ProfileOptions(ModelOptions):
     """The options that select a model, or else a configuration."""
 
     profile: str | None = option(
-        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names, default=None
+        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names
     )
 
     def check(self) -> None:
@@ -82,3 +89,93 @@ class ProfileOptions(ModelOptions):
         super().check()
         if self.names_model and self.profile is not None:
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
+
+
+class SamplingCommand(TyperCommand):
+    """A command with an option for each declared sampling option, except those in `without`."""
+
+    without: tuple[str, ...] = ()
+
+    def __init__(self, *arguments: Any, **values: Any) -> None:
+        self._declared: list[Any] | None = None
+        super().__init__(*arguments, **values)
+
+    @property
+    def params(self) -> list[Any]:
+        """The function's own parameters, then the declared options."""
+        if self._declared is None:
+            self._declared = self.declared()
+            self._params += self._declared
+        return self._params
+
+    @params.setter
+    def params(self, own: list[Any]) -> None:
+        self._params = own
+
+    def declared(self) -> list[Any]:
+        """Return a parameter for each option."""
+        from diffusion.protocol.settings import SAMPLING_OPTIONS
+
+        options = SAMPLING_OPTIONS.values()
+        return _parameters(
+            {one.name: _option(one) for one in options if one.option.cli and one.name not in self.without}
+        )
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the function; the declared options are in the context."""
+        given = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
+        ctx.meta[META] = {
+            name: value.value if isinstance(value, Enum) else value for name, value in given.items()
+        }
+        return super().invoke(ctx)
+
+
+class AxesCommand(SamplingCommand):
+    """A command with an option for each axis of a sweep, each a list of values as text."""
+
+    def declared(self) -> list[Any]:
+        """Return a parameter for each axis."""
+        from diffusion.protocol.settings import AXES, OPTIONS
+
+        return _parameters({name: _axis(OPTIONS[name]) for name in AXES})
+
+
+def flag(name: str) -> str:
+    """Return the flag of an option, such as --guidance-interval."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _option(option: "SamplingOption") -> Any:
+    """Return the annotated type of an option's parameter."""
+    declared, kind = option.option, option.plain_type
+    default = f" [default: {option.default}]" if option.default not in (None, "") else ""
+    more: dict[str, Any] = {}
+    if declared.choices:
+        kind = option.enum()
+    elif declared.write is not None:
+        kind, more = str, {"metavar": declared.metavar}
+    elif kind is not bool:
+        more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
+    return Annotated[kind | None, typer.Option(help=declared.help + default, **more)]
+
+
+def _axis(option: "SamplingOption") -> Any:
+    """Return the annotated type of an axis' parameter."""
+    text = f"{option.option.help} [default: params.yaml's]"
+    return Annotated[str | None, typer.Option(help=text, metavar=f"{option.option.metavar or 'A'},…")]
+
+
+def _parameters(annotations: Mapping[str, Any]) -> list[Any]:
+    """Return Typer's parameters of these annotated types, each with the default None."""
+
+    def function(**options: Any) -> None: ...
+
+    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for name, kind in annotations.items()
+        ]
+    )
+    app = typer.Typer(add_completion=False)
+    app.command()(function)
+    return [one for one in get_command(app).params if one.name in annotations]

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import errno
 import gc
 import io
 import logging
@@ -25,8 +24,6 @@ from diffusion.system.errors import (
 from diffusion.system.signals import StopRequest
 from flows.stage_outcome import StageOutcome, kind_of
 
-HANDLES = (errno.EMFILE, errno.ENFILE)
-
 
 def set_up_process() -> None:
     """Hide warnings that libraries address to developers, escape unprintable names, collect garbage less."""
@@ -35,10 +32,6 @@ def set_up_process() -> None:
     if isinstance(logging.lastResort, logging.Handler):
         logging.lastResort.setLevel(logging.ERROR)
     sys.unraisablehook = _show_unraisable
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        if getattr(sys, name) is None:  # closed by the parent process: a file would get its number
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-            setattr(sys, name, os.fdopen(number, "w", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # torch and MLflow create two million permanent objects: scanning them takes up to 2 s a command.
@@ -127,19 +120,16 @@ def outcome_of(error: BaseException) -> StageOutcome:
     """Return the kind, the sentence and the exit code of a command that raised the error."""
     if isinstance(error, DiffctlError | Interrupted):
         return StageOutcome(kind_of(error), str(error), error.exit_code)
-    if isinstance(error, OSError) and (sentence := describe_os_error(error)):
-        return StageOutcome(kind_of(error), sentence, FAILED)
+    if isinstance(error, OSError) and not isinstance(error, ValueError):  # io.UnsupportedOperation is both
+        return StageOutcome("failed", _describe(error), FAILED)
     return StageOutcome("crashed", reason(error), FAILED)
 
 
-def describe_os_error(error: OSError) -> str | None:
-    """Return a sentence on a failed file operation, or None for a programming error."""
-    if isinstance(error, ValueError):  # io.UnsupportedOperation
-        return None
+def _describe(error: OSError) -> str:
+    """Return a sentence on a failed file operation."""
     if error.errno is None:
         return reason(error)
     name = "a file" if error.filename is None else printable(os.fsdecode(error.filename))
     if is_disk_full(error):
         return f"{name} cannot be written ({error.strerror}): free some space"
-    remedy = "raise the limit with `ulimit -n`" if error.errno in HANDLES else "check it, or use another path"
-    return f"{name} cannot be used ({error.strerror}): {remedy}"
+    return f"{name} cannot be used ({error.strerror}): check it, or use another path"

@@ -12,7 +12,6 @@ import typer
 from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, dvc_stages, home
-from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
 from diffusion.system.registry import PLUGINS
 from diffusion.train.checkpoint.run_record import changed_fields
@@ -56,11 +55,8 @@ def unchanged_inputs(stage: str) -> Iterator[None]:
 
 
 def _sections(names: set[str]) -> dict[str, object]:
-    """Return sections of params.yaml; the error instead if it cannot be read."""
-    try:
-        values = read_params() if names else {}
-    except UsageError as error:
-        return {"params.yaml": str(error)}
+    """Return sections of params.yaml."""
+    values = read_params() if names else {}
     return {name: values.get(name) for name in names}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from cli.shared.progress import Show, progress
+from cli.shared.console import Show, progress
 from diffusion.data.data_config import DataConfig
 from diffusion.data.prepare import prepare
 from diffusion.images.store import open_store
@@ -44,13 +44,7 @@ def _print_summary(folder: Path) -> None:
     shape = f"{meta['image_size']}×{meta['image_size']}×{meta['channels']}"
     labels = f"{len(meta['classes'])} classes" if meta["classes"] else "no labels"
     typer.echo(f"{folder}: {counts} images of {shape}, {labels}")
-    if meta["classes"] and not _uses_classes():
+    if meta["classes"] and not read_params().get("model", {}).get("class_cond"):
         typer.echo(f"{labels} found; `model.class_cond: true` uses them")
     if meta.get("skipped"):
         typer.echo(f"left out: {sum(meta['skipped'].values()):,} raw files, see {folder / 'skipped.csv'}")
-
-
-def _uses_classes() -> bool:
-    """Return whether params.yaml sets `model.class_cond`; only a message depends on it."""
-    model = read_params().get("model")
-    return not isinstance(model, dict) or bool(model.get("class_cond"))

@@ -3,14 +3,13 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
 
-from cli.shared.progress import Show, above, progress
+from cli.shared.console import Show, above, progress
 from diffusion.code_digest import CodeSince
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.pictures import enlarge, grid, png_bytes
@@ -104,36 +103,13 @@ def _describe_change(before: CodeSince, now: CodeSince) -> str:
     return f"these steps used torch {before.torch}, the next ones use {now.torch}"
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The scores of one training at every `train.eval_every` steps."""
+class Validation(NamedTuple):
+    """What scores one training at every `train.eval_every` steps."""
 
     artefact: Artefact
     scorer: ValidationScorer
     checkpoints: ScoredCheckpoints
-    spool: Spool
     stop: StopRequest
-
-    def is_scored(self, step: int) -> bool:
-        """Return whether the weights after `step` steps are scored."""
-        return step in self.checkpoints.scores()
-
-    def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Score the EMA. A stop interrupts it, and the resumed training repeats it."""
-
-        def watch(done: int, total: int) -> None:
-            self.stop.raise_if_set()
-            show(done, total)
-
-        try:
-            with progress(f"scoring step {step:,}") as show:
-                scores = self.scorer.scores(ema, self.artefact, watch)
-        except Interrupted:
-            return
-        path, gone = self.checkpoints.add(step, scores, ema, self.artefact)
-        self.spool.checkpoint(step, path, {f"validation/{name}": value for name, value in scores.items()})
-        for old in gone:
-            self.spool.dropped(old)
 
 
 class TrackedTraining(ConsoleTraining):
@@ -150,9 +126,8 @@ class TrackedTraining(ConsoleTraining):
     ) -> None:
         super().__init__("train", run, show, heldout)
         self.spool, self._plan, self._validation = spool, plan, validation
-        self._system_at = 0.0
+        self._system, self._system_at = SystemMetrics(), 0.0
         self._window: tuple[float, int] | None = None
-        self._system = SystemMetrics()
         self.on_validation: OnValidation | None = None
         self.real: ImageStore | None = None  # below previews
         self._began, self._first_step = time.monotonic(), 0
@@ -180,8 +155,7 @@ class TrackedTraining(ConsoleTraining):
         A session that trains no step returns the facts of an earlier one, so that the file does not change.
         """
         is_complete = self._first_step == self._plan.train.steps
-        facts = read_facts(self.run.folder) if is_complete else None
-        if facts is None:
+        if (facts := read_facts(self.run.folder) if is_complete else None) is None:
             facts = self._facts()
             write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
         identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
@@ -230,17 +204,35 @@ class TrackedTraining(ConsoleTraining):
         return losses
 
     def evaluate(self, step: int, ema: nn.Module) -> None:
-        """Score the EMA and log the scores; `train.keep` decides which checkpoints stay."""
-        if self._validation is not None:
-            with self._paused():
-                self._validation.evaluate(step, ema)
+        """Score the EMA and log the scores; `train.keep` decides which checkpoints stay.
+
+        A stop interrupts it, and the resumed training repeats it.
+        """
+        if self._validation is None:
+            return
+        artefact, scorer, checkpoints, stop = self._validation
+
+        def watch(done: int, total: int) -> None:
+            stop.raise_if_set()
+            show(done, total)
+
+        with self._paused():
+            try:
+                with progress(f"scoring step {step:,}") as show:
+                    scores = scorer.scores(ema, artefact, watch)
+            except Interrupted:
+                return
+            path, gone = checkpoints.add(step, scores, ema, artefact)
+            self.spool.checkpoint(step, path, {f"validation/{name}": value for name, value in scores.items()})
+            for old in gone:
+                self.spool.dropped(old)
 
     def catch_up(self, step: int, ema: nn.Module) -> None:
         """Compute the score that is due after `step` steps, if it is missing."""
         if not (step and self._plan.train.is_due(step, "eval_every") and self._validation):
             return
         with observer_guard(f"score of step {step:,}"):
-            if not self._validation.is_scored(step):
+            if step not in self._validation.checkpoints.scores():
                 self.evaluate(step, ema)
 
     @contextmanager
@@ -265,19 +257,17 @@ def write_preview(
     settings = SampleSettings(steps=steps, spacing=spacing)
     indices = range(10)
     device = next(network.parameters()).device
-    rows = []
-    wanted = mixed_condition(artefact, settings, indices)
+    rows, wanted = [], mixed_condition(artefact, settings, indices)
     for weights in (network, ema):
         training = weights.training
         weights.eval()
         try:
-            model = LoadedModel(weights, artefact)
-            rows.append(to_nhwc(generate(model, settings, indices, wanted, device)))
+            images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
+            rows.append(to_nhwc(images))
         finally:
             weights.train(training)  # also after an error, so that dropout stays on
     if real is not None:
         labels = None if wanted.labels is None else wanted.labels.tolist()
         rows.append(real_images(real, labels, len(indices)))
-    picture = grid(np.concatenate(rows), columns=len(indices))
-    picture = enlarge(picture, artefact.network.image_size)
+    picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.image_size)
     write_atomic(path, lambda file: file.write(png_bytes(picture)))

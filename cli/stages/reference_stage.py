@@ -1,6 +1,6 @@
 """The stage `reference`: features of real images."""
 
-from cli.shared.progress import progress
+from cli.shared.console import progress
 from cli.stages.context import preflight
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.reference_features import make_reference

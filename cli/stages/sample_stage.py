@@ -1,6 +1,8 @@
 """The stage `sample`: the images of every cell."""
 
-from cli.shared.progress import progress
+from pathlib import Path
+
+from cli.shared.console import progress
 from cli.stages.context import preflight
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.protocol.grid import grid
@@ -14,8 +16,12 @@ from flows.sweep_cells import run_sweep
 def run_stage() -> None:
     """Sample every cell that is not complete."""
     preflight("sample")
-    section = load_section("sample", SampleConfig)
-    cells = grid(section, load_section("sweep", SweepConfig))
-    files = CellFiles(MODEL, section, cells)
-    drop_other_cells(SAMPLES, cells)
-    run_sweep(section, cells, files, SAMPLES, progress)
+    sample_cells(MODEL, load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)
+
+
+def sample_cells(model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path) -> None:
+    """Sample every cell of the grid into `samples`. Complete cells are reused, others removed."""
+    cells = grid(section, sweep)
+    files = CellFiles(model, section, cells)
+    drop_other_cells(samples, cells)
+    run_sweep(section, cells, files, samples, progress)

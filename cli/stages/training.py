@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from cli.shared.progress import progress
+from cli.shared.console import progress
 from cli.stages.observers import ConsoleTraining, TrackedTraining, Validation
 from diffusion.config import Config
 from diffusion.evaluate.features.extractors import space_extractor
@@ -27,16 +27,7 @@ from diffusion.train.observers import observer_guard
 from diffusion.train.plan import DenoiserPlan, TrainPlan, plan_artefact
 from diffusion.train.trainer import Trainer
 from diffusion.train.validation_loss import ValidationLoss
-from tracking.keys import (
-    CODE,
-    DATA_DIGEST,
-    FINGERPRINT,
-    RESUMED_FROM,
-    experiment_name,
-    git_tags,
-    pretrained_tags,
-    source_tags,
-)
+from tracking import keys
 from tracking.mlflow_pages import note_tags, training_note
 from tracking.runs.run_lookup import training_name
 from tracking.spool.sender import start_sender
@@ -80,21 +71,20 @@ def tracked_training(
     plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track a training in MLflow; the end of the block decides the status of its run."""
-    spool = Spool(run.folder, run.key, training_name(config), experiment_name(plan.data.name))
-    spool.params(config.model_dump(mode="json"))
-    tags = {FINGERPRINT: run.folder.name, DATA_DIGEST: plan.data.digest}
-    made_by = plan.code[-1]
-    tags |= {"diffctl.precision": plan.precision, CODE: made_by.digest, "diffctl.torch": made_by.torch}
+    spool = Spool(run.folder, run.key, training_name(config), keys.experiment_name(plan.data.name))
+    values, made_by = config.model_dump(mode="json"), plan.code[-1]
+    spool.params(values)
+    tags = {keys.FINGERPRINT: run.folder.name, keys.DATA_DIGEST: plan.data.digest}
+    tags |= {"diffctl.precision": plan.precision, keys.CODE: made_by.digest, "diffctl.torch": made_by.torch}
     if run.start:
-        tags[RESUMED_FROM] = f"{run.start.folder.name} after step {run.start.step}"
-    tags |= pretrained_tags(plan.lineage)
-    spool.tags({**tags, **git_tags(Path()), **source_tags("diffctl stage train")})
-    spool.tags(note_tags(training_note(flatten(config.model_dump(mode="json")), run.folder.name)))
+        tags[keys.RESUMED_FROM] = f"{run.start.folder.name} after step {run.start.step}"
+    tags |= keys.pretrained_tags(plan.lineage) | note_tags(training_note(flatten(values), run.folder.name))
+    spool.tags({**tags, **keys.git_tags(Path()), **keys.source_tags("diffctl stage train")})
     spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
     sender = start_sender(run.folder)
     status = "FAILED"
     try:
-        validation = _validation(run, plan, config, spool, stop) if plan.train.eval_every else None
+        validation = _validation(run, plan, config, stop) if plan.train.eval_every else None
         heldout = validation_loss(plan)
         with progress("train", per=plan.train.batch_size) as show:
             training = TrackedTraining(run, plan, spool, show, validation, heldout)
@@ -110,9 +100,7 @@ def tracked_training(
         sender.close(SENDER_SECONDS[status])
 
 
-def _validation(
-    run: RunDir, plan: DenoiserPlan, config: Config, spool: Spool, stop: StopRequest
-) -> Validation:
+def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopRequest) -> Validation:
     """Return the scorer of EMA checkpoints; missing inputs are reported before the training."""
     section = config.evaluate
     extractor = space_extractor(section.spaces[0])
@@ -122,7 +110,7 @@ def _validation(
     scorer = ValidationScorer(scored_images(config), extractor, reference, section)
     folder, keep, artefact = run.folder / "checkpoints", plan.train.keep, plan_artefact(plan)
     checkpoints = ScoredCheckpoints(folder, keep, scorer.ranked_by, scorer.card(artefact))
-    return Validation(artefact, scorer, checkpoints, spool, stop)
+    return Validation(artefact, scorer, checkpoints, stop)
 
 
 def scored_images(config: Config) -> ValidationImages:

@@ -139,12 +139,12 @@ class SamplingOption:
         members = {name: name for name in self.option.choices}
         return StrEnum(self.name.title(), members)  # type: ignore[return-value]
 
-    def idle_reason(self, value_of: Callable[[str], Any], name: Callable[[str], str] = str) -> str | None:
-        """Return why it has no effect next to others' values, or None; `name` writes an option's name."""
+    def idle_reason(self, value_of: Callable[[str], Any]) -> str | None:
+        """Return why it has no effect next to others' values, or None."""
         for condition in self.option.no_effect:
             value = value_of(condition.option)
             if condition.holds(value):
-                return condition.why.format(option=name(condition.option), value=value)
+                return condition.why.format(option=condition.option, value=value)
         return None
 
 

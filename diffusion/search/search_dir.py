@@ -61,9 +61,7 @@ class About(Section):
 def search_dir(name: str) -> Path:
     """Return the directory of the search; UsageError for an invalid name."""
     if not NAME.fullmatch(name):
-        raise UsageError(
-            f"--name {brief(name)}: give at most 100 letters, digits, dots, - and _, a letter or digit first"
-        )
+        raise UsageError(f"--name {brief(name)}: give at most 100 letters, digits, -, _ and dots inside")
     return SEARCH_RUNS / name
 
 
@@ -83,10 +81,8 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
         return about
     before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
     if changed := changed_fields(before, now):
-        raise UsageError(
-            f"{folder} contains a search with other settings ({', '.join(changed[:3])}): use another --name, "
-            "or remove that folder; finished trainings stay in runs/train"
-        )
+        fields = ", ".join(changed[:3])
+        raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
     return known
 
 

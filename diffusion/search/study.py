@@ -15,12 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from filelock import FileLock
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -34,18 +29,18 @@ from diffusion.system.section import canonical_json
 JOURNAL, LOCK = "journal.log", "journal.lock"
 POINT, REASON = "point", "reason"  # user attributes of a trial
 MIN_COMPLETE = 3  # trials before one is pruned
-STATES: dict[TrialState, State] = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "done",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
+STATES: dict[State, TrialState] = {
+    "running": TrialState.RUNNING,
+    "done": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
 }
 
 
 class SearchStudy:
     """The trials of the search in `folder`, shared by processes; DiffctlError if the journal is damaged."""
 
-    def __init__(self, folder: Path, name: str, section: SearchConfig) -> None:
+    def __init__(self, folder: Path, section: SearchConfig) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         folder.mkdir(parents=True, exist_ok=True)
         self.section, self._path = section, folder / JOURNAL
@@ -54,7 +49,7 @@ class SearchStudy:
             lock: Any = FileLock(folder / LOCK, poll_interval=0.02)  # Optuna's own blocks after a kill
             storage = JournalStorage(JournalFileBackend(str(self._path), lock))
             self._study = optuna.create_study(
-                study_name=name,
+                study_name=folder.name,
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=optuna.pruners.MedianPruner(n_startup_trials=MIN_COMPLETE),
@@ -78,9 +73,7 @@ class SearchStudy:
         study.add_trials(self._frozen())
         params = study.ask(_distributions(self.section)).params
         return {
-            name: params[name]
-            if isinstance(values, Range)
-            else next(value for value in values if canonical_json(value) == params[name])
+            name: params[name] if isinstance(values, Range) else json.loads(params[name])
             for name, values in sorted(self.section.fields.items())
         }
 
@@ -91,14 +84,13 @@ class SearchStudy:
             name: point[name] if isinstance(values, Range) else canonical_json(point[name])
             for name, values in sorted(self.section.fields.items())
         }
-        self._study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=params,
-                distributions=_distributions(self.section),
-                user_attrs={POINT: canonical_json(point)},
-            )
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=params,
+            distributions=_distributions(self.section),
+            user_attrs={POINT: canonical_json(point)},
         )
+        self._study.add_trial(trial)
         return self.trials()[-1]
 
     def finish(self, number: int, result: TrialResult) -> None:
@@ -108,8 +100,7 @@ class SearchStudy:
             return
         if result.reason:
             self._trial(number).set_user_attr(REASON, result.reason)
-        (state,) = (state for state, name in STATES.items() if name == result.state)
-        self._study.tell(number, result.value, state)
+        self._study.tell(number, result.value, STATES[result.state])
 
     def report(self, number: int, step: int, loss: float) -> bool:
         """Store the validation loss of a trial after `step` steps; return whether to prune it."""
@@ -142,14 +133,12 @@ class SearchStudy:
             with warnings.catch_warnings(action="ignore"):
                 yield
         except (ValueError, LookupError, TypeError, AssertionError) as error:
-            raise DiffctlError(
-                f"{self._path} is damaged ({type(error).__name__}): remove its folder to start again; "
-                "finished trainings stay in runs/train"
-            ) from None
+            why = type(error).__name__
+            raise DiffctlError(f"{self._path} is damaged ({why}): remove its folder to start again") from None
 
 
 def _as_trial(frozen: FrozenTrial) -> Trial:
-    state = STATES[frozen.state]
+    state = next(name for name, one in STATES.items() if one is frozen.state)
     return Trial(
         number=frozen.number,
         point=json.loads(frozen.user_attrs[POINT]),
@@ -210,8 +199,8 @@ class SequentialRunner:
 def run_search(
     study: SearchStudy,
     runner: TrialRunner,
-    begin: Callable[[Trial], TrialResult | None] = lambda trial: None,
-    end: Callable[[int, TrialResult], None] = lambda number, result: None,
+    begin: Callable[[Trial], TrialResult | None],
+    end: Callable[[int, TrialResult], None],
 ) -> list[Trial]:
     """Run all trials that have no result, interrupted ones first; return all trials.
 

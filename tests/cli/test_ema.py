@@ -55,23 +55,3 @@ def test_each_width_becomes_a_model_file(folder: Path, invoke: Invoke) -> None:
 def test_invalid_width_is_refused(folder: Path, invoke: Invoke, width: str) -> None:
     assert_refused(invoke("ema", f"--sigma-rel={width}"), "--sigma-rel", "0.01", "0.28")
     assert made(folder) == []
-
-
-def test_unwritable_output_is_refused_before_reading(folder: Path, invoke: Invoke) -> None:
-    (folder / "file").write_text("")
-    done = invoke("ema", "--sigma-rel", "0.1", "--from", "nowhere", "--out", "file/models")
-    assert_refused(done, "--out file/models/ema-0.1.safetensors")
-
-
-def test_missing_mixed_and_damaged_snapshots_are_refused(folder: Path, invoke: Invoke) -> None:
-    assert_refused(invoke("ema", "--sigma-rel", "0.1", "--from", "nowhere"), "nowhere")
-    path = snapshot_path(folder / "models/ema", 0.1, 4)
-    data = bytearray(path.read_bytes())
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert_refused(invoke("ema", "--sigma-rel", "0.1"), path.name, "damaged", code=1)
-    path.write_bytes(data)
-    spec = spec_of(channels=16)
-    other = artefact_of(spec, step=8, ema_sigma_rel=0.2)
-    save_artefact(snapshot_path(folder / "models/ema", 0.2, 8), network_of(spec).state_dict(), other)
-    assert_refused(invoke("ema", "--sigma-rel", "0.1"), "two trainings")
-    assert made(folder) == []

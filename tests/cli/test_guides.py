@@ -63,6 +63,6 @@ def test_an_early_snapshot_guides_cells_images_and_the_registered_model(project:
     assert len(json.loads(out)["cells"]) == 3, "without guidance no guide has an effect"
     message = refused(project, "sample", "--guidance", "1", "--guide", "ema:0.1@5", "--out", "c.npz")
     assert "no snapshot of step 5: there are 4, 8, 12" in message
-    assert "does nothing without --guidance" in refused(project, "sample", "--guide", EARLY, "--out", "c.npz")
+    assert "has no effect without guidance" in refused(project, "sample", "--guide", EARLY, "--out", "c.npz")
     write_params(project, **{**changes, "sweep": {**changes["sweep"], "guide": ["ema:0.1@5"]}})
     assert "keeps one every 4 steps" in refused(project, "stage", "sample")

@@ -26,12 +26,7 @@ from diffusion.model.model_file import save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shards_folder
-from diffusion.sample.network_files import (
-    NetworkArtefacts,
-    NetworkFiles,
-    ema_model_file,
-    matching_snapshots,
-)
+from diffusion.sample.network_files import NetworkFiles, ema_model_file, matching_snapshots
 from diffusion.sample.shards import cells_folder
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import ABOUT, open_search, search_dir
@@ -158,16 +153,6 @@ def test_classifiers_of_other_settings_go(project: Path, invoke) -> None:
     rows = json.loads(invoke("prune", "--json").out)
     assert [row["path"] for row in rows] == [str(other)]
     assert own.exists()
-
-
-def test_images_of_other_models_and_cells_go(plan) -> None:
-    model = save_artefact(MODEL, network_of(plan.network).state_dict(), plan_artefact(plan))
-    config = load()
-    for cell in grid(config.sample, config.sweep):
-        own = make_units(shards_folder(cell_settings(config.sample, cell), NetworkArtefacts(model)))
-    outside = make_units(own.parent / "0123456789abcdef")
-    other = make_units(CELL_RUNS / ("b" * 16) / "0123456789abcdef").parent
-    assert gone(plan) == {outside, other}
 
 
 def save_guided_model(plan, ema: list) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.actions import service_status
+from cli.actions import services
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
@@ -67,19 +67,16 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(
     spool = open_spool(project / TRAIN_RUNS / "f1")
     write_points(spool, 1, 3)
     spool.close("FINISHED")
-    names = ("deployment", "state", "time", "reason", "flow_run", "failed")
+    run = {"time": "2026-01-02 03:04", "flow_run": "id"}
     deployments = [
-        dict(zip(names, values, strict=True))
-        for values in (
-            ("retrain", "Crashed", "2026-01-02 03:04", "no heartbeat", "id", True),
-            ("sweep", "Completed", "2026-01-02 05:06", "", "id", False),
-        )
+        {"deployment": "retrain", "state": "Crashed", "reason": "no heartbeat", "failed": True, **run},
+        {"deployment": "sweep", "state": "Completed", "reason": "", "failed": False, **run},
     ]
     workers = [{"pool": "diffctl", "worker": "night", "time": "2026-01-02 07:08", "online": False}]
     status = {"runs": [], "deployments": deployments, "workers": workers}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
-    monkeypatch.setattr(service_status, "prefect_status", lambda url: status)
-    monkeypatch.setattr(service_status, "MIN_FREE", float("inf"))
+    monkeypatch.setattr(services, "prefect_status", lambda url: status)
+    monkeypatch.setattr(services, "MIN_FREE", float("inf"))
     found = invoke("status", "--check")
     assert found.code == 1
     assert "worker night of pool diffctl is offline, last poll 2026-01-02 07:08 UTC" in found.out

@@ -77,9 +77,6 @@ def test_params_profile_and_model_give_different_figures(folder, invoke) -> None
         ("steps --steps 2000", "1 to 1000"),
         ("steps --out figure.pdf", ".svg"),
         ("forward --image 64", "64"),
-        ("forward --image a.png --images b", "--images"),
-        ("variance --profile digits --num 3", "--num"),
-        ("reverse --noise large", "--noise"),
     ],
 )
 def test_misuse_is_one_sentence(folder, invoke, arguments, word) -> None:

@@ -1,6 +1,5 @@
 """`diffctl use`: params.yaml becomes a profile, and no edits are lost."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 from cli.commands.pipeline import Use
 from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
-from tests.helpers.damaged_bytes import bounded
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.small import commit, git
 
@@ -39,13 +37,6 @@ def test_params_become_the_profile_but_edits_are_kept_unless_forced(folder: Path
     assert (folder / "params.yaml").read_text() == edited
     Use(profile="fashion-mnist", force=True).run()
     assert (folder / "params.yaml").read_text() == (PROFILES / "fashion-mnist.yaml").read_text()
-
-
-def test_pipe_as_params_is_refused(folder: Path, invoke: Invoke) -> None:
-    (folder / "params.yaml").unlink()
-    os.mkfifo(folder / "params.yaml")
-    result = bounded(lambda: assert_refused(invoke("use", "digits"), "params.yaml cannot be replaced"))
-    assert result == "None"
 
 
 def test_committed_edits_and_edits_in_a_named_file_are_saved(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.stages.observers import TrackedTraining, write_preview
+from cli.stages.observers import TrackedTraining, Validation, write_preview
 from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
@@ -150,8 +150,8 @@ def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> No
 
 
 def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_path: Path) -> None:
-    fail = raising(RuntimeError("no room on the device"))
-    validation: Any = SimpleNamespace(is_scored=lambda step: False, evaluate=fail)
+    scorer: Any = SimpleNamespace(scores=raising(RuntimeError("no room on the device")))
+    validation = Validation(None, scorer, SimpleNamespace(scores=dict), None)
     state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
     watch = TrackedTraining(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
@@ -167,9 +167,12 @@ def test_image_rate_excludes_previews_saves_and_scores(
     monkeypatch.setattr("cli.stages.observers.time", SimpleNamespace(monotonic=lambda: sum(now)))
     monkeypatch.setattr("cli.stages.observers.write_preview", lambda *_: take(100))
     folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: take(200))
-    validation: Any = SimpleNamespace(evaluate=lambda step, ema: take(400))
+    scorer: Any = SimpleNamespace(scores=lambda *_: {"kd": take(400)})
+    checkpoints: Any = SimpleNamespace(add=lambda *_: (None, []))
+    validation = Validation(None, scorer, checkpoints, None)
     spool: Any = SimpleNamespace(
-        metrics=lambda step, values: logged.append(values), image=lambda *_: None, sync=lambda: None
+        metrics=lambda step, values: logged.append(values),
+        **dict.fromkeys(("image", "sync", "checkpoint"), lambda *_: None),
     )
     store = open_store(digits_store)
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}

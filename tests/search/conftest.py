@@ -27,4 +27,4 @@ def searching(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trials(folder: Path) -> list[Trial]:
     """Return the trials of the search."""
-    return SearchStudy(folder / "runs/search/search", "search", SearchConfig(**SEARCH)).trials()
+    return SearchStudy(folder / "runs/search/search", SearchConfig(**SEARCH)).trials()

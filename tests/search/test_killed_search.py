@@ -85,7 +85,7 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
     copy_data(project)
     folder = project / "runs/search/search"
     open_search(folder, section, {}, "digest")
-    study = SearchStudy(folder, "search", section)
+    study = SearchStudy(folder, section)
     for seed in range(3):
         number = study.start({"train.seed": seed}).number
         for step in range(2, 13, 2):

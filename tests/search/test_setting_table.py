@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffusion.choice.confidence import group_gap, mean_interval
+from diffusion.choice.confidence import mean_interval
 from diffusion.search.search_dir import Trial
 from diffusion.search.setting_table import ScoredTrial, best_trial, setting_rows
 from tests.helpers.scores_document import document
@@ -36,16 +36,10 @@ def test_setting_has_the_cell_of_the_best_mean_over_seeds() -> None:
     assert best_trial(best, TRIALS).number == 2
 
 
-def test_intervals_and_ties_equal_those_of_groups() -> None:
-    groups = setting_rows(TRIALS)
-    cells = [[TRIALS[n].document.cells[one.cell] for n in one.trials] for one in groups]
-    assert groups[0].tied is None
-    for group, members in zip(groups, cells, strict=True):
-        assert group.interval == mean_interval(members, KD)
-    for group, members in list(zip(groups, cells, strict=True))[1:]:
-        assert group.tied == (not group_gap(members, cells[0], KD).is_significant)
-    assert groups[1].tied, "its seeds differ much"
-    assert not groups[2].tied
-    values = groups[0].as_json()
+def test_gaps_within_the_spread_of_seeds_are_ties() -> None:
+    best, second, last = setting_rows(TRIALS)
+    assert (best.tied, second.tied, last.tied) == (None, True, False)
+    assert second.interval == mean_interval([TRIALS[n].document.cells["steps10-eta0"] for n in (0, 1)], KD)
+    values = best.as_json()
     assert values["interval"][0] < values["value"] < values["interval"][1]
     assert values["trials"] == [2, 3]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from diffusion.code_digest import library_version
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import Trial, TrialResult
-from diffusion.search.study import JOURNAL, SearchStudy, SequentialRunner, run_search
+from diffusion.search.study import JOURNAL, SearchStudy, SequentialRunner, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError
 from flows.ray import trial_runner
 
@@ -38,8 +38,21 @@ def objective(trial: Trial) -> TrialResult:
     return TrialResult("done", sum((value - 0.3) ** 2 for value in values))
 
 
-def run_all(folder: Path, section: SearchConfig, run=objective) -> list[Trial]:
-    return run_search(SearchStudy(folder, "test", section), SequentialRunner(run))
+def study_of(folder: Path, section: SearchConfig) -> SearchStudy:
+    """A study whose journal has the same study name in every folder."""
+    return SearchStudy(folder / "test", section)
+
+
+def run_all(folder: Path, section: SearchConfig, runner: TrialRunner | None = None) -> list[Trial]:
+    runner = runner or SequentialRunner(objective)
+    return run_search(study_of(folder, section), runner, lambda trial: None, lambda number, result: None)
+
+
+def cut_journal(source: Path, folder: Path, part: float) -> None:
+    """Write a prefix of the source's journal, as a kill leaves one: it only grows."""
+    data = (source / "test" / JOURNAL).read_bytes()
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    (folder / "test" / JOURNAL).write_bytes(data[: math.floor(part * len(data))])
 
 
 class Parallel:
@@ -69,24 +82,21 @@ class Parallel:
 
 @pytest.fixture(scope="module", params=SECTIONS)
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """An uninterrupted search: its section, its journal and its trials."""
-    folder = tmp_path_factory.mktemp(request.param)
-    section = SECTIONS[request.param]
+    """An uninterrupted search: its section, its folder and its trials."""
+    folder, section = tmp_path_factory.mktemp(request.param), SECTIONS[request.param]
     trials = run_all(folder, section)
     assert all(trial.state in ("done", "failed") for trial in trials)
-    return section, (folder / JOURNAL).read_bytes(), trials
+    return section, folder, trials
 
 
 @settings(max_examples=12)
 @given(part=st.floats(0, 1))
 def test_kill_after_any_byte_of_the_journal_changes_nothing(finished, part: float) -> None:
-    """The journal only grows, so a kill leaves a prefix of it."""
-    section, journal, trials = finished
+    section, source, trials = finished
     with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / JOURNAL).write_bytes(journal[: math.floor(part * len(journal))])
-        assert run_all(folder, section) == trials
-        assert run_all(folder, section) == trials
+        cut_journal(source, Path(name), part)
+        assert run_all(Path(name), section) == trials
+        assert run_all(Path(name), section) == trials
 
 
 @settings(max_examples=8)
@@ -98,13 +108,12 @@ def test_parallel_trials_equal_sequential_ones(method, room, picks, killed) -> N
         folder = Path(name) / "parallel"
         first = Parallel(room, list(picks), killed)
         try:
-            run_search(SearchStudy(folder, "test", section), first)
+            run_all(folder, section, first)
         except KeyboardInterrupt:
-            study = SearchStudy(folder, "test", section)
-            left = [trial.number for trial in study.trials() if trial.state == "running"]
+            left = [one.number for one in study_of(folder, section).trials() if one.state == "running"]
             assert left == sorted(trial.number for trial in first.running)
         again = Parallel(room, list(picks))
-        assert run_search(SearchStudy(folder, "test", section), again) == wanted
+        assert run_all(folder, section, again) == wanted
         ended = set(first.started) - {trial.number for trial in first.running}
         assert sorted(again.started) == [n for n in range(len(wanted)) if n not in ended]
 
@@ -115,30 +124,13 @@ def test_kill_of_parallel_tpe_keeps_the_started_trials(part: float, room: int) -
     section = SECTIONS["tpe"].model_copy(update={"trials": 8})
     with TemporaryDirectory() as name:
         folder = Path(name)
-        complete = run_search(SearchStudy(folder, "test", section), Parallel(room, [2, 0, 1]))
-        journal = (folder / JOURNAL).read_bytes()
-        (folder / JOURNAL).write_bytes(journal[: math.floor(part * len(journal))])
-        left = SearchStudy(folder, "test", section).trials()
-        trials = run_search(SearchStudy(folder, "test", section), Parallel(room, []))
+        complete = run_all(folder, section, Parallel(room, [2, 0, 1]))
+        cut_journal(folder, folder, part)
+        left = study_of(folder, section).trials()
+        trials = run_all(folder, section, Parallel(room, []))
         assert [trial.number for trial in trials] == list(range(8))
         assert [one.point for one in trials[: len(left)]] == [one.point for one in complete[: len(left)]]
         assert all(trial.state != "running" for trial in trials)
-
-
-def test_interrupted_trial_resumes_before_another_starts(tmp_path: Path) -> None:
-    section, seen = SECTIONS["grid"], []
-
-    def stopped(trial: Trial) -> TrialResult:
-        seen.append(trial.number)
-        if len(seen) in (2, 3):
-            raise KeyboardInterrupt
-        return objective(trial)
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            run_all(tmp_path, section, stopped)
-    assert [trial.number for trial in run_all(tmp_path, section, stopped)] == [0, 1, 2, 3]
-    assert seen == [0, 1, 1, 1, 2, 3]
 
 
 def test_more_trials_extend_a_search(tmp_path: Path) -> None:
@@ -152,7 +144,7 @@ def test_more_trials_extend_a_search(tmp_path: Path) -> None:
 def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
     """Also with parallel trials in processes of their own; the first report of a step stays."""
     section = SECTIONS["random"].model_copy(update={"prune": True, "trials": 7})
-    study = SearchStudy(tmp_path, "test", section)
+    study = study_of(tmp_path, section)
     for loss in (1.0, 1.1, 1.2):
         number = study.start({"train.lr.rate": loss / 2}).number
         for step in range(1, 6):
@@ -161,7 +153,7 @@ def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
     losses = {study.start({"train.lr.rate": loss / 4}).number: loss for loss in (0.9, 1.05, 1.5, 2.0)}
 
     def run(number: int) -> bool:
-        own = SearchStudy(tmp_path, "test", section)
+        own = study_of(tmp_path, section)
         found = [own.report(number, step, losses[number]) for step in range(1, 6)]
         own.report(number, 1, 99.0)
         return any(found)
@@ -178,11 +170,19 @@ def test_pruner_stops_trials_above_the_median(tmp_path: Path) -> None:
 
 def test_damaged_journal_is_one_sentence(tmp_path: Path) -> None:
     run_all(tmp_path, SECTIONS["grid"])
-    journal = tmp_path / JOURNAL
+    journal = tmp_path / "test" / JOURNAL
     lines = journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join([*lines[:2], b"no json\n", *lines[2:]]))
     with pytest.raises(DiffctlError, match="is damaged"):
         run_all(tmp_path, SECTIONS["grid"])
+
+
+def test_machine_without_the_project_or_with_other_code_is_refused(tmp_path: Path) -> None:
+    for version, word in ((library_version(), "folder"), ("0123 with torch 1.0", "another diffctl or torch")):
+        search = Path("runs/search/search")
+        spec = trial_runner.TrialSpec(tmp_path, search, "k", version, ("-c", "0"), {}, 1)
+        with pytest.raises(DiffctlError, match=word):
+            trial_runner.run_trial(spec, 0)
 
 
 def test_slots_need_all_resources_on_one_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,15 +191,3 @@ def test_slots_need_all_resources_on_one_machine(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=lambda: nodes))
     for wanted, count in (({"CPU": 1, "GPU": 1}, 4), ({"CPU": 1, "GPU": 2}, 2), ({"CPU": 5}, 13)):
         assert trial_runner._count_free(wanted) == count
-
-
-def test_machine_without_the_project_or_with_other_code_is_refused(tmp_path: Path) -> None:
-    def run(version: str) -> None:
-        search = Path("runs/search/search")
-        spec = trial_runner.TrialSpec(tmp_path, search, "k", version, ("-c", "0"), {}, 1)
-        trial_runner.run_trial(spec, 0)
-
-    with pytest.raises(DiffctlError, match="folder"):
-        run(library_version())
-    with pytest.raises(DiffctlError, match="another diffctl or torch"):
-        run("0123 with torch 1.0")

@@ -1,0 +1,106 @@
+"""The project: findings on its configuration, the schema, and files in runs/ that nothing needs."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import typer
+
+from cli.commands.pipeline import Check, Schema
+from cli.commands.registry import Prune
+from cli.shared.console import print_table
+from diffusion.check import iter_findings
+from diffusion.check.findings import Finding, Project
+from diffusion.check.params_schema import schema_text
+from diffusion.check.time_estimate import SUBJECT, check_time
+from diffusion.config import Config, load
+from diffusion.system.errors import UsageError
+from diffusion.system.memory import format_bytes
+from diffusion.system.output_paths import write_output_text
+from diffusion.system.signals import interrupt_on_signal
+from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
+from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
+from tracking.store import check_access, tracking_uri
+
+MARKS = {
+    "ok": ("✓", typer.colors.GREEN),
+    "warning": ("!", typer.colors.YELLOW),
+    "error": ("✗", typer.colors.RED),
+}
+
+
+def check_project(options: Check) -> None:
+    """Carry out `diffctl check`."""
+    findings = []
+    for finding in _findings(load(), options.measure):
+        findings.append(finding)
+        if not options.as_json:
+            _show_finding(finding)
+    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
+    values = [{name: value for name, value in one._asdict().items() if value is not None} for one in findings]
+    options.answer(values, f"{errors} errors, {warnings} warnings")
+    if errors:
+        raise typer.Exit(1)
+
+
+def _findings(config: Config, measure: bool) -> Iterator[Finding]:
+    """Yield findings as they are made, slow checks last; durations only if no stage would fail."""
+    refused = False
+    for finding in iter_findings(config):
+        refused |= finding.level == "error"
+        yield finding
+    yield (mlflow := _mlflow())
+    if measure and (refused or mlflow.level == "error"):
+        yield Finding("warning", SUBJECT, "not measured", "correct the errors first")
+    elif measure:
+        with interrupt_on_signal():
+            yield from check_time(Project(config), partial(typer.echo, err=True))
+
+
+def _mlflow() -> Finding:
+    """Check the access to MLflow, since a training would find a wrong password only at its end."""
+    try:
+        check_access()
+    except MlflowUnavailable as away:
+        return Finding("warning", "MLflow", str(away), "trainings work without it, the registry does not")
+    except MlflowError as error:
+        return Finding("error", "MLflow", str(error))
+    return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
+
+
+def _show_finding(finding: Finding) -> None:
+    sign, colour = MARKS[finding.level]
+    typer.echo(f"{typer.style(sign, fg=colour, bold=True)} {finding.subject}: {finding.message}")
+    if finding.remedy:
+        typer.echo(f"    {finding.remedy}")
+
+
+def write_schema(options: Schema) -> None:
+    """Carry out `diffctl schema`."""
+    if options.out is None:
+        return typer.echo(schema_text(), nl=False)
+    write_output_text(options.out, schema_text())
+    typer.echo(f"the schema of params.yaml: {options.out}")
+
+
+def prune_runs(options: Prune) -> None:
+    """Carry out `diffctl prune`."""
+    project = Project(load())
+    if not project.is_ready or project.plan is None:
+        raise UsageError("the data of params.yaml are not prepared: `diffctl stage data` prepares them")
+    plans = [plan for plan in (project.plan, project.classifier_plan) if plan is not None]
+    found = find_leftovers(project.config, plans, options.keep or [])
+    busy = remove_leftovers(found) if options.yes else []
+    rows = [{**vars(one), "removed": options.yes and one not in busy} for one in found]
+    options.answer(rows, partial(_show_leftovers, found, busy, options.yes))
+
+
+def _show_leftovers(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:
+    if not found:
+        return typer.echo("runs/ contains nothing to remove")
+    cells = (
+        (format_bytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
+        for one in found
+    )
+    print_table(("SIZE", "WHAT", "FOLDER"), cells)
+    total = format_bytes(sum(one.size for one in found if one not in busy))
+    typer.echo(f"{total} removed" if removed else f"{total} may go: `diffctl prune --yes` removes them")
