@@ -98,7 +98,7 @@ def test_real_images_score_like_a_sample_and_caching_changes_no_score():
     scorer_of_real, heldout = scorer(made_up(40, seed=1)), made_up(40, seed=1)
     real, same = scorer_of_real.real(100), scorer_of_real.scores(heldout)
     assert real["precision_effnet_lite0_64"] == same["precision_effnet_lite0_64"]
-    assert real[FD] == scorer_of_real.floor(100).distance
+    assert real[FD] == scorer_of_real.floor(100)
     assert same == scorer(heldout).scores(heldout)
 
 

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion.evaluate.features.extractors import FeatureArray
-from diffusion.evaluate.scores.jackknife import Interactions, root_sum_interactions
+from diffusion.evaluate.scores.jackknife import STEP, Interactions, quadrature, root_sum_interactions
 from diffusion.evaluate.scores.moments import Float, Rows, blocks, mean_and_scatter
 
 NEGLIGIBLE = 1e-12  # relative to the largest eigenvalue: may be rounding
 ROUNDING = 1e-9  # determinants below this are 0 in exact arithmetic
-STEP = 0.5  # of the quadrature, in log t
 TAIL = 28.0  # of the quadrature beyond the eigenvalues, in log t; omits a fraction e^(−TAIL/2)
 
 
@@ -169,8 +168,7 @@ def _singular_sums_without_each(spectrum: Spectrum, share: float) -> Float:
     values, count = spectrum.kept, len(spectrum.y)
     if not len(values):  # all images are equal
         return np.zeros(count)
-    t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
-    inverse = 1 / (values[:, None] + t)
+    t, inverse = quadrature(values, TAIL)
     sums = np.empty(count)
     for rows in blocks(count):
         leverage = spectrum.leverage(rows)

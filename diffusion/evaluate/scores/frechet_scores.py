@@ -8,7 +8,6 @@ held-out real images. A line fitted in 1/N extrapolates the distance to N → �
 import math
 import warnings
 from functools import cache, lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,21 +54,13 @@ def _mean_distance(size: int, projected: ProjectedSample, order: NDArray[np.int6
     return float(np.mean([projected.distance_of(part) for part in parts]))
 
 
-class Floor(NamedTuple):
-    """The Fréchet distance of held-out real images, `extrapolated` by a line fit if they are too few."""
-
-    distance: float
-    extrapolated: bool
-
-
-def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> Floor:
-    """Return the floor at N ≥ 2 images, extrapolated if there are fewer than N held-out images."""
+def floor_at(num_images: int, heldout: FeatureArray, target: Target) -> float:
+    """Return the distance of N ≥ 2 held-out real images, extrapolated by a line fit if there are fewer."""
     if num_images > len(heldout):
         limit, slope = fit_line(ProjectedSample(heldout, target))
-        return Floor(max(0.0, limit + slope / num_images), extrapolated=True)
+        return max(0.0, limit + slope / num_images)
     needed = shuffled(len(heldout))[: MAX_SUBSETS * num_images]
-    distance = _mean_distance(num_images, ProjectedSample(heldout[needed], target), np.arange(len(needed)))
-    return Floor(distance, extrapolated=False)
+    return _mean_distance(num_images, ProjectedSample(heldout[needed], target), np.arange(len(needed)))
 
 
 def floor_error(num_images: int, heldout: FeatureArray, target: Target) -> float | None:
@@ -147,4 +138,4 @@ class RealClasses:
         if heldout is None or labels is None or target is None:
             return None
         unseen = heldout.features[labels == label]
-        return floor_at(num_images, unseen, target).distance if len(unseen) >= MIN_CLASS_IMAGES else None
+        return floor_at(num_images, unseen, target) if len(unseen) >= MIN_CLASS_IMAGES else None

@@ -55,6 +55,12 @@ def grouped(errors: Float) -> Float:
     return np.asarray(sums * (np.linalg.norm(errors) / size) if size else sums)
 
 
+def quadrature(values: Float, tail: float) -> tuple[Float, Float]:
+    """Return t (T,), evenly spaced in log t to `tail` beyond the ascending `values` (k,), and 1/(λ_k + t)."""
+    t = np.exp(np.arange(np.log(values[0]) - tail, np.log(values[-1]) + tail, STEP))
+    return t, 1 / (values[:, None] + t)
+
+
 def root_sum_interactions(values: Float, freedom: int) -> Interactions:
     """Return the interactions of Σ √λ over the non-zero eigenvalues `values` (k,), ascending, of a scatter.
 
@@ -69,8 +75,7 @@ def root_sum_interactions(values: Float, freedom: int) -> Interactions:
         return Interactions(0.0, 0.0)
     values = values[-freedom:]
     zeros = freedom - len(values)
-    t = np.exp(np.arange(np.log(values[0]) - TAIL, np.log(values[-1]) + TAIL, STEP))
-    inverse = 1 / (values[:, None] + t)
+    t, inverse = quadrature(values, TAIL)
     transform = (inverse.sum(axis=0) + zeros / t) / freedom
     product = (inverse.T @ inverse + zeros / np.outer(t, t)) / freedom  # (m(s) − m(t))/(t − s)
     rest = np.minimum(np.outer(transform, transform) / product, 1)  # 1 − a

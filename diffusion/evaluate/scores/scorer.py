@@ -13,7 +13,6 @@ from diffusion.evaluate.features.reference_features import Reference, extractor_
 from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
-    Floor,
     PublishedTarget,
     RealClasses,
     floor_at,
@@ -98,7 +97,7 @@ class Scorer:
             found = memorisation(manifold, train, test)
             scores |= {"memorisation": found.mean, "memorisation_std": found.std}
         if floor is not None:
-            scores |= {"floor": floor.distance, "excess": distance - floor.distance}
+            scores |= {"floor": floor, "excess": distance - floor}
         if self.published is not None:
             limit, by_image = limit_and_errors(sample.features, self.published, has_errors)
             scores |= {spec.published: self.published.distance(sample.features), spec.published_limit: limit}
@@ -135,8 +134,8 @@ class Scorer:
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         limit, _ = limit_and_errors(sample.features, self.target, False)
         manifold = Manifold(sample.features, self.most[0], self.device)
-        scores: dict[str, Any] = {"num_images": num_images, "extrapolated": floor.extrapolated}
-        scores |= {self.spec.distance: floor.distance, self.spec.limit: limit}
+        scores: dict[str, Any] = {"num_images": num_images, "extrapolated": num_images > len(heldout)}
+        scores |= {self.spec.distance: floor, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False).scores
         if self.published is not None:
             scores[self.spec.published] = self.published.distance(sample.features)
@@ -200,7 +199,7 @@ class Scorer:
     def _real_classes(self) -> RealClasses | None:
         return None if self.reference.labels is None else RealClasses(self.reference)
 
-    def _floor(self, num_images: int) -> Floor | None:
+    def _floor(self, num_images: int) -> float | None:
         heldout = self.reference.heldout
         return None if heldout is None else floor_at(num_images, heldout.features, self.target)
 
