@@ -120,30 +120,6 @@ def test_pixels_equal_pillows_resize(small, size, name, side, normal, kind):
     np.testing.assert_allclose(seen[0][0], (resized.clip(0, 255) / 255 - mean) / std, atol=1e-4)
 
 
-def keys(x: float, a: float = -0.75) -> float:
-    """Keys' cubic kernel."""
-    x = abs(x)
-    if x <= 1:
-        return (a + 2) * x**3 - (a + 3) * x**2 + 1
-    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
-
-
-def test_positions_use_the_published_scale():
-    """From 37×37 to 16×16 patches, bicubically by (16 + 0.1)/37, edges repeated."""
-    embeddings = drawn({"pos_embed": (1, 1370, 8)})["pos_embed"]
-    assert vit.positions(embeddings, 37) is embeddings
-    matrix = np.zeros((16, 37))
-    for i in range(16):
-        at = (i + 0.5) * 37 / 16.1 - 0.5
-        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
-            matrix[i, min(max(j, 0), 36)] += keys(at - j)
-    grid = embeddings[0, 1:].reshape(37, 37, 8).numpy()
-    want = np.einsum("ia,jb,abd->ijd", matrix, matrix, grid).reshape(256, 8)
-    got = vit.positions(embeddings, 16)
-    torch.testing.assert_close(got[:, :1], embeddings[:, :1])
-    np.testing.assert_allclose(got[0, 1:], want, atol=1e-5)
-
-
 def test_missing_package_is_refused_before_a_download(monkeypatch, tmp_path):
     monkeypatch.setattr(extractors, "find_spec", lambda name: None)
     monkeypatch.setattr(extractors, "read_weights", lambda *args: pytest.fail("weights were looked for"))
