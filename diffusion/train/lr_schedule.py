@@ -65,18 +65,18 @@ class LRSchedule(RegistrySection):
         """Return the rate of a step, without warm-up and cool-down."""
         raise NotImplementedError
 
-    def find_problem(self, steps: int, prefix: str) -> str | None:
-        """Return why a training of `steps` cannot have it, or None; `prefix` is before `train`."""
-        lr = f"{prefix}train.lr"
-        if self.warmup > steps:
-            return f"lr.warmup {self.warmup} is more than steps {steps}: set {lr}.warmup to {steps} or less"
-        if self.warmup + self.cooldown > steps:
-            most = steps - self.warmup
-            return (
-                f"lr.warmup {self.warmup} and lr.cooldown {self.cooldown} overlap in {steps} steps: "
+    def check_length(self, steps: int, prefix: str) -> None:
+        """Raise ValueError if a training of `steps` cannot have it; `prefix` is before `train`."""
+        lr, warmup, most = f"{prefix}train.lr", self.warmup, steps - self.warmup
+        if most < 0:
+            raise ValueError(
+                f"lr.warmup {warmup} is more than steps {steps}: set {lr}.warmup to {steps} or less"
+            )
+        if self.cooldown > most:
+            raise ValueError(
+                f"lr.warmup {warmup} and lr.cooldown {self.cooldown} overlap in {steps} steps: "
                 f"set {lr}.cooldown to {most} or less"
             )
-        return None
 
     def describe(self) -> str:
         """Return the schedule's name and its options that are not defaults."""
@@ -156,15 +156,15 @@ class StepLR(LRSchedule):
         """Return the rate of the last entry up to this step."""
         return next(rate for start, rate in reversed(self.rates) if start <= step)
 
-    def find_problem(self, steps: int, prefix: str) -> str | None:
+    def check_length(self, steps: int, prefix: str) -> None:
         """As the base; also if an entry is never reached."""
         last, _ = self.rates[-1]
         if last >= steps:
-            return (
+            raise ValueError(
                 f"lr.rates: a training of {steps:,} steps does not reach the entry of step {last:,}: "
                 f"remove it, or raise {prefix}train.steps"
             )
-        return super().find_problem(steps, prefix)
+        super().check_length(steps, prefix)
 
 
 def parse_lr(value: Any) -> Any:

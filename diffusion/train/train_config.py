@@ -94,8 +94,7 @@ class OptimisationConfig(Section):
             raise ValueError("shard excludes torch.compile: set compile to auto")
         if self.shard and self.optimizer == "muon":
             raise ValueError("shard splits matrices, which muon needs whole: set optimizer to adamw")
-        if find_problem := self.lr.find_problem(self.steps, self.PREFIX):
-            raise ValueError(find_problem)
+        self.lr.check_length(self.steps, self.PREFIX)
         return self
 
     def is_in_curve(self, step: int) -> bool:
@@ -125,12 +124,14 @@ class OptimisationConfig(Section):
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The σ_rel of power-function averages, if there are any."""
-        return ()
+        """The σ_rel of the power-function averages, if there are any."""
+        profiles: EmaProfilesConfig | None = getattr(self, "ema_profiles", None)
+        return profiles.sigma_rel if profiles else ()
 
     def snapshot_steps(self) -> Sequence[int]:
         """Return the steps with a snapshot of these averages, including the last step."""
-        return ()
+        profiles: EmaProfilesConfig | None = getattr(self, "ema_profiles", None)
+        return (*range(profiles.every, self.steps, profiles.every), self.steps) if profiles else ()
 
 
 class PretrainedConfig(Section):
@@ -208,18 +209,6 @@ class TrainConfig(OptimisationConfig):
                 f"at most {MAX_SNAPSHOTS} are allowed: raise it to {-(-self.steps // MAX_SNAPSHOTS):,}"
             )
         return self
-
-    @property
-    def sigma_rels(self) -> tuple[float, ...]:
-        """The σ_rel of the power-function averages."""
-        return self.ema_profiles.sigma_rel if self.ema_profiles else ()
-
-    def snapshot_steps(self) -> Sequence[int]:
-        """Return the steps with a snapshot of the power-function averages, including the last step."""
-        if self.ema_profiles is None:
-            return ()
-        every = self.ema_profiles.every
-        return (*range(every, self.steps, every), self.steps)
 
 
 class TrainSections(Section):
