@@ -14,9 +14,9 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guidance import guided
 from diffusion.sample.guides import Guides
 from diffusion.sample.sampler import run_sampler
-from diffusion.sample.sampling_steps import count_nfe, sampling_grid
+from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
-from tests.helpers.networks import counting, loaded_model
+from tests.helpers.networks import loaded_model
 
 CPU = torch.device("cpu")
 PROCESS = build_process(ProcessConfig(schedule="cosine", timesteps=1000))
@@ -82,19 +82,6 @@ def test_images_depend_on_the_guide_and_their_index_alone(sampler, interval):
     assert not torch.equal(images(plain), together)
     itself = images(settings, guide=MODEL)  # D + w·(D − D)
     assert int((itself.int() - images(plain).int()).abs().max()) <= 1
-
-
-@pytest.mark.parametrize(("sampler", "interval"), [("ddim", None), ("dpm-solver++", (0.3, 2.0))])
-def test_nfe_counts_the_calls_of_the_guide(sampler, interval):
-    settings = SampleSettings(
-        sampler=sampler, steps=6, guidance=1.0, guide="early", guidance_interval=interval
-    )
-    rows: dict[str, list[int]] = {"model": [], "guide": []}
-    images(settings, model=counting(MODEL, rows["model"]), guide=counting(GUIDE, rows["guide"]))
-    nfe = count_nfe(settings, MODEL.artefact.process)
-    assert sum(rows["model"]) == 3 * 6
-    assert sum(rows["model"] + rows["guide"]) == 3 * nfe
-    assert nfe == settings.nfe == 12 if interval is None else 6 < nfe < 12
 
 
 def test_a_guide_without_classes_guides_a_model_with_and_without_classes():

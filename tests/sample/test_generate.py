@@ -13,11 +13,10 @@ from pydantic import ValidationError
 from diffusion.model.model_file import DataCard
 from diffusion.process.condition import Condition
 from diffusion.process.noise import ImageNoise, counter_generator, full_state_generator
+from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import sampling_card
 from diffusion.sample.class_labels import class_condition, class_index, mixed_condition
 from diffusion.sample.generate import check_settings, generate, noise_draws
-from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.system.errors import UsageError
 from diffusion.system.threads import PREFETCH_NAME, in_halves
 from tests.helpers.networks import artefact_of, loaded_model, spec_of
@@ -216,26 +215,13 @@ def test_explicit_timesteps_replace_the_spacing():
     listed = SampleSettings(timesteps="0, 33,66,99", eta=0.7, seed=3)
     assert listed.steps == 4
     assert listed.timesteps == (0, 33, 66, 99)
+    assert settings_card(listed)["timesteps"] == "0,33,66,99"
+    assert "spacing" not in settings_card(listed)
     assert check_settings(ARTEFACT, listed).times.tolist() == [0, 33, 66, 99]
     assert torch.equal(images([0, 1], listed), images([0, 1]))  # the uniform spacing of four steps
     assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
     with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
         SampleSettings(steps=3, timesteps=(0, 9))
-
-
-@pytest.mark.parametrize("chosen", [{}, {"timesteps": (0, 50, 99)}, {"sampler": "dpm-solver++", "steps": 7}])
-def test_card_is_flat_and_restores_the_settings(chosen):
-    settings = SampleSettings(seed=3, guidance=1.5, **chosen)
-    card = sampling_card(settings, NetworkArtefacts(ARTEFACT))
-    assert all(isinstance(value, str | int | float | bool) for value in card.values())
-    assert card["model_sha256"] == ARTEFACT.model_sha256
-    assert card["sampler"] == settings.sampler
-    assert card["nfe"] == settings.nfe == 2 * settings.steps  # guided
-    known = {key: card[key] for key in SampleSettings.model_fields if key in card}
-    assert SampleSettings(**known) == settings
-    if settings.timesteps:
-        assert card["timesteps"] == "0,50,99"
-        assert "spacing" not in card
 
 
 @pytest.mark.parametrize(("channels", "learned"), [(1, 1), (2, 2), (3, 2), (4, 1)])

@@ -18,13 +18,10 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.sampler_options import HeunOptions
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import sampling_card
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate, guided_denoiser
+from diffusion.sample.generate import guided_denoiser
 from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
-from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import NaNGuard, run_sampler
-from tests.helpers.networks import counting, loaded_model
+from tests.helpers.networks import loaded_model
 from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, Waited, no_float64
 
 CPU = torch.device("cpu")
@@ -43,27 +40,6 @@ def test_options_of_a_sampler_are_validated_and_complete_in_the_card():
         SampleSettings(sampler="heun", sampler_options={"s_churn": "perhaps"})
     with pytest.raises(ValueError, match="sampler heun does not use eta"):
         SampleSettings(sampler="heun", eta=1.0)
-
-
-COUNTED = ("ddim", "dpm-solver++", "heun")
-NFE_CASES = [  # every pair of values of sampler, grid, guidance and interval
-    (sampler, schedule, guidance, interval)
-    for row, interval in enumerate([None, (0.0, 1e9), (0.0, 0.4), (0.4, 3.0), (2e4, 1e9)])
-    for column, schedule in enumerate([(1, "uniform"), (2, "quadratic"), (7, "trailing"), (7, "uniform")])
-    for sampler, guidance in [(COUNTED[(row + column) % 3], 1.5 * ((row + column // 2) % 2))]
-]
-
-
-@pytest.mark.parametrize(("sampler", "schedule", "guidance", "interval"), NFE_CASES)
-def test_nfe_of_the_card_equals_network_rows_per_image(sampler, schedule, guidance, interval):
-    rows: list[int] = []
-    steps, spacing = schedule
-    settings = SampleSettings(
-        sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
-    )
-    condition = mixed_condition(MODEL.artefact, settings, range(3))
-    generate(counting(MODEL, rows), settings, range(3), condition, CPU)
-    assert sum(rows) / 3 == sampling_card(settings, NetworkArtefacts(MODEL.artefact))["nfe"]
 
 
 WATCHES = pytest.mark.parametrize("watch", [NothingWaits, no_float64])
