@@ -128,12 +128,7 @@ class UNet(Encoder):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """x (B, C, H, W) in about [−1, 1], t (B,) embedded times, labels (B,) → (B, C or 2C, H, W).
-
-        Times are real or whole. Labels are needed exactly when the network is conditional; ValueError
-        otherwise. `augmentation` (B, 9) describes to an augmented network how images were transformed;
-        without it they were not.
-        """
+        """x (B, C, H, W) in about [−1, 1], times and conditions as in `embed` → (B, C or 2C, H, W)."""
         embedding = self.embed(x, t, labels, augmentation)
         h, skips = self.encode(x, embedding)
         for stage in self.decoder:
