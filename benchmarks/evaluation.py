@@ -68,7 +68,7 @@ def write_stores(folder: Path, cells: int, size: int) -> Stores:
     for steps in range(1, cells + 1):
         rows = draw.integers(len(images), size=size)
         noisy = images[rows] + 60 / steps * draw.normal(size=images[rows].shape)
-        pixels, cell = noisy.round().clip(0, 255).astype(np.uint8), Cell(steps, 0.0)
+        pixels, cell = noisy.round().clip(0, 255).astype(np.uint8), Cell(steps=steps, eta=0.0)
         card = {"nfe": steps, "guidance": 0.0}
         made[cell] = write_store(folder / cell.name, pixels, labels[rows], {**meta, "card": card})
     train, test = (

@@ -71,7 +71,7 @@ def feature_seconds() -> float:
 def sample_cell(images: int) -> float:
     """Sample a cell in the working directory in two steps; return this process's peak memory in MB."""
     config = load().sample.model_copy(update={"num_images": images})
-    make_cell(config, Cell(2, 1.0), NetworkFiles(MODEL), Path(f"memory-{images}"))
+    make_cell(config, Cell(steps=2, eta=1.0), NetworkFiles(MODEL), Path(f"memory-{images}"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

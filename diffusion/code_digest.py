@@ -136,7 +136,7 @@ def module_tree(name: str) -> ast.Module:
 def modules_of(tree: ast.AST) -> set[str]:
     """Return the modules of this package and of plugins that a tree imports.
 
-    An `__init__` is one only if it holds code, and never those of the two packages themselves.
+    An `__init__` is one only if it holds more than its docstring, and never those of the two packages.
     """
     found = set()
     for name in imported_modules(tree):
@@ -144,14 +144,9 @@ def modules_of(tree: ast.AST) -> set[str]:
         for length in range(2, len(parts) + 1):
             module = ".".join(parts[:length])
             file = module_file(module) if parts[0] in (PACKAGE, PLUGINS) else None
-            if file and (file.name != "__init__.py" or has_code(module)):
+            if file and (file.name != "__init__.py" or len(module_tree(module).body) > 1):
                 found.add(module)
     return found
-
-
-def has_code(name: str) -> bool:
-    """Return whether a module holds more than its docstring."""
-    return len(module_tree(name).body) > 1
 
 
 def _digest(text: str) -> str:

@@ -56,11 +56,8 @@ class Config(TrainSections):
         if any(self.sweep.eta) and not any(SAMPLERS[name].uses_eta for name in sampler[1]):
             raise ValueError(f"{sampler[0]} {sampler[1][0]} does not use eta, so sweep.eta must be [0.0]")
         check_axes(self.sample, self.sweep)
-        if self.sweep.sigma_rels and self.train.ema_profiles is None:
-            raise ValueError(
-                f"sweep.ema: {self.sweep.sigma_rels[0]:g} is made from snapshots, and the training keeps "
-                "none: set train.ema_profiles"
-            )
+        for sigma_rel in self.sweep.sigma_rels:
+            self._check_snapshot("sweep.ema", f"{sigma_rel:g}")
         return self
 
     @model_validator(mode="after")
@@ -79,16 +76,16 @@ class Config(TrainSections):
                 self._check_snapshot(guides[0], guide, profile.step)
         return self
 
-    def _check_snapshot(self, field: str, guide: str, step: int | None) -> None:
-        """Raise ValueError unless the training keeps the snapshots that a guide is made from."""
+    def _check_snapshot(self, field: str, profile: str, step: int | None = None) -> None:
+        """Raise ValueError unless the training keeps the snapshots that a profile is made from."""
         if self.train.ema_profiles is None:
             raise ValueError(
-                f"{field}: {guide} is made from snapshots, and the training keeps none: "
+                f"{field}: {profile} is made from snapshots, and the training keeps none: "
                 "set train.ema_profiles"
             )
         if step is not None and step not in self.train.snapshot_steps():
             raise ValueError(
-                f"{field}: {guide} is no snapshot: train.ema_profiles keeps one every "
+                f"{field}: {profile} is no snapshot: train.ema_profiles keeps one every "
                 f"{self.train.ema_profiles.every} steps, and after the last"
             )
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from diffusion.protocol.options import SamplingOption, fields_section
+from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_NAME, MAX_STEPS
@@ -14,7 +14,7 @@ from diffusion.system.section import NotBool, PositiveInt, Section, Seed
 MAX_IMAGES = 1024  # per response: 16 MB of PNG at 64×64×3 pixels
 MAX_BODY = 64 * 1024  # bytes; a request with 1,024 indices has 20 KB
 
-HTTP_OPTIONS = {name: one for name, one in SAMPLING_OPTIONS.items() if one.option.http and name != "seed"}
+HTTP_OPTIONS = {name: one for name, one in SAMPLING_OPTIONS.items() if one.http and name != "seed"}
 
 Index = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 MAX_SAMPLER_OPTIONS = 100
@@ -41,15 +41,15 @@ class _Request(BaseModel):
     )
 
 
-def _option_field(option: SamplingOption) -> tuple[Any, Any]:
+def _option_field(option: Option) -> tuple[Any, Any]:
     """Return the type and the field of a sampling option in a request."""
     is_mapping = get_origin(option.plain_type) is dict
     field = Field(
         default=None,
-        description=option.option.help,
+        description=option.help,
         strict=False if get_origin(option.plain_type) is tuple else None,
         max_length=MAX_SAMPLER_OPTIONS if is_mapping else None,
-        json_schema_extra={"examples": list(option.option.choices)} if option.option.choices else None,
+        json_schema_extra={"examples": list(option.choices)} if option.choices else None,
     )
     return (option.plain_type if is_mapping else option.annotation) | None, field
 

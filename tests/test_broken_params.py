@@ -123,7 +123,7 @@ def check_if_valid(config: Config | str | None, root: Path, built: list[Any]) ->
     if not isinstance(config, Config):
         return
     del built[:]
-    findings = check(config, root)
+    findings = list(check(config, root))
     assert len(built) <= MAX_BUILT
     for finding in findings:
         assert finding.message.isprintable()

@@ -19,8 +19,7 @@ from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.grid import RESERVED, Cell, cell_order, describe_cell
 from diffusion.protocol.paper_mismatches import score_mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.section import brief
 from tracking.keys import KEY
 

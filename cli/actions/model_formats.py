@@ -9,7 +9,7 @@ from torch import Tensor
 from cli.actions.model_choice import selected_model
 from cli.commands.models import Ema, ExportDiffusers, ImportDiffusers, ImportOpenai, ImportOptions
 from cli.shared.console import progress
-from diffusion.check.pretrained_shape import format_sections, sections_of
+from diffusion.check.params_changes import format_sections, sections_of
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.from_openai import import_openai
 from diffusion.interop.to_diffusers import export_diffusers

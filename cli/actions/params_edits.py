@@ -10,9 +10,8 @@ from typing import Any
 
 import typer
 
-from diffusion.check.adopt_protocol import adopt_protocol
 from diffusion.check.findings import Project
-from diffusion.check.pretrained_shape import format_sections, needed_changes
+from diffusion.check.params_changes import adopt_protocol, format_sections, needed_changes
 from diffusion.config import load, parse
 from diffusion.layout import PARAMS
 from diffusion.model.model_file import Artefact
@@ -110,7 +109,7 @@ def use_protocol(name: str) -> None:
     if any(one.field.startswith("process.") for one in changes):
         typer.echo("process has changed: the next `diffctl run` trains from scratch")
     if left:
-        typer.echo("\n".join(["not set:", *(f"  {one}" for one in left)]))
+        typer.echo("\n".join(["not set:", *(f"  {field}: {why}" for field, why in left.items())]))
 
 
 def _replace_values(values: Mapping[tuple[str, ...], Any]) -> str:

@@ -8,10 +8,10 @@ import typer
 from cli.commands.pipeline import Check, Schema
 from cli.commands.registry import Prune
 from cli.shared.console import print_table
-from diffusion.check import iter_findings
+from diffusion.check import check
+from diffusion.check.cost_estimate import SUBJECT, check_time
 from diffusion.check.findings import Finding, Project
 from diffusion.check.params_schema import schema_text
-from diffusion.check.time_estimate import SUBJECT, check_time
 from diffusion.config import Config, load
 from diffusion.system.errors import UsageError
 from diffusion.system.memory import format_bytes
@@ -45,7 +45,7 @@ def check_project(options: Check) -> None:
 def _findings(config: Config, measure: bool) -> Iterator[Finding]:
     """Yield findings as they are made, slow checks last; durations only if no stage would fail."""
     refused = False
-    for finding in iter_findings(config):
+    for finding in check(config):
         refused |= finding.level == "error"
         yield finding
     yield (mlflow := _mlflow())

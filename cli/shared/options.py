@@ -6,9 +6,9 @@ Those of declared sampling options are made when their command is used: `diffctl
 import inspect
 import json
 from collections.abc import Callable, Mapping
-from enum import Enum, StrEnum
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -23,7 +23,7 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 
 if TYPE_CHECKING:
-    from diffusion.protocol.options import SamplingOption
+    from diffusion.protocol.options import Option
 
 PROFILES = Path("profiles")
 
@@ -118,15 +118,12 @@ class SamplingCommand(TyperCommand):
 
         options = SAMPLING_OPTIONS.values()
         return _parameters(
-            {one.name: _option(one) for one in options if one.option.cli and one.name not in self.without}
+            {one.name: _option(one) for one in options if one.cli and one.name not in self.without}
         )
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function; the declared options are in the context."""
-        given = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
-        ctx.meta[META] = {
-            name: value.value if isinstance(value, Enum) else value for name, value in given.items()
-        }
+        ctx.meta[META] = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
         return super().invoke(ctx)
 
 
@@ -145,24 +142,24 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _option(option: "SamplingOption") -> Any:
+def _option(option: "Option") -> Any:
     """Return the annotated type of an option's parameter."""
-    declared, kind = option.option, option.plain_type
+    kind: Any = option.plain_type
     default = f" [default: {option.default}]" if option.default not in (None, "") else ""
     more: dict[str, Any] = {}
-    if declared.choices:
-        kind = option.enum()
-    elif declared.write is not None:
-        kind, more = str, {"metavar": declared.metavar}
+    if option.choices:
+        kind = Literal[*option.choices]
+    elif option.write is not None:
+        kind, more = str, {"metavar": option.metavar}
     elif kind is not bool:
         more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
-    return Annotated[kind | None, typer.Option(help=declared.help + default, **more)]
+    return Annotated[kind | None, typer.Option(help=option.help + default, **more)]
 
 
-def _axis(option: "SamplingOption") -> Any:
+def _axis(option: "Option") -> Any:
     """Return the annotated type of an axis' parameter."""
-    text = f"{option.option.help} [default: params.yaml's]"
-    return Annotated[str | None, typer.Option(help=text, metavar=f"{option.option.metavar or 'A'},…")]
+    text = f"{option.help} [default: params.yaml's]"
+    return Annotated[str | None, typer.Option(help=text, metavar=f"{option.metavar or 'A'},…")]
 
 
 def _parameters(annotations: Mapping[str, Any]) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 
 from diffusion.check.findings import Finding, Project
 from diffusion.data.source import summarize
-from diffusion.images.store import ImageStore, is_verified, read_note, verify
+from diffusion.images.store import ImageStore, is_verified, verify
 from diffusion.layout import PREPARED, STARTS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import format_bytes
@@ -65,7 +65,6 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         yield from _edits(split, store)
         yield from _counts(split, store)
         yield from _statistics(split, store)
-        yield from _duplicates(split, store)
     if skipped := stores["train"].meta.get("skipped"):
         listed = ", ".join(f"{count:,} {why}" for why, count in skipped.items())
         yield Finding("warning", "left out", listed, f"{PREPARED}/skipped.csv names them")
@@ -111,31 +110,36 @@ def _start(plan: DenoiserPlan, starts: Path) -> Iterator[Finding]:
 
 
 def _edits(split: str, store: ImageStore) -> Iterator[Finding]:
-    """Check whether the images are unchanged; for very large stores, only whether their files are."""
+    """Check whether the images are unchanged; a very large store is hashed by the stages alone."""
     if store.images.nbytes <= HASHED or is_verified(store):
         try:
             verify(store)
         except DiffctlError as error:
             yield Finding("error", split, str(error), "`dvc repro --force data` prepares them again")
-    elif read_note(store.path) is not None:
-        message = f"the files in {store.path} changed since they were verified"
-        yield Finding("warning", split, message, "the next stage that uses them reads all of them first")
 
 
 def _counts(split: str, store: ImageStore) -> Iterator[Finding]:
+    """Report images and classes, and warn of empty classes and copies."""
     _, height, width, channels = store.images.shape
-    text = f"{len(store):,} images of {height}×{width}×{channels}"
     counts = store.meta.get("counts") or []
-    if not counts:
-        yield Finding("ok", split, f"{text}, without labels")
-        return
-    low, high = min(counts), max(counts)
-    each = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
-    yield Finding("ok", split, f"{text}, {len(counts)} classes with {each}")
-    empty = [name for name, count in zip(store.meta["classes"], counts, strict=True) if count == 0]
+    labels = "without labels"
+    if counts:
+        low, high = min(counts), max(counts)
+        each = f"{low:,} each" if low == high else f"{low:,} to {high:,} each"
+        labels = f"{len(counts)} classes with {each}"
+    yield Finding("ok", split, f"{len(store):,} images of {height}×{width}×{channels}, {labels}")
+    empty = [name for name, count in zip(store.meta["classes"], counts, strict=False) if count == 0]
     if empty:
         message = f"{len(empty)} classes without an image: {', '.join(empty[:5])}"
         yield Finding("warning", split, message, "add images, or take these classes out of the data set")
+    copies = store.meta.get("duplicates", {})
+    if within := copies.get("within"):
+        message = f"{within:,} images are exact copies of others of the split"
+        yield Finding("warning", split, message, f"{PREPARED}/duplicates.csv names them")
+    if across := copies.get("of_train"):
+        message = f"{across:,} images are in the training split too"
+        remedy = f"held-out scores reward memorising: remove them, {PREPARED}/duplicates.csv names them"
+        yield Finding("warning", split, message, remedy)
 
 
 def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:
@@ -149,14 +153,3 @@ def _statistics(split: str, store: ImageStore) -> Iterator[Finding]:
         yield Finding("warning", split, "every pixel has the same value", "look at the raw images")
     elif pixels.shape[3] == 3 and (pixels[..., :1] == pixels).all():
         yield Finding("warning", split, "all images are grey but stored as RGB", "set data.channels: 1")
-
-
-def _duplicates(split: str, store: ImageStore) -> Iterator[Finding]:
-    found = store.meta.get("duplicates", {})
-    if within := found.get("within"):
-        message = f"{within:,} images are exact copies of others of the split"
-        yield Finding("warning", split, message, f"{PREPARED}/duplicates.csv names them")
-    if across := found.get("of_train"):
-        message = f"{across:,} images are in the training split too"
-        remedy = f"held-out scores reward memorising: remove them, {PREPARED}/duplicates.csv names them"
-        yield Finding("warning", split, message, remedy)

@@ -1,4 +1,4 @@
-"""Checks of plugins and of what guides the model: whether they fit, and whether DVC detects their changes."""
+"""Checks of plugins and of the sweep's networks: whether they fit, and whether DVC detects their changes."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from diffusion.layout import AVERAGES, GRAPH, MODEL, dvc_stages
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.ema_models import matching_snapshots
 from diffusion.sample.network_files import check_networks
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.references import load_reference
@@ -63,21 +64,25 @@ def _check_entry(registry: Registry[Any], name: str, deps: Mapping[str, set[str]
 
 
 def check_guides(project: Project) -> Iterator[Finding]:
-    """Check guides and classifiers of the sweep. A file must be a dependency of the stage `sample`."""
-    sample, cells = project.config.sample, grid(project.config.sample, project.config.sweep)
-    used = {cell: settings for cell in cells if (settings := cell_settings(sample, cell)).is_guided}
+    """Check EMA profiles, guides and classifiers of the sweep. A file must be a dependency of the stage."""
+    config, model, averages = project.config, project.root / MODEL, project.root / AVERAGES
+    cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
+    guided = [one for one in cells if one.needs_guide or one.has_classifier]
     deps = _dependencies(project).get("sample")
-    for file in sorted({file for settings in used.values() for file in _files(settings)}):
+    for file in sorted({file for settings in guided for file in _files(settings)}):
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
             yield Finding("error", "sampling", message, f"add `- {file}` to the deps of sample in {GRAPH}")
-    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in used.values()}
-    has_guides = any(one.needs_guide or one.has_classifier for one in used.values())
-    for settings in by_networks.values() if has_guides and project.is_trained else ():
-        try:
-            check_networks(settings, project.root / MODEL, project.root / AVERAGES)
-        except DiffctlError as error:
-            yield Finding("error", "sampling", str(error))
+    if not (guided or config.sweep.sigma_rels) or not project.is_trained:
+        return
+    by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
+    try:
+        if config.sweep.sigma_rels:
+            matching_snapshots(model, averages)
+        for settings in by_networks.values():
+            check_networks(settings, model, averages)
+    except DiffctlError as error:
+        yield Finding("error", "sampling", str(error))
 
 
 def _files(settings: SampleSettings) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from diffusion.config import Config
 from diffusion.data.data_config import build_source
@@ -12,12 +12,12 @@ from diffusion.data.source import DatasetInfo
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import MODEL, PREPARED, STARTS
+from diffusion.model.model_file import read_artefact
+from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
+from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
+from diffusion.train.plan import DenoiserPlan, plan_artefact, plan_training
 from diffusion.train.train_config import ClassifierSections
-
-if TYPE_CHECKING:
-    from diffusion.train.classifier_training import ClassifierPlan
-    from diffusion.train.plan import DenoiserPlan
 
 SPLITS = ("train", "test")
 
@@ -88,9 +88,6 @@ class Project:
     @cached_property
     def is_trained(self) -> bool:
         """Whether the model file is the result of this configuration on this machine."""
-        from diffusion.model.model_file import read_artefact
-        from diffusion.train.plan import plan_artefact
-
         model = self.root / MODEL
         if self.plan is None or not model.is_file():
             return False
@@ -102,23 +99,16 @@ class Project:
         return artefact.model_sha256 == wanted.model_sha256
 
     @cached_property
-    def plan(self) -> "DenoiserPlan | None":
+    def plan(self) -> DenoiserPlan | None:
         """The training plan on this machine; None if the configuration does not fit."""
-        from diffusion.system.devices import default_device
-        from diffusion.train.plan import plan_training
-
         try:
-            starts = self.root / STARTS
-            return plan_training(self.config, self.train_meta(), default_device(), starts)
+            return plan_training(self.config, self.train_meta(), default_device(), self.root / STARTS)
         except DiffctlError:
             return None
 
     @cached_property
-    def classifier_plan(self) -> "ClassifierPlan | None":
+    def classifier_plan(self) -> ClassifierPlan | None:
         """The plan of the classifier's training, None without one; UsageError if it does not fit the data."""
-        from diffusion.system.devices import default_device
-        from diffusion.train.classifier_training import plan_classifier
-
         config = self.config
         if config.classifier is None:
             return None

@@ -1,21 +1,28 @@
-"""Checks of the machine: memory, device and extractor weights."""
+"""Checks of the machine: memory, device, extractor weights, and space for what is still to be written."""
 
-from collections.abc import Iterator
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from diffusion.check.findings import Finding, Level, Project
-from diffusion.downloads.fetch import verify
+from diffusion.data.prepare import shape_of
+from diffusion.downloads.fetch import cache_root, verify
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.evaluate.features.extractors import cached_path
 from diffusion.evaluate.statistics_file import configured_statistics
-from diffusion.model.network_registry import NetworkSpec
+from diffusion.layout import AVERAGES, CELL_RUNS, EMA_RUNS, MODEL, PREPARE_RUNS, PREPARED, SAMPLES, TRAIN_RUNS
 from diffusion.protocol.extractors import INSTALL, extractor_spec
+from diffusion.protocol.grid import grid
 from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.files import disk_usage
 from diffusion.system.memory import format_bytes
+from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.plan import resolve_precision
+from diffusion.train.plan import resolve_precision, training_fingerprint
 from diffusion.train.step_memory import (
     count_parameters,
     device_memory,
@@ -24,12 +31,18 @@ from diffusion.train.step_memory import (
     profile_bytes,
     step_bytes,
 )
-from diffusion.train.train_config import TrainConfig
 
 MEMORY_REMEDY = "lower train.microbatch or train.batch_size"
 CHECKPOINTING_REMEDY = ", or set model.gradient_checkpointing: true"
 SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
+
+STATE_BYTES = 16  # per parameter of a saved state: weights, EMA and Adam's two moments in fp32
+STATES = 3  # two kept and one being written
+MODEL_BYTES = 4  # per parameter of a model file
+
+Need = tuple[str, Path, int]
+"""Bytes that a part of the work will add at a path: the part, the path, the bytes."""
 
 
 def check_memory(project: Project) -> Iterator[Finding]:
@@ -53,88 +66,158 @@ def check_memory(project: Project) -> Iterator[Finding]:
         message = f"over {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
         yield Finding("error", "memory", message, "make the model smaller")
         return
+    profiles, images = profile_bytes(spec, len(train.sigma_rels)), share.stop - share.start
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
-    fitting = total if device.type == "cpu" or shards > 1 else total / part
-    images = share.stop - share.start
     if train.microbatch == "auto":
-        left = int(fitting) - profile_bytes(spec, len(train.sigma_rels)) // shards
-        images = fitting_microbatch(spec, images, left, shards=shards)
+        fitting = total if device.type == "cpu" or shards > 1 else total / part
+        images = fitting_microbatch(spec, images, int(fitting) - profiles // shards, shards=shards)
     else:
         images = min(train.microbatch or images, images)
-    at_most = _step_bytes(spec, train, images, shards)
+
+    def at_most(parts: int) -> int:
+        return step_bytes(spec, images, shards=parts) + profiles // parts
+
+    needed = part * at_most(shards)
     each = f" in each of {here} processes" if here > 1 else ""
     cut = f", in {shards} shards" if shards > 1 else ""
     message = (
         f"{count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes about "
-        f"{format_bytes(part * at_most)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
+        f"{format_bytes(needed)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
     )
-    if part * at_most <= free:
+    if needed <= free:
         yield Finding("ok", "memory", message)
         return
-    helps = world > shards and part * _step_bytes(spec, train, images, world) <= free
-    level: Level = "error" if BF16_SHARE * at_most > total else "warning"
-    remedy = MEMORY_REMEDY
-    if "gradient_checkpointing" in type(spec).model_fields:
-        remedy += CHECKPOINTING_REMEDY
-    yield Finding(level, "memory", message, SHARD_REMEDY if helps else remedy)
-
-
-def _step_bytes(spec: NetworkSpec, train: TrainConfig, images: int, shards: int) -> int:
-    """Return the upper bound of a step's memory, with EMA profiles."""
-    averages = profile_bytes(spec, len(train.sigma_rels)) // shards
-    return step_bytes(spec, images, shards=shards) + averages
+    level: Level = "error" if BF16_SHARE * at_most(shards) > total else "warning"
+    has_checkpointing = "gradient_checkpointing" in type(spec).model_fields
+    remedy = MEMORY_REMEDY + CHECKPOINTING_REMEDY * has_checkpointing
+    if world > shards and part * at_most(world) <= free:
+        remedy = SHARD_REMEDY
+    yield Finding(level, "memory", message, remedy)
 
 
 def check_device(project: Project) -> Iterator[Finding]:
-    """Report the device and the precision."""
+    """Report the device and the precision, and a runner that is not installed."""
     device = default_device()
     precision = resolve_precision(project.config.train.precision, device)
     yield Finding("ok", "device", f"{device_name(device)}, {precision}")
-
-
-def check_runner(project: Project) -> Iterator[Finding]:
-    """Check whether the sampling runner is installed."""
     if project.config.sample.runner == "ray" and find_spec("ray") is None:
         yield Finding("error", "runner", "sample.runner ray needs Ray", "pip install 'diffctl[ray]'")
 
 
 def check_weights(project: Project) -> Iterator[Finding]:
-    """Check whether each extractor's weights exist and have the right checksum."""
+    """Check each extractor's weights by their checksum, and published statistics."""
     for space in project.config.evaluate.spaces:
-        yield from _check_space(space)
-        yield from _check_statistics(space)
-
-
-def _check_statistics(space: Space) -> Iterator[Finding]:
-    if space.statistics is None:
-        return
-    try:
-        configured_statistics(space)
-        yield Finding("ok", "statistics", f"{printable(space.statistics.file)} fits {space.extractor}")
-    except DiffctlError as error:
-        yield Finding("error", "statistics", str(error))
-
-
-def _check_space(space: Space) -> Iterator[Finding]:
-    spec = extractor_spec(space.extractor)
-    if spec.weights.comes_along:
-        yield Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
-        return
-    if spec.needs and find_spec(spec.needs) is None:
-        yield Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
-    path = space.weights or cached_path(spec.weights)
-    if path.is_file():
         try:
-            if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # without hashing
-                raise DiffctlError(f"{path} is not the published file: delete it and run this again")
-            verify(path, f"sha256:{space.weights_sha256 or spec.weights.sha256}")
-            yield Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
+            yield weights_finding(space)
         except DiffctlError as error:
             yield Finding("error", "extractor", str(error))
-    elif space.weights is not None:
+        if space.statistics is not None:
+            try:
+                configured_statistics(space)
+                fits = f"{printable(space.statistics.file)} fits {space.extractor}"
+                yield Finding("ok", "statistics", fits)
+            except DiffctlError as error:
+                yield Finding("error", "statistics", str(error))
+
+
+def weights_finding(space: Space) -> Finding:
+    """Return the finding of an extractor; DiffctlError for a file that is not the published one."""
+    spec = extractor_spec(space.extractor)
+    if spec.weights.comes_along:
+        return Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
+    if spec.needs and find_spec(spec.needs) is None:
+        return Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)
+    path = space.weights or cached_path(spec.weights)
+    if path.is_file():
+        if not space.weights_sha256 and path.stat().st_size != spec.weights.size:  # without hashing
+            raise DiffctlError(f"{path} is not the published file: delete it and run this again")
+        verify(path, f"sha256:{space.weights_sha256 or spec.weights.sha256}")
+        return Finding("ok", "extractor", f"the weights of {spec.name} are here and right")
+    if space.weights is not None:
         message = f"evaluate: there is no file {path} with the weights of {spec.name}"
-        yield Finding("error", "extractor", message, "correct the path")
-    else:
-        size = format_bytes(spec.weights.size)
-        message = f"the weights of {spec.name} are not here: {size} will be downloaded"
-        yield Finding("warning", "extractor", message, f"without a network, put them at {path}")
+        return Finding("error", "extractor", message, "correct the path")
+    size = format_bytes(spec.weights.size)
+    message = f"the weights of {spec.name} are not here: {size} will be downloaded"
+    return Finding("warning", "extractor", message, f"without a network, put them at {path}")
+
+
+def check_disk(project: Project) -> Iterator[Finding]:
+    """Check the space for data, training states, model, samples and DVC's copies."""
+    remedy = "make room, or lower data.image_size or sample.num_images"
+    yield from _compared([*_data(project), *_training(project), *_samples(project)], remedy)
+
+
+def check_training_disk(project: Project) -> Iterator[Finding]:
+    """Check the space for the states and the model of the training."""
+    yield from _compared(_training(project), "make room, or make the model smaller")
+
+
+def _compared(needs: Sequence[Need], remedy: str) -> Iterator[Finding]:
+    """Yield a finding per disk."""
+    disks: dict[int, tuple[Path, Counter[str]]] = {}
+    for part, place, size in needs:
+        folder = _there(place)
+        disks.setdefault(folder.stat().st_dev, (folder, Counter[str]()))[1][part] += size
+    for folder, parts in disks.values():
+        needed, free = parts.total(), shutil.disk_usage(folder).free
+        listed = ", ".join(f"{part} {format_bytes(size)}" for part, size in parts.items())
+        message = f"about {format_bytes(needed)} more are needed ({listed}), {format_bytes(free)} are free"
+        message += f" in {folder}" if len(disks) > 1 else ""
+        yield Finding("error", "disk", message, remedy) if needed > free else Finding("ok", "disk", message)
+
+
+def _data(project: Project) -> list[Need]:
+    """Return the space for downloads (packed and unpacked), prepared images and DVC's copy.
+
+    On one disk the work folder is renamed, not copied. Empty if the data are prepared.
+    """
+    if project.is_ready:
+        return []
+    info, work, out = project.info, project.root / PREPARE_RUNS, project.root / PREPARED
+    size, _, channels = shape_of(project.config.data, info.shape)
+    images = info.images * size * size * channels
+    copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
+    return [
+        ("data", cache_root(), 2 * info.download),
+        ("data", work, max(0, images - disk_usage(work))),
+        ("data", out, copies * images),
+    ]
+
+
+def _training(project: Project) -> list[Need]:
+    """Return the space for states, models and snapshots with DVC's copies; empty for an impossible model."""
+    plan = project.plan
+    if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
+        return []  # reported by check_fit or check_memory
+    root, parameters = project.root, count_parameters(plan.network)
+    folder = root / TRAIN_RUNS / training_fingerprint(plan)
+    states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
+    profiles = profile_bytes(plan.network, len(plan.train.sigma_rels))
+    snapshots = profiles * len(plan.train.snapshot_steps())
+    models = MODEL_BYTES * parameters * len(project.config.sweep.sigma_rels)
+    needs = [
+        ("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
+        ("training", root / MODEL, 2 * MODEL_BYTES * parameters),
+        ("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
+        ("averages", root / AVERAGES, 2 * snapshots),
+        ("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
+    ]
+    return [(part, place, size) for part, place, size in needs if size or part == "training"]
+
+
+def _samples(project: Project) -> list[Need]:
+    """Return the space for shards, stores and DVC's copies of the cells that are not sampled."""
+    config, meta = project.config, project.train_meta()
+    samples = project.root / SAMPLES
+    cells = [
+        cell
+        for cell in grid(config.sample, config.sweep)
+        if not (project.is_trained and (samples / cell.name).is_dir())
+    ]
+    size = len(cells) * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    return [("samples", project.root / CELL_RUNS, size), ("samples", samples, 2 * size)]
+
+
+def _there(path: Path) -> Path:
+    """Return the path, or its nearest existing parent."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())

@@ -5,14 +5,14 @@ Networks are not compiled, which would take longer than the measurement.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
 from diffusion.check.findings import Project
@@ -54,31 +54,6 @@ class TimeRange(NamedTuple):
         return TimeRange(*(factor * value for value in self))
 
 
-def in_sequence(times: Iterable[TimeRange]) -> TimeRange:
-    """Return the range of work one after the other."""
-    return TimeRange(*(sum(values) for values in zip(*times, strict=True)))
-
-
-class CpuClock(NamedTuple):
-    """Readings in seconds: wall time, CPU time of all processes, and of this one."""
-
-    wall: float
-    all: float
-    own: float
-
-    @classmethod
-    def now(cls) -> Self:
-        """Read the clocks."""
-        every = psutil.cpu_times()
-        busy = sum(every) - every.idle - getattr(every, "iowait", 0) - getattr(every, "guest", 0)
-        return cls(time.perf_counter(), busy, time.process_time())
-
-    def load_since(self, start: "CpuClock", processors: int) -> float:
-        """Return the share of the processors that other processes used since `start`."""
-        others = (self.all - start.all) - (self.own - start.own)
-        return min(1.0, max(0.0, others / (processors * (self.wall - start.wall))))
-
-
 def time_work(work: Work, most: int, seconds: float) -> TimeRange:
     """Return the seconds per image of work on up to `most` images at a time, in about `seconds` seconds.
 
@@ -103,30 +78,6 @@ class _Finished(Exception):
     """All steps are timed."""
 
 
-class _StepTimer(Observer):
-    """A training observer that times a number of steps."""
-
-    def __init__(self, steps: int, device: torch.device) -> None:
-        self.device, self.steps = device, steps
-        self.times: list[float] = []
-        self.started = 0.0
-
-    def begin(self) -> None:
-        """Start the clock before a step; raise _Finished after the last one."""
-        if len(self.times) == self.steps:
-            raise _Finished
-        self.started = self._now()
-
-    def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-        """Stop the clock after a step."""
-        self.times.append(self._now() - self.started)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
 def time_steps(
     project: Project, plan: TrainPlan, batch: int, seconds: float, device: torch.device
 ) -> TimeRange:
@@ -137,10 +88,20 @@ def time_steps(
     def work(images: int, repeats: int) -> Sequence[float]:
         changes = {"batch_size": images, "compile": False, "devices": 1}
         state.plan = plan.model_copy(update={"train": plan.train.model_copy(update=changes)})
-        state.step, timer = 0, _StepTimer(repeats, device)
+        state.step = 0
+        stamps: list[float] = []
+
+        def begin_step() -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            stamps.append(time.perf_counter())
+            if len(stamps) > repeats:
+                raise _Finished
+
         with suppress(_Finished):
-            train(state, store, ProcessGroup(device), timer, lambda state: None, timer.begin)
-        return timer.times
+            train(state, store, ProcessGroup(device), Observer(), lambda state: None, begin_step)
+            begin_step()  # the training has fewer steps
+        return [after - before for before, after in pairwise(stamps)]
 
     return time_work(work, batch, seconds)
 

@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 
 from diffusion.protocol.card import GROUPS, STATISTICS_FIELDS, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS
-from diffusion.protocol.scores import CellScores, ImageScores, unpack
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
 from diffusion.protocol.settings import AXES
 
 CONFIDENCE = 0.95
 NORMAL = 1.959964  # standard deviations of a 95 % interval
 
-Errors = NDArray[np.float32]
 Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
 SUBJECT = ("model_sha256", "ema", "guide_sha256")  # the compared model: fields of a card that may differ
@@ -77,10 +75,10 @@ def interval(value: float, deviation: float, positive: bool = False) -> Interval
     return Interval(value - half, value + half)
 
 
-def errors_of(cell: ImageScores, metric: str) -> Errors | None:
+def errors_of(cell: ImageScores, metric: str) -> NDArray[np.float32] | None:
     """Return the errors of a cell's score, or None. The excess has those of its distance."""
     lines = cell.errors.get(cell.spec.distance if metric == "excess" else metric)
-    return None if lines is None else np.array(unpack(lines), np.float32)
+    return None if lines is None else unpack(lines)
 
 
 def interval_of(cell: ImageScores, metric: str) -> Interval | None:

@@ -8,9 +8,14 @@ import numpy as np
 
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
-from diffusion.protocol.grid import SAMPLING_VERSION, Cell
-from diffusion.protocol.scores import CellScores, ImageScores
-from diffusion.protocol.scores_document import FrontCell, ScoresDocument, SelectedCell
+from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.scores_document import (
+    CellScores,
+    FrontCell,
+    ImageScores,
+    ScoresDocument,
+    SelectedCell,
+)
 from diffusion.protocol.settings import MODEL_AXES, SampleSettings
 from diffusion.system.errors import UsageError
 from diffusion.system.files import write_json
@@ -113,20 +118,15 @@ def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:
     return max(0.0, -float(moved[np.arange(DRAWS), chosen].mean()) / STEP)
 
 
-def summary(document: ScoresDocument) -> dict[str, Any]:
-    """Return the best cell with its scores, axes and NFE, and the numbers of images and cells."""
+def write_summary(path: Path, document: ScoresDocument) -> None:
+    """Write metrics/summary.json, which `dvc metrics` shows: the best cell, the numbers of images and cells.
+
+    Equal scores give equal bytes.
+    """
     best = document.cells[document.best.cell]
     scores = {name: value for name, value in best.scores.items() if not is_auxiliary(name)}
-    return {
-        "best": {**best.axes, "nfe": best.nfe, **scores},
-        "num_images": best.num_images,
-        "cells": len(document.cells),
-    }
-
-
-def write_summary(path: Path, document: ScoresDocument) -> None:
-    """Write metrics/summary.json, which `dvc metrics` shows; equal scores give equal bytes."""
-    write_json(path, summary(document))
+    values = {"best": {**best.axes, "nfe": best.nfe, **scores}, "num_images": best.num_images}
+    write_json(path, {**values, "cells": len(document.cells)})
 
 
 def model_scores(document: ScoresDocument, sha256: str) -> ScoresDocument | None:
@@ -137,7 +137,7 @@ def model_scores(document: ScoresDocument, sha256: str) -> ScoresDocument | None
     if len(own) == len(document.cells) and not any(axis in cell.axes for cell in own for axis in MODEL_AXES):
         return document
     plain = [CellScores(**_fields(cell, {*MODEL_AXES})) for cell in own]
-    return select({Cell(**cell.axes).name: cell for cell in plain}, **_fields(document, SELECTED))
+    return select({cell.name: cell for cell in plain}, **_fields(document, SELECTED))
 
 
 def best_model_scores(document: ScoresDocument) -> ScoresDocument:

@@ -22,7 +22,7 @@ from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.store import ImageStore
 from diffusion.layout import REFERENCE
-from diffusion.protocol.card import missing_reason, missing_scores, neighbour_card, statistics_card
+from diffusion.protocol.card import missing_scores, neighbour_card, statistics_card
 
 DEFAULTS = EvaluateConfig()
 SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
@@ -77,14 +77,13 @@ def score_against_statistics(
         scorer = Scorer(make_reference_of(loaded, real, of_real), section, loaded.device)
         scores |= scorer.scores_without_distance(features)
         card |= neighbour_card(len(sample), len(images), scorer.most)
-    missing = {"scores": missing_scores(spec, bool(real)), "why": missing_reason(bool(real))}
     return {
         "images": _described(sample),
         "extractor": spec.name,
         "reference": reference,
         "intervals": {"confidence": CONFIDENCE},
         "scores": scores,
-        "not_scored": missing,
+        "not_scored": missing_scores(spec, bool(real)),
         "card": card,
     }
 

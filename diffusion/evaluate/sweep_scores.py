@@ -30,8 +30,7 @@ from diffusion.evaluate.statistics_file import configured_statistics
 from diffusion.images.store import ImageStore
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import DERIVED_FIELDS, Cell, cell_order, describe_line
-from diffusion.protocol.scores import CellScores, pack
-from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, pack, write_scores_document
 from diffusion.protocol.settings import AXES
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
@@ -116,7 +115,7 @@ def two_scoring_threads() -> Iterator[Executor]:
 
 
 def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
-    """Return the values of `protocol.scores.Scored` for one set of images."""
+    """Return the values of `ImageScores` for one set of images."""
     card, (scores, errors) = scorer.card(store.meta.get("card", {}), len(sample)), scorer.scored(sample)
     entry: Values = {"scores": scores, "card": card}
     if errors:

@@ -18,7 +18,7 @@ from diffusion.images.store_meta import CardValue
 from diffusion.protocol.card import SHARES, Card, protocol_card, statistics_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import CellScores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.regular_files import read_regular_text

@@ -140,18 +140,16 @@ _EDM2 = "https://nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs"
 
 # By a file's name: github.com/openai/guided-diffusion evaluations/README.md, NVlabs/edm and NVlabs/edm2.
 PUBLISHED = {
-    "VIRTUAL_imagenet64_labeled.npz": f"{_OPENAI}/imagenet/64/VIRTUAL_imagenet64_labeled.npz",
-    **{
-        name: f"{_EDM}/{name}"
-        for name in (
-            "cifar10-32x32.npz",
-            "imagenet-64x64.npz",
-            "imagenet-64x64-baseline.npz",
-            "ffhq-64x64.npz",
-            "afhqv2-64x64.npz",
-        )
-    },
-    "img512.pkl": f"{_EDM2}/img512.pkl",
+    address.rpartition("/")[2]: address
+    for address in (
+        f"{_OPENAI}/imagenet/64/VIRTUAL_imagenet64_labeled.npz",
+        f"{_EDM}/cifar10-32x32.npz",
+        f"{_EDM}/imagenet-64x64.npz",
+        f"{_EDM}/imagenet-64x64-baseline.npz",
+        f"{_EDM}/ffhq-64x64.npz",
+        f"{_EDM}/afhqv2-64x64.npz",
+        f"{_EDM2}/img512.pkl",
+    )
 }
 
 UNKNOWN = "unknown"  # the source of a file with another name
@@ -162,19 +160,16 @@ def statistics_source(name: str) -> str:
     return PUBLISHED.get(name, UNKNOWN)
 
 
-def missing_scores(spec: ExtractorSpec, images: bool = False) -> list[str]:
-    """Return the names of scores that need more than a mean and a covariance, and more than `images`."""
-    shares = [spec.named(score) for score in SHARES]
-    gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
-    of_images = [] if images else [spec.kernel_distance, *gaussian, *shares]
-    return [*of_images, "floor", "excess", "memorisation"]
-
-
-def missing_reason(images: bool = False) -> str:
-    """Return the reason for the missing scores, to follow their names."""
+def missing_scores(spec: ExtractorSpec, images: bool) -> dict[str, Any]:
+    """Return the `scores` that published statistics cannot give, with or without `images`, and `why`."""
+    common = ["floor", "excess", "memorisation"]
     if images:
-        return "these need real images that were held out, and the file has none"
-    return "the file holds a mean and a covariance, and these need the features of every real image"
+        why = "these need real images that were held out, and the file has none"
+        return {"scores": common, "why": why}
+    gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
+    shares = [spec.named(score) for score in SHARES]
+    why = "the file holds a mean and a covariance, and these need the features of every real image"
+    return {"scores": [spec.kernel_distance, *gaussian, *shares, *common], "why": why}
 
 
 def statistics_fields(facts: Mapping[str, str]) -> Card:

@@ -3,27 +3,25 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.options import SamplingOption, format_value
+from diffusion.protocol.options import Option, fields_section, format_value
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
-from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import (
     AXES,
     MODEL_AXES,
+    OPTION_ENTRIES,
     OPTIONS,
     SAMPLING_OPTIONS,
     SamplerConfig,
     SampleSettings,
 )
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.section import canonical_json
+from diffusion.system.section import Section, ShortText, canonical_json
 
 DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
@@ -31,13 +29,13 @@ MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what t
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images
 
 
-def _cell_field(option: SamplingOption) -> Any:
-    if option.option.axis == "required":
-        return option.name, option.plain_type
-    return option.name, Any, None
+def _axis_field(option: Option) -> tuple[Any, Any]:
+    """Return the type and default of a cell's value on an axis."""
+    stored = option.stored or (ShortText if option.choices else option.annotation)
+    return (stored, ...) if option.axis == "required" else (stored | None, None)
 
 
-_AxisValues: Any = make_dataclass("_AxisValues", [_cell_field(OPTIONS[name]) for name in AXES], frozen=True)
+_AxisValues: Any = fields_section("_AxisValues", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
 
 
 class Cell(_AxisValues):  # type: ignore[misc]
@@ -70,7 +68,7 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     ddim has one for each η. The model as it was trained has no value of `ema`.
     """
     listed = {
-        axis: tuple(OPTIONS[axis].write(value) for value in getattr(sweep, axis) or (None,)) for axis in AXES
+        axis: tuple(OPTIONS[axis].text(value) for value in getattr(sweep, axis) or (None,)) for axis in AXES
     }
     made = (_effective_cell(values, sample) for values in itertools.product(*listed.values()))
     cells = list(dict.fromkeys(made))
@@ -96,8 +94,8 @@ def _effective_cell(values: tuple[Any, ...], section: SamplerConfig) -> Cell:
 
     for axis in AXES:
         option = OPTIONS[axis]
-        if option.idle_reason(value_of) or axes[axis] == option.option.unset:
-            axes[axis] = option.default if option.option.axis == "required" else None
+        if option.idle_reason(value_of) or axes[axis] == option.unset:
+            axes[axis] = option.default if option.axis == "required" else None
     return Cell(**axes)
 
 
@@ -124,20 +122,17 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
     follows from the settings alone.
     """
     values = {
-        name: option.write(getattr(settings, name))
+        name: option.text(getattr(settings, name))
         for name, option in SAMPLING_OPTIONS.items()
-        if option.option.always_in_card or getattr(settings, name) != option.default
+        if option.always_in_card or getattr(settings, name) != option.default
     }
-    own = {
-        "sampler_options": SAMPLERS[settings.sampler].checked_options(settings.sampler_options),
-        "spacing_options": SPACINGS[settings.spacing].checked_options(settings.spacing_options),
-    }
-    values |= {name: canonical_json(options) for name, options in own.items()}
-    unused = {name for name, options in own.items() if not options}
+    for field, entries in OPTION_ENTRIES.items():
+        key = f"{field}_options"
+        values.pop(key, None)
+        if options := entries[getattr(settings, field)].checked_options(getattr(settings, key)):
+            values[key] = canonical_json(options)
     if settings.timesteps is not None:
-        unused |= {"spacing", "spacing_options"}
-    for name in unused:
-        del values[name]
+        values = {name: value for name, value in values.items() if not name.startswith("spacing")}
     if settings.guide is not None:
         values["guidance_rule"] = settings.rule  # implied, and thereby dropped from the settings
     if settings.classifier is not None:
@@ -149,12 +144,12 @@ def settings_card(settings: SampleSettings) -> dict[str, Any]:
 
 def format_option(name: str, value: Any) -> str:
     """Return the value of an axis as a command line has it; None is written as none."""
-    return "none" if value is None else str(OPTIONS[name].write(value))
+    return "none" if value is None else str(OPTIONS[name].text(value))
 
 
 def settings_axes(settings: SampleSettings) -> dict[str, Any]:
     """Return the settings' values by axis, as `Cell.axes` of a cell that varies on each of the sampler's."""
-    values = {axis: OPTIONS[axis].write(getattr(settings, axis)) for axis in AXES if axis not in MODEL_AXES}
+    values = {axis: OPTIONS[axis].text(getattr(settings, axis)) for axis in AXES if axis not in MODEL_AXES}
     return {axis: value for axis, value in values.items() if value is not None}
 
 
@@ -177,7 +172,7 @@ def effective_axes(settings: SampleSettings) -> dict[str, Any]:
 def describe_line(entry: Mapping[str, Any]) -> str:
     """Return all axes but the steps as text, such as `η = 0, dpm-solver++`: what a plot's line shares."""
     return ", ".join(
-        (OPTIONS[axis].option.phrase or f"{axis} {{}}").format(format_value(entry[axis]))
+        (OPTIONS[axis].phrase or f"{axis} {{}}").format(format_value(entry[axis]))
         for axis in AXES
         if axis in entry and axis != "steps"
     )
@@ -196,27 +191,20 @@ def cell_order(entry: Mapping[str, Any]) -> tuple[tuple[bool, Any], ...]:
 
 def open_cells(sample: SampleConfig, sweep: SweepConfig, samples: Path) -> dict[Cell, ImageStore]:
     """Return every cell of the grid with its images; DiffctlError if one is missing or has other settings."""
-    return {cell: _open_cell(sample, samples, cell) for cell in grid(sample, sweep)}
-
-
-def _open_cell(sample: SampleConfig, samples: Path, cell: Cell) -> ImageStore:
-    path = samples / cell.name
     again = "make it with `diffctl stage sample`"
-    if not path.is_dir():
-        raise UsageError(f"cell {cell.name} is not in {samples}: {again}")
-    store = open_store(path, CellMeta)
-    card = store.meta["card"]
-    wanted = {
-        **settings_card(cell_settings(sample, cell)),
-        "num_images": sample.num_images,
-        **({"ema": cell.ema} if cell.ema is not None else {}),
-    }
-    decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
-    if wrong := differing_fields([{field: card.get(field) for field in decides}, wanted], DERIVED_FIELDS):
-        field, (has, wants) = next(iter(wrong.items()))
-        raise DiffctlError(f"cell {cell.name} was sampled with {field} {has}, not {wants}: {again} again")
-    if len(store) != sample.num_images:
-        raise DiffctlError(
-            f"cell {cell.name} holds {len(store)} images, not {sample.num_images}: {again} again"
-        )
-    return store
+    stores: dict[Cell, ImageStore] = {}
+    for cell in grid(sample, sweep):
+        if not (samples / cell.name).is_dir():
+            raise UsageError(f"cell {cell.name} is not in {samples}: {again}")
+        store = stores[cell] = open_store(samples / cell.name, CellMeta)
+        card = store.meta["card"]
+        wanted = {**settings_card(cell_settings(sample, cell)), "num_images": sample.num_images}
+        wanted |= {"ema": cell.ema} if cell.ema is not None else {}
+        decides = {*wanted, *SampleSettings.model_fields}  # also what is not wanted, where the card has it
+        has = {field: card.get(field) for field in decides} | {"num_images": len(store)}
+        if wrong := differing_fields([has, wanted], DERIVED_FIELDS):
+            field, (value, wants) = next(iter(wrong.items()))
+            raise DiffctlError(
+                f"cell {cell.name} was sampled with {field} {value}, not {wants}: {again} again"
+            )
+    return stores

@@ -5,16 +5,15 @@ loads no torch.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.references import BuilderEntry, load_reference
 from diffusion.system.registry import Registry
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from diffusion.process.denoiser import Denoiser
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
@@ -23,20 +22,12 @@ MAX_QUOTED = 100  # characters of a guide in a message
 EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@(\d{1,9}))?")
 
 
-class RuleBuilder(Protocol):
-    """Wraps a denoiser in guidance by a weight, a number or one for each row."""
-
-    def __call__(
-        self, denoiser: "Denoiser", weight: "Tensor | float", guide: "Denoiser | None" = None
-    ) -> "Denoiser":
-        """Return the guided denoiser; a row of weight 0 is that of `denoiser`, and costs no more."""
-
-
 @dataclass(frozen=True)
 class GuidanceRule(BuilderEntry):
-    """`builder` is the "module:name" of a RuleBuilder, loaded when it is needed; `source` is its paper.
+    """`builder` is the "module:name" of the rule, loaded when it is needed; `source` is its paper.
 
-    A rule that `needs_guide` compares the model with a second one, one that `needs_null` with itself without
+    The weight is a number or one for each row; a row of weight 0 is that of `denoiser`, and costs no more. A
+    rule that `needs_guide` compares the model with a second one, one that `needs_null` with itself without
     the condition, for which it must have been trained with dropped labels. `nfe` is the NFE of a guided call.
     """
 
@@ -46,9 +37,9 @@ class GuidanceRule(BuilderEntry):
     needs_null: bool = False
     nfe: int = 2
 
-    def load(self) -> RuleBuilder:
+    def load(self) -> "Callable[..., Denoiser]":
         """Return the builder."""
-        builder: RuleBuilder = load_reference(self.builder)
+        builder: Callable[..., Denoiser] = load_reference(self.builder)
         return builder
 
 

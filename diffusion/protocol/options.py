@@ -7,8 +7,7 @@ playground, cards, cell names and report columns. This module loads no torch.
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -19,16 +18,13 @@ from pydantic import (
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
     create_model,
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
-from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
+from diffusion.model.power_ema import SigmaRel
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, normalize_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
@@ -66,7 +62,7 @@ class Option:
     type of a value in scores.json where that differs. `choices` are the allowed names. Cards state the
     option always, or only where it differs from its default. `cli`, `http` and `registered` are whether the
     command line, the HTTP request and the registered MLflow model accept it. `unset` is a listed value that
-    means the default, which a cell's name leaves out.
+    means the default, which a cell's name leaves out. `name` and `declared` are set by `declared_options`.
     """
 
     help: str
@@ -84,6 +80,8 @@ class Option:
     http: bool = True
     registered: bool = True
     unset: Any = None
+    name: str = ""
+    declared: FieldInfo = field(default_factory=FieldInfo, compare=False)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -91,71 +89,52 @@ class Option:
         """Describe the field in the JSON schema of params.yaml."""
         return {**handler(schema), "description": self.help}
 
-
-@dataclass(frozen=True)
-class SamplingOption:
-    """A declared option: its `name`, the field of its class, and the Option of its annotation."""
-
-    name: str
-    field: FieldInfo
-    option: Option
-
     @property
     def annotation(self) -> Any:
         """The annotated type with its bounds and validators."""
-        extra = tuple(one for one in self.field.metadata if not isinstance(one, Option))
-        return Annotated[(self.field.annotation, *extra)] if extra else self.field.annotation
+        extra = tuple(one for one in self.declared.metadata if not isinstance(one, Option))
+        return Annotated[(self.declared.annotation, *extra)] if extra else self.declared.annotation
 
     @property
     def default(self) -> Any:
         """The default value."""
-        return self.field.get_default(call_default_factory=True)
-
-    @property
-    def label(self) -> str:
-        """The name in a form or a table."""
-        return self.option.label or self.name
+        return self.declared.get_default(call_default_factory=True)
 
     @property
     def plain_type(self) -> Any:
         """The type without None, bounds and validators, such as int or tuple[float, float]."""
-        return _plain(self.field.annotation)
+        return _plain(self.declared.annotation)
 
     def bound(self, lower: bool) -> float | None:
         """Return the inclusive lower or upper bound of a number, or None."""
-        for one in self.field.metadata:
+        for one in self.declared.metadata:
             if lower and isinstance(one, Ge | Gt):
                 return one.ge if isinstance(one, Ge) else one.gt + 1  # type: ignore[return-value, operator]
             if not lower and isinstance(one, Le | Lt):
                 return one.le if isinstance(one, Le) else one.lt - 1  # type: ignore[return-value, operator]
         return None
 
-    def write(self, value: Any) -> Any:
+    def text(self, value: Any) -> Any:
         """Return a value in its text form if the option has one, else the value."""
-        return value if value is None or self.option.write is None else self.option.write(value)
-
-    def enum(self) -> type[StrEnum]:
-        """Return the allowed names as an enum."""
-        members = {name: name for name in self.option.choices}
-        return StrEnum(self.name.title(), members)  # type: ignore[return-value]
+        return value if value is None or self.write is None else self.write(value)
 
     def idle_reason(self, value_of: Callable[[str], Any]) -> str | None:
         """Return why it has no effect next to others' values, or None."""
-        for condition in self.option.no_effect:
+        for condition in self.no_effect:
             value = value_of(condition.option)
             if condition.holds(value):
                 return condition.why.format(option=condition.option, value=value)
         return None
 
 
-def declared_options(section: type[BaseModel]) -> dict[str, SamplingOption]:
+def declared_options(section: type[BaseModel]) -> dict[str, Option]:
     """Return the options that a class declares, by name; those of the class itself before inherited ones."""
     own = inspect.get_annotations(section)
     fields = sorted(section.model_fields.items(), key=lambda item: item[0] not in own)
     return {
-        name: SamplingOption(name, field, option)
-        for name, field in fields
-        for option in field.metadata
+        name: replace(option, name=name, declared=declared)
+        for name, declared in fields
+        for option in declared.metadata
         if isinstance(option, Option)
     }
 
@@ -231,17 +210,7 @@ def interval_text(ends: tuple[float, float]) -> str:
     return ":".join(map(format_value, ends))
 
 
-def _parse_average(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Validate a width or `decay`, with one message for both."""
-    try:
-        return check(value)
-    except ValidationError:
-        raise ValueError(
-            f"a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL} is wanted, or {TRAINED_EMA}"
-        ) from None
-
-
-Average = Annotated[SigmaRel | Literal["decay"], WrapValidator(_parse_average)]
+Average = SigmaRel | Literal["decay"]
 
 
 def split_list(values: Any) -> Any:

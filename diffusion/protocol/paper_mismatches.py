@@ -5,16 +5,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from diffusion.protocol.card import Card
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.spacing import SPACINGS, SpacingEntry
-
-OPTION_ENTRIES: dict[str, Mapping[str, SamplerEntry | SpacingEntry]] = {
-    "sampler": SAMPLERS,
-    "spacing": SPACINGS,
-}
+from diffusion.protocol.settings import OPTION_ENTRIES
 
 
 class Mismatch(NamedTuple):
@@ -31,25 +24,31 @@ class Mismatch(NamedTuple):
 
 def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
     """Return where a run differs from a protocol; `sections` are those of params.yaml as plain values."""
-    sample = _without_defaults(sections["sample"])
-    return _mismatches(name, {**sections, "sample": sample})
+    sections = {**sections, "sample": _with_changed_options(sections["sample"])}
+    data, found = sections["data"]["name"], []
+    for stated in PROTOCOLS[name].states:
+        if stated.data and data not in stated.data:
+            continue
+        others = [value for value in _values(stated.field, sections) if value not in stated.values]
+        if others:
+            paper = " or ".join(format_setting(value) for value in stated.values if value is not None)
+            here = ", ".join(dict.fromkeys(map(format_setting, others)))
+            found.append(Mismatch(stated.field, paper or format_setting(None), here, stated.source))
+    return found
 
 
 def score_mismatches(document: ScoresDocument, name: str, process: Mapping[str, Any]) -> list[Mismatch]:
     """Return where scores of a model with this `process` differ from a protocol of PROTOCOLS."""
     card = document.cells[document.best.cell].card
     statistics = card.get("statistics_name")
-    cards = [_without_defaults(_with_options(cell.card)) for cell in document.cells.values()]
-    of_cells = [stated.field.split(".") for stated in PROTOCOLS[name].states]
+    cards = [_with_changed_options(cell.card) for cell in document.cells.values()]
+    stated = [one.field.split(".") for one in PROTOCOLS[name].states]
+    of_cells = [key for section, key in stated if section in ("sample", "sweep")]
     sections = {
         "data": {"name": card["data"], "image_size": card.get("image_size")},
         "process": process,
         "sample": {},
-        "sweep": {
-            key: [one.get(key) for one in cards]
-            for section, key in of_cells
-            if section in ("sample", "sweep")
-        },
+        "sweep": {key: [one.get(key) for one in cards] for key in of_cells},
         "evaluate": {
             "extractor": document.extractor,
             "reference": document.reference.reference_split,
@@ -58,21 +57,7 @@ def score_mismatches(document: ScoresDocument, name: str, process: Mapping[str, 
             "prc_samples": card.get("prc_images"),
         },
     }
-    return _mismatches(name, sections)
-
-
-def _mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
-    data = sections["data"]["name"]
-    found = []
-    for stated in PROTOCOLS[name].states:
-        if stated.data and data not in stated.data:
-            continue
-        others = [value for value in _values(stated.field, sections) if value not in stated.values]
-        if others:
-            paper = " or ".join(_text(value) for value in stated.values if value is not None)
-            here = ", ".join(dict.fromkeys(map(_text, others)))
-            found.append(Mismatch(stated.field, paper or _text(None), here, stated.source))
-    return found
+    return mismatches(name, sections)
 
 
 def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
@@ -86,17 +71,14 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _with_options(card: Card) -> dict[str, Any]:
-    """Return a card with the options of its sampler and spacing as mappings, which are JSON in cards."""
-    written = {f"{field}_options": card.get(f"{field}_options") for field in OPTION_ENTRIES}
-    return {**card, **{key: json.loads(text) for key, text in written.items() if text is not None}}
-
-
-def _without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with those options of their sampler and spacing that differ from the defaults."""
+def _with_changed_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings or a card with those options of sampler and spacing that differ from the defaults."""
     changed = dict(values)
     for field, entries in OPTION_ENTRIES.items():
-        if options := values.get(f"{field}_options"):
+        options = values.get(f"{field}_options")
+        if isinstance(options, str):  # of a card
+            options = json.loads(options)
+        if options:
             entry = entries[values[field]]
             defaults = entry.checked_options({})
             checked = entry.checked_options(options).items()
@@ -104,7 +86,12 @@ def _without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _text(value: Any) -> str:
+def format_setting(value: Any) -> str:
+    """Return a value of params.yaml as text: of a file its name, numbers with separators of thousands."""
     if value is None:
         return "not set"
+    if isinstance(value, Mapping) and "file" in value:
+        return PurePath(value["file"]).name
+    if isinstance(value, list):
+        return f"[{', '.join(map(str, value))}]"
     return f"{value:,}" if type(value) is int else str(value)

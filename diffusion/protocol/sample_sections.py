@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from diffusion.protocol.options import SamplingOption, fields_section
+from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.section import (
@@ -37,20 +37,15 @@ class SampleConfig(SamplerConfig):
     num_gpus: Annotated[float, Field(ge=0, le=64), NotBool] | None = None
 
 
-def _axis_field(option: SamplingOption) -> tuple[Any, Any]:
+def _axis_field(option: Option) -> tuple[Any, Any]:
     """Return the type and default of an option's list of values in the section `sweep`."""
-    required = option.option.axis == "required"
-    value = option.annotation if option.default is not None or required else _listed_type(option)
+    required = option.axis == "required"
+    value = option.annotation
+    if option.default is None and option.unset is not None:  # it means null
+        value = next(one for one in get_args(option.declared.annotation) if one is not type(None))
     listed = Annotated[tuple[value, ...], Field(min_length=1, max_length=100), Unique]  # type: ignore[valid-type]
-    field = Field(default=... if required else None, description=option.option.help)
+    field = Field(default=... if required else None, description=option.help)
     return listed if required else listed | None, field
-
-
-def _listed_type(option: SamplingOption) -> Any:
-    """Return the type of a listed value of a nullable option: null too if no other value means it."""
-    if option.option.unset is None:
-        return option.annotation
-    return next(one for one in get_args(option.field.annotation) if one is not type(None))
 
 
 _AxisLists: Any = fields_section("_AxisLists", Section, {name: _axis_field(OPTIONS[name]) for name in AXES})
@@ -101,7 +96,7 @@ def idle_axes(
     """
     for name in AXES:
         option = OPTIONS[name]
-        if option.option.axis == "required":
+        if option.axis == "required":
             continue
         if any(value is not None for value in sweep.get(name) or ()):
             where: Literal["sample", "sweep"] = "sweep"
@@ -109,7 +104,7 @@ def idle_axes(
             where = "sample"
         else:
             continue
-        for condition in option.option.no_effect:
+        for condition in option.no_effect:
             field, values = axis_values(condition.option, sample, sweep)
             if all(map(condition.holds, values)):
                 yield where, name, field, condition.why.format(option=condition.option, value=values[0])

@@ -1,14 +1,19 @@
-"""The registry of samplers, by their names in params.yaml, cards and commands. This module loads no torch.
+"""The registry of samplers, by their names in params.yaml, cards and commands, and the options of each.
 
-A new one is an entry here and a module with a builder, SampleSettings → Sampler.
+A new one is an entry here and a module with a builder, SampleSettings → Sampler. The options of spacings are
+here too. This module loads no torch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
+from pydantic import Field, model_validator
+
+from diffusion.system.limits import MAX_NOISE_LEVEL
 from diffusion.system.references import BuilderEntry, OptionsEntry, load_reference
 from diffusion.system.registry import Registry
+from diffusion.system.section import NotBool, Section
 
 if TYPE_CHECKING:
     from diffusion.protocol.settings import SampleSettings
@@ -16,17 +21,96 @@ if TYPE_CHECKING:
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
+MAX_ADAMS_ORDER = 4
+MAX_CHURN = 1e6  # more than S·(√2 − 1) is cut to that (EDM alg. 2)
+MAX_RHO = 100.0  # EDM tries 1 to 13
+
+NoiseLevel = Annotated[float, Field(gt=0, le=MAX_NOISE_LEVEL), NotBool]
+NoiseScale = Annotated[float, Field(ge=0, le=2), NotBool]
+
+
+class IPNDMOptions(Section):
+    """Options of iPNDM."""
+
+    order: Annotated[int, Field(ge=1, le=MAX_ADAMS_ORDER), NotBool] = Field(
+        default=4, description="The order of the Adams–Bashforth method; 1 is Euler's method."
+    )
+
+
+class UniPCOptions(Section):
+    """Options of UniPC."""
+
+    order: Annotated[int, Field(ge=2, le=3), NotBool] = Field(
+        default=3, description="The order of the predictor; the corrector raises it by one."
+    )
+    variant: Literal["bh1", "bh2"] = Field(default="bh2", description="B(h) is −h in bh1, e^(−h) − 1 in bh2.")
+
+
+class SDEOptions(Section):
+    """Options of a sampler that solves the SDE."""
+
+    eta: Annotated[float, Field(ge=0, le=1), NotBool] = Field(
+        default=1.0, description="The share of the SDE's noise that a step adds, from 0, none, to 1, all."
+    )
+    s_noise: NoiseScale = Field(default=1.0, description="The factor of the added noise.")
+
+
+class ChurnOptions(Section):
+    """Noise that a step adds before it moves (EDM alg. 2): none with `s_churn` 0.
+
+    Where s_tmin ≤ σ/α ≤ s_tmax the noise level grows by the factor 1 + min(s_churn/S, √2 − 1), with noise
+    times `s_noise`. EDM has 40, 0.05, 50 and 1.003 on ImageNet-64.
+    """
+
+    s_churn: Annotated[float, Field(ge=0, le=MAX_CHURN), NotBool] = Field(
+        default=0.0,
+        description="Before it moves, a step raises the noise level by the factor 1 + s_churn/S, at most √2.",
+    )
+    s_tmin: Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool] = Field(
+        default=0.0, description="The lowest noise level σ/α that is raised."
+    )
+    s_tmax: NoiseLevel = Field(
+        default=MAX_NOISE_LEVEL, description="The highest noise level σ/α that is raised."
+    )
+    s_noise: NoiseScale = Field(default=1.0, description="The factor of the added noise.")
+
+
+class HeunOptions(ChurnOptions):
+    """Options of Heun's method."""
+
+    path: Literal["noise-level", "straight"] = Field(
+        default="noise-level",
+        description="Along which a step averages its slopes: in the noise level σ/α, or straight, as flows.",
+    )
+
+
+class NoiseRange(Section):
+    """The noise levels σ/α of the last and the first step; by default those of the process."""
+
+    sigma_min: NoiseLevel | None = Field(
+        default=None, description="The noise level σ/α of the last step; by default that of the process."
+    )
+    sigma_max: NoiseLevel | None = Field(
+        default=None, description="The noise level σ/α of the first step; by default that of the process."
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        low, high = self.sigma_min, self.sigma_max
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"sigma_min must be below sigma_max (got {low:g} and {high:g})")
+        return self
+
+
+class KarrasOptions(NoiseRange):
+    """Options of EDM's spacing (eq. 5)."""
+
+    rho: Annotated[float, Field(ge=1, le=MAX_RHO), NotBool] = Field(
+        default=7.0, description="ρ: a larger one has more steps at small noise."
+    )
+
+
 Noise = Literal["small", "large", "learned"]
-
-
-def one_per_step(steps: int) -> int:
-    """Return the NFE of a sampler that calls the network once per step."""
-    return steps
-
-
-def two_per_step_but_last(steps: int) -> int:
-    """Return the NFE of a sampler that calls the network twice per step, but once in the last."""
-    return 2 * steps - 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +125,7 @@ class SamplerEntry(BuilderEntry, OptionsEntry):
 
     builder: str
     uses_eta: bool = False
-    nfe: Callable[[int], int] = one_per_step
+    nfe: Callable[[int], int] = lambda steps: steps
     options: str = "diffusion.system.section:NoOptions"
     source: str = ""
     noise_option: str | None = None
@@ -67,20 +151,20 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
         "euler": SamplerEntry(
             "diffusion.sample.euler:build_euler",
-            options="diffusion.protocol.sampler_options:ChurnOptions",
+            options="diffusion.protocol.samplers:ChurnOptions",
             noise_option="s_churn",
             source=_EDM,
         ),
         "euler-ancestral": SamplerEntry(
             "diffusion.sample.euler:build_ancestral",
-            options="diffusion.protocol.sampler_options:SDEOptions",
+            options="diffusion.protocol.samplers:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "heun": SamplerEntry(
             "diffusion.sample.euler:build_heun",
-            nfe=two_per_step_but_last,
-            options="diffusion.protocol.sampler_options:HeunOptions",
+            nfe=lambda steps: 2 * steps - 1,
+            options="diffusion.protocol.samplers:HeunOptions",
             noise_option="s_churn",
             source=_EDM,
         ),
@@ -89,24 +173,24 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
         "dpm-solver++-2m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver:build_2m_sde",
-            options="diffusion.protocol.sampler_options:SDEOptions",
+            options="diffusion.protocol.samplers:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "dpm-solver++-3m-sde": SamplerEntry(
             "diffusion.sample.dpm_solver:build_3m_sde",
-            options="diffusion.protocol.sampler_options:SDEOptions",
+            options="diffusion.protocol.samplers:SDEOptions",
             noise_option="eta",
             source=_K_DIFFUSION,
         ),
         "unipc": SamplerEntry(
             "diffusion.sample.unipc:build",
-            options="diffusion.protocol.sampler_options:UniPCOptions",
+            options="diffusion.protocol.samplers:UniPCOptions",
             source="Zhao et al. 2023 (2302.04867), alg. 1 and 2",
         ),
         "ipndm": SamplerEntry(
             "diffusion.sample.ipndm:build",
-            options="diffusion.protocol.sampler_options:IPNDMOptions",
+            options="diffusion.protocol.samplers:IPNDMOptions",
             source="Zhang & Chen 2022 (2204.13902)",
         ),
     },

@@ -1,24 +1,151 @@
-"""metrics/scores.json: the scores of a sweep, their reference, and the cells that they select."""
+"""metrics/scores.json: the scores of a sweep with their errors and cards, and the cells that they select."""
 
+import base64
+import textwrap
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, PositiveInt, StrictBool, StrictFloat, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic_core import to_json
 
-from diffusion.images.store_meta import Training
-from diffusion.protocol.card import ReferenceFacts
+from diffusion.images.store_meta import CardValue, Training
+from diffusion.protocol.card import (
+    EXTRACTOR_FIELDS,
+    GROUPS,
+    STATISTICS_FIELDS,
+    SUBSETS,
+    ReferenceFacts,
+    differing_fields,
+)
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.scores import MAX_SCORE, CellScores, ScoreNumber
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.json_files import JsonObject, parse_json, read_json
 from diffusion.system.references import check_name
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief
+
+MAX_SCORE = 1e15
+ScoreNumber = Annotated[StrictInt | StrictFloat, Field(ge=-MAX_SCORE, le=MAX_SCORE)]
+
+LINE = 100  # characters of a line in a document
+
+
+def pack(errors: Iterable[float]) -> list[str]:
+    """Return errors as lines of float32 in base64."""
+    return textwrap.wrap(base64.b64encode(np.array([*errors], "<f4").tobytes()).decode(), LINE)
+
+
+def unpack(lines: Sequence[str]) -> NDArray[np.float32]:
+    """Return the errors in these lines; ValueError unless they are float32 in base64, at most MAX_SCORE."""
+    errors = np.frombuffer(base64.b64decode("".join(lines), validate=True), "<f4")
+    if not (np.abs(errors) <= MAX_SCORE).all():  # a comparison with NaN is false
+        raise ValueError("one of the numbers is too large or not finite")
+    return errors
+
+
+class ImageScores(Section):
+    """The scores of one set of images by name, their card and, if known, scores by class.
+
+    `errors` has, packed, the contributions of groups of images and random subsets to the error of both
+    distances; it is empty if scores have no intervals. Every set has the same number of them, so that those
+    of two sets correspond.
+    """
+
+    scores: dict[str, ScoreNumber]
+    card: Annotated[dict[str, CardValue], Field(max_length=200)]
+    errors: dict[str, list[str]] = Field(default_factory=dict)
+    classes: dict[str, dict[str, ScoreNumber]] = Field(default_factory=dict)
+
+    @property
+    def spec(self) -> ExtractorSpec:
+        """The extractor of the scores."""
+        return EXTRACTORS[str(self.card["extractor"])]
+
+    @property
+    def num_images(self) -> int:
+        """The number of scored images."""
+        return int(self.card["num_images"] or 0)
+
+    @model_validator(mode="after")
+    def _check_card(self) -> Self:
+        extractor, count = self.card.get("extractor"), self.card.get("num_images")
+        if extractor not in EXTRACTORS:
+            raise ValueError(f"card.extractor: there is no {brief(extractor)}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"card.num_images is {brief(count)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_scores(self) -> Self:
+        spec, has = self.spec, self.scores.keys()
+        needed = {spec.distance, spec.kernel_distance}
+        needed |= {f"{name.removesuffix('_low')}_high" for name in has if name.endswith("_low")}
+        needed |= {"floor", "excess"} if has & {"floor", "excess"} else set()
+        needed |= {"memorisation_std"} if "memorisation" in has else set()
+        if missing := sorted(needed - has):
+            raise ValueError(f"there is no score {missing[0]}")
+        if spec.published in has and not isinstance(self.card.get("statistics_sha256"), str):
+            raise ValueError(f"{spec.published} is against statistics, and card.statistics_sha256 names none")
+        for name, scores in self.classes.items():
+            if spec.distance not in scores:
+                raise ValueError(f"class {brief(name)} has no score {spec.distance}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_errors(self) -> Self:
+        sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
+        if self.spec.published in self.scores:
+            sizes[self.spec.published] = GROUPS
+        wanted = {name: size for name, size in sizes.items() if f"{name}_low" in self.scores}
+        found = {name: len(unpack(lines)) for name, lines in self.errors.items()}
+        if found != wanted:
+            raise ValueError(f"errors holds numbers of {brief(found)}, and the intervals are of {wanted}")
+        return self
+
+
+class CellScores(ImageScores, Cell):
+    """A cell's values on axes that vary, and scores; those of further extractors in `spaces` by name."""
+
+    spaces: Annotated[dict[str, ImageScores], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)
+
+    @property
+    def all_scores(self) -> dict[str, float]:
+        """The scores of every extractor; those of further ones have its name."""
+        further = {
+            seen.spec.qualified(name): value
+            for seen in self.spaces.values()
+            for name, value in seen.scores.items()
+        }
+        return {**self.scores, **further}
+
+    @property
+    def nfe(self) -> int:
+        """How often the network saw an image, for one that was made."""
+        return int(self.card["nfe"] or 0)
+
+    @model_validator(mode="after")
+    def _check_cell_card(self) -> Self:
+        if not isinstance(self.card.get("data"), str):
+            raise ValueError("card.data does not name the data")
+        if type(self.card.get("nfe")) is not int or self.nfe < 1:
+            raise ValueError(f"card.nfe is {brief(self.card.get('nfe'))}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_spaces(self) -> Self:
+        for name, seen in self.spaces.items():
+            if seen.card["extractor"] != name or name == self.card["extractor"]:
+                raise ValueError(f"spaces has {brief(name)} with the scores of {seen.spec.name}")
+            if wrong := differing_fields([self.card, seen.card], (*EXTRACTOR_FIELDS, *STATISTICS_FIELDS)):
+                raise ValueError(f"spaces.{name}.card is of another protocol: {', '.join(wrong)} differs")
+        return self
 
 
 class ScoredReference(ReferenceFacts):
@@ -85,8 +212,8 @@ class ScoresDocument(Section):
     @model_validator(mode="after")
     def _cells_bear_their_names(self) -> Self:
         for name, cell in self.cells.items():
-            if name != Cell(**cell.axes).name:
-                raise ValueError(f"the cell {brief(name)} has the values of {Cell(**cell.axes).name}")
+            if name != cell.name:
+                raise ValueError(f"the cell {brief(name)} has the values of {cell.name}")
             if cell.card["extractor"] != self.extractor:
                 raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
             if wrong := cell.spaces.keys() ^ self.spaces.keys():
@@ -105,23 +232,17 @@ class ScoresDocument(Section):
 
     @model_validator(mode="after")
     def _check_references(self) -> Self:
-        _check_floor(self.reference, self.spec, "reference")
-        for name, seen in self.spaces.items():
+        for name, seen in {self.extractor: self.reference, **self.spaces}.items():
             if name not in EXTRACTORS or seen.extractor != name:
-                raise ValueError(f"spaces has {brief(name)} with the reference of {brief(seen.extractor)}")
+                raise ValueError(f"{brief(name)} has the reference of {brief(seen.extractor)}")
             if seen.images != self.reference.images:
                 raise ValueError(f"spaces.{name} is of other images than the reference")
-            _check_floor(seen, EXTRACTORS[name], f"spaces.{name}")
+            spec = EXTRACTORS[name]
+            needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
+            missing = sorted(needed - seen.floor.keys()) or ["held-out images"] * (not seen.heldout_count)
+            if seen.floor and missing:
+                raise ValueError(f"the floor of {name} has no {missing[0]}")
         return self
-
-
-def _check_floor(reference: ScoredReference, spec: ExtractorSpec, where: str) -> None:
-    """Raise ValueError for a floor without the needed scores, or without held-out images."""
-    needed = {"num_images", "extrapolated", spec.distance, spec.kernel_distance}
-    if reference.floor and (missing := sorted(needed - reference.floor.keys())):
-        raise ValueError(f"{where}.floor lacks {missing[0]}")
-    if reference.floor and reference.heldout_count is None:
-        raise ValueError(f"{where}.floor needs held-out images, and there are none")
 
 
 def document_values(document: ScoresDocument) -> dict[str, Any]:

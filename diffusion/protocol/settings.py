@@ -24,20 +24,22 @@ from diffusion.protocol.options import (
     Options,
     RuleName,
     SamplerName,
-    SamplingOption,
     SpacingName,
     Timesteps,
     declared_options,
     interval_text,
     split_list,
 )
-from diffusion.protocol.samplers import SAMPLERS, Noise, SamplerEntry
-from diffusion.protocol.spacing import SPACINGS, SpacingEntry
+from diffusion.protocol.samplers import SAMPLERS, Noise
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference
+from diffusion.system.references import OptionsEntry, load_reference
 from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
+
+# The options whose entries have options of their own, in the field `<name>_options`.
+OPTION_ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 
 
 def _samplers_without_eta() -> list[str]:
@@ -48,7 +50,6 @@ def _equal_to(*values: Any) -> Callable[[], tuple[Any, ...]]:
     return lambda: values
 
 
-DEFAULT_CLASSIFIER_SCALE = 1.0
 _UNGUIDED = NoEffect("guidance", "without {option}", _equal_to(0))
 _WITHOUT_ETA = NoEffect("sampler", "with {option} {value}, which does not use eta", _samplers_without_eta)
 
@@ -163,7 +164,7 @@ class SamplerConfig(Section):
             registered=False,
             no_effect=(NoEffect("classifier", "without {option}", _equal_to(None)),),
         ),
-    ] = DEFAULT_CLASSIFIER_SCALE
+    ] = 1.0
     clip: Annotated[
         bool,
         Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False),
@@ -177,11 +178,8 @@ class SamplerConfig(Section):
 
     @model_validator(mode="after")
     def _check_entry_options(self) -> Self:
-        entries: dict[str, SamplerEntry | SpacingEntry] = {
-            "sampler": SAMPLERS[self.sampler],
-            "spacing": SPACINGS[self.spacing],
-        }
-        for field, entry in entries.items():
+        for field, entries in OPTION_ENTRIES.items():
+            entry = entries[getattr(self, field)]
             try:
                 entry.checked_options(getattr(self, f"{field}_options"))
             except ValidationError as error:
@@ -245,15 +243,11 @@ class SampleSettings(SamplerConfig):
             values, guide = {**values, "guide": None}, None
         return {**values, "guidance_rule": None} if rule == implied_rule(guide) else values
 
-    @field_validator("guidance_rule", "guide", "guidance_interval")
+    @field_validator("guidance_rule", "guide", "guidance_interval", "classifier_scale")
     @classmethod
-    def _drop_without_guidance(cls, value: Any, before: ValidationInfo) -> Any:
-        return value if before.data.get("guidance") else None
-
-    @field_validator("classifier_scale")
-    @classmethod
-    def _drop_without_classifier(cls, value: float, before: ValidationInfo) -> float:
-        return value if before.data.get("classifier") else DEFAULT_CLASSIFIER_SCALE
+    def _drop_without_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        needed = "classifier" if info.field_name == "classifier_scale" else "guidance"
+        return value if info.data.get(needed) else cls.model_fields[str(info.field_name)].default
 
     @model_validator(mode="after")
     def _check_combination(self) -> Self:
@@ -327,9 +321,9 @@ class ModelOptions(Section):
 
 
 SAMPLING_OPTIONS = declared_options(SampleSettings)  # the sampler's, by name
-OPTIONS: Mapping[str, SamplingOption] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
-AXES = tuple(name for name, one in OPTIONS.items() if one.option.axis)  # what a sweep may vary, in this order
-MODEL_AXES = tuple(name for name in AXES if OPTIONS[name].option.belongs_to == "model")
+OPTIONS: Mapping[str, Option] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
+AXES = tuple(name for name, one in OPTIONS.items() if one.axis)  # what a sweep may vary, in this order
+MODEL_AXES = tuple(name for name in AXES if OPTIONS[name].belongs_to == "model")
 
 
 def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:

@@ -8,15 +8,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffusion.system.errors import UsageError
 from diffusion.system.references import OptionsEntry
 from diffusion.system.registry import Registry
-
-if TYPE_CHECKING:  # options are validated by pydantic, which names and help texts do not need
-    from diffusion.protocol.sampler_options import KarrasOptions
-    from diffusion.system.section import Section
 
 
 def uniform(steps: int, timesteps: int) -> list[int]:
@@ -65,28 +61,28 @@ def adm_stride(steps: int, timesteps: int) -> list[int]:
     return list(range(0, timesteps, stride))
 
 
-def uniform_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+def uniform_real(steps: int, low: float, high: float, options: Any) -> list[float]:
     """Evenly spread with both ends."""
     return [low + (high - low) * i / (steps - 1) for i in range(steps)]
 
 
-def quadratic_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+def quadratic_real(steps: int, low: float, high: float, options: Any) -> list[float]:
     """Dense at small t: the squares of even numbers."""
     return [low + (high - low) * (i / (steps - 1)) ** 2 for i in range(steps)]
 
 
-def trailing_real(steps: int, low: float, high: float, options: "Section") -> list[float]:
+def trailing_real(steps: int, low: float, high: float, options: Any) -> list[float]:
     """Counted back from the last time by a part in S of the range."""
     return [low + (high - low) * (i + 1) / steps for i in range(steps)]
 
 
-def karras(steps: int, low: float, high: float, options: "KarrasOptions") -> list[float]:
+def karras(steps: int, low: float, high: float, options: Any) -> list[float]:
     """Even in (σ/α)^(1/ρ) (Karras et al. 2022, 2206.00364, eq. 5)."""
     first, last = low ** (1 / options.rho), high ** (1 / options.rho)
     return [(first + (last - first) * i / (steps - 1)) ** options.rho for i in range(steps)]
 
 
-def log_snr(steps: int, low: float, high: float, options: "Section") -> list[float]:
+def log_snr(steps: int, low: float, high: float, options: Any) -> list[float]:
     """Even in log SNR (DPM-Solver, 2206.00927, sec. 3.3)."""
     return [low * (high / low) ** (i / (steps - 1)) for i in range(steps)]
 
@@ -135,13 +131,13 @@ SPACINGS: Registry[SpacingEntry] = Registry(
             "Karras et al. 2022 (2206.00364), eq. 5",
             real=karras,
             in_noise=True,
-            options="diffusion.protocol.sampler_options:KarrasOptions",
+            options="diffusion.protocol.samplers:KarrasOptions",
         ),
         "log-snr": SpacingEntry(
             "Lu et al. 2022 (2206.00927), sec. 3.3",
             real=log_snr,
             in_noise=True,
-            options="diffusion.protocol.sampler_options:NoiseRange",
+            options="diffusion.protocol.samplers:NoiseRange",
         ),
         "ddim-uniform": SpacingEntry(_DDIM_CODE, ddim_uniform, is_paper_grid=True),
         "ddim-quadratic": SpacingEntry(_DDIM_CODE, ddim_quadratic, is_paper_grid=True),

@@ -11,8 +11,7 @@ from diffusion.protocol.card import SHARES, Card
 from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.protocol.grid import cell_order, describe_cell
 from diffusion.protocol.options import format_value
-from diffusion.protocol.scores import CellScores, ImageScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
 from diffusion.protocol.settings import AXES, OPTIONS
 
 PROTOCOL = {
@@ -159,7 +158,7 @@ def score_table(document: ScoresDocument, *, distances_only: bool = False) -> di
         )
         before = cell.steps
     return {
-        "axes": [OPTIONS[axis].label for axis in axes],
+        "axes": [OPTIONS[axis].label or axis for axis in axes],
         "columns": list(columns.values()),
         "rows": rows,
         "tied": any(entry["tied"] for row in rows for entry in row["entries"]),

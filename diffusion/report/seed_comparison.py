@@ -9,8 +9,7 @@ from markupsafe import Markup
 from diffusion.choice.confidence import card_diff, cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.report import score_tables
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve

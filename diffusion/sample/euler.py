@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from diffusion.process.time_grid import GridStep, NoisePoint, TimeGrid
-from diffusion.protocol.sampler_options import ChurnOptions, HeunOptions, SDEOptions
+from diffusion.protocol.samplers import ChurnOptions, HeunOptions, SDEOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ode_step import data_and_noise, euler_step, noise_level
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.sampler_options import MAX_ADAMS_ORDER, IPNDMOptions
+from diffusion.protocol.samplers import MAX_ADAMS_ORDER, IPNDMOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ode_step import data_and_noise, euler_step, slope_change
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffusion.process.time_grid import GridStep, TimeGrid
-from diffusion.protocol.sampler_options import UniPCOptions
+from diffusion.protocol.samplers import UniPCOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ode_step import data_and_noise, euler_step, phi
 from diffusion.sample.sampler import DenoiserCall, Step, Trajectory

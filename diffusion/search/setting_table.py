@@ -5,8 +5,7 @@ from typing import Any, NamedTuple
 
 from diffusion.choice.confidence import Interval, group_gap, mean_interval, mean_of
 from diffusion.choice.ranking import rank_metric
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.search.search_config import Point
 from diffusion.search.search_dir import Trial
 from diffusion.system.section import canonical_json

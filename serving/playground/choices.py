@@ -1,6 +1,5 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
 from diffusion.process.process_registry import build_process
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
-from diffusion.protocol.options import SamplingOption
-from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.options import Option
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.protocol.spacing import SPACINGS
+from diffusion.protocol.settings import OPTION_ENTRIES
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
@@ -23,7 +21,6 @@ from serving.schemas import HTTP_OPTIONS, SampleRequest
 
 KINDS: dict[Any, str] = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
 JSON_KINDS = {"integer": "integer", "number": "number", "boolean": "flag"}
-ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
 LESSONS = {  # what a control does to the images; another option shows its help
     "steps": "More steps cost more time and follow the exact path from noise to image more closely; "
     "beyond some number the image no longer changes visibly.",
@@ -62,20 +59,20 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
         "controls": [control for control in controls if control is not None],
         "entry_options": {
             option: {name: _entry_controls(option, entry) for name, entry in entries.items()}
-            for option, entries in ENTRIES.items()
+            for option, entries in OPTION_ENTRIES.items()
         },
         "store": {"images": images, "why": why},
         "cost": None if scores is None else sweep_cost(scores),
     }
 
 
-def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | None:
+def _control(option: Option, model: ServedModel) -> dict[str, Any] | None:
     """Return the control of an option and what the model allows; None if no control sets its type.
 
     `off` has the conditions under which it has no effect: another option and its values. A `required` one is
     sent with its default then, another one is left out.
     """
-    spec, choices = model.artefact.network, list(option.option.choices)
+    spec, choices = model.artefact.network, list(option.choices)
     if option.name == "noise" and not spec.learned_variance:
         choices.remove("learned")
     if option.name == "guidance_rule":
@@ -88,11 +85,11 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
     name = option.name.replace("_", " ").capitalize()
     return {
         "name": option.name,
-        "label": f"{name} {option.option.label}".strip(),
-        "help": LESSONS.get(option.name, option.option.help),
+        "label": f"{name} {option.label}".strip(),
+        "help": LESSONS.get(option.name, option.help),
         "kind": kind,
         "default": option.default,
-        "required": option.option.axis == "required",
+        "required": option.axis == "required",
         "allowed": option.name != "guidance" or bool(_possible_rules(model)),
         "nullable": option.default is None and (option.name != "guide" or spec.null_class),
         "choices": choices,
@@ -100,7 +97,7 @@ def _control(option: SamplingOption, model: ServedModel) -> dict[str, Any] | Non
         "most": option.bound(lower=False),
         "off": [
             {"option": condition.option, "values": list(condition.values())}
-            for condition in option.option.no_effect
+            for condition in option.no_effect
             if condition.values is not None
         ],
     }

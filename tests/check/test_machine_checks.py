@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.check import check, disk_space, machine_checks, preflight
-from diffusion.check.disk_space import STATE_BYTES
+from diffusion.check import check, findings, machine_checks, preflight
 from diffusion.check.findings import Finding, Project
+from diffusion.check.machine_checks import STATE_BYTES
 from diffusion.config import Config, load, parse
 from diffusion.layout import MODEL, SAMPLES, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.protocol.grid import grid
 from diffusion.sample.cell_images import make_cell
 from diffusion.sample.network_files import NetworkFiles
-from diffusion.system import devices
 from diffusion.system.errors import UsageError
 from diffusion.train.plan import TrainPlan, plan_artefact, training_fingerprint
 from diffusion.train.step_memory import count_parameters, step_bytes
@@ -45,20 +44,19 @@ def plan_here(config: Config) -> TrainPlan:
     return plan
 
 
-def estimate(config: Config, images: int) -> int:
+def estimate(images: int) -> int:
     """Return the estimated bytes of a training step."""
-    return step_bytes(plan_here(config).network, images)
+    return step_bytes(plan_here(configuration()).network, images)
 
 
 def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Finding:
     """Return the finding on a GPU with `total` bytes."""
     config = configuration(train={"microbatch": None, "batch_size": 64, **train})
     with monkeypatch.context() as patch:
-        for module in (machine_checks, devices):
+        for module in (machine_checks, findings):
             patch.setattr(module, "default_device", lambda: GPU)
         patch.setattr(machine_checks, "device_memory", lambda device: (int(total), int(total)))
-        patch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-        return found(config, "memory")
+        return next(machine_checks.check_memory(Project(config)))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +73,7 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Fi
 def test_memory_is_per_process_and_half_in_bf16(
     monkeypatch: pytest.MonkeyPatch, precision: str, total: float, level: str, microbatch: int | None
 ) -> None:
-    shard = estimate(configuration(), 16)
+    shard = estimate(16)
     finding = memory_of(monkeypatch, total * shard, precision=precision, devices=4, microbatch=microbatch)
     assert finding.level == level
     assert "a step of 16 images" in finding.message
@@ -84,8 +82,8 @@ def test_memory_is_per_process_and_half_in_bf16(
 
 @pytest.mark.parametrize(("precision", "part"), [("bf16", 0.5), ("fp32", 1.0)])
 def test_auto_microbatch_always_fits(monkeypatch: pytest.MonkeyPatch, precision: str, part: float) -> None:
-    total = estimate(configuration(), 32) * 0.7
-    images = next(size for size in (64, 32, 16, 8) if part * estimate(configuration(), size) < 0.8 * total)
+    total = estimate(32) * 0.7
+    images = next(size for size in (64, 32, 16, 8) if part * estimate(size) < 0.8 * total)
     finding = memory_of(monkeypatch, total, precision=precision, microbatch="auto")
     assert finding.level == "ok"
     assert f"a step of {images} images" in finding.message
@@ -96,12 +94,9 @@ def test_sharding_is_suggested_where_it_helps(monkeypatch: pytest.MonkeyPatch) -
     whole, shard = (step_bytes(network, 1, shards=shards) for shards in (1, 4))
     assert shard < whole
     options = {"precision": "fp32", "devices": 4, "batch_size": 4}
-    for total, sharded, level in (
-        (whole, False, "ok"),
-        (shard, False, "warning"),
-        (shard, True, "ok"),
-        (shard - 1, True, "warning"),
-    ):
+    cases = [(whole, False, "ok"), (shard, False, "warning")]
+    cases += [(shard, True, "ok"), (shard - 1, True, "warning")]
+    for total, sharded, level in cases:
         finding = memory_of(monkeypatch, total, **options, shard=sharded)
         assert finding.level == level
         assert (", in 4 shards; a step of 1 images" in finding.message) == sharded
@@ -115,13 +110,6 @@ def test_too_many_processes_are_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="and there are 2 GPUs"):
         machine_checks.world_size(configuration(train={"devices": 3}).train)
-
-
-@pytest.fixture
-def prepared(project: Path) -> Path:
-    """A project with prepared digits, as the working directory."""
-    copy_data(project)
-    return project
 
 
 @pytest.fixture
@@ -146,7 +134,8 @@ def with_room(monkeypatch: pytest.MonkeyPatch, free: float, disk: Path = Path())
     monkeypatch.setattr(shutil, "disk_usage", pretended)
 
 
-def test_saved_states_reduce_the_needed_space(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_states_reduce_the_needed_space(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_data(project)
     config = load()
     plan = plan_here(config)
     state = STATE_BYTES * count_parameters(plan.network)
@@ -162,40 +151,37 @@ def test_saved_states_reduce_the_needed_space(prepared: Path, monkeypatch: pytes
 
 
 def test_each_disk_is_checked_for_its_own_part(
-    another_disk: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    another_disk: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    copy_data(project)
     config = load()
     with_room(monkeypatch, 10, Path())
     disks = [one for one in check(config) if one.subject == "disk"]
     assert {one.message.rpartition(" ")[2]: one.level for one in disks} == {"runs": "ok", ".": "error"}
     monkeypatch.undo()
-    monkeypatch.chdir(prepared)
+    monkeypatch.chdir(project)
     with_room(monkeypatch, 10, another_disk)
     with pytest.raises(UsageError, match="are free in runs"):
         preflight(config, "train")
 
 
-def needed_for(part: str, config: Config) -> int:
-    """Return the bytes that the finding names; `in_bytes` makes them exact."""
-    return int(found(config, "disk").message.partition(f"{part} ")[2].partition(" B")[0])
+def needed_for_samples(config: Config) -> int:
+    return int(found(config, "disk").message.partition("samples ")[2].partition(" B")[0])
 
 
-@pytest.fixture
-def in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk_space, "format_bytes", lambda size: f"{size} B")
-
-
-def test_finished_samples_reduce_the_needed_space(prepared: Path, in_bytes: None) -> None:
+def test_finished_samples_reduce_the_needed_space(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_data(project)
+    monkeypatch.setattr(machine_checks, "format_bytes", lambda size: f"{size} B")
     small = {"sample": {"num_images": 40}, "sweep": {"steps": [1, 2], "eta": [0.0]}}
     config, cell = configuration(**small), 40 * 64
-    assert needed_for("samples", config) == 3 * 2 * cell
+    assert needed_for_samples(config) == 3 * 2 * cell
     plan = plan_here(config)
     save_artefact(MODEL, new_state(plan, torch.device("cpu")).ema.state_dict(), plan_artefact(plan))
     first, second = grid(config.sample, config.sweep)
     make_cell(config.sample, first, NetworkFiles(MODEL), SAMPLES / first.name)
-    assert needed_for("samples", config) == 3 * cell
+    assert needed_for_samples(config) == 3 * cell
     make_cell(config.sample, second, NetworkFiles(MODEL), SAMPLES / second.name)
-    assert needed_for("samples", config) == 0
-    assert needed_for("samples", configuration(**small, train={"lr": 0.1})) == 6 * cell
+    assert needed_for_samples(config) == 0
+    assert needed_for_samples(configuration(**small, train={"lr": 0.1})) == 6 * cell
     MODEL.write_bytes(b"no model")
-    assert needed_for("samples", config) == 6 * cell
+    assert needed_for_samples(config) == 6 * cell

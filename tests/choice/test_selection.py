@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cli.actions.score_tables import show_sweep_scores
 from diffusion.choice.confidence import card_diff, errors_of
-from diffusion.choice.gate import decide
+from diffusion.choice.ranking import decide
 from diffusion.choice.selection import (
     best_model_scores,
     describe_disagreement,
@@ -24,9 +24,7 @@ from diffusion.choice.selection import (
     select_front,
     write_summary,
 )
-from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument, SelectedCell, document_values
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, SelectedCell, document_values
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.score_tables import best_cell
 from flows.run_summary import sweep_markdown
@@ -173,16 +171,13 @@ ALL_CELLS = [*product(PROFILES, AXES)]
 
 def swept(values: Values) -> ScoresDocument:
     """Return a document of a sweep over EMA profiles (one model each) with these kernel distances."""
-    parts = {profile: alone(profile, values) for profile in PROFILES}
-    cells = {
-        Cell(**{**cell.axes, "ema": profile}).name: CellScores(
-            **document_values(cell), **({"ema": profile} if profile is not None else {})
-        )
-        for profile, part in parts.items()
-        for cell in part.cells.values()
-    }
-    full = {**document_values(parts[None]), "best": select_best(cells), "front": select_front(cells)}
-    return ScoresDocument(**{**full, "cells": cells})
+    cells = [
+        CellScores(**{**document_values(cell), "ema": profile})
+        for profile in PROFILES
+        for cell in alone(profile, values).cells.values()
+    ]
+    full = alone(None, values)
+    return select({cell.name: cell for cell in cells}, extractor=full.extractor, reference=full.reference)
 
 
 def alone(profile: float | None, values: Values) -> ScoresDocument:

@@ -27,7 +27,7 @@ def root(tmp_path_factory, real):
     root, config = tmp_path_factory.mktemp("any-images"), make_config()
     shutil.copytree(real / "prepared", root / "prepared")
     shutil.copytree(real / "reference", root / "data/reference")
-    store = write_cell(root / "samples/steps50-eta0", config, Cell(50, 0.0))
+    store = write_cell(root / "samples/steps50-eta0", config, Cell(steps=50, eta=0.0))
     np.savez(root / "cell.npz", store.images, store.labels)
     (root / "folder").mkdir()
     for index, image in enumerate(store.images):

@@ -116,7 +116,7 @@ def test_pickled_code_is_refused_and_never_run(few, tmp_path, values):
 def root(tmp_path_factory, real):
     """A folder with a cell's samples and the statistics of the training split."""
     root = tmp_path_factory.mktemp("statistics")
-    write_cell(root / "cell", make_config(sweep=ONE_CELL), Cell(50, 0.0))
+    write_cell(root / "cell", make_config(sweep=ONE_CELL), Cell(steps=50, eta=0.0))
     of_real = np.load(real / "reference/features.npy").astype(np.float64)
     as_npz(root / "train.npz", {"mu": of_real.mean(axis=0), "sigma": np.cov(of_real, rowvar=False)})
     return root

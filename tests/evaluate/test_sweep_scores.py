@@ -15,7 +15,7 @@ from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.evaluate.sweep_scores import two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import SAMPLING_VERSION, Cell
+from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.scores_document import Intervals, document_values
 from diffusion.system.errors import DiffctlError
 from diffusion.system.threads import Stopped
@@ -57,7 +57,7 @@ def test_every_cell_has_scores_and_a_card(document):
     assert set(differing_fields([cell.card for cell in document.cells.values()])) == {"steps", "eta", "nfe"}
     for name, cell in document.cells.items():
         assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes", "errors"}
-        assert name == Cell(cell.steps, cell.eta).name
+        assert name == cell.name
         assert (cell.card["steps"], cell.card["eta"]) == (cell.steps, cell.eta)
         assert set(cell.scores) == NAMES
         assert all(type(value) is float and np.isfinite(value) for value in cell.scores.values())

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from diffusion.choice.gate import CODE_VERSIONS
+from diffusion.choice.ranking import CODE_VERSIONS
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import evaluate
 from diffusion.images.store import open_store

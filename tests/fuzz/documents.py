@@ -1,31 +1,21 @@
-"""Documents: params.yaml, papers, scores, requests, and the champion's history."""
+"""Documents: params.yaml, papers, scores."""
 
 import json
 import math
 import random
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any
 
 import yaml
-from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
 
-from cli.actions.champion import _row
-from diffusion.choice.gate import decide
-from diffusion.choice.ranking import best_cell
+from diffusion.choice.ranking import best_cell, decide
 from diffusion.choice.selection import all_spaces, recommended
 from diffusion.config import load
-from diffusion.model.model_file import read_artefact, save_artefact
 from diffusion.papers.paper import compare_cells, open_paper, shared_differences
 from diffusion.protocol.grid import cell_settings, grid, settings_card
-from diffusion.protocol.scores import pack
-from diffusion.protocol.scores_document import document_values, read_scores, write_scores_document
+from diffusion.protocol.scores_document import document_values, pack, read_scores
 from diffusion.report import score_tables
 from diffusion.report.score_tables import headline
 from diffusion.system.errors import DiffctlError
@@ -33,15 +23,9 @@ from diffusion.system.section import fingerprint
 from tests.conftest import ROOT, params
 from tests.fuzz.parser import Parser, as_json
 from tests.helpers.broken_params import CLASSIFIER, RAW
-from tests.helpers.champion_moves import identity, move
-from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.scores_document import ERRORS, document, with_space
 from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.score_comparison import compare
-from tracking.keys import EVENT, HISTORY_RUN
-from tracking.registry.champion_log import read_history
-from tracking.registry.promotion import pin_reason
-from tracking.registry.pyfunc_model import RegisteredSampler, Request
 
 
 @cache
@@ -140,75 +124,8 @@ def read_scores_file(path: Path) -> None:
         compare([ScoredRun("a", ours), ScoredRun("b", theirs)]).as_json()
 
 
-MOVES = ((None, 1, "gate"), (1, 2, "force"), (2, 1, "rollback"), (1, 3, "anew"))
-
-
-@cache
-def history_seeds() -> list[bytes]:
-    """Return one move of a champion of every kind."""
-    return as_json(*(move(number, *moved) for number, moved in enumerate(MOVES, 1)))
-
-
-def read_move(path: Path) -> None:
-    """Read the input as two more moves of a valid history, of today's and the earlier format; format all."""
-    texts = [*map(bytes.decode, history_seeds()), path.read_bytes().decode("utf-8", "replace")]
-    values = [*texts, identity(len(texts) + 1)]
-    params = {f"{number:06d}": text for number, text in enumerate(values, 1)}
-    tags = {HISTORY_RUN: "run", f"{EVENT}.{len(values):06d}.{values[-1]}": texts[-1]}
-    run = SimpleNamespace(info=SimpleNamespace(run_id="run"), data=SimpleNamespace(params=params))
-    model = SimpleNamespace(name="diffctl-digits", tags=tags, aliases={"champion": "1"})
-    client: Any = SimpleNamespace(get_registered_model=lambda name: model, get_run=lambda run_id: run)
-    with warnings.catch_warnings(action="ignore"):
-        history = read_history(client, model.name)
-    history.as_json(), history.wrong_aliases
-    [_row(event) for event in history.events]
-    [pin_reason(pin, version) for version, pin in history.pinned.items()]
-
-
-REQUEST = {
-    "num": 2, "indices": [3, 5], "steps": 2, "eta": 0.5, "seed": 7, "class": "class3", "guidance": 1.5,
-    "guidance_interval": [0.2, 5], "noise": "large", "spacing": "trailing", "clip": False,
-}  # fmt: skip
-
-
-@cache
-def _sampler() -> RegisteredSampler:
-    """Return a small model of four timesteps, loaded as from the registry."""
-    spec = spec_of(channels=4, channel_mult=(1,), attention_resolutions=(), head_channels=4)
-    with TemporaryDirectory() as folder:
-        weights, scores = Path(folder) / "m.safetensors", Path(folder) / "scores.json"
-        save_artefact(weights, network_of(spec).state_dict(), artefact_of(spec, timesteps=4))
-        ours = read_artefact(weights).model_sha256
-        write_scores_document(scores, document({(2, 0.0): 0.1}, model_sha256=ours))
-        context = SimpleNamespace(
-            artifacts={"weights": str(weights), "scores": str(scores)},
-            model_config={"best_cell": "steps2-eta0"},
-        )
-        sampler = RegisteredSampler()
-        sampler.load_context(context)
-    return sampler
-
-
-def answer(path: Path) -> None:
-    """Sample for a request to the registered model; a refusal that the client receives is expected."""
-    sampler = _sampler()
-    try:
-        (reply,) = sampler.predict([Request.model_validate(json.loads(path.read_bytes()))])
-    except (ValueError, RecursionError, ValidationError, MlflowException) as error:
-        raise DiffctlError(str(error).replace("\n", " ")[:1000]) from None
-    assert len(reply.images) == len(reply.indices)
-
-
 PARSERS = {
-    "params": Parser(
-        params_seeds,
-        read_params_file,
-        "params.yaml",
-        [mutate_lines],
-        expected=("import: PIL",),  # by an entry with its section in the reader's module
-    ),
+    "params": Parser(params_seeds, read_params_file, "params.yaml", [mutate_lines]),
     "paper": Parser(paper_seeds, read_paper, "paper.yaml"),
     "scores": Parser(scores_seeds, read_scores_file, "scores.json", [mutate_errors]),
-    "history": Parser(history_seeds, read_move),
-    "request": Parser(lambda: as_json({}, {"num": 1, "steps": 1, "eta": 0.0}, REQUEST), answer),
 }

@@ -1,11 +1,9 @@
-"""Model files, checkpoints of OpenAI and diffusers, training states, shards of cells."""
+"""Model files, checkpoints of OpenAI and diffusers, image stores."""
 
 import json
-import warnings
 from collections import OrderedDict
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +13,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from diffusion.config import parse as parse_config
+from diffusion.images import store
+from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.from_openai import import_openai, weight_names
 from diffusion.interop.to_diffusers import scheduler_config, translate, unet_config
@@ -24,15 +23,9 @@ from diffusion.model.model_file import METADATA_KEY, load_model, read_verified_a
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
-from diffusion.sample.shards import CellShards
-from diffusion.system.checksums import CHECKSUM_BYTES
+from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from diffusion.train.checkpoint.run_dir import restore_state
-from diffusion.train.checkpoint.state_files import SavedState, newest_state, save_state
-from diffusion.train.plan import plan_training
-from diffusion.train.train_step import TrainState, new_state
-from tests.conftest import params
-from tests.fuzz.parser import Parser, correct_metadata_checksum, saved
+from tests.fuzz.parser import Parser, as_json, correct_checksum, correct_metadata_checksum, npy, saved
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 
@@ -135,80 +128,42 @@ def read_diffusers(path: Path) -> None:
     import_diffusers(path.parent)
 
 
-STATE_FILE = "state-000000003.sealed"
-DATA = {
-    "name": "digits",
-    "classes": [str(digit) for digit in range(10)],
-    "counts": [6] * 10,
-    "image_size": 8,
-    "channels": 1,
-    "digest": "d" * 64,
-}
-
-
-@cache
-def training_state() -> TrainState:
-    """Return the state of a small training."""
-    shape = {**SHAPE, "channels": 8, "channel_mult": [1], "attention_resolutions": [], "head_channels": 8}
-    plan = plan_training(parse_config(params(model=shape), "here"), DATA, torch.device("cpu"))
-    return new_state(plan, torch.device("cpu"))
-
-
-@cache
-def state_seeds() -> list[bytes]:
-    """Return the state after three steps, moments included."""
-    state = training_state()
-    for weight in state.network.parameters():
-        weight.grad = torch.zeros_like(weight)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.step, state.window, state.history = 3, {"loss": 0.5, "count": 1.0}, [{"step": 2.0, "loss": 0.5}]
-    with TemporaryDirectory() as folder:
-        return [save_state(Path(folder), SavedState(state.tensors(), state.values())).read_bytes()]
-
-
-def read_state(path: Path) -> None:
-    """Restore it as the newest state of a training."""
-    folder = path.parent / "training"
-    folder.mkdir()
-    path.rename(folder / STATE_FILE)
-    with warnings.catch_warnings(record=True) as messages:
-        warnings.simplefilter("always")
-        if (state := newest_state(folder)) is None:
-            raise DiffctlError(str(messages[0].message).replace(str(folder), ""))
-        restore_state(training_state(), state, f"the state in {folder}")
-    training_state().pop_means()
-
-
 COUNT, IMAGE = 4, (2, 2, 1)
-CELL, SHARD_FILE = "cell", "00000000-00000004.npy"
+
+# Image stores: folders of one meta.json and arrays; the input is one of the files
+STORED = {"count": COUNT, "digest": "d" * 64, "name": "digits", "classes": ["0", "1"]}
+STORES = [
+    {**STORED, "card": {"steps": 3, "eta": 0.5, "clip": True, "noise": "small", "none": None}},
+    {
+        **STORED, "split": "train", "counts": [2, 2], "image_size": 2, "channels": 1, "options": {},
+        "sources": {"a": "b"},
+    },
+]  # fmt: skip
 
 
 @cache
-def shard_seeds() -> list[bytes]:
-    """Return the only shard of a cell."""
-    with TemporaryDirectory() as folder:
-        shards = CellShards(Path(folder) / CELL, COUNT, IMAGE)
-        shards.save(range(COUNT), np.arange(16, dtype=np.uint8).reshape(COUNT, *IMAGE))
-        return [(shards.folder / SHARD_FILE).read_bytes()]
+def store_seeds() -> list[bytes]:
+    """Return meta.json of a cell and of a split, images and labels."""
+    arrays = npy(np.zeros((COUNT, *IMAGE), np.uint8)), npy(np.array([0, 0, 1, 1]))
+    return [*as_json(*map(add_checksum, STORES)), *arrays]
 
 
-def read_shard(path: Path) -> None:
-    """Read it as a shard of a cell."""
-    shards = CellShards(path.parent / CELL, COUNT, IMAGE)
-    shards.folder.mkdir()
-    path.rename(shards.folder / SHARD_FILE)
-    with warnings.catch_warnings(record=True) as messages:
-        warnings.simplefilter("always")
-        if shards.missing(COUNT):
-            raise DiffctlError(str(messages[0].message).replace(str(path.parent), ""))
-    (images,) = shards.images()
-    assert images.shape == (COUNT, *IMAGE)
-
-
-def _correct_file(data: bytes, name: str) -> bytes:
-    content = data[:-CHECKSUM_BYTES]
-    return content + sha256(f"{name}\n".encode() + content).digest()
+def read_store(path: Path) -> None:
+    """Open an image store with the input as one of its files, as any store and as the kind of meta.json."""
+    data, folder = path.read_bytes(), path.parent / "store"
+    meta, _, images, labels = store_seeds()
+    place = "meta.json" if data[:1] != b"\x93" else "labels.npy" if b"<i8" in data[:128] else "images.npy"
+    folder.mkdir()
+    for name, content in {"meta.json": meta, "images.npy": images, "labels.npy": labels, place: data}.items():
+        (folder / name).write_bytes(content)
+    with patch.object(store, "verify"):  # the digest is not what is tried here
+        opened = store.open_store(folder, StoreMeta)
+        if place == "meta.json":
+            try:
+                store.open_store(folder, CellMeta)
+            except DiffctlError:
+                store.open_store(folder, PreparedMeta)
+    assert len(np.array(opened.images)) == COUNT
 
 
 PARSERS = {
@@ -217,6 +172,5 @@ PARSERS = {
     ),
     "openai": Parser(openai_seeds, read_openai, "a.pt"),
     "diffusers": Parser(diffusers_seeds, read_diffusers, "config.json"),
-    "state": Parser(state_seeds, read_state, repair=lambda data: _correct_file(data, STATE_FILE)),
-    "unit": Parser(shard_seeds, read_shard, repair=lambda data: _correct_file(data, f"{CELL}/{SHARD_FILE}")),
+    "store": Parser(store_seeds, read_store, repair=correct_checksum),
 }

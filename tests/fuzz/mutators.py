@@ -40,7 +40,7 @@ def mutate(rng: random.Random, pool: Sequence[bytes], more: Sequence[Mutator] = 
 
 def _once(rng: random.Random, data: bytes, pool: Sequence[bytes], more: Sequence[Mutator]) -> bytes:
     """Mutate once: three times of four by a format's mutator, else by bytes."""
-    forms = [*more, mutate_json, mutate_json_lines, mutate_safetensors] if rng.randrange(4) else []
+    forms = [*more, mutate_json, mutate_safetensors] if rng.randrange(4) else []
     rng.shuffle(forms)
     for form in forms:
         if (made := form(rng, data, pool)) is not None:
@@ -87,16 +87,6 @@ def mutate_json(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes
     except (ValueError, RecursionError):
         return None
     return broken_json(rng, tree).encode("utf-8", "surrogatepass")
-
-
-def mutate_json_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Mutate one of several lines of JSON."""
-    lines = data.splitlines(keepends=True)
-    if len(lines) < 2 or data[:1] != b"{":
-        return None
-    at = rng.randrange(len(lines))
-    made = mutate_json(rng, lines[at].strip(), pool)
-    return None if made is None else b"".join([*lines[:at], made + b"\n", *lines[at + 1 :]])
 
 
 def broken_json(rng: random.Random, tree: Any) -> str:

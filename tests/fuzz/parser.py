@@ -17,8 +17,7 @@ from tests.fuzz.mutators import Mutator
 class Parser(NamedTuple):
     """`seeds` returns valid inputs of a few kilobytes; `parse` reads one file as the product does.
 
-    `repair` corrects checksums, so that more than these are tested. `expected` has prefixes of events that
-    `guard` would refuse.
+    `repair` corrects checksums, so that more than these are tested.
     """
 
     seeds: Callable[[], list[bytes]]
@@ -26,7 +25,6 @@ class Parser(NamedTuple):
     name: str = "input"
     mutators: Sequence[Mutator] = ()
     repair: Callable[[bytes], bytes] = bytes
-    expected: tuple[str, ...] = ()
 
 
 def saved(save: Callable[..., object], *values: Any, **named: Any) -> bytes:

@@ -7,8 +7,7 @@ import numpy as np
 from diffusion.choice.confidence import NORMAL, interval
 from diffusion.choice.selection import select_best, select_front
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.scores import CellScores, pack
-from diffusion.protocol.scores_document import ScoresDocument, document_values
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, pack
 
 CARD = {
     "model_sha256": "a" * 64,

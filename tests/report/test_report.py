@@ -165,7 +165,7 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
         report((smaller, root), tmp_path / "report")
     for steps in (5, 10, 50):
         for eta in (0.0, 1.0):
-            cell = Cell(steps, eta)
+            cell = Cell(steps=steps, eta=eta)
             write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
     with pytest.raises(DiffctlError, match=r"other samples \(model_sha256"):
         report((config, root), tmp_path / "report")

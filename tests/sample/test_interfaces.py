@@ -15,8 +15,7 @@ from diffusion.process.denoiser import NetworkDenoiser
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
-from diffusion.protocol.sampler_options import HeunOptions
-from diffusion.protocol.samplers import build_sampler
+from diffusion.protocol.samplers import HeunOptions, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guided_denoiser
 from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean

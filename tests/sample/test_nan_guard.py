@@ -113,7 +113,10 @@ def test_sweep_writes_no_cell_for_infinite_weights(tmp_path: Path, monkeypatch: 
     save_artefact(path, network.state_dict(), INTACT.artefact)
     with pytest.raises(NonFiniteError, match=MESSAGE):
         make_cell(
-            SampleConfig(num_images=4, batch_size=2), Cell(2, 0.0), NetworkFiles(path), tmp_path / "cell"
+            SampleConfig(num_images=4, batch_size=2),
+            Cell(steps=2, eta=0.0),
+            NetworkFiles(path),
+            tmp_path / "cell",
         )
     assert not (tmp_path / "cell").exists()
     assert not list(tmp_path.rglob("*.npy"))

@@ -28,7 +28,13 @@ from tests.helpers.networks import artefact_of, loaded_classifier, network_of, s
 
 SIGMA_RELS, STEPS = (0.05, 0.1), (4, 8)
 SAMPLE = SampleConfig(num_images=2)
-PLAIN, NARROW, WIDE = Cell(2, 0.0), Cell(2, 0.0, ema=0.07), Cell(3, 0.0, ema=0.2)
+
+
+def cell_of(steps: int, **axes: Any) -> Cell:
+    return Cell(steps=steps, eta=0.0, **axes)
+
+
+PLAIN, NARROW, WIDE = cell_of(2), cell_of(2, ema=0.07), cell_of(3, ema=0.2)
 
 
 def save(path: Path, seed: int, **changes: Any) -> None:
@@ -65,7 +71,7 @@ def test_ema_model_is_built_once_and_rebuilt_if_damaged(
     watched = lambda self, sigma_rel: built.append(sigma_rel) or reconstruct(self, sigma_rel)  # noqa: E731
     monkeypatch.setattr(Snapshots, "reconstruct", watched)
     assert existing_ema_models(MODEL, [0.07]) == {}
-    files = [CellFiles(MODEL, SAMPLE, [NARROW]).of(Cell(steps, 0.0, ema=0.07)).model for steps in (2, 3, 4)]
+    files = [CellFiles(MODEL, SAMPLE, [NARROW]).of(cell_of(steps, ema=0.07)).model for steps in (2, 3, 4)]
     assert (built, len(set(files))) == ([0.07], 1)
     assert existing_ema_models(MODEL, [0.07, 0.2]) == {0.07: files[0]}
     original = bytearray(files[0].read_bytes())
@@ -89,12 +95,12 @@ def test_missing_or_foreign_snapshots_are_rejected_before_building(trained: Path
 
 
 def test_a_guide_is_a_profile_of_the_same_training_or_a_file(trained: Path) -> None:
-    guided = Cell(2, 0.0, guidance=1.0, guide="ema:0.1@4")
+    guided = cell_of(2, guidance=1.0, guide="ema:0.1@4")
     files = CellFiles(MODEL, SAMPLE, [PLAIN, guided]).of(guided)
     assert (files.model, files.classifier) == (MODEL, None)
     early, tracked = files.read().guide, read_artefact(snapshot_path(AVERAGES, 0.1, 4))
     assert early == tracked, "a tracked profile equals its snapshot"
-    both = Cell(2, 0.0, guidance=1.0, guide="ema:0.2", ema=0.07)
+    both = cell_of(2, guidance=1.0, guide="ema:0.2", ema=0.07)
     of_both = CellFiles(MODEL, SAMPLE, [both]).of(both).read()
     assert of_both.model.ema_sigma_rel == 0.07
     assert (of_both.guide and (of_both.guide.ema_sigma_rel, of_both.guide.step)) == (0.2, 8)
@@ -113,7 +119,7 @@ def test_a_guide_is_a_profile_of_the_same_training_or_a_file(trained: Path) -> N
 def test_a_missing_or_unfit_guide_is_refused_before_any_work(trained: Path, guide: str, message: str) -> None:
     save(Path("rgb.safetensors"), 0, spec=spec_of(in_channels=3, out_channels=6))
     with pytest.raises(UsageError, match=message):
-        CellFiles(MODEL, SAMPLE, [Cell(2, 0.0, guidance=1.0, guide=guide)])
+        CellFiles(MODEL, SAMPLE, [cell_of(2, guidance=1.0, guide=guide)])
 
 
 def test_checks_and_look_ups_of_a_guide_make_no_model_file(trained: Path) -> None:
@@ -166,7 +172,7 @@ def test_a_cell_states_its_guide_and_classifier_and_has_the_labels_of_the_classi
 
 def test_another_guide_of_the_same_name_changes_card_and_key(guided: None) -> None:
     """A finished cell is reused until then."""
-    sample, cell = SampleConfig(num_images=4), Cell(2, 0.0, guidance=1.0, guide=GUIDE)
+    sample, cell = SampleConfig(num_images=4), cell_of(2, guidance=1.0, guide=GUIDE)
     settings = cell_settings(sample, cell)
 
     def run() -> tuple[Path, dict[str, object], bytes]:

@@ -15,8 +15,7 @@ from diffusion.process.condition import Condition
 from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.sampler_options import ChurnOptions
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS, ChurnOptions, build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim

@@ -7,8 +7,8 @@ from diffusion.layout import AVERAGES, MODEL, SCORES
 from diffusion.model.model_file import read_artefact, read_weights, save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import Cell
-from diffusion.protocol.scores import CellScores
 from diffusion.protocol.scores_document import (
+    CellScores,
     ScoresDocument,
     document_values,
     read_scores,

@@ -9,7 +9,7 @@ from cli import main
 from diffusion.choice.confidence import NORMAL
 from diffusion.choice.ranking import best_cell, rank_metric
 from diffusion.choice.selection import scores_in_space
-from diffusion.protocol.scores import ImageScores as CellOf
+from diffusion.protocol.scores_document import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space

@@ -1,8 +1,8 @@
 """The part of a saved state that is in memory at a time during a restore: counted, not measured."""
 
-import copy
 import weakref
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -11,14 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from diffusion.config import parse
 from diffusion.system import checksums
 from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
 from diffusion.train.checkpoint import state_files
 from diffusion.train.checkpoint.state_files import LazyTensors, meta_tensors, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.train_step import TrainState, new_state
-from tests.fuzz.models import training_state as small_state
+from tests.conftest import params
 from tests.helpers.trainings import CPU, assert_same
+
+SHAPE = {"channel_mult": [1], "num_res_blocks": 1, "attention_resolutions": []}
+DATA = {"name": "digits", "classes": ["0"], "counts": [6], "image_size": 8, "channels": 1, "digest": ""}
+
+
+@cache
+def small_plan() -> DenoiserPlan:
+    return plan_training(parse(params(model=SHAPE), "here"), DATA, CPU)
 
 
 class Held:
@@ -40,7 +50,7 @@ class Held:
 @pytest.fixture
 def trained() -> Iterator[TrainState]:
     """Return a training with moments, different from any new one."""
-    state = copy.deepcopy(small_state())
+    state = new_state(small_plan(), CPU)
     for number, weight in enumerate(state.network.parameters(), start=1):
         weight.grad = torch.full_like(weight, number)
     state.optimizer.step()
@@ -50,7 +60,7 @@ def trained() -> Iterator[TrainState]:
 
 
 def fresh() -> TrainState:
-    return new_state(small_state().plan, CPU)
+    return new_state(small_plan(), CPU)
 
 
 def most(state: TrainState) -> int:

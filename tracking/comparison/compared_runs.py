@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.layout import PREPARED
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
 from tracking.mlflow_pages import comparison_link
 from tracking.runs.run_lookup import find_run

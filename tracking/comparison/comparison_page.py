@@ -9,11 +9,11 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from diffusion.choice.confidence import card_diff, describe_comparison
-from diffusion.choice.gate import decide
+from diffusion.choice.ranking import decide
 from diffusion.images.pictures import png_bytes
 from diffusion.images.store import Images
 from diffusion.protocol.grid import cell_order, describe_cell, describe_line
-from diffusion.protocol.scores import CellScores
+from diffusion.protocol.scores_document import CellScores
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
 from diffusion.report.sample_pictures import data_uri

@@ -20,8 +20,7 @@ from diffusion.choice.selection import scores_in_space
 from diffusion.protocol.card import COUNT_FIELDS, STATISTICS_FIELDS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.comparison.compared_runs import ScoredRun
 

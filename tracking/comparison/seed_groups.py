@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.confidence import cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import best_cell
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import UsageError
 from tracking.comparison.score_comparison import format_spread
 from tracking.experiments import search_runs

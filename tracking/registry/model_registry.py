@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.choice.gate import outdated_best_cell
+from diffusion.choice.ranking import outdated_best_cell
 from diffusion.choice.selection import best_model_scores, settings_of
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, RUN, SCORES
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError
 from tracking.keys import model_name
 from tracking.registry.model_versions import (

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from diffusion.choice.gate import Verdict, decide, outdated_best_cell
+from diffusion.choice.ranking import Verdict, decide, outdated_best_cell
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief

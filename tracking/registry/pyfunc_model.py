@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from diffusion.images.pictures import png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
-from diffusion.protocol.options import SamplingOption, fields_section
+from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SAMPLING_OPTIONS, SampleSettings, refuse_idle
 from diffusion.sample.class_labels import chosen_condition
@@ -45,7 +45,7 @@ class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False)
 
 
-def _option_field(option: SamplingOption) -> tuple[Any, Any]:
+def _option_field(option: Option) -> tuple[Any, Any]:
     """Return the type and the field of a sampling option, in types that MLflow supports."""
     ends = get_args(option.plain_type) if get_origin(option.plain_type) is tuple else ()
     kind = list[ends[0]] if ends else option.plain_type  # type: ignore[valid-type]
@@ -62,7 +62,7 @@ def _option_field(option: SamplingOption) -> tuple[Any, Any]:
 _OptionFields: Any = fields_section(
     "_OptionFields",
     _Request,
-    {name: _option_field(option) for name, option in SAMPLING_OPTIONS.items() if option.option.registered},
+    {name: _option_field(option) for name, option in SAMPLING_OPTIONS.items() if option.registered},
 )
 
 

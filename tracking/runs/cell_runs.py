@@ -10,8 +10,7 @@ from diffusion.choice.ranking import is_auxiliary
 from diffusion.images.pictures import read_picture, to_pil
 from diffusion.images.store import Images
 from diffusion.protocol.card import EXTRACTOR_FIELDS
-from diffusion.protocol.scores import CellScores
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.section import fingerprint
 from tracking.experiments import search_runs
 from tracking.keys import CARD, CELL, PARENT

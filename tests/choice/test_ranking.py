@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.choice.gate import CODE_VERSIONS, decide, outdated_best_cell
+from diffusion.choice.ranking import CODE_VERSIONS, decide, outdated_best_cell
 from diffusion.protocol.card import PLUGIN_FIELDS, REAL_IMAGE_FIELDS, protocol_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from diffusion.check.pretrained_shape import format_sections, needed_changes, sections_of
+from diffusion.check.params_changes import format_sections, needed_changes, sections_of
 from diffusion.config import parse
 from diffusion.model.network_registry import ModelConfig
 from diffusion.system.yaml_text import parse_yaml
