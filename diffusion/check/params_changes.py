@@ -94,7 +94,7 @@ def _follow(stated: PaperField, draft: _Draft) -> str:
     if section == "sample" and draft.after["sweep"].get(key):
         section = "sweep"
     now, values = draft.after[section].get(key), [one for one in stated.values if one is not None]
-    value = values[0] if values else None
+    value: Any = values[0] if values else None
     if stated.field == "evaluate.statistics":
         file = next((path for path in (REFERENCES / value, Path(value)) if path.is_file()), None)
         if file is None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, Union, get_args
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,7 @@ def _axis_field(option: Option) -> tuple[Any, Any]:
     required = option.axis == "required"
     value = option.annotation
     if option.default is None and option.unset is not None:  # it means null
-        value = next(one for one in get_args(option.declared.annotation) if one is not type(None))
+        value = Union[*(one for one in get_args(option.declared.annotation) if one is not type(None))]
     listed = Annotated[tuple[value, ...], Field(min_length=1, max_length=100), Unique]  # type: ignore[valid-type]
     field = Field(default=... if required else None, description=option.help)
     return listed if required else listed | None, field
