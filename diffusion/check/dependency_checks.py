@@ -12,8 +12,7 @@ from diffusion.layout import AVERAGES, GRAPH, MODEL, dvc_stages
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.ema_models import matching_snapshots
-from diffusion.sample.network_files import check_networks
+from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.references import load_reference
 from diffusion.system.registry import ENTRIES, PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, is_plugin
