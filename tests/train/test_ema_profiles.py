@@ -1,6 +1,5 @@
 """Power-function averages of a real training: values, snapshots, and no effect on the model."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,6 @@ STEPS, EVERY = 24, 3
 WIDTHS = [0.05, 0.1, 0.2]
 AVERAGES: dict[str, Any] = {"sigma_rel": WIDTHS, "every": EVERY}
 
-Weights = dict[str, Tensor]
-
 
 def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **settings: Any) -> DenoiserPlan:
     usual = {"steps": STEPS, "lr": 0.002, "save_every": 6, "log_every": 4}
@@ -45,43 +42,28 @@ def model_bytes(plan: DenoiserPlan, state: TrainState, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def distance(a: Weights, b: Weights) -> float:
-    return math.sqrt(sum(float((a[name].double() - b[name].double()).square().sum()) for name in a))
+def flat(weights: dict[str, Tensor]) -> Tensor:
+    """Return all weights in one row, float64, in the order of their names."""
+    return torch.cat([weights[name].detach().double().flatten() for name in sorted(weights)])
 
 
-def weights_by_step(store: ImageStore, plan: DenoiserPlan) -> list[Weights]:
-    """Return the weights after every step."""
-    seen: list[Weights] = []
-
-    class Copying(Observer):
-        def progress(self, step: int, total: int, values: dict[str, float]) -> None:
-            seen.append({name: value.clone() for name, value in state.network.state_dict().items()})
-
-    state = new_state(plan, CPU)
-    run(state, store, observer=Copying())
-    return seen
-
-
-def mean_of(weights: list[Weights], parts: list[float]) -> Weights:
-    return {
-        name: torch.stack(
-            [part * each[name].double() for part, each in zip(parts, weights, strict=True)]
-        ).sum(0)
-        for name in weights[0]
-    }
+def mean_of(weights: list[Tensor], width: float) -> Tensor:
+    """Return the average of rows of weights after each step."""
+    return torch.tensor(discrete_profile(width, len(weights)), dtype=torch.float64) @ torch.stack(weights)
 
 
 @pytest.mark.slow
 def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(store, tmp_path):
     plan = plan_of(store)
     folder, state, _ = run_in(store, plan, tmp_path / "runs")
-    weights = weights_by_step(store, plan)
+    again, weights, observer = new_state(plan, CPU), [], Observer()
+    observer.progress = lambda *_: weights.append(flat(again.network.state_dict()))
+    run(again, store, observer=observer)
     published(folder, plan, state, tmp_path / "ema")
     for width in WIDTHS:
         tracked, artefact = load_model(snapshot_path(tmp_path / "ema", width, STEPS))
         assert (artefact.ema_sigma_rel, artefact.step) == (width, STEPS)
-        assert distance(tracked.state_dict(), mean_of(weights, discrete_profile(width, STEPS))) < 1e-4
-    widest = load_model(snapshot_path(tmp_path / "ema", 0.2, STEPS)).network.state_dict()
+        assert (flat(tracked.state_dict()) - mean_of(weights, width)).norm() < 1e-4
     for path in (tmp_path / "ema").glob("0.2-*"):
         path.unlink()
     snapshots = Snapshots.of(tmp_path / "ema")
@@ -89,8 +71,8 @@ def test_averages_are_sums_of_the_weights_and_any_other_width_follows_from_two(s
     made, artefact = snapshots.reconstruct(0.2)
     error = snapshots.fit(0.2).error
     assert 0 < error < 0.1
-    narrow = load_model(snapshot_path(tmp_path / "ema", 0.1, STEPS)).network.state_dict()
-    assert distance(made, widest) < error * distance(narrow, widest)
+    widest, narrow = mean_of(weights, 0.2), mean_of(weights, 0.1)
+    assert (flat(made) - widest).norm() < error * (narrow - widest).norm()
     assert artefact.ema_sigma_rel == 0.2
     assert artefact.model_sha256 != snapshots.last.model_sha256
 
@@ -163,10 +145,9 @@ def test_a_non_finite_step_counts_the_previous_weights_again():
         if step != 3:
             with torch.no_grad():
                 network.weight.add_(step)
-        seen.append({"weight": network.weight.detach().clone()})
+        seen.append(flat(network.state_dict()))
         update_profiles(averages, network, (0.1,), step)
-    truth = mean_of(seen, discrete_profile(0.1, 4))["weight"]
-    assert torch.allclose(averages.state_dict()["0.weight"].double(), truth, atol=1e-6)
+    assert torch.allclose(flat(averages.state_dict()), mean_of(seen, 0.1), atol=1e-6)
 
 
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
