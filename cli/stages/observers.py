@@ -259,13 +259,8 @@ def write_preview(
     device = next(network.parameters()).device
     rows, wanted = [], mixed_condition(artefact, settings, indices)
     for weights in (network, ema):
-        training = weights.training
-        weights.eval()
-        try:
-            images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
-            rows.append(to_nhwc(images))
-        finally:
-            weights.train(training)  # also after an error, so that dropout stays on
+        images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
+        rows.append(to_nhwc(images))
     if real is not None:
         labels = None if wanted.labels is None else wanted.labels.tolist()
         rows.append(real_images(real, labels, len(indices)))

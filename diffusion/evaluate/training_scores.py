@@ -61,29 +61,25 @@ class ValidationScorer:
         return {**card, "code": code_digest(scoring | sampling_code(settings, artefact))}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
-        """Return scores by name, keep the network's mode; `progress`(done, total) may raise to stop."""
+        """Return scores of a network in eval mode by name; `progress`(done, total) may raise to stop."""
         total, settings, at_once = self.images.count, self.images.settings, self.images.batch_size
-        training, device = network.training, self.extractor.device
-        network.eval()
+        device = self.extractor.device
         fast = should_compile(artefact, settings, -(-total // at_once), device)
         # A copy, so that a compiled graph is released with it.
         model = LoadedModel(freeze(copy.deepcopy(network)) if fast else network, artefact)
         parts = []
-        try:
-            for start in range(0, total, at_once):
-                indices = range(start, min(start + at_once, total))
-                images = generate(
-                    model,
-                    settings,
-                    indices,
-                    mixed_condition(artefact, settings, indices),
-                    device,
-                    callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
-                    fast=fast,
-                )
-                parts.append(to_nhwc(images))
-        finally:
-            network.train(training)
+        for start in range(0, total, at_once):
+            indices = range(start, min(start + at_once, total))
+            images = generate(
+                model,
+                settings,
+                indices,
+                mixed_condition(artefact, settings, indices),
+                device,
+                callback=lambda _, start=start: progress(start, total),  # type: ignore[misc]
+                fast=fast,
+            )
+            parts.append(to_nhwc(images))
         seen = extract(self.extractor, np.concatenate(parts), self.features_at_once)
         return {name: value for name, value in self.scorer.scores(seen).items() if not is_auxiliary(name)}
 

@@ -134,13 +134,16 @@ def _observe(state: TrainState, observer: Observer, newest: dict[str, float], is
         observer.progress(step, config.steps, newest)
     if not is_long:
         return
-    network, ema = state.full(state.network), state.full(state.ema)
-    if config.is_validated(step):
-        with observer_guard(f"validation loss of step {step:,}"):
-            validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))
-    if config.is_due(step, "preview_every"):
-        with observer_guard(f"preview of step {step:,}"):
-            observer.preview(step, network, ema)
-    if config.is_due(step, "eval_every"):
-        with observer_guard(f"score of step {step:,}"):
-            observer.evaluate(step, ema)
+    network, ema = state.full(state.network).eval(), state.full(state.ema)
+    try:
+        if config.is_validated(step):
+            with observer_guard(f"validation loss of step {step:,}"):
+                validation_loss.add_to_history(state.history, step, observer.validate(step, network, ema))
+        if config.is_due(step, "preview_every"):
+            with observer_guard(f"preview of step {step:,}"):
+                observer.preview(step, network, ema)
+        if config.is_due(step, "eval_every"):
+            with observer_guard(f"score of step {step:,}"):
+                observer.evaluate(step, ema)
+    finally:
+        network.train()

@@ -35,7 +35,7 @@ SUM, COUNT = ".sum", ".count"
 class Observer:
     """Callbacks of a training, which do nothing here and change no result.
 
-    `train` catches the errors of those from `metrics` on, with `observer_guard`.
+    They get networks in eval mode. `observer_guard` catches the errors of those from `metrics` on.
     """
 
     def announce(self, state: "TrainState", ema: nn.Module) -> None:

@@ -58,22 +58,17 @@ class ValidationLoss:
 
     @torch.no_grad()
     def losses(self, network: nn.Module, ema: nn.Module) -> Losses:
-        """Return mean losses, also by band of the log-SNR, of EMA and raw weights; modes are restored."""
+        """Return mean losses, also by band of the log-SNR, of EMA and raw weights, in eval mode."""
         device = next(network.parameters()).device
         wanted = self._plan.train.microbatch
         size = min(wanted, MAX_BATCH) if isinstance(wanted, int) else MAX_BATCH
         found: Losses = {}
         for prefix, weights in (("", ema), (RAW, network)):
-            training = weights.training
-            weights.eval()
-            try:
-                forward = autocast(weights, self._plan.precision)
-                parts = [
-                    (self._objective.losses(forward, self._process, batch), batch.t)
-                    for batch in self._batches(size, device)
-                ]
-            finally:
-                weights.train(training)
+            forward = autocast(weights, self._plan.precision)
+            parts = [
+                (self._objective.losses(forward, self._process, batch), batch.t)
+                for batch in self._batches(size, device)
+            ]
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
             t = torch.cat([t for _, t in parts]).cpu()
             found |= {f"{prefix}{name}": value for name, value in self._means(losses, t).items()}

