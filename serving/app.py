@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from diffusion.system.section import MAX_PROBLEMS, brief
-from serving.handlers import EventStreamResponse, respond, submit
+from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.schemas import EventsRequest, ImagesRequest, ImagesResponse, ModelCard, Problem
 from serving.service import Service
@@ -77,7 +77,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/images", response_model=ImagesResponse, responses={**errors, **formats})
     async def images(body: ImagesRequest, request: Request) -> Response:
         """Sample images and return all of them. A disconnect cancels them."""
-        return await respond(submit(service, lambda model: model.submit(body)), body.format, request)
+        with http_errors(service) as model:
+            work = Work(service, model, model.submit(body))
+        return await respond(work, body.format, request)
 
     events: Responses = {200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
@@ -88,7 +90,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         The data of `step` is {step, steps, indices, images}; of `images` the response of /v1/images; of
         `error` {detail}.
         """
-        return EventStreamResponse(submit(service, lambda model: model.submit(body, body.every)))
+        with http_errors(service) as model:
+            return EventStreamResponse(Work(service, model, model.submit(body, body.every)))
 
     @app.get("/v1/models")
     async def models() -> dict[str, list[ModelCard]]:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 from fastapi import HTTPException, Request, Response
@@ -63,14 +63,6 @@ def http_errors(service: Service, model: ServedModel | None = None) -> Iterator[
     except Full as error:
         sentence = f"{error}: try again in {RETRY_SECONDS} s"
         raise HTTPException(429, sentence, {"Retry-After": str(RETRY_SECONDS)}) from None
-
-
-def submit(
-    service: Service, queue: Callable[[ServedModel], PendingImages], model: ServedModel | None = None
-) -> Work:
-    """Queue images of a model, by default of the one that serves; raise HTTPException if it refuses them."""
-    with http_errors(service, model) as chosen:
-        return Work(service, chosen, queue(chosen))
 
 
 def encode_pngs(images: Images) -> list[str]:

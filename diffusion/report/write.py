@@ -39,26 +39,19 @@ def page_with_seeds(inputs: ReportInputs, others: Sequence[ScoresDocument]) -> s
     return render(TEMPLATE, **page_content(inputs, draw(inputs), others))
 
 
-def read_inputs(
-    config: Config,
-    samples: Path = SAMPLES,
-    scores: Path = SCORES,
-    prepared: Path = PREPARED,
-    loss_curve: Path = LOSS_CURVE,
-    run: Path = RUN,
-) -> ReportInputs:
+def read_inputs(config: Config) -> ReportInputs:
     """Read a report's inputs; DiffctlError for a missing cell or file, and for scores of other samples."""
-    document = read_scores(scores)
-    cells = open_cells(config.sample, config.sweep, samples)
+    document = read_scores(SCORES)
+    cells = open_cells(config.sample, config.sweep, SAMPLES)
     _refuse_other_samples(document, cells)
-    facts = read_checksummed_json(run, TrainingIdentity).facts if run.exists() else None
+    facts = read_checksummed_json(RUN, TrainingIdentity).facts if RUN.exists() else None
     return ReportInputs(
         config,
         document,
         cells,
-        open_store(prepared / "train", PreparedMeta),
-        open_store(prepared / "test", PreparedMeta),
-        read_curve(loss_curve),
+        open_store(PREPARED / "train", PreparedMeta),
+        open_store(PREPARED / "test", PreparedMeta),
+        read_curve(LOSS_CURVE),
         facts,
     )
 

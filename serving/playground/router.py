@@ -14,13 +14,7 @@ from diffusion.images.pictures import png_bytes
 from diffusion.report.theme import render
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt
-from serving.handlers import (
-    CLIENT_CLOSED_REQUEST,
-    EventStreamResponse,
-    http_errors,
-    submit,
-    wait_for_images,
-)
+from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
 from serving.playground.interpolation import Interpolation, InterpolationRequest
@@ -83,10 +77,13 @@ def playground(service: Service, store: Path) -> APIRouter:
         with http_errors(service) as model:
             ends = await asyncio.to_thread(Interpolation, model, body, store)
         if body.images is not None:
-            codes = await wait_for_images(submit(service, lambda _: ends.encode(), model), request)
+            with http_errors(service, model):
+                encoding = Work(service, model, ends.encode())
+            codes = await wait_for_images(encoding, request)
             if codes is None:
                 return Response(status_code=CLIENT_CLOSED_REQUEST)
-        return EventStreamResponse(submit(service, lambda _: ends.decode(codes), model))
+        with http_errors(service, model):
+            return EventStreamResponse(Work(service, model, ends.decode(codes)))
 
     return router
 

@@ -1,5 +1,6 @@
 """A report's page: its inputs, and what a page refers to and shows."""
 
+import contextlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ class Page(HTMLParser):
 
 
 def inputs_of(config: Config, root: Path) -> ReportInputs:
-    """Return the inputs of a report from the files of a sweep in that folder."""
-    names = ("samples", "scores.json", "prepared", "loss.csv", "run.json")
-    return read_inputs(config, *(root / name for name in names))
+    """Return the inputs of a report from the files of the project in that folder."""
+    with contextlib.chdir(root):
+        return read_inputs(config)
 
 
 def report(sweep: tuple[Config, Path], out: Path) -> Path:

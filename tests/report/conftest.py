@@ -7,6 +7,7 @@ import pytest
 
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
+from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report.write import page_with_seeds
 from diffusion.system.checksums import add_checksum
@@ -24,14 +25,14 @@ FACTS = {
 def sweep(tmp_path_factory):
     """Return (config, folder) with all inputs of a report."""
     root, config = tmp_path_factory.mktemp("sweep"), make_config()
-    write_prepared(root / "prepared")
-    make_reference(config.evaluate, root / "prepared", root / "reference")
-    write_sweep(root / "samples", config)
-    scores = score_sweep(config, root / "samples", root / "reference")
-    write_scores(scores, root / "scores.json", root / "scores.csv")
+    write_prepared(root / PREPARED)
+    make_reference(config.evaluate, root / PREPARED, root / REFERENCE)
+    write_sweep(root / SAMPLES, config)
+    scores = score_sweep(config, root / SAMPLES, root / REFERENCE)
+    write_scores(scores, root / SCORES, root / SCORE_CURVES)
     rows = (f"{step},{1 / step + 0.05},{1 / step + 0.05},0.1,0.5,0.002\n" for step in range(1, 101))
-    (root / "loss.csv").write_text("step,loss,mse,vlb,grad_norm,lr\n" + "".join(rows))
-    write_json(root / "run.json", add_checksum({"key": "k", "fingerprint": "f", "facts": FACTS}))
+    (root / LOSS_CURVE).write_text("step,loss,mse,vlb,grad_norm,lr\n" + "".join(rows))
+    write_json(root / RUN, add_checksum({"key": "k", "fingerprint": "f", "facts": FACTS}))
     return config, root
 
 

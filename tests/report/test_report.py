@@ -15,6 +15,7 @@ from PIL import Image
 from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.images.store import open_store, write_store
+from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, SAMPLES, SCORE_CURVES, SCORES
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import read_scores
@@ -69,7 +70,7 @@ def test_page_shows_headline_scores_budgets_protocol_and_config(page):
 
 def test_page_without_intervals(own, tmp_path):
     config, root = own
-    scores = json.loads((root / "scores.json").read_text())
+    scores = json.loads((root / SCORES).read_text())
     del scores["intervals"]
     for cell in scores["cells"].values():
         for name in [name for name in cell["scores"] if name.endswith(("_low", "_high"))]:
@@ -77,7 +78,7 @@ def test_page_without_intervals(own, tmp_path):
         del cell["errors"]
     for chosen in (scores["best"], *scores["front"]):
         chosen["optimism"] = None
-    write_json(root / "scores.json", scores)
+    write_json(root / SCORES, scores)
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     assert "confidence interval" not in text
     assert "±" not in text
@@ -87,7 +88,7 @@ def test_page_without_intervals(own, tmp_path):
 def test_value_without_an_interval_is_not_marked_best(sweep):
     """Precision, recall and coverage have no interval: their order may be chance."""
     _, root = sweep
-    document = read_scores(root / "scores.json")
+    document = read_scores(root / SCORES)
     table = score_table(document)
     marked = [any(row["entries"][place]["best"] for row in table["rows"]) for place in range(7)]
     wanted = dict.fromkeys(("FD", "excess", "KD"), True) | dict.fromkeys(SHARES, False)
@@ -101,13 +102,13 @@ def test_montage_shows_the_same_indices_of_every_cell(page, sweep):
     _, root = sweep
     cells = [image for image in page.images if image["alt"].startswith("Images 0 to 9")]
     assert len(cells) == 6
-    sampled = open_store(root / "samples/steps5-eta0")
+    sampled = open_store(root / SAMPLES / "steps5-eta0")
     np.testing.assert_array_equal(_embedded(cells[0])[:64:8, :64:8], sampled.images[0, :, :, 0])
 
 
 def test_real_images_next_to_samples_have_their_classes(page, sweep):
     """Column i of a row of the montage has images of one class; a class's row has only its images."""
-    test, best = open_store(sweep[1] / "prepared/test"), open_store(sweep[1] / "samples/steps50-eta0")
+    test, best = open_store(sweep[1] / PREPARED / "test"), open_store(sweep[1] / SAMPLES / "steps50-eta0")
     (montage,) = [one for one in page.images if one["alt"].startswith("Held-out real images of the same")]
     first = test.images[np.flatnonzero(test.labels == best.labels[0])[0], :, :, 0]
     np.testing.assert_array_equal(_embedded(montage)[:64:8, :64:8], first)
@@ -129,15 +130,15 @@ def test_report_is_reproduced_to_the_byte(sweep, written, tmp_path):
 
 def test_report_with_validation_losses_and_without_labels_or_floor(own, tmp_path):
     config, root = own
-    for folder in [*(root / "samples").iterdir(), root / "prepared/train", root / "prepared/test"]:
+    for folder in [*(root / SAMPLES).iterdir(), root / PREPARED / "train", root / PREPARED / "test"]:
         store = open_store(folder)
         write_store(folder, np.array(store.images), None, {**store.meta, "classes": [], "counts": []})
-    scores = json.loads((root / "scores.json").read_text())
+    scores = json.loads((root / SCORES).read_text())
     del scores["reference"]["floor"]
     for cell in scores["cells"].values():
         del cell["scores"]["floor"], cell["scores"]["excess"]
-    write_json(root / "scores.json", scores)
-    write_validation_losses(root / "loss.csv")
+    write_json(root / SCORES, scores)
+    write_validation_losses(root / LOSS_CURVE)
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
     page = Page(text)
     assert not [image for image in page.images if "of class" in image["alt"]]
@@ -166,7 +167,7 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
     for steps in (5, 10, 50):
         for eta in (0.0, 1.0):
             cell = Cell(steps=steps, eta=eta)
-            write_cell(root / "samples" / cell.name, config, cell, model_sha256="b" * 64)
+            write_cell(root / SAMPLES / cell.name, config, cell, model_sha256="b" * 64)
     with pytest.raises(DiffctlError, match=r"other samples \(model_sha256"):
         report((config, root), tmp_path / "report")
 
@@ -193,12 +194,12 @@ def test_further_axes_and_spaces_have_lines_and_columns(own, tmp_path):
     _, root = own
     sweep = {"steps": [5, 10], "eta": [0.0, 1.0], "sampler": ["ddim", "dpm-solver++"]}
     config = make_config(sweep=sweep, evaluate={"extra_extractors": ["effnet-lite0-96"]})
-    shutil.rmtree(root / "samples")
-    write_sweep(root / "samples", config)
-    make_reference(config.evaluate, root / "prepared", root / "reference")
-    document = score_sweep(config, root / "samples", root / "reference")
-    write_scores(document, root / "scores.json", root / "scores.csv")
-    with open(root / "scores.csv", newline="") as file:
+    shutil.rmtree(root / SAMPLES)
+    write_sweep(root / SAMPLES, config)
+    make_reference(config.evaluate, root / PREPARED, root / REFERENCE)
+    document = score_sweep(config, root / SAMPLES, root / REFERENCE)
+    write_scores(document, root / SCORES, root / SCORE_CURVES)
+    with open(root / SCORE_CURVES, newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["line"] for row in rows} == {"η = 0, ddim", "η = 1, ddim", "η = 0, dpm-solver++"}
     text = report((config, root), tmp_path / "report").read_text(encoding="utf-8")
