@@ -53,7 +53,7 @@ def cached_features(
     counter = ProgressCounter(progress, sum(len(block) for _, block in left))
     for folder, block in left:
         images = sets[folder].images[block.start : block.stop]
-        part = found[folder][block] = extract(extractor, images, batch_size, counter.part())
+        part = found[folder][block] = extract(extractor, images, batch_size, counter.add)
         _write(_path(folder, block), part)
     _evict(root, set(sets))
     joined = {folder: _joined([part for part in parts.values() if part]) for folder, parts in found.items()}

@@ -87,7 +87,7 @@ def score_cells(
 
     def entry(cell: Cell, store: ImageStore) -> CellScores:
         values, *others = [
-            score(extract(extractor, store.images, batch_size, counter.part()), store, scorer)
+            score(extract(extractor, store.images, batch_size, counter.add), store, scorer)
             for extractor, scorer in scorers
         ]
         if others:

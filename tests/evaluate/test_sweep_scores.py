@@ -198,13 +198,12 @@ def test_exact_float32_lasts_until_the_last_thread_ends():
         torch.set_float32_matmul_precision(precision)
 
 
-def test_progress_never_decreases_and_a_stopped_part_raises():
+def test_progress_is_added_and_raises_after_a_stop():
     seen = []
     counter = ProgressCounter(lambda done, total: seen.append((done, total)), 20)
-    one, other = counter.part(), counter.part()
-    for show, done in ((one, 0), (other, 0), (one, 4), (other, 8), (one, 10), (other, 10)):
-        show(done)
-    assert seen == [(0, 20), (0, 20), (4, 20), (12, 20), (18, 20), (20, 20)]
+    for images in (0, 4, 0, 16):
+        counter.add(images)
+    assert seen == [(0, 20), (4, 20), (4, 20), (20, 20)]
     counter.stop()
     with pytest.raises(Stopped):
-        one(4)
+        counter.add(4)

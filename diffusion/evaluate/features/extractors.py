@@ -180,12 +180,12 @@ def extract(
     extractor: Extractor,
     images: Images,
     batch_size: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    done: Callable[[int], None] = lambda images: None,
 ) -> Features:
     """Return the features of uint8 (N, H, W, C) images, in order. Greyscale is repeated to three channels.
 
-    The batch size, None for one that suits the device, changes rounding only. `progress` receives the number
-    of images done. DiffctlError for other channels than 1 or 3, and for fewer than two images.
+    The batch size, None for one that suits the device, changes rounding only. `done` receives the number of
+    images of each batch. DiffctlError for other channels than 1 or 3, and for fewer than two images.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
@@ -193,39 +193,30 @@ def extract(
         raise DiffctlError(f"scores need at least 2 images, and there are {len(images)}")
     batch_size = batch_size or extractor.batch_size
     parts = []
+    done(0)
     for start in range(0, len(images), batch_size):
-        if progress:
-            progress(start)
         batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
         parts.append([part.numpy() for part in extractor(batch) if part is not None])
-    if progress:
-        progress(len(images))
+        done(len(batch))
     return Features(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
 
 
 class ProgressCounter:
-    """The total progress of several parts, perhaps concurrent, as (done, total). It never decreases."""
+    """The total progress of several extractions, perhaps concurrent, as (done, total)."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.total = progress, total
-        self.done, self.stopped = 0, False
-        self.lock = threading.Lock()
+        self.progress, self.done, self.total = progress, 0, total
+        self.stopped, self.lock = False, threading.Lock()
 
-    def part(self) -> Callable[[int], None]:
-        """Return the callback of one part. It receives the part's number of done images."""
-        before = 0
-
-        def show(done: int) -> None:
-            nonlocal before
-            with self.lock:
-                if self.stopped:
-                    raise Stopped
-                self.done, before = self.done + done - before, done
-                if self.progress is not None:
-                    self.progress(self.done, self.total)
-
-        return show
+    def add(self, images: int) -> None:
+        """Report further images as done; raise Stopped after `stop`."""
+        with self.lock:
+            if self.stopped:
+                raise Stopped
+            self.done += images
+            if self.progress is not None:
+                self.progress(self.done, self.total)
 
     def stop(self) -> None:
-        """Make every running part raise Stopped at its next batch."""
+        """Make every running extraction raise Stopped at its next batch."""
         self.stopped = True

@@ -81,7 +81,7 @@ def make_reference(
     counter = ProgressCounter(progress, len(extractors) * sum(map(len, stores)))
     with atomic_folder(out) as folder:
         for number, extractor in enumerate(extractors):
-            features = [extract(extractor, one.images, section.batch_size, counter.part()) for one in stores]
+            features = [extract(extractor, one.images, section.batch_size, counter.add) for one in stores]
             reference = make_reference_of(extractor, stores, features)
             write_reference(folder / extractor.spec.name if number else folder, reference)
 
