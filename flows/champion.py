@@ -7,7 +7,7 @@ a summary on the page of the flow run.
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from prefect import State, flow
 from pydantic import Field
@@ -22,15 +22,12 @@ from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from flows.dvc_stage import Write, reproduce, supervise
-from flows.flow_hooks import as_task, cancelled_state, monitor_flow, run_name
+from flows.pipeline import as_task, cancelled_state, run_name, stop_on_cancel
 from flows.pipeline_steps import check_mlflow
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 from tracking.keys import model_name
 from tracking.registry.registered_models import champion_run
 from tracking.runs.run_lookup import find_run
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 CHAMPION, RUN = "champion", "run:"
 SWEPT, IMAGES = SWEEP_RUN / SCORES.name, SWEEP_RUN / "samples"
@@ -77,21 +74,21 @@ async def evaluate(
     if others and not Path(against).exists():
         raise UsageError(f"{against} does not exist: give a path on the worker's machine")
 
-    async def score(do: Do, path: str) -> None:
+    async def work(do: Do) -> None:
+        path = images
+        if of_model:
+            await do("sweep", ["sweep", *_model(images), *_options(None, num_images)])
+            if not others:
+                return await publish_markdown(lambda: _swept(images), images)
+            path = str(IMAGES / read_scores(SWEPT).best.cell)
         EVALUATE_RUN.unlink(missing_ok=True)
         await do("evaluate", ["evaluate", path, "--against", against, "--out", str(EVALUATE_RUN)])
 
-    async def work(do: Do) -> None:
-        if not of_model:
-            await score(do, images)
-            return await publish_markdown(_evaluated, f"{images} against {against}")
-        await do("sweep", ["sweep", *_model(images), *_options(None, num_images)])
-        if not others:
-            return await publish_markdown(lambda: _swept(images), images)
-        await score(do, str(IMAGES / read_scores(SWEPT).best.cell))
-        return await publish_markdown(
-            lambda: f"{_evaluated()}\n{_swept(images)}", f"{images} against {against}"
-        )
+        def summary() -> str:
+            evaluated = evaluation_markdown(read_json(EVALUATE_RUN, JsonObject))
+            return f"{evaluated}\n{_swept(images)}" if of_model else evaluated
+
+        return await publish_markdown(summary, f"{images} against {against}")
 
     return await _with_reference(work)
 
@@ -99,23 +96,6 @@ async def evaluate(
 def _model(images: str) -> list[str]:
     """Return the options of `diffctl` that select the model."""
     return ["--champion"] if images == CHAMPION else ["--run-id", images.removeprefix(RUN)]
-
-
-def _run(images: str) -> "Run":
-    """Return the MLflow run of the model."""
-    is_champion = images == CHAMPION
-    return find_run(champion_run(model_name(load().data.name)) if is_champion else images.removeprefix(RUN))
-
-
-def _swept(images: str) -> str:
-    """Return the summary of the last sweep, of the model `images`."""
-    document = read_scores(SWEPT)
-    return sweep_markdown(document, IMAGES, lambda: links_of_model(_run(images), document))
-
-
-def _evaluated() -> str:
-    """Return the summary of the last evaluation."""
-    return evaluation_markdown(read_json(EVALUATE_RUN, JsonObject))
 
 
 def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
@@ -128,21 +108,30 @@ def _options(grid: SweepConfig | None, num_images: int | None) -> Iterator[str]:
         yield from ("--num-images", str(num_images))
 
 
+def _swept(images: str) -> str:
+    """Return the summary of the last sweep, of the model `images`."""
+    document = read_scores(SWEPT)
+
+    def links() -> Iterator[str]:
+        is_champion = images == CHAMPION
+        name = champion_run(model_name(load().data.name)) if is_champion else images.removeprefix(RUN)
+        return links_of_model(find_run(name), document)
+
+    return sweep_markdown(document, IMAGES, links)
+
+
 async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
     """Bring data and reference up to date, then run `work`."""
     check_mlflow()
-
-    async def stage(step: str, write: Write) -> None:
-        await reproduce(step, write=write)
 
     async def command(step: str, arguments: list[str], write: Write) -> None:
         await supervise(step, [sys.executable, "-m", "cli.entry", *arguments], write)
 
     try:
-        async with monitor_flow() as monitor:
+        async with stop_on_cancel():
             for step in ("data", "reference"):
-                await as_task(monitor, stage)(step)
-            await work(as_task(monitor, command))
+                await as_task(reproduce)(step)
+            await work(as_task(command))
     except Interrupted as stop:
         return cancelled_state(stop)
     return None

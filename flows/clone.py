@@ -33,48 +33,40 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
     code is not the clone's, DiffctlError if git fails. Both are logged in the run.
     """
     try:
-        return _updated(wait)
+        clone = _named_clone()
+        _lock(clone, wait)
+        _git(clone, "reset", "--quiet", "--hard")
+        if _git(clone, "remote"):
+            _git(clone, "fetch", "--quiet")
+            if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
+                raise DiffctlError(f"{clone} has commits that its upstream lacks: push or remove them")
+            _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
     except DiffctlError as error:
         _log(str(error), logging.ERROR)  # Prefect shows only the exit code of a failed pull step
         raise
+    os.chdir(clone)
+    return {"directory": str(clone)}
 
 
-def _updated(wait: float) -> dict[str, str]:
+def _named_clone() -> Path:
     named = os.environ.get(VARIABLE, "")
     clone = Path(named).expanduser().resolve()
     if not named or not (clone / "dvc.yaml").is_file():
         raise UsageError(f"{VARIABLE} must name a clone that only scheduled runs use (got {named!r})")
     installed = Path(flows.__file__).resolve()
     if not installed.is_relative_to(clone):
-        raise UsageError(
-            f"this worker runs the code in {installed.parent.parent}, not that of {VARIABLE}={clone}: "
-            "start it from the clone's own environment"
-        )
+        raise UsageError(f"start the worker from the environment of {VARIABLE}={clone}, not of {installed}")
+    return clone
+
+
+def _lock(clone: Path, wait: float) -> None:
+    """Hold the run lock until the end of the process that replaces this one: Prefect's engine."""
     if (clone / LOCK).exists() and (who := holding_group(clone / LOCK)):
         _log(f"another run, or a stage that outlived it, is running in {clone} ({who}): waiting for it")
     try:
-        _held.enter_context(
-            hold_run_lock(clone, wait, through_exec=True)
-        )  # Prefect's engine replaces this process
+        _held.enter_context(hold_run_lock(clone, wait, through_exec=True))
     except LockBusy as busy:
         _skip(str(busy))
-    _git(clone, "reset", "--quiet", "--hard")
-    if _git(clone, "remote"):
-        _git(clone, "fetch", "--quiet")
-        _remove_untracked(clone)
-        _git(clone, "merge", "--quiet", "--ff-only", UPSTREAM)
-    os.chdir(clone)
-    return {"directory": str(clone)}
-
-
-def _log(text: str, level: int = logging.INFO) -> None:
-    """Log to the worker's terminal and to the run's log."""
-    print(text, flush=True)
-    if FLOW_RUN in os.environ:
-        from prefect.logging import get_logger
-
-        run = os.environ[FLOW_RUN]  # Prefect's format requires a name
-        get_logger("prefect.flow_runs").log(level, text, extra={"flow_run_id": run, "flow_run_name": run})
 
 
 def _skip(why: str) -> NoReturn:
@@ -91,18 +83,18 @@ def _skip(why: str) -> NoReturn:
     os._exit(0)  # in a thread of Prefect an exception would crash the run
 
 
-def _remove_untracked(clone: Path) -> None:
-    """Remove untracked files of a run that the newest commit contains: git would refuse to overwrite them."""
-    new = set(_git(clone, "ls-tree", "-r", "-z", "--name-only", UPSTREAM).split("\0"))
-    made = set(_git(clone, "ls-files", "-z", "--others", "--exclude-standard").split("\0"))
-    for path in filter(None, made & new):
-        (clone / path).unlink()
+def _log(text: str, level: int = logging.INFO) -> None:
+    """Log to the worker's terminal and to the run's log."""
+    print(text, flush=True)
+    if FLOW_RUN in os.environ:
+        from prefect.logging import get_logger
+
+        run = os.environ[FLOW_RUN]  # Prefect's format requires a name
+        get_logger("prefect.flow_runs").log(level, text, extra={"flow_run_id": run, "flow_run_name": run})
 
 
 def _git(clone: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(clone), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(["git", "-C", str(clone), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if not line.startswith("hint:")]
-        raise DiffctlError(f"git {arguments[0]} in {clone} failed: {' '.join(' '.join(errors).split())}")
+        raise DiffctlError(f"git {arguments[0]} in {clone} failed: {' '.join(done.stderr.split())}")
     return done.stdout.strip()

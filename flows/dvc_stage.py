@@ -5,12 +5,12 @@ itself ignores SIGINT, and a SIGTERM to DVC alone would leave the stage running.
 """
 
 import asyncio
-import errno
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 
 from diffusion.layout import RUNS
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
-from diffusion.system.locks import file_lock, is_held
+from diffusion.system.locks import file_lock
 from diffusion.system.signals import stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
-from flows.stage_outcome import VARIABLE, StageOutcome, outcome_file, read_outcome
+from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 
 if TYPE_CHECKING:
     from diffusion.train.train_config import PretrainedConfig
@@ -36,15 +36,12 @@ Write = Callable[[str], object]
 
 DVC = (sys.executable, "-m", "dvc")
 PRETRAINED_LOCK = RUNS / "start.lock"  # all processes of a training need it, and DVC does not wait
-DVC_LOCK = Path(".dvc/tmp/lock")
 POLL_SECONDS = 0.1
 # Seconds that a group gets after each signal. A training saves its state on the first. Prefect's worker kills
 # a cancelled run after 30 s, and would leave the group running.
 PATIENCE = ((signal.SIGINT, 60.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0))
 WORKERS_PATIENCE = ((signal.SIGINT, 18.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 2.0))
-NO_ROOM = os.strerror(errno.ENOSPC)
 _EXIT = re.compile(r"exited with (-?\d+)$")
-_HOLDER = re.compile(r"\(PID (\d+)\)")
 
 
 class StageFailed(DiffctlError):
@@ -57,7 +54,7 @@ class StageFailed(DiffctlError):
         self.retry = retry
 
 
-async def reproduce(stage: str, *, force: bool = False, write: Write = echo) -> None:
+async def reproduce(stage: str, write: Write = echo, *, force: bool = False) -> None:
     """Bring one stage up to date; its output goes to `write`, by default to standard output.
 
     Raise StageFailed with its exit code, or Interrupted on a signal, after its processes have ended.
@@ -82,11 +79,14 @@ async def push_outs(write: Write = echo) -> None:
 async def supervise(stage: str, command: list[str], write: Write = echo) -> None:
     """Run a command in its own session until it ends, its output to `write`; raise as `reproduce`."""
     relay = OutputRelay(write)
-    with outcome_file() as place, stop_request(hold=True) as stop:
+    folder = tempfile.TemporaryDirectory(prefix="diffctl-outcome-", ignore_cleanup_errors=True)
+    with folder as private, stop_request(hold=True) as stop:
+        place = Path(private) / "outcome.json"
 
         def on_first_signal() -> None:
             stop.release()
-            write(f"\nstopping {stage}, which saves its state first\n")
+            if stop.signal is not None:
+                write(f"\nstopping {stage}, which saves its state first\n")
 
         reader, writer = open_channel()
         try:
@@ -106,7 +106,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
             while process.poll() is None and stop.signal is None:
                 await asyncio.sleep(POLL_SECONDS)
         finally:
-            end_group(process, on_first_signal if stop.signal is not None else lambda: None)
+            _end_group(process, on_first_signal)
             output.join()
         outcome = read_outcome(place)
         stop.raise_if_set()
@@ -114,7 +114,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
         raise failure(stage, outcome, relay.errors)
 
 
-def end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None] = lambda: None) -> None:
+def _end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None]) -> None:
     """End the process group: SIGINT, then SIGTERM, then SIGKILL.
 
     `on_signal` is called after the first one: from then on a second Ctrl-C may end this process.
@@ -167,31 +167,18 @@ def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> Diff
         again = outcome.kind == "temporary" or (outcome.kind != "refused" and is_retryable)
         return StageFailed(stage, outcome.sentence, outcome.exit_code, retry=again)
     text = " ".join(errors)
-    if match := _EXIT.search(text):
-        return _exit_failure(stage, int(match[1]), is_retryable)
+    if match := _EXIT.search(text):  # it was killed, or is not a command of diffctl
+        code = int(match[1])
+        number = -code if code < 0 else code - 128
+        if number in (signal.SIGINT, signal.SIGTERM):
+            return Interrupted(f"{stage} was stopped; `diffctl run` resumes from its saved state", number)
+        if code < 0 or number == signal.SIGKILL:
+            return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
+        return StageFailed(stage, f"its command failed (exit {code})", retry=is_retryable)
     if "is busy" in text or "Unable to acquire lock" in text:
-        is_held(DVC_LOCK)  # DiffctlError if the file system has no locks
-        holder = _HOLDER.search(text)
-        who = f" (process {holder[1]})" if holder else ""
-        return StageFailed(
-            stage,
-            f"another DVC command is running in this folder{who}: wait for it to end",
-            TEMPORARY,
-            retry=True,
-        )
-    if full := next((line for line in errors if NO_ROOM in line), None):
-        return StageFailed(stage, f"{full}: free some space, then run the same command again")
+        busy = f"another DVC command is running in this folder ({text}): wait for it to end"
+        return StageFailed(stage, busy, TEMPORARY, retry=True)
     return StageFailed(stage, text or "DVC failed without a message; `dvc repro` may show one")
-
-
-def _exit_failure(stage: str, code: int, is_retryable: bool) -> DiffctlError | Interrupted:
-    """Return the error of a stage without an outcome file: it was killed, or is not a command of diffctl."""
-    number = -code if code < 0 else code - 128
-    if number in (signal.SIGINT, signal.SIGTERM):
-        return Interrupted(f"{stage} was stopped; `diffctl run` resumes from its saved state", number)
-    if code < 0 or number == signal.SIGKILL:
-        return StageFailed(stage, f"killed by signal {number} (out of memory?)", retry=True)
-    return StageFailed(stage, f"its command failed (exit {code}), see the output above", retry=is_retryable)
 
 
 def fetch_pretrained(config: "PretrainedConfig | None") -> None:
@@ -217,8 +204,5 @@ def fetch_pretrained(config: "PretrainedConfig | None") -> None:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode or not path.exists():
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
-        why = errors[0].removeprefix("ERROR: ") if errors else "no reason given"
-        raise DiffctlError(
-            f"train.init_from: {path} is missing, and `dvc pull {tracked}` failed ({why}): "
-            "run `dvc push` where it was pinned"
-        )
+        why = " ".join(errors).removeprefix("ERROR: ") or "no reason given"
+        raise DiffctlError(f"train.init_from: {path} is missing, and `dvc pull {tracked}` failed ({why})")

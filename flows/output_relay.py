@@ -42,7 +42,6 @@ class OutputRelay:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._held = ""
         self._after_chatter = False
-        self._drawn = False  # whether a progress line without its end is shown
 
     def feed(self, data: bytes, final: bool = False) -> None:
         """Process the next bytes; `final` flushes the buffer."""
@@ -53,44 +52,31 @@ class OutputRelay:
             end = "\r" if rest.endswith("\r") and not final else ""  # perhaps half of \r\n
             if shown := rest.removesuffix(end):
                 self._write(shown)
-                self._drawn = _is_visible(shown)
+                self._after_chatter = False
             rest = end
         self._held = rest
 
     def _line(self, line: str) -> None:
         plain = _ESCAPES.sub("", line).strip("\r")
         drawn, _, plain = plain.rpartition("\r")  # a progress bar, its erasure, and the rest
-        words = _translate(plain)
-        ends_live, self._drawn = self._drawn and not line, False
+        replaced = ((re.fullmatch(pattern, plain), text) for pattern, text in _CHATTER.items())
+        words = next((match.expand(text) for match, text in replaced if match), None)  # None: not of DVC
         if "\r" in line and words is not None:
             self._write(f"{drawn}\r")
         if error := _ERROR.fullmatch(plain):
             self.errors.append(error[1])
         elif words:
             self._write(words)
-        elif words is None and (plain or ends_live or not self._after_chatter):
+        elif words is None and (plain or not self._after_chatter):
             self._write(line + "\n")
             self._after_chatter = False
             return
         self._after_chatter = True
 
 
-def _is_visible(drawn: str) -> bool:
-    """Return whether a progress line is still visible: not if it was erased and the cursor moved back."""
-    return drawn.endswith("\x1b[A") or bool(_ESCAPES.sub("", drawn).rpartition("\r")[2].strip())
-
-
 def plain_line(line: str) -> str:
     """Return a line for a log, without colours and cursor movements."""
     return _ESCAPES.sub("", line).strip("\r").rstrip()
-
-
-def _translate(line: str) -> str | None:
-    """Return the replacement of a message of DVC, "" to drop it, None if the line is not from DVC."""
-    for pattern, words in _CHATTER.items():
-        if match := re.fullmatch(pattern, line):
-            return match.expand(words)
-    return None
 
 
 def open_channel() -> tuple[int, int]:
@@ -107,18 +93,12 @@ def open_channel() -> tuple[int, int]:
 def relay_output(reader: int, relay: OutputRelay) -> None:
     """Feed the relay from `reader` until every writer has closed, then close it."""
     try:
-        while data := _read(reader):
-            relay.feed(data)
+        with contextlib.suppress(OSError):  # the last writer of a pseudo-terminal has closed
+            while data := os.read(reader, 65536):
+                relay.feed(data)
         relay.feed(b"", final=True)
     finally:
         os.close(reader)
-
-
-def _read(reader: int) -> bytes:
-    try:
-        return os.read(reader, 65536)
-    except OSError:  # the last writer of a pseudo-terminal has closed
-        return b""
 
 
 def echo(text: str) -> None:

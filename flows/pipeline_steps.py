@@ -12,15 +12,7 @@ from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED, repository_problem
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals, interrupt_on_signal
-from flows.dvc_stage import (
-    STAGES,
-    Write,
-    fetch_pretrained,
-    has_remote,
-    is_unchanged,
-    push_outs,
-    reproduce,
-)
+from flows.dvc_stage import STAGES, Write, fetch_pretrained, has_remote, is_unchanged, push_outs, reproduce
 from flows.output_relay import echo
 from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
@@ -41,10 +33,7 @@ def check_options(*, push: bool, fresh: bool, keep: bool) -> None:
     if fresh and keep:
         raise UsageError("fresh starts again and keep resumes: give one of the two")
     if push and not has_remote():
-        raise UsageError(
-            "push needs a DVC remote: add one with `dvc remote add --default NAME URL`, and commit "
-            ".dvc/config for scheduled runs"
-        )
+        raise UsageError("push needs a DVC remote: `dvc remote add --default NAME URL`, then commit it")
 
 
 def check_mlflow() -> None:
@@ -70,38 +59,11 @@ async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
     if name == "push":
         await push_outs(write)
     else:
-        await reproduce(name, force=fresh and name in RESUMABLE, write=write)
+        await reproduce(name, write, force=fresh and name in RESUMABLE)
     if name == "data" and _raw_files_changed():
         write("==> data: its raw files have changed since they were prepared\n")
-        await reproduce(name, force=True, write=write)
-    if name == "train" and (changed := _model_mismatch()):
-        write(f"==> train: {MODEL} was trained with other settings ({changed}): training again\n")
-        await reproduce(name, force=True, write=write)
+        await reproduce(name, write, force=True)
     return None
-
-
-def _model_mismatch() -> str:
-    """Return the settings in which the model file differs from params.yaml; empty if it was trained by them.
-
-    DVC recorded such a model if the file was edited during a training of an older diffctl. Precision is left
-    out, since each machine chooses it.
-    """
-    from diffusion.check.findings import Project
-    from diffusion.model.model_file import read_artefact
-    from diffusion.train.checkpoint.run_record import changed_fields
-    from diffusion.train.plan import plan_artefact
-
-    project = Project(load())
-    if not MODEL.exists() or not project.is_ready or project.plan is None:
-        return ""  # in a clone whose outputs DVC did not pull
-    made, wanted = (
-        one.model_dump(mode="json", include={"network", "process", "data", "step", "train"})
-        for one in (read_artefact(MODEL), plan_artefact(project.plan))
-    )
-    fields = made["train"].keys() & wanted["train"].keys() - {"precision"}  # an older file has fewer
-    for values in (made, wanted):
-        values["train"] = {name: values["train"][name] for name in fields}
-    return ", ".join(changed_fields(made, wanted)[:3])
 
 
 def _raw_files_changed() -> bool:
@@ -130,21 +92,7 @@ async def run_steps(
         done[name] = await do(name, fresh)
 
 
-def _discard_shards() -> None:
-    """Remove the finished shards of the current model and its EMA profiles."""
-    from diffusion.model.model_file import read_artefact
-    from diffusion.sample.network_files import existing_ema_models
-    from diffusion.sample.shards import cells_folder
-
-    if not MODEL.exists():
-        return
-    for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
-        folder = cells_folder(read_artefact(model).model_sha256)
-        if folder.exists():
-            shutil.rmtree(folder)
-
-
-def _prepare_training(*, fresh: bool = False, keep: bool = False) -> None:
+def _prepare_training(*, fresh: bool, keep: bool) -> None:
     """Discard the saved training, or adopt another code's (`keep`); raise DiffctlError if it is running."""
     from diffusion.images.store import open_store
     from diffusion.images.store_meta import PreparedMeta
@@ -157,6 +105,19 @@ def _prepare_training(*, fresh: bool = False, keep: bool = False) -> None:
     meta = open_store(PREPARED / "train", PreparedMeta, unverified=True).meta
     with open_training(plan_training(config, meta, default_device()), fresh=fresh, keep=keep):
         pass
+
+
+def _discard_shards() -> None:
+    """Remove the finished shards of the current model and its EMA profiles."""
+    from diffusion.model.model_file import read_artefact
+    from diffusion.sample.network_files import existing_ema_models
+    from diffusion.sample.shards import cells_folder
+
+    if MODEL.exists():
+        for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):
+            folder = cells_folder(read_artefact(model).model_sha256)
+            if folder.exists():
+                shutil.rmtree(folder)
 
 
 def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
@@ -173,8 +134,7 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     with interrupt_on_signal(), hold_run_lock():
         # One call of DVC instead of one per stage, and no temporary server.
         needs_server = push or fresh or keep or prefect_url() is not None
-        unchanged = not needs_server and is_unchanged() and not _raw_files_changed()
-        if unchanged and not _model_mismatch():
+        if not needs_server and is_unchanged() and not _raw_files_changed():
             done = dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
         else:

@@ -4,8 +4,7 @@ Both steps are idempotent: a rescored champion has the current card, and a model
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,24 +13,23 @@ from diffusion.system.errors import DiffctlError, TemporaryError, reason
 from flows.output_relay import echo
 from flows.sweep_cells import ProgressOf, Show
 from tracking.connectivity import MlflowError
-from tracking.registry.model_registry import (
+from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
+from tracking.registry.registered_models import (
     OutdatedChampion,
+    fetch_scores_of,
     outdated_champion,
     promote,
     register,
     register_rescored,
 )
-from tracking.registry.promotion import NO_OVERRIDE, Decision, Override
-from tracking.registry.registered_models import fetch_scores_of
 
 if TYPE_CHECKING:
     from diffusion.protocol.scores_document import ScoresDocument
 
 
-@contextmanager
-def no_progress(label: str) -> Iterator[Show]:
+def no_progress(label: str) -> AbstractContextManager[Show]:
     """Ignore progress."""
-    yield lambda done, total: None
+    return nullcontext(lambda done, total: None)
 
 
 def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_progress) -> Decision:
@@ -45,7 +43,7 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_p
     from diffusion.protocol.scores_document import read_scores
 
     _rescore_champion(best_model_scores(read_scores(SCORES)), override, progress)
-    return register(override=override)
+    return register(override)
 
 
 def promote_version(
@@ -58,18 +56,15 @@ def promote_version(
 
 def _rescore_champion(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
     """Rescore an outdated champion, unless the user forces the decision or requests a dry run."""
-    if override.force or override.dry_run:
+    if override.force or override.dry_run or (champion := outdated_champion(document)) is None:
         return
-    champion = outdated_champion(document)
-    if champion is None:
-        return
-    number = champion.version.version
     try:
         rescored = rescore(champion, document, progress)
         echo(f"champion: {register_rescored(champion, rescored)}\n")
     except (MlflowError, TemporaryError):
         raise
     except DiffctlError as error:
+        number = champion.version.version
         echo(f"the champion, version {number}, could not be rescored: {reason(error)}\n")
 
 
@@ -84,19 +79,14 @@ def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: Pr
     from diffusion.sample.cell_images import make_cell
     from diffusion.system.section import validate
 
-    cell, config = Cell(**champion.cell.axes), load()
+    cell, config, card = Cell(**champion.cell.axes), load(), champion.cell.card
     target = document.cells[cell.name]
-    echo(
-        f"==> champion: version {champion.version.version}, scored with another "
-        f"{', '.join(card_diff(champion.cell, target))}: rescoring {cell.name}\n"
-    )
-    card = champion.cell.card
+    differing = ", ".join(card_diff(champion.cell, target))
+    version = f"version {champion.version.version}, scored with another {differing}"
+    echo(f"==> champion: {version}: rescoring {cell.name}\n")
     known = {field: card[field] for field in SamplerConfig.model_fields if field in card}
-    section = validate(
-        SampleConfig,
-        {**known, "num_images": champion.cell.num_images, "batch_size": config.sample.batch_size},
-        "the card of the champion's best cell does not fit",
-    )
+    known |= {"num_images": champion.cell.num_images, "batch_size": config.sample.batch_size}
+    section = validate(SampleConfig, known, "the card of the champion's best cell does not fit")
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".rescored-") as folder:
         with progress("sample") as show:

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.choice.selection import describe_disagreement, describe_selection
+from diffusion.images.pictures import png_bytes, sheet
+from diffusion.images.store import open_store
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.report.sample_pictures import data_uri
 from diffusion.system.errors import DiffctlError
 from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
@@ -43,7 +46,7 @@ async def publish_markdown(make: Callable[[], str], description: str) -> None:
 
 
 async def publish_summary(decision: str) -> None:
-    """Publish the scores of the pipeline in this folder and the registry's decision."""
+    """Publish the pipeline's scores and the registry's decision."""
     await publish_markdown(lambda: sweep_markdown(read_scores(SCORES), SAMPLES, links_of_pipeline), decision)
 
 
@@ -51,7 +54,10 @@ def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str
     """Return Markdown: a row per cell with the best one first, its images, links."""
     best = f"Best: {describe_selection(document.best)}"
     parts = [best, describe_disagreement(document), cells_table(document)]
-    parts += _picture(samples / document.best.cell, document.best.cell)
+    with suppress(DiffctlError, OSError):  # no images
+        png = png_bytes(sheet(open_store(samples / document.best.cell).images[:TILES], COLUMNS))
+        if len(png) <= MAX_PNG:
+            parts.append(f"![images of {document.best.cell}]({data_uri(png)})")
     with suppress(DiffctlError):  # MLflow may be unavailable
         parts.append("\n".join(f"- {line}" for line in links()))
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -71,18 +77,6 @@ def evaluation_markdown(values: JsonObject) -> str:
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
     title = f"{images} against {reference['name']}, extractor {values['extractor']}"
     return f"{title}\n\n{table}\n"
-
-
-def _picture(folder: Path, name: str) -> Iterator[str]:
-    """Yield a sheet of the cell's first images if they exist and the PNG is small enough."""
-    from diffusion.images.pictures import png_bytes, sheet
-    from diffusion.images.store import open_store
-    from diffusion.report.sample_pictures import data_uri
-
-    with suppress(DiffctlError, OSError):
-        png = png_bytes(sheet(open_store(folder).images[:TILES], COLUMNS))
-        if len(png) <= MAX_PNG:
-            yield f"![images of {name}]({data_uri(png)})"
 
 
 def links_of_pipeline() -> Iterator[str]:

@@ -4,9 +4,6 @@ An environment variable gives its path to the stage alone. A killed stage writes
 """
 
 import contextlib
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,13 +55,6 @@ class StageOutcome:
 def kind_of(error: BaseException) -> Kind:
     """Return the kind of an error with its own message."""
     return next((kind for known, kind in _KINDS.items() if isinstance(error, known)), "failed")
-
-
-@contextmanager
-def outcome_file() -> Iterator[Path]:
-    """Yield the path for an outcome, in a private folder that is deleted after the block."""
-    with tempfile.TemporaryDirectory(prefix="diffctl-outcome-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder) / "outcome.json"
 
 
 def read_outcome(path: Path) -> StageOutcome | None:

@@ -7,6 +7,7 @@ loop continues with the others.
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
@@ -37,12 +38,11 @@ class CellTasks:
 
     def __init__(self, makers: dict[str, Callable[[], object]]) -> None:
         self.makers = makers
-        self.failures: dict[str, Exception] = {}
-        self._tried: set[str] = set()
+        self._errors: dict[str, Exception | None] = {}  # of the tried ones
 
     def left(self) -> list[str]:
         """Return the names of untried tasks, in order."""
-        return [name for name in self.makers if name not in self._tried]
+        return [name for name in self.makers if name not in self._errors]
 
     def make(self, name: str) -> None:
         """Run one task; print, store and raise its exception. Interrupted leaves it untried."""
@@ -51,26 +51,22 @@ class CellTasks:
                 self.makers[name]()
         except Exception as error:
             echo(f"{name} failed: {reason(error)}\n")
-            self.failures[name] = error
-            self._tried.add(name)
+            self._errors[name] = error
             raise
-        self._tried.add(name)
+        self._errors[name] = None
 
     def raise_failures(self) -> None:
         """Raise DiffctlError with every failed cell, or UsageError if all failures are usage errors."""
-        if self.failures:
-            refused = all(isinstance(error, UsageError) for error in self.failures.values())
-            reasons = "; ".join(f"{name} ({reason(error)})" for name, error in self.failures.items())
+        failures = {name: error for name, error in self._errors.items() if error is not None}
+        if failures:
+            refused = all(isinstance(error, UsageError) for error in failures.values())
+            reasons = "; ".join(f"{name} ({reason(error)})" for name, error in failures.items())
             kind = UsageError if refused else DiffctlError
-            raise kind(f"{len(self.failures)} of {len(self.makers)} cells failed: {reasons}")
+            raise kind(f"{len(failures)} of {len(self.makers)} cells failed: {reasons}")
 
 
 def run_sweep(
-    sample: "SampleConfig",
-    cells: "Sequence[Cell]",
-    files: "CellFiles",
-    samples: Path,
-    progress: ProgressOf,
+    sample: "SampleConfig", cells: "Sequence[Cell]", files: "CellFiles", samples: Path, progress: ProgressOf
 ) -> None:
     """Sample every cell into `samples`/<cell>, in this process or on Ray as `sample.runner` says.
 
@@ -80,16 +76,13 @@ def run_sweep(
 
     with interrupt_on_signal(), _runner(sample) as run:
 
-        def maker(cell: "Cell") -> Callable[[], None]:
-            def make() -> None:
-                own, average_of = files.of(cell), files.average_of(cell)
-                with progress(cell.name) as show:
-                    make_cell(sample, cell, own, samples / cell.name, show, run, average_of)
-
-            return make
+        def make(cell: "Cell") -> None:
+            own, average_of = files.of(cell), files.average_of(cell)
+            with progress(cell.name) as show:
+                make_cell(sample, cell, own, samples / cell.name, show, run, average_of)
 
         by_model = sorted(cells, key=lambda cell: (cell.ema or 0.0, cell.guide or ""))  # loads each once
-        run_cells(CellTasks({cell.name: maker(cell) for cell in by_model}))
+        run_cells(CellTasks({cell.name: partial(make, cell) for cell in by_model}))
 
 
 def _runner(sample: "SampleConfig") -> "AbstractContextManager[ShardRunner]":
@@ -126,13 +119,12 @@ async def _flow(cells: CellTasks) -> "State":
     from prefect.states import Cancelled
 
     names, parent = cells.left(), os.environ.get(PARENT)
-    title = f"{len(names)} cells, {names[0]} to {names[-1]}" if len(names) > 1 else ", ".join(names)
 
     @task(task_run_name="{name}", cache_policy=NO_CACHE)
     async def cell(name: str) -> None:
         cells.make(name)
 
-    @flow(name="sweep", flow_run_name=title or "no cells")  # Prefect's graph cannot show …
+    @flow(name="sweep", flow_run_name=f"{len(names)} cells")
     async def sweep(names: list[str]) -> State | None:
         """Every cell of a sweep, one after the other."""
         for name in names:

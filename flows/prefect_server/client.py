@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import check_signals, make_interrupted
 from flows.output_relay import echo
 from flows.run_lock import environment
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 HOME = Path(".prefect")
-LEASES = "prefect.server.concurrency.lease_storage.filesystem"
 BUSY = "another `diffctl run` is running in this folder: wait for it, or stop it with Ctrl-C there"
 
 CLIENT_SETTINGS = {
@@ -73,8 +72,11 @@ def quiet_client(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def api_client(url: str, refusal: Callable[[str], Exception]) -> Iterator["SyncPrefectClient"]:
-    """Yield a client of the API at `url`; raise UsageError for a wrong password, else `refusal(reason)`."""
+def api_client(url: str) -> Iterator["SyncPrefectClient"]:
+    """Yield a client of the API at `url`.
+
+    Raise UsageError for a wrong password, TemporaryError if it does not answer, DiffctlError if it refuses.
+    """
     import httpx
 
     with quiet_client(url):
@@ -87,12 +89,12 @@ def api_client(url: str, refusal: Callable[[str], Exception]) -> Iterator["SyncP
         # RuntimeError: the server has another major version.
         except (httpx.HTTPError, PrefectException, RuntimeError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
+            where, why = f"Prefect at {redact_uri(url)}", " ".join(str(error).split()) or type(error).__name__
             if status in (401, 403):
-                raise UsageError(
-                    f"Prefect at {redact_uri(url)} does not let us in: set PREFECT_API_AUTH_STRING to the "
-                    "server's PREFECT_SERVER_API_AUTH_STRING"
-                ) from None
-            raise refusal(" ".join(str(error).split()) or type(error).__name__) from None
+                raise UsageError(f"{where} denies access: set PREFECT_API_AUTH_STRING") from None
+            if isinstance(error, httpx.TransportError) or (status or 0) >= 500:
+                raise TemporaryError(f"{where} does not answer ({why})") from None
+            raise DiffctlError(f"{where} refuses: {why}. Use the same version of Prefect here") from None
 
 
 def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
@@ -135,12 +137,7 @@ def drain(url: str) -> None:
         workers = list(service._instances.values())
         service.drain_all(timeout=timeout)
         for worker in workers:
-            _discard(worker._queue)
-
-
-def _discard(waiting: "queue.Queue[Any]") -> None:
-    """Empty the queue of a stopped worker and end the worker by its sentinel, None."""
-    with contextlib.suppress(queue.Empty):
-        while True:
-            waiting.get_nowait()
-    waiting.put_nowait(None)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    worker._queue.get_nowait()
+            worker._queue.put_nowait(None)  # the sentinel that ends it

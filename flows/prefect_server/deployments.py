@@ -2,16 +2,14 @@
 
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError, UsageError
-from flows.prefect_server.client import LEASES, api_client, is_healthy, quiet_client
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from flows.prefect_server.client import api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
@@ -20,33 +18,26 @@ if TYPE_CHECKING:
 FILE = Path("prefect.yaml")
 AUTOMATIONS = Path("deploy/automations.yaml")
 DATA_CHANGED = "diffctl.data-changed"
-IN_MEMORY = "prefect.server.concurrency.lease_storage.memory"
-DEPLOY_SECONDS = 120
-POOL_DESCRIPTION = "diffctl's scheduled runs, each a process in the clone that DIFFCTL_CLONE names"
 
 
-def deploy_all(url: str, root: Path = Path()) -> list[dict[str, Any]]:
-    """Create or update the work pools, deployments and automations of the project in `root`.
+def deploy_all(url: str) -> list[dict[str, Any]]:
+    """Create or update the work pools, deployments and automations of the project in this folder.
 
     Return each deployment's name (FLOW/DEPLOYMENT), description, parameters and their JSON schema.
     Raise UsageError for an invalid file or a wrong password, TemporaryError if the server at `url` does not
-    answer, DiffctlError if it refuses. Warn if it keeps its leases in memory.
+    answer, DiffctlError if it refuses.
     """
     _require_healthy(url)
-
-    def refusal(reason: str) -> DiffctlError:
-        return DiffctlError(
-            f"Prefect at {redact_uri(url)} refuses: {reason}. If it is older than the Prefect here "
-            f"({version('prefect')}), update it, or install its version here"
-        )
-
-    with api_client(url, refusal) as client:
-        plan = read_plan(root / FILE)
-        automations = read_automations(root / AUTOMATIONS)
-        _warn_of_leases(client)
+    with api_client(url) as client:
+        plan = read_plan(FILE)
+        automations = read_automations(AUTOMATIONS)
         for pool in sorted({entry["work_pool"]["name"] for entry in plan["deployments"]}):
             _ensure_pool(client, pool)
-        _run_prefect_deploy(root)
+        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            output = " ".join((done.stderr + done.stdout).split())[-500:]
+            raise DiffctlError(f"`prefect deploy --all` failed: {output}")
         for automation in automations:
             _ensure_automation(client, automation)
         return [_read_deployment(client, entry) for entry in plan["deployments"]]
@@ -126,26 +117,11 @@ def _require_healthy(url: str) -> None:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist: run this in the project's folder") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path} is empty")
     return values
-
-
-def _warn_of_leases(client: "SyncPrefectClient") -> None:
-    settings = client.request("GET", "/admin/settings").json()
-    storage = settings.get("server", {}).get("concurrency", {}).get("lease_storage", IN_MEMORY)
-    if storage == IN_MEMORY:
-        warnings.warn(
-            "this Prefect server keeps its leases in memory: after a reboot a slot stays held, and no later "
-            f"run begins; start it with PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE={LEASES}, "
-            "as `diffctl up` does",
-            DiffctlWarning,
-            stacklevel=2,
-        )
 
 
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
@@ -158,22 +134,7 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
         client.read_work_pool(name)
     except ObjectNotFound:
         base = ProcessWorker.get_default_base_job_template()
-        client.create_work_pool(
-            WorkPoolCreate(name=name, type="process", description=POOL_DESCRIPTION, base_job_template=base)
-        )
-
-
-def _run_prefect_deploy(root: Path) -> None:
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    try:
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=DEPLOY_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise TemporaryError(f"`prefect deploy --all` did not end within {DEPLOY_SECONDS} s") from None
-    if done.returncode:
-        output = " ".join((done.stderr + done.stdout).split())[-500:]
-        raise DiffctlError(f"`prefect deploy --all` failed: {output}")
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=base))
 
 
 def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> None:
@@ -181,8 +142,7 @@ def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> N
     from prefect.events.schemas.automations import AutomationCore
 
     automation = AutomationCore.model_validate(values)
-    found = client.read_automations_by_name(automation.name)
-    if found:
+    if found := client.read_automations_by_name(automation.name):
         client.update_automation(found[0].id, automation)
     else:
         client.create_automation(automation)
@@ -193,5 +153,9 @@ def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> d
 
     name = f"{import_object(str(entry['entrypoint'])).name}/{entry['name']}"
     found = client.read_deployment_by_name(name)
-    values = {"description": found.description or "", "schema": found.parameter_openapi_schema or {}}
-    return {"name": name, **values, "parameters": found.parameters}
+    return {
+        "name": name,
+        "description": found.description or "",
+        "schema": found.parameter_openapi_schema or {},
+        "parameters": found.parameters,
+    }

@@ -1,21 +1,18 @@
 """Flow runs of a Prefect server: what runs, how deployments ended, and slots of runs stuck in Pending."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from diffusion.system.errors import TemporaryError
 from flows.prefect_server.client import api_client
 from flows.prefect_server.local_servers import prefect_url
-from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import FlowRun
 
 MAX_RUNS = 20  # listed, the next first
 UNFINISHED = ("RUNNING", "CANCELLING", "PENDING", "PAUSED", "SCHEDULED")
@@ -37,9 +34,9 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
     """Return the `runs`, `deployments` and `workers` of the server at `url`.
 
     Runs are the unfinished ones in the order in which they are due. A deployment has its last run, a worker
-    of its pool the last poll. Raise UsageError if it requires another password, TemporaryError if it fails.
+    of its pool the last poll. Raise as `api_client`.
     """
-    with api_client(url, _unavailable(url)) as client:
+    with api_client(url) as client:
         from prefect.client.schemas.sorting import FlowRunSort
 
         runs = client.read_flow_runs(
@@ -59,23 +56,22 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
             for one in client.read_workers_for_work_pool(pool)
         ]
         return {
-            "runs": [_describe(run, names.get(run.deployment_id)) for run in runs],
+            "runs": [
+                {
+                    "name": run.name,
+                    "deployment": names.get(run.deployment_id),
+                    "state": (run.state.name if run.state else None) or "unknown",
+                    "time": _minute(run.start_time or run.expected_start_time),
+                    "flow_run": str(run.id),
+                }
+                for run in runs
+            ],
             "deployments": [
                 {"deployment": one.name, **_last_run(client, one.id)}
                 for one in sorted(deployments, key=lambda one: one.name)
             ],
             "workers": workers,
         }
-
-
-def _describe(run: "FlowRun", deployment: str | None) -> Row:
-    return {
-        "name": run.name,
-        "deployment": deployment,
-        "state": (run.state.name if run.state else None) or "unknown",
-        "time": _minute(run.start_time or run.expected_start_time),
-        "flow_run": str(run.id),
-    }
 
 
 def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
@@ -96,12 +92,12 @@ def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
 
 
 def reap_pending_runs(seconds: float) -> list[ReapedRun]:
-    """Set runs that were Pending for `seconds` to Crashed; raise TemporaryError if Prefect is away."""
+    """Set runs that were Pending for `seconds` to Crashed; raise as `api_client`."""
     url = prefect_url()
     if url is None:
         return []
     reaped = []
-    with api_client(url, _unavailable(url)) as client:
+    with api_client(url) as client:
         from prefect.states import Crashed
 
         for run in client.read_flow_runs(flow_run_filter=_in_states(["PENDING"])):
@@ -110,10 +106,6 @@ def reap_pending_runs(seconds: float) -> list[ReapedRun]:
                 client.set_flow_run_state(run.id, Crashed(message=REASON))
                 reaped.append(ReapedRun(run.name, str(run.id), waited.total_seconds()))
     return reaped
-
-
-def _unavailable(url: str) -> Callable[[str], TemporaryError]:
-    return lambda reason: TemporaryError(f"Prefect at {redact_uri(url)} does not list its runs ({reason})")
 
 
 def _in_states(names: Iterable[str], deployment: "UUID | None" = None) -> "FlowRunFilter":

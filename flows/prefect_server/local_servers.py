@@ -26,12 +26,11 @@ from diffusion.system.locks import file_lock
 from diffusion.system.processes import group_processes, start_time, terminate
 from diffusion.system.section import Section
 from diffusion.system.signals import check_signals
-from flows.prefect_server.client import BUSY, HOME, LEASES, home_settings
+from flows.prefect_server.client import BUSY, HOME, home_settings
 from tracking.connectivity import redact_uri
 from tracking.store import connect, server_command, server_environment, tracking_uri
 
 FOLDER = Path("runs/servers")
-MAX_BYTES = 10_000  # of a record
 LAST_LINES = 5  # of the log, shown if a server fails to start
 START_SECONDS = 180  # a first start creates the database
 POLL_SECONDS = 0.1
@@ -45,13 +44,12 @@ class ServerKind:
     name: str
     title: str
     variable: str
-    api: str
     health: str
     version: str
 
 
-MLFLOW = ServerKind("mlflow", "MLflow", "MLFLOW_TRACKING_URI", "", "/health", "/version")
-PREFECT = ServerKind("prefect", "Prefect", "PREFECT_API_URL", "/api", "/api/health", "/api/admin/version")
+MLFLOW = ServerKind("mlflow", "MLflow", "MLFLOW_TRACKING_URI", "/health", "/version")
+PREFECT = ServerKind("prefect", "Prefect", "PREFECT_API_URL", "/api/health", "/api/admin/version")
 KINDS = (MLFLOW, PREFECT)
 
 
@@ -74,19 +72,9 @@ class LocalServer(Section):
         return f"http://127.0.0.1:{self.port}"
 
     @property
-    def url(self) -> str:
-        """The address for clients."""
-        return self.page + self.kind.api
-
-    @property
     def alive(self) -> bool:
         """Whether the started process still exists."""
         return start_time(self.pid) == self.start
-
-    @property
-    def answers(self) -> bool:
-        """Whether it reports that it is healthy."""
-        return _get(self.page + self.kind.health) is not None
 
     @property
     def version(self) -> str | None:
@@ -99,12 +87,8 @@ class LocalServer(Section):
         _record(self.name).unlink(missing_ok=True)
 
     def processes(self) -> list[psutil.Process]:
-        """Return the process group; if its leader was killed, the members that run in this folder."""
-        leader = start_time(self.pid)
-        if leader == self.start:
-            return group_processes(self.pid)
-        # No other process can get the leader's id while its group exists.
-        return [process for process in group_processes(self.pid) if leader is None and _runs_here(process)]
+        """Return the process group, also after its leader was killed; none if another process has its id."""
+        return group_processes(self.pid) if start_time(self.pid) in (self.start, None) else []
 
 
 def start_server(name: str, command: Sequence[str], variables: Mapping[str, str], port: int) -> LocalServer:
@@ -127,7 +111,7 @@ def start_server(name: str, command: Sequence[str], variables: Mapping[str, str]
 def recorded(name: str) -> LocalServer | None:
     """Return the server that was started last, alive or not; raise DiffctlError if its record is damaged."""
     with suppress(FileNotFoundError):
-        return read_json(_record(name), LocalServer, max_bytes=MAX_BYTES)
+        return read_json(_record(name), LocalServer)
     return None
 
 
@@ -146,12 +130,6 @@ def _record(name: str) -> Path:
     return FOLDER / f"{name}.json"
 
 
-def _runs_here(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return process.cwd() == str(Path.cwd())
-    return False
-
-
 def local_servers() -> list[LocalServer]:
     """Return the servers that were started in this folder and not stopped, alive or not."""
     return [server for kind in KINDS if (server := recorded(kind.name)) is not None]
@@ -162,7 +140,7 @@ def mlflow_page(uri: str) -> str | None:
     if uri.startswith(("http://", "https://")):
         return redact_uri(uri).rstrip("/")
     server = recorded(MLFLOW.name)
-    return server.page if server is not None and server.answers else None
+    return server.page if server is not None and is_mlflow_healthy(server.page) else None
 
 
 def is_mlflow_healthy(page: str) -> bool:
@@ -173,7 +151,7 @@ def is_mlflow_healthy(page: str) -> bool:
 def local_prefect() -> str | None:
     """Return the URL of the Prefect server of `diffctl up`; None if it is not alive."""
     server = running(PREFECT.name)
-    return None if server is None else server.url
+    return None if server is None else f"{server.page}/api"
 
 
 def prefect_url() -> str | None:
@@ -183,10 +161,9 @@ def prefect_url() -> str | None:
 
 def require_prefect_url() -> str:
     """Return `prefect_url()`; raise UsageError if there is none."""
-    url = prefect_url()
-    if url is None:
-        raise UsageError("there is no Prefect server: `diffctl up` starts one, or set PREFECT_API_URL")
-    return url
+    if url := prefect_url():
+        return url
+    raise UsageError("there is no Prefect server: `diffctl up` starts one, or set PREFECT_API_URL")
 
 
 def external_server(kind: ServerKind) -> str | None:
@@ -220,17 +197,6 @@ def down() -> list[LocalServer]:
     return found
 
 
-def _check_ports(ports: Mapping[ServerKind, int]) -> None:
-    if len(set(ports.values())) < len(ports):
-        raise DiffctlError("MLflow and Prefect need a port each: give --mlflow-port or --prefect-port")
-    for kind, port in ports.items():
-        if not is_port_free(port):
-            raise DiffctlError(
-                f"port {port} of this machine is taken: give {kind.title} another one with "
-                f"--{kind.name}-port, or set DIFFCTL_{kind.name.upper()}_PORT"
-            )
-
-
 def is_port_free(port: int) -> bool:
     """Return whether a server could listen at this port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -241,6 +207,15 @@ def is_port_free(port: int) -> bool:
     return False
 
 
+def _check_ports(ports: Mapping[ServerKind, int]) -> None:
+    if len(set(ports.values())) < len(ports):
+        raise DiffctlError("MLflow and Prefect need a port each: give --mlflow-port or --prefect-port")
+    for kind, port in ports.items():
+        if not is_port_free(port):
+            option, variable = f"--{kind.name}-port", f"DIFFCTL_{kind.name.upper()}_PORT"
+            raise DiffctlError(f"port {port} is in use: give {kind.title} another by {option} or {variable}")
+
+
 def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str], object]) -> LocalServer:
     if (old := recorded(kind.name)) is not None:
         if old.alive:
@@ -248,7 +223,17 @@ def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str],
         old.stop()  # children that outlived it
     report(f"starting {kind.title} on 127.0.0.1:{port}")
     if kind is PREFECT:
-        server = _start_prefect(port)
+        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
+        settings = home_settings(HOME.absolute()) | {
+            "PREFECT_API_URL": "",
+            "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
+            # In files, so that neither a restart nor a reboot holds a slot forever.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        }
+        with file_lock(HOME / "lock", timeout=0, busy=BUSY):
+            server = start_server(kind.name, [*command, "--port", str(port)], settings, port)
     else:
         uri = tracking_uri()
         connect(uri)  # creates the store if it is missing
@@ -257,32 +242,15 @@ def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str],
     return server
 
 
-def _start_prefect(port: int) -> LocalServer:
-    """Start Prefect with its leases in files: neither a restart nor a reboot holds a slot forever."""
-    with file_lock(HOME / "lock", timeout=0, busy=BUSY):
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
-        settings = home_settings(HOME.absolute()) | {
-            "PREFECT_API_URL": "",
-            "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
-            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        }
-        return start_server(PREFECT.name, [*command, "--port", str(port)], settings, port)
-
-
 def _wait_until_healthy(server: LocalServer) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not server.answers:
+    while _get(server.page + server.kind.health) is None:
         check_signals()
-        if server.alive and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-            continue
-        how = f"did not answer within {START_SECONDS} s" if server.alive else "did not start"
-        lines = log_of(server.name).read_text(errors="replace").splitlines()[-LAST_LINES:]
-        raise DiffctlError(
-            f"{server.kind.title} {how}, see {log_of(server.name)}{': ' * bool(lines)}{' / '.join(lines)}"
-        )
+        if not server.alive or time.monotonic() > deadline:
+            log = log_of(server.name)
+            lines = " / ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+            raise DiffctlError(f"{server.kind.title} did not start, see {log}: {lines}")
+        time.sleep(POLL_SECONDS)
 
 
 def _get(url: str) -> str | None:

@@ -20,14 +20,7 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
-from flows.prefect_server.client import (
-    BUSY,
-    CLIENT_SETTINGS,
-    HOME,
-    home_settings,
-    is_healthy,
-    quiet_client,
-)
+from flows.prefect_server.client import BUSY, CLIENT_SETTINGS, HOME, home_settings, is_healthy, quiet_client
 from flows.prefect_server.local_servers import local_prefect
 from flows.run_lock import environment
 from tracking.connectivity import redact_uri
@@ -52,10 +45,7 @@ def prefect_server() -> Iterator[str]:
         return
     if not is_healthy(url, timeout=10):
         where = f"PREFECT_API_URL={redact_uri(url)}" if named else f"{url}, which `diffctl up` started"
-        raise TemporaryError(
-            f"no Prefect server answers at {where}: start it again, or unset the variable or use "
-            "`diffctl down` for a temporary one"
-        )
+        raise TemporaryError(f"no Prefect server answers at {where}: start it again, or remove it")
     with environment({} if named else home_settings(HOME.absolute())), quiet_client(url):
         yield url
 
@@ -92,10 +82,8 @@ def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not is_healthy(url, timeout=1):
         check_signals()
-        if server.poll() is not None:
-            raise DiffctlError(f"the temporary Prefect server did not start (exit {server.returncode})")
-        if time.monotonic() > deadline:
-            raise DiffctlError(f"the temporary Prefect server did not answer within {START_SECONDS} s")
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise DiffctlError("the temporary Prefect server did not start")
         time.sleep(0.05)
 
 

@@ -46,10 +46,13 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
         stack.callback(ray.shutdown)
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            _check_listening(address)
+            # Without a listener at HOST:PORT Ray would wait for minutes.
+            if match := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address or ""):
+                socket.create_connection((match[1], int(match[2])), timeout=CHECK_SECONDS).close()
             ray.init(address or "local", **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            raise _failure(address, error) from None
+            where = f"the Ray cluster at {address} is out of reach" if address else "Ray does not start here"
+            raise DiffctlError(f"{where} ({first_line(error)}); see docs/sweep.md on tokens") from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray installs its own
         yield
@@ -72,21 +75,6 @@ def local_token() -> dict[str, str]:
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _failure(address: str | None, error: Exception) -> DiffctlError:
-    if address is None:
-        return DiffctlError(f"Ray does not start here: {first_line(error)}")
-    return DiffctlError(
-        f"the Ray cluster at {address} is out of reach ({first_line(error)}): start it, or set RAY_AUTH_MODE "
-        "and RAY_AUTH_TOKEN if it requires a token"
-    )
-
-
-def _check_listening(address: str | None) -> None:
-    """Raise OSError if nothing listens at HOST:PORT, where Ray would wait for minutes."""
-    if match := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", address or ""):
-        socket.create_connection((match[1], int(match[2])), timeout=CHECK_SECONDS).close()
-
-
 def get_result(reference: Any, subject: str) -> Any:
     """Return the result of a task; raise the DiffctlError of its worker, or one with the `subject`."""
     import ray
@@ -98,15 +86,12 @@ def get_result(reference: Any, subject: str) -> Any:
             raise error.cause from None
         raise DiffctlError(f"{subject} failed: {reason(error.cause)}") from None
     except ray.exceptions.RayError as error:
-        raise DiffctlError(
-            f"{subject} failed after {RETRIES} retries ({first_line(error)}): run the same command to resume"
-        ) from None
+        text = f"{subject} failed after {RETRIES} retries ({first_line(error)}): run it again to resume"
+        raise DiffctlError(text) from None
 
 
 def check_worker_version(version: str) -> None:
     """Raise DiffctlError if diffctl or torch on this machine differ from the driver's."""
     if (own := library_version()) != version:
-        raise DiffctlError(
-            f"{socket.gethostname()} has another diffctl or torch than this machine ({own}, not {version}): "
-            "install the same on both"
-        )
+        host = socket.gethostname()
+        raise DiffctlError(f"{host} has another diffctl or torch than this machine ({own}, not {version})")

@@ -10,7 +10,7 @@ import tempfile
 import uuid
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,6 @@ from diffusion.system.signals import stop_request
 from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session, resolve_gpus
 
 if TYPE_CHECKING:
-    import torch
-
     from diffusion.images.store import Images
     from diffusion.sample.cell_images import ShardRunner
     from diffusion.sample.network_files import NetworkFiles
@@ -63,9 +61,8 @@ def _run(
         if file is not None and digest is not None and digest not in shared:
             shared[digest] = ray.put(np.fromfile(file, dtype=np.uint8))
     make = ray.remote(make_shard).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
-    contents = [
-        None if digest is None else shared[digest] for digest in digests
-    ]  # Ray resolves references among the arguments
+    # Ray resolves references among the arguments.
+    contents = [None if digest is None else shared[digest] for digest in digests]
     same = digests, library_version(), settings, gpus, sweep
     waiting = deque(shards)
     running: dict[Any, range] = {}
@@ -111,9 +108,12 @@ def make_shard(
 
     from diffusion.sample.cell_images import shard_images
     from diffusion.sample.guides import Guides
+    from diffusion.system.devices import acquire_device
 
     check_worker_version(version)
-    with _device(gpus, sweep) as device:
+    # A GPU is locked against other sweeps; fractions of it are shared by this one.
+    own = acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
+    with own as device:
         networks = _loaded(digests, contents)
         if device.type == "cuda":  # copies, which keep no rounded ones alive
             networks = [one and one._replace(network=copy.deepcopy(one.network)) for one in networks]
@@ -127,15 +127,6 @@ def make_shard(
                 for one in filter(None, networks):
                     one.network.to("cpu")
                 torch.cuda.empty_cache()
-
-
-def _device(gpus: float, sweep: str) -> "AbstractContextManager[torch.device]":
-    """Yield a device; a GPU is locked against other sweeps, fractions of it shared by this one."""
-    import torch
-
-    from diffusion.system.devices import acquire_device
-
-    return acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
 
 
 _networks: dict[str, Any] = {}  # those of the worker's last shard, in host memory

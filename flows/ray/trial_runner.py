@@ -42,7 +42,6 @@ class TrialSpec:
     version: str
     command: tuple[str, ...]
     variables: dict[str, str]
-    cpus: int
 
 
 class RayTrials:
@@ -100,13 +99,7 @@ class RayTrials:
 
 @contextmanager
 def ray_trials(
-    address: str | None,
-    search: Path,
-    command: Sequence[str],
-    *,
-    at_once: int | None,
-    cpus: int,
-    gpus: int,
+    address: str | None, search: Path, command: Sequence[str], *, at_once: int | None, cpus: int, gpus: int
 ) -> Iterator[RayTrials]:
     """Yield a runner for the trials in the folder `search`; no trial outlives the block.
 
@@ -115,8 +108,9 @@ def ray_trials(
     the resources, DiffctlError if the cluster does not answer.
     """
     about = read_checksummed_json(search / ABOUT, About)
-    variables = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
-    task = TrialSpec(Path.cwd(), search, about.key, library_version(), tuple(command), variables, cpus)
+    sent = {name: value for name, value in os.environ.items() if name.startswith(SENT)}
+    variables = {THREADS: str(cpus)} | sent
+    task = TrialSpec(Path.cwd(), search, about.key, library_version(), tuple(command), variables)
     with (
         redirect_stdout(sys.stderr),
         ray_session(address, "search --ray needs Ray: pip install 'diffctl[ray]'"),
@@ -159,36 +153,29 @@ def run_trial(task: TrialSpec, number: int) -> TrialResult | None:
 
     Raise DiffctlError if this machine has another diffctl or not the project's folder, else as `run_process`.
     """
-    _check_machine(task)
+    check_worker_version(task.version)
+    here = task.project / task.search
+    about = None
+    with suppress(FileNotFoundError, NotADirectoryError):
+        about = read_checksummed_json(here / ABOUT, About)
+    if about is None or about.key != task.key:
+        raise DiffctlError(f"{socket.gethostname()} lacks the folder {here}, which all machines share")
     folder = trial_dir(task.search, number)
     if (ended := read_result(task.project / folder)) is not None:
         return ended  # an earlier worker finished it and was lost
     own = {name: value for name, value in os.environ.items() if not name.startswith(SENT)}
-    variables = {THREADS: str(task.cpus)} | task.variables
     with stop_request() as stop, open(task.project / folder / LOG, "ab") as log:
         ended = run_process(
             [sys.executable, *task.command, str(folder)],
             task.project / folder,
             stop,
             cwd=task.project,
-            env=own | variables,
+            env=own | task.variables,
             log=log,
         )
         if ended is None and stop.signal != signal.SIGINT:  # Ray cancels by SIGINT
             raise TrialKilled(f"the worker of the trial in {folder} was stopped")
     return ended
-
-
-def _check_machine(task: TrialSpec) -> None:
-    """Raise DiffctlError if this machine lacks the driver's code or folder."""
-    check_worker_version(task.version)
-    with suppress(FileNotFoundError, NotADirectoryError):
-        if read_checksummed_json(task.project / task.search / ABOUT, About).key == task.key:
-            return
-    raise DiffctlError(
-        f"{socket.gethostname()} does not have {task.project / task.search}: the machines of a search share "
-        "the project's folder, at one place on all of them (docs/search.md)"
-    )
 
 
 class TrialKilled(DiffctlError):
@@ -218,28 +205,16 @@ def run_process(
         stderr=log,
         process_group=0,  # the search forwards Ctrl-C
     )
-    code = _wait(process, stop)
-    ended = read_result(folder)
-    if ended is None and stop.signal is None:
-        raise _lost(folder, code)
-    return ended
-
-
-def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
-    """Return the exit code of the process; forward a stop once, as SIGTERM."""
     is_stopped = False
-    while True:
-        try:
-            return process.wait(PROCESS_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            if stop.signal is not None and not is_stopped:
-                process.send_signal(signal.SIGTERM)
-                is_stopped = True
-
-
-def _lost(folder: Path, code: int) -> DiffctlError:
-    if code < 0:
-        how = signal.Signals(-code).name
-        return TrialKilled(f"the trial in {folder} ended with {how}: run the same command to resume it")
-    kind = TemporaryError if code == TEMPORARY else DiffctlError
-    return kind(f"the trial in {folder} ended with exit code {code}: run the same command to resume it")
+    while process.poll() is None:
+        if stop.signal is not None and not is_stopped:
+            process.send_signal(signal.SIGTERM)
+            is_stopped = True
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PROCESS_POLL_SECONDS)
+    ended, code = read_result(folder), process.returncode
+    if ended is not None or stop.signal is not None:
+        return ended
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    kind = TrialKilled if code < 0 else TemporaryError if code == TEMPORARY else DiffctlError
+    raise kind(f"the trial in {folder} ended with {how}: run the same command to resume it")

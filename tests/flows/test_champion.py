@@ -18,7 +18,7 @@ from tests.helpers.servers import post
 from tests.helpers.small import own_code, small_project
 from tests.helpers.toy_project import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 
 FLOWS = """
 import asyncio

@@ -8,25 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
-from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import holding_group
 from flows import clone
-from flows.prefect_server.client import LEASES
-from flows.prefect_server.deployments import (
-    AUTOMATIONS,
-    FILE,
-    IN_MEMORY,
-    _warn_of_leases,
-    read_automations,
-    read_plan,
-)
+from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
-from tests.conftest import diffctl, run_python, write_params
+from tests.conftest import diffctl, write_params
 from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.servers import post
 from tests.helpers.small import commit, git
@@ -83,7 +74,7 @@ def test_update_clone_fast_forwards_to_upstream(cloned: Path, monkeypatch: pytes
     (origin / "params.yaml").write_text("newest\n")
     commit(origin, "go on again")
     clone._held.close()
-    with pytest.raises(DiffctlError, match=r"^git merge in \S*nightly failed: fatal: .*fast-forward"):
+    with pytest.raises(DiffctlError, match="commits that its upstream lacks"):
         clone.update_clone()
 
 
@@ -95,7 +86,7 @@ def test_update_clone_requires_a_clone_that_runs_its_own_code(
         clone.update_clone()
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.setenv(clone.VARIABLE, str(tmp_path))
-    with pytest.raises(UsageError, match="start it from the clone's own environment"):
+    with pytest.raises(UsageError, match="start the worker from"):
         clone.update_clone()
 
 
@@ -152,30 +143,6 @@ def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbea
         assert automation["trigger"]["within"] >= 3 * heartbeat
 
 
-LOSING = """
-import prefect.main
-from prefect._internal.concurrency.services import QueueService
-
-class Events(QueueService):
-    async def _handle(self, item):
-        raise OSError("the server is away")
-
-Events.instance().send("an event")
-Events.drain_all()
-"""
-
-
-@pytest.mark.slow
-def test_scheduled_runs_log_no_event_that_prefect_cannot_send(tmp_path: Path) -> None:
-    """Prefect logs each one that it loses as an internal error, with its whole text."""
-    work_pool = read_plan(ROOT / FILE)["deployments"][0]["work_pool"]
-    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
-    assert "an event" in run_python(tmp_path, "-c", LOSING, env=home).stderr
-    done = run_python(tmp_path, "-c", LOSING, env=home | work_pool["job_variables"]["env"])
-    assert done.returncode == 0
-    assert "an event" not in done.stderr
-
-
 @pytest.mark.parametrize(
     ("edit", "key"),
     [
@@ -192,16 +159,6 @@ def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Pa
     (tmp_path / FILE).write_text(yaml.safe_dump(plan))
     with pytest.raises(UsageError, match=key):
         read_plan(tmp_path / FILE)
-
-
-@pytest.mark.parametrize(("storage", "count"), [("", 1), (IN_MEMORY, 1), (LEASES, 0)])
-def test_leases_in_memory_give_a_warning(storage: str, count: int, recwarn: pytest.WarningsRecorder) -> None:
-    settings = {"server": {"concurrency": {"lease_storage": storage}}} if storage else {}
-    url = "http://prefect.test"
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=settings))
-    with httpx.Client(transport=transport, base_url=url) as client:
-        _warn_of_leases(client)  # type: ignore[arg-type]
-    assert len([one for one in recwarn.list if one.category is DiffctlWarning]) == count
 
 
 def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
@@ -306,7 +263,6 @@ def test_changed_data_start_a_run_that_publishes_artifacts(work: Nightly) -> Non
     assert not (work.elsewhere / "report").exists()
     assert all(sweep["parent_task_run_id"] for sweep in work.runs("sweep")), "a child of the run"
     artifacts = {one["key"]: one for one in post(f"{work.url}/artifacts/filter", {})}
-    assert {"scores", "progress-train"} <= artifacts.keys()
     assert "promoted: the first one" in artifacts["scores"]["description"]
     assert "](data:image/png;base64," in artifacts["scores"]["data"]
     assert "==> train" in {entry["message"] for entry in of_run(work, "logs", run_id)}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.errors import DiffctlError
-from flows.prefect_server.local_servers import FOLDER, LocalServer, log_of, recorded, running, start_server
+from flows.prefect_server.local_servers import LocalServer, log_of, recorded, running, start_server
 from tests.helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -51,11 +50,3 @@ def test_stop_also_ends_child_processes() -> None:
             os.waitpid(made.pid, 0)
         made.stop()
         assert not child.is_running()
-
-
-def test_a_damaged_record_is_an_error_with_its_path() -> None:
-    FOLDER.mkdir(parents=True)
-    (FOLDER / "one.json").write_text('{"pid": 1}')
-    with pytest.raises(DiffctlError, match=r"runs/servers/one\.json is damaged"):
-        recorded("one")
-    (FOLDER / "one.json").unlink()

@@ -70,20 +70,6 @@ def test_a_progress_bar_is_cleared_before_the_next_line() -> None:
     assert relayed(f"{bar}ERROR: it failed\n".encode())[1] == ["it failed"]
 
 
-def test_cursor_movements_balance() -> None:
-    bars = "outer\r\n\r!\x1b[A", "\r\n\r  0%|\x1b[A", "\r\n\r     \x1b[A\r"
-    written = "".join(relayed(b"> diffctl stage data\n", *(bar.encode() for bar in bars))[0])
-    assert written.count("\n") == written.count("\x1b[A") == 3
-
-
-def test_errors_of_dvc_are_collected() -> None:
-    busy = (
-        "\x1b[31mERROR\x1b[39m: '/p/a' is busy, it is being blocked by:\n  (PID 17): dvc repro\n\n"
-        "If there are no processes with such PIDs, you can manually remove '/p/rwlock' and try again.\n"
-    )
-    assert relayed(busy.encode()) == ([], ["'/p/a' is busy, it is being blocked by:", "(PID 17): dvc repro"])
-
-
 def test_live_progress_is_written_before_its_line_ends() -> None:
     written: list[str] = []
     relay = OutputRelay(written.append)

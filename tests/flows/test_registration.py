@@ -23,9 +23,9 @@ from tests.conftest import params
 from tests.helpers.digits_sweep import make_config, write_prepared
 from tests.helpers.mlflow_server import empty_database
 from tracking.registry.champion_log import read_history
-from tracking.registry.model_registry import register
 from tracking.registry.model_versions import fetch_version_scores
 from tracking.registry.promotion import Override
+from tracking.registry.registered_models import register
 from tracking.store import connect
 
 NAME = "diffctl-digits"

@@ -16,8 +16,7 @@ from flows.run_summary import evaluation_markdown, links_of_pipeline, sweep_mark
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
-from tracking.registry.model_registry import register
-from tracking.registry.registered_models import RegisteredVersion, find_registered
+from tracking.registry.registered_models import RegisteredVersion, find_registered, register
 
 
 def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
