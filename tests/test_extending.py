@@ -74,7 +74,7 @@ STAGES = """
 from cli.main import app
 for stage in ("data", "reference", "train", "sample", "evaluate", "report"):
     app(["stage", stage], standalone_mode=False)
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 print(register().promoted)
 """
 CHECK = """

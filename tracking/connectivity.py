@@ -1,10 +1,6 @@
 """Checks whether MLflow is reachable, and the errors for the ways in which it fails."""
 
-import http.client
 import re
-import ssl
-import urllib.error
-import urllib.request
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
@@ -52,14 +48,6 @@ def unavailable(uri: str, why: str) -> MlflowUnavailable:
     return MlflowUnavailable(f"MLflow does not answer at {redact_uri(uri)} ({why}): try again later")
 
 
-def denied(uri: str) -> MlflowDenied:
-    """Return the error for a server that requires another user or password."""
-    return MlflowDenied(
-        f"MLflow at {redact_uri(uri)} denies access: set MLFLOW_TRACKING_USERNAME and "
-        "MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN) to a user with this permission"
-    )
-
-
 def check_address(uri: str) -> None:
     """Raise UsageError if a server's address has no host or an invalid port."""
     try:
@@ -91,21 +79,18 @@ def check_reachable(uri: str) -> None:
 
 
 def _check_server(uri: str) -> None:
+    import requests
+
     check_address(uri)
     try:
-        with urllib.request.urlopen(f"{redact_uri(uri).rstrip('/')}/health", timeout=TIMEOUT_SECONDS):
-            pass
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in UNAVAILABLE:
-            raise unavailable(uri, f"HTTP {error.code}") from None
-    except (OSError, http.client.HTTPException) as error:
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(cause, TimeoutError):
-            raise unavailable(uri, f"not within {TIMEOUT_SECONDS:g} s") from None
-        if not isinstance(cause, ssl.SSLError):  # MLflow's client may have its own certificates
-            text = isinstance(cause, OSError) and cause.strerror
-            raise unavailable(uri, text or str(cause) or type(cause).__name__) from None
+        answer = requests.get(f"{redact_uri(uri).rstrip('/')}/health", timeout=TIMEOUT_SECONDS)
+    except requests.exceptions.SSLError:
+        return  # MLflow's client may have its own certificates
+    except requests.RequestException as error:
+        is_late = isinstance(error, requests.Timeout)
+        raise unavailable(uri, f"not within {TIMEOUT_SECONDS:g} s" if is_late else "no connection") from None
+    if answer.status_code in UNAVAILABLE:
+        raise unavailable(uri, f"HTTP {answer.status_code}")
 
 
 def _check_database(uri: str) -> None:
@@ -117,20 +102,13 @@ def _check_database(uri: str) -> None:
     try:
         sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=options).connect().close()
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"MLFLOW_TRACKING_URI needs {error.name}, which is not installed: "
-            "pip install 'diffctl[server]' for postgresql+psycopg://…"
-        ) from None
+        raise UsageError(f"MLFLOW_TRACKING_URI needs {error.name}: pip install 'diffctl[server]'") from None
     except (ArgumentError, ValueError):
-        raise UsageError(
-            "MLFLOW_TRACKING_URI is not the address of a database: "
-            "give postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
-        ) from None
+        form = "postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
+        raise UsageError(f"MLFLOW_TRACKING_URI is not the address of a database: give {form}") from None
     except DBAPIError as error:
         message = str(error.orig).strip().splitlines()[0]
         if DENIED_TEXT.search(message):
-            raise MlflowDenied(
-                f"MLflow's database at {redact_uri(uri)} denies access ({message}): give another user, "
-                "password or database in MLFLOW_TRACKING_URI"
-            ) from None
+            text = f"MLflow's database at {redact_uri(uri)} denies access ({message}): edit the address"
+            raise MlflowDenied(text) from None
         raise unavailable(uri, message) from None

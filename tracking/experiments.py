@@ -8,16 +8,8 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
 from diffusion.system.locks import file_lock
-from tracking.keys import (
-    FILE_SHA256,
-    KEY,
-    PARENT,
-    REGISTRY_EXPERIMENT,
-    SEARCH,
-    SEARCH_ROOT,
-    experiment_name,
-)
-from tracking.mlflow_pages import experiment_note, note_tags, registry_note
+from tracking.keys import FILE_SHA256, KEY, PARENT, SEARCH, SEARCH_ROOT, experiment_name
+from tracking.mlflow_pages import experiment_note, note_tags
 from tracking.store import artifacts_folder, database_file, mlflow_client
 
 if TYPE_CHECKING:
@@ -40,8 +32,7 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
     if experiment is None:
         database = database_file(client.tracking_uri)
         location = (artifacts_folder(database) / name).as_uri() if database else None
-        data_note = experiment_note(name.removeprefix(experiment_name("")))
-        tags = KIND | note_tags(registry_note() if name == REGISTRY_EXPERIMENT else data_note)
+        tags = KIND | note_tags(experiment_note(name))
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=tags))
         except MlflowException as error:
@@ -50,10 +41,8 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
             experiment = client.get_experiment_by_name(name)  # another process created it
             assert experiment is not None, "MLflow reported that it exists"
     if experiment.lifecycle_stage != "active":
-        raise DiffctlError(
-            f"the experiment {name} was deleted in MLflow: restore it with "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`"
-        )
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+        raise DiffctlError(f"the experiment {name} was deleted in MLflow: restore it by `{restore}`")
     return str(experiment.experiment_id)
 
 
@@ -158,8 +147,7 @@ def ensure_checkpoint(client: "MlflowClient", run_id: str, step: int, path: Path
 
 def drop_checkpoint(client: "MlflowClient", run_id: str, step: int) -> None:
     """Delete the step's LoggedModel if it exists; its scores stay in the run's curves."""
-    found = _find_checkpoint(client, run_id, step)
-    if found is not None:
+    if found := _find_checkpoint(client, run_id, step):
         client.delete_logged_model(found.model_id)
 
 

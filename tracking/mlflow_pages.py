@@ -15,13 +15,10 @@ from urllib.parse import quote, urlencode
 from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
-from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.grid import RESERVED, Cell, cell_order, describe_cell
-from diffusion.protocol.paper_mismatches import score_mismatches
-from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.section import brief
-from tracking.keys import KEY
+from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
 
 if TYPE_CHECKING:
     from diffusion.model.model_file import Artefact
@@ -42,6 +39,7 @@ MAX_NAME_LENGTH = 200
 MAX_RUNS = 20  # in a chart
 ATTRIBUTES = ("Duration", "Version")
 PARAMS = ("train.steps", "train.lr.rate", "model.channels", "train.seed")
+SHOWN = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}  # a section
 
 Tags = Mapping[str, str]
 Chart = dict[str, Any]
@@ -87,57 +85,32 @@ def changed_note(text: str, tags: Tags) -> dict[str, str]:
     return note_tags(text) if is_ours and present != text else {}
 
 
-def experiment_note(data_name: str) -> str:
+def experiment_note(name: str) -> str:
     """Describe an experiment and its use."""
+    if name == REGISTRY_EXPERIMENT:
+        return (
+            "The champions of each registered model: one run per model, whose parameters are their moves. "
+            "`diffctl history` reads them.\n\n**Do not delete anything here.**\n"
+        )
     return (
-        f"Diffusion models of *{data_name}*, one run each. Child runs are the cells of the sweep over "
-        "sampling steps and η.\n\n"
-        "- `best/…` are the scores of a training's best cell; `…/eta_…` are curves over the number of "
-        "steps.\n"
-        "- Compare trainings by `diffctl compare RUN RUN`: it compares only scores of one protocol, and "
-        "marks gaps that may be chance.\n"
-        f"- The best model is `champion` of the registered model `diffctl-{data_name}`.\n"
-    )
-
-
-def registry_note() -> str:
-    """Describe the experiment that contains the registry's own runs."""
-    return (
-        "The champions of each registered model: one run per model. Its parameters are their moves. "
-        "`diffctl history` reads them.\n\n"
-        "**Do not delete anything here**: a registry without its run cannot be read.\n"
+        f"Diffusion models of *{name.removeprefix(experiment_name(''))}*, one run each. Child runs are the "
+        "cells of the sweep over sampling steps and η.\n\n"
+        "- `best/…` are the scores of the best cell; `…/eta_…` are curves over the number of steps.\n"
+        "- `diffctl compare RUN RUN` compares scores of one protocol, and marks gaps that may be chance.\n"
+        f"- The best model is `champion` of the registered model `{name}`.\n"
     )
 
 
 def training_note(params: Tags, fingerprint: str) -> str:
     """Describe a training by the values of params.yaml, given by dotted names."""
-
-    def of(name: str) -> str:
-        return params.get(name, "?")
-
-    discrete = ""
-    if "process.timesteps" in params:
-        discrete = f", T = {of('process.timesteps')}, variance {of('process.variance')}"
-    kind = "A class-conditional" if of("model.class_cond") == "True" else "An unconditional"
+    kind = "A class-conditional" if params.get("model.class_cond") == "True" else "An unconditional"
+    names = "data.name", "train.steps", "train.batch_size", "model.name", "process.schedule", "train.seed"
+    data, steps, batch, network, schedule, seed = (params.get(name, "?") for name in names)
     return (
-        f"{kind} diffusion model of *{of('data.name')}*: {of('train.steps')} steps of "
-        f"{of('train.batch_size')} images.\n\n"
-        f"- **network**: {params.get('model.name', 'unet')}{_network_options(params)}\n"
-        f"- **process**: {of('process.schedule')} schedule{discrete}, predicts {of('process.prediction')}, "
-        f"loss {of('process.loss')}\n"
-        f"- **training**: learning rate {of('train.lr.rate')}, EMA {of('train.ema_decay')}, "
-        f"seed {of('train.seed')}\n\n"
-        "Sample it:\n\n"
-        f"    diffctl sample --run-id {fingerprint} --num 16 --out samples.png\n"
+        f"{kind} diffusion model of *{data}*: {steps} steps of {batch} images, network {network}, "
+        f"schedule {schedule}, seed {seed}.\n\n"
+        f"Sample it:\n\n    diffctl sample --run-id {fingerprint} --num 16 --out samples.png\n"
     )
-
-
-def _network_options(params: Tags) -> str:
-    """Return the network's options that are on: ", channels 32, channel_mult [1, 2]"."""
-    common, off = ("model.name", "model.class_cond"), ("False", "0.0", "[]")
-    options = [name for name in sorted(params) if name.startswith("model.") and name not in common]
-    on = (name for name in options if params[name] not in off)
-    return "".join(f", {name.removeprefix('model.')} {params[name]}" for name in on)
 
 
 def scores_note(document: ScoresDocument) -> str:
@@ -153,21 +126,17 @@ def describe_version(
 
     `folder` has the model and its montage among the run's artifacts: MLflow's page drops data: addresses.
     """
-    parts = [_model_text(artefact), f"Best: {describe_selection(document.best)}."]
-    if with_montage:
-        address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
-        parts.append(f"![samples](get-artifact?{address})")
-    parts += [cells_table(document), _reference_text(document)]
-    if document.protocol is not None:
-        found = score_mismatches(document, document.protocol, artefact.process.model_dump(mode="json"))
-        listed = "".join(f"\n- {_escape(str(one))}" for one in found)
-        paper = PROTOCOLS[document.protocol].paper
-        parts.append(f"By the protocol of {paper}" + (f", except:\n{listed}" if found else "."))
-    parts.append(
+    address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
+    parts = [
+        _model_text(artefact),
+        f"Best: {describe_selection(document.best)}.",
+        *([f"![samples](get-artifact?{address})"] if with_montage else []),
+        cells_table(document),
+        _reference_text(document),
         "Sample it:\n\n"
         f"    diffctl sample --run-id {run_id} --num 16 --out samples.png\n"
-        "    diffctl sample --champion --num 16 --out samples.png    # while it is champion"
-    )
+        "    diffctl sample --champion --num 16 --out samples.png    # while it is champion",
+    ]
     return "\n\n".join(parts)[:MAX_CHARACTERS]
 
 
@@ -221,16 +190,13 @@ def _reference_text(document: ScoresDocument) -> str:
 
 
 def _model_text(artefact: "Artefact") -> str:
-    spec, process, data = artefact.network, artefact.process, artefact.data
+    spec, width = artefact.network, artefact.ema_sigma_rel
     classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
-    steps = f" with {process.timesteps:,} timesteps" if isinstance(process, DiscreteConfig) else ""
-    width = artefact.ema_sigma_rel
     profile = f", EMA profile of σ_rel = {width:g}" if width else ""
     return (
-        f"**{_escape(data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, {classes}: "
-        f"network {_escape(spec.name)}, {artefact.step:,} steps of training, "
-        f"process {_escape(process.schedule)}{steps}, "
-        f"{_escape(process.prediction)}, precision {_escape(artefact.precision)}{profile}."
+        f"**{_escape(artefact.data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, "
+        f"{classes}: network {_escape(spec.name)}, {artefact.step:,} steps of training, process "
+        f"{_escape(artefact.process.schedule)}, {_escape(artefact.process.prediction)}{profile}."
     )
 
 
@@ -265,7 +231,7 @@ def view_tags(document: ScoresDocument) -> dict[str, str]:
         "orderByKey": f"metrics.`{primary}`",
         "orderByAsc": True,
         "selectedColumns": columns,
-        "compareRunSections": [_section(name) for name in sections],
+        "compareRunSections": [{"uuid": f"diffctl-{name}", "name": name, **SHOWN} for name in sections],
         "compareRunCharts": [chart for charts in sections.values() for chart in charts],
         "isAccordionReordered": True,
     }
@@ -284,11 +250,6 @@ def _sections(document: ScoresDocument, primary: str) -> dict[str, list[Chart]]:
     return {"Scores": scores, "Samples": [samples], "Training": training}
 
 
-def _section(name: str) -> Chart:
-    shown = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}
-    return {"uuid": f"diffctl-{name}", "name": name, **shown}
-
-
 def _lines(section: str, name: str, metrics: list[str]) -> Chart:
     axes = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "scaleType": "linear", "lineSmoothness": 0}
     return _chart(section, "LINE", displayName=name, metricKey=metrics[0], selectedMetricKeys=metrics, **axes)
@@ -296,5 +257,12 @@ def _lines(section: str, name: str, metrics: list[str]) -> Chart:
 
 def _chart(section: str, kind: str, **values: Any) -> Chart:
     identity = "-".join(["diffctl", section, *map(str, values.values())])
-    shown = {"runsCountToCompare": MAX_RUNS, "deleted": False, "isGenerated": False}
-    return {"type": kind, "uuid": identity, "metricSectionId": f"diffctl-{section}", **shown, **values}
+    place = {"uuid": identity, "metricSectionId": f"diffctl-{section}"}
+    return {
+        "type": kind,
+        **place,
+        "runsCountToCompare": MAX_RUNS,
+        "deleted": False,
+        "isGenerated": False,
+        **values,
+    }

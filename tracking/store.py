@@ -4,24 +4,24 @@ import errno
 import os
 import sqlite3
 import sys
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from diffusion.layout import home
-from diffusion.system.errors import UsageError, is_disk_full
+from diffusion.system.errors import DiffctlWarning, UsageError, first_line, is_disk_full
 from diffusion.system.locks import file_lock
-from tracking.artifact_paths import repair_artifact_paths
 from tracking.connectivity import (
     DENIED,
     UNAVAILABLE,
+    MlflowDenied,
     MlflowError,
     MlflowUnavailable,
     check_address,
     check_reachable,
-    denied,
     redact_uri,
     unavailable,
 )
@@ -48,6 +48,14 @@ SERVER_ENVIRONMENT = {
     "PYTHONWARNINGS": "ignore",
 }
 
+PATH_COLUMNS = (  # of MLflow's database, with absolute paths of artifacts
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
 
 def tracking_uri(root: Path | None = None) -> str:
     """Return MLFLOW_TRACKING_URI, or the sqlite file in the project's folder `root` (default: here).
@@ -60,14 +68,9 @@ def tracking_uri(root: Path | None = None) -> str:
         return f"sqlite:///{root / DATABASE}"
     if given.startswith(("http://", "https://")):
         check_address(given)
-        return given
-    scheme = urlsplit(given).scheme
-    if scheme in ("", "file"):
-        raise UsageError(
-            f"MLFLOW_TRACKING_URI={given} is a folder, which MLflow no longer supports: "
-            f"give sqlite:////path/to/{DATABASE} or a server's http://…, or unset it"
-        )
-    if scheme == "sqlite" and given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
+    elif urlsplit(given).scheme in ("", "file"):
+        raise UsageError(f"MLFLOW_TRACKING_URI={given} is a folder: give sqlite:////…/{DATABASE} or http://…")
+    elif given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
         return f"sqlite:///{root / given.removeprefix('sqlite:///')}"
     return given
 
@@ -106,14 +109,59 @@ def connect(uri: str | None = None) -> "MlflowClient":
     from mlflow.tracking import MlflowClient
 
     database = database_file(uri)
-    if database is not None and not database.exists():
-        with file_lock(database.with_name(f"{database.name}.lock")):
-            if not database.exists():
-                _create(database)
     if database is not None and database not in _repaired:
-        repair_artifact_paths(database, artifacts_folder(database))
+        if not database.exists():
+            with file_lock(database.with_name(f"{database.name}.lock")):
+                if not database.exists():
+                    _create(database)
+        _repair_artifact_paths(database, artifacts_folder(database))
         _repaired.add(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _prepare_environment() -> None:
+    """Set the variables that MLflow reads at its first import."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _create(database: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    unfinished = database.with_name(f"{database.name}.new")
+    for left in database.parent.glob(f"{unfinished.name}*"):  # of a killed creation, with its journal
+        left.unlink()
+    artifacts = artifacts_folder(database).as_uri()
+    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)  # type: ignore[no-untyped-call]
+    store.engine.dispose()
+    os.replace(unfinished, database)
+
+
+def _repair_artifact_paths(database: Path, artifacts: Path) -> None:
+    """Let the paths of a moved or copied project refer to `artifacts`, next to its database.
+
+    Otherwise a moved project does not find its artifacts, and a copy writes into those of the original. The
+    paths stay if only the database was copied. DiffctlWarning if any is changed.
+    """
+    with closing(sqlite3.connect(database, timeout=30)) as connection:
+        locations: list[tuple[str]] = []
+        with suppress(sqlite3.OperationalError):  # not created yet
+            query = "SELECT DISTINCT artifact_location FROM experiments WHERE name LIKE 'diffctl%'"
+            locations = connection.execute(query).fetchall()
+        parts = [location.rpartition(f"/{artifacts.name}/") for (location,) in locations if location]
+        found = {f"{before}/{artifacts.name}" for before, _, _ in parts if before.startswith("file:///")}
+        for old in found - {artifacts.as_uri()}:
+            folder = Path(unquote(urlsplit(old).path))
+            if folder.exists() and (not artifacts.exists() or os.path.samefile(folder, artifacts)):
+                continue  # the database was copied alone, or the paths differ by a link
+            for table, column in PATH_COLUMNS:
+                change = (
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?"
+                )
+                connection.execute(change, (artifacts.as_uri(), len(old) + 1, len(old) + 1, f"{old}/"))
+            connection.commit()
+            text = f"the project was moved or copied: {database} now refers to {artifacts}, not to {folder}"
+            warnings.warn(text, DiffctlWarning, stacklevel=4)
 
 
 Found = TypeVar("Found")
@@ -136,24 +184,6 @@ def check_access() -> None:
     if store_exists():
         with mlflow_client() as client:
             client.search_experiments(max_results=1)
-
-
-def _prepare_environment() -> None:
-    """Set the variables that MLflow reads at its first import."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-
-
-def _create(database: Path) -> None:
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    unfinished = database.with_name(f"{database.name}.new")
-    for left in database.parent.glob(f"{unfinished.name}*"):  # of a killed creation, with its journal
-        left.unlink()
-    artifacts = artifacts_folder(database).as_uri()
-    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)  # type: ignore[no-untyped-call]
-    store.engine.dispose()
-    os.replace(unfinished, database)
 
 
 @contextmanager
@@ -188,8 +218,9 @@ def _translated(uri: str, error: Exception) -> MlflowError:
     status: int | None = None
     if isinstance(error, MlflowException):
         status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    message, is_sqlite = reason(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
-    for cause in _chain(error):
+    message, is_sqlite = first_line(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, requests.RequestException):
             status = getattr(cause.response, "status_code", None)
             if status is None:
@@ -197,31 +228,19 @@ def _translated(uri: str, error: Exception) -> MlflowError:
                 return unavailable(uri, "errors alone" if retried else "the connection broke")
         elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not is_sqlite or "locked" in message):
             return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {message}")
+        cause = cause.__cause__ or cause.__context__
     if status in DENIED:
-        return denied(uri)
+        login = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return MlflowDenied(f"MLflow at {redact_uri(uri)} denies access: set {login}")
     if status in UNAVAILABLE and not _is_full(error):
         return unavailable(uri, f"HTTP {status}")
     return MlflowError(f"MLflow at {redact_uri(uri)}: {message}{': make room' if _is_full(error) else ''}")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
 
 
 def _is_full(error: Exception) -> bool:
     """Return whether a disk was full; MLflow and its database report that only in their text."""
     texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
     return is_disk_full(error) or any(text in str(error) for text in texts)
-
-
-def reason(error: Exception) -> str:
-    """Return an error's first line, all lines if the first ends in a colon, or its type without a text."""
-    first, *more = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join([first, *more]) if first.endswith(":") else first
 
 
 def server_environment(uri: str) -> dict[str, str]:

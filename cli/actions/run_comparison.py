@@ -20,8 +20,8 @@ from flows.prefect_server.local_servers import is_mlflow_healthy, mlflow_page
 from tracking.comparison import compared_runs, score_comparison
 from tracking.comparison.comparison_page import render_comparison
 from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
-from tracking.comparison.seed_groups import other_seeds
 from tracking.mlflow_pages import LOCAL
+from tracking.runs.scored_runs import other_seeds
 from tracking.store import tracking_uri
 
 

@@ -16,7 +16,7 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import small_model
 from tests.helpers.scores_document import document
 from tracking.keys import FILE_SHA256, MODEL_FOLDER
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 from tracking.runs.scored_runs import log_scores
 from tracking.store import connect, tracking_uri
 

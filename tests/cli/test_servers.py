@@ -25,7 +25,7 @@ from tests.helpers.spools import open_spool, write_points
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)
 from tracking.experiments import ensure_experiment
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 from tracking.store import connect
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}

@@ -18,7 +18,7 @@ from tests.helpers.networks import artefact_of, network_of, spec_of
 from tests.helpers.playground_page import FITS, fill, make, opened, pixels_of, shows
 from tests.helpers.served_images import assert_offline
 from tests.helpers.server_process import ServerProcess, scores_of, small_model, trained
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
 

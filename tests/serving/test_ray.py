@@ -23,8 +23,8 @@ from tests.helpers.mlflow_server import empty_database
 from tests.helpers.served_images import offline
 from tests.helpers.server_process import ServerProcess, small_model, trained
 from tests.helpers.waiting import wait_until
-from tracking.registry.model_registry import promote, register
 from tracking.registry.promotion import Override
+from tracking.registry.registered_models import promote, register
 
 pytest.importorskip("ray")
 

@@ -15,7 +15,7 @@ from diffusion.train.train_step import new_state
 from tests.conftest import params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
-from tracking.registry.model_registry import register
+from tracking.registry.registered_models import register
 from tracking.store import tracking_uri
 
 CPU = torch.device("cpu")

@@ -18,9 +18,8 @@ from diffusion.sample.network_files import ema_model_file, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import document
 from tracking import keys
-from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
-from tracking.registry.registered_models import fetch_scores_of, fetch_version_files
+from tracking.registry.registered_models import fetch_scores_of, fetch_version_files, register
 from tracking.runs.scored_runs import fetch_model, fetch_scores
 from tracking.store import connect
 

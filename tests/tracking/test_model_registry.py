@@ -7,7 +7,6 @@ import math
 import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +23,19 @@ from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
-from tests.conftest import diffctl
 from tests.helpers.disks import make_room, memory_disk
-from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
-from tracking.registry.model_registry import register
 from tracking.registry.promotion import Override
 from tracking.registry.registered_models import (
     fetch_scores_of,
     fetch_version_files,
     find_version_files,
     read_champion_history,
+    register,
 )
-from tracking.store import ENVIRONMENT, connect
+from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
 CPU = torch.device("cpu")
@@ -62,10 +59,7 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
     better = registered(4, {(10, 0.0): 0.15})
     assert (better.champion, better.promoted) == (4, True)
     aliases = connect().get_registered_model(NAME).aliases
-    assert {alias: int(number) for alias, number in aliases.items()} == {
-        keys.CHAMPION: 4,
-        keys.PREVIOUS: 1,
-    }
+    assert {alias: int(number) for alias, number in aliases.items()} == {keys.CHAMPION: 4, keys.PREVIOUS: 1}
     assert connect().get_model_version(NAME, "2").tags[keys.DECISION] == worse.reason
     assert (
         read_artefact(fetch_version_files(NAME, 4).files.model).model_sha256
@@ -267,34 +261,3 @@ def test_non_finite_and_swapped_models_are_not_served(make_model, here):
     assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
     assert done.returncode == 1
     assert "not the one that was registered" in done.stderr
-
-
-@pytest.mark.slow
-def test_mlflow_serves_it_over_http(make_model, here):
-    make_model(1, {(2, 0.0): 0.1})
-    register()
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/diffctl-digits@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    # MLflow starts uvicorn by name: the environment's commands must be on PATH.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
-    with running_server(command, f"http://127.0.0.1:{port}/ping", here / "serve.log", cwd=here, env=env):
-        body = json.dumps({"inputs": [{"indices": [3, 4], "class": "5"}]}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        (reply,) = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
-        assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
-        assert pixels(reply).shape == (2, 8, 8)
-
-
-@pytest.mark.slow
-def test_command_prints_no_warnings_of_mlflow(make_model, here, monkeypatch):
-    for name in ENVIRONMENT:  # set by this process's own use of MLflow
-        monkeypatch.delenv(name, raising=False)
-    make_model(1)
-    done = diffctl(here, "promote", "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    values = json.loads(done.stdout)
-    assert (values["version"], values["champion"], values["promoted"]) == (1, 1, True)

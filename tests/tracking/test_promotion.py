@@ -21,9 +21,8 @@ from tests.helpers.small import commit, git
 from tracking import keys
 from tracking.mlflow_pages import MAX_CHARACTERS, describe_version, samples_montage
 from tracking.registry.champion_log import read_history
-from tracking.registry.model_registry import register
 from tracking.registry.model_versions import DVC_LOCK
-from tracking.registry.registered_models import fetch_version_files
+from tracking.registry.registered_models import fetch_version_files, register
 from tracking.store import connect
 
 NAME = "diffctl-digits"
@@ -127,18 +126,6 @@ def test_rollback_accepts_only_an_earlier_champion_and_needs_only_the_data_name(
     assert "champion is version 1" in run("history").stdout
 
 
-def test_end_of_rollbacks_names_the_other_champions(register_all):
-    register_all(0.2, 0.9)
-    run("promote", "2", "--force", "--reason", "x")
-    run("promote", "1", "--force", "--reason", "x")
-    assert run("rollback").exit_code == 0
-    end = run("rollback")
-    assert isinstance(end.exception, UsageError)
-    assert "version 2" in str(end.exception)
-    assert "--to (1)" in str(end.exception), "it was champion before version 2"
-    assert run("rollback", "--to", "1").exit_code == 0
-
-
 def test_sample_of_the_champion_uses_the_best_cell_as_serve_does(register_all):
     register_all(0.2)
 
@@ -223,18 +210,6 @@ def test_registry_works_on_a_server(make_model, here, monkeypatch):
         assert run("rollback").exception is not None
     finally:
         server.kill()
-
-
-def test_description_lists_deviations_from_the_named_protocol(make_model):
-    make_model(1)
-    named = document({(10, 0.0): 0.1}).model_copy(update={"protocol": "ddim"})
-    text, unnamed = (
-        describe_version(read_artefact(MODEL), one, "r" * 32, "registered/x", with_montage=False)
-        for one in (named, document())
-    )
-    assert "By the protocol of DDIM" in text
-    assert "data.name is" in text
-    assert "By the protocol" not in unnamed
 
 
 def test_description_of_a_large_sweep_fits_mlflow(make_model):

@@ -9,9 +9,8 @@ from diffusion.layout import MODEL, MODEL_RUNS
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from serving.model_source import ChampionSource, model_of_run
 from tracking import keys, store
-from tracking.registry.model_registry import register
 from tracking.registry.model_versions import check_digest
-from tracking.registry.registered_models import fetch_scores_of, fetch_version_files
+from tracking.registry.registered_models import fetch_scores_of, fetch_version_files, register
 from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 

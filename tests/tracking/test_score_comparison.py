@@ -44,18 +44,6 @@ def command(tmp_path, monkeypatch):
     return compare_files
 
 
-def test_equal_cards_share_rows():
-    worse = document({(5, 0.0): 0.4, (10, 0.0): 0.3}, model_sha256="b" * 64)
-    result = compare(scored(a=document(), b=worse))
-    assert result.differences == []
-    assert {(row.cell, row.metric): row.values for row in result.rows} == {
-        ("steps5-eta0", KD): [0.3, 0.4],
-        ("steps5-eta0", FD): [300.0, 400.0],
-        (CELL, KD): [0.2, 0.3],
-        (CELL, FD): [200.0, 300.0],
-    }
-
-
 def test_different_cards_are_left_out_with_their_fields():
     other = document(FEW, num_images=1000, reference_digest="x" * 64)
     result = compare(scored(a=document(FEW), b=other, c=document(FEW)), ["excess"])

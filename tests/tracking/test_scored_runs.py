@@ -19,9 +19,15 @@ from tests.helpers.scores_document import document, with_space
 from tests.helpers.spools import write_training
 from tracking import keys
 from tracking.experiments import ensure_experiment, search_runs
-from tracking.runs.cell_runs import fetch_samples, log_samples
 from tracking.runs.run_lookup import find_run
-from tracking.runs.scored_runs import fetch_model, fetch_scores, log_report, log_scores
+from tracking.runs.scored_runs import (
+    fetch_model,
+    fetch_samples,
+    fetch_scores,
+    log_report,
+    log_samples,
+    log_scores,
+)
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
 

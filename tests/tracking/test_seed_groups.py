@@ -10,9 +10,8 @@ from diffusion.layout import RUN, SCORES
 from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from tests.helpers.scores_document import document
-from tracking.comparison.seed_groups import other_seeds
-from tracking.registry.model_registry import register
-from tracking.runs.scored_runs import log_scores
+from tracking.registry.registered_models import register
+from tracking.runs.scored_runs import log_scores, other_seeds
 
 pytestmark = pytest.mark.usefixtures("here")
 CELL = (10, 0.0)

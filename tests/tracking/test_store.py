@@ -9,7 +9,7 @@ import pytest
 from diffusion.images.store_meta import Ancestor
 from diffusion.system.errors import DiffctlError, UsageError
 from tracking import store
-from tracking.experiments import ensure_experiment, ensure_run
+from tracking.experiments import ensure_experiment
 from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
 
 START = """
@@ -72,15 +72,6 @@ def test_processes_create_the_store_at_once(tmp_path, monkeypatch):
     assert len(runs) == count
     assert {run.data.metrics["loss"] for run in runs} == {1.0}
     assert Path(runs[0].info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path / "mlartifacts")
-
-
-def test_run_is_found_by_its_key(uri):
-    client = store.connect(uri)
-    experiment = ensure_experiment(client, "diffctl-digits")
-    run = ensure_run(client, experiment, "key", "name", 12345)
-    assert ensure_run(client, experiment, "key", "name", 99999) == run
-    assert client.get_run(run).info.start_time == 12345
-    assert ensure_run(client, experiment, "other", "name", 1) != run
 
 
 def test_experiments_have_a_description_and_stay_deleted(uri):

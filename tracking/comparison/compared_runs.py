@@ -5,20 +5,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusion.layout import PREPARED
+from diffusion.images.pictures import MONTAGE, montage
+from diffusion.images.store import Images, open_store
+from diffusion.images.store_meta import CellMeta, PreparedMeta
+from diffusion.layout import PREPARED, SAMPLES
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.report.sample_pictures import real_images
 from diffusion.system.errors import UsageError
 from tracking.mlflow_pages import comparison_link
 from tracking.runs.run_lookup import find_run
-from tracking.runs.scored_runs import fetch_scores
+from tracking.runs.scored_runs import fetch_samples, fetch_scores
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-    from diffusion.images.store import Images
-
-SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,16 @@ def load_scored(name: str) -> ScoredRun:
     return ScoredRun(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run), run)
 
 
-def load_pictures(one: ScoredRun) -> "Mapping[str, Images]":
+def load_pictures(one: ScoredRun) -> Mapping[str, Images]:
     """Return the first images of each cell as one picture (H, W, C), by cell; cells without are left out.
 
     Those of a file are in `samples/` next to it, or in the folder above. DiffctlError if they are damaged.
     """
     if one.run is not None:
-        from tracking.runs.cell_runs import fetch_samples  # numpy and matplotlib
-
         return fetch_samples(one.run, one.document)
-    return _local_pictures(one.path, one.document.cells) if one.path else {}
-
-
-def _local_pictures(path: Path, cells: Mapping[str, CellScores]) -> "dict[str, Images]":
-    from diffusion.images.pictures import montage
-    from diffusion.images.store import open_store
-    from diffusion.images.store_meta import CellMeta
-
     found: dict[str, Images] = {}
-    for parent in path.resolve().parents[:2]:
-        for name, cell in cells.items():
+    for parent in one.path.resolve().parents[:2] if one.path else ():
+        for name, cell in one.document.cells.items():
             folder = parent / SAMPLES / name
             if name not in found and folder.is_dir():
                 store = open_store(folder, CellMeta)
@@ -69,13 +59,8 @@ def _local_pictures(path: Path, cells: Mapping[str, CellScores]) -> "dict[str, I
     return found
 
 
-def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> "Images | None":
+def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> Images | None:
     """Return held-out real images, of all classes in turn, as one picture; None for other data."""
-    from diffusion.images.pictures import MONTAGE, montage
-    from diffusion.images.store import open_store
-    from diffusion.images.store_meta import PreparedMeta
-    from diffusion.report.sample_pictures import real_images
-
     reference = document.reference
     folder = prepared / str(reference.heldout_split)
     if not folder.is_dir():
@@ -94,5 +79,6 @@ def mlflow_comparison_link(scored: Sequence[ScoredRun], address: str) -> str:
     if len(runs) < len(scored):
         files = ", ".join(one.label for one in scored if one.run is None)
         raise UsageError(f"--open shows runs of MLflow, and {files} is a file: give a run's id or name")
-    ids = [run.info.run_id for run in runs]
-    return comparison_link(address, [run.info.experiment_id for run in runs], ids)
+    return comparison_link(
+        address, [run.info.experiment_id for run in runs], [run.info.run_id for run in runs]
+    )

@@ -1,7 +1,7 @@
 """A comparison as an HTML page: one file that needs no network."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tracking.comparison.score_comparison import Comparison, Group, ScoreRow, fo
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
-NOISE_FIELDS = ("seed", "classes", "data", "sampling_version")  # what decides the noise of image i
+NOISE_FIELDS = {"seed", "classes", "data", "sampling_version"}  # what decides the noise of image i
 
 
 def render_comparison(
@@ -38,32 +38,32 @@ def render_comparison(
     With `scored`, add curves, the gate's verdicts and the params that differ. `pictures` are each run's by
     cell, and equal cells are paired; a column of several trainings shows its first. `real` has real images.
     """
-    cells = scored[0].document.cells if scored else {}
-    groups = comparison.groups if scored else []
+    rows, groups = comparison.rows, comparison.groups if scored else []
     pictures_of = dict(zip(map(id, scored), pictures, strict=False))
     heads = [group[0] for group in groups] if len(groups) > 1 else scored
     return render(
         TEMPLATE,
         style=Markup(STYLE.read_text(encoding="utf-8")),
         finding=describe_finding(comparison),
-        curves=score_curves(comparison, cells) if cells else [],
+        curves=score_curves(comparison, scored[0].document.cells) if scored else [],
         verdicts=gate_verdicts(groups),
         params=differing_params(groups),
         sheets=picture_sheets(heads, [pictures_of[id(one)] for one in heads]) if pictures else [],
         real=None if real is None else data_uri(png_bytes(real)),
         runs=comparison.labels,
         seed_groups=comparison.seed_groups,
-        rows=[_table_row(row) for row in comparison.rows],
-        tied=any(any(row.tied) for row in comparison.rows),
-        how=describe_comparison(gap for row in comparison.rows for gap in row.gaps),
-        unmarked=any(row.ranks and row.best is None for row in comparison.rows),
-        few_images=any(any(row.few_images) for row in comparison.rows),
-        intervals=any(any(row.intervals) for row in comparison.rows),
+        rows=[_table_row(row) for row in rows],
+        tied=any(any(row.tied) for row in rows),
+        how=describe_comparison(gap for row in rows for gap in row.gaps),
+        unmarked=any(row.ranks and row.best is None for row in rows),
+        few_images=any(any(row.few_images) for row in rows),
+        intervals=any(any(row.intervals) for row in rows),
         left_out=comparison.differences,
     )
 
 
 def _table_row(row: ScoreRow) -> dict[str, Any]:
+    columns = zip(row.values, row.deviations, row.intervals, row.tied, row.few_images, strict=True)
     entries = [
         {
             "text": "–" if value is None else f"{value:.4g}",
@@ -73,9 +73,7 @@ def _table_row(row: ScoreRow) -> dict[str, Any]:
             "tied": tied,
             "few_images": few,
         }
-        for value, deviation, interval, tied, few in zip(
-            row.values, row.deviations, row.intervals, row.tied, row.few_images, strict=True
-        )
+        for value, deviation, interval, tied, few in columns
     ]
     return {"cell": row.cell, "metric": row.metric, "entries": entries}
 
@@ -85,7 +83,12 @@ def describe_finding(comparison: Comparison) -> str | None:
     rows = _first_score(comparison)
     if not rows or len(comparison.labels) == 1:
         return None
-    wins = Counter(comparison.labels[row.values.index(row.best)] for row in rows if _is_significant(row))
+    wins: Counter[str] = Counter()
+    for row in rows:
+        others = sum(value is not None for value in row.values) - 1
+        worse = sum(gap is not None and gap.is_significant for gap in row.gaps)
+        if row.best is not None and worse == others:
+            wins[comparison.labels[row.values.index(row.best)]] += 1
     score, undecided = rows[0].metric, len(rows) - wins.total()
     cells = f"{len(rows)} cell{'s' * (len(rows) > 1)}"
     if not wins:
@@ -101,41 +104,29 @@ def _first_score(comparison: Comparison) -> list[ScoreRow]:
     return [row for row in rows if row.metric == rows[0].metric and sum(row.trainings) > 1]
 
 
-def _is_significant(row: ScoreRow) -> bool:
-    """Return whether the best of a row is significantly better than all others."""
-    others = sum(value is not None for value in row.values) - 1
-    return row.best is not None and others == sum(gap is not None and gap.is_significant for gap in row.gaps)
-
-
 def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
-    """Draw the first score over the steps: a chart per setting with several of them, a line per column."""
+    """Draw the first score over the steps: a chart per setting with several of them, a line per column.
+
+    A point has a band: a training's interval, or a group's spread with its members.
+    """
     points: dict[str, list[CurvePoint]] = {}
     for row in _first_score(comparison):
         cell = cells[row.cell]
-        points.setdefault(describe_line(cell.axes), []).extend(
-            _curve_points(row, cell.steps, comparison.labels)
-        )
-    metric = comparison.rows[0].metric if points else ""
-    return [
-        {"setting": setting, "drawing": _chart(f"curve{number}", setting, metric, found)}
-        for number, (setting, found) in enumerate(points.items())
-        if len({point.steps for point in found}) > 1
-    ]
-
-
-def _curve_points(row: ScoreRow, steps: int, labels: Sequence[str]) -> Iterator[CurvePoint]:
-    """Yield the columns' points, with a band: a training's interval, or a group's spread and members."""
-    for number, (label, value) in enumerate(zip(labels, row.values, strict=True)):
-        spread, interval = row.deviations[number], row.intervals[number]
-        if value is not None:
-            band = interval if spread is None else (value - spread, value + spread)
-            each = () if spread is None else tuple(row.each[number])
-            yield CurvePoint(steps, label.replace("$", r"\$"), value, band, each)
-
-
-def _chart(name: str, setting: str, metric: str, points: Sequence[CurvePoint]) -> Markup:
-    title = escape(f"{metric} over the number of sampling steps at {setting}, one line per run")
-    return Markup(as_svg(score_curve(points, metric), name, title))
+        columns = zip(comparison.labels, row.values, row.deviations, row.intervals, row.each, strict=True)
+        for label, value, spread, interval, each in columns:
+            if value is not None:
+                band = interval if spread is None else (value - spread, value + spread)
+                members = () if spread is None else tuple(each)
+                point = CurvePoint(cell.steps, label.replace("$", r"\$"), value, band, members)
+                points.setdefault(describe_line(cell.axes), []).append(point)
+    drawings = []
+    for number, (setting, found) in enumerate(points.items()):
+        if len({point.steps for point in found}) > 1:
+            metric = comparison.rows[0].metric
+            title = escape(f"{metric} over the number of sampling steps at {setting}, one line per run")
+            drawing = Markup(as_svg(score_curve(found, metric), f"curve{number}", title))
+            drawings.append({"setting": setting, "drawing": drawing})
+    return drawings
 
 
 def gate_verdicts(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -160,11 +151,12 @@ def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     known = [values for group in params for values in group if values]
     names = sorted({name for values in known for name in values})
     differ = [name for name in names if len({values.get(name) for values in known}) > 1]
-    return [(name, [_joined([one.get(name, "–") for one in group]) for group in params]) for name in differ]
-
-
-def _joined(values: Sequence[str]) -> str:
-    return ", ".join(values if len(set(values)) > 1 else values[:1])
+    table = []
+    for name in differ:
+        columns = [[one.get(name, "–") for one in group] for group in params]
+        joined = [", ".join(column if len(set(column)) > 1 else column[:1]) for column in columns]
+        table.append((name, joined))
+    return table
 
 
 def picture_sheets(
@@ -177,11 +169,11 @@ def picture_sheets(
     first = scored[0].document
     rows = []
     for name, cell in sorted(first.cells.items(), key=lambda item: cell_order(item[1].axes)):
-        sides = [
-            _picture(one, number, name, found[name])
-            for number, (one, found) in enumerate(zip(scored, pictures, strict=True))
-            if name in found and _same_noise(cell, one.document.cells.get(name))
-        ]
+        sides = []
+        for number, (one, found) in enumerate(zip(scored, pictures, strict=True)):
+            other = one.document.cells.get(name)
+            if name in found and other is not None and not NOISE_FIELDS & card_diff(cell, other).keys():
+                sides.append(_picture(one.label, other, f"picture{number}-{name}", found[name]))
         if len(sides) > 1:
             rows.append({"cell": describe_cell(cell.axes), "best": name == first.best.cell, "sides": sides})
     if rows and not any(row["best"] for row in rows):
@@ -189,17 +181,12 @@ def picture_sheets(
     return rows
 
 
-def _same_noise(cell: CellScores, other: CellScores | None) -> bool:
-    return other is not None and not set(NOISE_FIELDS) & card_diff(cell, other).keys()
-
-
-def _picture(one: ScoredRun, number: int, name: str, picture: Images) -> dict[str, Any]:
+def _picture(label: str, cell: CellScores, identity: str, picture: Images) -> dict[str, Any]:
     """Return a run's picture of a cell with its id on the page, its size and its score."""
-    cell = one.document.cells[name]
     distance = cell.spec.distance
     return {
-        "label": one.label,
-        "id": f"picture{number}-{name}",
+        "label": label,
+        "id": identity,
         "image": data_uri(png_bytes(picture)),
         "height": picture.shape[0],
         "width": picture.shape[1],

@@ -1,6 +1,6 @@
 """Comparison of the scores of trainings: only numbers with equal protocol cards share a row."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -184,12 +184,15 @@ def _compare_in_space(
     for name, cell in sorted(columns[0][0].items(), key=lambda item: cell_order(item[1].axes)):
         chosen = metrics or list(dict.fromkeys([rank_metric(cell), cell.spec.distance]))
         for metric in chosen:
-            found = [list(_comparable(cell, (cells.get(name) for cells in side), metric)) for side in columns]
-            if sum(map(len, found)) > 1:
-                row = _row(name, metric, found)
+            comparable = [
+                [one for cells in side if (one := cells.get(name)) and not _relevant(cell, one, [metric])]
+                for side in columns
+            ]
+            if sum(map(len, comparable)) > 1:
+                row = _row(name, metric, comparable)
                 rows.append(replace(row, metric=cell.spec.qualified(metric)) if further else row)
         for cells, difference in zip(chain.from_iterable(columns), differences, strict=True):
-            if fields := _relevant(cell, cells.get(name), chosen):
+            if name in cells and (fields := _relevant(cell, cells[name], chosen)):
                 difference.cells.append(name)
                 difference.fields.update(fields | difference.fields)
     return rows, differences
@@ -201,25 +204,22 @@ def _cells_in_space(document: ScoresDocument, space: str, *, further: bool) -> C
     return {} if further and space != document.extractor else document.cells
 
 
-def _comparable(first: CellScores, cells: Iterable[CellScores | None], metric: str) -> Iterator[CellScores]:
-    """Yield the cells that are comparable with the first one in a score."""
-    for cell in cells:
-        if cell is not None and not _relevant(first, cell, [metric]):
-            yield cell
-
-
-def _relevant(cell: CellScores, other: CellScores | None, metrics: Sequence[str]) -> Fields:
+def _relevant(cell: CellScores, other: CellScores, metrics: Sequence[str]) -> Fields:
     """Return the differing fields of two cards that one of these scores depends on."""
     free = {*COUNT_FIELDS} if all(map(is_limit, metrics)) else set()
     free |= set() if any(map(is_published, metrics)) else {*STATISTICS_FIELDS}
-    fields = card_diff(cell, other, free=()) if other else {}
+    fields = card_diff(cell, other, free=())
     return {field: values for field, values in fields.items() if field not in free}
 
 
 def _row(name: str, metric: str, columns: Sequence[Sequence[CellScores]]) -> ScoreRow:
     scored = [[cell for cell in column if metric in cell.scores] for column in columns]
     values = [mean_of(cells, metric) if cells else None for cells in scored]
-    leading = _leading(metric, [cells for cells in scored if cells]) if len(columns) > 1 else None
+    present, first = [cells for cells in scored if cells], leader(metric)
+    certain = all(len(cells) > 1 or errors_of(cells[0], metric) is not None for cells in present)
+    leading: Sequence[CellScores] | None = None  # the column with the best value
+    if first is not None and certain and present and len(columns) > 1:
+        leading = first(present, key=lambda cells: mean_of(cells, metric))
     best = mean_of(leading, metric) if leading else None
     return ScoreRow(
         cell=name,
@@ -236,21 +236,10 @@ def _row(name: str, metric: str, columns: Sequence[Sequence[CellScores]]) -> Sco
         ],
         # The covariance of fewer images than features lacks dimensions.
         few_images=[
-            any(is_limit(metric) and cell.num_images < cell.spec.features for cell in cells)
+            is_limit(metric) and any(cell.num_images < cell.spec.features for cell in cells)
             for cells in scored
         ],
     )
-
-
-def _leading(metric: str, columns: Sequence[Sequence[CellScores]]) -> Sequence[CellScores] | None:
-    """Return the column with the best value; None if the score does not rank or a value has no interval."""
-    first = leader(metric)
-    if not columns or first is None:
-        return None
-    if any(len(cells) == 1 and errors_of(cells[0], metric) is None for cells in columns):
-        return None
-    found: Sequence[CellScores] = first(columns, key=lambda cells: mean_of(cells, metric))
-    return found
 
 
 def _refuse_missing(metrics: Sequence[str], scored: Sequence[ScoredRun], rows: Sequence[ScoreRow]) -> None:

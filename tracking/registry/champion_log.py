@@ -189,25 +189,21 @@ def read_history(client: "MlflowClient", name: str) -> History:
     if model is None:
         return History(name)
     aliases = {alias: int(version) for alias, version in model.aliases.items()}
-    run = _history_run(client, model)
+    run: Run | None = None
+    if run_id := model.tags.get(HISTORY_RUN):
+        run = client.get_run(run_id)
+    elif experiment := client.get_experiment_by_name(REGISTRY_EXPERIMENT):  # somebody deleted the tag
+        from mlflow.entities import ViewType
+
+        query = f"attributes.run_name = '{name}'"
+        runs = client.search_runs([experiment.experiment_id], query, ViewType.ALL)
+        run = max(runs, key=lambda run: len(run.data.params), default=None)
     if run is None:
         return History(name, aliases=aliases)
     claims = sorted((int(key), value) for key, value in run.data.params.items() if key.isdecimal())
     moves = (_read_move(model, number, value) for number, value in claims)
     events = tuple(move for move in moves if move is not None)
     return History(name, str(run.info.run_id), events, claims[-1][0] if claims else 0, aliases)
-
-
-def _history_run(client: "MlflowClient", model: "RegisteredModel") -> "Run | None":
-    """Return the history run by the model's tag, or by its name if somebody deleted the tag."""
-    if run_id := model.tags.get(HISTORY_RUN):
-        return client.get_run(run_id)
-    from mlflow.entities import ViewType
-
-    experiment = client.get_experiment_by_name(REGISTRY_EXPERIMENT)
-    query = f"attributes.run_name = '{model.name}'"
-    runs = client.search_runs([experiment.experiment_id], query, ViewType.ALL) if experiment else []
-    return max(runs, key=lambda run: len(run.data.params), default=None)
 
 
 def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None:
@@ -239,26 +235,20 @@ def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
     client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
     if client.get_run(run_id).info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
+    failure: MlflowException | None = None
     try:
         client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
-    except MlflowException:
-        now = read_history(client, history.name)
-        if now.count < move.number:
-            raise
-        raise _concurrent(now, move) from None
+    except MlflowException as error:
+        failure = error
     now = _set_aliases(client, read_history(client, history.name))
-    if move not in now.events:  # both have created the history run
-        raise _concurrent(now, move)
-    return now
-
-
-def _concurrent(history: History, move: Move) -> ConcurrentMove:
-    other = next((other for other in history.events if other.number == move.number), None)
+    if move in now.events:
+        return now
+    if failure is not None and now.count < move.number:
+        raise failure
+    # Another process wrote this number, or both have created the history run.
+    other = next((other for other in now.events if other.number == move.number), None)
     what = f"{other.who} made version {other.after} champion" if other else "the champion was moved"
-    return ConcurrentMove(
-        f"version {move.after} of {history.name} was not promoted: {what} at the same time; "
-        "see `diffctl history` and try again"
-    )
+    raise ConcurrentMove(f"version {move.after} of {now.name} was not promoted: {what} at the same time")
 
 
 def repair(client: "MlflowClient", name: str) -> History:
@@ -269,11 +259,8 @@ def repair(client: "MlflowClient", name: str) -> History:
     repaired = _set_aliases(client, found)
     for alias in found.wrong_aliases.keys() - repaired.wrong_aliases.keys():
         was, now = (history.aliases.get(alias, "none") for history in (found, repaired))
-        warnings.warn(
-            f"the alias {alias} of {name} was corrected: its version was {was}, and the history has {now}",
-            DiffctlWarning,
-            stacklevel=2,
-        )
+        text = f"the alias {alias} of {name} was corrected: its version was {was}, the history has {now}"
+        warnings.warn(text, DiffctlWarning, stacklevel=2)
     return repaired
 
 

@@ -79,11 +79,7 @@ def get_version(client: "MlflowClient", name: str, number: int) -> "ModelVersion
 
 
 def create_version(
-    client: "MlflowClient",
-    name: str,
-    run_id: str,
-    files: "NetworkFiles",
-    document: ScoresDocument,
+    client: "MlflowClient", name: str, run_id: str, files: "NetworkFiles", document: ScoresDocument
 ) -> "ModelVersion":
     """Register a model, what guides it in the best cell, and its scores, as artifacts of its training's run.
 
@@ -236,10 +232,7 @@ def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
     with tempfile.TemporaryDirectory(dir=MODEL_RUNS, prefix=".download-") as scratch:
         path = download(Path(scratch))
         if (found := sha256_file(path)) != sha256:
-            raise DiffctlError(
-                f"MLflow's model is not the one that was logged: its SHA-256 is {found[:16]}…, "
-                f"not {sha256[:16]}…: do not use it"
-            )
+            raise DiffctlError(f"MLflow's model is not the one that was logged: its SHA-256 is {found}")
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
     return target

@@ -1,17 +1,18 @@
 """Decisions about the champion: by the gate, by a user's override, or by a rollback, which pins a version."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from diffusion.choice.ranking import Verdict, decide, outdated_best_cell
-from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.choice.confidence import cells_by_seed, deviation_of, group_gap, mean_of
+from diffusion.choice.ranking import Verdict, best_cell, decide, outdated_best_cell
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
-from tracking.comparison.seed_groups import describe_seeds
+from tracking.comparison.score_comparison import format_spread
 from tracking.connectivity import MlflowError
-from tracking.keys import DECISION, GIT_COMMIT
+from tracking.keys import DECISION, GIT_COMMIT, SETTING
 from tracking.registry.champion_log import (
     MAX_NOTE,
     MAX_REASON,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from diffusion.sample.network_files import NetworkFiles
+
+MAX_SEEDS = 10  # versions of a setting that the gate reads, the newest
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _judge(
     verdict = decide(document.cells, scores.cells, f"version {holder}")
     is_outdated = override.dry_run and outdated_best_cell(document.cells, scores.cells)
     rescoring = f"; without --dry-run version {holder} is scored again first" if is_outdated else ""
-    seeds = describe_seeds(client, history.name, document, scores)
+    seeds = _describe_seeds(client, history.name, document, scores)
     return verdict._replace(reason=f"{verdict.reason}{rescoring}{seeds}"), against
 
 
@@ -147,6 +150,42 @@ def _readable_scores(client: "MlflowClient", version: "ModelVersion") -> tuple[S
         raise
     except DiffctlError as error:
         return None, reason(error)
+
+
+def _describe_seeds(
+    client: "MlflowClient", name: str, candidate: ScoresDocument, champion: ScoresDocument
+) -> str:
+    """Return the spread over seeds on the champion's best cell; empty without several seeds.
+
+    The gate chooses between two models. Another seed of the same setting gives another model, so the better
+    model does not need to have the better setting.
+    """
+    ours, theirs = candidate.training, champion.training
+    cell, metric, _ = best_cell(champion.cells)
+    if ours is None or theirs is None or cell not in candidate.cells:
+        return ""
+
+    def by_seed(setting: str, own: ScoresDocument) -> list[CellScores]:
+        query, order = f"name = '{name}' AND tags.`{SETTING}` = '{setting}'", ["version_number DESC"]
+        versions = client.search_model_versions(query, max_results=MAX_SEEDS, order_by=order)
+        documents = [own, *(fetch_version_scores(client, version) for version in versions)]
+        return list(cells_by_seed(documents, cell, champion.cells[cell]).values())
+
+    def spread(cells: Sequence[CellScores]) -> str:
+        return f"{metric} {mean_of(cells, metric):.4g} ± {format_spread(deviation_of(cells, metric) or 0.0)}"
+
+    mine = by_seed(ours.setting, candidate)
+    if len(mine) > 1 and ours.setting == theirs.setting:
+        return f"; {len(mine)} seeds of their common setting have {spread(mine)}"
+    held = by_seed(theirs.setting, champion) if len(mine) > 1 else []
+    if len(held) < 2:
+        return ""
+    gap = group_gap(mine, held, metric)
+    significant = "a significant gap" if gap is not None and gap.is_significant else "no significant gap"
+    return (
+        f"; its setting has {spread(mine)} over {len(mine)} seeds and the champion's "
+        f"{spread(held)} over {len(held)}, {significant}"
+    )
 
 
 def pin_reason(pin: Move, version: int) -> str:
@@ -186,10 +225,7 @@ def roll_back(
     with mlflow_client() as client:
         now = read_history(client, name)
         if now.holder != before.holder:
-            raise ConcurrentMove(
-                f"nothing was rolled back: version {now.holder} became champion meanwhile; "
-                "see `diffctl history`"
-            )
+            raise ConcurrentMove(f"nothing was rolled back: version {now.holder} became champion meanwhile")
         champion = get_version(client, name, now.holder or 0)
         held = _readable_scores(client, champion)[0] if champion else None
         move = next_move(
@@ -206,24 +242,15 @@ def roll_back(
 
 
 def _target(history: History, to: int | None) -> int:
-    """Return the number of the version to return to."""
+    """Return the number of the version to return to, an earlier champion."""
     name, holder = history.name, history.holder
     if holder is None:
         raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
-    number = history.previous if to is None else to
-    if number == holder:
-        raise UsageError(f"version {number} of {name} is champion already")
     moved = [version for move in history.events for version in (move.before, move.after)]
-    champions = sorted({version for version in moved if version is not None} - {holder})
-    if number is None:
-        others = ", ".join(map(str, champions))
-        raise UsageError(
-            f"version {holder} of {name} is where all rollbacks end: "
-            + (f"give an earlier champion by --to ({others})" if others else "no other version was champion")
-        )
-    if number not in champions:
-        raise UsageError(
-            f"version {number} of {name} never was champion: `diffctl promote {number}` compares it with "
-            f"version {holder}"
-        )
+    earlier = sorted({version for version in moved if version is not None} - {holder})
+    number = history.previous if to is None else to
+    if number not in earlier:
+        others = ", ".join(map(str, earlier)) or "no version"
+        where = f"version {number}" if number else "an earlier version"
+        raise UsageError(f"{name} cannot go from version {holder} to {where}: --to may name {others}")
     return number

@@ -1,25 +1,34 @@
-"""Reading the model registry: the champion, its history, and the versions that diffctl registered."""
+"""The model registry: registering models, changing the champion, and reading registered versions.
+
+Registering the same weights under the same protocol again changes nothing. Only a model with a better score
+under the same protocol card becomes champion. The decision stays on the version and in the champion log.
+"""
 
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import Field
 
-from diffusion.choice.selection import best_model_scores
-from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.system.errors import UsageError
+from diffusion.choice.ranking import outdated_best_cell
+from diffusion.choice.selection import best_model_scores, settings_of
+from diffusion.images.store_meta import Training
+from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.section import Section, validate
 from tracking.keys import MODEL_SHA256, model_name
 from tracking.registry.champion_log import History, find_model, read_history, repair
 from tracking.registry.model_versions import (
+    create_version,
     fetch_version_networks,
     fetch_version_scores,
     find_version,
     get_version,
     is_diffctl_version,
 )
-from tracking.runs.scored_runs import data_name
+from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, apply_gate
+from tracking.runs.scored_runs import data_name, log_scores
 from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:
@@ -44,6 +53,14 @@ class VersionFiles(NamedTuple):
     scores: ScoresDocument
 
 
+class OutdatedChampion(NamedTuple):
+    """A champion scored by other code or against fewer images: version, best cell, and files."""
+
+    version: "ModelVersion"
+    cell: CellScores
+    files: "NetworkFiles"
+
+
 class _Data(Section, extra="ignore"):
     name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=MAX_NAME)]
 
@@ -55,6 +72,76 @@ class _Params(Section, extra="ignore"):
 def project_model() -> str:
     """Return the name of this project's registered model; of params.yaml only data.name has to be valid."""
     return model_name(validate(_Params, read_params(earlier_names=True), PARAMS).data.name)
+
+
+def register(override: Override = NO_OVERRIDE) -> Decision:
+    """Register the model with its scores, and make it champion if it is better or `override` forces it.
+
+    In a sweep over EMA profiles it is the model of the best cell, with the cells of that model. All scores
+    are logged to the training's run; a dry run changes nothing. DiffctlError if the scores are of another
+    model or MLflow does not answer.
+    """
+    document = read_scores(SCORES)
+    files, sha256, scores = _best_model(document)
+    name = model_name(data_name(document))
+    run_id = None if override.dry_run else log_scores(RUN, document)
+    with mlflow_client() as client:
+        found = find_version(client, name, sha256, scores)
+        if found is None and run_id is not None:
+            found = create_version(client, name, run_id, files, scores)
+        return apply_gate(client, name, found, scores, override)
+
+
+def _best_model(document: ScoresDocument) -> "tuple[NetworkFiles, str, ScoresDocument]":
+    """Return the best cell's files, its model's digest and scores; DiffctlError for another model."""
+    from diffusion.model.model_file import read_verified_artefact  # torch
+    from diffusion.sample.network_files import card_files, ema_model_file, matching_snapshots
+
+    best = document.cells[document.best.cell]
+    width = best.ema
+    own = read_verified_artefact(MODEL)
+    file = MODEL if width is None else ema_model_file(matching_snapshots(MODEL), width)
+    artefact = own if width is None else read_verified_artefact(file)
+    known: dict[float | None, object] = {None: own.model_sha256, width: artefact.model_sha256}
+    for cell in document.cells.values():
+        sha256 = cell.card.get("model_sha256")
+        if known.get(cell.ema, sha256) != sha256:
+            raise DiffctlError(f"{SCORES} is of another model than {MODEL}: `diffctl run` makes others")
+    scores = best_model_scores(document)
+    if width is not None:
+        training = artefact.training and Training(**artefact.training)
+        scores = scores.model_copy(update={"training": training})
+    files = card_files(settings_of(best, document.best.cell, 0), best.card, file, MODEL)
+    return files, artefact.model_sha256, scores
+
+
+def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decision:
+    """Make a version champion if it is better or `override` forces it; UsageError if there is none."""
+    with mlflow_client() as client:
+        candidate = require_version(client, name, number)
+        return apply_gate(client, name, candidate, fetch_version_scores(client, candidate), override)
+
+
+def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
+    """Return the champion if only its code or number of real images makes it incomparable; else None."""
+    with mlflow_client() as client:
+        champion = find_champion(client, model_name(data_name(document)))
+        if champion is None or not is_diffctl_version(champion):
+            return None
+        cells = fetch_version_scores(client, champion).cells
+        if cell := outdated_best_cell(document.cells, cells):
+            return OutdatedChampion(champion, cells[cell], fetch_version_networks(client, champion))
+    return None
+
+
+def register_rescored(champion: OutdatedChampion, document: ScoresDocument) -> Decision:
+    """Register the champion's own weights with new scores; it stays champion, as that version."""
+    version, sha256 = champion.version, str(champion.cell.card["model_sha256"])
+    with mlflow_client() as client:
+        rescored = find_version(client, version.name, sha256, document) or create_version(
+            client, version.name, str(version.run_id), champion.files, document
+        )
+        return apply_gate(client, version.name, rescored, document)
 
 
 def read_champion_history(name: str) -> History:
@@ -81,12 +168,11 @@ def champion_version(name: str) -> int | None:
 
 def require_version(client: "MlflowClient", name: str, number: int | None) -> "ModelVersion":
     """Return the version of that number (None: the champion); UsageError if it does not exist."""
-    found = find_champion(client, name) if number is None else get_version(client, name, number)
-    if found is None and number is None:
+    if found := find_champion(client, name) if number is None else get_version(client, name, number):
+        return found
+    if number is None:
         raise UsageError(f"{name} has no champion: `diffctl run` registers a model")
-    if found is None:
-        raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
-    return found
+    raise UsageError(f"{name} has no version {number}: `diffctl history` lists the champions")
 
 
 def champion_run(name: str) -> str:
@@ -112,41 +198,35 @@ def find_version_files(name: str, sha256: str) -> VersionFiles | None:
     if not store_exists():
         return None
     with mlflow_client() as client:
-        query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}'"
-        found = filter(is_diffctl_version, client.search_model_versions(query))
-        newest = max(found, key=lambda one: int(one.version), default=None)
-        return None if newest is None else _fetch_files(client, newest)
+        found = _search_versions(client, name, sha256)
+        return _fetch_files(client, found[0]) if found else None
 
 
 def _fetch_files(client: "MlflowClient", registered: "ModelVersion") -> VersionFiles:
-    return VersionFiles(
-        int(registered.version),
-        fetch_version_networks(client, registered),
-        fetch_version_scores(client, registered),
-    )
+    networks = fetch_version_networks(client, registered)
+    return VersionFiles(int(registered.version), networks, fetch_version_scores(client, registered))
 
 
-def list_versions(name: str) -> list[RegisteredVersion]:
-    """Return the versions that diffctl registered, the newest first; none if there is no store."""
+def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
+    """Return the versions that diffctl registered, all or those of some weights, the newest first."""
     if not store_exists():
         return []
     with mlflow_client() as client:
-        return _numbered(client, name, client.search_model_versions(f"name = '{name}'"))
+        numbers = [int(one.version) for one in _search_versions(client, name, sha256)]
+        champion = find_champion(client, name)
+    return [RegisteredVersion(one, champion is not None and one == int(champion.version)) for one in numbers]
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
-    """Return the version of the scores' best model: of these scores, else the champion, else the newest."""
+    """Return the version with the weights of the scores' best model: the champion, else the newest."""
     scores = best_model_scores(document)
-    name, sha256 = model_name(data_name(scores)), str(scores.cells[scores.best.cell].card.get("model_sha256"))
-    with mlflow_client() as client:
-        exact = find_version(client, name, sha256, scores)
-        query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}'"
-        found = _numbered(client, name, [exact] if exact else client.search_model_versions(query))
-    return max(found, key=lambda one: (one.is_champion, one.version), default=None)
+    sha256 = str(scores.cells[scores.best.cell].card.get("model_sha256"))
+    found = list_versions(model_name(data_name(scores)), sha256)
+    return max(found, key=lambda one: one.is_champion, default=None)
 
 
-def _numbered(client: "MlflowClient", name: str, found: "list[ModelVersion]") -> list[RegisteredVersion]:
-    """Return the numbers of the versions that diffctl registered, the newest first."""
-    numbers = sorted((int(one.version) for one in found if is_diffctl_version(one)), reverse=True)
-    champion = find_champion(client, name)
-    return [RegisteredVersion(one, champion is not None and one == int(champion.version)) for one in numbers]
+def _search_versions(client: "MlflowClient", name: str, sha256: str = "") -> "list[ModelVersion]":
+    """Return the versions that diffctl registered, all or those of some weights, the newest first."""
+    query = f"name = '{name}'" + (f" AND tags.`{MODEL_SHA256}` = '{sha256}'" if sha256 else "")
+    found = filter(is_diffctl_version, client.search_model_versions(query))
+    return sorted(found, key=lambda one: int(one.version), reverse=True)

@@ -54,8 +54,16 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     """
     needed = _needed_by_mlflow(config.data.name, names) | {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
-        needed |= {folder.name for folder in _needed_by(plan, root)}
-    found = [*_trainings(needed), *_cells(config, needed), *_ema_models(config), *_models(needed)]
+        folder, settings, code = run_dir_of(plan, root)
+        needed.add(folder.name)
+        if not newest_step(folder):
+            point = find_resume_point(folder, settings, code)
+            resumed = find_kept_run(folder, settings), point.folder if point else None
+            needed |= {other.name for other in resumed if other}
+    found = [*_trainings(needed), *_cells(config, needed), *_ema_models(config)]
+    what = "model fetched from MLflow"
+    models = [folder for folder in _folders(MODEL_RUNS) if folder.name not in needed]
+    found += [Leftover(folder, disk_usage(folder), what) for folder in models]
     return sorted(found, key=lambda leftover: leftover.size, reverse=True)
 
 
@@ -69,17 +77,6 @@ def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
         except LockBusy:
             busy.append(leftover)
     return busy
-
-
-def _needed_by(plan: TrainPlan, root: Path) -> Iterator[Path]:
-    """Yield a training's folder in `root`, and those that it would resume from."""
-    folder, settings, code = run_dir_of(plan, root)
-    yield folder
-    if not newest_step(folder):
-        if other := find_kept_run(folder, settings):
-            yield other
-        if point := find_resume_point(folder, settings, code):
-            yield point.folder
 
 
 def _needed_by_mlflow(data: str, names: Sequence[str]) -> set[str]:
@@ -99,17 +96,13 @@ def _trainings(needed: set[str]) -> Iterator[Leftover]:
         training = read_status(folder) if (folder / EVENTS).exists() else None
         identities, steps = {folder.name}, "nothing"
         if training is not None:
-            identities |= {training.key, *_searches_of(folder)}
+            tags = [event["values"] for event in read_events(folder) if event["kind"] == "tags"]
+            searches = {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}  # MLflow has the last
+            identities |= {training.key, *searches}
             steps = f"{training.step:,} steps"
         delivered = training is None or DeliveryState.load(folder, uri).complete
         if delivered and not identities & needed and not is_held(folder / "lock"):
             yield Leftover(folder, disk_usage(folder), f"training, {steps}")
-
-
-def _searches_of(folder: Path) -> set[str]:
-    """Return the keys of all searches that a training is a trial of; MLflow's tag has only the last one."""
-    tags = (event["values"] for event in read_events(folder) if event["kind"] == "tags")
-    return {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}
 
 
 def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
@@ -158,12 +151,6 @@ def _ema_models(config: Config) -> Iterator[Leftover]:
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
             yield Leftover(folder, disk_usage(folder), "model of an EMA profile that is not in the grid")
-
-
-def _models(needed: set[str]) -> Iterator[Leftover]:
-    for folder in _folders(MODEL_RUNS):
-        if folder.name not in needed:
-            yield Leftover(folder, disk_usage(folder), "model fetched from MLflow")
 
 
 def _folders(root: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """The name of a training's run, and finding runs by a model's identity or by a name that a user gives."""
 
 import contextlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
 from tracking.connectivity import MlflowError
-from tracking.experiments import ensure_experiment, ensure_run, find_by_tags, search_runs
+from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags, search_runs
 from tracking.keys import FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import experiment_link
 from tracking.spool.delivery import deliver
@@ -53,10 +52,8 @@ def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data
         return str(found[0].info.run_id)
     # The model was pulled from another machine, with another store.
     name = f"{data_name}-{identity.fingerprint[:8]}"
-    run_id = ensure_run(client, experiment, identity.key, name, time.time_ns() // 1_000_000)
-    client.set_tag(run_id, FINGERPRINT, identity.fingerprint)
-    client.set_terminated(run_id, "FINISHED")
-    return run_id
+    tags = {KEY: identity.key, FINGERPRINT: identity.fingerprint}
+    return create_finished_run(client, experiment, name, tags)
 
 
 def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Run]":
@@ -96,26 +93,30 @@ def find_run(name: str, uri: str | None = None) -> "Run":
 def training_name(config: "Config", profiles: Path = PROFILES) -> str:
     """Return a name such as `lr0.001-channels64-digits`: differing fields and a profile of the data set.
 
-    MLflow shows the beginning of a long name. The profile is the nearest one, without any the data set.
+    MLflow shows the beginning of a long name: as many fields as fit, and `+3` counts three more. The profile
+    is the nearest one, without any the data set.
     """
-    values = _training_fields(config)
-    known = {path.stem: found for path in sorted(profiles.glob("*.yaml")) if (found := _profile(path))}
-    same_data = {name: found for name, found in known.items() if found["data.name"] == values["data.name"]}
-    if not same_data:
-        return str(values["data.name"])
-    name = min(same_data, key=lambda one: len(_differing(same_data[one], values)))
-    fields = _differing(same_data[name], values)
-    return _joined(name, [f"{_label(field)}{_short(values.get(field))}" for field in fields])
-
-
-def _profile(path: Path) -> dict[str, Any] | None:
-    """Return the fields of a profile that decide a training; None if the file is not a profile."""
     from diffusion.config import load
 
-    try:
-        return _training_fields(load(path))
-    except DiffctlError:
-        return None
+    values = _training_fields(config)
+    name = str(values["data.name"])
+    differing: list[str] | None = None
+    for path in sorted(profiles.glob("*.yaml")):
+        with contextlib.suppress(DiffctlError):  # not a profile
+            profile = _training_fields(load(path))
+            fields = [one for one in {**values, **profile} if profile.get(one) != values.get(one)]
+            if "data.name" not in fields and (differing is None or len(fields) < len(differing)):
+                name, differing = path.stem, fields
+    parts = []
+    for field in differing or ():
+        label = field.removesuffix(".rate").rpartition(".")[2]  # the rate of a schedule has its name
+        parts.append(f"{label}{_short(values.get(field))}")
+    for count in range(len(parts), -1, -1):
+        left = [f"+{len(parts) - count}"] if count < len(parts) else []
+        title = "-".join([*parts[:count], *left, name])
+        if len(title) <= MAX_NAME_LENGTH:
+            return title
+    return name[:MAX_NAME_LENGTH]
 
 
 def _training_fields(config: "Config") -> dict[str, Any]:
@@ -127,16 +128,6 @@ def _training_fields(config: "Config") -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in excluded}
 
 
-def _differing(profile: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    names = [*values, *(name for name in profile if name not in values)]
-    return [name for name in names if profile.get(name) != values.get(name)]
-
-
-def _label(field: str) -> str:
-    """Return the last part of a field's name; the rate of a schedule has the schedule's name."""
-    return field.removesuffix(".rate").rpartition(".")[2]
-
-
 def _short(value: Any) -> str:
     """Return a value as a part of a name: lists joined by dots, `+` for True, `-` for False and None."""
     if isinstance(value, bool) or value is None:
@@ -144,13 +135,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ".".join(map(_short, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _joined(name: str, parts: list[str]) -> str:
-    """Return as many parts as fit, then the name; `+3` counts three more."""
-    for count in range(len(parts), -1, -1):
-        left = [f"+{len(parts) - count}"] if count < len(parts) else []
-        title = "-".join([*parts[:count], *left, name])
-        if len(title) <= MAX_NAME_LENGTH:
-            return title
-    return name[:MAX_NAME_LENGTH]

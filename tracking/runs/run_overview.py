@@ -47,7 +47,6 @@ def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[
     A local training has the same start time in MLflow, so the newest rows need the newest runs alone.
     """
     uri, problem = tracking_uri(), None
-    trainings = {training.key: training for training in list_trainings(root)}
     runs: dict[str, Run] = {}
     if store_exists(uri):
         try:
@@ -55,15 +54,15 @@ def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[
                 runs = {run.data.tags[KEY]: run for run in training_runs(client, newest)}
         except MlflowError as error:
             problem = error
-    rows = [_local_row(trainings[key], runs.get(key), uri) for key in trainings]
-    rows += [_remote_row(run) for key, run in runs.items() if key not in trainings]
+    rows = [_local_row(training, runs.pop(training.key, None), uri) for training in list_trainings(root)]
+    rows += [_remote_row(run) for run in runs.values()]
     return sorted(rows, key=lambda row: row.started, reverse=True)[:newest], problem
 
 
 def _local_row(one: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
     row = RunRow(one.name, one.state, one.step, one.steps, one.started, one.updated, one.heartbeat)
     undelivered = not DeliveryState.load(one.folder, uri).complete
-    row = replace(row, fingerprint=one.fingerprint, folder=str(one.folder), undelivered=undelivered)
+    row = replace(row, fingerprint=one.folder.name, folder=str(one.folder), undelivered=undelivered)
     return replace(row, best=run.data.tags.get(BEST), run_id=run.info.run_id) if run else row
 
 
@@ -83,14 +82,13 @@ class KilledRun:
     problem: str | None = None
 
 
-def reap(names: Sequence[str] = (), root: Path = TRAIN_RUNS) -> list[KilledRun]:
+def reap(names: Sequence[str] = ()) -> list[KilledRun]:
     """Deliver the spools of dead trainings and set their runs to KILLED.
 
     Without names, do so for every local training without a process. With names (see `find_run`), for those
     runs too, wherever they were trained; UsageError for one that is running here or has ended.
     """
-    uri = tracking_uri()
-    trainings = list_trainings(root)
+    uri, trainings = tracking_uri(), list_trainings()
     if names:
         return [_reap_named(name, trainings, uri) for name in names]
     dead = [training for training in trainings if training.state == "dead"]

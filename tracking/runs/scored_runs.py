@@ -1,43 +1,68 @@
-"""Scores, reports and models of training runs in MLflow, logged without a spool."""
+"""Scores, pictures, reports and models of training runs in MLflow, logged without a spool.
 
+Each cell of a sweep is a child run of the training's run, with scores, card and picture.
+"""
+
+import re
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
+from diffusion.images.pictures import read_picture, to_pil
+from diffusion.images.store import Images
 from diffusion.layout import SCORES
-from diffusion.protocol.scores_document import ScoresDocument, document_values, read_scores
+from diffusion.protocol.card import EXTRACTOR_FIELDS
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking.connectivity import redact_uri
-from tracking.experiments import log_folder
+from tracking.experiments import log_folder, search_runs
 from tracking.keys import (
     BEST,
+    CARD,
+    CELL,
     EMA_SIGMA_REL,
     EVALUATION_FOLDER,
     FILE_SHA256,
     KEY,
     MODEL_FOLDER,
+    PARENT,
     REPORT_FOLDER,
     SETTING,
+    experiment_name,
 )
-from tracking.mlflow_pages import best_scores, changed_note, scores_note, training_note, view_tags
+from tracking.mlflow_pages import (
+    best_scores,
+    changed_note,
+    scores_note,
+    series_name,
+    training_note,
+    view_tags,
+)
 from tracking.registry.model_versions import (
     cached_model,
     download_weights,
     fetch_version_networks,
     is_diffctl_version,
 )
-from tracking.runs.cell_runs import log_cells
 from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity, training_runs
-from tracking.store import mlflow_client, tracking_uri
+from tracking.spool.spool_writer import flatten
+from tracking.store import mlflow_client, store_exists, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
+
+SCORES_PATH = f"{EVALUATION_FOLDER}/{SCORES.name}"
+SAMPLES = "samples"  # the series of a cell's picture
+MAX_SEEDS = 50  # runs of a setting that are read, the newest
 
 
 def log_scores(run_file: Path, document: ScoresDocument) -> str:
@@ -51,11 +76,81 @@ def log_scores(run_file: Path, document: ScoresDocument) -> str:
     with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
-        logged = log_cells(client, parent, document)
-        client.log_dict(run_id, document_values(document), f"{EVALUATION_FOLDER}/{SCORES.name}")
+        logged = _log_cells(client, parent, document)
+        client.log_dict(run_id, document_values(document), SCORES_PATH)
         _log_best(client, run_id, document, logged[document.best.cell].info.start_time)
         _update_pages(client, parent, identity.fingerprint, document)
     return run_id
+
+
+def log_sweep(run_id: str, document: ScoresDocument) -> None:
+    """Log the scores of another sweep of a run's model: its cells, and the document as an artifact.
+
+    The run's own evaluation stays. Logging the same again changes nothing. MlflowError if MLflow fails.
+    """
+    values = document_values(document)
+    with mlflow_client() as client:
+        _log_cells(client, client.get_run(run_id), document)
+        client.log_dict(run_id, values, f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
+
+
+def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
+    """Log a report's folder to the training's run that `run_file` names; return the run's id."""
+    identity = read_identity(run_file)
+    with mlflow_client() as client:
+        run_id = ensure_training_run(client, identity, data_name(read_scores(scores_file)))
+        log_folder(client, run_id, folder, REPORT_FOLDER)
+    return run_id
+
+
+def _log_cells(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
+    """Log a child run for each cell, and its points on the parent's curves; return the children by cell."""
+    children = _children(client, parent)
+    return {
+        name: _log_cell(client, parent, name, cell, children.get((name, _card_fingerprint(cell))))
+        for name, cell in document.cells.items()
+    }
+
+
+def _log_cell(
+    client: "MlflowClient", parent: "Run", name: str, cell: CellScores, child: "Run | None"
+) -> "Run":
+    from mlflow.entities import Metric, Param
+
+    if child is None:
+        tags = {PARENT: parent.info.run_id, CELL: name, CARD: _card_fingerprint(cell)}
+        child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
+    # MLflow ignores a point that it has already, so all scores have the time of the child's start.
+    time, run_id = child.info.start_time, child.info.run_id
+    spaces = {
+        space: {field: scores.card[field] for field in EXTRACTOR_FIELDS if field in scores.card}
+        for space, scores in cell.spaces.items()
+    }
+    points = [Metric(key, value, time, 0) for key, value in cell.all_scores.items()]
+    params = [Param(key, value) for key, value in flatten({**cell.card, **spaces}).items()]
+    client.log_batch(run_id, metrics=points, params=params)
+    if child.info.status != "FINISHED":
+        client.set_terminated(run_id, "FINISHED")
+    curves = [
+        Metric(f"{key}/{series_name(cell)}", value, time, cell.steps)
+        for key, value in cell.all_scores.items()
+        if not is_auxiliary(key)
+    ]
+    client.log_batch(parent.info.run_id, metrics=curves)
+    return child
+
+
+def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
+    """Return the logged cells by name and card's fingerprint."""
+    query = f"tags.`{PARENT}` = '{parent.info.run_id}'"
+    runs = search_runs(client, [parent.info.experiment_id], query)
+    return {(run.data.tags.get(CELL, ""), run.data.tags.get(CARD, "")): run for run in runs}
+
+
+def _card_fingerprint(cell: CellScores) -> str:
+    """Return the fingerprint of a cell's card, with those of further feature spaces."""
+    spaces = {name: scores.card for name, scores in cell.spaces.items()}
+    return fingerprint({**cell.card, "spaces": spaces} if spaces else cell.card)
 
 
 def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, time: int) -> None:
@@ -83,27 +178,51 @@ def _update_pages(client: "MlflowClient", parent: "Run", training: str, document
             client.set_experiment_tag(experiment.experiment_id, name, value)
 
 
-def find_training_run(identity: TrainingIdentity) -> "Run":
-    """Return the run of a training; UsageError if MLflow has none with its key."""
-    with mlflow_client() as client:
-        found = [run for run in training_runs(client) if run.data.tags.get(KEY) == identity.key]
-    if not found:
-        raise UsageError(f"MLflow at {redact_uri(tracking_uri())} has no run of the training {identity.key}")
-    return found[0]
+def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Images]) -> None:
+    """Log each scored cell's picture to its child run and to the training's run; existing ones stay.
 
-
-def log_sweep(run_id: str, document: ScoresDocument) -> str:
-    """Log the scores of another sweep of a run's model: its cells, and the document as an artifact.
-
-    The run's own evaluation stays. Logging the same again changes nothing. Returns the artifact's path;
-    MlflowError if MLflow fails.
+    In the training's run, the series `samples-eta_<X>` has the number of sampling steps as its step: MLflow's
+    UI has a slider over the steps, and compares several trainings. DiffctlError if MLflow does not answer.
     """
-    values = document_values(document)
-    path = f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json"
     with mlflow_client() as client:
-        log_cells(client, client.get_run(run_id), document)
-        client.log_dict(run_id, values, path)
-    return path
+        parent = client.get_run(run_id)
+        children, logged = _children(client, parent), _picture_paths(client, parent)
+        for name, cell in document.cells.items():
+            if child := children.get((name, _card_fingerprint(cell))):
+                time, picture = child.info.start_time, pictures[name]
+                own = _picture_paths(client, child)
+                _log_picture(client, child.info.run_id, own, (SAMPLES, 0, time), picture)
+                place = (f"{SAMPLES}-{series_name(cell)}", cell.steps, time)
+                _log_picture(client, run_id, logged, place, picture)
+
+
+def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
+    """Return the picture (H, W, 3) of each cell that has one; DiffctlError if MLflow does not answer."""
+    found: dict[str, Images] = {}
+    with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
+        children = _children(client, run)
+        for name, cell in document.cells.items():
+            if child := children.get((name, _card_fingerprint(cell))):
+                paths = _picture_paths(client, child)
+                logged = [path for path in paths if re.match(rf"images/{SAMPLES}\Wstep\W.*\.png", path)]
+                if logged:
+                    file = client.download_artifacts(child.info.run_id, logged[0], scratch)
+                    found[name] = read_picture(Path(file), None, channels=3)
+    return found
+
+
+def _picture_paths(client: "MlflowClient", run: "Run") -> list[str]:
+    return [file.path for file in client.list_artifacts(run.info.run_id, "images")]
+
+
+def _log_picture(
+    client: "MlflowClient", run_id: str, logged: Sequence[str], place: tuple[str, int, int], picture: Images
+) -> None:
+    """Log a picture at `place` (series, step, time) unless it is among the `logged` paths."""
+    key, step, time = place
+    pattern = re.compile(rf"images/{re.escape(key)}\Wstep\W{step}\Wtimestamp\W{time}\W")
+    if not any(map(pattern.match, logged)):
+        client.log_image(run_id, to_pil(picture), key=key, step=step, timestamp=time, synchronous=True)
 
 
 def data_name(document: ScoresDocument) -> str:
@@ -112,22 +231,39 @@ def data_name(document: ScoresDocument) -> str:
     return str(cell.card["data"])
 
 
-def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
-    """Log a report's folder to the training's run that `run_file` names; return the run's id."""
-    identity = read_identity(run_file)
-    with mlflow_client() as client:
-        run_id = ensure_training_run(client, identity, data_name(read_scores(scores_file)))
-        log_folder(client, run_id, folder, REPORT_FOLDER)
-    return run_id
-
-
 def fetch_scores(run: "Run") -> ScoresDocument:
     """Return the scores of a training's run; UsageError if it was not evaluated."""
-    run_id, path = run.info.run_id, f"{EVALUATION_FOLDER}/{SCORES.name}"
+    run_id = run.info.run_id
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
-        if path not in [file.path for file in client.list_artifacts(run_id, EVALUATION_FOLDER)]:
+        if SCORES_PATH not in [file.path for file in client.list_artifacts(run_id, EVALUATION_FOLDER)]:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
-        return read_scores(Path(client.download_artifacts(run_id, path, scratch)))
+        return read_scores(Path(client.download_artifacts(run_id, SCORES_PATH, scratch)))
+
+
+def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
+    """Return the scores of the setting's other seeds, the newest first; UsageError if it is unknown."""
+    training = document.training
+    if training is None:
+        raise UsageError("these scores do not name the training of their model, so other seeds are unknown")
+    if not store_exists():
+        return []
+    found: list[ScoresDocument] = []
+    with mlflow_client() as client:
+        if experiment := client.get_experiment_by_name(experiment_name(data_name(document))):
+            query = f"tags.`{SETTING}` = '{training.setting}'"
+            for run in search_runs(client, [experiment.experiment_id], query, MAX_SEEDS):
+                with suppress(UsageError):  # its scores were deleted
+                    found.append(fetch_scores(run))
+    return [one for one in found if one.training is not None and one.training.seed != training.seed]
+
+
+def find_training_run(identity: TrainingIdentity) -> "Run":
+    """Return the run of a training; UsageError if MLflow has none with its key."""
+    with mlflow_client() as client:
+        found = [run for run in training_runs(client) if run.data.tags.get(KEY) == identity.key]
+    if not found:
+        raise UsageError(f"MLflow at {redact_uri(tracking_uri())} has no run of the training {identity.key}")
+    return found[0]
 
 
 def fetch_model(name: str) -> Path:
@@ -141,10 +277,7 @@ def fetch_model(name: str) -> Path:
         if profile := _registered_profile(client, run):
             return fetch_version_networks(client, profile).model
         if sha256 is None:
-            raise UsageError(
-                f"run {run.info.run_name} ({run_id}) has no model in MLflow: "
-                "its training has not ended, or `diffctl sync` has to deliver it"
-            )
+            raise UsageError(f"run {run.info.run_name} ({run_id}) has no model in MLflow: try `diffctl sync`")
         return cached_model(sha256, lambda folder: download_weights(client, run_id, MODEL_FOLDER, folder))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.system.errors import DiffctlError, is_disk_full
+from diffusion.system.errors import DiffctlError, first_line, is_disk_full
 from diffusion.system.files import sha256_file
 from tracking.connectivity import MlflowError
 from tracking.experiments import (
@@ -24,7 +24,7 @@ from tracking.experiments import (
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
 from tracking.spool.spool_events import EVENTS, Event, read_events, read_lines
 from tracking.spool.spool_status import DeliveryState, read_status
-from tracking.store import find, mlflow_client, reason
+from tracking.store import find, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -97,7 +97,8 @@ class _Delivery:
         self._check_run()
         offset = self.state.offset
         for event, end in read_lines(self.folder, offset):
-            self._ensure_run()
+            if self.state.run_id is None:
+                self._create_run()
             if event is not None and event["kind"] == "metrics":
                 self.waiting += _metrics(event)
                 offset = end
@@ -127,13 +128,14 @@ class _Delivery:
             self.state.save()
             raise RunDeleted(f"run {self.state.run_id} ({self.folder}) was deleted in MLflow: it is skipped")
 
-    def _ensure_run(self) -> None:
+    def _create_run(self) -> None:
         """Create the run that the spool's first undamaged start names; MlflowError without a start."""
-        if self.state.run_id is None:
-            start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
-            if start is None:
-                raise MlflowError(f"{self.folder / EVENTS} is damaged: no line names its training")
-            self._start(start)
+        start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
+        if start is None:
+            raise MlflowError(f"{self.folder / EVENTS} is damaged: no line names its training")
+        experiment = ensure_experiment(self.client, start["experiment"])
+        self.state.run_id = ensure_run(self.client, experiment, start["key"], start["name"], start["time"])
+        self.state.save()
 
     def _flush(self, offset: int) -> None:
         if self.waiting:
@@ -147,11 +149,6 @@ class _Delivery:
         self.state.save()
 
     def _start(self, event: Event) -> None:
-        if self.state.run_id is None:
-            experiment = ensure_experiment(self.client, event["experiment"])
-            key, name, time = event["key"], event["name"], event["time"]
-            self.state.run_id = ensure_run(self.client, experiment, key, name, time)
-            self.state.save()
         if self.client.get_run(self.run_id).info.status != "RUNNING":  # the training resumed
             self.client.update_run(self.run_id, status="RUNNING")
 
@@ -172,21 +169,18 @@ class _Delivery:
 
         source = json.dumps({"tags": {"digest": event["digest"], "classes": event["classes"]}})
         dataset = Dataset(event["name"], event["digest"][:DIGEST_LENGTH], "code", source)
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
         # It fails if another training inserts the same data set at this moment: the next try succeeds.
-        self.client.log_inputs(
-            self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
-        )
+        self.client.log_inputs(self.run_id, [used])
 
     def _image(self, event: Event) -> None:
         from PIL import Image
 
-        key, step, time = event["key"], event["step"], event["time"]
+        place = {"key": event["key"], "step": event["step"], "timestamp": event["time"]}
 
         def log() -> None:
             with Image.open(self.folder / event["path"]) as picture:
-                self.client.log_image(
-                    self.run_id, picture, key=key, step=step, timestamp=time, synchronous=True
-                )
+                self.client.log_image(self.run_id, picture, **place, synchronous=True)
 
         self._upload(event, log)
 
@@ -205,14 +199,13 @@ class _Delivery:
     def _checkpoint(self, event: Event) -> None:
         """Log the step's weights as a LoggedModel with its scores, unless the file was deleted since."""
         path = self.folder / event["path"]
-        if not path.exists():
-            return
 
         def log() -> None:
             model_id = ensure_checkpoint(self.client, self.run_id, event["step"], path)
             self.client.log_batch(self.run_id, metrics=_metrics(event, model_id))
 
-        self._upload(event, log)
+        if path.exists():
+            self._upload(event, log)
 
     def _dropped(self, event: Event) -> None:
         drop_checkpoint(self.client, self.run_id, event["step"])
@@ -253,7 +246,7 @@ class _Delivery:
 
     def _reject(self, entry: Any, error: Exception) -> None:
         with open(self.folder / REJECTED, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"entry": entry, "reason": reason(error)}) + "\n")
+            file.write(json.dumps({"entry": entry, "reason": first_line(error)}) + "\n")
         self.rejected += 1
 
 

@@ -11,12 +11,11 @@ import select
 import subprocess
 import sys
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion.layout import TRAIN_RUNS
-from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
 from tracking.spool.delivery import RunDeleted, deliver, mark_killed
@@ -36,14 +35,12 @@ _log = logging.getLogger("diffctl.sender")
 
 @dataclass
 class Sender:
-    """A running sender; `process` is None if it could not be started."""
+    """A running sender."""
 
-    process: "subprocess.Popen[bytes] | None"
+    process: "subprocess.Popen[bytes]"
 
     def close(self, timeout: float) -> bool:
         """Let it finish; return whether everything was delivered in `timeout` seconds. It then continues."""
-        if self.process is None:
-            return False
         assert self.process.stdin is not None, "start_sender opens it"
         self.process.stdin.close()
         try:
@@ -55,19 +52,14 @@ class Sender:
 def start_sender(folder: Path) -> Sender:
     """Start the sender of a training's folder; a pipe closes when this process ends.
 
-    UsageError for an invalid MLFLOW_TRACKING_URI. Warn if it cannot be started: the training continues.
+    UsageError for an invalid MLFLOW_TRACKING_URI.
     """
     tracking_uri()
     command = [sys.executable, "-m", "tracking.spool.sender", str(folder.resolve())]
-    try:
-        with open(folder / LOG, "ab") as log:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
-            )
-    except OSError as error:
-        message = f"nothing is sent to MLflow now ({error.strerror}): `diffctl sync` sends it later"
-        warnings.warn(message, DiffctlWarning, stacklevel=2)
-        return Sender(None)
+    with open(folder / LOG, "ab") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+        )
     return Sender(process)
 
 
@@ -86,10 +78,8 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
                 ended_at = time.monotonic()
                 time.sleep(EXIT_SECONDS)
             delivered = _try_delivery(folder, uri, ended_at is not None)
-            if ended_at is not None and delivered:
-                return True
-            if ended_at is not None and time.monotonic() - ended_at > linger:
-                return False
+            if ended_at is not None and (delivered or time.monotonic() - ended_at > linger):
+                return delivered
             wait = POLL_SECONDS if delivered else min(MAX_WAIT_SECONDS, max(POLL_SECONDS, 2 * wait))
 
 
@@ -136,12 +126,10 @@ def _deliver_one(folder: Path, uri: str) -> SyncResult:
             report = deliver(folder, uri)
     except LockBusy:
         return SyncResult(folder, True, "a sender is delivering it")
-    except RunDeleted as error:
-        return SyncResult(folder, True, str(error))
     except MlflowDenied:
         raise
     except DiffctlError as error:
-        return SyncResult(folder, False, str(error))
+        return SyncResult(folder, isinstance(error, RunDeleted), str(error))
     return SyncResult(folder, True, str(report), report.points, report.rejected)
 
 

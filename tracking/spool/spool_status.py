@@ -38,11 +38,6 @@ class TrainingStatus:
     updated: int
     heartbeat: int | None
 
-    @property
-    def fingerprint(self) -> str:
-        """The name of its folder."""
-        return self.folder.name
-
 
 def read_status(folder: Path) -> TrainingStatus | None:
     """Return the status of the training in `folder`; None if its spool contains no start."""

@@ -18,7 +18,7 @@ from typing import Any
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import sha256_file, sync_folder
 from diffusion.train.checkpoint.run_record import flatten_fields
-from tracking.spool.spool_events import EVENTS, Event, encode_event, read_lines
+from tracking.spool.spool_events import EVENTS, encode_event, read_lines
 
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
 IDENTITIES = {"dataset": "digest", "artifact": "path", "dropped": "step"}  # fields of events written once
@@ -68,14 +68,16 @@ class Spool:
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
         if self._index.is_new(f"image {key}", step):
-            self._append(kind="image", time=self._now(), step=step, key=key, path=self._relative(path))
+            self._append(
+                kind="image", time=self._now(), step=step, key=key, path=os.path.relpath(path, self.folder)
+            )
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
         self.metrics(step, values)
         if path is not None and self._index.is_new("checkpoint", step):
-            relative, time = self._relative(path), self._index.time  # that of the metrics
-            self._append(kind="checkpoint", time=time, step=step, path=relative, values=_json_floats(values))
+            place = {"time": self._index.time, "step": step, "path": os.path.relpath(path, self.folder)}
+            self._append(kind="checkpoint", **place, values=_json_floats(values))  # at the metrics' time
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
@@ -86,7 +88,13 @@ class Spool:
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
         if ("artifact", str(kept)) not in self._index.seen:
-            _link_or_copy(path, self.folder / kept)
+            copy = self.folder / kept
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)
+            try:
+                os.link(path, copy)  # enough, because later versions replace the file by renaming
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(path, copy)
             self._append_once("artifact", path=str(kept), folder=folder, sha256=sha256)
 
     def sync(self) -> None:
@@ -96,10 +104,8 @@ class Spool:
                 self._write()
             os.fsync(self._file)
         except OSError as error:
-            raise DiffctlError(
-                f"the last metrics cannot be written to {self.folder / EVENTS} ({error.strerror}): make room "
-                "and run it again"
-            ) from error
+            text = f"{self.folder / EVENTS} cannot be written ({error.strerror}): make room and run it again"
+            raise DiffctlError(text) from error
 
     def close(self, status: str) -> None:
         """Log the training's end (FINISHED, FAILED or KILLED); DiffctlError if the disk is still full."""
@@ -108,9 +114,6 @@ class Spool:
             self.sync()
         finally:
             os.close(self._file)
-
-    def _relative(self, path: Path) -> str:
-        return os.path.relpath(path, self.folder)
 
     def _now(self) -> int:
         """Return milliseconds since 1970, at least the last event's time: a clock may be set back."""
@@ -129,11 +132,8 @@ class Spool:
             self._write()
         except OSError as error:
             # The file never has half a line in the middle: the event is written with the next one.
-            warnings.warn(
-                f"{self.folder / EVENTS} cannot be written ({error.strerror}): it is tried again",
-                DiffctlWarning,
-                stacklevel=3,
-            )
+            text = f"{self.folder / EVENTS} cannot be written ({error.strerror}): it is tried again"
+            warnings.warn(text, DiffctlWarning, stacklevel=3)
 
     def _write(self) -> None:
         try:
@@ -163,8 +163,22 @@ class SpoolIndex:
         """Return the index of the folder's spool."""
         index = cls()
         for event, index.end in read_lines(folder):
-            if event is not None:
-                index._add(event)
+            if event is None:
+                continue
+            index.time = max(index.time, event.get("time", 0))
+            match event["kind"]:
+                case "metrics":
+                    index.steps |= {f"metric {key}": event["step"] for key in event["values"]}
+                case "image":
+                    index.steps[f"image {event['key']}"] = event["step"]
+                case "checkpoint":
+                    index.steps["checkpoint"] = event["step"]
+                case "params":
+                    index.params |= event["values"]
+                case "tags":
+                    index.tags |= event["values"]
+                case "dataset" | "artifact" | "dropped" as kind:
+                    index.seen.add((kind, event[IDENTITIES[kind]]))
         return index
 
     def is_new(self, series: str, step: int) -> bool:
@@ -173,22 +187,6 @@ class SpoolIndex:
             return False
         self.steps[series] = step
         return True
-
-    def _add(self, event: Event) -> None:
-        self.time = max(self.time, event.get("time", 0))
-        match event["kind"]:
-            case "metrics":
-                self.steps |= {f"metric {key}": event["step"] for key in event["values"]}
-            case "image":
-                self.steps[f"image {event['key']}"] = event["step"]
-            case "params":
-                self.params |= event["values"]
-            case "tags":
-                self.tags |= event["values"]
-            case "dataset" | "artifact" | "dropped" as kind:
-                self.seen.add((kind, event[IDENTITIES[kind]]))
-            case "checkpoint":
-                self.steps["checkpoint"] = event["step"]
 
 
 def flatten(values: dict[str, Any]) -> dict[str, str]:
@@ -203,16 +201,3 @@ def flatten(values: dict[str, Any]) -> dict[str, str]:
 def _json_floats(values: dict[str, float]) -> dict[str, float | str]:
     """Return floats for JSON: NaN and infinity become texts, which float() reads."""
     return {key: float(v) if math.isfinite(v) else str(float(v)) for key, v in values.items()}
-
-
-def _link_or_copy(path: Path, kept: Path) -> None:
-    """Keep the file's content; a hard link is enough, because later versions replace the file by renaming."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.unlink(missing_ok=True)
-    try:
-        os.link(path, kept)
-    except OSError:  # another file system, or one without hard links
-        try:
-            shutil.copyfile(path, kept)
-        except OSError as error:
-            raise DiffctlError(f"{path} cannot be copied to {kept} for MLflow ({error.strerror})") from error
