@@ -58,7 +58,7 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
         images = images_in_statistics(against, sample)
         scores = {one.spec.name: partial(score_against_statistics, sample, one, images) for one in opened}
     else:
-        pair = open_inputs(path, against, options.split.value)
+        pair = open_inputs(path, against, options.split)
         names = extractors or [default_extractor(pair.real.images.shape[1])]
         scores = {name: partial(score_images, pair) for name in names}
     sections = _sections(list(scores), options)

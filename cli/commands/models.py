@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli.shared.command import Options, add_command, argument, command, command_group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, Preset, SamplingCommand, Spacing, StorePath, flag
+from cli.shared.options import JsonOptions, ModelOptions, Preset, SamplingCommand, Spacing, StorePath
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
@@ -39,7 +39,8 @@ class Sample(JsonOptions, ModelOptions):
         if self.budget is not None:  # it decides all but the seed
             decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:
-                raise UsageError(f"--budget takes {flag(given[0])} from the model's sweep: give one of them")
+                flag = f"--{given[0].replace('_', '-')}"
+                raise UsageError(f"--budget takes {flag} from the model's sweep: give one of them")
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")
 

@@ -1,20 +1,13 @@
 """Scores: `diffctl evaluate`, `sweep`, `nll`, `compare` and `seeds`."""
 
-from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import AxesCommand, Extractor, JsonOptions, ModelOptions, StorePath
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
 from diffusion.system.output_paths import check_output
-
-
-class Split(StrEnum):
-    """The split of a prepared data set that is the reference; the other one gives the floor."""
-
-    train = "train"
-    test = "test"
 
 
 @command("cli.actions.image_scores:evaluate_images", "reading the images")
@@ -30,7 +23,7 @@ class Evaluate(JsonOptions):
     extractor: list[Extractor] | None = option(
         "Feature extractor; repeatable. [default: by image size; inception for statistics]"
     )
-    split: Split = option("The split of a prepared data set to compare with.", default=Split.train)
+    split: Literal["train", "test"] = option("The split of prepared data to compare with.", default="train")
     weights: Path | None = option("The extractor's weights. [default: package or download]")
     weights_sha256: str | None = option("SHA-256 of --weights other than the published ones.")
     batch_size: int | None = option("Images per forward pass. [default: by device]", min=1, max=MAX_BATCH)

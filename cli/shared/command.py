@@ -22,7 +22,7 @@ from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
 from diffusion.system.references import load_reference
 
-SAMPLING_OPTIONS = "sampling options"  # key of their values in a context
+SAMPLING = "sampling options"  # key of their values in a context
 MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
 
 
@@ -134,7 +134,7 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
         if context.invoked_subcommand is not None:
             return
         made = options(**{name: _expand_home(value) for name, value in values.items()})
-        made.sampling = context.meta.get(SAMPLING_OPTIONS, {})
+        made.sampling = context.meta.get(SAMPLING, {})
         made.run()
 
     run.__signature__ = inspect.Signature(_parameters(options))  # type: ignore[attr-defined]
@@ -150,18 +150,12 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
     for one in sorted(fields(options), key=lambda one: one.name not in own):
         if one.init:
             default = inspect.Parameter.empty if one.default is MISSING else one.default
-            annotation = _annotation(one, hints[one.name])
+            annotation = hints[one.name]
+            if make := one.metadata.get(MAKE):
+                is_switch = annotation is bool and not make.args
+                annotation = Annotated[annotation, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
             parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))
     return parameters
-
-
-def _annotation(one: Field[Any], hint: Any) -> Any:
-    """Return the annotation of a field for Typer."""
-    make = one.metadata.get(MAKE)
-    if make is None:
-        return hint
-    is_switch = hint is bool and not make.args
-    return Annotated[hint, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
 
 
 def _expand_home(value: Any) -> Any:

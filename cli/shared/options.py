@@ -14,8 +14,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from cli.shared.command import SAMPLING_OPTIONS as META
-from cli.shared.command import Options, option
+from cli.shared.command import SAMPLING, Options, option
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
@@ -123,7 +122,7 @@ class SamplingCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Call the function; the declared options are in the context."""
-        ctx.meta[META] = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
+        ctx.meta[SAMPLING] = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
         return super().invoke(ctx)
 
 
@@ -135,11 +134,6 @@ class AxesCommand(SamplingCommand):
         from diffusion.protocol.settings import AXES, OPTIONS
 
         return _parameters({name: _axis(OPTIONS[name]) for name in AXES})
-
-
-def flag(name: str) -> str:
-    """Return the flag of an option, such as --guidance-interval."""
-    return f"--{name.replace('_', '-')}"
 
 
 def _option(option: "Option") -> Any:
