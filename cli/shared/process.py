@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import warnings
-from typing import TextIO
 
 import typer
 
@@ -72,13 +71,13 @@ def run_app(app: typer.Typer, stop: StopRequest) -> int:
     try:
         app()
     except BrokenPipeError:
-        _discard(sys.stdout)
+        _discard()
     except SystemExit as end:  # typer ends by itself on these two
         code = end.code if isinstance(end.code, int) else 0
         if isinstance(stopped := _cause(end, Interrupted), Interrupted):
             raise stopped from None
         if _cause(end, BrokenPipeError):
-            _discard(sys.stdout)
+            _discard()
             return 0
         if stop.signal is not None and code == 128 + stop.signal:
             stop.clear()  # it is reported already
@@ -98,16 +97,15 @@ def _flush() -> None:
     """Write out what was printed; a closed pipe is no error. OSError if the file cannot be written."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
-        _discard(sys.stdout)
-    except OSError:
-        _discard(sys.stdout)  # else the interpreter tries again at its end
-        raise
+    except OSError as error:
+        _discard()  # else the interpreter tries again at its end
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
-def _discard(stream: TextIO) -> None:
-    """Redirect the stream to nowhere: the reader of the pipe (head, less) has ended."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _discard() -> None:
+    """Redirect stdout to nowhere: the reader of the pipe (head, less) has ended."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_error(sentence: str) -> None:

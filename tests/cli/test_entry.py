@@ -1,5 +1,6 @@
-"""The start and the end of the process: signals, library messages and output that is not read."""
+"""The process of a command: signals, first message, completion, library messages, output that is not read."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from diffusion.protocol.scores_document import write_scores_document
 from tests.conftest import ROOT, command, run_python
+from tests.helpers.invoke import Invoke
 from tests.helpers.scores_document import document
 
 
@@ -80,3 +82,53 @@ def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("diffctl: ")
     assert "Traceback" not in done.stderr
+
+
+class Loaded(Exception):
+    """The imports have begun."""
+
+
+def load(*_: object) -> None:
+    raise Loaded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "message"),
+    [
+        ("nll", None, "loading the model …\n"),
+        ("runs", None, "reading the runs …\n"),
+        ("runs --json", None, ""),
+        ("stage data", None, "preparing the stage data …\n"),
+        ("stage data", "DVC_STAGE", ""),  # set by a process that printed a message already
+    ],
+)
+def test_message_precedes_slow_imports(
+    project, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, capsys, arguments, variable, message
+) -> None:
+    monkeypatch.setattr("cli.shared.command.load_reference", load)
+    monkeypatch.setattr("cli.stages.context.enter_stage", load)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    if variable is not None:
+        monkeypatch.setenv(variable, "1")
+    with pytest.raises(Loaded):
+        invoke(*arguments.split())
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("diffctl show re", ["reverse"]),
+        ("diffctl sample --sampler uni", ["unipc"]),
+        ("diffctl use cifar", ["cifar10", "cifar100"]),
+    ],
+)
+def test_completes_commands_choices_and_profiles(
+    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, words: str, found: list[str]
+) -> None:
+    shutil.copytree(ROOT / "profiles", project / "profiles")
+    monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that argv names the program
+    monkeypatch.setenv("_DIFFCTL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert invoke().out.split() == found

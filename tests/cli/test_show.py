@@ -75,7 +75,6 @@ def test_params_profile_and_model_give_different_figures(folder, invoke) -> None
     [
         ("steps --profile digits --champion", "--profile"),
         ("steps --steps 2000", "1 to 1000"),
-        ("steps --out figure.pdf", ".svg"),
         ("forward --image 64", "64"),
     ],
 )

@@ -117,24 +117,6 @@ def test_refused_protocol_or_list_with_comments_changes_nothing():
     assert PARAMS.read_text() == text
 
 
-def test_dependent_fields_follow():
-    changed = {
-        "train": {"p_uncond": 0.1},
-        "process": {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},
-        "sample": {"noise": "learned", "guidance_interval": [0.1, 1.0]},
-        "sweep": {"guidance": [1.0, 2.0], "noise": ["learned", "small"]},
-        "evaluate": {"extra_extractors": ["inception-v3-compat", "effnet-lite0-96"]},
-    }
-    changes, _ = adopt_protocol("ddim", values(small(changed)))
-    found = {one.field: (one.new, one.source) for one in changes}
-    assert found["process.t_sampler"] == ("uniform", "of DDPM: 2006.11239, alg. 1")
-    assert found["sample.noise"] == ("small", "process.variance is small")
-    assert found["sweep.noise"] == (["small"], "eq. 16")
-    assert found["sweep.guidance"][0] == [0.0]
-    assert found["sample.guidance_interval"] == (None, "it has no effect without guidance")
-    assert [one["extractor"] for one in found["evaluate.extra_extractors"][0]] == ["effnet-lite0-96"]
-
-
 PROCESSES = [
     {"schedule": "edm", "t_sampler_options": {"mean": -1.0}},
     {"variance": "learned", "loss": "hybrid", "t_sampler": "loss-aware"},

@@ -86,7 +86,6 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
 def test_ctrl_c_saves_all_trials(searching: Path) -> None:
     process = start(searching)
     wait_for_two(searching, process)
-    family = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
@@ -94,14 +93,6 @@ def test_ctrl_c_saves_all_trials(searching: Path) -> None:
     assert not trial_processes(searching)
     assert not any(is_held(lock) for lock in searching.glob("runs/train/*/lock"))
     assert [trial.state for trial in trials(searching)] == ["running", "running"]
-    wait_until(lambda: not any(is_of_ray(one) for one in family))
-
-
-def is_of_ray(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and process.name() in ("gcs_server", "raylet")
-    except psutil.Error:
-        return False
 
 
 def test_missing_resources_are_refused(searching: Path) -> None:
