@@ -55,38 +55,33 @@ class Interpolation:
         self._model, self._request = model, request
         settings = model.resolve(request).model_copy(update={"eta": 0.0, "classifier": None})
         check_count(request.frames, model.config)
-        if request.images is None:
-            self.settings, self._pixels = settings, None
-            both = [request.image_indices[0]] * 2
-            self._condition = chosen_condition(model.artefact, settings, both, request.class_name)
+        if request.seeds is not None:
+            self.settings, spec, index = settings, model.artefact.network, request.image_indices[0]
+            self._condition = chosen_condition(model.artefact, settings, [index] * 2, request.class_name)
+            scale = check_settings(model.artefact, settings).initial_noise_scale
+            shape = (spec.in_channels, spec.image_size, spec.image_size)
+            self._ends = torch.cat([ImageNoise(seed, [index], shape, scale).draw() for seed in request.seeds])
             return
+        assert request.images is not None
         ddim = {"sampler": "ddim", "sampler_options": {}, "guidance": 0.0, "clip": False}
         self.settings = settings.guided_everywhere().model_copy(update=ddim)
         given = [_given(image, store, model.artefact, i) for i, image in enumerate(request.images)]
         klass = None if request.class_name is None else str(request.class_name)
         self._condition = end_condition(model.artefact, [one.label for one in given], klass)
-        self._pixels = to_model(to_nchw(np.stack([one.pixels for one in given])))
+        self._ends = to_model(to_nchw(np.stack([one.pixels for one in given])))
 
     def encode(self) -> PendingImages:
         """Submit the encoding of the real images."""
-        assert self._pixels is not None
-        trajectory = CustomTrajectory(self._pixels, encoding, lambda x: x)
+        trajectory = CustomTrajectory(self._ends, encoding, lambda x: x)
         return self._model.loop.submit(self.settings, range(2), self._condition, trajectory=trajectory)
 
     def decode(self, codes: Tensor | None) -> PendingImages:
         """Submit all frames between the codes, or between the noise of the seeds without codes."""
-        ends = self._noise() if codes is None else codes
+        ends = self._ends if codes is None else codes
         points, condition = interpolate_codes(ends, self._condition, self._request.frames)
         trajectory = CustomTrajectory(points, build_sampler(self.settings))
         indices = range(self._request.frames)
         return self._model.loop.submit(self.settings, indices, condition, self._request.every, trajectory)
-
-    def _noise(self) -> Tensor:
-        assert self._request.seeds is not None
-        spec, index = self._model.artefact.network, self._request.image_indices[0]
-        shape = (spec.in_channels, spec.image_size, spec.image_size)
-        scale = check_settings(self._model.artefact, self.settings).initial_noise_scale
-        return torch.cat([ImageNoise(seed, [index], shape, scale).draw() for seed in self._request.seeds])
 
 
 def _given(image: int | str, store: Path, artefact: Artefact, position: int) -> InputImage:
