@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -35,12 +34,11 @@ class BadImage(Exception):
 
 
 @contextmanager
-def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
+def open_image(content: bytes) -> Iterator[Image.Image]:
     """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
     try:
-        file = io.BytesIO(source) if isinstance(source, bytes) else source
-        with Image.open(file, formats=FORMATS) as image:
-            _refuse_bomb(image, source)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_bomb(image, content)
             yield image
     except (BadImage, DiffctlError):
         raise
@@ -55,12 +53,12 @@ def open_image(source: bytes | IO[bytes]) -> Iterator[Image.Image]:
         raise BadImage("truncated" if is_cut else "damaged") from None
 
 
-def _refuse_bomb(image: Image.Image, source: bytes | IO[bytes]) -> None:
+def _refuse_bomb(image: Image.Image, content: bytes) -> None:
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         raise BadImage(_BOMB)
-    if isinstance(source, bytes) and source[:2] == b"\xff\xd8":
-        scans = source.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
+    if content[:2] == b"\xff\xd8":
+        scans = content.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
         if scans * pixels > MAX_SCANNED:
             raise BadImage("with too many scans")
 
