@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.regular_files import read_error, read_regular
+from diffusion.system.files import read_error, read_regular
 from diffusion.system.signals import StopRequest, stop_request
 from serving.service import Service
 

@@ -12,9 +12,8 @@ from cli.shared.options import PROFILES, profile_names
 from diffusion.config import load
 from diffusion.layout import PARAMS
 from diffusion.system.errors import UsageError
-from diffusion.system.files import write_atomic
+from diffusion.system.files import read_regular, write_atomic
 from diffusion.system.params import MAX_BYTES
-from diffusion.system.regular_files import read_regular
 from diffusion.system.section import brief
 
 

@@ -20,8 +20,7 @@ from diffusion.evaluate.evaluate_config import Space
 from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL, ExtractorSpec, extractor_spec
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import sha256_file
-from diffusion.system.regular_files import open_regular, read_error
+from diffusion.system.files import open_regular, read_error, sha256_file
 
 Float = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.regular_files import read_regular
+from diffusion.system.files import read_regular
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif"}

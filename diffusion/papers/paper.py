@@ -21,7 +21,7 @@ from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import CellScores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.regular_files import read_regular_text
+from diffusion.system.files import read_regular_text
 from diffusion.system.section import PositiveInt, Section, ShortText, brief, validate
 from diffusion.system.yaml_text import YamlRefusal, parse_yaml
 

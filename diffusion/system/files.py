@@ -1,9 +1,11 @@
-"""Atomic files and folders: written to a temporary name, fsynced and renamed.
+"""Files and folders written atomically, and files of strangers read without blocking.
 
-A link at the path is replaced, not followed: DVC may have made it, and it leads into DVC's cache.
-`output_paths` writes the files that a user names.
+The first are written to a temporary name, fsynced and renamed. A link at the path is replaced, not followed:
+DVC may have made it, and it leads into its cache. `output_paths` writes the files that a user names. Of the
+second, pipes, devices and sockets are refused.
 """
 
+import errno
 import fcntl
 import glob
 import hashlib
@@ -11,16 +13,21 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
 
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.memory import format_bytes
 
 # Of a file name in its temporary name, which is 14 bytes longer: most file systems allow 255.
 MAX_PREFIX_BYTES = 200
+MAX_TEXT = 32 << 20  # bytes of an untrusted text file; ImageNet's lists have a few MB
 
+AnyPath = Path | bytes
 Fill = Callable[[IO[bytes]], object]
 Write = Callable[[Path, Fill], None]
 """Writes a file: takes its path and the function that fills it."""
@@ -150,3 +157,41 @@ def sha256_file(path: Path) -> str:
 def disk_usage(folder: Path) -> int:
     """Return the disk space of the files below a folder in bytes."""
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _open_now(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def open_regular(path: AnyPath) -> BufferedReader:
+    """Open a regular file, or a link to one, for reading; OSError for anything else."""
+    file = open(path, "rb", opener=_open_now)  # noqa: SIM115 (the caller's)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return file
+
+
+def read_regular(path: AnyPath, max_bytes: int) -> bytes:
+    """Return the whole content, without later additions; OSError, also for more than `max_bytes`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise OSError(errno.EFBIG, f"larger than {format_bytes(max_bytes)}", path)
+        return file.read(size)
+
+
+def read_regular_text(path: Path, max_bytes: int = MAX_TEXT) -> str:
+    """Return UTF-8 text; DiffctlError names the file and the problem."""
+    try:
+        return read_regular(path, max_bytes).decode("utf-8-sig")
+    except OSError as error:
+        raise read_error(path, error) from None
+    except UnicodeDecodeError as error:
+        raise DiffctlError(f"{printable(path)} is not text in UTF-8 ({error}): get it again") from None
+
+
+def read_error(path: Path, error: OSError) -> DiffctlError:
+    """Return the error for a file that cannot be read."""
+    why = error.strerror or error
+    return DiffctlError(f"{printable(path)} cannot be read ({why}): give access to it, or get it again")

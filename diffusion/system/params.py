@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import create_model
 
 from diffusion.system.errors import UsageError
-from diffusion.system.regular_files import read_regular
+from diffusion.system.files import read_regular
 from diffusion.system.renamed import refuse_renamed
 from diffusion.system.section import Kind, brief, validate
 from diffusion.system.yaml_text import parse_yaml

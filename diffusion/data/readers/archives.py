@@ -20,9 +20,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.files import atomic_folder, disk_errors, write_atomic
+from diffusion.system.files import atomic_folder, disk_errors, open_regular, read_error, write_atomic
 from diffusion.system.memory import format_bytes
-from diffusion.system.regular_files import open_regular, read_error
 
 HARMLESS_SIZE = 256 << 20  # bytes that any member may unpack to
 MAX_RATIO = 100  # of a larger member; images compress to a half, labels to a tenth

@@ -15,7 +15,7 @@ from diffusion.data.readers.listing import Paths, as_text
 from diffusion.data.source import Job, Rows
 from diffusion.images.pictures import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
 from diffusion.images.store import Images
-from diffusion.system.regular_files import AnyPath, read_regular
+from diffusion.system.files import AnyPath, read_regular
 
 LARGE_PIXELS = 1 << 24  # a larger jpeg is decoded at a reduced scale, so that it fits in memory
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diffusion.data.source import Problem
 from diffusion.images.pictures import SUFFIXES
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.regular_files import open_regular
+from diffusion.system.files import open_regular
 
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 MAX_LINE = 1 << 16  # characters; a path and a class take a few hundred

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffusion.data.readers.archives import Array
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.regular_files import read_error, read_regular
+from diffusion.system.files import read_error, read_regular
 
 MAX_BYTES = 2 << 30  # of a file; a batch of ImageNet at 64×64 has 1.6 GB
 LARGE = 1 << 16  # bytes: a larger array is left in the file

@@ -15,7 +15,7 @@ from diffusion.downloads.fetch import (
     raw_folder,
 )
 from diffusion.system.errors import DiffctlError
-from diffusion.system.regular_files import read_regular_text
+from diffusion.system.files import read_regular_text
 
 TRAIN = tuple(f"train_data_batch_{number}" for number in range(1, 11))
 BATCHES = (*TRAIN, "val_data")

@@ -15,8 +15,8 @@ from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
 from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, raw_folder
 from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
+from diffusion.system.files import read_error, read_regular
 from diffusion.system.memory import format_bytes
-from diffusion.system.regular_files import read_error, read_regular
 
 NAME = "fashion-mnist"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist

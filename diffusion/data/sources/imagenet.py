@@ -16,7 +16,7 @@ from diffusion.data.sources.kaggle import KaggleFiles
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Labels
 from diffusion.system.errors import DiffctlError, printable
-from diffusion.system.regular_files import read_regular_text
+from diffusion.system.files import read_regular_text
 
 COMPETITION = "imagenet-object-localization-challenge"
 TRAIN, VAL = "ILSVRC/Data/CLS-LOC/train", "ILSVRC/Data/CLS-LOC/val"
