@@ -12,8 +12,7 @@ from diffusion.model.dit_config import DiTSpec
 from diffusion.model.model_file import load_model
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.denoiser import Condition, NetworkDenoiser
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.noise_process import NoiseProcess

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
 

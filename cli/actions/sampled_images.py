@@ -14,7 +14,7 @@ from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, settings_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle

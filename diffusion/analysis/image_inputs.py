@@ -10,7 +10,7 @@ from diffusion.images.pictures import read_picture
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.sample.class_labels import class_condition, labels_condition
 from diffusion.system.errors import UsageError
 

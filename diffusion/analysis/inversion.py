@@ -8,7 +8,7 @@ from torch import Tensor
 from diffusion.images.pixels import to_model, to_nchw, to_uint8
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings

@@ -12,8 +12,7 @@ from torch import Tensor
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.denoiser import Condition, NetworkDenoiser
 from diffusion.process.discrete import DiscreteProcess
 from diffusion.process.losses import log_variance, prior_term, vlb_terms
 from diffusion.process.noise import ImageNoise

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction, expand, time_tensor
+from diffusion.process.denoiser import Condition, Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 
 

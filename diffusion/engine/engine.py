@@ -21,8 +21,7 @@ from torch import Tensor
 
 from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job, split_job
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction
+from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guide_denoiser, model_denoiser

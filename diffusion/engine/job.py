@@ -9,8 +9,7 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction
+from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Network, expand, expand_times, split_output
+from diffusion.process.denoiser import Condition, Network, expand, expand_times, split_output
 from diffusion.process.discrete import require_discrete
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import NoiseProcess

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffusion.model.model_file import ModelDescription
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import counter_generator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
 from diffusion.model.precision import autocast, is_worth_compiling
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, NetworkDenoiser
+from diffusion.process.denoiser import Condition, Denoiser, NetworkDenoiser
 from diffusion.process.noise import ImageNoise
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction, expand, time_tensor
+from diffusion.process.denoiser import Condition, Denoiser, Prediction, expand, time_tensor
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings

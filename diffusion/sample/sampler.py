@@ -12,8 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Prediction
+from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.errors import DiffctlError
 

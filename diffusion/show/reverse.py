@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.settings import SampleSettings

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.discrete import require_discrete
 from diffusion.process.noise import ImageNoise
 from diffusion.process.process_registry import ProcessConfig, build_process

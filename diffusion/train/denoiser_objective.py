@@ -7,8 +7,7 @@ from torch import Tensor
 
 from diffusion.model.model_file import Artefact
 from diffusion.model.network_registry import build_network
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Network
+from diffusion.process.denoiser import Condition, Network
 from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_samplers import build_time_sampler

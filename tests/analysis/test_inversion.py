@@ -12,7 +12,7 @@ from diffusion.analysis.image_inputs import end_condition
 from diffusion.analysis.inversion import encoding, interpolate, slerp
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps

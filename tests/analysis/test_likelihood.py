@@ -8,7 +8,7 @@ import torch
 
 from diffusion.analysis.likelihood import Bits, bits_per_dimension
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from tests.helpers import papers
 from tests.helpers.trajectories import process_of, randn
 

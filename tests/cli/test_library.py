@@ -14,7 +14,7 @@ from diffusion.images.store import write_store
 from diffusion.layout import MODEL
 from diffusion.model.model_file import load_model, save_artefact
 from diffusion.model.presets import PRESETS
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate

@@ -11,7 +11,7 @@ from diffusion.images.store import open_store
 from diffusion.model.classifier import LoadedClassifier
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Denoiser, Network, NetworkDenoiser
+from diffusion.process.denoiser import Condition, Denoiser, Network, NetworkDenoiser
 from diffusion.process.discrete import DiscreteProcess
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process

@@ -13,7 +13,7 @@ from diffusion.images.pixels import to_nhwc
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.to_diffusers import export_diffusers, scheduler_config
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import full_state_generator
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings

@@ -11,8 +11,7 @@ from diffusion.data.split_stores import pixel_std
 from diffusion.images.pixels import to_model
 from diffusion.images.store import open_store
 from diffusion.interop.to_diffusers import scheduler_config
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.denoiser import Condition, NetworkDenoiser
 from diffusion.process.discrete import require_discrete
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise

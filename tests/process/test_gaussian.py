@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.losses import (
     discretized_log_likelihood,
     log_variance,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS, build_sampler

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from diffusion.model.model_file import DataCard
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise, counter_generator, full_state_generator
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.engine.engine import Engine
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser, Prediction
+from diffusion.process.denoiser import Condition, NetworkDenoiser, Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.samplers import SAMPLERS, build_sampler

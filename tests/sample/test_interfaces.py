@@ -10,8 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import NetworkDenoiser
+from diffusion.process.denoiser import Condition, NetworkDenoiser
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES

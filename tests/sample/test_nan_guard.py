@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.model.model_file import LoadedModel, save_artefact
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Network, NetworkDenoiser
+from diffusion.process.denoiser import Condition, Network, NetworkDenoiser
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig, build_process

@@ -11,8 +11,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction
+from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, ChurnOptions, build_sampler

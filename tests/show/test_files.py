@@ -14,7 +14,7 @@ from PIL import Image
 from rich.cells import cell_len
 
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import as_png, svg_file

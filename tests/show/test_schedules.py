@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.settings import SampleSettings

@@ -11,7 +11,7 @@ import torch
 
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
-from diffusion.process.condition import Condition
+from diffusion.process.denoiser import Condition
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process

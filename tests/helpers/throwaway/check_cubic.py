@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction
+from diffusion.process.denoiser import Condition, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import NoOptions

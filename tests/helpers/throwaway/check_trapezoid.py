@@ -2,8 +2,7 @@
 
 import torch
 
-from diffusion.process.condition import Condition
-from diffusion.process.denoiser import Prediction
+from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
