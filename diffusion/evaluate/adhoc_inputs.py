@@ -129,10 +129,7 @@ def _read_folder(path: Path) -> Images:
         height, width = pixels.shape[:2]
         if pixels.shape != images.shape[1:] or height != width:
             sizes = f"{width}×{height}, and {printable(first)} is {images.shape[2]}×{images.shape[1]}"
-            raise DiffctlError(
-                f"{printable(path / name)} is {sizes}: give square images of one size, resized like the "
-                "reference"
-            )
+            raise DiffctlError(f"{printable(path / name)} is {sizes}: give square images of one size")
         images[row] = pixels
     if bad:
         found = f"{len(bad):,} of the images in {printable(path)} cannot be used"
@@ -151,11 +148,8 @@ def _allocate(path: Path, shape: tuple[int, ...]) -> Images:
     """Return an empty array for the images in `path`; DiffctlError unless that much memory is free."""
     needed, free = math.prod(shape), machine_memory()[1]
     if needed > free:
-        raise DiffctlError(
-            f"the images in {printable(path)} take {format_bytes(needed)} of memory, and "
-            f"{format_bytes(free)} are free: score fewer images, or an npz or image store, which is not "
-            "loaded into memory"
-        )
+        found = f"the images in {printable(path)} take {format_bytes(needed)} of memory"
+        raise DiffctlError(f"{found}, and {format_bytes(free)} are free: score fewer images, or an npz file")
     return np.empty(shape, np.uint8)
 
 
@@ -166,7 +160,5 @@ def _check_pair(sample: ImageStore, real: ImageStore, against: Path) -> None:
             raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {store.path} has {len(store)}")
     if sample.images.shape[1:3] != real.images.shape[1:3]:
         sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
-        raise DiffctlError(
-            f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}: "
-            "resize them like the reference, since resizing changes every score"
-        )
+        found = f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}"
+        raise DiffctlError(f"{found}: resize them like the reference, since resizing changes every score")

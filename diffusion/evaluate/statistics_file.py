@@ -67,20 +67,14 @@ def open_statistics(
     name, is_zip = printable(path), _first_bytes(path) == ZIP
     digest = sha256_file(path)
     if sha256 not in (None, digest):
-        raise UsageError(
-            f"evaluate.statistics: {name} is another file than params.yaml names: its SHA-256 is {digest}"
-        )
+        raise UsageError(f"evaluate.statistics: {name} is not the configured file: its SHA-256 is {digest}")
     keys, (mean, covariance) = _npz_arrays(path, spec) if is_zip else _pickled_arrays(path, spec)
     if len(mean.shape) != 1 or covariance.shape != 2 * mean.shape or not math.prod(mean.shape):
-        raise DiffctlError(
-            f"{name} holds no statistics: {keys[0]} is {mean.shape} and {keys[1]} {covariance.shape}, "
-            "want (D,) and (D, D)"
-        )
+        found = f"{keys[0]} is {mean.shape} and {keys[1]} {covariance.shape}, want (D,) and (D, D)"
+        raise DiffctlError(f"{name} holds no statistics: {found}")
     if mean.shape[0] != spec.features:
-        raise UsageError(
-            f"{name} holds statistics of {mean.shape[0]:,} features, and {spec.name} gives "
-            f"{spec.features:,}: give their extractor as --extractor"
-        )
+        found = f"{mean.shape[0]:,} features, and {spec.name} gives {spec.features:,}"
+        raise UsageError(f"{name} holds statistics of {found}: give their extractor as --extractor")
     mu, sigma = (_read(one, f"{name}: {key}") for key, one in zip(keys, (mean, covariance), strict=True))
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
     return PublishedStatistics(spec, mu, sigma, _root(sigma, f"{name}: {keys[1]}"), facts)
@@ -111,10 +105,10 @@ def _pickled_arrays(path: Path, spec: ExtractorSpec) -> tuple[Sequence[str], tup
     if isinstance(values, dict) and MEAN not in values:
         scores = [str(name) for name, value in values.items() if isinstance(value, dict)]
         if spec.distance not in scores:
-            raise UsageError(
-                f"{printable(path)} has no statistics for {spec.distance}, only for "
-                f"{printable(', '.join(scores[:5])) or 'none'}: give an --extractor that it has"
+            found = (
+                f"no statistics for {spec.distance}, only for {printable(', '.join(scores[:5])) or 'none'}"
             )
+            raise UsageError(f"{printable(path)} has {found}: give an --extractor that it has")
         values = values[spec.distance]
     mean, covariance = (
         plain_array(entry(values, name, path), f"{printable(path)}: {name}") for name in DEFAULT_NAMES
@@ -138,9 +132,7 @@ def _root(covariance: Float, what: str) -> Float:
     is_symmetric = scale and np.abs(covariance - covariance.T).max() <= ROUNDING * scale
     values, vectors = np.linalg.eigh(covariance / (scale or 1))
     if not is_symmetric or values[0] < -ROUNDING * values[-1]:
-        raise DiffctlError(
-            f"{what} is no covariance, which is symmetric with positive eigenvalues: download the file again"
-        )
+        raise DiffctlError(f"{what} is no covariance matrix: download the file again")
     root: Float = vectors * np.sqrt(values.clip(0) * scale)
     return root
 

@@ -165,7 +165,5 @@ def _check_cards(stores: dict[Cell, ImageStore]) -> None:
     if len(trained) > 1 or len(models) > len({cell.ema for cell in stores}):
         wrong.append(MODEL)
     if wrong:
-        raise DiffctlError(
-            f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}: "
-            "make them with `diffctl stage sample`"
-        )
+        found = f"the cells of this sweep are not of one protocol, they differ in {', '.join(wrong)}"
+        raise DiffctlError(f"{found}: make them with `diffctl stage sample`")

@@ -133,7 +133,7 @@ def test_ambiguous_columns_must_be_named(tmp_path):
 def test_unavailable_datasets_are_refused(tmp_path):
     for path, kind, message in (
         ("nobody/nothing", DiffctlError, "nobody/nothing"),
-        ("no such name!", UsageError, "there is no folder no such name!, and it is no valid dataset name"),
+        ("no such name!", UsageError, "no such name! is neither a folder nor a valid dataset name"),
         (str(tmp_path), DiffctlError, "cannot be read as a dataset"),
     ):
         source = build_source(DataConfig(name="hf", path=path, image_size=8))

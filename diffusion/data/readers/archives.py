@@ -48,10 +48,8 @@ def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except DAMAGE as error:
-        why = printable(error)[:200]
-        raise DiffctlError(
-            f"{printable(path)} is not a complete zip or npz file ({why}): get it again"
-        ) from None
+        found = f"{printable(path)} is not a complete zip or npz file ({printable(error)[:200]})"
+        raise DiffctlError(f"{found}: get it again") from None
     except OSError as error:
         raise read_error(path, error) from None
 
@@ -108,9 +106,8 @@ def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
                 with content, open(made / _flat(name), "wb") as file:
                     shutil.copyfileobj(content, file)
     except TAR_DAMAGE as error:
-        raise DiffctlError(
-            f"{archive} is damaged ({printable(error)[:200]}): delete it and get it again"
-        ) from None
+        why = printable(error)[:200]
+        raise DiffctlError(f"{archive} is damaged ({why}): delete it and get it again") from None
     return folder
 
 

@@ -130,9 +130,7 @@ def read_labels(path: Path) -> Iterator[tuple[str, str, str | None]]:
                 name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
                 yield name, (values[label_column] or "").strip(), _split(path, values.get("split"))
     except OSError as error:
-        raise UsageError(
-            f"data.labels: {path} cannot be read ({error.strerror}): it must be a file in data.path"
-        ) from None
+        raise UsageError(f"data.labels: {path} cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
 

@@ -47,16 +47,13 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise read_error(path, error) from None
     except _Forbidden as error:
-        raise DiffctlError(
-            f"{printable(path)} is not a data file: it requires {printable(error)[:200]}, which was not run. "
-            "Delete it and get the file again from its publisher"
-        ) from None
+        why = f"it requires {printable(error)[:200]}, which was not run"
+        raise DiffctlError(f"{printable(path)} is not a data file: {why}. Delete it") from None
     except MemoryError:
         raise DiffctlError(f"{printable(path)} needs too much memory: is it the right file?") from None
     except DAMAGE as error:
-        raise DiffctlError(
-            f"{printable(path)} is damaged or not a pickle of arrays ({printable(error)[:200]}): get it again"
-        ) from None
+        found = f"{printable(path)} is damaged or not a pickle of arrays ({printable(error)[:200]})"
+        raise DiffctlError(f"{found}: get it again") from None
     if not isinstance(value, dict):
         return value
     return {key: _left_in_file(path, content, entry) for key, entry in value.items()}

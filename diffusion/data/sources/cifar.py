@@ -161,10 +161,8 @@ def _read_batch(
         )
     labels = integers(labels, f"{name}: {label_key}") - first_label
     if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
-        raise DiffctlError(
-            f"{name}: images {images.dtype} {images.shape} and {len(labels)} labels do not match, or are not "
-            f"uint8 with {pixels} values an image"
-        )
+        found = f"{images.dtype} {images.shape} and {len(labels)} labels"
+        raise DiffctlError(f"{name} has images {found}, want uint8 ({len(labels)}, {pixels})")
     if not len(labels) or labels.min() < 0 or labels.max() >= classes:
         raise DiffctlError(f"{name}: its labels are not {first_label} to {first_label + classes - 1}")
     return images, labels

@@ -89,9 +89,8 @@ def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
         arrays.append(parse_idx(content, axes, path))
     images, labels = arrays
     if images.shape != (len(labels), *SHAPE[:2]) or not len(labels) or labels.max() >= len(CLASSES):
-        raise DiffctlError(
-            f"{folder}: the {prefix} images {images.shape} and labels {labels.shape} do not match"
-        )
+        shapes = f"images {images.shape} and labels {labels.shape}"
+        raise DiffctlError(f"{folder}: the {prefix} {shapes} do not match")
     return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
 
 
@@ -115,7 +114,5 @@ def _gunzip(path: Path) -> bytes:
     except OSError as error:
         raise read_error(path, error) from None
     if len(content) > MAX_BYTES:
-        raise DiffctlError(
-            f"{path} unpacks to more than {format_bytes(MAX_BYTES)}, which no file of this set does"
-        )
+        raise DiffctlError(f"{path} unpacks to more than {format_bytes(MAX_BYTES)}: get it again")
     return content

@@ -52,9 +52,7 @@ class HubConfig(PhotographsConfig):
     @model_validator(mode="after")
     def _is_named(self) -> Self:
         if self.path is None:
-            raise ValueError(
-                f"path: {self.name} needs a folder with a dataset, or a dataset's name on the hub"
-            )
+            raise ValueError(f"path: {self.name} needs a dataset's folder, or its name on the hub")
         return self
 
 
@@ -142,9 +140,7 @@ class Hub:
         if config.revision is not None and folder.is_dir():
             raise UsageError(f"data.revision: {config.path} is a folder and has no revision: leave it out")
         if not folder.is_dir() and not NAME.fullmatch(name):
-            raise UsageError(
-                f"data.path: there is no folder {printable(name)}, and it is no valid dataset name"
-            )
+            raise UsageError(f"data.path: {printable(name)} is neither a folder nor a valid dataset name")
         loaded: DatasetDict | Dataset
         if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
             loaded = datasets.load_from_disk(folder)
@@ -200,15 +196,11 @@ def _explained(config: HubConfig) -> Iterator[None]:
     except ImportError as error:
         raise DiffctlError(INSTALL) from error
     except ConnectionError as error:
-        raise TemporaryError(
-            f"data.path: the hub cannot be reached for {config.path} ({brief(error, reason)}): try again "
-            "with a network, or give a folder with the dataset"
-        ) from None
+        found = f"data.path: the hub cannot be reached for {config.path} ({brief(error, reason)})"
+        raise TemporaryError(f"{found}: try again later, or give a folder with the dataset") from None
     except Exception as error:  # the library, pyarrow and the hub's client document no types
-        raise DiffctlError(
-            f"data.path: {config.path} cannot be read as a dataset ({brief(error, reason)}): give a folder "
-            "saved by datasets, a folder of parquet files, or a dataset's name on the hub"
-        ) from None
+        found = f"data.path: {config.path} cannot be read as a dataset ({brief(error, reason)})"
+        raise DiffctlError(f"{found}: give a saved folder, a folder of parquet files, or a name") from None
 
 
 def _columns(dataset: "Dataset", config: HubConfig) -> tuple[str, str | None]:

@@ -71,15 +71,12 @@ class KaggleFiles:
             try:
                 path = Path(download(self.handle))
             except (requests.ConnectionError, requests.Timeout) as error:
-                raise TemporaryError(
-                    f"Kaggle does not answer ({first_line(error)}): try again later, or "
-                    f"{self.manual_steps(folder)}"
-                ) from None
+                why = f"Kaggle does not answer ({first_line(error)})"
+                raise TemporaryError(f"{why}: try again later, or {self.manual_steps(folder)}") from None
             except Exception as error:  # its own errors, those of requests and of the disk
-                raise DiffctlError(
-                    f"Kaggle did not give {self.handle} ({first_line(error)}): accept its rules at "
-                    f"{self.page}, or {self.manual_steps(folder)}"
-                ) from None
+                why = f"Kaggle did not give {self.handle} ({first_line(error)})"
+                steps = f"accept its rules at {self.page}, or {self.manual_steps(folder)}"
+                raise DiffctlError(f"{why}: {steps}") from None
             if folder.is_symlink():
                 folder.unlink()
             if not folder.exists():

@@ -119,10 +119,8 @@ def read_weights(
     found = path or _locate(spec.weights, wanted)
     data = found.read_bytes()
     if (actual := hashlib.sha256(data).hexdigest()) != wanted:
-        raise DiffctlError(
-            f"{found} does not hold the weights of {spec.name}: its SHA-256 is {actual[:16]}…, "
-            f"not {wanted[:16]}…; remove it or name another file"
-        )
+        why = f"its SHA-256 is {actual[:16]}…, not {wanted[:16]}…; remove it or name another file"
+        raise DiffctlError(f"{found} does not hold the weights of {spec.name}: {why}")
     try:
         load_tensors(io.BytesIO(data))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
@@ -158,10 +156,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
         return fetch(remote, folder, attempts=1)  # fails at once if offline
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
-        raise DiffctlError(
-            f"{error}; or name the file in evaluate.weights (of a further space, in its entry of "
-            f"evaluate.extra_extractors), or take {installed}"
-        ) from None
+        raise DiffctlError(f"{error}; or name the file in evaluate.weights, or take {installed}") from None
 
 
 @contextmanager

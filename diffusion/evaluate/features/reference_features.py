@@ -33,6 +33,7 @@ from diffusion.system.json_files import JsonObject
 from diffusion.system.section import brief, fingerprint
 
 ARRAYS = "arrays"  # key of the meta: each array's digest
+MAKE_AGAIN = "make it again with `diffctl stage reference`"
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,9 @@ def open_reference(
         for role, store in zip(("reference", "heldout"), _splits(prepared, split, limit), strict=True):
             expected |= {f"{role}_digest": store.digest, f"{role}_count": len(store)}
     for field, value in expected.items():
-        if reference.meta.get(field) != value:
-            raise DiffctlError(
-                f"the reference in {path} is stale: its {field} is {str(reference.meta.get(field))[:24]} "
-                f"and must be {str(value)[:24]}; make it again with `diffctl stage reference`"
-            )
+        if (found := reference.meta.get(field)) != value:
+            why = f"its {field} is {str(found)[:24]} and must be {str(value)[:24]}"
+            raise DiffctlError(f"the reference in {path} is stale: {why}; {MAKE_AGAIN}")
     return reference
 
 
@@ -226,7 +225,6 @@ def matching_reference(
 
 def _read(path: Path) -> Reference:
     """Return a reference whose checksum and digests prove that `write_reference` wrote it."""
-    again = "make it again with `diffctl stage reference`"
     try:
         meta = read_checksummed_json(path / "meta.json", JsonObject)
         arrays: dict[str, Any] = {}
@@ -236,9 +234,10 @@ def _read(path: Path) -> Reference:
                 raise Corrupted(f"{name}.npy changed after it was written")
     except FileNotFoundError as error:
         name = Path(error.filename).name
-        raise UsageError(f"no reference in {path} ({name} is missing): {again}") from None
+        raise UsageError(f"no reference in {path} ({name} is missing): {MAKE_AGAIN}") from None
     except (Corrupted, DiffctlError) as error:
-        raise DiffctlError(f"the reference in {path} is damaged ({brief(error, reason)}): {again}") from None
+        why = brief(error, reason)
+        raise DiffctlError(f"the reference in {path} is damaged ({why}): {MAKE_AGAIN}") from None
     heldout = Features(arrays["heldout"], arrays.get("heldout_logits")) if "heldout" in arrays else None
     labels = arrays.get("labels"), arrays.get("heldout_labels")
     return Reference(meta, arrays["features"], heldout, *labels)
