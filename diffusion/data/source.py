@@ -187,8 +187,8 @@ def class_names(names: Sequence[str | bytes], origin: Path) -> tuple[str, ...]:
     )
     for name in found:
         if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME_LENGTH:
-            found = f"{printable(origin)} has a class named {printable(name)[:40]!r}"
-            raise DiffctlError(f"{found}: give it a name of at most {MAX_NAME_LENGTH} printable characters")
+            what = f"{printable(origin)} has a class named {printable(name)[:40]!r}"
+            raise DiffctlError(f"{what}: give it a name of at most {MAX_NAME_LENGTH} printable characters")
     if twice := [name for name, count in Counter(found).items() if count > 1]:
         raise DiffctlError(f"{printable(origin)} has two classes named {twice[0]}: give each its own name")
     return found

@@ -51,8 +51,7 @@ def evaluate(
     """Score the cells of a grid and return the document of metrics/scores.json.
 
     `progress` receives (done, total) images, each counted once per extractor. DiffctlError before any work
-    for cells of different protocols or trainings, and for a reference that is stale or not of the images in
-    `prepared`.
+    for cells of different protocols or trainings, and for a reference that is stale, as `open_reference`.
     """
     _check_cards(stores)
     published = [configured_statistics(space) for space in section.spaces]

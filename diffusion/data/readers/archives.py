@@ -40,10 +40,7 @@ Array = NDArray[Any]
 
 @contextmanager
 def open_zip(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open the archive; use `open_member` for its members.
-
-    Errors of a damaged or unreadable archive, also in the block, become a DiffctlError with its path.
-    """
+    """Open an archive, for `open_member`; errors of a damaged one in the block become a DiffctlError."""
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             yield archive
@@ -92,8 +89,7 @@ def unpack_zip(archive: Path, names: Collection[str], folder: Path) -> None:
 def unpack_tar(archive: Path, members: Collection[str], folder: Path) -> Path:
     """Extract the named members of a verified gzipped tar into `folder`, flat, completely or not at all.
 
-    Existing files stay. Return the folder. DiffctlError if a member is missing or no regular file, or the
-    archive is damaged.
+    Return the folder. DiffctlError if a member is missing or no regular file, or the archive is damaged.
     """
     if all((folder / _flat(name)).is_file() for name in members):
         return folder

@@ -49,8 +49,7 @@ def as_text(paths: Paths) -> list[str]:
 def list_images(root: Path) -> Listing:
     """List all images below `root`, without hidden files; follow each linked folder once.
 
-    Anything but a regular file, and a broken link, is listed and fails when it is read. DiffctlError for an
-    unreadable folder.
+    Pipes and broken links are listed and fail when they are read. DiffctlError for an unreadable folder.
     """
     columns: list[Paths] = [np.empty(0, np.bytes_)]
     folders: list[tuple[str, int]] = []
@@ -116,10 +115,7 @@ def _stem(name: bytes) -> str | None:
 
 
 def read_labels(path: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Yield file, label ("" without one) and split (None, train or test) of each row of a CSV file.
-
-    UsageError if the file cannot be read, is not CSV in UTF-8, or lacks a column.
-    """
+    """Yield file, label ("" if none) and split (None, train or test) of each row; UsageError if not CSV."""
     try:
         with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(_lines(file))

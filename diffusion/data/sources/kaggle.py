@@ -46,10 +46,9 @@ class KaggleFiles:
         return DatasetInfo(images, shape, classes, download=self.size, blocked=blocked)
 
     def fetch(self) -> Path:
-        """Return the folder of the files, downloaded if needed and possible.
+        """Return the folder of the files, downloaded if needed.
 
-        DiffctlError, with manual instructions, if files are missing, or if kagglehub is missing, has no
-        access, or fails; TemporaryError if Kaggle does not answer.
+        DiffctlError, with manual instructions, if that is not possible; TemporaryError without an answer.
         """
         folder = raw_folder(self.config.name, self.config.path)
         if self.config.path is None and self.missing(folder):

@@ -74,8 +74,7 @@ def make_reference(
 ) -> None:
     """Run the stage `reference`: extract the features of both splits and write the folder `out`.
 
-    All weights are loaded before any image is read. `progress` receives (done, total) images, each counted
-    once per extractor.
+    All weights are loaded first. `progress` receives (done, total) images, each counted once per extractor.
     """
     extractors = [space_extractor(space) for space in section.spaces]
     stores = _splits(prepared, section.reference, section.reference_images)
@@ -198,8 +197,7 @@ def open_reference(
 ) -> Reference:
     """Open a reference of at most `limit` images of each split.
 
-    DiffctlError if it is stale: of another extractor, weights, code or split, or, if `prepared` is given, of
-    other images than those there.
+    DiffctlError if it is stale: of another extractor, code or split, or of other images than in `prepared`.
     """
     reference = _read(path)
     expected = {**extraction(extractor), "reference_split": split}

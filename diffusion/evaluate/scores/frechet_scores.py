@@ -1,8 +1,7 @@
 """Scores by Fréchet distances: floor, limit N → ∞, classes, and the distance to published statistics.
 
-A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023), so that
-real images, too, have a positive distance at small N. The excess is a sample's distance minus that of as many
-held-out real images. A line fitted in 1/N extrapolates the distance to N → ∞.
+A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023). The excess
+is a sample's distance minus that of as many held-out real images, the floor.
 """
 
 import math
