@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -50,10 +51,10 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """Return an empty figure of this size in inches."""
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of this height in inches."""
     layout = ConstrainedLayoutEngine(h_pad=0.05, w_pad=0.05, hspace=0.02, wspace=0.02)
-    return Figure((width, height), layout=layout)
+    return Figure((WIDTH, height), layout=layout)
 
 
 def line_colour(number: int) -> str:
@@ -100,7 +101,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 @figure_style()
-def as_svg(figure: Figure, name: str, title: str) -> str:
+def as_svg(figure: Figure, name: str, title: str) -> Markup:
     """Return the figure as an <svg> element for a page, without namespaces.
 
     Colours become CSS variables. `name` prefixes the ids, `title` is the label for screen readers.
@@ -120,7 +121,7 @@ def as_svg(figure: Figure, name: str, title: str) -> str:
     viewbox = re.search(r'viewBox="[^"]*"', text)
     assert viewbox, "matplotlib writes a viewBox"
     body = text[text.index(">") + 1 :]
-    return f'<svg {viewbox[0]} role="img" aria-label="{title}">{body}'.strip()
+    return Markup(f'<svg {viewbox[0]} role="img" aria-label="{title}">{body}'.strip())
 
 
 def svg_file(figure: Figure, title: str) -> bytes:
@@ -129,7 +130,7 @@ def svg_file(figure: Figure, title: str) -> bytes:
         f"<style>:root{{{css_variables(LIGHT)} background:var(--paper);font-family:sans-serif}}"
         f"@media (prefers-color-scheme: dark){{:root{{{css_variables(DARK)}}}}}</style>"
     )
-    opening, body = as_svg(figure, "show", html.escape(title)).split(">", 1)
+    opening, body = str(as_svg(figure, "show", html.escape(title))).split(">", 1)
     opening = opening.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     lines = (line.strip() for line in f"{opening}>{style}{body}".splitlines())
     return re.sub(r"\n+", "\n", "\n".join(lines) + "\n").encode()

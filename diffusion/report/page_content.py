@@ -6,7 +6,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from diffusion.choice.confidence import interval_of
@@ -92,7 +91,7 @@ def page_content(
         "budgets": score_tables.front_table(document),
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
-        **{name: Markup(as_svg(drawn[name], name, text)) for name, text in alternatives.items()},
+        **{name: as_svg(drawn[name], name, text) for name, text in alternatives.items()},
         "published": published and {**published, "drawing": _published_svg(published)},
         "departures": protocol_mismatches(inputs.config),
         "training": _training(inputs),
@@ -116,9 +115,9 @@ def protocol_mismatches(config: Config) -> dict[str, Any] | None:
     return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].remarks}
 
 
-def _published_svg(published: dict[str, Any]) -> Markup:
+def _published_svg(published: dict[str, Any]) -> str:
     title = f"The curve of the sweep and {len(published['rows'])} published figures"
-    return Markup(as_svg(published["drawing"], "published", title))
+    return as_svg(published["drawing"], "published", title)
 
 
 def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
@@ -131,7 +130,7 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
         distance = one.spec.distance
         label = f"{score_tables.short_names(one.spec)['distance']}, {one.extractor}"
         description = _describe_curve(one, distance, label)
-        curves.append(Markup(as_svg(_curve(one, distance, label), f"space{number}", description)))
+        curves.append(as_svg(_curve(one, distance, label), f"space{number}", description))
     return {
         "curves": curves,
         "best": [score_tables.best_cell(one) | {"extractor": one.extractor} for one in seen],

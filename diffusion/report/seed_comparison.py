@@ -4,8 +4,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from markupsafe import Markup
-
 from diffusion.choice.confidence import card_diff, cells_by_seed, deviation_of, group_gap, mean_of
 from diffusion.choice.ranking import is_published, leader
 from diffusion.protocol.grid import describe_cell, describe_line
@@ -127,7 +125,7 @@ def _row(one: SeedComparison, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
+def _drawing(document: ScoresDocument, others: Documents) -> str | None:
     """Draw the distance in the best cell's line, with mean and spread of the seeds; None for one point."""
     metric, best = document.spec.distance, document.cells[document.best.cell]
     points = []
@@ -141,4 +139,4 @@ def _drawing(document: ScoresDocument, others: Documents) -> Markup | None:
         return None
     label = score_tables.short_names(document.spec)["distance"]
     title = f"{label} over the number of sampling steps, of this training and as the mean of its seeds"
-    return Markup(as_svg(score_curve(points, label), "seeds", title))
+    return as_svg(score_curve(points, label), "seeds", title)

@@ -66,9 +66,8 @@ def reverse(
     condition: Condition,
     device: torch.device,
     guides: Guides = NO_GUIDES,
-    columns: int = COLUMNS,
 ) -> Reverse:
-    """Return image `index` as `generate` makes it, at up to `columns` of its steps; errors as `generate`."""
+    """Return image `index` as `generate` makes it, at up to COLUMNS of its steps; errors as `generate`."""
     grid = check_settings(loaded.artefact, settings)
     spec = loaded.artefact.network
     shape = (spec.in_channels, spec.image_size, spec.image_size)
@@ -76,7 +75,7 @@ def reverse(
     visited: list[Step] = []
     image = generate(loaded, settings, [index], condition, device, visited.append, guides)
     before = [start, *(step.x.cpu() for step in visited[:-1])]
-    chosen = np.unique(np.linspace(0, len(visited) - 1, columns).round().astype(int)).tolist()
+    chosen = np.unique(np.linspace(0, len(visited) - 1, COLUMNS).round().astype(int)).tolist()
     times = grid.times.flip(0).tolist()
     how = describe_cell(effective_axes(settings))
     return Reverse(
