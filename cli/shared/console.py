@@ -40,7 +40,8 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
         rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
         parts = [f"{label} {done:,}/{total:,}"]
         if rate:
-            parts.append(f"{_format_rate(rate * per)} {unit}/s")
+            units = rate * per
+            parts.append(f"{units:,.0f} {unit}/s" if units >= 10 else f"{units:.2g} {unit}/s")
         if done >= total:
             parts.append(f"took {now - began:.1f} s")
         elif rate:
@@ -66,10 +67,6 @@ def above(line: str) -> None:
 def _write(line: str, live: bool, end: str = "\n") -> None:
     with contextlib.suppress(OSError):  # stderr was closed
         print(f"\r\033[K{line}" if live else line, end=end, file=sys.stderr, flush=True)
-
-
-def _format_rate(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _fit(line: str) -> str:

@@ -41,19 +41,10 @@ def test_budget_selects_the_best_affordable_cell(sample):
     assert "5 steps, η = 0, ddim" in sample("--budget", "5", "--seed", "7").out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("--budget", "4"), "steps5-eta0"),
-        (("--budget", "20", "--eta", "0"), "--eta"),
-        (("--budget", "20", "--steps", "20"), "--steps"),
-    ],
-)
-def test_budget_below_all_cells_or_with_its_own_options_is_refused(sample, arguments, word):
-    assert_refused(sample(*arguments), "--budget" if len(arguments) > 2 else "", word)
-
-
-def test_scores_of_another_model_or_sampling_version_are_refused(sample):
+def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sample):
+    assert_refused(sample("--budget", "4"), "steps5-eta0")
+    for option in ("--eta", "--steps"):
+        assert_refused(sample("--budget", "20", option, "1"), "--budget", option)
     write_scores_document(SCORES, document(SWEEP))
     assert_refused(sample("--budget", "20"), "another model")
     digest = read_artefact(MODEL).model_sha256
