@@ -20,7 +20,7 @@ from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep, DPMSolverSDE
 from diffusion.sample.euler import EulerAncestral, Heun
-from diffusion.sample.ipndm import ADAMS_BASHFORTH, IPNDM
+from diffusion.sample.ipndm import IPNDM
 from diffusion.sample.ode_step import phi
 from diffusion.sample.sampler import Sampler, Step, run_sampler
 from diffusion.sample.sampling_steps import call_times, sampling_grid
@@ -94,27 +94,6 @@ def test_error_falls_with_the_order(sampler, order):
     errors = [error_halfway(sampler, log_levels(count)) for count in COUNTS]
     slope = -np.polyfit(np.log(COUNTS), np.log(errors), 1)[0]
     assert order - 0.35 < slope < order + 0.35
-
-
-@pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_ipndm_integrates_polynomials_below_its_order_exactly(order):
-    """Where ε depends on σ̄ alone, a step adds the integral of its interpolation polynomial."""
-    levels = torch.linspace(0.5, 5, 10, dtype=torch.float64)
-    grid = grid_at(levels)
-    polynomial = np.polynomial.Polynomial([0.3, -0.2, 0.1, 0.05][:order])
-
-    def denoiser(x, t, condition):
-        eps = torch.full_like(x, polynomial(float(levels[t])))
-        return Prediction((x - grid.sigma[t] * eps) / grid.alpha[t], eps)
-
-    steps: list[Step] = []
-    start = randn(1, 1, 1, 1)
-    walk(denoiser, grid, lambda: start, IPNDM(order, clip=False), callback=steps.append)
-    unscaled = [float(step.x / alpha) for step, alpha in zip(steps[:-1], grid.alpha.flip(0)[1:], strict=True)]
-    gained = np.diff(unscaled)[order - 1 :]  # of the steps that know enough ε
-    wanted = np.diff(polynomial.integ()(levels.numpy()[::-1]))[order:]
-    assert gained == pytest.approx(wanted, rel=1e-12)
-    assert sum(ADAMS_BASHFORTH[order - 1]) == pytest.approx(1)
 
 
 SPACED = st.tuples(
