@@ -43,11 +43,7 @@ class Digits:
         levels, labels = load_digits(return_X_y=True)
         images = np.round(levels.reshape(-1, *SHAPE) * (255 / 16)).astype(np.uint8)
         labels = labels.astype(np.int64)
-        train, test = hold_out(labels, len(labels), HELD_OUT, seed=0)
-        return RawData(
-            classes=tuple(str(digit) for digit in range(10)),
-            shape=SHAPE,
-            train=Split(ArrayReader(images, train), labels[train]),
-            test=Split(ArrayReader(images, test), labels[test]),
-            sources={"digits": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()},
-        )
+        parts = hold_out(labels, len(labels), HELD_OUT, seed=0)
+        train, test = (Split(ArrayReader(images, rows), labels[rows]) for rows in parts)
+        sources = {"digits": hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()}
+        return RawData(tuple("0123456789"), SHAPE, train, test, sources)

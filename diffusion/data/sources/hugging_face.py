@@ -98,15 +98,9 @@ class Hub:
             raise UsageError("data.test_fraction: this dataset has its own test split; leave it out")
         else:
             orders = shuffled(len(train.rows), 0, 0), shuffled(len(test.rows), 0, 1)
-        return RawData(
-            classes=classes,
-            shape=None,
-            train=self._split(train, orders[0]),
-            test=self._split(test, orders[1]),
-            sources=_sources(self.folder),
-            identity=" ".join(map(_identity, tables)),
-            problems=_problems(tables),
-        )
+        splits = self._split(train, orders[0]), self._split(test, orders[1])
+        identity = " ".join(map(_identity, tables))
+        return RawData(classes, None, *splits, _sources(self.folder), identity, _problems(tables))
 
     def _split(self, table: Table, order: Indices) -> Split:
         reader = HubReader(table, table.rows[order], self.config.size, self.config.channels or 3)

@@ -74,23 +74,14 @@ class ImageFolder:
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the set: classes in alphabetical or numerical order; the official or a stratified split."""
         items, problems, listing = self._items()
-        config = self.config
 
         def split(chosen: Indices) -> Split:
-            paths, channels = listing.paths[items.rows[chosen]], config.channels or 3
-            reader = ImageFileReader(self.root, paths, config.size, channels)
+            paths, channels = listing.paths[items.rows[chosen]], self.config.channels or 3
+            reader = ImageFileReader(self.root, paths, self.config.size, channels)
             return Split(reader, None if items.labels is None else items.labels[chosen])
 
-        train, test = _split_rows(items, config)
-        return RawData(
-            classes=items.classes,
-            shape=None,
-            train=split(train),
-            test=split(test),
-            sources=_sources(listing),
-            identity=listing.identity,
-            problems=problems,
-        )
+        train, test = map(split, _split_rows(items, self.config))
+        return RawData(items.classes, None, train, test, _sources(listing), listing.identity, problems)
 
     def _items(self) -> tuple[Items, list[Problem], Listing]:
         root, labels = self.root, self.config.labels

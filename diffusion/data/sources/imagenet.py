@@ -59,14 +59,9 @@ class ImageNet:
             reader = ImageFileReader(part.folder, part.paths[order], size, channels)
             return Split(reader, part.labels[order])
 
-        return RawData(
-            classes=classes,
-            shape=None,
-            train=split(train, shuffled(len(train.paths), 0)),
-            test=split(test, np.arange(len(test.paths))),
-            identity=f"{train.identity}:{test.identity}",
-            problems=[*train.problems, *test.problems],
-        )
+        splits = split(train, shuffled(len(train.paths), 0)), split(test, np.arange(len(test.paths)))
+        identity = f"{train.identity}:{test.identity}"
+        return RawData(classes, None, *splits, {}, identity, [*train.problems, *test.problems])
 
 
 def read_synsets(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:

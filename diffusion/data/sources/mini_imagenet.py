@@ -49,14 +49,9 @@ class MiniImageNet:
         paths = [path for name in FILES if (path := find_file(folder, name))]
         images, names = zip(*map(read_part, paths), strict=True)
         classes, labels = np.unique(np.concatenate(names), return_inverse=True)
-        train, test = hold_out(labels, len(labels), max(1, len(labels) // 6), seed=0)
-        return RawData(
-            classes=tuple(str(name) for name in classes),
-            shape=SHAPE,
-            train=Split(ArrayReader(images, train), labels[train]),
-            test=Split(ArrayReader(images, test), labels[test]),
-            sources=file_checksums(paths, notify),
-        )
+        parts = hold_out(labels, len(labels), max(1, len(labels) // 6), seed=0)
+        train, test = (Split(ArrayReader(images, rows), labels[rows]) for rows in parts)
+        return RawData(tuple(classes.tolist()), SHAPE, train, test, file_checksums(paths, notify))
 
 
 def read_part(path: Path) -> tuple[Array, NDArray[np.str_]]:
