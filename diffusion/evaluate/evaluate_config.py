@@ -2,7 +2,7 @@
 
 import operator
 from functools import partial
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -16,11 +16,8 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 
-
 ExtractorName = Annotated[str, AfterValidator(partial(check_name, registry=EXTRACTORS))]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
 Neighbours = Annotated[int, Field(gt=0, le=MAX_NEIGHBOURS), NotBool]
 
 
@@ -45,11 +42,9 @@ class Space(Section):
     statistics: StatisticsFile | None = None
 
 
-def _by_name(value: Any) -> Any:
-    return {"extractor": value} if isinstance(value, str) else value
-
-
-_NamedSpace = Annotated[Space, BeforeValidator(_by_name)]
+_NamedSpace = Annotated[
+    Space, BeforeValidator(lambda value: {"extractor": value} if isinstance(value, str) else value)
+]
 
 
 class EvaluateConfig(Section):

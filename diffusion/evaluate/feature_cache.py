@@ -93,8 +93,6 @@ def _write(path: Path, part: Features) -> None:
 
 
 def _joined(parts: Sequence[Features]) -> Features:
-    if len(parts) == 1:
-        return parts[0]
     logits = [part.logits for part in parts if part.logits is not None]
     features = np.concatenate([part.features for part in parts])
     return Features(features, np.concatenate(logits) if logits else None)

@@ -90,10 +90,10 @@ class ImageFolder:
         listing = list_images(root)
         if not len(listing.paths):
             raise DiffctlError(f"data.path: {root} has no png, jpeg, webp or gif images")
-        is_csv = labels is not None and labels.endswith(".csv")
-        items, problems = (
-            _by_csv(root / str(labels), listing) if is_csv else _by_folder(root, listing, labels)
-        )
+        if labels is not None and labels.endswith(".csv"):
+            items, problems = _by_csv(root / labels, listing)
+        else:
+            items, problems = _by_folder(root, listing, labels)
         if not len(items.rows):
             raise DiffctlError(f"data.path: none of the {len(listing.paths):,} images in {root} has a label")
         return items, [*listing.problems, *problems], listing

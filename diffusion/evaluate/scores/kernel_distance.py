@@ -9,7 +9,6 @@ times 1,000.
 """
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +63,8 @@ class Kernel:
 
 def own_sums(kernel: Kernel, rows: Rows) -> NDArray[np.float32]:
     """Return (SUBSETS,) the sums over all pairs of different images in each subset."""
-    return np.array([_off_diagonal(kernel(subset, subset)) for subset in rows], dtype=np.float32)
+    parts = (kernel(subset, subset) for subset in rows)
+    return np.array([(part.sum(axis=1) - np.diagonal(part)).sum() for part in parts], dtype=np.float32)
 
 
 def kernel_distance(own: Kernel, cross: Kernel, drawn: Rows, reference_sums: NDArray[np.float32]) -> Float:
@@ -113,10 +113,6 @@ def interactions(own: Kernel) -> Interactions:
 def _polynomial(a: FeatureArray, b: FeatureArray) -> FeatureArray:
     """Return the kernel between all rows, in float32 like torch-fidelity."""
     return np.asarray((np.matmul(a, b.T) * (1.0 / a.shape[1]) + 1) ** 3)
-
-
-def _off_diagonal(kernel: FeatureArray) -> Any:
-    return (kernel.sum(axis=1) - np.diagonal(kernel)).sum()
 
 
 class Embeddings:
