@@ -23,7 +23,7 @@ INSTALL = ".venv/.installed"
 LS_OF_A_GPU = "echo /dev/nvidia0; exit 2"  # like ls if one of its arguments does not exist
 
 
-def run_make(folder: Path, target: str, report: str, gpu: bool, *arguments: str) -> tuple[str, list[str]]:
+def run_make(folder: Path, target: str, report: str, gpu: bool) -> tuple[str, list[str]]:
     """Return a target's stdout and the calls of pip and Python; Python, pip, uname and ls are fakes."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -36,8 +36,9 @@ def run_make(folder: Path, target: str, report: str, gpu: bool, *arguments: str)
         path.chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
-    command = ["make", target, *arguments]
-    done = subprocess.run(command, cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", target], cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     calls = folder / "calls"
@@ -56,12 +57,6 @@ def test_cuda_without_a_gpu_warns_with_the_command_for_cpu(tmp_path, report, gpu
     output, calls = run_make(tmp_path, INSTALL, report, gpu)
     assert ("make .venv/.installed TORCH=cpu" in output) == warns
     assert calls[-1].endswith("--constraint constraints.txt --editable .")
-
-
-def test_command_for_cpu_adds_the_index_of_cpu_builds(tmp_path) -> None:
-    _, calls = run_make(tmp_path, INSTALL, CPU, False, "TORCH=cpu")
-    assert all("--extra-index-url https://download.pytorch.org/whl/cpu" in line for line in calls)
-    assert not any("--index-url" in line.split() for line in calls)
 
 
 @pytest.mark.parametrize(("target", "module"), [("test-gpu", "pytest"), ("bench-gpu", "benchmarks.gpu")])
