@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import re
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import read_error, read_regular
+from diffusion.system.files import read_regular_text
 from diffusion.system.signals import StopRequest, stop_request
 from serving.service import Service
 
@@ -25,18 +26,15 @@ MIN_TOKEN, MAX_TOKEN = 16, 4096  # characters
 
 def read_token(path: Path) -> bytes:
     """Return the token in a file; raise UsageError if it is too short, too long or not printable ASCII."""
-    try:
-        token = read_regular(path, 2 * MAX_TOKEN).strip()
-    except FileNotFoundError:
-        raise UsageError(f"no token file at {printable(path)}") from None
-    except OSError as error:
-        raise read_error(path, error) from None
-    if not MIN_TOKEN <= len(token) <= MAX_TOKEN or not all(33 <= byte <= 126 for byte in token):
+    if not path.exists():
+        raise UsageError(f"no token file at {printable(path)}")
+    token = read_regular_text(path, 2 * MAX_TOKEN).strip()
+    if not re.fullmatch(f"[!-~]{{{MIN_TOKEN},{MAX_TOKEN}}}", token):
         raise UsageError(
             f"{printable(path)} has no valid token: write {MIN_TOKEN} to {MAX_TOKEN:,} letters and digits, "
             "such as the output of `openssl rand -hex 32`"
         )
-    return token
+    return token.encode()
 
 
 def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
