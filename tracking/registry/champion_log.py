@@ -235,20 +235,23 @@ def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
     client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
     if client.get_run(run_id).info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
-    failure: MlflowException | None = None
     try:
         client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
-    except MlflowException as error:
-        failure = error
+    except MlflowException:
+        now = read_history(client, history.name)  # the other process sets the aliases
+        if now.count < move.number:
+            raise
+        raise _concurrent(now, move) from None
     now = _set_aliases(client, read_history(client, history.name))
-    if move in now.events:
-        return now
-    if failure is not None and now.count < move.number:
-        raise failure
-    # Another process wrote this number, or both have created the history run.
-    other = next((other for other in now.events if other.number == move.number), None)
+    if move not in now.events:  # both have created the history run
+        raise _concurrent(now, move)
+    return now
+
+
+def _concurrent(history: History, move: Move) -> ConcurrentMove:
+    other = next((other for other in history.events if other.number == move.number), None)
     what = f"{other.who} made version {other.after} champion" if other else "the champion was moved"
-    raise ConcurrentMove(f"version {move.after} of {now.name} was not promoted: {what} at the same time")
+    return ConcurrentMove(f"version {move.after} of {history.name} was not promoted: {what} at the same time")
 
 
 def repair(client: "MlflowClient", name: str) -> History:
