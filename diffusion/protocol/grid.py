@@ -48,8 +48,7 @@ class Cell(_AxisValues):  # type: ignore[misc]
     @property
     def axes(self) -> dict[str, Any]:
         """The cell's values by axis, in the order of AXES."""
-        values = {axis: getattr(self, axis) for axis in AXES}
-        return {axis: value for axis, value in values.items() if value is not None}
+        return {axis: value for axis in AXES if (value := getattr(self, axis)) is not None}
 
     @property
     def name(self) -> str:

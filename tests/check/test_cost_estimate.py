@@ -15,7 +15,7 @@ from diffusion.check.cost_estimate import check_cost, check_time, format_duratio
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES
 from diffusion.check.timing import TimeRange, time_work
-from diffusion.config import Config, parse
+from diffusion.config import parse
 from diffusion.model.unet import UNet
 from diffusion.show.network_table import model
 from diffusion.system.errors import UsageError
@@ -38,12 +38,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost_estimate, "PART_SECONDS", 0.05)
 
 
-def configuration(**changes: dict[str, Any]) -> Config:
-    return parse(params(**changes), "params")
-
-
 def project_of(root: Path, **changes: dict[str, Any]) -> Project:
-    return Project(configuration(**changes), root)
+    return Project(parse(params(**changes), "params"), root)
 
 
 @pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
