@@ -68,19 +68,6 @@ def test_equal_raw_files_give_equal_bytes(tmp_path):
     }
 
 
-def test_meta_describes_the_split(tmp_path):
-    raw = write_numbered(tmp_path / "raw", random_images(0, 30, 12), "abc")
-    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, channels=1)
-    for store, count in ((train, 27), (test, 3)):
-        meta = store.meta
-        assert meta["name"] == "image-folder"
-        assert meta["classes"] == ["a", "b", "c"]
-        assert (meta["image_size"], meta["channels"], meta["count"]) == (8, 1, count)
-        assert sum(meta["counts"]) == count
-        assert any("grey" in step for step in meta["transforms"])
-        assert set(meta["sources"]) == {"names and sizes", "train: 27 files", "test: 3 files"}
-
-
 def test_unusable_files_stop_with_counts_and_paths_and_a_skip_decodes_nothing_again(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     with pytest.raises(DiffctlError, match="3 of the raw files cannot be used") as error:

@@ -13,22 +13,6 @@ from tests.helpers.toy_project import script, toy_project
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_data_stage_prints_its_result(tmp_path, monkeypatch, invoke, labelled):
-    write_numbered(tmp_path / "raw", random_images(0, 20, 10), "ab" if labelled else "")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
-    data = {"name": "image-folder", "path": "raw", "image_size": 8}
-    write_params(tmp_path, data=data, model={"class_cond": False}, train={"p_uncond": 0.0})
-    made = invoke("stage", "data")
-    assert made.code == 0, made.err
-    labels = "2 classes" if labelled else "no labels"
-    prepared, *hint = made.out.splitlines()
-    assert prepared == f"data/prepared: 18 train, 2 test images of 8×8×3, {labels}"
-    assert hint == [f"{labels} found; `model.class_cond: true` uses them"] * labelled
-    assert {path.name for path in (tmp_path / "data/prepared").iterdir()} == {"test", "train"}
-
-
 RUN = """
 import asyncio
 from flows.pipeline_steps import run_step

@@ -4,11 +4,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
-from torch_fidelity.metric_fid import fid_features_to_statistics
 
 from diffusion.evaluate.scores import moments
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
@@ -99,13 +97,6 @@ def test_moments_in_blocks_equal_those_of_all(seed, count, block, scale):
     np.testing.assert_allclose(mean, x.mean(axis=0), rtol=1e-10)
     centred = x - x.mean(axis=0)
     np.testing.assert_allclose(scatter, centred.T @ centred, rtol=1e-10, atol=1e-10 * (x**2).sum())
-
-
-def test_statistics_equal_torch_fidelity():
-    sample = normal(0, 200, 6, shift=3.0)
-    want, got = fid_features_to_statistics(torch.from_numpy(sample)), statistics(sample)
-    np.testing.assert_array_equal(got.mu, want["mu"])
-    np.testing.assert_array_equal(got.sigma, want["sigma"])
 
 
 def covariance(rng, size):

@@ -47,11 +47,6 @@ def ddim_step(x: Array, eps: Array, alpha_bar: float, alpha_bar_prev: float, sig
     return np.sqrt(alpha_bar_prev) * x_0 + np.sqrt(max(0, 1 - alpha_bar_prev - sigma**2)) * eps
 
 
-def ddpm_mean(x: Array, eps: Array, alpha: float, alpha_bar: float) -> Array:
-    """DDPM eq. 11."""
-    return (x - (1 - alpha) / np.sqrt(1 - alpha_bar) * eps) / np.sqrt(alpha)
-
-
 def iddpm_variance(v: Array, beta: float, beta_tilde: float) -> Array:
     """iDDPM eq. 15, with its v in [0, 1] written as (v+1)/2."""
     f = (v + 1) / 2

@@ -53,11 +53,6 @@ def eps_network(grid: TimeGrid, eps: Callable[[Tensor, float], Tensor]) -> Netwo
     return network
 
 
-def true_eps(grid: TimeGrid, x_0: Tensor) -> Network:
-    """Return a network that outputs the ε between x_0 and x_t."""
-    return eps_network(grid, lambda x, alpha_bar: (x - alpha_bar**0.5 * x_0) / (1 - alpha_bar) ** 0.5)
-
-
 class OnGrid(DiscreteProcess):
     """A process defined only at a grid's own times."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
+from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
@@ -43,23 +43,6 @@ def test_guided_gaussian_has_the_width_of_the_closed_form(sampler, weight):
     expected = MODEL_STD * (MODEL_STD / GUIDE_STD) ** weight
     assert torch.allclose(made.mean(0), centre[0], atol=0.01)
     assert made.std(0).tolist() == pytest.approx([expected] * 2, rel=0.05)
-
-
-def test_guided_samples_of_a_mixture_lose_their_outliers_and_no_mode():
-    data, model, worse = (ring(5, radius=1.0, std=std) for std in (STD, MODEL_STD, GUIDE_STD))
-
-    def outliers(made: torch.Tensor) -> float:
-        return float((torch.cdist(made, data.means).amin(1) > 3 * STD).double().mean())
-
-    def shares(made: torch.Tensor) -> torch.Tensor:
-        return torch.bincount(torch.cdist(made, data.means).argmin(1), minlength=5) / len(made)
-
-    plain, better = points(model, worse, 0.0), points(model, worse, 1.0)
-    assert outliers(plain) == pytest.approx(torch.tensor(-9 / 8).exp().item(), abs=0.05)
-    assert outliers(better) < 0.02
-    assert float((shares(better) - 0.2).abs().max()) < 0.05
-    assert outliers(points(model, worse, 1.0, guidance_interval=(0.0, 0.3))) < 0.05
-    assert outliers(points(model, worse, 1.0, guidance_interval=(1.0, 100.0))) > 0.25
 
 
 MODEL, GUIDE = loaded_model(), loaded_model(seed=1)

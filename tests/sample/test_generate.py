@@ -1,18 +1,13 @@
 """Image generation: image i depends only on the seed and i, and invalid settings give one-line errors."""
 
-import hashlib
 import threading
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from diffusion.model.model_file import DataCard
-from diffusion.process.denoiser import Condition
-from diffusion.process.noise import ImageNoise, counter_generator, full_state_generator
+from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import class_condition, class_index, mixed_condition
@@ -135,17 +130,6 @@ def test_generation_does_not_use_the_global_generator():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@given(st.text(max_size=8), st.lists(st.integers(0, 2**63), max_size=3))
-def test_full_state_generator_derives_its_state_from_its_name(purpose, numbers):
-    source = full_state_generator(purpose, *numbers)
-    name = f"{purpose}:{':'.join(map(str, numbers))}".encode()
-    words = np.frombuffer(hashlib.shake_128(name).digest(4 * 624), dtype=np.uint32)
-    twister = np.random.MT19937()
-    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
-    expected = twister.random_raw(1400)[1::2] % 2**31  # torch draws 64 bits for each
-    np.testing.assert_array_equal(torch.empty(700).long().random_(0, 2**31, generator=source), expected)
-
-
 def test_noise_is_standard_normal_and_differs_between_draws_and_images():
     noise = ImageNoise(0, range(200), (1, 16, 16))
     first, second = noise.draw(), noise.draw()
@@ -222,10 +206,3 @@ def test_explicit_timesteps_replace_the_spacing():
     assert not torch.equal(images([0], SampleSettings(timesteps=(1, 2, 5, 99), eta=0.7, seed=3)), images([0]))
     with pytest.raises(ValidationError, match="steps 3 is not the length of timesteps, 2"):
         SampleSettings(steps=3, timesteps=(0, 9))
-
-
-@pytest.mark.parametrize(("channels", "learned"), [(1, 1), (2, 2), (3, 2), (4, 1)])
-def test_generate_supports_1_to_4_channels_with_and_without_learned_variance(channels, learned):
-    model = loaded_model(in_channels=channels, out_channels=channels * learned)
-    made = generate(model, SETTINGS, [0, 1], Condition(2, torch.tensor([0, 1])), CPU)
-    assert made.shape == (2, channels, 8, 8)

@@ -16,11 +16,10 @@ from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import HeunOptions, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.generate import guided_denoiser
 from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
 from diffusion.sample.sampler import NaNGuard, run_sampler
 from tests.helpers.networks import loaded_model
-from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, Waited, no_float64
+from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, no_float64
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -41,20 +40,6 @@ def test_options_of_a_sampler_are_validated_and_complete_in_the_card():
 
 
 WATCHES = pytest.mark.parametrize("watch", [NothingWaits, no_float64])
-
-
-def test_denoiser_accepts_one_time_or_one_time_per_row():
-    denoiser = guided_denoiser(MODEL, SampleSettings(guidance=1.0))
-    x = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    condition = Condition(3, torch.arange(3), 10)
-    once = denoiser(x, 7, condition)
-    each = denoiser(x, torch.tensor([7, 7, 7]), condition)
-    between = denoiser(x, 7.0, condition)
-    for a, b, c in zip(once, each, between, strict=True):
-        if a is not None:
-            assert torch.allclose(a, b, atol=1e-5)
-            assert torch.allclose(a, c, atol=1e-5)
-    assert not torch.allclose(once.x0, denoiser(x, 7.5, condition).x0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +112,3 @@ def test_forward_pass_with_times_per_row_does_not_wait_for_the_device(watch, tim
     with watch():
         prediction = classifier_free(meta_denoiser(A_PROCESS), guidance)(x, times, condition)
     assert {part.device for part in prediction if part is not None} == {DEVICE}
-
-
-@pytest.mark.parametrize("operation", [
-    lambda x, host: x.to("cpu", dtype=torch.float64), lambda x, host: host.to("meta"),
-    lambda x, host: x[host > 0], lambda x, host: x[x > 0], lambda x, host: x.copy_(host),
-    lambda x, host: float(x.sum()), lambda x, host: x.nonzero(), lambda x, host: x.new_tensor([1.0, 2.0]),
-    lambda x, host: torch.tensor([1], device="meta"),
-])  # fmt: skip
-def test_every_kind_of_wait_is_detected(operation):
-    with pytest.raises((Waited, RuntimeError, NotImplementedError)), NothingWaits():
-        operation(torch.empty(3, device="meta"), torch.ones(3))

@@ -9,7 +9,6 @@ import tempfile
 import warnings
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.config import Config
-from diffusion.images.store import Images, ImageStore, open_store
+from diffusion.images.store import Images, ImageStore
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
@@ -29,7 +28,7 @@ from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlWarning
-from diffusion.system.locks import file_lock, is_held
+from diffusion.system.locks import is_held
 from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.damaged_bytes import Damage, damages
@@ -213,38 +212,13 @@ def test_shards_of_another_code_version_are_made_again(
     assert set(differing_fields([store.meta["card"] for store in stores])) == {changed}
 
 
-def test_cell_is_an_image_store_with_its_card(project: Path) -> None:
-    config = with_model(project, sample={"num_images": 10, "batch_size": 4}, sweep={"guidance": [0, 2]})
-    seen = []
-    for cell in grid(config.sample, config.sweep):
-        path = SAMPLES / cell.name
-        store = make_cell(config.sample, cell, NetworkFiles(MODEL), path, lambda *one: seen.append(one))
-        assert store.images.shape == (10, 8, 8, 1)
-        assert store.digest == open_store(path).digest
-        assert store.labels is not None
-        assert store.labels.tolist() == list(range(10))
-        assert {axis: store.meta["card"][axis] for axis in cell.axes} == cell.axes
-        assert not {"runner", "address", "num_gpus", "batch_size"} & set(store.meta["card"])
-    assert seen[:4] == [(0, 10), (4, 10), (8, 10), (10, 10)]
-
-
-@pytest.mark.parametrize(
-    ("visible", "free"), [("0,1", "cuda:1"), ("1,0", "cuda:0"), ("1", "cuda:0"), ("", "cpu")]
-)
-def test_gpu_is_identified_by_uuid_and_not_by_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str, free: str
-) -> None:
-    uuids = [["GPU-a", "GPU-b"][int(number)] for number in visible.split(",") if number]
+def test_workers_of_a_sweep_share_its_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = {f"GPU-{index}": torch.device("cuda", index) for index in range(2)}
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(uuids))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(uuids))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=uuids[index]))
-    with file_lock(tmp_path / "GPU-a.lock"), devices.acquire_device() as device:
-        assert device == torch.device(free)
-        if uuids:
-            assert is_held(tmp_path / "GPU-b.lock")
-    with devices.acquire_device(group="ours") as one, devices.acquire_device(group="ours") as same:
-        assert one == same
+    monkeypatch.setattr(devices, "_gpus", lambda: gpus)
+    acquire = devices.acquire_device
+    with acquire(group="ours") as one, acquire(group="ours") as same, acquire() as other:
+        assert one == same != other
 
 
 def test_sweep_holds_its_device_while_weights_are_loaded(
@@ -279,18 +253,3 @@ def test_sweep_holds_its_device_while_weights_are_loaded(
     assert (len(loaded_networks), is_held(fake_gpu)) == (0, False)
     sweep()
     assert len(loaded_networks) == 0, "finished cells need no device"
-
-
-def test_wait_for_a_device_is_reported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "LOCK_DIR", tmp_path)
-    held = file_lock(tmp_path / "a.lock")
-    held.__enter__()
-    messages = []
-
-    def report(text: str) -> None:
-        messages.append(text)
-        held.__exit__(None, None, None)
-
-    with devices.acquire_lock(["a"], report) as name:
-        assert name == "a"
-    assert len(messages) == 1

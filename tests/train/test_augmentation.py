@@ -11,23 +11,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from diffusion.model.network_registry import NetworkSpec
-from diffusion.model.unet import UNet
-from diffusion.process.time_samplers import Uniform
 from diffusion.system.errors import UsageError
-from diffusion.train.augmentation import SYM6, affine_resample, augment, draw_params
-from diffusion.train.batch import ImageLoader, draw_batch
-from diffusion.train.plan import plan_artefact
+from diffusion.train.augmentation import affine_resample, augment, draw_params
 from diffusion.train.train_config import AUGMENTATIONS, AugmentConfig
 from diffusion.train.train_step import new_state
-from tests.helpers.networks import spec_of
 from tests.helpers.trainings import CPU, plan_of, run
-from tests.helpers.trajectories import process_of
 
 NAME = ("train", 0, 0)
 MANY = range(4000)
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
 OFTEN = {"augment": {"probability": 0.5}}
-TAPS = torch.tensor(SYM6, dtype=torch.float64)
 NOTHING = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
 
@@ -54,15 +47,6 @@ def test_kinds_have_the_distributions_of_the_table():
         assert stats.kstest(condition[condition[:, column] != 0][:, column].numpy(), "norm").pvalue > SURE
     angle = torch.atan2(condition[:, 4], condition[:, 3] + 1)[made["rotation"]] / (2 * math.pi) + 0.5
     assert stats.kstest(angle.numpy(), "uniform").pvalue > SURE
-
-
-def test_draws_of_a_kind_do_not_depend_on_the_others():
-    condition = drawn(probability=0.3)
-    columns = {"x-flip": [0], "y-flip": [1], "scaling": [2], "rotation": [3, 4], "anisotropy": [5, 6]}
-    for kind, own in {**columns, "translation": [7, 8]}.items():
-        alone = drawn(probability=0.3, kinds=[kind])
-        assert torch.equal(alone[:, own], condition[:, own])
-        assert not alone[:, [column for column in range(9) if column not in own]].any()
 
 
 def test_untransformed_images_are_unchanged_and_flips_are_exact():
@@ -100,15 +84,6 @@ def test_a_map_is_the_inverse_of_the_transform(kind, numbers):
     assert torch.allclose(a.maps(8)[:, :, 2], -torch.stack((a.right, a.down), 1))
 
 
-def test_augmentation_changes_no_other_draw(store):
-    sampler = Uniform(process_of("cosine", 100))
-    plans = [plan_of(store, train=train) for train in ({}, OFTEN)]
-    plain, condition = (draw_batch(plan, sampler, ImageLoader(store, CPU), 0) for plan in plans)
-    assert plain.augmentation is None
-    for ours, theirs in zip(list(plain)[1:5], list(condition)[1:5], strict=True):
-        assert torch.equal(ours, theirs)
-
-
 def test_the_network_learns_the_condition(store):
     plan = plan_of(store, train=OFTEN)
     state = new_state(plan, CPU)
@@ -120,33 +95,10 @@ def test_the_network_learns_the_condition(store):
     assert state.network.augmentation.weight.abs().max() > 0
 
 
-def test_a_model_file_records_augmentation_only_if_used(store):
-    metadata = plan_artefact(plan_of(store, train=OFTEN)).model_dump(mode="json")
-    assert metadata["network"]["augmented"] is True
-    assert metadata["train"]["augment"] == {"probability": 0.5, "kinds": list(AUGMENTATIONS)}
-    plain = plan_artefact(plan_of(store)).model_dump(mode="json")
-    assert "augmented" not in plain["network"]
-    assert "augment" not in plain["train"]
-    assert "augmentation.weight" not in UNet(spec_of()).state_dict()
-
-
 def test_a_network_without_such_a_layer_is_refused(store, monkeypatch):
     monkeypatch.setattr("diffusion.train.plan.load_reference", lambda reference: NetworkSpec)
     with pytest.raises(UsageError, match=r"train\.augment"):
         plan_of(store, train=OFTEN)
-
-
-def test_the_filter_is_sym6():
-    """It is orthonormal to its even shifts, and its high-pass annihilates polynomials of degree 5."""
-    for shift in range(6):
-        assert float(TAPS[2 * shift :] @ TAPS[: 12 - 2 * shift]) == pytest.approx(
-            float(shift == 0), abs=1e-10
-        )
-    signs = torch.tensor([1.0, -1.0] * 6, dtype=torch.float64)
-    for degree in range(6):
-        moment = (signs * TAPS.flip(0) * torch.linspace(-1, 1, 12, dtype=torch.float64) ** degree).sum()
-        assert float(moment) == pytest.approx(0, abs=1e-9)
-    assert float(TAPS.sum()) == pytest.approx(math.sqrt(2))
 
 
 @pytest.mark.parametrize("side", [1, 2, 8, 24])

@@ -137,16 +137,6 @@ def test_flips_dropped_labels_and_timesteps_are_independent_and_noise_is_normal(
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
 
 
-def test_trainings_of_two_purposes_share_no_draw():
-    store = numbered(16)
-    plan, data = described(store, batch_size=16), ImageLoader(store, CPU)
-    ours, theirs = (
-        draw_batch(plan, Uniform(PROCESS), data, 1, purpose=purpose) for purpose in ("train", "classifier")
-    )
-    assert not torch.isclose(ours.noise, theirs.noise).any()
-    assert numbers_of(ours) != numbers_of(theirs)
-
-
 def test_a_row_does_not_depend_on_the_row_before():
     """Normals are drawn in pairs, so that an odd number leaves one over."""
     (uniforms, noise), name = _draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)

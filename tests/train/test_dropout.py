@@ -71,13 +71,6 @@ def test_masks_do_not_depend_on_microbatches_retries_and_checkpointing(store, wh
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_masks_do_not_depend_on_the_number_of_ranks(store, whole, monkeypatch):
-    monkeypatch.setattr(ProcessGroup, "all_reduce", lambda *_: None)
-    plan = described(store)
-    shares = [gradient(store, plan, begun(plan), ProcessGroup(CPU, rank, 3)) for rank in range(3)]
-    assert_close([torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)], whole)
-
-
 def masks_at(masks: DropoutMasks, network: UNet | Classifier | DiT, step: int, rows: slice) -> list[Tensor]:
     """Return each layer's mask of these rows, (B, numbers of a row) bool."""
     seen: list[Tensor] = []

@@ -15,7 +15,7 @@ from diffusion.system.errors import UsageError
 from diffusion.train.checkpoint.run_dir import RunDir, publish_snapshots
 from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, plan_artefact, training_fingerprint
-from diffusion.train.train_step import TrainState, ema_copy, lerp_tensors, new_state, update_profiles
+from diffusion.train.train_step import TrainState, lerp_tensors, new_state
 from tests.conftest import params
 from tests.helpers import trainings
 from tests.helpers.trainings import CPU, Killed, run, run_in
@@ -135,19 +135,6 @@ def test_keep_takes_the_snapshots_along(store, tmp_path, wanted):
         for ema in (tmp_path / "ema", wanted)
     ]
     assert digests[0] == digests[1]
-
-
-def test_a_non_finite_step_counts_the_previous_weights_again():
-    network = torch.nn.Linear(2, 1)
-    averages = torch.nn.ModuleList([ema_copy(network)])
-    seen = []
-    for step in range(1, 5):
-        if step != 3:
-            with torch.no_grad():
-                network.weight.add_(step)
-        seen.append(flat(network.state_dict()))
-        update_profiles(averages, network, (0.1,), step)
-    assert torch.allclose(flat(averages.state_dict()), mean_of(seen, 0.1), atol=1e-6)
 
 
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():

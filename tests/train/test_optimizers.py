@@ -1,37 +1,12 @@
-"""Muon: orthogonal updates against torch's Muon and singular values, AdamW for all else."""
+"""Muon: orthogonal updates against torch's Muon, AdamW for all else."""
 
+import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from diffusion.train.optimizers import MOMENTUM, Muon, matrix_parameters, orthogonalize
 
 RATE = 0.01
-
-
-def of_spectrum(rows: int, columns: int, values: torch.Tensor, seed: int) -> tuple[torch.Tensor, ...]:
-    """Return a matrix with these singular values, and its singular vectors."""
-    source, few = torch.Generator().manual_seed(seed), min(rows, columns)
-    left = torch.linalg.qr(torch.randn(rows, few, generator=source))[0]
-    right = torch.linalg.qr(torch.randn(columns, few, generator=source))[0]
-    return left * values @ right.mT, left, right
-
-
-@given(
-    rows=st.integers(8, 48),
-    columns=st.integers(8, 48),
-    weakest=st.floats(0.03, 1.0),
-    scale=st.sampled_from([1e-4, 1.0, 1e3]),
-    seed=st.integers(0, 99),
-)
-def test_singular_vectors_stay_and_singular_values_are_near_one(rows, columns, weakest, scale, seed):
-    values = torch.linspace(1, weakest, min(rows, columns))
-    matrix, left, right = of_spectrum(rows, columns, values * scale, seed)
-    inside = left.mT @ orthogonalize(matrix[None])[0] @ right
-    assert inside.diagonal().min() > 0.5
-    assert inside.diagonal().max() < 1.3
-    torch.testing.assert_close(inside, torch.diag(inside.diagonal()), atol=1e-3, rtol=0)
 
 
 def test_a_zero_matrix_stays_zero_and_matrices_are_independent():
@@ -42,16 +17,18 @@ def test_a_zero_matrix_stays_zero_and_matrices_are_independent():
     torch.testing.assert_close(both.mT, orthogonalize(matrices.mT))
 
 
-def test_a_step_equals_torchs_muon_to_bf16():
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (8, 48)])
+def test_a_step_equals_torchs_muon_to_bf16(shape, scale):
     source = torch.Generator().manual_seed(0)
-    ours, theirs = (nn.Parameter(torch.randn(24, 40, generator=source.manual_seed(0))) for _ in range(2))
+    ours, theirs = (nn.Parameter(torch.randn(shape, generator=source.manual_seed(0))) for _ in range(2))
     mine = Muon([{"params": [ours]}], [ours], lr=RATE, weight_decay=0.1, fused=True)
     known = torch.optim.Muon(
         [theirs], lr=RATE, weight_decay=0.1, momentum=MOMENTUM, adjust_lr_fn="match_rms_adamw"
     )
     moved = ours.detach().clone()
     for _ in range(5):
-        gradient = torch.randn(24, 40, generator=source)
+        gradient = scale * torch.randn(shape, generator=source)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
         mine.step()
         known.step()

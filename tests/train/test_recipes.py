@@ -33,11 +33,6 @@ ADAPTED = {
     "cifar100": ("cifar10", {"model.class_cond", "train.p_uncond"}),
     "mini-imagenet": ("imagenet64", {"model.class_cond", "model.dropout", "train.p_uncond", "train.steps"}),
 }
-OWN = {"digits", "fashion-mnist", "image-folder", "image-folder-cpu"}  # recipes of this project
-
-
-def test_every_profile_is_assigned_to_a_recipe() -> None:
-    assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} == {*RECIPES, *ADAPTED, *OWN}
 
 
 def recipe(name: str) -> list[dict[str, Any]]:

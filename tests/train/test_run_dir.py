@@ -9,7 +9,6 @@ import torch
 from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.locks import LockBusy
 from diffusion.train.checkpoint.run_dir import RunDir, open_run
-from diffusion.train.checkpoint.run_record import changed_fields
 from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
 
 OLD = {"diffusion.process.losses": "1", "diffusion.model.unet": "2"}
@@ -53,18 +52,6 @@ def test_fresh_discards_the_directory_and_makes_a_new_key(tmp_path):
             "lock",
             "run.json",
         ]
-
-
-def test_changed_fields_are_named_with_both_values():
-    old = {"train": {"lr": 0.002, "seed": 0}, "model": {"attention_resolutions": [4]}, "gone": 1}
-    new = {"train": {"lr": 0.001, "seed": 0}, "model": {"attention_resolutions": [4, 8]}, "digest": "d" * 64}
-    assert changed_fields(old, new) == [
-        f"digest - → {'d' * 24}...",
-        "gone 1 → -",
-        "model.attention_resolutions [4] → [4, 8]",
-        "train.lr 0.002 → 0.001",
-    ]
-    assert changed_fields(old, old) == []
 
 
 def test_a_new_training_is_compared_with_the_newest_other(tmp_path):

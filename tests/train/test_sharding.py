@@ -5,8 +5,6 @@ import shutil
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from diffusion.train.checkpoint.state_files import LazyTensors, state_files
@@ -26,16 +24,6 @@ from tests.helpers.process_pair import (
 from tests.helpers.trainings import CPU, plan_of
 from tests.train.test_state_files import equal
 from tests.train.test_state_memory import Held, most
-
-
-@given(count=st.integers(1, 20), columns=st.integers(1, 3), world=st.integers(2, 7))
-def test_shards_partition_the_rows_in_order(count, columns, world):
-    whole = torch.arange(count * columns).view(count, columns)
-    network = nn.Linear(1, 1)
-    groups = [ProcessGroup(CPU, rank, world) for rank in range(world)]
-    shards = [Shards(network, network, network, group).rows(whole) for group in groups]
-    assert torch.equal(torch.cat(shards), whole)
-    assert all(len(shard) <= -(-count // world) for shard in shards)
 
 
 def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(store):
