@@ -29,11 +29,14 @@ def picture(number: int, size: int = 8) -> Image.Image:
     return Image.fromarray(np.full((size, size, 3), number, dtype=np.uint8))
 
 
+def dataset_of(columns: dict[str, Any], **features: Any):
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
 def dataset(count: int, start: int = 0):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     numbers = range(start, start + count)
     rows = {"image": [picture(number) for number in numbers], "label": [n % 3 for n in numbers]}
-    return datasets.Dataset.from_dict(rows, features=features)
+    return dataset_of(rows, image=datasets.Image(), label=datasets.ClassLabel(names=CLASSES))
 
 
 def store_of(tmp_path: Path, path: Path, **config: Any):
@@ -86,8 +89,8 @@ def test_changed_files_change_the_sources(tmp_path):
 
 def test_plain_labels_are_sorted_and_optional(tmp_path):
     rows = {"img": [picture(n) for n in range(9)], "class": [str(2 + 8 * (n % 2)) for n in range(9)]}
-    features = datasets.Features({"img": datasets.Image(), "class": datasets.Value("string")})
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    kinds = {"img": datasets.Image(), "class": datasets.Value("string")}
+    dataset_of(rows, **kinds).save_to_disk(tmp_path / "set")
     train, _ = store_of(tmp_path / "a", tmp_path / "set")
     assert train.meta["classes"] == ["2", "10"]
     assert [level % 2 for level in levels(train)] == train.labels.tolist()
@@ -96,9 +99,9 @@ def test_plain_labels_are_sorted_and_optional(tmp_path):
 
 
 def test_incomplete_rows_are_problems(tmp_path):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)})
     rows = {"image": [*map(picture, range(8)), None], "label": [0, 1, 2, None, 1, 2, 0, 1, 2]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=CLASSES)}
+    dataset_of(rows, **kinds).save_to_disk(tmp_path / "set")
     with pytest.raises(DiffctlError, match=r"1 without a label \(train 3\)"):
         store_of(tmp_path / "a", tmp_path / "set")
     train, test = store_of(tmp_path / "b", tmp_path / "set", on_bad="skip")
@@ -107,18 +110,12 @@ def test_incomplete_rows_are_problems(tmp_path):
 
 
 def test_ambiguous_columns_must_be_named(tmp_path):
-    features = datasets.Features(
-        {
-            "before": datasets.Image(),
-            "after": datasets.Image(),
-            "fine": datasets.ClassLabel(names=CLASSES),
-            "coarse": datasets.ClassLabel(names=["a", "b"]),
-        }
-    )
+    kinds = {column: datasets.Image() for column in ("before", "after")}
+    kinds |= {"fine": datasets.ClassLabel(names=CLASSES), "coarse": datasets.ClassLabel(names=["a", "b"])}
     numbers = range(12)
     rows = {"before": [*map(picture, numbers)], "after": [picture(n + 50) for n in numbers]}
     rows |= {"fine": [n % 3 for n in numbers], "coarse": [n % 2 for n in numbers]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+    dataset_of(rows, **kinds).save_to_disk(tmp_path / "set")
     with pytest.raises(UsageError, match=r"data\.image: name the column; before, after are candidates"):
         store_of(tmp_path, tmp_path / "set")
     with pytest.raises(UsageError, match=r"data\.label: name the column; fine, coarse are candidates"):

@@ -30,7 +30,6 @@ from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer
 from diffusion.train.train_step import new_state
 from tests.conftest import environment, write_params
-from tests.helpers.process_pair import pair_of
 from tests.helpers.training_process import (
     logged_steps,
     model_bytes,
@@ -79,47 +78,6 @@ def test_a_broken_connection_raises_rank_failed_and_other_errors_are_unchanged(e
     with pytest.raises(expected[0], match=expected[1]) as raised, translate_dist_errors():
         raise error
     assert cause or raised.value is error
-
-
-# Two ranks: a bug on both, the death of the second one during a sum, and calls after it.
-PAIR = """
-import os, signal, sys, threading
-import torch, torch.distributed as dist
-from diffusion.train.distributed.process_group import ProcessGroup, join_group
-from diffusion.system.signals import StopRequest
-from diffusion.train.checkpoint.state_files import SavedState
-
-rank, port = int(sys.argv[1]), int(sys.argv[2])
-store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
-group = ProcessGroup(torch.device("cpu"), rank, 2)
-numbers = [torch.ones(500_000)]
-
-def repeat(call):
-    try:
-        while True:
-            call()
-    except Exception as error:
-        print(type(error).__name__, error)
-
-with join_group(group, store):
-    group.all_reduce(numbers)
-    repeat(lambda: group.all_reduce([torch.ones(1).expand(2)]))  # an expanded tensor cannot be written
-    if rank:
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
-    repeat(lambda: group.all_reduce(numbers))
-    repeat(lambda: group.agree_on_stop(StopRequest()))
-    repeat(lambda: list(group.broadcast_state("", SavedState({"a": numbers[0]}, {})).tensors.values()))
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_rank_raises_rank_failed_and_a_bug_does_not():
-    with pair_of(PAIR) as pair:
-        output = pair[0].communicate(timeout=120)[0]
-        pair[1].communicate(timeout=120)
-    assert pair[1].returncode == -signal.SIGKILL
-    assert [line.split()[0] for line in output.splitlines()] == ["RuntimeError", *["RankFailed"] * 3]
-    assert "gloo" not in output
 
 
 def test_rank_zero_alone_ends_a_diverged_training(store):
