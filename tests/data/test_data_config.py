@@ -53,6 +53,9 @@ def test_own_options_belong_to_one_set():
         ({"name": "cifar10", "test_fraction": 0.1}, r"test_fraction\n  .* it belongs to image-folder"),
         ({"name": "image-folder", "path": "x", "image_size": 8, "test_fraction": 1.0}, "test_fraction"),
         ({"name": "digits", "flips": True}, "flips"),
+        ({"name": "hf", "image_size": 8}, "path"),
+        ({"name": "hf", "path": "a"}, "image_size"),
+        ({"name": "hf", "path": "a/b", "image_size": 8, "revision": ""}, "revision"),
     ],
 )
 def test_invalid_combinations_are_refused(values, message):

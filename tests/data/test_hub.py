@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pydantic import ValidationError
 
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.system.errors import DiffctlError, UsageError
@@ -156,17 +155,3 @@ def test_revision_is_requested_and_recorded(tmp_path, monkeypatch):
     assert [one.meta["options"]["revision"] for one in (old, later)] == ["abc", "def"]
     assert max(levels(old)) < 12
     assert min(levels(later)) >= 100
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"path": "a"},
-        {"path": "a", "image_size": 8, "labels": "x"},
-        {"path": "a/b", "image_size": 8, "revision": ""},
-    ],
-)
-def test_invalid_options_are_refused(values):
-    with pytest.raises(ValidationError):
-        DataConfig(name="hf", **values)

@@ -16,11 +16,8 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
-from hypothesis import strategies as st
 
 from diffusion.images.store import open_store
-from diffusion.system.errors import UsageError
 from diffusion.train.distributed.process_group import (
     ProcessGroup,
     RankFailed,
@@ -42,18 +39,6 @@ from tests.helpers.training_process import (
 from tests.helpers.trainings import CPU, plan_of, run
 
 TRAIN = {"steps": 24, "batch_size": 7, "log_every": 1, "save_every": 4, "precision": "fp32"}
-
-
-@given(count=st.integers(1, 300), world=st.integers(1, 20))
-def test_shares_partition_the_rows_evenly(count, world):
-    group = [ProcessGroup(CPU, rank, world) for rank in range(world)]
-    if count < world:
-        with pytest.raises(UsageError, match=rf"batch_size {count} is less than the {world} processes"):
-            group[0].share(count)
-        return
-    rows = [list(range(count))[one.share(count)] for one in group]
-    assert [row for part in rows for row in part] == list(range(count))
-    assert max(map(len, rows)) - min(map(len, rows)) <= 1
 
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] "

@@ -77,18 +77,6 @@ def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, t
     assert "train.lr.rates [[0, 0.002], [10, 0.0005... → [[0, 0.002], [2, 0.0005]" in str(run.changes())
 
 
-def test_a_training_with_cool_down_resumes_from_before_it(store, tmp_path):
-    def cooled(steps: int) -> DenoiserPlan:
-        return plan_of(store, steps, {"rate": 0.002, "cooldown": 4})
-
-    run_in(store, cooled(12), tmp_path / "runs")  # lower from step 9 on; states of steps 9 and 12
-    run, state, begun = run_in(store, cooled(16), tmp_path / "runs")
-    assert begun == 9
-    assert run.start is not None
-    assert run.start.why == "train.steps 12 → 16 changes the rate from step 9 on"
-    assert_as_from_scratch(store, cooled(16), state, tmp_path)
-
-
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"ema_decay": 0.5}])
 def test_a_change_of_the_steps_themselves_starts_from_scratch(store, tmp_path, changes):
     run_in(store, plan_of(store, 4), tmp_path)
