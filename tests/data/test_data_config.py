@@ -6,17 +6,8 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from diffusion.data.data_config import SOURCES, DataConfig, build_source
+from diffusion.data.data_config import SOURCES, DataConfig
 from diffusion.system.references import load_reference
-
-
-def test_every_source_accepts_its_section(tmp_path):
-    for name, entry in SOURCES.items():
-        config = load_reference(entry.config)
-        assert issubclass(config, DataConfig)
-        path = None if name == "digits" else tmp_path
-        info = build_source(config(name=name, path=path, image_size=8)).info()
-        assert info.classes or info.blocked
 
 
 def test_section_class_depends_on_name():
@@ -26,16 +17,6 @@ def test_section_class_depends_on_name():
     assert type(DataConfig(name="cifar10")) is DataConfig
     with pytest.raises(ValidationError, match="allowed are digits"):
         DataConfig(name="mnist")
-
-
-def test_own_options_belong_to_one_set():
-    def own(**values):
-        return DataConfig.model_validate(values).own_options()
-
-    assert own(name="digits") == own(name="cifar10", path="x") == {}
-    assert own(name="cifar100") == {"labels": "fine"}
-    folder = {"name": "image-folder", "path": "x", "image_size": 8}
-    assert own(**folder, test_fraction=0.5) == {"labels": None, "test_fraction": 0.5}
 
 
 @pytest.mark.parametrize(

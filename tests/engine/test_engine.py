@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.class_labels import labels_condition, mixed_condition
 from diffusion.sample.generate import check_settings, generate, model_denoiser
 from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
-from tests.helpers.networks import artefact_of, network_of, spec_of
+from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk
 
 CPU = torch.device("cpu")
@@ -55,7 +55,10 @@ def run_until_empty(engine: Engine) -> list[Job]:
 def assert_matches_separate_run(model: LoadedModel, job: Job) -> None:
     assert job.error is None
     assert job.images is not None
-    assert int((job.images.int() - separate_run(model, job).int()).abs().max()) <= 1
+    batch_sizes: list[int] = []
+    separate = separate_run(counting(model, batch_sizes), job)
+    assert int((job.images.int() - separate.int()).abs().max()) <= 1
+    assert sum(batch_sizes) == len(job) * job.nfe
 
 
 class BatchedRequests(RuleBasedStateMachine):
@@ -63,23 +66,27 @@ class BatchedRequests(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(MODEL, CPU, rows=12, max_images=40)
+        self.batch_sizes: list[int] = []
+        self.engine = Engine(counting(MODEL, self.batch_sizes), CPU, rows=12, max_images=40)
         self.running: list[Job] = []
         self.ended: list[Job] = []
 
     @rule(
-        sampler=st.sampled_from([("ddim", 0.0), ("ddim", 0.7), ("ddim", 1.0), ("dpm-solver++", 0.0)]),
+        sampler=st.sampled_from([("ddim", 0.7), ("ddim", 1.0), *((name, 0.0) for name in SAMPLERS)]),
         steps=st.integers(1, 6),
+        spacing=st.sampled_from(["uniform", "ddim-quadratic"]),
         guidance=st.sampled_from([0.0, 0.0, 1.5]),
+        interval=st.sampled_from([None, (0.0, 0.7), (0.3, 4.0), (1e-6, 1e-5)]),
         klass=st.sampled_from([None, 0, 7]),
         noise=st.sampled_from(["small", "large", "learned"]),
         first=st.integers(0, 50),
         count=st.integers(1, 9),
         seed=st.integers(0, 3),
     )
-    def add(self, sampler, steps, guidance, klass, noise, first, count, seed):
+    def add(self, sampler, steps, spacing, guidance, interval, klass, noise, first, count, seed):
         name, eta = sampler
         chosen = {"sampler": name, "eta": eta if steps > 1 else 0.0, "noise": noise, "guidance": guidance}
+        chosen |= {"guidance_interval": interval, "spacing": spacing if steps > 1 else "uniform"}
         request = request_args(MODEL, range(first, first + count), klass, steps=steps, seed=seed, **chosen)
         held = sum(map(len, self.running))
         if held + count > 40:
@@ -100,8 +107,9 @@ class BatchedRequests(RuleBasedStateMachine):
     @rule(passes=st.integers(1, 4))
     def step(self, passes):
         for _ in range(passes):
+            self.batch_sizes.clear()
             made = self.engine.step()
-            assert 0 <= made.rows <= 12
+            assert made.rows == sum(self.batch_sizes) <= 12
             assert bool(made.rows) == bool(self.running)
             for job in made.ended:
                 self.running.remove(job)

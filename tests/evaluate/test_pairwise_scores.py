@@ -38,44 +38,35 @@ def of(images, most=10_000):
     return Manifold(images, most, CPU)
 
 
-@pytest.mark.parametrize(("block", "columns"), [(7, 2), (1024, 16_384)])
-def test_precision_and_recall_equal_torch_fidelity(monkeypatch, block, columns):
-    monkeypatch.setattr(precision_recall, "BLOCK", block)
-    monkeypatch.setattr(precision_recall, "COLUMNS", columns)
-    ours, real = normal(0, 60, shift=0.7), normal(1, 90)
-    want = prc_features_to_metric(torch.from_numpy(ours), torch.from_numpy(real), verbose=False)
-    got = overlap(of(ours), of(real))
-    assert got.precision == pytest.approx(want["precision"], abs=1e-7)
-    assert got.recall == pytest.approx(want["recall"], abs=1e-7)
+@pytest.fixture(params=[(7, 2), (1024, 16_384)], ids=["blocks", "whole"])
+def searched(request, monkeypatch):
+    """Search neighbours in blocks of these sizes; assert that no more distances are in memory at a time."""
+    made, cdist = [], torch.cdist
+    for name, size in zip(("BLOCK", "COLUMNS"), request.param, strict=True):
+        monkeypatch.setattr(precision_recall, name, size)
+    monkeypatch.setattr(torch, "cdist", lambda a, b: made.append(len(a) * len(b)) or cdist(a, b))
+    yield
+    assert 0 < max(made) <= request.param[0] * request.param[1]
 
 
-def test_neighbours_are_searched_in_blocks(monkeypatch):
-    """No more distances than one block are in memory."""
-    made = []
-
-    def watched(points, others):
-        made.append(len(points) * len(others))
-        return cdist(points, others)
-
-    cdist = torch.cdist
-    points, others = (torch.from_numpy(normal(seed, count)) for seed, count in ((0, 50), (1, 333)))
-    whole = cdist(points, others)
-    monkeypatch.setattr(precision_recall, "BLOCK", 16)
-    monkeypatch.setattr(precision_recall, "COLUMNS", 20)
-    monkeypatch.setattr(torch, "cdist", watched)
-    distances, rows = precision_recall.nearest(points, others)
-    torch.testing.assert_close(distances, whole.min(dim=1).values)
-    assert torch.equal(rows, whole.argmin(dim=1))
-    reach, wide = precision_recall.radii(others, 3, 5)
-    torch.testing.assert_close(reach, cdist(others, others).kthvalue(4, dim=1).values)
-    torch.testing.assert_close(wide, cdist(others, others).kthvalue(6, dim=1).values)
-    assert max(made) == 16 * 20
+PAIR = normal(0, 60, shift=0.7), normal(1, 90)
 
 
-@pytest.mark.parametrize("columns", [11, 16_384])
-def test_density_and_coverage_equal_the_paper(monkeypatch, columns):
+@pytest.fixture(scope="module")
+def fidelity():
+    return prc_features_to_metric(*map(torch.from_numpy, PAIR), verbose=False)
+
+
+@pytest.mark.usefixtures("searched")
+def test_precision_and_recall_equal_torch_fidelity(fidelity):
+    got = overlap(*map(of, PAIR))
+    assert got.precision == pytest.approx(fidelity["precision"], abs=1e-7)
+    assert got.recall == pytest.approx(fidelity["recall"], abs=1e-7)
+
+
+@pytest.mark.usefixtures("searched")
+def test_density_and_coverage_equal_the_paper():
     """Naeem et al. eq. 4 and 5, pair by pair."""
-    monkeypatch.setattr(precision_recall, "COLUMNS", columns)
     samples, real = normal(0, 40, shift=0.5), normal(1, 70)
     reach = [sorted(np.linalg.norm(real - one, axis=1))[5] for one in real]
     inside = np.array(
@@ -100,6 +91,7 @@ def resplit(train, test, rows):
     return real[chosen], real[~chosen]
 
 
+@pytest.mark.usefixtures("searched")
 def test_memorisation_deviation_equals_that_over_all_splits():
     """Enumerate all 56 splits of 8 real images into 5 training and 3 test images."""
     train, test, sample = normal(0, 5), normal(1, 3), normal(2, 12)

@@ -20,7 +20,6 @@ from diffusion.model.classifier import load_classifier
 from diffusion.model.model_file import (
     METADATA_KEY,
     load_model,
-    read_artefact,
     read_verified_artefact,
     save_artefact,
 )
@@ -213,15 +212,6 @@ def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(
     assert artefact.network == spec
     del stored["code"]
     assert artefact.model_sha256 == hashlib.sha256(canonical_json(stored).encode()).hexdigest()
-
-
-def test_file_of_a_missing_plugin_names_it(monkeypatch, tmp_path):
-    path = tmp_path / "m.safetensors"
-    with monkeypatch.context() as context:
-        context.setitem(MODELS.data, "plain", ENTRY)
-        saved_plain(path)
-    with pytest.raises(DiffctlError, match=r"m.safetensors needs a plugin .*\(network.name plain\)"):
-        read_artefact(path)
 
 
 @pytest.mark.slow

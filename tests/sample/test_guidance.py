@@ -1,26 +1,20 @@
 """Classifier-free guidance: CFG eq. 6, and guidance within an interval of noise levels, with its NFE."""
 
-from contextlib import closing
-
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
-from diffusion.engine.engine import Engine
 from diffusion.process.denoiser import Condition, NetworkDenoiser, Prediction
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
 from diffusion.sample.guidance import classifier_free, guided
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
-from tests.helpers.networks import counting, loaded_model
 from tests.helpers.trajectories import process_of
 
 NULL = 5
@@ -95,14 +89,7 @@ def test_guidance_requires_labels_and_a_null_class():
 
 # Guidance within an interval of noise levels.
 
-CPU = torch.device("cpu")
-MODEL = loaded_model()
-EVERYWHERE, NOWHERE = (0.0, 1e9), (1e-6, 1e-5)
 DATA = ring(5, radius=1.0, std=0.1)
-
-
-def images(chosen: SampleSettings, indices=range(3)) -> torch.Tensor:
-    return generate(MODEL, chosen, indices, mixed_condition(MODEL.artefact, chosen, indices), CPU)
 
 
 def mixture_of(label: int) -> Mixture:
@@ -147,38 +134,3 @@ def test_interval_guidance_matches_a_reference_loop(schedule):
         assert torch.allclose(made[row].reshape(1, 2), x, atol=1e-9)
     assert 0 < inside < 3 * 12
     assert denoiser.rows == 3 * 12 + inside == 3 * count_nfe(chosen, process.config)
-
-
-REQUESTS = st.tuples(
-    st.builds(
-        SampleSettings,
-        sampler=st.sampled_from(list(SAMPLERS)),
-        steps=st.integers(2, 6),
-        spacing=st.sampled_from(["uniform", "ddim-quadratic"]),
-        seed=st.integers(0, 3),
-        guidance=st.sampled_from([0.0, 2.0]),
-        guidance_interval=st.sampled_from([None, EVERYWHERE, NOWHERE, (0.0, 0.7), (0.3, 4.0)]),
-    ),
-    st.integers(1, 3),
-)
-
-
-@settings(max_examples=6)
-@given(requests=st.lists(REQUESTS, min_size=1, max_size=4), rows=st.integers(2, 9))
-def test_batched_requests_with_different_intervals_match_separate_runs(requests, rows):
-    batch_sizes: list[int] = []
-    with closing(Engine(counting(MODEL, batch_sizes), CPU, rows=rows)) as engine:
-        jobs = [
-            engine.add(chosen, range(count), mixed_condition(MODEL.artefact, chosen, range(count)))
-            for chosen, count in requests
-        ]
-        given_rows = 0
-        while engine.jobs:
-            made = engine.step()
-            assert made.rows <= rows
-            given_rows += made.rows
-    assert sum(batch_sizes) == given_rows == sum(len(job) * job.nfe for job in jobs)
-    for job in jobs:
-        assert job.error is None
-        assert int((job.images.int() - images(job.settings, job.indices).int()).abs().max()) <= 1
-        assert job.nfe == count_nfe(job.settings, MODEL.artefact.process)
