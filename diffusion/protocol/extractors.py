@@ -99,11 +99,6 @@ class ExtractorSpec(BuilderEntry):
         """The name of the distance to published statistics."""
         return f"{self.distance}_published"
 
-    @property
-    def published_limit(self) -> str:
-        """The name of that one extrapolated to N → ∞."""
-        return f"{self.published}_inf"
-
     def named(self, score: str) -> str:
         """Return the name of precision, recall, density or coverage in this extractor's features."""
         return score if self.is_inception else self._with_name(score)

@@ -100,7 +100,10 @@ class Scorer:
             scores |= {"floor": floor, "excess": distance - floor}
         if self.published is not None:
             limit, by_image = limit_and_errors(sample.features, self.published, has_errors)
-            scores |= {spec.published: self.published.distance(sample.features), spec.published_limit: limit}
+            scores |= {
+                spec.published: self.published.distance(sample.features),
+                f"{spec.published}_inf": limit,
+            }
             errors |= {} if by_image is None else {spec.published: by_image}
         return SampleScores(scores | self._ends(scores, errors, count), errors)
 
