@@ -180,7 +180,7 @@ def test_damaged_journal_is_one_sentence(tmp_path: Path) -> None:
 def test_machine_without_the_project_or_with_other_code_is_refused(tmp_path: Path) -> None:
     for version, word in ((library_version(), "folder"), ("0123 with torch 1.0", "another diffctl or torch")):
         search = Path("runs/search/search")
-        spec = trial_runner.TrialSpec(tmp_path, search, "k", version, ("-c", "0"), {}, 1)
+        spec = trial_runner.TrialSpec(tmp_path, search, "k", version, ("-c", "0"), {})
         with pytest.raises(DiffctlError, match=word):
             trial_runner.run_trial(spec, 0)
 
