@@ -272,7 +272,7 @@ def killed_before_move(number, config, out, work):
 
         def watch(event, arguments):
             nonlocal seen
-            if event == "tempfile.mkdtemp" and f".{out.name}." in arguments[0]:
+            if event == "os.mkdir" and f".{out.name}." in str(arguments[0]):
                 seen = 0
             elif seen >= 0 and event in MOVES:
                 if seen == number:

@@ -5,7 +5,6 @@ import hashlib
 import io
 import math
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,36 +43,31 @@ FILES = (
 )
 
 
-@dataclass(frozen=True)
 class FashionMnist:
     """Four gzipped IDX files: in the configured path, from Debian's package, or downloaded."""
 
-    config: DataConfig
+    def __init__(self, config: DataConfig) -> None:
+        self.config, self.folder = config, raw_folder(NAME, config.path)
+        if config.path is None and all((DEBIAN / remote.name).is_file() for remote in FILES):
+            self.folder = DEBIAN
 
     def info(self) -> DatasetInfo:
         """Return how much is still to download."""
-        folder = self._folder()
-        missing = [remote for remote in FILES if not (folder / remote.name).is_file()]
+        missing = [remote for remote in FILES if not (self.folder / remote.name).is_file()]
         blocked = ""
         if missing and self.config.path is not None:
-            blocked = f"{folder / missing[0].name} is missing: put it there, or leave out data.path"
+            blocked = f"{self.folder / missing[0].name} is missing: put it there, or leave out data.path"
         download = sum(remote.size for remote in missing)
         return DatasetInfo(70_000, SHAPE, len(CLASSES), download=download, blocked=blocked)
 
     def open(self, notify: OnProgress | None = None) -> RawData:
         """Open the official split: 60,000 training images, 10,000 test images."""
-        folder = self._folder()
-        if folder == raw_folder(NAME, None):
+        if self.folder == raw_folder(NAME, None):
             for remote in FILES:
-                fetch(remote, folder, notify)
+                fetch(remote, self.folder, notify)
         sources: dict[str, str] = {}
-        train, test = (read_split(folder, prefix, sources) for prefix in ("train", "t10k"))
+        train, test = (read_split(self.folder, prefix, sources) for prefix in ("train", "t10k"))
         return RawData(CLASSES, SHAPE, train, test, sources)
-
-    def _folder(self) -> Path:
-        path = self.config.path
-        packaged = path is None and all((DEBIAN / remote.name).is_file() for remote in FILES)
-        return DEBIAN if packaged else raw_folder(NAME, path)
 
 
 def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:

@@ -52,11 +52,6 @@ class Reference:
     heldout_labels: Labels | None = None
 
     @property
-    def classes(self) -> list[str]:
-        """The class names in the order of the labels."""
-        return list(self.meta.get("classes", []))
-
-    @property
     def facts(self) -> dict[str, Any]:
         """The part of the meta for a scores document."""
         return {key: value for key, value in self.meta.items() if key not in ("classes", "code")}

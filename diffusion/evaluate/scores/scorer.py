@@ -118,7 +118,7 @@ class Scorer:
     def classes(self, sample: Features, labels: Labels | None, names: list[str]) -> dict[str, Any]:
         """Return number, distance, floor and excess by class; empty for sets of different classes."""
         real = self._real_classes
-        if labels is None or real is None or list(names) != self.reference.classes:
+        if labels is None or real is None or list(names) != list(self.reference.meta.get("classes", [])):
             return {}
         features, metric = sample.features, self.spec.distance
         found = {name: real.scores(features[labels == i], i, metric) for i, name in enumerate(names)}
