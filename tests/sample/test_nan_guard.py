@@ -3,19 +3,24 @@
 import copy
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.model.model_file import LoadedModel
+from diffusion.model.model_file import LoadedModel, save_artefact
 from diffusion.process.denoiser import Condition
+from diffusion.protocol.grid import Cell
+from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import make_cell
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.generate import generate
+from diffusion.sample.network_files import NetworkFiles
 from diffusion.sample.sampler import NaNGuard, NonFiniteError, run_sampler
 from tests.helpers.networks import loaded_model
 from tests.helpers.trajectories import grid_of, network_denoiser
@@ -99,3 +104,19 @@ def test_error_contains_the_first_step_and_the_row(
 
     with pytest.raises(NonFiniteError, match=rf"^row {row} is NaN .* step {bad + 1} on \(t = {5 - bad}\)"):
         run()
+
+
+def test_sweep_writes_no_cell_for_infinite_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network, path = copy.deepcopy(INTACT.network), tmp_path / "bad.safetensors"
+    next(network.parameters()).data.fill_(math.inf)
+    save_artefact(path, network.state_dict(), INTACT.artefact)
+    with pytest.raises(NonFiniteError, match=MESSAGE):
+        make_cell(
+            SampleConfig(num_images=4, batch_size=2),
+            Cell(steps=2, eta=0.0),
+            NetworkFiles(path),
+            tmp_path / "cell",
+        )
+    assert not (tmp_path / "cell").exists()
+    assert not list(tmp_path.rglob("*.npy"))

@@ -48,15 +48,7 @@ def test_a_training_locks_the_first_free_gpu(gpus: list[Path]) -> None:
     assert held(gpus) == []
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_rank_zero_locks_the_gpus_of_all_ranks(gpus: list[Path], count: int) -> None:
-    with launch_ranks(config(count), []) as group:
-        assert (group.device, group.world_size) == (torch.device("cuda", 0), count)
-        assert held(gpus) == list(range(count))
-    assert held(gpus) == []
-
-
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_training_waits_for_locked_gpus_and_reports_it_once(gpus: list[Path], count: int) -> None:
     others = [file_lock(path) for path in (gpus if count == 1 else gpus[1:2])]
     for other in others:
@@ -69,8 +61,10 @@ def test_a_training_waits_for_locked_gpus_and_reports_it_once(gpus: list[Path], 
             for other in others:
                 other.__exit__(None, None, None)
 
-    with launch_ranks(config(count), [], messages.append, check):
-        assert 1 in held(gpus) or count == 1
+    with launch_ranks(config(count), [], messages.append, check) as group:
+        assert (group.device, group.world_size) == (torch.device("cuda", 0), count)
+        assert held(gpus) == list(range(count))
+    assert held(gpus) == []
     assert messages == ["all GPUs are busy with another sweep or training: waiting for one"]
     assert len(rounds) == 2
 
