@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli.shared.command import Options, add_command, argument, command, command_group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, Preset, SamplingCommand, Spacing, StorePath
+from cli.shared.options import JsonOptions, ModelOptions, Preset, Spacing, StorePath, sampling_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
@@ -13,7 +13,7 @@ MAX_FRAMES = 10_000  # of an interpolation
 USUAL_NUM = 16  # images, without --num and --index
 
 
-@command("cli.actions.sampled_images:sample_images", "loading the model", SamplingCommand)
+@command("cli.actions.sampled_images:sample_images", "loading the model", sampling_options())
 class Sample(JsonOptions, ModelOptions):
     """Sample images from a model.
 

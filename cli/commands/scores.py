@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from cli.shared.command import argument, command, option, out_option
-from cli.shared.options import AxesCommand, Extractor, JsonOptions, ModelOptions, StorePath
+from cli.shared.options import Extractor, JsonOptions, ModelOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
 from diffusion.system.output_paths import check_output
@@ -43,7 +43,7 @@ class Evaluate(JsonOptions):
             raise UsageError("--out needs PATH: the scores of the sweep are in metrics/scores.json")
 
 
-@command("cli.actions.model_sweep:sweep_model", "loading the model", AxesCommand)
+@command("cli.actions.model_sweep:sweep_model", "loading the model", axis_options())
 class Sweep(JsonOptions, ModelOptions):
     """Sample and score a grid of settings of a trained model.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.shared.command import add_command, command, command_group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, SamplingCommand, Spacing, StorePath
+from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, StorePath, sampling_options
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
 MESSAGE = "computing the figure"
@@ -51,13 +51,7 @@ class Variance(FigureOptions, ProfileOptions):
     seed: Seed = 0
 
 
-class TrajectoryCommand(SamplingCommand):
-    """A command with the sampling options of a single trajectory."""
-
-    without = ("timesteps",)
-
-
-@command("cli.actions.figures:show_reverse", MESSAGE, TrajectoryCommand)
+@command("cli.actions.figures:show_reverse", MESSAGE, sampling_options("timesteps"))
 class Reverse(FigureOptions, ModelOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 

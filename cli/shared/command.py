@@ -7,22 +7,20 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 
 from diffusion.layout import refuse_subfolder
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
 from diffusion.system.references import load_reference
 
-SAMPLING = "sampling options"  # key of their values in a context
 MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
 
 
@@ -54,7 +52,7 @@ class Options:
 
     body: ClassVar[str]
     message: ClassVar[str]
-    kind: ClassVar[type[TyperCommand]]
+    declared: ClassVar[Mapping[str, Any]]
     at_root: ClassVar[bool]
     sampling: dict[str, Any] = field(default_factory=dict, init=False)
     """The declared sampling options by name, None where one is not given."""
@@ -100,15 +98,16 @@ Command = TypeVar("Command", bound=Options)
 
 
 def command(
-    body: str, message: str = "", kind: type[TyperCommand] = TyperCommand, *, at_root: bool = False
+    body: str, message: str = "", declared: Mapping[str, Any] = MappingProxyType({}), *, at_root: bool = False
 ) -> Callable[[type[Command]], type[Command]]:
     """Declare a command: its body as "module:function", and the message before that is imported.
 
-    With `at_root` it is refused in a subfolder of a project, where it would use other databases and runs.
+    `declared` has the annotated types of the sampling options by name. With `at_root` the command is refused
+    in a subfolder of a project, where it would use other databases and runs.
     """
 
     def declare(options: type[Command]) -> type[Command]:
-        options.body, options.message, options.kind, options.at_root = body, message, kind, at_root
+        options.body, options.message, options.declared, options.at_root = body, message, declared, at_root
         return options
 
     return declare
@@ -117,7 +116,7 @@ def command(
 def add_command(app: typer.Typer, options: type[Options], name: str | None = None, **settings: Any) -> None:
     """Add a command to the app, by default under the name of its class, with more settings of Typer."""
     name = name or options.__name__.lower()
-    app.command(name, cls=options.kind, **settings)(callback_of(options))
+    app.command(name, **settings)(callback_of(options))
 
 
 def command_group(name: str, help: str) -> typer.Typer:
@@ -133,8 +132,9 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
     def run(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is not None:
             return
+        sampling = {name: values.pop(name) for name in options.declared}
         made = options(**{name: _expand_home(value) for name, value in values.items()})
-        made.sampling = context.meta.get(SAMPLING, {})
+        made.sampling = sampling
         made.run()
 
     run.__signature__ = inspect.Signature(_parameters(options))  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
 
 
 def _parameters(options: type[Options]) -> list[inspect.Parameter]:
-    """Return the parameters of a command: its context, its own options, then inherited ones."""
+    """Return the parameters of a command: context, own, inherited and declared options."""
     keyword, own = inspect.Parameter.KEYWORD_ONLY, inspect.get_annotations(options)
     hints = get_type_hints(options, include_extras=True)
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
@@ -155,6 +155,8 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
                 is_switch = annotation is bool and not make.args
                 annotation = Annotated[annotation, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
             parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))
+    further = options.declared.items()
+    parameters += [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in further]
     return parameters
 
 

@@ -1,28 +1,21 @@
-"""Options that several commands have, and checks of options that need no heavy import.
+"""Options that several commands have, and checks of options that need no heavy import."""
 
-Those of declared sampling options are made when their command is used: `diffctl --help` does not load them.
-"""
-
-import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
-from typer.core import TyperCommand
-from typer.main import get_command
 
-from cli.shared.command import SAMPLING, Options, option
+from cli.shared.command import Options, option
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.options import Option
+from diffusion.protocol.settings import AXES, OPTIONS, SAMPLING_OPTIONS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-
-if TYPE_CHECKING:
-    from diffusion.protocol.options import Option
 
 PROFILES = Path("profiles")
 
@@ -90,53 +83,18 @@ class ProfileOptions(ModelOptions):
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
 
 
-class SamplingCommand(TyperCommand):
-    """A command with an option for each declared sampling option, except those in `without`."""
-
-    without: tuple[str, ...] = ()
-
-    def __init__(self, *arguments: Any, **values: Any) -> None:
-        self._declared: list[Any] | None = None
-        super().__init__(*arguments, **values)
-
-    @property
-    def params(self) -> list[Any]:
-        """The function's own parameters, then the declared options."""
-        if self._declared is None:
-            self._declared = self.declared()
-            self._params += self._declared
-        return self._params
-
-    @params.setter
-    def params(self, own: list[Any]) -> None:
-        self._params = own
-
-    def declared(self) -> list[Any]:
-        """Return a parameter for each option."""
-        from diffusion.protocol.settings import SAMPLING_OPTIONS
-
-        options = SAMPLING_OPTIONS.values()
-        return _parameters(
-            {one.name: _option(one) for one in options if one.cli and one.name not in self.without}
-        )
-
-    def invoke(self, ctx: Any) -> Any:
-        """Call the function; the declared options are in the context."""
-        ctx.meta[SAMPLING] = {one.name: ctx.params.pop(one.name) for one in self._declared or ()}
-        return super().invoke(ctx)
+def sampling_options(*without: str) -> dict[str, Any]:
+    """Return the annotated type of each declared sampling option of the command line, by name."""
+    options = SAMPLING_OPTIONS.values()
+    return {one.name: _option(one) for one in options if one.cli and one.name not in without}
 
 
-class AxesCommand(SamplingCommand):
-    """A command with an option for each axis of a sweep, each a list of values as text."""
-
-    def declared(self) -> list[Any]:
-        """Return a parameter for each axis."""
-        from diffusion.protocol.settings import AXES, OPTIONS
-
-        return _parameters({name: _axis(OPTIONS[name]) for name in AXES})
+def axis_options() -> dict[str, Any]:
+    """Return the annotated type of an option for each axis of a sweep: a list of values as text."""
+    return {name: _axis(OPTIONS[name]) for name in AXES}
 
 
-def _option(option: "Option") -> Any:
+def _option(option: Option) -> Any:
     """Return the annotated type of an option's parameter."""
     kind: Any = option.plain_type
     default = f" [default: {option.default}]" if option.default not in (None, "") else ""
@@ -150,23 +108,7 @@ def _option(option: "Option") -> Any:
     return Annotated[kind | None, typer.Option(help=option.help + default, **more)]
 
 
-def _axis(option: "Option") -> Any:
+def _axis(option: Option) -> Any:
     """Return the annotated type of an axis' parameter."""
     text = f"{option.help} [default: params.yaml's]"
     return Annotated[str | None, typer.Option(help=text, metavar=f"{option.metavar or 'A'},…")]
-
-
-def _parameters(annotations: Mapping[str, Any]) -> list[Any]:
-    """Return Typer's parameters of these annotated types, each with the default None."""
-
-    def function(**options: Any) -> None: ...
-
-    function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-            for name, kind in annotations.items()
-        ]
-    )
-    app = typer.Typer(add_completion=False)
-    app.command()(function)
-    return [one for one in get_command(app).params if one.name in annotations]
