@@ -1,6 +1,5 @@
 """Edits of params.yaml in place: the pretrained model (train.init_from), and the protocol of a paper."""
 
-import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,7 +13,6 @@ from diffusion.check.findings import Project
 from diffusion.check.params_changes import adopt_protocol, format_sections, needed_changes
 from diffusion.config import load, parse
 from diffusion.layout import PARAMS
-from diffusion.model.model_file import Artefact
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
 from diffusion.system.section import brief
@@ -26,7 +24,6 @@ from tracking.runs.scored_runs import fetch_model
 
 NO_START = "none"
 VERSION = "version"  # version:N of the registered model
-NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 PINNED = ("train", "init_from", "sha256")  # the key in params.yaml
 
 
@@ -45,20 +42,13 @@ def use_pretrained(name: str) -> None:
     typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {about}: {path}")
     if tracked:
         typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
-    typer.echo(_needed_changes(artefact))
-
-
-def _needed_changes(artefact: Artefact) -> str:
-    """Return the values of params.yaml that must change for this model, as YAML."""
-    config = load()
-    try:
+    config, side = load(), spec.image_size
+    with suppress(DiffctlError):  # no prepared data
         side = int(Project(config).train_meta()["image_size"])
-    except DiffctlError:  # no prepared data
-        side = artefact.network.image_size
-    changes = needed_changes(config, artefact, side)
-    if not changes:
-        return "run `diffctl check` to see whether it fits"
-    return f"it fits with these values in {PARAMS}:\n{format_sections(changes)}"
+    if changes := needed_changes(config, artefact, side):
+        typer.echo(f"it fits with these values in {PARAMS}:\n{format_sections(changes)}")
+    else:
+        typer.echo("run `diffctl check` to see whether it fits")
 
 
 def _model(name: str) -> Path:
@@ -67,13 +57,11 @@ def _model(name: str) -> Path:
         if Path(name).exists():
             return Path(name)
     kind, _, data = name.partition(":")
-    number: int | None = None
-    if kind == VERSION and data:
-        text, _, data = data.partition(":")
-        if not NUMBER.fullmatch(text):
-            raise UsageError(f"--init-from: {brief(text, str)} is no version: `diffctl history` lists them")
-        number = int(text)
-    if kind == CHAMPION or number is not None:
+    text, _, data = data.partition(":") if kind == VERSION else ("", "", data)
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise UsageError(f"--init-from: {brief(text, str)} is no version: `diffctl history` lists them")
+    if kind == CHAMPION or text:
+        number = int(text) if text else None
         return fetch_version_files(model_name(data or load().data.name), number).files.model
     return Path(name) if name.endswith(".safetensors") else fetch_model(name)  # reading it raises the error
 

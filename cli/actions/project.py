@@ -21,11 +21,7 @@ from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
 from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
 from tracking.store import check_access, tracking_uri
 
-MARKS = {
-    "ok": ("✓", typer.colors.GREEN),
-    "warning": ("!", typer.colors.YELLOW),
-    "error": ("✗", typer.colors.RED),
-}
+MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
 
 
 def check_project(options: Check) -> None:
@@ -97,10 +93,8 @@ def prune_runs(options: Prune) -> None:
 def _show_leftovers(found: Sequence[Leftover], busy: Sequence[Leftover], removed: bool) -> None:
     if not found:
         return typer.echo("runs/ contains nothing to remove")
-    cells = (
-        (format_bytes(one.size), one.what + " (in use: stays)" * (one in busy), str(one.path))
-        for one in found
-    )
+    stays = {one.path: " (in use: stays)" for one in busy}
+    cells = ((format_bytes(one.size), one.what + stays.get(one.path, ""), str(one.path)) for one in found)
     print_table(("SIZE", "WHAT", "FOLDER"), cells)
     total = format_bytes(sum(one.size for one in found if one not in busy))
     typer.echo(f"{total} removed" if removed else f"{total} may go: `diffctl prune --yes` removes them")

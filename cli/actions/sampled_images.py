@@ -48,16 +48,9 @@ def sample_images(options: Sample) -> None:
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
-    frames, labels = sample_frames(
-        loaded,
-        load_guides(selected_files(options, settings, path), device),
-        settings,
-        options.indices,
-        options.klass,
-        options.batch_size,
-        animate=options.out.suffix == ".gif",
-    )
-    _write(options, frames, labels)
+    guides = load_guides(selected_files(options, settings, path), device)
+    condition = chosen_condition(guides.labelled(loaded), settings, options.indices, options.klass)
+    _write(options, _sample_frames(options, loaded, guides, settings, condition), condition)
     text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
     cell = describe_cell(settings_axes(settings))
     if options.budget is not None:
@@ -77,20 +70,13 @@ def _scores_of(options: Sample) -> ScoresDocument:
     return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
 
 
-def sample_frames(
-    loaded: LoadedModel,
-    guides: Guides,
-    settings: SampleSettings,
-    indices: range,
-    klass: str | None,
-    batch_size: int,
-    *,
-    animate: bool,
-) -> tuple[list[Images], list[int] | None]:
-    """Return frames (N, H, W, C), the last one the images, and labels; one frame without `animate`."""
+def _sample_frames(
+    options: Sample, loaded: LoadedModel, guides: Guides, settings: SampleSettings, condition: Condition
+) -> list[Images]:
+    """Return the frames (N, H, W, C) of a GIF, or a single one; the last one has the images."""
     device = next(loaded.network.parameters()).device
-    fast = should_compile(loaded.artefact, settings, -(-len(indices) // batch_size), device)
-    condition = chosen_condition(guides.labelled(loaded), settings, indices, klass)
+    count, size = len(options.indices), options.batch_size
+    fast = should_compile(loaded.artefact, settings, -(-count // size), device)
     every = -(-settings.steps // GIF_FRAMES)
 
     def sample_batch(indices: range, condition: Condition) -> list[Images]:
@@ -100,24 +86,24 @@ def sample_frames(
             if step.done % every == 0 or step.done == step.total:
                 frames.append(to_nhwc(to_uint8(step.x)))
 
-        watch = keep if animate else None
+        watch = keep if options.out.suffix == ".gif" else None
         images = generate(loaded, settings, indices, condition, device, watch, guides, fast=fast)
         return frames or [to_nhwc(images)]
 
     batches = []
     with progress("sample") as show:
-        for start in range(0, len(indices), batch_size):
-            show(start, len(indices), "")
-            part = slice(start, start + batch_size)
-            batches.append(sample_batch(indices[part], condition.rows(part)))
-        show(len(indices), len(indices), "")
-    frames = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return frames, None if condition.labels is None else condition.labels.tolist()
+        for start in range(0, count, size):
+            show(start, count)
+            part = slice(start, start + size)
+            batches.append(sample_batch(options.indices[part], condition.rows(part)))
+        show(count, count)
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]
 
 
-def _write(options: Sample, frames: list[Images], labels: list[int] | None) -> None:
+def _write(options: Sample, frames: list[Images], condition: Condition) -> None:
     """Write the last frame as PNG or npz, or all frames as GIF."""
     if options.out.suffix == ".npz":
+        labels = None if condition.labels is None else condition.labels.tolist()
         return write_output(options.out, lambda file: save_npz(file, frames[-1], labels))
     sheets = [contact_sheet(frame) for frame in frames]
     data = gif_bytes(sheets) if options.out.suffix == ".gif" else png_bytes(sheets[-1])
