@@ -40,7 +40,7 @@ from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.runs.run_lookup import training_name
-from tracking.spool.sender import start_sender
+from tracking.spool.sender import close_sender, start_sender
 from tracking.spool.spool_writer import Spool
 
 MODULE = ("-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
@@ -145,4 +145,4 @@ def _log_scores(training: TrackedTraining, document: ScoresDocument, trial: Tria
         spool.metrics(config.train.steps, best_scores(document))
         spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
-    start_sender(folder).close(SENDER_SECONDS["FINISHED"])
+    close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])

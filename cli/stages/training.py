@@ -30,7 +30,7 @@ from diffusion.train.validation_loss import ValidationLoss
 from tracking import keys
 from tracking.mlflow_pages import note_tags, training_note
 from tracking.runs.run_lookup import training_name
-from tracking.spool.sender import start_sender
+from tracking.spool.sender import close_sender, start_sender
 from tracking.spool.spool_writer import Spool, flatten
 
 # Seconds that an unavailable MLflow may delay the end of a training; `diffctl sync` does the rest.
@@ -97,7 +97,7 @@ def tracked_training(
         raise
     finally:
         spool.close(status)
-        sender.close(SENDER_SECONDS[status])
+        close_sender(sender, SENDER_SECONDS[status])
 
 
 def _validation(run: RunDir, plan: DenoiserPlan, config: Config, stop: StopRequest) -> Validation:

@@ -84,7 +84,7 @@ from tracking.spool.spool_writer import Spool
 folder = Path(sys.argv[1])
 with file_lock(folder / "lock"):
     spool = Spool(folder, key="key", name="digits-abcd", experiment="diffctl-digits")
-    print(sender.start_sender(folder).process.pid, flush=True)
+    print(sender.start_sender(folder).pid, flush=True)
     step = 0
     while True:
         step += 1

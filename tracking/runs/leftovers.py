@@ -12,8 +12,7 @@ from pathlib import Path
 
 from diffusion.config import Config
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.grid import cell_settings, grid
+from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shards_folder
 from diffusion.sample.network_files import NetworkFiles, existing_ema_models, existing_files
@@ -34,6 +33,7 @@ from tracking.store import mlflow_client, store_exists, tracking_uri
 
 NEEDED = (KEY, MODEL_SHA256, FILE_SHA256, *GUIDE_TAGS.values())  # tags with what a run or a version needs
 TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
+ScoredCell = tuple[SampleSettings, NetworkFiles]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,10 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
             point = find_resume_point(folder, settings, code)
             resumed = find_kept_run(folder, settings), point.folder if point else None
             needed |= {other.name for other in resumed if other}
-    found = [*_trainings(needed), *_cells(config, needed), *_ema_models(config)]
+    cells = grid(config.sample, config.sweep) if MODEL.is_file() else []
+    scored = list(_scored_cells(config, cells))
+    is_complete = len(scored) == len(cells)
+    found = [*_trainings(needed), *_cells(needed, scored, is_complete=is_complete), *_ema_models(scored)]
     what = "model fetched from MLflow"
     models = [folder for folder in _folders(MODEL_RUNS) if folder.name not in needed]
     found += [Leftover(folder, disk_usage(folder), what) for folder in models]
@@ -105,38 +108,35 @@ def _trainings(needed: set[str]) -> Iterator[Leftover]:
             yield Leftover(folder, disk_usage(folder), f"training, {steps}")
 
 
-def _cells(config: Config, needed: set[str]) -> Iterator[Leftover]:
+def _cells(needed: set[str], scored: Sequence[ScoredCell], *, is_complete: bool) -> Iterator[Leftover]:
     """Yield the images of other models, and those of the present one that are not in the grid or outdated.
 
     The networks of a cell determine its folder. So while one of them is missing, such as a guide that was
-    removed, all images that may be of that cell stay.
+    removed, all images that may be of that cell stay; unless `is_complete`, those of other models too.
     """
     kept = {cells_folder(digest) for digest in needed}
     own, present, unclear = set[Path](), set[Path](), set[Path]()
-    lacks_model = False
-    if MODEL.is_file():
-        models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
-        own = {cells_folder(read_artefact(file).model_sha256) for file in models.values()}
-        lacks_model = any(cell.ema not in models for cell in grid(config.sample, config.sweep))
-        for settings, files in _existing_files(config):
-            networks = files.read()
-            present.add(shards_folder(settings, networks))
-            if files.lacks_guide(settings):
-                unclear.add(cells_folder(networks.model.model_sha256))
+    for settings, files in scored:
+        networks = files.read()
+        folder = cells_folder(networks.model.model_sha256)
+        own.add(folder)
+        present.add(shards_folder(settings, networks))
+        if files.lacks_guide(settings):
+            unclear.add(folder)
     for folder in _folders(CELL_RUNS):
         if folder in own - unclear:
             what = "images of a cell that is not in the grid, or of other code"
             unused = [cell for cell in _folders(folder) if cell not in present]
             yield from (Leftover(cell, disk_usage(cell), what) for cell in unused)
-        elif folder not in kept | unclear and not lacks_model:
+        elif folder not in kept | unclear and is_complete:
             yield Leftover(folder, disk_usage(folder), "images of another model")
 
 
-def _existing_files(config: Config) -> Iterator[tuple[SampleSettings, NetworkFiles]]:
-    """Yield the settings and the existing files of each cell of the grid whose model exists."""
+def _scored_cells(config: Config, cells: Sequence[Cell]) -> Iterator[ScoredCell]:
+    """Yield the settings and the existing files of each cell whose model exists."""
     models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
     found: dict[tuple[str | None, ...], NetworkFiles] = {}
-    for cell in grid(config.sample, config.sweep):
+    for cell in cells:
         settings = cell_settings(config.sample, cell)
         key = settings.guide, settings.classifier if settings.has_classifier else None
         if cell.ema in models:
@@ -144,10 +144,9 @@ def _existing_files(config: Config) -> Iterator[tuple[SampleSettings, NetworkFil
             yield settings, found[key]._replace(model=models[cell.ema])
 
 
-def _ema_models(config: Config) -> Iterator[Leftover]:
+def _ema_models(scored: Sequence[ScoredCell]) -> Iterator[Leftover]:
     """Yield EMA profiles that are not in the grid, or of other snapshots; they are quickly made again."""
-    files = [files for _, files in _existing_files(config)] if MODEL.is_file() else []
-    kept = {path.parent for one in files for path in (one.model, one.guide) if path is not None}
+    kept = {path.parent for _, files in scored for path in (files.model, files.guide) if path is not None}
     for folder in _folders(EMA_RUNS):
         if folder not in kept:
             yield Leftover(folder, disk_usage(folder), "model of an EMA profile that is not in the grid")

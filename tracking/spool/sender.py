@@ -11,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,34 +34,25 @@ LINGER_SECONDS = 60.0  # after the training's end, while something is left
 _log = logging.getLogger("diffctl.sender")
 
 
-@dataclass
-class Sender:
-    """A running sender."""
-
-    process: "subprocess.Popen[bytes]"
-
-    def close(self, timeout: float) -> bool:
-        """Let it finish; return whether everything was delivered in `timeout` seconds. It then continues."""
-        assert self.process.stdin is not None, "start_sender opens it"
-        self.process.stdin.close()
-        try:
-            return self.process.wait(timeout) == 0
-        except subprocess.TimeoutExpired:
-            return False
-
-
-def start_sender(folder: Path) -> Sender:
-    """Start the sender of a training's folder; a pipe closes when this process ends.
+def start_sender(folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the sender of a training's folder; its stdin is a pipe that closes when this process ends.
 
     UsageError for an invalid MLFLOW_TRACKING_URI.
     """
     tracking_uri()
     command = [sys.executable, "-m", "tracking.spool.sender", str(folder.resolve())]
     with open(folder / LOG, "ab") as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
-    return Sender(process)
+
+
+def close_sender(sender: "subprocess.Popen[bytes]", timeout: float) -> None:
+    """Report the training's end, and wait at most `timeout` seconds for the rest; the sender continues."""
+    assert sender.stdin is not None, "start_sender opens it"
+    sender.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        sender.wait(timeout)
 
 
 def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> bool:

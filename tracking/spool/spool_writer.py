@@ -11,7 +11,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,50 @@ class Spool:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._index = SpoolIndex.of(folder)
-        self._end = self._index.end
+        self._read()
         os.ftruncate(self._file, self._end)
         sync_folder(folder)
         self._unwritten = b""
         self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
 
+    def _read(self) -> None:
+        """Read what the spool contains already."""
+        self._steps: dict[str, int] = {}  # the last one of each series
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._seen: set[tuple[str, str | int]] = set()  # kinds and identities of other events
+        self._time = 0  # of the last event, milliseconds since 1970
+        self._end = 0  # bytes, without an incomplete last line of a killed writer
+        for event, end in read_lines(self.folder):
+            self._end = end
+            if event is None:
+                continue
+            self._time = max(self._time, event.get("time", 0))
+            match event["kind"]:
+                case "metrics":
+                    self._steps |= {f"metric {key}": event["step"] for key in event["values"]}
+                case "image":
+                    self._steps[f"image {event['key']}"] = event["step"]
+                case "checkpoint":
+                    self._steps["checkpoint"] = event["step"]
+                case "params":
+                    self._params |= event["values"]
+                case "tags":
+                    self._tags |= event["values"]
+                case "dataset" | "artifact" | "dropped" as kind:
+                    self._seen.add((kind, event[IDENTITIES[kind]]))
+
     def params(self, values: dict[str, Any]) -> None:
         """Log the configuration, with nested names joined by dots; the first value of a name is kept."""
-        new = {key: value for key, value in flatten(values).items() if key not in self._index.params}
-        self._index.params |= new
+        new = {key: value for key, value in flatten(values).items() if key not in self._params}
+        self._params |= new
         if new:
             self._append(kind="params", values=new)
 
     def tags(self, values: dict[str, Any]) -> None:
         """Log tags; the newest value of a name is valid."""
-        new = {key: str(value) for key, value in values.items() if self._index.tags.get(key) != str(value)}
-        self._index.tags |= new
+        new = {key: str(value) for key, value in values.items() if self._tags.get(key) != str(value)}
+        self._tags |= new
         if new:
             self._append(kind="tags", values=new)
 
@@ -61,13 +86,13 @@ class Spool:
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
-        new = {key: value for key, value in values.items() if self._index.is_new(f"metric {key}", step)}
+        new = {key: value for key, value in values.items() if self._is_new(f"metric {key}", step)}
         if new:
             self._append(kind="metrics", time=self._now(), step=step, values=_json_floats(new))
 
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
-        if self._index.is_new(f"image {key}", step):
+        if self._is_new(f"image {key}", step):
             self._append(
                 kind="image", time=self._now(), step=step, key=key, path=os.path.relpath(path, self.folder)
             )
@@ -75,8 +100,8 @@ class Spool:
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""
         self.metrics(step, values)
-        if path is not None and self._index.is_new("checkpoint", step):
-            place = {"time": self._index.time, "step": step, "path": os.path.relpath(path, self.folder)}
+        if path is not None and self._is_new("checkpoint", step):
+            place = {"time": self._time, "step": step, "path": os.path.relpath(path, self.folder)}
             self._append(kind="checkpoint", **place, values=_json_floats(values))  # at the metrics' time
 
     def dropped(self, step: int) -> None:
@@ -87,7 +112,7 @@ class Spool:
         """Log the file's present content into the run's artifact `folder`, by a hard link or a copy."""
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
-        if ("artifact", str(kept)) not in self._index.seen:
+        if ("artifact", str(kept)) not in self._seen:
             copy = self.folder / kept
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.unlink(missing_ok=True)
@@ -117,13 +142,20 @@ class Spool:
 
     def _now(self) -> int:
         """Return milliseconds since 1970, at least the last event's time: a clock may be set back."""
-        self._index.time = max(self._index.time, time.time_ns() // 1_000_000)
-        return self._index.time
+        self._time = max(self._time, time.time_ns() // 1_000_000)
+        return self._time
+
+    def _is_new(self, series: str, step: int) -> bool:
+        """Return whether `step` is beyond the last step of the series, and make it the last one."""
+        if self._steps.get(series, -1) >= step:
+            return False
+        self._steps[series] = step
+        return True
 
     def _append_once(self, kind: str, **event: Any) -> None:
         identity = kind, event[IDENTITIES[kind]]
-        if identity not in self._index.seen:
-            self._index.seen.add(identity)
+        if identity not in self._seen:
+            self._seen.add(identity)
             self._append(kind=kind, **event)
 
     def _append(self, **event: Any) -> None:
@@ -145,48 +177,6 @@ class Spool:
             raise
         self._end += written
         self._unwritten = b""
-
-
-@dataclass
-class SpoolIndex:
-    """What a spool contains already."""
-
-    steps: dict[str, int] = field(default_factory=dict)
-    params: dict[str, str] = field(default_factory=dict)
-    tags: dict[str, str] = field(default_factory=dict)
-    seen: set[tuple[str, str | int]] = field(default_factory=set)  # kinds and identities of other events
-    time: int = 0  # of the last event, milliseconds since 1970
-    end: int = 0  # bytes, without an incomplete last line of a killed writer
-
-    @classmethod
-    def of(cls, folder: Path) -> "SpoolIndex":
-        """Return the index of the folder's spool."""
-        index = cls()
-        for event, index.end in read_lines(folder):
-            if event is None:
-                continue
-            index.time = max(index.time, event.get("time", 0))
-            match event["kind"]:
-                case "metrics":
-                    index.steps |= {f"metric {key}": event["step"] for key in event["values"]}
-                case "image":
-                    index.steps[f"image {event['key']}"] = event["step"]
-                case "checkpoint":
-                    index.steps["checkpoint"] = event["step"]
-                case "params":
-                    index.params |= event["values"]
-                case "tags":
-                    index.tags |= event["values"]
-                case "dataset" | "artifact" | "dropped" as kind:
-                    index.seen.add((kind, event[IDENTITIES[kind]]))
-        return index
-
-    def is_new(self, series: str, step: int) -> bool:
-        """Return whether `step` is beyond the last step of the series, and make it the last one."""
-        if self.steps.get(series, -1) >= step:
-            return False
-        self.steps[series] = step
-        return True
 
 
 def flatten(values: dict[str, Any]) -> dict[str, str]:
