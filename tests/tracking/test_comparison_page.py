@@ -23,11 +23,6 @@ from tracking.comparison.score_comparison import compare
 BETTER = {(5, 0.0): 0.1, (5, 1.0): 0.5, (10, 0.0): 0.1, (10, 1.0): 0.6}
 
 
-def alone(runs):
-    """Return each run in a column of its own."""
-    return [[one] for one in runs]
-
-
 def run(**params):
     return SimpleNamespace(data=SimpleNamespace(params=params))
 
@@ -62,29 +57,17 @@ def test_finding_counts_the_cells_with_a_significant_best(two):
     assert describe_finding(compare([two[0], ScoredRun("other", document(seed=1))])) is None
 
 
-def test_gate_judges_each_pair_in_both_directions(two):
-    found = {(one["champion"], one["candidate"]): one for one in gate_verdicts(alone(two))}
-    assert found["plain", "$new$ <b>"]["better"]
-    assert not found["$new$ <b>", "plain"]["better"]
-    assert "plain's 0.2 (steps10-eta0)" in found["plain", "$new$ <b>"]["reason"]
-
-
 def test_only_differing_params_are_listed(two):
-    assert differing_params(alone(two)) == [("train.lr.rate", ["0.001", "0.002"])]
-    file = ScoredRun("scores.json", document())
-    assert differing_params(alone([*two, file])) == [("train.lr.rate", ["0.001", "0.002", "–"])]
-    assert differing_params(alone([two[0], file])) == []
+    columns = [[two[0]], [two[1]], [ScoredRun("scores.json", document())]]
+    assert differing_params(columns) == [("train.lr.rate", ["0.001", "0.002", "–"])]
+    assert differing_params(columns[::2]) == []
 
 
 def test_pictures_are_paired_only_for_the_same_noise(two):
     shown = pictures(two, 0, 255)
     found = picture_sheets(two, shown)
-    assert [(row["cell"], row["best"]) for row in found] == [
-        ("5 steps, η = 0", False),
-        ("5 steps, η = 1", False),
-        ("10 steps, η = 0", True),
-        ("10 steps, η = 1", False),
-    ]
+    cells = [f"{steps} steps, η = {eta}" for steps in (5, 10) for eta in (0, 1)]
+    assert [(row["cell"], row["best"]) for row in found] == [(cell, cell == cells[2]) for cell in cells]
     assert [side["label"] for side in found[0]["sides"]] == ["plain", "$new$ <b>"]
     assert found[0]["sides"][0]["image"] != found[0]["sides"][1]["image"]
     del shown[1]["steps10-eta0"]
@@ -107,9 +90,8 @@ def test_page_is_one_file_without_network_access(two):
 
 def test_page_lists_what_was_left_out_and_escapes_names():
     few, other = document({(10, 0.0): 0.2}), document({(10, 0.0): 0.2}, seed=1)
-    page = render_comparison(
-        compare([ScoredRun("<b>a</b>", few), ScoredRun("b", few), ScoredRun("c", other)])
-    )
+    labelled = {"<b>a</b>": few, "b": few, "c": other}
+    page = render_comparison(compare([ScoredRun(*one) for one in labelled.items()]))
     assert "&lt;b&gt;a&lt;/b&gt;" in page
     assert '<th scope="row">seed</th>' in page
     assert "c: steps10-eta0" in page
@@ -161,7 +143,11 @@ def of_seeds(setting, factors):
     ]
 
 
-def test_gate_skips_seeds_of_one_setting():
+def test_gate_judges_runs_of_two_settings_in_both_directions(two):
+    verdicts = {(one["champion"], one["candidate"]): one for one in gate_verdicts([[one] for one in two])}
+    assert verdicts["plain", "$new$ <b>"]["better"]
+    assert not verdicts["$new$ <b>", "plain"]["better"]
+    assert "plain's 0.2 (steps10-eta0)" in verdicts["plain", "$new$ <b>"]["reason"]
     groups = compare([*of_seeds("a", (1.0, 1.1)), *of_seeds("b", (2.0, 2.1))]).groups
     pairs = {(one["champion"], one["candidate"]) for one in gate_verdicts(groups)}
     one_way = {(a, b) for a in ("a0", "a1") for b in ("b0", "b1")}

@@ -68,7 +68,7 @@ def test_status_decides_error_and_exit_code(
 def test_any_http_answer_counts_as_reachable() -> None:
     with server(404, 404) as uri:
         check_reachable(uri)
-    check_reachable("sqlite:////nowhere/mlflow.db")
+    check_reachable("sqlite:////nowhere/b@c.db")
 
 
 def test_hung_server_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,12 +102,6 @@ def test_invalid_address_is_refused(uri: str) -> None:
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI") as caught:
         check_reachable(uri)
     assert "secret" not in str(caught.value)
-
-
-def test_password_is_never_shown() -> None:
-    assert redact_uri("http://me:secret@host:5000/x") == "http://host:5000/x"
-    assert redact_uri("http://host:5000") == "http://host:5000"
-    assert redact_uri("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
 
 
 @pytest.mark.slow

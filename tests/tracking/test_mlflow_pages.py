@@ -1,19 +1,19 @@
 """MLflow's pages of three small trainings and sweeps, in a real browser over a real server."""
 
-import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli import main
 from cli.commands import pipeline
 from diffusion.layout import RUN
-from tests.conftest import SMALL, diffctl, write_params
+from tests.conftest import SMALL, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.prepared import copy_reference
-from tests.helpers.waiting import wait_until
 from tracking.experiments import find_by_tags
 from tracking.keys import FINGERPRINT
 from tracking.mlflow_pages import comparison_link, experiment_link
@@ -47,7 +47,7 @@ def train(folder: Path, uri: str, **changes: object) -> str:
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    """The project's folder, the server's address, and the ids of three runs."""
+    """The server's address, and the ids of three runs of a project, which is the working directory."""
     folder = tmp_path_factory.mktemp("trainings")
     server = MlflowServer(folder / "mlflow")
     server.folder.mkdir()
@@ -59,7 +59,7 @@ def trainings(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         copy_reference(folder)
-        yield folder, server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
+        yield server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
     server.kill()
 
 
@@ -80,7 +80,7 @@ def shown(browser, url: str, *texts: str) -> str:
 
 
 def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser):
-    _, uri, runs = trainings
+    uri, runs = trainings
     experiment = training_runs(connect(uri))[0].info.experiment_id
     link = newest_experiment_link(uri, uri)
     assert link == experiment_link(uri, experiment)
@@ -98,17 +98,14 @@ def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser)
         assert pytest.approx(best(uri, run), rel=0.01) in numbers
 
 
-def test_compare_command_opens_mlflows_page_of_its_runs(trainings, tmp_path, browser):
-    folder, uri, runs = trainings
-    opened, program = tmp_path / "opened", tmp_path / "xdg-open"
-    program.write_text(f'#!/bin/sh\nprintf %s "$1" > {opened}.new && mv {opened}.new {opened}\n')
-    program.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BROWSER": f"{program} %s"}  # whichever is used
-    done = diffctl(folder, "compare", *(run[:12] for run in runs), "--open", env=env)
-    assert done.returncode == 0, done.stderr
+def test_compare_command_opens_mlflows_page_of_its_runs(trainings, browser, monkeypatch):
+    uri, runs = trainings
+    opened = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    done = CliRunner().invoke(main.app, ["compare", *(run[:12] for run in runs), "--open"])
+    assert done.exit_code == 0, done.output
     experiment = connect(uri).get_run(runs[0]).info.experiment_id
     link = comparison_link(uri, [experiment] * 3, runs)
+    assert opened == [link]
     assert f"MLflow: {link}\n" in done.stdout
-    wait_until(opened.exists)
-    assert opened.read_text() == link
     assert "from 1 Experiment" in shown(browser, link, "Comparing 3 Runs", *TRAININGS)

@@ -58,15 +58,13 @@ def test_score_that_ranks_depends_on_the_number_of_images():
     assert (rank_metric(few), rank_metric(many)) == (KD, "excess")
     del many.scores["excess"], many.scores["floor"]
     assert rank_metric(many) == FD
-    scores = {"fid": 1.0, "kid": 0.1, "kid_std": 0.0, "is": 1.0}
-    assert rank_metric(
-        CellOf(scores=scores, card={"num_images": 10, "extractor": "inception-v3-compat"})
-    ) == ("kid")
+    compat = {"num_images": 10, "extractor": "inception-v3-compat"}
+    assert rank_metric(CellOf(scores={"fid": 1.0, "kid": 0.1}, card=compat)) == "kid"
     cells = document({(50, 0.0): 0.1, (20, 1.0): 0.1, (5, 0.0): 0.2}).cells
     assert best_cell(cells) == ("steps20-eta1", KD, 0.1), "the fewest steps win a tie"
 
 
-def test_value_without_an_interval_is_never_marked_best(command):
+def test_value_without_an_interval_is_never_marked_best():
     """Precision, recall and the limit have no interval, nor any score that was computed without errors."""
     both = {"a": document(FEW), "b": document({(10, 0.0): 0.3}, model_sha256="b" * 64)}
     precision = "precision_effnet_lite0_64"
@@ -82,9 +80,6 @@ def test_value_without_an_interval_is_never_marked_best(command):
     page = render_comparison(result)
     assert '<td class="best">200' in page
     assert '<td class="best">0.9' not in page
-    done = command("--metric", precision, **both)
-    assert done.exit_code == 0
-    assert "<" not in done.stdout
 
 
 def test_unknown_and_missing_scores_are_refused():
@@ -116,10 +111,7 @@ def test_limits_of_different_numbers_of_images_are_comparable(command):
     both = compare(scored(a=many, b=few), ["excess", LIMIT])
     assert [row.metric for row in both.rows] == [LIMIT], "all other scores depend on the number of images"
     assert both.differences[0].fields["num_images"] == [1280, 500]
-    done = command("--metric", LIMIT, a=many, b=few)
-    assert done.exit_code == 0
-    assert "90 *" in done.stdout
-    assert command(a=many, b=few).exit_code != 0
+    assert "90 *" in command("--metric", LIMIT, a=many, b=few).stdout
 
 
 def with_interval(value: float, half: float) -> ScoresDocument:
@@ -151,6 +143,8 @@ def test_command_prints_a_table_and_json(command):
     assert done.exit_code == 0, done.output
     assert "0.1 <" in done.stdout
     assert "seed (0 against 1)" in done.stdout
+    about = pytest.approx
+    gap = {"value": about(0.2), "half": about(0.02, rel=0.05), "between": "pairs of images"}
     assert json.loads(command("--json", a=a, b=b).stdout)["scores"][0] == {
         "cell": "steps5-eta0",
         "metric": KD,
@@ -158,17 +152,10 @@ def test_command_prints_a_table_and_json(command):
         "trainings": [1, 1],
         "each": [[0.3], [0.1]],
         "deviations": [None, None],
-        "intervals": [pytest.approx([0.27, 0.33]), pytest.approx([0.09, 0.11])],
+        "intervals": [about([0.27, 0.33]), about([0.09, 0.11])],
         "few_images": [False, False],
         "best": 0.1,
-        "gaps": [
-            {
-                "value": pytest.approx(0.2),
-                "half": pytest.approx(0.02, rel=0.05),
-                "between": "pairs of images",
-            },
-            None,
-        ],
+        "gaps": [gap, None],
         "tied": [False, False],
     }
     refused = command(a=a, c=document(seed=1)).exception

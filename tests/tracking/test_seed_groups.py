@@ -8,10 +8,8 @@ from typer.testing import CliRunner
 from cli import main
 from diffusion.layout import RUN, SCORES
 from diffusion.protocol.scores_document import read_scores
-from diffusion.system.errors import UsageError
-from tests.helpers.scores_document import document
 from tracking.registry.registered_models import register
-from tracking.runs.scored_runs import log_scores, other_seeds
+from tracking.runs.scored_runs import log_scores
 
 pytestmark = pytest.mark.usefixtures("here")
 CELL = (10, 0.0)
@@ -39,11 +37,6 @@ def registered(make_model):
         return register().reason
 
     return register_one
-
-
-def test_scores_without_a_training_are_refused():
-    with pytest.raises(UsageError):
-        other_seeds(document())
 
 
 def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(evaluated):
