@@ -1,4 +1,4 @@
-"""The data stage: its summary, and changed raw files under DVC."""
+"""The data stage under DVC: changed raw files."""
 
 from pathlib import Path
 

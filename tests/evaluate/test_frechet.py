@@ -1,4 +1,4 @@
-"""Moments and Fréchet distances: closed forms, torch-fidelity's numbers, exact without each image; floors."""
+"""Moments and Fréchet distances: closed forms, exact without each image; floors."""
 
 from functools import partial
 
@@ -18,7 +18,7 @@ normal = partial(features.normal, shift=1.0)
 
 
 @given(st.integers(0, 1000), st.integers(2, 40), st.integers(2, 40), st.integers(2, 12))
-def test_distance_equals_torch_fidelity(seed, count, real_count, dimension):
+def test_projected_distance_equals_that_of_the_moments(seed, count, real_count, dimension):
     sample, real = normal(seed, count, dimension, scale=1.5), normal(seed + 1, real_count, dimension)
     want = frechet_distance(statistics(sample), statistics(real))
     assert ProjectedSample(sample, Target(real)).distance == pytest.approx(want, rel=1e-4, abs=1e-4)

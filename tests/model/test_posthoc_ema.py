@@ -1,4 +1,4 @@
-"""Power-function EMA: profiles against the paper, a numerical integral and least squares."""
+"""Power-function EMA: profiles against their integrals and least squares."""
 
 import math
 

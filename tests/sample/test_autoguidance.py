@@ -1,4 +1,4 @@
-"""Autoguidance (2406.02507): closed forms for mixtures, NFE, which guides fit, the engine."""
+"""Autoguidance (2406.02507): the closed form of a Gaussian, which guides fit."""
 
 import pytest
 import torch

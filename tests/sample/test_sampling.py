@@ -1,4 +1,4 @@
-"""The reverse step against DDPM, iDDPM, DDIM and DPM-Solver++, and full trajectories against closed forms."""
+"""The reverse step against iDDPM, DDIM and DPM-Solver++; draws of noise; the largest η."""
 
 import math
 import re
