@@ -129,12 +129,6 @@ def magnification(x: Tensor, groups: int) -> float:
     return max(1.0, float((variance.min() + 1e-5) ** -0.5))
 
 
-def norm_of(groups: int, weight: nn.Parameter, bias: nn.Parameter) -> nn.GroupNorm:
-    norm = nn.GroupNorm(groups, len(weight))
-    norm.weight, norm.bias = weight, bias
-    return norm
-
-
 @IMPLEMENTATIONS
 @pytest.mark.parametrize("is_scaled", [False, True])
 @given(norms(), seeds)
@@ -143,7 +137,8 @@ def test_group_norm_matches_formula_and_scales_and_shifts_each_image(plain, is_s
     x, *_ = inputs
 
     def kernel(x, weight, bias, *modulation):
-        norm = norm_of(groups, weight, bias)
+        norm = nn.GroupNorm(groups, len(weight))
+        norm.weight, norm.bias = weight, bias
         return (kernels.scaled_group_norm if is_scaled else kernels.group_norm)(norm, x, *modulation)
 
     def exact(x, weight, bias, *modulation):

@@ -190,12 +190,6 @@ class Plain(torch.nn.Conv2d):
 ENTRY = ModelEntry(*(f"{__name__}:{kind}" for kind in ("Plain", "PlainConfig", "PlainSpec")))
 
 
-def saved_plain(path: Path) -> tuple[PlainSpec, dict[str, Any]]:
-    """Save a network of the registered entry; return its spec and the stored metadata."""
-    spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
-    return spec, save_artefact(path, Plain(spec).state_dict(), artefact_of(spec)).stored()
-
-
 def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(monkeypatch, tmp_path):
     monkeypatch.setitem(MODELS.data, "plain", ENTRY)
     older = {"dropout": 0.1, "gradient_checkpointing": True}
@@ -204,7 +198,8 @@ def test_options_that_a_network_ignores_are_refused_and_left_out_of_older_files(
         with pytest.raises(UsageError, match=f"{option}: plain has no such option; it belongs to unet"):
             parse({**params(), "model": model}, "test")
     path = tmp_path / "m.safetensors"
-    spec, today = saved_plain(path)
+    spec = PlainSpec(name="plain", image_size=8, in_channels=1, out_channels=2, num_classes=10)
+    today = save_artefact(path, Plain(spec).state_dict(), artefact_of(spec)).stored()
     assert not older.keys() & today["network"].keys()
     stored = {**today, "network": {**today["network"], **older}}
     save_file(load_file(path), path, {METADATA_KEY: canonical_json(add_checksum(stored))})

@@ -17,32 +17,24 @@ from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import loaded_model
+from tests.helpers.trajectories import randn
 
 CPU = torch.device("cpu")
 PROCESS = build_process(ProcessConfig(schedule="cosine", timesteps=1000))
-STD = 0.05  # of the data
-MODEL_STD, GUIDE_STD = 2 * STD, 4 * STD  # a model with some error, and its guide with more of the same
-
-
-def points(mixture: Mixture, worse: Mixture, weight: float, **options: object) -> torch.Tensor:
-    """Return 2,000 points (2000, 2) of a model with the exact score of `mixture`, guided by `worse`."""
-    values = {"steps": 100, "clip": False, "guidance": weight, "guide": "worse" if weight else None}
-    settings = SampleSettings(**{**values, **options})
-    x = torch.randn(2000, 2, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model, guide = MixtureDenoiser(mixture, PROCESS), MixtureDenoiser(worse, PROCESS)
-    trajectory = build_sampler(settings)(sampling_grid(settings, PROCESS), x, lambda: x)
-    return run_sampler(trajectory, guided(model, settings, PROCESS, guide), Condition(2000)).x.flatten(1)
+STD, WORSE_STD = 0.1, 0.2  # of the points of a model, and of its guide
 
 
 @pytest.mark.parametrize(("sampler", "weight"), [("ddim", 1.0), ("dpm-solver++", 0.5)])
 def test_guided_gaussian_has_the_width_of_the_closed_form(sampler, weight):
     """The slope is x·σ·((1+w)/(s₁²+σ²) − w/(s₀²+σ²)), so a Gaussian ends with the width s₁·(s₁/s₀)^w."""
     centre = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
-    model, worse = Mixture(centre, MODEL_STD), Mixture(centre, GUIDE_STD)
-    made = points(model, worse, weight, sampler=sampler, steps=400)
-    expected = MODEL_STD * (MODEL_STD / GUIDE_STD) ** weight
+    model, worse = (MixtureDenoiser(Mixture(centre, std), PROCESS) for std in (STD, WORSE_STD))
+    settings = SampleSettings(sampler=sampler, steps=400, clip=False, guidance=weight, guide="worse")
+    x = randn(2000, 2, 1, 1)
+    trajectory = build_sampler(settings)(sampling_grid(settings, PROCESS), x, lambda: x)
+    made = run_sampler(trajectory, guided(model, settings, PROCESS, worse), Condition(2000)).x.flatten(1)
     assert torch.allclose(made.mean(0), centre[0], atol=0.01)
-    assert made.std(0).tolist() == pytest.approx([expected] * 2, rel=0.05)
+    assert made.std(0).tolist() == pytest.approx([STD * (STD / WORSE_STD) ** weight] * 2, rel=0.05)
 
 
 MODEL, GUIDE = loaded_model(), loaded_model(seed=1)
