@@ -1,4 +1,4 @@
-"""The draws of a step: each row from its own generator, each image once per epoch; the loader of images."""
+"""The draws of a step: each row from its own generator, each image once per epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffusion.images.store import ImageStore, write_store
+from diffusion.images.store import ImageStore
 from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
 from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
@@ -144,17 +144,3 @@ def test_a_row_does_not_depend_on_the_row_before():
         alone, own = _draw_rows(name, range(row, row + 1), (1, 1, 3))
         assert torch.equal(alone[:, 0], uniforms[:, row])
         assert torch.equal(own[0], noise[row])
-
-
-@pytest.fixture(scope="module")
-def noise_store(tmp_path_factory):
-    images = np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3), dtype=np.uint8)
-    return write_store(tmp_path_factory.mktemp("data") / "train", images, None, {"name": "noise"})
-
-
-@pytest.mark.parametrize("resident", [False, True])
-@given(rows=st.lists(st.integers(0, 49), max_size=20))
-def test_a_batch_has_the_requested_images_in_order(noise_store, resident, rows):
-    batch = ImageLoader(noise_store, "cpu", resident=resident)[torch.tensor(rows, dtype=torch.int64)]
-    assert batch.is_contiguous()
-    np.testing.assert_array_equal(batch.numpy(), noise_store.images[rows].transpose(0, 3, 1, 2))

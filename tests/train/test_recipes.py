@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from diffusion.config import Config, load
+from diffusion.config import load
 from diffusion.model.presets import PRESETS
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.process_registry import ProcessConfig
@@ -28,11 +28,6 @@ RECIPES = {
     "cifar10": ("iddpm-cifar10", IDDPM, (1, 2, 2, 2), 0.3, 4000, 500_000, 128, 1e-4),
     "imagenet64-adm": ("adm-64", ADM, (1, 2, 3, 4), 0.1, 1000, 540_000, 2048, 3e-4),
 }
-# Profiles that adapt a recipe to other data: its name, and the fields that differ.
-ADAPTED = {
-    "cifar100": ("cifar10", {"model.class_cond", "train.p_uncond"}),
-    "mini-imagenet": ("imagenet64", {"model.class_cond", "model.dropout", "train.p_uncond", "train.steps"}),
-}
 
 
 def recipe(name: str) -> list[dict[str, Any]]:
@@ -49,10 +44,6 @@ def recipe(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def profile(name: str) -> Config:
-    return load(ROOT / f"profiles/{name}.yaml")
-
-
 def values(section: Section) -> dict[str, Any]:
     """Return the fields that determine a result."""
     return {key: value for key, value in section.model_dump().items() if key not in OURS}
@@ -60,22 +51,9 @@ def values(section: Section) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_profile_and_preset_equal_their_papers_recipe(name: str) -> None:
-    config, preset = profile(name), PRESETS[RECIPES[name][0]]
+    config, preset = load(ROOT / f"profiles/{name}.yaml"), PRESETS[RECIPES[name][0]]
     made = UNetConfig(**preset.model), ProcessConfig(**preset.process), TrainConfig(**preset.train)
     for sections in ((config.model, config.process, config.train), made):
         assert [values(section) for section in sections] == recipe(name)
     assert preset.data == config.data.name
     assert preset.image_size == (32 if name == "cifar10" else 64)
-
-
-@pytest.mark.parametrize("name", ADAPTED)
-def test_an_adapted_profile_differs_in_the_listed_fields(name: str) -> None:
-    origin, expected = ADAPTED[name]
-    ours, theirs = profile(name), profile(origin)
-    differing = {
-        f"{section}.{key}"
-        for section in ("model", "process", "train")
-        for key, value in values(getattr(ours, section)).items()
-        if value != values(getattr(theirs, section))[key]
-    }
-    assert differing == expected
