@@ -137,6 +137,26 @@ def test_scores_equal_torch_fidelity(tmp_path):
         assert got[ours_name] == pytest.approx(want[theirs], rel=1e-5), ours_name
 
 
+class Blind:
+    """An extractor that returns NaN for bright images."""
+
+    batch_size = 4
+    spec = EXTRACTORS["inception-v3-spatial"]
+
+    def __call__(self, batch):
+        features = torch.ones(len(batch), 8)
+        features[batch[:, 0, 0, 0] > 250, 3] = float("nan")
+        return features, None
+
+
+def test_nan_features_are_refused():
+    images = np.zeros((10, 4, 4, 1), np.uint8)
+    images[6] = 255
+    with pytest.raises(DiffctlError, match="inception-v3-spatial"):
+        extract(Blind(), images)
+    assert len(extract(Blind(), images[:6])) == 6
+
+
 @pytest.mark.parametrize("count", [15, 16, 40])
 def test_equal_images_have_a_closed_form_distance_without_error(count):
     real = normal(0, 300)

@@ -193,7 +193,11 @@ def extract(
         batch = to_nchw(images[start : start + batch_size]).expand(-1, 3, -1, -1)
         parts.append([part.numpy() for part in extractor(batch) if part is not None])
         done(len(batch))
-    return Features(*(np.concatenate(outputs) for outputs in zip(*parts, strict=True)))
+    found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+    if not all(np.isfinite(values).all() for values in found):
+        name = extractor.spec.name
+        raise DiffctlError(f"{name} returns NaN or infinite features: its weights or code are damaged")
+    return Features(*found)
 
 
 class ProgressCounter:
