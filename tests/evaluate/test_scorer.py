@@ -17,6 +17,8 @@ from diffusion.evaluate.scores.frechet_scores import limit_and_errors
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.store import write_store
 from diffusion.protocol.card import subset_size
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.system.errors import DiffctlError
 from tests.helpers.digits_sweep import effnet, real_digits
 from tests.helpers.features import normal
 

@@ -180,7 +180,8 @@ def extract(
     """Return the features of uint8 (N, H, W, C) images, in order. Greyscale is repeated to three channels.
 
     The batch size, None for one that suits the device, changes rounding only. `done` receives the number of
-    images of each batch. DiffctlError for other channels than 1 or 3, and for fewer than two images.
+    images of each batch. DiffctlError for other channels than 1 or 3, fewer than two images,
+    and NaN or infinite features.
     """
     if images.shape[3] not in (1, 3):
         raise DiffctlError(f"scores are for images with 1 or 3 channels, and these have {images.shape[3]}")
