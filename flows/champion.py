@@ -18,8 +18,8 @@ from diffusion.protocol.grid import format_option
 from diffusion.protocol.sample_sections import SweepConfig
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import AXES
+from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import Interrupted, UsageError
-from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from flows.dvc_stage import Write, reproduce, supervise
 from flows.pipeline import as_task, cancelled_state, run_name, stop_on_cancel

@@ -11,8 +11,8 @@ from diffusion.images.store import open_store
 from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.sample_pictures import data_uri
+from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlError
-from diffusion.system.json_files import JsonObject
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER, model_name

@@ -59,7 +59,7 @@ def kind_of(error: BaseException) -> Kind:
 
 def read_outcome(path: Path) -> StageOutcome | None:
     """Return the outcome that the stage wrote; None if it is missing or invalid."""
-    from diffusion.system.json_files import read_json  # lazy: `diffctl --help` imports this module
+    from diffusion.system.checksums import read_json  # lazy: `diffctl --help` imports this module
 
     try:
         outcome = read_json(path, StageOutcome)

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from diffusion.code_digest import module_file, module_tree, modules_of
-from diffusion.system.references import reference_module
+from diffusion.system.registry import reference_module
 
 ROOT = Path(__file__).parent.parent
 STAGES = ROOT / "cli/stages"

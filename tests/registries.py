@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.system.references import load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import Registry, load_reference
 from tests.conftest import ROOT
 
 DOCS = ROOT / "docs/registries.md"

@@ -20,7 +20,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
-from diffusion.system.references import reference_module
+from diffusion.system.registry import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.helpers.networks import artefact_of, network_of, spec_of

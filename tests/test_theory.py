@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from tests.conftest import ROOT
 from tests.pictures import FIGURES, FOLDER, PICTURE, make
 

@@ -19,7 +19,7 @@ import typer
 from diffusion.layout import refuse_subfolder
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
 

@@ -14,8 +14,15 @@ from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.references import load_reference
-from diffusion.system.registry import ENTRIES, PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, is_plugin
+from diffusion.system.registry import (
+    ENTRIES,
+    PLUGINS,
+    REGISTRIES,
+    SLOW_IMPORTS,
+    Registry,
+    is_plugin,
+    load_reference,
+)
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 

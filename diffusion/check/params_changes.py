@@ -20,7 +20,7 @@ from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.settings import OPTION_ENTRIES
 from diffusion.system.files import sha256_file
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from diffusion.system.yaml_text import REMOVED
 
 REFERENCES = Path("references")  # folder of published statistics

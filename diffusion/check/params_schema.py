@@ -12,8 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from diffusion.config import Config
-from diffusion.system.references import check_name, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import Registry, check_name, load_reference
 from diffusion.system.section import RegistrySection
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
-from diffusion.system.references import BuilderEntry, check_name, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
 from diffusion.system.section import FilePath, RegistrySection, Side
 
 if TYPE_CHECKING:

@@ -20,10 +20,9 @@ from pydantic import NonNegativeInt
 from diffusion.data.readers.image_files import conform
 from diffusion.data.source import Job, Reader
 from diffusion.images.store import Images, row_digests
-from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
+from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, parse_json, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_errors, sync_file
-from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.processes import map_in_processes
 from diffusion.system.section import Section, canonical_json, validate
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.limits import MAX_COUNT, MAX_NEIGHBOURS
-from diffusion.system.references import check_name
+from diffusion.system.registry import check_name
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py

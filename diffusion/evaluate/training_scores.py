@@ -23,8 +23,8 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code
 from diffusion.sample.class_labels import mixed_condition
 from diffusion.sample.generate import generate, should_compile
+from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
-from diffusion.system.json_files import read_json
 from diffusion.system.section import Section
 
 Scores = dict[str, float]

@@ -24,10 +24,9 @@ from pydantic import ValidationError
 
 from diffusion.images.store_meta import StoreMeta
 from diffusion.layout import VERIFIED_RUNS
-from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
+from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_json, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.renamed import translate
 from diffusion.system.section import brief, explain, fingerprint
 

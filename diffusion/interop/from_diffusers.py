@@ -19,9 +19,9 @@ from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.model.weights_header import Unfilled
 from diffusion.process.process_registry import DiscreteConfig, ProcessConfig, build_process
+from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file
-from diffusion.system.json_files import JsonObject, read_json
 from diffusion.system.limits import MAX_SIDE, MAX_STEPS
 from diffusion.system.section import Kind, brief, explain
 

@@ -22,12 +22,11 @@ from diffusion.model.power_ema import SigmaRel
 from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.system.checksums import Corrupted, add_checksum, strip_checksum
+from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, parse_json, strip_checksum
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import Write, write_atomic
-from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.references import UnknownName, is_entry, load_reference
+from diffusion.system.registry import UnknownName, is_entry, load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from diffusion.system.references import BuilderEntry, check_name, is_entry, load_reference, nearest
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, Registry, check_name, is_entry, load_reference, nearest
 from diffusion.system.section import NotBool, RegistrySection, Side, brief
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from diffusion.model.network_registry import MODELS, NetworkSpec
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 Weights = Mapping[str, Tensor]
 

@@ -7,8 +7,7 @@ options), a further distribution a TimeSampler (diffusion/process/time_samplers.
 
 from dataclasses import dataclass
 
-from diffusion.system.references import BuilderEntry, OptionsEntry
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 

@@ -17,7 +17,7 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import MinSNROptions
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from diffusion.system.section import Section
 
 

@@ -17,7 +17,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import NoisePoint, TimeGrid
 from diffusion.system.devices import float64_device
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 BISECTIONS = 80  # halve any range of times to below the spacing of float64

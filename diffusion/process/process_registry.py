@@ -16,8 +16,7 @@ from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTR
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
-from diffusion.system.references import BuilderEntry, check_name, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
 from diffusion.system.section import NotBool, RegistrySection, explain
 
 if TYPE_CHECKING:

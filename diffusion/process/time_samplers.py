@@ -13,7 +13,7 @@ from diffusion.process.discrete import require_discrete
 from diffusion.process.loss_registry import TIME_DISTRIBUTIONS
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import NormalOptions
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 HISTORY = 10  # losses remembered of each timestep
 UNIFORM_SHARE = 0.001

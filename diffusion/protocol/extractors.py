@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from diffusion.system.errors import UsageError
-from diffusion.system.references import BuilderEntry, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
 if TYPE_CHECKING:
     from torch import nn

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
-from diffusion.system.references import BuilderEntry, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
 if TYPE_CHECKING:
     from diffusion.process.denoiser import Denoiser

@@ -29,7 +29,7 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES, normalize_guide
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_NOISE_LEVEL, MAX_PATH, MAX_STEPS
-from diffusion.system.references import check_name
+from diffusion.system.registry import check_name
 from diffusion.system.section import NotBool
 
 

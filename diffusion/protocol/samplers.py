@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from diffusion.system.limits import MAX_NOISE_LEVEL
-from diffusion.system.references import BuilderEntry, OptionsEntry, load_reference
-from diffusion.system.registry import Registry
+from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry, load_reference
 from diffusion.system.section import NotBool, Section
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from diffusion.protocol.card import (
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.paper_protocols import PROTOCOLS
+from diffusion.system.checksums import JsonObject, parse_json, read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.system.json_files import JsonObject, parse_json, read_json
-from diffusion.system.references import check_name
+from diffusion.system.registry import check_name
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief
 

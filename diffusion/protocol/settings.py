@@ -33,7 +33,7 @@ from diffusion.protocol.options import (
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-from diffusion.system.references import OptionsEntry, load_reference
+from diffusion.system.registry import OptionsEntry, load_reference
 from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion.system.errors import UsageError
-from diffusion.system.references import OptionsEntry
-from diffusion.system.registry import Registry
+from diffusion.system.registry import OptionsEntry, Registry
 
 
 def uniform(steps: int, timesteps: int) -> list[int]:

@@ -26,7 +26,7 @@ from diffusion.report.figure_base import (
     new_figure,
 )
 from diffusion.show.figure import FigureData, columns
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 COLUMNS = 8  # shown times
 MAX_SIDE = 256  # pixels; larger images are shrunk

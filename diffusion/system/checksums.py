@@ -1,6 +1,6 @@
-"""Files and JSON objects with their own checksum, so that later changes are detected.
+"""JSON files as validated classes, and files and JSON objects with their own checksum.
 
-The checksum is of the data in memory, before it is written: a checksum of the file could not detect a bad
+A checksum is of the data in memory, before it is written: a checksum of the file could not detect a bad
 write. It detects damage and edits, not forgery.
 """
 
@@ -9,18 +9,21 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_atomic
-from diffusion.system.json_files import Document, JsonObject, read_json
 from diffusion.system.section import canonical_json, explain
 
 FIELD = "sha256"  # of a checksummed object
 CHECKSUM_BYTES = 32  # bytes at the end of a checksummed file
 BLOCK = 2**20  # bytes per read
+MAX_BYTES = 64 * 2**20  # of a JSON document; a sweep's scores take some kilobytes a cell
+
+Document = TypeVar("Document")
+JsonObject = dict[str, Any]  # an object with any fields
 
 
 class Corrupted(ValueError):
@@ -83,6 +86,26 @@ def open_checksummed(
         file.seek(0)
         stack.pop_all()
     return file, size
+
+
+def read_json(path: Path, kind: type[Document], max_bytes: int = MAX_BYTES) -> Document:
+    """Read a JSON file as `kind`, a pydantic model or a type such as `JsonObject`.
+
+    DiffctlError names the file and the problem; FileNotFoundError is left to the caller.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise DiffctlError(f"{path} is larger than {max_bytes:,} bytes: it is not a file of this kind")
+    return parse_json(data, kind, str(path))
+
+
+def parse_json(data: bytes | str, kind: type[Document], origin: str) -> Document:
+    """Parse JSON as `kind`; DiffctlError names `origin` and the problem."""
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        raise DiffctlError(explain(error, f"{origin} is damaged or of another format", kind)) from None
 
 
 def add_checksum(values: Mapping[str, Any]) -> dict[str, Any]:

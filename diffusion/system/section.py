@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from diffusion.system import limits
 from diffusion.system.errors import UsageError
-from diffusion.system.references import is_entry, load_reference, nearest
+from diffusion.system.registry import is_entry, load_reference, nearest
 
 Kind = TypeVar("Kind", bound=BaseModel)
 

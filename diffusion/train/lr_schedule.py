@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from diffusion.system.limits import MAX_COUNT
-from diffusion.system.references import check_name, reference_module
-from diffusion.system.registry import Registry
+from diffusion.system.registry import Registry, check_name, reference_module
 from diffusion.system.section import NotBool, PositiveInt, RegistrySection
 
 MAX_RATE = 10.0

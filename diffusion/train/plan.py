@@ -18,7 +18,7 @@ from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTR
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference, reference_module
+from diffusion.system.registry import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
 from diffusion.train.lr_schedule import LR_SCHEDULES
 from diffusion.train.pretrained import check_pretrained

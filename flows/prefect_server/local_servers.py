@@ -19,9 +19,9 @@ from typing import Annotated
 import psutil
 from pydantic import Field
 
+from diffusion.system.checksums import read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
-from diffusion.system.json_files import read_json
 from diffusion.system.locks import file_lock
 from diffusion.system.processes import group_processes, start_time, terminate
 from diffusion.system.section import Section

@@ -15,7 +15,7 @@ from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
-from diffusion.system.references import OptionsEntry, load_reference
+from diffusion.system.registry import OptionsEntry, load_reference
 from serving.loaded_model import ServedModel
 from serving.schemas import HTTP_OPTIONS, SampleRequest
 

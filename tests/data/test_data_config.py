@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from diffusion.data.data_config import SOURCES, DataConfig
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 
 
 def test_section_class_depends_on_name():

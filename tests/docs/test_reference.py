@@ -6,7 +6,7 @@ pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 
 from diffusion.check.params_schema import params_schema
 from diffusion.config import Config
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from docs.site import benchmarks_page, commands_page, library_page, params_page
 from tests.conftest import ROOT
 from tests.docs.test_commands import TOP

@@ -15,8 +15,8 @@ from diffusion.evaluate.features.reference_features import make_reference
 from diffusion.evaluate.sweep_scores import write_scores
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL
 from diffusion.protocol.scores_document import ScoresDocument, document_values, read_scores
+from diffusion.system.checksums import parse_json
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.json_files import parse_json
 from diffusion.system.section import validate
 from tests.helpers.digits_sweep import make_config, score_sweep, write_sweep
 from tracking.comparison.compared_runs import ScoredRun

@@ -18,7 +18,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.params import read_params
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from diffusion.train.lr_schedule import LR_SCHEDULES
 from tests.conftest import ROOT, params
 from tests.fuzz.mutators import HOLE, broken_json, random_place

@@ -22,8 +22,8 @@ from diffusion.protocol.scores_document import (
     unpack,
     write_scores_document,
 )
+from diffusion.system.checksums import parse_json
 from diffusion.system.errors import DiffctlError
-from diffusion.system.json_files import parse_json
 from tests.helpers.scores_document import REFERENCE, document
 
 CELL = "steps10-eta0"

@@ -13,8 +13,7 @@ from diffusion.check.findings import Project
 from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
-from diffusion.system.references import load_reference
-from diffusion.system.registry import Registry, load_package, plugins_folder
+from diffusion.system.registry import Registry, load_package, load_reference, plugins_folder
 
 Write = Callable[..., Path]
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from diffusion.choice.ranking import Cells, best_cell
+from diffusion.system.checksums import parse_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
-from diffusion.system.json_files import parse_json
 from diffusion.system.limits import MAX_NAME
 from diffusion.system.section import PositiveInt, Section, ShortText, brief
 from diffusion.system.signals import check_signals

@@ -33,7 +33,7 @@ from diffusion.protocol.extractors import (
 from diffusion.system.devices import scoring_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.references import load_reference
+from diffusion.system.registry import load_reference
 from diffusion.system.threads import Stopped
 
 FeatureArray = NDArray[np.float32]

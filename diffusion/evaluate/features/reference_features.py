@@ -26,10 +26,9 @@ from diffusion.evaluate.features.extractors import (
 from diffusion.images.store import ImageStore, Labels, array_digest, open_store, read_array
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.protocol.extractors import ExtractorSpec
-from diffusion.system.checksums import Corrupted, add_checksum, read_checksummed_json
+from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.json_files import JsonObject
 from diffusion.system.section import brief, fingerprint
 
 ARRAYS = "arrays"  # key of the meta: each array's digest

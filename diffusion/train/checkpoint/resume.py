@@ -12,8 +12,8 @@ from typing import Annotated, NamedTuple
 from pydantic import BaseModel, BeforeValidator
 
 from diffusion.code_digest import ModuleDigests, changed_modules, code_digest
+from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlWarning
-from diffusion.system.json_files import JsonObject
 from diffusion.system.section import PositiveInt
 from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, changed_fields, read_note
 from diffusion.train.checkpoint.state_files import READ_ERRORS, newest_step, read_state, state_files, step_of

@@ -21,10 +21,9 @@ from diffusion.code_digest import ModuleDigests
 from diffusion.layout import TRAIN_RUNS
 from diffusion.model.model_file import Artefact, read_artefact, read_weights, save_artefact
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
-from diffusion.system.checksums import add_checksum
+from diffusion.system.checksums import JsonObject, add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_folder, write_json
-from diffusion.system.json_files import JsonObject
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
 from diffusion.train.checkpoint.resume import (

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from diffusion.system.checksums import read_checksummed_json
+from diffusion.system.checksums import JsonObject, read_checksummed_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.json_files import JsonObject
 from diffusion.system.section import Section, brief
 
 HEARTBEAT = "run.json"

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from diffusion.code_digest import CodeSince
 from diffusion.model.weights_header import DTYPE_NAMES
-from diffusion.system.checksums import Corrupted, open_checksummed, write_checksummed
+from diffusion.system.checksums import Corrupted, JsonObject, open_checksummed, parse_json, write_checksummed
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.files import disk_errors
-from diffusion.system.json_files import JsonObject, parse_json
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
 

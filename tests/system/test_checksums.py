@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from diffusion.system.checksums import JsonObject, parse_json, read_json
 from diffusion.system.errors import DiffctlError
-from diffusion.system.json_files import JsonObject, parse_json, read_json
 from diffusion.system.section import Section, brief
 
 
