@@ -1,14 +1,14 @@
 """A classifier of noised images: the ADM U-Net's encoder under an attention pool (2105.05233, sec. 4)."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.model.blocks import GroupNorm, set_norms
-from diffusion.model.model_file import Artefact, load_weights, read_description
+from diffusion.model.model_file import Artefact, LoadedModel, load_weights, read_description
 from diffusion.model.unet import Encoder
 from diffusion.model.unet_config import UNetSpec
 from diffusion.model.weights_header import build_matching
@@ -63,15 +63,8 @@ class ClassifierArtefact(Artefact):
             raise ValueError(f"network.out_channels {logits} is not num_classes, {classes}")
 
 
-class LoadedClassifier(NamedTuple):
-    """A classifier in eval mode and its metadata."""
-
-    network: Classifier
-    artefact: ClassifierArtefact
-
-
-def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedClassifier:
+def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the classifier that the file describes and load its weights; DiffctlError for any other file."""
     artefact = read_description(path, ClassifierArtefact)
     network = build_matching(Classifier, artefact.network, path)
-    return LoadedClassifier(load_weights(network, path, artefact, device), artefact)
+    return LoadedModel(load_weights(network, path, artefact, device), artefact)

@@ -206,16 +206,14 @@ def read_description(path: Path, kind: type[Description]) -> Description:
     try:
         return kind.from_stored(values)
     except ValidationError as error:
-        if missing := _missing_entries(error):
+        entries = [one for one in error.errors() if isinstance(one.get("ctx", {}).get("error"), UnknownName)]
+        if entries:  # of registries, such as network.name tiny
+            missing = ", ".join(
+                f"{'.'.join(map(str, one['loc']))} {printable(one['input']):.100}" for one in entries
+            )
             message = f"{path} needs a plugin that is not here ({missing})"
             raise DiffctlError(f"{message}: copy its code and its entry into plugins/") from None
         raise DiffctlError(explain(error, f"{path} is of another format", kind)) from None
-
-
-def _missing_entries(error: ValidationError) -> str:
-    """Return the entries of registries that a file names and no registry has, such as network.name tiny."""
-    found = (one for one in error.errors() if isinstance(one.get("ctx", {}).get("error"), UnknownName))
-    return ", ".join(f"{'.'.join(map(str, one['loc']))} {printable(one['input']):.100}" for one in found)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:

@@ -25,17 +25,6 @@ def memory_layout(precision: Precision, device: torch.device) -> torch.memory_fo
     return torch.contiguous_format
 
 
-def frozen_layout(device: torch.device) -> torch.memory_format:
-    """Return the layout of a rounded copy: as in training, but channels last on a CPU with AMX.
-
-    AMX convolutions need each pixel's channels adjacent and copy other layouts to and fro.
-    A backward pass loses by its group norms what it would gain.
-    """
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
-        return torch.channels_last
-    return memory_layout("bf16", device)
-
-
 def autocast(network: Network, precision: Precision, *, fast: bool = False) -> Network:
     """Return the network under autocast: float32 in and out, products and convolutions in `precision`.
 
@@ -88,7 +77,11 @@ def _rounded_copy(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, EXACT_LAYERS):
             module.to(torch.bfloat16)
-    layout = frozen_layout(next(network.parameters()).device)
+    device = next(network.parameters()).device
+    layout = memory_layout("bf16", device)
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        # AMX convolutions copy other layouts to and fro. In training the group norms would lose that gain.
+        layout = torch.channels_last
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
@@ -136,22 +129,21 @@ class CompiledNetwork:
             self._shape, self._mode = shape, compile_mode(x.device)
         if shape == self._shape and not self._failed:
             try:
-                return self._compiled(x, t, labels)
+                if self._fast is None:
+                    self._fast = torch.compile(self._network, dynamic=False, mode=self._mode)
+                output = self._fast(x, t, labels)
+                self._passes += 1
+                # The next pass overwrites a graph's output.
+                return output.clone() if self._mode == GRAPHS else output
             except (RuntimeError, AssertionError) as error:
                 if self._passes >= WARM_UP_PASSES:
                     raise
                 self._failed, self._fast = True, None
-                reason = first_line(error)
-                message = f"the network cannot be compiled ({reason}): sampling continues without that"
+                message = (
+                    f"the network cannot be compiled ({first_line(error)}): sampling continues without that"
+                )
                 warnings.warn(message, DiffctlWarning, stacklevel=2)
         return self._network(x, t, labels)  # type: ignore[no-any-return]
-
-    def _compiled(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        if self._fast is None:
-            self._fast = torch.compile(self._network, dynamic=False, mode=self._mode)
-        output = self._fast(x, t, labels)
-        self._passes += 1
-        return output.clone() if self._mode == GRAPHS else output  # the next pass overwrites a graph's output
 
     def __deepcopy__(self, memo: dict[int, object]) -> "CompiledNetwork":
         """Wrap a copy of the network, not compiled yet."""

@@ -41,7 +41,8 @@ class Size:
 
 # ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags. Its
 # code and iDDPM's log the gradient's norm and do not clip (fp16_util.py there, train_util.py here).
-_ADM_ATTENTION = (32, 16, 8)
+_ADM = {"channels": 256, "num_res_blocks": 2, "attention_resolutions": (32, 16, 8)}
+_LINEAR = {"timesteps": 1000, "schedule": "linear"}
 _ADM_TRAIN = {"ema_decay": 0.9999, "lr": 1e-4, "batch_size": 256, "grad_clip": None}
 # iDDPM (2102.09672), appendix A, and the flags of openai/improved-diffusion with its defaults.
 _IDDPM = {
@@ -59,10 +60,10 @@ _IDDPM_TRAIN = {"batch_size": 128, "lr": 1e-4, "ema_decay": 0.9999, "grad_clip":
 _PUBLISHED = {
     "adm-64": Preset(
         model={
+            **_ADM,
             "channels": 192,
             "channel_mult": (1, 2, 3, 4),
             "num_res_blocks": 3,
-            "attention_resolutions": _ADM_ATTENTION,
             "head_channels": 64,
             "dropout": 0.1,
         },
@@ -76,14 +77,8 @@ _PUBLISHED = {
         qkv_by_head=False,
     ),
     "adm-128": Preset(
-        model={
-            "channels": 256,
-            "channel_mult": (1, 1, 2, 3, 4),
-            "num_res_blocks": 2,
-            "attention_resolutions": _ADM_ATTENTION,
-            "heads": 4,
-        },
-        process={"timesteps": 1000, "schedule": "linear"},
+        model={**_ADM, "channel_mult": (1, 1, 2, 3, 4), "heads": 4},
+        process=_LINEAR,
         train={**_ADM_TRAIN, "steps": 4_360_000},
         data="imagenet",
         image_size=128,
@@ -92,14 +87,8 @@ _PUBLISHED = {
         source="422M: ADM table 11",
     ),
     "adm-256": Preset(
-        model={
-            "channels": 256,
-            "channel_mult": (1, 1, 2, 2, 4, 4),
-            "num_res_blocks": 2,
-            "attention_resolutions": _ADM_ATTENTION,
-            "head_channels": 64,
-        },
-        process={"timesteps": 1000, "schedule": "linear"},
+        model={**_ADM, "channel_mult": (1, 1, 2, 2, 4, 4), "head_channels": 64},
+        process=_LINEAR,
         train={**_ADM_TRAIN, "steps": 1_980_000},
         data="imagenet",
         image_size=256,
@@ -139,7 +128,7 @@ _PUBLISHED = {
             "dropout": 0.1,
             "class_cond": False,
         },
-        process={"timesteps": 1000, "schedule": "linear", "variance": "large", "loss": "simple"},
+        process={**_LINEAR, "variance": "large", "loss": "simple"},
         train={
             "steps": 800_000,
             "batch_size": 128,

@@ -16,28 +16,22 @@ class Encoder(ConditionedNetwork):
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec, spec.channels, 4 * spec.channels)
-        channels = spec.channel_mult[0] * spec.channels
+        channels = spec.widths[0]
         patch = spec.patch_size  # the stem sees 3×3 patches
         self.stem = ExactConv2d(spec.in_channels, channels, 3 * patch, stride=patch, padding=patch)
-        self.encoder, self.skip_channels = self._encoder(channels)
-        channels = self.skip_channels[-1]
-        self.middle = self._stage(
-            [self._block(channels, channels), Attention(self.spec, channels), self._block(channels, channels)]
-        )
-
-    def _encoder(self, channels: int) -> tuple[nn.ModuleList, list[int]]:
-        """Return the stages from the image down, and the channels of each skip, the stem's first."""
-        spec, stages, skips = self.spec, [], [channels]
+        self.encoder, self.skip_channels = nn.ModuleList(), [channels]  # of each skip, the stem's first
         sizes = spec.level_sizes(spec.image_size)
-        for level, (size, mult) in enumerate(zip(sizes, spec.channel_mult, strict=True)):
+        for level, (size, width) in enumerate(zip(sizes, spec.widths, strict=True)):
             for _ in range(spec.num_res_blocks):
-                stages.append(self._level_stage(channels, mult * spec.channels, size))
-                channels = mult * spec.channels
-                skips.append(channels)
+                self.encoder.append(self._level_stage(channels, width, size))
+                channels = width
+                self.skip_channels.append(channels)
             if level + 1 < len(sizes):
-                stages.append(self._stage([self._resampler(channels, "down")]))
-                skips.append(channels)
-        return nn.ModuleList(stages), skips
+                self.encoder.append(self._stage([self._resampler(channels, "down")]))
+                self.skip_channels.append(channels)
+        self.middle = self._stage(
+            [self._block(channels, channels), Attention(spec, channels), self._block(channels, channels)]
+        )
 
     def _level_stage(self, channels: int, out_channels: int, size: int) -> Stage:
         blocks: list[nn.Module] = [self._block(channels, out_channels)]
@@ -102,28 +96,22 @@ class UNet(Encoder):
 
     def __init__(self, spec: UNetSpec) -> None:
         super().__init__(spec)
-        self.decoder = self._decoder(self.skip_channels[-1], self.skip_channels)
-        channels = spec.channel_mult[0] * spec.channels
+        channels, skips = self.skip_channels[-1], list(self.skip_channels)
+        self.decoder, sizes = nn.ModuleList(), spec.level_sizes(spec.image_size)
+        for level in reversed(range(len(sizes))):
+            width = spec.widths[level]
+            for block in range(spec.num_res_blocks + 1):
+                stage = self._level_stage(channels + skips.pop(), width, sizes[level])
+                if level > 0 and block == spec.num_res_blocks:
+                    stage.append(self._resampler(width, "up"))
+                self.decoder.append(stage)
+                channels = width
         self.norm = GroupNorm(channels)
         if spec.patch_size > 1:
             self.pixels = PixelStage(spec, channels)
             channels = self.pixels.out_channels
         self.head = zero(ExactConv2d(channels, spec.out_channels, 3, padding=1))
         set_norms(self, spec.norm_eps, spec.group_channels)
-
-    def _decoder(self, channels: int, skips: list[int]) -> nn.ModuleList:
-        """Return the stages back up to the image; each takes one skip, the last encoder stage's first."""
-        spec, stages, remaining = self.spec, [], list(skips)
-        sizes = spec.level_sizes(spec.image_size)
-        for level in reversed(range(len(sizes))):
-            for block in range(spec.num_res_blocks + 1):
-                out = spec.channel_mult[level] * spec.channels
-                stage = self._level_stage(channels + remaining.pop(), out, sizes[level])
-                if level > 0 and block == spec.num_res_blocks:
-                    stage.append(self._resampler(out, "up"))
-                stages.append(stage)
-                channels = out
-        return nn.ModuleList(stages)
 
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor | None = None, augmentation: Tensor | None = None

@@ -15,7 +15,6 @@ from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import UsageError
 
 if TYPE_CHECKING:  # images depend neither on the format of model files nor, without one, on a classifier
-    from diffusion.model.classifier import LoadedClassifier
     from diffusion.model.model_file import LoadedModel, ModelDescription
 
 
@@ -23,7 +22,7 @@ class Guides(NamedTuple):
     """What guides a model: the `model` of autoguidance, and a `classifier`."""
 
     model: "LoadedModel | None" = None
-    classifier: "LoadedClassifier | None" = None
+    classifier: "LoadedModel | None" = None
 
     def networks(self, loaded: "LoadedModel") -> dict[str, torch.nn.Module]:
         """Return all networks by their names in messages; `loaded` is the guided model."""
@@ -56,7 +55,7 @@ def check_served_guide(settings: SampleSettings, guide: str | None, model: str) 
 
 
 def classifier_guidance(
-    artefact: "ModelDescription", settings: SampleSettings, classifier: "LoadedClassifier"
+    artefact: "ModelDescription", settings: SampleSettings, classifier: "LoadedModel"
 ) -> Callable[[Denoiser], Denoiser]:
     """Return what wraps a denoiser of the model in classifier guidance.
 

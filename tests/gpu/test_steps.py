@@ -8,7 +8,6 @@ import torch
 
 from diffusion.engine.engine import Engine
 from diffusion.images.store import open_store
-from diffusion.model.classifier import LoadedClassifier
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.denoiser import Condition
@@ -37,7 +36,7 @@ def a_model(device: torch.device) -> LoadedModel:
     return LoadedModel(freeze(network_of(spec_of()).to(device)), artefact_of(spec_of()))
 
 
-def a_classifier(device: torch.device) -> LoadedClassifier:
+def a_classifier(device: torch.device) -> LoadedModel:
     """One of that model's classes."""
     classifier = loaded_classifier()
     return classifier._replace(network=classifier.network.to(device))

@@ -10,7 +10,7 @@ import torch
 from diffusion.config import Config, load
 from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
-from diffusion.model.classifier import Classifier, ClassifierArtefact, LoadedClassifier
+from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.model_file import Artefact, DataCard, LoadedModel, save_artefact
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.unet import UNet
@@ -98,7 +98,7 @@ def counting(model: LoadedModel, rows: list[int]) -> LoadedModel:
     return model._replace(network=network)  # type: ignore[arg-type]
 
 
-def loaded_classifier(**changes: Any) -> LoadedClassifier:
+def loaded_classifier(**changes: Any) -> LoadedModel:
     """Return a classifier of ten classes with random weights."""
     spec = spec_of(**{"out_channels": 10, "null_class": False, **changes})
     network = Classifier(spec)
@@ -106,7 +106,7 @@ def loaded_classifier(**changes: Any) -> LoadedClassifier:
     artefact = artefact_of(spec.model_copy(update={"out_channels": spec.in_channels}))
     process = ProcessConfig(timesteps=100)
     values = {**artefact.model_dump(), "network": spec, "kind": "classifier", "process": process}
-    return LoadedClassifier(network.eval().requires_grad_(False), ClassifierArtefact(**values))
+    return LoadedModel(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
 class OptimalNetwork(torch.nn.Module):
