@@ -139,9 +139,8 @@ class CompiledNetwork:
                 if self._passes >= WARM_UP_PASSES:
                     raise
                 self._failed, self._fast = True, None
-                message = (
-                    f"the network cannot be compiled ({first_line(error)}): sampling continues without that"
-                )
+                why = first_line(error)
+                message = f"the network cannot be compiled ({why}): sampling continues without that"
                 warnings.warn(message, DiffctlWarning, stacklevel=2)
         return self._network(x, t, labels)  # type: ignore[no-any-return]
 

@@ -123,7 +123,10 @@ class GradientAccumulator:
         for part in self._microbatches(batch):
             if self._masks:
                 self._masks.select_rows(slice(row, row + len(part.t)))
-            parts.append(self._backward(self._forward, part))
+            losses = self._objective.losses(self._forward, self._process, part)
+            mean = (losses["loss"] * part.weights).sum() / self._plan.train.batch_size
+            mean.backward()  # type: ignore[no-untyped-call]
+            parts.append({name: value.detach() for name, value in losses.items()})
             row += len(part.t)
         return {name: torch.cat([losses[name] for losses in parts]) for name in parts[0]}
 
@@ -135,13 +138,6 @@ class GradientAccumulator:
             largest = least + bool(rest)
         return list(batch.divide(min(least, -(-largest // self.microbatch))))
 
-    def _backward(self, forward: Network, part: Batch) -> Losses:
-        """Accumulate the micro-batch's part of the gradient; return its losses, (B,) each."""
-        losses = self._objective.losses(forward, self._process, part)
-        mean = (losses["loss"] * part.weights).sum() / self._plan.train.batch_size
-        mean.backward()  # type: ignore[no-untyped-call]
-        return {name: value.detach() for name, value in losses.items()}
-
     def _handle_failure(self, error: RuntimeError) -> None:
         """Halve the micro-batch or disable compilation; raise if neither applies."""
         if is_out_of_memory(error):
@@ -151,13 +147,14 @@ class GradientAccumulator:
                     f"a step of {self.microbatch} images does not fit the memory: {hint}"
                 ) from None
             self.microbatch = -(-self.microbatch // 2)
-            _warn(f"out of memory: continuing with micro-batches of {self.microbatch} images")
+            message = f"out of memory: continuing with micro-batches of {self.microbatch} images"
         elif self._is_compiling:
             self._is_compiling, self._forward = False, None
             why = first_line(error)
-            _warn(f"the network cannot be compiled ({why}): training continues without compilation")
+            message = f"the network cannot be compiled ({why}): training continues without compilation"
         else:
             raise error
+        warnings.warn(message, DiffctlWarning, stacklevel=2)
 
     def _initial_microbatch(self, images: int) -> int:
         wanted, device = self._plan.train.microbatch, self._group.device
@@ -185,10 +182,6 @@ def should_compile(train: OptimisationConfig, device: torch.device) -> bool:
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, DiffctlWarning, stacklevel=2)
 
 
 class DropoutMasks:

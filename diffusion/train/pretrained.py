@@ -121,22 +121,17 @@ def check_pretrained(
 
 def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
     """Raise PretrainedRefused for another prediction, or times or images on another scale."""
-    if process.prediction != theirs.prediction:
-        raise PretrainedRefused(
-            f"train.init_from: process.prediction is {process.prediction}, and the model predicts "
-            f"{theirs.prediction}"
-        )
-    whole = isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)
-    if process.schedule != theirs.schedule and not whole:
-        raise PretrainedRefused(
-            f"train.init_from: process.schedule is {process.schedule}, and the model was trained with "
-            f"{theirs.schedule}, whose times its network embeds"
-        )
-    if PREDICTIONS[process.prediction].uses_sigma_data and process.sigma_data != theirs.sigma_data:
-        raise PretrainedRefused(
-            f"train.init_from: process.sigma_data is {process.sigma_data}, and the model was trained with "
-            f"{theirs.sigma_data}: set it to that"
-        )
+    fields = ["prediction"]
+    if not (isinstance(process, DiscreteConfig) and isinstance(theirs, DiscreteConfig)):
+        fields.append("schedule")  # the network embeds its times
+    if PREDICTIONS[process.prediction].uses_sigma_data:
+        fields.append("sigma_data")
+    for field in fields:
+        ours, wanted = getattr(process, field), getattr(theirs, field)
+        if ours != wanted:
+            raise PretrainedRefused(
+                f"train.init_from: process.{field} is {ours}, and the model was trained with {wanted}"
+            )
 
 
 def init_network(

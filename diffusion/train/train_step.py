@@ -7,7 +7,7 @@ power-function averages with a relative width σ_rel (EDM2, Karras et al. 2024, 
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -232,7 +232,11 @@ def train_step(state: TrainState, gradients: GradientAccumulator, batch: Batch) 
     # Early averages forget the initialisation.
     decay = min(train.ema_decay, (1 + state.step) / (10 + state.step))
     ema_update(state.ema, state.network, decay, finite)
-    update_profiles(state.ema_profiles, state.network, train.sigma_rels, state.step + 1)
+    with torch.no_grad():
+        # The first step overwrites a profile. A non-finite step counts the previous weights once more.
+        for profile, sigma_rel in zip(state.ema_profiles, train.sigma_rels, strict=True):
+            part = newest_weight(sigma_rel, state.step + 1)
+            torch._foreach_lerp_(list(profile.parameters()), list(state.network.parameters()), part)
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
     return means
@@ -260,17 +264,3 @@ def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) ->
     differences = torch._foreach_sub(weights, averages)
     torch._foreach_mul_(differences, part)
     torch._foreach_add_(averages, list(differences))
-
-
-@torch.no_grad()
-def update_profiles(
-    profiles: nn.ModuleList, network: nn.Module, sigma_rels: Sequence[float], steps: int
-) -> None:
-    """Add the weights after `steps` steps to each average, in place; the first update overwrites it.
-
-    A non-finite step leaves the weights unchanged, so that the previous ones count once more.
-    """
-    for profile, sigma_rel in zip(profiles, sigma_rels, strict=True):
-        torch._foreach_lerp_(
-            list(profile.parameters()), list(network.parameters()), newest_weight(sigma_rel, steps)
-        )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
@@ -71,13 +71,11 @@ class ValidationLoss:
             ]
             losses = {name: torch.cat([part[name] for part, _ in parts]).cpu() for name in parts[0][0]}
             t = torch.cat([t for _, t in parts]).cpu()
-            found |= {f"{prefix}{name}": value for name, value in self._means(losses, t).items()}
+            means = {name: value.double().mean() for name, value in losses.items()}
+            means |= band_sums(losses["loss"], self._process.log_snr(t))
+            totals = {name: float(value) for name, value in means.items()}
+            found |= {f"{prefix}{name}": value for name, value in with_band_means(totals).items()}
         return found
-
-    def _means(self, losses: dict[str, Tensor], t: Tensor) -> Losses:
-        sums = band_sums(losses["loss"], self._process.log_snr(t))
-        means = {name: value.double().mean() for name, value in losses.items()}
-        return with_band_means({name: float(value) for name, value in {**means, **sums}.items()})
 
     def _batches(self, size: int, device: torch.device) -> Iterator[Batch]:
         count, spec = len(self._rows), self._plan.network

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_step
 from diffusion.system.errors import DiffctlWarning, TemporaryError, UsageError, reason
@@ -133,11 +132,8 @@ class StateMirror:
         return True
 
     def _download(self, path: str, target: Path) -> None:
-        def fill(file: Any) -> None:
-            with self._system.open(path, "rb") as source:
-                shutil.copyfileobj(source, file, BLOCK)
-
-        write_atomic(target, fill)
+        with self._system.open(path, "rb") as source:
+            write_atomic(target, lambda file: shutil.copyfileobj(source, file, BLOCK))
 
     def _files(self) -> dict[str, int]:
         """Return the sizes of the copied files."""
