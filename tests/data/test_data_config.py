@@ -33,7 +33,6 @@ def test_section_class_depends_on_name():
         ),
         ({"name": "cifar10", "test_fraction": 0.1}, r"test_fraction\n  .* it belongs to image-folder"),
         ({"name": "image-folder", "path": "x", "image_size": 8, "test_fraction": 1.0}, "test_fraction"),
-        ({"name": "digits", "flips": True}, "flips"),
         ({"name": "hf", "image_size": 8}, "path"),
         ({"name": "hf", "path": "a"}, "image_size"),
         ({"name": "hf", "path": "a/b", "image_size": 8, "revision": ""}, "revision"),
