@@ -75,7 +75,7 @@ class BatchedRequests(RuleBasedStateMachine):
         sampler=st.sampled_from([("ddim", 0.7), ("ddim", 1.0), *((name, 0.0) for name in SAMPLERS)]),
         steps=st.integers(1, 6),
         spacing=st.sampled_from(["uniform", "ddim-quadratic"]),
-        guidance=st.sampled_from([0.0, 0.0, 1.5]),
+        guidance=st.sampled_from([0.0, 0.0, 0.5, 3.0]),
         interval=st.sampled_from([None, (0.0, 0.7), (0.3, 4.0), (1e-6, 1e-5)]),
         klass=st.sampled_from([None, 0, 7]),
         noise=st.sampled_from(["small", "large", "learned"]),

@@ -56,6 +56,22 @@ def test_guidance_changes_the_mean_of_all_channels_but_no_variance(channels, lea
         assert torch.equal(found.variance_fraction, conditional.variance_fraction)
 
 
+@given(st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=3, max_size=3), st.booleans())
+def test_rows_have_their_own_weight_and_unguided_rows_cost_one_nfe(weights, one_time):
+    network = Recorder(2, learned=True)
+    denoiser = NetworkDenoiser(network, PROCESS)
+    x, t, condition = inputs(2)
+    times = 7 if one_time else t
+    found = classifier_free(denoiser, torch.tensor(weights))(x, times, condition)
+    assert network.batches == [3 + sum(weight > 0 for weight in weights)]
+    for row, weight in enumerate(weights):
+        alone = slice(row, row + 1)
+        time = 7 if one_time else t[alone]
+        expected = classifier_free(denoiser, weight)(x[alone], time, condition.rows(alone))
+        for part, expected_part in zip(found.rows(alone), expected, strict=True):
+            assert part is expected_part is None or torch.allclose(part, expected_part)
+
+
 def test_guidance_requires_labels_and_a_null_class():
     x, t, condition = inputs(1)
     denoiser = classifier_free(NetworkDenoiser(Recorder(1, False), PROCESS), 1.0)
