@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -51,7 +50,7 @@ def run_name() -> str:
     words = [f"{datetime.now(UTC):%Y-%m-%d %H:%M}"]
     with suppress(DiffctlError):  # the run itself reports it
         words.append(load().data.name)
-    if tags := git_tags(Path()):
+    if tags := git_tags():
         words.append(tags[GIT_COMMIT][:7] + "+" * (tags[GIT_DIRTY] == "true"))
     return " ".join(words)
 

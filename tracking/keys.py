@@ -3,7 +3,6 @@
 import getpass
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -95,20 +94,16 @@ def pretrained_tags(lineage: "Sequence[Ancestor]") -> dict[str, str]:
     }
 
 
-def git_tags(root: Path) -> dict[str, str]:
-    """Return the commit of `root` and whether it has uncommitted changes; empty outside a repository."""
-    commit = _git(root, "rev-parse", "HEAD")
-    if commit is None:
-        return {}
-    dirty = bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    return {GIT_COMMIT: commit, GIT_DIRTY: str(dirty).lower()}
+def git_tags() -> dict[str, str]:
+    """Return the commit and whether there are uncommitted changes; empty outside a repository."""
 
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
 
-def _git(root: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=True
-        )
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return {}
+    return {GIT_COMMIT: commit, GIT_DIRTY: str(bool(changes)).lower()}

@@ -162,7 +162,7 @@ class TrackedTraining(ConsoleTraining):
         return identity.model_dump(mode="json")
 
     def _facts(self) -> TrainingFacts:
-        git = git_tags(Path())
+        git = git_tags()
         commit = git.get(GIT_COMMIT)
         return TrainingFacts(
             ended=round(time.time()),

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import typer
 
@@ -79,7 +78,7 @@ def tracked_training(
     if run.start:
         tags[keys.RESUMED_FROM] = f"{run.start.folder.name} after step {run.start.step}"
     tags |= keys.pretrained_tags(plan.lineage) | note_tags(training_note(flatten(values), run.folder.name))
-    spool.tags({**tags, **keys.git_tags(Path()), **keys.source_tags("diffctl stage train")})
+    spool.tags({**tags, **keys.git_tags(), **keys.source_tags("diffctl stage train")})
     spool.dataset(plan.data.name, plan.data.digest, plan.data.classes)
     sender = start_sender(run.folder)
     status = "FAILED"

@@ -176,7 +176,7 @@ def test_seeds_of_one_setting_are_one_column(command):
     near = {**seeds({0: 0.20, 1: 0.24}, "a"), **seeds({0: 0.21, 1: 0.25, 2: 0.23}, "b")}
     result = compare(scored(**near))
     assert result.labels == ["a0 ×2", "b0 ×3"]
-    assert result.members == [["a0", "a1"], ["b0", "b1", "b2"]]
+    assert result.as_json()["members"] == [["a0", "a1"], ["b0", "b1", "b2"]]
     row = result.rows[0]
     assert row.values == pytest.approx([0.22, 0.23])
     assert row.deviations == pytest.approx([0.0283, 0.02], abs=1e-4)

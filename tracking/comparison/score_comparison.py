@@ -95,20 +95,16 @@ class Comparison:
     differences: list[Difference]
 
     @property
-    def members(self) -> list[list[str]]:
-        """The labels of the documents in each column."""
-        return [[one.label for one in group] for group in self.groups]
-
-    @property
     def seed_groups(self) -> dict[str, list[str]]:
-        """The members of the columns that have several trainings."""
-        return {name: names for name, names in zip(self.labels, self.members, strict=True) if len(names) > 1}
+        """The labels of the documents in each column that has several trainings."""
+        columns = zip(self.labels, self.groups, strict=True)
+        return {name: [one.label for one in group] for name, group in columns if len(group) > 1}
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values for scripts."""
         return {
             "runs": self.labels,
-            "members": self.members,
+            "members": [[one.label for one in group] for group in self.groups],
             "scores": [row.as_json() for row in self.rows],
             "not_comparable": [vars(difference) for difference in self.differences],
         }

@@ -23,21 +23,8 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
 from diffusion.system.registry import plugins_folder
 from diffusion.system.section import brief, fingerprint
+from tracking import keys
 from tracking.experiments import log_folder
-from tracking.keys import (
-    BEST,
-    CARD,
-    DVC_MD5,
-    EMA_SIGMA_REL,
-    FILE_SHA256,
-    FORMAT,
-    GUIDE_TAGS,
-    KEY,
-    MODEL_SHA256,
-    REGISTERED_FOLDER,
-    SETTING,
-    git_tags,
-)
 from tracking.mlflow_pages import MONTAGE, describe_version, samples_montage
 from tracking.registry.champion_log import ensure_model
 from tracking.store import find
@@ -67,8 +54,8 @@ def find_version(
     client: "MlflowClient", name: str, sha256: str, document: ScoresDocument
 ) -> "ModelVersion | None":
     """Return the version of these weights under the protocol of these scores, or None."""
-    protocol = protocol_fingerprint(document)
-    query = f"name = '{name}' AND tags.`{MODEL_SHA256}` = '{sha256}' AND tags.`{CARD}` = '{protocol}'"
+    card = protocol_fingerprint(document)
+    query = f"name = '{name}' AND tags.`{keys.MODEL_SHA256}` = '{sha256}' AND tags.`{keys.CARD}` = '{card}'"
     versions = client.search_model_versions(query)
     return versions[0] if versions else None
 
@@ -88,7 +75,7 @@ def create_version(
     from diffusion.model.model_file import read_artefact  # torch
 
     protocol = protocol_fingerprint(document)
-    folder, montage = f"{REGISTERED_FOLDER}/{protocol}", samples_montage(document)
+    folder, montage = f"{keys.REGISTERED_FOLDER}/{protocol}", samples_montage(document)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "model"
         _save_pyfunc(path, files, document, Path(scratch))
@@ -98,17 +85,17 @@ def create_version(
     ensure_model(client, name)
     artefact = read_artefact(files.model)
     tags = {
-        FORMAT: str(VERSION_FORMAT),
-        MODEL_SHA256: artefact.model_sha256,
-        FILE_SHA256: sha256_file(files.model),
-        CARD: protocol,
-        KEY: client.get_run(run_id).data.tags[KEY],
-        BEST: describe_selection(document.best),
-        **({SETTING: artefact.training["setting"]} if artefact.training else {}),
-        **({EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
-        **{tag: sha256_file(file) for kind, tag in GUIDE_TAGS.items() if (file := getattr(files, kind))},
+        keys.FORMAT: str(VERSION_FORMAT),
+        keys.MODEL_SHA256: artefact.model_sha256,
+        keys.FILE_SHA256: sha256_file(files.model),
+        keys.CARD: protocol,
+        keys.KEY: client.get_run(run_id).data.tags[keys.KEY],
+        keys.BEST: describe_selection(document.best),
+        **({keys.SETTING: artefact.training["setting"]} if artefact.training else {}),
+        **({keys.EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
+        **{tag: sha256_file(file) for kind, tag in keys.GUIDE_TAGS.items() if (file := getattr(files, kind))},
         **_dvc_tags(files.model),
-        **git_tags(Path.cwd()),
+        **keys.git_tags(),
     }
     text = describe_version(artefact, document, run_id, folder, with_montage=montage is not None)
     return client.create_model_version(name, f"runs:/{run_id}/{folder}", run_id, tags, description=text)
@@ -118,7 +105,7 @@ def _dvc_tags(model: Path) -> dict[str, str]:
     """Return the file's MD5 if dvc.lock contains it."""
     md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
     known = DVC_LOCK.is_file() and f"md5: {md5}\n" in DVC_LOCK.read_text(encoding="utf-8")
-    return {DVC_MD5: md5} if known else {}
+    return {keys.DVC_MD5: md5} if known else {}
 
 
 def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, scratch: Path) -> None:
@@ -162,9 +149,9 @@ def is_diffctl_version(registered: "ModelVersion") -> bool:
 def _unreadable(registered: "ModelVersion") -> str:
     """Return why weights and scores of a version cannot be read; empty if they can."""
     tags = registered.tags
-    if not {MODEL_SHA256, CARD} <= tags.keys():
+    if not {keys.MODEL_SHA256, keys.CARD} <= tags.keys():
         return "was not registered by diffctl"
-    number = tags.get(FORMAT, str(VERSION_FORMAT - 1) if FILE_SHA256 in tags else "1")
+    number = tags.get(keys.FORMAT, str(VERSION_FORMAT - 1) if keys.FILE_SHA256 in tags else "1")
     if number not in READABLE_FORMATS:
         known = " and ".join(READABLE_FORMATS)
         return f"was registered by diffctl format {brief(number, str)}, not {known}: see docs/upgrading.md"
@@ -177,10 +164,10 @@ def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -
 
     _refuse_unreadable(registered)
     run_id, artifacts, tags = str(registered.run_id), _artifacts_of(registered), registered.tags
-    model = cached_model(tags[FILE_SHA256], partial(download_weights, client, run_id, artifacts))
+    model = cached_model(tags[keys.FILE_SHA256], partial(download_weights, client, run_id, artifacts))
     guides = {
         kind: cached_model(tags[tag], partial(_download, client, registered, f"{kind}.safetensors"))
-        for kind, tag in GUIDE_TAGS.items()
+        for kind, tag in keys.GUIDE_TAGS.items()
         if tag in tags
     }
     return NetworkFiles(model, **guides)
@@ -205,8 +192,9 @@ def _download(client: "MlflowClient", registered: "ModelVersion", file: str, fol
 
 def _artifacts_of(registered: "ModelVersion") -> str:
     """Return the artifact folder of a version's files."""
-    where = f"{registered.name} version {registered.version}, tag {CARD}"
-    return f"{REGISTERED_FOLDER}/{check_digest(registered.tags[CARD], CARD_DIGITS, where)}/artifacts"
+    where = f"{registered.name} version {registered.version}, tag {keys.CARD}"
+    card = check_digest(registered.tags[keys.CARD], CARD_DIGITS, where)
+    return f"{keys.REGISTERED_FOLDER}/{card}/artifacts"
 
 
 def download_weights(client: "MlflowClient", run_id: str, artifacts: str, folder: Path) -> Path:
@@ -225,7 +213,7 @@ def check_digest(value: str, digits: int, where: str) -> str:
 
 def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
     """Return the cached file with this SHA-256, `download`ed if missing; DiffctlError if it differs."""
-    target = MODEL_RUNS / check_digest(sha256, SHA256_DIGITS, f"MLflow's tag {FILE_SHA256}") / WEIGHTS
+    target = MODEL_RUNS / check_digest(sha256, SHA256_DIGITS, f"MLflow's tag {keys.FILE_SHA256}") / WEIGHTS
     if target.exists() and sha256_file(target) == sha256:
         return target
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)

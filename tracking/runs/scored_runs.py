@@ -5,8 +5,9 @@ Each cell of a sweep is a child run of the training's run, with scores, card and
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,30 +22,9 @@ from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
 from diffusion.train.checkpoint.run_record import TrainingIdentity
+from tracking import keys, mlflow_pages
 from tracking.connectivity import redact_uri
 from tracking.experiments import log_folder, search_runs
-from tracking.keys import (
-    BEST,
-    CARD,
-    CELL,
-    EMA_SIGMA_REL,
-    EVALUATION_FOLDER,
-    FILE_SHA256,
-    KEY,
-    MODEL_FOLDER,
-    PARENT,
-    REPORT_FOLDER,
-    SETTING,
-    experiment_name,
-)
-from tracking.mlflow_pages import (
-    best_scores,
-    changed_note,
-    scores_note,
-    series_name,
-    training_note,
-    view_tags,
-)
 from tracking.registry.model_versions import (
     cached_model,
     download_weights,
@@ -60,7 +40,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
-SCORES_PATH = f"{EVALUATION_FOLDER}/{SCORES.name}"
+SCORES_PATH = f"{keys.EVALUATION_FOLDER}/{SCORES.name}"
 SAMPLES = "samples"  # the series of a cell's picture
 MAX_SEEDS = 50  # runs of a setting that are read, the newest
 
@@ -91,7 +71,7 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
     values = document_values(document)
     with mlflow_client() as client:
         _log_cells(client, client.get_run(run_id), document)
-        client.log_dict(run_id, values, f"{EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
+        client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
 
 
 def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
@@ -99,7 +79,7 @@ def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
     identity = read_identity(run_file)
     with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(read_scores(scores_file)))
-        log_folder(client, run_id, folder, REPORT_FOLDER)
+        log_folder(client, run_id, folder, keys.REPORT_FOLDER)
     return run_id
 
 
@@ -118,7 +98,7 @@ def _log_cell(
     from mlflow.entities import Metric, Param
 
     if child is None:
-        tags = {PARENT: parent.info.run_id, CELL: name, CARD: _card_fingerprint(cell)}
+        tags = {keys.PARENT: parent.info.run_id, keys.CELL: name, keys.CARD: _card_fingerprint(cell)}
         child = client.create_run(parent.info.experiment_id, tags=tags, run_name=name)
     # MLflow ignores a point that it has already, so all scores have the time of the child's start.
     time, run_id = child.info.start_time, child.info.run_id
@@ -132,7 +112,7 @@ def _log_cell(
     if child.info.status != "FINISHED":
         client.set_terminated(run_id, "FINISHED")
     curves = [
-        Metric(f"{key}/{series_name(cell)}", value, time, cell.steps)
+        Metric(f"{key}/{mlflow_pages.series_name(cell)}", value, time, cell.steps)
         for key, value in cell.all_scores.items()
         if not is_auxiliary(key)
     ]
@@ -142,9 +122,9 @@ def _log_cell(
 
 def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
     """Return the logged cells by name and card's fingerprint."""
-    query = f"tags.`{PARENT}` = '{parent.info.run_id}'"
+    query = f"tags.`{keys.PARENT}` = '{parent.info.run_id}'"
     runs = search_runs(client, [parent.info.experiment_id], query)
-    return {(run.data.tags.get(CELL, ""), run.data.tags.get(CARD, "")): run for run in runs}
+    return {(run.data.tags.get(keys.CELL, ""), run.data.tags.get(keys.CARD, "")): run for run in runs}
 
 
 def _card_fingerprint(cell: CellScores) -> str:
@@ -158,22 +138,23 @@ def _log_best(client: "MlflowClient", run_id: str, document: ScoresDocument, tim
     from mlflow.entities import Metric
 
     best = document.cells[document.best.cell]
-    values = best_scores(document)
+    values = mlflow_pages.best_scores(document)
     values |= {"best/steps": best.steps, "best/eta": best.eta, "best/nfe": best.nfe}
     values |= {} if best.ema is None else {"best/ema": best.ema}
     client.log_batch(run_id, [Metric(name, value, time, 0) for name, value in values.items()])
-    client.set_tag(run_id, BEST, describe_selection(document.best))
+    client.set_tag(run_id, keys.BEST, describe_selection(document.best))
     if document.training is not None:
-        client.set_tag(run_id, SETTING, document.training.setting)
+        client.set_tag(run_id, keys.SETTING, document.training.setting)
 
 
 def _update_pages(client: "MlflowClient", parent: "Run", training: str, document: ScoresDocument) -> None:
     """Update the descriptions of the run and its experiment where they differ."""
-    text = training_note(translate_names("params", parent.data.params), training) + scores_note(document)
-    for name, value in changed_note(text, parent.data.tags).items():
+    params = translate_names("params", parent.data.params)
+    text = mlflow_pages.training_note(params, training) + mlflow_pages.scores_note(document)
+    for name, value in mlflow_pages.changed_note(text, parent.data.tags).items():
         client.set_tag(parent.info.run_id, name, value)
     experiment = client.get_experiment(parent.info.experiment_id)
-    for name, value in view_tags(document).items():
+    for name, value in mlflow_pages.view_tags(document).items():
         if experiment.tags.get(name) != value:
             client.set_experiment_tag(experiment.experiment_id, name, value)
 
@@ -186,14 +167,12 @@ def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Im
     """
     with mlflow_client() as client:
         parent = client.get_run(run_id)
-        children, logged = _children(client, parent), _picture_paths(client, parent)
+        children = _children(client, parent)
         for name, cell in document.cells.items():
             if child := children.get((name, _card_fingerprint(cell))):
-                time, picture = child.info.start_time, pictures[name]
-                own = _picture_paths(client, child)
-                _log_picture(client, child.info.run_id, own, (SAMPLES, 0, time), picture)
-                place = (f"{SAMPLES}-{series_name(cell)}", cell.steps, time)
-                _log_picture(client, run_id, logged, place, picture)
+                time, series = child.info.start_time, f"{SAMPLES}-{mlflow_pages.series_name(cell)}"
+                _log_picture(client, child, (SAMPLES, 0, time), pictures[name])
+                _log_picture(client, parent, (series, cell.steps, time), pictures[name])
 
 
 def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
@@ -215,14 +194,13 @@ def _picture_paths(client: "MlflowClient", run: "Run") -> list[str]:
     return [file.path for file in client.list_artifacts(run.info.run_id, "images")]
 
 
-def _log_picture(
-    client: "MlflowClient", run_id: str, logged: Sequence[str], place: tuple[str, int, int], picture: Images
-) -> None:
-    """Log a picture at `place` (series, step, time) unless it is among the `logged` paths."""
+def _log_picture(client: "MlflowClient", run: "Run", place: tuple[str, int, int], picture: Images) -> None:
+    """Log a picture at `place` (series, step, time) unless the run has one there."""
     key, step, time = place
     pattern = re.compile(rf"images/{re.escape(key)}\Wstep\W{step}\Wtimestamp\W{time}\W")
-    if not any(map(pattern.match, logged)):
-        client.log_image(run_id, to_pil(picture), key=key, step=step, timestamp=time, synchronous=True)
+    if not any(map(pattern.match, _picture_paths(client, run))):
+        image, run_id = to_pil(picture), run.info.run_id
+        client.log_image(run_id, image, key=key, step=step, timestamp=time, synchronous=True)
 
 
 def data_name(document: ScoresDocument) -> str:
@@ -235,7 +213,7 @@ def fetch_scores(run: "Run") -> ScoresDocument:
     """Return the scores of a training's run; UsageError if it was not evaluated."""
     run_id = run.info.run_id
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
-        if SCORES_PATH not in [file.path for file in client.list_artifacts(run_id, EVALUATION_FOLDER)]:
+        if SCORES_PATH not in [file.path for file in client.list_artifacts(run_id, keys.EVALUATION_FOLDER)]:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no scores: it was not evaluated")
         return read_scores(Path(client.download_artifacts(run_id, SCORES_PATH, scratch)))
 
@@ -249,8 +227,8 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
         return []
     found: list[ScoresDocument] = []
     with mlflow_client() as client:
-        if experiment := client.get_experiment_by_name(experiment_name(data_name(document))):
-            query = f"tags.`{SETTING}` = '{training.setting}'"
+        if experiment := client.get_experiment_by_name(keys.experiment_name(data_name(document))):
+            query = f"tags.`{keys.SETTING}` = '{training.setting}'"
             for run in search_runs(client, [experiment.experiment_id], query, MAX_SEEDS):
                 with suppress(UsageError):  # its scores were deleted
                     found.append(fetch_scores(run))
@@ -260,7 +238,7 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
 def find_training_run(identity: TrainingIdentity) -> "Run":
     """Return the run of a training; UsageError if MLflow has none with its key."""
     with mlflow_client() as client:
-        found = [run for run in training_runs(client) if run.data.tags.get(KEY) == identity.key]
+        found = [run for run in training_runs(client) if run.data.tags.get(keys.KEY) == identity.key]
     if not found:
         raise UsageError(f"MLflow at {redact_uri(tracking_uri())} has no run of the training {identity.key}")
     return found[0]
@@ -272,17 +250,17 @@ def fetch_model(name: str) -> Path:
     If its newest version is an EMA profile, return that. UsageError without a model, DiffctlError if changed.
     """
     run = find_run(name)
-    run_id, sha256 = run.info.run_id, run.data.tags.get(FILE_SHA256)
+    run_id, sha256 = run.info.run_id, run.data.tags.get(keys.FILE_SHA256)
     with mlflow_client() as client:
         if profile := _registered_profile(client, run):
             return fetch_version_networks(client, profile).model
         if sha256 is None:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no model in MLflow: try `diffctl sync`")
-        return cached_model(sha256, lambda folder: download_weights(client, run_id, MODEL_FOLDER, folder))
+        return cached_model(sha256, partial(download_weights, client, run_id, keys.MODEL_FOLDER))
 
 
 def _registered_profile(client: "MlflowClient", run: "Run") -> "ModelVersion | None":
     """Return the run's newest version if it is an EMA profile; None if it is the run's own model."""
     versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
     ours = sorted(filter(is_diffctl_version, versions), key=lambda version: int(version.version))
-    return ours[-1] if ours and EMA_SIGMA_REL in translate_names("tags", ours[-1].tags) else None
+    return ours[-1] if ours and keys.EMA_SIGMA_REL in translate_names("tags", ours[-1].tags) else None

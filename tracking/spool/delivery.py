@@ -13,14 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.system.errors import DiffctlError, first_line, is_disk_full
 from diffusion.system.files import sha256_file
+from tracking import experiments
 from tracking.connectivity import MlflowError
-from tracking.experiments import (
-    drop_checkpoint,
-    ensure_checkpoint,
-    ensure_experiment,
-    ensure_run,
-    join_search,
-)
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
 from tracking.spool.spool_events import EVENTS, Event, read_events, read_lines
 from tracking.spool.spool_status import DeliveryState, read_status
@@ -133,8 +127,10 @@ class _Delivery:
         start = next((event for event in read_events(self.folder) if event["kind"] == "start"), None)
         if start is None:
             raise MlflowError(f"{self.folder / EVENTS} is damaged: no line names its training")
-        experiment = ensure_experiment(self.client, start["experiment"])
-        self.state.run_id = ensure_run(self.client, experiment, start["key"], start["name"], start["time"])
+        experiment = experiments.ensure_experiment(self.client, start["experiment"])
+        self.state.run_id = experiments.ensure_run(
+            self.client, experiment, start["key"], start["name"], start["time"]
+        )
         self.state.save()
 
     def _flush(self, offset: int) -> None:
@@ -162,7 +158,7 @@ class _Delivery:
 
         self._log("tags", [RunTag(*entry) for entry in event["values"].items()], MAX_ENTRIES)
         if SEARCH_KEY in event["values"]:
-            join_search(self.client, self.run_id, event["values"][SEARCH_KEY], self.folder.parent)
+            experiments.join_search(self.client, self.run_id, event["values"][SEARCH_KEY], self.folder.parent)
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -201,14 +197,14 @@ class _Delivery:
         path = self.folder / event["path"]
 
         def log() -> None:
-            model_id = ensure_checkpoint(self.client, self.run_id, event["step"], path)
+            model_id = experiments.ensure_checkpoint(self.client, self.run_id, event["step"], path)
             self.client.log_batch(self.run_id, metrics=_metrics(event, model_id))
 
         if path.exists():
             self._upload(event, log)
 
     def _dropped(self, event: Event) -> None:
-        drop_checkpoint(self.client, self.run_id, event["step"])
+        experiments.drop_checkpoint(self.client, self.run_id, event["step"])
 
     def _status(self, event: Event) -> None:
         self.client.set_terminated(self.run_id, event["status"], end_time=event["time"])
