@@ -26,7 +26,7 @@ from diffusion.system.renamed import translate
 from serving.model_source import ChampionSource
 from tests.conftest import ROOT
 from tracking.keys import FILE_SHA256, FORMAT
-from tracking.registry.champion_log import apply_move, next_move, read_history
+from tracking.registry.champion_log import make_move, read_history
 from tracking.registry.promotion import Override, apply_gate
 from tracking.store import connect
 
@@ -124,7 +124,7 @@ def test_old_champion_is_used_and_restored_with_old_params(old):
     first = client.get_model_version("diffctl-digits", "1")
     client.create_model_version("diffctl-digits", first.source, first.run_id, first.tags)
     history = read_history(client, "diffctl-digits")
-    apply_move(client, history, next_move(history, how="force", after=2, reason="as of today"))
+    make_move(client, history, how="force", after=2, reason="as of today")
     run("rollback", "--reason", "the old one was better")
     assert "champion is version 1" in run("history")
     assert CELL[:11] in run("history", "--json")

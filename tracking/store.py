@@ -93,10 +93,28 @@ def store_exists(uri: str | None = None) -> bool:
 
 @contextmanager
 def mlflow_client(uri: str | None = None) -> Iterator["MlflowClient"]:
-    """Yield a client of the store at `uri` (default: `tracking_uri()`), with errors translated."""
+    """Yield a client of the store at `uri` (default: `tracking_uri()`).
+
+    Errors of MLflow, its server or its files inside the block become an MlflowError of one sentence:
+    MlflowUnavailable at once if no server answers, MlflowDenied if it requires another password.
+    """
     uri = uri or tracking_uri()
-    with translate_errors(uri):
+    check_reachable(uri)
+    _prepare_environment()
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    try:
         yield connect(uri)
+    except (
+        MlflowException,
+        requests.RequestException,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+        OSError,
+    ) as error:
+        raise _translated(uri, error) from error
 
 
 _repaired: set[Path] = set()  # each database is repaired once per process
@@ -184,30 +202,6 @@ def check_access() -> None:
     if store_exists():
         with mlflow_client() as client:
             client.search_experiments(max_results=1)
-
-
-@contextmanager
-def translate_errors(uri: str) -> Iterator[None]:
-    """Turn errors of MLflow, its server or its files inside the block into an MlflowError of one sentence.
-
-    MlflowUnavailable at once if no server answers, MlflowDenied if it requires another password.
-    """
-    check_reachable(uri)
-    _prepare_environment()
-    import requests
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (
-        MlflowException,
-        requests.RequestException,
-        sqlalchemy.exc.SQLAlchemyError,
-        sqlite3.Error,
-        OSError,
-    ) as error:
-        raise _translated(uri, error) from error
 
 
 def _translated(uri: str, error: Exception) -> MlflowError:

@@ -18,9 +18,8 @@ from tracking.registry.champion_log import (
     ConcurrentMove,
     History,
     Move,
-    apply_move,
     ensure_model,
-    next_move,
+    make_move,
     read_history,
     repair,
 )
@@ -48,15 +47,15 @@ def make_versions(client, count: int = 3) -> str:
     return name
 
 
-def make_move(client, history: History, number: int) -> History:
+def promote(client, history: History, number: int) -> History:
     """Make a version champion after this history."""
-    return apply_move(client, history, next_move(history, how="gate", after=number, reason="better"))
+    return make_move(client, history, how="gate", after=number, reason="better")
 
 
 def make_moves(client, name: str, *numbers: int) -> History:
     """Make these versions champion, one after the other."""
     for number in numbers:
-        make_move(client, read_history(client, name), number)
+        promote(client, read_history(client, name), number)
     return read_history(client, name)
 
 
@@ -105,9 +104,9 @@ def test_rescored_champion_is_one_holder_and_its_versions_are_pinned_together():
 def test_second_of_two_moves_after_one_history_fails(client):
     name = make_versions(client)
     seen = make_moves(client, name, 1)
-    make_move(client, seen, 3)
+    promote(client, seen, 3)
     with pytest.raises(ConcurrentMove, match="version 3"):
-        make_move(client, seen, 2)
+        promote(client, seen, 2)
     history = read_history(client, name)
     assert moves(history) == [(None, 1), (1, 3)]
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
@@ -131,17 +130,17 @@ def test_concurrent_promoters_make_one_chain_of_moves(store, monkeypatch):
     client = connect()
     name = make_versions(client, 4)
 
-    def promote(number: int) -> list[bool]:
+    def promote_often(number: int) -> list[bool]:
         succeeded = []
         for _ in range(6):
             try:
-                succeeded.append(make_move(client, read_history(client, name), number).count > 0)
+                succeeded.append(promote(client, read_history(client, name), number).count > 0)
             except ConcurrentMove:
                 succeeded.append(False)
         return succeeded
 
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(promote, range(1, 5)))
+        results = list(pool.map(promote_often, range(1, 5)))
     history = repair(client, name)
     after = [event.after for event in history.events]
     assert [event.before for event in history.events] == [None, *after[:-1]]
@@ -173,7 +172,7 @@ def test_move_killed_before_any_call_is_complete_or_absent(client):
         name = make_versions(client)
         killed = KilledClient(client, calls)
         try:
-            make_move(killed, make_moves(client, name, 1), 2)
+            promote(killed, make_moves(client, name, 1), 2)
         except Killed:
             pass
         else:
@@ -243,6 +242,6 @@ def test_earlier_format_with_a_deleted_or_damaged_move_is_read_and_continued(cli
         history = repair(client, name)
     assert (history.holder, history.previous) == (2, 1)
     with pytest.warns(DiffctlWarning, match=f"move {lost}"):
-        history = make_move(client, history, 3)
+        history = promote(client, history, 3)
     assert history.events[-1].number == 3
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 2}

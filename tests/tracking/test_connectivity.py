@@ -13,7 +13,7 @@ from tests.helpers.mlflow_server import free_port
 from tracking import connectivity
 from tracking.connectivity import MlflowDenied, MlflowUnavailable, check_reachable, redact_uri
 from tracking.runs.run_lookup import find_run
-from tracking.store import connect, translate_errors
+from tracking.store import mlflow_client
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +82,8 @@ def test_hung_server_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lost_connection_is_detected() -> None:
     uri = f"http://me:secret@127.0.0.1:{free_port()}"
     connectivity._answered.add(uri)
-    with pytest.raises(MlflowUnavailable) as caught, translate_errors(uri):
-        connect(uri).get_experiment_by_name("x")
+    with pytest.raises(MlflowUnavailable) as caught, mlflow_client(uri) as client:
+        client.get_experiment_by_name("x")
     assert "secret" not in str(caught.value)
 
 

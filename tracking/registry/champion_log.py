@@ -217,20 +217,19 @@ def _read_move(model: "RegisteredModel", number: int, value: str) -> Move | None
         return None
 
 
-def next_move(history: History, **values: object) -> Move:
-    """Return the move after this history, with number, id, time and user; `values` are its other fields."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "") or user_name()
-    who = brief(f"{user}@{socket.gethostname()}", str, MAX_NAME - len("..."))
-    signed = {"id": uuid.uuid4().hex, "at": time.time_ns() // 1_000_000, "who": who}
-    number = history.count + 1
-    return Move.model_validate({**signed, "number": number, "before": history.holder, **values})
+def make_move(client: "MlflowClient", history: History, **values: object) -> History:
+    """Carry out the next move of this history, and return it; ConcurrentMove if another process was first.
 
-
-def apply_move(client: "MlflowClient", history: History, move: Move) -> History:
-    """Carry out the next move of this history, and return it; ConcurrentMove if another process was first."""
+    `values` are the fields of the move without its number, id, time and user.
+    """
     from mlflow.exceptions import MlflowException
 
     check_signals()  # a library may have swallowed an interruption
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "") or user_name()
+    who = brief(f"{user}@{socket.gethostname()}", str, MAX_NAME - len("..."))
+    signed = {"id": uuid.uuid4().hex, "at": time.time_ns() // 1_000_000, "who": who}
+    place = {"number": history.count + 1, "before": history.holder}
+    move = Move.model_validate({**signed, **place, **values})
     run_id = history.run_id or _create_history_run(client, history.name)
     client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
     if client.get_run(run_id).info.lifecycle_stage == "deleted":

@@ -21,9 +21,8 @@ from tracking.registry.champion_log import (
     History,
     Move,
     Score,
-    apply_move,
     judged_score,
-    next_move,
+    make_move,
     read_history,
     repair,
 )
@@ -101,7 +100,8 @@ def apply_gate(
         return Decision(name, number, history.holder, False, verdict.better, text)
     if verdict.better:
         forced = override.force and history.holder is not None
-        move = next_move(
+        history = make_move(
+            client,
             history,
             how="force" if forced else RESCORED if verdict.rescored else "gate",
             after=number,
@@ -111,7 +111,6 @@ def apply_gate(
             score=judged_score(document.cells),
             against=against,
         )
-        history = apply_move(client, history, move)
     text = f"{what}: {verdict.reason}"
     _log_decision(client, candidate, text)
     return Decision(name, number, history.holder, verdict.better, history.holder == number, text)
@@ -228,7 +227,8 @@ def roll_back(
             raise ConcurrentMove(f"nothing was rolled back: version {now.holder} became champion meanwhile")
         champion = get_version(client, name, now.holder or 0)
         held = _readable_scores(client, champion)[0] if champion else None
-        move = next_move(
+        return make_move(
+            client,
             now,
             how="rollback",
             after=number,
@@ -238,7 +238,6 @@ def roll_back(
             score=judged_score(scores.cells),
             against=judged_score(held.cells) if held else None,
         )
-        return apply_move(client, now, move)
 
 
 def _target(history: History, to: int | None) -> int:
