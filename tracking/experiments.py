@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 KIND = {"mlflow.experimentKind": "custom_model_development"}
 MAX_RUNS = 50_000  # MLflow's limit of an answer
 SEARCH_TABLE = "search.json"
-SEARCH_LOCK = "search.lock"  # in the folder of the trainings: concurrent trials create one run
+SEARCH_LOCK = TRAIN_RUNS / "search.lock"  # concurrent trials create one run
 CHECKPOINT = "diffctl-checkpoint"  # the type of a LoggedModel
 
 
@@ -89,25 +89,18 @@ def log_folder(client: "MlflowClient", run_id: str, folder: Path, destination: s
         raise
 
 
-def join_search(client: "MlflowClient", run_id: str, key: str, trainings: Path) -> None:
-    """Make a trial's run a child of its search's run; `trainings` is the folder of the search's trainings."""
+def join_search(client: "MlflowClient", run_id: str, key: str) -> None:
+    """Make a trial's run a child of its search's run."""
     run = client.get_run(run_id)
     name = run.data.tags.get(SEARCH, "search")
-    client.set_tag(run_id, PARENT, _ensure_search(client, run.info.experiment_id, key, name, trainings))
+    client.set_tag(run_id, PARENT, _ensure_search(client, run.info.experiment_id, key, name))
 
 
-def log_search(
-    key: str,
-    name: str,
-    data: str,
-    table: dict[str, Any],
-    best: dict[str, float],
-    trainings: Path = TRAIN_RUNS,
-) -> str:
+def log_search(key: str, name: str, data: str, table: dict[str, Any], best: dict[str, float]) -> str:
     """Log a search's table, and the best values as metrics, once; return the run's id."""
     with mlflow_client() as client:
         experiment = ensure_experiment(client, experiment_name(data))
-        run_id = _ensure_search(client, experiment, key, name, trainings)
+        run_id = _ensure_search(client, experiment, key, name)
         client.log_dict(run_id, table, SEARCH_TABLE)
         logged = client.get_run(run_id).data.metrics
         for metric, value in best.items():
@@ -116,9 +109,9 @@ def log_search(
     return run_id
 
 
-def _ensure_search(client: "MlflowClient", experiment: str, key: str, name: str, trainings: Path) -> str:
+def _ensure_search(client: "MlflowClient", experiment: str, key: str, name: str) -> str:
     """Return the id of the search's run, created if it is missing; it has no key, as it is no training."""
-    with file_lock(trainings / SEARCH_LOCK):
+    with file_lock(SEARCH_LOCK):
         if found := find_by_tags(client, [experiment], {SEARCH_ROOT: key}):
             return str(found[0].info.run_id)
         return create_finished_run(client, experiment, f"search {name}", {SEARCH_ROOT: key, SEARCH: name})

@@ -133,15 +133,6 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.slow
-def test_sender_of_a_killed_training_ends_and_marks_it_killed(folder, uri, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    trainer = Trainer(folder, uri)
-    wait_until(lambda: DeliveryState.load(folder, uri).offset > 500, 90)
-    trainer.kill()
-    assert the_run(uri).info.status == "KILLED"
-
-
-@pytest.mark.slow
 def test_killed_sender_loses_and_duplicates_nothing(folder, server):
     server.start()
     trainer = Trainer(folder, server.uri)

@@ -95,17 +95,24 @@ def test_damaged_bytes_never_change_an_event(tmp_path_factory, damage):
     assert set(range(newest + 1, 13)) <= set(steps_of(folder, "loss"))
 
 
-def test_params_tags_and_data_are_written_once(tmp_path):
+def test_params_tags_data_and_checkpoints_are_written_once(tmp_path):
     for loss_every in (1, 2):
         spool = open_spool(tmp_path)
         spool.params({"steps": 5, "log_every": loss_every})
         spool.tags({"commit": "abc", "try": loss_every})
         spool.dataset("digits", "d" * 64, ["zero", "one"])
+        spool.checkpoint(10, tmp_path / "10.safetensors", {"validation/kd": 1.0})
+        spool.checkpoint(20, None, {"validation/kd": 2.0})
+        spool.dropped(10)
         spool.close("KILLED")
     assert [event["values"] for event in of_kind(tmp_path, "params")] == [{"steps": "5", "log_every": "1"}]
     tags = [event["values"] for event in of_kind(tmp_path, "tags")]
     assert tags == [{"commit": "abc", "try": "1"}, {"try": "2"}]
     assert len(of_kind(tmp_path, "dataset")) == 1
+    assert steps_of(tmp_path, "validation/kd") == [10, 20]
+    (checkpoint,), (point, _) = of_kind(tmp_path, "checkpoint"), of_kind(tmp_path, "metrics")
+    assert (checkpoint["time"], checkpoint["path"]) == (point["time"], "10.safetensors")
+    assert [event["step"] for event in of_kind(tmp_path, "dropped")] == [10]
 
 
 @pytest.mark.parametrize("number", [None, errno.EXDEV], ids=["hard link", "copy"])
@@ -169,17 +176,3 @@ def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")))
     TrackedTraining(Run(), None, spool, None).save(None)
     assert order == [str(tmp_path / EVENTS), "state"]
-
-
-def test_checkpoint_and_its_removal_are_logged_once(tmp_path):
-    for _ in range(2):
-        spool = open_spool(tmp_path)
-        spool.checkpoint(10, tmp_path / "10.safetensors", {"validation/kd": 1.0})
-        spool.checkpoint(20, None, {"validation/kd": 2.0})
-        spool.dropped(10)
-        spool.close("FINISHED")
-    assert steps_of(tmp_path, "validation/kd") == [10, 20]
-    (checkpoint,) = of_kind(tmp_path, "checkpoint")
-    (point, _) = of_kind(tmp_path, "metrics")
-    assert (checkpoint["time"], checkpoint["path"]) == (point["time"], "10.safetensors")
-    assert [event["step"] for event in of_kind(tmp_path, "dropped")] == [10]

@@ -158,7 +158,7 @@ class _Delivery:
 
         self._log("tags", [RunTag(*entry) for entry in event["values"].items()], MAX_ENTRIES)
         if SEARCH_KEY in event["values"]:
-            experiments.join_search(self.client, self.run_id, event["values"][SEARCH_KEY], self.folder.parent)
+            experiments.join_search(self.client, self.run_id, event["values"][SEARCH_KEY])
 
     def _dataset(self, event: Event) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
