@@ -258,11 +258,5 @@ def _lines(section: str, name: str, metrics: list[str]) -> Chart:
 def _chart(section: str, kind: str, **values: Any) -> Chart:
     identity = "-".join(["diffctl", section, *map(str, values.values())])
     place = {"uuid": identity, "metricSectionId": f"diffctl-{section}"}
-    return {
-        "type": kind,
-        **place,
-        "runsCountToCompare": MAX_RUNS,
-        "deleted": False,
-        "isGenerated": False,
-        **values,
-    }
+    shared = {"runsCountToCompare": MAX_RUNS, "deleted": False, "isGenerated": False}
+    return {"type": kind, **place, **shared, **values}

@@ -215,8 +215,8 @@ def test_deleted_run_stays_deleted_until_it_is_restored(folder, uri):
         deliver(folder, uri)
     assert not (folder / REJECTED).exists()
     assert DeliveryState.load(folder, uri).complete
-    (synced,) = sender.deliver_all(uri, folder.parent)
+    (synced,) = sender.deliver_all()
     assert synced.done
     connect(uri).restore_run(DeliveryState.load(folder, uri).run_id)
-    assert sender.deliver_all(uri, folder.parent)[0].points == 20
+    assert sender.deliver_all()[0].points == 20
     assert stored(uri) == logged(folder)

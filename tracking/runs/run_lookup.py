@@ -36,8 +36,6 @@ def read_identity(path: Path) -> TrainingIdentity:
         return read_checksummed_json(path, TrainingIdentity)
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: get it by `dvc pull` or `diffctl run`") from None
-    except DiffctlError as error:
-        raise DiffctlError(f"{path} does not name the model's training ({error}): train again") from None
 
 
 def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data_name: str) -> str:

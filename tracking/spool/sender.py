@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
@@ -104,9 +103,9 @@ class SyncResult:
     rejected: int = 0
 
 
-def deliver_all(uri: str | None = None, root: Path = TRAIN_RUNS) -> list[SyncResult]:
+def deliver_all() -> list[SyncResult]:
     """Deliver every incomplete spool; MlflowUnavailable or MlflowDenied if no server accepts it."""
-    uri, folders = uri or tracking_uri(), spool_folders(root)
+    uri, folders = tracking_uri(), spool_folders()
     if folders:
         check_reachable(uri)  # once, not for every training
     return [_deliver_one(folder, uri) for folder in folders]
