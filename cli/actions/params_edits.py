@@ -53,9 +53,8 @@ def use_pretrained(name: str) -> None:
 
 def _model(name: str) -> Path:
     """Return the file of a path, a champion, a version or an MLflow run."""
-    with suppress(OSError, ValueError):  # what no file can be called
-        if Path(name).exists():
-            return Path(name)
+    if Path(name).exists():
+        return Path(name)
     kind, _, data = name.partition(":")
     text, _, data = data.partition(":") if kind == VERSION else ("", "", data)
     if text and not (text.isdecimal() and len(text) < 10):

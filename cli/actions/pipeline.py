@@ -11,8 +11,6 @@ from cli.shared.console import print_table
 from diffusion.config import load
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.scores_document import read_scores
-from diffusion.system.errors import UsageError
-from diffusion.system.limits import MAX_NAME
 from flows.pipeline_steps import run_pipeline
 from flows.prefect_server.deployments import deploy_all, emit_data_changed
 from flows.prefect_server.local_servers import require_prefect_url
@@ -69,8 +67,6 @@ def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 def emit_event(options: DataChanged) -> None:
     """Carry out `diffctl emit data-changed`."""
     name = options.data or load().data.name
-    if not 0 < len(name) <= MAX_NAME:
-        raise UsageError(f"--data has {len(name):,} characters: give at most {MAX_NAME}")
     url = require_prefect_url()
     emit_data_changed(url, name)
     typer.echo(f"event sent to Prefect at {redact_uri(url)}: {name} has changed")

@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from cli.shared.console import Show, above, progress
-from diffusion.code_digest import CodeSince
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.pictures import enlarge, grid, png_bytes
 from diffusion.images.pixels import to_nhwc
@@ -38,8 +37,6 @@ from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
 from tracking.spool.spool_writer import Spool
 from tracking.system_metrics import SystemMetrics
-
-OnValidation = Callable[[int, float], None]  # called with the step and the validation loss of the EMA
 
 BEAT_SECONDS = 10.0
 SHORT_COMMIT = 9  # digits
@@ -73,7 +70,11 @@ class ConsoleTraining(Observer):
         elif not step and (changes := self.run.changes()):
             print_line(self.name, changes)
         if changed := state.change_of_code():
-            print_line(self.name, _describe_change(*changed))
+            before, now = changed
+            change = f"these steps used torch {before.torch}, the next ones use {now.torch}"
+            if before.digest != now.digest:
+                change = f"the code has changed since these steps ({before.digest}, now {now.digest})"
+            print_line(self.name, change)
 
     def save(self, saved: SavedState) -> None:
         """Save the state."""
@@ -95,12 +96,6 @@ class ConsoleTraining(Observer):
     def validate(self, step: int, network: nn.Module, ema: nn.Module) -> dict[str, float]:
         """Return the validation losses, if there are images for them."""
         return self._heldout.losses(network, ema) if self._heldout else {}
-
-
-def _describe_change(before: CodeSince, now: CodeSince) -> str:
-    if before.digest != now.digest:
-        return f"the code has changed since these steps ({before.digest}, now {now.digest})"
-    return f"these steps used torch {before.torch}, the next ones use {now.torch}"
 
 
 class Validation(NamedTuple):
@@ -128,7 +123,7 @@ class TrackedTraining(ConsoleTraining):
         self.spool, self._plan, self._validation = spool, plan, validation
         self._system, self._system_at = SystemMetrics(), 0.0
         self._window: tuple[float, int] | None = None
-        self.on_validation: OnValidation | None = None
+        self.on_validation: Callable[[int, float], None] | None = None  # of the step and the EMA's loss
         self.real: ImageStore | None = None  # below previews
         self._began, self._first_step = time.monotonic(), 0
 
