@@ -1,0 +1,129 @@
+"""Settings and files of `diffctl sample` and `sweep`: budgets, guides of registered models, axes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli.actions import model_choice
+from cli.actions.model_sweep import _axes
+from cli.actions.score_tables import show_sweep_scores
+from cli.shared.options import ModelOptions
+from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.sample_sections import SweepConfig
+from diffusion.protocol.scores_document import read_scores, write_scores_document
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.network_files import NetworkFiles
+from diffusion.system.checksums import add_checksum
+from diffusion.system.files import sha256_file, write_json
+from flows.champion import _options
+from tests.conftest import write_params
+from tests.helpers.invoke import assert_refused
+from tests.helpers.mlflow_server import empty_database
+from tests.helpers.networks import small_model
+from tests.helpers.scores_document import document, with_space
+from tracking.keys import FILE_SHA256, MODEL_FOLDER
+from tracking.registry.registered_models import VersionFiles, register
+from tracking.runs.scored_runs import log_scores
+from tracking.store import connect, tracking_uri
+
+SWEEP = {(5, 0.0): 0.3, (10, 0.5): 0.2, (20, 0.0): 0.25, (50, 1.0): 0.1}
+
+
+@pytest.fixture
+def sample(project, invoke):
+    """Run `diffctl sample` in a project with a model and the scores of its sweep."""
+    digest = read_artefact(small_model(MODEL)).model_sha256
+    write_scores_document(SCORES, document(SWEEP, model_sha256=digest, noise="large", seed=3))
+    write_json(RUN, add_checksum({"key": "key", "fingerprint": "f" * 16}))
+    return lambda *arguments: invoke("sample", "--out", "x.npz", "--num", "2", *arguments)
+
+
+def test_budget_selects_the_best_affordable_cell(sample):
+    made = json.loads(sample("--budget", "20", "--json").out)
+    assert (made["steps"], made["eta"], made["noise"], made["seed"]) == (10, 0.5, "large", 0)
+    budgeted = np.load("x.npz")["arr_0"]
+    sample("--steps", "10", "--eta", "0.5", "--noise", "large")
+    np.testing.assert_array_equal(np.load("x.npz")["arr_0"], budgeted)
+    assert "5 steps, η = 0, ddim" in sample("--budget", "5", "--seed", "7").out
+
+
+def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sample):
+    assert_refused(sample("--budget", "4"), "steps5-eta0")
+    for option in ("--eta", "--steps"):
+        assert_refused(sample("--budget", "20", option, "1"), "--budget", option)
+    write_scores_document(SCORES, document(SWEEP))
+    assert_refused(sample("--budget", "20"), "another model")
+    digest = read_artefact(MODEL).model_sha256
+    write_scores_document(SCORES, document(SWEEP, model_sha256=digest, sampling_version=None))
+    assert_refused(sample("--budget", "20"), "sampling_version")
+    SCORES.unlink()
+    assert_refused(sample("--budget", "20"), str(SCORES))
+
+
+@pytest.mark.slow
+def test_registered_model_and_run_provide_their_scores(project, sample):
+    empty_database(project / "mlflow.db")
+    write_params(project)
+    register()
+    run_id = log_scores(RUN, read_scores(SCORES))
+    SCORES.unlink()
+    assert json.loads(sample("--champion", "--budget", "20", "--json").out)["steps"] == 10
+    client = connect(tracking_uri())
+    client.log_artifact(run_id, str(MODEL), MODEL_FOLDER)
+    client.set_tag(run_id, FILE_SHA256, sha256_file(MODEL))
+    assert json.loads(sample("--run-id", run_id, "--budget", "60", "--json").out)["steps"] == 50
+
+
+BEST = {"guidance": 1.0, "guide": "early", "classifier": "first"}
+OWN = {"guide": Path("own-guide"), "classifier": Path("own-classifier")}
+
+
+@pytest.mark.parametrize(
+    ("carried", "changes", "guide", "classifier"),
+    [
+        (OWN, {}, OWN["guide"], OWN["classifier"]),
+        (OWN, {"classifier": "second"}, OWN["guide"], "second"),
+        (OWN, {"guide": "late"}, "late", OWN["classifier"]),
+        (OWN, {"guidance": 0.0}, None, OWN["classifier"]),
+        (OWN, {"classifier_scale": 0.0}, OWN["guide"], None),
+        ({"guide": OWN["guide"]}, {"classifier": "second"}, OWN["guide"], "second"),
+    ],
+)
+def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
+    tmp_path, monkeypatch, carried, changes, guide, classifier
+):
+    monkeypatch.chdir(tmp_path)
+    model = small_model(tmp_path / "model.safetensors")
+    for name in ("late", "second"):
+        Path(name).touch()
+    best = SampleSettings(**{name: BEST[name] for name in BEST if name != "classifier" or name in carried})
+    monkeypatch.setattr(model_choice, "best_settings", lambda scores: best)
+    monkeypatch.setattr(
+        model_choice, "find_version_files", lambda *_: VersionFiles(1, NetworkFiles(model, **carried), None)
+    )
+    settings = SampleSettings(**{**BEST, **changes})
+    files = model_choice.selected_files(ModelOptions(champion=True), settings, model)
+    assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))
+
+
+@pytest.mark.parametrize("axis", [{}, {"guidance_interval": [None, [0.2, 5], [1e-05, 1e9]]}])
+def test_options_of_the_flow_are_parsed_as_its_grid(axis):
+    grid = SweepConfig(steps=[5, 10], eta=[0.0, 0.5], sampler=["ddim"], guidance=[0.0, 1.5], **axis)
+    options = list(_options(grid, None))
+    pairs = zip(*[iter(options)] * 2, strict=True)
+    given = {flag.removeprefix("--").replace("-", "_"): text for flag, text in pairs}
+    assert _axes(SweepConfig(steps=[1], eta=[1.0]), given) == grid
+
+
+def test_table_has_columns_for_every_feature_space(capsys):
+    show_sweep_scores(with_space(document({(5, 0.0): 0.4, (10, 0.0): 0.3})))
+    heading, first, second, *_ = capsys.readouterr().out.splitlines()
+    names = ["fd_effnet_lite0_64", "excess", "kd_effnet_lite0_64"]
+    assert heading.split() == ["STEPS", "ETA", *names, "fd_effnet_lite0_96", "kd_effnet_lite0_96"]
+    assert first.split() == ["5", "0", "400", "375", "0.4", "800", "0.8"]
+    assert second.split() == ["10", "0", "300", "275", "0.3", "600", "0.6", "*"]
+    show_sweep_scores(document({(10, 0.0): 0.3}))
+    assert "96" not in capsys.readouterr().out
