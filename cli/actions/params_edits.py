@@ -34,14 +34,18 @@ def use_pretrained(name: str) -> None:
         write_text(PARAMS, _replace_values({PINNED[:-1]: None}))
         return typer.echo(f"{PARAMS}: train.init_from is null; the weights are random")
     path, artefact = store_pretrained(_model(name))
-    tracked = _track(path)
+    if has_dvc := Path(".dvc").is_dir():
+        command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise DiffctlError(f"DVC cannot track {path} ({brief(done.stderr, str)})")
     write_text(PARAMS, _replace_values({PINNED: artefact.model_sha256}))
     spec = artefact.network
     shape = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
     about = f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {spec.num_classes} classes"
     typer.echo(f"{PARAMS}: train.init_from is {artefact.model_sha256[:16]}, {about}: {path}")
-    if tracked:
-        typer.echo(f"DVC tracks it: commit {tracked} with {PARAMS}; `dvc push` sends it to the remote")
+    if has_dvc:
+        typer.echo(f"DVC tracks it: commit {dvc_file(path)} with {PARAMS}; `dvc push` sends it to the remote")
     config, side = load(), spec.image_size
     with suppress(DiffctlError):  # no prepared data
         side = int(Project(config).train_meta()["image_size"])
@@ -63,17 +67,6 @@ def _model(name: str) -> Path:
         number = int(text) if text else None
         return fetch_version_files(model_name(data or load().data.name), number).files.model
     return Path(name) if name.endswith(".safetensors") else fetch_model(name)  # reading it raises the error
-
-
-def _track(path: Path) -> Path | None:
-    """Add the file to DVC and return the .dvc file to commit; None outside of a DVC project."""
-    if not Path(".dvc").is_dir():
-        return None
-    command = [sys.executable, "-m", "dvc", "add", "--quiet", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise DiffctlError(f"DVC cannot track {path} ({brief(done.stderr, str)})")
-    return dvc_file(path)
 
 
 def use_protocol(name: str) -> None:

@@ -30,7 +30,10 @@ def check_project(options: Check) -> None:
     for finding in _findings(load(), options.measure):
         findings.append(finding)
         if not options.as_json:
-            _show_finding(finding)
+            sign, colour = MARKS[finding.level]
+            typer.echo(f"{typer.style(sign, fg=colour, bold=True)} {finding.subject}: {finding.message}")
+            if finding.remedy:
+                typer.echo(f"    {finding.remedy}")
     errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
     values = [{name: value for name, value in one._asdict().items() if value is not None} for one in findings]
     options.answer(values, f"{errors} errors, {warnings} warnings")
@@ -61,13 +64,6 @@ def _mlflow() -> Finding:
     except MlflowError as error:
         return Finding("error", "MLflow", str(error))
     return Finding("ok", "MLflow", f"the runs are kept at {redact_uri(tracking_uri())}")
-
-
-def _show_finding(finding: Finding) -> None:
-    sign, colour = MARKS[finding.level]
-    typer.echo(f"{typer.style(sign, fg=colour, bold=True)} {finding.subject}: {finding.message}")
-    if finding.remedy:
-        typer.echo(f"    {finding.remedy}")
 
 
 def write_schema(options: Schema) -> None:

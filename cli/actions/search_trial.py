@@ -20,7 +20,6 @@ from diffusion.config import Config, load
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
-from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import About, TrialResult
@@ -106,6 +105,7 @@ class TrialRun:
 
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
+    """Train the model of a trial and score its grid. Adds the scores to the MLflow run of the training."""
     about = read_checksummed_json(trial.search / search_dir.ABOUT, About)
     try:
         training = trainer.lead(partial(_tracked_trial, trial, plan, about))
@@ -114,8 +114,14 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
             raise
         trial.stop.clear()
         return TrialResult("pruned")
-    document = score_grid(trial.config, trial.folder / search_dir.MODEL, trial.folder)
-    _log_scores(training, document, trial)
+    config, folder = trial.config, training.run.folder
+    document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
+    with file_lock(folder / "lock"):
+        spool = Spool(folder, training.run.key, training_name(config), experiment_name(config.data.name))
+        spool.metrics(config.train.steps, best_scores(document))
+        spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
+        spool.close("FINISHED")
+    close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
     return TrialResult("done", document.best.value)
 
 
@@ -135,14 +141,3 @@ def _tracked_trial(
         finally:
             if trial.pruned_at is not None:
                 training.spool.tags({PRUNED: str(trial.pruned_at)})
-
-
-def _log_scores(training: TrackedTraining, document: ScoresDocument, trial: TrialRun) -> None:
-    """Add the scores to the spool of the training and deliver it."""
-    folder, config = training.run.folder, trial.config
-    with file_lock(folder / "lock"):
-        spool = Spool(folder, training.run.key, training_name(config), experiment_name(config.data.name))
-        spool.metrics(config.train.steps, best_scores(document))
-        spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
-        spool.close("FINISHED")
-    close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])

@@ -116,12 +116,8 @@ def _check_search(
     search_config.refuse_invalid(values, section, parse)
     fetch_pretrained(config.train.init_from)
     preflight(config, "train")
-    meta = open_store(PREPARED / "train", PreparedMeta).meta
-
-    def fits_data(changed: dict[str, Any], origin: str) -> object:
-        return plan_training(parse(changed, origin), meta, torch.device("cpu"))
-
-    search_config.refuse_invalid(values, section, fits_data)
+    meta, cpu = open_store(PREPARED / "train", PreparedMeta).meta, torch.device("cpu")
+    search_config.refuse_invalid(values, section, lambda *changed: plan_training(parse(*changed), meta, cpu))
     evaluate = config.evaluate
     extractors = [space_extractor(space) for space in evaluate.spaces]
     open_references(REFERENCE, extractors, evaluate.reference, PREPARED, evaluate.reference_images)

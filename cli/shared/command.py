@@ -133,7 +133,10 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
         if context.invoked_subcommand is not None:
             return
         sampling = {name: values.pop(name) for name in options.declared}
-        made = options(**{name: _expand_home(value) for name, value in values.items()})
+        for name, value in values.items():
+            if isinstance(value, Path):  # a shell leaves `~` as it is in quotes and in `--out=~/x`
+                values[name] = Path(os.path.expanduser(value))
+        made = options(**values)
         made.sampling = sampling
         made.run()
 
@@ -158,8 +161,3 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
     further = options.declared.items()
     parameters += [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in further]
     return parameters
-
-
-def _expand_home(value: Any) -> Any:
-    """Return a path with `~` replaced, which a shell leaves as it is in quotes and in `--out=~/x`."""
-    return type(value)(os.path.expanduser(value)) if isinstance(value, Path) else value
