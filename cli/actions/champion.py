@@ -17,7 +17,6 @@ SHORT_COMMIT = 9  # digits
 
 
 def promote_model(options: registry.Promote) -> None:
-    """Carry out `diffctl promote`."""
     override = Override(options.force, check_note(options.reason), options.dry_run)
     if options.version:
         decision = promote_version(project_model(), options.version, override, progress)
@@ -29,7 +28,6 @@ def promote_model(options: registry.Promote) -> None:
 
 
 def show_champions(options: registry.History) -> None:
-    """Carry out `diffctl history`."""
     found = read_champion_history(project_model())
     options.answer(found.as_json(), partial(_show_history, found))
 

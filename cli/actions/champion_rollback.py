@@ -13,7 +13,6 @@ from tracking.registry.registered_models import project_model
 
 
 def roll_back_champion(options: Rollback) -> None:
-    """Carry out `diffctl rollback`."""
     history = roll_back(project_model(), options.to, check_note(options.reason), _sample_one)
     event = history.events[-1]
     stays = f"version {event.before} is promoted again only by `diffctl promote --force`"

@@ -31,7 +31,6 @@ WIDEST, NARROWEST = 120, 72  # characters of a line
 
 
 def show_forward(options: commands.Forward) -> None:
-    """Carry out `diffctl show forward`."""
     shown = forward.forward(selected_process(options), _image(options.image, options.store), options.seed)
     if not shown.noised:
         typer.echo("no data is prepared, so no image is shown: `diffctl stage data`, or --image", err=True)
@@ -39,12 +38,10 @@ def show_forward(options: commands.Forward) -> None:
 
 
 def show_steps(options: commands.Steps) -> None:
-    """Carry out `diffctl show steps`."""
     write_figure(step_spacing.steps(selected_process(options), options.count), options)
 
 
 def show_variance(options: commands.Variance) -> None:
-    """Carry out `diffctl show variance`."""
     if not options.names_model and options.profile is not None:
         grid = make_grid(selected_process(options), options.count, options.spacing.value)
         return write_figure(variance_bounds(grid), options)
@@ -59,7 +56,6 @@ def show_variance(options: commands.Variance) -> None:
 
 
 def show_reverse(options: commands.Reverse) -> None:
-    """Carry out `diffctl show reverse`."""
     settings = parse_settings(options.sampling)
     refuse_idle(options.sampling, settings)
     path, device = selected_model(options), default_device()
@@ -69,7 +65,6 @@ def show_reverse(options: commands.Reverse) -> None:
 
 
 def show_model(options: commands.Model) -> None:
-    """Carry out `diffctl show model`."""
     if options.names_model:
         network = read_artefact(selected_model(options)).network
     else:
@@ -79,7 +74,6 @@ def show_model(options: commands.Model) -> None:
 
 
 def show_samplers(options: commands.Samplers) -> None:
-    """Carry out `diffctl show samplers`."""
     process = selected_process(options)
     shown = sampler_paths.samplers(process, options.count, options.spacing.value, seed=options.seed)
     write_figure(shown, options)

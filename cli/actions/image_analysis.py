@@ -25,7 +25,6 @@ from diffusion.system.output_paths import write_output, write_output_text
 
 
 def encode(options: Encode) -> None:
-    """Carry out `diffctl encode`."""
     loaded, settings = _load(options)
     artefact, size = loaded.artefact, options.batch_size
     chosen = (
@@ -51,7 +50,6 @@ def encode(options: Encode) -> None:
 
 
 def interpolate(options: Interpolate) -> None:
-    """Carry out `diffctl interpolate`."""
     loaded, settings = _load(options)
     ends = [
         image_inputs.load_input(name, options.store, loaded.artefact)
@@ -104,7 +102,6 @@ def _write_rows(out: Path, images: Images, columns: int) -> None:
 
 
 def compute_nll(options: Nll) -> None:
-    """Carry out `diffctl nll`."""
     loaded = load_model(selected_model(options), default_device())
     images = image_inputs.open_matching_store(options.store, loaded.artefact)
     count = min(options.num or len(images), len(images))

@@ -25,7 +25,6 @@ from diffusion.system.section import validate
 
 
 def evaluate_images(options: Evaluate) -> None:
-    """Carry out `diffctl evaluate`."""
     paper = None if options.paper is None else papers.open_paper(options.paper)
     if options.path is None or options.against is None:
         assert paper is not None, "else it was refused"

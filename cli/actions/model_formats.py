@@ -21,20 +21,17 @@ from diffusion.system.output_paths import check_output, check_output_folder, wri
 
 
 def import_openai_model(options: ImportOpenai) -> None:
-    """Carry out `diffctl import openai`."""
     preset = options.preset.value
     _save(options, options.file.stem, *import_openai(options.file, preset), preset=preset)
 
 
 def import_diffusers_model(options: ImportDiffusers) -> None:
-    """Carry out `diffctl import diffusers`."""
     weights, artefact = import_diffusers(options.folder)
     name = options.folder.resolve().name
     _save(options, name, weights, artefact, schedule=artefact.process.schedule)
 
 
 def export_diffusers_model(options: ExportDiffusers) -> None:
-    """Carry out `diffctl export diffusers`."""
     folder = options.folder
     check_output_folder(folder, "FOLDER")
     export_diffusers(load_model(selected_model(options)), folder)
@@ -58,7 +55,6 @@ def _save(
 
 
 def make_ema_models(options: Ema) -> None:
-    """Carry out `diffctl ema`."""
     files = {one: options.out / f"ema-{one:g}.safetensors" for one in _widths(options.sigma_rel)}
     for file in files.values():
         check_output(file, "--out")

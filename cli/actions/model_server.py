@@ -26,7 +26,6 @@ PLAYGROUND_DRAIN = 5  # seconds to finish open requests at the end
 
 
 def serve_model(options: Serve) -> None:
-    """Carry out `diffctl serve`."""
     limits = {name: getattr(options, name) for name in ("images", "steps", "rows", "queue", "poll", "drain")}
     config = ServeConfig.model_validate({key: value for key, value in limits.items() if value is not None})
     token = None if options.token_file is None else read_token(options.token_file)
@@ -38,7 +37,6 @@ def serve_model(options: Serve) -> None:
 
 
 def serve_playground(options: Playground) -> None:
-    """Carry out `diffctl playground`."""
     bound = bind_socket("127.0.0.1", options.port, has_token=False)
     service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
     app = create_app(service, None, routes(service, options.store or PREPARED / "test"))

@@ -26,7 +26,6 @@ from tracking.runs.scored_runs import log_sweep
 
 
 def sweep_model(options: Sweep) -> None:
-    """Carry out `diffctl sweep`."""
     config = load()
     given = {name: text for name, text in options.sampling.items() if text is not None}
     changes: dict[str, Any] = {} if options.num_images is None else {"num_images": options.num_images}

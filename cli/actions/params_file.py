@@ -17,7 +17,6 @@ from diffusion.system.section import brief
 
 
 def use(options: Use) -> None:
-    """Carry out `diffctl use`."""
     if options.profile is not None:
         source = find_profile(options.profile)
         load(source)

@@ -18,7 +18,6 @@ from tracking.connectivity import redact_uri
 
 
 def run_stages(options: Run) -> None:
-    """Carry out `diffctl run`."""
     outcome = run_pipeline(push=options.push, fresh=options.fresh, keep=options.keep)
     typer.echo()
     show_sweep_scores(read_scores(SCORES))
@@ -28,7 +27,6 @@ def run_stages(options: Run) -> None:
 
 
 def deploy_to_prefect(options: Deploy) -> None:
-    """Carry out `diffctl deploy`."""
     url = require_prefect_url()
     deployed = deploy_all(url)
 
@@ -65,7 +63,6 @@ def _kind(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 
 def emit_event(options: DataChanged) -> None:
-    """Carry out `diffctl emit data-changed`."""
     name = options.data or load().data.name
     url = require_prefect_url()
     emit_data_changed(url, name)

@@ -25,7 +25,6 @@ MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "r
 
 
 def check_project(options: Check) -> None:
-    """Carry out `diffctl check`."""
     findings = []
     for finding in _findings(load(), options.measure):
         findings.append(finding)
@@ -67,7 +66,6 @@ def _mlflow() -> Finding:
 
 
 def write_schema(options: Schema) -> None:
-    """Carry out `diffctl schema`."""
     if options.out is None:
         return typer.echo(schema_text(), nl=False)
     write_output_text(options.out, schema_text())
@@ -75,7 +73,6 @@ def write_schema(options: Schema) -> None:
 
 
 def prune_runs(options: Prune) -> None:
-    """Carry out `diffctl prune`."""
     project = Project(load())
     if not project.is_ready or project.plan is None:
         raise UsageError("the data of params.yaml are not prepared: `diffctl stage data` prepares them")

@@ -26,7 +26,6 @@ from tracking.store import tracking_uri
 
 
 def compare_runs(options: Compare) -> None:
-    """Carry out `diffctl compare`."""
     scored = [compared_runs.load_scored(name) for name in options.names]
     link = compared_runs.mlflow_comparison_link(scored, _page()) if options.open_page else None
     result = score_comparison.compare(scored, options.metric or [], apart=options.per_seed)
@@ -91,7 +90,6 @@ def _differences(result: Comparison) -> str:
 
 
 def show_seeds(options: Seeds) -> None:
-    """Carry out `diffctl seeds`."""
     document = read_scores(SCORES)
     others = other_seeds(document)
     found, aside = compare_seeds(document, others), excluded_seeds(document, others)

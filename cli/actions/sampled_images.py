@@ -34,7 +34,6 @@ GIF_FRAMES = 60  # at most
 
 
 def sample_images(options: Sample) -> None:
-    """Carry out `diffctl sample`."""
     path, device = selected_model(options), default_device()
     usual: dict[str, Any] = {}
     if options.budget is None and (options.champion or options.run_id is not None):

@@ -32,7 +32,6 @@ MANY_KEPT_OUT = 3  # models in a row
 
 
 def start_servers(options: Up) -> None:
-    """Carry out `diffctl up`."""
     servers = local.up({"mlflow": options.mlflow_port, "prefect": options.prefect_port}, typer.echo)
     for server in servers:
         typer.echo(f"{server.kind.title}: {server.page} (version {server.version}, process {server.pid})")
@@ -44,7 +43,6 @@ def start_servers(options: Up) -> None:
 
 
 def stop_servers() -> None:
-    """Carry out `diffctl down`."""
     stopped = local.down()
     for server in stopped:
         typer.echo(f"{server.kind.title} at {server.page} is stopped")
@@ -53,7 +51,6 @@ def stop_servers() -> None:
 
 
 def open_ui(options: Ui) -> None:
-    """Carry out `diffctl ui`."""
     uri = tracking_uri()
     running = local.mlflow_page(uri)
     if running is None and not local.is_port_free(options.port):

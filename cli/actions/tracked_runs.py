@@ -17,7 +17,6 @@ SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
 
 
 def show_runs(options: Runs) -> None:
-    """Carry out `diffctl runs`."""
     rows, problem = list_runs(newest=None if options.every else options.num + 1)
     more = not options.every and len(rows) > options.num
     rows = rows if options.every else rows[: options.num]
@@ -32,7 +31,6 @@ def show_runs(options: Runs) -> None:
 
 
 def reap_dead_runs(options: Reap) -> None:
-    """Carry out `diffctl runs reap`."""
     reaped = reap_runs(options.names or [])
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
     lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
@@ -43,7 +41,6 @@ def reap_dead_runs(options: Reap) -> None:
 
 
 def sync_runs(options: Sync) -> None:
-    """Carry out `diffctl sync`."""
     synced = deliver_all()
     lines = [f"{one.folder}: {one.message}" for one in synced] or ["no training in runs/train/"]
     options.answer([vars(one) for one in synced], "\n".join(lines))

@@ -82,7 +82,6 @@ class Trials:
 
 
 def search_settings(options: Search) -> None:
-    """Carry out `diffctl search`."""
     folder, values, config = search_dir.search_dir(options.name), read_params(), load()
     if (section := config.search) is None:
         raise UsageError(f"{PARAMS} has no section `search`: add one, see docs/search.md")
