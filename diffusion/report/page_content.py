@@ -69,7 +69,9 @@ def page_content(
     """Return the variables of the template. `others` are scores of trainings with other seeds."""
     document, spec = inputs.document, inputs.document.spec
     names = score_tables.short_names(spec)
-    published = published_content(document)
+    if published := published_content(document):
+        title = f"The curve of the sweep and {len(published['rows'])} published figures"
+        published["drawing"] = as_svg(published["drawing"], "published", title)
     cards = [cell.card for cell in document.cells.values()]
     classes = inputs.best.meta.get("classes") or inputs.train.meta["classes"]
     alternatives = {
@@ -92,7 +94,7 @@ def page_content(
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
         **{name: as_svg(drawn[name], name, text) for name, text in alternatives.items()},
-        "published": published and {**published, "drawing": _published_svg(published)},
+        "published": published,
         "departures": protocol_mismatches(inputs.config),
         "training": _training(inputs),
         "montage": _montage(inputs),
@@ -113,11 +115,6 @@ def protocol_mismatches(config: Config) -> dict[str, Any] | None:
         return None
     rows = [one._asdict() for one in mismatches(name, config.model_dump(mode="json"))]
     return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].remarks}
-
-
-def _published_svg(published: dict[str, Any]) -> str:
-    title = f"The curve of the sweep and {len(published['rows'])} published figures"
-    return as_svg(published["drawing"], "published", title)
 
 
 def _spaces(document: ScoresDocument) -> dict[str, Any] | None:

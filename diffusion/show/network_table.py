@@ -5,7 +5,7 @@ the papers do. Element-wise operations are not counted.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -98,7 +98,9 @@ def model(spec: NetworkSpec) -> Model:
         paths, modules = zip(*members, strict=True)
         parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
         amounts = parameters, sum(flops[path] for path in paths)
-        parts.append(Part(name, _counted_kinds(modules), shapes[paths[-1]], *amounts))
+        blocks = (list(module) if isinstance(module, nn.ModuleList) else [module] for module in modules)
+        kinds = Counter(type(block).__name__ for inner in blocks for block in inner)
+        parts.append(Part(name, dict(kinds), shapes[paths[-1]], *amounts))
     sums = sum(part.parameters for part in parts), sum(part.flops for part in parts)
     title = "{}: {} parameters, {} FLOPs an image".format(spec.name, *map(format_quantity, sums))
     return Model(title, spec.name, parts, *sums)
@@ -111,12 +113,6 @@ def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{place}", member) for place, member in child.named_children())
         else:
             yield name, child
-
-
-def _counted_kinds(modules: Iterable[nn.Module]) -> dict[str, int]:
-    """Count the modules by class; members of a list are counted one by one."""
-    members = (list(module) if isinstance(module, nn.ModuleList) else [module] for module in modules)
-    return dict(Counter(type(one).__name__ for inner in members for one in inner))
 
 
 def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:

@@ -34,16 +34,12 @@ class _Hashing:
     """A file wrapper that hashes what is written."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
-        self._file, self._digest = file, hashlib.sha256(f"{name}\n".encode())
+        self._file, self.sha256 = file, hashlib.sha256(f"{name}\n".encode())
 
     def write(self, data: Any) -> int:
         """Write bytes, or an object with a buffer."""
-        self._digest.update(data)
+        self.sha256.update(data)
         return self._file.write(data)
-
-    def append_digest(self) -> None:
-        """Write the digest of all data so far."""
-        self._file.write(self._digest.digest())
 
 
 def write_checksummed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
@@ -55,7 +51,7 @@ def write_checksummed(path: Path, write: Callable[[Any], object], name: str | No
     def fill(file: IO[bytes]) -> None:
         hashing = _Hashing(file, name or path.name)
         write(hashing)
-        hashing.append_digest()
+        file.write(hashing.sha256.digest())
 
     write_atomic(path, fill)
 

@@ -49,11 +49,6 @@ def default_device() -> torch.device:
     return torch.device(device_kind())
 
 
-def scoring_device() -> torch.device:
-    """Return the device for features and scores: as `default_device`, but the CPU for an Apple GPU."""
-    return float64_device(default_device())
-
-
 def float64_device(device: torch.device) -> torch.device:
     """Return the device for float64 values of work on `device`: itself, or the CPU if it has no float64."""
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device

@@ -31,12 +31,6 @@ def a_folder(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-def a_full_folder(folder: Path, name: str) -> str:
-    (folder / name).mkdir()
-    (folder / name / "mine").touch()
-    return str(folder / name)
-
-
 def below_a_file(folder: Path, name: str) -> str:
     (folder / "f").touch()
     return str(folder / "f" / name)
@@ -69,22 +63,18 @@ def a_loop(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-def a_dangling_link(folder: Path, name: str) -> str:
-    (folder / name).symlink_to("gone")
-    return str(folder / name)
+def symlink(target: str) -> Place:
+    """A link with this target."""
+
+    def link(folder: Path, name: str) -> str:
+        (folder / name).symlink_to(target)
+        return str(folder / name)
+
+    return link
 
 
-def an_endless_device(folder: Path, name: str) -> str:
-    (folder / name).symlink_to("/dev/zero")
-    return str(folder / name)
-
-
-def the_null_device(folder: Path, name: str) -> str:
-    (folder / name).symlink_to("/dev/null")
-    return str(folder / name)
-
-
-ENDS = (nothing, below_nothing, file, a_folder, a_full_folder, below_a_file, a_fifo, in_proc)
+a_dangling_link, an_endless_device, the_null_device = map(symlink, ("gone", "/dev/zero", "/dev/null"))
+ENDS = (nothing, below_nothing, file, a_folder, below_a_file, a_fifo, in_proc)
 
 
 def linked(end: Place) -> Place:

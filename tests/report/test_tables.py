@@ -8,7 +8,6 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from diffusion.choice.confidence import NORMAL
 from diffusion.config import parse
 from diffusion.papers.paper import Paper
 from diffusion.protocol.scores_document import ScoresDocument
@@ -19,38 +18,32 @@ from diffusion.report.score_tables import headline
 from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
 from tests.conftest import params
 from tests.helpers.report_page import Page, report
-from tests.helpers.scores_document import chance, document, with_errors, with_space
+from tests.helpers.scores_document import certain, document, with_space
 
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
 CELLS = {(5, 0.0): 0.3, (10, 0.0): 0.22, (20, 0.0): 0.2, (50, 0.0): 0.21}
 VALUES = st.lists(st.integers(10, 900), min_size=2, max_size=8)
 
 
-def certain(half: float):
-    """Return cells with independent errors and intervals of that half width."""
-    one = document(CELLS)
-    for number, cell in enumerate(one.cells.values()):
-        with_errors(cell, KD, chance(number, half / NORMAL))
-    return one
-
-
 @pytest.mark.parametrize(
     ("half", "rest"),
     [
         (
-            0.03,
+            0.15,
             "2 others are statistically tied with it: "
             "the cheapest 10 steps, η = 0, for 10 NFE per image instead of 20.",
         ),
-        (0.01, "one other is statistically tied with it."),
+        (0.05, "one other is statistically tied with it."),
     ],
 )
 def test_a_tied_cell_is_not_called_the_best(half, rest):
-    one = certain(half)
+    one = certain(document(CELLS), KD, half=half)
     assert headline(one) == (f"Of 4 cells, 20 steps, η = 0 has the lowest KD, and {rest}")
 
 
-@pytest.mark.parametrize("one", [certain(0.001), document(CELLS)], ids=["significant", "no intervals"])
+@pytest.mark.parametrize(
+    "one", [certain(document(CELLS), KD, half=0.005), document(CELLS)], ids=["significant", "no intervals"]
+)
 def test_headline_names_only_the_best_without_a_tie(one):
     assert headline(one) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
 

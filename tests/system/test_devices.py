@@ -14,7 +14,7 @@ from diffusion.system.devices import (
     acquire_gpus,
     default_device,
     device_kind,
-    scoring_device,
+    float64_device,
 )
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import is_held
@@ -71,7 +71,7 @@ def test_apple_gpu_is_exclusive_and_not_used_for_scores(there, tmp_path):
         assert is_held(tmp_path / "mps.lock")
         with acquire_gpus(1):  # distributed training uses the CPU here
             pass
-    assert scoring_device() == torch.device("cpu")
+    assert float64_device(default_device()) == torch.device("cpu")
     train = TrainConfig(steps=10_000, batch_size=4, lr=0.1)
     assert process_count(train) == 1
     assert resolve_precision("auto", device) == "fp32"

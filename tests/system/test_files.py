@@ -107,12 +107,6 @@ def test_linked_file_is_read_and_closed(tmp_path):
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_huge_file_is_refused(tmp_path):
-    with open(tmp_path / "x", "wb") as file:
-        file.truncate(1 << 40)
-    assert "larger than 33.6 MB" in bounded(lambda: read_regular_text(tmp_path / "x"))
-
-
 def test_undecodable_text_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"ab\xff")
     with pytest.raises(DiffctlError, match="x is not text in UTF-8"):

@@ -118,15 +118,6 @@ def test_second_ctrl_c_is_held_until_release() -> None:
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
-def test_handler_of_a_library_is_replaced() -> None:
-    def work() -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        with interrupt_on_signal():
-            send(signal.SIGTERM)
-
-    stopped(work)
-
-
 def test_nohup_is_respected() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -3,13 +3,13 @@
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlWarning
-from tests.helpers.champion_moves import move
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
 from tests.helpers.team import postgres
@@ -27,7 +27,26 @@ from tracking.registry.promotion import Override, apply_gate
 from tracking.store import connect
 
 SCORES = document()
+SCORE = {"cell": "steps5-eta0", "metric": "kd_effnet_lite0_64", "value": 0.1}
 names = (f"model-{number}" for number in itertools.count())
+
+
+def move(number: int, before: int | None, after: int, how: str) -> dict[str, Any]:
+    """Return all fields of a move with that number."""
+    return {
+        "id": f"{number:032x}",
+        "number": number,
+        "at": 1_700_000_000_000,
+        "who": "ann@host",
+        "before": before,
+        "after": after,
+        "how": how,
+        "reason": "better",
+        "note": "it was",
+        "commit": "c" * 40,
+        "score": SCORE,
+        "against": SCORE if before else None,
+    }
 
 
 @pytest.fixture

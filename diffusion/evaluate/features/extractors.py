@@ -30,7 +30,7 @@ from diffusion.protocol.extractors import (
     build_extractor,
     extractor_spec,
 )
-from diffusion.system.devices import scoring_device
+from diffusion.system.devices import default_device, float64_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
 from diffusion.system.registry import load_reference
@@ -96,7 +96,8 @@ def load_extractor(
 
 def space_extractor(space: Space) -> Extractor:
     """Load the extractor of a feature space; errors as `load_extractor`."""
-    return load_extractor(space.extractor, space.weights, scoring_device(), space.weights_sha256)
+    device = float64_device(default_device())
+    return load_extractor(space.extractor, space.weights, device, space.weights_sha256)
 
 
 def read_weights(
