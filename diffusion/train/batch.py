@@ -4,9 +4,8 @@ So each rank, and each micro-batch, draws its own rows only, and every one draws
 """
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
 COPY_ROWS = 4096  # copied to the device at a time
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """A step's images in [−1, 1], labels with some dropped, t, weights, noise, augmentation (B, 9)."""
 
     x_0: Tensor
@@ -38,9 +36,6 @@ class Batch:
     weights: Tensor
     noise: Tensor
     augmentation: Tensor | None = None
-
-    def __iter__(self) -> Iterator[Tensor | None]:
-        return iter((self.x_0, self.labels, self.t, self.weights, self.noise, self.augmentation))
 
     def divide(self, count: int) -> Iterator["Batch"]:
         """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
@@ -68,20 +63,15 @@ class ImageLoader:
         if resident is None:
             free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0
             resident = store.images.nbytes <= DEVICE_SHARE * free
-        self._resident = self._copy_to_device() if resident else None
+        self.resident = self._copy_to_device() if resident else None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    @property
-    def resident(self) -> bool:
-        """Whether the device holds the whole set."""
-        return self._resident is not None
-
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Return the images of `rows` (int64, on the CPU, in range) in that order."""
-        if self._resident is not None:
-            return self._resident[to_device(rows, self.device)]
+        if self.resident is not None:
+            return self.resident[to_device(rows, self.device)]
         batch = torch.empty((len(rows), *self._images.shape[1:]), dtype=torch.uint8, pin_memory=self._is_cuda)
         np.take(self._images, rows.numpy(), axis=0, out=batch.numpy(), mode="clip")  # releases the GIL
         return batch.to(self.device, non_blocking=self._is_cuda).permute(0, 3, 1, 2).contiguous()
@@ -133,7 +123,7 @@ def draw_batch(
     drawn = range(size)[share]
     places = range(step * size + drawn.start, step * size + drawn.stop)
     rows = epoch_rows(purpose, seed, places, len(data))
-    (flips, dropped, times), noise = _draw_rows(
+    (flips, dropped, times), noise = draw_rows(
         (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
     )
     images, augmentation = data[rows], None
@@ -156,9 +146,11 @@ def draw_batch(
     return Batch(images, labels, t, to_device(weights, device), to_device(noise, device), augmentation)
 
 
-def _draw_rows(name: tuple[str, int, int], rows: range, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Draw (3, rows) float64 uniforms in [0, 1) and ε (rows, *shape), each row from its own generator."""
-    uniforms, noise = torch.empty(len(rows), 3, dtype=torch.float64), torch.empty(len(rows), *shape)
+def draw_rows(
+    name: tuple[str, *tuple[int, ...]], rows: range, shape: tuple[int, int, int], count: int = 3
+) -> tuple[Tensor, Tensor]:
+    """Draw (count, rows) float64 uniforms in [0, 1) and ε (rows, *shape), each row from its own generator."""
+    uniforms, noise = torch.empty(len(rows), count, dtype=torch.float64), torch.empty(len(rows), *shape)
     for row, numbers, image in zip(rows, uniforms, noise, strict=True):
         source = counter_generator(*name, row)
         numbers.uniform_(generator=source)  # all of them, used or not, so that later draws keep their place

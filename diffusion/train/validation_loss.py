@@ -21,7 +21,7 @@ from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
-from diffusion.train.batch import Batch
+from diffusion.train.batch import Batch, draw_rows
 from diffusion.train.observers import band_sums, with_band_means
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.train_config import BAND_NAMES
@@ -83,11 +83,8 @@ class ValidationLoss:
             draws = range(start, min(start + size, count))
             rows = self._rows[draws.start : draws.stop].numpy()
             images = to_model(to_nchw(self._store.images[rows]))
-            noise, uniforms = torch.empty_like(images), torch.empty(len(draws), dtype=torch.float64)
-            for row, draw in enumerate(draws):
-                source = counter_generator("held-out draws", draw)
-                uniforms[row : row + 1].uniform_(generator=source)
-                noise[row].normal_(generator=source)
+            shape = (spec.in_channels, spec.image_size, spec.image_size)
+            (uniforms,), noise = draw_rows(("held-out draws",), draws, shape, count=1)
             t = self._times.times((torch.tensor(draws) + uniforms) / count)
             labels = None
             if spec.num_classes:

@@ -12,7 +12,7 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore
 from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
-from diffusion.train.batch import Batch, ImageLoader, _draw_rows, draw_batch, epoch_rows
+from diffusion.train.batch import Batch, ImageLoader, draw_batch, draw_rows, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import CPU, plan_of
@@ -139,8 +139,8 @@ def test_flips_dropped_labels_and_timesteps_are_independent_and_noise_is_normal(
 
 def test_a_row_does_not_depend_on_the_row_before():
     """Normals are drawn in pairs, so that an odd number leaves one over."""
-    (uniforms, noise), name = _draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)
+    (uniforms, noise), name = draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)
     for row in range(9):
-        alone, own = _draw_rows(name, range(row, row + 1), (1, 1, 3))
+        alone, own = draw_rows(name, range(row, row + 1), (1, 1, 3))
         assert torch.equal(alone[:, 0], uniforms[:, row])
         assert torch.equal(own[0], noise[row])

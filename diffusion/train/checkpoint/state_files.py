@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import torch
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from diffusion.code_digest import CodeSince
@@ -49,12 +49,6 @@ class StateValues(Section):
     window: Means = Field(default_factory=dict)
     history: list[Means] = Field(default_factory=list)
     code: list[CodeSince] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _window_has_steps(self) -> Self:
-        if self.window and not self.window.get("count", 0.0) > 0:
-            raise ValueError("window has sums of no steps")
-        return self
 
 
 class SavedState(NamedTuple):
