@@ -1,10 +1,12 @@
 """Checks whether MLflow is reachable, and the errors for the ways in which it fails."""
 
+import errno
+import os
 import re
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
+from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line, is_disk_full
 
 TIMEOUT_SECONDS = 5.0  # per IP address; a host name may have two, and the first may not answer
 
@@ -112,3 +114,37 @@ def _check_database(uri: str) -> None:
             text = f"MLflow's database at {redact_uri(uri)} denies access ({message}): edit the address"
             raise MlflowDenied(text) from None
         raise unavailable(uri, message) from None
+
+
+def translate_error(uri: str, error: Exception) -> MlflowError:
+    """Return the error of one sentence for an error of MlflowClient."""
+    import requests
+    import sqlalchemy.exc
+    from mlflow.exceptions import MlflowException
+
+    status: int | None = None
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    message, is_sqlite = first_line(error).replace(uri, redact_uri(uri)), uri.startswith("sqlite:")
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, requests.RequestException):
+            status = getattr(cause.response, "status_code", None)
+            if status is None:
+                retried = isinstance(cause, requests.exceptions.RetryError)
+                return unavailable(uri, "errors alone" if retried else "the connection broke")
+        elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not is_sqlite or "locked" in message):
+            return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {message}")
+        cause = cause.__cause__ or cause.__context__
+    if status in DENIED:
+        login = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+        return MlflowDenied(f"MLflow at {redact_uri(uri)} denies access: set {login}")
+    if status in UNAVAILABLE and not _is_full(error):
+        return unavailable(uri, f"HTTP {status}")
+    return MlflowError(f"MLflow at {redact_uri(uri)}: {message}{': make room' if _is_full(error) else ''}")
+
+
+def _is_full(error: Exception) -> bool:
+    """Return whether a disk was full; MLflow and its database report that only in their text."""
+    texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+    return is_disk_full(error) or any(text in str(error) for text in texts)

@@ -1,6 +1,5 @@
 """The MLflow tracking store: its address, a quiet client with short timeouts, and its own server."""
 
-import errno
 import os
 import sqlite3
 import sys
@@ -12,19 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from diffusion.layout import home
-from diffusion.system.errors import DiffctlWarning, UsageError, first_line, is_disk_full
+from diffusion.system.errors import DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
-from tracking.connectivity import (
-    DENIED,
-    UNAVAILABLE,
-    MlflowDenied,
-    MlflowError,
-    MlflowUnavailable,
-    check_address,
-    check_reachable,
-    redact_uri,
-    unavailable,
-)
+from tracking.connectivity import check_address, check_reachable, translate_error
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -114,7 +103,7 @@ def mlflow_client(uri: str | None = None) -> Iterator["MlflowClient"]:
         sqlite3.Error,
         OSError,
     ) as error:
-        raise _translated(uri, error) from error
+        raise translate_error(uri, error) from error
 
 
 _repaired: set[Path] = set()  # each database is repaired once per process
@@ -202,39 +191,6 @@ def check_access() -> None:
     if store_exists():
         with mlflow_client() as client:
             client.search_experiments(max_results=1)
-
-
-def _translated(uri: str, error: Exception) -> MlflowError:
-    import requests
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
-    status: int | None = None
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()  # type: ignore[no-untyped-call]
-    message, is_sqlite = first_line(error).replace(uri, redact_uri(uri)), database_file(uri) is not None
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, requests.RequestException):
-            status = getattr(cause.response, "status_code", None)
-            if status is None:
-                retried = isinstance(cause, requests.exceptions.RetryError)
-                return unavailable(uri, "errors alone" if retried else "the connection broke")
-        elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not is_sqlite or "locked" in message):
-            return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {message}")
-        cause = cause.__cause__ or cause.__context__
-    if status in DENIED:
-        login = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-        return MlflowDenied(f"MLflow at {redact_uri(uri)} denies access: set {login}")
-    if status in UNAVAILABLE and not _is_full(error):
-        return unavailable(uri, f"HTTP {status}")
-    return MlflowError(f"MLflow at {redact_uri(uri)}: {message}{': make room' if _is_full(error) else ''}")
-
-
-def _is_full(error: Exception) -> bool:
-    """Return whether a disk was full; MLflow and its database report that only in their text."""
-    texts = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
-    return is_disk_full(error) or any(text in str(error) for text in texts)
 
 
 def server_environment(uri: str) -> dict[str, str]:
