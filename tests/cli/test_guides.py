@@ -1,4 +1,4 @@
-"""Guides by the real command line: an early snapshot of the same training, in cells and images."""
+"""Guides by the command line: an early snapshot of the same training, in cells and images."""
 
 import json
 from pathlib import Path
@@ -9,31 +9,25 @@ import pytest
 from diffusion.images.store import open_store
 from diffusion.model.model_file import read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
-from tests.conftest import diffctl, write_params
+from tests.conftest import write_params
+from tests.helpers.invoke import Invoke, assert_refused
 
 EARLY = "ema:0.1@4"
 
 
-def run(project: Path, *arguments: str) -> str:
-    done = diffctl(project, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def refused(project: Path, *arguments: str) -> str:
-    done = diffctl(project, *arguments)
-    assert (done.returncode, done.stderr.count("diffctl: ")) == (2, 1), done.stderr
-    return done.stderr
-
-
-def sampled(project: Path, *arguments: str) -> np.ndarray:
-    run(project, "sample", "--num", "3", "--steps", "4", "--out", "a.npz", *arguments)
-    images: np.ndarray = np.load(project / "a.npz")["arr_0"].astype(int)
-    return images
-
-
 @pytest.mark.slow
-def test_an_early_snapshot_guides_cells_images_and_the_registered_model(project: Path) -> None:
+def test_an_early_snapshot_guides_cells_images_and_the_registered_model(
+    project: Path, invoke: Invoke
+) -> None:
+    def run(*arguments: str) -> str:
+        done = invoke(*arguments)
+        assert done.code == 0, done.err
+        return done.out
+
+    def sampled(*arguments: str) -> np.ndarray:
+        run("sample", "--num", "3", "--steps", "4", "--out", "a.npz", *arguments)
+        return np.load("a.npz")["arr_0"].astype(int)
+
     changes = {
         "train": {"ema_profiles": {"sigma_rel": [0.1], "every": 4}},
         "sample": {"guidance": 1.0},
@@ -41,7 +35,7 @@ def test_an_early_snapshot_guides_cells_images_and_the_registered_model(project:
     }
     write_params(project, **changes)
     for stage in ("data", "reference", "train", "sample", "evaluate"):
-        run(project, "stage", stage)
+        run("stage", stage)
     early = read_artefact(snapshot_path(project / "models/ema", 0.1, 4))
     free, guided = "steps2-eta0", "steps2-eta0-guide_ema_0.1_4"
     cards = {name: open_store(project / "samples" / name).meta["card"] for name in (free, guided)}
@@ -51,18 +45,18 @@ def test_an_early_snapshot_guides_cells_images_and_the_registered_model(project:
     scores = json.loads((project / "metrics/scores.json").read_text())
     assert {name: cell.get("guide") for name, cell in scores["cells"].items()} == {free: None, guided: EARLY}
 
-    unguided, early_guided = sampled(project), sampled(project, "--guidance", "1", "--guide", EARLY)
+    unguided, early_guided = sampled(), sampled("--guidance", "1", "--guide", EARLY)
     tracked = str(snapshot_path(project / "models/ema", 0.1, 4))
-    assert np.abs(sampled(project, "--guidance", "1", "--guide", tracked) - early_guided).max() <= 1
+    assert np.abs(sampled("--guidance", "1", "--guide", tracked) - early_guided).max() <= 1
     assert not np.array_equal(unguided, early_guided)
     alone = ("--index", "1", "--steps", "4", "--guidance", "1", "--guide", EARLY, "--out", "b.npz")
-    run(project, "sample", *alone)
+    run("sample", *alone)
     assert np.abs(np.load(project / "b.npz")["arr_0"].astype(int) - early_guided[1:2]).max() <= 1
 
-    out = run(project, "sweep", "--guide", f"{EARLY},{tracked}", "--guidance", "0,2", "--json")
+    out = run("sweep", "--guide", f"{EARLY},{tracked}", "--guidance", "0,2", "--json")
     assert len(json.loads(out)["cells"]) == 3, "without guidance no guide has an effect"
-    message = refused(project, "sample", "--guidance", "1", "--guide", "ema:0.1@5", "--out", "c.npz")
-    assert "no snapshot of step 5: there are 4, 8, 12" in message
-    assert "has no effect without guidance" in refused(project, "sample", "--guide", EARLY, "--out", "c.npz")
+    missing = invoke("sample", "--guidance", "1", "--guide", "ema:0.1@5", "--out", "c.npz")
+    assert_refused(missing, "no snapshot of step 5: there are 4, 8, 12")
+    assert_refused(invoke("sample", "--guide", EARLY, "--out", "c.npz"), "has no effect without guidance")
     write_params(project, **{**changes, "sweep": {**changes["sweep"], "guide": ["ema:0.1@5"]}})
-    assert "keeps one every 4 steps" in refused(project, "stage", "sample")
+    assert_refused(invoke("stage", "sample"), "keeps one every 4 steps")
