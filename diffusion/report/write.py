@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffusion.config import Config
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import LOSS_CURVE, PREPARED, RUN, SAMPLES, SCORES
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import Cell, open_cells
+from diffusion.protocol.grid import open_cells
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.figure_base import as_png
 from diffusion.report.figures import read_curve
@@ -43,7 +43,13 @@ def read_inputs(config: Config) -> ReportInputs:
     """Read a report's inputs; DiffctlError for a missing cell or file, and for scores of other samples."""
     document = read_scores(SCORES)
     cells = open_cells(config.sample, config.sweep, SAMPLES)
-    _refuse_other_samples(document, cells)
+    again = "score them with `diffctl stage evaluate`"
+    if wrong := set(document.cells) ^ {cell.name for cell in cells}:
+        raise DiffctlError(f"scores and grid have different cells ({', '.join(sorted(wrong))}): {again}")
+    for cell, store in cells.items():
+        card, sampled = document.cells[cell.name].card, store.meta["card"]
+        if changed := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
+            raise DiffctlError(f"{cell.name} has scores of other samples ({', '.join(changed)}): {again}")
     facts = read_checksummed_json(RUN, TrainingIdentity).facts if RUN.exists() else None
     return ReportInputs(
         config,
@@ -54,15 +60,3 @@ def read_inputs(config: Config) -> ReportInputs:
         read_curve(LOSS_CURVE),
         facts,
     )
-
-
-def _refuse_other_samples(document: ScoresDocument, cells: dict[Cell, ImageStore]) -> None:
-    """Raise a DiffctlError unless the scores are of exactly these cells."""
-    scored = document.cells
-    again = "score them with `diffctl stage evaluate`"
-    if wrong := set(scored) ^ {cell.name for cell in cells}:
-        raise DiffctlError(f"scores and grid have different cells ({', '.join(sorted(wrong))}): {again}")
-    for cell, store in cells.items():
-        card, sampled = scored[cell.name].card, store.meta["card"]
-        if changed := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
-            raise DiffctlError(f"{cell.name} has scores of other samples ({', '.join(changed)}): {again}")

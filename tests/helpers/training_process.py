@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import command, diffctl, environment, write_params
 from tests.helpers.prepared import copy_data
+from tests.helpers.waiting import wait_until
 
 DEADLINE = 120.0  # seconds after which a test fails
 
@@ -54,10 +54,7 @@ def logged_steps(folder: Path) -> list[int]:
 
 def wait_for_step(folder: Path, process: "subprocess.Popen[str]", step: int) -> None:
     """Wait until the training has logged `step`, or has ended before."""
-    deadline = time.monotonic() + DEADLINE
-    while max(logged_steps(folder), default=0) < step and process.poll() is None:
-        assert time.monotonic() < deadline, f"the training does not come to step {step}"
-        time.sleep(0.005)
+    wait_until(lambda: max(logged_steps(folder), default=0) >= step or process.poll() is not None, DEADLINE)
 
 
 def signal_at(folder: Path, step: int, number: int) -> "subprocess.Popen[str]":

@@ -96,21 +96,17 @@ def test_special_files_are_refused_at_once(tmp_path, make, why):
 
 
 def test_linked_file_is_read_and_closed(tmp_path):
-    (tmp_path / "a").write_bytes(b"content")
+    (tmp_path / "a").write_bytes(b"conten\xff")
     (tmp_path / "b").symlink_to("a")
     before = os.listdir("/proc/self/fd")
-    assert read_regular(tmp_path / "b", 7) == read_regular(os.fsencode(tmp_path / "b"), 7) == b"content"
+    assert read_regular(tmp_path / "b", 7) == read_regular(os.fsencode(tmp_path / "b"), 7) == b"conten\xff"
     with pytest.raises(OSError, match=r"larger than 0\.0 MB"):
         read_regular(tmp_path / "b", 6)
     with open_regular(tmp_path / "b") as file:
-        assert file.read() == b"content"
+        assert file.read() == b"conten\xff"
+    with pytest.raises(DiffctlError, match="b is not text in UTF-8"):
+        read_regular_text(tmp_path / "b")
     assert os.listdir("/proc/self/fd") == before
-
-
-def test_undecodable_text_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"ab\xff")
-    with pytest.raises(DiffctlError, match="x is not text in UTF-8"):
-        read_regular_text(tmp_path / "x")
 
 
 @given(st.binary(max_size=20))

@@ -81,19 +81,15 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
         assert taken == opens(path) or (too_long and not taken)
 
 
-def test_output_folder_is_new_or_empty(tmp_path: Path) -> None:
+def test_output_folder_is_new_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_output_folder(tmp_path / "new", "FOLDER")
     (tmp_path / "full/folder").mkdir(parents=True)
     check_output_folder(tmp_path / "full/folder", "FOLDER")
     (tmp_path / "file").touch()
     assert is_refused(check_output_folder, tmp_path / "full", "FOLDER")
     assert is_refused(check_output_folder, tmp_path / "file", "FOLDER")
-
-
-def test_working_directory_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"FOLDER \. is not empty or in use"):
-        check_output_folder(Path(), "FOLDER")
+    monkeypatch.chdir(tmp_path / "full/folder")
+    assert is_refused(check_output_folder, Path(), "FOLDER"), "the working directory"
 
 
 def test_link_into_dvc_cache_is_replaced(tmp_path: Path) -> None:

@@ -133,14 +133,10 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     number = {name: at for at, name in enumerate(classes)}
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
-    loose = _problems(listing, np.flatnonzero(found < 0), "outside a class folder")
+    loose = [Problem(name, "outside a class folder") for name in as_text(listing.paths[found < 0])]
     empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, official) - number.keys())]
     items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
     return items, loose + empty + _stray(listing, 1 + bool(official))
-
-
-def _problems(listing: Listing, rows: Indices, why: str) -> list[Problem]:
-    return [Problem(name, why) for name in as_text(listing.paths[rows])]
 
 
 def _split_folders(listing: Listing) -> set[str]:
