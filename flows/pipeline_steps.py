@@ -63,7 +63,33 @@ async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
     if name == "data" and _raw_files_changed():
         write("==> data: its raw files have changed since they were prepared\n")
         await reproduce(name, write, force=True)
+    if name == "train" and (changed := _model_mismatch()):
+        write(f"==> train: {MODEL} was trained with other settings ({changed}): training again\n")
+        await reproduce(name, write, force=True)
     return None
+
+
+def _model_mismatch() -> str:
+    """Return the settings in which the model file differs from params.yaml; empty if it was trained by them.
+
+    `dvc commit` records any model. Precision is left out, since each machine chooses it.
+    """
+    from diffusion.check.findings import Project
+    from diffusion.model.model_file import read_artefact
+    from diffusion.train.checkpoint.run_record import changed_fields
+    from diffusion.train.plan import plan_artefact
+
+    project = Project(load())
+    if not MODEL.exists() or not project.is_ready or project.plan is None:
+        return ""  # in a clone whose outputs DVC did not pull
+    made, wanted = (
+        one.model_dump(mode="json", include={"network", "process", "data", "step", "train"})
+        for one in (read_artefact(MODEL), plan_artefact(project.plan))
+    )
+    fields = made["train"].keys() & wanted["train"].keys() - {"precision"}  # an older file has fewer
+    for values in (made, wanted):
+        values["train"] = {name: values["train"][name] for name in fields}
+    return ", ".join(changed_fields(made, wanted)[:3])
 
 
 def _raw_files_changed() -> bool:
@@ -134,7 +160,8 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     with interrupt_on_signal(), hold_run_lock():
         # One call of DVC instead of one per stage, and no temporary server.
         needs_server = push or fresh or keep or prefect_url() is not None
-        if not needs_server and is_unchanged() and not _raw_files_changed():
+        unchanged = not needs_server and is_unchanged() and not _raw_files_changed()
+        if unchanged and not _model_mismatch():
             done = dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
         else:

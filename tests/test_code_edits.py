@@ -140,11 +140,13 @@ def edited_meanwhile(folder: Path, *edits: Edit) -> tuple[int, str]:
     return process.returncode, output
 
 
+RUN_TRAIN = "import asyncio; from flows.pipeline_steps import run_step; asyncio.run(run_step('train', False))"
 STEPS = "MAX_BAD_STEPS = 5"
 
 
 @pytest.mark.slow
 def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(folder: Path) -> None:
+    """Also a model that DVC recorded with another rate is trained again."""
     for made in ("runs/train", ".dvc/cache/runs"):
         shutil.rmtree(folder / made)
     lock = yaml.safe_load((folder / "dvc.lock").read_text())
@@ -163,3 +165,10 @@ def test_edits_while_a_stage_runs_are_not_recorded_as_its_inputs(folder: Path) -
     code, output = edited_meanwhile(folder, steps._replace(new=f"# Some.\n{STEPS}"))
     assert code == 0, output
     assert "resuming after step 12 of 12" in output
+
+    rate.apply(folder)
+    finished(run_python(folder, "-m", "dvc", "commit", "--force", "train"))
+    output = finished(run_python(folder, "-c", RUN_TRAIN))
+    assert "==> train: up to date\n" in output
+    assert "other settings (train.lr.rate 0.002 → 0.5): training again" in output
+    assert "train.lr.rate" not in finished(run_python(folder, "-c", RUN_TRAIN))

@@ -31,6 +31,10 @@ def set_up_process() -> None:
     if isinstance(logging.lastResort, logging.Handler):
         logging.lastResort.setLevel(logging.ERROR)
     sys.unraisablehook = _show_unraisable
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:  # closed by the parent process: a file would get its number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     # torch and MLflow create two million permanent objects: scanning them takes up to 2 s a command.

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.protocol.scores_document import write_scores_document
-from tests.conftest import ROOT, command, run_python
+from tests.conftest import ROOT, command, environment, run_python
 from tests.helpers.invoke import Invoke
 from tests.helpers.scores_document import document
 
@@ -74,6 +74,21 @@ def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> N
     code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
     done = execute(code + "p.stdout.close(); raise SystemExit(p.wait())", project)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+SCHEMA = ("schema", "-o", "schema.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed"),
+    [(("runs",), ">&- 2>&-"), (("show", "steps"), ">&-"), (SCHEMA, ">&-"), (SCHEMA, "2>&-")],
+)
+def test_closed_output_is_no_error(arguments: tuple[str, ...], closed: str, project: Path) -> None:
+    shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command(*arguments)]
+    done = subprocess.run(shell, cwd=project, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if "schema" in arguments:
+        assert (project / "schema.json").read_text().endswith("}\n")
 
 
 def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:

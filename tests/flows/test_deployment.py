@@ -17,7 +17,7 @@ from flows import clone
 from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
-from tests.conftest import diffctl, write_params
+from tests.conftest import diffctl, run_python, write_params
 from tests.helpers.nightly import Nightly, nightly
 from tests.helpers.servers import post
 from tests.helpers.small import commit, git
@@ -88,6 +88,30 @@ def test_update_clone_requires_a_clone_that_runs_its_own_code(
     monkeypatch.setenv(clone.VARIABLE, str(tmp_path))
     with pytest.raises(UsageError, match="start the worker from"):
         clone.update_clone()
+
+
+LOSING = """
+import prefect.main
+from prefect._internal.concurrency.services import QueueService
+
+class Events(QueueService):
+    async def _handle(self, item):
+        raise OSError("the server is away")
+
+Events.instance().send("an event")
+Events.drain_all()
+"""
+
+
+@pytest.mark.slow
+def test_scheduled_runs_log_no_event_that_prefect_cannot_send(tmp_path: Path) -> None:
+    """Prefect logs each one that it loses as an internal error, with its whole text."""
+    work_pool = read_plan(ROOT / FILE)["deployments"][0]["work_pool"]
+    home = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    assert "an event" in run_python(tmp_path, "-c", LOSING, env=home).stderr
+    done = run_python(tmp_path, "-c", LOSING, env=home | work_pool["job_variables"]["env"])
+    assert done.returncode == 0
+    assert "an event" not in done.stderr
 
 
 UPDATE = """

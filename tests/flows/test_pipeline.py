@@ -83,19 +83,22 @@ class ServerStarted(Exception):
     """The run needs a Prefect server."""
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_run_without_work_starts_no_server_unless_raw_files_changed(
-    project: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+@pytest.mark.parametrize(
+    ("changed", "mismatch"), [(False, ""), (True, ""), (False, "train.lr.rate 0.002 → 0.5")]
+)
+def test_a_run_without_work_starts_no_server_unless_raw_files_or_the_model_differ(
+    project: Path, monkeypatch: pytest.MonkeyPatch, changed: bool, mismatch: str
 ) -> None:
     def start() -> None:
         raise ServerStarted
 
     monkeypatch.setattr(pipeline_steps, "is_unchanged", lambda: True)
     monkeypatch.setattr(pipeline_steps, "_raw_files_changed", lambda: changed)
+    monkeypatch.setattr(pipeline_steps, "_model_mismatch", lambda: mismatch)
     monkeypatch.setattr(pipeline_steps, "check_mlflow", lambda: None)
     monkeypatch.setattr(pipeline_steps, "prefect_server", start)
     monkeypatch.setattr(registration, "register_model", lambda: "version 1")
-    if changed:
+    if changed or mismatch:
         with pytest.raises(ServerStarted):
             run_pipeline()
     else:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.disks import make_room, memory_disk
+from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.scores_document import document
 from tracking import keys
 from tracking.connectivity import MlflowError
@@ -257,3 +259,23 @@ def test_non_finite_and_swapped_models_are_not_served(make_model, here):
     assert "image 0 is NaN or infinite from step 1 on" in json.loads(done.stdout)
     assert done.returncode == 1
     assert "not the one that was registered" in done.stderr
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it_over_http(make_model, here):
+    make_model(1, {(2, 0.0): 0.1})
+    register()
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/diffctl-digits@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    # MLflow starts uvicorn by name: the environment's commands must be on PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
+    with running_server(command, f"http://127.0.0.1:{port}/ping", here / "serve.log", cwd=here, env=env):
+        body = json.dumps({"inputs": [{"indices": [3, 4], "class": "5"}]}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
+        )
+        (reply,) = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+        assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
+        assert pixels(reply).shape == (2, 8, 8)
