@@ -8,8 +8,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from diffusion.images.store import ImageStore
 from diffusion.train.checkpoint.state_files import step_of
+from diffusion.train.plan import training_fingerprint
+from diffusion.train.train_step import new_state
 from tests.conftest import diffctl
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
@@ -24,7 +28,9 @@ from tests.helpers.training_process import (
     uninterrupted,
     wait_for_step,
 )
+from tests.helpers.trainings import CPU, plan_of, run, run_until
 from tests.helpers.waiting import wait_until
+from tests.train.test_loop import weights_of
 from tracking.spool.spool_status import list_trainings
 
 pytestmark = pytest.mark.slow
@@ -141,3 +147,24 @@ def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(small_disk
     model = model_bytes(folder)
     assert diffctl(folder, "stage", "train", "--fresh").returncode == 0
     assert model_bytes(folder) == model
+
+
+def test_a_resume_with_another_number_of_threads_changes_rounding_only(store: ImageStore) -> None:
+    train = {"precision": "fp32"}
+    plan = plan_of(store, train=train)
+    whole, first = new_state(plan, CPU), new_state(plan, CPU)
+    run(whole, store)
+    run_until(first, store, 3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        other = plan_of(store, train=train)
+        assert training_fingerprint(other) == training_fingerprint(plan)
+        resumed = new_state(other, CPU)
+        resumed.restore(first.saved())
+        run(resumed, store)
+    finally:
+        torch.set_num_threads(threads)
+    assert resumed.code == whole.code
+    found, expected = weights_of(resumed.ema), weights_of(whole.ema)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
