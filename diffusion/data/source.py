@@ -1,7 +1,7 @@
 """Interface of data sources: raw files in, rows of uint8 images and labels out.
 
 A source names its classes and opens its splits. It neither resizes nor stores: `fill_split` reads ranges of
-rows in several processes and writes the store. `hold_out` splits a set without an official split.
+rows in several processes and writes the store.
 """
 
 import csv
@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.data.holdout import Indices
 from diffusion.downloads.fetch import OnProgress
 from diffusion.images.store import Images, Labels
 from diffusion.system.errors import DiffctlError, printable
@@ -25,8 +26,6 @@ HEAVY_BYTES = 1 << 28  # of arrays that justify several processes
 MAX_NAME_LENGTH = 255  # characters of a class name, as of a folder's
 IMAGENET_CLASSES = 1000
 SHOWN = 3  # paths of each kind of problem in a sentence
-
-Indices = NDArray[np.int64]
 
 
 class Problem(NamedTuple):
@@ -199,48 +198,3 @@ def unique_names(classes: Sequence[tuple[str, str]], origin: Path) -> tuple[str,
     """Return names of (synset, name) pairs, duplicates with the synset; DiffctlError as `class_names`."""
     seen = Counter(name for _, name in classes)
     return class_names([n if seen[n] == 1 else f"{n} ({synset})" for synset, n in classes], origin)
-
-
-def shuffled(count: int, *seed: int) -> Indices:
-    """Return a permutation of `count` indices by the seeds alone, stable across NumPy versions."""
-    order: Indices = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
-    return order
-
-
-def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tuple[Indices, Indices]:
-    """Return shuffled (train, test) indices of `count` images with exactly `held_out` in test.
-
-    With labels, each class gives its share (largest remainder) and keeps at least one training image if
-    possible. ValueError unless 0 < held_out < count.
-    """
-    if not 0 < held_out < count:
-        raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
-    in_test = _chosen(labels, held_out, shuffled(count, seed, 0))
-    order = shuffled(count, seed, 1)  # a second one: in the first, held-out images of a class come early
-    return order[~in_test[order]], order[in_test[order]]
-
-
-def _chosen(labels: Labels | None, held_out: int, order: Indices) -> NDArray[np.bool_]:
-    """Return a mask of the held-out images: the first in the order, of each class its share."""
-    chosen = np.zeros(len(order), dtype=bool)
-    if labels is None:
-        chosen[order[:held_out]] = True
-        return chosen
-    classes, sizes = np.unique(labels, return_counts=True)
-    ordered = labels[order]
-    for label, share in zip(classes, _shares(sizes, held_out), strict=True):
-        chosen[order[ordered == label][:share]] = True
-    return chosen
-
-
-def _shares(sizes: Indices, total: int) -> Indices:
-    """Return the number to hold out per class: proportional, and not a whole class if that can be avoided."""
-    exact = sizes * (total / sizes.sum())
-    limit = sizes - 1 if total <= (sizes - 1).sum() else sizes
-    shares: Indices = np.minimum(np.floor(exact).astype(np.int64), limit)
-    while shares.sum() < total:
-        missing = exact - shares
-        open_ones = np.flatnonzero(shares < limit)
-        largest = open_ones[np.argsort(-missing[open_ones], kind="stable")]
-        shares[largest[: total - shares.sum()]] += 1
-    return shares

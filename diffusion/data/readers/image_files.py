@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from diffusion.data.holdout import Indices
 from diffusion.data.readers.listing import Paths, as_text
-from diffusion.data.source import Indices, Job, Rows
+from diffusion.data.source import Job, Rows
 from diffusion.images.pictures import MAX_BYTES, MAX_PIXELS, BadImage, flatten, load_pixels, open_image
 from diffusion.images.store import Images
 from diffusion.system.files import AnyPath, read_regular

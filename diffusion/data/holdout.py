@@ -1,0 +1,53 @@
+"""Hold out test images where a data set has no official split; equal on all machines and versions."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.images.store import Labels
+
+Indices = NDArray[np.int64]
+
+
+def shuffled(count: int, *seed: int) -> Indices:
+    """Return a permutation of `count` indices by the seeds alone, stable across NumPy versions."""
+    order: Indices = np.argsort(np.random.PCG64(seed).random_raw(count), kind="stable")
+    return order
+
+
+def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tuple[Indices, Indices]:
+    """Return shuffled (train, test) indices of `count` images with exactly `held_out` in test.
+
+    With labels, each class gives its share (largest remainder) and keeps at least one training image if
+    possible. ValueError unless 0 < held_out < count.
+    """
+    if not 0 < held_out < count:
+        raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
+    in_test = _chosen(labels, held_out, shuffled(count, seed, 0))
+    order = shuffled(count, seed, 1)  # a second one: in the first, held-out images of a class come early
+    return order[~in_test[order]], order[in_test[order]]
+
+
+def _chosen(labels: Labels | None, held_out: int, order: Indices) -> NDArray[np.bool_]:
+    """Return a mask of the held-out images: the first in the order, of each class its share."""
+    chosen = np.zeros(len(order), dtype=bool)
+    if labels is None:
+        chosen[order[:held_out]] = True
+        return chosen
+    classes, sizes = np.unique(labels, return_counts=True)
+    ordered = labels[order]
+    for label, share in zip(classes, _shares(sizes, held_out), strict=True):
+        chosen[order[ordered == label][:share]] = True
+    return chosen
+
+
+def _shares(sizes: Indices, total: int) -> Indices:
+    """Return the number to hold out per class: proportional, and not a whole class if that can be avoided."""
+    exact = sizes * (total / sizes.sum())
+    limit = sizes - 1 if total <= (sizes - 1).sum() else sizes
+    shares: Indices = np.minimum(np.floor(exact).astype(np.int64), limit)
+    while shares.sum() < total:
+        missing = exact - shares
+        open_ones = np.flatnonzero(shares < limit)
+        largest = open_ones[np.argsort(-missing[open_ones], kind="stable")]
+        shares[largest[: total - shares.sum()]] += 1
+    return shares
