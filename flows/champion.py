@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from prefect import State, flow
+from prefect.states import Cancelled
 from pydantic import Field
 
 from diffusion.config import load
@@ -22,7 +23,7 @@ from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_PATH
 from flows.dvc_stage import Write, reproduce, supervise
-from flows.pipeline import as_task, cancelled_state, run_name, stop_on_cancel
+from flows.pipeline import as_task, run_name, stop_on_cancel
 from flows.pipeline_steps import check_mlflow
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
 from tracking.keys import model_name
@@ -115,9 +116,9 @@ def _swept(images: str) -> str:
     def links() -> Iterator[str]:
         is_champion = images == CHAMPION
         name = champion_run(model_name(load().data.name)) if is_champion else images.removeprefix(RUN)
-        return links_of_model(find_run(name), document)
+        yield from links_of_model(find_run(name), document)
 
-    return sweep_markdown(document, IMAGES, links)
+    return sweep_markdown(document, IMAGES, links())
 
 
 async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None:
@@ -133,5 +134,5 @@ async def _with_reference(work: Callable[[Do], Awaitable[None]]) -> State | None
                 await as_task(reproduce)(step)
             await work(as_task(command))
     except Interrupted as stop:
-        return cancelled_state(stop)
+        return Cancelled(message=str(stop), data=stop)
     return None

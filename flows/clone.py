@@ -8,10 +8,8 @@ until the run ends. The next run waits for the lock and is skipped after that.
 import logging
 import os
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NoReturn
 from uuid import UUID
 
 import flows
@@ -60,17 +58,17 @@ def _named_clone() -> Path:
 
 
 def _lock(clone: Path, wait: float) -> None:
-    """Hold the run lock until the end of the process that replaces this one: Prefect's engine."""
+    """Hold the run lock until the end of the process that replaces this one: Prefect's engine.
+
+    If it stays busy, end this run with the state Skipped, a kind of Cancelled.
+    """
     if (clone / LOCK).exists() and (who := holding_group(clone / LOCK)):
         _log(f"another run, or a stage that outlived it, is running in {clone} ({who}): waiting for it")
     try:
         _held.enter_context(hold_run_lock(clone, wait, through_exec=True))
+        return
     except LockBusy as busy:
-        _skip(str(busy))
-
-
-def _skip(why: str) -> NoReturn:
-    """End this run with the state Skipped, a kind of Cancelled."""
+        why = str(busy)
     _log(f"skipped: {why}")
     if FLOW_RUN in os.environ:
         from prefect.client.orchestration import get_client
@@ -79,7 +77,6 @@ def _skip(why: str) -> NoReturn:
         state = State(type=StateType.CANCELLED, name="Skipped", message=why)
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(UUID(os.environ[FLOW_RUN]), state, force=True)
-    sys.stdout.flush()
     os._exit(0)  # in a thread of Prefect an exception would crash the run
 
 

@@ -77,7 +77,7 @@ async def pipeline(
             await run_steps(do, done, push=push, fresh=fresh, keep=keep)
         await publish_summary(done["register"] or "")
     except Interrupted as stop:
-        return cancelled_state(stop)
+        return Cancelled(message=str(stop), data=stop)
     finally:
         for name, result in done.items():
             get_run_logger().info("%s: %s", name, result or "done")
@@ -120,11 +120,6 @@ async def _poll(run_id: UUID, stop: StopRequest) -> None:
                 stop.request()
 
 
-def cancelled_state(stop: Interrupted) -> State:
-    """Return the final state of a stopped flow or task."""
-    return Cancelled(message=str(stop), data=stop)
-
-
 def as_task(work: Work, **options: Any) -> Work:
     """Return the work as a Prefect task, which raises what the work raises; if stopped, it is Cancelled.
 
@@ -136,7 +131,7 @@ def as_task(work: Work, **options: Any) -> Work:
             with environment({PARENT: str(task_run.id)}):
                 return await work(name, *arguments, _output_logger())
         except Interrupted as stop:
-            return cancelled_state(stop)
+            return Cancelled(message=str(stop), data=stop)
 
     made: Any = task(supervised, task_run_name="{name}", cache_policy=NO_CACHE, **options)  # type: ignore[call-overload]
 

@@ -31,10 +31,6 @@ NO_SCORE = ("_low", "_high", "_std")  # suffixes of values that belong to a scor
 MAX_PNG = 100_000  # bytes of the picture in the artifact
 
 
-Links = Callable[[], Iterator[str]]
-"""Yields a line per link; a DiffctlError, such as an unavailable MLflow, drops all."""
-
-
 async def publish_markdown(make: Callable[[], str], description: str) -> None:
     """Publish the Markdown that `make` returns on the flow run's page; a failure prints a message."""
     from prefect.artifacts import acreate_markdown_artifact
@@ -47,11 +43,13 @@ async def publish_markdown(make: Callable[[], str], description: str) -> None:
 
 async def publish_summary(decision: str) -> None:
     """Publish the pipeline's scores and the registry's decision."""
-    await publish_markdown(lambda: sweep_markdown(read_scores(SCORES), SAMPLES, links_of_pipeline), decision)
+    await publish_markdown(
+        lambda: sweep_markdown(read_scores(SCORES), SAMPLES, links_of_pipeline()), decision
+    )
 
 
-def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str:
-    """Return Markdown: a row per cell with the best one first, its images, links."""
+def sweep_markdown(document: ScoresDocument, samples: Path, links: Iterator[str]) -> str:
+    """Return Markdown: a row per cell with the best one first, its images, links unless they fail."""
     best = f"Best: {describe_selection(document.best)}"
     parts = [best, describe_disagreement(document), cells_table(document)]
     with suppress(DiffctlError, OSError):  # no images
@@ -59,7 +57,7 @@ def sweep_markdown(document: ScoresDocument, samples: Path, links: Links) -> str
         if len(png) <= MAX_PNG:
             parts.append(f"![images of {document.best.cell}]({data_uri(png)})")
     with suppress(DiffctlError):  # MLflow may be unavailable
-        parts.append("\n".join(f"- {line}" for line in links()))
+        parts.append("\n".join(f"- {line}" for line in links))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

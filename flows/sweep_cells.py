@@ -72,9 +72,14 @@ def run_sweep(
 
     Raise DiffctlError with the failed cells after all others are finished, Interrupted on SIGINT or SIGTERM.
     """
-    from diffusion.sample.cell_images import make_cell
+    from diffusion.sample.cell_images import LocalRunner, make_cell
 
-    with interrupt_on_signal(), _runner(sample) as run:
+    runner: AbstractContextManager[ShardRunner] = LocalRunner(waiting=lambda text: echo(f"{text}\n"))
+    if sample.runner == "ray":
+        from flows.ray.shard_runner import ray_runner
+
+        runner = ray_runner(sample)
+    with interrupt_on_signal(), runner as run:
 
         def make(cell: "Cell") -> None:
             own, average_of = files.of(cell), files.average_of(cell)
@@ -83,17 +88,6 @@ def run_sweep(
 
         by_model = sorted(cells, key=lambda cell: (cell.ema or 0.0, cell.guide or ""))  # loads each once
         run_cells(CellTasks({cell.name: partial(make, cell) for cell in by_model}))
-
-
-def _runner(sample: "SampleConfig") -> "AbstractContextManager[ShardRunner]":
-    """Return the runner of shards: this process on one device, or Ray's workers."""
-    from diffusion.sample.cell_images import LocalRunner
-
-    if sample.runner == "ray":
-        from flows.ray.shard_runner import ray_runner
-
-        return ray_runner(sample)
-    return LocalRunner(waiting=lambda text: echo(f"{text}\n"))
 
 
 def run_cells(cells: CellTasks) -> None:

@@ -20,10 +20,9 @@ from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.errors import UsageError
-from serving.engine_loop import PendingImages, StoppedError
-from serving.loaded_model import ServedModel
 from serving.middleware import model_headers
 from serving.schemas import ImagesResponse, Problem, StepEvent
+from serving.served_model import PendingImages, ServedModel, StoppedError
 from serving.service import Service
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that disconnected

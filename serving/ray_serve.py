@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +68,9 @@ class Replica:
             )
         os.environ["MLFLOW_TRACKING_URI"] = spec.tracking
         device = default_device() if spec.gpus else torch.device("cpu")
+        report = partial(print, "diffctl:", file=sys.stderr)  # Ray keeps it in the replica's log
         with tempfile.TemporaryDirectory() as folder:  # the file is not needed after loading
-            self._service = Service(_source(spec, Path(folder)), device, spec.config, _log)
+            self._service = Service(_source(spec, Path(folder)), device, spec.config, report)
         self._app = create_app(self._service, spec.token)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -96,10 +98,6 @@ def _source(spec: ReplicaSpec, folder: Path) -> ModelSource:
         files[name] = folder / f"{name}.safetensors"
         files[name].write_bytes(ray.get(content).data)
     return FixedSource(spec.model._replace(files=NetworkFiles(**files)))
-
-
-def _log(sentence: str) -> None:
-    print(f"diffctl: {sentence}", file=sys.stderr)  # Ray keeps it in the replica's log
 
 
 def parse_replicas(text: str) -> tuple[int, int]:

@@ -13,9 +13,9 @@ from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.sample.guides import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.system.errors import reason
-from serving.loaded_model import ServedModel
 from serving.model_source import ModelSource, PublishedModel
 from serving.schemas import ModelCard, ModelRef, ServeConfig
+from serving.served_model import ServedModel
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)

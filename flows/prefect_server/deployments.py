@@ -14,6 +14,7 @@ from tracking.connectivity import redact_uri
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
+    from prefect.events.schemas.automations import AutomationCore
 
 FILE = Path("prefect.yaml")
 AUTOMATIONS = Path("deploy/automations.yaml")
@@ -39,7 +40,10 @@ def deploy_all(url: str) -> list[dict[str, Any]]:
             output = " ".join((done.stderr + done.stdout).split())[-500:]
             raise DiffctlError(f"`prefect deploy --all` failed: {output}")
         for automation in automations:
-            _ensure_automation(client, automation)
+            if found := client.read_automations_by_name(automation.name):
+                client.update_automation(found[0].id, automation)
+            else:
+                client.create_automation(automation)
         return [_read_deployment(client, entry) for entry in plan["deployments"]]
 
 
@@ -71,27 +75,26 @@ def read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def read_automations(path: Path) -> list[dict[str, Any]]:
+def read_automations(path: Path) -> "list[AutomationCore]":
     """Return the automations of the file; raise UsageError as `read_plan`."""
     from prefect.events.schemas.automations import AutomationCore
 
-    found = _read_yaml(path).get("automations")
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise UsageError(f"{path} has no list of automations")
-    for one in found:
-        _validate(AutomationCore, one, f"{path}: {one.get('name')}")
+    found: list[AutomationCore] = _validate(
+        list[AutomationCore], _read_yaml(path).get("automations"), f"{path}: automations"
+    )
     return found
 
 
-def _validate(kind: Any, values: dict[str, Any], where: str) -> Any:
+def _validate(kind: Any, values: Any, where: str) -> Any:
     """Return the values as the type `kind` of Prefect; raise UsageError if they do not fit."""
     from pydantic import TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(kind)
     try:
-        made = TypeAdapter(kind).validate_python(values)
+        made = adapter.validate_python(values)
     except ValidationError as error:
         raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
-    if ignored := list(_ignored_keys(values, made.model_dump(by_alias=True, exclude_unset=True))):
+    if ignored := list(_ignored_keys(values, adapter.dump_python(made, by_alias=True, exclude_unset=True))):
         raise UsageError(f"{where}: unknown keys {', '.join(ignored)}")
     return made
 
@@ -135,17 +138,6 @@ def _ensure_pool(client: "SyncPrefectClient", name: str) -> None:
     except ObjectNotFound:
         base = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=base))
-
-
-def _ensure_automation(client: "SyncPrefectClient", values: dict[str, Any]) -> None:
-    """Create the automation, or update the one of the same name."""
-    from prefect.events.schemas.automations import AutomationCore
-
-    automation = AutomationCore.model_validate(values)
-    if found := client.read_automations_by_name(automation.name):
-        client.update_automation(found[0].id, automation)
-    else:
-        client.create_automation(automation)
 
 
 def _read_deployment(client: "SyncPrefectClient", entry: Mapping[str, Any]) -> dict[str, Any]:

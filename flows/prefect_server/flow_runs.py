@@ -1,7 +1,6 @@
 """Flow runs of a Prefect server: what runs, how deployments ended, and slots of runs stuck in Pending."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +17,7 @@ MAX_RUNS = 20  # listed, the next first
 UNFINISHED = ("RUNNING", "CANCELLING", "PENDING", "PAUSED", "SCHEDULED")
 ENDED = ("COMPLETED", "FAILED", "CRASHED")  # a skipped or cancelled run says nothing about the deployment
 REASON = "A worker took this run and never began it; `diffctl runs reap` freed its slot."
-Row = dict[str, Any]  # of `diffctl status`; times are in UTC
-
-
-@dataclass(frozen=True)
-class ReapedRun:
-    """A run of a deployment that was Pending for `seconds` and is Crashed now."""
-
-    name: str
-    flow_run: str
-    seconds: float
+Row = dict[str, Any]  # of `diffctl status` or `runs reap`; times are in UTC
 
 
 def prefect_status(url: str) -> dict[str, list[Row]]:
@@ -91,12 +81,11 @@ def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
     return {"state": "", "time": "", "reason": "", "flow_run": "", "failed": False}
 
 
-def reap_pending_runs(seconds: float) -> list[ReapedRun]:
-    """Set runs that were Pending for `seconds` to Crashed; raise as `api_client`."""
-    url = prefect_url()
-    if url is None:
-        return []
-    reaped = []
+def reap_pending_runs(seconds: float) -> list[Row]:
+    """Set runs that were Pending for `seconds` to Crashed and return them; raise as `api_client`."""
+    reaped: list[Row] = []
+    if (url := prefect_url()) is None:
+        return reaped
     with api_client(url) as client:
         from prefect.states import Crashed
 
@@ -104,7 +93,8 @@ def reap_pending_runs(seconds: float) -> list[ReapedRun]:
             waited = datetime.now(UTC) - run.state.timestamp if run.state else timedelta()
             if run.deployment_id is not None and waited.total_seconds() >= seconds:
                 client.set_flow_run_state(run.id, Crashed(message=REASON))
-                reaped.append(ReapedRun(run.name, str(run.id), waited.total_seconds()))
+                row = {"name": run.name, "flow_run": str(run.id), "seconds": waited.total_seconds()}
+                reaped.append(row)
     return reaped
 
 

@@ -148,15 +148,12 @@ def is_mlflow_healthy(page: str) -> bool:
     return _get(page + MLFLOW.health) is not None
 
 
-def local_prefect() -> str | None:
-    """Return the URL of the Prefect server of `diffctl up`; None if it is not alive."""
+def prefect_url() -> str | None:
+    """Return PREFECT_API_URL, else the URL of the live Prefect server of `diffctl up`, else None."""
+    if named := os.environ.get(PREFECT.variable):
+        return named
     server = running(PREFECT.name)
     return None if server is None else f"{server.page}/api"
-
-
-def prefect_url() -> str | None:
-    """Return PREFECT_API_URL, else the URL of the Prefect server of `diffctl up`, else None."""
-    return os.environ.get(PREFECT.variable) or local_prefect()
 
 
 def require_prefect_url() -> str:

@@ -21,7 +21,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
 from flows.prefect_server.client import BUSY, CLIENT_SETTINGS, HOME, home_settings, is_healthy, quiet_client
-from flows.prefect_server.local_servers import local_prefect
+from flows.prefect_server.local_servers import prefect_url
 from flows.run_lock import environment
 from tracking.connectivity import redact_uri
 
@@ -38,8 +38,8 @@ def prefect_server() -> Iterator[str]:
     temporary server does not start or another run has one in this folder.
     """
     named = os.environ.get("PREFECT_API_URL")
-    url = named or local_prefect()
-    if not url:
+    url = prefect_url()
+    if url is None:
         with file_lock(HOME / "lock", timeout=0, busy=BUSY), _temporary_server() as url:
             yield url
         return

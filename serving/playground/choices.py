@@ -1,5 +1,6 @@
 """The playground's choices for a model: controls, real images, costs of its sweep, NFE of a request."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, count_nfe
 from diffusion.system.errors import DiffctlError
 from diffusion.system.registry import OptionsEntry, load_reference
-from serving.loaded_model import ServedModel
 from serving.schemas import HTTP_OPTIONS, SampleRequest
+from serving.served_model import ServedModel
 
 KINDS: dict[Any, str] = {int: "integer", float: "number", bool: "flag", tuple[float, float]: "interval"}
 JSON_KINDS = {"integer": "integer", "number": "number", "boolean": "flag"}
@@ -58,7 +59,7 @@ def choices_of(model: ServedModel, store: Path) -> dict[str, Any]:
     return {
         "controls": [control for control in controls if control is not None],
         "entry_options": {
-            option: {name: _entry_controls(option, entry) for name, entry in entries.items()}
+            option: {name: list(_entry_controls(option, entry)) for name, entry in entries.items()}
             for option, entries in OPTION_ENTRIES.items()
         },
         "store": {"images": images, "why": why},
@@ -113,33 +114,26 @@ def _possible_rules(model: ServedModel) -> list[str]:
     ]
 
 
-def _entry_controls(option: str, entry: OptionsEntry) -> list[dict[str, Any]]:
-    """Return the controls of the options that this sampler or spacing alone has, by their class."""
-    fields = load_reference(entry.options).model_json_schema().get("properties", {})
-    controls = (_entry_control(f"{option}_options.{name}", schema) for name, schema in fields.items())
-    return [control for control in controls if control is not None]
-
-
-def _entry_control(path: str, schema: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the control of an option with this JSON schema; None if no control sets its type."""
-    alternatives = schema.get("anyOf", [schema])
-    values = [one for one in alternatives if one.get("type") != "null"]
-    value, choices = values[0], values[0].get("enum", [])
-    kind = "choice" if choices else JSON_KINDS.get(value.get("type"))
-    if kind is None or len(values) > 1:
-        return None
-    label = path.rpartition(".")[2]
-    return {
-        "name": path,
-        "label": label,
-        "help": schema.get("description", label),
-        "kind": kind,
-        "default": schema.get("default"),
-        "nullable": len(alternatives) > 1,
-        "choices": choices,
-        "least": value.get("minimum", value.get("exclusiveMinimum")),
-        "most": value.get("maximum", value.get("exclusiveMaximum")),
-    }
+def _entry_controls(option: str, entry: OptionsEntry) -> Iterator[dict[str, Any]]:
+    """Yield the controls of the options that this sampler or spacing alone has; of an unknown type none."""
+    for name, schema in load_reference(entry.options).model_json_schema().get("properties", {}).items():
+        alternatives = schema.get("anyOf", [schema])
+        values = [one for one in alternatives if one.get("type") != "null"]
+        value, choices = values[0], values[0].get("enum", [])
+        kind = "choice" if choices else JSON_KINDS.get(value.get("type"))
+        if kind is None or len(values) > 1:
+            continue
+        yield {
+            "name": f"{option}_options.{name}",
+            "label": name,
+            "help": schema.get("description", name),
+            "kind": kind,
+            "default": schema.get("default"),
+            "nullable": len(alternatives) > 1,
+            "choices": choices,
+            "least": value.get("minimum", value.get("exclusiveMinimum")),
+            "most": value.get("maximum", value.get("exclusiveMaximum")),
+        }
 
 
 def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:

@@ -22,9 +22,8 @@ from diffusion.sample.class_labels import chosen_condition
 from diffusion.sample.generate import check_settings
 from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
-from serving.engine_loop import PendingImages
-from serving.loaded_model import ServedModel
 from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count
+from serving.served_model import PendingImages, ServedModel
 
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 

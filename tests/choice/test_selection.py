@@ -147,7 +147,7 @@ def test_disagreement_of_kernel_and_frechet_distance_is_described(distances, exp
     found = select(cells, extractor=made.extractor, reference=made.reference)
     assert describe_disagreement(found) == best_cell(found)["disagreement"] == expected
     show_sweep_scores(found)
-    for shown in (capsys.readouterr().out, sweep_markdown(found, tmp_path, lambda: iter(()))):
+    for shown in (capsys.readouterr().out, sweep_markdown(found, tmp_path, iter(()))):
         assert [line for line in shown.splitlines() if "prefers" in line] == [expected] * bool(expected)
 
 

@@ -164,7 +164,7 @@ def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbea
     (automation,) = read_automations(ROOT / AUTOMATIONS)
     for entry in plan["deployments"]:
         heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
-        assert automation["trigger"]["within"] >= 3 * heartbeat
+        assert automation.trigger.within.total_seconds() >= 3 * heartbeat  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
     made = "\n".join(line.removeprefix("# ") for line in f"# - name:{template}".splitlines())
     (tmp_path / "automations.yaml").write_text(f"{head}\n{textwrap.indent(made, '  ')}\n")
     path = tmp_path / "automations.yaml"
-    names = [one["name"] for one in read_automations(path)]
+    names = [one.name for one in read_automations(path)]
     assert names == ["diffctl-zombies", "diffctl-webhook", "diffctl-email"]
     path.write_text(path.read_text().replace("match_related:", "mtch_related:"))
     with pytest.raises(UsageError, match="mtch_related"):

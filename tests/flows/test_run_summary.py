@@ -22,11 +22,11 @@ from tracking.registry.registered_models import RegisteredVersion, find_register
 def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
     scores = document()
     best = scores.best.cell
-    assert "data:image" not in sweep_markdown(scores, SAMPLES, links_of_pipeline)
+    assert "data:image" not in sweep_markdown(scores, SAMPLES, links_of_pipeline())
     meta = {"name": best, "classes": [], "card": scores.cells[best].card}
     images = np.full((20, 8, 8, 1), 100, np.uint8)
     write_store(SAMPLES / best, images, None, meta)
-    text = sweep_markdown(scores, SAMPLES, links_of_pipeline)
+    text = sweep_markdown(scores, SAMPLES, links_of_pipeline())
     assert text.startswith("Best: ")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + len(scores.cells)
