@@ -49,7 +49,6 @@ class StageFailed(DiffctlError):
 
     def __init__(self, stage: str, message: str, exit_code: int = 1, *, retry: bool = False) -> None:
         super().__init__(f"stage {stage}: {message}")
-        self.stage = stage
         self.exit_code = exit_code
         self.retry = retry
 

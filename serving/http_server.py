@@ -51,9 +51,8 @@ def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise DiffctlError(
-            f"{printable(host)} port {port} is not available ({error.strerror}): give another one with --port"
-        ) from None
+        text = f"{printable(host)} port {port} is not available ({error.strerror}): give another with --port"
+        raise DiffctlError(text) from None
     return bound
 
 

@@ -72,19 +72,15 @@ def _temporary_server() -> Iterator[str]:
             )
         try:
             with quiet_client(url):  # imports Prefect while the server starts
-                _wait_until_healthy(server, url)
+                deadline = time.monotonic() + START_SECONDS
+                while not is_healthy(url, timeout=1):
+                    check_signals()
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        raise DiffctlError("the temporary Prefect server did not start")
+                    time.sleep(0.05)
                 yield url
         finally:
             _stop(server)
-
-
-def _wait_until_healthy(server: subprocess.Popen[bytes], url: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not is_healthy(url, timeout=1):
-        check_signals()
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise DiffctlError("the temporary Prefect server did not start")
-        time.sleep(0.05)
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
