@@ -25,7 +25,7 @@ from diffusion.search import search_config, search_dir
 from diffusion.search.search_config import SearchConfig, describe_point
 from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
-from diffusion.search.study import SearchStudy, SequentialRunner, TrialRunner, run_search
+from diffusion.search.study import SearchStudy, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
@@ -92,7 +92,7 @@ def search_settings(options: Search) -> None:
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         about = search_dir.open_search(folder, section, settings, digest)
         trials = Trials(folder, values, search_config.count_trials(section))
-        runners: AbstractContextManager[TrialRunner] = nullcontext(SequentialRunner(trials.run))
+        runners: AbstractContextManager[TrialRunner] = nullcontext(TrialRunner(trials.run))
         if options.ray:
             devices = config.train.devices if isinstance(config.train.devices, int) else 1
             runners = ray_trials(

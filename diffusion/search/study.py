@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
@@ -162,36 +162,23 @@ def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
     return found
 
 
-class TrialRunner(Protocol):
-    """Runs trials, several at a time."""
-
-    def room(self) -> int:
-        """Return how many trials may run now, at least one."""
-
-    def start(self, trial: Trial) -> None:
-        """Start a trial, or resume it."""
-
-    def ended(self) -> list[tuple[int, TrialResult]]:
-        """Return the numbers and results of trials that ended since the last call; wait a while for one."""
-
-
-class SequentialRunner:
-    """Runs one trial at a time by calling `run`."""
+class TrialRunner:
+    """Runs one trial at a time by calling `run`. A subclass may run several."""
 
     def __init__(self, run: Callable[[Trial], TrialResult]) -> None:
         self._run = run
         self._started: list[Trial] = []
 
     def room(self) -> int:
-        """Return 1."""
+        """Return how many trials may run now, at least one."""
         return 1
 
     def start(self, trial: Trial) -> None:
-        """Remember the trial."""
+        """Start a trial, or resume it."""
         self._started.append(trial)
 
     def ended(self) -> list[tuple[int, TrialResult]]:
-        """Run the trial."""
+        """Return the numbers and results of trials that ended since the last call; wait a while for one."""
         trial = self._started.pop()
         return [(trial.number, self._run(trial))]
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from diffusion.code_digest import library_version
 from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
+from diffusion.search.study import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
@@ -44,8 +45,8 @@ class TrialSpec:
     variables: dict[str, str]
 
 
-class RayTrials:
-    """A runner for diffusion.search.study."""
+class RayTrials(TrialRunner):
+    """Runs trials on the machines of Ray."""
 
     def __init__(
         self, task: TrialSpec, resources: dict[str, int], at_once: int | None, stop: StopRequest

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from diffusion.code_digest import library_version
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import Trial, TrialResult
-from diffusion.search.study import JOURNAL, SearchStudy, SequentialRunner, TrialRunner, run_search
+from diffusion.search.study import JOURNAL, SearchStudy, TrialRunner, run_search
 from diffusion.system.errors import DiffctlError
 from flows.ray import trial_runner
 
@@ -44,7 +44,7 @@ def study_of(folder: Path, section: SearchConfig) -> SearchStudy:
 
 
 def run_all(folder: Path, section: SearchConfig, runner: TrialRunner | None = None) -> list[Trial]:
-    runner = runner or SequentialRunner(objective)
+    runner = runner or TrialRunner(objective)
     return run_search(study_of(folder, section), runner, lambda trial: None, lambda number, result: None)
 
 
@@ -55,7 +55,7 @@ def cut_journal(source: Path, folder: Path, part: float) -> None:
     (folder / "test" / JOURNAL).write_bytes(data[: math.floor(part * len(data))])
 
 
-class Parallel:
+class Parallel(TrialRunner):
     """A runner whose trials end in the order of `picks`, killed after so many ends."""
 
     def __init__(self, room: int, picks: list[int], killed: float = math.inf) -> None:
