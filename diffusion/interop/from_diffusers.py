@@ -147,10 +147,10 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
     )
     with torch.device("meta"), Unfilled():
         network = UNet(spec)
-    if (groups := norm_groups(network)) != {of_unet.norm_num_groups}:
+    if (groups := norm_groups(network)) != [of_unet.norm_num_groups]:
         raise DiffctlError(
             f"{folder}: norm_num_groups {of_unet.norm_num_groups} cannot be expressed: these channels have "
-            f"{', '.join(map(str, sorted(groups)))} groups here"
+            f"{', '.join(map(str, groups))} groups here"
         )
     ours = take_weights(str(path), network, diffusers_names(network), theirs)
     if not of_unet.flip_sin_to_cos:  # sines first: their columns change places

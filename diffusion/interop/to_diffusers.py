@@ -5,15 +5,13 @@ S divides T, which is where that scheduler's step and its own list of timesteps 
 `use_clipped_model_output=True`, which recomputes ε from the clipped x̂_0.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.blocks import Attention, GroupNorm, ResBlock
-from diffusion.model.layers import Stage
+from diffusion.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.process.process_registry import DiscreteConfig, build_process
@@ -23,13 +21,19 @@ from diffusion.system.output_paths import check_output_folder
 
 PREDICTION_TYPES = {"eps": "epsilon", "x0": "sample", "velocity": "v_prediction"}
 
-RESNET = {
-    "norm_in": "norm1",
-    "conv_in": "conv1",
-    "condition.project": "time_emb_proj",
-    "condition.norm": "norm2",
-    "conv_out": "conv2",
-    "skip": "conv_shortcut",
+# Our name of a part of a block, and theirs: three for q, k and v, which one after another are ours.
+PARTS: dict[type[nn.Module], dict[str, tuple[str, ...]]] = {
+    ResBlock: {
+        "norm_in": ("norm1",),
+        "conv_in": ("conv1",),
+        "condition.project": ("time_emb_proj",),
+        "condition.norm": ("norm2",),
+        "conv_out": ("conv2",),
+        "skip": ("conv_shortcut",),
+    },
+    Attention: {"norm": ("group_norm",), "qkv": ("to_q", "to_k", "to_v"), "project": ("to_out.0",)},
+    Downsample: {"conv": ("conv",)},
+    Upsample: {"conv": ("conv",)},
 }
 
 README = """\
@@ -83,6 +87,10 @@ def unet_config(network: UNet) -> dict[str, Any]:
         if getattr(spec, name) != value:
             raise _without_counterpart(f"model.{name} {getattr(spec, name)}")
     biggan = spec.resample == "biggan"
+    groups = norm_groups(network)
+    if len(groups) > 1:
+        found = f"GroupNorm with {', '.join(map(str, groups))} groups"
+        raise _without_counterpart(f"{found} (model.channels must give every layer a multiple of 32)")
     sizes = [spec.image_size >> level for level in range(len(spec.channel_mult))]
     plain_down, plain_up = (
         ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if biggan else ("DownBlock2D", "UpBlock2D")
@@ -102,8 +110,8 @@ def unet_config(network: UNet) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if spec.embedding == "adagn" else "default",
         "dropout": spec.dropout,
         "attention_head_dim": _head_channels(network),
-        "norm_num_groups": _norm_groups(network),
-        "attn_norm_num_groups": _norm_groups(network),  # else none in the middle with scale_shift
+        "norm_num_groups": groups[0],
+        "attn_norm_num_groups": groups[0],  # else none in the middle with scale_shift
         "num_class_embeds": spec.num_classes + spec.null_class or None,
         "downsample_padding": 0 if spec.downsample_padding == "after" else 1,
         "freq_shift": spec.frequency_shift,
@@ -145,66 +153,51 @@ def translate(network: UNet) -> dict[str, Tensor]:
 
 
 def diffusers_names(network: UNet) -> dict[str, tuple[str, ...]]:
-    """Of each weight UNet2DModel's names of it: three for q, k and v, which one after another are ours."""
-    prefixes = {
-        "time.0.": "time_embedding.linear_1.",
-        "time.2.": "time_embedding.linear_2.",
-        "classes.": "class_embedding.",
-        "stem.": "conv_in.",
-        "norm.": "conv_norm_out.",
-        "head.": "conv_out.",
-        **dict(_block_prefixes(network)),
+    """Return UNet2DModel's names of each weight, by our name."""
+    prefixes: dict[str, tuple[str, ...]] = {
+        "time.0.": ("time_embedding.linear_1.",),
+        "time.2.": ("time_embedding.linear_2.",),
+        "classes.": ("class_embedding.",),
+        "stem.": ("conv_in.",),
+        "norm.": ("conv_norm_out.",),
+        "head.": ("conv_out.",),
     }
+    for ours, theirs in _block_names(network).items():
+        for part, named in PARTS[type(network.get_submodule(ours))].items():
+            prefixes[f"{ours}.{part}."] = tuple(f"{theirs}.{one}." for one in named)
     names = {}
     for name in network.state_dict():
         if name.startswith("augmentation."):
             continue  # without augmentation, as in sampling, it adds nothing
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
-        names[name] = _their_names(prefixes[prefix], name.removeprefix(prefix))
+        names[name] = tuple(theirs + name.removeprefix(prefix) for theirs in prefixes[prefix])
     return names
 
 
-def _their_names(block: str, name: str) -> tuple[str, ...]:
-    """The names there of a weight of a block."""
-    part, _, kind = name.rpartition(".")
-    if part in RESNET:
-        return (f"{block}{RESNET[part]}.{kind}",)
-    if part == "qkv":
-        return tuple(f"{block}to_{letter}.{kind}" for letter in "qkv")
-    if part == "project":
-        return (f"{block}to_out.0.{kind}",)
-    if part == "norm" and ".attentions." in block:
-        return (f"{block}group_norm.{kind}",)
-    return (block + name,)
-
-
-def _block_prefixes(network: UNet) -> Iterator[tuple[str, str]]:
-    """(our prefix, their prefix) of every residual, attention and resampling block."""
-    blocks, levels = network.spec.num_res_blocks, len(network.spec.channel_mult)
-    for index, stage in enumerate(network.encoder):
-        level, place = divmod(index, blocks + 1)
-        yield from _stage_prefixes(stage, f"encoder.{index}", f"down_blocks.{level}", place, place == blocks)
-    yield "middle.0.", "mid_block.resnets.0."
-    yield "middle.1.", "mid_block.attentions.0."
-    yield "middle.2.", "mid_block.resnets.1."
-    for index, stage in enumerate(network.decoder):
-        level, place = divmod(index, blocks + 1)
-        yield from _stage_prefixes(stage, f"decoder.{index}", f"up_blocks.{level}", place, False)
-    assert len(network.decoder) == levels * (blocks + 1)
-
-
-def _stage_prefixes(
-    stage: nn.Module, ours: str, theirs: str, place: int, resampler: bool
-) -> Iterator[tuple[str, str]]:
-    assert isinstance(stage, Stage)
-    for index, block in enumerate(stage):
-        if isinstance(block, Attention):
-            kind = f"attentions.{place}"
-        elif isinstance(block, ResBlock) and not resampler and index == 0:
-            kind = f"resnets.{place}"
-        else:
-            kind = "downsamplers.0" if resampler else "upsamplers.0"
-        yield f"{ours}.{index}.", f"{theirs}.{kind}."
+def _block_names(network: UNet) -> dict[str, str]:
+    """Return their name of every residual, attention and resampling block, by our name."""
+    blocks = network.spec.num_res_blocks
+    names = {
+        "middle.0": "mid_block.resnets.0",
+        "middle.1": "mid_block.attentions.0",
+        "middle.2": "mid_block.resnets.1",
+    }
+    for ours, theirs, stages in (
+        ("encoder", "down_blocks", network.encoder),
+        ("decoder", "up_blocks", network.decoder),
+    ):
+        for number, stage in enumerate(stages):
+            level, place = divmod(number, blocks + 1)
+            is_resampler = ours == "encoder" and place == blocks
+            for index, block in enumerate(stage.children()):
+                if isinstance(block, Attention):
+                    kind = f"attentions.{place}"
+                elif isinstance(block, ResBlock) and not is_resampler and index == 0:
+                    kind = f"resnets.{place}"
+                else:
+                    kind = "downsamplers.0" if is_resampler else "upsamplers.0"
+                names[f"{ours}.{number}.{index}"] = f"{theirs}.{level}.{kind}"
+    return names
 
 
 def _head_channels(network: UNet) -> int | None:
@@ -218,19 +211,9 @@ def _head_channels(network: UNet) -> int | None:
     raise _without_counterpart("model.heads with attention at levels of different channels")
 
 
-def norm_groups(network: UNet) -> set[int]:
-    """The numbers of groups that its norms have."""
-    return {module.num_groups for module in network.modules() if isinstance(module, GroupNorm)}
-
-
-def _norm_groups(network: UNet) -> int:
-    groups = norm_groups(network)
-    if len(groups) == 1:
-        return groups.pop()
-    raise _without_counterpart(
-        f"GroupNorm with {', '.join(map(str, sorted(groups)))} groups "
-        "(model.channels must give every layer a multiple of 32)"
-    )
+def norm_groups(network: UNet) -> list[int]:
+    """Return the different numbers of groups of its norms, in order."""
+    return sorted({module.num_groups for module in network.modules() if isinstance(module, GroupNorm)})
 
 
 def _without_counterpart(option: str) -> UsageError:
