@@ -11,9 +11,15 @@ import typer
 from cli.actions.score_tables import show_scores
 from cli.commands.scores import Evaluate
 from cli.shared.console import print_table, progress
-from diffusion.evaluate.adhoc import check_extractors, merge_spaces, score_against_statistics, score_images
-from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_images, open_inputs
+from diffusion.evaluate.adhoc import (
+    images_in_statistics,
+    open_images,
+    open_inputs,
+    score_against_statistics,
+    score_images,
+)
 from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.layout import SCORES
 from diffusion.papers import paper as papers
@@ -22,6 +28,8 @@ from diffusion.protocol.scores_document import read_scores
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.section import validate
+
+SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
 
 def evaluate_images(options: Evaluate) -> None:
@@ -61,12 +69,17 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
         names = extractors or [default_extractor(pair.real.images.shape[1])]
         scores = {name: partial(score_images, pair) for name in names}
     sections = _sections(list(scores), options)
-    check_extractors(sections)
+    for section in sections[1:]:  # missing weights are reported before any work
+        space_extractor(section.spaces[0])
     documents = []
     for section, score in zip(sections, scores.values(), strict=True):  # in sequence, to limit memory
         with progress("features" if len(scores) == 1 else section.extractor) as watch:
             documents.append(score(section=section, progress=watch))
-    return merge_spaces(documents)
+    first, *further = documents
+    if not further:
+        return first
+    spaces = {one["extractor"]: {key: one[key] for key in one if key not in SHARED} for one in further}
+    return {**first, "spaces": spaces}
 
 
 def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:

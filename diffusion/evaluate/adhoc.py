@@ -1,31 +1,180 @@
-"""Score any images against other images or against published statistics, by the code that scores a sweep."""
+"""Score any images against other images or against published statistics, by the code that scores a sweep.
 
-from collections.abc import Sequence
-from typing import Any
+Images are stores, folders of image files, and npz files.
+"""
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffusion.choice.confidence import CONFIDENCE, interval
-from diffusion.evaluate.adhoc_inputs import ScoringInputs
-from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.data.readers.archives import npz_keys, open_npz
+from diffusion.data.readers.image_files import read_content
+from diffusion.data.readers.listing import as_text, list_images
+from diffusion.data.readers.pickles import integers
+from diffusion.data.source import Problem, summarize
+from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
-from diffusion.evaluate.features.extractors import (
-    FeatureArray,
-    Progress,
-    exact_float32,
-    space_extractor,
-)
+from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
 from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
-from diffusion.evaluate.statistics_file import PublishedStatistics
+from diffusion.evaluate.statistics_file import PublishedStatistics, has_array
 from diffusion.evaluate.sweep_scores import score, shared_values
-from diffusion.images.store import ImageStore
+from diffusion.images.pictures import BadImage, load_pixels, open_image
+from diffusion.images.store import Images, ImageStore, Labels, content_digest, open_store
+from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import REFERENCE
 from diffusion.protocol.card import missing_scores, neighbour_card, statistics_card
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
+from diffusion.system.memory import format_bytes, machine_memory
+
+MIN_IMAGES = 2  # a covariance needs two images
+LOSSY = (".jpg", ".jpeg", ".webp")
+IMAGES, LABELS = "arr_0", "arr_1"  # names in OpenAI's format
+
+
+class ScoringInputs(NamedTuple):
+    """Images of one size: the sample, the real images, and held-out real images for the floor.
+
+    `against` and `split` describe the source of the real images. `heldout` is None unless it is a prepared
+    data set.
+    """
+
+    sample: ImageStore
+    real: ImageStore
+    heldout: ImageStore | None
+    against: Path
+    split: str
+
+
+def open_inputs(path: Path, against: Path, split: str = "train") -> ScoringInputs:
+    """Open the sample and the real images, perhaps of prepared data; errors as `open_images`."""
+    sample, heldout = open_images(path), None
+    if is_prepared(against):
+        real, heldout = (open_store(against / one, PreparedMeta) for one in (split, OTHER_SPLIT[split]))
+    else:
+        real = open_images(against)
+    _check_pair(sample, real, against)
+    return ScoringInputs(sample, real, heldout, against, split)
+
+
+def images_in_statistics(statistics: Path, sample: ImageStore) -> ImageStore | None:
+    """Return the real images in a file of statistics, or None; errors as `open_images`."""
+    if not has_array(statistics, IMAGES):
+        return None
+    real = open_npz_images(statistics, labelled=False)
+    _check_pair(sample, real, statistics)
+    return real
+
+
+def is_prepared(path: Path) -> bool:
+    """Return whether a folder is a prepared data set, with stores train/ and test/."""
+    return _is_store(path / "train") and _is_store(path / "test")
+
+
+def _is_store(path: Path) -> bool:
+    return os.path.isfile(path / "images.npy")  # False also if it is not accessible
+
+
+def open_images(path: Path) -> ImageStore:
+    """Open images as a store, in the order of their file names.
+
+    An npz file holds `arr_0`, uint8 (N, H, W, C), and optionally labels in `arr_1`. Image files are converted
+    to RGB. They must be square and of one size, since resizing would change every score. Lossy files cause a
+    DiffctlWarning. UsageError if there is nothing to open, DiffctlError for damaged or unfit images.
+    """
+    if not os.path.exists(path):
+        raise UsageError(f"{printable(path)} does not exist or cannot be accessed")
+    if not os.path.isdir(path):
+        return open_npz_images(path)
+    if _is_store(path):
+        return open_store(path)
+    if is_prepared(path):
+        raise UsageError(f"{printable(path)} holds two splits: give {path / 'train'} or {path / 'test'}")
+    return _as_store(path, _read_folder(path), None)
+
+
+def _as_store(path: Path, images: Images, labels: Labels | None) -> ImageStore:
+    return ImageStore(path, images, labels, {"name": path.name, "digest": content_digest(images, labels)})
+
+
+def open_npz_images(path: Path, *, labelled: bool = True) -> ImageStore:
+    """Open the images of an npz file, mapped, with its labels if `labelled`; errors as `open_images`."""
+    names = npz_keys(path)
+    if IMAGES not in names:
+        raise DiffctlError(f"{printable(path)} has no {IMAGES}: store the images under that name")
+    images = open_npz(path, IMAGES)
+    if images.dtype != np.uint8 or len(images.shape) != 4 or not math.prod(images.shape[1:]):
+        found = f"{images.dtype} {images.shape}"
+        raise DiffctlError(f"{printable(path)}: {IMAGES} is {found}, want uint8 (N, H, W, C)")
+    if not labelled or LABELS not in names:
+        return _as_store(path, images, None)
+    labels = integers(open_npz(path, LABELS), f"{printable(path)}: {LABELS}")
+    if len(labels) != len(images):
+        raise DiffctlError(f"{printable(path)}: {LABELS} has {len(labels)} labels for {len(images)} images")
+    return _as_store(path, images, labels)
+
+
+def _read_folder(path: Path) -> Images:
+    """Return all images of a folder in RGB, (N, side, side, 3) uint8."""
+    listing = list_images(path)
+    names, bad = as_text(listing.paths), [*listing.problems]
+    if not names:
+        raise UsageError(f"{printable(path)} has no images: give a folder of image files, an npz or a store")
+    if lossy := sum(name.lower().endswith(LOSSY) for name in names):
+        found = f"{lossy:,} of the images in {printable(path)} are jpeg or webp"
+        warnings.warn(f"{found}: lossy files change all scores", DiffctlWarning, stacklevel=2)
+    images, first = np.empty((0, 0, 0, 3), np.uint8), ""
+    for row, name in enumerate(names):
+        try:
+            content = read_content(path / name)
+            with (
+                warnings.catch_warnings(action="ignore"),
+                open_image(content) as image,
+            ):  # Pillow's are harmless
+                pixels = np.asarray(load_pixels(image, 3))
+        except BadImage as error:
+            bad.append(Problem(name, str(error)))
+            continue
+        if not first:
+            images, first = _allocate(path, (len(names), *pixels.shape)), name
+        height, width = pixels.shape[:2]
+        if pixels.shape != images.shape[1:] or height != width:
+            sizes = f"{width}×{height}, and {printable(first)} is {images.shape[2]}×{images.shape[1]}"
+            raise DiffctlError(f"{printable(path / name)} is {sizes}: give square images of one size")
+        images[row] = pixels
+    if bad:
+        found = f"{len(bad):,} of the images in {printable(path)} cannot be used"
+        raise DiffctlError(f"{found}: {summarize(bad)}")
+    return images
+
+
+def _allocate(path: Path, shape: tuple[int, ...]) -> Images:
+    """Return an empty array for the images in `path`; DiffctlError unless that much memory is free."""
+    needed, free = math.prod(shape), machine_memory()[1]
+    if needed > free:
+        found = f"the images in {printable(path)} take {format_bytes(needed)} of memory"
+        raise DiffctlError(f"{found}, and {format_bytes(free)} are free: score fewer images, or an npz file")
+    return np.empty(shape, np.uint8)
+
+
+def _check_pair(sample: ImageStore, real: ImageStore, against: Path) -> None:
+    """Raise a DiffctlError unless both sets have two images, and images of one size."""
+    for store in (sample, real):
+        if len(store) < MIN_IMAGES:
+            raise DiffctlError(f"scores need at least {MIN_IMAGES} images, and {store.path} has {len(store)}")
+    if sample.images.shape[1:3] != real.images.shape[1:3]:
+        sizes = ["×".join(map(str, store.images.shape[1:3])) for store in (sample, real)]
+        found = f"the images in {sample.path} are {sizes[0]} and those in {against} {sizes[1]}"
+        raise DiffctlError(f"{found}: resize them like the reference, since resizing changes every score")
+
 
 DEFAULTS = EvaluateConfig()
-SHARED = ("images", "extractor", "intervals")  # keys that a document has once for all feature spaces
 
 
 def score_images(
@@ -102,18 +251,3 @@ def _distance_scores(features: FeatureArray, published: PublishedStatistics) -> 
 
 def _described(sample: ImageStore) -> dict[str, Any]:
     return {"path": str(sample.path), "digest": sample.digest, "count": len(sample)}
-
-
-def merge_spaces(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Merge documents of the same images: the first, with the others in `spaces` by extractor."""
-    first, *further = documents
-    spaces = {
-        one["extractor"]: {name: part for name, part in one.items() if name not in SHARED} for one in further
-    }
-    return {**first, "spaces": spaces} if spaces else first
-
-
-def check_extractors(sections: Sequence[EvaluateConfig]) -> None:
-    """Load and release all extractors but the first, to detect missing weights before any work."""
-    for section in sections[1:]:
-        space_extractor(section.spaces[0])

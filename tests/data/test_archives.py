@@ -11,7 +11,7 @@ import pytest
 from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.archives import open_npz, unpack_tar, unpack_zip
 from diffusion.data.sources.cifar import read_batches
-from diffusion.evaluate.adhoc_inputs import open_images
+from diffusion.evaluate.adhoc import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers.damaged_bytes import bounded, write_gzip_bomb, write_zip_bomb
 from tests.helpers.raw_data import random_images, write_fashion, write_numbered, zip_bytes
@@ -136,10 +136,10 @@ def test_npz_arrays_are_mapped_and_their_checksum_verified(tmp_path, save):
 
 def test_images_larger_than_memory_are_refused(tmp_path, monkeypatch):
     write_numbered(tmp_path / "x", random_images(0, 3, 8))
-    monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 575))
+    monkeypatch.setattr("diffusion.evaluate.adhoc.machine_memory", lambda: (10**6, 575))
     with pytest.raises(DiffctlError, match=r"x take .* of memory"):
         open_images(tmp_path / "x")
-    monkeypatch.setattr("diffusion.evaluate.adhoc_inputs.machine_memory", lambda: (10**6, 576))
+    monkeypatch.setattr("diffusion.evaluate.adhoc.machine_memory", lambda: (10**6, 576))
     assert len(open_images(tmp_path / "x")) == 3
 
 

@@ -11,7 +11,7 @@ from diffusion.data.data_config import DataConfig, build_source
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.readers.listing import as_text, list_images
 from diffusion.data.source import Problem, summarize
-from diffusion.evaluate.adhoc_inputs import open_images
+from diffusion.evaluate.adhoc import open_images
 from diffusion.system.errors import DiffctlError
 from tests.helpers import generated_paths as at
 from tests.helpers.damaged_bytes import bounded

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from cli import main
 from diffusion.evaluate import adhoc
-from diffusion.evaluate.adhoc import score_images
-from diffusion.evaluate.adhoc_inputs import open_images, open_inputs
+from diffusion.evaluate.adhoc import open_images, open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.images.store import open_store
 from diffusion.protocol.grid import Cell

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.evaluate.adhoc import score_images
-from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.adhoc import open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference

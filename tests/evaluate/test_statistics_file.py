@@ -10,8 +10,13 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.evaluate.adhoc import score_against_statistics, score_images
-from diffusion.evaluate.adhoc_inputs import images_in_statistics, open_images, open_inputs
+from diffusion.evaluate.adhoc import (
+    images_in_statistics,
+    open_images,
+    open_inputs,
+    score_against_statistics,
+    score_images,
+)
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
 from diffusion.images.store import open_store

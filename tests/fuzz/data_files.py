@@ -23,7 +23,7 @@ from diffusion.data.readers.archives import unpack_zip, zip_names
 from diffusion.data.readers.image_files import read_images
 from diffusion.data.sources.cifar import read_batches
 from diffusion.data.sources.fashion_mnist import read_split
-from diffusion.evaluate.adhoc_inputs import IMAGES, open_images, open_npz_images
+from diffusion.evaluate.adhoc import IMAGES, open_images, open_npz_images
 from diffusion.evaluate.statistics_file import has_array, is_statistics, open_statistics
 from diffusion.images.pictures import read_picture
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL

@@ -9,8 +9,7 @@ from cli.commands import pipeline
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.check import check
 from diffusion.config import load
-from diffusion.evaluate.adhoc import score_images
-from diffusion.evaluate.adhoc_inputs import open_inputs
+from diffusion.evaluate.adhoc import open_inputs, score_images
 from diffusion.images import store
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
