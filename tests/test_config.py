@@ -3,7 +3,6 @@
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -57,9 +56,7 @@ def test_project_params_equal_the_digits_profile() -> None:
          r"maps have \[8, 4\] pixels, not \[3\]"),
     ],
 )  # fmt: skip
-def test_invalid_value_is_refused_with_field_and_allowed_values(
-    changes: dict[str, Any], message: str
-) -> None:
+def test_invalid_value_is_refused_with_field_and_allowed_values(changes, message) -> None:
     with pytest.raises(UsageError, match=f"params.yaml: .*{message}") as refusal:
         parse(params(**changes), "params.yaml")
     assert refusal.value.exit_code == 2
@@ -87,9 +84,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
          "train.devices: it must be a whole number, or allowed are auto (got 'many')"),
     ],
 )  # fmt: skip
-def test_slip_in_a_profile_is_named_with_its_correction(
-    tmp_path: Path, old: str, new: str, message: str
-) -> None:
+def test_slip_in_a_profile_is_named_with_its_correction(tmp_path, old, new, message) -> None:
     text = (ROOT / "profiles/digits.yaml").read_text()
     assert old in text
     (tmp_path / "params.yaml").write_text(text.replace(old, new, 1))

@@ -138,9 +138,7 @@ def test_message_precedes_slow_imports(
         ("diffctl use cifar", ["cifar10", "cifar100"]),
     ],
 )
-def test_completes_commands_choices_and_profiles(
-    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, words: str, found: list[str]
-) -> None:
+def test_completes_commands_choices_and_profiles(project, invoke, monkeypatch, words, found) -> None:
     shutil.copytree(ROOT / "profiles", project / "profiles")
     monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that argv names the program
     monkeypatch.setenv("_DIFFCTL_COMPLETE", "complete_bash")

@@ -79,9 +79,7 @@ def test_missing_input_is_wrong_use(name: str, project: Path, invoke: Invoke) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, row in COMMANDS.items() if row.asking is not None])
-def test_unreachable_mlflow_is_a_temporary_error(
-    name: str, project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_mlflow_is_a_temporary_error(name, project, invoke, monkeypatch) -> None:
     port = free_port()
     Spool(TRAIN_RUNS / ("f" * 16), "key", "a-run", "diffctl-digits").close("FINISHED")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
@@ -90,9 +88,7 @@ def test_unreachable_mlflow_is_a_temporary_error(
     assert "secret" not in done.out + done.err
 
 
-def test_unreachable_prefect_is_a_temporary_error(
-    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreachable_prefect_is_a_temporary_error(project, invoke, monkeypatch) -> None:
     (project / ".dvc").mkdir()
     monkeypatch.setenv("PREFECT_API_URL", "http://me:secret@127.0.0.1:1/api")
     done = invoke("run")

@@ -1,7 +1,6 @@
 """Guides by the command line: an early snapshot of the same training, in cells and images."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +9,13 @@ from diffusion.images.store import open_store
 from diffusion.model.model_file import read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from tests.conftest import write_params
-from tests.helpers.invoke import Invoke, assert_refused
+from tests.helpers.invoke import assert_refused
 
 EARLY = "ema:0.1@4"
 
 
 @pytest.mark.slow
-def test_an_early_snapshot_guides_cells_images_and_the_registered_model(
-    project: Path, invoke: Invoke
-) -> None:
+def test_an_early_snapshot_guides_cells_images_and_the_registered_model(project, invoke) -> None:
     def run(*arguments: str) -> str:
         done = invoke(*arguments)
         assert done.code == 0, done.err

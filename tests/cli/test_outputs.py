@@ -89,9 +89,7 @@ def fail(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception
 
 @pytest.mark.parametrize("name", [None, "", "two\nlines", b"\xff"])
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.ENOSPC, errno.EMFILE, errno.EIO])
-def test_file_system_error_is_one_sentence(
-    fail: Callable[[Exception], Result], number: int, name: str | bytes | None
-) -> None:
+def test_file_system_error_is_one_sentence(fail, number, name) -> None:
     words = os.strerror(number)
     done = fail(OSError(number, words) if name is None else OSError(number, words, name))
     assert_refused(done, words, "" if name is None else printable(os.fsdecode(name)), code=1)

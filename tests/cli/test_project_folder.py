@@ -48,9 +48,7 @@ def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke
 
 
 @pytest.mark.parametrize("command", ["runs reap", "sync", "status", "up", "down", "ui", "prune", "seeds"])
-def test_command_of_the_project_is_refused_in_a_subfolder(
-    repository: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
+def test_command_of_the_project_is_refused_in_a_subfolder(repository, invoke, monkeypatch, command) -> None:
     folder = repository / "notebooks"
     folder.mkdir()
     monkeypatch.chdir(folder)

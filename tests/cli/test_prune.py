@@ -224,9 +224,7 @@ def test_files_are_listed_before_they_are_removed(plan, invoke) -> None:
     assert not other.exists()
 
 
-def test_without_data_or_mlflow_nothing_is_listed(
-    project: Path, plan, invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_data_or_mlflow_nothing_is_listed(project, plan, invoke, monkeypatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert_refused(invoke("prune"), "MLflow", code=75)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

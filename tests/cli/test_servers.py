@@ -61,9 +61,7 @@ def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
     assert invoke("down").code == 0
 
 
-def test_status_check_reports_disk_metrics_deployments_and_workers(
-    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_check_reports_disk_metrics_deployments_and_workers(project, invoke, monkeypatch) -> None:
     spool = open_spool(project / TRAIN_RUNS / "f1")
     write_points(spool, 1, 3)
     spool.close("FINISHED")
@@ -88,9 +86,7 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(
     assert invoke("status").code == 0
 
 
-def test_servers_named_by_the_environment_are_used(
-    project: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_servers_named_by_the_environment_are_used(project, invoke, monkeypatch) -> None:
     for name, url in ELSEWHERE.items():
         monkeypatch.setenv(name, url)
     mlflow, prefect = invoke("up").out.splitlines()

@@ -56,9 +56,7 @@ def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: 
     assert_same(watched, alone)
 
 
-def test_full_disk_for_previews_does_not_stop_training(
-    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_for_previews_does_not_stop_training(digits_store, tmp_path, monkeypatch) -> None:
     store = open_store(digits_store)
     fsync = os.fsync
 
@@ -157,9 +155,7 @@ def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_
         watch.catch_up(4, state.ema)
 
 
-def test_image_rate_excludes_previews_saves_and_scores(
-    digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_image_rate_excludes_previews_saves_and_scores(digits_store, tmp_path, monkeypatch) -> None:
     """A step takes 2 s, a preview 100, a save 200, a score 400."""
     now, logged = [1000.0], []
     take = now.append

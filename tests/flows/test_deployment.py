@@ -78,9 +78,7 @@ def test_update_clone_fast_forwards_to_upstream(cloned: Path, monkeypatch: pytes
         clone.update_clone()
 
 
-def test_update_clone_requires_a_clone_that_runs_its_own_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_update_clone_requires_a_clone_that_runs_its_own_code(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv(clone.VARIABLE, raising=False)
     with pytest.raises(UsageError, match="must name a clone"):
         clone.update_clone()

@@ -104,9 +104,7 @@ def test_an_error_of_dvc_itself_is_reported(toy: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "whole_group"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_a_signal_lets_the_stage_save_and_leaves_no_process(
-    toy: Path, number: signal.Signals, whole_group: bool
-) -> None:
+def test_a_signal_lets_the_stage_save_and_leaves_no_process(toy, number, whole_group) -> None:
     be(toy, "data", "train()")
     running = script(toy, reproducing("data"))
     wait_for_file(toy / "begun")
@@ -157,12 +155,7 @@ def test_a_second_signal_ends_the_supervisor_while_the_stage_still_saves(toy: Pa
 
 
 @pytest.mark.slow
-def test_a_clean_clone_with_a_remote_reruns_nothing(
-    toy: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_clean_clone_with_a_remote_reruns_nothing(toy, tmp_path_factory, monkeypatch, capsys) -> None:
     other = tmp_path_factory.mktemp("clones")
 
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))

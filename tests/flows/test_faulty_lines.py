@@ -44,9 +44,7 @@ StopRequest.raise_if_set = _patiently
 """
 
 
-def test_a_run_survives_faulty_connections_and_logs_every_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_survives_faulty_connections_and_logs_every_point(tmp_path, monkeypatch) -> None:
     train = {"steps": STEPS, "log_every": 5, "save_every": 500, "preview_every": STEPS}
     with (
         nightly(tmp_path, {"interval": 15}, train=train) as work,

@@ -102,9 +102,7 @@ def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wante
         assert_equal_but_for_rounding(images, wanted[name])
 
 
-def test_the_model_is_put_into_the_object_store_once(
-    project: Path, address: str, wanted: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_is_put_into_the_object_store_once(project, address, wanted, monkeypatch) -> None:
     import ray
 
     on_ray(project, address)

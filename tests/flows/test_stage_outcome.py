@@ -46,9 +46,7 @@ def interrupted() -> None:
         (sys.exit, None),
     ],
 )
-def test_a_failure_is_written_and_its_path_is_not_inherited(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None], outcome: StageOutcome | None
-) -> None:
+def test_a_failure_is_written_and_its_path_is_not_inherited(tmp_path, monkeypatch, work, outcome) -> None:
     inherited: list[str | None] = []
 
     def app() -> None:

@@ -3,7 +3,6 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -87,9 +86,7 @@ assert os.environ["PREFECT_API_URL"] == "", "as before"
 
 
 @pytest.mark.slow
-def test_on_a_server_each_cell_is_a_task_and_failures_lose_no_other_cell(
-    tmp_path: Path, prefect_database: Path
-) -> None:
+def test_on_a_server_each_cell_is_a_task_and_failures_lose_no_other_cell(tmp_path, prefect_database) -> None:
     with_database(tmp_path, prefect_database)
     run = script(tmp_path, ON_A_SERVER, {"PREFECT_API_URL": ""})
     output, _ = run.communicate(timeout=120)

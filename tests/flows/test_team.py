@@ -127,9 +127,7 @@ def as_admin() -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_concurrent_trainings_log_every_point_once(
-    servers: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatch) -> None:
     for name, value in servers.client.items():
         monkeypatch.setenv(name, value)
     users = [{}, colleague(servers)]

@@ -55,9 +55,7 @@ def server(status: int, health: int = 200) -> Iterator[str]:
         (200, 502, MlflowUnavailable, 75),
     ],
 )
-def test_status_decides_error_and_exit_code(
-    status: int, health: int, error: type[Exception], exit_code: int
-) -> None:
+def test_status_decides_error_and_exit_code(status, health, error, exit_code) -> None:
     with server(status, health) as uri, pytest.raises(error, match=r"^[^\n]*$") as caught:
         find_run("abc", uri)
     assert caught.value.exit_code == exit_code

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from diffusion.system.locks import is_held
 from tracking.experiments import SEARCH_LOCK, find_by_tags, log_search
 from tracking.keys import PARENT, SEARCH, SEARCH_KEY, SEARCH_ROOT
@@ -22,9 +20,7 @@ def write_trial(folder: Path, search_key: str = KEY) -> None:
     spool.close("FINISHED")
 
 
-def test_trials_are_children_of_one_run_however_often_they_are_sent(
-    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_are_children_of_one_run_however_often_they_are_sent(uri, tmp_path, monkeypatch) -> None:
     locked = []
 
     def find(client, experiments, tags):
