@@ -2,7 +2,6 @@
 
 import ast
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 
 from diffusion.code_digest import imported_modules, module_file
 from tests.closure import GRAPH, LIBRARY, ROOT, listed_code, parse, stage_files, uncovered, unnecessary
-from tests.conftest import environment
+from tests.conftest import run_python
 
 MAY_USE = {
     "diffusion": {"diffusion"},
@@ -118,14 +117,8 @@ def test_help_loads_nothing_heavy(arguments: list[str], light: set[str], tmp_pat
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         "print(*sys.modules, file=sys.stderr)\n"
     )
-    done = subprocess.run(  # in a folder without plugins
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment({"PYTHONPATH": str(ROOT)}),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(tmp_path, "-c", script, env={"PYTHONPATH": str(ROOT)})  # a folder without plugins
+    assert done.returncode == 0, done.stderr
     heavy = {"torch", "numpy", "mlflow", "prefect", "dvc", "matplotlib", "fastapi", *light}
     assert not heavy & set(done.stderr.split())
     assert "Usage:" in done.stdout

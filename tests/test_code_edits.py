@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from diffusion.model.model_file import read_artefact
-from tests.conftest import environment
+from tests.conftest import start_python
 from tests.helpers.small import own_code, small_project
 from tests.helpers.waiting import made_once, wait_until
 
@@ -40,14 +40,8 @@ EXTRACTOR = Edit("diffusion/evaluate/features/effnet.py", "- 127) / 128", "- 126
 
 def run_python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start Python in the folder, with the folder's code, with stderr on stdout."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment({**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    env = {**own_code(folder), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    return start_python(folder, *arguments, env=env, stderr=subprocess.STDOUT)
 
 
 def finished(process: "subprocess.Popen[str]") -> str:

@@ -15,11 +15,6 @@ from diffusion.train.train_config import TrainConfig, TrainSections
 from tests.conftest import ROOT, params, write_params
 
 
-@pytest.mark.parametrize("profile", sorted((ROOT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_profile_is_valid(profile: Path) -> None:
-    assert load(profile).data.name
-
-
 def test_project_params_equal_the_digits_profile() -> None:
     assert (ROOT / "params.yaml").read_text() == (ROOT / "profiles/digits.yaml").read_text()
 

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import yaml
 
 from diffusion.images.store import open_store
 from tests import registries
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, run_python
 from tests.helpers.small import commit, git, own_code, small_project
 from tests.helpers.waiting import made_once
 
@@ -122,13 +120,7 @@ for file, old, new in json.loads(sys.argv[1]):
 
 def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
     """Run Python in the project with the project's own code, and return its stdout, or stderr if it fails."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=environment(own_code(folder) | variables),
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(folder, *command, env=own_code(folder) | variables)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stderr if code else done.stdout
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from cli.actions import services
 from diffusion.layout import TRAIN_RUNS
 from diffusion.system.locks import file_lock
 from flows.prefect_server.client import HOME
-from tests.conftest import command, diffctl, environment
+from tests.conftest import diffctl, start_diffctl
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.prefect_home import with_database
@@ -149,15 +148,7 @@ def test_servers_run_until_down_and_serve_a_run(tmp_path: Path, prefect_database
 @pytest.mark.slow
 def test_ui_serves_until_ctrl_c(project: Path) -> None:
     port = free_port()
-    ui = subprocess.Popen(
-        command("ui", "--port", str(port)),
-        cwd=project,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    ui = start_diffctl(project, "ui", "--port", str(port))
     assert ui.stdout is not None
     assert ui.stdout.readline() == f"starting MLflow on 127.0.0.1:{port}\n"
     assert ui.stdout.readline() == f"MLflow: http://127.0.0.1:{port} (Ctrl-C ends it)\n"

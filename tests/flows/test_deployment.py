@@ -6,7 +6,6 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -218,14 +217,6 @@ def triggered(work: Nightly) -> set[str]:
     return {run["id"] for run in work.runs() if not run["auto_scheduled"]}
 
 
-def of_run(work: Nightly, kind: str, run_id: str) -> list[dict[str, Any]]:
-    """Return the logs or task runs of a flow run."""
-    body = {"logs": {"flow_run_id": {"any_": [run_id]}}, "limit": 200}
-    if kind == "task_runs":
-        body = {"flow_runs": {"id": {"any_": [run_id]}}}
-    return post(f"{work.url}/{kind}/filter", body)
-
-
 @pytest.mark.slow
 def test_deploying_again_changes_nothing_and_retrain_is_scheduled(work: Nightly) -> None:
     again = diffctl(work.clone, "deploy", "--params", env=work.env)
@@ -287,7 +278,7 @@ def test_changed_data_start_a_run_that_publishes_artifacts(work: Nightly) -> Non
     artifacts = {one["key"]: one for one in post(f"{work.url}/artifacts/filter", {})}
     assert "promoted: the first one" in artifacts["scores"]["description"]
     assert "](data:image/png;base64," in artifacts["scores"]["data"]
-    assert "==> train" in {entry["message"] for entry in of_run(work, "logs", run_id)}
+    assert "==> train" in {entry["message"] for entry in work.logs(run_id)}
 
 
 @pytest.mark.slow
@@ -304,10 +295,9 @@ def test_a_cancelled_run_saves_and_leaves_no_process(work: Nightly) -> None:
     work.set_state(run_id, "CANCELLING")
     wait_until(lambda: work.state_of(run_id) == "Cancelled", 90)
     assert not [process for process in processes_in(work.clone) if "train" in process.cmdline()]
-    tasks = {task["name"]: task["state_name"] for task in of_run(work, "task_runs", run_id)}
-    assert tasks["train"] == "Cancelled"
+    assert work.tasks(run_id)["train"] == "Cancelled"
     assert not [
         entry["message"]
-        for entry in of_run(work, "logs", run_id)
+        for entry in work.logs(run_id)
         if entry["level"] >= 40 and "Finished in state Cancelled" not in entry["message"]
     ]

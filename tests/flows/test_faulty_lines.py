@@ -12,8 +12,7 @@ from typing import Literal
 import pytest
 
 from tests.helpers.mlflow_server import free_port
-from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.servers import post
+from tests.helpers.nightly import nightly
 from tests.helpers.small import commit
 from tests.helpers.spools import logged, run_of, stored, the_run
 from tests.helpers.waiting import wait_until
@@ -80,10 +79,10 @@ def test_a_run_survives_faulty_connections_and_logs_every_point(tmp_path, monkey
             (work.clone / "enough").touch()
             wait_until(lambda: work.state_of(at_work) != "Running", 500)
             assert work.state_of(at_work) == "Completed"
-            wait_until(lambda: set(tasks_of(work, at_work).values()) == {"Completed"})
+            wait_until(lambda: set(work.tasks(at_work).values()) == {"Completed"})
         wait_until(lambda: DeliveryState.load(run, uri).complete, 120)
         assert_training_arrived(work.clone, uri)
-        assert {"data", "train", "sample", "evaluate", "report"} <= tasks_of(work, at_work).keys()
+        assert {"data", "train", "sample", "evaluate", "report"} <= work.tasks(at_work).keys()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert champion_version("diffctl-digits") == 1
 
@@ -106,12 +105,6 @@ def missed_in(run: Path) -> int:
 def points_in(run: Path) -> int:
     """How many lines the training has written for MLflow."""
     return len((run / EVENTS).read_text().splitlines())
-
-
-def tasks_of(work: Nightly, run_id: str) -> dict[str, str]:
-    """The states of a run's tasks in Prefect, by name."""
-    body = {"flow_runs": {"id": {"any_": [run_id]}}}
-    return {task["name"]: task["state_name"] for task in post(f"{work.url}/task_runs/filter", body)}
 
 
 Mode = Literal["pass", "refuse", "hang", "reset", "slow"]

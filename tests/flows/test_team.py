@@ -1,15 +1,12 @@
 """The servers of deploy/team/: authentication, deployments, concurrent trainings, secrets in logs."""
 
-import base64
-import json
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from diffusion.layout import TRAIN_RUNS
 from tests.conftest import command, diffctl, environment
@@ -45,14 +42,9 @@ def project(tmp_path: Path) -> Path:
 
 def status(url: str, **headers: str) -> int:
     """The status of a GET."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as reply:
-            return reply.status
-    except urllib.error.HTTPError as error:
-        with error:
-            body = error.read().decode(errors="replace")
-        assert not any(secret in body for secret in SECRETS)
-        return error.code
+    reply = requests.get(url, headers=headers, timeout=30)
+    assert reply.ok or not any(secret in reply.text for secret in SECRETS)
+    return reply.status_code
 
 
 def test_units_and_compose_run_the_same_commands_and_hold_no_password() -> None:
@@ -112,18 +104,9 @@ def sql(servers: Team, database: str, query: str) -> list[str]:
 
 def colleague(servers: Team) -> dict[str, str]:
     """The credentials of a user that the admin creates."""
-    url = f"{servers.mlflow}/api/2.0/mlflow/users/create"
-    body = json.dumps({"username": "ada", "password": COLLEAGUE}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json", **as_admin()})
-    with urllib.request.urlopen(request, timeout=60) as reply:
-        assert reply.status == 200
+    url, user = f"{servers.mlflow}/api/2.0/mlflow/users/create", {"username": "ada", "password": COLLEAGUE}
+    assert requests.post(url, json=user, auth=("admin", ADMIN_PASSWORD), timeout=60).status_code == 200
     return {"MLFLOW_TRACKING_USERNAME": "ada", "MLFLOW_TRACKING_PASSWORD": COLLEAGUE}
-
-
-def as_admin() -> dict[str, str]:
-    """The admin's authorization header."""
-    word = base64.b64encode(f"admin:{ADMIN_PASSWORD}".encode()).decode()
-    return {"Authorization": f"Basic {word}"}
 
 
 @pytest.mark.slow

@@ -45,8 +45,15 @@ class Nightly:
         state = {"type": kind, "name": kind.title(), "message": message}
         post(f"{self.url}/flow_runs/{run_id}/set_state", {"state": state, "force": force})
 
-    def logs(self) -> list[dict[str, Any]]:
-        return post(f"{self.url}/logs/filter", {"limit": 200})
+    def logs(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """Return the log entries of a flow run, by default of all."""
+        chosen = {"logs": {"flow_run_id": {"any_": [run_id]}}} if run_id else {}
+        return post(f"{self.url}/logs/filter", {**chosen, "limit": 200})
+
+    def tasks(self, run_id: str) -> dict[str, str]:
+        """Return the states of a flow run's tasks by name."""
+        body = {"flow_runs": {"id": {"any_": [run_id]}}}
+        return {task["name"]: task["state_name"] for task in post(f"{self.url}/task_runs/filter", body)}
 
     def worker(self) -> Any:
         """Run a worker during the block."""

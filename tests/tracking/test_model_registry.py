@@ -7,13 +7,13 @@ import math
 import os
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from requests import post
 
 from diffusion.images.pixels import to_nhwc
 from diffusion.layout import MODEL, SCORES
@@ -24,6 +24,7 @@ from diffusion.sample.class_labels import class_condition, mixed_condition
 from diffusion.sample.generate import generate
 from diffusion.sample.guides import Guides
 from diffusion.system.errors import DiffctlError, UsageError
+from tests.conftest import run_python
 from tests.helpers.disks import make_room, memory_disk
 from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.scores_document import document
@@ -187,11 +188,9 @@ def load_and_predict(here: Path, requests: list[dict], *copy: Path) -> subproces
 
     `copy` (from, to) is done after that, before the model is loaded again.
     """
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}"}
-    env = os.environ | store | {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
-    env.pop("PYTHONPATH", None)
-    command = [sys.executable, "-c", LOAD, json.dumps(requests), *map(str, copy)]
-    return subprocess.run(command, cwd=here, env=env, capture_output=True, text=True, timeout=120)
+    env = {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PYTHONPATH": ""}
+    env["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    return run_python(here, "-c", LOAD, json.dumps(requests), *map(str, copy), env=env)
 
 
 def pixels(reply: dict) -> np.ndarray:
@@ -272,10 +271,7 @@ def test_mlflow_serves_it_over_http(make_model, here):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{here / 'mlflow.db'}", "PATH": path}
     with running_server(command, f"http://127.0.0.1:{port}/ping", here / "serve.log", cwd=here, env=env):
-        body = json.dumps({"inputs": [{"indices": [3, 4], "class": "5"}]}).encode()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}
-        )
-        (reply,) = json.load(urllib.request.urlopen(request, timeout=60))["predictions"]
+        body = {"inputs": [{"indices": [3, 4], "class": "5"}]}
+        (reply,) = post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60).json()["predictions"]
         assert (reply["indices"], reply["labels"]) == ([3, 4], [5, 5])
         assert pixels(reply).shape == (2, 8, 8)

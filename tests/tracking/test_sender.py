@@ -34,8 +34,9 @@ def server(tmp_path, monkeypatch):
     running.kill()
 
 
-def test_folder_as_store_is_refused_at_start(folder, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns"])
+def test_folder_as_store_is_refused_at_start(folder, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     open_spool(folder)
     with pytest.raises(UsageError, match="MLFLOW_TRACKING_URI"):
         sender.start_sender(folder)

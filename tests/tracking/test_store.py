@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.images.store_meta import Ancestor
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from tracking import store
 from tracking.experiments import ensure_experiment
 from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
@@ -40,13 +40,6 @@ print(experiment)
 def test_tracking_uri_is_absolute(tmp_path, monkeypatch, given, expected):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert store.tracking_uri(tmp_path) == expected.format(root=tmp_path)
-
-
-@pytest.mark.parametrize("folder", ["./mlruns", "file:///tmp/mlruns"])
-def test_folder_as_store_is_refused(monkeypatch, folder):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", folder)
-    with pytest.raises(UsageError, match="sqlite"):
-        store.tracking_uri()
 
 
 @pytest.mark.slow
