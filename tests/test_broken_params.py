@@ -19,15 +19,7 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
 from diffusion.train import step_memory
 from tests.conftest import params
-from tests.helpers.broken_params import (
-    CLASSIFIER,
-    Tree,
-    bounds,
-    broken_profile,
-    numbers,
-    places,
-    read,
-)
+from tests.helpers.broken_params import CLASSIFIER, Tree, bounds, broken_profile, numbers, places, read
 
 MAX_BUILT = 2  # networks that `check` builds: to count weights, and to count activations
 

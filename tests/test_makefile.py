@@ -46,12 +46,7 @@ def run_make(folder: Path, target: str, report: str, gpu: bool) -> tuple[str, li
 
 
 @pytest.mark.parametrize(
-    ("report", "gpu", "warns"),
-    [
-        (CUDA, False, True),
-        (CUDA, True, False),
-        (CPU, False, False),
-    ],
+    ("report", "gpu", "warns"), [(CUDA, False, True), (CUDA, True, False), (CPU, False, False)]
 )
 def test_cuda_without_a_gpu_warns_with_the_command_for_cpu(tmp_path, report, gpu, warns) -> None:
     output, calls = run_make(tmp_path, INSTALL, report, gpu)

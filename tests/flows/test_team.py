@@ -1,6 +1,5 @@
 """The servers of deploy/team/: authentication, deployments, concurrent trainings, secrets in logs."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 import requests
 
 from diffusion.layout import TRAIN_RUNS
-from tests.conftest import command, diffctl, environment
+from tests.conftest import diffctl, start_diffctl
 from tests.helpers.small import own_code, small_project
 from tests.helpers.spools import logged, open_spool, stored, write_points
 from tests.helpers.team import (
@@ -85,21 +84,16 @@ def test_a_member_deploys_and_lists_queued_runs(servers: Team, project: Path) ->
     deployed = diffctl(project, "deploy", env=env)
     assert (deployed.returncode, deployed.stderr) == (0, ""), "leases are in files"
     assert diffctl(project, "status", "--json", env=env).returncode == 0
-    (table,) = sql(servers, "prefect", "select count(*) from deployment")
-    assert table == "3"
+    assert count_rows(servers, "prefect", "deployment") == 3
 
 
-def sql(servers: Team, database: str, query: str) -> list[str]:
-    """The lines that psql answers with."""
-    uri = f"postgresql://diffctl@127.0.0.1:{servers.database_port}/{database}"
-    done = subprocess.run(
-        ["psql", "--tuples-only", "--no-align", "--dbname", uri, "--command", query],
-        env=environment({"PGPASSWORD": DATABASE_PASSWORD}),
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return done.stdout.splitlines()
+def count_rows(servers: Team, database: str, table: str) -> int:
+    """Return the number of rows of a table."""
+    import psycopg  # without it the fixture `servers` skips the test
+
+    place = {"host": "127.0.0.1", "port": servers.database_port, "user": "diffctl", "dbname": database}
+    with psycopg.connect(password=DATABASE_PASSWORD, **place) as connection:
+        return connection.execute(f"select count(*) from {table}").fetchone()[0]
 
 
 def colleague(servers: Team) -> dict[str, str]:
@@ -123,13 +117,7 @@ def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatc
         spool.close("FINISHED")
         spools[key] = folder
     senders = [
-        subprocess.Popen(
-            command("sync"),
-            cwd=tmp_path / key,
-            env=environment(users[number % len(users)]),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        start_diffctl(tmp_path / key, "sync", env=users[number % len(users)])
         for number, key in enumerate(spools)
     ]
     for sender in senders:
@@ -137,8 +125,7 @@ def test_concurrent_trainings_log_every_point_once(servers, tmp_path, monkeypatc
         assert sender.returncode == 0, stderr
     for key, folder in spools.items():
         assert stored(servers.mlflow, key) == logged(folder)
-    (count,) = sql(servers, "mlflow", "select count(*) from metrics")
-    assert int(count) == sum(len(logged(folder)) for folder in spools.values())
+    assert count_rows(servers, "mlflow", "metrics") == sum(len(logged(folder)) for folder in spools.values())
 
 
 @pytest.mark.slow

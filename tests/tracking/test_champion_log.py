@@ -1,7 +1,6 @@
 """The champion log on a real MLflow store: concurrent and killed moves, and what a user can delete."""
 
 import itertools
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlWarning
-from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
 from tests.helpers.team import postgres
 from tracking.keys import CHAMPION, EVENT, HISTORY_RUN, PREVIOUS
@@ -50,11 +48,9 @@ def move(number: int, before: int | None, after: int, how: str) -> dict[str, Any
 
 
 @pytest.fixture
-def client(tmp_path, monkeypatch):
-    """A client of an empty sqlite store, which is the tracking store."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_database(tmp_path / "mlflow.db"))
-    return connect()
+def client(uri):
+    """A client of the project's empty store."""
+    return connect(uri)
 
 
 def make_versions(client, count: int = 3) -> str:
@@ -132,14 +128,13 @@ def test_second_of_two_moves_after_one_history_fails(client):
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def store(request, tmp_path, monkeypatch) -> Iterator[str]:
+def store(request, uri):
     """The URI of an empty store of each database."""
-    monkeypatch.chdir(tmp_path)
     if request.param == "sqlite":
-        yield empty_database(tmp_path / "mlflow.db")
-        return
-    with postgres() as uri:
         yield uri
+        return
+    with postgres() as other:
+        yield other
 
 
 @pytest.mark.slow
