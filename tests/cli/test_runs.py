@@ -141,14 +141,13 @@ def test_list_sync_and_reap_commands(invoke):
     assert len(json.loads(invoke("runs", "--all", "--json").out)) == 2
 
 
-def test_list_and_sync_without_mlflow(invoke, monkeypatch):
+def test_list_without_mlflow(invoke, monkeypatch):
     write_training()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     listed = invoke("runs")
     assert "finished *" in listed.out
     assert_refused(listed, "runs/", code=75)
-    assert_refused(invoke("sync"), code=75)
 
 
 @given(

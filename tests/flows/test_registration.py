@@ -1,7 +1,6 @@
 """An outdated champion is rescored by the current code before the gate compares."""
 
 import pytest
-import yaml
 
 from diffusion.choice.ranking import CODE_VERSIONS
 from diffusion.evaluate.features.reference_features import make_reference
@@ -19,7 +18,7 @@ from diffusion.system.files import write_json
 from diffusion.train.plan import plan_training
 from diffusion.train.train_step import new_state
 from flows.registration import promote_version, register_model
-from tests.conftest import params
+from tests.conftest import write_params
 from tests.helpers.digits_sweep import make_config, write_prepared
 from tests.helpers.mlflow_server import empty_database
 from tracking.registry.champion_log import read_history
@@ -37,13 +36,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
+def config(project):
     """A project with data, a reference and an empty MLflow store; its config."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    empty_database(tmp_path / "mlflow.db")
-    values = params(sample={"num_images": 60}, sweep=SWEEP)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    empty_database(project / "mlflow.db")
+    write_params(project, sample={"num_images": 60}, sweep=SWEEP)
     made = make_config(60, SWEEP)
     write_prepared(PREPARED)
     make_reference(made.evaluate, PREPARED, REFERENCE)

@@ -34,21 +34,16 @@ def set_tag(name: str, value: str) -> str:
     return run_id
 
 
-@pytest.fixture
-def no_downloads(monkeypatch):
-    """Fail if a file is requested from MLflow."""
-    from mlflow.tracking import MlflowClient
-
-    monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: pytest.fail("a file was requested"))
-
-
 @pytest.mark.parametrize("value", HOSTILE)
 def test_only_hex_digits_are_a_digest(value):
     with pytest.raises(DiffctlError, match=r"^the tag: expected 16 hex digits[^\n]*$"):
         check_digest(value, 16, "the tag")
 
 
-def test_hostile_card_and_sha256_are_refused_before_any_request(registered, no_downloads):
+def test_hostile_card_and_sha256_are_refused_before_any_request(registered, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: pytest.fail("a file was requested"))
     run_id = set_tag(keys.CARD, HOSTILE[0])
     by_card = (
         lambda: fetch_scores_of(NAME),
