@@ -28,8 +28,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, mixed_condition
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
 from diffusion.train.observers import Observer

@@ -24,9 +24,8 @@ from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.guidance import Guides
 from diffusion.system.devices import float64_device
 from diffusion.system.errors import Interrupted
 from diffusion.system.limits import MAX_COUNT

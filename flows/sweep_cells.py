@@ -82,7 +82,7 @@ def run_sweep(
     with interrupt_on_signal(), runner as run:
 
         def make(cell: "Cell") -> None:
-            own, average_of = files.of(cell), files.average_of(cell)
+            own, average_of = files.of(cell), None if cell.ema is None else files.model
             with progress(cell.name) as show:
                 make_cell(sample, cell, own, samples / cell.name, show, run, average_of)
 

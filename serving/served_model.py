@@ -17,8 +17,8 @@ from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings, refuse_idle
-from diffusion.sample.class_labels import chosen_condition
-from diffusion.sample.guides import Guides, check_served_guide
+from diffusion.sample.generate import chosen_condition
+from diffusion.sample.guidance import Guides, check_served_guide
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validate
 from serving.model_source import PublishedModel

@@ -147,7 +147,6 @@ def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     assert solver - ddim == {"diffusion.sample.dpm_solver", "diffusion.sample.ode_step"}
     assert {
         "diffusion.sample.generate",
-        "diffusion.sample.class_labels",  # the class of each image
         "diffusion.sample.sampler",
         "diffusion.model.blocks",
         "diffusion.process.noise",

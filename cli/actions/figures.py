@@ -17,7 +17,7 @@ from diffusion.layout import PREPARED
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.settings import parse_settings, refuse_idle
 from diffusion.report.figure_base import as_png, svg_file
-from diffusion.sample.class_labels import chosen_condition
+from diffusion.sample.generate import chosen_condition
 from diffusion.sample.network_files import load_guides
 from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData

@@ -18,9 +18,8 @@ from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, settings_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
-from diffusion.sample.class_labels import chosen_condition
-from diffusion.sample.generate import check_settings, generate, should_compile
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import check_settings, chosen_condition, generate, should_compile
+from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import load_guides
 from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device

@@ -18,8 +18,7 @@ from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.sample_pictures import real_images
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, mixed_condition
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import Interrupted

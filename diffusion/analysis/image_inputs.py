@@ -11,7 +11,7 @@ from diffusion.images.store import Images, ImageStore, open_store
 from diffusion.layout import PREPARED
 from diffusion.model.model_file import Artefact
 from diffusion.process.denoiser import Condition
-from diffusion.sample.class_labels import class_condition, labels_condition
+from diffusion.sample.generate import class_condition, labels_condition
 from diffusion.system.errors import UsageError
 
 DIGITS = 18  # of an image's number

@@ -26,7 +26,7 @@ from diffusion.model.network_registry import build_network
 from diffusion.model.precision import freeze
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shard_images
-from diffusion.sample.guides import Guides
+from diffusion.sample.guidance import Guides
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train

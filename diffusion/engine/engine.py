@@ -9,6 +9,7 @@ machine of its own (start-time fair queueing; Goyal et al. 1996). So a short job
 before it. The first chunk in the order always fits, so that every job finishes.
 """
 
+import itertools
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
@@ -25,7 +26,7 @@ from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guide_denoiser, model_denoiser
-from diffusion.sample.guides import NO_GUIDES, Guides
+from diffusion.sample.guidance import NO_GUIDES, Guides
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads
 
@@ -129,9 +130,13 @@ class Engine:
             return made
         try:
             prediction = batched_forward(self._denoiser, chunks, self._guide)
-            pairs = zip(chunks, split_rows(prediction, chunks), strict=True)
-            parts = [chunk.guide_by_classifier(part) for chunk, part in pairs]
-            needs_check = self.device.type != "cpu" or not all(map(is_finite, parts))
+            ends = list(itertools.accumulate(map(len, chunks)))
+            parts = [
+                chunk.guide_by_classifier(prediction.rows(slice(end - len(chunk), end)))
+                for chunk, end in zip(chunks, ends, strict=True)
+            ]
+            numbers = (tensor for part in parts for tensor in part if tensor is not None)
+            needs_check = self.device.type != "cpu" or not all(bool(one.isfinite().all()) for one in numbers)
         except Exception as error:  # of the network: memory, a broken device
             with self._lock:
                 for chunk in chunks:
@@ -215,20 +220,6 @@ def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser
     return denoiser(torch.cat([call.x for call in calls]), times, condition)
 
 
-def split_rows(prediction: Prediction, chunks: Sequence[Chunk]) -> list[Prediction]:
-    """Return each chunk's rows of a prediction."""
-    parts, start = [], 0
-    for chunk in chunks:
-        parts.append(prediction.rows(slice(start, start + len(chunk))))
-        start += len(chunk)
-    return parts
-
-
-def is_finite(prediction: Prediction) -> bool:
-    """Return whether every number is finite. It waits for the device."""
-    return all(bool(part.isfinite().all()) for part in prediction if part is not None)
-
-
 def halved(denoiser: Denoiser, pool: Executor) -> Denoiser:
     """Return the denoiser that computes its rows in two halves, in the two threads of a pool."""
 
@@ -237,11 +228,9 @@ def halved(denoiser: Denoiser, pool: Executor) -> Denoiser:
         def half(rows: slice, check: object) -> Prediction:
             return denoiser(x[rows], t[rows] if isinstance(t, Tensor) else t, condition.rows(rows))
 
-        return _join(*in_halves(half, len(x), pool)) if len(x) > 1 else half(slice(None), None)
+        if len(x) < 2:
+            return half(slice(None), None)
+        pairs = zip(*in_halves(half, len(x), pool), strict=True)
+        return Prediction(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]
 
     return call
-
-
-def _join(first: Prediction, second: Prediction) -> Prediction:
-    pairs = zip(first, second, strict=True)
-    return Prediction(*(None if a is None or b is None else torch.cat([a, b]) for a, b in pairs))  # type: ignore[arg-type]

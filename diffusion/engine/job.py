@@ -17,8 +17,7 @@ from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
-from diffusion.sample.guidance import guidance_weight
-from diffusion.sample.guides import NO_GUIDES, Guides, check_guides, classifier_guidance
+from diffusion.sample.guidance import NO_GUIDES, Guides, check_guides, classifier_guidance, guidance_weight
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import to_device

@@ -21,8 +21,7 @@ from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import sampling_code
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate, should_compile
+from diffusion.sample.generate import generate, mixed_condition, should_compile
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
 from diffusion.system.section import Section

@@ -23,7 +23,7 @@ from diffusion.model.posthoc_ema import SNAPSHOT_FIELDS, Snapshots
 from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.guidance_rules import EmaGuide, ema_guide
 from diffusion.protocol.settings import SamplerConfig, SampleSettings
-from diffusion.sample.guides import Guides, check_fit
+from diffusion.sample.guidance import Guides, check_fit
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import fingerprint
 
@@ -214,10 +214,6 @@ class CellFiles:
         if cell.ema is None or self._snapshots is None:
             return files
         return files._replace(model=ema_model_file(self._snapshots, cell.ema))
-
-    def average_of(self, cell: Cell) -> Path | None:
-        """Return `model` if the cell uses another average of its training, else None."""
-        return None if cell.ema is None else self.model
 
 
 def _named_networks(settings: SampleSettings) -> tuple[str | None, ...]:

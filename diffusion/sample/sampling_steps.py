@@ -64,16 +64,12 @@ def max_eta(grid: TimeGrid) -> float:
     return float((grid.sigma[1:].square() / grid.betas[1:].abs()).min().sqrt())  # β may be −0
 
 
-def format_max_eta(grid: TimeGrid) -> str:
-    """Return `max_eta` as text, rounded down to 4 decimals, so that it is allowed itself."""
-    largest = max_eta(grid)
-    return str(largest) if math.isinf(largest) else f"{math.floor(largest * 1e4) / 1e4:.4f}"
-
-
 def check_eta(grid: TimeGrid, eta: float) -> None:
     """Raise UsageError if σ² exceeds 1 − ᾱ_prev at some step of the grid."""
-    if not 0 <= eta <= max_eta(grid):
-        raise UsageError(f"eta {eta} does not fit {len(grid)} steps: give 0 to {format_max_eta(grid)}")
+    largest = max_eta(grid)
+    if not 0 <= eta <= largest:
+        shown = f"{math.floor(largest * 1e4) / 1e4:.4f}"  # rounded down, so that it is allowed itself
+        raise UsageError(f"eta {eta} does not fit {len(grid)} steps: give 0 to {shown}")
 
 
 def check_noise(noise: Noise, learned: bool) -> None:

@@ -18,8 +18,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
 from diffusion.protocol.samplers import build_sampler
-from diffusion.sample.class_labels import chosen_condition
-from diffusion.sample.generate import check_settings
+from diffusion.sample.generate import check_settings, chosen_condition
 from diffusion.system.errors import UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count

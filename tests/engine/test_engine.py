@@ -17,8 +17,13 @@ from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import labels_condition, mixed_condition
-from diffusion.sample.generate import check_settings, generate, model_denoiser
+from diffusion.sample.generate import (
+    check_settings,
+    generate,
+    labels_condition,
+    mixed_condition,
+    model_denoiser,
+)
 from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
 from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk

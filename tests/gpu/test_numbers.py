@@ -10,8 +10,7 @@ from diffusion.evaluate.scores.moments import frechet_distance, statistics
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import freeze
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, mixed_condition
 from tests.gpu.devices import CPU, DEVICES, SLOW_ON_CPU, exactly
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.networks import artefact_of, network_of, spec_of

@@ -24,8 +24,7 @@ from diffusion.model.precision import (
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
 from diffusion.sample import generate as sampling
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, mixed_condition
 from diffusion.sample.network_files import NetworkFiles
 from tests.helpers.networks import artefact_of, network_of, spec_of
 

@@ -9,10 +9,8 @@ from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS, build_sampler
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
-from diffusion.sample.guidance import guided
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.guidance import Guides, guided
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError

@@ -54,10 +54,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_cell_model_equals_the_file_of_the_ema_command(trained: Path) -> None:
     models = CellFiles(MODEL, SAMPLE, [PLAIN, NARROW, WIDE])
-    assert (models.of(PLAIN), models.average_of(PLAIN)) == (NetworkFiles(MODEL), None)
+    assert models.of(PLAIN) == NetworkFiles(MODEL)
     Ema(sigma_rel="0.07,0.2", out=trained / "written").run()
     for cell, name in ((NARROW, "ema-0.07"), (WIDE, "ema-0.2")):
-        assert models.average_of(cell) == MODEL
         built = models.of(cell).model
         assert built.read_bytes() == (trained / f"written/{name}.safetensors").read_bytes()
         assert read_artefact(built).ema_sigma_rel == cell.ema

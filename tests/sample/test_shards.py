@@ -23,9 +23,8 @@ from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import make_cell, run_locally
+from diffusion.sample.cell_images import CellShards, make_cell, run_locally
 from diffusion.sample.network_files import CellFiles, NetworkFiles
-from diffusion.sample.shards import CellShards
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.locks import is_held

@@ -11,9 +11,8 @@ from diffusion.images.pictures import contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import load_model
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import NetworkFiles
 from serving.app import create_app
 from tests.helpers.served_images import HERE, assert_offline, events_of, offline, pixels

@@ -11,8 +11,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.sample.class_labels import mixed_condition
-from diffusion.sample.generate import generate
+from diffusion.sample.generate import generate, mixed_condition
 from diffusion.show.reverse import reverse
 from diffusion.show.sampler_paths import MIXTURE, sampler_paths, samplers
 from tests.helpers.networks import artefact_of, network_of, spec_of

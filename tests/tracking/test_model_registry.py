@@ -20,9 +20,8 @@ from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import class_condition, mixed_condition
-from diffusion.sample.generate import generate
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import class_condition, generate, mixed_condition
+from diffusion.sample.guidance import Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import run_python
 from tests.helpers.disks import make_room, memory_disk

@@ -17,11 +17,9 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.class_labels import labels_condition
 from diffusion.sample.ddim import Ddim
-from diffusion.sample.generate import generate
-from diffusion.sample.guidance import classifier_gradient, shift_eps, shift_mean
-from diffusion.sample.guides import Guides
+from diffusion.sample.generate import generate, labels_condition
+from diffusion.sample.guidance import Guides, classifier_gradient, shift_eps, shift_mean
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
