@@ -84,7 +84,7 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
 
 def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:
     """Return the section of each extractor; UsageError if the file of weights fits several networks."""
-    takes = [name for name in names if not extractor_spec(name).weights.comes_along] or names[:1]
+    takes = [name for name in names if extractor_spec(name).weights.url] or names[:1]
     if options.weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
         raise UsageError(f"--weights is a file of one network: score {' and '.join(takes)} one by one")
     fields = ("batch_size", "prc_images", "prc_samples")

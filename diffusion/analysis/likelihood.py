@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -127,21 +126,16 @@ class ODELikelihood:
         points = {0.0: start, 0.5: self.process.locate(middle / (1 - middle)), 1.0: end}
         velocity, change, integral = torch.zeros_like(y), torch.zeros_like(y), y.new_zeros(len(y))
         for share, weight in RUNGE_KUTTA:
-            reached = y + span * share * velocity
-            velocity, divergence = self._slope(points[share], reached, signs, condition)
-            change, integral = change + weight * velocity, integral + weight * divergence
+            point = points[share]
+            with torch.enable_grad():
+                reached = (y + span * share * velocity).detach().requires_grad_()
+                prediction = self.denoiser((point.alpha + point.sigma) * reached, point.t, condition)
+                slope = prediction.eps - prediction.x0  # dy/dτ
+                (gradient,) = torch.autograd.grad(slope, reached, signs)
+            velocity = slope.detach()
+            change = change + weight * velocity
+            integral = integral + weight * (gradient * signs).flatten(1).sum(1)
         return y + span * change, span * integral
-
-    def _slope(
-        self, point: NoisePoint, y: Tensor, signs: Tensor, condition: Condition
-    ) -> tuple[Tensor, Tensor]:
-        """Return dy/dτ and its divergence (B,)."""
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            prediction = self.denoiser((point.alpha + point.sigma) * y, point.t, condition)
-            velocity = prediction.eps - prediction.x0
-            (gradient,) = torch.autograd.grad(velocity, y, signs)
-        return velocity.detach(), (gradient * signs).flatten(1).sum(1)
 
 
 def _noise_share(point: NoisePoint) -> float:
@@ -181,7 +175,8 @@ def bits_per_dimension(
         x_0 = to_model(to_nchw(images[start : start + batch_size]).to(device))
         wanted = condition.rows(slice(start, start + batch_size)).to(device)
         noise = ImageNoise(seed, range(start, start + len(x_0)), (x_0.shape[1], *x_0.shape[2:]))
-        guard = NaNGuard(partial(_image_name, start), {"model": loaded.network})
+        names = [f"image {start + row}" for row in range(len(x_0))]
+        guard = NaNGuard(names.__getitem__, {"model": loaded.network})
         parts: list[Tensor] = []
         for part in likelihood.terms(x_0, noise, wanted, guard):
             parts.append(part.cpu().double())
@@ -192,8 +187,3 @@ def bits_per_dimension(
         priors.append(parts[-1])
         totals.append(torch.stack(parts).sum(0))
     return Bits(likelihood.name, likelihood.times, terms / len(images), torch.cat(priors), torch.cat(totals))
-
-
-def _image_name(start: int, row: int) -> str:
-    """Return the name of a row of the batch that begins at image `start`."""
-    return f"image {start + row}"

@@ -123,7 +123,7 @@ def check_weights(project: Project) -> Iterator[Finding]:
 def weights_finding(space: Space) -> Finding:
     """Return the finding of an extractor; DiffctlError for a file that is not the published one."""
     spec = extractor_spec(space.extractor)
-    if spec.weights.comes_along:
+    if not spec.weights.url:
         return Finding("ok", "extractor", f"the weights of {spec.name} come with its package")
     if spec.needs and find_spec(spec.needs) is None:
         return Finding("error", "extractor", f"{spec.name} needs {spec.needs}", INSTALL)

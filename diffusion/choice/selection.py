@@ -188,10 +188,9 @@ def budget_settings(
     return settings_of(own.cells[choice.cell], choice.cell, seed)
 
 
-def best_settings(scores: ScoresDocument, seed: int = 0) -> SampleSettings:
-    """Return the settings of the best cell, with another seed."""
-    name = scores.best.cell
-    return settings_of(scores.cells[name], name, seed)
+def best_settings(scores: ScoresDocument) -> SampleSettings:
+    """Return the settings of the best cell, with seed 0."""
+    return settings_of(scores.cells[scores.best.cell], scores.best.cell, 0)
 
 
 def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:

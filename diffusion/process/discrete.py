@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import DiscreteConfig, discrete_schedules
+from diffusion.process.process_registry import PROCESSES, DiscreteConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
+from diffusion.system.registry import load_reference
 
 CPU = torch.device("cpu")
 MIN_LOG_SNR = -20.0  # of interpolated times
@@ -44,7 +45,9 @@ class DiscreteProcess(NoiseProcess):
         """
         device = float64_device(device)
         if device not in self._full:
-            self._full[device] = self.grid(range(self.timesteps)).to(device)
+            grid = self.grid(range(self.timesteps))
+            times, alpha, sigma = (to_device(one, device) for one in (grid.times, grid.alpha, grid.sigma))
+            self._full[device] = TimeGrid(times, alpha, sigma, grid.locate)
         return self._full[device]
 
     def probe_grid(self) -> TimeGrid:
@@ -107,9 +110,11 @@ def require_discrete(process: NoiseProcess, purpose: str) -> DiscreteProcess:
     """Return the process; UsageError if it is continuous, which `purpose` does not allow."""
     if isinstance(process, DiscreteProcess):
         return process
+    kinds = {name: load_reference(entry.config) for name, entry in PROCESSES.items()}
+    schedules = [name for name, kind in kinds.items() if issubclass(kind, DiscreteConfig)]
     raise UsageError(
         f"{purpose} needs a discrete process, and process.schedule {process.config.schedule} is continuous: "
-        f"use {' or '.join(discrete_schedules())}"
+        f"use {' or '.join(schedules)}"
     )
 
 

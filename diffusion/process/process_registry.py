@@ -69,12 +69,6 @@ PROCESSES: Registry[ProcessEntry] = Registry(
 )
 
 
-def discrete_schedules() -> list[str]:
-    """Return the names of discrete processes."""
-    kinds = {name: load_reference(entry.config) for name, entry in PROCESSES.items()}
-    return [name for name, kind in kinds.items() if issubclass(kind, DiscreteConfig)]
-
-
 def build_process(config: "ProcessConfig") -> "NoiseProcess":
     """Build the process of the section; UsageError if its prediction cannot be solved at every time."""
     process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)

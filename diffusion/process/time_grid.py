@@ -13,8 +13,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.system.devices import to_device
-
 
 class NoisePoint(NamedTuple):
     """A real time with its α and σ."""
@@ -107,15 +105,6 @@ class TimeGrid:
         """
         alpha, sigma = float(self.alpha[-1]), float(self.sigma[-1])
         return 1.0 if abs(alpha**2 + sigma**2 - 1) < 1e-9 else sigma
-
-    def to(self, device: torch.device) -> "TimeGrid":
-        """Return the same grid with its tables on the device, so that looking one up waits for nothing."""
-        return TimeGrid(
-            to_device(self.times, device),
-            to_device(self.alpha, device),
-            to_device(self.sigma, device),
-            self.locate,
-        )
 
     def walk(self) -> list[GridStep]:
         """Return the steps from the last time to the image, in the order that they are taken."""

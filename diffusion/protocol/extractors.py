@@ -7,13 +7,9 @@ their names, since the magnitudes differ.
 """
 
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
 
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import BuilderEntry, Registry, load_reference
-
-if TYPE_CHECKING:
-    from torch import nn
+from diffusion.system.registry import BuilderEntry, Registry
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
@@ -36,11 +32,6 @@ class Weights:
     file: str = ""
     url: str = ""
     size: int = 0
-
-    @property
-    def comes_along(self) -> bool:
-        """Whether nothing has to be downloaded."""
-        return not self.url
 
 
 @dataclass(frozen=True)
@@ -216,9 +207,3 @@ def extractor_spec(name: str) -> ExtractorSpec:
     if name not in EXTRACTORS:
         raise UsageError(f"there is no extractor {name!r}: give one of {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]
-
-
-def build_extractor(spec: ExtractorSpec, weights: IO[bytes] | None) -> "nn.Module":
-    """Return the extractor's network with these weights, the content of their file."""
-    network: nn.Module = load_reference(spec.builder)(spec, weights)
-    return network

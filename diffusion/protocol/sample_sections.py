@@ -9,13 +9,7 @@ from pydantic import Field, model_validator
 from diffusion.protocol.options import Option, fields_section
 from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
 from diffusion.system.limits import MAX_COUNT
-from diffusion.system.section import (
-    BatchSize,
-    NotBool,
-    Section,
-    ShortText,
-    Unique,
-)
+from diffusion.system.section import BatchSize, NotBool, Section, ShortText, Unique
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 

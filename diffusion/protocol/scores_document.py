@@ -96,10 +96,6 @@ class ImageScores(Section):
         for name, scores in self.classes.items():
             if spec.distance not in scores:
                 raise ValueError(f"class {brief(name)} has no score {spec.distance}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_errors(self) -> Self:
         sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
         if self.spec.published in self.scores:
             sizes[self.spec.published] = GROUPS
@@ -131,15 +127,11 @@ class CellScores(ImageScores, Cell):
         return int(self.card["nfe"] or 0)
 
     @model_validator(mode="after")
-    def _check_cell_card(self) -> Self:
+    def _check_cell(self) -> Self:
         if not isinstance(self.card.get("data"), str):
             raise ValueError("card.data does not name the data")
         if type(self.card.get("nfe")) is not int or self.nfe < 1:
             raise ValueError(f"card.nfe is {brief(self.card.get('nfe'))}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_spaces(self) -> Self:
         for name, seen in self.spaces.items():
             if seen.card["extractor"] != name or name == self.card["extractor"]:
                 raise ValueError(f"spaces has {brief(name)} with the scores of {seen.spec.name}")
@@ -210,7 +202,7 @@ class ScoresDocument(Section):
         return EXTRACTORS[self.extractor]
 
     @model_validator(mode="after")
-    def _cells_bear_their_names(self) -> Self:
+    def _check_cells(self) -> Self:
         for name, cell in self.cells.items():
             if name != cell.name:
                 raise ValueError(f"the cell {brief(name)} has the values of {cell.name}")
@@ -218,15 +210,11 @@ class ScoresDocument(Section):
                 raise ValueError(f"cell {name} was not scored by {brief(self.extractor)}")
             if wrong := cell.spaces.keys() ^ self.spaces.keys():
                 raise ValueError(f"spaces: {brief(min(wrong))} is not in both cell {name} and the document")
-        return self
-
-    @model_validator(mode="after")
-    def _check_selection(self) -> Self:
         for field, chosen in [("best", self.best), *(("front", one) for one in self.front)]:
-            cell = self.cells.get(chosen.cell)
-            if cell is None:
+            found = self.cells.get(chosen.cell)
+            if found is None:
                 raise ValueError(f"{field} is {brief(chosen.cell)}, which is no cell here")
-            if cell.scores.get(chosen.metric) != chosen.value:
+            if found.scores.get(chosen.metric) != chosen.value:
                 raise ValueError(f"{field} has another {brief(chosen.metric)} than its cell {chosen.cell}")
         return self
 

@@ -27,7 +27,6 @@ from diffusion.protocol.extractors import (
     INSTALL,
     ExtractorSpec,
     Weights,
-    build_extractor,
     extractor_spec,
 )
 from diffusion.system.devices import default_device, float64_device
@@ -85,7 +84,7 @@ def load_extractor(
         raise UsageError(f"{name} needs {spec.needs}, which is not installed: {INSTALL}")
     data = read_weights(spec, weights, sha256)
     try:
-        module = build_extractor(spec, data)
+        module: nn.Module = load_reference(spec.builder)(spec, data)
     except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         # a missing or misshapen tensor fails wherever the builder first uses it
         raise DiffctlError(f"the weights do not fit {name}: {first_line(error)}") from None
@@ -110,7 +109,7 @@ def read_weights(
     replaces the published checksum. A DiffctlError states what is missing or wrong. torch-fidelity verifies
     no checksum, unpickles any file, and fails offline with a bare URLError.
     """
-    if path is not None and spec.weights.comes_along:
+    if path is not None and not spec.weights.url:
         raise UsageError(f"{spec.name} has bundled weights: leave `weights` out")
     if path is not None and not path.is_file():
         raise UsageError(f"there is no file with weights at {path}")
@@ -156,7 +155,7 @@ def _locate(weights: Weights, sha256: str) -> Path:
     try:
         return fetch(remote, folder, attempts=1)  # fails at once if offline
     except DiffctlError as error:
-        installed = next(name for name, spec in EXTRACTORS.items() if spec.weights.comes_along)
+        installed = next(name for name, spec in EXTRACTORS.items() if not spec.weights.url)
         raise DiffctlError(f"{error}; or name the file in evaluate.weights, or take {installed}") from None
 
 
