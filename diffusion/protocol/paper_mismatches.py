@@ -1,12 +1,10 @@
-"""The fields in which a run or its scores differ from a paper's protocol. This module loads no torch."""
+"""The fields in which a run differs from a paper's protocol. This module loads no torch."""
 
-import json
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.protocol.settings import OPTION_ENTRIES
 
 
@@ -37,29 +35,6 @@ def mismatches(name: str, sections: Mapping[str, Any]) -> list[Mismatch]:
     return found
 
 
-def score_mismatches(document: ScoresDocument, name: str, process: Mapping[str, Any]) -> list[Mismatch]:
-    """Return where scores of a model with this `process` differ from a protocol of PROTOCOLS."""
-    card = document.cells[document.best.cell].card
-    statistics = card.get("statistics_name")
-    cards = [_with_changed_options(cell.card) for cell in document.cells.values()]
-    stated = [one.field.split(".") for one in PROTOCOLS[name].states]
-    of_cells = [key for section, key in stated if section in ("sample", "sweep")]
-    sections = {
-        "data": {"name": card["data"], "image_size": card.get("image_size")},
-        "process": process,
-        "sample": {},
-        "sweep": {key: [one.get(key) for one in cards] for key in of_cells},
-        "evaluate": {
-            "extractor": document.extractor,
-            "reference": document.reference.reference_split,
-            "statistics": {"file": statistics} if statistics else None,
-            "prc_images": card.get("prc_reference_images"),
-            "prc_samples": card.get("prc_images"),
-        },
-    }
-    return mismatches(name, sections)
-
-
 def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
     """Return what a run has under a field: one value, or those that its sweep lists; of a file its name."""
     section, key = field.split(".")
@@ -72,13 +47,10 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
 
 
 def _with_changed_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings or a card with those options of sampler and spacing that differ from the defaults."""
+    """Return settings with those options of sampler and spacing that differ from the defaults."""
     changed = dict(values)
     for field, entries in OPTION_ENTRIES.items():
-        options = values.get(f"{field}_options")
-        if isinstance(options, str):  # of a card
-            options = json.loads(options)
-        if options:
+        if options := values.get(f"{field}_options"):
             entry = entries[values[field]]
             defaults = entry.checked_options({})
             checked = entry.checked_options(options).items()

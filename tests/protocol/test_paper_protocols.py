@@ -6,13 +6,10 @@ from diffusion.check import check_protocol
 from diffusion.check.findings import Project
 from diffusion.config import Config, parse
 from diffusion.process.process_registry import DiscreteConfig
-from diffusion.protocol.grid import settings_card
-from diffusion.protocol.paper_mismatches import mismatches, score_mismatches
+from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
-from diffusion.protocol.settings import SampleSettings
 from diffusion.report.page_content import protocol_mismatches
 from tests.conftest import params
-from tests.helpers.scores_document import document
 
 # Runs with the settings of each paper, except for settings that params.yaml does not have.
 LINEAR = {"schedule": "linear", "timesteps": 1000}
@@ -110,20 +107,6 @@ def test_missing_published_statistics_are_a_mismatch():
     assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
 
 
-def test_mismatches_of_scores_come_from_their_cards():
-    made = document({(10, 0.0): 0.1, (20, 0.5): 0.2})
-    made.cells["steps20-eta0.5"].card["spacing"] = "ddim-quadratic"
-    found = {
-        one.field: one.here
-        for one in score_mismatches(made, "ddim", {"timesteps": 1000, "schedule": "cosine"})
-    }
-    assert found["process.schedule"] == "cosine"
-    assert found["evaluate.extractor"] == made.extractor
-    assert "process.timesteps" not in found
-    assert "sweep.steps" not in found
-    assert (found["sample.spacing"], found["sample.clip"]) == ("uniform", "True")
-
-
 @pytest.mark.parametrize(
     ("data", "churn", "steps"),
     [
@@ -131,14 +114,15 @@ def test_mismatches_of_scores_come_from_their_cards():
         ("imagenet64", {"s_churn": 40, "s_tmin": 0.05, "s_tmax": 50, "s_noise": 1.003}, 256),
     ],
 )
-def test_scores_with_the_papers_options_have_no_mismatch_of_them(data, churn, steps):
-    settings = SampleSettings(
-        sampler="heun", sampler_options=churn, spacing="karras", clip=False, steps=steps
-    )
-    card = {**settings_card(settings), "data": data}
-    fields = {one.field for one in score_mismatches(document({(steps, 0.0): 0.1}, **card), "edm", {})}
+def test_options_are_compared_without_their_defaults(data, churn, steps):
+    base = {
+        "data": {"name": data},
+        "sample": {"sampler": "heun", "sampler_options": churn, "spacing": "karras", "clip": False},
+        "sweep": {"steps": [steps], "eta": [0.0]},
+        "evaluate": {"protocol": "edm"},
+    }
+    fields = {one.field for one in config_mismatches(config(base))}
     assert not {field for field in fields if field.startswith(("sample.s", "sweep."))}
-    card["sampler_options"] = '{"path":"noise-level","s_churn":9.0}'
-    made = document({(steps, 0.0): 0.1}, **card)
-    found = {one.field: one.here for one in score_mismatches(made, "edm", {})}
+    made = config(base, sample={"sampler_options": {"path": "noise-level", "s_churn": 9.0}})
+    found = {one.field: one.here for one in config_mismatches(made)}
     assert found["sample.sampler_options"] == "{'s_churn': 9.0}"
