@@ -105,9 +105,9 @@ def log_variance(
 ) -> Tensor:
     """log Σ of the reverse step, broadcastable to `like`.
 
-    `small` is log β̃, `large` log β (DDPM sec. 3.2, with the first entry of iDDPM's code: β̃_1, as β_0
-    would put noise into the 8-bit likelihood); `learned` is f·log β + (1−f)·log β̃ of the network's fraction f
-    (iDDPM eq. 15).
+    `small` is log β̃, `large` log β (DDPM sec. 3.2), but β̃_1 at t = 0, as in iDDPM's code, since β_0 would put
+    noise into the 8-bit likelihood. `learned` is f·log β + (1−f)·log β̃ of the network's fraction f (iDDPM
+    eq. 15).
     """
     small = grid.posterior_log_variance_clipped
     if variance == "small":

@@ -41,7 +41,7 @@ Trajectory = Generator[DenoiserCall | Step, Prediction, None]
 class Sampler(Protocol):
     """A method to get from x_T to x_0.
 
-    Except for images it computes plain numbers, so that no step waits for a GPU.
+    Coefficients are plain numbers, computed on the host, so that no step waits for a GPU.
     """
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
@@ -92,9 +92,9 @@ class NaNGuard:
 
     Clipping would hide them: an infinite x̂_0 becomes a black or a white image.
 
-    On a CPU it raises at that step. Elsewhere `raise_pending` does at the end: to know it at each step would
-    be to wait for the device. `name` describes a row. The `networks`, by their names in messages, and whether
-    they are `guided` decide the reason and the remedy.
+    On a CPU it raises at that step, elsewhere `raise_pending` does at the end, since reading the result at
+    each step would wait for the device. `name` describes a row. The `networks`, by their names in messages,
+    and whether they are `guided` decide the reason and the remedy.
     """
 
     def __init__(
