@@ -61,7 +61,7 @@ class ConditionedNetwork(nn.Module):
     def embed(
         self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """(B, E) activated embedding of (B,) embedded times, real or whole and labels, in `x`'s dtype.
+        """(B, E) activated embedding of (B,) embedded times, real or whole, and labels, in `x`'s dtype.
 
         `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
         there are labels exactly when the network is conditional.
