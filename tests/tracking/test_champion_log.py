@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
 
 from diffusion.system.errors import DiffctlWarning
 from tests.helpers.scores_document import document
@@ -125,6 +126,19 @@ def test_second_of_two_moves_after_one_history_fails(client):
     history = read_history(client, name)
     assert moves(history) == [(None, 1), (1, 3)]
     assert history.aliases == {CHAMPION: 3, PREVIOUS: 1}
+
+
+def test_alias_created_by_another_process_at_the_same_time_is_set_again(client, monkeypatch):
+    errors = [MlflowException("UNIQUE constraint failed: registered_model_aliases.alias")]
+    set_alias = client.set_registered_model_alias
+
+    def create_concurrently(*arguments):
+        if errors:
+            raise errors.pop()
+        set_alias(*arguments)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", create_concurrently)
+    assert make_moves(client, make_versions(client), 1).aliases == {CHAMPION: 1}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

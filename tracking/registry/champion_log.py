@@ -268,9 +268,14 @@ def repair(client: "MlflowClient", name: str) -> History:
 
 def _set_aliases(client: "MlflowClient", history: History) -> History:
     """Make the aliases agree with the log; an alias of a deleted version stays as it is."""
+    from mlflow.exceptions import MlflowException
+
     for alias, version in history.wrong_aliases.items():
         if version is None:
             client.delete_registered_model_alias(history.name, alias)
-        else:
+            continue
+        try:
+            find(client.set_registered_model_alias, history.name, alias, str(version))
+        except MlflowException:  # another process created the alias after MLflow had looked for it
             find(client.set_registered_model_alias, history.name, alias, str(version))
     return read_history(client, history.name)
