@@ -32,7 +32,7 @@ from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.devices import default_device
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from diffusion.train.loop import allow_tf32
 from diffusion.train.plan import TrainPlan
@@ -160,24 +160,10 @@ def measured(rate: Callable[[], float], operations: int, device: torch.device) -
     return {"rate": value, "memory": memory, "flop": operations}
 
 
-def machine(size: Size, device: torch.device) -> dict[str, Any]:
-    """Return what results must share to be in one file."""
+def machine(size: Size, device: torch.device) -> str:
+    """Return under what name a file has the results of this machine and size."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "torch": torch.__version__, "small": size.is_small}
-
-
-def read(path: Path, here: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the parts in the file; UsageError if it is another machine's, or not of this benchmark."""
-    if not path.exists():
-        return {}
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        there, found = kept["machine"], kept["parts"]
-    except (ValueError, KeyError, TypeError):
-        there, found = "another kind", {}
-    if there != here:
-        raise UsageError(f"{path} has results of {there}, and this is {here}: name another file")
-    return dict(found)
+    return f"{name}, torch {torch.__version__}{', small' * size.is_small}"
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -220,8 +206,9 @@ def goals(found: dict[str, dict[str, Any]]) -> Iterator[tuple[str, float, str, b
 
 def measure(path: Path, size: Size, device: torch.device, minutes: float) -> bool:
     """Measure what the file lacks, in the time given, and print all; return whether it is complete then."""
-    here = machine(size, device)
-    found, until, has_begun = read(path, here), time.monotonic() + 60 * minutes, False
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    here, until, has_begun = machine(size, device), time.monotonic() + 60 * minutes, False
+    found: dict[str, dict[str, Any]] = kept.setdefault(here, {})
     wanted = parts(size, device)
     for part, result in wanted.items():
         if part in found:
@@ -236,8 +223,8 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
         except DiffctlError as error:  # such as data that cannot be had from here
             print(f"{part}: {error}", file=sys.stderr, flush=True)
             continue
-        write_json(path, {"machine": here, "parts": found})
-    print(f"{here['device']}, torch {here['torch']}, ", end="")
+        write_json(path, kept)
+    print(here, end=", ")
     print(table({part: found[part] for part in (*wanted, *found) if part in found}))
     for what, value, goal, is_reached in () if size.is_small else goals(found):
         print_goal(what, f"{value:.4g}", goal, is_reached)
@@ -246,8 +233,7 @@ def measure(path: Path, size: Size, device: torch.device, minutes: float) -> boo
     return not missing
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Return exit code 0, or 2 for what cannot be done."""
+def main(arguments: list[str] | None = None) -> None:
     reader = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     reader.add_argument("file", nargs="?", type=Path, default=FILE, help="where results are kept")
     reader.add_argument("--minutes", type=float, default=math.inf, help="after which no further part begins")
@@ -255,14 +241,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = reader.parse_args(arguments)
     if not options.small and not torch.cuda.is_available():
         print("There is no GPU here, so nothing was measured.")
-        return 0
-    try:
-        measure(options.file, SMALL if options.small else WHOLE, default_device(), options.minutes)
-    except UsageError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+        return
+    measure(options.file, SMALL if options.small else WHOLE, default_device(), options.minutes)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

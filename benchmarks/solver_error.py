@@ -18,14 +18,12 @@ import statistics
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from benchmarks import ROOT
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import NoiseProcess
@@ -39,7 +37,6 @@ from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.files import write_json, write_text
 from docs.site.samplers_page import with_tables
 
-ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "docs/samplers/solver_error.json", ROOT / "docs/samplers.md"
 FIGURE = ROOT / "docs/samplers/solver-error.svg"
 
@@ -192,29 +189,17 @@ def figure(results: dict[str, Any]) -> bytes:
             errors = results["errors"]["cosine"][spacing][method]["flow"]
             style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.6}
             axes.plot(results["nfe"], errors, label=method, marker="o", markersize=3, **style)
-        log_panel(axes, spacing, xticks=NFES, ylim=(1e-4, 2))
+        log_axis(axes, "x")
+        log_axis(axes, "y")
+        axes.set(xticks=NFES, ylim=(1e-4, 2))
+        axes.set_title(spacing, loc="left", fontsize=10)
     for axes in panels[1]:
         axes.set_xlabel("NFE")
     for axes in panels[:, 0]:
         axes.set_ylabel("distance to the exact flow")
-    return with_legend(
-        drawn, panels[0, 0], "Distance to the exact flow by NFE for each sampler and spacing", columns=3
-    )
-
-
-def log_panel(axes: Axes, title: str, **options: Any) -> None:
-    """Make both axes logarithmic, and set the title and other options of the axes."""
-    log_axis(axes, "x")
-    log_axis(axes, "y")
-    axes.set(**options)
-    axes.set_title(title, loc="left", fontsize=10)
-
-
-def with_legend(drawn: Figure, axes: Axes, title: str, columns: int) -> bytes:
-    """Return the figure as an SVG file, with the legend of these axes above it."""
-    handles, labels = axes.get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside upper left", ncols=columns, fontsize=9)
-    return svg_file(drawn, title)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    drawn.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=9)
+    return svg_file(drawn, "Distance to the exact flow by NFE for each sampler and spacing")
 
 
 def main() -> None:

@@ -15,6 +15,9 @@
 
 Without --config every entry runs with its seeds. A result that exists is not computed again. Other --seconds
 or --images are tries: their results are in `runs/speedrun/`. `--render` only updates docs/speedrun.md.
+
+`--contest objectives` runs the entries of docs/objectives.md, whose trainings count steps instead of time.
+Several processes can share them by --config.
 """
 
 import argparse
@@ -74,7 +77,7 @@ class Contest(NamedTuple):
         return read_entries(ROOT / f"benchmarks/{self.name}.yaml", self.results)
 
 
-SPEEDRUN = Contest("speedrun", Size())
+CONTESTS = (Contest("speedrun", Size()), Contest("objectives", Size(seconds=None, images=1000)))
 
 
 class Entry(NamedTuple):
@@ -241,18 +244,20 @@ def git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def main(contest: Contest = SPEEDRUN, description: str | None = __doc__) -> None:
-    prog = f"python -m benchmarks.{contest.name}"
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+def main() -> None:
+    contests = {contest.name: contest for contest in CONTESTS}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speedrun", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--contest", choices=contests, default="speedrun")
     parser.add_argument("--config", metavar="NAME", help="an entry; all without it")
     parser.add_argument("--seed", type=int, metavar="N", help="a seed; the entry's own without it")
-    parser.add_argument("--seconds", type=float, default=contest.size.seconds)
-    parser.add_argument("--images", type=int, default=contest.size.images)
+    parser.add_argument("--seconds", type=float, help="of a training; the contest's without it")
+    parser.add_argument("--images", type=int, help="to score; the contest's number without it")
     parser.add_argument("--render", action="store_true", help="update the page and run nothing")
     arguments = parser.parse_args()
+    contest = contests[arguments.contest]
     entries = contest.read()
-    size = Size(arguments.seconds, arguments.images)
+    size = Size(arguments.seconds or contest.size.seconds, arguments.images or contest.size.images)
     folder = contest.results if size == contest.size else ROOT / "runs" / contest.name
     names = [arguments.config] if arguments.config else list(entries)
     if unknown := set(names) - entries.keys():

@@ -31,7 +31,7 @@ def test_results_are_stored_and_not_measured_again(made, tmp_path, capsys):
     file = tmp_path / "kept.json"
     assert not gpu.measure(file, SMALL, CPU, minutes=0.0)
     assert "3 of 3 parts are missing" in capsys.readouterr().out
-    file.write_text(json.dumps({"machine": gpu.machine(SMALL, CPU), "parts": {"a | b | ours": RESULT}}))
+    file.write_text(json.dumps({gpu.machine(SMALL, CPU): {"a | b | ours": RESULT}}))
     assert gpu.measure(file, SMALL, CPU, minutes=1.0)
     assert made == [gpu.RATE, "a | b | c"]
     assert gpu.measure(file, SMALL, CPU, minutes=0.0)
@@ -54,7 +54,7 @@ def test_lack_of_memory_is_a_result_and_other_errors_are_raised(error, monkeypat
 
 @pytest.mark.long
 def test_all_parts_run_at_small_size(tmp_path, capsys):
-    assert gpu.main([str(tmp_path / "kept.json"), "--small"]) == 0
+    gpu.main([str(tmp_path / "kept.json"), "--small"])
     output = capsys.readouterr().out
     assert "are missing" not in output
     assert "does not suffice" not in output
@@ -77,7 +77,7 @@ def test_goals_are_printed_for_measured_parts(tmp_path, capsys, monkeypatch):
     assert list(reached.values()) == [True, False, True, False]
     assert "cifar10 sampling at η = 1, times η = 0" in reached
     file = tmp_path / "kept.json"
-    file.write_text(json.dumps({"machine": gpu.machine(WHOLE, CPU), "parts": found}))
+    file.write_text(json.dumps({gpu.machine(WHOLE, CPU): found}))
     monkeypatch.setattr(gpu, "parts", lambda *_: dict.fromkeys(found))
     assert gpu.measure(file, WHOLE, CPU, minutes=0.0)
     output = capsys.readouterr().out

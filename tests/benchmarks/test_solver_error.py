@@ -1,12 +1,12 @@
-"""The benchmarks of samplers: the page shows their results, and errors fall with the NFE."""
+"""The benchmark of samplers: the page shows its results, and errors fall with the NFE."""
 
 import json
 
 import pytest
 
-from benchmarks import solver_error, trained_samplers
+from benchmarks import solver_error
 from benchmarks.solver_error import Case, measure
-from docs.site.samplers_page import with_tables, with_trained_table
+from docs.site.samplers_page import with_tables
 
 
 def test_page_shows_the_stored_results() -> None:
@@ -17,18 +17,6 @@ def test_page_shows_the_stored_results() -> None:
     for spacings in results["errors"].values():
         assert spacings.keys() == solver_error.SPACINGS.keys()
         assert all(methods.keys() == solver_error.METHODS.keys() for methods in spacings.values())
-
-
-def test_page_shows_the_results_of_the_trained_model() -> None:
-    results = json.loads(trained_samplers.RESULTS.read_text(encoding="utf-8"))
-    page = solver_error.PAGE.read_text(encoding="utf-8")
-    assert with_trained_table(page, results) == page, "run `python -m benchmarks.trained_samplers`"
-    for spacing, methods in results["scores"].items():
-        assert methods.keys() == trained_samplers.CHOSEN.keys()
-        for method, scores in methods.items():
-            settings = [trained_samplers.settings_of(method, spacing, nfe) for nfe in trained_samplers.NFES]
-            limits = zip(settings, trained_samplers.NFES, scores, strict=True)
-            assert all(one.nfe <= limit for one, limit, _ in limits)
 
 
 @pytest.mark.parametrize(("method", "calls"), [("heun, straight", (9, 49)), ("ipndm, order 3", (10, 50))])

@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import quality, speedrun
-from benchmarks.objectives import OBJECTIVES
-from benchmarks.speedrun import SPEEDRUN, Contest, Finished, choose, read_entries, read_results
+from benchmarks.speedrun import CONTESTS, Contest, Finished, choose, read_entries, read_results
 from docs.site.leaderboard_page import with_leaderboard
 
 UNTRAINED = quality.Trained(SimpleNamespace(), 1.0, {}, {}, snapshot_step=1)
 
 
-@pytest.mark.parametrize("contest", [SPEEDRUN, OBJECTIVES], ids=lambda contest: contest.name)
+@pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)
 def test_entries_are_valid(contest: Contest):
     for entry in contest.read().values():
         config = entry.config(seed=1)
@@ -51,7 +50,7 @@ def test_best_is_the_earlier_entry_with_the_lowest_distance(tmp_path):
     assert (best.after, best.params) == ("a", {"train": {"steps": 1, "lr": 1}})
 
 
-@pytest.mark.parametrize("contest", [SPEEDRUN, OBJECTIVES], ids=lambda contest: contest.name)
+@pytest.mark.parametrize("contest", CONTESTS, ids=lambda contest: contest.name)
 def test_page_shows_the_stored_results(contest: Contest):
     page = contest.page.read_text(encoding="utf-8")
     results = read_results(contest.results)
