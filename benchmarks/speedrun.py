@@ -1,17 +1,6 @@
 """The Fashion-MNIST speedrun: `python -m benchmarks.speedrun [--config NAME] [--seed N] [--seconds 240]`.
 
-1. The best Fréchet distance (`effnet-lite0-64`) of 2,000 Fashion-MNIST images, ten classes in equal numbers.
-2. 240 s of training on two CPU cores: wall-clock time, with the building of the network, without data
-   preparation and imports. Nothing pretrained.
-3. The learning rate follows the elapsed share of the time, so that the budget is used whole.
-4. A sample takes 50 NFE. Entries with more are listed apart, with their NFE.
-5. The weights' average and the options of sampling (w, η, sampler) are chosen on one half of the test split,
-   with 1,000 images each. The distance is to the other half, 5,000 images.
-6. A record has three seeds of training and sampling: 0, 1 and 2. Mean and standard deviation are reported.
-7. Entries are options of params.yaml, in `benchmarks/speedrun.yaml`. They use released code of this project.
-8. diffusers' training example and real training images are scored in the same way.
-9. A result is a JSON file in `docs/speedrun/`: all options, date, commit, machine, NFE, what was chosen.
-10. The machine is otherwise idle. A record is compared with runs on the same machine.
+The best Fréchet distance after 240 s of training on two CPU cores. docs/speedrun.md has the rules.
 
 Without --config every entry runs with its seeds. A result that exists is not computed again. Other --seconds
 or --images are tries: their results are in `runs/speedrun/`. `--render` only updates docs/speedrun.md.
