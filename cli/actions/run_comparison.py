@@ -14,24 +14,30 @@ from diffusion.protocol.card import describe_difference
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.seed_comparison import SeedComparison, compare_seeds, excluded_seeds
 from diffusion.report.write import page_with_seeds, read_inputs
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.output_paths import write_output_text
 from flows.prefect_server.local_servers import is_mlflow_healthy, mlflow_page
-from tracking.comparison import compared_runs, score_comparison
-from tracking.comparison.comparison_page import render_comparison
-from tracking.comparison.score_comparison import Comparison, ScoreRow, format_spread
-from tracking.mlflow_pages import LOCAL
+from tracking.comparison.comparison_page import load_pictures, load_real_picture, render_comparison
+from tracking.comparison.score_comparison import (
+    Comparison,
+    ScoredRun,
+    ScoreRow,
+    compare,
+    format_spread,
+    load_scored,
+)
+from tracking.mlflow_pages import LOCAL, comparison_link
 from tracking.runs.scored_runs import other_seeds
 from tracking.store import tracking_uri
 
 
 def compare_runs(options: Compare) -> None:
-    scored = [compared_runs.load_scored(name) for name in options.names]
-    link = compared_runs.mlflow_comparison_link(scored, _page()) if options.open_page else None
-    result = score_comparison.compare(scored, options.metric or [], apart=options.per_seed)
+    scored = [load_scored(name) for name in options.names]
+    link = _mlflow_link(scored) if options.open_page else None
+    result = compare(scored, options.metric or [], apart=options.per_seed)
     if options.html is not None:
-        pictures = [compared_runs.load_pictures(one) for one in scored]
-        real = compared_runs.load_real_picture(scored[0].document)
+        pictures = [load_pictures(one) for one in scored]
+        real = load_real_picture(scored[0].document)
         write_output_text(options.html, render_comparison(result, scored, pictures, real))
     options.answer(result.as_json(), partial(_show_comparison, result))
     if options.html is not None and not options.as_json:
@@ -43,10 +49,13 @@ def compare_runs(options: Compare) -> None:
         raise DiffctlError(f"these scores cannot be compared: {_differences(result) or 'no cell in common'}")
 
 
-def _page() -> str:
-    """Return the address of MLflow's pages."""
+def _mlflow_link(scored: Sequence[ScoredRun]) -> str:
+    """Return the page on which MLflow compares these runs; UsageError if one is a file."""
+    runs = [one.run.info for one in scored if one.run is not None]
+    if len(runs) < len(scored):
+        raise UsageError("--open shows runs of MLflow: give ids or names of runs, no files")
     if page := mlflow_page(tracking_uri()) or (LOCAL if is_mlflow_healthy(LOCAL) else None):
-        return page
+        return comparison_link(page, [run.experiment_id for run in runs], [run.run_id for run in runs])
     raise DiffctlError(f"no MLflow server at {LOCAL} shows these runs: `diffctl ui` starts one")
 
 

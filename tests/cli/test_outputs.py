@@ -27,7 +27,7 @@ COMMANDS = {
 WORK = (
     *(f"{name}.selected_model" for name in ("sampled_images", "image_analysis", "model_formats", "figures")),
     "model_formats.import_openai",
-    "run_comparison.compared_runs.load_scored",
+    "run_comparison.load_scored",
     "run_comparison.read_scores",
 )
 

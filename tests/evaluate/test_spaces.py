@@ -19,8 +19,7 @@ from diffusion.system.checksums import parse_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validate
 from tests.helpers.digits_sweep import make_config, score_sweep, write_sweep
-from tracking.comparison.compared_runs import ScoredRun
-from tracking.comparison.score_comparison import compare
+from tracking.comparison.score_comparison import ScoredRun, compare
 
 FIRST, FURTHER = "effnet-lite0-64", "effnet-lite0-96"
 GRID = {"steps": [5, 50], "eta": [0.0]}

@@ -24,8 +24,7 @@ from tests.conftest import ROOT, params
 from tests.fuzz.parser import Parser, as_json
 from tests.helpers.broken_params import CLASSIFIER, RAW
 from tests.helpers.scores_document import ERRORS, document, with_space
-from tracking.comparison.compared_runs import ScoredRun
-from tracking.comparison.score_comparison import compare
+from tracking.comparison.score_comparison import ScoredRun, compare
 
 
 @cache

@@ -10,15 +10,16 @@ from diffusion.images.store import write_store
 from diffusion.protocol.scores_document import write_scores_document
 from tests.helpers.browser import NEEDS_CHROMIUM, PHONE, WIDE
 from tests.helpers.scores_document import certain, document, of_seed
-from tracking.comparison.compared_runs import ScoredRun, load_pictures, load_real_picture, load_scored
 from tracking.comparison.comparison_page import (
     describe_finding,
     differing_params,
     gate_verdicts,
+    load_pictures,
+    load_real_picture,
     picture_sheets,
     render_comparison,
 )
-from tracking.comparison.score_comparison import compare
+from tracking.comparison.score_comparison import ScoredRun, compare, load_scored
 
 BETTER = {(5, 0.0): 0.1, (5, 1.0): 0.5, (10, 0.0): 0.1, (10, 1.0): 0.6}
 

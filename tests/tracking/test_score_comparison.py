@@ -13,9 +13,8 @@ from diffusion.protocol.scores_document import ImageScores as CellOf
 from diffusion.protocol.scores_document import ScoresDocument, write_scores_document
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.scores_document import certain, chance, document, of_seed, with_errors, with_space
-from tracking.comparison.compared_runs import ScoredRun
 from tracking.comparison.comparison_page import render_comparison
-from tracking.comparison.score_comparison import compare
+from tracking.comparison.score_comparison import ScoredRun, compare
 
 FEW = {(10, 0.0): 0.2}
 CELL = "steps10-eta0"

@@ -10,21 +10,57 @@ from markupsafe import Markup, escape
 
 from diffusion.choice.confidence import card_diff, describe_comparison
 from diffusion.choice.ranking import decide
-from diffusion.images.pictures import png_bytes
-from diffusion.images.store import Images
+from diffusion.images.pictures import MONTAGE, montage, png_bytes
+from diffusion.images.store import Images, open_store
+from diffusion.images.store_meta import CellMeta, PreparedMeta
+from diffusion.layout import PREPARED, SAMPLES
+from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import cell_order, describe_cell, describe_line
-from diffusion.protocol.scores_document import CellScores
+from diffusion.protocol.scores_document import CellScores, ScoresDocument
 from diffusion.report.figure_base import as_svg
 from diffusion.report.figures import CurvePoint, score_curve
-from diffusion.report.sample_pictures import data_uri
+from diffusion.report.sample_pictures import data_uri, real_images
 from diffusion.report.theme import render
 from diffusion.system.renamed import translate_names
-from tracking.comparison.compared_runs import ScoredRun
-from tracking.comparison.score_comparison import Comparison, Group, ScoreRow, format_spread
+from tracking.comparison.score_comparison import Comparison, Group, ScoredRun, ScoreRow, format_spread
+from tracking.runs.scored_runs import fetch_samples
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
 NOISE_FIELDS = {"seed", "classes", "data", "sampling_version"}  # what decides the noise of image i
+
+
+def load_pictures(one: ScoredRun) -> Mapping[str, Images]:
+    """Return the first images of each cell as one picture (H, W, C), by cell; cells without are left out.
+
+    Those of a file are in `samples/` next to it, or in the folder above. DiffctlError if they are damaged.
+    """
+    if one.run is not None:
+        return fetch_samples(one.run, one.document)
+    found: dict[str, Images] = {}
+    for parent in one.path.resolve().parents[:2] if one.path else ():
+        for name, cell in one.document.cells.items():
+            folder = parent / SAMPLES / name
+            if name not in found and folder.is_dir():
+                store = open_store(folder, CellMeta)
+                sampled = dict(store.meta["card"])
+                if not differing_fields([{field: cell.card.get(field) for field in sampled}, sampled]):
+                    found[name] = montage(store.images)
+    return found
+
+
+def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> Images | None:
+    """Return held-out real images, of all classes in turn, as one picture; None for other data."""
+    reference = document.reference
+    folder = prepared / str(reference.heldout_split)
+    if not folder.is_dir():
+        return None
+    store = open_store(folder, PreparedMeta)
+    if store.digest != reference.heldout_digest:
+        return None
+    classes = len(store.meta["classes"])
+    labels = [index % classes for index in range(MONTAGE)] if classes else None
+    return montage(real_images(store, labels, MONTAGE))
 
 
 def render_comparison(

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from diffusion.choice.confidence import (
     Gap,
@@ -20,12 +21,15 @@ from diffusion.choice.selection import scores_in_space
 from diffusion.protocol.card import COUNT_FIELDS, STATISTICS_FIELDS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import cell_order
-from diffusion.protocol.scores_document import CellScores, ScoresDocument
+from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import UsageError
-from tracking.comparison.compared_runs import ScoredRun
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_scores
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 Fields = dict[str, list[Any]]
-Group = Sequence[ScoredRun]  # trainings that differ in their seed alone
 
 MAX_TWO_DIGITS = 99.5  # two digits of a larger number would have an exponent
 
@@ -33,6 +37,28 @@ MAX_TWO_DIGITS = 99.5  # two digits of a larger number would have an exponent
 def format_spread(deviation: float) -> str:
     """Return a standard deviation with two digits, or without decimals if it is larger."""
     return f"{deviation:.2g}" if deviation < MAX_TWO_DIGITS else f"{deviation:.0f}"
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """A scores document with its label in the comparison, and its run or its file."""
+
+    label: str
+    document: ScoresDocument
+    run: "Run | None" = None
+    path: Path | None = None
+
+
+Group = Sequence[ScoredRun]  # trainings that differ in their seed alone
+
+
+def load_scored(name: str) -> ScoredRun:
+    """Return the scores of a scores.json file, or of a training's run (see `find_run`)."""
+    path = Path(name)
+    if path.suffix == ".json" or path.is_file():
+        return ScoredRun(name, read_scores(path), path=path)
+    run = find_run(name)
+    return ScoredRun(f"{run.info.run_name} ({run.info.run_id[:8]})", fetch_scores(run), run)
 
 
 @dataclass(frozen=True)
