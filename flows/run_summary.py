@@ -18,8 +18,8 @@ from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER, model_name
 from tracking.mlflow_pages import cells_table, markdown_table, run_link, version_link
 from tracking.registry.registered_models import find_registered
-from tracking.runs.run_lookup import read_identity
-from tracking.runs.scored_runs import data_name, find_training_run
+from tracking.runs.run_lookup import find_run, read_identity
+from tracking.runs.scored_runs import data_name
 from tracking.store import tracking_uri
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def evaluation_markdown(values: JsonObject) -> str:
 
 def links_of_pipeline() -> Iterator[str]:
     """Yield links to the run, the registered version and the report."""
-    run = find_training_run(read_identity(RUN))
+    run = find_run(read_identity(RUN).key)
     yield from links_of_model(run, read_scores(SCORES))
     if page := mlflow_page(tracking_uri()):
         report = f"{REPORT_FOLDER}/index.html"

@@ -9,8 +9,8 @@ from cli.commands.registry import Reap, Runs, Sync
 from cli.shared.console import print_table
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.flow_runs import reap_pending_runs
-from tracking.runs.run_overview import RunRow, list_runs
-from tracking.runs.run_overview import reap as reap_runs
+from tracking.runs.run_lookup import RunRow, list_runs
+from tracking.runs.run_lookup import reap as reap_runs
 from tracking.spool.sender import deliver_all
 
 SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s

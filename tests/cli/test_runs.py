@@ -21,8 +21,7 @@ from tests.helpers.mlflow_server import empty_database, free_port
 from tests.helpers.spools import write_training
 from tracking import keys
 from tracking.experiments import ensure_experiment
-from tracking.runs.run_lookup import find_run
-from tracking.runs.run_overview import list_runs, reap
+from tracking.runs.run_lookup import find_run, list_runs, reap
 from tracking.spool.sender import deliver_all
 from tracking.spool.spool_events import read_events
 from tracking.spool.spool_status import read_status

@@ -1,6 +1,8 @@
-"""The name of a training's run, and finding runs by a model's identity or by a name that a user gives."""
+"""Runs of trainings: found by identity or name, listed together with those in runs/train/, and named."""
 
 import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +11,21 @@ from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
-from tracking.connectivity import MlflowError
+from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
 from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags, search_runs
-from tracking.keys import FINGERPRINT, KEY, experiment_name
+from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import experiment_link
-from tracking.spool.delivery import deliver
+from tracking.spool.delivery import deliver, mark_killed
 from tracking.spool.sender import LOCK
-from tracking.spool.spool_status import read_status
-from tracking.store import mlflow_client
+from tracking.spool.spool_status import (
+    STATES,
+    DeliveryState,
+    State,
+    TrainingStatus,
+    list_trainings,
+    read_status,
+)
+from tracking.store import mlflow_client, store_exists, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -73,12 +82,14 @@ def newest_experiment_link(address: str, uri: str) -> str:
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":
-    """Return the run with this id, beginning of an id, name or fingerprint; UsageError unless one matches."""
+    """Return the run with this id, beginning of an id, name, fingerprint or key; UsageError if not one."""
     with mlflow_client(uri) as client:
         runs = training_runs(client)
-    exact = [
-        run for run in runs if name in (run.info.run_id, run.info.run_name, run.data.tags.get(FINGERPRINT))
-    ]
+    exact = []
+    for run in runs:
+        tags = run.data.tags
+        if name in (run.info.run_id, run.info.run_name, tags.get(FINGERPRINT), tags[KEY]):
+            exact.append(run)
     found = exact or [run for run in runs if name and run.info.run_id.startswith(name)]
     if not found:
         raise UsageError(f"there is no run {name!r} in MLflow: `diffctl runs` lists them")
@@ -86,6 +97,109 @@ def find_run(name: str, uri: str | None = None) -> "Run":
         ids = ", ".join(run.info.run_id[:8] for run in found)
         raise UsageError(f"{name!r} matches several runs: give one of the ids {ids}")
     return found[0]
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A training: local (`folder`), in MLflow (`run_id`), or both. Times are milliseconds since 1970.
+
+    `heartbeat` is its last sign of life, None if it is not local.
+    """
+
+    name: str
+    state: State
+    step: int | None
+    steps: int | None
+    started: int
+    updated: int | None
+    heartbeat: int | None = None
+    best: str | None = None
+    run_id: str | None = None
+    fingerprint: str | None = None
+    folder: str | None = None
+    undelivered: bool = False
+
+
+def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[RunRow], MlflowError | None]:
+    """Return all trainings, or the `newest` ones, the newest first; with the error if MLflow failed.
+
+    A local training has the same start time in MLflow, so the newest rows need the newest runs alone.
+    """
+    uri, problem = tracking_uri(), None
+    runs: dict[str, Run] = {}
+    if store_exists(uri):
+        try:
+            with mlflow_client(uri) as client:
+                runs = {run.data.tags[KEY]: run for run in training_runs(client, newest)}
+        except MlflowError as error:
+            problem = error
+    rows = [_local_row(training, runs.pop(training.key, None), uri) for training in list_trainings(root)]
+    rows += [_remote_row(run) for run in runs.values()]
+    return sorted(rows, key=lambda row: row.started, reverse=True)[:newest], problem
+
+
+def _local_row(one: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
+    progress = one.step, one.steps, one.started, one.updated, one.heartbeat
+    best, run_id = (run.data.tags.get(BEST), run.info.run_id) if run else (None, None)
+    undelivered = not DeliveryState.load(one.folder, uri).complete
+    return RunRow(one.name, one.state, *progress, best, run_id, one.folder.name, str(one.folder), undelivered)
+
+
+def _remote_row(run: "Run") -> RunRow:
+    """Return the row of a training of another machine, or without its folder."""
+    info, tags, steps = run.info, run.data.tags, run.data.params.get("train.steps")
+    progress = None, int(steps) if steps else None, info.start_time, info.end_time, None
+    found = tags.get(BEST), info.run_id, tags.get(FINGERPRINT)
+    return RunRow(info.run_name, STATES.get(info.status, "running"), *progress, *found)
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """A dead training with its run KILLED now, or the `problem` that prevented it."""
+
+    name: str
+    problem: str | None = None
+
+
+def reap(names: Sequence[str] = ()) -> list[KilledRun]:
+    """Deliver the spools of dead trainings and set their runs to KILLED.
+
+    Without names, do so for every local training without a process. With names (see `find_run`), for those
+    runs too, wherever they were trained; UsageError for one that is running here or has ended.
+    """
+    uri, trainings = tracking_uri(), list_trainings()
+    if names:
+        return [_reap_named(name, trainings, uri) for name in names]
+    dead = [training for training in trainings if training.state == "dead"]
+    if dead:
+        check_reachable(uri)  # once, not for every training
+    return [killed for training in dead if (killed := _reap_dead(training, uri))]
+
+
+def _reap_dead(training: TrainingStatus, uri: str) -> KilledRun | None:
+    """Return None if it was KILLED already."""
+    try:
+        with file_lock(training.folder / LOCK, timeout=0):
+            deliver(training.folder, uri)
+            return KilledRun(training.name) if mark_killed(training.folder, uri) else None
+    except MlflowDenied:
+        raise
+    except DiffctlError as error:
+        return KilledRun(training.name, str(error))
+
+
+def _reap_named(name: str, trainings: list[TrainingStatus], uri: str) -> KilledRun:
+    run = find_run(name, uri)
+    if run.info.status != "RUNNING":
+        raise UsageError(f"run {run.info.run_name} is not running: its status in MLflow is {run.info.status}")
+    local = next((training for training in trainings if training.key == run.data.tags[KEY]), None)
+    if local and local.state == "running":
+        raise UsageError(f"run {run.info.run_name} is running here ({local.folder}): stop it first")
+    if local and local.state == "dead":
+        return _reap_dead(local, uri) or KilledRun(run.info.run_name)
+    with mlflow_client(uri) as client:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return KilledRun(run.info.run_name)
 
 
 def training_name(config: "Config", profiles: Path = PROFILES) -> str:

@@ -21,9 +21,7 @@ from diffusion.protocol.scores_document import CellScores, ScoresDocument, docum
 from diffusion.system.errors import UsageError
 from diffusion.system.renamed import translate_names
 from diffusion.system.section import fingerprint
-from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking import keys, mlflow_pages
-from tracking.connectivity import redact_uri
 from tracking.experiments import log_folder, search_runs
 from tracking.registry.model_versions import (
     cached_model,
@@ -31,9 +29,9 @@ from tracking.registry.model_versions import (
     fetch_version_networks,
     is_diffctl_version,
 )
-from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity, training_runs
+from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity
 from tracking.spool.spool_writer import flatten
-from tracking.store import mlflow_client, store_exists, tracking_uri
+from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -233,15 +231,6 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
                 with suppress(UsageError):  # its scores were deleted
                     found.append(fetch_scores(run))
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
-
-
-def find_training_run(identity: TrainingIdentity) -> "Run":
-    """Return the run of a training; UsageError if MLflow has none with its key."""
-    with mlflow_client() as client:
-        found = [run for run in training_runs(client) if run.data.tags.get(keys.KEY) == identity.key]
-    if not found:
-        raise UsageError(f"MLflow at {redact_uri(tracking_uri())} has no run of the training {identity.key}")
-    return found[0]
 
 
 def fetch_model(name: str) -> Path:
