@@ -41,7 +41,7 @@ from diffusion.train import trainer
 from diffusion.train.checkpoint.run_record import HEARTBEAT
 from diffusion.train.pretrained import store_pretrained
 from diffusion.train.train_step import new_state
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 
 STAGE = (sys.executable, "-m", "cli.entry", "stage")
 ROUNDS = 3  # of trainings with each state of the server, in turn, and with each kind of first step

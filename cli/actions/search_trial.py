@@ -39,8 +39,8 @@ from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.runs.run_lookup import training_name
+from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
-from tracking.spool.spool_writer import Spool
 
 MODULE = ("-m", "cli.entry", "search-trial")  # arguments of Python, before the folder
 LOCK = "lock"  # in a trial's folder

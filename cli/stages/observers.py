@@ -34,7 +34,7 @@ from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_step import TrainState
 from diffusion.train.validation_loss import ValidationLoss
 from tracking.keys import GIT_COMMIT, GIT_DIRTY, MODEL_FOLDER, git_tags
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 from tracking.system_metrics import SystemMetrics
 
 BEAT_SECONDS = 10.0

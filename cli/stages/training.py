@@ -29,8 +29,8 @@ from diffusion.train.validation_loss import ValidationLoss
 from tracking import keys
 from tracking.mlflow_pages import note_tags, training_note
 from tracking.runs.run_lookup import training_name
+from tracking.spool.event_log import Spool, flatten
 from tracking.spool.sender import close_sender, start_sender
-from tracking.spool.spool_writer import Spool, flatten
 
 # Seconds that an unavailable MLflow may delay the end of a training; `diffctl sync` does the rest.
 SENDER_SECONDS = {"FINISHED": 20.0, "FAILED": 10.0, "KILLED": 3.0}

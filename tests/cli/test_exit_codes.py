@@ -11,7 +11,7 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.system.errors import REFUSED, TEMPORARY
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import free_port
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 
 
 class Row(NamedTuple):

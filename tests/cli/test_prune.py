@@ -46,7 +46,7 @@ from tracking import keys
 from tracking.experiments import ensure_experiment
 from tracking.runs.leftovers import find_leftovers
 from tracking.spool.delivery import deliver
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 from tracking.store import connect, tracking_uri
 
 SECTION = SearchConfig(fields={"train.seed": (0, 1)}, method="grid")

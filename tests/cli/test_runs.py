@@ -22,10 +22,9 @@ from tests.helpers.spools import write_training
 from tracking import keys
 from tracking.experiments import ensure_experiment
 from tracking.runs.run_lookup import find_run, list_runs, reap
+from tracking.spool.event_log import Spool, read_events
 from tracking.spool.sender import deliver_all
-from tracking.spool.spool_events import read_events
 from tracking.spool.spool_status import read_status
-from tracking.spool.spool_writer import Spool
 from tracking.store import connect
 
 HOUR = 3_600_000  # milliseconds

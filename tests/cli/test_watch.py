@@ -24,7 +24,7 @@ from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
 

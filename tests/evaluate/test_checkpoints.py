@@ -25,7 +25,7 @@ from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
 from tests.helpers.trainings import plan_of
 from tracking.experiments import ensure_experiment
 from tracking.spool.delivery import deliver
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 from tracking.store import connect
 
 CARD = {"num_images": 20}

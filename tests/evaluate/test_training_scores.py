@@ -10,7 +10,7 @@ from tests.conftest import diffctl, write_params
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import model_bytes, signal_at, train_to_the_end
-from tracking.spool.spool_events import read_events
+from tracking.spool.event_log import read_events
 from tracking.store import connect
 
 pytestmark = pytest.mark.slow

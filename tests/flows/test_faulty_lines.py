@@ -17,8 +17,8 @@ from tests.helpers.small import commit
 from tests.helpers.spools import logged, run_of, stored, the_run
 from tests.helpers.waiting import wait_until
 from tracking.registry.registered_models import champion_version
+from tracking.spool.event_log import EVENTS
 from tracking.spool.sender import LOG
-from tracking.spool.spool_events import EVENTS
 from tracking.spool.spool_status import DeliveryState
 
 pytestmark = pytest.mark.long

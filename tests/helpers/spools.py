@@ -11,8 +11,7 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.files import write_json, write_text
 from tracking import keys
 from tracking.experiments import ensure_experiment, find_by_tags
-from tracking.spool.spool_events import read_events
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool, read_events
 from tracking.store import connect
 
 EXPERIMENT = "diffctl-digits"

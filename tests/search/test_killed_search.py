@@ -19,7 +19,7 @@ from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tests.search.conftest import LONG, SEARCH, SWEEP, trials
-from tracking.spool.spool_events import read_events
+from tracking.spool.event_log import read_events
 from tracking.spool.spool_status import list_trainings
 
 ENDLESS = {**LONG, "steps": 100_000}

@@ -18,9 +18,8 @@ from tracking import keys
 from tracking.connectivity import MlflowError
 from tracking.spool import sender
 from tracking.spool.delivery import REJECTED, UPLOAD_TRIES, RunDeleted, deliver, mark_killed
-from tracking.spool.spool_events import EVENTS, read_events
+from tracking.spool.event_log import EVENTS, OUTBOX, read_events
 from tracking.spool.spool_status import DeliveryState
-from tracking.spool.spool_writer import OUTBOX
 from tracking.store import ARTIFACTS, connect, database_file
 
 

@@ -7,8 +7,8 @@ from tracking.experiments import SEARCH_LOCK, find_by_tags, log_search
 from tracking.keys import PARENT, SEARCH, SEARCH_KEY, SEARCH_ROOT
 from tracking.runs.run_lookup import training_runs
 from tracking.spool.delivery import deliver
+from tracking.spool.event_log import Spool
 from tracking.spool.spool_status import SENT
-from tracking.spool.spool_writer import Spool
 from tracking.store import connect
 
 KEY = "k" * 32

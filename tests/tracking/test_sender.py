@@ -81,7 +81,7 @@ import sys, time
 from pathlib import Path
 from diffusion.system.locks import file_lock
 from tracking.spool import sender
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import Spool
 folder = Path(sys.argv[1])
 with file_lock(folder / "lock"):
     spool = Spool(folder, key="key", name="digits-abcd", experiment="diffctl-digits")

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 from cli.stages.observers import TrackedTraining
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from tests.helpers.damaged_bytes import damages
-from tracking.spool.spool_events import EVENTS, read_events, read_lines
-from tracking.spool.spool_writer import Spool
+from tracking.spool.event_log import EVENTS, Spool, read_events, read_lines
 
 
 def open_spool(folder: Path) -> Spool:
@@ -146,7 +145,7 @@ def test_non_finite_values_survive(tmp_path):
 
 
 def test_spool_imports_neither_mlflow_nor_torch():
-    code = "import sys, tracking.spool.spool_writer; print(*({'mlflow', 'torch'} & set(sys.modules)))"
+    code = "import sys, tracking.spool.event_log; print(*({'mlflow', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"\n"
 
 

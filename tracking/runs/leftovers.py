@@ -26,7 +26,7 @@ from diffusion.train.plan import TrainPlan
 from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY, model_name
 from tracking.registry.registered_models import find_champion
 from tracking.runs.run_lookup import find_run
-from tracking.spool.spool_events import EVENTS, read_events
+from tracking.spool.event_log import EVENTS, read_events
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import mlflow_client, store_exists, tracking_uri
 

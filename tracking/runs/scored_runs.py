@@ -30,7 +30,7 @@ from tracking.registry.model_versions import (
     is_diffctl_version,
 )
 from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity
-from tracking.spool.spool_writer import flatten
+from tracking.spool.event_log import flatten
 from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:

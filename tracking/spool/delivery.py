@@ -16,7 +16,7 @@ from diffusion.system.files import sha256_file
 from tracking import experiments
 from tracking.connectivity import MlflowError
 from tracking.keys import FILE_SHA256, MODEL_FOLDER, SEARCH_KEY
-from tracking.spool.spool_events import EVENTS, Event, read_events, read_lines
+from tracking.spool.event_log import EVENTS, Event, read_events, read_lines
 from tracking.spool.spool_status import DeliveryState, read_status
 from tracking.store import find, mlflow_client
 

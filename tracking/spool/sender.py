@@ -19,7 +19,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
 from tracking.spool.delivery import RunDeleted, deliver, mark_killed
-from tracking.spool.spool_events import EVENTS
+from tracking.spool.event_log import EVENTS
 from tracking.spool.spool_status import DeliveryState, spool_folders
 from tracking.store import tracking_uri
 

@@ -14,7 +14,7 @@ from diffusion.system.files import write_json
 from diffusion.system.locks import is_held
 from diffusion.train.checkpoint.run_record import read_heartbeat
 from tracking.connectivity import redact_uri
-from tracking.spool.spool_events import EVENTS, read_events, read_lines
+from tracking.spool.event_log import EVENTS, read_events, read_lines
 from tracking.store import database_file
 
 SENT = "sent.json"
