@@ -3,21 +3,14 @@
 import errno
 import os
 import re
-from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line, is_disk_full
 
 TIMEOUT_SECONDS = 5.0  # per IP address; a host name may have two, and the first may not answer
 
-UNAVAILABLE = {
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-}
-DENIED = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
-
+UNAVAILABLE = {429, 502, 503, 504}  # status codes of an overloaded server, and of a proxy without one
+DENIED = {401, 403}
 # Database drivers have no error code for a wrong user, password or database name, only a text.
 DENIED_TEXT = re.compile(
     "authentication failed|no password supplied|does not exist|permission denied|no pg_hba.conf entry"
@@ -131,8 +124,7 @@ def translate_error(uri: str, error: Exception) -> MlflowError:
         if isinstance(cause, requests.RequestException):
             status = getattr(cause.response, "status_code", None)
             if status is None:
-                retried = isinstance(cause, requests.exceptions.RetryError)
-                return unavailable(uri, "errors alone" if retried else "the connection broke")
+                return unavailable(uri, "no valid answer")
         elif isinstance(cause, sqlalchemy.exc.OperationalError) and (not is_sqlite or "locked" in message):
             return MlflowUnavailable(f"MLflow at {redact_uri(uri)}: {message}")
         cause = cause.__cause__ or cause.__context__

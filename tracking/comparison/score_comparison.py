@@ -31,12 +31,10 @@ if TYPE_CHECKING:
 
 Fields = dict[str, list[Any]]
 
-MAX_TWO_DIGITS = 99.5  # two digits of a larger number would have an exponent
-
 
 def format_spread(deviation: float) -> str:
     """Return a standard deviation with two digits, or without decimals if it is larger."""
-    return f"{deviation:.2g}" if deviation < MAX_TWO_DIGITS else f"{deviation:.0f}"
+    return f"{deviation:.2g}" if deviation < 99.5 else f"{deviation:.0f}"  # `.2g` gives it an exponent
 
 
 @dataclass(frozen=True)

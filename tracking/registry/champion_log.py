@@ -159,16 +159,11 @@ def judged_score(cells: Cells) -> Score:
     return Score(cell=cell, metric=metric, value=value)
 
 
-def find_model(client: "MlflowClient", name: str) -> "RegisteredModel | None":
-    """Return the registered model of this name, or None."""
-    return find(client.get_registered_model, name)
-
-
 def ensure_model(client: "MlflowClient", name: str) -> None:
     """Create the registered model if it is missing, with its history run."""
     from mlflow.exceptions import MlflowException
 
-    if find_model(client, name) is not None:
+    if find(client.get_registered_model, name) is not None:
         return
     run_id = _create_history_run(client, name)
     try:
@@ -185,7 +180,7 @@ def _create_history_run(client: "MlflowClient", name: str) -> str:
 
 def read_history(client: "MlflowClient", name: str) -> History:
     """Read the log, empty for an unknown model; a move that cannot be read is left out with a warning."""
-    model = find_model(client, name)
+    model = find(client.get_registered_model, name)
     if model is None:
         return History(name)
     aliases = {alias: int(version) for alias, version in model.aliases.items()}

@@ -141,12 +141,7 @@ def _archive(scratch: Path) -> Path:
     return path
 
 
-def is_diffctl_version(registered: "ModelVersion") -> bool:
-    """Return whether diffctl registered this version in a format that it reads."""
-    return not _unreadable(registered)
-
-
-def _unreadable(registered: "ModelVersion") -> str:
+def unreadable_reason(registered: "ModelVersion") -> str:
     """Return why weights and scores of a version cannot be read; empty if they can."""
     tags = registered.tags
     if not {keys.MODEL_SHA256, keys.CARD} <= tags.keys():
@@ -162,7 +157,6 @@ def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -
     """Return the cached files of a version's networks; DiffctlError if it is not diffctl's or was changed."""
     from diffusion.sample.network_files import NetworkFiles  # torch
 
-    _refuse_unreadable(registered)
     run_id, artifacts, tags = str(registered.run_id), _artifacts_of(registered), registered.tags
     model = cached_model(tags[keys.FILE_SHA256], partial(download_weights, client, run_id, artifacts))
     guides = {
@@ -175,14 +169,8 @@ def fetch_version_networks(client: "MlflowClient", registered: "ModelVersion") -
 
 def fetch_version_scores(client: "MlflowClient", registered: "ModelVersion") -> ScoresDocument:
     """Return the scores that a version was registered with; DiffctlError if diffctl did not register it."""
-    _refuse_unreadable(registered)
     with tempfile.TemporaryDirectory() as scratch:
         return read_scores(_download(client, registered, SCORES.name, Path(scratch)))
-
-
-def _refuse_unreadable(registered: "ModelVersion") -> None:
-    if why := _unreadable(registered):
-        raise DiffctlError(f"{registered.name} version {registered.version} {why}")
 
 
 def _download(client: "MlflowClient", registered: "ModelVersion", file: str, folder: Path) -> Path:
@@ -191,9 +179,11 @@ def _download(client: "MlflowClient", registered: "ModelVersion", file: str, fol
 
 
 def _artifacts_of(registered: "ModelVersion") -> str:
-    """Return the artifact folder of a version's files."""
-    where = f"{registered.name} version {registered.version}, tag {keys.CARD}"
-    card = check_digest(registered.tags[keys.CARD], CARD_DIGITS, where)
+    """Return the artifact folder of a version's files; DiffctlError if diffctl did not register it."""
+    which = f"{registered.name} version {registered.version}"
+    if why := unreadable_reason(registered):
+        raise DiffctlError(f"{which} {why}")
+    card = check_digest(registered.tags[keys.CARD], CARD_DIGITS, f"{which}, tag {keys.CARD}")
     return f"{keys.REGISTERED_FOLDER}/{card}/artifacts"
 
 

@@ -18,18 +18,18 @@ from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.section import Section, validate
 from tracking.keys import MODEL_SHA256, model_name
-from tracking.registry.champion_log import History, find_model, read_history, repair
+from tracking.registry.champion_log import History, read_history, repair
 from tracking.registry.model_versions import (
     create_version,
     fetch_version_networks,
     fetch_version_scores,
     find_version,
     get_version,
-    is_diffctl_version,
+    unreadable_reason,
 )
 from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, apply_gate
 from tracking.runs.scored_runs import data_name, log_scores
-from tracking.store import mlflow_client, store_exists
+from tracking.store import find, mlflow_client, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -126,7 +126,7 @@ def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
     """Return the champion if only its code or number of real images makes it incomparable; else None."""
     with mlflow_client() as client:
         champion = find_champion(client, model_name(data_name(document)))
-        if champion is None or not is_diffctl_version(champion):
+        if champion is None or unreadable_reason(champion):
             return None
         cells = fetch_version_scores(client, champion).cells
         if cell := outdated_best_cell(document.cells, cells):
@@ -148,7 +148,7 @@ def read_champion_history(name: str) -> History:
     """Read the champion log and repair aliases of a killed move; UsageError for an unknown model."""
     if store_exists():
         with mlflow_client() as client:
-            if find_model(client, name) is not None:
+            if find(client.get_registered_model, name) is not None:
                 return repair(client, name)
     raise UsageError(f"there is no registered model {name}: `diffctl run` registers one")
 
@@ -228,5 +228,5 @@ def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
 def _search_versions(client: "MlflowClient", name: str, sha256: str = "") -> "list[ModelVersion]":
     """Return the versions that diffctl registered, all or those of some weights, the newest first."""
     query = f"name = '{name}'" + (f" AND tags.`{MODEL_SHA256}` = '{sha256}'" if sha256 else "")
-    found = filter(is_diffctl_version, client.search_model_versions(query))
+    found = [one for one in client.search_model_versions(query) if not unreadable_reason(one)]
     return sorted(found, key=lambda one: int(one.version), reverse=True)

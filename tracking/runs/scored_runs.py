@@ -27,7 +27,7 @@ from tracking.registry.model_versions import (
     cached_model,
     download_weights,
     fetch_version_networks,
-    is_diffctl_version,
+    unreadable_reason,
 )
 from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity
 from tracking.spool.event_log import flatten
@@ -251,5 +251,6 @@ def fetch_model(name: str) -> Path:
 def _registered_profile(client: "MlflowClient", run: "Run") -> "ModelVersion | None":
     """Return the run's newest version if it is an EMA profile; None if it is the run's own model."""
     versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
-    ours = sorted(filter(is_diffctl_version, versions), key=lambda version: int(version.version))
-    return ours[-1] if ours and keys.EMA_SIGMA_REL in translate_names("tags", ours[-1].tags) else None
+    ours = (version for version in versions if not unreadable_reason(version))
+    newest = max(ours, key=lambda version: int(version.version), default=None)
+    return newest if newest and keys.EMA_SIGMA_REL in translate_names("tags", newest.tags) else None

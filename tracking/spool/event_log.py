@@ -1,8 +1,8 @@
 """The spool: a training logs to a local file first, so that no server can stop it.
 
-Each line of `events.jsonl` is a JSON object with the original step and time (milliseconds since 1970). It ends
-in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged. The file is append-only, and
-its times never decrease. Nothing here imports mlflow or waits for a network.
+Each line of `events.jsonl` is a JSON object with the original step and time (milliseconds since 1970). It
+ends in `"crc"`, a CRC-32 of everything before it; a line with another one is damaged. Lines are appended;
+their times never decrease. Nothing here imports mlflow or waits for a network.
 """
 
 import json
@@ -69,11 +69,6 @@ _KINDS: dict[str, type[_Event]] = {
 }
 
 
-# Kinds of events with named values, each with the document of the names, which may have changed since.
-_NAMED: dict[str, DocumentKind] = {"params": "params", "tags": "tags"}
-_NAMED |= {"metrics": "metrics", "checkpoint": "metrics"}
-
-
 def encode_event(event: Event) -> bytes:
     """Return the event's line with its checksum."""
     content = json.dumps(event, separators=(",", ":"), allow_nan=False).encode()[:-1]
@@ -90,8 +85,9 @@ def decode_event(line: bytes) -> Event | None:
         event = _KINDS[values["kind"]].model_validate(values).model_dump()
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    if kind := _NAMED.get(event["kind"]):
-        event["values"] = translate_names(kind, event["values"])
+    if "values" in event:  # of names that may have changed since
+        document: DocumentKind = "metrics" if event["kind"] == "checkpoint" else event["kind"]
+        event["values"] = translate_names(document, event["values"])
     return event
 
 
