@@ -55,7 +55,8 @@ def test_sender_ends_after_its_time_limit(folder, monkeypatch):
     monkeypatch.setattr(sender, "CLOSING_SECONDS", 0.05)
     monkeypatch.setattr(sender, "EXIT_SECONDS", 0.01)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert not sender.run(folder, dead, read_end, linger=0.1)
+    monkeypatch.setattr(sender, "LINGER_SECONDS", 0.1)
+    assert not sender.run(folder, dead, read_end)
     os.close(read_end)
 
 

@@ -40,7 +40,6 @@ WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
 READABLE_FORMATS = ("2", "3")
 CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
-SHA256_DIGITS, CARD_DIGITS = 64, 16
 # Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow", "filelock")
 
@@ -183,7 +182,7 @@ def _artifacts_of(registered: "ModelVersion") -> str:
     which = f"{registered.name} version {registered.version}"
     if why := unreadable_reason(registered):
         raise DiffctlError(f"{which} {why}")
-    card = check_digest(registered.tags[keys.CARD], CARD_DIGITS, f"{which}, tag {keys.CARD}")
+    card = check_digest(registered.tags[keys.CARD], 16, f"{which}, tag {keys.CARD}")
     return f"{keys.REGISTERED_FOLDER}/{card}/artifacts"
 
 
@@ -203,7 +202,7 @@ def check_digest(value: str, digits: int, where: str) -> str:
 
 def cached_model(sha256: str, download: Callable[[Path], Path]) -> Path:
     """Return the cached file with this SHA-256, `download`ed if missing; DiffctlError if it differs."""
-    target = MODEL_RUNS / check_digest(sha256, SHA256_DIGITS, f"MLflow's tag {keys.FILE_SHA256}") / WEIGHTS
+    target = MODEL_RUNS / check_digest(sha256, 64, f"MLflow's tag {keys.FILE_SHA256}") / WEIGHTS
     if target.exists() and sha256_file(target) == sha256:
         return target
     MODEL_RUNS.mkdir(parents=True, exist_ok=True)

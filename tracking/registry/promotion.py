@@ -19,7 +19,6 @@ from tracking.registry.champion_log import (
     RESCORED,
     ConcurrentMove,
     History,
-    Move,
     Score,
     judged_score,
     make_move,
@@ -131,7 +130,12 @@ def _judge(
     if override.force:
         return Verdict(True, f"forced to replace version {holder}"), against
     if number in history.pinned:
-        return Verdict(False, pin_reason(history.pinned[number], number)), against
+        pin = history.pinned[number]
+        day = datetime.fromtimestamp(pin.at / 1000, UTC).date()
+        note = f" ({pin.note})" if pin.note else ""
+        back = f"{pin.who} rolled it back to version {pin.after} on {day}{note}"
+        text = f"{back}: `diffctl promote {number} --force --reason TEXT` promotes it"
+        return Verdict(False, text), against
     if scores is None:
         return Verdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None
     verdict = decide(document.cells, scores.cells, f"version {holder}")
@@ -184,16 +188,6 @@ def _describe_seeds(
     return (
         f"; its setting has {spread(mine)} over {len(mine)} seeds and the champion's "
         f"{spread(held)} over {len(held)}, {significant}"
-    )
-
-
-def pin_reason(pin: Move, version: int) -> str:
-    """Return why the gate does not promote a version that was rolled back."""
-    day = datetime.fromtimestamp(pin.at / 1000, UTC).date()
-    note = f" ({pin.note})" if pin.note else ""
-    return (
-        f"{pin.who} rolled it back to version {pin.after} on {day}{note}: "
-        f"`diffctl promote {version} --force --reason TEXT` promotes it"
     )
 
 

@@ -83,9 +83,9 @@ def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
 
 def _log_cells(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
     """Log a child run for each cell, and its points on the parent's curves; return the children by cell."""
-    children = _children(client, parent)
+    children = _children(client, parent, document)
     return {
-        name: _log_cell(client, parent, name, cell, children.get((name, _card_fingerprint(cell))))
+        name: _log_cell(client, parent, name, cell, children.get(name))
         for name, cell in document.cells.items()
     }
 
@@ -118,11 +118,13 @@ def _log_cell(
     return child
 
 
-def _children(client: "MlflowClient", parent: "Run") -> "dict[tuple[str, str], Run]":
-    """Return the logged cells by name and card's fingerprint."""
+def _children(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
+    """Return the child runs of the cells that are logged, by name."""
     query = f"tags.`{keys.PARENT}` = '{parent.info.run_id}'"
     runs = search_runs(client, [parent.info.experiment_id], query)
-    return {(run.data.tags.get(keys.CELL, ""), run.data.tags.get(keys.CARD, "")): run for run in runs}
+    logged = {(run.data.tags.get(keys.CELL), run.data.tags.get(keys.CARD)): run for run in runs}
+    cards = {name: _card_fingerprint(cell) for name, cell in document.cells.items()}
+    return {name: logged[name, card] for name, card in cards.items() if (name, card) in logged}
 
 
 def _card_fingerprint(cell: CellScores) -> str:
@@ -165,26 +167,23 @@ def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Im
     """
     with mlflow_client() as client:
         parent = client.get_run(run_id)
-        children = _children(client, parent)
-        for name, cell in document.cells.items():
-            if child := children.get((name, _card_fingerprint(cell))):
-                time, series = child.info.start_time, f"{SAMPLES}-{mlflow_pages.series_name(cell)}"
-                _log_picture(client, child, (SAMPLES, 0, time), pictures[name])
-                _log_picture(client, parent, (series, cell.steps, time), pictures[name])
+        for name, child in _children(client, parent, document).items():
+            cell, time = document.cells[name], child.info.start_time
+            series = f"{SAMPLES}-{mlflow_pages.series_name(cell)}"
+            _log_picture(client, child, (SAMPLES, 0, time), pictures[name])
+            _log_picture(client, parent, (series, cell.steps, time), pictures[name])
 
 
 def fetch_samples(run: "Run", document: ScoresDocument) -> dict[str, Images]:
     """Return the picture (H, W, 3) of each cell that has one; DiffctlError if MLflow does not answer."""
     found: dict[str, Images] = {}
     with mlflow_client() as client, tempfile.TemporaryDirectory() as scratch:
-        children = _children(client, run)
-        for name, cell in document.cells.items():
-            if child := children.get((name, _card_fingerprint(cell))):
-                paths = _picture_paths(client, child)
-                logged = [path for path in paths if re.match(rf"images/{SAMPLES}\Wstep\W.*\.png", path)]
-                if logged:
-                    file = client.download_artifacts(child.info.run_id, logged[0], scratch)
-                    found[name] = read_picture(Path(file), None, channels=3)
+        for name, child in _children(client, run, document).items():
+            paths = _picture_paths(client, child)
+            logged = [path for path in paths if re.match(rf"images/{SAMPLES}\Wstep\W.*\.png", path)]
+            if logged:
+                file = client.download_artifacts(child.info.run_id, logged[0], scratch)
+                found[name] = read_picture(Path(file), None, channels=3)
     return found
 
 

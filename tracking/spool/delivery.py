@@ -7,9 +7,8 @@ or changes nothing (tags, artifacts, status). An entry that MLflow never accepts
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffusion.system.errors import DiffctlError, first_line, is_disk_full
 from diffusion.system.files import sha256_file
@@ -35,16 +34,11 @@ class RunDeleted(DiffctlError):
     """Somebody deleted the training's run in MLflow."""
 
 
-@dataclass(frozen=True)
-class DeliveryReport:
+class DeliveryReport(NamedTuple):
     """How many points a delivery sent, and how many entries it rejected."""
 
     points: int
     rejected: int
-
-    def __str__(self) -> str:
-        rejected = f", {self.rejected} entries rejected (see {REJECTED})" if self.rejected else ""
-        return f"{self.points:,} points delivered{rejected}" if self.points or rejected else "all delivered"
 
 
 def deliver(folder: Path, uri: str) -> DeliveryReport:

@@ -18,7 +18,7 @@ from pathlib import Path
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import LockBusy, file_lock
 from tracking.connectivity import MlflowDenied, check_reachable, redact_uri
-from tracking.spool.delivery import RunDeleted, deliver, mark_killed
+from tracking.spool.delivery import REJECTED, RunDeleted, deliver, mark_killed
 from tracking.spool.event_log import EVENTS
 from tracking.spool.spool_status import DeliveryState, spool_folders
 from tracking.store import tracking_uri
@@ -54,10 +54,10 @@ def close_sender(sender: "subprocess.Popen[bytes]", timeout: float) -> None:
         sender.wait(timeout)
 
 
-def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> bool:
+def run(folder: Path, uri: str, parent: int) -> bool:
     """Deliver until the pipe `parent` is closed and nothing is left; return whether nothing is left.
 
-    Wait for an earlier sender of the folder. `linger` is the maximum time after the pipe's end, in seconds.
+    Wait for an earlier sender of the folder. End at the latest LINGER_SECONDS after the pipe's end.
     """
     with file_lock(folder / LOCK):
         ended_at: float | None = None
@@ -69,7 +69,7 @@ def run(folder: Path, uri: str, parent: int, linger: float = LINGER_SECONDS) -> 
                 ended_at = time.monotonic()
                 time.sleep(EXIT_SECONDS)
             delivered = _try_delivery(folder, uri, ended_at is not None)
-            if ended_at is not None and (delivered or time.monotonic() - ended_at > linger):
+            if ended_at is not None and (delivered or time.monotonic() - ended_at > LINGER_SECONDS):
                 return delivered
             wait = POLL_SECONDS if delivered else min(MAX_WAIT_SECONDS, max(POLL_SECONDS, 2 * wait))
 
@@ -114,14 +114,16 @@ def deliver_all() -> list[SyncResult]:
 def _deliver_one(folder: Path, uri: str) -> SyncResult:
     try:
         with file_lock(folder / LOCK, timeout=0):
-            report = deliver(folder, uri)
+            points, rejected = deliver(folder, uri)
     except LockBusy:
         return SyncResult(folder, True, "a sender is delivering it")
     except MlflowDenied:
         raise
     except DiffctlError as error:
         return SyncResult(folder, isinstance(error, RunDeleted), str(error))
-    return SyncResult(folder, True, str(report), report.points, report.rejected)
+    text = f"{points:,} points delivered" if points or rejected else "all delivered"
+    text += f", {rejected} entries rejected (see {REJECTED})" if rejected else ""
+    return SyncResult(folder, True, text, points, rejected)
 
 
 def main() -> None:
