@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
-from diffusion.system.section import MAX_PROBLEMS, brief
+from diffusion.system.section import explain
 from serving.handlers import EventStreamResponse, Work, http_errors, respond
 from serving.middleware import AccessMiddleware, BodyLimitMiddleware, MetricsMiddleware
 from serving.schemas import EventsRequest, ImagesRequest, ImagesResponse, ModelCard, Problem
@@ -117,23 +117,14 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    """Return the first errors of a request as one sentence; invalid values are shortened."""
+    """Return the errors of a request as one sentence; invalid values are shortened."""
     assert isinstance(error, RequestValidationError)
+    items = error.errors()
     if isinstance(error.body, bytes):  # not parsed
         sentence = "the body is not declared as JSON: send the header Content-Type: application/json"
-        return JSONResponse({"detail": sentence}, 422)
-    problems: dict[str, str] = {}
-    for item in error.errors()[:MAX_PROBLEMS]:
-        field = brief(".".join(str(part) for part in item["loc"][1:2]), str)
-        problems.setdefault(field, _problem(field, item))
-    return JSONResponse({"detail": f"the request: {'; '.join(problems.values())}"}, 422)
-
-
-def _problem(field: str, item: dict[str, Any]) -> str:
-    message = brief(item["msg"].removeprefix("Value error, "), str)
-    if item["type"] == "json_invalid":
-        return f"it is not JSON ({brief(item['ctx']['error'], str)} at {field})"
-    if item["type"] == "extra_forbidden":
-        return f"{field}: unknown key"
-    given = "" if item["type"] in ("missing", "value_error") else f" (got {brief(item['input'])})"
-    return f"{field}: {message}{given}" if field else f"{message}{given}"
+    elif items[0]["type"] == "json_invalid":
+        sentence = f"the request is not JSON ({items[0]['ctx']['error']} at {items[0]['loc'][-1]})"
+    else:
+        fields: Any = [{**item, "loc": item["loc"][1:2]} for item in items]  # without "body"
+        sentence = explain(fields, "the request", None)
+    return JSONResponse({"detail": sentence}, 422)

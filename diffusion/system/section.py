@@ -164,10 +164,10 @@ def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
         raise UsageError(explain(error, origin, kind)) from None
 
 
-def explain(error: ValidationError, origin: str, kind: Any) -> str:
+def explain(error: ValidationError | list[ErrorDetails], origin: str, kind: Any) -> str:
     """Return one sentence: where, what is wrong, what is allowed. `kind` is the validated class."""
     fields: dict[str, list[ErrorDetails]] = {}
-    for item in error.errors(include_url=False):
+    for item in error.errors(include_url=False) if isinstance(error, ValidationError) else error:
         fields.setdefault(_field(item["loc"]), []).append(item)
     problems = [_problem(field, items, kind) for field, items in [*fields.items()][:MAX_PROBLEMS]]
     while len(problems) > 1 and sum(map(len, problems)) > MAX_MESSAGE:
