@@ -9,7 +9,7 @@ import time
 from urllib.parse import quote
 
 from fastapi.responses import JSONResponse
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.schemas import MAX_BODY, ModelRef
@@ -19,7 +19,7 @@ HEALTH_PATHS = {"/healthz", "/readyz"}
 METRIC_PATHS = {
     "/v1/images", "/v1/images/events", "/v1/models", "/openapi.json", "/metrics", *HEALTH_PATHS
 }  # fmt: skip
-LOOPBACK_HOST = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
 class MetricsMiddleware:
@@ -39,7 +39,7 @@ class MetricsMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in model_headers(self._service.ref).items():
+                for name, value in model_headers(self._service.current.ref).items():
                     headers.setdefault(name, value)
             await send(message)
 
@@ -79,22 +79,19 @@ class AccessMiddleware:
         await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
         if self._token is None:
-            hosts = _values(scope, b"host")
+            hosts = headers.getlist("host")
             if len(hosts) == 1 and LOOPBACK_HOST.fullmatch(hosts[0]):
                 return None
             return _problem(421, "without a token this server answers only to localhost and 127.0.0.1")
-        given = _values(scope, b"authorization")
-        kind, _, sent = (given[0] if len(given) == 1 else b"").partition(b" ")
-        has_token = hmac.compare_digest(sent.strip(), self._token) and kind.lower() == b"bearer"
+        given = headers.getlist("authorization")
+        kind, _, sent = (given[0] if len(given) == 1 else "").partition(" ")
+        has_token = hmac.compare_digest(sent.strip().encode(), self._token) and kind.lower() == "bearer"
         if has_token or scope["path"] in HEALTH_PATHS:
             return None
         sentence = "wrong or missing token: send Authorization: Bearer TOKEN"
         return _problem(401, sentence, {"WWW-Authenticate": "Bearer"})
-
-
-def _values(scope: Scope, header: bytes) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == header]
 
 
 class BodyLimitMiddleware:

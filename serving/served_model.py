@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.choice.selection import best_settings, budget_settings, usual_settings
 from diffusion.engine.engine import Engine, ForwardPass
 from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
-from diffusion.model.model_file import Artefact, LoadedModel
+from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings, refuse_idle
 from diffusion.sample.generate import chosen_condition
@@ -155,17 +155,12 @@ class ServedModel:
         on_pass: Callable[[ForwardPass], None],
         guides: Guides,
     ) -> None:
-        self.published, self.config = published, config
+        self.published, self.config, self.artefact = published, config, loaded.artefact
         self._loaded, self._guides = loaded, guides
         self.ref = ModelRef(
             name=published.name, version=published.version, sha256=loaded.artefact.model_sha256
         )
         self.loop = EngineLoop(Engine(loaded, device, config.rows, config.queue, guides), on_pass)
-
-    @property
-    def artefact(self) -> Artefact:
-        """The metadata of the model's file."""
-        return self._loaded.artefact
 
     @property
     def guide(self) -> str | None:

@@ -106,11 +106,6 @@ class Service:
         return self._current
 
     @property
-    def ref(self) -> ModelRef:
-        """The name, version and SHA-256 of the model that serves."""
-        return self.current.ref
-
-    @property
     def is_ready(self) -> bool:
         """Whether a request for images would be accepted."""
         return not self.draining and self._current is not None and self._current.loop.is_running

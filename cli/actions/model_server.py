@@ -44,7 +44,7 @@ def serve_playground(options: Playground) -> None:
 
 
 def _serve_here(app: Any, service: Service, bound: socket.socket, path: str = "/v1/images") -> None:
-    serve(app, service, bound, lambda: _print_url(service.ref.name, bound.getsockname(), path))
+    serve(app, service, bound, lambda: _print_url(service.current.ref.name, bound.getsockname(), path))
 
 
 def _serve_on_ray(options: Serve, config: ServeConfig, token: bytes | None) -> None:

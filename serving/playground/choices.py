@@ -140,7 +140,7 @@ def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
     """Return NFE and Fréchet distance of a sweep's cells by increasing NFE, marked if `on_front`."""
     metric, front = scores.spec.distance, {one.cell for one in scores.front}
     points: list[dict[str, Any]] = []
-    for name, cell in scores.cells.items():
+    for name, cell in sorted(scores.cells.items(), key=lambda one: (one[1].nfe, one[1].scores[metric])):
         ends = interval_of(cell, metric)
         points.append(
             {
@@ -153,7 +153,6 @@ def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
                 "settings": settings_of(cell, name, 0).model_dump(mode="json", exclude={"seed"}),
             }
         )
-    points.sort(key=lambda point: (point["nfe"], point["distance"]))
     num_images = next(iter(scores.cells.values())).num_images
     return {"metric": metric, "num_images": num_images, "points": points}
 

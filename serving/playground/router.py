@@ -157,7 +157,7 @@ def _add_versions(router: APIRouter, service: Service) -> None:
             raise HTTPException(422, str(error)) from None
         except DiffctlError as error:
             raise HTTPException(503, str(error)) from None
-        return {"name": service.ref.name}
+        return {"name": service.current.ref.name}
 
 
 class InterpolationRequest(SampleRequest):

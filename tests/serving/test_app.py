@@ -132,7 +132,7 @@ INVALID = [
     ({"sampler": "dpm-solver++", "eta": 1}, "dpm-solver++ does not use eta"),
     ({"class": "cat"}, "'cat'"),
     ({"seed": 2**63}, "seed: "),
-    ({"format": "gif"}, "format: Input should be 'json', 'grid' or 'npz' (got 'gif')"),
+    ({"format": "gif"}, "format: allowed are json, grid, npz (got 'gif')"),
 ]
 
 
@@ -201,9 +201,9 @@ def test_every_response_names_its_model_and_the_list_has_its_card_front_and_limi
         headers = client.request(method, path).headers
         assert headers["x-model-name"] == "digits"
         assert headers["x-model-version"] == "3"
-        assert headers["x-model-sha256"] == service.ref.sha256
+        assert headers["x-model-sha256"] == service.current.ref.sha256
     (listed,) = client.get("/v1/models").json()["models"]
-    assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.ref.sha256}
+    assert listed["model"] == {"name": "digits", "version": 3, "sha256": service.current.ref.sha256}
     assert listed["state"] == "serving"
     assert listed["card"]["data"]["name"] == "test"
     assert listed["usual"]["steps"] == 8

@@ -129,7 +129,7 @@ def test_a_new_champion_serves_while_the_old_one_finishes_its_requests(model, tm
     with TestClient(create_app(service), HERE) as client:
         with pending(client, gate, {"num": 2}) as answers:
             source.now = source.second
-            wait_until(lambda: service.ref.version == 2)
+            wait_until(lambda: service.current.ref.version == 2)
             listed = client.get("/v1/models").json()["models"]
             states = [(card["model"]["version"], card["state"]) for card in listed]
             assert states == [(2, "serving"), (1, "draining")]
