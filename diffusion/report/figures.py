@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from diffusion.images.store import Images
@@ -31,30 +31,18 @@ VALIDATION_PARTS = {
 }
 
 
-class CurvePoint(NamedTuple):
-    """A cell's score, its confidence interval, and the single values `each` if it is a mean."""
+FRONT, NO_FRONT = "front", "other cells"  # names of lines
+COMPARABLE, NOT_COMPARABLE = "published, comparable", "published, not comparable"
 
-    steps: int
+
+class CurvePoint(NamedTuple):
+    """A score at `x` steps or NFE, its confidence interval, and the single values `each` if it is a mean."""
+
+    x: int
     line: str
     value: float
     interval: tuple[float, float] | None = None
     each: tuple[float, ...] = ()
-
-
-class PublishedMark(NamedTuple):
-    """A published score at the cost of an image."""
-
-    x: int
-    value: float
-    is_comparable: bool
-
-
-class CostPoint(NamedTuple):
-    """A cell's cost per image and score, and whether it is on the Pareto front."""
-
-    nfe: int
-    value: float
-    on_front: bool
 
 
 @figure_style()
@@ -63,56 +51,50 @@ def score_curve(
     label: str,
     level: tuple[float, str] | None = None,
     x_label: str = "sampling steps",
-    marks: Sequence[PublishedMark] = (),
+    marks: Sequence[CurvePoint] = (),
 ) -> Figure:
     """Draw a score over the number of steps, or over `x_label`; lines in the order of the points.
 
-    `level` is the height and name of a horizontal line. `marks` are published scores.
+    `level` is the height and name of a horizontal line. `marks` are published scores, by their line
+    COMPARABLE or not.
     """
     figure, axes = _axes()
     for number, name in enumerate(dict.fromkeys(point.line for point in points)):
         _draw_line(axes, sorted(point for point in points if point.line == name), number)
-    for comparable in sorted({mark.is_comparable for mark in marks}):
-        _draw_marks(axes, [mark for mark in marks if mark.is_comparable == comparable], comparable)
-    _cost_axis(axes, sorted({point.steps for point in points} | {mark.x for mark in marks}), x_label)
-    _score_axis(axes, label, [*(point.value for point in points), *(mark.value for mark in marks)], level)
-    _legend(axes)
+    for name, fill in ((NOT_COMPARABLE, "none"), (COMPARABLE, LIGHT["ink"])):
+        if shown := [mark for mark in marks if mark.line == name]:
+            style = {"color": LIGHT["ink"], "markerfacecolor": fill, "markersize": 8, "label": name}
+            axes.plot(*_coordinates(shown), "*", **style)  # type: ignore[arg-type]
+    _label_axes(axes, [*points, *marks], x_label, label, level)
     return figure
 
 
 def _draw_line(axes: Axes, line: Sequence[CurvePoint], number: int) -> None:
     """Draw a line with its band of intervals, and the single values as dots."""
-    colour, x = line_colour(number), [point.steps for point in line]
-    marker, name = MARKERS[number % len(MARKERS)], line[0].line
-    style = {"marker": marker, "linewidth": 1.8, "markersize": 5}
-    axes.plot(x, [point.value for point in line], color=colour, label=name, **style)  # type: ignore[arg-type]
+    colour, (x, values) = line_colour(number), _coordinates(line)
+    style = {"marker": MARKERS[number % len(MARKERS)], "linewidth": 1.8, "markersize": 5}
+    axes.plot(x, values, color=colour, label=line[0].line, **style)  # type: ignore[arg-type]
     if all(point.interval for point in line):
         low, high = zip(*(point.interval for point in line if point.interval), strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-    if dots := [(point.steps, value) for point in line for value in point.each]:
+    if dots := [(point.x, value) for point in line for value in point.each]:
         axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=5, alpha=0.55)
 
 
-def _draw_marks(axes: Axes, marks: Sequence[PublishedMark], comparable: bool) -> None:
-    x, values = [mark.x for mark in marks], [mark.value for mark in marks]
-    fill = LIGHT["ink"] if comparable else "none"
-    label = "published, comparable" if comparable else "published, not comparable"
-    axes.plot(x, values, "*", color=LIGHT["ink"], markerfacecolor=fill, markersize=8, label=label)
+def _coordinates(points: Sequence[CurvePoint]) -> tuple[list[int], list[float]]:
+    return [point.x for point in points], [point.value for point in points]
 
 
 @figure_style()
-def front(points: Sequence[CostPoint], label: str, level: tuple[float, str] | None = None) -> Figure:
-    """Draw every cell by its cost, and the Pareto front as steps; `level` as in `score_curve`."""
+def front(points: Sequence[CurvePoint], label: str, level: tuple[float, str] | None = None) -> Figure:
+    """Draw every cell by its NFE, and the line FRONT as steps; `level` as in `score_curve`."""
     figure, axes = _axes()
-    muted = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6, "label": "other cells"}
-    steps = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post", "label": "front"}
-    for on_front, form, style in ((False, "o", muted), (True, "o-", steps)):
-        shown = [point for point in points if point.on_front == on_front]
-        x, y = [point.nfe for point in shown], [point.value for point in shown]
-        axes.plot(x, y, form, **style)  # type: ignore[arg-type]
-    _cost_axis(axes, sorted({point.nfe for point in points}), "NFE per image")
-    _score_axis(axes, label, [point.value for point in points], level)
-    _legend(axes)
+    muted = {"color": LIGHT["muted"], "markersize": 4, "alpha": 0.6}
+    steps = {"color": line_colour(0), "markersize": 6, "drawstyle": "steps-post"}
+    for name, form, style in ((NO_FRONT, "o", muted), (FRONT, "o-", steps)):
+        shown = [point for point in points if point.line == name]
+        axes.plot(*_coordinates(shown), form, label=name, **style)  # type: ignore[arg-type]
+    _label_axes(axes, points, "NFE per image", label, level)
     return figure
 
 
@@ -139,17 +121,11 @@ class TrainingCurve(NamedTuple):
         facts = [("validation loss, EMA", text)]
         if f"{RAW}loss" in self.validation:
             facts.append(("validation loss, raw weights", f"{self.validation[f'{RAW}loss'][-1]:.4g}"))
-        return facts + [
-            (name, self._last(parts)) for name, parts in VALIDATION_PARTS.items() if self._last(parts)
-        ]
-
-    def _last(self, parts: tuple[str, ...]) -> str:
-        columns = [
-            self.validation[f"{VALIDATION}{part}"]
-            for part in parts
-            if f"{VALIDATION}{part}" in self.validation
-        ]
-        return ", ".join(f"{column[-1]:.4g}" for column in columns)
+        for name, parts in VALIDATION_PARTS.items():
+            columns = [self.validation.get(f"{VALIDATION}{part}") for part in parts]
+            if values := [f"{column[-1]:.4g}" for column in columns if column is not None]:
+                facts.append((name, ", ".join(values)))
+        return facts
 
 
 def read_curve(path: Path) -> TrainingCurve:
@@ -159,12 +135,12 @@ def read_curve(path: Path) -> TrainingCurve:
             rows = list(csv.DictReader(file))
         names = [name for name in (rows[0] if rows else ()) if name and name.startswith(VALIDATION)]
         columns = {name: np.array([float(row[name]) for row in rows]) for name in ("step", "loss", *names)}
+        if not rows:
+            raise ValueError("it holds no step")
     except FileNotFoundError:
         raise UsageError(f"no loss curve at {path}: make it with `diffctl stage train`") from None
     except (KeyError, TypeError, ValueError) as error:
         raise DiffctlError(f"{path} is no loss curve ({error}): make it with `diffctl stage train`") from None
-    if not rows:
-        raise DiffctlError(f"{path} holds no step: make it with `diffctl stage train`")
     measured = ~np.isnan(columns.get(f"{VALIDATION}loss", np.full(len(rows), np.nan)))
     trained = ~(measured & np.isnan(columns["loss"]))  # a row may have validation losses only
     return TrainingCurve(
@@ -228,21 +204,19 @@ def _axes() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _cost_axis(axes: Axes, values: Sequence[int], label: str) -> None:
-    """Make a logarithmic x axis with a tick at each value."""
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(values)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlim(min(values) / 1.15, max(values) * 1.15)
-    axes.set_xlabel(label)
+def _label_axes(
+    axes: Axes, points: Sequence[CurvePoint], x_label: str, label: str, level: tuple[float, str] | None
+) -> None:
+    """Add a tick at each x on a logarithmic axis, the level of real images, and the legend.
 
-
-def _score_axis(axes: Axes, label: str, values: Sequence[float], level: tuple[float, str] | None) -> None:
-    """Make the score axis with the level of real images.
-
-    It is logarithmic if the scores alone need it and all is positive: real images may score nearly 0.
+    The score's axis is logarithmic if the scores alone need it and all is positive: real images may score
+    nearly 0.
     """
+    x, values = _coordinates(points)
+    log_axis(axes, "x")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(set(x))))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(min(x) / 1.15, max(x) * 1.15)
     lowest = min(values)
     if level is not None:
         height, name = level
@@ -250,7 +224,8 @@ def _score_axis(axes: Axes, label: str, values: Sequence[float], level: tuple[fl
         lowest = min(lowest, height)
     if lowest > 0 and max(values) / min(values) > 8:
         log_axis(axes, "y", _two_or_five)
-    axes.set_ylabel(label)
+    axes.set(xlabel=x_label, ylabel=label)
+    _legend(axes)
 
 
 def _two_or_five(value: float) -> str:

@@ -21,6 +21,7 @@ from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import figures, sample_pictures, score_tables
 from diffusion.report.figure_base import as_svg
+from diffusion.report.figures import CurvePoint
 from diffusion.report.published_figures import published_content
 from diffusion.report.seed_comparison import seeds_content
 from diffusion.train.checkpoint.run_record import TrainingFacts
@@ -138,7 +139,7 @@ def _spaces(document: ScoresDocument) -> dict[str, Any] | None:
 def _curve(document: ScoresDocument, metric: str, label: str) -> Figure:
     cells = sorted(document.cells.values(), key=lambda cell: cell_order(cell.axes))
     points = [
-        figures.CurvePoint(one.steps, describe_line(one.axes), one.scores[metric], interval_of(one, metric))
+        CurvePoint(one.steps, describe_line(one.axes), one.scores[metric], interval_of(one, metric))
         for one in cells
     ]
     return figures.score_curve(points, label, _level(document, metric))
@@ -152,11 +153,11 @@ def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
 
 def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
     best_ones = {chosen.cell for chosen in document.front}
-    offers = [
-        figures.CostPoint(cell.nfe, cell.scores[metric], name in best_ones)
+    points = [
+        CurvePoint(cell.nfe, figures.FRONT if name in best_ones else figures.NO_FRONT, cell.scores[metric])
         for name, cell in document.cells.items()
     ]
-    return figures.front(sorted(offers), label, _level(document, metric))
+    return figures.front(sorted(points), label, _level(document, metric))
 
 
 def _class_scores(inputs: ReportInputs) -> dict[str, str]:

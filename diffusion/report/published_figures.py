@@ -66,7 +66,9 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Show
         value = with_score(metric, space_scores(cell)).scores[metric]
         points.append(figures.CurvePoint(cell.nfe, describe_line(cell.axes), value))
     marks = [
-        figures.PublishedMark(cost, one.figure.value, not one.differences)
+        figures.CurvePoint(
+            cost, figures.NOT_COMPARABLE if one.differences else figures.COMPARABLE, one.figure.value
+        )
         for paper, one in shown
         if one.figure.metric == metric and (cost := _cost(paper, one.figure)) is not None
     ]

@@ -157,7 +157,7 @@ def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> lis
                 points.setdefault(describe_line(cell.axes), []).append(point)
     drawings = []
     for number, (setting, found) in enumerate(points.items()):
-        if len({point.steps for point in found}) > 1:
+        if len({point.x for point in found}) > 1:
             metric = comparison.rows[0].metric
             title = escape(f"{metric} over the number of sampling steps at {setting}, one line per run")
             drawing = Markup(as_svg(score_curve(found, metric), f"curve{number}", title))
