@@ -50,9 +50,8 @@ def open_matching_store(path: Path | None, artefact: Artefact) -> ImageStore:
     spec = artefact.network
     wanted = (spec.image_size, spec.image_size, spec.in_channels)
     if store.images.shape[1:] != wanted:
-        raise UsageError(
-            f"the images in {store.path} are {_shape(store.images.shape[1:])}, the model's {_shape(wanted)}"
-        )
+        found, ours = ("×".join(map(str, shape)) for shape in (store.images.shape[1:], wanted))
+        raise UsageError(f"the images in {store.path} are {found}, the model's {ours}")
     return store
 
 
@@ -85,7 +84,3 @@ def end_condition(artefact: Artefact, found: Sequence[int | None], klass: str | 
     if klass is None and artefact.network.null_class and found[0] != found[1]:
         found = [None, None]
     return input_condition(artefact, found, klass)
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "×".join(map(str, shape))

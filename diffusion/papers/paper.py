@@ -4,7 +4,7 @@ Those of PAPERS are shipped; users can write their own. A protocol uses the fiel
 it can be compared with one. Fields that the paper does not state are left out.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -111,11 +111,6 @@ def open_paper(name: str) -> Paper:
     return _parsed(read_regular_text(path, MAX_BYTES), printable(path))
 
 
-def all_papers() -> Iterator[Paper]:
-    """Yield the shipped papers."""
-    return map(_shipped, PAPERS)
-
-
 @cache
 def _shipped(name: str) -> Paper:
     file = files("diffusion.papers") / f"{name}.yaml"
@@ -158,9 +153,6 @@ def known_scores() -> frozenset[str]:
     )
     shares = (spec.named(share) for spec in EXTRACTORS.values() for share in SHARES)
     return frozenset(filter(None, chain(*named, shares)))
-
-
-ONCE = 1  # runs behind a score of this project
 
 
 class Difference(NamedTuple):
@@ -208,7 +200,7 @@ class FigureComparison:
 def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str] = ()) -> list[Difference]:
     """Return the fields, except those in `aside`, that differ or are missing in the card.
 
-    A minimum over several runs is never comparable with a single run.
+    A minimum over several runs is never comparable with a single run, such as one of this project.
     """
     stated = paper.protocol_of(figure)
     found = [
@@ -216,7 +208,7 @@ def differences(paper: Paper, figure: Figure, card: Card, aside: Collection[str]
         for field, value in stated.items()
         if field not in aside and card.get(field) != value
     ]
-    return found + ([Difference("least of", paper.least_of, ONCE)] if paper.least_of != ONCE else [])
+    return found + ([Difference("least of", paper.least_of, 1)] if paper.least_of > 1 else [])
 
 
 class SpaceScores(NamedTuple):

@@ -6,12 +6,13 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from diffusion.papers.paper import (
+    PAPERS,
     Difference,
     Figure,
     FigureComparison,
     Paper,
-    all_papers,
     compare_cells,
+    open_paper,
     shared_differences,
     space_scores,
     with_score,
@@ -48,7 +49,7 @@ def matching_figures(document: ScoresDocument) -> Iterator[Shown]:
     """Yield the shipped figures on this data set with the cell that differs least, steps and η excepted."""
     first = next(iter(document.cells.values()))
     has = {name for seen in space_scores(first) for name in seen.scores}
-    for paper in all_papers():
+    for paper in map(open_paper, PAPERS):
         for one in compare_cells(paper, document.cells, SAME_CURVE):
             if one.figure.metric in has and first.card["data"] in paper.beside(one.figure):
                 yield paper, one

@@ -194,24 +194,19 @@ def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
         cell, following = cells[choice.cell], front[place + 1].nfe if place + 1 < len(front) else None
+        too_low = number(choice.optimism or 0.0, places)
         rows.append(
             {
                 "nfe": choice.nfe,
                 "cell": describe_cell(cell.axes),
                 "budget": _budget(choice.nfe, following),
                 "distance": number(choice.value, places),
-                "too_low": _too_low(choice.optimism, places),
+                "too_low": too_low if too_low.strip("0.,") else None,
                 "half": half_width(cell, distance, places),
                 "tied": place > 0 and _tied(cell, cells[front[place - 1].cell], distance),
             }
         )
     return rows
-
-
-def _too_low(optimism: float | None, places: int) -> str | None:
-    """Format the optimism of a selected score; None if it is unknown or rounds to zero."""
-    text = number(optimism or 0.0, places)
-    return text if text.strip("0.,") else None
 
 
 def _budget(least: int, following: int | None) -> str:

@@ -138,7 +138,8 @@ def paper_of(*figures, **stated):
 
 
 def shipped(monkeypatch, *papers):
-    monkeypatch.setattr(published_figures, "all_papers", lambda: papers)
+    monkeypatch.setattr(published_figures, "PAPERS", papers)
+    monkeypatch.setattr(published_figures, "open_paper", lambda paper: paper)
 
 
 def test_sweep_without_published_figures():
