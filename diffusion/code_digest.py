@@ -13,6 +13,7 @@ entries and no code.
 
 import ast
 import hashlib
+import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cache
@@ -22,6 +23,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
 
+from diffusion.system.errors import DiffctlError
 from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
 from diffusion.system.section import Section
 
@@ -96,6 +98,13 @@ def library_version() -> str:
         for file in sorted(root.rglob("*.py")):
             digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
+
+
+def check_worker_version(version: str) -> None:
+    """Raise DiffctlError if diffctl or torch on this machine differ from the driver's."""
+    if (own := library_version()) != version:
+        host = socket.gethostname()
+        raise DiffctlError(f"{host} has another diffctl or torch than the driver ({own}, not {version})")
 
 
 def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:

@@ -30,10 +30,7 @@ def read_token(path: Path) -> bytes:
         raise UsageError(f"no token file at {printable(path)}")
     token = read_regular_text(path, 2 * MAX_TOKEN).strip()
     if not re.fullmatch(f"[!-~]{{{MIN_TOKEN},{MAX_TOKEN}}}", token):
-        raise UsageError(
-            f"{printable(path)} has no valid token: write {MIN_TOKEN} to {MAX_TOKEN:,} letters and digits, "
-            "such as the output of `openssl rand -hex 32`"
-        )
+        raise UsageError(f"{printable(path)} has no valid token: write the output of `openssl rand -hex 32`")
     return token.encode()
 
 

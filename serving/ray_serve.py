@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from fastapi import FastAPI
 
-from diffusion.code_digest import library_version
+from diffusion.code_digest import check_worker_version
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, UsageError
@@ -61,11 +61,7 @@ class Replica:
     """The actor of Ray Serve; DiffctlError if this machine has another diffctl or torch than the driver."""
 
     def __init__(self, spec: ReplicaSpec) -> None:
-        if (own := library_version()) != spec.version:
-            raise DiffctlError(
-                f"a replica has another diffctl or torch ({own}, not {spec.version}): "
-                "install the same on all machines"
-            )
+        check_worker_version(spec.version)
         os.environ["MLFLOW_TRACKING_URI"] = spec.tracking
         device = default_device() if spec.gpus else torch.device("cpu")
         report = partial(print, "diffctl:", file=sys.stderr)  # Ray keeps it in the replica's log
@@ -116,11 +112,9 @@ def check_capacity(most: int, gpus: float) -> None:
 
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for kind, each in (("CPU", 1), ("GPU", gpus)):
-        if most * each > there.get(kind, 0):
-            raise UsageError(
-                f"{most} replicas need {most * each:g} {kind}s, and this machine has "
-                f"{there.get(kind, 0):g}: give fewer --replicas, or a cluster"
-            )
+        need, has = most * each, there.get(kind, 0)
+        if need > has:
+            raise UsageError(f"{most} replicas need {need:g} {kind}s, and this machine has {has:g}")
 
 
 def serve_on_ray(

@@ -35,10 +35,10 @@ class ServeConfig(Section):
     drain: Annotated[float, Field(ge=0, le=3600), NotBool] = 60.0
 
 
-class _Request(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", populate_by_name=True, strict=True, allow_inf_nan=False, frozen=True
-    )
+class StrictRequest(Section):
+    """A request whose values are of the declared types, such as no text for a number."""
+
+    model_config = ConfigDict(populate_by_name=True, strict=True)
 
 
 def _option_field(option: Option) -> tuple[Any, Any]:
@@ -55,7 +55,7 @@ def _option_field(option: Option) -> tuple[Any, Any]:
 
 
 _OptionFields: Any = fields_section(
-    "_OptionFields", _Request, {name: _option_field(one) for name, one in HTTP_OPTIONS.items()}
+    "_OptionFields", StrictRequest, {name: _option_field(one) for name, one in HTTP_OPTIONS.items()}
 )
 
 

@@ -148,10 +148,8 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
     with torch.device("meta"), Unfilled():
         network = UNet(spec)
     if (groups := norm_groups(network)) != [of_unet.norm_num_groups]:
-        raise DiffctlError(
-            f"{folder}: norm_num_groups {of_unet.norm_num_groups} cannot be expressed: these channels have "
-            f"{', '.join(map(str, groups))} groups here"
-        )
+        text = f"norm_num_groups {of_unet.norm_num_groups} cannot be expressed: here it would be {groups}"
+        raise DiffctlError(f"{folder}: {text}")
     ours = take_weights(str(path), network, diffusers_names(network), theirs)
     if not of_unet.flip_sin_to_cos:  # sines first: their columns change places
         ours["time.0.weight"] = ours["time.0.weight"].roll(spec.channels // 2, dims=1)
@@ -242,10 +240,8 @@ def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConf
     """Return the process with these betas; DiffctlError if no schedule of ours has them."""
     learned = unet.out_channels == 2 * unet.in_channels
     if learned != config.variance_type.startswith("learned") or config.variance_type == "learned":
-        raise DiffctlError(
-            f"{folder}: variance_type {brief(config.variance_type)} cannot be expressed with out_channels "
-            f"{unet.out_channels} for {unet.in_channels} channels"
-        )
+        kind = brief(config.variance_type)
+        raise DiffctlError(f"{folder}: variance_type {kind} cannot be expressed with these out_channels")
     fixed: Literal["small", "large"] = "large" if config.variance_type.startswith("fixed_large") else "small"
     betas = _betas(config)
     ours = {theirs: name for name, theirs in PREDICTION_TYPES.items()}

@@ -74,10 +74,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     is_named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
     if not is_named or not all(map(_is_plain, weights.values())):
-        raise DiffctlError(
-            f"{path} is not a checkpoint of plain weights, or it is damaged: name the published file, or "
-            "download it again"
-        )
+        raise DiffctlError(f"{path} is not a checkpoint of plain weights, or damaged: download it again")
     return dict(weights)
 
 
@@ -120,10 +117,7 @@ def describe(path: Path, preset: Preset, weights: dict[str, Tensor]) -> tuple[Ar
     first, last = weights.get("input_blocks.0.0.weight"), weights.get("out.2.weight")
     labels = weights.get("label_emb.weight")
     if first is None or last is None or (first.ndim, last.ndim) != (4, 4):
-        raise DiffctlError(
-            f"{path} is no U-Net of guided-diffusion or improved-diffusion: input_blocks.0.0.weight "
-            "or out.2.weight is missing or of another shape"
-        )
+        raise DiffctlError(f"{path} is no U-Net of guided-diffusion or improved-diffusion")
     in_channels, out_channels = first.shape[1], last.shape[0]
     classes = 0 if labels is None else labels.shape[:1].numel()
     learned = out_channels == 2 * in_channels

@@ -66,9 +66,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     try:
         from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     except ImportError:
-        raise DiffctlError(
-            "diffusers is not installed: `pip install 'diffctl[interop]'`, then export again"
-        ) from None
+        raise DiffctlError("diffusers is not installed: pip install 'diffctl[interop]'") from None
     unet = UNet2DModel(**config)
     unet.load_state_dict(translate(network))
     scheduler = DDIMScheduler(**of_scheduler)

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -80,10 +79,7 @@ class Paper(Section):
         for stated in (self.protocol, *(figure.protocol for figure in self.figures)):
             if unknown := sorted(stated.keys() - card_fields()):
                 known = ", ".join(sorted(card_fields()))
-                raise ValueError(
-                    f"protocol.{brief(unknown[0], str)}: no card has that field, so nothing could agree with "
-                    f"it; there are {known}"
-                )
+                raise ValueError(f"protocol.{brief(unknown[0], str)}: cards have only {known}")
         return self
 
     def protocol_of(self, figure: Figure) -> dict[str, Any]:
@@ -105,9 +101,7 @@ def open_paper(name: str) -> Paper:
         return _shipped(name)
     path = Path(name)
     if not path.exists():
-        raise UsageError(
-            f"there is no paper {printable(name)}: give one of {', '.join(PAPERS)}, or a YAML file of figures"
-        )
+        raise UsageError(f"no paper {printable(name)}: give one of {', '.join(PAPERS)}, or a YAML file")
     return _parsed(read_regular_text(path, MAX_BYTES), printable(path))
 
 
@@ -147,12 +141,10 @@ def card_fields() -> frozenset[str]:
 @cache
 def known_scores() -> frozenset[str]:
     """Return the names of all extractors' scores."""
-    named = (
-        (spec.distance, spec.limit, spec.published, spec.kernel_distance, spec.score, spec.gaussian_distance)
-        for spec in EXTRACTORS.values()
-    )
-    shares = (spec.named(share) for spec in EXTRACTORS.values() for share in SHARES)
-    return frozenset(filter(None, chain(*named, shares)))
+    names: set[str | None] = set()
+    for spec in EXTRACTORS.values():
+        names |= {*spec.distances, spec.limit, spec.published, spec.score, *map(spec.named, SHARES)}
+    return frozenset(filter(None, names))
 
 
 class Difference(NamedTuple):

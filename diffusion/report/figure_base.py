@@ -3,11 +3,11 @@
 Figures are drawn in the light colours. In an SVG the colours become CSS variables.
 """
 
-import contextlib
+import functools
 import html
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -44,11 +44,7 @@ STYLE: Any = {  # matplotlib has a type for the name of each setting
 }
 
 
-@contextlib.contextmanager
-def figure_style() -> Iterator[None]:
-    """Draw in the common style: a decorator of functions that draw."""
-    with matplotlib.rc_context(STYLE):
-        yield
+figure_style = functools.partial(matplotlib.rc_context, STYLE)  # a decorator of functions that draw
 
 
 def new_figure(height: float) -> Figure:

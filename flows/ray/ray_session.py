@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from diffusion.code_digest import library_version
 from diffusion.system.errors import DiffctlError, UsageError, first_line, reason
 from flows.run_lock import environment
 
@@ -88,10 +87,3 @@ def get_result(reference: Any, subject: str) -> Any:
     except ray.exceptions.RayError as error:
         text = f"{subject} failed after {RETRIES} retries ({first_line(error)}): run it again to resume"
         raise DiffctlError(text) from None
-
-
-def check_worker_version(version: str) -> None:
-    """Raise DiffctlError if diffctl or torch on this machine differ from the driver's."""
-    if (own := library_version()) != version:
-        host = socket.gethostname()
-        raise DiffctlError(f"{host} has another diffctl or torch than this machine ({own}, not {version})")

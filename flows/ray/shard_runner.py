@@ -14,12 +14,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.code_digest import library_version
+from diffusion.code_digest import check_worker_version, library_version
 from diffusion.protocol.sample_sections import SampleConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.files import sha256_file
 from diffusion.system.signals import stop_request
-from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session, resolve_gpus
+from flows.ray.ray_session import RETRIES, get_result, ray_session, resolve_gpus
 
 if TYPE_CHECKING:
     from diffusion.images.store import Images

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from diffusion.code_digest import library_version
+from diffusion.code_digest import check_worker_version, library_version
 from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
 from diffusion.search.study import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest, stop_request
-from flows.ray.ray_session import RETRIES, check_worker_version, get_result, ray_session
+from flows.ray.ray_session import RETRIES, get_result, ray_session
 
 POLL_SECONDS, PROCESS_POLL_SECONDS = 0.5, 0.1
 STARTER = "DIFFCTL_SEARCH"  # the parent's id: the trial exits with it

@@ -11,7 +11,7 @@ import torch
 from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from diffusion.analysis.image_inputs import InputImage, end_condition, load_input
@@ -29,7 +29,7 @@ from diffusion.system.section import PositiveInt, Seed
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
 from serving.model_source import FixedSource, PublishedModel
 from serving.playground.choices import choices_of, nfe_preview
-from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, check_count
+from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, StrictRequest, check_count
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
 from tracking.keys import model_name
@@ -49,10 +49,8 @@ HEADERS = {
 EncodedImage = Annotated[str, Field(max_length=MAX_BODY)]  # a file in base64
 
 
-class VersionRequest(BaseModel):
+class VersionRequest(StrictRequest):
     """A version of the registered model; None selects the model given at start."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     version: PositiveInt | None
 
