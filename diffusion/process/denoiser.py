@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,11 +96,8 @@ def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     return predicted, (v + 1) / 2
 
 
-class Denoiser(Protocol):
-    """Predicts x_0 and ε of noisy images. Guidance wraps one and is one."""
-
-    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        """What x (B, C, H, W) is made of, in its dtype; `t` is the time of all, or (B,) of each row."""
+Denoiser = Callable[[Tensor, Tensor | float, Condition], Prediction]
+"""(x (B, C, H, W), time of all or (B,) of each row, condition) → x_0 and ε. Guidance wraps one and is one."""
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,9 @@ class DiscreteProcess(NoiseProcess):
 
     def __init__(self, config: DiscreteConfig) -> None:
         super().__init__(config)
+        self.timesteps: int = config.timesteps
         self.t_min, self.t_max = 0.0, config.timesteps - 1.0
         self._full: dict[torch.device, TimeGrid] = {}
-
-    @property
-    def timesteps(self) -> int:
-        """T, how many timesteps there are."""
-        return self.config.timesteps
 
     def time_at(self, share: Tensor) -> Tensor:
         """Return the timesteps ⌊share·T⌋, of which each has the same part of [0, 1)."""
@@ -137,18 +133,14 @@ def cosine(config: DiscreteConfig) -> TabulatedProcess:
 
 
 def process_from_betas(config: DiscreteConfig, betas: Tensor) -> TabulatedProcess:
-    """Return the process of (T,) float64 betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4)."""
+    """Return the process of (T,) float64 betas: ᾱ_t is the product of 1 − β up to t (DDPM eq. 4).
+
+    For a terminal SNR of zero √ᾱ is scaled and shifted to 0 at the last time (Lin et al. 2023, 2305.08891,
+    alg. 1). The first value is unchanged.
+    """
     alphas_cumprod = torch.cumprod(1 - betas, dim=0)
     if config.zero_terminal_snr:
-        alphas_cumprod = with_zero_terminal_snr(alphas_cumprod)
+        root = alphas_cumprod.sqrt()
+        first, last = root[0], root[-1]
+        alphas_cumprod = ((root - last) * first / (first - last)).square()
     return TabulatedProcess(config, alphas_cumprod)
-
-
-def with_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Return ᾱ with √ᾱ scaled and shifted to 0 at the last time (Lin et al. 2023, 2305.08891, alg. 1).
-
-    The first value is unchanged.
-    """
-    root = alphas_cumprod.sqrt()
-    first, last = root[0], root[-1]
-    return ((root - last) * first / (first - last)).square()

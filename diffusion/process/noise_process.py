@@ -35,6 +35,7 @@ class NoiseProcess(ABC):
 
     t_min: float
     t_max: float
+    timesteps: int | None = None  # T of a discrete process
 
     def __init__(self, config: ProcessConfig) -> None:
         self.config = config
@@ -47,11 +48,6 @@ class NoiseProcess(ABC):
 
         σ/α grows with t; σ is 0 nowhere, α at most at `t_max`.
         """
-
-    @property
-    def timesteps(self) -> int | None:
-        """T of a discrete process; None for a continuous one."""
-        return None
 
     @property
     def sigma_min(self) -> float:

@@ -10,18 +10,16 @@ from typing import Any
 
 from diffusion.system.registry import Registry
 
-Combination = Callable[[Any, Any, float], tuple[Any, Any]]
-"""(α, σ, σ_data) of a time → (a, b), float64 tensors or numbers."""
-
 
 @dataclass(frozen=True)
 class Parameterization:
-    """The `combination` that a network predicts, and the factor of its input x_t at (α, σ, σ_data), c_in.
+    """`combination`: (α, σ, σ_data) of a time → (a, b) of what a network predicts, tensors or numbers.
 
-    Without `input_scale` the network receives x_t itself. `sigma_data` is the standard deviation of pixels.
+    `input_scale` gives the factor c_in of its input x_t, by default 1. σ_data is the standard deviation of
+    pixels.
     """
 
-    combination: Combination
+    combination: Callable[[Any, Any, float], tuple[Any, Any]]
     source: str
     input_scale: Callable[[Any, Any, float], Any] | None = None
     uses_sigma_data: bool = False

@@ -125,10 +125,7 @@ class ProcessConfig(RegistrySection):
         if self.sigma_data is not None or not self.uses_sigma_data:
             return self
         if pixel_std is None:
-            raise UsageError(
-                "process.sigma_data was not measured, since an earlier version prepared the data: "
-                "prepare them again, or set it"
-            )
+            raise UsageError("process.sigma_data was not measured: prepare the data again, or set it")
         return self.model_copy(update={"sigma_data": pixel_std})
 
     @field_validator("t_sampler_options", "weighting_options")
@@ -152,15 +149,11 @@ class ProcessConfig(RegistrySection):
         if objective.learned_variance and not self.learned_variance:
             raise ValueError(f"loss {self.loss} needs variance learned of a discrete process: use simple")
         if distribution.needs_bound and not self.learned_variance:
-            raise ValueError(
-                f"t_sampler {self.t_sampler} is for losses with the bound: use loss vlb or hybrid"
-            )
+            raise ValueError(f"t_sampler {self.t_sampler} is for losses with the bound: vlb or hybrid")
         if not objective.is_weighted and self.weighting != "none":
             raise ValueError("weighting is for loss simple or hybrid: loss vlb has the bound's own weights")
         if not objective.is_weighted and not distribution.is_unbiased:
-            raise ValueError(
-                f"loss {self.loss} needs t_sampler uniform or loss-aware: it is a mean over all t"
-            )
+            raise ValueError(f"loss {self.loss} needs t_sampler uniform or loss-aware")
         return self
 
 
@@ -233,6 +226,6 @@ class DiscreteConfig(ProcessConfig):
     def _variance_is_trained(self) -> Self:
         if self.learned_variance and not OBJECTIVES[self.loss].learned_variance:
             raise ValueError(
-                f"loss {self.loss} never trains a learned variance: use hybrid, or variance small or large"
+                f"loss {self.loss} never trains a learned variance: use hybrid or variance small"
             )
         return self

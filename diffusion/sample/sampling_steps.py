@@ -39,7 +39,8 @@ def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] |
     if not entry.in_noise:
         return entry.between(steps, process.t_min, process.t_max, options)
     low, high = options.sigma_min or process.sigma_min, options.sigma_max or process.sigma_max
-    lowest, highest = noise_range(process)
+    limits = torch.tensor([process.t_min, process.t_max], dtype=torch.float64)
+    lowest, highest = process.noise_level(limits).tolist()  # the highest may be ∞
     if not lowest <= low < high <= highest:
         raise UsageError(
             f"spacing_options from sigma_min {low:g} to sigma_max {high:g} do not fit process.schedule "
@@ -49,12 +50,6 @@ def spaced_times(settings: SampleSettings, process: NoiseProcess) -> list[int] |
     times: list[float] = process.times_at(torch.tensor(levels, dtype=torch.float64)).tolist()
     ends = {lowest: process.t_min, highest: process.t_max}
     return [ends.get(level, time) for level, time in zip(levels, times, strict=True)]
-
-
-def noise_range(process: NoiseProcess) -> tuple[float, float]:
-    """Return the noise levels σ/α at the first and the last time; the last may be ∞."""
-    lowest, highest = process.noise_level(torch.tensor([process.t_min, process.t_max], dtype=torch.float64))
-    return float(lowest), float(highest)
 
 
 def max_eta(grid: TimeGrid) -> float:

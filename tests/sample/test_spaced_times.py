@@ -11,7 +11,7 @@ from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import cell_settings, grid, settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
-from diffusion.sample.sampling_steps import noise_range, spaced_times
+from diffusion.sample.sampling_steps import spaced_times
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 from tests.helpers.trajectories import process_of
@@ -82,7 +82,8 @@ def test_grids_of_papers_are_for_discrete_processes_only(spacing):
 @pytest.mark.parametrize("options", [{"sigma_max": 200}, {"sigma_min": 0.001}, {"sigma_min": 160}])
 def test_noise_levels_beyond_the_process_are_refused(options):
     process = process_of("linear", 1000)
-    message = "do not fit .* linear: its noise levels are {:g} to {:g}".format(*noise_range(process))
+    lowest, highest = process.sigma_min, process.sigma_max
+    message = f"do not fit .* linear: its noise levels are {lowest:g} to {highest:g}"
     with pytest.raises(UsageError, match=message):
         spaced_times(SampleSettings(spacing="karras", spacing_options=options), process)
 
