@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from diffusion.model.layers import EXACT_LAYERS
+from diffusion.model.layers import Exact
 from diffusion.process.denoiser import Network
 from diffusion.system.errors import DiffctlWarning, first_line
 
@@ -56,26 +56,23 @@ def to_bf16(network: Network) -> Network:
         return network
     if network not in _FROZEN:
         return _rounded_copy(network)
-    kept, state = _FROZEN[network], _state(network)
+    tensors = (*network.parameters(), *network.buffers())
+    # The address and version counter of each tensor: they change when weights change.
+    state = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    kept = _FROZEN[network]
     if kept is None or kept[0] != state:
         kept = _FROZEN[network] = (state, _rounded_copy(network))
     return kept[1]
 
 
-_State = list[tuple[int, int]]
-_FROZEN: WeakKeyDictionary[nn.Module, tuple[_State, nn.Module] | None] = WeakKeyDictionary()  # rounded copies
-
-
-def _state(network: nn.Module) -> _State:
-    """Return the address and version counter of each tensor: they change when weights change."""
-    tensors = (*network.parameters(), *network.buffers())
-    return [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+# Frozen networks with the state and the rounded copy of each.
+_FROZEN: WeakKeyDictionary[nn.Module, tuple[list[tuple[int, int]], nn.Module] | None] = WeakKeyDictionary()
 
 
 def _rounded_copy(network: nn.Module) -> nn.Module:
     network = copy.deepcopy(network)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, EXACT_LAYERS):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not isinstance(module, Exact):
             module.to(torch.bfloat16)
     device = next(network.parameters()).device
     layout = memory_layout("bf16", device)
@@ -85,17 +82,8 @@ def _rounded_copy(network: nn.Module) -> nn.Module:
     return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
-# Compiling takes a minute or two: the passes of 2,000 steps of training, three each.
-MIN_COMPILED_PASSES = 6000
 GRAPHS = "reduce-overhead"  # torch.compile's mode that records a CUDA graph and replays it
 WARM_UP_PASSES = 3  # of a graph: one warms up, one is recorded, one is replayed
-
-_COMPILED = "_compiled_by_device"
-
-
-def is_worth_compiling(passes: int, device: torch.device) -> bool:
-    """Return whether this number of passes of one shape is computed compiled: by rule, on a GPU alone."""
-    return device.type == "cuda" and passes >= MIN_COMPILED_PASSES
 
 
 def compile_mode(device: torch.device) -> str | None:
@@ -152,7 +140,7 @@ class CompiledNetwork:
 def compile_network(network: nn.Module) -> CompiledNetwork:
     """Return the network compiled once per device; its own dict holds it, elsewhere it would stay alive."""
     device = str(next(network.parameters()).device)
-    kept: dict[str, CompiledNetwork] = network.__dict__.setdefault(_COMPILED, {})
+    kept: dict[str, CompiledNetwork] = network.__dict__.setdefault("_compiled_by_device", {})
     if device not in kept:
         kept[device] = CompiledNetwork(network)
     return kept[device]

@@ -195,7 +195,7 @@ def make_cell(
     done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with closing((run or run_locally)(files, settings, missing)) as made:
+    with LocalRunner() as local, closing((run or local)(files, settings, missing)) as made:
         for shard, images in made:
             shards.save(shard, images)
             done += len(shard)
@@ -266,14 +266,6 @@ def _free_memory(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def run_locally(
-    files: NetworkFiles, settings: SampleSettings, shards: Sequence[range]
-) -> Generator[tuple[range, Images], None, None]:
-    """Run the shards of a single cell on this machine's first free device."""
-    with LocalRunner() as run:
-        yield from run(files, settings, shards)
 
 
 def shard_images(

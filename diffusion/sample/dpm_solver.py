@@ -63,16 +63,12 @@ class DPMSolverMultistep:
             elif h > 0:  # 0 at a repeated time
                 data = x0_hat
                 if earlier is not None:
-                    ahead = extrapolation_factor(earlier.h / h)
+                    r = earlier.h / h
+                    ahead = min(1 / (2 * r), 0.25 + r / 2)
                     data = (1 + ahead) * x0_hat - ahead * earlier.x0_hat
                 x = step.sigma_prev / step.sigma * x - step.alpha_prev * math.expm1(-h) * data
                 earlier = _Earlier(x0_hat, h)
             yield Step(done, len(grid), x, x0_hat)
-
-
-def extrapolation_factor(r: float) -> float:
-    """Return the factor of extrapolation: 1/2r, but at most 1/4 + r/2."""
-    return min(1 / (2 * r), 0.25 + r / 2)
 
 
 @dataclass(frozen=True)

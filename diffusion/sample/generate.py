@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
-from diffusion.model.precision import autocast, is_worth_compiling
+from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition, Denoiser, NetworkDenoiser
 from diffusion.process.noise import ImageNoise, counter_generator
 from diffusion.process.process_registry import build_process
@@ -34,6 +34,9 @@ from diffusion.system.threads import in_halves, prefetched_draws, splitting_help
 if TYPE_CHECKING:  # images do not depend on the format of model files
     from diffusion.model.model_file import LoadedModel, ModelDescription
 
+# Compiling takes a minute or two: the passes of 2,000 steps of training, three each.
+MIN_COMPILED_PASSES = 6000
+
 OnStep = Callable[[Step], object]
 """Called with each step of a trajectory."""
 
@@ -53,11 +56,8 @@ def check_settings(artefact: "ModelDescription", settings: SampleSettings) -> Ti
 def should_compile(
     artefact: "ModelDescription", settings: SampleSettings, batches: int, device: torch.device
 ) -> bool:
-    """Return whether compiling the network is faster for this number of batches.
-
-    The network is called for a batch as often as for an image.
-    """
-    return is_worth_compiling(batches * count_nfe(settings, artefact.process), device)
+    """Return whether compiling is faster for this number of batches: on a GPU, for many passes."""
+    return device.type == "cuda" and batches * count_nfe(settings, artefact.process) >= MIN_COMPILED_PASSES
 
 
 def generate(
@@ -171,7 +171,17 @@ def mixed_condition(
 
 def class_condition(artefact: "ModelDescription", wanted: str, count: int) -> Condition:
     """Return the condition of images of one class, by name or number; UsageError lists the classes."""
-    return labels_condition(artefact, torch.full((count,), class_index(artefact, wanted)), count)
+    names = artefact.data.classes
+    if not names:
+        raise UsageError("this model is unconditional: it takes no class")
+    if wanted in names:
+        label = names.index(wanted)
+    elif wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names):
+        label = int(wanted)
+    else:
+        shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+        raise UsageError(f"there is no class {brief(wanted)}: give 0 to {len(names) - 1}, or one of {shown}")
+    return labels_condition(artefact, torch.full((count,), label), count)
 
 
 def chosen_condition(
@@ -181,16 +191,3 @@ def chosen_condition(
     if wanted is None:
         return mixed_condition(artefact, settings, indices)
     return class_condition(artefact, str(wanted), len(indices))
-
-
-def class_index(artefact: "ModelDescription", wanted: str) -> int:
-    """Return the label of a class by name or number; UsageError lists the classes."""
-    names = artefact.data.classes
-    if not names:
-        raise UsageError("this model is unconditional: it takes no class")
-    if wanted in names:
-        return names.index(wanted)
-    if wanted.isdecimal() and len(wanted) < 10 and int(wanted) < len(names):
-        return int(wanted)
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    raise UsageError(f"there is no class {brief(wanted)}: give 0 to {len(names) - 1}, or one of {shown}")

@@ -83,10 +83,8 @@ def matching_snapshots(model: Path, averages: Path = AVERAGES, *, unverified: bo
     snapshots, own = Snapshots.of(averages, unverified=unverified), read_artefact(model)
     compared = [one.model_dump(exclude=SNAPSHOT_FIELDS - {"step"}) for one in (snapshots.last, own)]
     if compared[0] != compared[1]:
-        raise UsageError(
-            f"{averages} has snapshots of another training than {model}: bring both by `dvc checkout` or "
-            "`dvc pull`, or train"
-        )
+        remedy = "bring both by `dvc checkout` or `dvc pull`, or train"
+        raise UsageError(f"{averages} has snapshots of another training than {model}: {remedy}")
     return snapshots
 
 
@@ -137,18 +135,15 @@ def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
 
     A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing.
     """
-    guide, classifier = _named_networks(settings)
-    profile = None if guide is None else ema_guide(guide)
+    (guide, classifier), profile = _named_networks(settings), _guide_profile(settings)
     made = None if profile is None else ema_model_file(guide_snapshots(profile, model), profile.sigma_rel)
     return NetworkFiles(model, made or _existing(guide, "guide"), _existing(classifier, "classifier"))
 
 
 def existing_files(settings: SampleSettings, model: Path) -> NetworkFiles:
     """Return the files for these settings that exist: None for another one. No EMA profile is made."""
-    guide, classifier = _named_networks(settings)
-    profile = None if guide is None else ema_guide(guide)
-    paths = [None if name is None else Path(name) for name in (guide, classifier)]
-    if profile is not None:
+    paths = [None if name is None else Path(name) for name in _named_networks(settings)]
+    if profile := _guide_profile(settings):
         paths[0] = None
         with suppress(DiffctlError):
             paths[0] = _ema_path(guide_snapshots(profile, model, unverified=True), profile.sigma_rel)
@@ -160,9 +155,7 @@ def check_networks(settings: SampleSettings, model: Path, averages: Path) -> Non
 
     Of an EMA profile only the snapshots in `averages` are verified: it is not made.
     """
-    guide, _ = _named_networks(settings)
-    profile = None if guide is None else ema_guide(guide)
-    if profile is not None:
+    if profile := _guide_profile(settings):
         guide_snapshots(profile, model, averages)
         settings = settings.model_copy(update={"guide": None})
     network_files(settings, model).read().check()
@@ -221,6 +214,11 @@ def _named_networks(settings: SampleSettings) -> tuple[str | None, ...]:
         settings.guide if settings.needs_guide else None,
         settings.classifier if settings.has_classifier else None,
     )
+
+
+def _guide_profile(settings: SampleSettings) -> EmaGuide | None:
+    """Return the EMA profile that guides; None without a guide or for a file."""
+    return ema_guide(settings.guide) if settings.needs_guide and settings.guide is not None else None
 
 
 def _existing(path: str | None, name: str) -> Path | None:

@@ -7,7 +7,7 @@ neither networks nor guidance, and an engine may run many samplers and batch the
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +38,12 @@ Trajectory = Generator[DenoiserCall | Step, Prediction, None]
 """Yields each DenoiserCall, to receive its Prediction, and each Step. The last x is x_0."""
 
 
-class Sampler(Protocol):
-    """A method to get from x_T to x_0.
+Sampler = Callable[[TimeGrid, Tensor, Callable[[], Tensor]], Trajectory]
+"""(grid, x, noise) → the trajectory from x along the grid; UsageError, at its start, if it does not fit.
 
-    Coefficients are plain numbers, computed on the host, so that no step waits for a GPU.
-    """
-
-    def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
-        """Return the trajectory from `x` along the grid.
-
-        `noise` returns standard-normal z, shaped as x, on its device. UsageError where the grid does not
-        allow this sampler, before the first call.
-        """
+`noise` returns standard-normal z, shaped as x, on its device. Coefficients are plain numbers, computed on the
+host, so that no step waits for a GPU.
+"""
 
 
 class SamplerDriver:

@@ -34,14 +34,6 @@ class _Known(NamedTuple):
     log_snr: float
 
 
-class _Pending(NamedTuple):
-    """A step that was predicted, to be corrected by the next prediction: from x, by the known predictions."""
-
-    step: GridStep
-    x: Tensor
-    known: Sequence[_Known]
-
-
 @dataclass(frozen=True)
 class UniPC:
     """The solver; `clip` clips x̂_0 to [−1, 1]. It draws no noise."""
@@ -53,7 +45,7 @@ class UniPC:
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
         known: deque[_Known] = deque(maxlen=self.order)
-        pending: _Pending | None = None
+        pending: tuple[GridStep, Tensor, Sequence[_Known]] | None = None  # a step that is not yet corrected
         for done, step in enumerate(grid.walk(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
@@ -67,7 +59,7 @@ class UniPC:
                 else:
                     known.appendleft(_Known(x0_hat, step.log_snr))
                     used = list(known)[: min(self.order, len(grid) + 1 - done)]
-                    pending = _Pending(step, x, used)
+                    pending = step, x, used
                     x = self._step(step, x, used)
             yield Step(done, len(grid), x, x0_hat)
 

@@ -12,7 +12,7 @@ from diffusion.config import load
 from diffusion.layout import MODEL
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import run_locally
+from diffusion.sample.cell_images import LocalRunner
 from diffusion.sample.network_files import NetworkFiles
 from diffusion.system.errors import DiffctlError
 from flows.ray.shard_runner import ray_runner
@@ -133,7 +133,8 @@ def test_a_guide_is_on_the_workers_too(project: Path, address: str) -> None:
     small_model(project / "early.safetensors", seed=1)
     settings = SampleSettings(steps=2, guidance=1.0, guide="early.safetensors")
     files, shards = NetworkFiles(MODEL, Path("early.safetensors")), [range(0, 2), range(2, 4)]
-    wanted = dict(run_locally(files, settings, shards))
+    with LocalRunner() as run:
+        wanted = dict(run(files, settings, shards))
     with ray_runner(load().sample) as run:
         for shard, images in run(files, settings, shards):
             assert_equal_but_for_rounding(images, wanted[shard])

@@ -12,19 +12,16 @@ from diffusion.model import precision
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import (
     GRAPHS,
-    MIN_COMPILED_PASSES,
     CompiledNetwork,
     autocast,
     compile_mode,
     compile_network,
     freeze,
-    is_worth_compiling,
     memory_layout,
 )
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample import cell_images
-from diffusion.sample import generate as sampling
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.sample.generate import MIN_COMPILED_PASSES, generate, mixed_condition, should_compile
 from diffusion.sample.network_files import NetworkFiles
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
@@ -55,11 +52,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return recorded
 
 
-def test_is_worth_compiling_depends_on_device_and_pass_count() -> None:
-    assert is_worth_compiling(MIN_COMPILED_PASSES, torch.device("cuda"))
-    assert not is_worth_compiling(MIN_COMPILED_PASSES - 1, torch.device("cuda"))
-    assert not is_worth_compiling(10**9, CPU)
-    assert not is_worth_compiling(10**9, torch.device("mps"))
+@pytest.mark.parametrize(
+    ("device", "passes", "expected"),
+    [("cuda", MIN_COMPILED_PASSES, True), ("cuda", MIN_COMPILED_PASSES - 1, False), ("mps", 10**9, False)],
+)
+def test_only_many_passes_on_a_gpu_are_compiled(device, passes, expected) -> None:
+    artefact, settings = artefact_of(spec_of()), SampleSettings(steps=1)
+    assert should_compile(artefact, settings, passes, torch.device(device)) == expected
 
 
 def test_only_first_batch_shape_is_compiled(compilations) -> None:
@@ -149,25 +148,20 @@ def test_errors_after_graph_capture_propagate(graph) -> None:
         fast(*arguments)
 
 
-@pytest.fixture
-def pass_counts(monkeypatch) -> list[int]:
-    """Make `is_worth_compiling` return True, and record the pass counts it receives."""
-    passes: list[int] = []
-    monkeypatch.setattr(sampling, "is_worth_compiling", lambda count, device: passes.append(count) or True)
-    return passes
-
-
-def test_cell_images_use_compiled_network(compilations, pass_counts, monkeypatch, tmp_path) -> None:
+def test_cell_images_use_compiled_network(compilations, monkeypatch, tmp_path) -> None:
     """A runner decides once for all its shards. The images equal those of the eager network."""
     model = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
     settings, shards = SampleSettings(steps=3, seed=2), [range(0, 4), range(4, 8), range(8, 10)]
     monkeypatch.setattr(cell_images, "load_model", lambda path, device: model)
-    made = cell_images.run_locally(NetworkFiles(tmp_path), settings, shards)
-    generated = torch.cat([torch.from_numpy(images) for _, images in made])
+    counts = []
+    monkeypatch.setattr(cell_images, "should_compile", lambda *arguments: counts.append(arguments[2]) or True)
+    with cell_images.LocalRunner() as run:
+        made = [torch.from_numpy(images) for _, images in run(NetworkFiles(tmp_path), settings, shards)]
+    generated = torch.cat(made)
     conditions = [mixed_condition(model.artefact, settings, part) for part in shards]
     expected = [generate(model, settings, *one, CPU) for one in zip(shards, conditions, strict=True)]
     assert torch.equal(generated.permute(0, 3, 1, 2), torch.cat(expected))
-    assert pass_counts == [9]
+    assert counts == [3]
     assert compilations == [0, 4, 4, 4, 4, 4, 4]
 
 

@@ -13,7 +13,6 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import (
     check_settings,
     class_condition,
-    class_index,
     generate,
     mixed_condition,
     noise_draws,
@@ -144,15 +143,13 @@ def test_unconditional_model_has_no_labels_and_rejects_a_class():
         class_condition(artefact, "3", 1)
 
 
-def test_class_index_accepts_names_and_numbers():
-    assert class_index(ARTEFACT, "class7") == 7
-    assert class_index(ARTEFACT, "7") == 7
-    assert class_condition(ARTEFACT, "7", 2).labels.tolist() == [7, 7]
+def test_a_class_is_a_name_or_a_number():
     named_by_digits = artefact_of(SPEC, data=DataCard(name="d", classes=tuple("9876543210"), digest="0"))
-    assert class_index(named_by_digits, "9") == 0  # a name takes precedence over a number
+    for artefact, wanted, label in ((ARTEFACT, "class7", 7), (ARTEFACT, "7", 7), (named_by_digits, "9", 0)):
+        assert class_condition(artefact, wanted, 2).labels.tolist() == [label, label]
     for value in ("10", "-1", "class10", "²", ""):
         with pytest.raises(UsageError, match=r"give 0 to 9, or one of class0, .*class9$"):
-            class_index(ARTEFACT, value)
+            class_condition(ARTEFACT, value, 1)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import CellShards, make_cell, run_locally
+from diffusion.sample.cell_images import CellShards, LocalRunner, make_cell
 from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.system import devices
 from diffusion.system.errors import DiffctlWarning
@@ -174,11 +174,11 @@ def make_cells(config: Config, made: list[SampleSettings]) -> list[ImageStore]:
 
     def runner(model, settings, shards):
         made.extend([settings] * len(shards))
-        yield from run_locally(model, settings, shards)
+        yield from local(model, settings, shards)
 
-    cells = grid(config.sample, config.sweep)
-    files = NetworkFiles(MODEL)
-    return [make_cell(config.sample, cell, files, SAMPLES / cell.name, run=runner) for cell in cells]
+    cells, sample, files = grid(config.sample, config.sweep), config.sample, NetworkFiles(MODEL)
+    with LocalRunner() as local:
+        return [make_cell(sample, cell, files, SAMPLES / cell.name, run=runner) for cell in cells]
 
 
 def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
