@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.model.blocks import GroupNorm, set_norms
-from diffusion.model.model_file import Artefact, LoadedModel, load_weights, read_description
+from diffusion.model.model_file import Artefact, LoadedModel, load_network, read_description
 from diffusion.model.unet import Encoder
 from diffusion.model.unet_config import UNetSpec
-from diffusion.model.weights_header import build_matching
 
 
 class AttentionPool(nn.Module):
@@ -65,6 +64,4 @@ class ClassifierArtefact(Artefact):
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the classifier that the file describes and load its weights; DiffctlError for any other file."""
-    artefact = read_description(path, ClassifierArtefact)
-    network = build_matching(Classifier, artefact.network, path)
-    return LoadedModel(load_weights(network, path, artefact, device), artefact)
+    return load_network(path, read_description(path, ClassifierArtefact), Classifier, device)

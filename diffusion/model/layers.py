@@ -1,7 +1,7 @@
 """Layers of any network: the embedding of time and class, blocks in sequence, dropout, exact layers."""
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +23,12 @@ def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
     return F.pad(embedding, (0, width % 2))
 
 
-class AugmentationEmbedding(nn.Module):
-    """The part of an embedding for the augmentation of an image: linear, without a bias, initially zero.
+class ZeroLinear(nn.Linear):
+    """A linear layer that is initialised to zero without drawing random numbers."""
 
-    An image that was not transformed adds nothing, so a network that samples can omit the layer (Karras et
-    al. 2022, 2206.00364, app. F.2).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, AUGMENTATION_NUMBERS))
-
-    def forward(self, numbers: Tensor) -> Tensor:
-        """(B, 9) → (B, width)."""
-        return F.linear(numbers, self.weight)
+    def reset_parameters(self) -> None:
+        """Zero the weights."""
+        nn.init.zeros_(self.weight)
 
 
 class ConditionedNetwork(nn.Module):
@@ -51,8 +43,8 @@ class ConditionedNetwork(nn.Module):
         self.time = nn.Sequential(nn.Linear(sinusoids, width), nn.SiLU(), nn.Linear(width, width))
         if spec.num_classes:
             self.classes = nn.Embedding(spec.num_classes + spec.null_class, width)
-        if spec.augmented:
-            self.augmentation = AugmentationEmbedding(width)
+        if spec.augmented:  # it adds nothing for an untransformed image (2206.00364, app. F.2)
+            self.augmentation = ZeroLinear(AUGMENTATION_NUMBERS, width, bias=False)
 
     def sinusoids(self, t: Tensor) -> Tensor:
         """(B,) times → (B, sinusoids)."""
@@ -129,29 +121,23 @@ def _tape_windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
     return tape.as_strided(*windows).index_select(0, starts)
 
 
-class ExactConv2d(nn.Conv2d):
-    """A convolution in its weights' own precision, under autocast and in a rounded copy too.
+class Exact(nn.Module):
+    """A layer in its weights' own precision, under autocast and in a rounded copy too.
 
     A network's first layer takes x_t. Its noise at small t is as small as bfloat16's rounding.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C_out, H', W'), in the weights' type."""
-        with _without_autocast(x):
-            return super().forward(x.to(self.weight.dtype))
-
-
-class ExactLinear(nn.Linear):
-    """A linear layer in its weights' own precision, like ExactConv2d."""
+    weight: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) → (..., C_out), in the weights' type."""
-        with _without_autocast(x):
-            return super().forward(x.to(self.weight.dtype))
+        """Return the layer's output in the weights' type."""
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(self.weight.dtype))  # type: ignore[no-any-return]
 
 
-EXACT_LAYERS = (ExactConv2d, ExactLinear)
+class ExactConv2d(Exact, nn.Conv2d):
+    """An exact convolution."""
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+class ExactLinear(Exact, nn.Linear):
+    """An exact linear layer."""

@@ -7,7 +7,7 @@ CPU the file is a function of config, data and code, byte for byte.
 
 import hashlib
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -39,7 +39,6 @@ Text = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
 Description = TypeVar("Description", bound="Artefact")
-Module = TypeVar("Module", bound=torch.nn.Module)
 
 
 class DataCard(Section):
@@ -200,9 +199,8 @@ def read_description(path: Path, kind: type[Description]) -> Description:
     except Corrupted as error:
         raise DiffctlError(f"the metadata of {path} is damaged or edited ({error})") from None
     if ("kind" in values) != ("kind" in kind.model_fields):
-        raise DiffctlError(
-            f"{path} holds a {values.get('kind', 'diffusion model')}, which is not the kind needed here"
-        )
+        found = values.get("kind", "diffusion model")
+        raise DiffctlError(f"{path} holds a {found}, which is not the kind needed here")
     try:
         return kind.from_stored(values)
     except ValidationError as error:
@@ -218,9 +216,20 @@ def read_description(path: Path, kind: type[Description]) -> Description:
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Build the network that the file describes and load its weights; DiffctlError when they do not fit."""
-    artefact = read_artefact(path)
-    network = build_matching(build_network, artefact.network, path)
-    return LoadedModel(load_weights(network, path, artefact, device), artefact)
+    return load_network(path, read_artefact(path), build_network, device)
+
+
+def load_network(
+    path: Path, artefact: Artefact, build: Callable[[Any], torch.nn.Module], device: torch.device | str
+) -> LoadedModel:
+    """Build the network of a file with this metadata and load its weights, in eval mode on `device`.
+
+    DiffctlError if they are damaged or do not fit.
+    """
+    network = build_matching(build, artefact.network, path)
+    network.load_state_dict(read_weights(path, artefact))
+    keep_freed_memory(torch.device(device).type)
+    return LoadedModel(freeze(network.to(device)), artefact)
 
 
 def read_verified_artefact(path: Path) -> Artefact:
@@ -237,10 +246,3 @@ def read_weights(path: Path, artefact: Artefact) -> dict[str, torch.Tensor]:
     if tensors_sha256(weights) != artefact.weights_sha256:
         raise DiffctlError(f"{path} is damaged: its weights are not those that it was written with")
     return weights
-
-
-def load_weights(network: Module, path: Path, artefact: Artefact, device: torch.device | str) -> Module:
-    """Return the network with the file's weights, in eval mode on `device`; DiffctlError if damaged."""
-    network.load_state_dict(read_weights(path, artefact))
-    keep_freed_memory(torch.device(device).type)
-    return freeze(network.to(device))

@@ -57,9 +57,7 @@ class Snapshots:
         """Read snapshots, or `unverified` metadata; UsageError for none or those of two trainings."""
         paths = tuple(snapshot_files(folder))
         if not paths:
-            raise UsageError(
-                f"{folder} has no EMA snapshots: set train.ema_profiles and train, or `dvc pull` them"
-            )
+            raise UsageError(f"{folder} has no EMA snapshots: train with train.ema_profiles, or `dvc pull`")
         artefacts = tuple(map(read_artefact if unverified else read_verified_artefact, paths))
         first = artefacts[0].model_dump(exclude=SNAPSHOT_FIELDS)
         for path, artefact in zip(paths, artefacts, strict=True):

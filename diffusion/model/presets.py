@@ -12,31 +12,28 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A published model: the sections of params.yaml that it was trained with, and what its data decided.
-
-    `qkv_by_head` is how OpenAI's file orders the channels of attention: all of a head's q, k and v
-    together, or all heads' q first.
-    """
-
-    model: dict[str, Any]
-    process: dict[str, Any]
-    train: dict[str, Any]
-    data: str
-    image_size: int
-    num_classes: int
-    parameters: int
-    source: str
-    qkv_by_head: bool = True
-
-
-@dataclass(frozen=True)
 class Size:
     """A published size of a network: its options, and its parameters on the data of the `source`."""
 
     model: dict[str, Any]
     parameters: int
     source: str
+
+
+@dataclass(frozen=True)
+class Preset(Size):
+    """A published model: the sections of params.yaml that it was trained with, and what its data decided.
+
+    `qkv_by_head` is how OpenAI's file orders the channels of attention: all of a head's q, k and v
+    together, or all heads' q first.
+    """
+
+    process: dict[str, Any]
+    train: dict[str, Any]
+    data: str
+    image_size: int
+    num_classes: int
+    qkv_by_head: bool = True
 
 
 # ADM (2105.05233), tables 11 and 12 of the appendix; openai/guided-diffusion gives the same as flags. Its

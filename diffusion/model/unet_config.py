@@ -104,10 +104,8 @@ class UNetConfig(ModelConfig):
         levels, patch_size = len(self.channel_mult), self.patch_size
         stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
-            raise ValueError(
-                f"image_size {image_size} must be divisible by {stride}: channel_mult has {levels} levels, "
-                f"each half the size of the one above, and patch_size is {patch_size}"
-            )
+            why = f"channel_mult has {levels} levels, and patch_size is {patch_size}"
+            raise ValueError(f"image_size {image_size} must be divisible by {stride}: {why}")
         return [image_size // patch_size >> level for level in range(levels)]
 
     def heads_of(self, channels: int) -> int:

@@ -107,12 +107,16 @@ def transfer_conditioned(
 ) -> Transferred:
     """Return the initial weights of a `ConditionedNetwork`; raise Incompatible if they do not fit."""
     check_same_options(source.spec, spec, free=frozenset({"attention_resolutions", "augmented"}))
-    ours, channels = dict(source.weights), (source.spec.in_channels, spec.in_channels)
+    ours, before, now = dict(source.weights), source.spec.in_channels, spec.in_channels
+    if before != now and {before, now} != {1, 3}:
+        raise Incompatible(
+            f"images of {now} channels and a pretrained model of {before}: only 1 and 3 convert"
+        )
     for name in (name for name in INPUTS if name in ours):
-        ours[name] = _of_inputs(ours[name], *channels)
+        ours[name] = _of_inputs(ours[name], before, now)
     pixels = len(ours[HEAD[0]]) // source.spec.out_channels  # of a patch
     for name in HEAD:
-        ours[name] = _of_outputs(ours[name], initial[name], *channels, pixels)
+        ours[name] = _of_outputs(ours[name], initial[name], before, now, pixels)
     new: frozenset[str] = frozenset()
     no_class = _no_class(source)
     if CLASSES in initial:
@@ -146,7 +150,6 @@ def _of_inputs(weight: Tensor, before: int, now: int) -> Tensor:
     """Return weights (O, now, …) of (O, before, …); a grey image in RGB gives what it gave in grey."""
     if before == now:
         return weight
-    _refuse_odd(before, now)
     if now == 1:
         return weight.sum(dim=1, keepdim=True)
     return weight.repeat_interleave(now, dim=1) / now
@@ -167,12 +170,4 @@ def _of_output(part: Tensor, before: int, now: int) -> Tensor:
     """Return one prediction of `now` channels: (before, pixels, …) → (now, pixels, …)."""
     if before == now:
         return part
-    _refuse_odd(before, now)
     return part.mean(dim=0, keepdim=True) if now == 1 else part.repeat_interleave(now, dim=0)
-
-
-def _refuse_odd(before: int, now: int) -> None:
-    if {before, now} != {1, 3}:
-        raise Incompatible(
-            f"the images have {now} channels and the pretrained model's {before}: only 1 and 3 convert"
-        )

@@ -78,9 +78,7 @@ def build_matching(build: Callable[[Spec], Module], spec: Spec, path: Path) -> M
         with torch.device("meta"), Unfilled():  # nothing is allocated, and no generator draws
             tensors = build(spec).state_dict()
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # sizes that no tensor can have
-        raise DiffctlError(
-            f"{path} describes a network that cannot be built ({brief(error, reason)})"
-        ) from None
+        raise DiffctlError(f"{path} describes an impossible network ({brief(error, reason)})") from None
     wants = {name: f"{DTYPE_NAMES.get(one.dtype)} {list(one.shape)}" for name, one in tensors.items()}
     for name in sorted(wants.keys() | has.keys()):
         if wants.get(name) != has.get(name):

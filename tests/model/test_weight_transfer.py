@@ -128,7 +128,7 @@ def test_larger_image_size_transfers_all_weights():
             {"attention_resolutions": ()},
             r"\w+\.\d\.1\.\w+\.\w+ is \(.*\) in the pretrained model, and missing",
         ),
-        ({"in_channels": 2, "out_channels": 4}, "2 channels and the pretrained model's 1"),
+        ({"in_channels": 2, "out_channels": 4}, "2 channels and a pretrained model of 1"),
     ],
 )
 def test_error_names_incompatible_option(changes, message):
