@@ -59,7 +59,7 @@ def check_spacing(project: Project) -> Iterator[Finding]:
 
 def check_repository(project: Project) -> Iterator[Finding]:
     """Check whether DVC can run the stages here."""
-    if problem := repository_problem(project.root):
+    if problem := repository_problem():
         yield Finding("error", "repository", *problem)
 
 
@@ -98,14 +98,14 @@ def check_start(project: Project) -> Iterator[Finding]:
     """Report where the training and the classifier's training start."""
     if not project.is_ready or project.plan is None:
         return
-    yield Finding("ok", "training", _describe_start(project.plan, project.root / TRAIN_RUNS))
+    yield Finding("ok", "training", _describe_start(project.plan, TRAIN_RUNS))
     try:
         plan = project.classifier_plan
     except DiffctlError as error:
         yield Finding("warning", "classifier", str(error), "`diffctl stage classifier` would refuse it")
     else:
         if plan is not None:
-            yield Finding("ok", "classifier", _describe_start(plan, project.root / CLASSIFIER_RUNS))
+            yield Finding("ok", "classifier", _describe_start(plan, CLASSIFIER_RUNS))
 
 
 def _describe_start(plan: TrainPlan, root: Path) -> str:
@@ -145,8 +145,8 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
 }  # other stages check their inputs themselves, immediately
 
 
-def check(config: Config, root: Path = Path(), checks: Sequence[Check] = ALL) -> Iterator[Finding]:
-    """Run checks of the project in `root`, and yield each finding immediately.
+def check(config: Config, checks: Sequence[Check] = ALL) -> Iterator[Finding]:
+    """Run checks of the project in the working directory, and yield each finding immediately.
 
     If the network's prediction cannot be solved for x_0 and ε at every time, the process is the only finding.
     """
@@ -156,14 +156,14 @@ def check(config: Config, root: Path = Path(), checks: Sequence[Check] = ALL) ->
     except UsageError as error:
         yield Finding("error", "process", str(error))
         return
-    project = Project(config, root)
+    project = Project(config)
     for one in checks:
         yield from one(project)
 
 
-def preflight(config: Config, stage: str, root: Path = Path()) -> list[Finding]:
+def preflight(config: Config, stage: str) -> list[Finding]:
     """Run a stage's checks and return their warnings; UsageError with the remedy of the first error."""
-    findings = list(check(config, root, OF_STAGE[stage]))
+    findings = list(check(config, OF_STAGE[stage]))
     for finding in findings:
         if finding.level == "error":
             raise UsageError(": ".join(part for part in (finding.message, finding.remedy) if part))

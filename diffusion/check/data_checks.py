@@ -1,7 +1,6 @@
 """Checks of the data: raw files, prepared splits, and whether they fit the configuration."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +8,7 @@ import torch
 from diffusion.check.findings import Finding, Project
 from diffusion.data.source import summarize
 from diffusion.images.store import ImageStore, is_verified, verify
-from diffusion.layout import PREPARED, STARTS
+from diffusion.layout import PREPARED
 from diffusion.system.errors import DiffctlError
 from diffusion.system.memory import format_bytes
 from diffusion.train.plan import DenoiserPlan, plan_training
@@ -50,8 +49,7 @@ def check_prepared(project: Project) -> Iterator[Finding]:
     try:
         stores = project.stores
     except DiffctlError as error:
-        remedy = f"remove {project.root / PREPARED} and run `diffctl stage data`"
-        yield Finding("error", "prepared data", str(error), remedy)
+        yield Finding("error", "prepared data", str(error), f"remove {PREPARED} and run `diffctl stage data`")
         return
     if not project.fits_config:
         message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
@@ -85,7 +83,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
         message = f"a cell has {cell:,} images and its reference, the {reference} split, {there:,}"
         yield Finding("warning", "evaluation", message, "scores are noisy: lower sample.num_images")
     try:
-        plan = plan_training(config, project.train_meta(), torch.device("cpu"), project.root / STARTS)
+        plan = plan_training(config, project.train_meta(), torch.device("cpu"))
     except PretrainedMissing as error:
         yield Finding("warning", "start", str(error), "the stage `train` lets DVC bring it")
     except PretrainedRefused as error:
@@ -93,14 +91,14 @@ def check_fit(project: Project) -> Iterator[Finding]:
     except DiffctlError as error:
         yield Finding("error", "model", str(error), "change the model or the data section")
     else:
-        yield from _start(plan, project.root / STARTS)
+        yield from _start(plan)
 
 
-def _start(plan: DenoiserPlan, starts: Path) -> Iterator[Finding]:
+def _start(plan: DenoiserPlan) -> Iterator[Finding]:
     """Report the pretrained model, and a model that was trained on grey images."""
     if plan.init_from is None:
         return
-    start = find_pretrained(plan.init_from, starts)
+    start = find_pretrained(plan.init_from)
     nearest = start.lineage[0]
     yield Finding("ok", "start", f"from {nearest.sha256[:16]}, {nearest.step:,} steps of {nearest.data}")
     if start.artefact.network.in_channels < plan.network.in_channels:

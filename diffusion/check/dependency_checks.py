@@ -32,16 +32,15 @@ def check_plugins(project: Project) -> Iterator[Finding]:
     for library in SLOW_IMPORTS:
         message = f"{ENTRIES} loads {library}, and every command loads {ENTRIES}"
         yield Finding("warning", PLUGINS, message, "import it only in modules that entries name")
-    deps = _dependencies(project)
+    deps = _dependencies()
     for registry in REGISTRIES:
         for name in registry.plugins:
             yield from _check_entry(registry, name, deps)
 
 
-def _dependencies(project: Project) -> dict[str, set[str]]:
+def _dependencies() -> dict[str, set[str]]:
     """Return the dependencies of each stage of dvc.yaml."""
-    stages = dvc_stages(project.root)
-    return {name: set(map(str, stage.get("deps") or ())) for name, stage in stages.items()}
+    return {name: set(map(str, stage.get("deps") or ())) for name, stage in dvc_stages().items()}
 
 
 def _check_entry(registry: Registry[Any], name: str, deps: Mapping[str, set[str]]) -> Iterator[Finding]:
@@ -71,10 +70,10 @@ def _check_entry(registry: Registry[Any], name: str, deps: Mapping[str, set[str]
 
 def check_guides(project: Project) -> Iterator[Finding]:
     """Check EMA profiles, guides and classifiers of the sweep. A file must be a dependency of the stage."""
-    config, model, averages = project.config, project.root / MODEL, project.root / AVERAGES
+    config = project.config
     cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
     guided = [one for one in cells if one.needs_guide or one.has_classifier]
-    deps = _dependencies(project).get("sample")
+    deps = _dependencies().get("sample")
     for file in sorted({file for settings in guided for file in _files(settings)}):
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"
@@ -84,9 +83,9 @@ def check_guides(project: Project) -> Iterator[Finding]:
     by_networks = {(one.guide, one.classifier, one.has_classifier): one for one in guided}
     try:
         if config.sweep.sigma_rels:
-            matching_snapshots(model, averages)
+            matching_snapshots(MODEL)
         for settings in by_networks.values():
-            check_networks(settings, model, averages)
+            check_networks(settings, MODEL, AVERAGES)
     except DiffctlError as error:
         yield Finding("error", "sampling", str(error))
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffusion.config import Config
@@ -11,7 +10,7 @@ from diffusion.data.prepare import shape_of
 from diffusion.data.source import DatasetInfo
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import MODEL, PREPARED, STARTS
+from diffusion.layout import MODEL, PREPARED
 from diffusion.model.model_file import read_artefact
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
@@ -39,10 +38,9 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True)
 class Project:
-    """A configuration and the root folder of its project."""
+    """A configuration in the working directory, the root of its project."""
 
     config: Config
-    root: Path = Path()
 
     @cached_property
     def info(self) -> DatasetInfo:
@@ -52,13 +50,12 @@ class Project:
     @property
     def is_prepared(self) -> bool:
         """Whether there is any prepared data set."""
-        return (self.root / PREPARED).is_dir()
+        return PREPARED.is_dir()
 
     @cached_property
     def stores(self) -> dict[str, ImageStore]:
         """The prepared splits, images unread; DiffctlError if one is missing or damaged."""
-        folder = self.root / PREPARED
-        return {split: open_store(folder / split, PreparedMeta, unverified=True) for split in SPLITS}
+        return {split: open_store(PREPARED / split, PreparedMeta, unverified=True) for split in SPLITS}
 
     @cached_property
     def fits_config(self) -> bool:
@@ -88,11 +85,10 @@ class Project:
     @cached_property
     def is_trained(self) -> bool:
         """Whether the model file is the result of this configuration on this machine."""
-        model = self.root / MODEL
-        if self.plan is None or not model.is_file():
+        if self.plan is None or not MODEL.is_file():
             return False
         try:
-            artefact = read_artefact(model)
+            artefact = read_artefact(MODEL)
         except DiffctlError:
             return False
         wanted = plan_artefact(self.plan).model_copy(update={"weights_sha256": artefact.weights_sha256})
@@ -102,7 +98,7 @@ class Project:
     def plan(self) -> DenoiserPlan | None:
         """The training plan on this machine; None if the configuration does not fit."""
         try:
-            return plan_training(self.config, self.train_meta(), default_device(), self.root / STARTS)
+            return plan_training(self.config, self.train_meta(), default_device())
         except DiffctlError:
             return None
 

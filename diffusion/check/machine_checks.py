@@ -173,7 +173,7 @@ def _data(project: Project) -> list[Need]:
     """
     if project.is_ready:
         return []
-    info, work, out = project.info, project.root / PREPARE_RUNS, project.root / PREPARED
+    info, work, out = project.info, PREPARE_RUNS, PREPARED
     size, _, channels = shape_of(project.config.data, info.shape)
     images = info.images * size * size * channels
     copies = 1 if _there(work).stat().st_dev == _there(out).stat().st_dev else 2
@@ -189,18 +189,18 @@ def _training(project: Project) -> list[Need]:
     plan = project.plan
     if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
         return []  # reported by check_fit or check_memory
-    root, parameters = project.root, count_parameters(plan.network)
-    folder = root / TRAIN_RUNS / training_fingerprint(plan)
+    parameters = count_parameters(plan.network)
+    folder = TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
     profiles = profile_bytes(plan.network, len(plan.train.sigma_rels))
     snapshots = profiles * len(plan.train.snapshot_steps())
     models = MODEL_BYTES * parameters * len(project.config.sweep.sigma_rels)
     needs = [
         ("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
-        ("training", root / MODEL, 2 * MODEL_BYTES * parameters),
+        ("training", MODEL, 2 * MODEL_BYTES * parameters),
         ("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
-        ("averages", root / AVERAGES, 2 * snapshots),
-        ("averages", root / EMA_RUNS, max(0, models - disk_usage(root / EMA_RUNS))),
+        ("averages", AVERAGES, 2 * snapshots),
+        ("averages", EMA_RUNS, max(0, models - disk_usage(EMA_RUNS))),
     ]
     return [(part, place, size) for part, place, size in needs if size or part == "training"]
 
@@ -208,14 +208,13 @@ def _training(project: Project) -> list[Need]:
 def _samples(project: Project) -> list[Need]:
     """Return the space for shards, stores and DVC's copies of the cells that are not sampled."""
     config, meta = project.config, project.train_meta()
-    samples = project.root / SAMPLES
     cells = [
         cell
         for cell in grid(config.sample, config.sweep)
-        if not (project.is_trained and (samples / cell.name).is_dir())
+        if not (project.is_trained and (SAMPLES / cell.name).is_dir())
     ]
     size = len(cells) * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
-    return [("samples", project.root / CELL_RUNS, size), ("samples", samples, 2 * size)]
+    return [("samples", CELL_RUNS, size), ("samples", SAMPLES, 2 * size)]
 
 
 def _there(path: Path) -> Path:

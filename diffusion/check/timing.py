@@ -20,7 +20,6 @@ from diffusion.config import Config
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.images.store import ImageStore
-from diffusion.layout import STARTS
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
 from diffusion.model.precision import freeze
@@ -82,7 +81,7 @@ def time_steps(
     project: Project, plan: TrainPlan, batch: int, seconds: float, device: torch.device
 ) -> TimeRange:
     """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
-    state = new_state(plan, device, project.root / STARTS)
+    state = new_state(plan, device)
     store = project.stores["train"] if project.is_ready else _random_images(plan)
 
     def work(images: int, repeats: int) -> Sequence[float]:
