@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cli.commands import models, pipeline, registry, scores, servers, show
 from cli.shared.command import Options, add_command
-from cli.shared.process import outcome_of, print_error, run_app, set_up_process
+from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from flows import stage_outcome
 
@@ -77,11 +77,7 @@ def main() -> None:
             outcome.write(Path(path))
         if outcome.kind == "crashed":
             raise
-        print_error(outcome.sentence)
+        print_message(outcome.sentence)
         code = outcome.exit_code
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the interpreter ends
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,13 +11,7 @@ import typer
 from cli.actions.score_tables import show_scores
 from cli.commands.scores import Evaluate
 from cli.shared.console import print_table, progress
-from diffusion.evaluate.adhoc import (
-    images_in_statistics,
-    open_images,
-    open_inputs,
-    score_against_statistics,
-    score_images,
-)
+from diffusion.evaluate import adhoc
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import space_extractor
 from diffusion.evaluate.statistics_file import is_statistics, open_statistics
@@ -60,14 +54,14 @@ def _score(path: Path, against: Path, options: Evaluate) -> dict[str, Any]:
     extractors = list(dict.fromkeys(one.value for one in options.extractor or []))
     scores: dict[str, Callable[..., dict[str, Any]]]
     if is_statistics(against):
-        opened = [open_statistics(against, name) for name in extractors] or [open_statistics(against)]
-        sample = open_images(path)
-        images = images_in_statistics(against, sample)
-        scores = {one.spec.name: partial(score_against_statistics, sample, one, images) for one in opened}
+        files = [open_statistics(against, name) for name in extractors] or [open_statistics(against)]
+        sample = adhoc.open_images(path)
+        real = adhoc.images_in_statistics(against, sample)
+        scores = {one.spec.name: partial(adhoc.score_against_statistics, sample, one, real) for one in files}
     else:
-        pair = open_inputs(path, against, options.split)
+        pair = adhoc.open_inputs(path, against, options.split)
         names = extractors or [default_extractor(pair.real.images.shape[1])]
-        scores = {name: partial(score_images, pair) for name in names}
+        scores = {name: partial(adhoc.score_images, pair) for name in names}
     sections = _sections(list(scores), options)
     for section in sections[1:]:  # missing weights are reported before any work
         space_extractor(section.spaces[0])

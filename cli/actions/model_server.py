@@ -7,6 +7,7 @@ import typer
 
 from cli.commands.servers import Playground, Serve
 from cli.shared.options import ModelOptions
+from cli.shared.process import print_message
 from diffusion.code_digest import library_version
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.devices import default_device
@@ -32,13 +33,13 @@ def serve_model(options: Serve) -> None:
     if options.ray:
         return _serve_on_ray(options, config, token)
     bound = bind_socket(options.host, options.port, token is not None)
-    service = Service(_source(options), default_device(), config, _print_message)
+    service = Service(_source(options), default_device(), config, print_message)
     _serve_here(create_app(service, token), service, bound)
 
 
 def serve_playground(options: Playground) -> None:
     bound = bind_socket("127.0.0.1", options.port, has_token=False)
-    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), _print_message)
+    service = Service(_source(options), default_device(), ServeConfig(drain=PLAYGROUND_DRAIN), print_message)
     app = create_app(service, None, routes(service, options.store or PREPARED / "test"))
     _serve_here(app, service, bound, path="/")
 
@@ -82,14 +83,9 @@ def _source(options: ModelOptions) -> ModelSource:
         return ChampionSource(project_model())
     if options.run_id is not None:
         return FixedSource(model_of_run(options.run_id))
-    return FixedSource(model_of_file(options.model or MODEL, _print_message))
+    return FixedSource(model_of_file(options.model or MODEL, print_message))
 
 
 def _print_url(name: str, address: tuple[Any, ...], path: str = "/v1/images") -> None:
     host, port, *_ = address
     typer.echo(f"{name}: http://{f'[{host}]' if ':' in host else host}:{port}{path} (Ctrl-C ends it)")
-
-
-def _print_message(sentence: str) -> None:
-    """Print a message about the models on stderr."""
-    typer.echo(f"diffctl: {sentence}", err=True)

@@ -67,12 +67,11 @@ def _show(document: ScoresDocument, run_id: str | None) -> None:
 
 def _axes(usual: SweepConfig, given: dict[str, str]) -> SweepConfig:
     """Return the grid of the given axes, the others as in params.yaml; UsageError for invalid values."""
-    listed = {axis: [_value(axis, part.strip()) for part in text.split(",")] for axis, text in given.items()}
+    listed: dict[str, list[str | None]] = {}
+    for axis, text in given.items():
+        parts = map(str.strip, text.split(","))
+        listed[axis] = [None if part == "none" and _is_nullable(axis) else part for part in parts]
     return validate(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
-
-
-def _value(axis: str, text: str) -> str | None:
-    return None if text == "none" and _is_nullable(axis) else text
 
 
 def _is_nullable(axis: str) -> bool:

@@ -22,9 +22,7 @@ def use(options: Use) -> None:
         load(source)
         text = source.read_bytes()
         if not options.force and _has_unsaved_edits(text):
-            raise UsageError(
-                f"{PARAMS} has edits that no commit has: copy it to {PROFILES}/, or give --force"
-            )
+            raise UsageError(f"{PARAMS} has edits without a commit: copy it to {PROFILES}/, or give --force")
         write_atomic(PARAMS, lambda file: file.write(text))
         typer.echo(f"{PARAMS} is now {source}; `diffctl run` trains it")
     if options.protocol is None and options.init_from is None:

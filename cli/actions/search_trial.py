@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cli.actions.model_sweep import score_grid
 from cli.commands.models import SearchTrial
-from cli.stages.observers import TrackedTraining, print_line
+from cli.shared.console import print_line
+from cli.stages.observers import TrackedTraining
 from cli.stages.training import SENDER_SECONDS, follow, tracked_training
 from diffusion.config import Config, load
 from diffusion.images.store import open_store

@@ -68,10 +68,9 @@ def open_ui(options: Ui) -> None:
 def _serve(uri: str, port: int, page: str, link: str) -> int:
     """Run MLflow's server until Ctrl-C or SIGTERM and return 0, or its exit code if it ends by itself."""
     with stop_request() as stop:
+        env = {**os.environ, **server_environment(uri)}
         # In a session of its own, since it prints a traceback on Ctrl-C.
-        server = subprocess.Popen(
-            server_command(port), env={**os.environ, **server_environment(uri)}, start_new_session=True
-        )
+        server = subprocess.Popen(server_command(port), env=env, start_new_session=True)
         is_ready = False
         try:
             while (code := server.poll()) is None and stop.signal is None:
@@ -206,13 +205,11 @@ def _show_prefect(found: dict[str, Any], url: str) -> None:
         typer.echo(f"no active or scheduled run on Prefect at {redact_uri(url)}")
     if not found["deployments"]:
         return
-    print_table(
-        ("DEPLOYMENT", "LAST RUN", "END (UTC)", "REASON"),
-        (
-            (run["deployment"], run["state"] or "none", run["time"], run["reason"] if run["failed"] else "")
-            for run in found["deployments"]
-        ),
+    rows = (
+        (run["deployment"], run["state"] or "none", run["time"], run["reason"] if run["failed"] else "")
+        for run in found["deployments"]
     )
+    print_table(("DEPLOYMENT", "LAST RUN", "END (UTC)", "REASON"), rows)
     for one in found["workers"]:
         state, polled = "online" if one["online"] else "offline", one["time"] or "never"
         typer.echo(f"worker {one['worker']} of pool {one['pool']} is {state}, last poll {polled} UTC")

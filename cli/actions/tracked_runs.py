@@ -34,9 +34,7 @@ def reap_dead_runs(options: Reap) -> None:
     reaped = reap_runs(options.names or [])
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
     lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
-    lines += [
-        f"{one['name']}: pending for {_span(one['seconds'])} on Prefect, marked Crashed" for one in freed
-    ]
+    lines += [f"{run['name']}: pending for {_span(run['seconds'])}, now Crashed on Prefect" for run in freed]
     options.answer([*map(vars, reaped), *freed], "\n".join(lines or ["no dead training"]))
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")

@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from cli.shared.command import Options, add_command, argument, command, command_group, option, out_option
+from cli.shared.command import Options, add_command, argument, command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, Preset, Spacing, StorePath, sampling_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
@@ -147,9 +147,9 @@ class ExportDiffusers(JsonOptions, ModelOptions):
     folder: Path = argument("The new pipeline folder.", metavar="FOLDER")
 
 
-import_app = command_group("import", "Import a model of another project.")
+import_app = group("import", "Import a model of another project.")
 add_command(import_app, ImportOpenai, "openai")
 add_command(import_app, ImportDiffusers, "diffusers")
-export_app = command_group("export", "Export a model for another project.")
+export_app = group("export", "Export a model for another project.")
 add_command(export_app, ExportDiffusers, "diffusers")
 COMMANDS = (Sample, Encode, Interpolate, Ema, Search, import_app, export_app)

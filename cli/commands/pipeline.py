@@ -9,16 +9,7 @@ from pathlib import Path
 
 import typer
 
-from cli.shared.command import (
-    Options,
-    add_command,
-    argument,
-    begin,
-    command,
-    command_group,
-    option,
-    out_option,
-)
+from cli.shared.command import Options, add_command, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
@@ -155,7 +146,7 @@ class Deploy(JsonOptions):
     params: bool = option("Also list the parameters of each deployment.")
 
 
-emit_app = command_group("emit", "Send an event to Prefect, which may start a run.")
+emit_app = group("emit", "Send an event to Prefect, which may start a run.")
 
 
 @command("cli.actions.pipeline:emit_event", "connecting to Prefect")

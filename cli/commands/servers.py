@@ -11,19 +11,22 @@ from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
 SERVE_PORT, PLAYGROUND_PORT = 8080, 8081
 
 
-def require_packages() -> None:
-    """Raise UsageError if a package of the extra `serve` is missing."""
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
-        raise UsageError(f"serving needs {' and '.join(missing)}: pip install 'diffctl[serve]'")
+class ServerOptions(ModelOptions):
+    """The options of a server of models."""
+
+    def check(self) -> None:
+        """Raise UsageError for two models, or if a package of the extra `serve` is missing."""
+        names = ("fastapi", "uvicorn", "prometheus_client")
+        if missing := [name for name in names if find_spec(name) is None]:
+            raise UsageError(f"serving needs {' and '.join(missing)}: pip install 'diffctl[serve]'")
+        super().check()
 
 
 @command("cli.actions.model_server:serve_model", "loading the model")
-class Serve(ModelOptions):
+class Serve(ServerOptions):
     """Serve a model over HTTP (POST /v1/images) until Ctrl-C.
 
-    Requests share forward passes.
-
-    With --champion, a new champion is loaded without losing a request.
+    Requests share forward passes. With --champion, a new champion is loaded without losing a request.
     """
 
     address: str | None = argument(
@@ -50,12 +53,11 @@ class Serve(ModelOptions):
         """Raise UsageError for options of Ray without --ray, two models, or missing packages."""
         if not self.ray and (self.address, self.replicas, self.gpus) != (None, None, None):
             raise UsageError("ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or omit them")
-        require_packages()
         super().check()
 
 
 @command("cli.actions.model_server:serve_playground", "loading the model")
-class Playground(ModelOptions):
+class Playground(ServerOptions):
     """Try a model in the browser until Ctrl-C.
 
     The page is served on this machine only and loads nothing from the network.
@@ -63,11 +65,6 @@ class Playground(ModelOptions):
 
     port: int = option("0: any free port.", min=0, max=65535, default=PLAYGROUND_PORT)
     store: StorePath = None
-
-    def check(self) -> None:
-        """Raise UsageError for two models, or missing packages."""
-        require_packages()
-        super().check()
 
 
 @command("cli.actions.services:start_servers", at_root=True)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cli.shared.command import add_command, command, command_group, option, out_option
+from cli.shared.command import add_command, command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, StorePath, sampling_options
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
 
@@ -73,6 +73,6 @@ class Samplers(FigureOptions, ProfileOptions):
     seed: Seed = 0
 
 
-app = command_group("show", "Figures of params.yaml, a profile or a model.")
+app = group("show", "Figures of params.yaml, a profile or a model.")
 for figure in (Forward, Steps, Variance, Reverse, Model, Samplers):
     add_command(app, figure)

@@ -119,11 +119,11 @@ def add_command(app: typer.Typer, options: type[Options], name: str | None = Non
     app.command(name, **settings)(callback_of(options))
 
 
-def command_group(name: str, help: str) -> typer.Typer:
+def group(name: str, help: str) -> typer.Typer:
     """Return a group of commands, which stays a group with a single command."""
-    group = typer.Typer(name=name, help=help, no_args_is_help=True)
-    group.callback()(lambda: None)
-    return group
+    app = typer.Typer(name=name, help=help, no_args_is_help=True)
+    app.callback()(lambda: None)
+    return app
 
 
 def callback_of(options: type[Options]) -> Callable[..., None]:

@@ -59,9 +59,9 @@ def progress(label: str, unit: str = "images", per: int = 1) -> Iterator[Show]:
             _write(pending, live)
 
 
-def above(line: str) -> None:
-    """Print a line on stderr above the live line, if any."""
-    _write(line, sys.stderr.isatty())
+def print_line(name: str, sentence: str) -> None:
+    """Print a line with the name of its stage on stderr, above the live line if any."""
+    _write(f"{name}: {sentence}", sys.stderr.isatty())
 
 
 def _write(line: str, live: bool, end: str = "\n") -> None:

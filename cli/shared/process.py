@@ -112,8 +112,8 @@ def _discard() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_error(sentence: str) -> None:
-    """Print an error on stderr, if it is still open."""
+def print_message(sentence: str) -> None:
+    """Print a sentence of this program on stderr, if that is still open."""
     with contextlib.suppress(OSError):
         print(f"diffctl: {sentence}", file=sys.stderr, flush=True)
 

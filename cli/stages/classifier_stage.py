@@ -3,7 +3,7 @@
 from functools import partial
 
 from cli.commands.pipeline import TrainingOptions
-from cli.stages.observers import print_line
+from cli.shared.console import print_line
 from cli.stages.training import console_training, follow, stage_command
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta

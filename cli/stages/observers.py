@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from cli.shared.console import Show, above, progress
+from cli.shared.console import Show, print_line, progress
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
 from diffusion.images.pictures import enlarge, grid, png_bytes
 from diffusion.images.pixels import to_nhwc
@@ -42,11 +42,6 @@ SHORT_COMMIT = 9  # digits
 SYSTEM_SECONDS = 10.0  # between system metrics
 PREVIEW_STEPS = 20  # DDIM steps of a preview
 SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
-
-
-def print_line(name: str, sentence: str) -> None:
-    """Print a line on stderr with the name of the stage."""
-    above(f"{name}: {sentence}")
 
 
 class ConsoleTraining(Observer):

@@ -3,8 +3,8 @@
 from functools import partial
 
 from cli.commands.pipeline import TrainingOptions
+from cli.shared.console import print_line
 from cli.stages.context import preflight
-from cli.stages.observers import print_line
 from cli.stages.training import follow, stage_command, tracked_training
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta

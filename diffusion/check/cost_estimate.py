@@ -17,16 +17,10 @@ from diffusion.show.figure import format_quantity
 from diffusion.system.devices import acquire_device, default_device, device_name
 from diffusion.system.errors import DiffctlError, reason
 from diffusion.system.memory import format_bytes
+from diffusion.train import step_memory
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import DenoiserPlan, TrainPlan
-from diffusion.train.step_memory import (
-    count_parameters,
-    device_memory,
-    exceeds_memory,
-    forward_flops,
-    profile_bytes,
-)
 
 FLOAT_BYTES = 4
 BACKWARD = 2  # a backward pass counts as two: gradients of inputs and of weights
@@ -45,11 +39,11 @@ def check_cost(project: Project) -> Iterator[Finding]:
     `evaluations` counts images through the network in the sweep, `scored` images through each extractor.
     `sizes` are bytes by kind.
     """
-    config, plan = project.config, project.plan
-    if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
+    config, plan, (total, _) = project.config, project.plan, step_memory.device_memory(default_device())
+    if plan is None or step_memory.exceeds_memory(plan.network, total):
         return
     evaluations, images = network_evaluations(config), scored_images(project)
-    flops = forward_flops(plan.network)
+    flops = step_memory.forward_flops(plan.network)
     step = flops * passes(plan.network) * config.train.batch_size
     sizes = _sizes(project, plan)
     cost = {
@@ -101,8 +95,8 @@ def _real_images(project: Project) -> int:
 
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     """Return the bytes of each kind of result, without DVC's copies."""
-    config, parameters = project.config, count_parameters(plan.network)
-    averages = profile_bytes(plan.network, len(plan.train.sigma_rels))
+    config, parameters = project.config, step_memory.count_parameters(plan.network)
+    averages = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
     widths = len(config.sweep.sigma_rels)
     side, images = plan.network.image_size, _real_images(project)
     pixels = side * side * plan.network.in_channels

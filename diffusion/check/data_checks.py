@@ -43,7 +43,7 @@ def check_raw(project: Project) -> Iterator[Finding]:
 
 def check_prepared(project: Project) -> Iterator[Finding]:
     """Check counts, sizes, channel statistics, duplicates and skipped files of the prepared splits."""
-    if not project.is_prepared:
+    if not PREPARED.is_dir():
         yield Finding("ok", "prepared data", "not yet prepared; `diffctl stage data` does it")
         return
     try:

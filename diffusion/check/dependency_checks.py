@@ -14,15 +14,7 @@ from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.registry import (
-    ENTRIES,
-    PLUGINS,
-    REGISTRIES,
-    SLOW_IMPORTS,
-    Registry,
-    is_plugin,
-    load_reference,
-)
+from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, is_plugin, load_reference
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
@@ -30,7 +22,7 @@ REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 def check_plugins(project: Project) -> Iterator[Finding]:
     """List the entries of plugins, with what is wrong with each."""
     for library in SLOW_IMPORTS:
-        message = f"{ENTRIES} loads {library}, and every command loads {ENTRIES}"
+        message = f"{PLUGINS}/__init__.py loads {library}, and every command loads that file"
         yield Finding("warning", PLUGINS, message, "import it only in modules that entries name")
     deps = _dependencies()
     for registry in REGISTRIES:

@@ -47,11 +47,6 @@ class Project:
         """What preparing the data would take."""
         return build_source(self.config.data).info()
 
-    @property
-    def is_prepared(self) -> bool:
-        """Whether there is any prepared data set."""
-        return PREPARED.is_dir()
-
     @cached_property
     def stores(self) -> dict[str, ImageStore]:
         """The prepared splits, images unread; DiffctlError if one is missing or damaged."""
@@ -71,16 +66,14 @@ class Project:
     def is_ready(self) -> bool:
         """Whether the prepared data are complete and fit the configuration."""
         try:
-            return self.is_prepared and self.fits_config
+            return PREPARED.is_dir() and self.fits_config
         except DiffctlError:
             return False
 
     @cached_property
     def raw_files_changed(self) -> bool:
         """Whether raw files differ in name or size from those that were prepared."""
-        return self.is_ready and not (
-            self.info.sources.items() <= self.stores["train"].meta["sources"].items()
-        )
+        return self.is_ready and not self.info.sources.items() <= self.stores["train"].meta["sources"].items()
 
     @cached_property
     def is_trained(self) -> bool:

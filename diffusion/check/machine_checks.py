@@ -19,22 +19,12 @@ from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import disk_usage
 from diffusion.system.memory import format_bytes
+from diffusion.train import step_memory
 from diffusion.train.checkpoint.run_record import SNAPSHOTS
 from diffusion.train.distributed.launch import world_size
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import resolve_precision, training_fingerprint
-from diffusion.train.step_memory import (
-    count_parameters,
-    device_memory,
-    exceeds_memory,
-    fitting_microbatch,
-    profile_bytes,
-    step_bytes,
-)
 
-MEMORY_REMEDY = "lower train.microbatch or train.batch_size"
-CHECKPOINTING_REMEDY = ", or set model.gradient_checkpointing: true"
-SHARD_REMEDY = "set train.shard: true, with which each process holds a part of the weights"
 BF16_SHARE = 0.5  # of the fp32 estimate, for a step in bf16
 
 STATE_BYTES = 16  # per parameter of a saved state: weights, EMA and Adam's two moments in fp32
@@ -60,38 +50,39 @@ def check_memory(project: Project) -> Iterator[Finding]:
         yield Finding("error", "devices", str(error))
         return
     sharing = here if device.type == "cpu" else 1
-    total, free = (size // sharing for size in device_memory(device))
+    total, free = (size // sharing for size in step_memory.device_memory(device))
     shards = world if train.shard else 1
-    if exceeds_memory(spec, shards * total):
+    if step_memory.exceeds_memory(spec, shards * total):
         message = f"over {spec.least_parameters() / 1e6:,.0f} M parameters do not fit {format_bytes(total)}"
         yield Finding("error", "memory", message, "make the model smaller")
         return
-    profiles, images = profile_bytes(spec, len(train.sigma_rels)), share.stop - share.start
+    profiles, images = step_memory.profile_bytes(spec, len(train.sigma_rels)), share.stop - share.start
     part = BF16_SHARE if resolve_precision(train.precision, device) == "bf16" else 1.0
     if train.microbatch == "auto":
-        fitting = total if device.type == "cpu" or shards > 1 else total / part
-        images = fitting_microbatch(spec, images, int(fitting) - profiles // shards, shards=shards)
+        fitting = int(total if device.type == "cpu" or shards > 1 else total / part) - profiles // shards
+        images = step_memory.fitting_microbatch(spec, images, fitting, shards=shards)
     else:
         images = min(train.microbatch or images, images)
 
     def at_most(parts: int) -> int:
-        return step_bytes(spec, images, shards=parts) + profiles // parts
+        return step_memory.step_bytes(spec, images, shards=parts) + profiles // parts
 
     needed = part * at_most(shards)
     each = f" in each of {here} processes" if here > 1 else ""
     cut = f", in {shards} shards" if shards > 1 else ""
     message = (
-        f"{count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes about "
-        f"{format_bytes(needed)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
+        f"{step_memory.count_parameters(spec) / 1e6:,.1f} M parameters{cut}; a step of {images} images takes "
+        f"about {format_bytes(needed)}{each}, {format_bytes(free)} of {format_bytes(total)} are free"
     )
     if needed <= free:
         yield Finding("ok", "memory", message)
         return
     level: Level = "error" if BF16_SHARE * at_most(shards) > total else "warning"
-    has_checkpointing = "gradient_checkpointing" in type(spec).model_fields
-    remedy = MEMORY_REMEDY + CHECKPOINTING_REMEDY * has_checkpointing
+    remedy = "lower train.microbatch or train.batch_size"
+    if "gradient_checkpointing" in type(spec).model_fields:
+        remedy += ", or set model.gradient_checkpointing: true"
     if world > shards and part * at_most(world) <= free:
-        remedy = SHARD_REMEDY
+        remedy = "set train.shard: true, with which each process holds a part of the weights"
     yield Finding(level, "memory", message, remedy)
 
 
@@ -186,13 +177,13 @@ def _data(project: Project) -> list[Need]:
 
 def _training(project: Project) -> list[Need]:
     """Return the space for states, models and snapshots with DVC's copies; empty for an impossible model."""
-    plan = project.plan
-    if plan is None or exceeds_memory(plan.network, device_memory(default_device())[0]):
+    plan, (total, _) = project.plan, step_memory.device_memory(default_device())
+    if plan is None or step_memory.exceeds_memory(plan.network, total):
         return []  # reported by check_fit or check_memory
-    parameters = count_parameters(plan.network)
+    parameters = step_memory.count_parameters(plan.network)
     folder = TRAIN_RUNS / training_fingerprint(plan)
     states = sum(path.stat().st_size for path in folder.glob("state-*.sealed"))
-    profiles = profile_bytes(plan.network, len(plan.train.sigma_rels))
+    profiles = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
     snapshots = profiles * len(plan.train.snapshot_steps())
     models = MODEL_BYTES * parameters * len(project.config.sweep.sigma_rels)
     needs = [

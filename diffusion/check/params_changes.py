@@ -47,9 +47,7 @@ class _Draft:
 
     def __init__(self, before: Mapping[str, Any]) -> None:
         self.before = before
-        self.after: Sections = {
-            key: dict(values) for key, values in before.items() if isinstance(values, Mapping)
-        }
+        self.after: Sections = {key: dict(one) for key, one in before.items() if isinstance(one, Mapping)}
         self.sources: dict[tuple[str, str], str] = {}
 
     def set(self, section: str, key: str, value: Any, source: str) -> None:
@@ -125,9 +123,8 @@ def _change_process(draft: _Draft) -> None:
         draft.set("process", "t_sampler", "uniform", "process.loss is simple")
     for key in ("t_sampler", "weighting"):
         if draft.is_changed("process", key) and draft.is_left("process", f"{key}_options"):
-            draft.set(
-                "process", f"{key}_options", REMOVED, f"the options were {draft.before['process'][key]}'s"
-            )
+            old = draft.before["process"][key]
+            draft.set("process", f"{key}_options", REMOVED, f"the options were {old}'s")
     if not learned and sample["noise"] == "learned":
         draft.set("sample", "noise", variance, reason)
     if not learned and "learned" in (sweep.get("noise") or ()):

@@ -13,18 +13,9 @@ from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import Images
 from diffusion.process.discrete import require_discrete
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import PROCESSES, DiscreteConfig, ProcessConfig, build_process
 from diffusion.protocol.spacing import spaced_timesteps
-from diffusion.report.figure_base import (
-    DASHED,
-    DOTTED,
-    figure_style,
-    image_row,
-    legend_above,
-    line_colour,
-    new_figure,
-)
+from diffusion.report import figure_base
 from diffusion.show.figure import FigureData, columns
 from diffusion.system.registry import load_reference
 
@@ -48,28 +39,28 @@ class Forward(FigureData):
     times: list[int]
     noised: dict[str, Images]
 
-    @figure_style()
+    @figure_base.figure_style()
     def draw(self) -> Figure:
         """Draw both curves, and below them a row of images for each schedule."""
-        figure = new_figure(2.6 + 0.95 * len(self.noised))
+        figure = figure_base.new_figure(2.6 + 0.95 * len(self.noised))
         curves: Any = figure
         if self.noised:
             ratios = (2.6, 0.95 * len(self.noised))
             curves, images = figure.subfigures(2, 1, squeeze=False, height_ratios=ratios)[:, 0]
             rows = images.subplots(len(self.noised), len(self.times), squeeze=False)
             for row, (name, noised) in zip(rows, self.noised.items(), strict=True):
-                image_row(list(row), noised, name)
+                figure_base.image_row(list(row), noised, name)
             for axes, t in zip(rows[0], self.times, strict=True):
                 axes.set_title(f"t = {t}", fontsize=9)
         left, right = curves.subplots(1, 2)
         for number, (name, schedule) in enumerate(self.schedules.items()):
-            style: dict[str, Any] = {"color": line_colour(number), "linewidth": 1.8, "label": name}
-            style["linestyle"] = ("-", DASHED, DOTTED)[number % 3]
-            left.plot(schedule.alphas_cumprod, **style)
+            style: dict[str, Any] = {"linewidth": 1.8, "color": figure_base.line_colour(number)}
+            style["linestyle"] = ("-", figure_base.DASHED, figure_base.DOTTED)[number % 3]
+            left.plot(schedule.alphas_cumprod, label=name, **style)
             right.plot(schedule.log_snr, **style)
         left.set(xlabel="t", ylabel="ᾱ")
         right.set(xlabel="t", ylabel="log ᾱ/(1−ᾱ)")
-        legend_above(left)
+        figure_base.legend_above(left)
         return figure
 
     def lines(self, width: int) -> list[str]:
@@ -94,8 +85,12 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
     if image is not None:
         picture = to_pil(image)
         picture.thumbnail((MAX_SIDE, MAX_SIDE))
-        small = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, image.shape[2])
-        noised = {name: noised_image(process, small, times, seed) for name, process in processes.items()}
+        shape = (image.shape[2], picture.height, picture.width)
+        small = np.asarray(picture, np.uint8).reshape(1, *shape[1:], shape[0])
+        x_0, noise = to_model(to_nchw(small)), ImageNoise(seed, [0], shape).draw()
+        for name, process in processes.items():  # x_t at each time with the same ε (DDPM eq. 4)
+            x_t = [process.q_sample(x_0, torch.tensor(t), noise) for t in times]
+            noised[name] = to_nhwc(to_uint8(torch.cat(x_t)))
     schedules = {}
     for name, process in processes.items():
         grid = process.probe_grid()
@@ -103,12 +98,3 @@ def forward(config: ProcessConfig, image: Images | None = None, seed: int = 0) -
     seen = ", and a noised image" if noised else ""
     title = f"The forward process: ᾱ and the signal-to-noise ratio of {' and '.join(schedules)} by t{seen}"
     return Forward(title, schedules, times, noised)
-
-
-def noised_image(process: NoiseProcess, image: Images, times: list[int], seed: int) -> Images:
-    """Return x_t of an image (H, W, C) at each time, (K, H, W, C), with the same ε (DDPM eq. 4)."""
-    x_0 = to_model(to_nchw(image[None])).expand(len(times), -1, -1, -1)
-    height, width, channels = image.shape
-    noise = ImageNoise(seed, [0], (channels, height, width)).draw()
-    x_t = process.q_sample(x_0, torch.tensor(times), noise.expand_as(x_0))
-    return to_nhwc(to_uint8(x_t))

@@ -72,8 +72,9 @@ class Model(FigureData):
         head = ["part", "blocks", "output", "parameters", "FLOPs"]
         rows = []
         for part in self.parts:
+            blocks = (f"{count} {kind}" if count > 1 else kind for kind, count in part.blocks.items())
             amounts = [f"{part.parameters:,}", format_quantity(part.flops)]
-            rows.append([part.name, _kinds(part.blocks), size_of(part.shape), *amounts])
+            rows.append([part.name, ", ".join(blocks), size_of(part.shape), *amounts])
         total = [self.name, "", "", f"{self.parameters:,}", format_quantity(self.flops)]
         return columns([head, *rows, total], 2)
 
@@ -81,10 +82,6 @@ class Model(FigureData):
 def size_of(shape: tuple[int, ...]) -> str:
     """Format a map as channels × height × width, a vector as its length."""
     return "×".join(map(str, shape))
-
-
-def _kinds(blocks: dict[str, int]) -> str:
-    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in blocks.items())
 
 
 def model(spec: NetworkSpec) -> Model:

@@ -51,9 +51,8 @@ class Reverse(FigureData):
         """Return a table of the mean and standard deviation of the pixels at each shown step."""
         rows = [["t", "x_t mean", "std", "x̂_0 mean", "std"]]
         for t, x, x0_hat in zip(self.times, self.x, self.x0_hat, strict=True):
-            rows.append(
-                [str(t), *(f"{value:.1f}" for one in (x, x0_hat) for value in (one.mean(), one.std()))]
-            )
+            numbers = (value for images in (x, x0_hat) for value in (images.mean(), images.std()))
+            rows.append([str(t), *(f"{value:.1f}" for value in numbers)])
         table = columns(rows, len(rows[0]))
         how = describe_cell(effective_axes(self.settings))
         return [f"image {self.index} of seed {self.settings.seed}, {how}", "", *table]

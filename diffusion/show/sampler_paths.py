@@ -161,11 +161,7 @@ def sampler_paths(
         draws.append(torch.randn(shape, generator=source, dtype=start.dtype))
         return draws[-1]
 
-    made = run_sampler(
-        build_sampler(settings)(grid, start.reshape(shape), noise),
-        MixtureDenoiser(MIXTURE, process),
-        Condition(len(start)),
-        visited.append,
-    )
+    trajectory = build_sampler(settings)(grid, start.reshape(shape), noise)
+    made = run_sampler(trajectory, MixtureDenoiser(MIXTURE, process), Condition(len(start)), visited.append)
     paths = torch.stack([start, *(step.x.flatten(1) for step in visited)])
     return SamplerPaths(paths.numpy(), made.nfe, bool(draws))

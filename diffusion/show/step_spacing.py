@@ -38,11 +38,6 @@ class Steps(FigureData):
     schedule: str
     spacings: dict[str, Spaced]
 
-    @property
-    def steps(self) -> int:
-        """The number of steps S."""
-        return len(next(iter(self.spacings.values())).times)
-
     @figure_style()
     def draw(self) -> Figure:
         """Draw a row per spacing with a mark per step: by t on the left, by log SNR on the right."""
@@ -66,7 +61,8 @@ class Steps(FigureData):
 
     def lines(self, width: int) -> list[str]:
         """List each spacing's times and their σ/α."""
-        lines = [f"{self.steps} times from {self.first:g} to {self.last:g}, {self.schedule}"]
+        steps = len(next(iter(self.spacings.values())).times)
+        lines = [f"{steps} times from {self.first:g} to {self.last:g}, {self.schedule}"]
         for name, spaced in self.spacings.items():
             lines += ["", f"{name}, η up to {spaced.largest_eta:.4g}"]
             lines += wrap(" ".join(f"{time:g}" for time in spaced.times), width, **INDENT)

@@ -65,7 +65,8 @@ class Variance(FigureData):
         figure = new_figure(3.1)
         count = 1 if self.fractions is None else 2
         panels = figure.subplots(1, count, squeeze=False)[0]
-        x = self.times + self._is_long
+        is_long = len(self.times) > MAX_STEPS  # so that early steps need a logarithmic axis
+        x = self.times + is_long
         beta: dict[str, Any] = {"color": line_colour(1), "linestyle": DASHED, "linewidth": 1.6}
         small: dict[str, Any] = {"color": line_colour(2), "linestyle": DOTTED, "linewidth": 1.6}
         panels[0].plot(x, np.ones(len(x)), label="β, f = 1", **beta)
@@ -74,27 +75,22 @@ class Variance(FigureData):
         if np.nanmin(self.small[1:], initial=1.0) < LOG_BELOW:
             log_axis(panels[0], "y")
         if self.learned is not None and self.fractions is not None:
-            self._bands(panels[0], self.learned)
-            self._bands(panels[1], self.fractions)
+            self._bands(panels[0], x, self.learned)
+            self._bands(panels[1], x, self.fractions)
             panels[1].axhline(1, **beta)
             panels[1].axhline(0, **small)
             panels[1].set_ylabel("f")
         for axes in panels:
-            axes.set_xlabel("t + 1" if self._is_long else "t")
-            if self._is_long:
+            axes.set_xlabel("t + 1" if is_long else "t")
+            if is_long:
                 log_axis(axes, "x")
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper left", ncols=4, fontsize=9)
         return figure
 
-    @property
-    def _is_long(self) -> bool:
-        """Whether there are so many steps that early ones need a logarithmic axis."""
-        return len(self.times) > MAX_STEPS
-
-    def _bands(self, axes: Axes, bands: NDArray[np.float64]) -> None:
+    def _bands(self, axes: Axes, x: NDArray[Any], bands: NDArray[np.float64]) -> None:
         """Draw the median, and the band between the other quantiles."""
-        at = self.times[self.seen] + self._is_long
+        at = x[self.seen]
         axes.plot(at, bands[1], color=line_colour(0), linewidth=1.8, label="the model's median")
         style: dict[str, Any] = {"color": line_colour(0), "alpha": 0.18, "linewidth": 0}
         axes.fill_between(at, bands[0], bands[2], label="80% of pixels", **style)
@@ -130,14 +126,11 @@ def make_grid(config: ProcessConfig, steps: int | None, spacing: str) -> TimeGri
     return sampling_grid(SampleSettings(steps=count, spacing=spacing), process)
 
 
-def variance_bounds(grid: TimeGrid) -> Variance:
-    """Return β̃/β along the grid, without a model."""
+def variance_bounds(grid: TimeGrid, shown: str = "its bounds") -> Variance:
+    """Return β̃/β along the grid, without a model. The title names what is `shown`."""
     times, small = grid.times.numpy(), (grid.posterior_variance / grid.betas).numpy()
-    return Variance(_title(len(times), "its bounds"), times, small)
-
-
-def _title(steps: int, what: str) -> str:
-    return f"The reverse step's variance over β along {steps} step{'s' * (steps != 1)}: {what}"
+    steps = f"{len(times)} step{'s' * (len(times) != 1)}"
+    return Variance(f"The reverse step's variance over β along {steps}: {shown}", times, small)
 
 
 def learned_variance(
@@ -146,7 +139,7 @@ def learned_variance(
     images: Images,
     condition: Condition,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = lambda done, total: None,
 ) -> Variance:
     """Return the bounds, and f of a model for images (N, H, W, C) noised at times of the grid.
 
@@ -166,10 +159,9 @@ def learned_variance(
             prediction = denoiser(denoiser.process.q_sample(x_0, t, noise), t.item(), condition.to(device))
         assert prediction.variance_fraction is not None
         found.append(np.quantile(prediction.variance_fraction.float().cpu().numpy(), SHARES))
-        if progress:
-            progress(done, len(seen))
-    title = _title(len(grid), "the learned variance between its bounds")
-    return replace(variance_bounds(grid), title=title, fractions=np.stack(found, axis=1))
+        progress(done, len(seen))
+    bounds = variance_bounds(grid, "the learned variance between its bounds")
+    return replace(bounds, fractions=np.stack(found, axis=1))
 
 
 def shown_steps(steps: int) -> NDArray[np.int64]:

@@ -55,7 +55,7 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Fi
     with monkeypatch.context() as patch:
         for module in (machine_checks, findings):
             patch.setattr(module, "default_device", lambda: GPU)
-        patch.setattr(machine_checks, "device_memory", lambda device: (int(total), int(total)))
+        patch.setattr(machine_checks.step_memory, "device_memory", lambda device: (int(total), int(total)))
         return next(machine_checks.check_memory(Project(config)))
 
 
