@@ -89,8 +89,9 @@ def test_number_outside_its_bounds_is_refused() -> None:
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The specs of the networks that are built during the test."""
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The specs of the networks that are built during the test, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
     shapes: list[Any] = []
     build = UNet.__init__
 
@@ -110,12 +111,12 @@ def parsed(tree: Tree) -> Config | None:
     return None
 
 
-def check_if_valid(config: Config | str | None, root: Path, built: list[Any]) -> None:
+def check_if_valid(config: Config | str | None, built: list[Any]) -> None:
     """Check a configuration that could be read: messages are short, and few networks are built."""
     if not isinstance(config, Config):
         return
     del built[:]
-    findings = list(check(config, root))
+    findings = list(check(config))
     assert len(built) <= MAX_BUILT
     for finding in findings:
         assert finding.message.isprintable()
@@ -127,18 +128,18 @@ def check_if_valid(config: Config | str | None, root: Path, built: list[Any]) ->
 def test_check_accepts_every_broken_profile_that_loads(tmp_path: Path, built: list[Any], rng: Random) -> None:
     path = tmp_path / "params.yaml"
     path.write_bytes(broken_profile(rng))
-    check_if_valid(read(path), tmp_path, built)
+    check_if_valid(read(path), built)
 
 
 @pytest.mark.parametrize("end", [0, 1], ids=["least", "greatest"])
-def test_check_accepts_each_extreme(tmp_path: Path, built: list[Any], end: int) -> None:
+def test_check_accepts_each_extreme(built: list[Any], end: int) -> None:
     for path in FIELDS:
-        check_if_valid(parsed(with_value(BASE, path, NUMERIC[path][end])), tmp_path, built)
+        check_if_valid(parsed(with_value(BASE, path, NUMERIC[path][end])), built)
 
 
-def test_network_too_large_for_any_machine_is_not_built(tmp_path: Path, built: list[Any]) -> None:
+def test_network_too_large_for_any_machine_is_not_built(built: list[Any]) -> None:
     shape = {"channels": 16_384, "channel_mult": [64, 64], "num_res_blocks": 16, "head_channels": 64}
-    findings = check(parse(params(model=shape), "params.yaml"), tmp_path)
+    findings = check(parse(params(model=shape), "params.yaml"))
     assert [finding.subject for finding in findings if finding.level == "error"] == ["memory"]
     assert built == []
 

@@ -22,7 +22,6 @@ from tracking.keys import CHAMPION, model_name
 from tracking.registry.registered_models import fetch_version_files
 from tracking.runs.scored_runs import fetch_model
 
-NO_START = "none"
 VERSION = "version"  # version:N of the registered model
 PINNED = ("train", "init_from", "sha256")  # the key in params.yaml
 
@@ -30,7 +29,7 @@ PINNED = ("train", "init_from", "sha256")  # the key in params.yaml
 def use_pretrained(name: str) -> None:
     """Copy the model into the folder `start`, and pin its SHA-256 in params.yaml."""
     load()  # an invalid params.yaml is refused before any download
-    if name == NO_START:
+    if name == "none":
         write_text(PARAMS, _replace_values({PINNED[:-1]: None}))
         return typer.echo(f"{PARAMS}: train.init_from is null; the weights are random")
     path, artefact = store_pretrained(_model(name))

@@ -136,9 +136,7 @@ class Schema(Options):
 
 @command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
 class Deploy(JsonOptions):
-    """Create or update the deployments of prefect.yaml on Prefect.
-
-    This includes their work pool and automations.
+    """Create or update the deployments of prefect.yaml on Prefect, their work pool and automations.
 
     The server is PREFECT_API_URL, or the one of `diffctl up`.
     """

@@ -16,11 +16,9 @@ class MoveOptions(JsonOptions):
 
 @command("cli.actions.champion:promote_model", "reading the registry")
 class Promote(MoveOptions):
-    """Make a model version the champion if it is better.
+    """Make a model version the champion if it is better. Exit code 3 if the gate refuses it.
 
     Without VERSION, the model of this project is registered with its scores first.
-
-    Exit code 3 if the gate refuses it.
     """
 
     version: int | None = argument("A version. [default: models/]", metavar="[VERSION]", min=1, max=MAX_COUNT)
@@ -35,9 +33,7 @@ class Promote(MoveOptions):
 
 @command("cli.actions.champion_rollback:roll_back_champion", "reading the registry")
 class Rollback(MoveOptions):
-    """Make the previous champion the champion again.
-
-    Its file is verified and one image is sampled first.
+    """Make the previous champion the champion again. Its file is verified and one image sampled first.
 
     The replaced version is not promoted by later runs.
     """
@@ -60,12 +56,10 @@ class Runs(JsonOptions):
 
 @command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings", at_root=True)
 class Reap(JsonOptions):
-    """Mark trainings without a process as KILLED in MLflow.
+    """Mark trainings without a process as KILLED in MLflow. Their logs are delivered first.
 
-    Their logs are delivered first.
-
-    Without names, Prefect runs that stay Pending are also marked as
-    Crashed, since they block their deployment.
+    Without names, Prefect runs that stay Pending are also marked as Crashed, since they block their
+    deployment.
     """
 
     names: list[str] | None = argument("Runs to mark. [default: dead runs here]", metavar="[RUN]...")

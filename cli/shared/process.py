@@ -70,7 +70,7 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs", /) -> None:
 
 
 def run_app(app: typer.Typer, stop: StopRequest) -> int:
-    """Run the command of the command line and return its exit code; its errors are raised."""
+    """Run the command of the command line and return its exit code; a closed pipe is no error."""
     code = 0
     try:
         app()
@@ -85,7 +85,12 @@ def run_app(app: typer.Typer, stop: StopRequest) -> int:
             return 0
         if stop.signal is not None and code == 128 + stop.signal:
             stop.clear()  # it is reported already
-    _flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard()  # else the interpreter tries again at its end
+        if not isinstance(error, BrokenPipeError):
+            raise
     return code
 
 
@@ -95,16 +100,6 @@ def _cause(error: BaseException, kind: type[BaseException]) -> BaseException | N
     while cause is not None and not isinstance(cause, kind):
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return cause
-
-
-def _flush() -> None:
-    """Write out what was printed; a closed pipe is no error. OSError if the file cannot be written."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _discard()  # else the interpreter tries again at its end
-        if not isinstance(error, BrokenPipeError):
-            raise
 
 
 def _discard() -> None:

@@ -1,7 +1,6 @@
 """The stage `data`: download and prepare the data set."""
 
 from contextlib import ExitStack
-from pathlib import Path
 
 import typer
 
@@ -16,7 +15,7 @@ from diffusion.system.signals import stop_request
 
 
 def run_stage() -> None:
-    """Prepare the data of params.yaml; a signal stops the work at the next report of progress."""
+    """Prepare the data of params.yaml and print its size; a signal stops at the next report of progress."""
     with stop_request() as stop, progress("data") as show_images, ExitStack() as download_line:
         lines: dict[str, Show] = {}
 
@@ -32,19 +31,14 @@ def run_stage() -> None:
             stop.raise_if_set()
 
         prepare(load_section("data", DataConfig), PREPARED, show, downloading)
-    _print_summary(PREPARED)
-
-
-def _print_summary(folder: Path) -> None:
-    """Print the contents of a folder of prepared splits."""
     splits = ("train", "test")
-    stores = {split: open_store(folder / split, PreparedMeta, unverified=True) for split in splits}
+    stores = {split: open_store(PREPARED / split, PreparedMeta, unverified=True) for split in splits}
     counts = ", ".join(f"{len(store):,} {split}" for split, store in stores.items())
     meta = stores["train"].meta
     shape = f"{meta['image_size']}×{meta['image_size']}×{meta['channels']}"
     labels = f"{len(meta['classes'])} classes" if meta["classes"] else "no labels"
-    typer.echo(f"{folder}: {counts} images of {shape}, {labels}")
+    typer.echo(f"{PREPARED}: {counts} images of {shape}, {labels}")
     if meta["classes"] and not read_params().get("model", {}).get("class_cond"):
         typer.echo(f"{labels} found; `model.class_cond: true` uses them")
     if meta.get("skipped"):
-        typer.echo(f"left out: {sum(meta['skipped'].values()):,} raw files, see {folder / 'skipped.csv'}")
+        typer.echo(f"left out: {sum(meta['skipped'].values()):,} raw files, see {PREPARED / 'skipped.csv'}")

@@ -145,22 +145,19 @@ class TrackedTraining(ConsoleTraining):
         """
         is_complete = self._first_step == self._plan.train.steps
         if (facts := read_facts(self.run.folder) if is_complete else None) is None:
-            facts = self._facts()
+            git = git_tags()
+            commit = git.get(GIT_COMMIT)
+            facts = TrainingFacts(
+                ended=round(time.time()),
+                seconds=round(time.monotonic() - self._began, 1),
+                first_step=self._first_step,
+                parameters=count_parameters(self._plan.network),
+                hardware=device_name(default_device()),
+                commit=commit and commit[:SHORT_COMMIT] + "+" * (git[GIT_DIRTY] == "true"),
+            )
             write_json(self.run.folder / FACTS, add_checksum(facts.model_dump(mode="json")))
         identity = TrainingIdentity(key=self.run.key, fingerprint=self.run.folder.name, facts=facts)
         return identity.model_dump(mode="json")
-
-    def _facts(self) -> TrainingFacts:
-        git = git_tags()
-        commit = git.get(GIT_COMMIT)
-        return TrainingFacts(
-            ended=round(time.time()),
-            seconds=round(time.monotonic() - self._began, 1),
-            first_step=self._first_step,
-            parameters=count_parameters(self._plan.network),
-            hardware=device_name(default_device()),
-            commit=commit and commit[:SHORT_COMMIT] + "+" * (git[GIT_DIRTY] == "true"),
-        )
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the means of a window of steps, and the images per second without other work."""

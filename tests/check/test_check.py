@@ -14,7 +14,7 @@ from diffusion.check.findings import Project
 from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
-from diffusion.layout import MODEL
+from diffusion.layout import MODEL, PREPARED
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train import step_memory
@@ -30,7 +30,9 @@ PROFILES = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
+    """An empty working directory and home."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
 
 def configuration(**changes):
@@ -41,7 +43,7 @@ def with_level(findings, level):
     return {finding.subject: finding for finding in findings if finding.level == level}
 
 
-def prepared_as(root, images, labels, classes, **meta):
+def prepared_as(images, labels, classes, **meta):
     """Write these images as prepared data under the digits profile's name, both splits alike."""
     values = {
         "name": "digits",
@@ -54,7 +56,7 @@ def prepared_as(root, images, labels, classes, **meta):
         **meta,
     }
     for split in ("train", "test"):
-        write_store(root / "data/prepared" / split, images, labels, {**values, "split": split})
+        write_store(PREPARED / split, images, labels, {**values, "split": split})
 
 
 def test_command_prints_findings_and_sets_the_exit_code(project, invoke):
@@ -73,8 +75,8 @@ def test_command_prints_findings_and_sets_the_exit_code(project, invoke):
 def test_counts_sizes_and_channel_statistics_are_reported(tmp_path):
     images = np.zeros((10, 8, 8, 1), dtype=np.uint8)
     images[:5] = 200
-    prepared_as(tmp_path, images, np.array([0] * 7 + [1] * 3), ["a", "b"])
-    text = " ".join(one.message for one in check(configuration(), tmp_path) if one.subject == "train")
+    prepared_as(images, np.array([0] * 7 + [1] * 3), ["a", "b"])
+    text = " ".join(one.message for one in check(configuration()) if one.subject == "train")
     assert "10 images of 8×8×1, 2 classes with 3 to 7 each" in text
     assert "channels 100±100 of 255" in text
 
@@ -97,8 +99,8 @@ def test_suspicious_data_cause_warnings(tmp_path, change, message):
         images[:] = change.pop("image")
     labels = np.array(change.pop("labels", [0] * 10))
     config = configuration(data={"on_bad": "skip" if "skipped" in change else "stop", "channels": channels})
-    prepared_as(tmp_path, images, labels, change.pop("classes", ["a"]), **change)
-    warnings = [finding.message for finding in check(config, tmp_path) if finding.level == "warning"]
+    prepared_as(images, labels, change.pop("classes", ["a"]), **change)
+    warnings = [finding.message for finding in check(config) if finding.level == "warning"]
     assert any(message in warning for warning in warnings)
 
 
@@ -110,8 +112,8 @@ def test_spacing_even_in_sigma_causes_a_warning(spacing, warned):
 
 
 def test_conditional_model_needs_labels(tmp_path):
-    prepared_as(tmp_path, random_images(0, 20, 8, 1), None, [])
-    error = with_level(check(configuration(), tmp_path), "error")["model"]
+    prepared_as(random_images(0, 20, 8, 1), None, [])
+    error = with_level(check(configuration()), "error")["model"]
     assert "model.class_cond" in error.message
 
 
@@ -151,12 +153,12 @@ def test_prepared_data_fit_until_a_deciding_option_changes(tmp_path, before, cha
         if not before.pop("good", False):
             (raw / "a/bad.png").write_text("no image")
     config = configuration(data={**before, "path": str(raw)}, model={"attention_resolutions": []})
-    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
+    prepare(config.data, PREPARED, work=Path("work"))
     shutil.copytree(raw, tmp_path / "moved")
     moved = {**before, **change, "path": str(tmp_path / "moved")}
     after = configuration(data=moved, model={"attention_resolutions": []})
-    assert Project(after, tmp_path).is_ready is fits
-    warnings = with_level(check(after, tmp_path), "warning")
+    assert Project(after).is_ready is fits
+    warnings = with_level(check(after), "warning")
     assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
 
 
@@ -170,14 +172,14 @@ def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepa
     pool = random_images(0, 20, 8)
     raw = write_folder(tmp_path / "raw", {f"{'ab'[at % 2]}/{at}": image for at, image in enumerate(pool)})
     config = folder_of(raw)
-    prepare(config.data, tmp_path / "data/prepared", work=tmp_path / "work")
-    assert "prepared data" not in with_level(check(config, tmp_path), "warning")
+    prepare(config.data, PREPARED, work=Path("work"))
+    assert "prepared data" not in with_level(check(config), "warning")
     write_folder(raw, {"a/more": pool[0]})
-    assert "have changed" in with_level(check(config, tmp_path), "warning")["prepared data"].message
+    assert "have changed" in with_level(check(config), "warning")["prepared data"].message
     shutil.rmtree(raw)
-    assert not with_level(check(config, tmp_path), "error")
+    assert not with_level(check(config), "error")
     shutil.rmtree(tmp_path / "data")
-    assert str(raw) in with_level(check(config, tmp_path), "error")["raw data"].remedy
+    assert str(raw) in with_level(check(config), "error")["raw data"].remedy
 
 
 def test_bad_raw_files_follow_on_bad(tmp_path):
@@ -185,7 +187,7 @@ def test_bad_raw_files_follow_on_bad(tmp_path):
     raw = write_folder(tmp_path / "raw", {f"a/{at}": image for at, image in enumerate(pool)})
     (raw / "empty").mkdir()
     for on_bad, level in (("stop", "error"), ("skip", "warning")):
-        found = with_level(check(folder_of(raw, on_bad), tmp_path), level)
+        found = with_level(check(folder_of(raw, on_bad)), level)
         assert "1 empty class (empty)" in found["raw data"].message
 
 
@@ -217,7 +219,7 @@ def test_weights_of_each_space_are_checked(tmp_path, monkeypatch):
     wrong = tmp_path / "wrong.pth"
     wrong.write_bytes(b"something else")
     further = {"extractor": "inception-v3-spatial", "weights": str(wrong), "weights_sha256": "a" * 64}
-    findings = check(configuration(evaluate={"extra_extractors": ["inception-v3-compat", further]}), tmp_path)
+    findings = check(configuration(evaluate={"extra_extractors": ["inception-v3-compat", further]}))
     about = [finding for finding in findings if finding.subject == "extractor"]
     assert [finding.level for finding in about] == ["ok", "warning", "error"]
     assert "inception-v3-compat" in about[1].message
@@ -228,7 +230,7 @@ def test_weights_of_each_space_are_checked(tmp_path, monkeypatch):
 def test_every_profile_is_valid(name, tmp_path):
     config = load(ROOT / f"profiles/{name}.yaml")
     assert config.data.name == name.removesuffix("-adm").removesuffix("-cpu")
-    errors = with_level(check(config, tmp_path), "error")
+    errors = with_level(check(config), "error")
     assert errors.keys() <= {"raw data", "memory", "disk"}
     if name in ("digits", "fashion-mnist", "cifar10", "cifar100"):
         assert "raw data" not in errors
@@ -246,7 +248,7 @@ def test_preflight_returns_warnings_and_raises_the_first_error(project):
 def test_interval_without_a_step_is_a_warning(project):
     axis = {"guidance": [0, 2], "guidance_interval": [[1e-5, 1e-4], None, [0.1, 100]]}
     sections = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [2, 50], "eta": [0.0], **axis}}
-    found = with_level(check(configuration(**sections), project), "warning")
+    found = with_level(check(configuration(**sections)), "warning")
     limited = "eta0-guidance2-guidance_interval"
     # Two steps are at both ends of the noise.
     cells = f"steps2-{limited}_1e-05_0.0001, steps2-{limited}_0.1_100, steps50-{limited}_1e-05_0.0001"
@@ -269,10 +271,10 @@ def test_interval_without_a_step_is_a_warning(project):
 )
 def test_impossible_steps_are_refused(project, sections, match):
     config = configuration(**sections)
-    assert "sampling" in with_level(check(config, project), "error")
+    assert "sampling" in with_level(check(config), "error")
     for stage in ("train", "sample"):
         with pytest.raises(UsageError, match=match):
-            preflight(config, stage, project)
+            preflight(config, stage)
 
 
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
@@ -282,7 +284,7 @@ def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeyp
     config = configuration(sample={"guidance": 1.0, "guide": "guides/early.safetensors"})
 
     def errors() -> list[str]:
-        return [str(one.message) for one in check_guides(Project(config, project))]
+        return [str(one.message) for one in check_guides(Project(config))]
 
     first, second = errors()
     assert "is no dependency of the stage sample" in first

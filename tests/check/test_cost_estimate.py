@@ -34,12 +34,13 @@ CLASSIFIER = {
 
 
 @pytest.fixture(autouse=True)
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost_estimate, "PART_SECONDS", 0.05)
+    monkeypatch.chdir(tmp_path)
 
 
-def project_of(root: Path, **changes: dict[str, Any]) -> Project:
-    return Project(parse(params(**changes), "params"), root)
+def project_of(**changes: dict[str, Any]) -> Project:
+    return Project(parse(params(**changes), "params"))
 
 
 @pytest.mark.parametrize(("checkpointing", "less"), [(False, 0.03), (True, 0.11)])
@@ -53,13 +54,13 @@ def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float)
     assert counter.get_total_flops() == pytest.approx(passes(spec) * forward_flops(spec), rel=less)
 
 
-def test_cost_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+def test_cost_is_the_sum_of_its_parts() -> None:
     changes = {
         "train": {"ema_profiles": AVERAGES, "p_uncond": 0.1},
         "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
         "evaluate": {"extra_extractors": ["inception-v3-compat"]},
     }
-    project = project_of(tmp_path, **changes)
+    project = project_of(**changes)
     cost, plan = next(check_cost(project)).values, project.plan
     assert cost is not None
     assert plan is not None
@@ -119,8 +120,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(cost_estimate, name, lambda *given, found=found: found)
 
 
-def test_hours_are_seconds_times_counts(tmp_path: Path, timed: None) -> None:
-    project = project_of(tmp_path, sweep={"sampler": ["ddim", "dpm-solver++"]})
+def test_hours_are_seconds_times_counts(timed: None) -> None:
+    project = project_of(sweep={"sampler": ["ddim", "dpm-solver++"]})
     found = {part["part"]: part["hours"] for one in check_time(project, print) if (part := one.values)}
     training = {"median": 48 / 3600, "least": 24 / 3600, "most": 96 / 3600}
     assert found["training"] == pytest.approx(training)
@@ -132,7 +133,7 @@ def test_hours_are_seconds_times_counts(tmp_path: Path, timed: None) -> None:
 
 @pytest.mark.parametrize(("seconds", "what"), [(0.25, "all parts"), (None, "all other parts")])
 def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
-    tmp_path: Path, timed: None, monkeypatch: pytest.MonkeyPatch, seconds: float | None, what: str
+    timed: None, monkeypatch: pytest.MonkeyPatch, seconds: float | None, what: str
 ) -> None:
     def time_steps(project: Project, plan: TrainPlan, *more: Any) -> TimeRange:
         if isinstance(plan, ClassifierPlan) and seconds is None:
@@ -140,7 +141,7 @@ def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
         return TimeRange(*[seconds if isinstance(plan, ClassifierPlan) and seconds else 1.0] * 3)
 
     monkeypatch.setattr(cost_estimate, "time_steps", time_steps)
-    found = list(check_time(project_of(tmp_path, classifier=CLASSIFIER), print))
+    found = list(check_time(project_of(classifier=CLASSIFIER), print))
     hours = {one.values["part"]: one.values["hours"]["median"] for one in found if one.values}
     assert hours.get("classifier") == (None if seconds is None else pytest.approx(30 * 4 * seconds / 3600))
     assert hours.pop("all") == pytest.approx(sum(hours.values()))
@@ -151,13 +152,13 @@ def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
 
 @pytest.mark.parametrize(("others", "upper"), [(0.05, False), (0.8, True)])
 def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
-    tmp_path: Path, timed: None, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
+    timed: None, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
 ) -> None:
     """Of four processors this process uses all of one, and others a share of all four."""
     monkeypatch.setattr(cost_estimate.psutil, "cpu_percent", lambda: 25 + 100 * others)
     monkeypatch.setattr(cost_estimate.psutil.Process, "cpu_percent", lambda process: 100.0)
     monkeypatch.setattr(cost_estimate.psutil, "cpu_count", lambda: 4)
-    found = [one.message for one in check_time(project_of(tmp_path), print) if one.level == "warning"]
+    found = [one.message for one in check_time(project_of(), print) if one.level == "warning"]
     assert any(f"{others:.0%} of the processors: the times are upper bounds" in one for one in found) == upper
 
 

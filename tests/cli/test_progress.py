@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from cli.shared.console import above, progress
+from cli.shared.console import print_line, progress
 
 
 def test_log_contains_the_last_line_of_short_work(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,14 +40,14 @@ def test_rate_excludes_an_earlier_run(capsys: pytest.CaptureFixture[str], monkey
 
 
 def test_line_above_replaces_the_live_line(monkeypatch, capsys) -> None:
-    above("plain")
+    print_line("data", "plain")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress("train") as show:
         show(0, 10)
-        above("model: here")
+        print_line("model", "here")
         show(10, 10)
     plain, first, last, _ = capsys.readouterr().err.split("\n")
-    assert plain == "plain"
+    assert plain == "data: plain"
     assert first.endswith("train 0/10\r\x1b[Kmodel: here")
     assert last.startswith("\r\x1b[Ktrain 10/10")
 
