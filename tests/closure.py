@@ -6,6 +6,7 @@
 import ast
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -78,43 +79,20 @@ def stage_files() -> dict[str, list[str]]:
     }
 
 
-def listed_code() -> dict[str, list[str]]:
-    """Return the dependencies of each stage in dvc.yaml that are folders or files of the library."""
+def problems() -> Iterator[str]:
+    """Yield the files that the `deps:` of a stage lack, and dependencies without a file or below another."""
     stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"]
-    return {
-        name: [dep for dep in stage["deps"] if dep.startswith(f"{LIBRARY}/")]
-        for name, stage in stages.items()
-    }
-
-
-def uncovered(deps: list[str], files: list[str]) -> list[str]:
-    """Return the files that are below none of the dependencies."""
-    return [file for file in files if not any(_is_below(file, dep) for dep in deps)]
-
-
-def unnecessary(deps: list[str], files: list[str]) -> list[str]:
-    """Return the dependencies without a file below them, and those below another dependency."""
-    return [
-        dep
-        for dep in deps
-        if not any(_is_below(file, dep) for file in files)
-        or any(_is_below(dep, other) for other in deps if other != dep)
-    ]
-
-
-def _is_below(file: str, dep: str) -> bool:
-    return file == dep or file.startswith(f"{dep}/")
-
-
-def main() -> None:
-    """Compare dvc.yaml with the code."""
-    listed, found = listed_code(), []
     for stage, files in stage_files().items():
-        found += [f"{stage}: {file} is needed and not listed" for file in uncovered(listed[stage], files)]
-        found += [f"{stage}: {dep} is listed and not needed" for dep in unnecessary(listed[stage], files)]
-    if found:
-        sys.exit("\n".join(found))
+        deps = [dep for dep in stages[stage]["deps"] if dep.startswith(f"{LIBRARY}/")]
+        for file in files:
+            if not any(f"{file}/".startswith(f"{dep}/") for dep in deps):
+                yield f"{stage}: {file} is needed and not listed"
+        for dep in deps:
+            others = [f"{other}/" for other in deps if other != dep]
+            is_needed = any(f"{file}/".startswith(f"{dep}/") for file in files)
+            if not is_needed or f"{dep}/".startswith(tuple(others)):
+                yield f"{stage}: {dep} is listed and not needed"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit("\n".join(problems()) or None)

@@ -44,9 +44,7 @@ def test_other_kind_of_file_is_refused_without_quoting_it(tmp_path: Path, data: 
     assert "hunter2" not in str(message)
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 5000, "x" * 300, "/".join(["x" * 200] * 30), "a\0b", ".", "fifo", "/dev/zero"]
-)
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 300, "a\0b", ".", "fifo", "/dev/zero"])
 def test_path_that_is_not_a_file_is_refused(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UsageError) as refusal:

@@ -98,9 +98,8 @@ def test_edit_reruns_exactly_the_affected_stages(folder: Path, edit: Edit, chang
 @pytest.mark.slow
 def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(folder: Path) -> None:
     first = read_artefact(folder / "models/model.safetensors")
-    Edit("diffusion/train/lr_schedule.py", "rate = rate * (step + 1)", "rate = 3 * rate * (step + 1)").apply(
-        folder
-    )
+    rate = "rate = rate * (step + 1)"
+    Edit("diffusion/train/lr_schedule.py", rate, rate.replace("= rate", "= 3 * rate")).apply(folder)
     output = finished(run_python(folder, "-m", "cli.entry", "stage", "train", "--keep"))
     assert "resuming after step 12 of 12" in output
     assert "the code has changed since these steps" in output

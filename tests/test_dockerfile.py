@@ -50,11 +50,10 @@ def test_steps_set_up_a_working_environment(tmp_path: Path) -> None:
             run([word.replace("/opt/diffctl", str(venv)) for word in words], folder, env)
         elif "git init" in line:
             run(["git", "init", "--quiet"], folder, env)
-    code = run([f"{venv}/bin/python", "-c", "import cli; print(cli.__file__)"], folder, env)
+    python = f"{venv}/bin/python"
+    code = run([python, "-c", "import cli; print(cli.__file__)"], folder, env)
     assert code == f"{folder}/cli/__init__.py\n"
-    assert "data/prepared" in run(
-        [f"{venv}/bin/python", "-m", "dvc", "repro", "--single-item", "data"], folder, env
-    )
+    assert "data/prepared" in run([python, "-m", "dvc", "repro", "--single-item", "data"], folder, env)
     assert (folder / "data/prepared").is_dir()
 
 

@@ -48,15 +48,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def image(name: str) -> Images:
     """Return two images of a random network, (2, 8, 8, 1) uint8."""
     spec = spec_of(null_class=True)
-    artefact = artefact_of(spec)
-    made = generate(
-        LoadedModel(network_of(spec), artefact),
-        SampleSettings(seed=1, **SETTINGS[name]),
-        range(2),
-        labels_condition(artefact, torch.tensor([0, 1]), 2),
-        CPU,
-    )
-    return to_nhwc(made)
+    artefact, settings = artefact_of(spec), SampleSettings(seed=1, **SETTINGS[name])
+    condition = labels_condition(artefact, torch.tensor([0, 1]), 2)
+    return to_nhwc(generate(LoadedModel(network_of(spec), artefact), settings, range(2), condition, CPU))
 
 
 def precisions() -> dict[str, str]:
@@ -104,15 +98,11 @@ def golden(name: str) -> dict[str, Any]:
     return values
 
 
-def verdict(version: str, own: int, known: int, same: bool) -> str | None:
-    """Return the error if a version and its values disagree; `same` if the values equal the golden ones."""
-    if own == known and not same:
-        return f"the numbers have changed: raise {version}, or fix what changed them"
-    if own != known and same:
-        return f"{version} rose, which makes scores incomparable, and no number has changed: take it back"
-    if own != known:
-        return f"{version} rose and numbers changed: write them with `python -m tests.test_golden`"
-    return None
+def assert_agree(version: str, own: int, known: int, same: bool) -> None:
+    """Assert that a version is the known one; `same` if its values equal the golden ones."""
+    assert same or own != known, f"the numbers have changed: raise {version}, or fix what changed them"
+    assert own == known or not same, f"{version} rose and no number has changed: take it back"
+    assert own == known, f"{version} rose and numbers changed: write them with `python -m tests.test_golden`"
 
 
 def test_sampling_matches_the_golden_images_of_its_version() -> None:
@@ -120,13 +110,13 @@ def test_sampling_matches_the_golden_images_of_its_version() -> None:
     assert set(known["images"]) == set(SETTINGS)
     distances = [np.abs(image(name).astype(int) - decode(known["images"][name])).max() for name in SETTINGS]
     same = max(distances) <= 1 and precisions() == known["precisions"]  # 1: rounding
-    assert verdict("SAMPLING_VERSION", SAMPLING_VERSION, known["version"], same) is None
+    assert_agree("SAMPLING_VERSION", SAMPLING_VERSION, known["version"], same)
 
 
 def test_scoring_matches_the_golden_scores_of_its_version() -> None:
     known = golden("scores")
     same = scores() == pytest.approx(known["scores"], rel=1e-3, abs=1e-6)
-    assert verdict("EVALUATION_VERSION", EVALUATION_VERSION, known["version"], same) is None
+    assert_agree("EVALUATION_VERSION", EVALUATION_VERSION, known["version"], same)
 
 
 def test_changelog_has_the_current_versions() -> None:

@@ -132,9 +132,7 @@ def test_hours_are_seconds_times_counts(timed: None) -> None:
 
 
 @pytest.mark.parametrize(("seconds", "what"), [(0.25, "all parts"), (None, "all other parts")])
-def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
-    timed: None, monkeypatch: pytest.MonkeyPatch, seconds: float | None, what: str
-) -> None:
+def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(timed, monkeypatch, seconds, what):
     def time_steps(project: Project, plan: TrainPlan, *more: Any) -> TimeRange:
         if isinstance(plan, ClassifierPlan) and seconds is None:
             raise UsageError("it needs more memory")
@@ -151,9 +149,7 @@ def test_estimate_contains_the_classifiers_training_or_names_it_as_missing(
 
 
 @pytest.mark.parametrize(("others", "upper"), [(0.05, False), (0.8, True)])
-def test_estimate_on_a_busy_machine_is_called_an_upper_bound(
-    timed: None, monkeypatch: pytest.MonkeyPatch, others: float, upper: bool
-) -> None:
+def test_estimate_on_a_busy_machine_is_called_an_upper_bound(timed, monkeypatch, others, upper) -> None:
     """Of four processors this process uses all of one, and others a share of all four."""
     monkeypatch.setattr(cost_estimate.psutil, "cpu_percent", lambda: 25 + 100 * others)
     monkeypatch.setattr(cost_estimate.psutil.Process, "cpu_percent", lambda process: 100.0)

@@ -70,9 +70,7 @@ def memory_of(monkeypatch: pytest.MonkeyPatch, total: float, **train: Any) -> Fi
     ],
 )
 @pytest.mark.parametrize("microbatch", [None, 40])
-def test_memory_is_per_process_and_half_in_bf16(
-    monkeypatch: pytest.MonkeyPatch, precision: str, total: float, level: str, microbatch: int | None
-) -> None:
+def test_memory_is_per_process_and_half_in_bf16(monkeypatch, precision, total, level, microbatch) -> None:
     shard = estimate(16)
     finding = memory_of(monkeypatch, total * shard, precision=precision, devices=4, microbatch=microbatch)
     assert finding.level == level
@@ -150,9 +148,7 @@ def test_saved_states_reduce_the_needed_space(project: Path, monkeypatch: pytest
     assert found(config, "training").message.startswith("resumes after step 8 of 12")
 
 
-def test_each_disk_is_checked_for_its_own_part(
-    another_disk: Path, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_disk_is_checked_for_its_own_part(another_disk: Path, project: Path, monkeypatch) -> None:
     copy_data(project)
     config = load()
     with_room(monkeypatch, 10, Path())

@@ -67,7 +67,6 @@ def test_registry_names_are_accepted_and_a_preset_replaces_a_shape() -> None:
     for name in SOURCES:
         path = {"path": "images"} if name == "image-folder" else {}
         assert not problems(data={"name": name, **path})
-    assert not problems(data={"name": "cifar100", "labels": "fine"})
     for name in PRESETS:
         assert not list(VALIDATOR.iter_errors({**params(), "model": {"preset": name}}))
     assert list(VALIDATOR.iter_errors({**params(), "model": {"num_res_blocks": 2}}))

@@ -14,10 +14,6 @@ from tests.helpers.invoke import Invoke
 from tests.helpers.scores_document import document
 
 
-def execute(code: str, folder: Path, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-    return run_python(folder, "-c", code, *arguments, env=env)
-
-
 @pytest.mark.parametrize(("number", "sent"), [(3, signal.SIGINT), (30, signal.SIGTERM), (180, signal.SIGINT)])
 def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: signal.Signals) -> None:
     moment = {"MOMENT": f"use none:import:{number}:{sent.value}"}
@@ -41,8 +37,8 @@ cli.main.main()
 
 
 def test_library_warnings_are_not_printed(tmp_path: Path) -> None:
-    nowhere = "/proc/nowhere"
-    done = execute(QUIET, tmp_path, HOME=nowhere, MPLCONFIGDIR=nowhere, XDG_CACHE_HOME=nowhere)
+    nowhere = dict.fromkeys(("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME"), "/proc/nowhere")
+    done = run_python(tmp_path, "-c", QUIET, env=nowhere)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -64,15 +60,15 @@ main.main()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="uses glibc's exit handlers")
 def test_cpp_leak_reports_are_hidden_and_python_exit_handlers_are_not(tmp_path: Path) -> None:
-    assert "nanobind: leaked" in execute(LEAKING + "sys.exit(3)", tmp_path).stderr
-    assert execute(LEAKING + REGISTERING, tmp_path, "--help").stderr == "at the end\n"
+    assert "nanobind: leaked" in run_python(tmp_path, "-c", LEAKING).stderr
+    assert run_python(tmp_path, "-c", LEAKING + REGISTERING, "--help").stderr == "at the end\n"
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("compare", "s.json", "s.json")])
 def test_closed_pipe_is_no_error(arguments: tuple[str, ...], project: Path) -> None:
     write_scores_document(project / "s.json", document())
     code = f"import subprocess; p = subprocess.Popen({command(*arguments)!r}, stdout=subprocess.PIPE)\n"
-    done = execute(code + "p.stdout.close(); raise SystemExit(p.wait())", project)
+    done = run_python(project, "-c", code + "p.stdout.close(); raise SystemExit(p.wait())")
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -132,16 +128,12 @@ def test_message_precedes_slow_imports(
 
 @pytest.mark.parametrize(
     ("words", "found"),
-    [
-        ("diffctl show re", ["reverse"]),
-        ("diffctl sample --sampler uni", ["unipc"]),
-        ("diffctl use cifar", ["cifar10", "cifar100"]),
-    ],
+    [("show re", "reverse"), ("sample --sampler uni", "unipc"), ("use cifar", "cifar10 cifar100")],
 )
 def test_completes_commands_choices_and_profiles(project, invoke, monkeypatch, words, found) -> None:
     shutil.copytree(ROOT / "profiles", project / "profiles")
     monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that argv names the program
     monkeypatch.setenv("_DIFFCTL_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", words)
-    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-    assert invoke().out.split() == found
+    monkeypatch.setenv("COMP_WORDS", f"diffctl {words}")
+    monkeypatch.setenv("COMP_CWORD", str(1 + words.count(" ")))
+    assert invoke().out.split() == found.split()

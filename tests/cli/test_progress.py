@@ -62,7 +62,11 @@ def test_live_line_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
         with progress("steps50-eta0") as show:
             for done in range(5):
                 show(done, 1000, "loss 0.0123")
-        lines = os.read(reader, 65536).decode().split("\r\033[K")[1:-1]
+        print("end", file=terminal, flush=True)
+        text = ""
+        while "end" not in text:  # the terminal delivers it in parts
+            text += os.read(reader, 65536).decode()
+    lines = text.split("\r\033[K")[1:-1]
     os.close(reader)
     assert lines[0].startswith("steps50-eta0")
     assert all(len(line) < 20 for line in lines)

@@ -101,9 +101,8 @@ def test_each_guide_is_the_registered_one_only_if_it_is_that_of_the_best_cell(
         Path(name).touch()
     best = SampleSettings(**{name: BEST[name] for name in BEST if name != "classifier" or name in carried})
     monkeypatch.setattr(model_choice, "best_settings", lambda scores: best)
-    monkeypatch.setattr(
-        model_choice, "find_version_files", lambda *_: VersionFiles(1, NetworkFiles(model, **carried), None)
-    )
+    registered = VersionFiles(1, NetworkFiles(model, **carried), None)
+    monkeypatch.setattr(model_choice, "find_version_files", lambda *_: registered)
     settings = SampleSettings(**{**BEST, **changes})
     files = model_choice.selected_files(ModelOptions(champion=True), settings, model)
     assert files == NetworkFiles(model, guide and Path(guide), classifier and Path(classifier))

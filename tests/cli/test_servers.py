@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -28,10 +28,6 @@ from tracking.registry.registered_models import register
 from tracking.store import connect
 
 NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
-ELSEWHERE = {
-    "PREFECT_API_URL": "http://127.0.0.1:9/api",
-    "MLFLOW_TRACKING_URI": "http://me:secret@127.0.0.1:9",
-}
 
 
 @pytest.fixture
@@ -65,12 +61,10 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
     write_points(spool, 1, 3)
     spool.close("FINISHED")
     run = {"time": "2026-01-02 03:04", "flow_run": "id"}
-    deployments = [
-        {"deployment": "retrain", "state": "Crashed", "reason": "no heartbeat", "failed": True, **run},
-        {"deployment": "sweep", "state": "Completed", "reason": "", "failed": False, **run},
-    ]
+    failed = {"deployment": "retrain", "state": "Crashed", "reason": "no heartbeat", "failed": True, **run}
+    good = {"deployment": "sweep", "state": "Completed", "reason": "", "failed": False, **run}
     workers = [{"pool": "diffctl", "worker": "night", "time": "2026-01-02 07:08", "online": False}]
-    status = {"runs": [], "deployments": deployments, "workers": workers}
+    status = {"runs": [], "deployments": [failed, good], "workers": workers}
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr(services, "prefect_status", lambda url: status)
     monkeypatch.setattr(services, "MIN_FREE", float("inf"))
@@ -86,8 +80,8 @@ def test_status_check_reports_disk_metrics_deployments_and_workers(project, invo
 
 
 def test_servers_named_by_the_environment_are_used(project, invoke, monkeypatch) -> None:
-    for name, url in ELSEWHERE.items():
-        monkeypatch.setenv(name, url)
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     mlflow, prefect = invoke("up").out.splitlines()
     assert mlflow.startswith("MLflow: http://127.0.0.1:9 (set by MLFLOW_TRACKING_URI, ")
     assert prefect.startswith("Prefect: http://127.0.0.1:9/api (set by PREFECT_API_URL, ")
@@ -162,11 +156,7 @@ def test_ui_serves_until_ctrl_c(project: Path) -> None:
 
 
 @pytest.mark.slow
-def test_status_mentions_models_that_were_kept_out(
-    project: Path,
-    make_model: Callable[..., str],  # noqa: F811 (the fixture)
-    invoke: Invoke,
-) -> None:
+def test_status_mentions_models_that_were_kept_out(project, make_model, invoke) -> None:  # noqa: F811
     empty_database(project / "mlflow.db")
     make_model(0)
     register()

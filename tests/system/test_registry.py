@@ -125,14 +125,15 @@ def test_digest_follows_imports_between_plugins_but_not_entries(write: Write) ->
 
 
 @pytest.mark.parametrize("listed", [["plugins/data"], ["plugins/data", "plugins/model"], []])
-def test_check_warns_of_code_that_a_stage_does_not_depend_on(listed: list[str], write: Write) -> None:
+def test_check_warns_of_code_that_a_stage_does_not_depend_on(listed, write: Write, monkeypatch) -> None:
     entry = 'SHAPES["bent"] = Entry("plugins.data.bent:A")'
     root = write(entry, bent="from plugins.model.curve import A")
     (root / "plugins/model").mkdir()
     (root / "plugins/model/curve.py").write_text("A = 1")
     (root / "dvc.yaml").write_text(json.dumps({"stages": {"data": {"deps": ["raw", *listed]}}}))
     load_package(root)
-    findings = list(check_plugins(Project(None, root)))
+    monkeypatch.chdir(root)
+    findings = list(check_plugins(Project(None)))
     assert findings[0] == ("ok", "plugins", "data.shape bent: plugins.data.bent", "", None)
     messages = [finding.message for finding in findings[1:]]
     if listed == ["plugins/data"]:
@@ -143,7 +144,7 @@ def test_check_warns_of_code_that_a_stage_does_not_depend_on(listed: list[str], 
 
 def test_check_reports_code_that_cannot_be_imported(write: Write, shapes: Registry[Entry]) -> None:
     load_package(write('SHAPES["bad"] = Entry("plugins.data.bad:A")', bad="A = b"))
-    (finding,) = check_plugins(Project(None, Path()))
+    (finding,) = check_plugins(Project(None))
     assert finding.level == "error"
     assert finding.message.startswith("data.shape bad: plugins/data/bad.py, line 1: NameError: ")
 
