@@ -1,17 +1,25 @@
-"""params.yaml with any content gives a Config or a one-line error; `check` accepts each that loads."""
+"""params.yaml with any content gives a Config or a one-line error; `check` accepts each that loads.
 
+Also every number in it and in commands has bounds, and every list a maximum length.
+"""
+
+import inspect
 import json
 import os
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
+from cli import main
 from diffusion.check import check
 from diffusion.config import Config, load, parse
 from diffusion.model.unet import UNet
@@ -19,7 +27,17 @@ from diffusion.model.unet_config import UNetSpec
 from diffusion.system.errors import UsageError
 from diffusion.train import step_memory
 from tests.conftest import params
-from tests.helpers.broken_params import CLASSIFIER, Tree, bounds, broken_profile, numbers, places, read
+from tests.helpers.broken_params import (
+    CLASSIFIER,
+    Tree,
+    bounds,
+    broken_profile,
+    numbers,
+    parts,
+    places,
+    read,
+    section_classes,
+)
 
 MAX_BUILT = 2  # networks that `check` builds: to count weights, and to count activations
 
@@ -153,3 +171,35 @@ def test_typo_in_any_section_lists_the_allowed_keys() -> None:
         path = ".".join(map(str, place))
         with pytest.raises(UsageError, match=rf"{path}\.tpyo: unknown key.*, allowed are \w+, \w+"):
             parse(with_value(BASE, f"{path}.tpyo", 1), "params.yaml")
+
+
+@pytest.mark.parametrize("kind", section_classes(), ids=lambda kind: kind.__name__)
+def test_numbers_of_a_section_have_both_bounds_and_lists_a_maximum_length(kind: type[BaseModel]) -> None:
+    unbounded = [part.path for part in numbers(kind) if None in bounds(part.schema)]
+    assert not unbounded, (
+        "give it `ge` or `gt`, and `le` or `lt`: diffusion/system/section.py has types for most"
+    )
+    lists = [part for part in parts(kind) if part.schema.get("type") == "array"]
+    assert [part.path for part in lists if "maxItems" not in part.schema] == []
+
+
+def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[str, Any]]:
+    """Yield every numeric parameter of the commands as `command parameter`, with its typer option."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        called = f"{name} {command.name or command.callback.__name__}"
+        for parameter, declared in inspect.signature(command.callback).parameters.items():
+            hint = declared.annotation
+            if get_origin(hint) is Annotated and {int, float} & {hint.__origin__, *get_args(hint.__origin__)}:
+                yield f"{called} {parameter}", hint.__metadata__[0]
+            else:
+                assert hint not in (int, float), f"{called}: give {parameter} bounds"
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        yield from numeric_options(group.typer_instance, f"{name} {group.name}")
+
+
+def test_every_number_of_a_command_has_both_bounds() -> None:
+    options = dict(numeric_options(main.app))
+    assert {"diffctl sample num", "diffctl sample eta", "diffctl ui port"} <= options.keys()
+    assert [name for name, one in options.items() if None in (one.min, one.max)] == []
