@@ -4,10 +4,10 @@
 """
 
 import inspect
+import re
 import sys
-from collections.abc import Iterator
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -19,38 +19,18 @@ CODE = ("config", "whole", "real", "combination")  # fields of entries without a
 BEGIN, END = "<!-- registries -->\n", "<!-- /registries -->\n"
 
 
-class Listed(NamedTuple):
-    """A registry with its name and its file."""
-
-    name: str
-    file: str
-    registry: Registry[Any]
-
-
-def registries() -> Iterator[Listed]:
-    """Yield all registries of the library, by package and name."""
-    for path in sorted((ROOT / "diffusion").rglob("*.py")):
-        if "] = Registry(\n" in path.read_text(encoding="utf-8"):
-            file = path.relative_to(ROOT)
-            module = import_module(str(file.with_suffix("")).replace("/", "."))
-            found = {name: one for name, one in vars(module).items() if isinstance(one, Registry)}
-            declared = [name for name in found if f"\n{name}: Registry[" in path.read_text(encoding="utf-8")]
-            yield from (Listed(name, str(file), found[name]) for name in declared)
-
-
 def listing() -> str:
-    """Return the library's own entries as Markdown, with one list for each registry."""
-    return "\n".join(_section(listed) for listed in registries())
-
-
-def _section(listed: Listed) -> str:
-    registry = listed.registry
-    lines = [
-        f"### {listed.name}: `{registry.key}`\n",
-        f"`{listed.file}`: {registry.contract}.\n",
-        *(f"- `{name}`: {describe(registry, name)}" for name in registry if name in registry.built_in),
-    ]
-    return "\n".join(lines) + "\n"
+    """Return the library's own entries as Markdown, with one list for each registry, by package and name."""
+    lines = []
+    for path in sorted((ROOT / "diffusion").rglob("*.py")):
+        text, file = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
+        names = re.findall(r"^(\w+): Registry\[.*\] = Registry\($", text, re.MULTILINE)
+        for name in names:
+            registry = getattr(import_module(".".join(file.with_suffix("").parts)), name)
+            lines += [f"### {name}: `{registry.key}`\n", f"`{file}`: {registry.contract}.\n"]
+            lines += [f"- `{key}`: {describe(registry, key)}" for key in registry if key in registry.built_in]
+            lines.append("")
+    return "\n".join(lines)
 
 
 def describe(registry: Registry[Any], name: str) -> str:

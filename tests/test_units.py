@@ -1,5 +1,6 @@
 """The systemd units in deploy/: systemd accepts them, and their commands exist with the given options."""
 
+import itertools
 import re
 import shlex
 import shutil
@@ -36,9 +37,8 @@ def test_systemd_verifies_the_unit_without_warnings(unit: Path, tmp_path: Path) 
     for one in unit.parent.glob("*.service"):  # also the units that it requires
         here = re.sub(r"/srv/diffctl/\.venv/bin/\w+", sys.executable, one.read_text())
         (tmp_path / one.name).write_text(here)
-    result = subprocess.run(
-        [analyze, "verify", "--man=no", tmp_path / unit.name], capture_output=True, text=True, check=False
-    )
+    line = [analyze, "verify", "--man=no", tmp_path / unit.name]
+    result = subprocess.run(line, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
@@ -60,17 +60,8 @@ def test_started_command_exists_with_its_options(unit: Path) -> None:
     program, *words = started(unit)
     name = Path(program).name
     assert name in {script.name for script in entry_points(group="console_scripts")}
-    commands = [word for word in words if not word.startswith("--")]
-    options = [word for word in words if word.startswith("--")]
-    if options:  # values of options follow, which are not commands
-        commands = words[: words.index(options[0])]
-    result = subprocess.run(
-        [Path(sys.executable).with_name(name), *commands, "--help"],
-        env=environment({"COLUMNS": "200"}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    commands = itertools.takewhile(lambda word: not word.startswith("--"), words)
+    line, env = [Path(sys.executable).with_name(name), *commands, "--help"], environment({"COLUMNS": "200"})
+    result = subprocess.run(line, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    for option in options:
-        assert option in result.stdout
+    assert all(word in result.stdout for word in words if word.startswith("--"))

@@ -12,16 +12,7 @@ import torch
 from diffusion.check.findings import Project
 from diffusion.config import load
 from diffusion.images.store import open_store
-from diffusion.layout import (
-    AVERAGES,
-    CELL_RUNS,
-    CLASSIFIER_RUNS,
-    EMA_RUNS,
-    MODEL,
-    MODEL_RUNS,
-    PREPARED,
-    TRAIN_RUNS,
-)
+from diffusion.layout import AVERAGES, CELL_RUNS, CLASSIFIER_RUNS, MODEL, MODEL_RUNS, PREPARED, TRAIN_RUNS
 from diffusion.model.model_file import save_artefact
 from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.protocol.grid import cell_settings, grid
@@ -168,7 +159,7 @@ def save_guided_model(plan, ema: list) -> None:
 def test_listing_makes_no_guide_and_keeps_those_of_the_grid(plan) -> None:
     save_guided_model(plan, ema=[0.07])
     assert gone(plan) == set()
-    assert not EMA_RUNS.exists()
+    assert not Path("runs").exists()
     own = ema_model_file(matching_snapshots(MODEL), 0.07)
     assert gone(plan) == set(), "the model of a cell whose guide is missing"
     guide = ema_model_file(matching_snapshots(MODEL).until(4), 0.07)

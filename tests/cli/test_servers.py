@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -27,22 +26,15 @@ from tracking.experiments import ensure_experiment
 from tracking.registry.registered_models import register
 from tracking.store import connect
 
-NOWHERE = {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
 
-
-@pytest.fixture
-def taken() -> Iterator[str]:
-    """A port that is in use."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield str(server.getsockname()[1])
-
-
-def test_up_refuses_ports_in_use(project: Path, invoke: Invoke, taken: str) -> None:
+def test_up_refuses_ports_in_use(project: Path, invoke: Invoke) -> None:
     free = str(free_port())
-    refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
-    assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = str(server.getsockname()[1])
+        refused = invoke("up", "--mlflow-port", free, "--prefect-port", taken)
+        assert_refused(refused, taken, "--prefect-port", "DIFFCTL_PREFECT_PORT", code=1)
+        assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert_refused(invoke("up", "--mlflow-port", free, "--prefect-port", free), "port", code=1)
-    assert_refused(invoke("ui", "--port", taken), taken, "--port", code=1)
     assert not processes_in(project)
 
 
@@ -92,7 +84,8 @@ def test_servers_named_by_the_environment_are_used(project, invoke, monkeypatch)
 
 @pytest.mark.slow
 def test_up_waits_for_no_run_with_a_temporary_server(project: Path) -> None:
-    env = {**NOWHERE, "DIFFCTL_PREFECT_PORT": str(free_port()), "DIFFCTL_MLFLOW_PORT": str(free_port())}
+    env = {f"DIFFCTL_{name}_PORT": str(free_port()) for name in ("PREFECT", "MLFLOW")}
+    env |= {"PREFECT_API_URL": "", "MLFLOW_TRACKING_URI": ""}
     with file_lock(project / HOME / "lock", timeout=0):
         refused = diffctl(project, "up", env=env)
     assert refused.returncode == 1
