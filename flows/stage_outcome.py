@@ -6,35 +6,11 @@ An environment variable gives its path to the stage alone. A killed stage writes
 import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-from diffusion.system.errors import (
-    TEMPORARY,
-    DiffctlError,
-    Interrupted,
-    LastingError,
-    TemporaryError,
-    UsageError,
-)
+from diffusion.system.errors import DiffctlError, Kind
 from diffusion.system.files import write_json
 
 VARIABLE = "DIFFCTL_OUTCOME"
-
-
-class InputsChanged(DiffctlError):
-    """Settings or code changed while a stage ran: nobody retries it, since it would do other work."""
-
-    exit_code = TEMPORARY
-
-
-Kind = Literal["interrupted", "refused", "temporary", "failed", "crashed"]
-_KINDS: dict[type[BaseException], Kind] = {
-    Interrupted: "interrupted",
-    UsageError: "refused",
-    InputsChanged: "refused",
-    LastingError: "refused",
-    TemporaryError: "temporary",
-}
 
 
 @dataclass(frozen=True)
@@ -50,11 +26,6 @@ class StageOutcome:
         with contextlib.suppress(OSError):
             if path.parent.is_dir():
                 write_json(path, asdict(self))
-
-
-def kind_of(error: BaseException) -> Kind:
-    """Return the kind of an error with its own message."""
-    return next((kind for known, kind in _KINDS.items() if isinstance(error, known)), "failed")
 
 
 def read_outcome(path: Path) -> StageOutcome | None:

@@ -21,7 +21,7 @@ from diffusion.system.errors import (
     reason,
 )
 from diffusion.system.signals import StopRequest
-from flows.stage_outcome import StageOutcome, kind_of
+from flows.stage_outcome import StageOutcome
 
 
 def set_up_process() -> None:
@@ -116,7 +116,7 @@ def print_message(sentence: str) -> None:
 def outcome_of(error: BaseException) -> StageOutcome:
     """Return the kind, the sentence and the exit code of a command that raised the error."""
     if isinstance(error, DiffctlError | Interrupted):
-        return StageOutcome(kind_of(error), str(error), error.exit_code)
+        return StageOutcome(error.kind, str(error), error.exit_code)
     if isinstance(error, OSError) and not isinstance(error, ValueError):  # io.UnsupportedOperation is both
         return StageOutcome("failed", _describe(error), FAILED)
     return StageOutcome("crashed", reason(error), FAILED)

@@ -12,11 +12,17 @@ import typer
 from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, dvc_stages, home
+from diffusion.system.errors import TEMPORARY, LastingError
 from diffusion.system.params import read_params
 from diffusion.system.registry import PLUGINS
 from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
-from flows.stage_outcome import InputsChanged
+
+
+class InputsChanged(LastingError):
+    """Settings or code changed while a stage ran: nobody retries it, since it would do other work."""
+
+    exit_code = TEMPORARY
 
 
 def enter_stage(context: typer.Context) -> None:

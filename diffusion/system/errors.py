@@ -1,6 +1,7 @@
 """Errors of user commands. The command line prints the sentence and exits with the code."""
 
 import errno
+from typing import Literal
 
 # Exit codes, as in docs/operations.md; that of a signal is 128 and its number.
 FAILED = 1
@@ -9,10 +10,15 @@ KEPT_OUT = 3  # `promote` alone: the gate kept the model out
 TEMPORARY = 75  # may pass, such as a server that does not answer (EX_TEMPFAIL of sysexits.h)
 
 
+Kind = Literal["interrupted", "refused", "temporary", "failed", "crashed"]
+"""Of a failure: a supervisor repeats no refused work."""
+
+
 class DiffctlError(Exception):
     """The work failed. The message is one sentence: what is wrong, where, and what to do."""
 
     exit_code = FAILED
+    kind: Kind = "failed"
 
 
 class DiffctlWarning(UserWarning):
@@ -23,20 +29,26 @@ class UsageError(DiffctlError):
     """The request or configuration is wrong; the same request fails again."""
 
     exit_code = REFUSED
+    kind = "refused"
 
 
 class LastingError(DiffctlError):
     """The work failed, and the same work would fail again."""
+
+    kind = "refused"
 
 
 class TemporaryError(DiffctlError):
     """The work failed for a reason that may pass, such as an unreachable server."""
 
     exit_code = TEMPORARY
+    kind = "temporary"
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the work. Being a KeyboardInterrupt, no library's `except Exception` catches it."""
+
+    kind: Kind = "interrupted"
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from cli import main
+from cli.stages.context import InputsChanged
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import make_interrupted
-from flows.stage_outcome import VARIABLE, InputsChanged, StageOutcome, read_outcome
+from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
 from tests.conftest import diffctl
 
 FULL = "a cannot be written (Full): free some space"

@@ -15,7 +15,7 @@ from diffusion.train.observers import ThreadMonitor
 from diffusion.train.plan import plan_artefact, training_fingerprint
 from diffusion.train.train_step import new_state
 from flows.dvc_stage import StageFailed, failure
-from flows.stage_outcome import StageOutcome, kind_of
+from flows.stage_outcome import StageOutcome
 from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import CPU, assert_same, plan_of, restore, run, run_until
 
@@ -99,7 +99,7 @@ def test_a_divergence_is_not_retried_and_its_advice_fits_the_precision(store, pr
     state.network.register_forward_hook(lambda module, args, output: output * math.nan)
     with pytest.raises(DiffctlError, match=rf"lower train\.lr, or set train\.{advice};") as raised:
         run(state, store)
-    outcome = StageOutcome(kind_of(raised.value), str(raised.value), raised.value.exit_code)
+    outcome = StageOutcome(raised.value.kind, str(raised.value), raised.value.exit_code)
     error = failure("train", outcome, [])
     assert isinstance(error, StageFailed)
     assert (error.exit_code, error.retry) == (1, False)
