@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from diffusion.layout import RUNS
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
-from diffusion.system.signals import stop_request
+from diffusion.system.signals import StopRequest, stop_request
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
@@ -69,24 +69,12 @@ def is_unchanged() -> bool:
     return done.returncode == 0 and done.stdout.strip() == b"{}"
 
 
-async def push_outs(write: Write = echo) -> None:
-    """Push the outputs to the default remote; raise as `reproduce`."""
-    write("==> push\n")
-    await supervise("push", [*DVC, "push"], write)
-
-
-async def supervise(stage: str, command: list[str], write: Write = echo) -> None:
+async def supervise(stage: str, command: list[str], write: Write) -> None:
     """Run a command in its own session until it ends, its output to `write`; raise as `reproduce`."""
     relay = OutputRelay(write)
     folder = tempfile.TemporaryDirectory(prefix="diffctl-outcome-", ignore_cleanup_errors=True)
     with folder as private, stop_request(hold=True) as stop:
         place = Path(private) / "outcome.json"
-
-        def on_first_signal() -> None:
-            stop.release()
-            if stop.signal is not None:
-                write(f"\nstopping {stage}, which saves its state first\n")
-
         reader, writer = open_channel()
         try:
             process = subprocess.Popen(
@@ -105,7 +93,7 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
             while process.poll() is None and stop.signal is None:
                 await asyncio.sleep(POLL_SECONDS)
         finally:
-            _end_group(process, on_first_signal)
+            _end_group(process, stop, stage, write)
             output.join()
         outcome = read_outcome(place)
         stop.raise_if_set()
@@ -113,17 +101,16 @@ async def supervise(stage: str, command: list[str], write: Write = echo) -> None
         raise failure(stage, outcome, relay.errors)
 
 
-def _end_group(process: subprocess.Popen[bytes], on_signal: Callable[[], None]) -> None:
-    """End the process group: SIGINT, then SIGTERM, then SIGKILL.
-
-    `on_signal` is called after the first one: from then on a second Ctrl-C may end this process.
-    """
+def _end_group(process: subprocess.Popen[bytes], stop: StopRequest, stage: str, write: Write) -> None:
+    """End the process group: SIGINT, after which a second Ctrl-C may end this process, SIGTERM, SIGKILL."""
     for turn, (number, patience) in enumerate(WORKERS_PATIENCE if FLOW_RUN in os.environ else PATIENCE):
         if not _alive(process):
             return
         os.killpg(process.pid, number)
         if turn == 0:
-            on_signal()
+            stop.release()
+            if stop.signal is not None:
+                write(f"\nstopping {stage}, which saves its state first\n")
         for _ in range(round(patience / POLL_SECONDS)):  # counts polls, not time: the machine may sleep
             if not _alive(process):
                 break

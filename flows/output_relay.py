@@ -92,18 +92,11 @@ def open_channel() -> tuple[int, int]:
 
 def relay_output(reader: int, relay: OutputRelay) -> None:
     """Feed the relay from `reader` until every writer has closed, then close it."""
-    try:
-        while data := _read(reader):
-            relay.feed(data)
+    with open(reader, "rb", buffering=0) as file:
+        with contextlib.suppress(OSError):  # the last writer of a pseudo-terminal has closed
+            while data := file.read(65536):
+                relay.feed(data)
         relay.feed(b"", final=True)
-    finally:
-        os.close(reader)
-
-
-def _read(reader: int) -> bytes:
-    with contextlib.suppress(OSError):  # the last writer of a pseudo-terminal has closed
-        return os.read(reader, 65536)
-    return b""
 
 
 def echo(text: str) -> None:

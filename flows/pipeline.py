@@ -137,10 +137,7 @@ def as_task(work: Work, **options: Any) -> Work:
 
     async def call(name: str, *arguments: Any) -> Any:
         state: State = await made(name, *arguments, return_state=True)
-        result = await state.aresult(raise_on_failure=False)
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        return await state.aresult()
 
     return call
 

@@ -12,7 +12,7 @@ from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED, repository_problem
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals, interrupt_on_signal
-from flows.dvc_stage import STAGES, Write, fetch_pretrained, has_remote, is_unchanged, push_outs, reproduce
+from flows.dvc_stage import DVC, STAGES, fetch_pretrained, has_remote, is_unchanged, reproduce, supervise
 from flows.output_relay import echo
 from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
@@ -50,14 +50,15 @@ def check_mlflow() -> None:
         echo(f"{away}: training continues without it, scores and the registry will need it\n")
 
 
-async def run_step(name: str, fresh: bool, write: Write = echo) -> str | None:
+async def run_step(name: str, fresh: bool, write: Callable[[str], object] = echo) -> str | None:
     """Run one step, its output to `write`; raise StageFailed, DiffctlError or Interrupted if it fails."""
     if name == "register":
         from flows.registration import register_model
 
         return str(register_model())
     if name == "push":
-        await push_outs(write)
+        write("==> push\n")
+        await supervise(name, [*DVC, "push"], write)
     else:
         await reproduce(name, write, force=fresh and name in RESUMABLE)
     if name == "data" and _raw_files_changed():

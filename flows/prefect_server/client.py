@@ -121,9 +121,7 @@ async def _raise_failure(start: "Callable[[], Awaitable[State]]") -> None:
         state = await start()
     except RuntimeError as error:  # the server has another major version
         raise PrefectException(str(error)) from error
-    result = await state.aresult(raise_on_failure=False)
-    if isinstance(result, BaseException):
-        raise result
+    await state.aresult()
 
 
 def drain(url: str) -> None:

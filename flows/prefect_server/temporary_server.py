@@ -18,6 +18,7 @@ from contextlib import contextmanager
 
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.locks import file_lock
+from diffusion.system.processes import group_processes, terminate
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
 from flows.prefect_server.client import BUSY, CLIENT_SETTINGS, HOME, home_settings, is_healthy, quiet_client
@@ -80,18 +81,8 @@ def _temporary_server() -> Iterator[str]:
                     time.sleep(0.05)
                 yield url
         finally:
-            _stop(server)
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    try:
-        server.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    assert server.stdin is not None
-    server.stdin.close()
+            terminate(group_processes(server.pid), STOP_SECONDS)
+            server.communicate()
 
 
 def _serve(descriptor: int) -> None:

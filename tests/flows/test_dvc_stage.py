@@ -10,7 +10,8 @@ import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted
 from diffusion.system.files import write_text
-from flows.dvc_stage import StageFailed, child_environment, failure, push_outs, reproduce
+from flows.dvc_stage import StageFailed, child_environment, failure, reproduce
+from flows.pipeline_steps import run_step
 from flows.stage_outcome import StageOutcome
 from tests.helpers.small import commit
 from tests.helpers.toy_project import (
@@ -161,7 +162,7 @@ def test_a_clean_clone_with_a_remote_reruns_nothing(toy, tmp_path_factory, monke
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
-    asyncio.run(push_outs())
+    asyncio.run(run_step("push", False))
     committed_clone(toy, other / "clone")
     monkeypatch.chdir(other / "clone")
     capsys.readouterr()
@@ -189,7 +190,7 @@ def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
     run("dvc", "add", str(start))
     asyncio.run(reproduce("data"))
-    asyncio.run(push_outs())
+    asyncio.run(run_step("push", False))
     committed_clone(toy, other / "clone")
     monkeypatch.chdir(other / "clone")
     be(other / "clone", "train", bring)
