@@ -156,6 +156,7 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     if problem := repository_problem():
         raise UsageError(": ".join(problem))
     check_options(push=push, fresh=fresh, keep=keep)
+    echo("==> starting; Ctrl-C saves the training, and the same command resumes it\n")
     check_mlflow()
     done: dict[str, str | None] = {}
     with interrupt_on_signal(), hold_run_lock():

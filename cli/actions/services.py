@@ -32,7 +32,7 @@ MANY_KEPT_OUT = 3  # models in a row
 
 
 def start_servers(options: Up) -> None:
-    servers = local.up({"mlflow": options.mlflow_port, "prefect": options.prefect_port}, typer.echo)
+    servers = local.up({"mlflow": options.mlflow_port, "prefect": options.prefect_port})
     for server in servers:
         typer.echo(f"{server.kind.title}: {server.page} (version {server.version}, process {server.pid})")
     for kind in local.KINDS:

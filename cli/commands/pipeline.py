@@ -15,7 +15,7 @@ from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
 
 
-@command("cli.actions.pipeline:run_stages")
+@command("cli.actions.pipeline:run_stages", "reading params.yaml")
 class Run(Options):
     """Run the pipeline: data, model, samples, scores, report, registry.
 
@@ -25,10 +25,6 @@ class Run(Options):
     push: bool = option("Push the results to the DVC remote.")
     fresh: bool = option("Train and sample from scratch, without saved states.")
     keep: bool = option("Resume the training although its code has changed.")
-
-    def check(self) -> None:
-        """Print the first line, also for logs."""
-        typer.echo("==> starting; Ctrl-C saves the training, and the same command resumes it")
 
 
 # Set by DVC, by `diffctl run` and by rank 0 of a training, which print a message of their own.

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from diffusion.system.locks import file_lock
 from diffusion.system.processes import group_processes, start_time, terminate
 from diffusion.system.section import Section
 from diffusion.system.signals import check_signals
+from flows.output_relay import echo
 from flows.prefect_server.client import BUSY, HOME, home_settings
 from tracking.connectivity import redact_uri
 from tracking.store import connect, server_command, server_environment, tracking_uri
@@ -94,7 +95,7 @@ class LocalServer(Section):
 def start_server(name: str, command: Sequence[str], variables: Mapping[str, str], port: int) -> LocalServer:
     """Start the command in its own session, log to runs/servers/NAME.log, and record it."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with open(log_of(name), "wb") as log:
+    with open(FOLDER / f"{name}.log", "wb") as log:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -119,11 +120,6 @@ def running(name: str) -> LocalServer | None:
     """Return the server started under this name if it is alive."""
     found = recorded(name)
     return found if found is not None and found.alive else None
-
-
-def log_of(name: str) -> Path:
-    """Return the path of a server's log."""
-    return FOLDER / f"{name}.log"
 
 
 def _record(name: str) -> Path:
@@ -169,7 +165,7 @@ def external_server(kind: ServerKind) -> str | None:
     return named if named.startswith(("http://", "https://")) else None
 
 
-def up(ports: Mapping[str, int], report: Callable[[str], object]) -> list[LocalServer]:
+def up(ports: Mapping[str, int]) -> list[LocalServer]:
     """Start the servers that are not running, on 127.0.0.1, and wait until they answer; return all of them.
 
     Raise DiffctlError if a port is taken, a run has a temporary server here, or a server does not start; the
@@ -178,7 +174,7 @@ def up(ports: Mapping[str, int], report: Callable[[str], object]) -> list[LocalS
     with file_lock(FOLDER / "lock", timeout=0, busy=UP_OR_DOWN), ExitStack() as undo:
         kinds = [kind for kind in KINDS if external_server(kind) is None]
         _check_ports({kind: ports[kind.name] for kind in kinds if running(kind.name) is None})
-        servers = [_start(kind, ports[kind.name], undo, report) for kind in kinds]
+        servers = [_start(kind, ports[kind.name], undo) for kind in kinds]
         for server in servers:
             _wait_until_healthy(server)
         undo.pop_all()
@@ -213,12 +209,12 @@ def _check_ports(ports: Mapping[ServerKind, int]) -> None:
             raise DiffctlError(f"port {port} is in use: give {kind.title} another by {option} or {variable}")
 
 
-def _start(kind: ServerKind, port: int, undo: ExitStack, report: Callable[[str], object]) -> LocalServer:
+def _start(kind: ServerKind, port: int, undo: ExitStack) -> LocalServer:
     if (old := recorded(kind.name)) is not None:
         if old.alive:
             return old
         old.stop()  # children that outlived it
-    report(f"starting {kind.title} on 127.0.0.1:{port}")
+    echo(f"starting {kind.title} on 127.0.0.1:{port}\n")
     if kind is PREFECT:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1"]
         settings = home_settings(HOME.absolute()) | {
@@ -244,7 +240,7 @@ def _wait_until_healthy(server: LocalServer) -> None:
     while _get(server.page + server.kind.health) is None:
         check_signals()
         if not server.alive or time.monotonic() > deadline:
-            log = log_of(server.name)
+            log = FOLDER / f"{server.name}.log"
             lines = " / ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
             raise DiffctlError(f"{server.kind.title} did not start, see {log}: {lines}")
         time.sleep(POLL_SECONDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.prefect_server.local_servers import LocalServer, log_of, recorded, running, start_server
+from flows.prefect_server.local_servers import FOLDER, LocalServer, recorded, running, start_server
 from tests.helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -43,7 +43,7 @@ def test_a_started_server_is_recorded_and_stopped_but_no_process_with_a_reused_p
 def test_stop_also_ends_child_processes() -> None:
     for name, killed in (("one", False), ("two", True)):
         made = start_server(name, WITH_CHILD, {}, 4200)
-        wait_until(lambda name=name: {"parent", "on"} <= set(log_of(name).read_text().split()))
+        wait_until(lambda name=name: {"parent", "on"} <= set((FOLDER / f"{name}.log").read_text().split()))
         _, child = sorted(made.processes(), key=lambda process: process.pid != made.pid)
         if killed:
             os.kill(made.pid, 9)
