@@ -22,7 +22,7 @@ from diffusion.data.source import Job, Reader
 from diffusion.images.store import Images, row_digests
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, parse_json, strip_checksum
 from diffusion.system.errors import DiffctlError
-from diffusion.system.files import disk_errors, sync_file
+from diffusion.system.files import disk_errors, sync_path
 from diffusion.system.processes import map_in_processes
 from diffusion.system.section import Section, canonical_json, validate
 
@@ -118,8 +118,8 @@ def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str
 def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
     """Sync finished blocks to disk: pixels first, then the lines of the journal that mark them."""
     with disk_errors(target.folder):
-        sync_file(target.images)
-        sync_file(target.digests)
+        sync_path(target.images)
+        sync_path(target.digests)
         with open(target.journal, "a", encoding="utf-8") as journal:
             for start, bad in blocks.items():
                 entry = _Entry(start=start, bad=bad, digests=_digest_of(target, start))

@@ -13,7 +13,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from diffusion.system.errors import DiffctlError, TemporaryError
-from diffusion.system.files import disk_errors, sync_folder
+from diffusion.system.files import disk_errors, sync_path
 from diffusion.system.locks import file_lock
 
 MAX_DEPTH = 8  # folder levels in which raw files are searched
@@ -90,7 +90,7 @@ def fetch(
                 first = [f"{mirror.rstrip('/')}/{folder.name}/{remote.name}"] if mirror else []
                 _download(remote, part, [*first, *remote.urls], notify, attempts)
                 os.replace(part, path)
-                sync_folder(folder)
+                sync_path(folder)
                 return path
     verify(path, remote.checksum)
     return path

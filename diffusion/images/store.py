@@ -97,7 +97,7 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
 def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
     """Return the validated meta, whose checksum proves that diffctl wrote it."""
     try:
-        values = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
+        values: JsonObject = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
     except Corrupted as error:
         raise DiffctlError(
             f"{path / 'meta.json'} was not written by diffctl or is edited ({error}): make the images again"

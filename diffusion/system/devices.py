@@ -29,18 +29,12 @@ DEVICE_VARIABLE = "DIFFCTL_DEVICE"  # overrides the automatic choice
 
 def device_kind() -> str:
     """Return cuda, mps or cpu: the first available, or DIFFCTL_DEVICE; UsageError if that one is not."""
-    available: dict[str, Callable[[], bool]] = {
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-        "cpu": lambda: True,
-    }
-    wanted = os.environ.get(DEVICE_VARIABLE)
-    if wanted is None:
-        return next(kind for kind, is_available in available.items() if is_available())
+    devices = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = [kind for kind, is_available in devices.items() if is_available]
+    wanted = os.environ.get(DEVICE_VARIABLE, available[0])
     if wanted not in available:
-        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}: set one of {', '.join(available)}, or unset it")
-    if not available[wanted]():
-        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}, but this machine or torch has none: unset it")
+        there = " and ".join(available)
+        raise UsageError(f"{DEVICE_VARIABLE} is {wanted}, and this machine or torch has {there}: unset it")
     return wanted
 
 

@@ -69,7 +69,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             stack.enter_context(_folder_lock(made, fcntl.LOCK_EX))
         yield made
         for entry in [*made.rglob("*"), made]:
-            sync_folder(entry) if entry.is_dir() else sync_file(entry)
+            sync_path(entry)
         _remove(path)
         os.replace(made, path)
 
@@ -87,7 +87,7 @@ def _temporary(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno and str(error.filename or made).startswith(str(made)):
             error.filename, error.filename2 = str(path), None
         raise
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def _prefix(path: Path) -> str:
@@ -133,14 +133,8 @@ def disk_errors(what: object) -> Iterator[None]:
         ) from error
 
 
-def sync_file(path: Path) -> None:
-    """Flush a written file to disk."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, so that a rename survives a power cut."""
+def sync_path(path: Path) -> None:
+    """Flush a written file, or a folder's entries, to disk: a rename then survives a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -159,13 +153,10 @@ def disk_usage(folder: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
 
-def _open_now(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
 def open_regular(path: AnyPath) -> BufferedReader:
     """Open a regular file, or a link to one, for reading; OSError for anything else."""
-    file = open(path, "rb", opener=_open_now)  # noqa: SIM115 (the caller's)
+    more = os.O_NONBLOCK | os.O_NOCTTY
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | more))  # noqa: SIM115 (the caller's)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "not a regular file", path)

@@ -1,7 +1,6 @@
 """Locks between processes, by flock: the kernel releases the lock of a killed process at once."""
 
 import fcntl
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -47,14 +46,14 @@ def file_lock(path: Path, timeout: float | None = None, busy: str | None = None)
 
 @contextmanager
 def group_lock(
-    path: Path, group: str, timeout: float | None = 0, busy: str | None = None, *, through_exec: bool = False
+    path: Path, group: str, timeout: float = 0, busy: str | None = None, *, through_exec: bool = False
 ) -> Iterator[None]:
     """Hold the lock file together with all processes that name the same group; it ends with the last one.
 
     LockBusy while another group or a `file_lock` holds it; `timeout`, `busy` and DiffctlError as there. With
     `through_exec` the program that replaces this process inherits the lock.
     """
-    deadline = math.inf if timeout is None else time.monotonic() + max(timeout, MIN_WAIT_SECONDS)
+    deadline = time.monotonic() + max(timeout, MIN_WAIT_SECONDS)
     with _opened(path) as file:
         os.set_inheritable(file.fileno(), through_exec)
         while not _join(path, file, group):

@@ -43,10 +43,13 @@ NAMES: dict[DocumentKind, dict[str, str]] = {
 }
 
 
-def translate(kind: DocumentKind, values: Value) -> Value:
-    """Return a stored document with today's names; `values` stay as they are."""
-    result: Value = _translated(kind, values)
-    return result
+def translate(parent: str, values: Any) -> Any:
+    """Return what has this parent key, or a document of this kind, with today's names, as a copy."""
+    if isinstance(values, Mapping):
+        return {KEYS.get((parent, key), key): translate(key, value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [translate(parent, value) for value in values]
+    return values
 
 
 def translate_names(kind: DocumentKind, values: Mapping[str, Value]) -> dict[str, Value]:
@@ -56,17 +59,9 @@ def translate_names(kind: DocumentKind, values: Mapping[str, Value]) -> dict[str
 
 def refuse_renamed(values: Any, origin: str) -> None:
     """Raise UsageError if the sections of a params file, or its search, use an old key."""
-    if found := [*_old_keys(values, ()), *_searched(values)]:
-        renames = "; ".join(f"{old} was renamed, write {_translated_name('params', old)}" for old in found)
-        raise UsageError(f"{origin}: {renames}")
-
-
-def _translated(parent: str, values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {KEYS.get((parent, key), key): _translated(key, value) for key, value in values.items()}
-    if isinstance(values, list | tuple):
-        return [_translated(parent, value) for value in values]
-    return values
+    renames = [f"{old} was renamed, write {_translated_name('params', old)}" for old in _old_keys(values)]
+    if renames:
+        raise UsageError(f"{origin}: {'; '.join(renames)}")
 
 
 def _translated_name(kind: DocumentKind, name: str) -> str:
@@ -76,18 +71,12 @@ def _translated_name(kind: DocumentKind, name: str) -> str:
     return ".".join(KEYS.get(pair, pair[1]) for pair in pairwise([kind, *name.split(".")]))
 
 
-def _old_keys(values: Any, path: tuple[str, ...]) -> Iterator[str]:
+def _old_keys(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the old keys, and the old names among the fields that a search varies."""
     for key, value in values.items() if isinstance(values, Mapping) else ():
         here = (*path, str(key))
         if here[-2:] in KEYS:
             yield ".".join(here)
+        elif path == ("search", "fields") and _translated_name("params", str(key)) != str(key):
+            yield str(key)
         yield from _old_keys(value, here)
-
-
-def _searched(values: Any) -> Iterator[str]:
-    """Yield the old names among the fields that a search varies."""
-    search = values.get("search") if isinstance(values, Mapping) else None
-    fields = search.get("fields") if isinstance(search, Mapping) else None
-    for name in fields if isinstance(fields, Mapping) else ():
-        if isinstance(name, str) and _translated_name("params", name) != name:
-            yield name

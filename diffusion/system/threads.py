@@ -148,9 +148,6 @@ def prefetched_draws(
     draw: Callable[[], Tensor], count: int, device: torch.device
 ) -> Iterator[Callable[[], Tensor]]:
     """Yield a function equal to `draw` that computes the first `count` results one call in advance."""
-    if count < 2:
-        yield draw
-        return
     with closing(prefetch([lambda: (draw(),)] * count, device, 1)) as prefetched:
 
         def next_result() -> Tensor:

@@ -147,14 +147,11 @@ def _check_events(events: Any) -> None:
 
 def _set_value(values: Any, path: Sequence[str], value: Any) -> None:
     """Set the value in place; new keys come first in their mapping."""
-    for key in path[:-1]:
-        if values.get(key) is None:
-            _put(values, key, {})
-        values = values[key]
-    _put(values, path[-1], value)
-
-
-def _put(values: Any, key: str, value: Any) -> None:
+    key, *below = path
+    if below and values.get(key) is not None:
+        return _set_value(values[key], below, value)
+    for name in reversed(below):
+        value = {name: value}
     if key in values or not hasattr(values, "insert"):
         values[key] = value
     else:

@@ -13,7 +13,6 @@ from diffusion.system.devices import (
     acquire_device,
     acquire_gpus,
     default_device,
-    device_kind,
     float64_device,
 )
 from diffusion.system.errors import DiffctlError, UsageError
@@ -36,32 +35,31 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "taken"),
-    [(False, False, "cpu"), (True, False, "cuda"), (False, True, "mps"), (True, True, "cuda")],
+    ("cuda", "mps", "named", "taken"),
+    [
+        (False, False, None, "cpu"),
+        (True, False, None, "cuda"),
+        (False, True, None, "mps"),
+        (True, True, None, "cuda"),
+        (True, True, "mps", "mps"),
+        (True, True, "cpu", "cpu"),
+        (False, True, "cuda", None),
+        (True, True, "gpu", None),
+    ],
 )
-def test_best_device_is_selected(there, cuda, mps, taken):
+def test_best_or_named_device_is_selected(there, monkeypatch, cuda, mps, named, taken):
     there.update(cuda=cuda, mps=mps)
-    assert device_kind() == default_device().type == taken
-
-
-@pytest.mark.parametrize("named", ["cpu", "mps", "cuda"])
-def test_device_is_selected_by_name(there, monkeypatch, named):
-    there.update(cuda=True, mps=True)
-    monkeypatch.setenv(DEVICE_VARIABLE, named)
-    assert default_device() == torch.device(named)
-    if named == "cpu":
+    if named:
+        monkeypatch.setenv(DEVICE_VARIABLE, named)
+    if taken is None:
+        with pytest.raises(UsageError, match=f"DIFFCTL_DEVICE is {named}, .* has .*mps and cpu: unset it"):
+            default_device()
+        return
+    assert default_device().type == taken
+    if taken == "cpu":
         with acquire_device() as device, acquire_gpus(2):
             assert device == torch.device("cpu")
         assert process_count(TrainConfig(steps=1, batch_size=4, lr=0.1)) == 1
-
-
-@pytest.mark.parametrize(
-    ("named", "why"), [("gpu", "set one of cuda, mps, cpu"), ("mps", "has none: unset it")]
-)
-def test_unavailable_device_is_refused(there, monkeypatch, named, why):
-    monkeypatch.setenv(DEVICE_VARIABLE, named)
-    with pytest.raises(UsageError, match=f"DIFFCTL_DEVICE is {named}.*{why}"):
-        default_device()
 
 
 def test_apple_gpu_is_exclusive_and_not_used_for_scores(there, tmp_path):

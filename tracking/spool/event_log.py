@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.files import sha256_file, sync_folder
+from diffusion.system.files import sha256_file, sync_path
 from diffusion.system.renamed import DocumentKind, translate_names
 from diffusion.train.checkpoint.run_record import flatten_fields
 
@@ -123,7 +123,7 @@ class Spool:
         self._file = os.open(folder / EVENTS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         self._read()
         os.ftruncate(self._file, self._end)
-        sync_folder(folder)
+        sync_path(folder)
         self._unwritten = b""
         self._append(kind="start", time=self._now(), key=key, name=name, experiment=experiment)
 

@@ -23,7 +23,7 @@ from diffusion.model.model_file import Artefact, read_artefact, read_weights, sa
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.checksums import JsonObject, add_checksum
 from diffusion.system.errors import DiffctlError, UsageError, reason
-from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_folder, write_json
+from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_path, write_json
 from diffusion.system.locks import file_lock
 from diffusion.system.section import brief
 from diffusion.train.checkpoint.resume import (
@@ -158,7 +158,7 @@ def open_run(
         run.beat(0)
         write_json(folder / CODE, add_checksum(code))
         write_json(folder / CONFIG, add_checksum(config))
-        sync_folder(root)
+        sync_path(root)
         yield run
 
 
