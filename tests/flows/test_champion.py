@@ -1,7 +1,6 @@
 """The sweep and evaluate deployments: commands, refusals, and a full run on a real Prefect server."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +67,8 @@ def test_evaluate_runs_the_commands_of_its_arguments(project: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_both_flows_publish_scores_and_links(
-    tmp_path: Path,
-    prefect_database: Path,
-    make_model: Callable[..., str],  # noqa: F811 (the fixture)
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    folder = small_project(tmp_path / "project", sweep={"steps": [2], "eta": [0.0]})
-    monkeypatch.chdir(folder)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_both_flows_publish_scores_and_links(project, prefect_database, make_model):  # noqa: F811
+    folder = small_project(project, sweep={"steps": [2], "eta": [0.0]})
     empty_database(folder / "mlflow.db")
     make_model(0)
     register()

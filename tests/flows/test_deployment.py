@@ -26,13 +26,6 @@ from tests.helpers.waiting import wait_until
 LEFT = "what the last run has left\n"
 
 
-@pytest.fixture(autouse=True)
-def _let_go() -> Iterator[None]:
-    """What a run's process holds until it ends is let go with each test."""
-    yield
-    clone._held.close()
-
-
 @pytest.fixture
 def cloned(tmp_path: Path) -> Path:
     """A folder with a repository `origin` and its clone `nightly`, which a run has left changed."""
@@ -75,6 +68,7 @@ def test_update_clone_fast_forwards_to_upstream(cloned: Path, monkeypatch: pytes
     clone._held.close()
     with pytest.raises(DiffctlError, match="commits that its upstream lacks"):
         clone.update_clone()
+    clone._held.close()
 
 
 def test_update_clone_requires_a_clone_that_runs_its_own_code(tmp_path, monkeypatch) -> None:
@@ -123,18 +117,14 @@ def updating(cloned: Path, wait: float) -> "subprocess.Popen[str]":
     return script(cloned, UPDATE.format(wait=wait), {clone.VARIABLE: str(cloned / "nightly"), VARIABLE: ""})
 
 
-def test_a_clone_at_work_is_not_touched_and_the_run_is_skipped(cloned: Path) -> None:
+def test_a_busy_clone_is_waited_for_and_not_touched(cloned: Path) -> None:
     with hold_run_lock(cloned / "nightly"):
         late = updating(cloned, wait=0.3)
         output, _ = late.communicate(timeout=60)
-    assert late.returncode == 0
-    assert f"is running in {cloned / 'nightly'} (process {os.getpid()}," in output
-    assert "skipped: another run, or a stage that outlived it, is running" in output
-    assert (cloned / "nightly/dvc.lock").read_text() == LEFT
-
-
-def test_a_busy_clone_is_waited_for(cloned: Path) -> None:
-    with hold_run_lock(cloned / "nightly"):
+        assert late.returncode == 0
+        assert f"is running in {cloned / 'nightly'} (process {os.getpid()}," in output
+        assert "skipped: another run, or a stage that outlived it, is running" in output
+        assert (cloned / "nightly/dvc.lock").read_text() == LEFT
         late = updating(cloned, wait=60)
         assert late.stdout is not None
         assert "waiting for it" in late.stdout.readline()

@@ -35,15 +35,9 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, env=child_environment())
 
 
-def committed_clone(toy: Path, clone: Path) -> None:
-    """Commit the project and clone it."""
-    commit(toy, "made")
-    run("git", "clone", "--quiet", str(toy), str(clone))
-
-
-def failing(stage: str) -> DiffctlError | Interrupted:
+def failing(stage: str, *, force: bool = False) -> DiffctlError | Interrupted:
     with pytest.raises((DiffctlError, Interrupted)) as caught:
-        asyncio.run(reproduce(stage))
+        asyncio.run(reproduce(stage, force=force))
     return caught.value
 
 
@@ -64,9 +58,7 @@ def test_a_stage_relays_its_output_and_writes_its_out(toy: Path, capsys: pytest.
         ("os.kill(os.getpid(), signal.SIGKILL)", 1, True, "killed by signal 9 (out of memory?)"),
     ],
 )
-def test_a_failure_carries_the_message_of_the_stage_or_its_signal(
-    toy: Path, behaviour: str, exit_code: int, retry: bool, message: str
-) -> None:
+def test_a_failure_carries_the_message_of_the_stage_or_its_signal(toy, behaviour, exit_code, retry, message):
     be(toy, "data", behaviour)
     error = failing("data")
     assert isinstance(error, StageFailed)
@@ -87,9 +79,7 @@ def test_a_failure_carries_the_message_of_the_stage_or_its_signal(
         ("data", "failed to run: work.py, exited with 143", 143, None, "was stopped"),
     ],
 )
-def test_outcome_or_last_line_of_dvc_decides_exit_code_and_retry(
-    stage: str, found: StageOutcome | str, exit_code: int, retry: bool | None, words: str
-) -> None:
+def test_outcome_or_last_line_of_dvc_decides_exit_code_and_retry(stage, found, exit_code, retry, words):
     outcome, lines = (found, []) if isinstance(found, StageOutcome) else (None, ["an earlier line", found])
     error = failure(stage, outcome, lines)
     assert isinstance(error, Interrupted) == (retry is None)
@@ -155,49 +145,42 @@ def test_a_second_signal_ends_the_supervisor_while_the_stage_still_saves(toy: Pa
     assert (toy / "saved").exists()
 
 
-@pytest.mark.slow
-def test_a_clean_clone_with_a_remote_reruns_nothing(toy, tmp_path_factory, monkeypatch, capsys) -> None:
-    other = tmp_path_factory.mktemp("clones")
+FETCHING = """
+from diffusion.train.train_config import PretrainedConfig
+from flows.dvc_stage import fetch_pretrained
+def work(): fetch_pretrained(PretrainedConfig(sha256="5eed" * 16))
+import cli.main
+cli.main.app = work
+try:
+    cli.main.main()
+except SystemExit as end:
+    if end.code: raise
+"""
 
+
+@pytest.mark.slow
+def test_a_clone_reruns_nothing_and_pulls_the_initial_weights(toy, tmp_path_factory, monkeypatch, capsys):
+    other = tmp_path_factory.mktemp("clones")
+    start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
+    write_text(toy / start, content)
     run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
+    run("dvc", "add", str(start))
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
     asyncio.run(run_step("push", False))
-    committed_clone(toy, other / "clone")
+    commit(toy, "made")
+    run("git", "clone", "--quiet", str(toy), str(other / "clone"))
     monkeypatch.chdir(other / "clone")
     capsys.readouterr()
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
     assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
 
-
-@pytest.mark.slow
-def test_a_clone_pulls_the_initial_weights_when_training_needs_them(
-    toy: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path_factory.mktemp("clones")
-    sha256 = "5eed" * 16
-    start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
-
-    bring = (
-        "from diffusion.train.train_config import PretrainedConfig\n"
-        "from flows.dvc_stage import fetch_pretrained\n"
-        f"def work(): fetch_pretrained(PretrainedConfig(sha256={sha256!r}))\n"
-        "import cli.main\ncli.main.app = work\ntry:\n    cli.main.main()\n"
-        "except SystemExit as end:\n    if end.code: raise\n"
-    )
-    write_text(toy / start, content)
-    run("dvc", "remote", "add", "--default", "here", str(other / "remote"))
-    run("dvc", "add", str(start))
-    asyncio.run(reproduce("data"))
-    asyncio.run(run_step("push", False))
-    committed_clone(toy, other / "clone")
-    monkeypatch.chdir(other / "clone")
-    be(other / "clone", "train", bring)
-    assert not start.exists()
+    be(other / "clone", "train", FETCHING)
+    assert not start.exists(), "the stage pulls it when it runs"
     (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
     sent.rename(other / "lost")
-    error = failing("train")
+    error = failing("train", force=True)
     assert isinstance(error, StageFailed)
     assert error.retry, "the remote may return"
     assert "`dvc pull start/5eed" in str(error)

@@ -1,7 +1,6 @@
 """The summary artifact of a run in Prefect."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from diffusion.images.store import write_store
 from diffusion.layout import SAMPLES, SCORES
 from diffusion.protocol.scores_document import read_scores
 from flows import run_summary as module
-from flows.prefect_server.local_servers import mlflow_page
 from flows.run_summary import evaluation_markdown, links_of_pipeline, sweep_markdown
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.scores_document import document
@@ -32,11 +30,6 @@ def test_the_best_cell_is_first_with_its_images(project: Path) -> None:
     assert len(rows) == 2 + len(scores.cells)
     assert f"{scores.cells[best].scores[scores.spec.distance]:.4g}" in rows[2]
     assert "](data:image/png;base64," in text
-
-
-def test_the_mlflow_link_has_no_password(project: Path) -> None:
-    assert mlflow_page("http://me:secret@127.0.0.1:9/") == "http://127.0.0.1:9"
-    assert mlflow_page("sqlite:////mlflow.db") is None
 
 
 def test_a_failed_summary_does_not_fail_the_run(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,11 +53,7 @@ def test_evaluated_has_a_row_per_score_with_its_interval() -> None:
 
 
 @pytest.mark.slow
-def test_the_registered_version_is_linked(
-    project: Path,
-    make_model: Callable[..., str],  # noqa: F811 (the fixture)
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_registered_version_is_linked(project, make_model, monkeypatch):  # noqa: F811 (the fixture)
     empty_database(project / "mlflow.db")
     monkeypatch.setattr(module, "mlflow_page", lambda uri: "http://127.0.0.1:5000")
 

@@ -73,14 +73,28 @@ def running_server(command: Sequence[str], url: str | None, log: Path, **options
         process.wait(30)
 
 
-class MlflowServer:
+class RestartableServer:
     """A server over `folder`; its port stays the same over restarts."""
 
+    process: subprocess.Popen | None = None
+
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
+        self.folder, self.port = folder, free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen | None = None
+
+    def signal(self, number: int) -> None:
+        """Signal the server and its workers: SIGSTOP hangs them, SIGCONT continues them."""
+        os.killpg(self.process.pid, number)
+
+    def kill(self) -> None:
+        if self.process:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+class MlflowServer(RestartableServer):
+    """MLflow's server."""
 
     def start(self) -> "MlflowServer":
         database = self.folder / "server.db"
@@ -94,13 +108,3 @@ class MlflowServer:
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
         wait_for(f"{self.uri}/health", self.process, self.folder / "server.log")
         return self
-
-    def signal(self, number: int) -> None:
-        """Signal the server and its workers: SIGSTOP hangs them, SIGCONT continues them."""
-        os.killpg(self.process.pid, number)
-
-    def kill(self) -> None:
-        if self.process:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None

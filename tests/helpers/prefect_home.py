@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.mlflow_server import free_port
+from tests.helpers.mlflow_server import RestartableServer
 from tests.helpers.waiting import made_once, wait_until
 
 START = "from flows.prefect_server.temporary_server import prefect_server\nwith prefect_server():\n    pass\n"
@@ -43,25 +43,18 @@ def recorded(folder: Path) -> dict[str, str]:
         return {name: state for query in (tasks, runs) for name, state in database.execute(query)}
 
 
-class PrefectServer:
-    """A permanent server over the folder's database; its port stays the same over restarts."""
+class PrefectServer(RestartableServer):
+    """A permanent server over the folder's database."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        self.process: subprocess.Popen[bytes] | None = None
+    @property
+    def url(self) -> str:
+        return f"{self.uri}/api"
 
     def start(self) -> "PrefectServer":
-        from flows.prefect_server.client import is_healthy  # needs what tests of a GPU do not
+        from flows.prefect_server.client import home_settings, is_healthy  # not installed for tests of a GPU
 
-        home = self.folder / ".prefect"
-        settings = {
-            "PREFECT_HOME": str(home),
-            "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_API_URL": "",
-        }
+        settings = home_settings(self.folder / ".prefect")
+        settings |= {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_API_URL": ""}
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(("127.0.0.1", self.port))
@@ -71,16 +64,7 @@ class PrefectServer:
                 env={**os.environ, **settings},
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
+                start_new_session=True,
             )
         wait_until(lambda: is_healthy(self.url, timeout=5), 120)
         return self
-
-    def signal(self, number: int) -> None:
-        assert self.process is not None
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.wait()
-            self.process = None

@@ -65,10 +65,6 @@ class Team:
         known = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
         return {name: value if name in known else "" for name, value in self.client.items()}
 
-    def logs(self) -> str:
-        """Return all output of the servers and the database."""
-        return "".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
-
 
 @contextmanager
 def team(folder: Path) -> Iterator[Team]:

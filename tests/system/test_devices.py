@@ -1,7 +1,6 @@
 """Selection of devices, automatically or by name, and their private lock folder. No GPU is needed."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,9 +86,7 @@ def anothers(path: Path) -> None:
 @pytest.mark.parametrize(
     "plant", [lambda path: path.symlink_to("."), anothers], ids=["link", "another user's"]
 )
-def test_lock_folder_of_others_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[Path], object]
-) -> None:
+def test_lock_folder_of_others_is_refused(tmp_path, monkeypatch, plant) -> None:
     monkeypatch.setattr(devices, "LOCK_DIR", tmp_path / "locks")
     plant(tmp_path / "locks")
     with pytest.raises(DiffctlError, match="locks is not a folder of this user"), devices.acquire_lock(["a"]):

@@ -5,7 +5,6 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,9 +34,7 @@ def probe(path: Path) -> AbstractContextManager[None]:
 @pytest.mark.parametrize(
     "lock", [file_lock, lambda path: file_lock(path, timeout=0), lambda path: group_lock(path, "a"), probe]
 )
-def test_missing_locks_are_an_error(
-    tmp_path: Path, lock: Callable[[Path], AbstractContextManager[None]]
-) -> None:
+def test_missing_locks_are_an_error(tmp_path, lock) -> None:
     path = tmp_path / "lock"
     path.touch()
     message = f"^{path} cannot be locked .*: put that folder on a local disk, or"

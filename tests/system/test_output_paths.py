@@ -76,9 +76,7 @@ def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> Non
             assert content == (b"" if os.path.realpath(path) == "/dev/null" else CONTENT)
             assert {entry: os.readlink(entry) for entry in links} == links, "links are followed"
             assert not [entry for entry in at.tree(Path(scratch)) if entry.endswith(".tmp")]
-        # The probe and a temporary name need longer paths.
-        too_long = len(os.fsencode(os.path.realpath(path))) > 3800
-        assert taken == opens(path) or (too_long and not taken)
+        assert taken == opens(path)
 
 
 def test_output_folder_is_new_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,20 +13,14 @@ from diffusion.check.findings import Project
 from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import Registry, load_package, load_reference, plugins_folder
+from diffusion.system.registry import BuilderEntry, Registry, load_package, load_reference, plugins_folder
 
 Write = Callable[..., Path]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An entry that names its code."""
-
+class Entry(BuilderEntry):
     builder: str
-
-    @property
-    def module(self) -> str:
-        return self.builder.partition(":")[0]
 
 
 @pytest.fixture
@@ -59,9 +53,7 @@ def write(tmp_path: Path, shapes: Registry[Entry]) -> Iterator[Write]:
     sys.modules.update(own)
 
 
-def test_entries_are_added_and_their_code_is_imported_when_it_is_used(
-    write: Write, shapes: Registry[Entry]
-) -> None:
+def test_entries_are_added_and_their_code_is_imported_when_it_is_used(write, shapes) -> None:
     root = write('SHAPES["cube"] = Entry("plugins.data.cube:SIDE")', cube="SIDE = 3")
     load_package(root)
     load_package(root)

@@ -1,4 +1,4 @@
-"""Prefetching and halves: results in order, each computed once, and no thread left at the end."""
+"""Prefetching: results in order, each computed once, and no thread left at the end."""
 
 import threading
 
@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.process.noise import ImageNoise
-from diffusion.system.threads import (
-    PREFETCH_NAME,
-    in_halves,
-    prefetch,
-    prefetched_draws,
-)
+from diffusion.system.threads import PREFETCH_NAME, prefetch, prefetched_draws
 
 CPU = torch.device("cpu")
 
@@ -74,7 +69,3 @@ def test_closing_starts_no_further_draw() -> None:
     results.close()
     assert len(drawn) <= 2
     assert not prefetch_threads()
-
-
-def test_halves_are_joined_in_order() -> None:
-    assert in_halves(lambda half, check: list(range(7))[half], 7) == [[0, 1, 2], [3, 4, 5, 6]]
