@@ -22,13 +22,7 @@ from diffusion.downloads.fetch import RemoteFile, fetch
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
-from diffusion.protocol.extractors import (
-    EXTRACTORS,
-    INSTALL,
-    ExtractorSpec,
-    Weights,
-    extractor_spec,
-)
+from diffusion.protocol.extractors import EXTRACTORS, INSTALL, ExtractorSpec, Weights, extractor_spec
 from diffusion.system.devices import default_device, float64_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
