@@ -21,7 +21,7 @@ from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
-from diffusion.evaluate.scores.frechet_scores import PublishedTarget, limit_and_errors
+from diffusion.evaluate.scores.frechet_scores import limit_and_errors
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
 from diffusion.evaluate.statistics_file import PublishedStatistics, has_array
 from diffusion.evaluate.sweep_scores import score, shared_values
@@ -240,9 +240,9 @@ def score_against_statistics(
 @exact_float32()
 def _distance_scores(features: FeatureArray, published: PublishedStatistics) -> dict[str, float]:
     """Return the distance, its interval and its limit for N → ∞, by name."""
-    name, target = published.spec.distance, PublishedTarget(published)
-    limit, errors = limit_and_errors(features, target, len(features) >= MIN_FOR_INTERVAL)
-    scores = {name: target.distance(features), published.spec.limit: limit}
+    name = published.spec.distance
+    limit, errors = limit_and_errors(features, published, len(features) >= MIN_FOR_INTERVAL)
+    scores = {name: published.distance(features), published.spec.limit: limit}
     if errors is None:
         return scores
     low, high = interval(scores[name], float(np.linalg.norm(errors)), positive=True)

@@ -5,41 +5,40 @@ features and 10,000 images as `arr_0`. EDM stores `mu` and `sigma` in an npz fil
 dict with a `mu` and a `sigma` for each score, such as `fid` and `fd_dinov2`.
 """
 
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion.data.readers.archives import Array, npz_keys, open_npz
 from diffusion.data.readers.pickles import entry, plain_array, read_pickle
 from diffusion.evaluate.evaluate_config import Space
+from diffusion.evaluate.features.extractors import FeatureArray
+from diffusion.evaluate.scores.frechet import Target
+from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, statistics
 from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL, ExtractorSpec, extractor_spec
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import open_regular, read_error, sha256_file
 
-Float = NDArray[np.float64]
-
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of an npz file, and of a pickle of protocol 2 or later
 MEAN = "mu"
-DEFAULT_NAMES = (MEAN, "sigma")
-OWN_NAMES = {INCEPTION_SPATIAL.name: ("mu_s", "sigma_s")}
+NAMES, SPATIAL_NAMES = (MEAN, "sigma"), ("mu_s", "sigma_s")
 ROUNDING = 1e-5  # relative tolerance for symmetry and negative eigenvalues, as float32 rounding needs
 
 
-@dataclass(frozen=True)
-class PublishedStatistics:
-    """A Gaussian: `mean` (D,), `covariance` Σ (D, D), `root` with root·rootᵀ = Σ; `facts` of the card."""
+class PublishedStatistics(Target):
+    """The published Gaussian of an extractor's features, with the `facts` of its card."""
 
-    spec: ExtractorSpec
-    mean: Float
-    covariance: Float
-    root: Float
-    facts: dict[str, str]
+    def __init__(self, spec: ExtractorSpec, gaussian: Statistics, root: Float, facts: dict[str, str]) -> None:
+        self.spec, self.gaussian, self.facts = spec, gaussian, facts
+        self.mean, self.root = np.asarray(gaussian.mu, np.float64), root
+        self.trace = float(gaussian.sigma.trace())
+
+    def distance(self, features: FeatureArray) -> float:
+        """Return the distance of features (N, D) as torch-fidelity computes it, with a float64 mean."""
+        mean = features.mean(axis=0, dtype=np.float64)
+        return frechet_distance(statistics(features)._replace(mu=mean), self.gaussian)
 
 
 def is_statistics(path: Path) -> bool:
@@ -68,16 +67,17 @@ def open_statistics(
     digest = sha256_file(path)
     if sha256 not in (None, digest):
         raise UsageError(f"evaluate.statistics: {name} is not the configured file: its SHA-256 is {digest}")
-    keys, (mean, covariance) = _npz_arrays(path, spec) if is_zip else _pickled_arrays(path, spec)
-    if len(mean.shape) != 1 or covariance.shape != 2 * mean.shape or not math.prod(mean.shape):
-        found = f"{keys[0]} is {mean.shape} and {keys[1]} {covariance.shape}, want (D,) and (D, D)"
-        raise DiffctlError(f"{name} holds no statistics: {found}")
-    if mean.shape[0] != spec.features:
-        found = f"{mean.shape[0]:,} features, and {spec.name} gives {spec.features:,}"
+    arrays = _npz_arrays(path, spec) if is_zip else _pickled_arrays(path, spec)
+    mean, covariance = (array.shape for array in arrays.values())
+    if len(mean) != 1 or covariance != 2 * mean or not mean[0]:
+        found = " and ".join(f"{key} is {array.shape}" for key, array in arrays.items())
+        raise DiffctlError(f"{name} holds no statistics: {found}, want (D,) and (D, D)")
+    if mean[0] != spec.features:
+        found = f"{mean[0]:,} features, and {spec.name} gives {spec.features:,}"
         raise UsageError(f"{name} holds statistics of {found}: give their extractor as --extractor")
-    mu, sigma = (_read(one, f"{name}: {key}") for key, one in zip(keys, (mean, covariance), strict=True))
+    gaussian = Statistics(*(_read(array, f"{name}: {key}") for key, array in arrays.items()))
     facts = {"name": path.name, "sha256": digest, "source": statistics_source(path.name)}
-    return PublishedStatistics(spec, mu, sigma, _root(sigma, f"{name}: {keys[1]}"), facts)
+    return PublishedStatistics(spec, gaussian, _root(gaussian.sigma, f"{name}: {[*arrays][1]}"), facts)
 
 
 def configured_statistics(space: Space) -> PublishedStatistics | None:
@@ -92,28 +92,23 @@ def configured_statistics(space: Space) -> PublishedStatistics | None:
     return open_statistics(path, space.extractor, space.statistics.sha256)
 
 
-def _npz_arrays(path: Path, spec: ExtractorSpec) -> tuple[Sequence[str], tuple[Array, Array]]:
-    """Return the names and the arrays of mean and covariance."""
-    own = OWN_NAMES.get(spec.name, DEFAULT_NAMES)
-    names = own if own[0] in npz_keys(path) else DEFAULT_NAMES
-    return names, (open_npz(path, names[0]), open_npz(path, names[1]))
+def _npz_arrays(path: Path, spec: ExtractorSpec) -> dict[str, Array]:
+    """Return mean and covariance by their names in the file."""
+    is_spatial = spec.name == INCEPTION_SPATIAL.name and SPATIAL_NAMES[0] in npz_keys(path)
+    return {name: open_npz(path, name) for name in (SPATIAL_NAMES if is_spatial else NAMES)}
 
 
-def _pickled_arrays(path: Path, spec: ExtractorSpec) -> tuple[Sequence[str], tuple[Array, Array]]:
-    """Return the names and the arrays of mean and covariance: of a dict, or of a score's dict in it."""
+def _pickled_arrays(path: Path, spec: ExtractorSpec) -> dict[str, Array]:
+    """Return mean and covariance by their names: of a dict, or of a score's dict in it."""
     values = read_pickle(path)
     if isinstance(values, dict) and MEAN not in values:
         scores = [str(name) for name, value in values.items() if isinstance(value, dict)]
         if spec.distance not in scores:
-            found = (
-                f"no statistics for {spec.distance}, only for {printable(', '.join(scores[:5])) or 'none'}"
-            )
+            has = printable(", ".join(scores[:5])) or "none"
+            found = f"no statistics for {spec.distance}, only for {has}"
             raise UsageError(f"{printable(path)} has {found}: give an --extractor that it has")
         values = values[spec.distance]
-    mean, covariance = (
-        plain_array(entry(values, name, path), f"{printable(path)}: {name}") for name in DEFAULT_NAMES
-    )
-    return DEFAULT_NAMES, (mean, covariance)
+    return {name: plain_array(entry(values, name, path), f"{printable(path)}: {name}") for name in NAMES}
 
 
 def _read(array: Array, what: str) -> Float:
@@ -133,8 +128,7 @@ def _root(covariance: Float, what: str) -> Float:
     values, vectors = np.linalg.eigh(covariance / (scale or 1))
     if not is_symmetric or values[0] < -ROUNDING * values[-1]:
         raise DiffctlError(f"{what} is no covariance matrix: download the file again")
-    root: Float = vectors * np.sqrt(values.clip(0) * scale)
-    return root
+    return np.asarray(vectors * np.sqrt(values.clip(0) * scale))
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -68,7 +68,7 @@ def test_every_format_gives_the_same_gaussian(few, tmp_path, write, values):
     assert is_statistics(path)
     found = open_statistics(path, NAME)
     assert np.array_equal(found.mean, MEAN)
-    assert np.array_equal(found.covariance, COVARIANCE)
+    assert np.array_equal(found.gaussian.sigma, COVARIANCE)
     np.testing.assert_allclose(found.root @ found.root.T, COVARIANCE, atol=1e-12)
     assert (found.facts["name"], found.facts["source"]) == ("x", "unknown")
 
@@ -155,7 +155,7 @@ def test_openais_spatial_statistics_belong_to_sfid(monkeypatch, openai):
     monkeypatch.setitem(EXTRACTORS.data, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
     found = open_statistics(openai, SPATIAL)
     assert np.array_equal(found.mean, MEAN)
-    assert np.array_equal(found.covariance, COVARIANCE)
+    assert np.array_equal(found.gaussian.sigma, COVARIANCE)
     assert found.spec.distance == "sfid"
 
 

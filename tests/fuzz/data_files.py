@@ -147,7 +147,7 @@ def read_statistics(path: Path) -> None:
         for name in names if has_array(path, "mu_s") else names[:1]:
             found = open_statistics(path, name)
             assert np.isfinite(found.root).all()
-            assert found.root.shape == found.covariance.shape == (FEATURES, FEATURES)
+            assert found.root.shape == found.gaussian.sigma.shape == (FEATURES, FEATURES)
     if has_array(path, IMAGES):
         images = open_npz_images(path, labelled=False).images
         assert images[0 : len(images)].shape == images.shape

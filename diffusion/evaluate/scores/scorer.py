@@ -13,7 +13,6 @@ from diffusion.evaluate.features.reference_features import Reference, extractor_
 from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
-    PublishedTarget,
     RealClasses,
     floor_at,
     floor_error,
@@ -58,7 +57,7 @@ class Scorer:
         self.most = section.prc_samples or section.prc_images, section.prc_images
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
-        self.published = None if published is None else PublishedTarget(published)
+        self.published = published
         self.floor = lru_cache(self._floor)
         self._floor_error = lru_cache(self._measure_floor_error)
         self._drawn = lru_cache(self._draw)
