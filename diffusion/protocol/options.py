@@ -8,7 +8,6 @@ playground, cards, cell names and report columns. This module loads no torch.
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,12 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, from_json
 
-from diffusion.model.power_ema import SigmaRel
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES, normalize_guide
-from diffusion.protocol.samplers import SAMPLERS
-from diffusion.protocol.spacing import SPACINGS
-from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_NOISE_LEVEL, MAX_PATH, MAX_STEPS
-from diffusion.system.registry import check_name
+from diffusion.system.limits import MAX_NOISE_LEVEL, MAX_STEPS
 from diffusion.system.section import NotBool
 
 
@@ -49,9 +43,8 @@ class Option:
 
     `metavar` is the form of its value on a command line. `label` names it in a form or a table. `phrase`
     describes a value in a text ("η = {}"; "name value" without it). An `axis` may be listed in the section
-    `sweep`; a required one must be. An option that `belongs_to` the model selects the weights of a cell, not
-    how they are sampled. `no_effect` has the conditions under which it changes no image. `write` makes its
-    text form for names, cards and command lines; without it the value is written as it is. `stored` is the
+    `sweep`; a required one must be. `no_effect` has the conditions under which it changes no image. `write`
+    makes its text form for names, cards and command lines, by default the value itself. `stored` is the
     type of a value in scores.json where that differs. `choices` are the allowed names. Cards state the
     option always, or only where it differs from its default. `cli`, `http` and `registered` are whether the
     command line, the HTTP request and the registered MLflow model accept it. `unset` is a listed value that
@@ -63,7 +56,6 @@ class Option:
     label: str = ""
     phrase: str = ""
     axis: Literal["required", "optional"] | None = "optional"
-    belongs_to: Literal["sampler", "model"] = "sampler"
     no_effect: tuple[NoEffect, ...] = ()
     write: Callable[[Any], str] | None = None
     stored: Any = None
@@ -150,17 +142,7 @@ def _plain(annotation: Any) -> Any:
     return annotation
 
 
-# The types of values, with their bounds and text forms.
-SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
-SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
-RuleName = Annotated[str, AfterValidator(partial(check_name, registry=GUIDANCE_RULES))]
-Guide = Annotated[str, Field(max_length=MAX_PATH), AfterValidator(normalize_guide)]
-FileName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]+$")]
-GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
-Eta = Annotated[float, Field(ge=0, le=MAX_ETA), NotBool]
-Time = Annotated[int, Field(ge=0, lt=MAX_STEPS), NotBool]
-NoiseLevel = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
-TRAINED_EMA = "decay"  # the model file of a training, averaged by `train.ema_decay`
+# Types of values that have a text form.
 
 
 def format_value(value: str | float) -> str:
@@ -189,6 +171,7 @@ def _check_order(ends: tuple[float, float]) -> tuple[float, float]:
     return ends
 
 
+NoiseLevel = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
 Interval = Annotated[
     tuple[NoiseLevel, NoiseLevel], BeforeValidator(_parse_interval), AfterValidator(_check_order)
 ]
@@ -203,20 +186,15 @@ def interval_text(ends: tuple[float, float]) -> str:
     return ":".join(map(format_value, ends))
 
 
-Average = SigmaRel | Literal["decay"]
-
-
 def split_list(values: Any) -> Any:
     """Split `0,10,99`, the form of a list on a command line or in a flat card."""
     return [part.strip() for part in values.split(",")] if isinstance(values, str) else values
 
 
+Time = Annotated[int, Field(ge=0, lt=MAX_STEPS), NotBool]
 Timesteps = Annotated[tuple[Time, ...], Field(max_length=MAX_STEPS), BeforeValidator(split_list)]
 
-
-def _parse_mapping(values: Any) -> Any:
-    """Parse a mapping from JSON, its form in a flat card."""
-    return from_json(values) if isinstance(values, str) else values
-
-
-Options = Annotated[dict[str, Any], BeforeValidator(_parse_mapping)]
+# In a flat card a mapping is JSON.
+Options = Annotated[
+    dict[str, Any], BeforeValidator(lambda values: from_json(values) if isinstance(values, str) else values)
+]

@@ -5,26 +5,23 @@ This module loads no torch.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from diffusion.model.power_ema import SigmaRel
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES, implied_rule, rules_without_guide
+from diffusion.protocol.guidance_rules import (
+    GUIDANCE_RULES,
+    implied_rule,
+    normalize_guide,
+    rules_without_guide,
+)
 from diffusion.protocol.options import (
-    TRAINED_EMA,
-    Average,
-    Eta,
-    FileName,
-    GuidanceScale,
-    Guide,
     Interval,
     NoEffect,
     Option,
     Options,
-    RuleName,
-    SamplerName,
-    SpacingName,
     Timesteps,
     declared_options,
     interval_text,
@@ -33,13 +30,21 @@ from diffusion.protocol.options import (
 from diffusion.protocol.samplers import SAMPLERS, Noise
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import OptionsEntry, load_reference
-from diffusion.system.section import Section, Seed, ShortText, Steps, explain, validate
+from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
+from diffusion.system.registry import OptionsEntry, check_name, load_reference
+from diffusion.system.section import NotBool, Section, Seed, ShortText, Steps, explain, validate
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 # The options whose entries have options of their own, in the field `<name>_options`.
 OPTION_ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}
+
+SamplerName = Annotated[str, AfterValidator(partial(check_name, registry=SAMPLERS))]
+SpacingName = Annotated[str, AfterValidator(partial(check_name, registry=SPACINGS))]
+RuleName = Annotated[str, AfterValidator(partial(check_name, registry=GUIDANCE_RULES))]
+Guide = Annotated[str, Field(max_length=MAX_PATH), AfterValidator(normalize_guide)]
+FileName = Annotated[str, Field(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]+$")]
+GuidanceScale = Annotated[float, Field(ge=0, le=MAX_GUIDANCE), NotBool]
 
 
 def _samplers_without_eta() -> list[str]:
@@ -202,7 +207,7 @@ class SampleSettings(SamplerConfig):
         ),
     ] = 50
     eta: Annotated[
-        Eta,
+        Annotated[float, Field(ge=0, le=MAX_ETA), NotBool],
         Option(
             "0: deterministic DDIM; 1: DDPM.",
             label="η",
@@ -229,19 +234,15 @@ class SampleSettings(SamplerConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _count_timesteps(cls, values: Any) -> Any:
-        listed = split_list(values.get("timesteps")) if isinstance(values, dict) else None
-        return {"steps": len(listed), **values} if isinstance(listed, list | tuple) and listed else values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_implied_rule(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("guidance_rule") is None:
+    def _count_timesteps_and_drop_implied_rule(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
             return values
-        rule, guide = values["guidance_rule"], values.get("guide")
-        if rule in rules_without_guide():
-            values, guide = {**values, "guide": None}, None
-        return {**values, "guidance_rule": None} if rule == implied_rule(guide) else values
+        listed = split_list(values.get("timesteps"))
+        if isinstance(listed, list | tuple) and listed:
+            values = {"steps": len(listed), **values}
+        if (rule := values.get("guidance_rule")) in rules_without_guide():
+            values = {**values, "guide": None}
+        return {**values, "guidance_rule": None} if rule == implied_rule(values.get("guide")) else values
 
     @field_validator("guidance_rule", "guide", "guidance_interval", "classifier_scale")
     @classmethod
@@ -305,14 +306,13 @@ class ModelOptions(Section):
     """The options of a cell that select its model's weights."""
 
     ema: Annotated[
-        Average | None,
+        SigmaRel | Literal["decay"] | None,
         Option(
             "Power-function averages of the weights, by their widths, or decay.",
             label="σ_rel",
             phrase="σ_rel = {}",
-            belongs_to="model",
             stored=SigmaRel,
-            unset=TRAINED_EMA,
+            unset="decay",  # the model file of a training, averaged by `train.ema_decay`
             cli=False,
             http=False,
             registered=False,
@@ -323,7 +323,7 @@ class ModelOptions(Section):
 SAMPLING_OPTIONS = declared_options(SampleSettings)  # the sampler's, by name
 OPTIONS: Mapping[str, Option] = {**SAMPLING_OPTIONS, **declared_options(ModelOptions)}
 AXES = tuple(name for name, one in OPTIONS.items() if one.axis)  # what a sweep may vary, in this order
-MODEL_AXES = tuple(name for name in AXES if OPTIONS[name].belongs_to == "model")
+MODEL_AXES = tuple(ModelOptions.model_fields)
 
 
 def refuse_idle(given: Mapping[str, Any], settings: SampleSettings) -> None:
