@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.protocol.extractors import COMMON, ExtractorSpec
 from diffusion.system.section import PositiveInt, Section
 
 Card = dict[str, Any]
@@ -17,8 +17,6 @@ IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k of precision and recall (Kynkäänniemi et al. 2019)
 SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an extractor's features
 WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
-
-DIGEST = 64  # digits of a SHA-256 in hex
 
 
 def protocol_card(
@@ -100,7 +98,7 @@ def describe_difference(fields: Mapping[str, Sequence[Any]]) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return f"{text[:12]}…" if len(text) == DIGEST else text
+    return f"{text[:12]}…" if len(text) == 64 else text  # a SHA-256
 
 
 def subset_size(count: int, reference_count: int) -> int:
@@ -162,14 +160,13 @@ def statistics_source(name: str) -> str:
 
 def missing_scores(spec: ExtractorSpec, images: bool) -> dict[str, Any]:
     """Return the `scores` that published statistics cannot give, with or without `images`, and `why`."""
-    common = ["floor", "excess", "memorisation"]
     if images:
-        why = "these need real images that were held out, and the file has none"
-        return {"scores": common, "why": why}
-    gaussian = [spec.gaussian_distance] if spec.gaussian_distance else []
-    shares = [spec.named(score) for score in SHARES]
+        return {
+            "scores": [*COMMON],
+            "why": "these need real images that were held out, and the file has none",
+        }
     why = "the file holds a mean and a covariance, and these need the features of every real image"
-    return {"scores": [spec.kernel_distance, *gaussian, *shares, *common], "why": why}
+    return {"scores": [*spec.distances[1:], *map(spec.named, SHARES), *COMMON], "why": why}
 
 
 def statistics_fields(facts: Mapping[str, str]) -> Card:

@@ -66,20 +66,14 @@ def grid(sample: SamplerConfig, sweep: SweepConfig) -> list[Cell]:
     No axis varies where it has no effect. For example, a sampler without eta has η = 0 and one cell where
     ddim has one for each η. The model as it was trained has no value of `ema`.
     """
-    listed = {
-        axis: tuple(OPTIONS[axis].text(value) for value in getattr(sweep, axis) or (None,)) for axis in AXES
-    }
-    made = (_effective_cell(values, sample) for values in itertools.product(*listed.values()))
-    cells = list(dict.fromkeys(made))
+    listed = ([OPTIONS[axis].text(value) for value in getattr(sweep, axis) or (None,)] for axis in AXES)
+    cells = list(dict.fromkeys(_effective_cell(values, sample) for values in itertools.product(*listed)))
     names = [cell.name for cell in cells]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two cells of the sweep are called {twice}: rename the file of a guide")
     if long := next((name for name in names if len(name) > MAX_CELL_NAME), None):
-        raise UsageError(
-            f"the cell {long[:40]}… has a name of {len(long)} characters, more than {MAX_CELL_NAME}: "
-            "give a guide's or classifier's file a shorter path"
-        )
+        found = f"the name of cell {long[:40]}… has {len(long)} characters, more than {MAX_CELL_NAME}"
+        raise UsageError(f"{found}: give a guide's or classifier's file a shorter path")
     return cells
 
 
@@ -203,7 +197,6 @@ def open_cells(sample: SampleConfig, sweep: SweepConfig, samples: Path) -> dict[
         has = {field: card.get(field) for field in decides} | {"num_images": len(store)}
         if wrong := differing_fields([has, wanted], DERIVED_FIELDS):
             field, (value, wants) = next(iter(wrong.items()))
-            raise DiffctlError(
-                f"cell {cell.name} was sampled with {field} {value}, not {wants}: {again} again"
-            )
+            found = f"cell {cell.name} was sampled with {field} {value}, not {wants}"
+            raise DiffctlError(f"{found}: {again} again")
     return stores

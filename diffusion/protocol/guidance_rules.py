@@ -5,19 +5,14 @@ loads no torch.
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
-if TYPE_CHECKING:
-    from diffusion.process.denoiser import Denoiser
-
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-MAX_QUOTED = 100  # characters of a guide in a message
 EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@(\d{1,9}))?")
 
 
@@ -36,10 +31,9 @@ class GuidanceRule(BuilderEntry):
     needs_null: bool = False
     nfe: int = 2
 
-    def load(self) -> "Callable[..., Denoiser]":
+    def load(self) -> Any:
         """Return the builder."""
-        builder: Callable[..., Denoiser] = load_reference(self.builder)
-        return builder
+        return load_reference(self.builder)
 
 
 GUIDANCE_RULES: Registry[GuidanceRule] = Registry(
@@ -79,10 +73,8 @@ def ema_guide(text: str) -> EmaGuide | None:
         return None
     found = EMA_GUIDE.fullmatch(text)
     if found is None or not MIN_SIGMA_REL <= float(found[1]) <= MAX_SIGMA_REL or found[2] == "0":
-        raise ValueError(
-            f"a guide of the same training is ema:WIDTH or ema:WIDTH@STEP, such as ema:0.1@300, with a width "
-            f"from {MIN_SIGMA_REL} to {MAX_SIGMA_REL} (got {text[:MAX_QUOTED]!r})"
-        )
+        want = f"ema:WIDTH or ema:WIDTH@STEP with a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"
+        raise ValueError(f"a guide is {want}, such as ema:0.1@300 (got {text!r})")
     return EmaGuide(float(found[1]), None if found[2] is None else int(found[2]))
 
 

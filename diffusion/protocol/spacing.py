@@ -53,11 +53,10 @@ def ddim_quadratic(steps: int, timesteps: int) -> list[int]:
 def adm_stride(steps: int, timesteps: int) -> list[int]:
     """range(0, T, n) for the smallest n that gives S times: `ddimS` of guided-diffusion, if there is an n."""
     stride = -(-timesteps // steps)
-    if steps == 1 or len(range(0, timesteps, stride)) != steps:
-        raise UsageError(
-            f"adm-stride takes steps that an integer stride through {timesteps} gives, not {steps}"
-        )
-    return list(range(0, timesteps, stride))
+    chosen = list(range(0, timesteps, stride))
+    if steps == 1 or len(chosen) != steps:
+        raise UsageError(f"adm-stride takes S > 1 steps of an equal stride through {timesteps}, not {steps}")
+    return chosen
 
 
 def uniform_real(steps: int, low: float, high: float, options: Any) -> list[float]:
