@@ -91,17 +91,13 @@ def decide(candidate: Cells, champion: Cells, name: str) -> Verdict:
     own weights, scored again, pass: so the champion gets scores of a new protocol.
     """
     bar, metric, theirs = best_cell(champion)
+    no_match = f"not comparable with {name}"
     if bar not in candidate:
-        return Verdict(
-            False,
-            f"not comparable with {name}: its best cell {bar} was not scored, so put it into the sweep",
-        )
+        return Verdict(False, f"{no_match}: its best cell {bar} was not scored, so put it into the sweep")
     if _weights(candidate) == _weights(champion):
         return Verdict(True, f"the weights of {name}, scored again", rescored=True)
     if fields := card_diff(champion[bar], candidate[bar]):
-        return Verdict(
-            False, f"not comparable with {name}: the protocols differ in {describe_difference(fields)}"
-        )
+        return Verdict(False, f"{no_match}: the protocols differ in {describe_difference(fields)}")
     shared = {
         key: cell for key, cell in candidate.items() if key in champion and not card_diff(champion[key], cell)
     }

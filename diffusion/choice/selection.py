@@ -30,8 +30,7 @@ SPACE_FIELDS = {"extractor", "reference", "spaces", *SELECTED}  # that differ be
 
 def recommended(scores: ScoresDocument, budget: int) -> FrontCell | None:
     """Return the best cell for at most `budget` NFE per image; None if the cheapest costs more."""
-    affordable = [one for one in scores.front if scores.cells[one.cell].nfe <= budget]
-    return min(affordable, key=lambda one: one.value, default=None)
+    return min((one for one in scores.front if one.nfe <= budget), key=lambda one: one.value, default=None)
 
 
 def select(cells: dict[str, CellScores], **shared: Any) -> ScoresDocument:
@@ -51,22 +50,14 @@ def select_front(cells: Cells) -> list[FrontCell]:
 
     The cheapest is first.
     """
-    metrics = {name: cell.spec.distance for name, cell in cells.items()}
     front: list[FrontCell] = []
-    for name in sorted(cells, key=lambda name: (cells[name].nfe, cells[name].scores[metrics[name]])):
-        nfe, metric, value = cells[name].nfe, metrics[name], cells[name].scores[metrics[name]]
+    points = [(cell.nfe, cell.scores[cell.spec.distance], name) for name, cell in cells.items()]
+    for nfe, value, name in sorted(points, key=lambda point: point[:2]):
         if not front or value < front[-1].value:
             affordable = [cell for cell in cells.values() if cell.nfe <= nfe]
-            front.append(
-                FrontCell(
-                    cell=name,
-                    nfe=nfe,
-                    metric=metric,
-                    value=value,
-                    of=len(affordable),
-                    optimism=optimism(affordable, metric),
-                )
-            )
+            metric = cells[name].spec.distance
+            chosen: dict[str, Any] = {"cell": name, "nfe": nfe, "metric": metric, "value": value}
+            front.append(FrontCell(**chosen, of=len(affordable), optimism=optimism(affordable, metric)))
     return front
 
 
@@ -178,13 +169,10 @@ def budget_settings(
     `sha256`, or if other code sampled them.
     """
     own = scores_for(scores, model, sha256)
-    choice = recommended(own, budget)
+    choice, least = recommended(own, budget), own.front[0]
     if choice is None:
-        least = own.front[0]
-        raise UsageError(
-            f"no cell of the sweep takes {budget} network evaluations or fewer: "
-            f"the cheapest is {least.cell} with {least.nfe}"
-        )
+        found = f"no cell of the sweep takes {budget} network evaluations or fewer"
+        raise UsageError(f"{found}: the cheapest is {least.cell} with {least.nfe}")
     return settings_of(own.cells[choice.cell], choice.cell, seed)
 
 
@@ -216,10 +204,7 @@ def scores_for(scores: ScoresDocument, model: object, sha256: str) -> ScoresDocu
     own = model_scores(scores, sha256)
     if own is None:
         raise UsageError(f"the scores are of another model than {model}: `diffctl run` makes new ones")
-    cards = [cell.card for cell in own.cells.values()]
-    if any(card.get("sampling_version") != SAMPLING_VERSION for card in cards):
-        raise UsageError(
-            f"the scores are not of sampling_version {SAMPLING_VERSION}, as this code samples: "
-            "`diffctl run` makes new ones"
-        )
+    if {cell.card.get("sampling_version") for cell in own.cells.values()} != {SAMPLING_VERSION}:
+        found = f"the scores are not of sampling_version {SAMPLING_VERSION}, as this code samples"
+        raise UsageError(f"{found}: `diffctl run` makes new ones")
     return own
