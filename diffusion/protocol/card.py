@@ -5,7 +5,6 @@ from importlib.metadata import version
 from typing import Any
 
 from diffusion.protocol.extractors import COMMON, ExtractorSpec
-from diffusion.system.section import PositiveInt, Section
 
 Card = dict[str, Any]
 
@@ -34,7 +33,7 @@ def protocol_card(
         "num_images": num_images,
         "data": reference["name"],
         "image_size": reference["image_size"],
-        **{key: reference.get(key) for key in _REFERENCE_FIELDS},
+        **{key: reference.get(key) for key in SPLIT_FIELDS},
         **_extractor_card(spec, reference["weights_sha256"]),
         **neighbour_card(num_images, count, most),
     }
@@ -71,6 +70,7 @@ EXTRACTOR_FIELDS = ("extractor", "weights_sha256", "resize", "feature_dtype", "e
 # What `…_published` is against.
 STATISTICS_FIELDS = ("statistics_name", "statistics_sha256", "statistics_source")
 COUNT_FIELDS = ("num_images", "kid_subset_size", "is_splits", "prc_images")  # N, and what follows from it
+SPLIT_FIELDS = [f"{role}_{key}" for role in ("reference", "heldout") for key in ("split", "digest", "count")]
 REAL_COUNTS = ("reference_count", "heldout_count")
 REAL_IMAGE_FIELDS = (  # the images of both splits, and what follows from their number
     *REAL_COUNTS,
@@ -110,27 +110,6 @@ def is_splits(count: int) -> int:
     """Return the splits of an Inception score: 10, or the number of images if that is smaller."""
     return min(IS_SPLITS, count)
 
-
-class ReferenceFacts(Section):
-    """A reference: its images, its extractor, and the held-out images if there are any."""
-
-    evaluation: int
-    extractor: str
-    weights_sha256: str
-    dtype: str
-    name: str
-    image_size: PositiveInt
-    reference_split: str
-    reference_digest: str
-    reference_count: PositiveInt
-    heldout_split: str | None = None
-    heldout_digest: str | None = None
-    heldout_count: PositiveInt | None = None
-
-
-_REFERENCE_FIELDS = [
-    name for name in ReferenceFacts.model_fields if name.startswith(("reference_", "heldout_"))
-]
 
 _OPENAI = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 _EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs"

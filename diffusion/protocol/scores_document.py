@@ -9,18 +9,11 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, PositiveInt, StrictBool, StrictFloat, StrictInt, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, model_validator
 from pydantic_core import to_json
 
 from diffusion.images.store_meta import CardValue, Training
-from diffusion.protocol.card import (
-    EXTRACTOR_FIELDS,
-    GROUPS,
-    STATISTICS_FIELDS,
-    SUBSETS,
-    ReferenceFacts,
-    differing_fields,
-)
+from diffusion.protocol.card import EXTRACTOR_FIELDS, GROUPS, STATISTICS_FIELDS, SUBSETS, differing_fields
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES, ExtractorSpec
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -29,17 +22,15 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_json
 from diffusion.system.registry import check_name
 from diffusion.system.renamed import translate
-from diffusion.system.section import Section, brief
+from diffusion.system.section import PositiveInt, Section, brief
 
 MAX_SCORE = 1e15
 ScoreNumber = Annotated[StrictInt | StrictFloat, Field(ge=-MAX_SCORE, le=MAX_SCORE)]
 
-LINE = 100  # characters of a line in a document
-
 
 def pack(errors: Iterable[float]) -> list[str]:
     """Return errors as lines of float32 in base64."""
-    return textwrap.wrap(base64.b64encode(np.array([*errors], "<f4").tobytes()).decode(), LINE)
+    return textwrap.wrap(base64.b64encode(np.array([*errors], "<f4").tobytes()).decode(), width=100)
 
 
 def unpack(lines: Sequence[str]) -> NDArray[np.float32]:
@@ -96,10 +87,8 @@ class ImageScores(Section):
         for name, scores in self.classes.items():
             if spec.distance not in scores:
                 raise ValueError(f"class {brief(name)} has no score {spec.distance}")
-        sizes = {self.spec.distance: GROUPS, self.spec.kernel_distance: GROUPS + SUBSETS}
-        if self.spec.published in self.scores:
-            sizes[self.spec.published] = GROUPS
-        wanted = {name: size for name, size in sizes.items() if f"{name}_low" in self.scores}
+        sizes = {spec.distance: GROUPS, spec.kernel_distance: GROUPS + SUBSETS, spec.published: GROUPS}
+        wanted = {name: size for name, size in sizes.items() if f"{name}_low" in has}
         found = {name: len(unpack(lines)) for name, lines in self.errors.items()}
         if found != wanted:
             raise ValueError(f"errors holds numbers of {brief(found)}, and the intervals are of {wanted}")
@@ -140,9 +129,24 @@ class CellScores(ImageScores, Cell):
         return self
 
 
-class ScoredReference(ReferenceFacts):
-    """The reference of scores; `floor` has the scores of held-out real images and their number."""
+class ScoredReference(Section):
+    """The reference of scores: its images, its extractor, and the held-out images if there are any.
 
+    `floor` has the scores of held-out real images and their number.
+    """
+
+    evaluation: int
+    extractor: str
+    weights_sha256: str
+    dtype: str
+    name: str
+    image_size: PositiveInt
+    reference_split: str
+    reference_digest: str
+    reference_count: PositiveInt
+    heldout_split: str | None = None
+    heldout_digest: str | None = None
+    heldout_count: PositiveInt | None = None
     floor: dict[str, StrictBool | ScoreNumber] = Field(default_factory=dict)
 
     @property
