@@ -133,10 +133,7 @@ def _read_folder(path: Path) -> Images:
     for row, name in enumerate(names):
         try:
             content = read_content(path / name)
-            with (
-                warnings.catch_warnings(action="ignore"),
-                open_image(content) as image,
-            ):  # Pillow's are harmless
+            with warnings.catch_warnings(action="ignore"), open_image(content) as image:  # of Pillow
                 pixels = np.asarray(load_pixels(image, 3))
         except BadImage as error:
             bad.append(Problem(name, str(error)))
@@ -174,11 +171,8 @@ def _check_pair(sample: ImageStore, real: ImageStore, against: Path) -> None:
         raise DiffctlError(f"{found}: resize them like the reference, since resizing changes every score")
 
 
-DEFAULTS = EvaluateConfig()
-
-
 def score_images(
-    inputs: ScoringInputs, section: EvaluateConfig = DEFAULTS, progress: Progress | None = None
+    inputs: ScoringInputs, section: EvaluateConfig, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Score the sample against the real images. Return `images`, `reference`, `scores` and `card`.
 
@@ -194,18 +188,15 @@ def score_images(
     stores = [sample] if reference else [sample, *real]
     features, *of_real = cached_features(loaded, stores, section.batch_size, progress)
     scorer = Scorer(reference or make_reference_of(loaded, real, of_real), section, loaded.device)
-    return {
-        "images": _described(sample),
-        **shared_values(scorer, len(sample)),
-        **score(features, sample, scorer),
-    }
+    described = {"images": _described(sample), **shared_values(scorer, len(sample))}
+    return {**described, **score(features, sample, scorer)}
 
 
 def score_against_statistics(
     sample: ImageStore,
     published: PublishedStatistics,
-    images: ImageStore | None = None,
-    section: EvaluateConfig = DEFAULTS,
+    images: ImageStore | None,
+    section: EvaluateConfig,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score the sample against published statistics. Return the keys of `score_images` and `not_scored`.
@@ -217,9 +208,8 @@ def score_against_statistics(
     spec, loaded = published.spec, space_extractor(section.spaces[0])
     real = [] if images is None else [images]
     features, *of_real = cached_features(loaded, [sample, *real], section.batch_size, progress)
-    sampling = sample.meta.get("card", {})
+    sampling, reference = sample.meta.get("card", {}), {**published.facts, "features": spec.features}
     card = statistics_card(sampling, len(sample), published.facts, spec, loaded.weights_sha256)
-    reference: dict[str, Any] = {**published.facts, "features": spec.features}
     scores = _distance_scores(features.features, published)
     if images is not None:
         reference |= {"images": len(images), "images_digest": images.digest}

@@ -83,9 +83,7 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _each_extractor_once(self) -> Self:
-        seen = {self.extractor}
-        for space in self.extra_extractors:
-            if space.extractor in seen:
-                raise ValueError(f"extra_extractors lists {space.extractor}, which is already an extractor")
-            seen.add(space.extractor)
+        names = [space.extractor for space in self.spaces]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"extra_extractors lists {twice}, which is already an extractor")
         return self

@@ -117,7 +117,7 @@ def test_scores_equal_torch_fidelity(tmp_path):
     np.savez(tmp_path / "ours.npz", ours)
     write_store(tmp_path / "real", real, None, {"name": "real"})
     tensors = [torch.from_numpy(part.transpose(0, 3, 1, 2).repeat(3, axis=1)) for part in (ours, real)]
-    got = score_images(open_inputs(tmp_path / "ours.npz", tmp_path / "real"))["scores"]
+    got = score_images(open_inputs(tmp_path / "ours.npz", tmp_path / "real"), EvaluateConfig())["scores"]
     want = calculate_metrics(
         **dict(zip(("input1", "input2"), map(Images, tensors), strict=True)),
         **dict.fromkeys(("fid", "kid", "isc", "prc", "save_cpu_ram"), True),

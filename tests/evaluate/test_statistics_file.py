@@ -130,11 +130,11 @@ def root(tmp_path_factory, real):
 @pytest.fixture(scope="module")
 def document(root):
     sample = open_images(root / "cell")
-    return score_against_statistics(sample, open_statistics(root / "train.npz", NAME))
+    return score_against_statistics(sample, open_statistics(root / "train.npz", NAME), None, EvaluateConfig())
 
 
 def test_distance_equals_that_to_the_images(root, real, document):
-    of_images = score_images(open_inputs(root / "cell", real / "prepared/train"))["scores"]
+    of_images = score_images(open_inputs(root / "cell", real / "prepared/train"), EvaluateConfig())["scores"]
     assert document["scores"] == pytest.approx(
         {name: of_images[name] for name in document["scores"]}, rel=1e-3
     )
@@ -168,7 +168,7 @@ def of_openai(root, openai, **options):
 
 def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, openai):
     found = of_openai(root, openai)["scores"]
-    of_images = score_images(open_inputs(root / "cell", root / "few.npz"))["scores"]
+    of_images = score_images(open_inputs(root / "cell", root / "few.npz"), EvaluateConfig())["scores"]
     new = found.keys() - document["scores"].keys()
     assert {f"{name}_effnet_lite0_64" for name in ("kd", "precision", "recall", "density", "coverage")} < new
     assert {name: found[name] for name in new} == pytest.approx({name: of_images[name] for name in new})

@@ -10,6 +10,7 @@ from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.check import check
 from diffusion.config import load
 from diffusion.evaluate.adhoc import open_inputs, score_images
+from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.images import store
 from diffusion.images.store import open_store
 from diffusion.layout import MODEL, PREPARED, SAMPLES, SCORES
@@ -49,14 +50,14 @@ def look() -> None:
 OF_CELL: dict[str, Callable[[], object]] = {
     "evaluate": pipeline.Evaluate().run,
     "report": pipeline.Report().run,
-    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
+    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED), EvaluateConfig()),
 }
 OF_DATA: dict[str, Callable[[], object]] = {
     "reference": pipeline.Reference().run,
     "train": pipeline.Train().run,
     "classifier": pipeline.Classifier().run,
     "nll, encode, interpolate": lambda: open_matching_store(PREPARED / "train", read_artefact(MODEL)),
-    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED)),
+    "evaluate PATH": lambda: score_images(open_inputs(CELL, PREPARED), EvaluateConfig()),
     "check": look,
 }
 

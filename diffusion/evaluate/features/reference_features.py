@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card
+from diffusion.code_digest import ModuleDigests, code_digest, module_digests
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extractors import (
     Extractor,
@@ -140,28 +140,20 @@ def extraction(extractor: Extractor) -> dict[str, Any]:
 
 def extraction_code(spec: ExtractorSpec) -> str:
     """Return the digest of the code that decides this extractor's features, and of its spec."""
-    return code_digest({**_extraction_modules(spec), "spec": fingerprint(asdict(spec))})
+    return code_digest({**extraction_modules(spec), "spec": fingerprint(asdict(spec))})
 
 
-def extractor_card(spec: ExtractorSpec) -> dict[str, str]:
-    """Return the field of a card for an extractor of a plugin: the digest of its code."""
-    return plugin_card("extractor_plugins", _extraction_modules(spec))
-
-
-def _extraction_modules(spec: ExtractorSpec) -> ModuleDigests:
+def extraction_modules(spec: ExtractorSpec) -> ModuleDigests:
+    """Return the digests of the modules that decide this extractor's features."""
     return module_digests("diffusion.evaluate.features.reference_features", spec.module)
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
     """Write the files of a reference. Equal features give equal bytes."""
-    heldout = reference.heldout
-    arrays = {
-        "features": reference.features,
-        "labels": reference.labels,
-        "heldout": None if heldout is None else heldout.features,
-        "heldout_logits": None if heldout is None else heldout.logits,
-        "heldout_labels": reference.heldout_labels,
-    }
+    arrays: dict[str, Any] = {"features": reference.features, "labels": reference.labels}
+    if (heldout := reference.heldout) is not None:
+        labels = reference.heldout_labels
+        arrays |= {"heldout": heldout.features, "heldout_logits": heldout.logits, "heldout_labels": labels}
     folder.mkdir(exist_ok=True)
     digests = {}
     for name, array in arrays.items():
