@@ -1,7 +1,7 @@
 """Score many samples against one reference. What depends only on the reference is computed once."""
 
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +33,8 @@ Scores = dict[str, float]
 MIN_FOR_INTERVAL = 3  # images
 
 
-class SampleScores(NamedTuple):
-    """A sample's scores, and errors whose squares sum to a score's variance, paired in sets of one size."""
-
-    scores: Scores
-    errors: dict[str, Float]
+# Scores, and errors whose squares sum to a score's variance. The errors of sets of one size are paired.
+SampleScores = tuple[Scores, dict[str, Float]]
 
 
 class Scorer:
@@ -71,7 +68,7 @@ class Scorer:
 
     def scores(self, sample: Features) -> Scores:
         """Return every score of a sample that the reference allows, and the ends of intervals."""
-        return self.scored(sample).scores
+        return self.scored(sample)[0]
 
     @exact_float32()
     def scored(self, sample: Features) -> SampleScores:
@@ -89,9 +86,9 @@ class Scorer:
         scores = {spec.distance: distance, spec.limit: limit}
         errors = {} if by_image is None else {spec.distance: by_image}
         manifold = Manifold(sample.features, self.most[0], self.device)
-        compared = self._compared(sample, manifold, has_errors)
-        scores |= compared.scores
-        errors |= compared.errors
+        compared, compared_errors = self._compared(sample, manifold, has_errors)
+        scores |= compared
+        errors |= compared_errors
         train, test = self.reference.train_and_test
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
@@ -100,12 +97,10 @@ class Scorer:
             scores |= {"floor": floor, "excess": distance - floor}
         if self.published is not None:
             limit, by_image = limit_and_errors(sample.features, self.published, has_errors)
-            scores |= {
-                spec.published: self.published.distance(sample.features),
-                f"{spec.published}_inf": limit,
-            }
+            scores[spec.published] = self.published.distance(sample.features)
+            scores[f"{spec.published}_inf"] = limit
             errors |= {} if by_image is None else {spec.published: by_image}
-        return SampleScores(scores | self._ends(scores, errors, count), errors)
+        return scores | self._ends(scores, errors, count), errors
 
     @exact_float32()
     def scores_without_distance(self, sample: Features) -> Scores:
@@ -139,7 +134,7 @@ class Scorer:
         manifold = Manifold(sample.features, self.most[0], self.device)
         scores: dict[str, Any] = {"num_images": num_images, "extrapolated": num_images > len(heldout)}
         scores |= {self.spec.distance: floor, self.spec.limit: limit}
-        scores |= self._compared(sample, manifold, has_errors=False).scores
+        scores |= self._compared(sample, manifold, has_errors=False)[0]
         if self.published is not None:
             scores[self.spec.published] = self.published.distance(sample.features)
         return scores
@@ -161,13 +156,13 @@ class Scorer:
         found = overlap(manifold, self._real_manifold)
         scores |= {spec.named(name): value for name, value in found._asdict().items()}
         if spec.gaussian_distance is not None:
-            embeddings = kernel.Embeddings(sample.features, self.device)
-            scores[spec.gaussian_distance] = kernel.cmmd(embeddings, self._embeddings)
+            embeddings = torch.from_numpy(sample.features).to(self.device)
+            scores[spec.gaussian_distance] = kernel.cmmd(embeddings, *self._embeddings)
         if not has_errors:
-            return SampleScores(scores, {})
+            return scores, {}
         by_image = image_errors(kernel.leave_one_out(own, cross), kernel.interactions(own))
         by_subset = (near - mean) / np.sqrt(SUBSETS * (SUBSETS - 1))
-        return SampleScores(scores, {spec.kernel_distance: np.concatenate([grouped(by_image), by_subset])})
+        return scores, {spec.kernel_distance: np.concatenate([grouped(by_image), by_subset])}
 
     def _ends(self, scores: Scores, errors: dict[str, Float], num_images: int) -> Scores:
         """Return the ends of the intervals, by name."""
@@ -191,8 +186,10 @@ class Scorer:
         return statistics(self.reference.features)
 
     @cached_property
-    def _embeddings(self) -> kernel.Embeddings:
-        return kernel.Embeddings(self.reference.features, self.device)
+    def _embeddings(self) -> tuple[torch.Tensor, float]:
+        """The reference's features (N, D), and their kernel with themselves."""
+        points = torch.from_numpy(self.reference.features).to(self.device)
+        return points, kernel.mean_kernel(points, points)
 
     @cached_property
     def _real_manifold(self) -> Manifold:
