@@ -114,7 +114,7 @@ def guided(
     """
     if settings.guidance == 0:
         return denoiser
-    everywhere = GUIDANCE_RULES[settings.rule].load()(denoiser, settings.guidance, guide)
+    everywhere: Denoiser = GUIDANCE_RULES[settings.rule].load()(denoiser, settings.guidance, guide)
     if settings.guidance_interval is None:
         return everywhere
 
