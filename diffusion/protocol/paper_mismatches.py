@@ -40,10 +40,8 @@ def _values(field: str, sections: Mapping[str, Any]) -> list[Any]:
     section, key = field.split(".")
     listed = sections["sweep"].get(key) if section == "sample" else None
     value = listed or sections[section].get(key)
-    values = list(value) if isinstance(value, list | tuple) else [value]
-    return [
-        PurePath(one["file"]).name if isinstance(one, Mapping) and "file" in one else one for one in values
-    ]
+    values = value if isinstance(value, list | tuple) else [value]
+    return [format_setting(one) if isinstance(one, Mapping) and "file" in one else one for one in values]
 
 
 def _with_changed_options(values: Mapping[str, Any]) -> dict[str, Any]:

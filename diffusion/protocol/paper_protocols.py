@@ -9,7 +9,6 @@ from typing import Any
 
 from diffusion.system.registry import Registry
 
-ANY_DATA: tuple[str, ...] = ()
 IMAGENET_64 = ("imagenet64", "imagenet")
 CIFAR = ("cifar10",)
 
@@ -26,7 +25,7 @@ class PaperField:
     field: str
     values: tuple[Any, ...]
     source: str
-    data: tuple[str, ...] = ANY_DATA
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,7 @@ _PAPERS = {
             PaperField("sweep.eta", (1.0,), "README.md of its code"),
             PaperField("evaluate.prc_images", (10_000,), "evaluations/README.md of its code"),
             PaperField("evaluate.prc_samples", (50_000,), "evaluations/README.md of its code"),
-            PaperField(
-                "evaluate.statistics",
-                ("VIRTUAL_imagenet64_labeled.npz",),
-                "evaluations/README.md of its code",
-            ),
+            PaperField("evaluate.statistics", ("VIRTUAL_imagenet64_labeled.npz",), "evaluations/README.md"),
         ),
         (
             "the paper draws each label uniformly at random; balanced labels have every class equally often",
@@ -137,9 +132,7 @@ _PAPERS = {
             PaperField("process.zero_terminal_snr", (None, False), "app. D.1, as DDPM"),
             PaperField("sample.sampler", ("ddim",), "eq. 12"),
             PaperField("sample.noise", ("small",), "eq. 16"),
-            PaperField(
-                "sample.spacing", ("ddim-quadratic",), "app. D.2, and runners/diffusion.py of its code"
-            ),
+            PaperField("sample.spacing", ("ddim-quadratic",), "app. D.2, and runners/diffusion.py"),
             PaperField("sample.clip", (False,), "functions/denoising.py of its code"),
             PaperField("sweep.steps", (10, 20, 50, 100), "table 1"),
             PaperField("sweep.eta", (0.0, 0.2, 0.5, 1.0), "table 1"),
@@ -150,6 +143,5 @@ _PAPERS = {
         ),
     ),
 }
-PROTOCOLS: Registry[Protocol] = Registry(
-    "evaluate.protocol", "what a paper states of a run, field by field", _PAPERS
-)
+CONTRACT = "what a paper states of a run, field by field"
+PROTOCOLS: Registry[Protocol] = Registry("evaluate.protocol", CONTRACT, _PAPERS)
