@@ -21,9 +21,9 @@ from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.feature_cache import cached_features
 from diffusion.evaluate.features.extractors import FeatureArray, Progress, exact_float32, space_extractor
 from diffusion.evaluate.features.reference_features import Reference, make_reference_of, matching_reference
-from diffusion.evaluate.scores.frechet_scores import limit_and_errors
+from diffusion.evaluate.scores.frechet_scores import PublishedStatistics, limit_and_errors
 from diffusion.evaluate.scores.scorer import MIN_FOR_INTERVAL, Scorer
-from diffusion.evaluate.statistics_file import PublishedStatistics, has_array
+from diffusion.evaluate.statistics_file import has_array
 from diffusion.evaluate.sweep_scores import score, shared_values
 from diffusion.images.pictures import BadImage, load_pixels, open_image
 from diffusion.images.store import Images, ImageStore, Labels, content_digest, open_store

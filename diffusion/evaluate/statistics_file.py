@@ -13,9 +13,8 @@ import numpy as np
 from diffusion.data.readers.archives import Array, npz_keys, open_npz
 from diffusion.data.readers.pickles import entry, plain_array, read_pickle
 from diffusion.evaluate.evaluate_config import Space
-from diffusion.evaluate.features.extractors import FeatureArray
-from diffusion.evaluate.scores.frechet import Target
-from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, statistics
+from diffusion.evaluate.scores.frechet_scores import PublishedStatistics
+from diffusion.evaluate.scores.moments import Float, Statistics
 from diffusion.protocol.card import UNKNOWN, statistics_source
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_SPATIAL, ExtractorSpec, extractor_spec
 from diffusion.system.errors import DiffctlError, UsageError, printable
@@ -25,20 +24,6 @@ ZIP, PICKLE = b"PK", b"\x80"  # first bytes of an npz file, and of a pickle of p
 MEAN = "mu"
 NAMES, SPATIAL_NAMES = (MEAN, "sigma"), ("mu_s", "sigma_s")
 ROUNDING = 1e-5  # relative tolerance for symmetry and negative eigenvalues, as float32 rounding needs
-
-
-class PublishedStatistics(Target):
-    """The published Gaussian of an extractor's features, with the `facts` of its card."""
-
-    def __init__(self, spec: ExtractorSpec, gaussian: Statistics, root: Float, facts: dict[str, str]) -> None:
-        self.spec, self.gaussian, self.facts = spec, gaussian, facts
-        self.mean, self.root = np.asarray(gaussian.mu, np.float64), root
-        self.trace = float(gaussian.sigma.trace())
-
-    def distance(self, features: FeatureArray) -> float:
-        """Return the distance of features (N, D) as torch-fidelity computes it, with a float64 mean."""
-        mean = features.mean(axis=0, dtype=np.float64)
-        return frechet_distance(statistics(features)._replace(mu=mean), self.gaussian)
 
 
 def is_statistics(path: Path) -> bool:

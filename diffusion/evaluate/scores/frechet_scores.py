@@ -1,4 +1,4 @@
-"""Scores by Fréchet distances: floor, limit N → ∞, and classes.
+"""Scores by Fréchet distances: floor, limit N → ∞, classes, and the distance to published statistics.
 
 A Fréchet distance is biased upwards by about a constant over N (Chong & Forsyth 2020, 1911.07023). The excess
 is a sample's distance minus that of as many held-out real images, the floor.
@@ -15,8 +15,9 @@ from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.features.reference_features import Reference
 from diffusion.evaluate.scores.frechet import ProjectedSample, Target
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
-from diffusion.evaluate.scores.moments import Float
+from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, statistics
 from diffusion.protocol.card import SEED
+from diffusion.protocol.extractors import ExtractorSpec
 from diffusion.system.errors import DiffctlWarning
 
 MAX_SUBSETS = 4  # disjoint subsets averaged for a measured floor
@@ -94,6 +95,20 @@ def limit_and_errors(
 def _distance_errors(projected: ProjectedSample) -> Float:
     """Return (N,) each image's part of the distance's error; the squares sum to its variance."""
     return image_errors(projected.leave_one_out(), projected.interactions())
+
+
+class PublishedStatistics(Target):
+    """The published Gaussian of an extractor's features, with the `facts` of its card."""
+
+    def __init__(self, spec: ExtractorSpec, gaussian: Statistics, root: Float, facts: dict[str, str]) -> None:
+        self.spec, self.gaussian, self.facts = spec, gaussian, facts
+        self.mean, self.root = np.asarray(gaussian.mu, np.float64), root
+        self.trace = float(gaussian.sigma.trace())
+
+    def distance(self, features: FeatureArray) -> float:
+        """Return the distance of features (N, D) as torch-fidelity computes it, with a float64 mean."""
+        mean = features.mean(axis=0, dtype=np.float64)
+        return frechet_distance(statistics(features)._replace(mu=mean), self.gaussian)
 
 
 class RealClasses:

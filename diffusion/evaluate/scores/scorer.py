@@ -14,6 +14,7 @@ from diffusion.evaluate.features.reference_features import Reference, extraction
 from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
+    PublishedStatistics,
     RealClasses,
     floor_at,
     floor_error,
@@ -23,7 +24,6 @@ from diffusion.evaluate.scores.frechet_scores import (
 from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, inception_score, statistics
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
-from diffusion.evaluate.statistics_file import PublishedStatistics
 from diffusion.images.store import Labels
 from diffusion.protocol.card import SUBSETS, Card, protocol_card, statistics_fields
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
