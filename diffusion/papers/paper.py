@@ -7,7 +7,6 @@ it can be compared with one. Fields that the paper does not state are left out.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
 
@@ -97,26 +96,15 @@ def open_paper(name: str) -> Paper:
 
     UsageError if there is neither, and for a malformed file; DiffctlError for an unreadable file.
     """
-    if name in PAPERS:
-        return _shipped(name)
-    path = Path(name)
+    path = Path(__file__).with_name(f"{name}.yaml") if name in PAPERS else Path(name)
     if not path.exists():
         raise UsageError(f"no paper {printable(name)}: give one of {', '.join(PAPERS)}, or a YAML file")
-    return _parsed(read_regular_text(path, MAX_BYTES), printable(path))
-
-
-@cache
-def _shipped(name: str) -> Paper:
-    file = files("diffusion.papers") / f"{name}.yaml"
-    return _parsed(file.read_text(encoding="utf-8"), file.name)
-
-
-def _parsed(text: str, origin: str) -> Paper:
+    text = read_regular_text(path, MAX_BYTES)
     try:
         values = parse_yaml(text)
     except YamlRefusal as refusal:
-        raise UsageError(f"{origin} is not readable as YAML: {brief(refusal, str)}") from None
-    return validate(Paper, values, f"{origin} holds no published figures")
+        raise UsageError(f"{printable(path)} is not readable as YAML: {brief(refusal, str)}") from None
+    return validate(Paper, values, f"{printable(path)} holds no published figures")
 
 
 @cache
