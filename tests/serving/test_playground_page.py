@@ -15,9 +15,9 @@ from diffusion.protocol.settings import SampleSettings
 from tests.helpers.browser import NEEDS_CHROMIUM, WIDE
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, network_of, spec_of
-from tests.helpers.playground_page import FITS, fill, make, opened, pixels_of, shows
 from tests.helpers.served_images import assert_offline
 from tests.helpers.server_process import ServerProcess, scores_of, small_model, trained
+from tests.serving.conftest import FITS, fill, make, opened, pixels_of, shows
 from tracking.registry.registered_models import register
 
 pytestmark = [pytest.mark.slow, NEEDS_CHROMIUM]
