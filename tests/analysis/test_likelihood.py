@@ -1,6 +1,7 @@
 """Bits per dimension: the entropy or density of Gaussian data under the optimal model, sums of terms."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,46 +37,54 @@ def test_bits_of_optimal_model_equal_data_entropy():
     assert float(bits.total.mean()) == pytest.approx(entropy / math.log(2), abs=0.05)
 
 
-@pytest.fixture(scope="module")
-def random_model() -> tuple[LoadedModel, np.ndarray, Condition]:
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-    return loaded_model(process={"timesteps": 30}), images, Condition(5, torch.arange(5))
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
 
 
-def test_terms_and_prior_sum_to_total(random_model):
-    loaded, images, condition = random_model
-    bits = bits_per_dimension(loaded, images, condition)
-    assert bits.estimate == "vlb"
-    assert bits.times.tolist() == list(range(30))
-    assert bits.total.shape == bits.prior.shape == (5,)
-    assert bool((bits.terms >= -1e-9).all())
-    assert float(bits.total.mean()) == pytest.approx(float(bits.terms.sum() + bits.prior.mean()), rel=1e-9)
-    assert bool(torch.isfinite(bits.total).all())
+@pytest.fixture(params=["vlb", "ode"])
+def model(request: pytest.FixtureRequest) -> LoadedModel:
+    """Return a random model of a discrete or a continuous process."""
+    if request.param == "vlb":
+        return loaded_model(process={"timesteps": 30})
+    spec = spec_of(out_channels=1)
+    process = ProcessConfig(schedule="edm", sigma_data=0.5)
+    return LoadedModel(network_of(spec), artefact_of(spec, process=process))
 
 
-def test_bits_are_independent_of_batch_size(random_model):
-    loaded, images, condition = random_model
-    full = bits_per_dimension(loaded, images, condition)
-    for size in (1, 2):
-        parts = bits_per_dimension(loaded, images, condition, batch_size=size)
-        assert torch.allclose(full.total, parts.total, rtol=1e-4)
-        assert torch.allclose(full.terms, parts.terms, rtol=1e-3, atol=1e-6)
-    first = bits_per_dimension(loaded, images[:2], condition.rows(slice(2)))
-    assert torch.allclose(first.total, full.total[:2], rtol=1e-4)
-    other = bits_per_dimension(loaded, images, condition, seed=1)
-    assert not torch.equal(other.total, full.total)
+def bits_of(loaded: LoadedModel, count: int = 5, first: int = 0, **options: Any) -> Bits:
+    """Return the bits of the first images; `first` is the class of the first one."""
+    condition = Condition(count, torch.tensor([first, 1, 2, 3, 4])[:count])
+    return bits_per_dimension(loaded, IMAGES[:count], condition, **{"steps": 4, **options})
 
 
-def test_fewer_steps_use_spaced_timesteps(random_model):
-    loaded, images, condition = random_model
-    reported: list[tuple[int, ...]] = []
-    report = lambda *done: reported.append(done)  # noqa: E731
-    bits = bits_per_dimension(loaded, images, condition, steps=4, progress=report)
-    assert bits.times.tolist() == [0, 10, 19, 29]
-    assert reported[-1] == (20, 20)
-    assert bits.total.shape == (5,)
+def test_image_depends_on_its_seed_index_and_label_alone(model):
+    full = bits_of(model)
+    for other in (bits_of(model, batch_size=1), bits_of(model, batch_size=2), bits_of(model, count=2)):
+        assert torch.allclose(other.total, full.total[: len(other.total)], rtol=1e-4)
+        assert len(other.total) < 5 or torch.allclose(other.terms, full.terms, rtol=1e-3, atol=1e-6)
+    assert not torch.isclose(bits_of(model, seed=1).total, full.total, rtol=1e-4).any()
+    is_equal = torch.isclose(bits_of(model, first=7).total, full.total, rtol=1e-5)
+    assert is_equal.tolist() == [False, True, True, True, True]
+
+
+def test_nan_names_the_image_and_the_step(model):
+    next(model.network.parameters()).data.fill_(math.nan)
+    with pytest.raises(NonFiniteError, match=r"image 0 is NaN or infinite from step 1 on \(t = (0|0\.002)\)"):
+        bits_of(model)
+
+
+def test_terms_and_prior_sum_to_total():
+    loaded, reported = loaded_model(process={"timesteps": 30}), list[tuple[int, ...]]()
+    for steps, times in ((None, list(range(30))), (4, [0, 10, 19, 29])):
+        bits = bits_of(loaded, steps=steps, progress=lambda *done: reported.append(done))
+        assert bits.estimate == "vlb"
+        assert bits.times.tolist() == times
+        assert bits.total.shape == bits.prior.shape == (5,)
+        assert bool((bits.terms >= -1e-9).all())
+        mean = float(bits.terms.sum() + bits.prior.mean())
+        assert float(bits.total.mean()) == pytest.approx(mean, rel=1e-9)
+        assert reported[-1] == (5 * len(times), 5 * len(times))
     with pytest.raises(UsageError, match="31 sampling steps"):
-        bits_per_dimension(loaded, images, condition, steps=31)
+        bits_of(loaded, steps=31)
 
 
 # The likelihood by the probability-flow ODE.
@@ -136,33 +145,3 @@ def test_random_signs_have_no_bias_for_correlated_pixels(schedule):
     error = bits.total - exact
     assert float(error.std()) > 0.1
     assert abs(float(error.mean())) < 4 * float(error.std()) / 2000**0.5
-
-
-@pytest.fixture
-def continuous_model() -> LoadedModel:
-    spec = spec_of(out_channels=1)
-    process = ProcessConfig(schedule="edm", sigma_data=0.5)
-    return LoadedModel(network_of(spec), artefact_of(spec, process=process))
-
-
-def test_image_depends_on_its_seed_index_and_label_alone(continuous_model):
-    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-
-    def bits(count: int = 5, first: int = 0, **options: int) -> Bits:
-        condition = Condition(count, torch.tensor([first, 1, 2, 3, 4])[:count])
-        return bits_per_dimension(continuous_model, images[:count], condition, steps=4, **options)
-
-    full = bits()
-    assert len(full.times) == 4
-    assert full.times[0] == pytest.approx(SIGMA_MIN)
-    for other in (bits(batch_size=1), bits(batch_size=2), bits(count=2)):
-        assert torch.allclose(other.total, full.total[: len(other.total)], rtol=1e-4)
-    assert not torch.isclose(bits(seed=1).total, full.total, rtol=1e-3).any()
-    is_equal = torch.isclose(bits(first=7).total, full.total, rtol=1e-4)
-    assert is_equal.tolist() == [False, True, True, True, True]
-
-
-def test_nan_names_the_image_and_the_step(continuous_model):
-    next(continuous_model.network.parameters()).data.fill_(math.nan)
-    with pytest.raises(NonFiniteError, match=r"image 0 is NaN or infinite from step 1 on \(t = 0\.002\)"):
-        bits_per_dimension(continuous_model, np.zeros((2, 8, 8, 1), np.uint8), Condition(2, torch.arange(2)))
