@@ -87,7 +87,7 @@ def step_seconds(
 ) -> float:
     """Return the median seconds of a step of this library's whole loop, after `warm` steps."""
     clock = Clock(log)
-    train(state, store, ProcessGroup(device), clock, lambda state: None, lambda: None)
+    train(state, store, ProcessGroup(device), clock, lambda: None)
     counted = itertools.pairwise(entry for entry in clock.logged if entry[0] >= warm)
     return statistics.median((at - since) / (step - before) for (before, since), (step, at) in counted)
 

@@ -123,7 +123,7 @@ def train_for(
         watch.check()
 
     with suppress(OutOfTime):
-        train(state, store, ProcessGroup(device), Observer(), lambda state: None, check)
+        train(state, store, ProcessGroup(device), Observer(), check)
     step, snapshots = kept[0] if kept else (state.step, averages_of(state))
     return Trained(state, watch.elapsed(), averages_of(state), snapshots, step)
 

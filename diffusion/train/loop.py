@@ -10,7 +10,6 @@ from diffusion.images.store import ImageStore
 from diffusion.system.errors import Interrupted, LastingError
 from diffusion.train import validation_loss
 from diffusion.train.batch import ImageLoader, batches
-from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, rank_zero_first
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.lr_schedule import learning_rate
@@ -37,17 +36,15 @@ def train(
     store: ImageStore,
     group: ProcessGroup,
     observer: Observer,
-    save: Callable[[SavedState], None],
     check_stop: Callable[[], None],
     snapshot: Callable[[TrainState, list[nn.Module]], None] = lambda state, profiles: None,
 ) -> None:
     """Train to the plan's last step, in place; save every `save_every` steps and at the end.
 
-    All ranks call it alike; rank 0's `observer`, `save` and `snapshot` are used. `snapshot` keeps the EMA
-    profiles. `check_stop` runs between steps and raises to stop; the state is saved first. A failed rank
-    likewise, except on a GPU or with shards, where the state cannot be read. Diverged after five non-finite
-    steps in a row, with the last finite weights saved. A sharded state is gathered for observers and saves,
-    and its EMA at the end.
+    All ranks call it alike; rank 0's `observer` and `snapshot` are used. `snapshot` keeps the EMA profiles.
+    `check_stop` runs between steps and raises to stop; the state is saved first. A failed rank likewise,
+    except on a GPU or with shards, where the state cannot be read. Diverged after five non-finite steps in a
+    row, with the last finite weights saved. At the end the EMA of a sharded state is gathered.
     """
     config, saved_at, shards = state.plan.train, state.step, state.shards
     allow_tf32(config.tf32, group.device)
@@ -74,12 +71,12 @@ def train(
                 for means in metrics.arrived(everything=True):
                     state.record(means)
                 if saved_at != state.step or state.step == 0:
-                    save(state.saved())
+                    observer.save(state.saved())
                 raise
             if state.step in config.snapshot_steps():
                 snapshot(state, [state.full(profile) for profile in state.ema_profiles])
             if config.is_due(state.step, "save_every"):
-                save(state.saved())
+                observer.save(state.saved())
                 saved_at = state.step
     state.ema = state.full(state.ema)
 

@@ -84,7 +84,7 @@ class Trainer:
             check_stop = partial(_check_between_steps, run, group, stop)
             snapshot = partial(save_snapshots, run.folder)
             with run.saving():
-                train(state, self.store, group, observer, observer.save, check_stop, snapshot)
+                train(state, self.store, group, observer, check_stop, snapshot)
             write_loss_curve(places.curve, state.history)
             artefact = plan_artefact(plan, state.code)
             if places.averages is not None:
@@ -105,8 +105,7 @@ class Trainer:
             _scored_ema(state)
             with rank_zero_first(group, START):
                 pass
-            check_stop, observer = partial(group.agree_on_stop, stop), Observer()
-            train(state, self.store, group, observer, observer.save, check_stop)
+            train(state, self.store, group, Observer(), partial(group.agree_on_stop, stop))
 
 
 def share_state(

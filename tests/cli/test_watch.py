@@ -20,10 +20,9 @@ from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.distributed.process_group import ProcessGroup, RankFailed
 from diffusion.train.loop import train
-from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan
 from diffusion.train.train_step import TrainState, new_state
-from tests.helpers.trainings import CPU, assert_same, plan_of, run, run_until
+from tests.helpers.trainings import CPU, Recorder, assert_same, plan_of, run, run_until
 from tracking.spool.event_log import Spool
 
 DROPOUT = {"model": {"dropout": 0.3}, "train": {"lr": 0.01}}
@@ -71,7 +70,7 @@ def test_full_disk_for_previews_does_not_stop_training(digits_store, tmp_path, m
         warnings.simplefilter("default", DiffctlWarning)  # as a command shows them
         watch = TrackedTraining(folder, watched.plan, Spool(folder.folder, "k", "n", "e"), lambda *_: None)
         monkeypatch.setattr(os, "fsync", full)
-        train(watched, store, ProcessGroup(CPU), watch, folder.save, lambda: None)
+        train(watched, store, ProcessGroup(CPU), watch, lambda: None)
         monkeypatch.undo()
         assert not list((folder.folder / "previews").iterdir())
         assert len(list(folder.folder.glob("state-*.sealed"))) == 2
@@ -93,8 +92,8 @@ def raising(error: Exception | Interrupted) -> Any:
     return fail
 
 
-def failing(plan: DenoiserPlan) -> Any:
-    """An observer with methods that all fail; the preview fails during sampling."""
+def failing(plan: DenoiserPlan, saved: list[int]) -> Any:
+    """An observer with methods that fail, except `save`; the preview fails during sampling."""
 
     def preview(step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
@@ -103,6 +102,7 @@ def failing(plan: DenoiserPlan) -> Any:
             write_preview(Path("/nonexistent/never.png"), plan, network, ema)
 
     return SimpleNamespace(
+        save=lambda one: saved.append(one.values.step),
         metrics=raising(ValueError("nan")),
         progress=raising(UnicodeEncodeError("ascii", "·", 0, 1, "no such letter")),
         preview=preview,
@@ -118,7 +118,7 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default", DiffctlWarning)
-        run(watched, store, lambda one: saved.append(one.values.step), observer=failing(watched.plan))
+        run(watched, store, observer=failing(watched.plan, saved))
     assert saved == [4]
     without = "the training continues without"
     assert [line for line in messages_of(caught) if not line.startswith("no live line")] == [
@@ -137,12 +137,12 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankFailed("another has ended")])
 def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
-    observer: Any = Observer()
-    observer.preview = raising(stop)
     store, saved = open_store(digits_store), []
+    observer: Any = Recorder(lambda one: saved.append(one.values.step))
+    observer.preview = raising(stop)
     state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
     with pytest.raises(type(stop)):
-        run(state, store, lambda one: saved.append(one.values.step), observer=observer)
+        run(state, store, observer=observer)
     assert saved == [2]
 
 
@@ -173,6 +173,6 @@ def test_image_rate_excludes_previews_saves_and_scores(digits_store, tmp_path, m
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
     state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
     watch = TrackedTraining(folder, state.plan, spool, lambda *_: None, validation)
-    train(state, store, ProcessGroup(CPU), watch, watch.save, lambda: take(2))
+    train(state, store, ProcessGroup(CPU), watch, lambda: take(2))
     assert len(logged) == 12
     assert [values["images_per_second"] for values in logged[1:]] == [4.0] * 11

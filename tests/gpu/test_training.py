@@ -10,9 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from diffusion.config import parse
 from diffusion.images.store import ImageStore, open_store
-from diffusion.system.errors import DiffctlWarning, Interrupted
+from diffusion.system.errors import DiffctlWarning
 from diffusion.train import batch
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.checkpoint.run_dir import open_run
@@ -20,27 +19,23 @@ from diffusion.train.checkpoint.state_files import SavedState, newest_state
 from diffusion.train.distributed import process_group
 from diffusion.train.distributed.process_group import ProcessGroup, join_group
 from diffusion.train.gradients import GradientAccumulator
-from diffusion.train.loop import train
-from diffusion.train.plan import plan_training
 from diffusion.train.train_step import TrainState, new_state
-from tests.conftest import params
 from tests.gpu.devices import DEVICES, LONG_ON_CPU, SLOW_ON_CPU, exactly, waiting_fails
 from tests.helpers import process_pair
-from tests.helpers.trainings import Recorder, restore
+from tests.helpers.trainings import plan_of, restore, run, run_until
+from tests.train.test_gradients import refuse_more_than
 
 FP32 = {"precision": "fp32", "p_uncond": 0.0}
 
 
 def begun(store: ImageStore, device: torch.device, **changes: dict[str, Any]) -> TrainState:
     """Return step 0 of a small training."""
-    return new_state(plan_training(parse(params(**changes), "test"), store.meta, device), device)
+    return new_state(plan_of(store, **changes), device)
 
 
-def curve(state: TrainState, store: ImageStore, device: torch.device) -> list[tuple[int, float]]:
+def curve(state: TrainState, store: ImageStore) -> list[tuple[int, float]]:
     """Train to the end; return the losses by step."""
-    seen = Recorder()
-    train(state, store, ProcessGroup(device), seen, lambda state: None, lambda: None)
-    return [(step, values["loss"]) for step, values in seen.seen]
+    return [(step, values["loss"]) for step, values in run(state, store).seen]
 
 
 def assert_close(found: list[tuple[int, float]], wanted: list[tuple[int, float]], far: float) -> None:
@@ -53,36 +48,24 @@ def test_resume_from_a_state_written_in_the_background(device, digits_store, tmp
     """The written state is that between two steps, although the next ones started meanwhile."""
     store, changes = open_store(digits_store), {"train": {**FP32, "save_every": 3, "log_every": 1}}
     with exactly(device):
-        wanted = curve(begun(store, device, **changes), store, device)
+        wanted = curve(begun(store, device, **changes), store)
         first, was = begun(store, device, **changes), {}
-        with open_run(tmp_path, "a") as run:
+        with open_run(tmp_path, "a") as folder:
 
             def save(saved: SavedState) -> None:
-                run.save(saved)
+                folder.save(saved)
                 was[saved.values.step] = {name: one.cpu().clone() for name, one in saved.tensors.items()}
 
-            with pytest.raises(Interrupted), run.writer.in_background():
-                run_saving_on(device, first, store, save, 8)
-            saved = newest_state(run.folder)
+            with folder.writer.in_background():
+                run_until(first, store, 8, save)
+            saved = newest_state(folder.folder)
             assert saved is not None
             assert saved.values.step == 8
             assert all(torch.equal(saved.tensors[name], value) for name, value in was[8].items())
             again = begun(store, device, **changes)
-            restore(run, again)
-            rest = curve(again, store, device)
+            restore(folder, again)
+            rest = curve(again, store)
     assert_close(rest, wanted[8:], 0 if device.type == "cpu" else 1e-3)
-
-
-def run_saving_on(
-    device: torch.device, state: TrainState, store: ImageStore, save: Any, stop_at: int
-) -> None:
-    """Train with saves up to a step."""
-
-    def check_stop() -> None:
-        if state.step == stop_at:
-            raise Interrupted("stopped", 15)
-
-    train(state, store, ProcessGroup(device), Recorder(), save, check_stop)
 
 
 def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list[torch.Tensor]:
@@ -96,14 +79,8 @@ def gradient(state: TrainState, store: ImageStore, device: torch.device) -> list
 def memory_for(device: torch.device, state: TrainState, images: int, peaks: list[int]) -> Iterator[None]:
     """Limit the memory to a pass of `images`: on a GPU to the mean of the two `peaks`."""
     if device.type == "cpu":
-
-        def refuse(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            if len(arguments[0]) > images:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-
-        hook = state.network.middle.register_forward_pre_hook(refuse)
+        refuse_more_than(state, images)
         yield
-        hook.remove()
         return
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info(device)
@@ -141,7 +118,7 @@ def test_a_compiled_training_is_equal_to_rounding(device, digits_store) -> None:
     with exactly(device), warnings.catch_warnings(category=DiffctlWarning):
         warnings.simplefilter("error", DiffctlWarning)  # compilation failed
         found = [
-            curve(begun(store, device, train={**short, "compile": compiles}), store, device)
+            curve(begun(store, device, train={**short, "compile": compiles}), store)
             for compiles in (True, False)
         ]
     assert_close(*found, 1e-3)
@@ -152,10 +129,10 @@ def test_data_on_the_host_gives_the_same_training(device, digits_store, monkeypa
     """Batches come through pinned memory, as for a data set that is too large for the device."""
     store, short = open_store(digits_store), {**FP32, "steps": 5, "log_every": 1}
     with exactly(device):
-        there = curve(begun(store, device, train=short), store, device)
+        there = curve(begun(store, device, train=short), store)
         monkeypatch.setattr(batch, "DEVICE_SHARE", 0.0)
         assert not ImageLoader(store, device).resident
-        assert_close(curve(begun(store, device, train=short), store, device), there, 1e-4)
+        assert_close(curve(begun(store, device, train=short), store), there, 1e-4)
 
 
 # Several ranks: sums by NCCL, and trainings of two, unsharded and sharded.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from diffusion.train.observers import Observer
 from diffusion.train.train_step import new_state
 from diffusion.train.trainer import share_state
 from tests.conftest import environment
-from tests.helpers.trainings import plan_of
+from tests.helpers.trainings import Recorder, plan_of
 
 CPU = torch.device("cpu")
 DEADLINE = 600  # seconds that fail a test
@@ -99,16 +100,13 @@ def run_job(images: ImageStore, group: ProcessGroup, job: Job) -> None:
     found = newest_state(job.folder) if group.is_rank_zero else None
     restore_state(state, share_state(state, group, found), "the state")
 
-    def save(saved: SavedState) -> None:
-        if group.is_rank_zero:
-            save_state(job.folder, saved)
-
     def check_stop() -> None:
         if state.step == job.stop:
             raise Interrupted("stopped", 15)
 
+    observer = Recorder(partial(save_state, job.folder)) if group.is_rank_zero else Observer()
     with suppress(Interrupted):
-        train(state, images, group, Observer(), save, check_stop)
+        train(state, images, group, observer, check_stop)
 
 
 @contextmanager
@@ -155,7 +153,7 @@ def alone(store: Path, changes: dict[str, Any] = CHANGES, saved: SavedState | No
     state = new_state(plan_of(images, **changes), CPU)
     if saved:
         state.restore(saved)
-    train(state, images, ProcessGroup(CPU), Observer(), lambda state: None, lambda: None)
+    train(state, images, ProcessGroup(CPU), Observer(), lambda: None)
     return state.saved()
 
 

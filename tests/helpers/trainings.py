@@ -32,9 +32,10 @@ class Killed(Exception):
 
 
 class Recorder(Observer):
-    """An observer that keeps the logged metrics and the steps of previews."""
+    """An observer that saves by a function, and keeps the logged metrics and the steps of previews."""
 
-    def __init__(self) -> None:
+    def __init__(self, save: Save = lambda saved: None) -> None:
+        self.save = save  # type: ignore[method-assign]
         self.seen: list[tuple[int, dict[str, float]]] = []
         self.previews: list[int] = []
 
@@ -65,17 +66,17 @@ def run(
         if stop_at is not None and state.step >= stop_at:
             raise error
 
-    recorder = Recorder()
+    recorder = Recorder(save)
     group = ProcessGroup(next(state.network.parameters()).device)
-    train(state, store, group, observer or recorder, save, check_stop, snapshot)
+    train(state, store, group, observer or recorder, check_stop, snapshot)
     return recorder
 
 
 def run_until(state: TrainState, store: ImageStore, step: int, save: Save = lambda saved: None) -> Recorder:
     """Train until the state has made `step` steps, and save there."""
-    recorder = Recorder()
+    recorder = Recorder(save)
     with pytest.raises(Interrupted):
-        run(state, store, save, step, observer=recorder)
+        run(state, store, stop_at=step, observer=recorder)
     assert state.step == step
     return recorder
 

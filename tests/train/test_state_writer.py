@@ -14,9 +14,8 @@ from diffusion.train.checkpoint.run_dir import open_run
 from diffusion.train.checkpoint.state_files import SavedState, StateWriter, newest_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.loop import train
-from diffusion.train.observers import Observer
 from diffusion.train.train_step import new_state
-from tests.helpers.trainings import CPU, assert_same, plan_of, restore, run
+from tests.helpers.trainings import CPU, Recorder, assert_same, plan_of, restore, run
 from tests.train.test_state_files import equal, state
 
 SOON = 60.0  # seconds, which pass only if something hangs
@@ -120,7 +119,7 @@ def test_training_continues_during_a_save_and_is_bitwise_equal(store, tmp_path, 
                 disk.go.set()
 
         with folder.writer.in_background():
-            train(first, store, ProcessGroup(CPU), Observer(), folder.save, check)
+            train(first, store, ProcessGroup(CPU), Recorder(folder.save), check)
         assert len(state_files.state_files(folder.folder)) == 2
         restore(folder, restored)
     assert_same(restored, whole)
