@@ -34,7 +34,7 @@ from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan, plan_training
-from diffusion.train.trainer import Trainer, TrainPaths
+from diffusion.train.trainer import Trainer
 from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
@@ -64,9 +64,9 @@ def run_trial(options: SearchTrial) -> None:
     fetch_pretrained(config.train.init_from)
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(config, store.meta, default_device())
-    places = TrainPaths(TRAIN_RUNS, folder / search_dir.CURVE, folder / search_dir.MODEL)
     command = [sys.executable, *MODULE, str(folder)]
-    trainer = Trainer(plan, store, places, command, partial(print_line, "train"))
+    paths = TRAIN_RUNS, folder / search_dir.CURVE, folder / search_dir.MODEL
+    trainer = Trainer(plan, store, command, partial(print_line, "train"), *paths)
     if is_follower():
         return follow(trainer)
     with file_lock(folder / LOCK):

@@ -13,15 +13,15 @@ from diffusion.system.params import load_sections
 from diffusion.train.classifier_training import plan_classifier
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.train_config import ClassifierSections
-from diffusion.train.trainer import Trainer, TrainPaths
+from diffusion.train.trainer import Trainer
 
 
 def run_stage(options: TrainingOptions) -> None:
     """Train the classifier of params.yaml, or resume its training."""
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_classifier(load_sections(ClassifierSections), store.meta, default_device())
-    places = TrainPaths(CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER)
-    trainer = Trainer(plan, store, places, stage_command("classifier"), partial(print_line, "classifier"))
+    paths = CLASSIFIER_RUNS, CLASSIFIER_CURVE, CLASSIFIER
+    trainer = Trainer(plan, store, stage_command("classifier"), partial(print_line, "classifier"), *paths)
     if is_follower():
         return follow(trainer)
     trainer.lead(partial(console_training, "classifier", plan), fresh=options.fresh, keep=options.keep)

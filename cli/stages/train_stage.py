@@ -16,7 +16,7 @@ from diffusion.system.params import load_sections
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import plan_training
 from diffusion.train.train_config import TrainSections
-from diffusion.train.trainer import Trainer, TrainPaths
+from diffusion.train.trainer import Trainer
 from flows.dvc_stage import fetch_pretrained
 
 
@@ -27,8 +27,8 @@ def run_stage(options: TrainingOptions) -> None:
     config = None if is_follower() else preflight("train")
     store = open_store(PREPARED / "train", PreparedMeta)
     plan = plan_training(sections, store.meta, default_device())
-    places = TrainPaths(TRAIN_RUNS, LOSS_CURVE, MODEL, averages=AVERAGES)
-    trainer = Trainer(plan, store, places, stage_command("train"), partial(print_line, "train"))
+    paths = TRAIN_RUNS, LOSS_CURVE, MODEL, AVERAGES
+    trainer = Trainer(plan, store, stage_command("train"), partial(print_line, "train"), *paths)
     if config is None:
         return follow(trainer)
     training = trainer.lead(partial(tracked_training, plan, config), fresh=options.fresh, keep=options.keep)

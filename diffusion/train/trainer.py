@@ -36,27 +36,21 @@ START = "begin"  # the work of rank 0 alone before the first step
 
 
 @dataclass(frozen=True)
-class TrainPaths:
-    """Run directories, loss curve and model file of trainings, and `averages`, if snapshots are published."""
-
-    runs: Path
-    curve: Path
-    model: Path
-    averages: Path | None = None
-
-
-@dataclass(frozen=True)
 class Trainer:
     """The training of a plan with a store's images.
 
-    `command` starts another of its processes. `on_wait` is called with what it waits for.
+    `command` starts another of its processes. `on_wait` is called with what it waits for. The paths are those
+    of run directories, loss curve and model file, and of `averages`, if snapshots are published.
     """
 
     plan: TrainPlan
     store: ImageStore
-    places: TrainPaths
     command: Sequence[str]
     on_wait: OnWait
+    runs: Path
+    curve: Path
+    model: Path
+    averages: Path | None = None
 
     def lead(
         self,
@@ -66,9 +60,9 @@ class Trainer:
         keep: bool = False,
     ) -> Run:
         """Train or resume as rank 0, write the model file. Interrupted by a signal, after a save."""
-        plan, places = self.plan, self.places
+        plan = self.plan
         with (
-            open_training(plan, places.runs, fresh=fresh, keep=keep) as run,
+            open_training(plan, self.runs, fresh=fresh, keep=keep) as run,
             stop_request() as stop,
             launch_ranks(plan.train, self.command, self.on_wait, stop.raise_if_set) as group,
             observe(run, stop) as observer,
@@ -85,12 +79,12 @@ class Trainer:
             snapshot = partial(save_snapshots, run.folder)
             with run.saving():
                 train(state, self.store, group, observer, check_stop, snapshot)
-            write_loss_curve(places.curve, state.history)
+            write_loss_curve(self.curve, state.history)
             artefact = plan_artefact(plan, state.code)
-            if places.averages is not None:
-                publish_snapshots(run.folder, places.averages, plan.train, artefact)
-            save_artefact(places.model, state.ema.state_dict(), artefact)
-            observer.finished(places.model)
+            if self.averages is not None:
+                publish_snapshots(run.folder, self.averages, plan.train, artefact)
+            save_artefact(self.model, state.ema.state_dict(), artefact)
+            observer.finished(self.model)
         return observer
 
     def follow(self) -> None:
