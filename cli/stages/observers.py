@@ -72,7 +72,7 @@ class ConsoleTraining(Observer):
 
     def save(self, saved: SavedState) -> None:
         """Save the state."""
-        self.run.save(saved)
+        self.run.writer.save(saved)
 
     def finished(self, model: Path) -> None:
         """Print the path of the model file."""

@@ -17,7 +17,7 @@ from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
-from diffusion.train.plan import TrainPlan
+from diffusion.train.plan import TrainPlan, build_objective
 
 if TYPE_CHECKING:
     from diffusion.images.store import ImageStore
@@ -49,21 +49,16 @@ class ImageLoader:
     """The images of a store as uint8 (B, C, H, W) batches on a device, by explicit row numbers.
 
     On a GPU a set of at most a quarter of the free memory is copied there once; rows of a larger one are
-    gathered from the memory map through pinned memory. On a CPU the memory map is used. `resident` overrides
-    the choice. The values are the same either way.
+    gathered from the memory map through pinned memory. On a CPU the memory map is used.
     """
 
-    def __init__(
-        self, store: "ImageStore", device: torch.device | str, *, resident: bool | None = None
-    ) -> None:
+    def __init__(self, store: "ImageStore", device: torch.device | str) -> None:
         self.device = torch.device(device)
         self.labels = store.labels
         self._images = store.images
         self._is_cuda = self.device.type == "cuda"
-        if resident is None:
-            free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0
-            resident = store.images.nbytes <= DEVICE_SHARE * free
-        self.resident = self._copy_to_device() if resident else None
+        free = torch.cuda.mem_get_info(self.device)[0] if self._is_cuda else 0
+        self.resident = self._copy_to_device() if store.images.nbytes <= DEVICE_SHARE * free else None
 
     def __len__(self) -> int:
         return len(self._images)
@@ -108,30 +103,25 @@ def _permutation(purpose: str, seed: int, epoch: int, count: int) -> Tensor:
 
 
 def draw_batch(
-    plan: TrainPlan,
-    sampler: TimeSampler,
-    data: ImageLoader,
-    step: int,
-    share: slice = WHOLE,
-    purpose: str = "train",
+    plan: TrainPlan, sampler: TimeSampler, data: ImageLoader, step: int, share: slice = WHOLE
 ) -> Batch:
-    """Draw the `share` of a step's batch, on the data's device; trainings with two purposes share no draw.
+    """Draw the `share` of a step's batch, on the data's device.
 
     Step k has the images at the places k·B … (k+1)·B − 1 of the sequence of epochs.
     """
     seed, size, spec, device = plan.train.seed, plan.train.batch_size, plan.network, data.device
-    drawn = range(size)[share]
+    purpose = build_objective(plan).steps_purpose
+    name, drawn = (purpose, seed, step), range(size)[share]
     places = range(step * size + drawn.start, step * size + drawn.stop)
     rows = epoch_rows(purpose, seed, places, len(data))
-    (flips, dropped, times), noise = draw_rows(
-        (purpose, seed, step), drawn, (spec.in_channels, spec.image_size, spec.image_size)
-    )
+    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    (flips, dropped, times), noise = draw_rows(name, drawn, shape)
     images, augmentation = data[rows], None
     if plan.data.flip:
         images = torch.where(to_device(flips < 0.5, device)[:, None, None, None], images.flip(3), images)
     images = to_model(images)
     if plan.augment:
-        images, augmentation = augment(images, plan.augment, (purpose, seed, step), drawn)
+        images, augmentation = augment(images, plan.augment, name, drawn)
     labels = None
     if spec.num_classes:
         assert data.labels is not None, "plan_training() refuses a conditional model without labels"
@@ -140,7 +130,7 @@ def draw_batch(
             labels = torch.where(dropped < plan.p_uncond, spec.num_classes, labels)
         labels = to_device(labels, device)
     if plan.process.stratified:
-        times = stratified_uniforms((purpose, seed, step), drawn, size)
+        times = stratified_uniforms(name, drawn, size)
     t, weights = sampler.draw(times)
     t = to_device(t, float64_device(device))  # where the process has its tables
     return Batch(images, labels, t, to_device(weights, device), to_device(noise, device), augmentation)
@@ -171,15 +161,10 @@ def stratified_uniforms(name: tuple[str, int, int], rows: range, count: int) -> 
 
 
 def batches(
-    plan: TrainPlan,
-    sampler: TimeSampler,
-    data: ImageLoader,
-    steps: range,
-    share: slice = WHOLE,
-    purpose: str = "train",
+    plan: TrainPlan, sampler: TimeSampler, data: ImageLoader, steps: range, share: slice = WHOLE
 ) -> Generator[Batch, None, None]:
     """Yield the steps' batches; on a GPU two are prefetched, unless a draw depends on the losses before."""
-    draws = (partial(draw_batch, plan, sampler, data, step, share, purpose) for step in steps)
+    draws = (partial(draw_batch, plan, sampler, data, step, share) for step in steps)
     if data.device.type != "cuda" or sampler.learns:
         return (draw() for draw in draws)
     return prefetch(draws, data.device)

@@ -20,7 +20,6 @@ from diffusion.train.observers import (
     observer_guard,
     with_band_means,
 )
-from diffusion.train.plan import build_objective
 from diffusion.train.step_memory import translate_oom
 from diffusion.train.train_step import TrainState, train_step
 
@@ -51,12 +50,11 @@ def train(
     computing = shards.computing if shards else state.network
     gradients, metrics = GradientAccumulator(state.plan, computing, group, shards), AsyncMetrics()
     data, steps = ImageLoader(store, group.device), range(state.step, config.steps)
-    purpose = build_objective(state.plan).steps_purpose
     is_monitored = group.is_rank_zero and group.device.type == "cpu"
     threads = ThreadMonitor(torch.get_num_threads() if is_monitored else 1)
     with (
         translate_oom(config.PREFIX),
-        closing(batches(state.plan, state.time_sampler, data, steps, gradients.share, purpose)) as remaining,
+        closing(batches(state.plan, state.time_sampler, data, steps, gradients.share)) as remaining,
     ):
         while state.step < config.steps:
             try:

@@ -75,7 +75,11 @@ class Trainer:
             with rank_zero_first(group, START):
                 observer.announce(state, ema)
             del ema
-            check_stop = partial(_check_between_steps, run, group, stop)
+
+            def check_stop() -> None:
+                run.writer.check()
+                group.agree_on_stop(stop)
+
             snapshot = partial(save_snapshots, run.folder)
             with run.saving():
                 train(state, self.store, group, observer, check_stop, snapshot)
@@ -121,9 +125,3 @@ def _scored_ema(state: TrainState) -> nn.Module:
     """Return the EMA, in full on rank 0 if it is scored at this step; a collective with shards."""
     is_scored = state.step > 0 and state.plan.train.is_due(state.step, "eval_every")
     return state.full(state.ema) if is_scored else state.ema
-
-
-def _check_between_steps(run: RunDir, group: ProcessGroup, stop: StopRequest) -> None:
-    """Raise the error of a failed save, or Interrupted after a signal."""
-    run.writer.check()
-    group.agree_on_stop(stop)

@@ -161,7 +161,8 @@ def test_image_rate_excludes_previews_saves_and_scores(digits_store, tmp_path, m
     take = now.append
     monkeypatch.setattr("cli.stages.observers.time", SimpleNamespace(monotonic=lambda: sum(now)))
     monkeypatch.setattr("cli.stages.observers.write_preview", lambda *_: take(100))
-    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, save=lambda state: take(200))
+    writer = SimpleNamespace(save=lambda state: take(200))
+    folder = SimpleNamespace(folder=tmp_path, beat=lambda step: None, writer=writer)
     scorer: Any = SimpleNamespace(scores=lambda *_: {"kd": take(400)})
     checkpoints: Any = SimpleNamespace(add=lambda *_: (None, []))
     validation = Validation(None, scorer, checkpoints, None)

@@ -118,10 +118,11 @@ def test_an_engine_batches_guided_and_unguided_rows(device) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("resident", [False, True])
-def test_prefetch_changes_neither_batches_nor_their_order(device, resident, digits_store) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_prefetch_changes_neither_batches_nor_their_order(device, share, digits_store, monkeypatch) -> None:
     store = open_store(digits_store)
-    batches = ImageLoader(store, device, resident=resident)
+    monkeypatch.setattr("diffusion.train.batch.DEVICE_SHARE", share)
+    batches = ImageLoader(store, device)
     draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
     reads = [lambda rows=rows: (batches[rows],) for rows in draws]
     fetched = list(prefetch(reads, device, depth=3))

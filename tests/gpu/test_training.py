@@ -53,7 +53,7 @@ def test_resume_from_a_state_written_in_the_background(device, digits_store, tmp
         with open_run(tmp_path, "a") as folder:
 
             def save(saved: SavedState) -> None:
-                folder.save(saved)
+                folder.writer.save(saved)
                 was[saved.values.step] = {name: one.cpu().clone() for name, one in saved.tensors.items()}
 
             with folder.writer.in_background():

@@ -105,7 +105,14 @@ def run_in(
 
         try:
             with folder.saving():
-                run(state, store, folder.save, stop_at, partial(save_snapshots, folder.folder), error=error)
+                run(
+                    state,
+                    store,
+                    folder.writer.save,
+                    stop_at,
+                    partial(save_snapshots, folder.folder),
+                    error=error,
+                )
         except (Interrupted, Killed):
             assert state.step == stop_at
     return folder, state, begun

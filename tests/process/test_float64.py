@@ -54,7 +54,7 @@ def test_classifier_training_step_creates_no_float64(digits_store):
     store = open_store(digits_store)
     plan = resolved(store, SECTION, precision="fp32")
     times = build_time_sampler(build_process(plan.process))
-    batch = draw_batch(plan, times, ImageLoader(store, CPU), 0, purpose="classifier")
+    batch = draw_batch(plan, times, ImageLoader(store, CPU), 0)
 
     with no_float64() as device:
         network = build_objective(plan).network(plan.network).to(device)

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -165,13 +167,9 @@ def test_full_disk_refuses_states_and_loses_nothing_once_there_is_room(tmp_path)
 
 def test_spool_is_fsynced_before_the_state_is_saved(tmp_path, monkeypatch):
     order: list[str] = []
-
-    class Run:
-        def save(self, state: object) -> None:
-            order.append("state")
-
+    run: Any = SimpleNamespace(writer=SimpleNamespace(save=lambda state: order.append("state")))
     spool = open_spool(tmp_path)
     spool.metrics(1, {"loss": 1.0})
     monkeypatch.setattr("os.fsync", lambda file: order.append(os.readlink(f"/proc/self/fd/{file}")))
-    TrackedTraining(Run(), None, spool, None).save(None)
+    TrackedTraining(run, None, spool, None).save(None)
     assert order == [str(tmp_path / EVENTS), "state"]

@@ -181,7 +181,7 @@ def test_losses_are_cross_entropy_and_accuracy_per_image(store):
     objective, process = build_objective(plan), build_process(plan.process)
     network = loaded_classifier().network
     state = new_state(plan, CPU)
-    batch = draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0, purpose="classifier")
+    batch = draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 0)
     losses = objective.losses(network, process, batch)
     assert list(losses) == ["loss", "accuracy"]
     logits = network(process.q_sample(batch.x_0, batch.t, batch.noise), batch.t)

@@ -38,7 +38,7 @@ def test_resume_is_bitwise_equal(store, tmp_path, at, changes):
     uninterrupted = new_state(plan, CPU)
     seen = run(uninterrupted, store).seen
     with open_run(tmp_path, "a") as folder:
-        run_until(new_state(plan, CPU), store, at, folder.save)
+        run_until(new_state(plan, CPU), store, at, folder.writer.save)
         resumed = new_state(plan, CPU)
         restore(folder, resumed)
         assert resumed.step == at

@@ -113,7 +113,7 @@ def test_resume_of_a_fine_tuning_is_bitwise_equal(store, start, tmp_path):
     plan = plan_of(store, {"sha256": start, "freeze": ["stem"], "lr_scale": 0.5})
     whole = trained(plan, store)
     with open_run(tmp_path / "runs", "a") as folder:
-        run_until(new_state(plan, CPU), store, 7, folder.save)
+        run_until(new_state(plan, CPU), store, 7, folder.writer.save)
         state = new_state(plan, CPU)
         restore(folder, state)
         assert state.step == 7

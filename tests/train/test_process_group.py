@@ -185,7 +185,7 @@ import atexit, sys, threading
 import torch.distributed as dist
 from diffusion.train.distributed.process_group import RankFailed, ProcessGroup
 from diffusion.train.observers import AsyncMetrics
-from diffusion.train.checkpoint.run_dir import RunDir
+from diffusion.train.checkpoint.state_files import StateWriter
 
 def hanging(call):
     def perhaps(*arguments, **named):
@@ -195,7 +195,7 @@ def hanging(call):
     return perhaps
 
 ProcessGroup.loss_blocks = True
-for owner, name in ((AsyncMetrics, "arrived"), (RunDir, "save"), (dist, "destroy_process_group")):
+for owner, name in ((AsyncMetrics, "arrived"), (StateWriter, "save"), (dist, "destroy_process_group")):
     setattr(owner, name, hanging(getattr(owner, name)))
 atexit.register(threading.Event().wait)
 sys.argv = ["diffctl", "stage", "train"]

@@ -119,7 +119,7 @@ def test_training_continues_during_a_save_and_is_bitwise_equal(store, tmp_path, 
                 disk.go.set()
 
         with folder.writer.in_background():
-            train(first, store, ProcessGroup(CPU), Recorder(folder.save), check)
+            train(first, store, ProcessGroup(CPU), Recorder(folder.writer.save), check)
         assert len(state_files.state_files(folder.folder)) == 2
         restore(folder, restored)
     assert_same(restored, whole)

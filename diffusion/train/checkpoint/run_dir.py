@@ -81,10 +81,6 @@ class RunDir:
         now = Heartbeat(key=self.key, pid=os.getpid(), step=step, heartbeat=round(time.time(), 3))
         write_json(self.folder / HEARTBEAT, add_checksum(now.model_dump()))
 
-    def save(self, saved: SavedState) -> None:
-        """Save the state, as `StateWriter.save`."""
-        self.writer.save(saved)
-
     def changes(self) -> str | None:
         """Explain why a new training starts from scratch; None if it resumes or has no siblings."""
         if not self.is_new:
