@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from benchmarks import call_apart, environment, print_goal, run, run_measures, w
 from benchmarks.contenders import CPU, profile_plan, step_seconds
 from cli.main import main as diffctl_main
 from cli.stages.observers import TrackedTraining
-from diffusion.layout import MODEL, STARTS
+from diffusion.layout import MODEL
 from diffusion.model.unet import UNet
 from diffusion.train import trainer
 from diffusion.train.checkpoint.run_record import HEARTBEAT
@@ -143,7 +143,8 @@ def prepare_shorter(folder: Path, seed: int) -> None:
 
 def prepare_pretrained(folder: Path, seed: int) -> None:
     """Configure a training that starts from the weights of the last model."""
-    model = store_pretrained(folder / MODEL, folder / STARTS)[1]
+    with chdir(folder):
+        model = store_pretrained(MODEL)[1]
     write_params(folder, train={"seed": seed, "init_from": {"sha256": model.model_sha256}})
 
 

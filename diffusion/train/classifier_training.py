@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from diffusion.code_digest import code_since
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Network, expand_times
@@ -16,14 +15,7 @@ from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
 from diffusion.train.batch import Batch
-from diffusion.train.plan import (
-    Objective,
-    TrainPlan,
-    make_data_card,
-    resolve_precision,
-    resolve_process,
-    training_code,
-)
+from diffusion.train.plan import Objective, TrainPlan, make_plan
 from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
 
 
@@ -54,16 +46,7 @@ def plan_classifier(config: ClassifierSections, meta: dict[str, Any], device: to
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: classifier.model", UNetSpec)) from None
-    code = training_code(ClassifierPlan, config.process, network, section.train.lr.schedule)
-    return ClassifierPlan(
-        network=network,
-        process=resolve_process(config.process, meta),
-        train=section.train,
-        data=make_data_card(meta, config.data.flip, labelled=True),
-        step=section.train.steps,
-        precision=resolve_precision(section.train.precision, device),
-        code=(code_since(0, code),),
-    )
+    return make_plan(ClassifierPlan, config, network, section.train, meta, device)
 
 
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
-from diffusion.layout import STARTS
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
@@ -24,6 +22,7 @@ from diffusion.train.lr_schedule import LR_SCHEDULES
 from diffusion.train.pretrained import check_pretrained
 from diffusion.train.train_config import (
     AugmentConfig,
+    ClassifierSections,
     OptimisationConfig,
     PretrainedConfig,
     TrainConfig,
@@ -88,6 +87,9 @@ class TrainPlan(ModelDescription):
         return getattr(self.train, "init_from", None)
 
 
+Plan = TypeVar("Plan", bound=TrainPlan)
+
+
 class DenoiserPlan(TrainPlan):
     """The plan of a diffusion model."""
 
@@ -102,9 +104,7 @@ def build_objective(plan: TrainPlan) -> Objective:
     return objective
 
 
-def plan_training(
-    config: TrainSections, meta: dict[str, Any], device: torch.device, starts: Path = STARTS
-) -> DenoiserPlan:
+def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.device) -> DenoiserPlan:
     """Plan the training on a split with this `meta`; UsageError, or PretrainedRefused, if they do not fit."""
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
@@ -132,38 +132,38 @@ def plan_training(
         )
     except ValidationError as error:
         raise UsageError(explain(error, "params.yaml with this data: model", NetworkSpec)) from None
-    data = make_data_card(meta, config.data.flip, labelled=config.model.class_cond)
-    process = resolve_process(config.process, meta)
-    start = config.train.init_from and check_pretrained(
-        config.train.init_from, network, process, data.classes, starts
-    )
-    code = training_code(DenoiserPlan, config.process, network, config.train.lr.schedule)
-    return DenoiserPlan(
-        network=network,
-        process=process,
-        train=config.train,
-        data=data,
-        step=config.train.steps,
-        precision=resolve_precision(config.train.precision, device),
-        code=(code_since(0, code),),
-        lineage=start.lineage if start else (),
-    )
+    plan = make_plan(DenoiserPlan, config, network, config.train, meta, device)
+    if config.train.init_from is None:
+        return plan
+    start = check_pretrained(config.train.init_from, plan)
+    return plan.model_copy(update={"lineage": start.lineage})
 
 
-def resolve_process(process: ProcessConfig, meta: dict[str, Any]) -> ProcessConfig:
-    """Return the section with all that depends on the training split with this `meta`."""
+def make_plan(
+    kind: type[Plan],
+    config: TrainSections | ClassifierSections,
+    network: NetworkSpec,
+    train: OptimisationConfig,
+    meta: dict[str, Any],
+    device: torch.device,
+) -> Plan:
+    """Return the plan of a network on a split with this `meta`; labels are unused without `num_classes`."""
     shape = (meta["channels"], meta["image_size"], meta["image_size"])
-    return process.resolve(shape, meta.get("pixel_std"))
-
-
-def make_data_card(meta: dict[str, Any], flip: bool, *, labelled: bool) -> DataCard:
-    """Return the card of a training split, with its classes if the network is conditioned with them."""
-    return DataCard(
-        name=meta["name"],
-        classes=tuple(meta["classes"]) if labelled else (),
-        counts=tuple(meta["counts"]) if labelled else (),
-        digest=meta["digest"],
-        flip=flip,
+    code = training_code(kind, config.process, network, train.lr.schedule)
+    return kind(
+        network=network,
+        process=config.process.resolve(shape, meta.get("pixel_std")),
+        train=train,
+        data=DataCard(
+            name=meta["name"],
+            classes=tuple(meta["classes"]) if network.num_classes else (),
+            counts=tuple(meta["counts"]) if network.num_classes else (),
+            digest=meta["digest"],
+            flip=config.data.flip,
+        ),
+        step=train.steps,
+        precision=resolve_precision(train.precision, device),
+        code=(code_since(0, code),),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pretrained initial weights: a model file in the folder `start`, pinned by the SHA-256 of all of it."""
+"""Pretrained initial weights: a model file in the folder STARTS, pinned by the SHA-256 of all of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +9,14 @@ from torch import nn
 
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.layout import STARTS
-from diffusion.model.model_file import Artefact, load_model, read_artefact, read_verified_artefact
-from diffusion.model.network_registry import NetworkSpec, build_network
+from diffusion.model.model_file import (
+    Artefact,
+    ModelDescription,
+    load_model,
+    read_artefact,
+    read_verified_artefact,
+)
+from diffusion.model.network_registry import build_network
 from diffusion.model.weight_transfer import Incompatible, Source, Transferred, Weights, transfer
 from diffusion.model.weights_header import Unfilled
 from diffusion.process.parameterization import PREDICTIONS
@@ -43,13 +49,11 @@ class Pretrained:
         """The model and its ancestors, the nearest first."""
         return (self.artefact.as_ancestor(), *self.artefact.lineage)[:MAX_ANCESTORS]
 
-    def transferred(
-        self, weights: Weights, spec: NetworkSpec, classes: tuple[str, ...], initial: Weights
-    ) -> Transferred:
+    def transferred(self, weights: Weights, plan: ModelDescription, initial: Weights) -> Transferred:
         """Transfer `weights`, which may be meta tensors, over `initial` ones; PretrainedRefused if unfit."""
         source = Source(weights, self.artefact.network, self.artefact.data.classes)
         try:
-            return transfer(source, spec, classes, initial)
+            return transfer(source, plan.network, plan.data.classes, initial)
         except Incompatible as error:
             raise PretrainedRefused(f"train.init_from: {error}") from None
 
@@ -58,9 +62,9 @@ class Pretrained:
         return any(f"{name}.".startswith(f"{part}.") for part in self.config.freeze)
 
 
-def pretrained_path(sha256: str, starts: Path = STARTS) -> Path:
+def pretrained_path(sha256: str) -> Path:
     """Return the path of the model with this SHA-256."""
-    return starts / f"{sha256[:16]}.safetensors"
+    return STARTS / f"{sha256[:16]}.safetensors"
 
 
 def dvc_file(path: Path) -> Path:
@@ -68,18 +72,18 @@ def dvc_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.dvc")
 
 
-def store_pretrained(model: Path, starts: Path = STARTS) -> tuple[Path, Artefact]:
-    """Verify a model file and copy it into `starts`; return path and metadata. DiffctlError if damaged."""
+def store_pretrained(model: Path) -> tuple[Path, Artefact]:
+    """Verify a model file and copy it into STARTS; return path and metadata. DiffctlError if damaged."""
     artefact = read_verified_artefact(model)
-    path = pretrained_path(artefact.model_sha256, starts)
-    starts.mkdir(parents=True, exist_ok=True)
+    path = pretrained_path(artefact.model_sha256)
+    STARTS.mkdir(parents=True, exist_ok=True)
     copy_file(model, path)
     return path, artefact
 
 
-def find_pretrained(config: PretrainedConfig, starts: Path = STARTS) -> Pretrained:
+def find_pretrained(config: PretrainedConfig) -> Pretrained:
     """Return the pinned model, weights unread; PretrainedRefused, or PretrainedMissing if DVC has it."""
-    path = pretrained_path(config.sha256, starts)
+    path = pretrained_path(config.sha256)
     if not path.exists():
         kind = PretrainedMissing if dvc_file(path).exists() else PretrainedRefused
         raise kind(f"train.init_from: {path}, with which the training starts, is not here: {HOW_TO_GET}")
@@ -95,20 +99,14 @@ def find_pretrained(config: PretrainedConfig, starts: Path = STARTS) -> Pretrain
     return Pretrained(path, config, artefact)
 
 
-def check_pretrained(
-    config: PretrainedConfig,
-    spec: NetworkSpec,
-    process: ProcessConfig,
-    classes: tuple[str, ...],
-    starts: Path = STARTS,
-) -> Pretrained:
+def check_pretrained(config: PretrainedConfig, plan: ModelDescription) -> Pretrained:
     """Return the pinned model after a check of its metadata; PretrainedRefused names what does not fit."""
-    start = find_pretrained(config, starts)
-    _check_process(process, start.artefact.process)
+    start = find_pretrained(config)
+    _check_process(plan.process, start.artefact.process)
     with torch.device("meta"), Unfilled():
         weights = build_network(start.artefact.network).state_dict()
-        network = build_network(spec)
-        start.transferred(weights, spec, classes, network.state_dict())
+        network = build_network(plan.network)
+        start.transferred(weights, plan, network.state_dict())
     names = [name for name, _ in network.named_parameters()]
     for part in config.freeze:
         if not any(f"{name}.".startswith(f"{part}.") for name in names):
@@ -135,11 +133,7 @@ def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
 
 
 def init_network(
-    network: nn.Module,
-    config: PretrainedConfig | None,
-    spec: NetworkSpec,
-    classes: tuple[str, ...],
-    starts: Path = STARTS,
+    network: nn.Module, config: PretrainedConfig | None, plan: ModelDescription
 ) -> list[dict[str, Any]]:
     """Load the pretrained weights, if any, into a network with random ones; return the optimiser's groups.
 
@@ -148,9 +142,9 @@ def init_network(
     """
     if config is None:
         return [{"params": list(network.parameters()), "scale": 1.0}]
-    start = find_pretrained(config, starts)
+    start = find_pretrained(config)
     weights = load_model(start.path).network.state_dict()
-    transferred = start.transferred(weights, spec, classes, network.state_dict())
+    transferred = start.transferred(weights, plan, network.state_dict())
     network.load_state_dict(transferred.weights)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():

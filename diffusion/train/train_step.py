@@ -9,13 +9,11 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.code_digest import CodeSince
-from diffusion.layout import STARTS
 from diffusion.model.power_ema import newest_weight
 from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
@@ -181,10 +179,8 @@ class TrainState:
         return {name: total / count for name, total in sums.items()}
 
 
-def new_state(
-    plan: TrainPlan, device: torch.device, starts: Path = STARTS, group: ProcessGroup | None = None
-) -> TrainState:
-    """Return step 0: random weights from the seed, or the plan's pretrained ones from the folder `starts`.
+def new_state(plan: TrainPlan, device: torch.device, group: ProcessGroup | None = None) -> TrainState:
+    """Return step 0: random weights from the seed, or the plan's pretrained ones.
 
     With several ranks in `group` the state is sharded if the plan requests it. Then these weights alone,
     before anything else is allocated, are ever complete in a process.
@@ -194,7 +190,7 @@ def new_state(
         with torch.random.fork_rng(devices=[]):  # torch's initialisers use the global generator
             torch.manual_seed(counter_generator(objective.weights_purpose, train.seed).initial_seed())
             network = objective.network(plan.network)
-        groups = init_network(network, plan.init_from, plan.network, plan.data.classes, starts)
+        groups = init_network(network, plan.init_from, plan)
         keep_freed_memory(device.type)
         network.train()
         shards = None

@@ -90,9 +90,12 @@ SHAPES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("side", [8, 16])
-def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], side: int) -> None:
+def test_suggested_section_makes_it_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any], side: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
     path = small_model(tmp_path / "start.safetensors", **shape)
-    start = store_pretrained(path, tmp_path / "start")[1]
+    start = store_pretrained(path)[1]
     meta = {"name": "digits", "image_size": side, "channels": 1, "digest": "0" * 64}
     meta |= {"classes": list("0123456789"), "counts": [9] * 10}
     values = params(
@@ -102,11 +105,11 @@ def test_suggested_section_makes_it_fit(tmp_path: Path, shape: dict[str, Any], s
     )
     config = parse(values, "before")
     with pytest.raises(PretrainedRefused):
-        plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
+        plan_training(config, meta, torch.device("cpu"))
     suggested = parse_yaml(format_sections(needed_changes(config, start, side)))
     config = parse(values | {name: values[name] | suggested[name] for name in suggested}, "after")
     assert needed_changes(config, start, side) == {}
-    plan = plan_training(config, meta, torch.device("cpu"), tmp_path / "start")
+    plan = plan_training(config, meta, torch.device("cpu"))
     assert plan.lineage[0].sha256 == start.model_sha256
 
 
