@@ -105,9 +105,7 @@ class Engine:
         job.chunks = split_job(job, self.loaded, self.device, size, self.guides)
         with self._lock:
             if (held := self.held) + len(job) > self.max_images:
-                raise Full(
-                    f"{held} images are being made: with {len(job)} more it would be over {self.max_images}"
-                )
+                raise Full(f"{held} images are being made, and at most {self.max_images} may be at a time")
             self._added += 1
             job.number = self._added
             job.served = min((other.served for other in self._jobs.values()), default=0)

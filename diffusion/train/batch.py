@@ -88,13 +88,10 @@ def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
     Each epoch has every row once, in its own order. Place p is place p mod `count` of epoch p // `count`, so
     that a resume needs the place alone.
     """
-    parts, place = [], places.start
-    while place < places.stop:
-        epoch, first = divmod(place, count)
-        last = min(count, first + places.stop - place)
-        parts.append(_permutation(purpose, seed, epoch, count)[first:last])
-        place += last - first
-    return torch.cat(parts)
+    epochs = range(places.start // count, -(-places.stop // count))
+    rows = torch.cat([_permutation(purpose, seed, epoch, count) for epoch in epochs])
+    first = places.start % count
+    return rows[first : first + len(places)]
 
 
 @lru_cache(maxsize=2)  # a batch, or a prefetched one, may span two epochs

@@ -32,9 +32,8 @@ from diffusion.train.step_memory import (
     oom_hint,
     profile_bytes,
 )
-from diffusion.train.train_config import OptimisationConfig
 
-MIN_COMPILED_STEPS = 2000  # compilation takes a minute or two
+MIN_COMPILED_STEPS = 2000  # for `auto`, since compilation takes a minute or two
 MIN_OFFSETS = 2**14  # possible offsets of a row: in a batch of 128 rows two seldom coincide
 
 Losses = dict[str, Tensor]
@@ -64,7 +63,8 @@ class GradientAccumulator:
         purpose, template = self._objective.dropout_purpose, shards.meta if shards else network
         has_dropout = any(layer.p > 0 for layer in _layers(template))
         self._masks = DropoutMasks(network, plan, purpose, template) if has_dropout else None
-        self._is_compiling = should_compile(train, group.device) and not shards
+        is_worth_it = group.device.type == "cuda" and train.steps >= MIN_COMPILED_STEPS
+        self._is_compiling = not shards and (is_worth_it if train.compile == "auto" else train.compile)
         self._forward: Network | None = None
 
     def __call__(self, batch: Batch, step: int) -> tuple[Losses, Tensor, Tensor, Tensor]:
@@ -143,9 +143,8 @@ class GradientAccumulator:
         if is_out_of_memory(error):
             if self._plan.train.microbatch != "auto" or self.microbatch == 1 or self._shards:
                 hint = oom_hint(self._plan.train.PREFIX)
-                raise DiffctlError(
-                    f"a step of {self.microbatch} images does not fit the memory: {hint}"
-                ) from None
+                message = f"a step of {self.microbatch} images does not fit the memory: {hint}"
+                raise DiffctlError(message) from None
             self.microbatch = -(-self.microbatch // 2)
             message = f"out of memory: continuing with micro-batches of {self.microbatch} images"
         elif self._is_compiling:
@@ -171,13 +170,6 @@ class GradientAccumulator:
         spec, shards = self._plan.network, ranks if self._shards else 1
         budget -= profile_bytes(spec, len(self._plan.train.sigma_rels)) // shards
         return fitting_microbatch(spec, images, budget, shards)
-
-
-def should_compile(train: OptimisationConfig, device: torch.device) -> bool:
-    """Whether to compile the network; auto compiles on a GPU unless the training is too short to gain."""
-    if train.compile != "auto":
-        return train.compile
-    return device.type == "cuda" and train.steps >= MIN_COMPILED_STEPS
 
 
 def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -68,9 +68,7 @@ class LRSchedule(RegistrySection):
         """Raise ValueError if a training of `steps` cannot have it; `prefix` is before `train`."""
         lr, warmup, most = f"{prefix}train.lr", self.warmup, steps - self.warmup
         if most < 0:
-            raise ValueError(
-                f"lr.warmup {warmup} is more than steps {steps}: set {lr}.warmup to {steps} or less"
-            )
+            raise ValueError(f"lr.warmup {warmup} is more than steps {steps}: lower {lr}.warmup")
         if self.cooldown > most:
             raise ValueError(
                 f"lr.warmup {warmup} and lr.cooldown {self.cooldown} overlap in {steps} steps: "

@@ -108,16 +108,11 @@ def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.dev
     """Plan the training on a split with this `meta`; UsageError, or PretrainedRefused, if they do not fit."""
     classes = meta["classes"] if config.model.class_cond else []
     if config.model.class_cond and not classes:
-        raise UsageError(
-            f"model.class_cond: {meta['name']} has no labels, so set it to false (and p_uncond to 0)"
-        )
+        raise UsageError(f"model.class_cond: {meta['name']} has no labels: set it to false, p_uncond to 0")
     spec = load_reference(MODELS[config.model.name].spec)
     if config.train.augment and "augmented" not in spec.model_fields:
-        raise UsageError(
-            f"train.augment: a {config.model.name} cannot be conditioned with it, so leave it out"
-        )
+        raise UsageError(f"train.augment: a {config.model.name} cannot be conditioned with it: remove it")
     channels = meta["channels"]
-    augmented = {"augmented": True} if config.train.augment else {}
     try:
         network = NetworkSpec.model_validate(
             {
@@ -127,7 +122,7 @@ def plan_training(config: TrainSections, meta: dict[str, Any], device: torch.dev
                 "out_channels": 2 * channels if config.process.learned_variance else channels,
                 "num_classes": len(classes),
                 "null_class": config.train.p_uncond > 0,
-                **augmented,
+                **({"augmented": True} if config.train.augment else {}),
             }
         )
     except ValidationError as error:

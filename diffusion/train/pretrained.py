@@ -92,10 +92,8 @@ def find_pretrained(config: PretrainedConfig) -> Pretrained:
     except DiffctlError as error:
         raise PretrainedRefused(f"train.init_from: {error}") from None
     if artefact.model_sha256 != config.sha256:
-        raise PretrainedRefused(
-            f"train.init_from: {path} is another model ({artefact.model_sha256[:16]}…) than is pinned: "
-            f"{HOW_TO_GET}"
-        )
+        found = artefact.model_sha256[:16]
+        raise PretrainedRefused(f"train.init_from: {path} is another model ({found}…): {HOW_TO_GET}")
     return Pretrained(path, config, artefact)
 
 
@@ -127,9 +125,7 @@ def _check_process(process: ProcessConfig, theirs: ProcessConfig) -> None:
     for field in fields:
         ours, wanted = getattr(process, field), getattr(theirs, field)
         if ours != wanted:
-            raise PretrainedRefused(
-                f"train.init_from: process.{field} is {ours}, and the model was trained with {wanted}"
-            )
+            raise PretrainedRefused(f"train.init_from: process.{field} is {ours}, the model's is {wanted}")
 
 
 def init_network(

@@ -68,9 +68,8 @@ class Trainer:
             observe(run, stop) as observer,
         ):
             state = new_state(plan, group.device, group=group)
-            newest = share_state(state, group, newest_state(run.folder))
-            restore_state(state, newest, f"the state in {run.folder}")
-            del newest
+            what = f"the state in {run.folder}"
+            restore_state(state, share_state(state, group, newest_state(run.folder)), what)
             ema = _scored_ema(state)
             with rank_zero_first(group, START):
                 observer.announce(state, ema)

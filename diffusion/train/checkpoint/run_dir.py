@@ -35,7 +35,7 @@ from diffusion.train.checkpoint.resume import (
 )
 from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, SNAPSHOTS, Heartbeat, read_note
 from diffusion.train.checkpoint.state_files import SavedState, StateWriter, newest_step, state_files
-from diffusion.train.checkpoint.state_mirror import StateMirror, configured_mirror
+from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
 from diffusion.train.plan import (
     TrainPlan,
     plan_artefact,
@@ -95,10 +95,7 @@ class RunDir:
                 for path in state_files(other):
                     copy_file(path, self.folder / path.name)
             return other
-        raise UsageError(
-            "--keep resumes from a training of this configuration by other code, and there is none in "
-            f"{self.folder.parent}: leave it out"
-        )
+        raise UsageError(f"--keep: {self.folder.parent} has no training with these settings: leave it out")
 
 
 def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> None:
@@ -107,9 +104,8 @@ def restore_state(state: "TrainState", saved: SavedState | None, what: str) -> N
         if saved is not None:
             state.restore(saved)
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
-        raise DiffctlError(
-            f"{what} cannot be restored ({brief(error, reason)}): `diffctl run --fresh` discards it"
-        ) from None
+        why = brief(error, reason)
+        raise DiffctlError(f"{what} cannot be restored ({why}): `diffctl run --fresh` discards it") from None
 
 
 @contextmanager
@@ -139,7 +135,8 @@ def open_run(
             beat = {}  # a new training, in MLflow too
         for torn in folder.glob(".state-*.tmp"):  # of a save that was killed
             torn.unlink()
-        mirror, fetched, start = configured_mirror(folder), 0, None
+        url = os.environ.get(VARIABLE)
+        mirror, fetched, start = StateMirror(url, folder) if url else None, 0, None
         if mirror and fresh:
             mirror.discard()
         elif mirror:
@@ -217,9 +214,7 @@ def publish_snapshots(folder: Path, out: Path, config: OptimisationConfig, artef
             for step in config.snapshot_steps():
                 path = snapshot_path(folder / SNAPSHOTS, sigma_rel, step)
                 if not path.is_file():
-                    raise DiffctlError(
-                        f"{path} is missing: `diffctl run --fresh` trains from scratch, with all averages"
-                    )
+                    raise DiffctlError(f"{path} is missing: `diffctl run --fresh` trains from scratch")
                 metadata = artefact.model_copy(update={"step": step, "ema_sigma_rel": sigma_rel})
                 weights = read_weights(path, read_artefact(path))
                 save_artefact(snapshot_path(made, sigma_rel, step), weights, metadata)

@@ -4,7 +4,6 @@ The URL is one that fsspec reads: a folder, s3://bucket/path or sftp://host/path
 the training's fingerprint, with its EMA snapshots.
 """
 
-import os
 import shutil
 import threading
 import warnings
@@ -144,9 +143,3 @@ class StateMirror:
     def _states(self) -> list[str]:
         """Return the copied states, the newest last."""
         return sorted(path for path in self._files() if PurePosixPath(path).match(NAMES))
-
-
-def configured_mirror(folder: Path) -> StateMirror | None:
-    """Return the mirror of a run directory; None without DIFFCTL_STATE_URL."""
-    url = os.environ.get(VARIABLE)
-    return StateMirror(url, folder) if url else None

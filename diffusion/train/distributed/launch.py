@@ -39,10 +39,7 @@ def process_count(train: OptimisationConfig) -> int:
     if train.devices == "auto":
         return max(1, min(gpus, train.batch_size))
     if gpus and train.devices > gpus:
-        raise UsageError(
-            f"{train.PREFIX}train.devices is {train.devices}, and there are {gpus} GPUs: "
-            "lower it, or set auto"
-        )
+        raise UsageError(f"{train.PREFIX}train.devices is {train.devices}, and there are {gpus} GPUs")
     return train.devices
 
 
