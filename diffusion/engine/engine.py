@@ -20,7 +20,7 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job, split_job
+from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
@@ -100,9 +100,8 @@ class Engine:
         Without `custom` it samples each image from its noise, by the settings' sampler. UsageError if the
         model does not allow these settings, or a guide is missing; Full if too many images are held.
         """
-        job = Job(0, settings, indices, condition, custom)
-        size = min(CHUNK_SIZE, self.rows // settings.guided_nfe)
-        job.chunks = split_job(job, self.loaded, self.device, size, self.guides)
+        job = Job(self.loaded, self.device, self.guides, settings, indices, condition, custom)
+        job.split(min(CHUNK_SIZE, self.rows // settings.guided_nfe))
         with self._lock:
             if (held := self.held) + len(job) > self.max_images:
                 raise Full(f"{held} images are being made, and at most {self.max_images} may be at a time")

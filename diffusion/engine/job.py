@@ -11,13 +11,11 @@ from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import build_process
-from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
-from diffusion.sample.guidance import NO_GUIDES, Guides, check_guides, classifier_guidance, guidance_weight
+from diffusion.sample.guidance import Guides, check_guides, classifier_guidance, guidance_weight
 from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import to_device
@@ -33,24 +31,41 @@ class CustomTrajectory(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """The images at `indices` with these settings, and a row of the condition for each.
+    """The images at `indices` of a model with these settings, and a row of the condition for each.
 
     `nfe` is the number of network evaluations of an image. `served` counts the rows of passes that the job
     had, on top of its initial service. At the end the job has its `images`, uint8 (B, C, H, W) on the CPU, or
-    what its custom trajectory returns, or the `error` that ended it; neither if it was cancelled.
+    what its custom trajectory returns, or the `error` that ended it; neither if it was cancelled. UsageError
+    as `check_settings`, and if a guide is missing or does not fit.
     """
 
-    number: int
+    loaded: LoadedModel
+    device: torch.device
+    guides: Guides
     settings: SampleSettings
     indices: Sequence[int]
     condition: Condition
     custom: CustomTrajectory | None = None
-    nfe: int = 0
+    number: int = 0
     served: int = 0
     ended: bool = False
     images: Tensor | None = None
     error: Exception | None = None
     chunks: "list[Chunk]" = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        settings, artefact = self.settings, self.loaded.artefact
+        check_guides(settings, self.guides)
+        self.grid, self.process = check_settings(artefact, settings), build_process(artefact.process)
+        self.nfe = count_nfe(settings, artefact.process)
+        self.by_classifier: Callable[[Denoiser], Denoiser] | None = None
+        if settings.has_classifier and self.guides.classifier is not None:
+            self.by_classifier = classifier_guidance(artefact, settings, self.guides.classifier)
+
+    def split(self, size: int) -> None:
+        """Split the images into chunks of at most `size`."""
+        starts = range(0, len(self), size)
+        self.chunks = [Chunk(self, slice(start, min(start + size, len(self)))) for start in starts]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -64,32 +79,21 @@ class ChunkStep(NamedTuple):
     step: Step
 
 
-class _Work(NamedTuple):
-    """What all chunks of a job share. `by_classifier` wraps a denoiser in the guidance of a classifier."""
-
-    loaded: LoadedModel
-    device: torch.device
-    guides: Guides
-    grid: TimeGrid
-    process: NoiseProcess
-    by_classifier: Callable[[Denoiser], Denoiser] | None
-
-
 class Chunk:
     """Some of a job's images, which share a trajectory. No noise is drawn before the first call.
 
     `weight` is that of guidance by `rule` at the pending call.
     """
 
-    def __init__(self, job: Job, images: slice, work: _Work) -> None:
-        self.job, self.images, self._work = job, images, work
-        self._labelled = job.condition.rows(images).to(work.device)  # a classifier needs the labels
-        has_classes = bool(work.loaded.artefact.network.num_classes)
+    def __init__(self, job: Job, images: slice) -> None:
+        self.job, self.images = job, images
+        self._labelled = job.condition.rows(images).to(job.device)  # a classifier needs the labels
+        has_classes = bool(job.loaded.artefact.network.num_classes)
         self.condition = self._labelled if has_classes else self._labelled.unlabelled()
         self.x_0: Tensor | None = None
         self.weight, self.rule = job.settings.guidance, job.settings.rule
         self._indices = job.indices[images]
-        networks, is_guided = work.guides.networks(work.loaded), job.settings.is_guided
+        networks, is_guided = job.guides.networks(job.loaded), job.settings.is_guided
         self._guard = NaNGuard(lambda row: f"image {self._indices[row]}", networks, is_guided)
         self._driver: SamplerDriver | None = None
 
@@ -114,19 +118,19 @@ class Chunk:
 
     def _start(self) -> SamplerDriver:
         """Start the trajectory, from the images' noise (x_T is drawn first) or from a custom start."""
-        work, settings, custom = self._work, self.job.settings, self.job.custom
-        spec = work.loaded.artefact.network
+        job, settings, custom = self.job, self.job.settings, self.job.custom
+        spec = job.loaded.artefact.network
         shape = (spec.in_channels, spec.image_size, spec.image_size)
-        images = ImageNoise(settings.seed, self._indices, shape, work.grid.initial_noise_scale)
+        images = ImageNoise(settings.seed, self._indices, shape, job.grid.initial_noise_scale)
 
         def noise() -> Tensor:
-            return to_device(images.draw(), work.device)
+            return to_device(images.draw(), job.device)
 
         if custom is None:
-            trajectory = build_sampler(settings)(work.grid, noise(), noise)
+            trajectory = build_sampler(settings)(job.grid, noise(), noise)
         else:
-            start = to_device(custom.start[self.images], work.device)
-            trajectory = custom.sampler(work.grid, start, noise)
+            start = to_device(custom.start[self.images], job.device)
+            trajectory = custom.sampler(job.grid, start, noise)
         self._driver = SamplerDriver(trajectory)
         self._update_weight(self._driver)
         return self._driver
@@ -138,10 +142,10 @@ class Chunk:
 
     def guide_by_classifier(self, prediction: Prediction) -> Prediction:
         """Return the prediction for the pending call under the guidance of a classifier, if there is any."""
-        if self._work.by_classifier is None:
+        if self.job.by_classifier is None:
             return prediction
         call = self.pending_call()
-        denoiser = self._work.by_classifier(lambda x, t, condition: prediction)
+        denoiser = self.job.by_classifier(lambda x, t, condition: prediction)
         return denoiser(call.x, call.t, self._labelled)
 
     def advance(self, prediction: Prediction) -> list[Step]:
@@ -160,23 +164,4 @@ class Chunk:
 
     def _update_weight(self, driver: SamplerDriver) -> None:
         if driver.call is not None:
-            self.weight = guidance_weight(self.job.settings, self._work.process, driver.call.t)
-
-
-def split_job(
-    job: Job, loaded: LoadedModel, device: torch.device, size: int, guides: Guides = NO_GUIDES
-) -> list[Chunk]:
-    """Split the job's images into chunks of at most `size`, and set its `nfe`.
-
-    UsageError as `check_settings`, and if a guide is missing or does not fit.
-    """
-    settings, artefact = job.settings, loaded.artefact
-    check_guides(settings, guides)
-    grid, process = check_settings(artefact, settings), build_process(artefact.process)
-    job.nfe = count_nfe(settings, artefact.process)
-    by_classifier = None
-    if settings.has_classifier and guides.classifier is not None:
-        by_classifier = classifier_guidance(artefact, settings, guides.classifier)
-    work = _Work(loaded, device, guides, grid, process, by_classifier)
-    starts = range(0, len(job), size)
-    return [Chunk(job, slice(start, min(start + size, len(job))), work) for start in starts]
+            self.weight = guidance_weight(self.job.settings, self.job.process, driver.call.t)

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from diffusion.analysis.inversion import decode_images, encoding
 from diffusion.engine.engine import CHUNK_SIZE, Engine, Full, batched_forward
-from diffusion.engine.job import CustomTrajectory, Job, split_job
+from diffusion.engine.job import CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
@@ -24,6 +24,7 @@ from diffusion.sample.generate import (
     mixed_condition,
     model_denoiser,
 )
+from diffusion.sample.guidance import NO_GUIDES
 from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
 from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk
@@ -292,8 +293,9 @@ def test_custom_trajectory_uses_its_start_and_end():
 
 @pytest.mark.parametrize(("spacing", "dtype"), [("karras", torch.float64), ("uniform", torch.int64)])
 def test_times_reach_the_denoiser_without_rounding(spacing, dtype):
-    job = Job(0, *request_args(steps=5, spacing=spacing))
-    (chunk,) = split_job(job, MODEL, CPU, len(job))
+    job = Job(MODEL, CPU, NO_GUIDES, *request_args(steps=5, spacing=spacing))
+    job.split(len(job))
+    (chunk,) = job.chunks
     times = []
 
     def denoiser(x, t, condition):
