@@ -176,5 +176,6 @@ def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monk
 def test_two_processes_train_like_one(device, changes, digits_store: Path, tmp_path: Path) -> None:
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip("there is one GPU")
-    found = process_pair.trained(digits_store, tmp_path / "runs", 2, changes, kind=device.type)
+    job = process_pair.Job(tmp_path / "runs", changes)
+    (found,) = process_pair.trained_in_turn(digits_store, 2, [job], device.type)
     process_pair.assert_close(found, process_pair.alone(digits_store))

@@ -6,8 +6,8 @@ On CPUs over gloo, and on a GPU each over NCCL.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,11 +39,6 @@ class Job(NamedTuple):
     folder: Path
     changes: dict[str, Any]
     stop: int | None = None
-
-
-def trained(store: Path, folder: Path, world: int, changes: dict[str, Any], kind: str = "cpu") -> SavedState:
-    """Return the last state of a training of so many processes in the folder."""
-    return trained_in_turn(store, world, [Job(folder, changes)], kind)[0]
 
 
 def trained_in_turn(store: Path, world: int, jobs: Sequence[Job], kind: str = "cpu") -> list[SavedState]:
@@ -107,21 +102,6 @@ def run_job(images: ImageStore, group: ProcessGroup, job: Job) -> None:
     observer = Recorder(partial(save_state, job.folder)) if group.is_rank_zero else Observer()
     with suppress(Interrupted):
         train(state, images, group, observer, check_stop)
-
-
-@contextmanager
-def pair_of(script: str, *arguments: str) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Start two ranks of a script; argv has the rank, a store's port, and the arguments."""
-    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    yield [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), str(store.port), *arguments],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
 
 
 SHORT: dict[str, Any] = {"steps": 4, "batch_size": 7, "precision": "fp32", "save_every": 100, "microbatch": 2}

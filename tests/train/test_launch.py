@@ -1,6 +1,8 @@
 """The processes of a training: locks of GPUs, their ends, and work of rank 0 alone. No GPU is needed."""
 
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -8,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from diffusion.system import devices
 from diffusion.system.errors import UsageError
@@ -15,7 +18,7 @@ from diffusion.system.locks import file_lock, is_held
 from diffusion.train.distributed import launch
 from diffusion.train.distributed.launch import launch_ranks, process_count
 from diffusion.train.train_config import TrainConfig
-from tests.helpers.process_pair import pair_of
+from tests.conftest import environment
 
 
 def config(devices: int | str = "auto", batch_size: int = 8) -> TrainConfig:
@@ -115,6 +118,8 @@ except Exception as error:
 
 @pytest.mark.slow
 def test_rank_zero_may_work_longer_than_the_timeout_of_a_collective():
-    with pair_of(PAIR) as pair:
-        outputs = [one.communicate(timeout=120)[0].split("\n") for one in pair]
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    lines = [[sys.executable, "-c", PAIR, str(rank), str(store.port)] for rank in range(2)]
+    pair = [subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True) for line in lines]
+    outputs = [one.communicate(timeout=120)[0].split("\n") for one in pair]
     assert outputs == [["[4.0, 4.0, 4.0]", "RankFailed", ""]] * 2

@@ -53,14 +53,8 @@ def shrunk(profile: str) -> tuple[TrainPlan, ImageStore]:
     source = np.random.default_rng(0)
     images = source.integers(0, 256, (16, size, size, channels), dtype=np.uint8)
     labels = np.arange(16) % 4
-    meta = {
-        "name": profile,
-        "classes": list("abcd"),
-        "counts": [4] * 4,
-        "channels": channels,
-        "image_size": size,
-        "digest": "0",
-    }
+    meta = {"name": profile, "classes": list("abcd"), "counts": [4] * 4, "digest": "0"}
+    meta |= {"channels": channels, "image_size": size}
     return plan_training(config, meta, CPU), ImageStore(Path(), images, labels, meta)
 
 

@@ -26,16 +26,6 @@ from tests.helpers import trainings
 from tests.helpers.trainings import CPU, run
 
 
-class Measuring(Observer):
-    """An observer that measures the validation loss."""
-
-    def __init__(self, heldout: ValidationLoss) -> None:
-        self.heldout = heldout
-
-    def validate(self, step: int, network: torch.nn.Module, ema: torch.nn.Module) -> dict[str, float]:
-        return self.heldout.losses(network, ema)
-
-
 def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: Any) -> DenoiserPlan:
     train = {"val_every": 4, "val_images": 20, **settings}
     return trainings.plan_of(store, train=train, model=model or {})
@@ -44,9 +34,10 @@ def plan_of(store: ImageStore, model: dict[str, Any] | None = None, **settings: 
 def trained(
     store: ImageStore, plan: TrainPlan, state: TrainState | None = None, stop_at: int | None = None
 ) -> TrainState:
-    state = state or new_state(plan, CPU)
+    state, observer, heldout = state or new_state(plan, CPU), Observer(), ValidationLoss(plan, store)
+    observer.validate = lambda step, network, ema: heldout.losses(network, ema)  # type: ignore[method-assign]
     with suppress(Interrupted):
-        run(state, store, stop_at=stop_at, observer=Measuring(ValidationLoss(plan, store)))
+        run(state, store, stop_at=stop_at, observer=observer)
     return state
 
 
