@@ -1,15 +1,34 @@
-"""The run directory: its lock and notes, `--fresh` and `--keep`, and why a training starts from scratch."""
+"""The run directory: lock, notes, `--fresh` and `--keep`; resume from another training, bitwise equal."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlWarning, UsageError
+from diffusion.system.limits import MAX_COUNT
 from diffusion.system.locks import LockBusy
 from diffusion.train.checkpoint.run_dir import RunDir, open_run
-from diffusion.train.checkpoint.state_files import SavedState, StateValues, newest_state, save_state
+from diffusion.train.checkpoint.state_files import (
+    SavedState,
+    StateValues,
+    newest_state,
+    newest_step,
+    read_state,
+    save_state,
+    state_files,
+)
+from diffusion.train.lr_schedule import ConstantLR
+from diffusion.train.plan import DenoiserPlan, TrainPlan
+from diffusion.train.train_config import CURVE_ROWS, TrainConfig
+from diffusion.train.train_step import TrainState
+from tests.helpers import trainings
+from tests.helpers.trainings import assert_same, run_in
 
 OLD = {"diffusion.process.losses": "1", "diffusion.model.unet": "2"}
 NEW = {"diffusion.process.losses": "3", "diffusion.model.unet": "2"}
@@ -99,3 +118,102 @@ def test_keep_needs_a_state_of_a_training_that_does_not_run(tmp_path):
         save_state(tmp_path / "a", saved_at(5))
         with pytest.raises(LockBusy):
             run.keep()
+
+
+PARTS = [[0, 0.002], [10, 0.0005]]
+
+
+def plan_of(
+    store: ImageStore, steps: int, lr: Any = 0.002, sections: dict[str, Any] | None = None, **settings: Any
+) -> DenoiserPlan:
+    train = {"steps": steps, "lr": lr, "save_every": 3, "log_every": 2, **settings}
+    return trainings.plan_of(store, train=train, **sections or {})
+
+
+def assert_as_from_scratch(store: ImageStore, plan: DenoiserPlan, state: TrainState, folder: Path) -> None:
+    """Assert weights, moments, averages, counters and curve of the same training from scratch."""
+    _, whole, begun = run_in(store, plan, folder / "alone")
+    assert begun == 0
+    assert_same(state, whole)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"process": {"t_sampler": "loss-aware", "loss": "vlb", "timesteps": 4}}],
+    ids=["plain", "loss-aware"],
+)
+def test_a_longer_training_resumes_and_is_bitwise_equal(store, tmp_path, sections):
+    def plan(steps: int) -> TrainPlan:
+        return plan_of(store, steps, sections=sections)
+
+    short, _, _ = run_in(store, plan(8), tmp_path / "runs")
+    run, state, begun = run_in(store, plan(16), tmp_path / "runs")
+    assert begun == 8
+    assert run.start is not None
+    assert (run.start.folder, run.start.why) == (short.folder, "train.steps 8 → 16 changes no step before")
+    assert_as_from_scratch(store, plan(16), state, tmp_path)
+    assert newest_step(short.folder) == 8, "the other training keeps its states"
+
+
+def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path):
+    run_in(store, plan_of(store, 12), tmp_path / "runs")  # keeps the states of steps 9 and 12
+    _, state, begun = run_in(store, plan_of(store, 10), tmp_path / "runs")
+    assert begun == 9
+    assert_as_from_scratch(store, plan_of(store, 10), state, tmp_path)
+    run, _, begun = run_in(store, plan_of(store, 7), tmp_path / "runs")
+    assert (begun, run.start) == (0, None)
+    assert "train.steps 10 → 7" in str(run.changes())
+
+
+def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):
+    root = tmp_path / "runs"
+    first, _, _ = run_in(store, plan_of(store, 8), root)
+    later = plan_of(store, 16, {"schedule": "steps", "rates": PARTS})
+    run, state, begun = run_in(store, later, root)
+    assert begun == 8
+    assert run.start is not None
+    assert run.start.folder == first.folder
+    assert_as_from_scratch(store, later, state, tmp_path)
+    before = plan_of(store, 16, {"schedule": "steps", "rates": [[0, 0.002], [2, 0.0005]]})
+    run, _, begun = run_in(store, before, root)
+    assert begun == 0
+    assert "train.lr.rates [[0, 0.002], [10, 0.0005... → [[0, 0.002], [2, 0.0005]" in str(run.changes())
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"ema_decay": 0.5}])
+def test_a_change_of_the_steps_themselves_starts_from_scratch(store, tmp_path, changes):
+    run_in(store, plan_of(store, 4), tmp_path)
+    run, _, begun = run_in(store, plan_of(store, 8, **changes), tmp_path, stop_at=1)
+    assert begun == 0
+    assert f"train.{next(iter(changes))} " in str(run.changes())
+
+
+def test_a_state_of_other_code_is_not_used(store, tmp_path):
+    """The state itself records which code made it; the note next to it does not count."""
+    short, _, _ = run_in(store, plan_of(store, 3), tmp_path)
+    (path,) = state_files(short.folder)
+    state = read_state(path)
+    code = [state.values.code[0].model_copy(update={"digest": "another"}), *state.values.code]
+    save_state(short.folder, state._replace(values=state.values.model_copy(update={"code": code})))
+    _, _, begun = run_in(store, plan_of(store, 8), tmp_path, stop_at=1)
+    assert begun == 0
+
+
+def test_the_furthest_state_of_all_trainings_is_used(store, tmp_path):
+    for steps, lr in ((3, 0.002), (5, 0.002), (7, 0.001)):
+        run_in(store, plan_of(store, steps, lr), tmp_path)
+    _, _, begun = run_in(store, plan_of(store, 9), tmp_path, stop_at=6)
+    assert begun == 5
+
+
+@given(st.integers(1, MAX_COUNT), st.integers(1, 10**6))
+def test_a_curve_has_few_evenly_spaced_rows_and_the_last(steps: int, log_every: int) -> None:
+    config = TrainConfig(steps=steps, log_every=log_every, batch_size=1, lr=ConstantLR(rate=1e-3))
+    every = log_every * -(-steps // (log_every * CURVE_ROWS))
+    assert every % log_every == 0
+    assert steps // every <= CURVE_ROWS
+    assert config.is_in_curve(steps)
+    assert config.is_in_curve(every) or every > steps
+    assert not config.is_in_curve(every + 1) or every in (1, steps - 1)
+    short = steps <= log_every * CURVE_ROWS
+    assert config.is_in_curve(log_every) or not short or log_every > steps

@@ -1,16 +1,22 @@
-"""Sharded trainings: equal to one process to rounding, and resumed with any number of ranks."""
+"""Restored states, of which one tensor is in memory at a time; sharded trainings equal one process."""
 
 import re
 import shutil
+import weakref
+from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from diffusion.train.checkpoint.state_files import LazyTensors, state_files
+from diffusion.train.checkpoint import state_files
+from diffusion.train.checkpoint.state_files import LazyTensors, meta_tensors, newest_state, save_state
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, meta_copy, with_parameters
 from diffusion.train.optimizers import make_optimizer
+from diffusion.train.plan import TrainPlan
 from diffusion.train.train_step import TrainState, ema_copy, new_state
 from tests.helpers.process_pair import (
     CHANGES,
@@ -21,17 +27,84 @@ from tests.helpers.process_pair import (
     assert_close,
     trained_in_turn,
 )
-from tests.helpers.trainings import CPU, plan_of
+from tests.helpers.trainings import CPU, assert_same, plan_of
 from tests.train.test_state_files import equal
-from tests.train.test_state_memory import Held, most
+
+
+class Held:
+    """The peak number of bytes of the tensors that were added and still exist."""
+
+    def __init__(self) -> None:
+        self.now = self.most = self.count = 0
+
+    def add(self, tensor: Tensor) -> Tensor:
+        self.now += tensor.nbytes
+        self.most, self.count = max(self.most, self.now), self.count + 1
+        weakref.finalize(tensor, self._let_go, tensor.nbytes)
+        return tensor
+
+    def _let_go(self, size: int) -> None:
+        self.now -= size
+
+
+def begun(plan: TrainPlan) -> TrainState:
+    """Return a training with moments, different from any new one."""
+    state = new_state(plan, CPU)
+    for number, weight in enumerate(state.network.parameters(), start=1):
+        weight.grad = torch.full_like(weight, number)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step = 3
+    return state
+
+
+def most(state: TrainState) -> int:
+    """Return the bytes of the two largest tensors: a loop holds one while it loads the next."""
+    return sum(sorted(tensor.nbytes for tensor in state.tensors().values())[-2:])
+
+
+def test_a_state_file_is_loaded_one_tensor_at_a_time(store, tmp_path: Path, monkeypatch) -> None:
+    trained = begun(plan_of(store))
+    save_state(tmp_path, trained.saved())
+    held, again, stored = Held(), new_state(trained.plan, CPU), state_files.stored_tensors
+
+    def counted(file: IO[bytes], size: int) -> LazyTensors:
+        source = stored(file, size)
+        return LazyTensors(source.meta, lambda name: held.add(source[name]))
+
+    monkeypatch.setattr(state_files, "stored_tensors", counted)
+    saved = newest_state(tmp_path)
+    assert saved is not None
+    assert held.count == 1, "only the counters are loaded"
+    again.restore(saved)
+    assert_same(again, trained)
+    assert held.count == 1 + len(saved.tensors)
+    assert held.now == 0
+    assert held.most <= most(trained)
+
+
+def test_another_rank_receives_one_tensor_at_a_time(store, monkeypatch) -> None:
+    """The tensors that rank 0 would send are in a list."""
+    trained = begun(plan_of(store))
+    saved, sent = trained.saved(), iter(trained.tensors().values())
+    meta, held, follower = meta_tensors(saved.tensors), Held(), new_state(trained.plan, CPU)
+
+    def receive(values: list[object], source: int) -> None:
+        values[:] = [("same", meta, saved.values)]
+
+    monkeypatch.setattr(dist, "broadcast_object_list", receive)
+    monkeypatch.setattr(dist, "broadcast", lambda tensor, source: held.add(tensor).copy_(next(sent)))
+    shared = ProcessGroup(CPU, 1, 2).broadcast_state("same", None)
+    assert shared is not None
+    follower.restore(shared)
+    assert_same(follower, trained)
+    assert next(sent, None) is None
+    assert held.most <= most(trained)
 
 
 def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_ranks(store):
     """Rank 0 could not distinguish seven rows from eight. The tensors are loaded one at a time."""
-    state = new_state(plan_of(store, **SHARDED), CPU)
-    for weight in state.network.parameters():
-        weight.grad = torch.ones_like(weight)
-    state.optimizer.step()
+    state = begun(plan_of(store, **SHARDED))
     saved, bare = state.saved(), meta_copy(state.network)
     name = next(name for name in saved.tensors if name.startswith("optimizer.") and name.endswith(".exp_avg"))
     foreign = saved._replace(tensors={**saved.tensors, name: torch.ones(3, 3)})
