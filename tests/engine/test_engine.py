@@ -36,14 +36,10 @@ MODEL = LoadedModel(network_of(spec_of()), artefact_of(spec_of()))
 
 def request_args(model: LoadedModel = MODEL, indices=range(2), klass: int | None = None, **values):
     """Return the settings, indices and condition of a request, the arguments of `Engine.add`."""
-    settings = SampleSettings(**values)
-    if klass is None:
-        return settings, indices, mixed_condition(model.artefact, settings, indices)
-    return (
-        settings,
-        indices,
-        labels_condition(model.artefact, torch.full((len(indices),), klass), len(indices)),
-    )
+    settings, condition = SampleSettings(**values), None
+    if klass is not None:
+        condition = labels_condition(model.artefact, torch.full((len(indices),), klass), len(indices))
+    return settings, indices, condition or mixed_condition(model.artefact, settings, indices)
 
 
 def separate_run(model: LoadedModel, job: Job) -> torch.Tensor:
@@ -189,13 +185,8 @@ def test_bf16_batching_changes_few_bytes_by_little(values):
 class NaNForClass3(torch.nn.Module):
     """The network, with NaN as the output for images of class 3."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.network = MODEL.network
-
     def forward(self, x, t, labels):
-        output = self.network(x, t, labels)
-        return torch.where((labels == 3).reshape(-1, 1, 1, 1), torch.nan, output)
+        return torch.where((labels == 3).reshape(-1, 1, 1, 1), torch.nan, MODEL.network(x, t, labels))
 
 
 def test_nonfinite_values_fail_only_their_own_request():

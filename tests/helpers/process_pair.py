@@ -138,28 +138,26 @@ def alone(store: Path, changes: dict[str, Any] = CHANGES, saved: SavedState | No
 
 
 SMALL_DIT = {"name": "dit", "width": 32, "depth": 2, "heads": 4}
-_HYBRID = {"process": {"variance": "learned", "loss": "hybrid", "prediction": "eps"}}
-_SIMPLE = {"process": {"variance": "small", "loss": "simple", "prediction": "eps"}}
+_PROCESS = {"variance": "learned", "loss": "hybrid", "prediction": "eps"}
 _AUGMENT = {"augment": {"probability": 1.0}}  # so that every image is resampled
-_AVERAGES = {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 2}}
+_CHECKPOINTS = {"dropout": 0.2, "gradient_checkpointing": True}
 
 TRAININGS: dict[str, dict[str, Any]] = {
-    "simple": {**_SIMPLE, "model": {"class_cond": False}, "train": {"p_uncond": 0.0}},
-    "hybrid": {**_HYBRID, "train": {}},
-    "vlb": {"process": {**_HYBRID["process"], "loss": "vlb"}, "train": {}},
-    "velocity": {"process": {**_HYBRID["process"], "prediction": "velocity"}, "train": {}},
-    "min-snr": {"process": {**_HYBRID["process"], "weighting": "min-snr"}, "train": {}},
-    "dropout": {**_HYBRID, "model": {"dropout": 0.2}, "train": {}},
-    "flips": {**_HYBRID, "data": {"flip": True}, "train": {}},
-    "augmented": {**_HYBRID, "train": _AUGMENT},
-    "averages": {**_HYBRID, "train": _AVERAGES},
-    "checkpoints": {**_HYBRID, "model": {"gradient_checkpointing": True, "dropout": 0.2}, "train": {}},
-    "dit": {
-        **_HYBRID,
-        "model": {**SMALL_DIT, "dropout": 0.2, "gradient_checkpointing": True},
-        "train": _AUGMENT,
+    "simple": {
+        "process": {"variance": "small", "loss": "simple", "prediction": "eps"},
+        "model": {"class_cond": False},
+        "train": {"p_uncond": 0.0},
     },
-    "all": {**_HYBRID, "model": {"dropout": 0.2}, "data": {"flip": True}, "train": {**_AUGMENT, **_AVERAGES}},
+    "vlb": {"process": {**_PROCESS, "loss": "vlb"}, "train": {}},
+    "velocity": {"process": {**_PROCESS, "prediction": "velocity", "weighting": "min-snr"}, "train": {}},
+    "checkpoints": {"process": _PROCESS, "model": _CHECKPOINTS, "train": {}},
+    "dit": {"process": _PROCESS, "model": {**SMALL_DIT, **_CHECKPOINTS}, "train": _AUGMENT},
+    "all": {
+        "process": _PROCESS,
+        "model": {"dropout": 0.2},
+        "data": {"flip": True},
+        "train": {**_AUGMENT, "ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 2}},
+    },
 }
 
 
