@@ -183,3 +183,11 @@ def digits_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_store(digits_template: Path, tmp_path: Path) -> Path:
     """A prepared store of 64 digits."""
     return shutil.copytree(digits_template, tmp_path / "store")
+
+
+@pytest.fixture
+def store(digits_store: Path) -> Any:
+    """The opened store of 64 digits."""
+    from diffusion.images.store import open_store
+
+    return open_store(digits_store)

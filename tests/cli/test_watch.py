@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from cli.stages.observers import TrackedTraining, Validation, write_preview
-from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
@@ -33,8 +32,7 @@ def preview(path: Path, state: TrainState) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: Path, tmp_path: Path) -> None:
-    store = open_store(digits_store)
+def test_preview_depends_on_the_weights_alone_and_changes_nothing(store, tmp_path: Path) -> None:
     watched, alone = (new_state(plan_of(store, **DROPOUT), CPU) for _ in range(2))
     for state in (watched, alone):
         run_until(state, store, 5)
@@ -55,8 +53,7 @@ def test_preview_depends_on_the_weights_alone_and_changes_nothing(digits_store: 
     assert_same(watched, alone)
 
 
-def test_full_disk_for_previews_does_not_stop_training(digits_store, tmp_path, monkeypatch) -> None:
-    store = open_store(digits_store)
+def test_full_disk_for_previews_does_not_stop_training(store, tmp_path, monkeypatch) -> None:
     fsync = os.fsync
 
     def full(handle: int) -> None:
@@ -111,9 +108,9 @@ def failing(plan: DenoiserPlan, saved: list[int]) -> Any:
     )
 
 
-def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
+def test_failing_observer_does_not_stop_training(store) -> None:
     """Also with dropout, which a preview disables while it samples."""
-    store, saved = open_store(digits_store), []
+    saved: list[int] = []
     changes = {**DROPOUT, "train": {"steps": 4, "log_every": 2, "preview_every": 2, "eval_every": 3}}
     watched, alone = (new_state(plan_of(store, **changes), CPU) for _ in range(2))
     with warnings.catch_warnings(record=True) as caught:
@@ -136,8 +133,8 @@ def test_failing_observer_does_not_stop_training(digits_store: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", signal.SIGTERM), RankFailed("another has ended")])
-def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> None:
-    store, saved = open_store(digits_store), []
+def test_stop_in_an_observer_saves(store, stop: DiffctlError) -> None:
+    saved: list[int] = []
     observer: Any = Recorder(lambda one: saved.append(one.values.step))
     observer.preview = raising(stop)
     state = new_state(plan_of(store, train={"steps": 4, "preview_every": 2}), CPU)
@@ -146,16 +143,16 @@ def test_stop_in_an_observer_saves(digits_store: Path, stop: DiffctlError) -> No
     assert saved == [2]
 
 
-def test_failing_score_on_resume_does_not_stop_training(digits_store: Path, tmp_path: Path) -> None:
+def test_failing_score_on_resume_does_not_stop_training(store, tmp_path: Path) -> None:
     scorer: Any = SimpleNamespace(scores=raising(RuntimeError("no room on the device")))
     validation = Validation(None, scorer, SimpleNamespace(scores=dict), None)
-    state = new_state(plan_of(open_store(digits_store), train={"eval_every": 2}), CPU)
+    state = new_state(plan_of(store, train={"eval_every": 2}), CPU)
     watch = TrackedTraining(SimpleNamespace(folder=tmp_path), state.plan, None, lambda *_: None, validation)
     with pytest.warns(DiffctlWarning, match=r"no score of step 4 \(RuntimeError: no room"):
         watch.catch_up(4, state.ema)
 
 
-def test_image_rate_excludes_previews_saves_and_scores(digits_store, tmp_path, monkeypatch) -> None:
+def test_image_rate_excludes_previews_saves_and_scores(store, tmp_path, monkeypatch) -> None:
     """A step takes 2 s, a preview 100, a save 200, a score 400."""
     now, logged = [1000.0], []
     take = now.append
@@ -170,7 +167,6 @@ def test_image_rate_excludes_previews_saves_and_scores(digits_store, tmp_path, m
         metrics=lambda step, values: logged.append(values),
         **dict.fromkeys(("image", "sync", "checkpoint"), lambda *_: None),
     )
-    store = open_store(digits_store)
     changes = {"batch_size": 8, "steps": 12, "log_every": 1, "preview_every": 3, "save_every": 2}
     state = new_state(plan_of(store, train={**changes, "eval_every": 5}), CPU)
     watch = TrackedTraining(folder, state.plan, spool, lambda *_: None, validation)

@@ -11,7 +11,6 @@ from diffusion.engine.engine import Engine
 from diffusion.evaluate.features.extractors import extract, load_extractor
 from diffusion.evaluate.scores.kernel_distance import Kernel, kernel_distance, own_sums, subsets
 from diffusion.evaluate.scores.moments import frechet_distance, statistics
-from diffusion.images.store import open_store
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.denoiser import Condition
@@ -79,9 +78,8 @@ def test_a_sampling_step_does_not_synchronise(device, values, guidance) -> None:
 
 @pytest.mark.parametrize("changes", TRAININGS.values(), ids=TRAININGS)
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_a_training_step_does_not_synchronise(device, changes, digits_store) -> None:
+def test_a_training_step_does_not_synchronise(device, changes, store) -> None:
     """Neither does the thread that draws the next batches."""
-    store = open_store(digits_store)
     train = {**changes["train"], "batch_size": 8, "microbatch": 4}
     plan = plan_of(store, **{**changes, "train": train})
     state, group, coming_means = new_state(plan, device), ProcessGroup(device), AsyncMetrics()
@@ -126,8 +124,7 @@ def test_an_engine_batches_guided_and_unguided_rows(device) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("share", [0.0, 0.25])
-def test_prefetch_changes_neither_batches_nor_their_order(device, share, digits_store, monkeypatch) -> None:
-    store = open_store(digits_store)
+def test_prefetch_changes_neither_batches_nor_their_order(device, share, store, monkeypatch) -> None:
     monkeypatch.setattr("diffusion.train.batch.DEVICE_SHARE", share)
     batches = ImageLoader(store, device)
     draws = [torch.randint(50, (7,), generator=torch.Generator().manual_seed(step)) for step in range(30)]
@@ -153,10 +150,9 @@ def test_a_compiled_network_gives_the_same_output(device) -> None:
 
 def images(device: torch.device, precision: str, count: int) -> torch.Tensor:
     """Return images of the same model."""
-    artefact = artefact_of(spec_of(), precision=precision)
-    model = LoadedModel(freeze(network_of(spec_of()).to(device)), artefact)
+    model = a_model(device)._replace(artefact=artefact_of(spec_of(), precision=precision))
     settings = SampleSettings(steps=6, eta=1.0, seed=1)
-    condition = mixed_condition(artefact, settings, range(count))
+    condition = mixed_condition(model.artefact, settings, range(count))
     return generate(model, settings, range(count), condition, device).int()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from diffusion.images.store import ImageStore, open_store
+from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlWarning
 from diffusion.train import batch
 from diffusion.train.batch import ImageLoader, draw_batch
@@ -44,9 +44,9 @@ def assert_close(found: list[tuple[int, float]], wanted: list[tuple[int, float]]
 
 
 @pytest.mark.parametrize("device", SLOW_ON_CPU)
-def test_resume_from_a_state_written_in_the_background(device, digits_store, tmp_path) -> None:
+def test_resume_from_a_state_written_in_the_background(device, store, tmp_path) -> None:
     """The written state is that between two steps, although the next ones started meanwhile."""
-    store, changes = open_store(digits_store), {"train": {**FP32, "save_every": 3, "log_every": 1}}
+    changes = {"train": {**FP32, "save_every": 3, "log_every": 1}}
     with exactly(device):
         wanted = curve(begun(store, device, **changes), store)
         first, was = begun(store, device, **changes), {}
@@ -92,8 +92,8 @@ def memory_for(device: torch.device, state: TrainState, images: int, peaks: list
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_halved_microbatch_gives_the_same_gradient(device, digits_store) -> None:
-    store, images, found, peaks = open_store(digits_store), 8 if device.type == "cpu" else 8192, [], []
+def test_a_halved_microbatch_gives_the_same_gradient(device, store) -> None:
+    images, found, peaks = 8 if device.type == "cpu" else 8192, [], []
     with exactly(device):
         for microbatch in (images, images // 2):
             state = begun(store, device, train={**FP32, "batch_size": images, "microbatch": microbatch})
@@ -112,8 +112,8 @@ def test_a_halved_microbatch_gives_the_same_gradient(device, digits_store) -> No
 
 
 @pytest.mark.parametrize("device", LONG_ON_CPU)
-def test_a_compiled_training_is_equal_to_rounding(device, digits_store) -> None:
-    store, short = open_store(digits_store), {**FP32, "steps": 4, "log_every": 1}
+def test_a_compiled_training_is_equal_to_rounding(device, store) -> None:
+    short = {**FP32, "steps": 4, "log_every": 1}
     torch.compiler.reset()
     with exactly(device), warnings.catch_warnings(category=DiffctlWarning):
         warnings.simplefilter("error", DiffctlWarning)  # compilation failed
@@ -125,9 +125,9 @@ def test_a_compiled_training_is_equal_to_rounding(device, digits_store) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_data_on_the_host_gives_the_same_training(device, digits_store, monkeypatch) -> None:
+def test_data_on_the_host_gives_the_same_training(device, store, monkeypatch) -> None:
     """Batches come through pinned memory, as for a data set that is too large for the device."""
-    store, short = open_store(digits_store), {**FP32, "steps": 5, "log_every": 1}
+    short = {**FP32, "steps": 5, "log_every": 1}
     with exactly(device):
         there = curve(begun(store, device, train=short), store)
         monkeypatch.setattr(batch, "DEVICE_SHARE", 0.0)
@@ -147,10 +147,10 @@ def alone_but_joined(device: torch.device, world: int = 1) -> Iterator[ProcessGr
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_sums_of_gradients_are_exact_and_asynchronous(device, digits_store, monkeypatch) -> None:
+def test_sums_of_gradients_are_exact_and_asynchronous(device, store, monkeypatch) -> None:
     """The sums are in many buckets, and the host waits for none."""
     monkeypatch.setattr(process_group, "BUCKET", 20_000)
-    store, found = open_store(digits_store), []
+    found = []
     with exactly(device), alone_but_joined(device, world=2) as two:
         for group in (two, ProcessGroup(device)):
             state = begun(store, device, train={**FP32, "batch_size": 8, "microbatch": 2})

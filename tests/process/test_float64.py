@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from diffusion.images.store import open_store
 from diffusion.model.unet import UNet
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_samplers import build_time_sampler
@@ -40,8 +39,7 @@ def to_device(device: torch.device, batch: Batch) -> Batch:
     ],
     ids=lambda process: " ".join(process.values()),
 )
-def test_training_step_creates_no_float64(digits_store, process):
-    store = open_store(digits_store)
+def test_training_step_creates_no_float64(store, process):
     plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
     batch = draw_batch(plan, build_time_sampler(build_process(plan.process)), ImageLoader(store, CPU), 0)
     with no_float64() as device:
@@ -50,8 +48,7 @@ def test_training_step_creates_no_float64(digits_store, process):
     assert {part.device for part in (*losses.values(), *numbers)} == {device}
 
 
-def test_classifier_training_step_creates_no_float64(digits_store):
-    store = open_store(digits_store)
+def test_classifier_training_step_creates_no_float64(store):
     plan = resolved(store, SECTION, precision="fp32")
     times = build_time_sampler(build_process(plan.process))
     batch = draw_batch(plan, times, ImageLoader(store, CPU), 0)

@@ -14,14 +14,13 @@ from diffusion.model.dit import DiT
 from diffusion.model.layers import Dropout
 from diffusion.model.unet import UNet
 from diffusion.train.batch import ImageLoader, draw_batch
-from diffusion.train.distributed.process_group import ProcessGroup
-from diffusion.train.gradients import DropoutMasks, GradientAccumulator
+from diffusion.train.gradients import DropoutMasks
 from diffusion.train.plan import TrainPlan
 from diffusion.train.train_step import TrainState, new_state
 from tests.helpers.networks import randomise
 from tests.helpers.process_pair import SMALL_DIT
 from tests.helpers.trainings import CPU, plan_of
-from tests.train.test_gradients import refuse_more_than
+from tests.train.test_gradients import gradient, refuse_more_than
 
 P = 0.3
 SURE = 1e-4  # significance level of the tests; the draws are the same in every run
@@ -38,23 +37,10 @@ def begun(plan: TrainPlan) -> TrainState:
     return state
 
 
-def gradient(store: ImageStore, plan: TrainPlan, state: TrainState, group: ProcessGroup) -> list[Tensor]:
-    """Return the gradient of this rank's share of step 3."""
-    gradients = GradientAccumulator(plan, state.network, group)
-    gradients(draw_batch(plan, state.time_sampler, ImageLoader(store, CPU), 3, gradients.share), 3)
-    return [parameter.grad for parameter in state.network.parameters() if parameter.grad is not None]
-
-
-def assert_close(ours: list[Tensor], expected: list[Tensor]) -> None:
-    assert len(ours) == len(expected) > 0
-    a, b = (torch.cat([part.flatten() for part in parts]) for parts in (ours, expected))
-    assert torch.allclose(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()))
-
-
-@pytest.fixture
-def whole(store: ImageStore) -> list[Tensor]:
-    plan = described(store)
-    return gradient(store, plan, begun(plan), ProcessGroup(CPU))
+def flat_gradient(store: ImageStore, state: TrainState) -> Tensor:
+    """Return all gradients of step 0 in one row."""
+    batch = draw_batch(state.plan, state.time_sampler, ImageLoader(store, CPU), 0)
+    return torch.cat([part.flatten() for part in gradient(state.plan, state, batch)])
 
 
 @pytest.mark.filterwarnings("ignore::diffusion.system.errors.DiffctlWarning")
@@ -63,11 +49,13 @@ def whole(store: ImageStore) -> list[Tensor]:
     [({"microbatch": 1}, 8), ({"microbatch": 3}, 8), ({"microbatch": "auto"}, 3), ({}, 8)],
     ids=["1", "3", "out of memory", "checkpointing"],
 )
-def test_masks_do_not_depend_on_microbatches_retries_and_checkpointing(store, whole, changes, fits):
+def test_masks_do_not_depend_on_microbatches_retries_and_checkpointing(store, changes, fits):
+    whole = flat_gradient(store, begun(described(store)))
     plan = described(store, {"gradient_checkpointing": not changes}, **changes)
     state, before = begun(plan), torch.get_rng_state()
     refuse_more_than(state, fits)
-    assert_close(gradient(store, plan, state, ProcessGroup(CPU)), whole)
+    found = flat_gradient(store, state)
+    assert torch.allclose(found, whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
     assert torch.equal(torch.get_rng_state(), before)
 
 

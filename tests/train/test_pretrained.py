@@ -19,10 +19,9 @@ from tests.helpers import trainings
 from tests.helpers.trainings import CPU, assert_same, restore, run, run_until
 
 
-@pytest.fixture
-def store(digits_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageStore:
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return open_store(digits_store)
 
 
 def plan_of(store: ImageStore, start: dict[str, Any] | None = None, **changes: Any) -> DenoiserPlan:
