@@ -108,29 +108,19 @@ def test_masks_depend_on_purpose_step_and_row(store):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
 
 
-def given(p: float, shape: tuple[int, int, int]) -> Dropout:
-    layer = Dropout(p)
-    size = shape[0] * shape[1] * shape[2]
-    layer.tape = torch.rand(2 * size, generator=torch.Generator().manual_seed(0)) >= p
+def test_kept_values_are_scaled_and_masks_do_not_depend_on_the_memory_layout():
+    layer, x, size = Dropout(P), torch.randn(4, 3, 40, 40), 3 * 40 * 40
+    layer.tape = torch.rand(2 * size, generator=torch.Generator().manual_seed(0)) >= P
     layer.starts = torch.tensor([0, size, 7, 7])
-    return layer
-
-
-def test_kept_values_are_scaled_so_that_the_mean_stays():
-    layer, x = given(P, (3, 40, 40)), torch.ones(4, 3, 40, 40)
-    out = layer(x)
+    out = layer(torch.ones_like(x))
     assert out.unique().tolist() == pytest.approx([0, 1 / (1 - P)])
     assert float(out.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(out[2], out[3])
     assert not torch.equal(out[0], out[1])
-    assert torch.equal(layer.eval()(x), x)
-
-
-def test_masks_do_not_depend_on_the_memory_layout():
-    layer, x = given(P, (3, 4, 5)), torch.randn(4, 3, 4, 5)
     last = layer(x.to(memory_format=torch.channels_last))
     assert torch.equal(last, layer(x))
     assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.eval()(x), x)
 
 
 @pytest.mark.slow

@@ -31,9 +31,10 @@ def plan_of(store: ImageStore, averages: dict[str, Any] | None = AVERAGES, **set
     return trainings.plan_of(store, train={**usual, "ema_profiles": averages, **settings})
 
 
-def published(run: RunDir, plan: DenoiserPlan, state: TrainState, out: Path) -> dict[str, bytes]:
+def published(run: RunDir, plan: DenoiserPlan, state: TrainState, out: Path) -> dict[str, str]:
+    """Publish the snapshots; return their digests by name."""
     publish_snapshots(run.folder, out, plan.train, plan_artefact(plan, state.code))
-    return {path.name: path.read_bytes() for path in out.iterdir()}
+    return {path.name: read_artefact(path).model_sha256 for path in out.iterdir()}
 
 
 def model_bytes(plan: DenoiserPlan, state: TrainState, folder: Path) -> bytes:
@@ -98,43 +99,31 @@ def test_a_training_resumes_without_its_averages(store, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def wanted(digits_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wanted(digits_template: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the snapshots of a training that nothing interrupted."""
     folder, store = tmp_path_factory.mktemp("whole"), open_store(digits_template)
     run, state, _ = run_in(store, plan_of(store), folder / "runs")
-    assert len(published(run, state.plan, state, folder / "ema")) == 3 * STEPS // EVERY
-    return folder / "ema"
+    found = published(run, state.plan, state, folder / "ema")
+    assert len(found) == 3 * STEPS // EVERY
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("first", "kill_at", "resumed_at"),
-    [({}, 7, 6), ({}, 12, 12), ({"steps": 13}, None, 13)],
-    ids=["killed between saves", "killed after a save", "a longer training"],
+    ("first", "kill_at", "resumed_at", "keep"),
+    [({}, 7, 6, False), ({}, 12, 12, False), ({"steps": 13}, None, 13, False), ({}, 14, 12, True)],
+    ids=["killed between saves", "killed after a save", "a longer training", "other code"],
 )
-def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, wanted, first, kill_at, resumed_at):
-    plan = plan_of(store)
-    run_in(store, plan_of(store, **first), tmp_path / "runs", kill_at, Killed())
-    folder, state, begun = run_in(store, plan, tmp_path / "runs")
+def test_a_resumed_training_has_the_same_snapshots(store, tmp_path, wanted, first, kill_at, resumed_at, keep):
+    plan, before = plan_of(store), plan_of(store, **first)
+    if keep:
+        edited = plan.code[0].model_copy(update={"digest": "0" * 16})
+        before = before.model_copy(update={"code": (edited,)})
+    run_in(store, before, tmp_path / "runs", kill_at, Killed())
+    folder, state, begun = run_in(store, plan, tmp_path / "runs", keep=keep)
     assert begun == resumed_at
-    found = published(folder, plan, state, tmp_path / "ema")
-    assert found == {path.name: path.read_bytes() for path in wanted.iterdir()}
-
-
-@pytest.mark.slow
-def test_keep_takes_the_snapshots_along(store, tmp_path, wanted):
-    plan = plan_of(store)
-    edited = plan.code[0].model_copy(update={"digest": "0" * 16})
-    run_in(store, plan.model_copy(update={"code": (edited,)}), tmp_path / "runs", 14, Killed())
-    folder, state, begun = run_in(store, plan, tmp_path / "runs", keep=True)
-    assert begun == 12
-    assert [one.digest for one in state.code] == [edited.digest, plan.code[0].digest]
-    published(folder, plan, state, tmp_path / "ema")
-    digests = [
-        {path.name: read_artefact(path).model_sha256 for path in ema.iterdir()}
-        for ema in (tmp_path / "ema", wanted)
-    ]
-    assert digests[0] == digests[1]
+    assert [one.digest for one in state.code] == [one.digest for one in (*before.code[:keep], *plan.code)]
+    assert published(folder, plan, state, tmp_path / "ema") == wanted
 
 
 def test_too_many_snapshots_are_refused_with_the_shortest_possible_interval():
