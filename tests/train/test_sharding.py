@@ -152,7 +152,7 @@ def test_ranks_train_like_one_process_and_resume_bitwise_equal(digits_store, tmp
         assert equal(resumed, whole)
     half, dit = tmp_path / "half", {**SHARDED, "model": {**SHARDED["model"], **SMALL_DIT}}
     half.mkdir()
-    shutil.copy(state_files(tmp_path / "sharded/parts")[0], half)
+    shutil.copy(state_files.state_files(tmp_path / "sharded/parts")[0], half)
     resumed, other = trained_in_turn(digits_store, 2, [Job(half, SHARDED, 3), Job(tmp_path / "dit", dit)])
     assert resumed.values.step == 3
     assert_close(alone(digits_store, CHANGES, resumed), wanted)
