@@ -8,8 +8,7 @@ import argparse
 import io
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -133,22 +132,15 @@ def mlflow(page: Any, project: Path) -> bytes:
     runs = {run.info.run_name: run.info for run in client.search_runs(experiments)}
     cells = [runs[name] for name in COMPARED]
     page.set_viewport_size({**SIZE, "width": SIZE["width"] + ASSISTANT})
-    with ui(project) as address:
+    port, log = free_port(), project / "ui.log"
+    address, line = f"http://127.0.0.1:{port}", command("ui", "--port", str(port))
+    with running_server(line, f"{address}/health", log, cwd=project, env=environment()):
         page.goto(comparison_link(address, [cells[0].experiment_id], [cell.run_id for cell in cells]))
         page.get_by_text("fd_effnet_lite0_64").first.wait_for(timeout=120_000)
         expect(page.locator(".js-plotly-plot, svg.main-svg").first).to_be_visible(timeout=60_000)
-        return page.screenshot(clip={"x": 0, "y": 0, **SIZE})
-
-
-@contextmanager
-def ui(project: Path) -> Iterator[str]:
-    """Run `diffctl ui` for the project and yield its address."""
-    port = free_port()
-    address, log = f"http://127.0.0.1:{port}", project / "ui.log"
-    line = command("ui", "--port", str(port))
-    with running_server(line, f"{address}/health", log, cwd=project, env=environment()):
-        yield address
+        shot = page.screenshot(clip={"x": 0, "y": 0, **SIZE})
     log.unlink()
+    return shot
 
 
 def take_screenshot(shoot: Callable[[Any, Path], bytes], project: Path) -> None:
