@@ -45,16 +45,10 @@ def with_level(findings, level):
 
 def prepared_as(images, labels, classes, **meta):
     """Write these images as prepared data under the digits profile's name, both splits alike."""
-    values = {
-        "name": "digits",
-        "classes": classes,
-        "counts": [] if labels is None else np.bincount(labels, minlength=len(classes)).tolist(),
-        "image_size": images.shape[1],
-        "channels": images.shape[3],
-        "sources": {},
-        "options": {},
-        **meta,
-    }
+    counts = [] if labels is None else np.bincount(labels, minlength=len(classes)).tolist()
+    shape = {"image_size": images.shape[1], "channels": images.shape[3]}
+    values = {"name": "digits", "classes": classes, "counts": counts, "sources": {}, "options": {}}
+    values |= {**shape, **meta}
     for split in ("train", "test"):
         write_store(PREPARED / split, images, labels, {**values, "split": split})
 

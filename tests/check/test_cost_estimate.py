@@ -26,7 +26,6 @@ from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.networks import spec_of
 
-AVERAGES = {"sigma_rel": [0.05, 0.1], "every": 5}
 CLASSIFIER = {
     "model": {"channels": 8, "channel_mult": [1, 2]},
     "train": {"steps": 30, "batch_size": 4, "lr": 0.001},
@@ -56,7 +55,7 @@ def test_training_step_is_three_or_four_passes(checkpointing: bool, less: float)
 
 def test_cost_is_the_sum_of_its_parts() -> None:
     changes = {
-        "train": {"ema_profiles": AVERAGES, "p_uncond": 0.1},
+        "train": {"ema_profiles": {"sigma_rel": [0.05, 0.1], "every": 5}, "p_uncond": 0.1},
         "sweep": {"steps": [2, 3], "eta": [0.0, 1.0], "guidance": [0.0, 1.5]},
         "evaluate": {"extra_extractors": ["inception-v3-compat"]},
     }

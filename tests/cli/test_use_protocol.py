@@ -31,11 +31,6 @@ def values(config: Config) -> dict:
     return config.model_dump(mode="json")
 
 
-def small(changed: dict) -> Config:
-    """Return the config of the small digits with changes."""
-    return parse(params(**changed), "test")
-
-
 def comments(lines: list[str]) -> list[str]:
     return [line.partition("#")[2] for line in lines if "#" in line]
 
@@ -138,7 +133,7 @@ OTHERS = {
 @pytest.mark.parametrize("data", ["digits", "cifar10", "imagenet64"])
 @pytest.mark.parametrize("process", PROCESSES)
 def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(process, data, name):
-    before = values(small({"process": process, "data": {"name": data}, **OTHERS}))
+    before = values(parse(params(process=process, data={"name": data}, **OTHERS), "test"))
     changes, unchanged = adopt_protocol(name, before)
     after = {key: dict(one) if isinstance(one, dict) else one for key, one in before.items()}
     for change in changes:
