@@ -22,12 +22,6 @@ LIBRARY = "diffusion"
 REFERENCE = re.compile(r"diffusion(\.\w+)+:\w+")
 
 
-def with_assets(file: Path) -> set[Path]:
-    """Return a library file with the templates and style sheets of its package."""
-    assets = {asset for asset in file.parent.iterdir() if asset.suffix in (".j2", ".css")}
-    return {file, *assets}
-
-
 def files_of(tree: ast.AST) -> set[Path]:
     """Return the library files that a tree imports; an `__init__.py` only if it contains code."""
     names = modules_of(tree) | modules_in_strings(tree) | modules_of_builders(tree)
@@ -58,7 +52,7 @@ def parse(file: Path) -> ast.Module:
 
 
 def closure(files: set[Path]) -> set[Path]:
-    """Return the files and all library files that they import, directly or indirectly."""
+    """Return the files, all library files that they import, and the templates next to these."""
     seen: set[Path] = set()
     todo = list(files)
     while todo:
@@ -66,24 +60,17 @@ def closure(files: set[Path]) -> set[Path]:
         if file not in seen:
             seen.add(file)
             todo.extend(files_of(parse(file)))
-    return {needed for file in seen for needed in with_assets(file)}
-
-
-def stage_files() -> dict[str, list[str]]:
-    """Return the library files that each module cli/stages/NAME_stage.py needs, by stage."""
-    modules = {file.stem.removesuffix("_stage"): file for file in STAGES.glob("*_stage.py")}
-    del modules["classifier"]  # no stage of dvc.yaml
-    return {
-        name: sorted(str(needed.relative_to(ROOT)) for needed in closure(files_of(parse(file))))
-        for name, file in modules.items()
-    }
+    siblings = (asset for file in seen for asset in file.parent.iterdir())
+    return seen | {asset for asset in siblings if asset.suffix in (".j2", ".css")}
 
 
 def problems() -> Iterator[str]:
     """Yield the files that the `deps:` of a stage lack, and dependencies without a file or below another."""
     stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"]
-    for stage, files in stage_files().items():
-        deps = [dep for dep in stages[stage]["deps"] if dep.startswith(f"{LIBRARY}/")]
+    for stage, entry in stages.items():
+        needed = closure(files_of(parse(STAGES / f"{stage}_stage.py")))
+        files = sorted(str(file.relative_to(ROOT)) for file in needed)
+        deps = [dep for dep in entry["deps"] if dep.startswith(f"{LIBRARY}/")]
         for file in files:
             if not any(f"{file}/".startswith(f"{dep}/") for dep in deps):
                 yield f"{stage}: {file} is needed and not listed"
