@@ -55,10 +55,7 @@ class CodeOptions(JsonOptions, ModelOptions):
 
 @command("cli.actions.image_analysis:encode", "loading the model")
 class Encode(CodeOptions):
-    """Encode images as noise by DDIM inversion (η = 0).
-
-    Also prints the error of the reconstruction.
-    """
+    """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction."""
 
     out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).", ".npz", ".png")
     images: list[str] | None = argument("Files or numbers in the store. [default: first --num]")

@@ -132,9 +132,9 @@ class Schema(Options):
 
 @command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
 class Deploy(JsonOptions):
-    """Create or update the deployments of prefect.yaml on Prefect, their work pool and automations.
+    """Create or update the deployments of prefect.yaml on Prefect.
 
-    The server is PREFECT_API_URL, or the one of `diffctl up`.
+    This includes their work pool and automations. The server is PREFECT_API_URL, or that of `diffctl up`.
     """
 
     params: bool = option("Also list the parameters of each deployment.")

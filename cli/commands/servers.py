@@ -94,10 +94,7 @@ class Status(JsonOptions):
 
 @command("cli.actions.services:open_ui", at_root=True)
 class Ui(Options):
-    """Open the MLflow UI until Ctrl-C.
-
-    If one runs already, only its address is printed.
-    """
+    """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 
     port: int = option("Port of the UI.", min=1, max=65535, default=5000)
 

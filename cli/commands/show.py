@@ -39,10 +39,7 @@ class Steps(FigureOptions, ProfileOptions):
 
 @command("cli.actions.figures:show_variance", MESSAGE)
 class Variance(FigureOptions, ProfileOptions):
-    """The learned variance between its bounds, by t.
-
-    With --profile only the bounds.
-    """
+    """The learned variance between its bounds, by t. With --profile only the bounds."""
 
     count: int | None = option("Steps. [default: all T]", "--steps", min=1, max=MAX_STEPS)
     spacing: SpacingOption = Spacing["uniform"]

@@ -11,15 +11,7 @@ import warnings
 
 import typer
 
-from diffusion.system.errors import (
-    FAILED,
-    DiffctlError,
-    DiffctlWarning,
-    Interrupted,
-    is_disk_full,
-    printable,
-    reason,
-)
+from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, is_disk_full, printable, reason
 from diffusion.system.signals import StopRequest
 from flows.stage_outcome import StageOutcome
 
@@ -118,8 +110,8 @@ def outcome_of(error: BaseException) -> StageOutcome:
     if isinstance(error, DiffctlError | Interrupted):
         return StageOutcome(error.kind, str(error), error.exit_code)
     if isinstance(error, OSError) and not isinstance(error, ValueError):  # io.UnsupportedOperation is both
-        return StageOutcome("failed", _describe(error), FAILED)
-    return StageOutcome("crashed", reason(error), FAILED)
+        return StageOutcome("failed", _describe(error), DiffctlError.exit_code)
+    return StageOutcome("crashed", reason(error), DiffctlError.exit_code)
 
 
 def _describe(error: OSError) -> str:

@@ -7,13 +7,7 @@ from diffusion.check.cost_estimate import check_cost
 from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.dependency_checks import check_guides, check_plugins
 from diffusion.check.findings import Finding, Project
-from diffusion.check.machine_checks import (
-    check_device,
-    check_disk,
-    check_memory,
-    check_training_disk,
-    check_weights,
-)
+from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
 from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.process_registry import build_process
@@ -139,7 +133,7 @@ ALL: tuple[Check, ...] = (
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_spacing, check_memory, check_training_disk),
+    "train": (check_prepared, check_fit, check_spacing, check_memory, check_states),
     "sample": (check_spacing, check_guides),
     "evaluate": (check_weights,),
 }  # other stages check their inputs themselves, immediately

@@ -138,7 +138,7 @@ def check_disk(project: Project) -> Iterator[Finding]:
     yield from _compared([*_data(project), *_training(project), *_samples(project)], remedy)
 
 
-def check_training_disk(project: Project) -> Iterator[Finding]:
+def check_states(project: Project) -> Iterator[Finding]:
     """Check the space for the states and the model of the training."""
     yield from _compared(_training(project), "make room, or make the model smaller")
 
