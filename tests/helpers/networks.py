@@ -12,8 +12,7 @@ from diffusion.images.store import Images, open_store
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.model_file import Artefact, DataCard, LoadedModel, save_artefact
-from diffusion.model.network_registry import NetworkSpec
-from diffusion.model.unet import UNet
+from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import grid
@@ -50,9 +49,9 @@ def randomise(network: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> No
                 module.weight += 1
 
 
-def network_of(spec: UNetSpec, seed: int = 0) -> UNet:
-    """Return a network of this shape with random weights, in eval mode."""
-    network = UNet(spec)
+def network_of(spec: NetworkSpec, seed: int = 0) -> Any:
+    """Return a network of this spec with random weights, in eval mode."""
+    network = build_network(spec)
     randomise(network, seed)
     return network.eval().requires_grad_(False)
 

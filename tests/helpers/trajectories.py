@@ -42,22 +42,11 @@ class Draws:
         return torch.randn(*self.shape, generator=self.source, dtype=torch.float64)
 
 
-def eps_network(grid: TimeGrid, eps: Callable[[Tensor, float], Tensor]) -> Network:
-    """Return a network that outputs `eps` of x and ᾱ, at a time of the grid that all rows share."""
-    table = dict(zip(grid.times.tolist(), grid.alphas_cumprod.tolist(), strict=True))
-
-    def network(x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        assert bool((t == t[0]).all())
-        return eps(x, table[int(t[0])])
-
-    return network
-
-
 class OnGrid(DiscreteProcess):
     """A process defined only at a grid's own times."""
 
-    def __init__(self, grid: TimeGrid, prediction: str = "eps") -> None:
-        super().__init__(ProcessConfig(timesteps=max(2, int(grid.times[-1]) + 1), prediction=prediction))
+    def __init__(self, grid: TimeGrid) -> None:
+        super().__init__(ProcessConfig(timesteps=max(2, int(grid.times[-1]) + 1)))
         self.known = grid
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +55,9 @@ class OnGrid(DiscreteProcess):
         return self.known.alpha[index], self.known.sigma[index]
 
 
-def network_denoiser(network: Network, grid: TimeGrid, prediction: str = "eps") -> NetworkDenoiser:
-    """Return a denoiser of the network at the grid's times."""
-    return NetworkDenoiser(network, OnGrid(grid, prediction))
+def network_denoiser(network: Network, grid: TimeGrid) -> NetworkDenoiser:
+    """Return a denoiser of the network, which predicts ε, at the grid's times."""
+    return NetworkDenoiser(network, OnGrid(grid))
 
 
 def walk(
@@ -89,13 +78,9 @@ def sample(
     grid: TimeGrid,
     draw: Callable[[], Tensor],
     *,
-    sampler: str = "ddim",
-    labels: Tensor | None = None,
+    sampler: type[Ddim] | type[DPMSolverMultistep] = Ddim,
     callback: Callable[[Step], object] | None = None,
-    prediction: str = "eps",
     **options: Any,
 ) -> Tensor:
     """Return x_0 of a trajectory with a network of (x, t, labels) and the sampler's options."""
-    condition = None if labels is None else Condition(len(labels), labels)
-    chosen = Ddim(**options) if sampler == "ddim" else DPMSolverMultistep(**options)
-    return walk(network_denoiser(network, grid, prediction), grid, draw, chosen, condition, callback)
+    return walk(network_denoiser(network, grid), grid, draw, sampler(**options), callback=callback)

@@ -171,11 +171,16 @@ def test_nonempty_folder_is_not_changed(tmp_path):
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
-def test_unsupported_prediction_is_refused():
-    """diffusers has x0, ε and velocity predictions, but no flow."""
-    artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="flow"))
-    with pytest.raises(UsageError, match=r"have no process\.prediction flow: nothing was written"):
-        scheduler_config(artefact)
+def test_unsupported_processes_are_refused():
+    """diffusers has x0, ε and velocity predictions of discrete processes, but no flow."""
+    plain = ProcessConfig(variance="small", loss="simple", prediction="flow")
+    for process, field in (
+        (plain, "prediction flow"),
+        *((ProcessConfig(schedule=name), f"schedule {name}") for name in ("edm", "flow")),
+    ):
+        artefact = artefact_of(spec_of(out_channels=1), process=process)
+        with pytest.raises(UsageError, match=rf"have no process\.{field}: nothing was written"):
+            scheduler_config(artefact)
     artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="x0"))
     assert scheduler_config(artefact)["prediction_type"] == "sample"
 

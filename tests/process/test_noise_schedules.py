@@ -1,7 +1,5 @@
 """Forward process against the closed forms of the papers, for every T, S and spacing."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -82,25 +80,17 @@ def test_alpha_sigma_match_table_at_integer_times_and_are_monotone(name, timeste
     assert torch.allclose(alpha.square() + sigma.square(), torch.ones_like(fine), atol=1e-14)
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "quadratic", "trailing"])
-@pytest.mark.parametrize("timesteps", [2, 3, 7, 10, 97, 100])
-def test_spaced_timesteps_returns_requested_number_of_distinct_timesteps(spacing, timesteps):
-    for steps in range(1, timesteps + 1):
-        spaced = spaced_timesteps(spacing, steps, timesteps)
-        assert len(spaced) == steps
-        assert spaced[0] >= 0
-        assert spaced[-1] == timesteps - 1
-        assert all(a < b for a, b in itertools.pairwise(spaced))
-        if spacing != "trailing" and steps > 1:
-            assert spaced[0] == 0
-
-
-@given(st.integers(2, 4000), st.data())
-def test_uniform_and_trailing_timesteps_are_evenly_spaced(timesteps, data):
+@given(st.integers(2, 1000), st.data())
+def test_timesteps_are_distinct_and_uniform_and_trailing_ones_evenly_spaced(timesteps, data):
     steps = data.draw(st.integers(2, timesteps))
-    for spacing, gap in (("uniform", (timesteps - 1) / (steps - 1)), ("trailing", timesteps / steps)):
-        gaps = np.diff(spaced_timesteps(spacing, steps, timesteps))
-        assert abs(gaps - gap).max() < 1 + 1e-9
+    even = {"uniform": (timesteps - 1) / (steps - 1), "trailing": timesteps / steps}
+    for spacing in ("uniform", "quadratic", "trailing"):
+        spaced = spaced_timesteps(spacing, steps, timesteps)
+        assert (len(spaced), spaced[-1]) == (steps, timesteps - 1)
+        assert spaced[0] == 0 or spacing == "trailing"
+        gaps = np.diff(spaced)
+        assert gaps.min() > 0
+        assert spacing not in even or abs(gaps - even[spacing]).max() < 1 + 1e-9
 
 
 def test_quadratic_timesteps_match_formula():
@@ -147,12 +137,7 @@ def test_invalid_step_counts_are_refused(steps, spacing):
 
 @pytest.mark.parametrize(
     ("timesteps", "message"),
-    [
-        ([], "increase"),
-        ([3, 3, 9], "increase strictly"),
-        ([-1, 9], "0 … 9"),
-        ([0, 8], "end there"),
-    ],
+    [([], "increase"), ([3, 3, 9], "increase strictly"), ([-1, 9], "0 … 9"), ([0, 8], "end there")],
 )
 def test_invalid_timesteps_are_refused(timesteps, message):
     with pytest.raises(UsageError, match=message):

@@ -57,25 +57,17 @@ def test_images_depend_on_the_guide_and_their_index_alone(sampler, interval):
     assert int((itself.int() - images(plain).int()).abs().max()) <= 1
 
 
-def test_a_guide_without_classes_guides_a_model_with_and_without_classes():
+def test_a_guide_has_the_models_classes_or_none():
     settings = SampleSettings(steps=3, guidance=1.0, guide="early")
     free, guide = ({"num_classes": 0, "null_class": False}, loaded_model(1, num_classes=0, null_class=False))
     assert images(settings, guide=guide).shape == images(settings).shape
     images(settings, model=loaded_model(**free), guide=guide)
     with pytest.raises(UsageError, match="the guide needs classes, and the model has none"):
         images(settings, model=loaded_model(**free))
-
-
-@pytest.mark.parametrize(
-    ("guide", "message"),
-    [
-        (None, "needs the model of guide early"),
-        (loaded_model(num_classes=9), "the guide was trained on other classes"),
-    ],
-)
-def test_a_guide_that_does_not_fit_is_refused(guide, message):
-    with pytest.raises(UsageError, match=message):
-        images(SampleSettings(steps=2, guidance=1.0, guide="early"), guide=guide)
+    with pytest.raises(UsageError, match="the guide was trained on other classes"):
+        images(settings, guide=loaded_model(num_classes=9))
+    with pytest.raises(UsageError, match="needs the model of guide early"):
+        images(settings, guide=None)
 
 
 def test_equal_images_have_equal_settings_and_a_card_reads_back():
@@ -92,15 +84,8 @@ def test_equal_images_have_equal_settings_and_a_card_reads_back():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        *(
-            {"guide": name}
-            for name in ("", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@x", "ema:-1", "a" * 5000)
-        ),
-        {"guidance_rule": "autoguidance"},  # needs a guide
-    ],
+    "guide", [None, "", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@x", "ema:-1", "a" * 5000]
 )
-def test_an_impossible_or_missing_guide_is_refused(options):
+def test_an_impossible_or_missing_guide_is_refused(guide):
     with pytest.raises(ValueError, match="guide"):
-        SampleSettings(guidance=1.0, **options)
+        SampleSettings(guidance=1.0, guidance_rule="autoguidance", guide=guide)

@@ -18,23 +18,18 @@ from diffusion.sample.sampler import run_sampler
 
 MEAN, STD, PIXELS = 0.3, 0.5, 4_000
 FIRST_ORDER = {"ddim", "euler", "euler-ancestral"}  # they need more steps for the same variance
-UNSOLVABLE = {("flow", "eps")}  # α is 0 at the last time, where ε alone leaves x_0 undetermined
-SCHEDULES, NAMES = sorted(PROCESSES.built_in), sorted(SAMPLERS.built_in)
-PREDICTED = {
-    schedule: [name for name in sorted(PREDICTIONS.built_in) if (schedule, name) not in UNSOLVABLE]
-    for schedule in SCHEDULES
-}
+UNSOLVABLE = ("flow", "eps")  # α is 0 at the last time, where ε alone leaves x_0 undetermined
 TRIPLES = [
-    (schedule, PREDICTED[schedule][(row + column) % len(PREDICTED[schedule])], sampler)
-    for row, schedule in enumerate(SCHEDULES)
-    for column, sampler in enumerate(NAMES)
+    (schedule, predictions[(row + column) % len(predictions)], sampler)
+    for row, schedule in enumerate(sorted(PROCESSES.built_in))
+    for predictions in [[name for name in sorted(PREDICTIONS.built_in) if (schedule, name) != UNSOLVABLE]]
+    for column, sampler in enumerate(sorted(SAMPLERS.built_in))
 ]
 
 
 def process_with(schedule: str, prediction: str) -> NoiseProcess:
-    whole = {} if schedule in ("edm", "flow") else {"variance": "small", "loss": "simple", "timesteps": 1000}
-    weight = {"weighting": "none"}
-    return build_process(ProcessConfig(schedule=schedule, prediction=prediction, **weight, **whole))
+    whole = {} if schedule in ("edm", "flow") else {"variance": "small", "loss": "simple"}
+    return build_process(ProcessConfig(schedule=schedule, prediction=prediction, **whole))
 
 
 def karras_grid(process: NoiseProcess, steps: int) -> TimeGrid:

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
+from diffusion.sample.dpm_solver import DPMSolverMultistep
 from diffusion.sample.sampler import Step
 from diffusion.sample.sampling_steps import max_eta
 from diffusion.system.errors import UsageError
 from tests.helpers import papers
-from tests.helpers.trajectories import Draws, OnGrid, eps_network, grid_of, randn, sample
+from tests.helpers.trajectories import Draws, OnGrid, grid_of, randn, sample
 
 NAMES = st.sampled_from(["linear", "cosine"])
 SPACINGS = st.sampled_from(["uniform", "quadratic", "trailing"])
@@ -139,5 +140,7 @@ def test_steps_of_dpm_solver_match_the_papers_formula(grid, clip):
             r = (log_snr[i] - log_snr[i + 1]) / h
             d = x_0 + (x_0 - before) * min(1 / (2 * r), 1 / 4 + r / 2)
         x, before = sigma[i - 1] / sigma[i] * x - alpha[i - 1] * (math.exp(-h) - 1) * d, x_0
-    found = sample(eps_network(grid, data.eps), grid, lambda: start, sampler="dpm-solver++", clip=clip)
+    bars = dict(zip(grid.times.tolist(), alphas_cumprod.tolist(), strict=True))
+    network = lambda x, t, labels: data.eps(x, bars[int(t[0])])  # noqa: E731
+    found = sample(network, grid, lambda: start, sampler=DPMSolverMultistep, clip=clip)
     assert np.allclose(found, x, rtol=1e-6, atol=1e-6)

@@ -166,39 +166,19 @@ def test_a_repeated_time_and_an_infinite_noise_level_stay_finite(sampler):
     assert distance.max() < 6 * MIXTURE.std
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_churn_adds_noise_within_its_levels_only(sampler):
-    process, levels = process_of("linear", 1000), (0.3, 20.0)
-    grid = sampling_grid(SampleSettings(spacing="karras", steps=12), process)
-    inside = sum(levels[0] <= level <= levels[1] for level in (grid.sigma / grid.alpha).tolist())
-    assert 3 < inside < 10
-
-    def run(**options: float) -> tuple[Tensor, int]:
-        draws, start = Draws(6, 2, 1, 1), randn(6, 2, 1, 1)
-        made = build_sampler(SampleSettings(sampler=sampler, clip=False, sampler_options=options))
-        denoiser = MixtureDenoiser(MIXTURE, process)
-        return run_sampler(made(grid, start, draws), denoiser, Condition(6)).x, draws.count
-
-    plain, drawn = run()
-    assert drawn == 0
-    assert torch.equal(run(s_churn=0, s_noise=1.5)[0], plain)
-    churned, drawn = run(s_churn=4, s_tmin=levels[0], s_tmax=levels[1])
-    assert drawn == inside
-    assert not torch.equal(churned, plain)
-
-
-def test_churned_noise_level_is_that_of_the_paper():
-    """σ̂ = σ(1 + min(s_churn/S, √2 − 1)) (EDM alg. 2), at most the process's largest."""
+@pytest.mark.parametrize(("churn", "factor"), [(0.0, 1), (0.6, 1.1), (1e6, 2**0.5)])
+@pytest.mark.parametrize("bounds", [(0.0, 1e9), (0.1, 20.0)])
+def test_churned_noise_level_is_that_of_the_paper(churn, factor, bounds):
+    """σ̂ = σ(1 + min(s_churn/S, √2 − 1)) within its bounds (EDM alg. 2), at most the process's largest."""
+    options = {"s_churn": churn, "s_tmin": bounds[0], "s_tmax": bounds[1]}
+    chosen = SampleSettings(sampler="euler", spacing="karras", steps=6, sampler_options=options)
     process = process_of("linear", 1000)
-    grid = sampling_grid(SampleSettings(spacing="karras", steps=6), process)
+    grid = sampling_grid(chosen, process)
     levels = (grid.sigma / grid.alpha).tolist()[::-1]
-    for churn, factor in ((0.6, 1.1), (1e6, 2**0.5)):
-        chosen = SampleSettings(
-            sampler="euler", spacing="karras", steps=6, sampler_options={"s_churn": churn}
-        )
-        times = torch.tensor(call_times(chosen, process), dtype=torch.float64)
-        wanted = [min(level * factor, levels[0]) for level in levels]
-        assert process.noise_level(times).tolist() == pytest.approx(wanted, rel=1e-9)
+    times = torch.tensor(call_times(chosen, process), dtype=torch.float64)
+    factors = [factor if bounds[0] <= level <= bounds[1] else 1 for level in levels]
+    wanted = [min(level * raised, levels[0]) for level, raised in zip(levels, factors, strict=True)]
+    assert process.noise_level(times).tolist() == pytest.approx(wanted, rel=1e-9)
 
 
 # The same points as k-diffusion, diff-sampler and UniPC (tests/golden/NOTICE.md).
