@@ -57,9 +57,7 @@ def images(model: LoadedModel, chosen: SampleSettings) -> torch.Tensor:
 
 
 @given(damaged_models(), chosen_settings())
-def test_nonfinite_weights_raise_an_error_or_have_no_effect(
-    model: LoadedModel, chosen: SampleSettings
-) -> None:
+def test_nonfinite_weights_raise_an_error_or_have_no_effect(model, chosen) -> None:
     """An unused entry, such as the embedding of another label, leaves the intact model's image."""
     refusal = rf"image [01] {MESSAGE}so are weights of the model \(\S+\), so use another"
     try:
@@ -82,9 +80,7 @@ def test_error_distinguishes_overflow_from_nonfinite_weights() -> None:
 
 
 @given(st.integers(0, 5), st.integers(0, 2), st.sampled_from([math.nan, math.inf]), st.booleans())
-def test_error_contains_the_first_step_and_the_row(
-    bad: int, row: int, value: float, at_the_end: bool
-) -> None:
+def test_error_contains_the_first_step_and_the_row(bad, row, value, at_the_end) -> None:
     """This also holds if the check runs only at the end, as on a GPU."""
     grid = grid_of("linear", 6)
 
@@ -110,12 +106,8 @@ def test_sweep_writes_no_cell_for_infinite_weights(tmp_path: Path, monkeypatch: 
     network, path = copy.deepcopy(INTACT.network), tmp_path / "bad.safetensors"
     next(network.parameters()).data.fill_(math.inf)
     save_artefact(path, network.state_dict(), INTACT.artefact)
+    sample, cell = SampleConfig(num_images=4, batch_size=2), Cell(steps=2, eta=0.0)
     with pytest.raises(NonFiniteError, match=MESSAGE):
-        make_cell(
-            SampleConfig(num_images=4, batch_size=2),
-            Cell(steps=2, eta=0.0),
-            NetworkFiles(path),
-            tmp_path / "cell",
-        )
+        make_cell(sample, cell, NetworkFiles(path), tmp_path / "cell")
     assert not (tmp_path / "cell").exists()
     assert not list(tmp_path.rglob("*.npy"))

@@ -62,9 +62,7 @@ def test_cell_model_equals_the_file_of_the_ema_command(trained: Path) -> None:
         assert read_artefact(built).ema_sigma_rel == cell.ema
 
 
-def test_ema_model_is_built_once_and_rebuilt_if_damaged(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ema_model_is_built_once_and_rebuilt_if_damaged(trained, monkeypatch) -> None:
     built: list[float] = []
     reconstruct = Snapshots.reconstruct
     watched = lambda self, sigma_rel: built.append(sigma_rel) or reconstruct(self, sigma_rel)  # noqa: E731

@@ -107,9 +107,7 @@ def test_damaged_shard_gives_a_warning_and_is_made_again(damage: Damage, target:
         ("00000004-999999999999", range(4, 999999999999), np.zeros((4, 1, 1, 1), np.uint8)),
     ],
 )
-def test_shard_that_contradicts_its_name_is_made_again(
-    tmp_path: Path, name: str, shard: range, images: Images
-) -> None:
+def test_shard_that_contradicts_its_name_is_made_again(tmp_path, name, shard, images) -> None:
     shards = three_shards(tmp_path)
     shard_path(tmp_path, range(4, 8)).unlink()
     shards.save(shard, images)
@@ -144,9 +142,8 @@ def test_overlapping_shards_and_foreign_files_have_no_effect(tmp_path: Path) -> 
 def test_sweep_resumes_from_finished_shards_after_sigkill(project: Path) -> None:
     sections = {"sample": {"num_images": 40, "batch_size": 4}, "sweep": {"steps": [20], "eta": [0.0, 1.0]}}
     with_model(project, **sections)
-    process = subprocess.Popen(
-        command("stage", "sample"), cwd=project, env=environment(), start_new_session=True
-    )
+    stage = command("stage", "sample")
+    process = subprocess.Popen(stage, cwd=project, env=environment(), start_new_session=True)
     wait_until(lambda: len(shard_files(project)) >= 3, 60)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -198,9 +195,7 @@ def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
         ("sampling_torch", "diffusion.sample.cell_images.torch_version", lambda: "another"),
     ],
 )
-def test_shards_of_another_code_version_are_made_again(
-    project: Path, monkeypatch: pytest.MonkeyPatch, changed: str, place: str, value: object
-) -> None:
+def test_shards_of_another_code_version_are_made_again(project, monkeypatch, changed, place, value) -> None:
     config = with_model(project, sample={"num_images": 4}, sweep={"steps": [5], "eta": [1.0]})
     made: list[SampleSettings] = []
     stores = [*make_cells(config, made), *make_cells(config, made)]
@@ -220,9 +215,7 @@ def test_workers_of_a_sweep_share_its_gpu(tmp_path: Path, monkeypatch: pytest.Mo
         assert one == same != other
 
 
-def test_sweep_holds_its_device_while_weights_are_loaded(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sweep_holds_its_device_while_weights_are_loaded(project, monkeypatch) -> None:
     """The device is a CPU that counts as a GPU."""
     monkeypatch.setattr(devices, "LOCK_DIR", project)
     monkeypatch.setattr(devices, "_gpus", lambda: {"GPU-a": torch.device("cpu")})
