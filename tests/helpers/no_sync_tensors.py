@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from diffusion.system import devices
 
@@ -19,28 +20,24 @@ class Waited(AssertionError):
     """The host would wait for the device."""
 
 
-class NothingWaits(TorchDispatchMode):
+@contextmanager
+def nothing_waits() -> Iterator[None]:
     """Treat tensors of the meta device as a GPU's: an operation that waits for it raises Waited.
 
     These are reads of values, and synchronous copies to or from the host, except of a single number, which
     a GPU's kernel takes as an argument. A tensor created there from Python numbers is such a copy.
     """
+    with _NothingMade(), _NothingRead():
+        yield
 
-    def __enter__(self) -> "NothingWaits":
-        self._making = _NothingMade()
-        self._making.__enter__()
-        return super().__enter__()
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._making.__exit__(*error)
-
+class _NothingRead(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        here = [one for one in _flat(args) if isinstance(one, torch.Tensor)]
+        here = [one for one in tree_leaves(args) if isinstance(one, torch.Tensor)]
         if name in BY_VALUE and any(one.device == DEVICE for one in here):
             raise Waited(f"{name} looks at values")
         if name == "index" and here[0].device == DEVICE:
@@ -68,12 +65,6 @@ class _NothingMade(TorchFunctionMode):
         return made
 
 
-def _flat(values: Any) -> list[Any]:
-    if isinstance(values, list | tuple):
-        return [one for value in values for one in _flat(value)]
-    return [values]
-
-
 class Float64(AssertionError):
     """A float64 tensor was made on the device."""
 
@@ -83,7 +74,7 @@ class _Refusing(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         made = func(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, list | tuple) else [made]:
+        for tensor in tree_leaves(made):
             if isinstance(tensor, torch.Tensor) and tensor.device == DEVICE and tensor.dtype == torch.float64:
                 raise Float64(func.overloadpacket.__name__)
         return made

@@ -19,7 +19,6 @@ from diffusion.model.model_file import load_model, save_artefact
 from diffusion.model.precision import autocast, freeze, to_bf16
 from diffusion.model.presets import DIT_SIZES
 from diffusion.model.unet_config import UNetSpec
-from diffusion.model.weight_transfer import Incompatible, Source, transfer
 from diffusion.system.errors import UsageError
 from diffusion.train.step_memory import count_parameters, forward_flops
 from tests.conftest import params
@@ -191,30 +190,3 @@ def test_a_model_file_holds_the_weights_and_no_positions(tmp_path: Path) -> None
     assert loaded.artefact.network == network.spec
     assert torch.equal(loaded.network(*inputs(network.spec)), network(*inputs(network.spec)))
     assert loaded.network.state_dict().keys() == {name for name, _ in network.named_parameters()}
-
-
-def transferred(changes: dict[str, Any], classes: int = 10) -> tuple[DiT, DiT]:
-    """Return a network and one of a changed spec with its weights."""
-    pretrained = network_of(spec_of())
-    names = tuple(map(str, range(classes)))
-    spec = spec_of(**{"num_classes": classes, **changes})
-    network = DiT(spec).eval()
-    source = Source(pretrained.state_dict(), pretrained.spec, tuple(map(str, range(10))))
-    network.load_state_dict(transfer(source, spec, names, network.state_dict()).weights)
-    return pretrained, network
-
-
-@torch.no_grad()
-def test_transfer_preserves_the_outputs_with_other_channels_classes_and_sizes() -> None:
-    pretrained, network = transferred({"in_channels": 3, "out_channels": 6})
-    x, t, labels = inputs(pretrained.spec)
-    grey = pretrained(x, t, labels)
-    rgb = network(x.repeat(1, 3, 1, 1), t, labels)
-    assert torch.allclose(rgb, grey.repeat_interleave(3, dim=1), atol=1e-5)
-    _, network = transferred({"out_channels": 1, "augmented": True}, classes=4)
-    assert torch.allclose(network(x, t, labels % 3), pretrained(x, t, labels % 3)[:, :1], atol=1e-5)
-    _, network = transferred({"image_size": 16})
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), pretrained.parameters(), strict=True))
-    assert network(x.repeat(1, 1, 2, 2), t, labels).shape == (3, 2, 16, 16)
-    with pytest.raises(Incompatible, match=r"model\.patch_size is 4, and the pretrained model has 2"):
-        transferred({"patch_size": 4})

@@ -6,30 +6,28 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.model.weight_transfer import Incompatible, Source, Transferred, transfer, transfer_unchanged
 from tests.helpers.networks import network_of, spec_of
+from tests.model.test_dit import spec_of as dit
 
 T = torch.tensor([0, 40, 99])
 NAMES = tuple(f"class{number}" for number in range(10))
 
 
-def build_from_pretrained(
-    classes: tuple[str, ...] = NAMES, pretrained_spec: dict[str, Any] | None = None, **changes: Any
-):
+def build_from_pretrained(classes=NAMES, pretrained_spec=None, kind=spec_of, **changes: Any):
     """Return the pretrained network, a network with the transferred weights, and the transfer result."""
-    pretrained = network_of(spec_of(**(pretrained_spec or {})))
-    spec = spec_of(**{"num_classes": len(classes), "null_class": bool(classes), **changes})
-    network = UNet(spec).eval().requires_grad_(False)
-    names = NAMES[: pretrained.spec.num_classes]
-    result = transfer(
-        Source(pretrained.state_dict(), pretrained.spec, names), spec, classes, network.state_dict()
-    )
+    pretrained = network_of(kind(**(pretrained_spec or {})))
+    spec = kind(**{"num_classes": len(classes), "null_class": bool(classes), **changes})
+    network = build_network(spec).eval().requires_grad_(False)
+    source = Source(pretrained.state_dict(), pretrained.spec, NAMES[: pretrained.spec.num_classes])
+    result = transfer(source, spec, classes, network.state_dict())
     network.load_state_dict(result.weights)
     return pretrained, network, result
 
 
-def images(network: UNet) -> Tensor:
+def images(network) -> Tensor:
     return torch.randn(3, network.spec.in_channels, network.spec.image_size, network.spec.image_size)
 
 
@@ -79,10 +77,13 @@ def test_classes_of_unconditional_pretrained_match_its_output():
     assert result.new == {"classes.weight"}
 
 
-@pytest.mark.parametrize("patch", [{}, {"patch_size": 2, "attention_resolutions": ()}], ids=["1", "2"])
-def test_grey_to_rgb_repeats_output_for_grey_image(patch):
+@pytest.mark.parametrize(
+    ("patch", "kind"),
+    [({}, spec_of), ({"patch_size": 2, "attention_resolutions": ()}, spec_of), ({}, dit)],
+)
+def test_grey_to_rgb_repeats_output_for_grey_image(patch, kind):
     pretrained, network, _ = build_from_pretrained(
-        pretrained_spec=patch, **patch, in_channels=3, out_channels=6
+        pretrained_spec=patch, kind=kind, **patch, in_channels=3, out_channels=6
     )
     x, y = images(pretrained), labels(1, 2, 3)
     grey, rgb = pretrained(x, T, y), network(x.repeat(1, 3, 1, 1), T, y)
@@ -96,18 +97,20 @@ def test_rgb_to_grey_averages_output_for_grey_image():
     assert close(network(x, T, y), torch.stack([rgb[:, :3].mean(1), rgb[:, 3:].mean(1)], dim=1))
 
 
-def test_learned_variance_is_dropped_or_initialized():
-    pretrained, network, _ = build_from_pretrained(out_channels=1)
+@pytest.mark.parametrize("kind", [spec_of, dit])
+def test_learned_variance_is_dropped_or_initialized(kind):
+    pretrained, network, _ = build_from_pretrained(kind=kind, out_channels=1, augmented=True)
     x, y = images(pretrained), labels(1, 2, 3)
     assert close(network(x, T, y), pretrained(x, T, y)[:, :1])
-    pretrained, network, _ = build_from_pretrained(pretrained_spec={"out_channels": 1})
+    pretrained, network, _ = build_from_pretrained(kind=kind, pretrained_spec={"out_channels": 1})
     output = network(x, T, y)
     assert close(output[:, :1], pretrained(x, T, y))
     assert not output[:, 1:].any(), "the head is initialized to zero"
 
 
-def test_larger_image_size_transfers_all_weights():
-    pretrained, network, _ = build_from_pretrained(image_size=16, attention_resolutions=(8,))
+@pytest.mark.parametrize(("kind", "changes"), [(spec_of, {"attention_resolutions": (8,)}), (dit, {})])
+def test_larger_image_size_transfers_all_weights(kind, changes):
+    pretrained, network, _ = build_from_pretrained(kind=kind, image_size=16, **changes)
     assert all(
         torch.equal(weight, pretrained.state_dict()[name]) for name, weight in network.state_dict().items()
     )
@@ -124,10 +127,7 @@ def test_larger_image_size_transfers_all_weights():
             {"image_size": 16, "attention_resolutions": (16,)},
             r"decoder\.0\.1\.\w+\.\w+ is \(.*\) in the pretrained model, and missing",
         ),
-        (
-            {"attention_resolutions": ()},
-            r"\w+\.\d\.1\.\w+\.\w+ is \(.*\) in the pretrained model, and missing",
-        ),
+        ({"kind": dit, "patch_size": 4}, r"model\.patch_size is 4, and the pretrained model has 2"),
         ({"in_channels": 2, "out_channels": 4}, "2 channels and a pretrained model of 1"),
     ],
 )

@@ -19,7 +19,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
 from diffusion.sample.sampler import NaNGuard, run_sampler
 from tests.helpers.networks import loaded_model
-from tests.helpers.no_sync_tensors import DEVICE, NothingWaits, no_float64
+from tests.helpers.no_sync_tensors import DEVICE, no_float64, nothing_waits
 
 CPU = torch.device("cpu")
 SHAPE = (1, 8, 8)
@@ -39,7 +39,7 @@ def test_options_of_a_sampler_are_validated_and_complete_in_the_card():
         SampleSettings(sampler="heun", eta=1.0)
 
 
-WATCHES = pytest.mark.parametrize("watch", [NothingWaits, no_float64])
+WATCHES = pytest.mark.parametrize("watch", [nothing_waits, no_float64])
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from diffusion.train.step_memory import (
 )
 from diffusion.train.train_step import TrainState, new_state, train_step
 from tests.helpers.networks import spec_of
-from tests.helpers.no_sync_tensors import NothingWaits
+from tests.helpers.no_sync_tensors import nothing_waits
 from tests.helpers.process_pair import TRAININGS
 from tests.helpers.trainings import CPU, plan_of
 
@@ -165,7 +165,7 @@ def test_a_step_moves_nothing_to_the_host(store, name, monkeypatch):
     monkeypatch.setattr(state.optimizer, "step", lambda: None)  # the fused kernel has no meta version
     gradients, data = GradientAccumulator(plan, state.network, ProcessGroup(meta)), ImageLoader(store, CPU)
     data.device, data.resident = meta, torch.empty(len(store), 1, 8, 8, dtype=torch.uint8, device=meta)
-    with NothingWaits():
+    with nothing_waits():
         batch = draw_batch(plan, state.time_sampler, data, 0)
         means = train_step(state, gradients, batch)
     assert {mean.device for mean in means.values()} == {meta}
