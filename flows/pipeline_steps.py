@@ -6,7 +6,7 @@ They run on a Prefect server, and without one after the server fails.
 import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED, repository_problem
@@ -18,9 +18,6 @@ from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import prefect_server
 from flows.run_lock import hold_run_lock
-
-if TYPE_CHECKING:
-    from prefect import State
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
@@ -152,30 +149,30 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
 
     Raise UsageError before any work; StageFailed, DiffctlError or Interrupted if a step ends the run.
     """
+    options, done = {"push": push, "fresh": fresh, "keep": keep}, dict[str, str | None]()
+
+    def start_flow() -> Any:
+        from flows.pipeline import done_steps, pipeline
+
+        done_steps.set(done)
+        return pipeline(**options, return_state=True)
+
     load()
     if problem := repository_problem():
         raise UsageError(": ".join(problem))
-    check_options(push=push, fresh=fresh, keep=keep)
+    check_options(**options)
     echo("==> starting; Ctrl-C saves the training, and the same command resumes it\n")
     check_mlflow()
-    done: dict[str, str | None] = {}
     with interrupt_on_signal(), hold_run_lock():
         # One call of DVC instead of one per stage, and no temporary server.
-        needs_server = push or fresh or keep or prefect_url() is not None
+        needs_server = any(options.values()) or prefect_url() is not None
         unchanged = not needs_server and is_unchanged() and not _raw_files_changed()
         if unchanged and not _model_mismatch():
-            done = dict.fromkeys(STAGES)
+            done |= dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
         else:
             with prefect_server() as url:
-                run_flow(lambda: _start_flow(done, push=push, fresh=fresh, keep=keep), url)
+                run_flow(start_flow, url)
         # Without effect after a flow that completed: every step is in `done`.
-        asyncio.run(run_steps(run_step, done, push=push, fresh=fresh, keep=keep))
+        asyncio.run(run_steps(run_step, done, **options))
     return done["register"] or ""
-
-
-def _start_flow(done: dict[str, str | None], **options: bool) -> "Awaitable[State]":
-    from flows.pipeline import done_steps, pipeline
-
-    done_steps.set(done)
-    return pipeline(**options, return_state=True)
