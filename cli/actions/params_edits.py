@@ -15,8 +15,8 @@ from diffusion.config import load, parse
 from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
+from diffusion.system.params import REMOVED, YamlRefusal, edit_yaml, parse_yaml
 from diffusion.system.section import brief
-from diffusion.system.yaml_text import REMOVED, YamlRefusal, edit_yaml, parse_yaml
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
 from tracking.registry.registered_models import fetch_version_files

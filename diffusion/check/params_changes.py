@@ -20,8 +20,8 @@ from diffusion.protocol.paper_protocols import PROTOCOLS, PaperField
 from diffusion.protocol.sample_sections import idle_axes
 from diffusion.protocol.settings import OPTION_ENTRIES
 from diffusion.system.files import sha256_file
+from diffusion.system.params import REMOVED
 from diffusion.system.registry import load_reference
-from diffusion.system.yaml_text import REMOVED
 
 REFERENCES = Path("references")  # folder of published statistics
 FREE = ModelConfig.model_fields.keys() - {"name"}  # fields of a model that may differ

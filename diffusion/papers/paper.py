@@ -20,8 +20,8 @@ from diffusion.protocol.scores_document import CellScores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.files import read_regular_text
+from diffusion.system.params import YamlRefusal, parse_yaml
 from diffusion.system.section import PositiveInt, Section, ShortText, brief, validate
-from diffusion.system.yaml_text import YamlRefusal, parse_yaml
 
 PAPERS = {
     "adm": "Dhariwal & Nichol 2021: ImageNet at 64×64, by FID, precision and recall",

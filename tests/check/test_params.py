@@ -17,7 +17,7 @@ from diffusion.data.data_config import SOURCES
 from diffusion.model.network_registry import ModelConfig
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.samplers import SAMPLERS
-from diffusion.system.yaml_text import parse_yaml
+from diffusion.system.params import parse_yaml
 from diffusion.train.plan import plan_training
 from diffusion.train.pretrained import PretrainedRefused, store_pretrained
 from tests.conftest import ROOT, params

@@ -15,7 +15,7 @@ from diffusion.layout import PARAMS
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError
-from diffusion.system.yaml_text import REMOVED, parse_yaml
+from diffusion.system.params import REMOVED, parse_yaml
 from tests.conftest import ROOT, params
 
 

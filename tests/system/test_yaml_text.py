@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.system.yaml_text import MAX_DEPTH, YamlRefusal, edit_yaml, parse_yaml
+from diffusion.system.params import MAX_DEPTH, YamlRefusal, edit_yaml, parse_yaml
 from tests.conftest import ROOT
 
 PATH = ("train", "init_from", "sha256")
