@@ -176,6 +176,7 @@ def test_a_clone_reruns_nothing_and_pulls_the_initial_weights(toy, tmp_path_fact
         asyncio.run(reproduce(stage))
     assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
 
+    run("dvc", "pull", "data")
     be(other / "clone", "train", FETCHING)
     assert not start.exists(), "the stage pulls it when it runs"
     (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
