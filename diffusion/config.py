@@ -67,9 +67,7 @@ class Config(TrainSections):
             name = named or implied_rule(guide)
             rule = GUIDANCE_RULES[name]
             if rule.needs_null and not self.train.p_uncond:
-                raise ValueError(
-                    f"{guidance[0]} > 0 needs a model trained with train.p_uncond > 0, or a guide"
-                )
+                raise ValueError(f"{guidance[0]} > 0 needs a model trained with p_uncond > 0, or a guide")
             if rule.needs_guide and guide is None:
                 raise ValueError(f"{rules[0]} {name} needs a guide in every cell: set {guides[0]}")
             if rule.needs_guide and (profile := ema_guide(guide)) is not None:
@@ -80,14 +78,11 @@ class Config(TrainSections):
         """Raise ValueError unless the training keeps the snapshots that a profile is made from."""
         if self.train.ema_profiles is None:
             raise ValueError(
-                f"{field}: {profile} is made from snapshots, and the training keeps none: "
-                "set train.ema_profiles"
+                f"{field}: {profile} is made from snapshots: set train.ema_profiles to keep some"
             )
         if step is not None and step not in self.train.snapshot_steps():
-            raise ValueError(
-                f"{field}: {profile} is no snapshot: train.ema_profiles keeps one every "
-                f"{self.train.ema_profiles.every} steps, and after the last"
-            )
+            kept = f"train.ema_profiles keeps one every {self.train.ema_profiles.every} steps, and the last"
+            raise ValueError(f"{field}: {profile} is no snapshot: {kept}")
 
     def _axis(self, name: str) -> tuple[str, tuple[Any, ...]]:
         return axis_values(name, dict(self.sample), dict(self.sweep))

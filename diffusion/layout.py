@@ -38,7 +38,6 @@ EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `eval
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
 CONFLICT = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
-_EXPERIMENTS = (".dvc", "tmp", "exps")
 
 
 def home(folder: Path) -> Path:
@@ -47,7 +46,7 @@ def home(folder: Path) -> Path:
     `dvc exp run --temp` and `--queue` work in .dvc/tmp/exps/<name>/ of a checkout, which goes with all in it.
     """
     for parent in folder.parents:
-        if parent.parts[-3:] == _EXPERIMENTS:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
             return parent.parents[2]
     return folder
 
@@ -61,10 +60,8 @@ def repository_problem(root: Path = Path()) -> tuple[str, str] | None:
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if found := CONFLICT.search(text):
             line = text.count("\n", 0, found.start()) + 1
-            return (
-                f"{name} has conflict markers from line {line} on",
-                f"resolve them, such as by `git checkout --ours {name}`: the next run updates dvc.lock",
-            )
+            problem = f"{name} has conflict markers from line {line} on"
+            return problem, f"resolve them, such as by `git checkout --ours {name}`"
     config = root / ".dvc/config"
     if not config.is_file():
         return "DVC is not set up here (no .dvc/config)", "`git checkout .dvc`, or `dvc init`"

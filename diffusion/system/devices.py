@@ -110,10 +110,7 @@ def _gpus() -> dict[str, torch.device]:
 
 @contextmanager
 def acquire_lock(
-    names: Sequence[str],
-    waiting: OnWait | None = None,
-    group: str | None = None,
-    check: Check | None = None,
+    names: Sequence[str], waiting: OnWait | None = None, group: str | None = None, check: Check | None = None
 ) -> Iterator[str]:
     """Hold the first free one of the named locks for the block; wait until one is free.
 
@@ -121,9 +118,7 @@ def acquire_lock(
     """
     LOCK_DIR.mkdir(0o700, exist_ok=True)
     if (status := LOCK_DIR.lstat()).st_uid != os.getuid() or not stat.S_ISDIR(status.st_mode):
-        raise DiffctlError(
-            f"{LOCK_DIR} is not a folder of this user: remove it, or set TMPDIR to your own folder"
-        )
+        raise DiffctlError(f"{LOCK_DIR} is not a folder of this user: remove it, or set another TMPDIR")
     lock = partial(file_lock, timeout=0) if group is None else partial(group_lock, group=group)
     with ExitStack() as stack:
         while True:

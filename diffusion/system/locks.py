@@ -54,7 +54,12 @@ def group_lock(
     `through_exec` the program that replaces this process inherits the lock.
     """
     deadline = time.monotonic() + max(timeout, MIN_WAIT_SECONDS)
-    with _opened(path) as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _lock_error(path, error) from None
+    with file:
         os.set_inheritable(file.fileno(), through_exec)
         while not _join(path, file, group):
             if time.monotonic() > deadline:
@@ -85,21 +90,11 @@ def _busy(path: Path) -> str:
     return f"another process holds {path}: wait for it to end"
 
 
-def _opened(path: Path) -> IO[str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return open(path, "a+", encoding="utf-8")
-    except OSError as error:
-        raise _lock_error(path, error) from None
-
-
 def _lock_error(path: Path, error: OSError) -> DiffctlError:
     if error.filename is not None:  # from the folder or the file itself
         return DiffctlError(f"cannot write in {path.parent}: {error.strerror}")
-    return DiffctlError(
-        f"{path} cannot be locked ({error.strerror}), so that two processes could damage each other's work: "
-        "put that folder on a local disk, or mount its file system with locks"
-    )
+    why = f"{path} cannot be locked ({error.strerror})"
+    return DiffctlError(f"{why}: put that folder on a local disk, or mount its file system with locks")
 
 
 def _flock(path: Path, file: IO[str], kind: int) -> bool:

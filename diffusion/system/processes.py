@@ -104,9 +104,8 @@ def map_in_processes(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise TemporaryError(
-            "a process that reads images was killed, most likely for lack of memory: run this again to resume"
-        ) from None
+        why = "a process that reads images was killed, most likely for lack of memory"
+        raise TemporaryError(f"{why}: run this again to resume") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
