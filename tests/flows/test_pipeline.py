@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,15 +118,13 @@ def test_only_transient_failures_are_retried(error: Exception, retried: bool) ->
     assert should_retry(tried, run, Failed(data=error)) is retried
 
 
+NO_SERVER = {"PREFECT_API_URL": ""}
+
+
 @pytest.fixture
 def toy(tmp_path: Path, prefect_database: Path) -> Path:
     with_database(tmp_path, prefect_database)
     return toy_project(tmp_path)
-
-
-def started(folder: Path, url: str = "", **env: str) -> "subprocess.Popen[str]":
-    """Start `diffctl run` in the folder."""
-    return start_diffctl(folder, "run", env={"PREFECT_API_URL": url, **env})
 
 
 @pytest.mark.slow
@@ -141,7 +138,7 @@ def stop(toy: Path, number: signal.Signals, send: Callable[[int, int], None]) ->
     """Stop a run while it trains; return its output."""
     be(toy, "train", "train()")
     (toy / "begun").unlink(missing_ok=True)
-    run = started(toy)
+    run = start_diffctl(toy, "run", env=NO_SERVER)
     wait_for_file(toy / "begun", seconds=120)
     send(run.pid, number)
     output, errors = run.communicate(timeout=180)
@@ -164,7 +161,7 @@ def test_the_run_survives_a_killed_prefect_server(toy: Path, monkeypatch: pytest
         "    if server and p.info['cwd'] == os.getcwd(): p.kill()\n"
     )
     be(toy, "train", kill)
-    run = started(toy)
+    run = start_diffctl(toy, "run", env=NO_SERVER)
     output, errors = run.communicate(timeout=180)
     assert (toy / "page").exists()
     assert output.count("report at work") == 1
@@ -225,7 +222,8 @@ def test_run_survives_three_outages_of_prefect(toy: Path, prefect: PrefectServer
     """Kill and restart, hang and resume, then kill for good: every stage runs once."""
     for stage in ("data", "train", "sample"):
         be(toy, stage, WAIT.replace("STAGE", stage))
-    run = started(toy, prefect.url, PREFECT_CLIENT_MAX_RETRIES="4")
+    env = {"PREFECT_API_URL": prefect.url, "PREFECT_CLIENT_MAX_RETRIES": "4"}
+    run = start_diffctl(toy, "run", env=env)
 
     wait_for_file(toy / "begun-data", DEADLINE)
     prefect.kill()

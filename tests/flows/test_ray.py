@@ -62,11 +62,6 @@ def shards(folder: Path) -> list[Path]:
     return list((folder / "runs/cells").glob("*/*/*.npy"))
 
 
-def times(files: list[Path]) -> dict[Path, int]:
-    """When each file was written, to the nanosecond."""
-    return {path: path.stat().st_mtime_ns for path in files}
-
-
 def workers() -> list[psutil.Process]:
     """The processes that make a shard at this moment: Ray puts a task's name into its worker's title."""
     running = psutil.process_iter(["cmdline"])
@@ -88,7 +83,7 @@ def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wante
     on_ray(project, address)
     process = start_diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})
     wait_until(lambda: len(shards(project)) >= 2, 120)
-    finished = times(shards(project))
+    finished = {path: path.stat().st_mtime_ns for path in shards(project)}
     wait_until(kill_one_at_work, 120)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -97,7 +92,7 @@ def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wante
     assert {cell for cell, _ in progress} == set(wanted), "stderr has nothing of Ray"
     assert [cell for cell, done in progress if done == "48/48"] == list(wanted)
     assert len(shards(project)) == 2 * 48 / 4
-    assert times(list(finished)) == finished, "finished shards are not sampled again"
+    assert finished == {path: path.stat().st_mtime_ns for path in finished}, "they are not sampled again"
     for name, images in cell_images(project).items():
         assert_equal_but_for_rounding(images, wanted[name])
 

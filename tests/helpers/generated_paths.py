@@ -86,19 +86,9 @@ def linked(end: Place) -> Place:
     return link
 
 
-def relative(end: Place) -> Place:
-    """A place by its path relative to the working directory."""
-
-    def path(folder: Path, name: str) -> str:
-        return os.path.relpath(end(folder, name))
-
-    path.__name__ = f"{end.__name__}, relative"
-    return path
-
-
 places: st.SearchStrategy[Place] = st.recursive(
     st.sampled_from((*ENDS, the_null_device)),
-    lambda inner: st.builds(linked, inner) | st.builds(relative, inner),
+    lambda inner: st.builds(linked, inner),
     max_leaves=3,
 )
 

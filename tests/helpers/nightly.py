@@ -74,11 +74,7 @@ class Nightly:
 
 @contextmanager
 def nightly(
-    folder: Path,
-    schedule: dict[str, Any] | None,
-    wait: int = 600,
-    server: dict[str, str] | None = None,
-    **changes: dict[str, Any],
+    folder: Path, schedule: dict[str, Any] | None, *, wait: int = 600, server: Any = None, **changes: Any
 ) -> Iterator[Nightly]:
     """Servers, deployments and clone, with another schedule for `retrain` and `changes` in params.yaml.
 

@@ -1,6 +1,5 @@
 """The team's servers of deploy/team/: PostgreSQL with a password, MLflow and Prefect on it."""
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -59,12 +58,6 @@ class Team:
             "PREFECT_API_AUTH_STRING": SHARED,
         }
 
-    @property
-    def stranger(self) -> dict[str, str]:
-        """Return an environment with the addresses only."""
-        known = ("MLFLOW_TRACKING_URI", "PREFECT_API_URL")
-        return {name: value if name in known else "" for name, value in self.client.items()}
-
 
 @contextmanager
 def team(folder: Path) -> Iterator[Team]:
@@ -117,20 +110,8 @@ def _settings(made: Team) -> dict[str, str]:
     return {"MLFLOW_TRACKING_URI": "", "PREFECT_API_URL": "", **settings, **filled}
 
 
-def all_text(folder: Path) -> str:
-    """Return all text in a folder's files."""
-    files = (Path(base) / name for base, _, names in os.walk(folder) for name in names)
-    return "".join(path.read_text(errors="replace") for path in files if path.is_file())
-
-
 PLACES = "/usr/lib/postgresql/*/bin/initdb"  # Debian's, not on PATH
 SERVANT = "postgres"  # root may not run a server: Debian's user for it
-
-
-def find_binaries() -> Path | None:
-    """Return the folder of initdb and pg_ctl; None if PostgreSQL is not installed."""
-    found = shutil.which("initdb") or max(map(str, Path("/").glob(PLACES[1:])), default=None)
-    return Path(found).parent if found else None
 
 
 @contextmanager
@@ -139,11 +120,10 @@ def postgres(password: str | None = None) -> Iterator[str]:
 
     With a password, connections need it; the URI does not contain it.
     """
-    binaries = find_binaries()
-    if binaries is None:
+    pytest.importorskip("psycopg", reason="psycopg is not installed (pip install 'diffctl[server]')")
+    initdb = shutil.which("initdb") or max(map(str, Path("/").glob(PLACES[1:])), default=None)
+    if initdb is None:
         pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
-    if importlib.util.find_spec("psycopg") is None:
-        pytest.skip("psycopg is not installed (pip install 'diffctl[server]')")
     user = SERVANT if os.getuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="diffctl-postgres-", ignore_cleanup_errors=True) as folder:
         if user:
@@ -151,7 +131,7 @@ def postgres(password: str | None = None) -> Iterator[str]:
         port = free_port()
 
         def run(program: str, *arguments: str) -> None:
-            command = [str(binaries / program), "-D", f"{folder}/data", *arguments]
+            command = [str(Path(initdb).parent / program), "-D", f"{folder}/data", *arguments]
             with open(Path(folder) / "log", "ab") as log:
                 subprocess.run(command, user=user, cwd=folder, check=True, stdout=log, stderr=log)
 

@@ -3,8 +3,6 @@
 import errno
 import fcntl
 import os
-import subprocess
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import atomic_folder, remove_leftovers, write_text
 from diffusion.system.locks import LockBusy, file_lock, group_lock, holding_group, is_held
+from tests.conftest import start_python
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.EIO], ids=errno.errorcode.get)  # NFS, FUSE
@@ -67,15 +66,15 @@ def test_group_lock_survives_exec(tmp_path: Path) -> None:
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom diffusion.system.locks import group_lock\n"
         "lock = group_lock(Path('lock'), 'a', through_exec=True)\nlock.__enter__()\n"
-        "os.execv(sys.executable, [sys.executable, '-c', 'print(1, flush=True); input()'])\n"
+        "other = 'import time; print(1, flush=True); time.sleep(60)'\n"
+        "os.execv(sys.executable, [sys.executable, '-c', other])\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    process = start_python(tmp_path, "-c", code)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
     assert holding_group(tmp_path / "lock") == "a"
-    process.communicate("\n")
+    process.kill()
+    process.communicate()
     assert holding_group(tmp_path / "lock") is None
 
 
@@ -86,7 +85,7 @@ def test_lock_ends_with_its_holder(tmp_path):
         "with file_lock(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     )
     assert not is_held(path)
-    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    holder = start_python(tmp_path, "-c", code, str(path))
     assert holder.stdout.readline() == "held\n"
     assert is_held(path)
     with pytest.raises(LockBusy), file_lock(path, timeout=0):

@@ -1,10 +1,11 @@
 """Freed memory is reused instead of returned to the kernel."""
 
 import platform
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+
+from tests.conftest import run_python
 
 # Page faults of allocating and freeing 64 MB ten times: a new mapping faults at every page.
 FAULTS = """
@@ -20,14 +21,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(keep: bool) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", FAULTS.format(keep=keep)], text=True, stdout=subprocess.PIPE, check=True
-    )
-    return int(done.stdout)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
-def test_freed_memory_is_reused() -> None:
-    assert faults(keep=True) * 100 < faults(keep=False)
+def test_freed_memory_is_reused(tmp_path: Path) -> None:
+    kept, freed = (run_python(tmp_path, "-c", FAULTS.format(keep=keep)).stdout for keep in (True, False))
+    assert int(kept) * 100 < int(freed)

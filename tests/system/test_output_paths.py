@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import write_atomic
+from diffusion.system.files import write_text
 from diffusion.system.output_paths import check_output, check_output_folder, write_output, write_output_text
 from tests.helpers import generated_paths as at
 from tests.helpers.disks import Mount, memory_disk
@@ -90,23 +90,16 @@ def test_output_folder_is_new_or_empty(tmp_path: Path, monkeypatch: pytest.Monke
     assert is_refused(check_output_folder, Path(), "FOLDER"), "the working directory"
 
 
-def test_link_into_dvc_cache_is_replaced(tmp_path: Path) -> None:
-    cached = tmp_path / ".dvc/cache/files/md5/0a/1234"
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"of another commit")
-    out = tmp_path / "model.safetensors"
-    out.symlink_to(cached)
-    check_output(out, "--out")
-    write_output_text(out, "new")
-    assert (out.read_text(), cached.read_bytes()) == ("new", b"of another commit")
-
-
-def test_stage_output_replaces_a_link(tmp_path: Path) -> None:
-    target, out = tmp_path / "target", tmp_path / "out"
-    target.write_bytes(b"before")
+@pytest.mark.parametrize(
+    ("write", "linked"), [(write_output_text, ".dvc/cache/files/md5/0a/1234"), (write_text, "elsewhere")]
+)
+def test_link_of_a_stage_or_into_dvc_cache_is_replaced(tmp_path: Path, write, linked) -> None:
+    target, out = tmp_path / linked, tmp_path / "model.safetensors"
+    write_text(target, "of another commit")
     out.symlink_to(target)
-    write_atomic(out, lambda file: file.write(b"new"))
-    assert (out.read_bytes(), target.read_bytes()) == (b"new", b"before")
+    check_output(out, "--out")
+    write(out, "new")
+    assert (out.read_text(), target.read_text()) == ("new", "of another commit")
 
 
 def test_closed_pipe_is_an_error(tmp_path: Path) -> None:

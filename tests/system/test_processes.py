@@ -2,12 +2,13 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from diffusion.system.processes import group_processes, start_time, terminate
+from tests.conftest import start_python
 from tests.helpers.waiting import wait_until
 
 STUBBORN = """
@@ -19,10 +20,8 @@ time.sleep(60)
 
 
 @pytest.fixture
-def stubborn() -> Iterator["subprocess.Popen[str]"]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
+def stubborn(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    process = start_python(tmp_path, "-c", STUBBORN)
     assert process.stdout is not None
     process.stdout.readline()
     yield process

@@ -91,22 +91,15 @@ def test_cleared_request_is_not_raised() -> None:
         stop.clear()
 
 
-def test_first_signal_counts_and_second_ctrl_c_ends_the_process() -> None:
+@pytest.mark.parametrize(
+    "numbers", [(signal.SIGINT, signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)]
+)
+def test_first_signal_counts_and_ctrl_c_after_another_ends_the_process(numbers: tuple[int, ...]) -> None:
     with stop_request() as stop:
-        send(signal.SIGINT)
-        send(signal.SIGTERM)
-        send(signal.SIGTERM)  # as `timeout` sends it
-        assert stop.signal == signal.SIGINT
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-
-
-def test_ctrl_c_after_sigterm_does_not_end_the_process() -> None:
-    with stop_request() as stop:
-        send(signal.SIGTERM)
-        send(signal.SIGINT)
-        assert stop.signal == signal.SIGTERM
+        for number in numbers:
+            send(number)
+        assert stop.signal == numbers[0]
         assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL, "the next one ends it"
-        stop.clear()
 
 
 def test_second_ctrl_c_is_held_until_release() -> None:
