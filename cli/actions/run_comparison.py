@@ -36,9 +36,9 @@ def compare_runs(options: Compare) -> None:
     link = _mlflow_link(scored) if options.open_page else None
     result = compare(scored, options.metric or [], apart=options.per_seed)
     if options.html is not None:
-        pictures = [load_pictures(one) for one in scored]
+        pictures = {one.label: load_pictures(one) for one in scored}
         real = load_real_picture(scored[0].document)
-        write_output_text(options.html, render_comparison(result, scored, pictures, real))
+        write_output_text(options.html, render_comparison(result, pictures, real))
     options.answer(result.as_json(), partial(_show_comparison, result))
     if options.html is not None and not options.as_json:
         typer.echo(f"page: {options.html}")

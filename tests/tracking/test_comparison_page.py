@@ -40,12 +40,12 @@ def two():
 
 
 def pictures(scored, *values):
-    """Return uniform pictures of every cell, by run."""
+    """Return uniform pictures of every cell, by label."""
     grey = values or [50] * len(scored)
-    return [
-        {name: np.full((12, 20, 1), value, np.uint8) for name in one.document.cells}
+    return {
+        one.label: {name: np.full((12, 20, 1), value, np.uint8) for name in one.document.cells}
         for one, value in zip(scored, grey, strict=True)
-    ]
+    }
 
 
 def test_finding_counts_the_cells_with_a_significant_best(two):
@@ -71,14 +71,14 @@ def test_pictures_are_paired_only_for_the_same_noise(two):
     assert [(row["cell"], row["best"]) for row in found] == [(cell, cell == cells[2]) for cell in cells]
     assert [side["label"] for side in found[0]["sides"]] == ["plain", "$new$ <b>"]
     assert found[0]["sides"][0]["image"] != found[0]["sides"][1]["image"]
-    del shown[1]["steps10-eta0"]
+    del shown["$new$ <b>"]["steps10-eta0"]
     assert [row["best"] for row in picture_sheets(two, shown)] == [True, False, False]
     other = [two[0], ScoredRun("seed 1", document(seed=1))]
     assert picture_sheets(other, pictures(other)) == []
 
 
 def test_page_is_one_file_without_network_access(two):
-    page = render_comparison(compare(two), two, pictures(two))
+    page = render_comparison(compare(two), pictures(two))
     assert not re.search(r"https?:|@import|<script|<link", page)
     uses, ids = re.findall(r'<use href="#(picture[^"]*)"', page), re.findall(r'<image id="([^"]*)"', page)
     assert set(uses) == set(ids)
@@ -113,7 +113,7 @@ def test_real_images_are_those_of_the_scores(two, tmp_path):
     assert [int(picture[0, left, 0]) for left in (0, 66, 132, 198)] == [0, 10, 1, 11]  # the classes in turn
     assert load_real_picture(scores, tmp_path) is None
     assert load_real_picture(known, tmp_path / "none") is None
-    assert "Held-out real images" in render_comparison(compare(two), two, pictures(two), picture)
+    assert "Held-out real images" in render_comparison(compare(two), pictures(two), picture)
 
 
 def test_pictures_of_a_file_are_the_samples_of_its_model(tmp_path):
@@ -159,14 +159,14 @@ def test_gate_judges_runs_of_two_settings_in_both_directions(two):
 def test_page_of_one_group_shows_its_band_and_seeds():
     scored = of_seeds("a", (1.0, 1.1, 0.9))
     comparison = compare(scored)
-    page = render_comparison(comparison, scored, pictures(scored))
+    page = render_comparison(comparison, pictures(scored))
     assert describe_finding(comparison) is None
     assert "No best is marked" not in page
     assert "a0 ×3 is the mean ± standard deviation of a0, a1, a2" in page
     assert page.count("fill-opacity: 0.12") == 2, "a band in each of two charts"
     assert page.count('type="range"') == 8, "in each cell the first seed against two others"
     both = [*scored, *of_seeds("b", (2.0, 2.1))]
-    page = render_comparison(compare(both), both, pictures(both))
+    page = render_comparison(compare(both), pictures(both))
     assert page.count('type="range"') == 4, "one training of each column"
 
 
@@ -174,7 +174,7 @@ def test_page_of_one_group_shows_its_band_and_seeds():
 @NEEDS_CHROMIUM
 @pytest.mark.parametrize("size", [WIDE, PHONE], ids=["wide", "phone"])
 def test_page_fits_the_screen_and_its_slider_works_by_keyboard(two, tmp_path, browser, size):
-    html = render_comparison(compare(two), two, pictures(two, 0, 255))
+    html = render_comparison(compare(two), pictures(two, 0, 255))
     (tmp_path / "page.html").write_text(html, encoding="utf-8")
     page = browser.new_page(viewport=size)
     page.route(re.compile("^(?!file:|data:)"), lambda route: pytest.fail(f"requests {route.request.url}"))

@@ -27,11 +27,12 @@ from tracking.runs.scored_runs import fetch_samples
 
 TEMPLATE = Path(__file__).with_name("comparison.html.j2")
 STYLE = Path(__file__).with_name("comparison.css")
+Pictures = Mapping[str, Images]  # (H, W, C), by cell
 NOISE_FIELDS = {"seed", "classes", "data", "sampling_version"}  # what decides the noise of image i
 
 
-def load_pictures(one: ScoredRun) -> Mapping[str, Images]:
-    """Return the first images of each cell as one picture (H, W, C), by cell; cells without are left out.
+def load_pictures(one: ScoredRun) -> Pictures:
+    """Return the first images of each cell as one picture; cells without are left out.
 
     Those of a file are in `samples/` next to it, or in the folder above. DiffctlError if they are damaged.
     """
@@ -64,27 +65,23 @@ def load_real_picture(document: ScoresDocument, prepared: Path = PREPARED) -> Im
 
 
 def render_comparison(
-    comparison: Comparison,
-    scored: Sequence[ScoredRun] = (),
-    pictures: Sequence[Mapping[str, Images]] = (),
-    real: Images | None = None,
+    comparison: Comparison, pictures: Mapping[str, Pictures] | None = None, real: Images | None = None
 ) -> str:
-    """Return the HTML of a comparison: its table, and the cells that are not comparable.
+    """Return the HTML of a comparison: table, curves, the gate's verdicts, and what is not comparable.
 
-    With `scored`, add curves, the gate's verdicts and the params that differ. `pictures` are each run's by
-    cell, and equal cells are paired; a column of several trainings shows its first. `real` has real images.
+    `pictures` are those of the run with each label. Equal cells are paired; a column of several trainings
+    shows its first. `real` has real images.
     """
-    rows, groups = comparison.rows, comparison.groups if scored else []
-    pictures_of = dict(zip(map(id, scored), pictures, strict=False))
-    heads = [group[0] for group in groups] if len(groups) > 1 else scored
+    rows, groups = comparison.rows, comparison.groups
+    heads = [group[0] for group in groups] if len(groups) > 1 else groups[0]
     return render(
         TEMPLATE,
         style=Markup(STYLE.read_text(encoding="utf-8")),
         finding=describe_finding(comparison),
-        curves=score_curves(comparison, scored[0].document.cells) if scored else [],
+        curves=score_curves(comparison),
         verdicts=gate_verdicts(groups),
         params=differing_params(groups),
-        sheets=picture_sheets(heads, [pictures_of[id(one)] for one in heads]) if pictures else [],
+        sheets=picture_sheets(heads, pictures or {}),
         real=None if real is None else data_uri(png_bytes(real)),
         runs=comparison.labels,
         seed_groups=comparison.seed_groups,
@@ -140,14 +137,14 @@ def _first_score(comparison: Comparison) -> list[ScoreRow]:
     return [row for row in rows if row.metric == rows[0].metric and sum(row.trainings) > 1]
 
 
-def score_curves(comparison: Comparison, cells: Mapping[str, CellScores]) -> list[dict[str, Any]]:
+def score_curves(comparison: Comparison) -> list[dict[str, Any]]:
     """Draw the first score over the steps: a chart per setting with several of them, a line per column.
 
     A point has a band: a training's interval, or a group's spread with its members.
     """
     points: dict[str, list[CurvePoint]] = {}
     for row in _first_score(comparison):
-        cell = cells[row.cell]
+        cell = comparison.groups[0][0].document.cells[row.cell]
         columns = zip(comparison.labels, row.values, row.deviations, row.intervals, row.each, strict=True)
         for label, value, spread, interval, each in columns:
             if value is not None:
@@ -195,19 +192,17 @@ def differing_params(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:
     return table
 
 
-def picture_sheets(
-    scored: Sequence[ScoredRun], pictures: Sequence[Mapping[str, Images]]
-) -> list[dict[str, Any]]:
+def picture_sheets(scored: Sequence[ScoredRun], pictures: Mapping[str, Pictures]) -> list[dict[str, Any]]:
     """Return the pictures of each cell that the first run and another sampled from the same noise.
 
-    `pictures` are each run's by cell. The first run's best cell is open on the page.
+    `pictures` are those of the run with each label. The first run's best cell is open on the page.
     """
     first = scored[0].document
     rows = []
     for name, cell in sorted(first.cells.items(), key=lambda item: cell_order(item[1].axes)):
         sides = []
-        for number, (one, found) in enumerate(zip(scored, pictures, strict=True)):
-            other = one.document.cells.get(name)
+        for number, one in enumerate(scored):
+            found, other = pictures.get(one.label, {}), one.document.cells.get(name)
             if name in found and other is not None and not NOISE_FIELDS & card_diff(cell, other).keys():
                 sides.append(_picture(one.label, other, f"picture{number}-{name}", found[name]))
         if len(sides) > 1:
