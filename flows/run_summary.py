@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffusion.choice.selection import describe_disagreement, describe_selection
 from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import open_store
-from diffusion.layout import REPORT, RUN, SAMPLES, SCORES
+from diffusion.layout import REPORT, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.report.sample_pictures import data_uri
 from diffusion.system.checksums import JsonObject
@@ -79,7 +79,7 @@ def evaluation_markdown(values: JsonObject) -> str:
 
 def links_of_pipeline() -> Iterator[str]:
     """Yield links to the run, the registered version and the report."""
-    run = find_run(read_identity(RUN).key)
+    run = find_run(read_identity().key)
     yield from links_of_model(run, read_scores(SCORES))
     if page := mlflow_page(tracking_uri()):
         report = f"{REPORT_FOLDER}/index.html"

@@ -8,7 +8,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -30,47 +29,45 @@ VIEW = "diffctl"  # key of the experiment's shared view, also in links
 SHARED_VIEW = f"mlflow.sharedViewState.{VIEW}"
 
 LOCAL = "http://127.0.0.1:5000"  # default address of `diffctl ui`
-MODE = {"workflowType": "machine_learning"}  # without it MLflow 3 opens pages for language models
 
 MONTAGE = "montage.png"
 MAX_CHARACTERS = 5000  # of a description in MLflow's database
 MAX_ROWS = 20  # of a table of cells
 MAX_NAME_LENGTH = 200
 MAX_RUNS = 20  # in a chart
-ATTRIBUTES = ("Duration", "Version")
 PARAMS = ("train.steps", "train.lr.rate", "model.channels", "train.seed")
 SHOWN = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}  # a section
 
-Tags = Mapping[str, str]
 Chart = dict[str, Any]
 
 
 def experiment_link(address: str, experiment_id: str) -> str:
     """Return the page of an experiment's runs, with charts."""
-    query = {**MODE, "compareRunsMode": "CHART", "viewStateShareKey": VIEW}
-    return f"{_root(address)}experiments/{experiment_id}/runs?{urlencode(query)}"
+    query = {"compareRunsMode": "CHART", "viewStateShareKey": VIEW}
+    return _link(address, f"experiments/{experiment_id}/runs", **query)
 
 
 def run_link(address: str, experiment_id: str, run_id: str, artifact: str = "") -> str:
     """Return the page of a run, or of one of its artifacts."""
     place = f"{run_id}/artifacts/{artifact}" if artifact else run_id
-    return f"{_root(address)}experiments/{experiment_id}/runs/{place}?{urlencode(MODE)}"
+    return _link(address, f"experiments/{experiment_id}/runs/{place}")
 
 
 def comparison_link(address: str, experiment_ids: Sequence[str], run_ids: Sequence[str]) -> str:
     """Return MLflow's own page that compares params, metrics and pictures of runs."""
-    experiments = list(dict.fromkeys(experiment_ids))
-    query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps(experiments), **MODE}
-    return f"{_root(address)}compare-runs?{urlencode(query)}"
+    experiments = json.dumps(list(dict.fromkeys(experiment_ids)))
+    return _link(address, "compare-runs", runs=json.dumps(list(run_ids)), experiments=experiments)
 
 
 def version_link(address: str, name: str, number: int) -> str:
     """Return the page of a model version."""
-    return f"{_root(address)}models/{quote(name, safe='')}/versions/{number}?{urlencode(MODE)}"
+    return _link(address, f"models/{quote(name, safe='')}/versions/{number}")
 
 
-def _root(address: str) -> str:
-    return f"{address.rstrip('/')}/#/"
+def _link(address: str, path: str, **query: str) -> str:
+    """Return a page's address; without its `workflowType` MLflow 3 opens pages for language models."""
+    query = {"workflowType": "machine_learning", **query}
+    return f"{address.rstrip('/')}/#/{path}?{urlencode(query)}"
 
 
 def note_tags(text: str) -> dict[str, str]:
@@ -78,7 +75,7 @@ def note_tags(text: str) -> dict[str, str]:
     return {NOTE: text, NOTE_DIGEST: hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def changed_note(text: str, tags: Tags) -> dict[str, str]:
+def changed_note(text: str, tags: Mapping[str, str]) -> dict[str, str]:
     """Return the tags to set for a new description; none if it is unchanged or a user edited it."""
     present = tags.get(NOTE, "")
     is_ours = not present.strip() or note_tags(present)[NOTE_DIGEST] == tags.get(NOTE_DIGEST)
@@ -101,7 +98,7 @@ def experiment_note(name: str) -> str:
     )
 
 
-def training_note(params: Tags, fingerprint: str) -> str:
+def training_note(params: Mapping[str, str], fingerprint: str) -> str:
     """Describe a training by the values of params.yaml, given by dotted names."""
     kind = "A class-conditional" if params.get("model.class_cond") == "True" else "An unconditional"
     names = "data.name", "train.steps", "train.batch_size", "model.name", "process.schedule", "train.seed"
@@ -140,7 +137,7 @@ def describe_version(
     return "\n\n".join(parts)[:MAX_CHARACTERS]
 
 
-def samples_montage(document: ScoresDocument, samples: Path = SAMPLES) -> bytes | None:
+def samples_montage(document: ScoresDocument) -> bytes | None:
     """Return the best cell's first images as a PNG; None if its samples are absent or of another model."""
     from diffusion.images.pictures import png_bytes  # numpy and matplotlib
     from diffusion.images.store import open_store
@@ -150,11 +147,10 @@ def samples_montage(document: ScoresDocument, samples: Path = SAMPLES) -> bytes 
     cell = document.cells[document.best.cell]
     width = cell.card.get("ema")
     axes = {**cell.axes, "ema": width} if isinstance(width, float) else cell.axes
-    folders = [samples / Cell(**axes).name, samples / document.best.cell]
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found is None:
+    folder = SAMPLES / Cell(**axes).name
+    if not folder.is_dir():
         return None
-    store, wanted = open_store(found, CellMeta), cell.card.get("model_sha256")
+    store, wanted = open_store(folder, CellMeta), cell.card.get("model_sha256")
     return png_bytes(tile(store)) if store.meta["card"].get("model_sha256") == wanted else None
 
 
@@ -224,7 +220,7 @@ def view_tags(document: ScoresDocument) -> dict[str, str]:
     metrics = dict.fromkeys([primary, f"best/{document.spec.distance}", "best/steps", "best/eta"])
     columns = [f"metrics.`{name}`" for name in metrics]
     columns += [f"params.`{name}`" for name in PARAMS]
-    columns += [f"attributes.`{name}`" for name in ATTRIBUTES]
+    columns += ["attributes.`Duration`", "attributes.`Version`"]
     sections = _sections(document, primary)
     state = {
         "searchFilter": f"tags.`{KEY}` LIKE '%'",  # trainings without their cells

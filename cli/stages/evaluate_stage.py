@@ -9,7 +9,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.sweep_scores import evaluate, write_scores
 from diffusion.images.pictures import montage
 from diffusion.images.store import ImageStore
-from diffusion.layout import PREPARED, REFERENCE, RUN, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
+from diffusion.layout import PREPARED, REFERENCE, SAMPLES, SCORE_CURVES, SCORES, SUMMARY
 from diffusion.protocol.grid import Cell, open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.scores_document import ScoresDocument
@@ -24,7 +24,7 @@ def run_stage() -> None:
     cells = open_cells(load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)
     scores = score_cells(cells, section, SCORES, SCORE_CURVES)
     write_summary(SUMMARY, scores)
-    run_id = log_scores(RUN, scores)
+    run_id = log_scores(scores)
     log_samples(run_id, scores, {cell.name: montage(store.images) for cell, store in cells.items()})
 
 

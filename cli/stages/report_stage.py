@@ -3,7 +3,7 @@
 import typer
 
 from diffusion.config import load
-from diffusion.layout import REPORT, RUN
+from diffusion.layout import REPORT
 from diffusion.report.write import read_inputs, write_report
 from tracking.runs.scored_runs import log_report
 
@@ -11,5 +11,5 @@ from tracking.runs.scored_runs import log_report
 def run_stage() -> None:
     """Write the report and log it."""
     page = write_report(read_inputs(load()), REPORT)
-    log_report(RUN, REPORT)
+    log_report()
     typer.echo(f"report: {page}")

@@ -70,7 +70,7 @@ def test_registered_model_and_run_provide_their_scores(project, sample):
     empty_database(project / "mlflow.db")
     write_params(project)
     register()
-    run_id = log_scores(RUN, read_scores(SCORES))
+    run_id = log_scores(read_scores(SCORES))
     SCORES.unlink()
     assert json.loads(sample("--champion", "--budget", "20", "--json").out)["steps"] == 10
     client = connect(tracking_uri())

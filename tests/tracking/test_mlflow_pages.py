@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from cli import main
 from cli.commands import pipeline
-from diffusion.layout import RUN
 from tests.conftest import SMALL, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
@@ -38,7 +37,7 @@ def train(folder: Path, uri: str, **changes: object) -> str:
     pipeline.Sample().run()
     deliver_all()
     pipeline.Evaluate().run()
-    fingerprint = read_identity(RUN).fingerprint
+    fingerprint = read_identity().fingerprint
     client = connect(uri)
     experiments = [one.experiment_id for one in client.search_experiments()]
     (run,) = find_by_tags(client, experiments, {FINGERPRINT: fingerprint})

@@ -47,7 +47,7 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
 
 def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_training_once():
     write_training()
-    run_id = log_scores(RUN, document())  # which delivers the spool first
+    run_id = log_scores(document())  # which delivers the spool first
     parent = connect().get_run(run_id)
     assert parent.info.status == "FINISHED"
     assert history(run_id, "loss") == [(10, 0.1), (20, 0.05)]
@@ -63,19 +63,19 @@ def test_scores_and_report_become_child_runs_curves_and_artifacts_of_the_trainin
     assert fetch_scores(parent) == document()
     write_scores_document(SCORES, document())
     write_text(Path("report/index.html"), "<html>")
-    assert log_report(RUN, Path("report")) == run_id
+    assert log_report() == run_id
     assert [file.path for file in connect().list_artifacts(run_id, "report")] == ["report/index.html"]
     before = [run.to_dictionary() for run in children(run_id)]
-    assert log_scores(RUN, document()) == run_id, "logging again changes nothing"
+    assert log_scores(document()) == run_id, "logging again changes nothing"
     assert [run.to_dictionary() for run in children(run_id)] == before
     assert len(history(run_id, "kd_effnet_lite0_64/eta_0.0")) == 2
-    log_scores(RUN, document(num_images=1000))  # another protocol
+    log_scores(document(num_images=1000))  # another protocol
     assert len(children(run_id)) == 8
 
 
 def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     write_training()
-    run_id = log_scores(RUN, document())
+    run_id = log_scores(document())
     run = connect().get_run(run_id)
     best = {key: value for key, value in run.data.metrics.items() if key.startswith("best/")}
     scores = document().cells["steps10-eta0"].scores
@@ -91,14 +91,14 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     view = json.loads(experiment.tags["mlflow.sharedViewState.diffctl"])
     assert view["selectedColumns"][0] == "metrics.`best/kd_effnet_lite0_64`"
     connect().set_tag(run_id, NOTE, "the one with the odd threes")
-    log_scores(RUN, document(num_images=1000))
+    log_scores(document(num_images=1000))
     assert connect().get_run(run_id).data.tags[NOTE] == "the one with the odd threes", "a person wrote it"
 
 
 def test_pictures_of_cells_are_logged_once():
     write_training()
     scores = document()
-    run_id = log_scores(RUN, scores)
+    run_id = log_scores(scores)
     pictures = {name: np.full((8, 8, 1), 10 * i, np.uint8) for i, name in enumerate(scores.cells)}
     log_samples(run_id, scores, pictures)
     log_samples(run_id, scores, dict.fromkeys(pictures, pictures["steps5-eta0"]))  # the first are kept
@@ -118,14 +118,14 @@ def test_pictures_of_cells_are_logged_once():
     assert all((picture == pictures[name]).all() for name, picture in fetched.items())
     other = document(num_images=1000)  # another protocol has other pictures
     assert fetch_samples(client.get_run(run_id), other) == {}
-    log_scores(RUN, other)
+    log_scores(other)
     log_samples(run_id, other, pictures)
     assert len(logged(run_id)) == 8
 
 
 def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypatch):
     with pytest.raises(DiffctlError, match="dvc pull"):
-        log_scores(RUN, document())
+        log_scores(document())
     write_training(end=None)
     deliver_all()
     with pytest.raises(DiffctlError, match="no model"):
@@ -133,13 +133,13 @@ def test_scores_need_mlflow_the_identity_of_the_model_and_a_model_file(monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(DiffctlError, match="MLflow does not answer"):
-        log_scores(RUN, document())
+        log_scores(document())
 
 
 def test_model_without_a_run_gets_one_run():
     write_json(RUN, add_checksum({"key": "pulled", "fingerprint": "ab" * 8}))
-    run_id = log_scores(RUN, document())
-    assert log_scores(RUN, document()) == run_id
+    run_id = log_scores(document())
+    assert log_scores(document()) == run_id
     run = find_run("digits-abababab")
     assert (run.info.run_id, run.info.status) == (run_id, "FINISHED")
 
@@ -147,7 +147,7 @@ def test_model_without_a_run_gets_one_run():
 def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     write_training()
     both = with_space(document({(10, 0.0): 0.2}))
-    run_id = log_scores(RUN, both)
+    run_id = log_scores(both)
     (child,) = children(run_id)
     metrics, params = child.data.metrics, child.data.params
     assert (metrics["excess"], metrics["excess_effnet_lite0_96"]) == (175.0, 350.0)
@@ -155,7 +155,7 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     assert params["effnet-lite0-96.weights_sha256"] == "v" * 64
     assert history(run_id, "fd_effnet_lite0_96/eta_0.0") == [(10, 400.0)]
     other = with_space(document({(10, 0.0): 0.2}), weights_sha256="x" * 64)  # another protocol
-    log_scores(RUN, other)
+    log_scores(other)
     assert len(children(run_id)) == 2
     assert fetch_scores(connect().get_run(run_id)) == other
 

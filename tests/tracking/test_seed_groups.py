@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import main
-from diffusion.layout import RUN, SCORES
+from diffusion.layout import SCORES
 from diffusion.protocol.scores_document import read_scores
 from tracking.registry.registered_models import register
 from tracking.runs.scored_runs import log_scores
@@ -23,7 +23,7 @@ def evaluated(make_model):
 
     def evaluate_one(seed: int, value: float, **changes) -> str:
         make_model(seed, {CELL: value}, **changes)
-        return log_scores(RUN, read_scores(SCORES))
+        return log_scores(read_scores(SCORES))
 
     return evaluate_one
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from diffusion.choice.ranking import outdated_best_cell
 from diffusion.choice.selection import best_model_scores, settings_of
 from diffusion.images.store_meta import Training
-from diffusion.layout import MODEL, RUN, SCORES
+from diffusion.layout import MODEL, SCORES
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.limits import MAX_NAME
@@ -84,7 +84,7 @@ def register(override: Override = NO_OVERRIDE) -> Decision:
     document = read_scores(SCORES)
     files, sha256, scores = _best_model(document)
     name = model_name(data_name(document))
-    run_id = None if override.dry_run else log_scores(RUN, document)
+    run_id = None if override.dry_run else log_scores(document)
     with mlflow_client() as client:
         found = find_version(client, name, sha256, scores)
         if found is None and run_id is not None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.layout import TRAIN_RUNS
+from diffusion.layout import RUN, TRAIN_RUNS
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
@@ -39,12 +39,12 @@ SECTIONS = ("data", "model", "process", "train")  # the sections of params.yaml 
 MAX_NAME_LENGTH = 60  # characters
 
 
-def read_identity(path: Path) -> TrainingIdentity:
+def read_identity() -> TrainingIdentity:
     """Read models/run.json; UsageError if it is missing, DiffctlError if it is damaged."""
     try:
-        return read_checksummed_json(path, TrainingIdentity)
+        return read_checksummed_json(RUN, TrainingIdentity)
     except FileNotFoundError:
-        raise UsageError(f"{path} is missing: get it by `dvc pull` or `diffctl run`") from None
+        raise UsageError(f"{RUN} is missing: get it by `dvc pull` or `diffctl run`") from None
 
 
 def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data_name: str) -> str:

@@ -15,7 +15,7 @@ from diffusion.choice.ranking import is_auxiliary
 from diffusion.choice.selection import describe_selection
 from diffusion.images.pictures import read_picture, to_pil
 from diffusion.images.store import Images
-from diffusion.layout import SCORES
+from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.card import EXTRACTOR_FIELDS
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, document_values, read_scores
 from diffusion.system.errors import UsageError
@@ -43,14 +43,14 @@ SAMPLES = "samples"  # the series of a cell's picture
 MAX_SEEDS = 50  # runs of a setting that are read, the newest
 
 
-def log_scores(run_file: Path, document: ScoresDocument) -> str:
-    """Log the scores of a sweep to the training's run that `run_file` (models/run.json) names.
+def log_scores(document: ScoresDocument) -> str:
+    """Log the scores of a sweep to the training's run that models/run.json names.
 
     Each cell is a child run with its card. The parent has the document as an artifact, and curves over the
     number of sampling steps for each combination of the other axes, such as `<metric>/eta_<X>`. Logging the
     same again changes nothing. Returns the parent's id; DiffctlError if MLflow does not answer.
     """
-    identity = read_identity(run_file)
+    identity = read_identity()
     with mlflow_client() as client:
         run_id = ensure_training_run(client, identity, data_name(document))
         parent = client.get_run(run_id)
@@ -72,12 +72,11 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
 
 
-def log_report(run_file: Path, folder: Path, scores_file: Path = SCORES) -> str:
-    """Log a report's folder to the training's run that `run_file` names; return the run's id."""
-    identity = read_identity(run_file)
+def log_report() -> str:
+    """Log report/ to the training's run that models/run.json names; return the run's id."""
     with mlflow_client() as client:
-        run_id = ensure_training_run(client, identity, data_name(read_scores(scores_file)))
-        log_folder(client, run_id, folder, keys.REPORT_FOLDER)
+        run_id = ensure_training_run(client, read_identity(), data_name(read_scores(SCORES)))
+        log_folder(client, run_id, REPORT, keys.REPORT_FOLDER)
     return run_id
 
 
