@@ -10,7 +10,7 @@ from diffusion.system.files import sha256_file
 from diffusion.system.locks import file_lock
 from tracking.keys import FILE_SHA256, KEY, PARENT, SEARCH, SEARCH_ROOT, experiment_name
 from tracking.mlflow_pages import experiment_note, note_tags
-from tracking.store import artifacts_folder, database_file, mlflow_client
+from tracking.store import ARTIFACTS, database_file, mlflow_client
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -31,7 +31,7 @@ def ensure_experiment(client: "MlflowClient", name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         database = database_file(client.tracking_uri)
-        location = (artifacts_folder(database) / name).as_uri() if database else None
+        location = (database.parent / ARTIFACTS / name).as_uri() if database else None
         tags = KIND | note_tags(experiment_note(name))
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=tags))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DATABASE = "mlflow.db"
-ARTIFACTS = "mlartifacts"
+ARTIFACTS = "mlartifacts"  # folder of the artifacts, next to a sqlite file
 
 # Read by MLflow at its import (the first three) and at each request. The user's own values win.
 ENVIRONMENT = {
@@ -69,11 +69,6 @@ def database_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:////") else None
 
 
-def artifacts_folder(database: Path) -> Path:
-    """Return the folder of the artifacts of a sqlite store."""
-    return database.parent / ARTIFACTS
-
-
 def store_exists(uri: str | None = None) -> bool:
     """Return whether the store exists; creating a sqlite file takes seconds."""
     database = database_file(uri or tracking_uri())
@@ -121,7 +116,7 @@ def connect(uri: str | None = None) -> "MlflowClient":
             with file_lock(database.with_name(f"{database.name}.lock")):
                 if not database.exists():
                     _create(database)
-        _repair_artifact_paths(database, artifacts_folder(database))
+        _repair_artifact_paths(database)
         _repaired.add(database)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
@@ -138,18 +133,19 @@ def _create(database: Path) -> None:
     unfinished = database.with_name(f"{database.name}.new")
     for left in database.parent.glob(f"{unfinished.name}*"):  # of a killed creation, with its journal
         left.unlink()
-    artifacts = artifacts_folder(database).as_uri()
+    artifacts = (database.parent / ARTIFACTS).as_uri()
     store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)  # type: ignore[no-untyped-call]
     store.engine.dispose()
     os.replace(unfinished, database)
 
 
-def _repair_artifact_paths(database: Path, artifacts: Path) -> None:
-    """Let the paths of a moved or copied project refer to `artifacts`, next to its database.
+def _repair_artifact_paths(database: Path) -> None:
+    """Let the paths of a moved or copied project refer to the artifacts next to its database.
 
     Otherwise a moved project does not find its artifacts, and a copy writes into those of the original. The
     paths stay if only the database was copied. DiffctlWarning if any is changed.
     """
+    artifacts = database.parent / ARTIFACTS
     with closing(sqlite3.connect(database, timeout=30)) as connection:
         locations: list[tuple[str]] = []
         with suppress(sqlite3.OperationalError):  # not created yet

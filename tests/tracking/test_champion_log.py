@@ -121,7 +121,7 @@ def test_second_of_two_moves_after_one_history_fails(client):
     name = make_versions(client)
     seen = make_moves(client, name, 1)
     promote(client, seen, 3)
-    with pytest.raises(ConcurrentMove, match="version 3"):
+    with pytest.raises(ConcurrentMove, match="version 2"):
         promote(client, seen, 2)
     history = read_history(client, name)
     assert moves(history) == [(None, 1), (1, 3)]

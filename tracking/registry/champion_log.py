@@ -229,23 +229,18 @@ def make_move(client: "MlflowClient", history: History, **values: object) -> His
     client.set_registered_model_tag(history.name, HISTORY_RUN, run_id)  # missing if the model is not ours
     if client.get_run(run_id).info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
+    refused = f"version {move.after} of {history.name} was not promoted"
+    concurrent = ConcurrentMove(f"{refused}: another process moved the champion at the same time")
     try:
         client.log_param(run_id, f"{move.number:06d}", move.model_dump_json())
     except MlflowException:
-        now = read_history(client, history.name)  # the other process sets the aliases
-        if now.count < move.number:
+        if read_history(client, history.name).count < move.number:
             raise
-        raise _concurrent(now, move) from None
+        raise concurrent from None  # the other process sets the aliases
     now = _set_aliases(client, read_history(client, history.name))
     if move not in now.events:  # both have created the history run
-        raise _concurrent(now, move)
+        raise concurrent
     return now
-
-
-def _concurrent(history: History, move: Move) -> ConcurrentMove:
-    other = next((other for other in history.events if other.number == move.number), None)
-    what = f"{other.who} made version {other.after} champion" if other else "the champion was moved"
-    return ConcurrentMove(f"version {move.after} of {history.name} was not promoted: {what} at the same time")
 
 
 def repair(client: "MlflowClient", name: str) -> History:

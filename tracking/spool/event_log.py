@@ -13,6 +13,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -25,7 +26,6 @@ from diffusion.train.checkpoint.run_record import flatten_fields
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged
-IDENTITIES = {"dataset": "digest", "artifact": "path", "dropped": "step"}  # fields of events written once
 CHECKSUM = b',"crc":"%08x"}\n'
 
 Event = dict[str, Any]
@@ -98,11 +98,7 @@ def read_events(folder: Path) -> Iterator[Event]:
 
 def read_lines(folder: Path, offset: int = 0) -> Iterator[tuple[Event | None, int]]:
     """Yield each complete line from byte `offset` on with the offset after it; None for a damaged line."""
-    try:
-        file = open(folder / EVENTS, "rb")  # noqa: SIM115 (closed below; a missing file is no spool)
-    except FileNotFoundError:
-        return
-    with file:
+    with suppress(FileNotFoundError), open(folder / EVENTS, "rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
@@ -132,7 +128,7 @@ class Spool:
         self._steps: dict[str, int] = {}  # the last one of each series
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._seen: set[tuple[str, str | int]] = set()  # kinds and identities of other events
+        self._once: list[Event] = []  # events that are written once
         self._time = 0  # of the last event, milliseconds since 1970
         self._end = 0  # bytes, without an incomplete last line of a killed writer
         for event, end in read_lines(self.folder):
@@ -151,8 +147,8 @@ class Spool:
                     self._params |= event["values"]
                 case "tags":
                     self._tags |= event["values"]
-                case "dataset" | "artifact" | "dropped" as kind:
-                    self._seen.add((kind, event[IDENTITIES[kind]]))
+                case "dataset" | "artifact" | "dropped":
+                    self._once.append(event)
 
     def params(self, values: dict[str, Any]) -> None:
         """Log the configuration, with nested names joined by dots; the first value of a name is kept."""
@@ -170,7 +166,7 @@ class Spool:
 
     def dataset(self, name: str, digest: str, classes: Sequence[str] = ()) -> None:
         """Log the training's data set."""
-        self._append_once("dataset", name=name, digest=digest, classes=list(classes))
+        self._append_once(kind="dataset", name=name, digest=digest, classes=list(classes))
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Log the values after `step` steps, except those that are logged already."""
@@ -194,13 +190,14 @@ class Spool:
 
     def dropped(self, step: int) -> None:
         """Log that the checkpoint of that step was deleted."""
-        self._append_once("dropped", step=step)
+        self._append_once(kind="dropped", step=step)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         """Log the file's present content into the run's artifact `folder`, by a hard link or a copy."""
         sha256 = sha256_file(path)
         kept = Path(OUTBOX) / sha256[:16] / path.name
-        if ("artifact", str(kept)) not in self._seen:
+        event = {"kind": "artifact", "path": str(kept), "folder": folder, "sha256": sha256}
+        if event not in self._once:
             copy = self.folder / kept
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.unlink(missing_ok=True)
@@ -208,7 +205,7 @@ class Spool:
                 os.link(path, copy)  # enough, because later versions replace the file by renaming
             except OSError:  # another file system, or one without hard links
                 shutil.copyfile(path, copy)
-            self._append_once("artifact", path=str(kept), folder=folder, sha256=sha256)
+            self._append_once(**event)
 
     def sync(self) -> None:
         """Write and fsync all events, before a state is saved; DiffctlError if there is no room."""
@@ -240,11 +237,10 @@ class Spool:
         self._steps[series] = step
         return True
 
-    def _append_once(self, kind: str, **event: Any) -> None:
-        identity = kind, event[IDENTITIES[kind]]
-        if identity not in self._seen:
-            self._seen.add(identity)
-            self._append(kind=kind, **event)
+    def _append_once(self, **event: Any) -> None:
+        if event not in self._once:
+            self._once.append(event)
+            self._append(**event)
 
     def _append(self, **event: Any) -> None:
         self._unwritten += encode_event(event)
