@@ -2,7 +2,6 @@
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,26 +25,12 @@ from tracking.registry.promotion import Override, apply_gate
 from tracking.store import connect
 
 SCORES = document()
-SCORE = {"cell": "steps5-eta0", "metric": "kd_effnet_lite0_64", "value": 0.1}
 names = (f"model-{number}" for number in itertools.count())
 
 
-def move(number: int, before: int | None, after: int, how: str) -> dict[str, Any]:
-    """Return all fields of a move with that number."""
-    return {
-        "id": f"{number:032x}",
-        "number": number,
-        "at": 1_700_000_000_000,
-        "who": "ann@host",
-        "before": before,
-        "after": after,
-        "how": how,
-        "reason": "better",
-        "note": "it was",
-        "commit": "c" * 40,
-        "score": SCORE,
-        "against": SCORE if before else None,
-    }
+def move(number: int, before: int | None, after: int, how: str) -> Move:
+    fixed = {"id": f"{number:032x}", "at": 1_700_000_000_000, "who": "ann@host", "reason": "better"}
+    return Move(**fixed, number=number, before=before, after=after, how=how)
 
 
 @pytest.fixture
@@ -80,7 +65,7 @@ def moves(history: History) -> list[tuple[int | None, int]]:
 
 
 def history_of(*moved: tuple[int | None, int, str]) -> History:
-    events = tuple(Move(**move(number, *one)) for number, one in enumerate(moved, 1))
+    events = tuple(move(number, *one) for number, one in enumerate(moved, 1))
     return History("it", events=events, count=len(events))
 
 
@@ -256,7 +241,7 @@ def test_no_deleted_tag_or_run_changes_the_history(client):
 def test_earlier_format_with_a_deleted_or_damaged_move_is_read_and_continued(client, lost):
     """Earlier versions stored a move as a tag of the model, which any user can delete."""
     name = make_versions(client)
-    events = [Move(**move(1, None, 1, "gate")), Move(**move(2, 1, 2, "force"))]
+    events = [move(1, None, 1, "gate"), move(2, 1, 2, "force")]
     run_id = client.get_registered_model(name).tags[HISTORY_RUN]
     for event in events:
         key = f"{EVENT}.{event.number:06d}.{event.id}"

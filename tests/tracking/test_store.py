@@ -45,25 +45,16 @@ def test_tracking_uri_is_absolute(tmp_path, monkeypatch, given, expected):
 @pytest.mark.slow
 def test_processes_create_the_store_at_once(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    count = 2
-
-    def start(key: int) -> subprocess.Popen:
-        arguments = [sys.executable, "-W", "error::ResourceWarning", "-c", START, str(tmp_path), str(key)]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", START, str(tmp_path)]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     (tmp_path / "mlflow.db.new").write_bytes(b"left by a killed creation")
     (tmp_path / "mlflow.db.new-journal").write_bytes(b"and its journal")
-    processes = [start(key) for key in range(count)]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    results = [process.communicate("go\n", timeout=120) for process in processes]
-    assert [error for _, error in results] == [""] * count
-    assert len({output for output, _ in results}) == 1
-    client = store.connect(store.tracking_uri(tmp_path))
-    runs = client.search_runs([results[0][0].strip()])
-    assert len(runs) == count
-    assert {run.data.metrics["loss"] for run in runs} == {1.0}
+    processes = [subprocess.Popen([*command, key], **pipes, text=True) for key in ("a", "b")]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    first, second = [process.communicate("go\n", timeout=120) for process in processes]
+    assert first == second == (first[0], "")
+    runs = store.connect(store.tracking_uri(tmp_path)).search_runs([first[0].strip()])
+    assert [run.data.metrics["loss"] for run in runs] == [1.0] * 2
     assert Path(runs[0].info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path / "mlartifacts")
 
 
