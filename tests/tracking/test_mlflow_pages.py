@@ -13,10 +13,8 @@ from tests.conftest import SMALL, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.prepared import copy_reference
-from tracking.experiments import find_by_tags
-from tracking.keys import FINGERPRINT
 from tracking.mlflow_pages import comparison_link, experiment_link
-from tracking.runs.run_lookup import newest_experiment_link, read_identity, training_runs
+from tracking.runs.run_lookup import find_run, newest_experiment_link, read_identity, training_runs
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
 
@@ -30,18 +28,14 @@ SWEEP = {"steps": [2], "eta": [0.0]}
 BEST = "best/kd_effnet_lite0_64"
 
 
-def train(folder: Path, uri: str, **changes: object) -> str:
+def train(folder: Path, **changes: object) -> str:
     """Train, sample and evaluate as the stages do; return the run's id."""
     write_params(folder, train=changes, sweep=SWEEP)
     pipeline.Train().run()
     pipeline.Sample().run()
     deliver_all()
     pipeline.Evaluate().run()
-    fingerprint = read_identity().fingerprint
-    client = connect(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    (run,) = find_by_tags(client, experiments, {FINGERPRINT: fingerprint})
-    return str(run.info.run_id)
+    return str(find_run(read_identity().key).info.run_id)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +52,7 @@ def trainings(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         copy_reference(folder)
-        yield server.uri, [train(folder, server.uri, **changes) for changes in TRAININGS.values()]
+        yield server.uri, [train(folder, **changes) for changes in TRAININGS.values()]
     server.kill()
 
 

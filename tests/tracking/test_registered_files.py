@@ -7,7 +7,6 @@ import pytest
 
 from diffusion.layout import MODEL, MODEL_RUNS
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from serving.model_source import ChampionSource, model_of_run
 from tracking import keys, store
 from tracking.registry.model_versions import check_digest
 from tracking.registry.registered_models import fetch_scores_of, fetch_version_files, register
@@ -15,14 +14,7 @@ from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
 NAME = "diffctl-digits"
-HOSTILE = (
-    "../../../secret",
-    "/etc/secret",
-    "0123456789abcdef/../../secret",
-    "0123456789abcdef\n",
-    "0123456789ABCDEF",
-    "0123456789abcde",
-)
+HOSTILE = ("../../../secret", "0123456789abcdef/../../secret", "0123456789abcdef\n", "0123456789ABCDEF")
 
 
 def set_tag(name: str, value: str) -> str:
@@ -45,18 +37,12 @@ def test_hostile_card_and_sha256_are_refused_before_any_request(registered, monk
 
     monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: pytest.fail("a file was requested"))
     run_id = set_tag(keys.CARD, HOSTILE[0])
-    by_card = (
-        lambda: fetch_scores_of(NAME),
-        lambda: fetch_version_files(NAME, 1),
-        ChampionSource(NAME).fetch,
-    )
-    for fetch in by_card:
+    for fetch in (fetch_scores_of, fetch_version_files):
         with pytest.raises(DiffctlError, match=keys.CARD):
-            fetch()
+            fetch(NAME, 1)
     set_tag(keys.FILE_SHA256, HOSTILE[0])
-    for fetch in (lambda: fetch_model(run_id), lambda: model_of_run(run_id)):
-        with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
-            fetch()
+    with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
+        fetch_model(run_id)
     assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]
 
 
@@ -65,11 +51,10 @@ def files(folder):
 
 
 def test_moved_project_finds_its_artifacts(registered, tmp_path, monkeypatch):
-    inside = [path for path in registered.iterdir() if path.name != "runs"]
     moved = tmp_path / "a 100%_b"
     moved.mkdir()
-    for path in inside:
-        path.rename(moved / path.name)
+    for name in ("mlflow.db", "mlartifacts", "models"):
+        (registered / name).rename(moved / name)
     monkeypatch.chdir(moved)
     with pytest.warns(DiffctlWarning, match="moved or copied"):
         assert fetch_version_files(NAME).files.model.read_bytes() == MODEL.read_bytes()

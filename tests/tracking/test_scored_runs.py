@@ -160,12 +160,12 @@ def test_scores_of_every_feature_space_are_logged_with_its_extractor():
     assert fetch_scores(connect().get_run(run_id)) == other
 
 
-def test_run_is_found_by_id_prefix_name_and_fingerprint():
+def test_run_is_found_by_id_prefix_name_fingerprint_and_key():
     write_training("one", "f1" * 8)
     write_training("two", "f2" * 8)
     deliver_all()
     run_id = find_run("digits-f1f1f1f1").info.run_id
-    for name in (run_id, run_id[:20], "f1" * 8):
+    for name in (run_id, run_id[:20], "f1" * 8, "one"):
         assert find_run(name).info.run_id == run_id
     with pytest.raises(UsageError, match="diffctl runs"):
         find_run("nothing")

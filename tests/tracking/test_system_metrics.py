@@ -1,7 +1,7 @@
 """System metrics: readings of psutil, and of GPUs where NVML exists."""
 
 import sys
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -13,12 +13,11 @@ class NVMLError(Exception):
     pass
 
 
-def refuse(*_: object) -> None:
-    raise NVMLError("not supported")
+refuse = Mock(side_effect=NVMLError)
 
 
 def test_cpu_and_memory_are_read_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError, nvmlInit=refuse))
+    monkeypatch.setitem(sys.modules, "pynvml", Mock(NVMLError=NVMLError, nvmlInit=refuse))
     readings = SystemMetrics().read()
     assert 0 <= readings["system/cpu_utilization_percentage"] <= 100
     assert 0 < readings["system/system_memory_usage_percentage"] <= 100
@@ -28,15 +27,10 @@ def test_cpu_and_memory_are_read_without_a_driver(monkeypatch: pytest.MonkeyPatc
 
 
 def test_gpu_readings_omit_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(used=20e9, total=80e9),
-        nvmlDeviceGetUtilizationRates=refuse,
-        nvmlDeviceGetPowerUsage=lambda handle: 350_000,
-    )
+    nvml = Mock(NVMLError=NVMLError, nvmlDeviceGetUtilizationRates=refuse)
+    nvml.nvmlDeviceGetCount.return_value = 1
+    nvml.nvmlDeviceGetMemoryInfo.return_value = Mock(used=20e9, total=80e9)
+    nvml.nvmlDeviceGetPowerUsage.return_value = 350_000
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
     readings = SystemMetrics().read()
     assert readings["system/gpu_0_memory_usage_megabytes"] == 20_000
