@@ -25,7 +25,6 @@ from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
 NAME = "diffctl-digits"
-TRAIN = {"ema_profiles": {"sigma_rel": [0.05], "every": 4}}
 Values = dict[float | None, float]
 
 
@@ -41,30 +40,25 @@ def make_swept(make_model):
     """
 
     def make(seed: int, values: Values) -> ScoresDocument:
-        make_model(seed, train=TRAIN)
+        make_model(seed, train={"ema_profiles": {"sigma_rel": [0.05], "every": 4}})
         own = read_artefact(MODEL)
         weights = read_weights(MODEL, own)
         for step in {max(1, own.step // 2), own.step}:
             changed = {name: tensor + 0.01 / step for name, tensor in weights.items()}
             update = {"step": step, "ema_sigma_rel": 0.05}
             save_artefact(snapshot_path(AVERAGES, 0.05, step), changed, own.model_copy(update=update))
-        write_scores_document(SCORES, swept(values))
-        return read_scores(SCORES)
+        cells = {}
+        for width, value in values.items():
+            card = {"ema": width or True, "model_sha256": read_artefact(file_of(width)).model_sha256}
+            axis = {} if width is None else {"ema": width}
+            for cell in document({(5, 0.0): value, (10, 0.0): value / 2}, **card).cells.values():
+                cells[Cell(**cell.axes, **axis).name] = CellScores(**document_values(cell), **axis)
+        found = {"cells": cells, "best": select_best(cells), "front": select_front(cells)}
+        made = ScoresDocument(**{**document_values(document()), **found, "training": own.training})
+        write_scores_document(SCORES, made)
+        return made
 
     return make
-
-
-def swept(values: Values) -> ScoresDocument:
-    """Return the scores of the model and of its profiles, each with the cards of its own file."""
-    cells = {}
-    for width, value in values.items():
-        card = {"ema": width or True, "model_sha256": read_artefact(file_of(width)).model_sha256}
-        axis = {} if width is None else {"ema": width}
-        for cell in document({(5, 0.0): value, (10, 0.0): value / 2}, **card).cells.values():
-            cells[Cell(**cell.axes, **axis).name] = CellScores(**document_values(cell), **axis)
-    values_of_all = {**document_values(document()), "training": read_artefact(MODEL).training}
-    best, front = select_best(cells), select_front(cells)
-    return ScoresDocument(**{**values_of_all, "cells": cells, "best": best, "front": front})
 
 
 @pytest.mark.slow

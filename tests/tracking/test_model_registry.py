@@ -21,7 +21,7 @@ from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import class_condition, generate, mixed_condition
-from diffusion.sample.guidance import Guides
+from diffusion.sample.guidance import NO_GUIDES, Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import run_python
 from tests.helpers.disks import make_room, memory_disk
@@ -180,6 +180,12 @@ def pixels(reply: dict) -> np.ndarray:
     return np.stack([np.asarray(image, dtype=int) for image in images])
 
 
+def assert_sampled(reply: dict, settings: SampleSettings, condition, guides: Guides = NO_GUIDES) -> None:
+    """Assert that the images of a reply are those of this process, up to rounding."""
+    made = generate(load_model(MODEL), settings, reply["indices"], condition, CPU, guides=guides)
+    assert np.abs(pixels(reply) - to_nhwc(made)[..., 0].astype(int)).max() <= 1
+
+
 BAD_REQUESTS = {
     "numm": {"numm": 1},
     "64": {"num": 1000},
@@ -202,14 +208,11 @@ def test_registered_model_makes_the_same_images_without_pickle(make_model, here)
     done = load_and_predict(here, requests)
     assert (done.returncode, done.stderr) == (0, "")
     (first,), (second,), *refused = map(json.loads, done.stdout.splitlines())
-    loaded = load_model(MODEL)
-    best = SampleSettings(steps=2, eta=1.0)
-    expected = to_nhwc(generate(loaded, best, [0, 1], mixed_condition(loaded.artefact, best, [0, 1]), CPU))
-    assert np.abs(pixels(first) - expected[..., 0].astype(int)).max() <= 1
+    best, artefact = SampleSettings(steps=2, eta=1.0), read_artefact(MODEL)
     assert (first["indices"], first["labels"]) == ([0, 1], [0, 1])
+    assert_sampled(first, best, mixed_condition(artefact, best, [0, 1]))
     other = SampleSettings(steps=3, eta=0.0, seed=5, guidance=0.5, guidance_interval=(0.3, 4.0))
-    expected = to_nhwc(generate(loaded, other, [1], class_condition(loaded.artefact, "7", 1), CPU))
-    assert np.abs(pixels(second) - expected[..., 0].astype(int)).max() <= 1
+    assert_sampled(second, other, class_condition(artefact, "7", 1))
     for reason, answer in zip(BAD_REQUESTS, refused, strict=True):
         assert reason in answer
 
@@ -221,12 +224,10 @@ def test_registered_model_samples_under_its_guide(make_model, here):
     other = {"guide": "guides/other.safetensors"}
     done = load_and_predict(here, [{"num": 2}, {"num": 2, "guidance": 0.0}, other])
     guided, plain, refused = map(json.loads, done.stdout.splitlines())
-    loaded, best = load_model(MODEL), SampleSettings(steps=2, guidance=1.0, guide=str(GUIDE))
+    best = SampleSettings(steps=2, guidance=1.0, guide=str(GUIDE))
     for (answer,), settings in ((guided, best), (plain, SampleSettings(steps=2))):
-        condition = mixed_condition(loaded.artefact, settings, [0, 1])
-        guides = Guides(load_model(GUIDE))
-        expected = to_nhwc(generate(loaded, settings, [0, 1], condition, CPU, guides=guides))
-        assert np.abs(pixels(answer) - expected[..., 0].astype(int)).max() <= 1
+        condition = mixed_condition(read_artefact(MODEL), settings, [0, 1])
+        assert_sampled(answer, settings, condition, Guides(load_model(GUIDE)))
     assert "served with the guide guides/early.safetensors, not with guides/other" in refused
 
 

@@ -19,7 +19,7 @@ from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.scores_document import CARD, document
 from tests.helpers.small import commit, git
 from tracking import keys
-from tracking.mlflow_pages import MAX_CHARACTERS, describe_version, samples_montage
+from tracking.mlflow_pages import MAX_CHARACTERS, describe_version
 from tracking.registry.champion_log import read_history
 from tracking.registry.model_versions import DVC_LOCK
 from tracking.registry.registered_models import fetch_version_files, register
@@ -124,15 +124,9 @@ def test_rollback_accepts_only_an_earlier_champion_and_needs_only_the_data_name(
 
 def test_sample_of_the_champion_uses_the_best_cell_as_serve_does(register_all):
     register_all(0.2)
-
-    def sampled(*more):
-        done = run("sample", "--champion", "--num", "1", "--out", "one.png", *more)
-        assert done.exit_code == 0, done.exception
-        return done.stdout
-
-    assert json.loads(sampled("--json"))["steps"] == 2
-    assert json.loads(sampled("--json", "--steps", "3"))["steps"] == 3
-    assert "2 steps, η = 0" in sampled()
+    for more, steps in ([], 2), (["--steps", "3"], 3):
+        done = run("sample", "--champion", "--num", "1", "--out", "one.png", "--json", *more)
+        assert json.loads(done.stdout)["steps"] == steps
 
 
 def test_history_and_version_keep_each_decision_with_time_person_commit_and_reason(register_all, here):
@@ -189,6 +183,11 @@ def test_version_describes_its_model_scores_and_samples(make_model, here):
     make_model(2, {(2, 0.0): 0.1})
     register()
     assert "![samples]" not in version(2).description, "they are of the first model"
+    many = document({(steps, 0.0): 1 / steps for steps in range(1, 200)})
+    text = describe_version(read_artefact(MODEL), many, run_id, folder, with_montage=True)
+    assert len(text) < MAX_CHARACTERS
+    assert "179 more cells" in text
+    assert "| **199 steps, η = 0** |" in text
 
 
 @pytest.mark.slow
@@ -205,13 +204,3 @@ def test_registry_works_on_a_server(make_model, here, monkeypatch):
         assert run("rollback").exception is not None
     finally:
         server.kill()
-
-
-def test_description_of_a_large_sweep_fits_mlflow(make_model):
-    make_model(1)
-    many = document({(steps, 0.0): 1 / steps for steps in range(1, 200)})
-    text = describe_version(read_artefact(MODEL), many, "r" * 32, "registered/x", with_montage=True)
-    assert len(text) < MAX_CHARACTERS
-    assert "179 more cells" in text
-    assert "| **199 steps, η = 0** |" in text
-    assert samples_montage(many) is None

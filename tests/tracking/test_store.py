@@ -1,4 +1,4 @@
-"""The tracking store: its address, and experiments and runs that are created once."""
+"""The tracking store: its address, and experiments, runs and searches that are created once."""
 
 import subprocess
 import sys
@@ -8,9 +8,14 @@ import pytest
 
 from diffusion.images.store_meta import Ancestor
 from diffusion.system.errors import DiffctlError
+from diffusion.system.locks import is_held
 from tracking import store
-from tracking.experiments import ensure_experiment
-from tracking.keys import REGISTRY_EXPERIMENT, pretrained_tags
+from tracking.experiments import SEARCH_LOCK, ensure_experiment, find_by_tags, log_search
+from tracking.keys import PARENT, REGISTRY_EXPERIMENT, SEARCH, SEARCH_KEY, SEARCH_ROOT, pretrained_tags
+from tracking.runs.run_lookup import training_runs
+from tracking.spool.delivery import deliver
+from tracking.spool.event_log import Spool
+from tracking.spool.spool_status import SENT
 
 START = """
 import sys
@@ -79,3 +84,50 @@ def test_start_tags_name_the_nearest_model_and_the_lineage():
         "diffctl.lineage": f"{'a' * 16} {'c' * 16}",
     }
     assert pretrained_tags(()) == {}
+
+
+KEY = "k" * 32
+
+
+def write_trial(folder: Path, search_key: str = KEY) -> None:
+    spool = Spool(folder, folder.name, f"trial {folder.name}", "diffctl-digits")
+    spool.tags({SEARCH: "rates", SEARCH_KEY: search_key})
+    spool.close("FINISHED")
+
+
+def test_trials_are_children_of_one_run_however_often_they_are_sent(uri, tmp_path, monkeypatch) -> None:
+    locked = []
+
+    def find(client, experiments, tags):
+        if SEARCH_ROOT in tags:
+            locked.append(is_held(SEARCH_LOCK))
+        return find_by_tags(client, experiments, tags)
+
+    monkeypatch.setattr("tracking.experiments.find_by_tags", find)
+    for key in ("a", "b"):
+        write_trial(tmp_path / key)
+    for key in ("a", "b", "a"):
+        deliver(tmp_path / key, uri)
+        (tmp_path / key / SENT).unlink()
+    parent, again = (log_search(KEY, "rates", "digits", {"best": 1}, {"best/kid": 0.5}) for _ in range(2))
+    assert parent == again
+    assert all(locked), "the parent is looked up and created under a lock"
+    client = store.connect(uri)
+    trials = training_runs(client)
+    assert len(trials) == 2, "the search itself is not a training"
+    assert {run.data.tags[PARENT] for run in trials} == {parent}
+    run = client.get_run(parent)
+    assert run.data.tags[SEARCH_ROOT] == KEY
+    assert run.data.metrics == {"best/kid": 0.5}
+    assert len(client.get_metric_history(parent, "best/kid")) == 1
+
+
+def test_trial_moves_to_a_later_search_of_the_same_name(uri: str, tmp_path: Path) -> None:
+    """The spool writes only changed tags: the second key comes without the search's name."""
+    for key in ("1" * 32, "2" * 32):
+        write_trial(tmp_path / "training", key)
+        deliver(tmp_path / "training", uri)
+    client = store.connect(uri)
+    (trial,) = training_runs(client)
+    parent = client.get_run(trial.data.tags[PARENT]).data.tags
+    assert (parent[SEARCH_ROOT], parent[SEARCH]) == ("2" * 32, "rates")
