@@ -56,11 +56,6 @@ def trainings(tmp_path_factory):
     server.kill()
 
 
-def best(uri: str, run: str) -> float:
-    """Return the run's score that ranks."""
-    return float(connect(uri).get_run(run).data.metrics[BEST])
-
-
 def shown(browser, url: str, *texts: str) -> str:
     """Return the page's text once it contains all of these."""
     page = browser.new_page(viewport={"width": 1600, "height": 1400})
@@ -79,16 +74,15 @@ def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser)
     assert link == experiment_link(uri, experiment)
     text = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
     assert "3 matching runs" in text  # without cells
-    by_score = sorted(zip(TRAININGS, runs, strict=True), key=lambda one: best(uri, one[1]))
+    scores = [connect(uri).get_run(run).data.metrics[BEST] for run in runs]
     lines = [line.strip() for line in text.splitlines()]
-    places = [lines.index(name) for name, _ in by_score]
+    places = [lines.index(name) for _, name in sorted(zip(scores, TRAININGS, strict=True))]
     assert places == sorted(places)  # the best first
     assert {"Scores", "Samples", "Training"} <= {line.split(" (")[0].strip() for line in text.splitlines()}
     assert "Diffusion models of digits" in text
     table = shown(browser, link.replace("CHART", "TABLE"), *TRAININGS, "best/steps", "train.lr.rate")
     numbers = [float(number) for number in re.findall(r"\d+\.\d+", table)]
-    for run in runs:
-        assert pytest.approx(best(uri, run), rel=0.01) in numbers
+    assert all(pytest.approx(score, rel=0.01) in numbers for score in scores)
 
 
 def test_compare_command_opens_mlflows_page_of_its_runs(trainings, browser, monkeypatch):

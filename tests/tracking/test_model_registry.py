@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from requests import post
 
 from diffusion.images.pixels import to_nhwc
-from diffusion.layout import MODEL, SCORES
+from diffusion.layout import MODEL, MODEL_RUNS, SCORES
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
@@ -36,6 +37,7 @@ from tracking.registry.registered_models import (
     find_version_files,
     register,
 )
+from tracking.runs.scored_runs import fetch_model
 from tracking.store import connect
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -120,6 +122,32 @@ def test_files_that_are_dvc_links_are_registered_fetched_and_checked(make_model,
     stored.write_bytes(stored.read_bytes()[:-1] + b"x")
     with pytest.raises(DiffctlError, match="SHA-256"):
         fetch_version_files(NAME)
+
+
+HOSTILE = ("../../../secret", "0123456789abcdef/../../secret", "0123456789abcdef\n", "0123456789ABCDEF")
+
+
+def set_tag(name: str, value: str) -> str:
+    """Change a tag of version 1 and its run, as anybody with write access can; return the run's id."""
+    client = connect()
+    run_id = client.get_model_version(NAME, "1").run_id
+    client.set_model_version_tag(NAME, "1", name, value)
+    client.set_tag(run_id, name, value)
+    return run_id
+
+
+def test_hostile_card_and_sha256_are_refused_before_any_request(registered, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setattr(MlflowClient, "download_artifacts", lambda *_: pytest.fail("a file was requested"))
+    for value, fetch in product(HOSTILE, (fetch_scores_of, fetch_version_files)):
+        set_tag(keys.CARD, value)
+        with pytest.raises(DiffctlError, match=rf"tag {keys.CARD}: expected 16 hex digits[^\n]*$"):
+            fetch(NAME, 1)
+    run_id = set_tag(keys.FILE_SHA256, HOSTILE[0])
+    with pytest.raises(DiffctlError, match=keys.FILE_SHA256):
+        fetch_model(run_id)
+    assert not [path for path in (registered / MODEL_RUNS).rglob("*") if path.is_file()]
 
 
 GUIDE = Path("guides/early.safetensors")

@@ -1,17 +1,21 @@
-"""The tracking store: its address, and experiments, runs and searches that are created once."""
+"""The store: its address, moved and copied projects; experiments, runs and searches are created once."""
 
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 from diffusion.images.store_meta import Ancestor
-from diffusion.system.errors import DiffctlError
+from diffusion.layout import MODEL, MODEL_RUNS
+from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import is_held
 from tracking import store
 from tracking.experiments import SEARCH_LOCK, ensure_experiment, find_by_tags, log_search
 from tracking.keys import PARENT, REGISTRY_EXPERIMENT, SEARCH, SEARCH_KEY, SEARCH_ROOT, pretrained_tags
+from tracking.registry.registered_models import fetch_version_files, register
 from tracking.runs.run_lookup import training_runs
 from tracking.spool.delivery import deliver
 from tracking.spool.event_log import Spool
@@ -131,3 +135,49 @@ def test_trial_moves_to_a_later_search_of_the_same_name(uri: str, tmp_path: Path
     (trial,) = training_runs(client)
     parent = client.get_run(trial.data.tags[PARENT]).data.tags
     assert (parent[SEARCH_ROOT], parent[SEARCH]) == ("2" * 32, "rates")
+
+
+def files(folder):
+    return {path.relative_to(folder) for path in (folder / "mlartifacts").rglob("*") if path.is_file()}
+
+
+def test_moved_project_finds_its_artifacts(registered, tmp_path, monkeypatch):
+    moved = tmp_path / "a 100%_b"
+    moved.mkdir()
+    for name in ("mlflow.db", "mlartifacts", "models"):
+        (registered / name).rename(moved / name)
+    monkeypatch.chdir(moved)
+    with pytest.warns(DiffctlWarning, match="moved or copied"):
+        assert fetch_version_files("diffctl-digits").files.model.read_bytes() == MODEL.read_bytes()
+    assert not (tmp_path / "mlartifacts").exists()
+
+
+def test_copied_project_writes_into_its_own_artifacts(registered, tmp_path_factory, make_model, monkeypatch):
+    copy = shutil.copytree(registered, tmp_path_factory.mktemp("copies") / "copy")
+    before = files(registered)
+    monkeypatch.chdir(copy)
+    make_model(2, {(10, 0.0): 0.1})
+    with pytest.warns(DiffctlWarning, match="moved or copied"):
+        assert register().champion == 2
+    assert files(registered) == before
+    assert len(files(copy)) > len(before)
+    monkeypatch.chdir(registered)
+    shutil.rmtree(copy)
+    shutil.rmtree(MODEL_RUNS, ignore_errors=True)
+    fetch_version_files("diffctl-digits")
+
+
+@pytest.mark.parametrize("how", ["copied alone", "opened through a link"])
+def test_database_of_an_unmoved_project_is_unchanged(registered, tmp_path_factory, monkeypatch, how):
+    other = tmp_path_factory.mktemp("elsewhere") / "other"
+    monkeypatch.setattr(store, "_repaired", set())
+    if how == "copied alone":
+        other.mkdir()
+        shutil.copy(registered / "mlflow.db", other)
+    else:
+        other.symlink_to(registered)
+    with warnings.catch_warnings(action="error"):
+        experiment = store.connect(f"sqlite:///{other / 'mlflow.db'}").get_experiment_by_name(
+            "diffctl-digits"
+        )
+    assert experiment.artifact_location.startswith(registered.as_uri())
