@@ -9,21 +9,20 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from diffusion.system.processes import group_processes, terminate
+from tests.helpers.waiting import wait_until
+from tracking.store import connect, server_environment
 
 
 @functools.cache
 def _template() -> Path:
     """An empty database: MLflow takes seconds to make one, so each test process makes it once."""
-    from tracking.store import connect
-
     folder = Path(tempfile.mkdtemp(prefix="diffctl-tests-"))
     atexit.register(shutil.rmtree, folder)
     connect(f"sqlite:///{folder / 'mlflow.db'}")
@@ -45,15 +44,14 @@ def free_port() -> int:
 
 def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     """Wait until the process answers at `url`."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5)
-            return
-        except OSError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, "it did not start"
-            time.sleep(0.1)
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            return bool(urllib.request.urlopen(url, timeout=5))
+        return False
+
+    wait_until(answers, 120)
 
 
 @contextmanager
@@ -101,10 +99,9 @@ class MlflowServer(RestartableServer):
         if not database.exists():
             empty_database(database)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", f"sqlite:///{database}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        command += ["--workers", "1", "--artifacts-destination", str(self.folder / "artifacts")]
         log = open(self.folder / "server.log", "ab")  # noqa: SIM115 (the server's)
-        env = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        env = os.environ | server_environment(f"sqlite:///{database}")
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
         wait_for(f"{self.uri}/health", self.process, self.folder / "server.log")
         return self

@@ -77,7 +77,7 @@ def test_sync_delivers_a_training_without_server(project, server):
 
 
 TRAINER = """
-import sys, time
+import itertools, sys, time
 from pathlib import Path
 from diffusion.system.locks import file_lock
 from tracking.spool import sender
@@ -86,9 +86,7 @@ folder = Path(sys.argv[1])
 with file_lock(folder / "lock"):
     spool = Spool(folder, key="key", name="digits-abcd", experiment="diffctl-digits")
     print(sender.start_sender(folder).pid, flush=True)
-    step = 0
-    while True:
-        step += 1
+    for step in itertools.count(1):
         spool.metrics(step, {"loss": 1 / step})
         time.sleep(0.02)
 """
