@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"  # MLflow's own tag: its UI shows it as the description
 NOTE_DIGEST = "diffctl.note"  # digest of the description as diffctl wrote it
-PRIMARY = "mlflow.experiment.primaryMetric.name"
 VIEW = "diffctl"  # key of the experiment's shared view, also in links
 SHARED_VIEW = f"mlflow.sharedViewState.{VIEW}"
 
@@ -231,7 +230,7 @@ def view_tags(document: ScoresDocument) -> dict[str, str]:
         "compareRunCharts": [chart for charts in sections.values() for chart in charts],
         "isAccordionReordered": True,
     }
-    return {PRIMARY: primary, SHARED_VIEW: json.dumps(state, sort_keys=True)}
+    return {"mlflow.experiment.primaryMetric.name": primary, SHARED_VIEW: json.dumps(state, sort_keys=True)}
 
 
 def _sections(document: ScoresDocument, primary: str) -> dict[str, list[Chart]]:

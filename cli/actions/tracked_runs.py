@@ -9,8 +9,7 @@ from cli.commands.registry import Reap, Runs, Sync
 from cli.shared.console import print_table
 from diffusion.system.errors import TemporaryError
 from flows.prefect_server.flow_runs import reap_pending_runs
-from tracking.runs.run_lookup import RunRow, list_runs
-from tracking.runs.run_lookup import reap as reap_runs
+from tracking.runs.run_lookup import RunRow, list_runs, reap
 from tracking.spool.sender import deliver_all
 
 SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
@@ -31,7 +30,7 @@ def show_runs(options: Runs) -> None:
 
 
 def reap_dead_runs(options: Reap) -> None:
-    reaped = reap_runs(options.names or [])
+    reaped = reap(options.names or [])
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
     lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
     lines += [f"{run['name']}: pending for {_span(run['seconds'])}, now Crashed on Prefect" for run in freed]

@@ -83,8 +83,7 @@ class ScoreRow:
     @property
     def ranks(self) -> bool:
         """Whether one of several values can be the best."""
-        several = len(self.values) > 1 and any(value is not None for value in self.values)
-        return several and leader(self.metric) is not None
+        return len(self.values) > 1 and leader(self.metric) is not None
 
     @property
     def tied(self) -> list[bool]:

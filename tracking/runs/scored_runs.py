@@ -72,12 +72,11 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
         client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
 
 
-def log_report() -> str:
-    """Log report/ to the training's run that models/run.json names; return the run's id."""
+def log_report() -> None:
+    """Log report/ to the training's run that models/run.json names."""
     with mlflow_client() as client:
         run_id = ensure_training_run(client, read_identity(), data_name(read_scores(SCORES)))
         log_folder(client, run_id, REPORT, keys.REPORT_FOLDER)
-    return run_id
 
 
 def _log_cells(client: "MlflowClient", parent: "Run", document: ScoresDocument) -> "dict[str, Run]":
@@ -201,8 +200,7 @@ def _log_picture(client: "MlflowClient", run: "Run", place: tuple[str, int, int]
 
 def data_name(document: ScoresDocument) -> str:
     """Return the data set of the scores."""
-    cell = next(iter(document.cells.values()))
-    return str(cell.card["data"])
+    return str(next(iter(document.cells.values())).card["data"])
 
 
 def fetch_scores(run: "Run") -> ScoresDocument:
