@@ -39,12 +39,13 @@ def _project_of_ann(here, monkeypatch):
 
 @pytest.fixture
 def register_all(make_model):
-    """A function that registers a model of each kernel distance, with seeds from 1."""
+    """A function that registers a model of each kernel distance, and returns the gate's last reason."""
 
-    def register_each(*scores: float) -> None:
-        for seed, score in enumerate(scores, 1):
-            make_model(seed, {(2, 0.0): score})
-            register()
+    def register_each(*scores: float, seed: int = 1, **changes) -> str:
+        for number, score in enumerate(scores, seed):
+            make_model(number, {(2, 0.0): score}, **changes)
+            reason = register().reason
+        return reason
 
     return register_each
 
@@ -208,31 +209,20 @@ def test_registry_works_on_a_server(make_model, here, monkeypatch):
         server.kill()
 
 
-@pytest.fixture
-def reason_of(make_model):
-    """A function that registers a model of a kernel distance and returns the gate's reason."""
-
-    def register_one(seed: int, value: float, **changes) -> str:
-        make_model(seed, {(10, 0.0): value}, **changes)
-        return register().reason
-
-    return register_one
-
-
-def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(reason_of):
-    reason_of(1, 0.20)
+def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(register_all):
+    register_all(0.20)
     assert "no scores of other seeds" in run("seeds").stdout
-    reason_of(2, 0.90)
-    reason_of(2, 0.24)
-    reason_of(7, 0.90, train=OTHER)
-    reason_of(4, 0.22, num_images=1000)
-    reason_of(3, 0.22)
+    register_all(0.90, seed=2)
+    register_all(0.24, seed=2)
+    register_all(0.90, seed=7, train=OTHER)
+    register_all(0.22, seed=4, num_images=1000)
+    register_all(0.22, seed=3)
     done = run("seeds")
     assert done.exit_code == 0, done.output
     line = next(line for line in done.stdout.splitlines() if line.startswith(KD))
     assert line.split() == [KD, "0.22", "0.22", "±", "0.02", "2", "of", "3", "1:", "0.2,", "2:", "0.24"]
     values = json.loads(run("seeds", "--json").stdout)
-    assert (values["seed"], values["cell"], values["left_out"]) == (3, "steps10-eta0", {"4": ["num_images"]})
+    assert (values["seed"], values["cell"], values["left_out"]) == (3, BEST, {"4": ["num_images"]})
     kernel = next(one for one in values["scores"] if one["metric"] == KD)
     assert kernel == {
         "metric": KD,
@@ -244,22 +234,21 @@ def test_command_prints_rank_and_spread_of_the_newest_scores_of_one_setting(reas
     }
 
 
-def test_gate_reports_the_spread_of_one_setting(reason_of):
-    assert "setting" not in reason_of(1, 0.20)
-    assert "setting" not in reason_of(1, 0.20, add=0.02), "each seed counts once"
-    reason_of(5, 0.30, num_images=1000)  # another protocol does not count
-    reason = reason_of(2, 0.24)
+def test_gate_reports_the_spread_of_one_setting(register_all):
+    assert "setting" not in register_all(0.20)
+    assert "setting" not in register_all(0.20, add=0.02), "each seed counts once"
+    register_all(0.30, seed=5, num_images=1000)  # another protocol does not count
+    reason = register_all(0.24, seed=2)
     assert "2 seeds" in reason
     assert f"{KD} 0.22 ± 0.028" in reason
 
 
 @pytest.mark.slow
-def test_gate_compares_two_settings_over_their_seeds(reason_of):
-    for seed, value in ((1, 0.20), (2, 0.21), (3, 0.20)):
-        reason_of(seed, value)
-    assert "setting" not in reason_of(1, 0.30, train=OTHER), "one seed has no spread"
-    reason = reason_of(2, 0.31, train=OTHER)
+def test_gate_compares_two_settings_over_their_seeds(register_all):
+    register_all(0.20, 0.21, 0.20)
+    assert "setting" not in register_all(0.30, train=OTHER), "one seed has no spread"
+    reason = register_all(0.31, seed=2, train=OTHER)
     assert f"{KD} 0.305 ± 0.0071 over 2 seeds" in reason
     assert f"{KD} 0.2033 ± 0.0058 over 3" in reason
     assert "no significant gap" not in reason
-    assert "no significant gap" in reason_of(3, 0.16, train=OTHER)
+    assert "no significant gap" in register_all(0.16, seed=3, train=OTHER)
