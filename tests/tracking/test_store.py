@@ -173,7 +173,6 @@ def test_database_of_an_unmoved_project_is_unchanged(registered, tmp_path_factor
     else:
         other.symlink_to(registered)
     with warnings.catch_warnings(action="error"):
-        experiment = store.connect(f"sqlite:///{other / 'mlflow.db'}").get_experiment_by_name(
-            "diffctl-digits"
-        )
+        client = store.connect(f"sqlite:///{other / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("diffctl-digits")
     assert experiment.artifact_location.startswith(registered.as_uri())
