@@ -71,11 +71,6 @@ def test_interval_of_a_positive_score_is_asymmetric_and_above_zero():
     assert interval(0.1, 1.0, positive=True) == interval(0.1, 1.0)
 
 
-def test_score_without_an_interval_has_no_gap():
-    assert gap(cell(1.0), cell(2.0, np.ones(100)), KD) is None
-    assert interval_of(cell(1.0), KD) is None
-
-
 def test_gap_of_the_excess_excludes_the_shared_floor():
     errors = np.full(100, 0.1)
     two = []
@@ -132,5 +127,5 @@ def test_gap_of_two_single_runs_uses_the_image_errors():
     a, b = cells([1.0], chance(0, 0.1)), cells([2.0], chance(1, 0.1))
     assert group_gap(a, b, KD) == gap(a[0], b[0], KD)
     assert mean_interval(a, KD) == (a[0].scores[f"{KD}_low"], a[0].scores[f"{KD}_high"])
-    assert group_gap(cells([1.0]), cells([2.0]), KD) is None
-    assert deviation_of(a, KD) is None
+    assert group_gap(cells([1.0]), b, KD) is None
+    assert interval_of(cell(1.0), KD) is deviation_of(a, KD) is None

@@ -1,6 +1,4 @@
-"""What several tests of scores share: an extractor, a reference, random weights, and no network."""
-
-import socket
+"""What several tests of scores share: an extractor, a reference, and random weights."""
 
 import pytest
 
@@ -29,16 +27,3 @@ def random_inception(tmp_path_factory):
     """Return a file with random Inception weights, and its SHA-256."""
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     return path, write_random_inception(path)
-
-
-@pytest.fixture
-def no_network(monkeypatch, tmp_path):
-    """Refuse all sockets and use an empty torch hub cache, which is returned."""
-
-    def refuse(*args, **kwargs):
-        raise OSError("Network is unreachable")
-
-    monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch"

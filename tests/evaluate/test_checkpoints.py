@@ -21,11 +21,10 @@ from tests.conftest import params
 from tests.helpers.features import normal
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, spec_of
-from tests.helpers.spools import EXPERIMENT, logged, stored, the_run
+from tests.helpers.spools import EXPERIMENT, logged, open_spool, stored, the_run
 from tests.helpers.trainings import plan_of
 from tracking.experiments import ensure_experiment
 from tracking.spool.delivery import deliver
-from tracking.spool.event_log import Spool
 from tracking.store import connect
 
 CARD = {"num_images": 20}
@@ -64,6 +63,10 @@ def test_keep_best_last_or_every_k_steps(
     assert kept(tmp_path) == stay
     found = ScoredCheckpoints(tmp_path, keep, "kd", CARD).scores()
     assert found == {step: {"kd": value} for step, value in SCORES.items()}
+    model, ours = load_model(tmp_path / f"{stay[0]:09d}.safetensors"), state.ema.state_dict()
+    changes = {"step": stay[0], "weights_sha256": tensors_sha256(ours)}
+    assert model.artefact == plan_artefact(state.plan).model_copy(update=changes)
+    assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 
 
 def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainState) -> None:
@@ -74,34 +77,15 @@ def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainStat
     assert kept(tmp_path) == [50]
 
 
-def test_kept_checkpoint_is_a_model_file(tmp_path: Path, state: TrainState) -> None:
-    checkpoints, artefact = ScoredCheckpoints(tmp_path, "best", "kd", CARD), plan_artefact(state.plan)
-    path, _ = checkpoints.add(10, {"kd": 1.0}, state.ema, artefact)
-    assert path is not None
-    model = load_model(path)
-    changes = {"step": 10, "weights_sha256": tensors_sha256(state.ema.state_dict())}
-    assert model.artefact == artefact.model_copy(update=changes)
-    ours = state.ema.state_dict()
-    assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
-
-
-def spooled(folder: Path) -> None:
-    """Spool three scored steps: the first dropped, the second not kept, the third kept."""
-    spool = Spool(folder, "key", "digits-abcd", EXPERIMENT)
-    files = [folder / "checkpoints" / f"{step}.safetensors" for step in (10, 30)]
-    files[0].parent.mkdir()
-    for path in files:
-        path.write_bytes(f"weights {path.name}".encode())
-    for step, file, value in ((10, files[0], 3.0), (20, None, 4.0), (30, files[1], 2.0)):
-        spool.checkpoint(step, file, {"validation/kd": value})
+def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path) -> None:
+    uri, folder = empty_database(tmp_path / "mlflow.db"), tmp_path / "run"
+    spool = open_spool(folder)
+    for step, value in ((10, 3.0), (20, 4.0), (30, 2.0)):
+        file = tmp_path / f"{step}.safetensors"
+        file.write_text(f"weights {step}")
+        spool.checkpoint(step, None if step == 20 else file, {"validation/kd": value})
     spool.dropped(10)
     spool.close("FINISHED")
-
-
-def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    uri = empty_database(tmp_path / "mlflow.db")
-    folder = tmp_path / "run"
-    spooled(folder)
     for _ in range(2):  # the second time as by a sender that was killed before it could note anything
         assert deliver(folder, uri).rejected == 0
         assert stored(uri) == logged(folder)

@@ -20,6 +20,7 @@ from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.checksums import write_checksummed
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import disk_usage
+from tests.evaluate.test_scorer import META
 
 
 @pytest.fixture(autouse=True)
@@ -159,19 +160,14 @@ def test_scoring_holds_one_float64_copy_at_a_time(monkeypatch):
         monkeypatch.setattr(module, "BLOCK", 64)
     for name, value in (("WHOLE", 0), ("COLUMNS", 64), ("PAIRED", 50), ("subset_size", lambda *_: 50)):
         monkeypatch.setattr(kernel_distance, name, value)
-    _, few, many = (_scoring_peak(count, 64) for count in (200, 2000, 6000))  # the first imports, too
-    assert (many - few) / (4000 * 64) < 16
-
-
-def _scoring_peak(count, dimension):
-    """Return the peak memory of scoring `count` images against as many real and as many held-out ones."""
-    rng, spec = np.random.default_rng(0), EXTRACTORS["effnet-lite0-64"]
-    made, real, held = rng.normal(size=(3, count, dimension)).astype(np.float32)
-    meta = {"extractor": spec.name, "reference_split": "train", "heldout_split": "test"}
-    tracemalloc.start()
-    try:
-        scorer = Scorer(Reference(meta, real, Features(held)), EvaluateConfig(prc_images=100))
-        scorer.scores(Features(made)), scorer.real(count)
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for count in (200, 2000, 6000):  # the first imports, too
+        made, real, held = np.random.default_rng(0).normal(size=(3, count, 64)).astype(np.float32)
+        tracemalloc.start()
+        try:
+            scorer = Scorer(Reference(META, real, Features(held)), EvaluateConfig(prc_images=100))
+            scorer.scores(Features(made)), scorer.real(count)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert (peaks[2] - peaks[1]) / (4000 * 64) < 16

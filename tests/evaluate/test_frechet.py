@@ -36,10 +36,8 @@ def without_each(sample, target, rows):
 def test_leave_one_out_is_exact(count, real_count, dimension, repeats):
     sample = np.repeat(normal(0, count, dimension, scale=2.0), repeats, axis=0)
     target = Target(normal(1, real_count, dimension))
-    want, got = (
-        without_each(sample, target, range(len(sample))),
-        ProjectedSample(sample, target).leave_one_out(),
-    )
+    want = without_each(sample, target, range(len(sample)))
+    got = ProjectedSample(sample, target).leave_one_out()
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=1e-5 * want.mean())
 
@@ -70,20 +68,13 @@ def test_line_fit_approaches_the_limit():
     assert fit_line(few)[0] == pytest.approx(truth, rel=0.1)
 
 
-def test_floor_is_measured_with_enough_images():
-    reference, heldout = normal(2, 2000, 8), normal(3, 2000, 8)
-    own = Target(reference)
-    all_of_them = floor_at(2000, heldout, own)
-    want = frechet_distance(statistics(heldout), statistics(reference))
-    assert all_of_them == pytest.approx(want, rel=1e-4)
-    assert floor_at(100, heldout, own) > all_of_them
-
-
-def test_extrapolated_floor_is_near_the_measured_one():
-    heldout, own = normal(3, 4000, 16), Target(normal(4, 4000, 16))
-    guessed = floor_at(2000, heldout[:500], own)
+def test_floor_is_measured_with_enough_images_and_extrapolated_from_fewer():
+    heldout, real = normal(3, 2000, 16), normal(4, 4000, 16)
+    own, want = Target(real), frechet_distance(statistics(heldout), statistics(real))
+    assert floor_at(2000, heldout, own) == pytest.approx(want, rel=1e-4)
+    assert floor_at(100, heldout, own) > want
     # Each image of a 16-dimensional Gaussian costs about D(D + 3)/4N, here 0.038 of 0.152 at N = 500.
-    assert guessed == pytest.approx(floor_at(2000, heldout, own), abs=0.05)
+    assert floor_at(2000, heldout[:500], own) == pytest.approx(want, abs=0.05)
     assert floor_at(10**7, heldout[:500], own) >= 0
 
 

@@ -30,20 +30,14 @@ FILES = [
 ]
 
 
-@pytest.fixture(scope="session")
-def made(real):
-    """Return the folders (prepared, reference) of the stage."""
-    return real / "prepared", real / "reference"
-
-
 @pytest.fixture
-def own(made, tmp_path):
-    """Return copies that a test may damage."""
-    return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in made)
+def own(real, tmp_path):
+    """Return a copy that a test may damage."""
+    return shutil.copytree(real, tmp_path / "real")
 
 
-def test_reference_of_the_first_images_is_not_taken_for_a_full_one(made, extractor, tmp_path):
-    prepared, folder = made
+def test_reference_of_the_first_images_is_not_taken_for_a_full_one(real, extractor, tmp_path):
+    prepared, folder = real / "prepared", real / "reference"
     full, few = open_reference(folder, extractor, "train", prepared), tmp_path / "few"
     make_reference(make_config(evaluate={"reference_images": 7}).evaluate, prepared, few)
     reference = open_reference(few, extractor, "train", prepared, limit=7)
@@ -54,8 +48,8 @@ def test_reference_of_the_first_images_is_not_taken_for_a_full_one(made, extract
         open_reference(few, extractor, "train", prepared)
 
 
-def test_reference_holds_both_splits_and_their_metadata(made, extractor):
-    prepared, folder = made
+def test_reference_holds_both_splits_and_their_metadata(real, extractor):
+    prepared, folder = real / "prepared", real / "reference"
     reference = open_reference(folder, extractor, "train", prepared)
     train, test = (open_store(prepared / split) for split in ("train", "test"))
     np.testing.assert_array_equal(reference.features, extract(extractor, train.images).features)
@@ -82,8 +76,8 @@ def test_reference_holds_both_splits_and_their_metadata(made, extractor):
     }
 
 
-def test_reference_is_reproduced_to_the_byte(made, tmp_path):
-    prepared, folder = made
+def test_reference_is_reproduced_to_the_byte(real, tmp_path):
+    prepared, folder = real / "prepared", real / "reference"
     make_reference(make_config().evaluate, prepared, tmp_path / "again")
     for file in folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -91,7 +85,7 @@ def test_reference_is_reproduced_to_the_byte(made, tmp_path):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_one_changed_pixel_is_detected_and_makes_the_reference_stale(own, extractor, split):
-    prepared, folder = own
+    prepared, folder = own / "prepared", own / "reference"
     tamper(prepared / split)
     with pytest.raises(DiffctlError, match=f"{split} changed after they were written"):
         open_reference(folder, extractor, "train", prepared)
@@ -104,15 +98,15 @@ def test_one_changed_pixel_is_detected_and_makes_the_reference_stale(own, extrac
 
 @pytest.mark.parametrize("name", ["meta.json", "features.npy", "heldout.npy"])
 def test_missing_file_is_named(own, extractor, name):
-    (own[1] / name).unlink()
+    (own / "reference" / name).unlink()
     with pytest.raises(DiffctlError, match=f"{name} is missing"):
-        open_reference(own[1], extractor, "train")
+        open_reference(own / "reference", extractor, "train")
 
 
 @given(damage=damages(), name=st.sampled_from(FILES))
-def test_any_damaged_byte_is_detected(made, extractor, damage, name):
+def test_any_damaged_byte_is_detected(real, extractor, damage, name):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(shutil.copytree(made[1], f"{folder}/reference"))
+        path = Path(shutil.copytree(real / "reference", f"{folder}/reference"))
         (path / name).write_bytes(damage((path / name).read_bytes()))
         try:
             read = open_reference(path, extractor, "train")
@@ -122,7 +116,7 @@ def test_any_damaged_byte_is_detected(made, extractor, damage, name):
         assert str(path) in message
         assert "\n" not in message
         return
-    wanted = open_reference(made[1], extractor, "train")
+    wanted = open_reference(real / "reference", extractor, "train")
     assert read.meta == wanted.meta
     for one, other in zip(arrays_of(read), arrays_of(wanted), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -135,8 +129,8 @@ def arrays_of(reference):
     )
 
 
-def test_reference_without_held_out_images(made, extractor, tmp_path):
-    store = open_store(made[0] / "test")
+def test_reference_without_held_out_images(real, extractor, tmp_path):
+    store = open_store(real / "prepared/test")
     reference = make_reference_of(extractor, [store], [extract(extractor, store.images)])
     write_reference(tmp_path / "r", reference)
     again = open_reference(tmp_path / "r", extractor, "test")

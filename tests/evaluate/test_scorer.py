@@ -10,7 +10,6 @@ from diffusion.evaluate.adhoc import open_inputs, score_images
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, extract
 from diffusion.evaluate.features.reference_features import Reference
-from diffusion.evaluate.scores import frechet_scores
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import limit_and_errors
 from diffusion.evaluate.scores.scorer import Scorer
@@ -29,12 +28,8 @@ def made_up(count, seed=0, dimension=16):
     return Features(normal(seed, count, dimension), normal(seed + 100, count, 4))
 
 
-def scorer(heldout=None):
-    return Scorer(Reference(META, normal(0, 200), heldout), EvaluateConfig())
-
-
-def scorer_of(real, heldout):
-    return Scorer(Reference(META, real, Features(heldout)), EvaluateConfig())
+def scorer(heldout, real_count=200):
+    return Scorer(Reference(META, normal(0, real_count), heldout), EvaluateConfig())
 
 
 @pytest.mark.parametrize("count", [2, 3, 7, 50])
@@ -45,54 +40,34 @@ def test_few_images_have_finite_scores(count):
     assert bool(errors) == any(name.endswith("_low") for name in scores) == (count > 2)
 
 
+def allowed():
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
 @pytest.fixture
 def tf32(monkeypatch):
     """Allow TF32, as training does; yield what is allowed at each matrix product."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    seen, cdist = [], torch.cdist
-
-    def watched(*arguments):
-        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
-        return cdist(*arguments)
-
-    monkeypatch.setattr(torch, "cdist", watched)
+    before, seen, cdist = allowed(), [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda *arguments: seen.append(allowed()) or cdist(*arguments))
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     yield seen
-    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    assert allowed() == ("high", True)
     torch.set_float32_matmul_precision(before[0])
     torch.backends.cudnn.allow_tf32 = before[1]
 
 
-EXACT = ("highest", False)
-
-
 def test_extraction_and_scoring_disable_tf32_and_restore_it(tf32):
     extractor = effnet()
-    extractor.module.register_forward_pre_hook(
-        lambda *_: tf32.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
-    )
+    extractor.module.register_forward_pre_hook(lambda *_: tf32.append(allowed()))
     extract(extractor, real_digits()[0][:4])
     scorer_of_real = scorer(made_up(40, seed=1))
     scorer_of_real.scores(made_up(30, seed=2))
     scorer_of_real.real(30)
-    assert set(tf32) == {EXACT}
+    assert set(tf32) == {("highest", False)}
     assert len(tf32) > 5
     with pytest.raises(ValueError, match="broadcast"):
         scorer_of_real.scores(made_up(30, dimension=3))
-
-
-def test_class_targets_are_computed_once(monkeypatch):
-    made, compute, names = [], frechet_scores.Target, [*"abcd"]
-    labels = np.arange(200) % 4
-    known, heldout = {**META, "classes": names}, made_up(40, seed=1)
-    reference = Reference(known, normal(0, 200), heldout, labels, labels[:40])
-    monkeypatch.setattr(frechet_scores, "Target", lambda features: made.append(1) or compute(features))
-    one = Scorer(reference, EvaluateConfig())
-    for seed in (2, 3):
-        found = one.classes(made_up(60, seed=seed), np.arange(60) % 4, names)
-        assert [entry["num_images"] for entry in found.values()] == [15] * 4
-    assert len(made) == 4
 
 
 def test_real_images_score_like_a_sample_and_caching_changes_no_score():
@@ -161,28 +136,27 @@ def test_nan_features_are_refused():
 @pytest.mark.parametrize("count", [15, 16, 40])
 def test_equal_images_have_a_closed_form_distance_without_error(count):
     real = normal(0, 300)
-    scores = scorer_of(real, normal(1, 100)).scores(Features(np.ones((count, 16), np.float32)))
+    scores = scorer(made_up(100, seed=1), 300).scores(Features(np.ones((count, 16), np.float32)))
     want = ((1 - real.mean(axis=0)) ** 2).sum() + real.var(axis=0, ddof=1).sum()
     assert scores[FD] == pytest.approx(want, rel=1e-5)
     assert np.isfinite(scores[f"{KD}_high"] - scores[f"{KD}_low"])
     assert scores[f"{FD}_high"] - scores[f"{FD}_low"] == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("ours", [1, 2])
-def test_class_with_one_image_has_no_score(ours):
-    meta = {**META, "classes": ["a", "b"]}
-    labels = np.array([0] * 30 + [1])
-    scorer = Scorer(Reference(meta, normal(0, 31), None, labels), EvaluateConfig())
-    found = scorer.classes(Features(normal(1, 10 + ours)), np.array([0] * 10 + [1] * ours), ["a", "b"])
+@pytest.mark.parametrize(("ours", "real"), [(1, 1), (2, 1), (1, 2)])
+def test_class_with_one_image_has_no_score(ours, real):
+    meta, labels = {**META, "classes": ["a", "b"]}, np.array([0] * 30 + [1] * real)
+    scorer = Scorer(Reference(meta, normal(0, 30 + real), None, labels), EvaluateConfig())
+    found = scorer.classes(made_up(10 + ours), np.array([0] * 10 + [1] * ours), ["a", "b"])
     assert list(found) == ["a"]
     assert found["a"]["num_images"] == 10
 
 
 def test_excess_over_an_extrapolated_floor_has_no_interval():
     """An extrapolated floor has no sampling error that could be estimated."""
-    sample, real = Features(normal(2, 60)), normal(0, 300)
-    assert "excess_low" not in scorer_of(real, normal(1, 40)).scores(sample)
-    scores = scorer_of(real, normal(1, 60)).scores(sample)
+    sample = made_up(60, seed=2)
+    assert "excess_low" not in scorer(made_up(40, seed=1)).scores(sample)
+    scores = scorer(made_up(60, seed=1)).scores(sample)
     of_distance, of_excess = (scores[f"{name}_high"] - scores[f"{name}_low"] for name in (FD, "excess"))
     assert of_excess > 1.2 * of_distance  # the floor's own error is of the same size
 

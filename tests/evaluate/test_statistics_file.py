@@ -23,6 +23,7 @@ from diffusion.images.store import open_store
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from diffusion.protocol.grid import Cell
 from diffusion.system.errors import DiffctlError, UsageError
+from tests.evaluate.test_extractors import Malicious
 from tests.helpers.digits_sweep import ONE_CELL, make_config, write_cell
 
 NAME = "effnet-lite0-64"
@@ -58,7 +59,7 @@ OTHERS = {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "arr_0": np.zeros((4, 8, 8,
     [
         (as_npz, ARRAYS),
         (as_npz, ARRAYS | OTHERS),
-        (partial(as_pickle, protocol=4), ARRAYS),
+        (as_pickle, ARRAYS),
         (partial(as_pickle, protocol=2), {"num_images": 50, "fd_effnet_lite0_64": ARRAYS, "fid": {}}),
     ],
     ids=["edm", "openai", "flat pickle", "edm2"],
@@ -104,13 +105,8 @@ def test_malformed_statistics_are_refused(few, tmp_path, arrays, name):
         open_statistics(as_npz(tmp_path / "x", arrays), NAME)
 
 
-class Evil:
-    def __reduce__(self):
-        return (exec, ("raise SystemExit('it ran')",))
-
-
 @pytest.mark.parametrize(
-    "values", [[1, 2], {"mu": [1.0], "sigma": "x"}, {"mu": Evil(), "sigma": 1}, Evil(), {}]
+    "values", [[1, 2], {"mu": [1.0], "sigma": "x"}, {"mu": Malicious(), "sigma": 1}, Malicious(), {}]
 )
 def test_pickled_code_is_refused_and_never_run(few, tmp_path, values):
     with pytest.raises(DiffctlError):
@@ -176,23 +172,13 @@ def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, op
 
 
 def test_only_scores_of_held_out_images_are_missing(root, openai):
-    found = of_openai(root, openai, prc_images=40, prc_samples=30)
-    assert found["not_scored"]["scores"] == ["floor", "excess", "memorisation"]
-    assert found["reference"]["images"] == 50
-    card = found["card"]
+    card = of_openai(root, openai, prc_images=40, prc_samples=30)["card"]
     assert (card["prc_images"], card["prc_reference_images"], card["kid_subset_size"]) == (30, 40, 25)
     assert card["statistics_name"] == "VIRTUAL_openai.npz"
     assert "reference_count" not in card  # the distance is of more images than the file has
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((4, 8, 8, 1)),
-        *(np.zeros(shape, np.uint8) for shape in ((4, 8, 8), (1, 8, 8, 1), (4, 16, 16, 1))),
-        np.array([{}], dtype=object),
-    ],
-)
+@pytest.mark.parametrize("images", [np.zeros((4, 16, 16, 1), np.uint8), np.array([{}], dtype=object)])
 def test_malformed_images_in_the_file_are_refused(root, tmp_path, images):
     path = as_npz(tmp_path / "x.npz", {"mu": np.zeros(1280), "sigma": np.eye(1280), "arr_0": images})
     with pytest.raises(DiffctlError, match=r"x\.npz"):

@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from diffusion.evaluate.sweep_scores import two_scoring_threads, write_scores
 from diffusion.images.store import open_store, write_store
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION
-from diffusion.protocol.scores_document import Intervals, document_values
+from diffusion.protocol.scores_document import document_values
 from diffusion.system.errors import DiffctlError
 from diffusion.system.threads import Stopped
 from tests.helpers.digits_sweep import CLASSES, ONE_CELL, make_config, rewrite, score_sweep, write_sweep
@@ -31,43 +30,44 @@ NAMES = {  # of all scores of a cell
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory, real):
-    """Return (config, folder) with prepared/, reference/ and samples/."""
-    root, config = shutil.copytree(real, tmp_path_factory.mktemp("sweep") / "sweep"), make_config()
-    write_sweep(root / "samples", config)
-    return config, root
+CONFIG = make_config()
 
 
 @pytest.fixture(scope="module")
-def document(sweep):
-    config, root = sweep
-    return score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
+def root(tmp_path_factory, real):
+    """Return a folder with prepared/, reference/ and samples/."""
+    root = shutil.copytree(real, tmp_path_factory.mktemp("sweep") / "sweep")
+    write_sweep(root / "samples", CONFIG)
+    return root
+
+
+def scored(root, config=CONFIG, **options):
+    return score_sweep(config, root / "samples", root / "reference", **options)
+
+
+@pytest.fixture(scope="module")
+def document(root):
+    return scored(root, prepared=root / "prepared")
 
 
 @pytest.fixture
-def own(sweep, tmp_path):
-    """Return a copy of the sweep that a test may damage."""
-    config, root = sweep
-    return config, shutil.copytree(root, tmp_path / "sweep")
+def own(root, tmp_path):
+    """Return a copy of the folder that a test may damage."""
+    return shutil.copytree(root, tmp_path / "sweep")
 
 
-def test_every_cell_has_scores_and_a_card(document):
+def test_every_cell_has_scores_with_intervals_and_a_card(document):
     assert list(document.cells) == [f"steps{steps}-eta{eta}" for steps in (5, 10, 50) for eta in (0, 1)]
     assert set(differing_fields([cell.card for cell in document.cells.values()])) == {"steps", "eta", "nfe"}
+    floor = document.reference.floor
+    assert (floor["num_images"], floor["extrapolated"]) == (60, False)
+    assert document.intervals.confidence == 0.95
     for name, cell in document.cells.items():
         assert cell.model_fields_set == {"steps", "eta", "scores", "card", "classes", "errors"}
         assert name == cell.name
         assert (cell.card["steps"], cell.card["eta"]) == (cell.steps, cell.eta)
         assert set(cell.scores) == NAMES
         assert all(type(value) is float and np.isfinite(value) for value in cell.scores.values())
-
-
-def test_excess_and_intervals_of_every_cell(document):
-    floor = document.reference.floor
-    assert (floor["num_images"], floor["extrapolated"]) == (60, False)
-    assert document.intervals == Intervals(confidence=0.95)
-    for cell in document.cells.values():
         scores = cell.scores
         assert scores["floor"] == floor[FD]
         assert scores["excess"] == scores[FD] - scores["floor"]
@@ -77,20 +77,16 @@ def test_excess_and_intervals_of_every_cell(document):
         assert interval_of(cell, "precision_effnet_lite0_64") is None
 
 
-def test_intervals_can_be_left_out(sweep, document):
-    _, root = sweep
-    config = make_config(sweep=ONE_CELL, evaluate={"confidence_intervals": False})
-    without = score_sweep(config, root / "samples", root / "reference")
+def test_intervals_can_be_left_out(root, document):
+    without = scored(root, make_config(sweep=ONE_CELL, evaluate={"confidence_intervals": False}))
     assert without.intervals is None
-    whole = document.cells["steps50-eta0"]
-    cell = without.cells["steps50-eta0"]
+    whole, cell = document.cells["steps50-eta0"], without.cells["steps50-eta0"]
     assert whole.scores.items() >= cell.scores.items()
     assert interval_of(cell, "excess") is None
     assert cell.card == whole.card
 
 
-def test_class_scores_equal_those_of_the_class_alone(sweep, document, extractor):
-    _, root = sweep
+def test_class_scores_equal_those_of_the_class_alone(root, document, extractor):
     store, train = open_store(root / "samples/steps5-eta0"), open_store(root / "prepared/train")
     classes = document.cells["steps5-eta0"].classes
     assert list(classes) == CLASSES
@@ -104,16 +100,10 @@ def test_class_scores_equal_those_of_the_class_alone(sweep, document, extractor)
     assert three["excess"] == three[FD] - three["floor"]
 
 
-def test_scores_are_reproduced_to_the_byte(sweep, document, tmp_path):
-    _, root = sweep
-    config, files = make_config(sweep={"steps": [10, 50], "eta": [0.0]}), []
-    for _ in range(2):
-        scores = score_sweep(config, root / "samples", root / "reference")
-        write_scores(scores, tmp_path / "scores.json", tmp_path / "scores.csv")
-        files.append([(tmp_path / name).read_bytes() for name in ("scores.json", "scores.csv")])
-    assert files[0] == files[1]
-    read = json.loads(files[0][0])
-    assert read["cells"] == {name: document_values(document)["cells"][name] for name in read["cells"]}
+def test_scores_are_reproduced_to_the_byte(root, document):
+    again = scored(root, make_config(sweep={"steps": [10, 50], "eta": [0.0]}))
+    cells = {name: document_values(document)["cells"][name] for name in again.cells}
+    assert json.dumps(document_values(again)["cells"]) == json.dumps(cells)
 
 
 def test_csv_is_in_long_format(document, tmp_path):
@@ -142,57 +132,36 @@ def test_csv_is_in_long_format(document, tmp_path):
     ],
 )
 def test_cell_of_another_protocol_is_refused(own, card, match):
-    config, root = own
-    path = root / "samples/steps5-eta0"
+    path = own / "samples/steps5-eta0"
     store = open_store(path)
     meta = {key: value for key, value in store.meta.items() if key != "card"}
     changed = {} if card is None else {"card": store.meta["card"] | card}
     write_store(path, np.array(store.images), store.labels, meta | changed)
     with pytest.raises(DiffctlError, match=match):
-        score_sweep(config, root / "samples", root / "reference")
+        scored(own)
 
 
-def test_missing_cell_is_refused(own):
-    config, root = own
-    shutil.rmtree(root / "samples/steps5-eta0")
-    with pytest.raises(DiffctlError, match="steps5-eta0 is not in"):
-        score_sweep(config, root / "samples", root / "reference")
-
-
-def test_stale_reference_is_refused(own):
-    config, root = own
-    rewrite(root / "prepared/train")
+def test_missing_cell_and_stale_reference_are_refused(own):
+    rewrite(own / "prepared/train")
     with pytest.raises(DiffctlError, match="stale"):
-        score_sweep(config, root / "samples", root / "reference", prepared=root / "prepared")
+        scored(own, prepared=own / "prepared")
     with pytest.raises(DiffctlError, match="reference_split"):
-        score_sweep(make_config(evaluate={"reference": "test"}), root / "samples", root / "reference")
+        scored(own, make_config(evaluate={"reference": "test"}))
+    shutil.rmtree(own / "samples/steps5-eta0")
+    with pytest.raises(DiffctlError, match="steps5-eta0 is not in"):
+        scored(own)
 
 
 def test_exact_float32_lasts_until_the_last_thread_ends():
     """The setting is process-wide: reset by the first thread, it would give the other one TF32."""
-    entered, inside, ended = (threading.Event() for _ in range(3))
     precision = torch.get_float32_matmul_precision()
-
-    def long():
-        entered.wait(timeout=60)
-        with exact_float32():
-            inside.set()
-            ended.wait(timeout=60)
-            return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-
-    def short():
-        with exact_float32():
-            entered.set()
-            inside.wait(timeout=60)
-
     torch.set_float32_matmul_precision("high")
     try:
-        with two_scoring_threads() as pool:
-            first = pool.submit(short)
-            second = pool.submit(long)
-            first.result()
-            ended.set()
-            assert second.result() == ("highest", False)
+        with two_scoring_threads():
+            with exact_float32():  # of a thread that ends first
+                pass
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(precision)

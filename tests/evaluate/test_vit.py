@@ -123,9 +123,7 @@ def test_pixels_equal_pillows_resize(small, size, name, side, normal, kind):
 def test_missing_package_is_refused_before_a_download(monkeypatch, tmp_path):
     monkeypatch.setattr(extractors, "find_spec", lambda name: None)
     monkeypatch.setattr(extractors, "read_weights", lambda *args: pytest.fail("weights were looked for"))
-    with pytest.raises(
-        UsageError, match=r"needs timm, which is not installed: pip install 'diffctl\[extractors\]'"
-    ):
+    with pytest.raises(UsageError, match=r"needs timm, .* pip install 'diffctl\[extractors\]'"):
         load_extractor(DINOV2.name)
 
 

@@ -1,6 +1,5 @@
 """This library's extractors under torch-fidelity's interface, to compare with its own computation."""
 
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from diffusion.evaluate.features.extractors import load_extractor
+from diffusion.system.files import sha256_file
 
 
 class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
@@ -24,21 +24,17 @@ class Registered(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity 
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
-        """The available outputs."""
         return "features", "logits"
 
     @staticmethod
     def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The output that a metric of torch-fidelity uses."""
         return "logits" if metric == "isc" else "features"
 
     @staticmethod
     def can_be_compiled() -> bool:
-        """Scores are made without torch.compile, which would cost more than it saves here."""
         return False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """uint8 (B, 3, H, W) → the outputs in the order of `features_list`."""
         with torch.inference_mode():
             outputs = dict(zip(("features", "logits"), self.network(images), strict=True))
         return tuple(outputs[name] for name in self.features_list)
@@ -51,18 +47,18 @@ def register(name: str) -> str:
     return name
 
 
-def write_random_inception(path: Path, seed: int = 0) -> str:
-    """Write such a file, as torch saves it; returns its SHA-256."""
+def write_random_inception(path: Path) -> str:
+    """Write random Inception weights, as torch saves them; return the file's SHA-256."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):  # type: ignore[misc]
         def load_state_dict(self, state: Any, strict: bool = True, assign: bool = False) -> None:
             return None
 
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     empty = io.BytesIO()
     torch.save({}, empty)
     empty.seek(0)
     module = Unloaded("inception", ["2048"], feature_extractor_weights_path=empty)
     torch.save(module.state_dict(), path)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256_file(path)

@@ -112,6 +112,7 @@ def test_cells_of_the_default_ema_are_those_without_the_axis() -> None:
     assert [cell for cell in cells if cell.ema is None] == plain
     assert len(cells) == 3 * len(plain)
     assert config.sweep.sigma_rels == (0.05, 0.2)
+    assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.sigma_rels == ()  # and no snapshots
     settings = {cell: cell_settings(config.sample, cell) for cell in cells}
     for cell in cells:
         assert settings[cell] == settings[cell.model_copy(update={"ema": None})]
@@ -121,10 +122,6 @@ def test_too_long_name_of_a_cell_is_refused() -> None:
     sweep = SweepConfig(steps=[5], eta=[0.0], guide=["a/" * 150])
     with pytest.raises(UsageError, match="shorter path"):
         grid(SampleConfig(num_images=2, guidance=1.0), sweep)
-
-
-def test_default_ema_needs_no_snapshots() -> None:
-    assert parse(params(sweep={**GRID, "ema": ["decay"]}), "test").sweep.sigma_rels == ()
 
 
 def test_single_step_requires_eta_0() -> None:

@@ -13,6 +13,7 @@ from tests.conftest import params
 
 # Runs with the settings of each paper, except for settings that params.yaml does not have.
 LINEAR = {"schedule": "linear", "timesteps": 1000}
+ZERO_SNR = {"zero_terminal_snr": True, "prediction": "velocity"}
 AS_DDIM = {
     "data": {"name": "cifar10"},
     "process": {**LINEAR, "variance": "small", "loss": "simple", "prediction": "eps"},
@@ -32,9 +33,6 @@ AS_ADM = {
         "statistics": {"file": "references/VIRTUAL_imagenet64_labeled.npz", "sha256": "0" * 64},
     },
 }
-
-
-ZERO_SNR = {"zero_terminal_snr": True, "prediction": "velocity"}
 
 
 def config(base, **changes):
@@ -94,17 +92,14 @@ def test_mismatch_contains_the_values_of_paper_and_run_and_check_warns_of_it():
     assert found[0].message == str(images)
     assert images.source in str(images)
     assert [one.level for one in check_protocol(Project(config(AS_DDIM)))] == ["ok", "ok", "ok"]
+    (found,) = config_mismatches(config(AS_ADM, evaluate={"statistics": None}))
+    assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
 
 
 def test_no_protocol_gives_no_findings():
     made = config(AS_DDIM, evaluate={"protocol": None})
     assert list(check_protocol(Project(made))) == []
     assert protocol_mismatches(made) is None
-
-
-def test_missing_published_statistics_are_a_mismatch():
-    (found,) = config_mismatches(config(AS_ADM, evaluate={"statistics": None}))
-    assert str(found).startswith("evaluate.statistics is not set, and the paper has VIRTUAL_imagenet64")
 
 
 @pytest.mark.parametrize(

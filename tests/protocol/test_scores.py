@@ -3,7 +3,9 @@
 import json
 import math
 from collections.abc import Callable
+from functools import partial, reduce
 from importlib.metadata import version
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from diffusion.protocol.scores_document import (
 )
 from diffusion.system.checksums import parse_json
 from diffusion.system.errors import DiffctlError
-from tests.helpers.scores_document import REFERENCE, document
+from tests.helpers.scores_document import REFERENCE, document, with_space
 
 CELL = "steps10-eta0"
 KERNEL = "kd_effnet_lite0_64"
@@ -52,17 +54,20 @@ def test_invalid_document_is_rejected(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def cell(**changes: Any) -> Edit:
-    """Return an edit of a cell: of its fields, or of what these hold, whose None is removed."""
+def cell(*place: str, **changes: Any) -> Edit:
+    """Return an edit of what a cell has at a place: of fields, or of what these hold, without None."""
 
     def edit(values: dict[str, Any]) -> None:
+        held = reduce(getitem, ("cells", CELL, *place), values)
         for name, value in changes.items():
             if isinstance(value, dict):
-                held = {**values["cells"][CELL].get(name, {}), **value}
-                value = {key: one for key, one in held.items() if one is not None}
-            values["cells"][CELL][name] = value
+                value = {key: one for key, one in {**held.get(name, {}), **value}.items() if one is not None}
+            held[name] = value
 
     return edit
+
+
+space = partial(cell, "spaces", "effnet-lite0-96")
 
 
 def errors(name: str, lines: list[str]) -> Edit:
@@ -88,10 +93,7 @@ def errors(name: str, lines: list[str]) -> Edit:
         (cell(classes={"a": {"num_images": 3}}), "class 'a' has no score fd_"),
         (lambda values: values.update(extractor="inception-v3-compat"), "was not scored by"),
         (lambda values: values["reference"].pop("name"), "reference.name"),
-        (
-            lambda values: values["reference"].update(floor={"num_images": 3}),
-            "floor of effnet",
-        ),
+        (lambda values: values["reference"].update(floor={"num_images": 3}), "floor of effnet"),
         (lambda values: values.update(intervals={"confidence": 95}), "intervals"),
         (lambda values: values["best"].update(cell="steps7-eta0"), "'steps7-eta0', which is no cell"),
         (lambda values: values["best"].update(value=0.1), f"best has another '{KERNEL}' than its cell"),
@@ -104,10 +106,17 @@ def errors(name: str, lines: list[str]) -> Edit:
         (errors(KERNEL, pack([0.0] * 100)), "errors holds numbers of"),
         (errors("floor", pack([0.0] * 100)), "errors holds numbers of"),
         (cell(scores=ENDS), "errors holds numbers of {}"),
+        (space(card={"seed": 7}), "is of another protocol: seed differs"),
+        (space(scores={"kd_effnet_lite0_96": None}), "no score kd_effnet_lite0_96"),
+        (lambda values: values.pop("spaces"), "is not in both cell"),
+        (
+            lambda values: values["spaces"]["effnet-lite0-96"].update(reference_digest=""),
+            "is of other images",
+        ),
     ],
 )
 def test_inconsistent_document_is_rejected(edit: Edit, message: str) -> None:
-    values = document_values(document())
+    values = document_values(with_space(document()))
     edit(values)
     with pytest.raises(DiffctlError) as caught:
         parse_json(json.dumps(values), ScoresDocument, "here")
@@ -122,12 +131,8 @@ def test_packed_errors_round_trip_as_float32() -> None:
     np.testing.assert_array_equal(unpack(lines), errors.astype(np.float32))
 
 
-@pytest.fixture
-def card():
-    return protocol_card(SAMPLING, 500, REFERENCE, SPEC, (1000, 1000))
-
-
-def test_card_contains_every_field_of_the_protocol(card):
+def test_card_contains_every_field_of_the_protocol():
+    card = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (1000, 1000))
     assert card == {
         **SAMPLING,
         **{field: REFERENCE[field] for field in ("extractor", "weights_sha256", "image_size")},
@@ -150,6 +155,8 @@ def test_card_contains_every_field_of_the_protocol(card):
         "torch_fidelity": version("torch-fidelity"),
         "evaluation": SPEC.evaluation,
     }
+    other = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (400, 100))
+    assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}
 
 
 @given(st.lists(CARDS, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")))
@@ -159,8 +166,3 @@ def test_differing_fields_ignores_the_given_axes(cards, axes):
         values = [card.get(field) for card in cards]
         assert (field in found) == (field not in axes and len(set(values)) > 1)
         assert found.get(field, values) == values
-
-
-def test_cards_with_fewer_real_images_differ_in_the_prc_counts(card):
-    other = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (400, 100))
-    assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}
