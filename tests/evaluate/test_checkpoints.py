@@ -81,7 +81,7 @@ def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path) -> None:
     uri, folder = empty_database(tmp_path / "mlflow.db"), tmp_path / "run"
     spool = open_spool(folder)
     for step, value in ((10, 3.0), (20, 4.0), (30, 2.0)):
-        file = tmp_path / f"{step}.safetensors"
+        file = folder / f"{step}.safetensors"
         file.write_text(f"weights {step}")
         spool.checkpoint(step, None if step == 20 else file, {"validation/kd": value})
     spool.dropped(10)

@@ -42,11 +42,14 @@ def searched(request, monkeypatch):
     assert 0 < max(made) <= request.param[0] * request.param[1]
 
 
+PAIR = normal(0, 60, shift=0.7), normal(1, 90)
+FIDELITY = prc_features_to_metric(*map(torch.from_numpy, PAIR), verbose=False)
+
+
 @pytest.mark.usefixtures("searched")
 def test_precision_and_recall_equal_torch_fidelity():
-    pair = normal(0, 60, shift=0.7), normal(1, 90)
-    got, want = overlap(*map(of, pair)), prc_features_to_metric(*map(torch.from_numpy, pair), verbose=False)
-    assert got[:2] == pytest.approx((want["precision"], want["recall"]), abs=1e-7)
+    want = FIDELITY["precision"], FIDELITY["recall"]
+    assert overlap(*map(of, PAIR))[:2] == pytest.approx(want, abs=1e-7)
 
 
 @pytest.mark.usefixtures("searched")
