@@ -17,11 +17,9 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.noise import full_state_generator
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.generate import generate
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.networks import artefact_of, loaded_model, spec_of
-from tests.helpers.trajectories import grid_of
 
 CPU = torch.device("cpu")
 SHAPE = {"channels": 32, "channel_mult": (1, 2), "attention_resolutions": (4,), "head_channels": 16}
@@ -122,16 +120,6 @@ def test_exported_model_is_reimported_bitwise_equal(exported):
         assert torch.equal(weights[name], expected), name
     assert artefact.data.classes == loaded.artefact.data.classes
     assert artefact.network.null_class == loaded.artefact.network.null_class
-
-
-@pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_exported_scheduler_has_same_process(tmp_path, name):
-    loaded = model({"schedule": name, "timesteps": 1000})
-    scheduler = export_and_load(tmp_path / "out", loaded).scheduler
-    expected = grid_of(name, 1000).alphas_cumprod.float()
-    assert torch.allclose(scheduler.alphas_cumprod, expected, rtol=2e-3)
-    scheduler.set_timesteps(50)
-    assert scheduler.timesteps.tolist() == spaced_timesteps("trailing", 50, 1000)[::-1]
 
 
 def test_exported_readme_describes_model(tmp_path):

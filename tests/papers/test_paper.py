@@ -17,7 +17,6 @@ from diffusion.papers.paper import (
     compare_spaces,
     differences,
     open_paper,
-    shared_differences,
 )
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import write_scores_document
@@ -126,12 +125,6 @@ def test_figure_is_matched_with_the_nearest_cell():
     found = compare_cells(Paper(**{**PAPER, "figures": figures}), cells)
     assert [one.cell for one in found] == ["steps5-eta0", "steps10-eta1", "steps5-eta0"]
     assert [one.is_comparable for one in found] == [True, True, False]
-
-
-def test_common_differences_are_found():
-    paper = open_paper("ddim")
-    found = compare_spaces(paper, {None: [SpaceScores(ddim_card(num_images=10), {})]})
-    assert [one.field for one in shared_differences([one.differences for one in found])] == ["num_images"]
 
 
 @pytest.mark.parametrize(

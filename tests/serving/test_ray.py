@@ -35,12 +35,9 @@ NAME = "diffctl-digits"
 
 def test_replicas_are_a_number_or_bounds():
     assert (parse_replicas("3"), parse_replicas("1:4")) == ((3, 3), (1, 4))
-
-
-@pytest.mark.parametrize("text", ["", "0", "4:1", "1:2:3", "1:", "1.5", "²", "10000"])
-def test_an_invalid_number_of_replicas_is_refused(text):
-    with pytest.raises(UsageError):
-        parse_replicas(text)
+    for text in ("", "0", "4:1", "1:2:3", "1:", "1.5", "²", "10000"):
+        with pytest.raises(UsageError):
+            parse_replicas(text)
 
 
 @pytest.mark.parametrize(("most", "gpus", "unit"), [(3, 0, "CPU"), (2, 0.6, "GPU")])

@@ -66,20 +66,12 @@ def test_a_request_that_outlasts_the_drain_gets_503(model):
     assert answers[0].status_code == 503
 
 
-def scope_of(path: str, body: bytes, **headers: str) -> dict:
-    named = {"host": "127.0.0.1", "content-type": "application/json", **headers}
-    return {
-        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
-        "method": "POST", "scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "",
-        "query_string": b"", "headers": [(key.encode(), value.encode()) for key, value in named.items()],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80), "state": {},
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize("path", ["/v1/images", "/v1/images/events"])
 def test_a_disconnected_client_cancels_its_request(model, path):
     service = service_of(published(model))
     gate = gated(service)
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
 
     async def leave() -> None:
         app, body = create_app(service), b'{"num": 5, "steps": 50}'
@@ -95,7 +87,7 @@ def test_a_disconnected_client_cancels_its_request(model, path):
             """Ignore the response."""
 
         async with app.router.lifespan_context(app):
-            await app(scope_of(path, body), receive, send)
+            await app(scope, receive, send)
             assert service.current.loop.engine.held == 0
             assert service.active == 0
             gate.open.set()
