@@ -98,10 +98,6 @@ def gaussian() -> LoadedModel:
     return LoadedModel(OptimalNetwork(process, STD, MEANS), artefact_of(spec, process=process))
 
 
-def of_labels(labels: tuple[int, ...]) -> Condition:
-    return Condition(len(labels), torch.tensor(labels))
-
-
 def two_images(*labels: int) -> np.ndarray:
     """Return one image for each of two labels, (2, 8, 8, 1) uint8."""
     x_0 = torch.cat([MEANS[k] + STD * randn(1, 1, 8, 8, seed=i) for i, k in enumerate(labels)])
@@ -117,7 +113,7 @@ def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
 def test_interpolation_follows_arc_between_images(gaussian, labels):
     """Compare each frame with the exact flow from its point on the arc, for the class of the nearer end."""
     ends = two_images(*labels)
-    frames = interpolate(gaussian, SampleSettings(steps=500), ends, of_labels(labels), 5)
+    frames = interpolate(gaussian, SampleSettings(steps=500), ends, Condition(2, torch.tensor(labels)), 5)
     classes = [papers.GaussianData(MEANS[label], STD) for label in labels]
     noisiest = float(FULL.alphas_cumprod[-1])
     x_0 = to_model(to_nchw(ends))

@@ -18,28 +18,23 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.images: list[dict[str, Any]] = []
-        self.links: list[str] = []
-        self.ids: list[str] = []
         self.open: list[str] = []
         self.text: list[str] = []
         self.tags: list[tuple[str, dict[str, Any]]] = []
         self.feed(text)
+        self.images = [attributes for tag, attributes in self.tags if tag == "img"]
+        self.ids = [attributes["id"] for _, attributes in self.tags if "id" in attributes]
+        names = ("src", "href", "xlink:href")
+        self.links = [found[name] for _, found in self.tags for name in names if name in found]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect the tag's references."""
-        attributes: dict[str, Any] = dict(attrs)
-        self.tags.append((tag, attributes))
-        self.links += [attributes[name] for name in ("src", "href", "xlink:href") if name in attributes]
-        if tag == "img":
-            self.images.append(attributes)
-        if "id" in attributes:
-            self.ids.append(attributes["id"])
+        """Collect the tag and its attributes."""
+        self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Collect the references of a tag that closes itself."""
+        """Collect a tag that closes itself."""
         self.handle_starttag(tag, attrs)
         if tag not in VOID:
             self.open.pop()

@@ -2,7 +2,6 @@
 
 import statistics
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -41,30 +40,21 @@ def test_a_tied_cell_is_not_called_the_best(half, rest):
     assert headline(one) == (f"Of 4 cells, 20 steps, η = 0 has the lowest KD, and {rest}")
 
 
-@pytest.mark.parametrize(
-    "one", [certain(document(CELLS), KD, half=0.005), document(CELLS)], ids=["significant", "no intervals"]
-)
-def test_headline_names_only_the_best_without_a_tie(one):
-    assert headline(one) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
-
-
-def test_single_cell_is_not_called_best():
-    one = document({(10, 0.0): 0.2})
-    assert headline(one) == "One cell was sampled: 10 steps, η = 0."
-
-
-def rows(lineage: list[dict[str, Any]], start: dict[str, Any] | None) -> list[tuple[str, str]]:
-    meta = {"count": 1, "digest": "0" * 64, "name": "cell", "classes": [], "card": {}, "lineage": lineage}
-    config = parse(params(train={"init_from": start}), "test")
-    return _lineage(SimpleNamespace(config=config, best=SimpleNamespace(meta=meta)))  # type: ignore[arg-type]
+def test_headline_names_only_the_best_without_a_tie():
+    for one in (certain(document(CELLS), KD, half=0.005), document(CELLS)):
+        assert headline(one) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
+    assert headline(document({(10, 0.0): 0.2})) == "One cell was sampled: 10 steps, η = 0."
 
 
 def test_lineage_lists_the_nearest_model_first() -> None:
-    assert rows([], None) == []
     near = {"sha256": "b" * 64, "data": "clothes", "digest": "c" * 64, "step": 2800}
     far = {"sha256": "d" * 64, "data": "photos", "digest": "file:e", "step": 0}
     start = {"sha256": "b" * 64, "freeze": ["encoder", "time.0"], "lr_scale": 0.1}
-    assert rows([near, far], start) == [
+    meta = {"count": 1, "digest": "0" * 64, "name": "cell", "classes": [], "card": {}, "lineage": [near, far]}
+    inputs = SimpleNamespace(
+        config=parse(params(train={"init_from": start}), "test"), best=SimpleNamespace(meta=meta)
+    )
+    assert _lineage(inputs) == [  # type: ignore[arg-type]
         ("started from", "bbbbbbbbbbbbbbbb: 2,800 steps of clothes (cccccccccccccccc)"),
         ("before that", "dddddddddddddddd: 0 steps of photos (file:e)"),
         ("frozen", "encoder, time.0"),

@@ -19,8 +19,11 @@ from tests.helpers.prepared import copy_data
 from tests.helpers.training_process import logged_steps, uninterrupted, wait_for_step
 from tests.helpers.waiting import wait_until
 from tests.search.conftest import LONG, SEARCH, SWEEP, trials
+from tracking.keys import PARENT, SEARCH_ROOT
+from tracking.runs.run_lookup import training_runs
 from tracking.spool.event_log import read_events
 from tracking.spool.spool_status import list_trainings
+from tracking.store import connect
 
 ENDLESS = {**LONG, "steps": 100_000}
 
@@ -57,13 +60,6 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
     again = diffctl(searching, "search", "--json")
     assert json.loads(again.stdout) == found
     assert "trial 1" not in again.stderr
-    _assert_children_of_one_run()
-
-
-def _assert_children_of_one_run() -> None:
-    from tracking.keys import PARENT, SEARCH_ROOT
-    from tracking.runs.run_lookup import training_runs
-    from tracking.store import connect
 
     client = connect(os.environ["MLFLOW_TRACKING_URI"])
     runs = [run for run in training_runs(client) if PARENT in run.data.tags]

@@ -42,23 +42,10 @@ def wait_for_two(folder: Path, process: "subprocess.Popen[str]") -> None:
     wait_until(both, 180)
 
 
-def result_of(process: "subprocess.Popen[str]") -> dict:
-    """Return the JSON of the search at its end."""
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return json.loads(out)
-
-
-def sequential(folder: Path) -> dict:
-    """Return the table of a sequential search, whose files are moved away."""
-    done = diffctl(folder, "search", "--json")
-    assert done.returncode == 0, done.stderr
-    (folder / "runs").rename(folder / "runs-sequential")
-    return json.loads(done.stdout)
-
-
 def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
-    wanted = sequential(searching)
+    sequential = diffctl(searching, "search", "--json")
+    assert sequential.returncode == 0, sequential.stderr
+    (searching / "runs").rename(searching / "runs-sequential")
     process = start(searching)
     wait_for_two(searching, process)
     process.kill()
@@ -69,8 +56,10 @@ def test_killed_driver_and_worker_give_the_same_table(searching) -> None:
     process = start(searching, "--json")
     wait_until(lambda: len(trial_processes(searching)) == 2, 180)
     psutil.Process(trial_processes(searching)[0].ppid()).kill()
-    found = result_of(process)
-    assert found == wanted
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert found == json.loads(sequential.stdout)
     assert [trial["state"] for trial in found["trials"]] == ["done"] * 2
     logs = [path.read_text() for path in searching.glob("runs/search/search/trials/*/trial.log")]
     assert ["resuming after step" in log for log in logs] == [True] * 2
