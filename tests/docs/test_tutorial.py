@@ -37,7 +37,9 @@ NOT_RUN = {  # lines of the README's section Use, by how they begin
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The clone after the tutorial's first block, with its environment."""
     home = tmp_path_factory.mktemp("tutorial")
-    source = origin(home / "origin")
+    source = home / "origin"  # the repository that a new user clones
+    source.mkdir()
+    copy_checkout(source)
     shell(TUTORIAL[0].replace("<this repository>", f"'{source}'"), home)
     set_up(home / "diffctl")
     return home / "diffctl"
@@ -75,13 +77,6 @@ def test_the_readmes_commands_run(folder: Path, output: str) -> None:
 
 
 SCRIPTS = {"diffctl": "cli.entry", "dvc": "dvc"}
-
-
-def origin(folder: Path) -> Path:
-    """Return the repository that a new user clones."""
-    folder.mkdir()
-    copy_checkout(folder)
-    return folder
 
 
 def set_up(clone: Path) -> None:

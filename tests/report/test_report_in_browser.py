@@ -1,7 +1,5 @@
 """The report in headless Chromium: readable in light, dark and print, on a phone and a wide screen."""
 
-from pathlib import Path
-
 import pytest
 
 from diffusion.report.theme import DARK, LIGHT
@@ -22,20 +20,13 @@ def test_montage_enlarges_on_focus(written, browser):
     page.close()
 
 
-def shown_in(browser, page: Path, width: int, **media):
-    """Open the page with these media settings."""
-    opened = browser.new_page(viewport={"width": width, "height": 1100})
-    opened.emulate_media(**media)
-    opened.goto(page.as_uri())
-    return opened
-
-
 @pytest.mark.parametrize(
     ("scheme", "colours", "size"), [("light", LIGHT, WIDE), ("dark", DARK, PHONE)], ids=["wide", "phone"]
 )
 def test_page_fits_and_text_has_contrast_in_both_schemes(with_seeds, browser, scheme, colours, size):
     width = size["width"]
-    page = shown_in(browser, with_seeds, width, color_scheme=scheme)
+    page = browser.new_page(viewport=size, color_scheme=scheme)
+    page.goto(with_seeds.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(folded => folded.open = true)")
     texts = page.evaluate(TEXTS)
     assert {hexadecimal(ground) for _, _, ground in texts} <= {colours["paper"], colours["panel"]}
@@ -51,7 +42,9 @@ def test_page_fits_and_text_has_contrast_in_both_schemes(with_seeds, browser, sc
 
 def test_print_is_light_unfolded_and_complete(written, browser):
     width = 718  # CSS pixels of A4 between margins of a centimetre
-    page = shown_in(browser, written, width, media="print", color_scheme="dark")
+    page = browser.new_page(viewport={"width": width, "height": 1100}, color_scheme="dark")
+    page.emulate_media(media="print")
+    page.goto(written.as_uri())
     texts = page.evaluate(TEXTS)
     assert {hexadecimal(ground) for _, _, ground in texts} <= {LIGHT["paper"], LIGHT["panel"]}
     folded = page.locator("details")

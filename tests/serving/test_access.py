@@ -64,19 +64,11 @@ FOREIGN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("hosts", "status"),
-    [
-        *(([host], 200) for host in LOCAL),
-        *(([host], 421) for host in FOREIGN),
-        ([], 421),
-        (["localhost", "evil.example"], 421),
-    ],
-    ids=str,
-)
-def test_only_one_well_formed_loopback_host_is_accepted(hosts, status):
-    local = partial(AccessMiddleware, token=None)
-    assert status_of(local, [(b"host", host.encode("utf-8")) for host in hosts]) == status
+def test_only_one_well_formed_loopback_host_is_accepted():
+    for hosts in [*([host] for host in (*LOCAL, *FOREIGN)), [], ["localhost", "evil.example"]]:
+        headers = [(b"host", host.encode("utf-8")) for host in hosts]
+        wanted = 200 if len(hosts) == 1 and hosts[0] in LOCAL else 421
+        assert status_of(partial(AccessMiddleware, token=None), headers) == wanted, hosts
 
 
 def test_a_body_in_chunks_is_limited_in_total():

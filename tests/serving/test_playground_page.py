@@ -217,17 +217,26 @@ def test_the_guidance_interval_is_set_by_mouse(wide):
     assert abs(high - 60) <= 3
 
 
-def test_own_options_of_a_sampler_and_a_spacing_change_the_images(page, here):
-    fill(page, num=1, steps=4)
+def test_own_options_of_the_chosen_sampler_and_spacing_are_shown_and_change_the_images(page, here):
+    own = page.locator("[data-own=sampler]")
+    assert own.count() == 0, "ddim has none"
+    page.select_option("#settings [name=sampler]", "ipndm")
+    assert own.locator("input").evaluate_all("all => all.map(one => one.name)") == ["sampler_options.order"]
+    own.locator("input").focus()
+    shows(page, "#lesson", "The order of the Adams–Bashforth method; 1 is Euler's method.")
+    fill(page, num=1, steps=4, **{"sampler_options.order": 5})
+    page.click("#make .main")
+    shows(page, "#make .wrong", "order: ")
     page.select_option("#settings [name=sampler]", "heun")
+    assert own.locator("legend").text_content() == "Options of heun"
     page.select_option("#settings [name=spacing]", "karras")
     made = []
     for churn, rho in ((0, 7), (2, 7), (2, 3)):
         fill(page, **{"sampler_options.s_churn": churn, "spacing_options.rho": rho})
         make(page, 1)
         made.append(pixels_of(page.locator("#make li img").first))
-        own = {"sampler_options": {"s_churn": churn}, "spacing_options": {"rho": rho}}
-        settings = SampleSettings(sampler="heun", spacing="karras", steps=4, **own)
+        options = {"sampler_options": {"s_churn": churn}, "spacing_options": {"rho": rho}}
+        settings = SampleSettings(sampler="heun", spacing="karras", steps=4, **options)
         assert_offline(made[-1], here / MODEL, settings, [0])
     assert np.abs(made[0] - made[1]).max() > 1
     assert np.abs(made[1] - made[2]).max() > 1
@@ -244,23 +253,6 @@ def test_a_model_of_a_continuous_process_has_steps_up_to_the_servers_limit(brows
         fill(page, num=1, steps=4)
         make(page, 1)
         assert page.faults == []
-
-
-def test_only_the_own_options_of_the_chosen_sampler_are_shown(wide):
-    own = wide.locator("[data-own=sampler]")
-    assert own.count() == 0, "ddim has none"
-    wide.select_option("#settings [name=sampler]", "ipndm")
-    assert own.locator("legend").text_content() == "Options of ipndm"
-    assert own.locator("input").evaluate_all("all => all.map(one => one.name)") == ["sampler_options.order"]
-    own.locator("input").focus()
-    shows(wide, "#lesson", "The order of the Adams–Bashforth method; 1 is Euler's method.")
-    fill(wide, **{"sampler_options.order": 5})
-    wide.click("#make .main")
-    shows(wide, "#make .wrong", "order: ")
-    wide.select_option("#settings [name=sampler]", "unipc")
-    assert own.locator("legend").text_content() == "Options of unipc"
-    assert own.locator("select").input_value() == "bh2"
-    make(wide, 10)
 
 
 def test_the_focus_stays_when_a_request_is_stopped_and_the_focused_control_is_explained(wide):
