@@ -174,27 +174,21 @@ def diffusers_names(network: UNet) -> dict[str, tuple[str, ...]]:
 
 def _block_names(network: UNet) -> dict[str, str]:
     """Return their name of every residual, attention and resampling block, by our name."""
-    blocks = network.spec.num_res_blocks
     names = {
         "middle.0": "mid_block.resnets.0",
         "middle.1": "mid_block.attentions.0",
         "middle.2": "mid_block.resnets.1",
     }
-    for ours, theirs, stages in (
-        ("encoder", "down_blocks", network.encoder),
-        ("decoder", "up_blocks", network.decoder),
-    ):
+    for ours, theirs, stages in (("encoder", "down", network.encoder), ("decoder", "up", network.decoder)):
         for number, stage in enumerate(stages):
-            level, place = divmod(number, blocks + 1)
-            is_resampler = ours == "encoder" and place == blocks
+            level, place = divmod(number, network.spec.num_res_blocks + 1)
             for index, block in enumerate(stage.children()):
+                kind = f"{theirs}samplers.0"
                 if isinstance(block, Attention):
                     kind = f"attentions.{place}"
-                elif isinstance(block, ResBlock) and not is_resampler and index == 0:
+                elif isinstance(block, ResBlock) and block.resampling == "none":
                     kind = f"resnets.{place}"
-                else:
-                    kind = "downsamplers.0" if is_resampler else "upsamplers.0"
-                names[f"{ours}.{number}.{index}"] = f"{theirs}.{level}.{kind}"
+                names[f"{ours}.{number}.{index}"] = f"{theirs}_blocks.{level}.{kind}"
     return names
 
 

@@ -148,11 +148,12 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class FigureComparison:
-    """A published figure, this project's value of the same score, and the protocol differences.
+    """A paper's figure, this project's value of the same score, and the protocol differences.
 
     `here` is None without such a score; `cell` names the cell of the value.
     """
 
+    paper: Paper
     figure: Figure
     here: float | None
     differences: tuple[Difference, ...]
@@ -228,7 +229,7 @@ def compare_spaces(
         differing = {name: tuple(differences(paper, figure, one.card, aside)) for name, one in seen.items()}
         name = min(differing, key=lambda name: len(differing[name]))
         here = seen[name].scores.get(figure.metric)
-        found.append(FigureComparison(figure, here, differing[name], name))
+        found.append(FigureComparison(paper, figure, here, differing[name], name))
     return found
 
 
