@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import torch
 
 from diffusion.layout import MODEL, RUN, SCORES
@@ -97,6 +98,11 @@ class ServerProcess:
         assert self.startup_line, self.log.read_text()
         self.url = self.startup_line.split()[1].removesuffix("/v1/images").removesuffix("/")
         self.port = int(self.url.rpartition(":")[2])
+
+    def metric(self, name: str, headers: dict[str, str] | None = None) -> float:
+        """Return the sum of the metrics whose lines begin with `name`."""
+        lines = httpx.get(f"{self.url}/metrics", headers=headers).text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     def stop(self) -> int:
         """Send SIGTERM, wait, and return the exit code."""

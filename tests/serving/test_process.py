@@ -26,11 +26,6 @@ def server(project) -> Iterator[ServerProcess]:
         yield server
 
 
-def metric(server: ServerProcess, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
 def test_a_public_address_without_a_token_is_refused(project, invoke):
     assert_refused(invoke("serve", "--host", "0.0.0.0"), "--token-file")
 
@@ -40,9 +35,9 @@ def disconnect_while_images_are_made(server: ServerProcess) -> None:
     head = "POST /v1/images HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
     with socket.create_connection(("127.0.0.1", server.port)) as client:
         client.sendall(f"{head}{len(body)}\r\n\r\n{body}".encode())
-        wait_until(lambda: metric(server, "diffctl_images_held ") > 0)
-    wait_until(lambda: metric(server, "diffctl_images_held ") == 0)
-    wait_until(lambda: metric(server, "diffctl_requests_gone_total ") == 1)
+        wait_until(lambda: server.metric("diffctl_images_held ") > 0)
+    wait_until(lambda: server.metric("diffctl_images_held ") == 0)
+    wait_until(lambda: server.metric("diffctl_requests_gone_total ") == 1)
 
 
 @pytest.mark.slow
@@ -68,7 +63,7 @@ def test_disconnects_free_images_and_sigterm_under_load_loses_no_request(server)
         client.start()
     for _ in clients:
         begun.acquire()
-    wait_until(lambda: metric(server, 'diffctl_requests_total{path="/v1/images"') >= 8)
+    wait_until(lambda: server.metric('diffctl_requests_total{path="/v1/images"') >= 8)
     server.process.send_signal(signal.SIGTERM)
     for client in clients:
         client.join()

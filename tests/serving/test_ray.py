@@ -173,12 +173,7 @@ def test_token_is_required_disconnects_free_images_and_ray_ends_with_its_server(
         large = {"num": 64, "steps": 100}
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/images", json=large, headers=known, timeout=0.3)
-
-        def held() -> str:
-            lines = httpx.get(f"{url}/metrics", headers=known).text.splitlines()
-            return next(line for line in lines if line.startswith("diffctl_images_held "))
-
-        wait_until(lambda: held() == "diffctl_images_held 0.0")
+        wait_until(lambda: server.metric("diffctl_images_held ", known) == 0)
     wait_until(lambda: not any(one.is_running() for one in family))
 
 
