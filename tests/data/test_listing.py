@@ -13,7 +13,7 @@ from diffusion.data.readers.listing import as_text, list_images
 from diffusion.data.source import Problem, summarize
 from diffusion.evaluate.adhoc import open_images
 from diffusion.system.errors import DiffctlError
-from tests.helpers import generated_paths as at
+from tests.helpers import special_paths as at
 from tests.helpers.damaged_bytes import bounded
 from tests.helpers.raw_data import random_images, write_folder, write_numbered
 

@@ -16,7 +16,7 @@ from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows import pipeline_steps, registration
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
-from flows.pipeline_steps import check_options, run_pipeline, run_steps
+from flows.pipeline_steps import run_pipeline, run_steps
 from tests.closure import GRAPH
 from tests.conftest import start_diffctl
 from tests.helpers.networks import small_model
@@ -54,10 +54,14 @@ def test_each_step_runs_once_in_order() -> None:
     assert done["register"] == "version 1"
 
 
-def test_contradicting_options_are_refused_before_any_step(project: Path) -> None:
+def test_wrong_options_and_settings_are_refused_before_the_first_line(project, capsys) -> None:
     for push, fresh, keep in ((True, False, False), (False, True, True)):
         with pytest.raises(UsageError):
-            check_options(push=push, fresh=fresh, keep=keep)
+            run_pipeline(push=push, fresh=fresh, keep=keep)
+    (project / "params.yaml").write_text("data: {}\n")
+    with pytest.raises(UsageError, match=r"data\.name"):
+        run_pipeline()
+    assert capsys.readouterr().out == ""
 
 
 def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_model_is_put_into_the_object_store_once(project, address, wanted, m
                 hidden.rename(MODEL)
         assert len(stored) == 1
         monkeypatch.setattr("flows.ray.shard_runner.library_version", lambda: "0123 with torch 1.0")
-        with pytest.raises(DiffctlError, match=r"than this machine .*, not 0123 with torch 1\.0"):
+        with pytest.raises(DiffctlError, match=r"than the driver .*, not 0123 with torch 1\.0"):
             list(run(files, settings, [range(4)]))
 
 

@@ -1,11 +1,9 @@
 """The outcome file of a stage: written on failure alone, and not inherited by child processes."""
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from cli.stages.context import InputsChanged
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import make_interrupted
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
-from tests.conftest import diffctl
 
 FULL = "a cannot be written (Full): free some space"
 
@@ -63,12 +60,3 @@ def test_a_failure_is_written_and_its_path_is_not_inherited(tmp_path, monkeypatc
     crashed = outcome is not None and outcome.kind == "crashed"
     assert isinstance(end.value, KeyError) == crashed
     assert crashed or end.value.code == (outcome.exit_code if outcome else 0)  # type: ignore[union-attr]
-
-
-def test_a_real_stage_writes_its_outcome(project: Path) -> None:
-    (project / "params.yaml").write_text("data: {}\n")
-    place = project / "outcome.json"
-    done = diffctl(project, "stage", "data", env={VARIABLE: str(place)})
-    written = json.loads(place.read_text())
-    assert (written["kind"], written["exit_code"]) == ("refused", done.returncode)
-    assert done.stderr == f"diffctl: {written['sentence']}\n"

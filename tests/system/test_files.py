@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from diffusion.system.errors import DiffctlError, printable
 from diffusion.system.files import atomic_folder, read_regular, read_regular_text, remove_leftovers
-from tests.helpers import generated_paths as at
+from tests.helpers import special_paths as at
 from tests.helpers.damaged_bytes import bounded
 
 

@@ -9,14 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
 
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import write_text
 from diffusion.system.output_paths import check_output, check_output_folder, write_output, write_output_text
-from tests.helpers import generated_paths as at
+from tests.helpers import special_paths as at
 from tests.helpers.disks import Mount, memory_disk
-from tests.helpers.generated_paths import Place
+from tests.helpers.special_paths import Place
 
 CONTENT = b"content" * 100
 
@@ -55,28 +54,25 @@ def read_while(path: str, work: Callable[[], None]) -> bytes:
         os.close(handle)
 
 
-@given(place=at.places, name=at.names(".png"))
-@example(place=at.file, name="x" * 251 + ".png")
-@example(place=at.nothing, name="x" * 252 + ".png")
-@example(place=at.in_proc, name="x.png")
-@example(place=at.linked(at.below_nothing), name="x.png")
-@example(place=at.linked(at.a_fifo), name="x.png")
-def test_check_agrees_with_writing_and_with_open(place: Place, name: str) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            path = place(Path(scratch), name)
-        except OSError:  # the place cannot be created
-            return
-        before = at.tree(Path(scratch))
-        taken = not is_refused(check_output, Path(path), "--out")
-        assert at.tree(Path(scratch)) == before, "trying leaves no file behind"
-        links = {entry: os.readlink(entry) for entry in before if os.path.islink(entry)}
-        if taken:
-            content = read_while(path, lambda: write_output(Path(path), lambda file: file.write(CONTENT)))
-            assert content == (b"" if os.path.realpath(path) == "/dev/null" else CONTENT)
-            assert {entry: os.readlink(entry) for entry in links} == links, "links are followed"
-            assert not [entry for entry in at.tree(Path(scratch)) if entry.endswith(".tmp")]
-        assert taken == opens(path)
+@pytest.mark.parametrize(
+    "name", ["x.png", "a\nb.png", "\udcff.png", "é" * 30 + ".png", "x" * 251 + ".png", "x" * 252 + ".png"]
+)
+@pytest.mark.parametrize("place", [*at.ENDS, *map(at.linked, at.ENDS), at.linked(at.linked(at.file))])
+def test_check_agrees_with_writing_and_with_open(tmp_path: Path, place: Place, name: str) -> None:
+    try:
+        path = place(tmp_path, name)
+    except OSError:  # the place cannot be created
+        return
+    before = at.tree(tmp_path)
+    taken = not is_refused(check_output, Path(path), "--out")
+    assert at.tree(tmp_path) == before, "trying leaves no file behind"
+    links = {entry: os.readlink(entry) for entry in before if os.path.islink(entry)}
+    if taken:
+        content = read_while(path, lambda: write_output(Path(path), lambda file: file.write(CONTENT)))
+        assert content == (b"" if os.path.realpath(path) == "/dev/null" else CONTENT)
+        assert {entry: os.readlink(entry) for entry in links} == links, "links are followed"
+        assert not [entry for entry in at.tree(tmp_path) if entry.endswith(".tmp")]
+    assert taken == opens(path)
 
 
 def test_output_folder_is_new_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,12 @@
-"""Generated output paths: everything that can be at the end of a path."""
+"""Everything that can be at the end of a path."""
 
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import strategies as st
-
 Place = Callable[[Path, str], str]
 """Takes an empty folder and a file name, makes the place there and returns its path, as a user types it."""
-
-LETTERS = st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"])
 
 
 def nothing(folder: Path, name: str) -> str:
@@ -70,7 +66,7 @@ def symlink(target: str) -> Place:
 
 
 a_dangling_link, an_endless_device, the_null_device = map(symlink, ("gone", "/dev/zero", "/dev/null"))
-ENDS = (nothing, below_nothing, file, a_folder, below_a_file, a_fifo, in_proc)
+ENDS = (nothing, below_nothing, file, a_folder, below_a_file, a_fifo, in_proc, the_null_device)
 
 
 def linked(end: Place) -> Place:
@@ -79,30 +75,12 @@ def linked(end: Place) -> Place:
     def link(folder: Path, name: str) -> str:
         (folder / "end").mkdir()
         target = end(folder / "end", name)
-        (folder / name).symlink_to(os.path.relpath(target, folder) if target.startswith("/tmp") else target)
+        (folder / name).symlink_to(
+            os.path.relpath(target, folder) if target.startswith(str(folder)) else target
+        )
         return str(folder / name)
 
-    link.__name__ = f"a link to {end.__name__}"
     return link
-
-
-places: st.SearchStrategy[Place] = st.recursive(
-    st.sampled_from((*ENDS, the_null_device)),
-    lambda inner: st.builds(linked, inner),
-    max_leaves=3,
-)
-
-
-@st.composite
-def names(draw: st.DrawFn, suffix: str) -> str:
-    """File names that end in `suffix`: any letters, undecodable bytes, and lengths beyond the maximum."""
-    stem = draw(
-        st.text(LETTERS, min_size=1, max_size=8) | st.sampled_from(["a\nb", "-", "\udcff", " ", "$(x)"])
-    )
-    stem *= draw(st.sampled_from([1, 1, 1, 30]))
-    room = draw(st.sampled_from([40, 40, 248, 249, 254, 255, 256, 300]))
-    fill = max(0, room - len(os.fsencode(stem + suffix))) if room > 40 else 0
-    return "x" * fill + stem + suffix
 
 
 def tree(folder: Path) -> dict[str, tuple[int, int, int]]:
