@@ -1,5 +1,6 @@
-"""Moments and Fréchet distances: closed forms, exact without each image; floors."""
+"""Moments, Fréchet distances, floors and sampling errors: closed forms, exact without each image."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,12 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from diffusion.evaluate.scores import moments
-from diffusion.evaluate.scores.frechet import ProjectedSample, Target
+from diffusion.evaluate.scores.frechet import ProjectedSample, Target, _singular_sums_without_each
 from diffusion.evaluate.scores.frechet_scores import fit_line, floor_at
+from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_errors, root_sum_interactions
+from diffusion.evaluate.scores.kernel_distance import Kernel, interactions
 from diffusion.evaluate.scores.moments import Statistics, frechet_distance, statistics
+from diffusion.protocol.card import GROUPS
 from tests.helpers import features
 
 normal = partial(features.normal, shift=1.0)
@@ -103,3 +107,73 @@ def test_gaussian_distance_equals_the_closed_form(seed, size):
     closed = np.sum((mu_a - mu_b) ** 2) + np.trace(sigma_a + sigma_b - 2 * sqrtm(sigma_a @ sigma_b).real)
     got = frechet_distance(Statistics(mu_a, sigma_a), Statistics(mu_b, sigma_b))
     assert got == pytest.approx(closed, rel=1e-8, abs=1e-8)
+
+
+# Sampling errors by the jackknife.
+
+NONE = Interactions(0.0, 0.0)
+
+
+def test_variance_of_a_mean_is_the_textbook_one():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    errors = image_errors((values.sum() - values) / 399, NONE)
+    assert (errors**2).sum() == pytest.approx(values.var(ddof=1) / 400)
+
+
+def test_equal_images_have_no_error():
+    assert not image_errors(np.full(5, 2.0), Interactions(1.0, 1.0)).any()
+    assert not grouped(np.zeros(5)).any()
+
+
+def test_surplus_is_subtracted_down_to_a_minimum():
+    without = np.random.default_rng(0).normal(size=50)
+    whole = (image_errors(without, NONE) ** 2).sum()
+    left = [(image_errors(without, Interactions(s * whole, 0.2 * whole)) ** 2).sum() for s in (0.3, 2.0)]
+    assert left == pytest.approx([0.7 * whole, 0.2 * whole])
+    assert (image_errors(without, Interactions(0.0, 5 * whole)) ** 2).sum() == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("count", [3, 99, 100, 101, 1000])
+def test_groups_keep_variance_and_covariance(count):
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(2, count))
+    a, b = a - a.mean(), 0.9 * (a - a.mean()) + 0.3 * (b - b.mean())
+    ours, theirs = grouped(a), grouped(b)
+    assert len(ours) == GROUPS
+    assert np.linalg.norm(ours) == pytest.approx(np.linalg.norm(a))
+    correlation = ours @ theirs / (np.linalg.norm(ours) * np.linalg.norm(theirs))
+    assert correlation == pytest.approx(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), abs=0.1)
+
+
+@pytest.mark.parametrize(("count", "dimension"), [(100, 60), (60, 100), (80, 80), (300, 20)])
+def test_corrected_variance_matches_random_matrices(count, dimension):
+    """Σ √λ over 400 Gaussian scatters; the plain jackknife gives up to twice the variance."""
+    rng, target = np.random.default_rng(0), Target(np.eye(2, dimension, dtype=np.float32))
+    target.root = np.eye(dimension)
+    sums, estimates = [], []
+    for draw in range(400):
+        projected = ProjectedSample(rng.normal(size=(count, dimension)).astype(np.float32), target)
+        values = projected._spectrum.kept
+        sums.append(np.sqrt(values).sum())
+        if draw < 20:
+            without = _singular_sums_without_each(projected._spectrum, count / (count - 1))
+            found = root_sum_interactions(values, count - 1)
+            estimates.append((image_errors(without, found) ** 2).sum())
+            assert found.own > 0
+            assert found.surplus > 0
+    assert np.mean(estimates) == pytest.approx(np.var(sums), rel=0.25)
+
+
+def test_kernel_interactions_equal_least_squares():
+    """Compare with least squares over all pairs, written out."""
+    sample = features.normal(0, 12, 5)
+    own = Kernel(sample, sample)
+    pairs = list(itertools.combinations(range(12), 2))
+    design = np.zeros((len(pairs), 12))
+    for row, pair in enumerate(pairs):
+        design[row, list(pair)] = 1
+    values = np.array([own.whole[pair] for pair in pairs], float)
+    left = values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
+    want = 2 * (left**2).sum() / (len(pairs) - 12) / (12 * 11)
+    found = interactions(own)
+    assert found.surplus == found.own == pytest.approx(want, rel=1e-4)

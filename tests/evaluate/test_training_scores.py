@@ -1,19 +1,149 @@
-"""Scoring during training: no bit of the training changes, and a resumed run has the same scores."""
+"""Scores during a training: their card, which checkpoints are kept, what MLflow receives, resume and stop."""
 
 import json
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.conftest import diffctl, write_params
+from cli.stages.training import scored_images
+from diffusion.config import parse
+from diffusion.evaluate.evaluate_config import EvaluateConfig
+from diffusion.evaluate.features.extractors import Features
+from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationImages, ValidationScorer
+from diffusion.images.store import open_store
+from diffusion.model.model_file import load_model, tensors_sha256
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule
+from diffusion.protocol.settings import SampleSettings
+from diffusion.train.plan import plan_artefact
+from diffusion.train.train_step import TrainState, new_state
+from tests.conftest import diffctl, params, write_params
+from tests.helpers.features import normal
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.prepared import copy_data
+from tests.helpers.spools import EXPERIMENT, logged, open_spool, stored, the_run
 from tests.helpers.training_process import model_bytes, signal_at, train_to_the_end
+from tests.helpers.trainings import plan_of
+from tracking.experiments import ensure_experiment
+from tracking.spool.delivery import deliver
 from tracking.spool.event_log import read_events
 from tracking.store import connect
 
-pytestmark = pytest.mark.slow
+CARD = {"num_images": 20}
+SCORES = {10: 3.0, 20: 1.0, 30: 2.0, 40: 1.0}
+
+
+@pytest.fixture
+def state(digits_store: Path) -> TrainState:
+    return new_state(plan_of(open_store(digits_store)), torch.device("cpu"))
+
+
+def add_all(folder: Path, keep: str | int, state: TrainState) -> list[list[int]]:
+    """Add every step and return the steps that each call dropped."""
+    checkpoints, artefact = ScoredCheckpoints(folder, keep, "kd", CARD), plan_artefact(state.plan)
+    return [checkpoints.add(step, {"kd": value}, state.ema, artefact)[1] for step, value in SCORES.items()]
+
+
+def kept(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "stay", "gone"),
+    [
+        ("best", [20], [[], [10], [], []]),
+        ("last", [40], [[], [10], [20], [30]]),
+        (20, [20, 40], [[], [], [], []]),
+    ],
+)
+def test_keep_best_last_or_every_k_steps(
+    tmp_path: Path, state: TrainState, keep: str | int, stay: list[int], gone: list[list[int]]
+) -> None:
+    assert add_all(tmp_path, keep, state) == gone
+    assert kept(tmp_path) == stay
+    assert add_all(tmp_path, keep, state)[-1] == [], "a replay changes nothing"
+    assert kept(tmp_path) == stay
+    found = ScoredCheckpoints(tmp_path, keep, "kd", CARD).scores()
+    assert found == {step: {"kd": value} for step, value in SCORES.items()}
+    model, ours = load_model(tmp_path / f"{stay[0]:09d}.safetensors"), state.ema.state_dict()
+    changes = {"step": stay[0], "weights_sha256": tensors_sha256(ours)}
+    assert model.artefact == plan_artefact(state.plan).model_copy(update=changes)
+    assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
+
+
+def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainState) -> None:
+    add_all(tmp_path, "best", state)
+    other = ScoredCheckpoints(tmp_path, "best", "kd", {"num_images": 40})
+    assert other.scores() == {}
+    assert other.add(50, {"kd": 9.0}, state.ema, plan_artefact(state.plan))[1] == [20]
+    assert kept(tmp_path) == [50]
+
+
+def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path) -> None:
+    uri, folder = empty_database(tmp_path / "mlflow.db"), tmp_path / "run"
+    spool = open_spool(folder)
+    for step, value in ((10, 3.0), (20, 4.0), (30, 2.0)):
+        file = folder / f"{step}.safetensors"
+        file.write_text(f"weights {step}")
+        spool.checkpoint(step, None if step == 20 else file, {"validation/kd": value})
+    spool.dropped(10)
+    spool.close("FINISHED")
+    for _ in range(2):  # the second time as by a sender that was killed before it could note anything
+        assert deliver(folder, uri).rejected == 0
+        assert stored(uri) == logged(folder)
+        client = connect(uri)
+        experiment = ensure_experiment(client, EXPERIMENT)
+        (model,) = client.search_logged_models([experiment])
+        assert (model.name, model.status) == ("step-000000030", "READY")
+        (point,) = model.metrics
+        assert (point.key, point.step, point.value) == ("validation/kd", 30, 2.0)
+        (file,) = client.list_logged_model_artifacts(model.model_id)
+        assert file.path == "30.safetensors"
+        (output,) = [o for o in the_run(uri).outputs.model_outputs if o.model_id == model.model_id]
+        assert output.step == 30
+        (folder / "sent.json").unlink()
+
+
+META = {"extractor": "effnet-lite0-64", "reference_split": "train", "reference_count": 20, "image_size": 8}
+META |= dict.fromkeys(("name", "weights_sha256", "dtype"), "")
+PROFILES = {"ema_profiles": {"sigma_rel": [0.1], "every": 4}}
+
+
+@pytest.mark.parametrize(
+    ("sample", "sweep", "guidance"),
+    [
+        ({"guidance": 1.0, "guide": "ema:0.1@4"}, {}, 0.0),
+        ({"guidance": 1.0, "guidance_rule": "autoguidance"}, {"guide": ["ema:0.1@4"]}, 0.0),
+        ({"guidance": 1.0, "classifier": "classifier.safetensors"}, {}, 1.0),
+    ],
+)
+def test_other_networks_do_not_guide_the_scored_images(sample, sweep, guidance):
+    config = parse(params(sample=sample, sweep=sweep, train={**PROFILES, "p_uncond": 0.1}), "params")
+    settings = scored_images(config).settings
+    assert (settings.guidance, settings.guide, settings.classifier) == (guidance, None, None)
+    assert not settings.needs_guide
+
+
+def test_the_card_contains_the_code_of_all_that_the_settings_name(monkeypatch, extractor):
+    rule = GuidanceRule("diffusion.analysis.mixture:from_grey", nfe=1)
+    monkeypatch.setitem(GUIDANCE_RULES.data, "from-grey", rule)
+    real = Features(normal(0, 20), normal(1, 20, 4))
+    reference = Reference(META, real, real.features)
+
+    def code(**values: object) -> object:
+        images = ValidationImages(SampleSettings(steps=2, guidance=1.0, **values), 8, 8)
+        scorer = ValidationScorer(images, extractor, reference, EvaluateConfig())
+        return scorer.card(artefact_of(spec_of()))["code"]
+
+    assert code() == code(seed=1)
+    assert code() != code(guidance_rule="from-grey")
+    assert code() != code(sampler="dpm-solver++")
+
+
+# Whole trainings with scores.
 
 EVALUATING = {"eval_every": 4, "eval_images": 20, "eval_steps": 2, "keep": "best"}
 
@@ -30,7 +160,7 @@ def scores(folder: Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text())["steps"]
 
 
-def kept(folder: Path) -> dict[str, bytes]:
+def kept_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("runs/train/*/checkpoints/*.safetensors")}
 
 
@@ -45,6 +175,7 @@ def validation_points(folder: Path) -> list[tuple[int, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_scoring_changes_no_bit_of_the_training(prepared: Path) -> None:
     train_to_the_end(prepared)
     plain, curve = model_bytes(prepared), (prepared / "plots/loss.csv").read_bytes()
@@ -55,7 +186,7 @@ def test_scoring_changes_no_bit_of_the_training(prepared: Path) -> None:
     found = scores(prepared)
     assert list(found) == ["12", "4", "8"]
     best = min(found, key=lambda step: (found[step]["kd_effnet_lite0_64"], int(step)))
-    assert list(kept(prepared)) == [f"{int(best):09d}.safetensors"]
+    assert list(kept_files(prepared)) == [f"{int(best):09d}.safetensors"]
     client = connect()
     (experiment,) = [e for e in client.search_experiments() if e.name == "diffctl-digits"]
     (model,) = client.search_logged_models([experiment.experiment_id])
@@ -64,21 +195,23 @@ def test_scoring_changes_no_bit_of_the_training(prepared: Path) -> None:
     assert logged["validation/kd_effnet_lite0_64"] == pytest.approx(found[best]["kd_effnet_lite0_64"])
 
 
+@pytest.mark.slow
 @pytest.mark.long
 def test_resumed_training_has_the_same_scores(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1})
     train_to_the_end(prepared)
-    whole, files, points = scores(prepared), kept(prepared), validation_points(prepared)
+    whole, files, points = scores(prepared), kept_files(prepared), validation_points(prepared)
     (run,) = prepared.glob("runs/train/*")
     run.rename(prepared / "runs/whole")
     for step in (5, 9):
         assert signal_at(prepared, step, signal.SIGKILL).returncode == -signal.SIGKILL
     train_to_the_end(prepared)
     assert scores(prepared) == whole
-    assert kept(prepared) == files
+    assert kept_files(prepared) == files
     assert validation_points(prepared) == points
 
 
+@pytest.mark.slow
 def test_stop_does_not_wait_for_a_score(prepared: Path) -> None:
     write_params(prepared, train={**EVALUATING, "log_every": 1, "eval_images": 1000, "eval_steps": 20})
     stopped = signal_at(prepared, 4, signal.SIGTERM)
