@@ -1,5 +1,6 @@
 """Published statistics: read in every format, refused if malformed, scored like their images."""
 
+import json
 import pickle
 from dataclasses import replace
 from functools import partial
@@ -33,8 +34,9 @@ SPATIAL = INCEPTION_SPATIAL.name
 
 @pytest.fixture
 def few(monkeypatch):
-    """Give the extractor six features, so that a matrix can be written down."""
-    monkeypatch.setitem(EXTRACTORS.data, NAME, replace(EXTRACTORS[NAME], features=SIZE))
+    """Give two extractors six features, so that a matrix can be written down."""
+    for name in (NAME, SPATIAL):
+        monkeypatch.setitem(EXTRACTORS.data, name, replace(EXTRACTORS[name], features=SIZE))
 
 
 def as_npz(path: Path, values) -> Path:
@@ -52,22 +54,25 @@ FEATURES = np.random.default_rng(0).normal(size=(50, SIZE)) + 3
 MEAN, COVARIANCE = FEATURES.mean(axis=0), np.cov(FEATURES, rowvar=False)
 ARRAYS = {"mu": MEAN, "sigma": COVARIANCE}
 OTHERS = {"mu_s": np.zeros(3), "sigma_s": np.eye(3), "arr_0": np.zeros((4, 8, 8, 3), np.uint8)}
+FOR_SFID = {"mu": np.zeros(3), "sigma": np.eye(3), "mu_s": MEAN, "sigma_s": COVARIANCE}
 
 
 @pytest.mark.parametrize(
-    ("write", "values"),
+    ("write", "values", "name"),
     [
-        (as_npz, ARRAYS),
-        (as_npz, ARRAYS | OTHERS),
-        (as_pickle, ARRAYS),
-        (partial(as_pickle, protocol=2), {"num_images": 50, "fd_effnet_lite0_64": ARRAYS, "fid": {}}),
+        (as_npz, ARRAYS, NAME),
+        (as_npz, ARRAYS | OTHERS, NAME),
+        (as_npz, FOR_SFID, SPATIAL),
+        (as_pickle, ARRAYS, NAME),
+        (partial(as_pickle, protocol=2), {"num_images": 50, "fd_effnet_lite0_64": ARRAYS, "fid": {}}, NAME),
     ],
-    ids=["edm", "openai", "flat pickle", "edm2"],
+    ids=["edm", "openai", "openai sFID", "flat pickle", "edm2"],
 )
-def test_every_format_gives_the_same_gaussian(few, tmp_path, write, values):
+def test_every_format_gives_the_same_gaussian(few, tmp_path, write, values, name):
     path = write(tmp_path / "x", values)
     assert is_statistics(path)
-    found = open_statistics(path, NAME)
+    found = open_statistics(path, name)
+    assert found.spec.name == name
     assert np.array_equal(found.mean, MEAN)
     assert np.array_equal(found.gaussian.sigma, COVARIANCE)
     np.testing.assert_allclose(found.root @ found.root.T, COVARIANCE, atol=1e-12)
@@ -147,35 +152,15 @@ def openai(root, real):
     return path
 
 
-def test_openais_spatial_statistics_belong_to_sfid(monkeypatch, openai):
-    monkeypatch.setitem(EXTRACTORS.data, SPATIAL, replace(INCEPTION_SPATIAL, features=SIZE))
-    found = open_statistics(openai, SPATIAL)
-    assert np.array_equal(found.mean, MEAN)
-    assert np.array_equal(found.gaussian.sigma, COVARIANCE)
-    assert found.spec.distance == "sfid"
-
-
-def of_openai(root, openai, **options):
-    """Score the cell against the file and the images in it."""
-    sample = open_images(root / "cell")
-    images = images_in_statistics(openai, sample)
-    return score_against_statistics(sample, open_statistics(openai, NAME), images, EvaluateConfig(**options))
-
-
 def test_images_in_the_file_add_scores_and_leave_the_distance(root, document, openai):
-    found = of_openai(root, openai)["scores"]
+    sample, statistics = open_images(root / "cell"), open_statistics(openai, NAME)
+    images = images_in_statistics(openai, sample)
+    found = score_against_statistics(sample, statistics, images, EvaluateConfig())["scores"]
     of_images = score_images(open_inputs(root / "cell", root / "few.npz"), EvaluateConfig())["scores"]
     new = found.keys() - document["scores"].keys()
     assert {f"{name}_effnet_lite0_64" for name in ("kd", "precision", "recall", "density", "coverage")} < new
     assert {name: found[name] for name in new} == pytest.approx({name: of_images[name] for name in new})
     assert {name: found[name] for name in document["scores"]} == document["scores"]
-
-
-def test_only_scores_of_held_out_images_are_missing(root, openai):
-    card = of_openai(root, openai, prc_images=40, prc_samples=30)["card"]
-    assert (card["prc_images"], card["prc_reference_images"], card["kid_subset_size"]) == (30, 40, 25)
-    assert card["statistics_name"] == "VIRTUAL_openai.npz"
-    assert "reference_count" not in card  # the distance is of more images than the file has
 
 
 @pytest.mark.parametrize("images", [np.zeros((4, 16, 16, 1), np.uint8), np.array([{}], dtype=object)])
@@ -192,3 +177,8 @@ def test_command_uses_the_images_in_the_file(root, openai, monkeypatch):
     assert "recall_effnet_lite0_64" in printed
     assert "and its 50 images, extractor effnet-lite0-64" in printed
     assert "no floor, excess, memorisation: these need real images that were held out" in printed
+    command += ["--prc-images", "40", "--prc-samples", "30", "--json"]
+    card = json.loads(CliRunner().invoke(main.app, command).stdout)["card"]
+    assert (card["prc_images"], card["prc_reference_images"], card["kid_subset_size"]) == (30, 40, 25)
+    assert card["statistics_name"] == "VIRTUAL_openai.npz"
+    assert "reference_count" not in card  # the distance is of more images than the file has
