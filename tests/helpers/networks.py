@@ -15,6 +15,7 @@ from diffusion.model.model_file import Artefact, DataCard, LoadedModel, save_art
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid
 from tests.conftest import write_params
 from tests.helpers import papers
@@ -108,6 +109,13 @@ def loaded_classifier(**changes: Any) -> LoadedModel:
     return LoadedModel(network.eval().requires_grad_(False), ClassifierArtefact(**values))
 
 
+def optimal_log_variance(data: papers.GaussianData, grid: TimeGrid, i: int) -> torch.Tensor:
+    """Return log Σ of the true reverse process q(x_{t−1}|x_t) from the grid's time `i` for Gaussian data."""
+    alpha_bar = grid.alphas_cumprod[i]
+    of_x0 = grid.alpha_prev[i] * grid.betas[i] / (1 - alpha_bar)
+    return (grid.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
+
+
 class OptimalNetwork(torch.nn.Module):
     """The exact reverse process for pixels from N(mean, std²), one mean per label: ε, and v of its variance.
 
@@ -124,12 +132,9 @@ class OptimalNetwork(torch.nn.Module):
         grid, i = self.grid, int(t[0])
         means = self.means[:1] if labels is None else self.means[labels]
         data = papers.GaussianData(means.reshape(-1, 1, 1, 1), self.std)
-        alpha_bar, previous = grid.alphas_cumprod[i], grid.alpha_prev[i].square()
-        of_x0 = previous.sqrt() * grid.betas[i] / (1 - alpha_bar)
-        log_var = (grid.posterior_variance[i] + of_x0**2 * data.x0_variance(alpha_bar)).log()
         small, large = grid.posterior_log_variance_clipped[i], grid.betas[i].log()
-        v = 2 * (log_var - small) / (large - small) - 1
-        eps = data.eps(x.double(), alpha_bar)
+        v = 2 * (optimal_log_variance(data, grid, i) - small) / (large - small) - 1
+        eps = data.eps(x.double(), grid.alphas_cumprod[i])
         return torch.cat([eps, torch.full_like(eps, float(v))], 1).float()
 
 

@@ -8,19 +8,9 @@ from typing import Any
 from tests.conftest import ROOT, write_params
 
 COPIED = (
-    "cli",
-    "diffusion",
-    "flows",
-    "plugins",
-    "serving",
-    "tracking",
-    "profiles",
-    "deploy",
-    "dvc.yaml",
-    "prefect.yaml",
-    ".dvc",
-    ".gitignore",
-)
+    "cli", "diffusion", "flows", "plugins", "serving", "tracking", "profiles", "deploy",
+    "dvc.yaml", "prefect.yaml", ".dvc", ".gitignore",
+)  # fmt: skip
 
 
 def small_project(folder: Path, **changes: dict[str, Any]) -> Path:

@@ -3,16 +3,14 @@
 import pytest
 import torch
 
-from diffusion.model.unet import UNet
 from diffusion.process.process_registry import build_process
-from diffusion.process.time_samplers import build_time_sampler
 from diffusion.train.batch import Batch, ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.plan import build_objective
 from tests.helpers.no_sync_tensors import Float64, no_float64
 from tests.helpers.trainings import CPU, plan_of
-from tests.train.test_classifier import SECTION, resolved
+from tests.train.test_classifier import resolved
 
 
 def test_float64_tensors_are_detected():
@@ -36,24 +34,20 @@ def to_device(device: torch.device, batch: Batch) -> Batch:
         {"loss": "hybrid", "prediction": "velocity", "weighting": "min-snr"},
         {"schedule": "edm"},
         {"schedule": "flow", "weighting": "min-snr-soft"},
+        "classifier",
     ],
-    ids=lambda process: " ".join(process.values()),
+    ids=str,
 )
 def test_training_step_creates_no_float64(store, process):
-    plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
-    batch = draw_batch(plan, build_time_sampler(build_process(plan.process)), ImageLoader(store, CPU), 0)
+    if process == "classifier":
+        plan = resolved(store, precision="fp32")
+    else:
+        plan = plan_of(store, train={"precision": "fp32", "microbatch": 3}, process=process)
+    objective, data = build_objective(plan), ImageLoader(store, CPU)
+    batch = draw_batch(plan, objective.time_sampler(build_process(plan.process)), data, 0)
     with no_float64() as device:
-        gradients = GradientAccumulator(plan, UNet(plan.network).to(device), ProcessGroup(device))
-        losses, *numbers = gradients(to_device(device, batch), 0)
+        network = objective.network(plan.network).to(device)
+        losses, *numbers = GradientAccumulator(plan, network, ProcessGroup(device))(
+            to_device(device, batch), 0
+        )
     assert {part.device for part in (*losses.values(), *numbers)} == {device}
-
-
-def test_classifier_training_step_creates_no_float64(store):
-    plan = resolved(store, SECTION, precision="fp32")
-    times = build_time_sampler(build_process(plan.process))
-    batch = draw_batch(plan, times, ImageLoader(store, CPU), 0)
-
-    with no_float64() as device:
-        network = build_objective(plan).network(plan.network).to(device)
-        losses, *_ = GradientAccumulator(plan, network, ProcessGroup(device))(to_device(device, batch), 0)
-    assert losses["loss"].device == device

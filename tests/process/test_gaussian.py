@@ -21,6 +21,7 @@ from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers
+from tests.helpers.networks import optimal_log_variance
 from tests.helpers.trajectories import OnGrid, grid_of, randn
 
 SCHEDULES = st.sampled_from(["linear", "cosine"])
@@ -75,17 +76,6 @@ def test_discretized_log_likelihood_matches_ddpm_eq_13_in_both_tails(dtype):
             assert bool((found[~unclipped] >= math.log(1e-12) - 1e-3).all())
 
 
-def optimal(data: papers.GaussianData, grid: TimeGrid, x_t: torch.Tensor, index: torch.Tensor):
-    """Return ε and log Σ of the true reverse process q(x_{t−1}|x_t) for Gaussian data."""
-    alpha_bar = grid.alphas_cumprod[index].reshape(-1, 1, 1, 1)
-    eps = data.eps(x_t, alpha_bar)
-    previous, beta = grid.alpha_prev[index].square(), grid.betas[index]
-    of_x0 = previous.sqrt() * beta / (1 - grid.alphas_cumprod[index])
-    spread = of_x0**2 * data.x0_variance(grid.alphas_cumprod[index])
-    variance = grid.posterior_variance[index] + spread
-    return eps, variance.log().reshape(-1, 1, 1, 1)
-
-
 def test_total_vlb_of_optimal_model_equals_data_entropy():
     std, grid = 0.3, grid_of("linear", 1000)
     data = papers.GaussianData(0.0, std)
@@ -95,7 +85,7 @@ def test_total_vlb_of_optimal_model_equals_data_entropy():
     for t in range(1000):
         index = torch.tensor([t])
         x_t = OnGrid(grid).q_sample(x_0, grid.times[index], randn(1, 1, 48, 48, seed=t + 1))
-        eps, log_var = optimal(data, grid, x_t, index)
+        eps, log_var = data.eps(x_t, grid.alphas_cumprod[t]), optimal_log_variance(data, grid, t)
         x0_hat = x0_of(grid, x_t, index, eps)
         total += float(vlb_terms(grid, x_0, x_t, index, x0_hat, log_var))
     sample_entropy = float((x_0 / std).square().mean()) / 2 + math.log(std * math.sqrt(2 * math.pi))

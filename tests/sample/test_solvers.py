@@ -1,6 +1,7 @@
 """Solvers: orders on a mixture with its exact score, identities, any number of steps, the public code."""
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -190,17 +191,12 @@ REFERENCES = {
     "k-diffusion heun": Heun(clip=False),
     "k-diffusion heun churn": Heun(churn=CHURN, clip=False),
     "k-diffusion euler_ancestral": EulerAncestral(0.7, 1.1, clip=False),
-    "k-diffusion dpmpp_2m_sde 0.0": DPMSolverSDE(2, 0.0, clip=False),
-    "k-diffusion dpmpp_2m_sde 0.7": DPMSolverSDE(2, 0.7, clip=False),
-    "k-diffusion dpmpp_3m_sde 0.0": DPMSolverSDE(3, 0.0, clip=False),
-    "k-diffusion dpmpp_3m_sde 0.7": DPMSolverSDE(3, 0.7, clip=False),
-    "diff-sampler ipndm 2": IPNDM(2, clip=False),
-    "diff-sampler ipndm 3": IPNDM(3, clip=False),
-    "diff-sampler ipndm 4": IPNDM(4, clip=False),
-    "unipc bh1 2": UniPC(2, "bh1", clip=False),
-    "unipc bh1 3": UniPC(3, "bh1", clip=False),
-    "unipc bh2 2": UniPC(2, "bh2", clip=False),
-    "unipc bh2 3": UniPC(3, "bh2", clip=False),
+    **{
+        f"k-diffusion dpmpp_{order}m_sde {eta}": DPMSolverSDE(order, eta, clip=False)
+        for order, eta in product((2, 3), (0.0, 0.7))
+    },
+    **{f"diff-sampler ipndm {order}": IPNDM(order, clip=False) for order in (2, 3, 4)},
+    **{f"unipc {b} {order}": UniPC(order, b, clip=False) for b, order in product(("bh1", "bh2"), (2, 3))},
 }
 EDM = build_process(ProcessConfig(schedule="edm", prediction="edm", sigma_data=0.5))
 COSINE = build_process(ProcessConfig(prediction="velocity", variance="small", loss="simple"))
@@ -214,8 +210,6 @@ def test_ends_equal_those_of_the_public_code(name, process):
         stored = {key: torch.from_numpy(file[key]) for key in ("levels", "start", "draws", name)}
     grid = process.grid(process.times_at(stored["levels"]).tolist())
     start = float(grid.alpha[-1]) * stored["start"]
-    draws = iter([start, *stored["draws"]])
-    found = walk(
-        MixtureDenoiser(MIXTURE, process), grid, lambda: next(draws).reshape(6, 2, 1, 1), REFERENCES[name]
-    )
+    draws = (draw.reshape(6, 2, 1, 1) for draw in (start, *stored["draws"]))
+    found = walk(MixtureDenoiser(MIXTURE, process), grid, draws.__next__, REFERENCES[name])
     assert torch.allclose(found.flatten(1), stored[name], rtol=0, atol=1e-9)
