@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from diffusion.config import Config, parse
 from diffusion.model.blocks import GroupNorm
 from diffusion.model.network_registry import build_network
-from diffusion.model.presets import PRESETS, Preset
+from diffusion.model.presets import PRESETS
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.process_registry import ProcessConfig
@@ -158,20 +158,16 @@ PUBLISHED = {
 }
 
 
-def preset_spec(preset: Preset) -> UNetSpec:
-    learned = ProcessConfig(**preset.process).variance == "learned"
-    data_shape = {"image_size": preset.image_size, "in_channels": 3, "out_channels": 6 if learned else 3}
-    return UNetSpec(**{**preset.model, **data_shape, "num_classes": preset.num_classes})
-
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameter_counts_match_papers(name):
-    found = count_parameters(preset_spec(PRESETS[name]))
-    assert found == PRESETS[name].parameters
-    millions, rounding = PUBLISHED[name]
+    preset, (millions, rounding) = PRESETS[name], PUBLISHED[name]
+    learned = ProcessConfig(**preset.process).variance == "learned"
+    data = {"image_size": preset.image_size, "in_channels": 3, "num_classes": preset.num_classes}
+    found = count_parameters(UNetSpec(**preset.model, **data, out_channels=6 if learned else 3))
+    assert found == preset.parameters
     assert found / 1e6 == pytest.approx(millions, rel=rounding)
-    assert str(millions) in PRESETS[name].source
-    assert TrainConfig(**PRESETS[name].train).steps > 100_000
+    assert str(millions) in preset.source
+    assert TrainConfig(**preset.train).steps > 100_000
 
 
 def with_model(**model: Any) -> Config:

@@ -1,0 +1,76 @@
+"""The added process, weight, times, spacing, guidance rule, data and network against closed forms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffusion.model.network_registry import build_network
+from diffusion.process.denoiser import Condition, Prediction
+from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.spacing import SPACINGS
+from diffusion.system.section import NoOptions
+from plugins.model.tiny import TinySpec
+from plugins.process.early import Early
+from tests.helpers.raw_data import prepared
+
+TIMES = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
+
+
+def test_target_is_the_velocity_and_determines_image_and_noise() -> None:
+    process = build_process(ProcessConfig(schedule="arc", end=1.5, prediction="velocity"))
+    x_0, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    t = TIMES.clone().requires_grad_()
+    alpha, sigma = process.alpha_sigma(t)
+    (alpha * x_0[:, 0, 0, 0] + sigma * noise[:, 0, 0, 0]).sum().backward()
+    target = process.target(x_0, TIMES, noise)
+    assert torch.allclose(target[:, 0, 0, 0], t.grad)
+    found = process.read(target, process.q_sample(x_0, TIMES, noise), TIMES)
+    assert torch.allclose(found.x0, x_0)
+    assert torch.allclose(found.eps, noise)
+
+
+def test_median_is_a_quarter_of_the_range() -> None:
+    process = build_process(ProcessConfig(schedule="arc", end=1.5))
+    assert torch.allclose(Early(process).times(torch.tensor([0.5])), torch.tensor(1e-3 + 1.499 / 4))
+
+
+def test_weight_of_the_noise_is_a_sigmoid() -> None:
+    values = {"prediction": "eps", "weighting": "sigmoid", "weighting_options": {"shift": 1.0}}
+    process = build_process(ProcessConfig(schedule="arc", **values))
+    assert torch.allclose(process.loss_weight(TIMES), torch.sigmoid(1 - 2 * process.log_snr(TIMES)))
+
+
+def test_times_are_cubes_of_even_numbers() -> None:
+    assert SPACINGS["cubic"].between(5, 0, 64, NoOptions()) == [0, 1, 8, 27, 64]
+
+
+def test_guidance_sharpens_what_blurring_changes() -> None:
+    x = torch.zeros(1, 1, 5, 5)
+    x[..., 2, 2] = 9.0
+    denoiser = GUIDANCE_RULES["blurred"].load()(lambda x, t, condition: Prediction(x, x), 0.5)
+    assert denoiser(x, 0, Condition(1)).x0[0, 0, 2, 2].item() == pytest.approx(9 + 0.5 * (9 - 1))
+    assert torch.equal(denoiser(x * 0 + 3, 0, Condition(1)).x0, x * 0 + 3)
+
+
+def test_thick_rings_are_brighter_and_all_rings_differ(tmp_path: Path) -> None:
+    train, test = prepared(tmp_path, name="rings", count=200)
+    assert (len(train), len(test)) == (180, 20)
+    assert train.meta["counts"] == [90, 90]
+    images = np.concatenate([train.images, test.images])
+    assert len({image.tobytes() for image in images}) == 200
+    light = train.images.mean(axis=(1, 2, 3))
+    assert light[train.labels == 1].mean() > 1.5 * light[train.labels == 0].mean()
+
+
+def test_each_row_depends_on_its_own_image_time_and_label() -> None:
+    shape = {"image_size": 8, "in_channels": 1, "out_channels": 2, "num_classes": 3, "null_class": True}
+    network = build_network(TinySpec(name="tiny", width=6, **shape))
+    x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 3])
+    output = network(x, t, labels)
+    assert output.shape == (2, 2, 8, 8)
+    for changed in ((x + 1, t, labels), (x, t + 9, labels), (x, t, labels - labels)):
+        rows = (network(*changed) != output).flatten(1).any(1)
+        assert rows.tolist() == ([True, True] if changed[2] is labels else [False, True])
