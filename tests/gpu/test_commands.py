@@ -1,6 +1,5 @@
 """The command line on a GPU: `diffctl run` whole, a training that is killed, and images that Ray makes."""
 
-import csv
 import json
 import signal
 from importlib.util import find_spec
@@ -14,7 +13,13 @@ from tests.gpu.devices import LONG_ON_CPU
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.prefect_home import with_database
 from tests.helpers.small import own_code, small_project
-from tests.helpers.training_process import prepare, signal_at, train_to_the_end, uninterrupted
+from tests.helpers.training_process import (
+    loss_curve,
+    prepare,
+    signal_at,
+    train_to_the_end,
+    uninterrupted,
+)
 
 CHOICE = "DIFFCTL_DEVICE"
 # A process that lacks a package tells it by an exit code only.
@@ -43,17 +48,12 @@ def test_killed_it_goes_on_to_the_same_loss(device, project: Path, monkeypatch) 
     steps = 40 if device.type == "cpu" else 400  # a GPU must not be at the end before it is killed
     prepare(project, steps=steps, log_every=1, save_every=6, preview_every=steps)
     uninterrupted(project)
-    wanted = losses(project)
+    wanted = [row["loss"] for row in loss_curve(project)]
     assert signal_at(project, steps // 4, signal.SIGKILL).returncode == -signal.SIGKILL
     assert "resuming after step" in train_to_the_end(project).stderr
-    found = losses(project)
+    found = [row["loss"] for row in loss_curve(project)]
     assert len(found) == steps
     if device.type == "cpu":
         assert found == wanted
     else:  # sums of gradients come in another order there each time
         assert fmean(found[-50:]) == pytest.approx(fmean(wanted[-50:]), rel=0.02)
-
-
-def losses(folder: Path) -> list[float]:
-    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
-        return [float(row["loss"]) for row in csv.DictReader(file)]

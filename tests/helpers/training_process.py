@@ -1,5 +1,6 @@
 """Real trainings as processes, that are stopped, killed and resumed."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -14,13 +15,16 @@ DEADLINE = 120.0  # seconds after which a test fails
 
 # Every save is slow, so that a kill can come in the middle of one.
 SLOW_SAVES = """
-import os, sys, time
+import os, time
 fsync = os.fsync
 def slow(handle):
     if "state-" in os.readlink(f"/proc/self/fd/{handle}"):
         time.sleep(5)
     fsync(handle)
 os.fsync = slow
+"""
+TRAIN = """
+import sys
 sys.argv = ["diffctl", "stage", "train"]
 from cli.main import main
 main()
@@ -33,11 +37,9 @@ def prepare(folder: Path, **train: Any) -> None:
     copy_data(folder)
 
 
-def start(
-    folder: Path, slow_saves: bool = False, env: dict[str, str] | None = None
-) -> "subprocess.Popen[str]":
-    """Start `diffctl stage train` in the folder."""
-    line = [sys.executable, "-c", SLOW_SAVES] if slow_saves else command("stage", "train")
+def start(folder: Path, script: str = "", env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Start `diffctl stage train` in the folder, after a script in its process."""
+    line = [sys.executable, "-c", script + TRAIN] if script else command("stage", "train")
     return subprocess.Popen(line, cwd=folder, env=environment(env), stderr=subprocess.PIPE, text=True)
 
 
@@ -64,6 +66,12 @@ def signal_at(folder: Path, step: int, number: int) -> "subprocess.Popen[str]":
     process.send_signal(number)
     process.wait(DEADLINE)
     return process
+
+
+def loss_curve(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of plots/loss.csv."""
+    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 def model_bytes(folder: Path) -> bytes:

@@ -17,6 +17,7 @@ from tests.helpers.disks import Mount, memory_disk
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     DEADLINE,
+    SLOW_SAVES,
     logged_steps,
     model_bytes,
     prepare,
@@ -54,7 +55,7 @@ def torn_saves(folder: Path) -> set[Path]:
 def kill_in_a_save(folder: Path) -> None:
     """Kill the training during the write of its next state."""
     before = torn_saves(folder)
-    process = start(folder, slow_saves=True)
+    process = start(folder, SLOW_SAVES)
     wait_until(lambda: bool(torn_saves(folder) - before) or process.poll() is not None, DEADLINE)
     process.kill()
     assert process.wait(DEADLINE) == -signal.SIGKILL

@@ -143,13 +143,6 @@ def test_threads_that_wait_for_busy_cores_are_reported_once(monkeypatch, threads
     assert not warns or "OMP_NUM_THREADS=1" in str(caught[0].message)
 
 
-def test_threads_of_a_training_are_monitored_in_every_step(store, monkeypatch):
-    counted: list[ThreadMonitor] = []
-    monkeypatch.setattr(ThreadMonitor, "count_step", lambda monitor: counted.append(monitor))
-    run(new_state(plan_of(store), CPU), store)
-    assert len(counted) == 12
-
-
 @pytest.mark.parametrize("at", [0, 5])
 def test_a_stop_saves_the_state_first(store, at):
     saves: list[int] = []
@@ -158,10 +151,12 @@ def test_a_stop_saves_the_state_first(store, at):
     assert saves[-1] == at
 
 
-def test_training_ends_at_the_last_step_with_a_preview_and_a_save(store):
-    saves: list[int] = []
+def test_training_ends_at_the_last_step_with_a_preview_and_a_save(store, monkeypatch):
+    saves, monitored = [], []
+    monkeypatch.setattr(ThreadMonitor, "count_step", lambda monitor: monitored.append(monitor))
     observer = run(new_state(plan_of(store), CPU), store, lambda saved: saves.append(saved.values.step))
     assert saves == [4, 8, 12]
+    assert len(monitored) == 12
     assert observer.previews == [6, 12]
     assert [step for step, _ in observer.seen] == [3, 6, 9, 12]
 

@@ -3,11 +3,9 @@
 Real processes over gloo on 127.0.0.1, started by the real command line.
 """
 
-import csv
 import re
 import signal
 import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,10 @@ from diffusion.train.distributed.process_group import (
 from diffusion.train.loop import MAX_BAD_STEPS, Diverged, _record
 from diffusion.train.observers import AsyncMetrics, Observer
 from diffusion.train.train_step import new_state
-from tests.conftest import environment, write_params
+from tests.conftest import run_python, write_params
 from tests.helpers.training_process import (
     logged_steps,
+    loss_curve,
     model_bytes,
     prepare,
     start,
@@ -90,11 +89,6 @@ def set_devices(folder: Path, devices: int, **changes: dict[str, Any]) -> None:
     write_params(folder, train=train, **changes)
 
 
-def curve(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "plots/loss.csv", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
     """Assert equal shared columns; those of validation losses depend on the observer."""
     assert len(found) == len(expected)
@@ -133,7 +127,7 @@ def test_a_training_resumes_sharded_or_with_another_number_of_processes(prepared
     changes = {"steps": 120, "preview_every": 60, "val_every": 20}
     set_devices(prepared, 1, train=changes)
     uninterrupted(prepared)
-    expected = curve(prepared)
+    expected = loss_curve(prepared)
     set_devices(prepared, 2, train=changes)
     process, others = training_at(prepared, 5)
     assert len(others) == 1
@@ -149,7 +143,7 @@ def test_a_training_resumes_sharded_or_with_another_number_of_processes(prepared
     stderr = train_to_the_end(prepared).stderr
     assert "resuming after step" in stderr
     assert "the training continues without" not in stderr
-    found = curve(prepared)
+    found = loss_curve(prepared)
     assert_same_curve(found, expected)
     losses, wanted = ([row["val_loss"] for row in rows] for rows in (found, expected))
     assert losses == pytest.approx(wanted, rel=2e-3, nan_ok=True)
@@ -198,17 +192,13 @@ ProcessGroup.loss_blocks = True
 for owner, name in ((AsyncMetrics, "arrived"), (StateWriter, "save"), (dist, "destroy_process_group")):
     setattr(owner, name, hanging(getattr(owner, name)))
 atexit.register(threading.Event().wait)
-sys.argv = ["diffctl", "stage", "train"]
-from cli.main import main
-main()
 """
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_others_if_the_device_is_blocked(prepared: Path) -> None:
     set_devices(prepared, 3, train={"steps": 60})
-    line = [sys.executable, "-c", BLOCKED]
-    process = subprocess.Popen(line, cwd=prepared, env=environment(), stderr=subprocess.PIPE, text=True)
+    process = start(prepared, BLOCKED)
     wait_for_step(prepared, process, 9)
     others = workers(process)
     others[1].kill()
@@ -227,16 +217,9 @@ def test_torchrun_launches_two_processes_that_train_like_one(prepared: Path) -> 
     """A batch of seven images is split into three and four."""
     model = {"dropout": 0.2}
     set_devices(prepared, 1, model=model)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "cli.entry", "stage", "train"],
-        cwd=prepared,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_python(prepared, *torchrun, "-m", "cli.entry", "stage", "train")
     assert done.returncode == 0, done.stderr
     store = open_store(prepared / "data/prepared/train")
     seen = run(new_state(plan_of(store, train=TRAIN, model=model), CPU), store).seen
-    assert_same_curve(curve(prepared), [{"step": step, **values} for step, values in seen])
+    assert_same_curve(loss_curve(prepared), [{"step": step, **values} for step, values in seen])
