@@ -61,8 +61,3 @@ def test_a_request_for_a_missing_guide_is_refused(values):
     model, settings = model_of(0), SampleSettings(steps=2, **values)
     with closing(Engine(model, CPU)) as engine, pytest.raises(UsageError, match="needs the"):
         engine.add(settings, range(1), mixed_condition(model.artefact, settings, range(1)))
-
-
-def test_a_guide_that_does_not_fit_is_refused_at_the_start():
-    with pytest.raises(UsageError, match="the guide takes 8×8×3 images"):
-        Engine(model_of(0), CPU, guides=Guides(model_of(1, in_channels=3, out_channels=6)))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,8 +14,6 @@ from diffusion.system.limits import MAX_COUNT
 from diffusion.system.locks import LockBusy
 from diffusion.train.checkpoint.run_dir import RunDir, open_run
 from diffusion.train.checkpoint.state_files import (
-    SavedState,
-    StateValues,
     newest_state,
     newest_step,
     read_state,
@@ -29,13 +26,11 @@ from diffusion.train.train_config import CURVE_ROWS, TrainConfig
 from diffusion.train.train_step import TrainState
 from tests.helpers import trainings
 from tests.helpers.trainings import assert_same, run_in
+from tests.train.test_state_files import equal
+from tests.train.test_state_files import state as state_at
 
 OLD = {"diffusion.process.losses": "1", "diffusion.model.unet": "2"}
 NEW = {"diffusion.process.losses": "3", "diffusion.model.unet": "2"}
-
-
-def saved_at(step: int) -> SavedState:
-    return SavedState({"w": torch.full((1,), float(step))}, StateValues(step=step))
 
 
 def open_by(root: Path, name: str, code: dict[str, str], **config: int) -> AbstractContextManager[RunDir]:
@@ -86,7 +81,7 @@ def test_a_new_training_is_compared_with_the_newest_other(tmp_path):
 
 def test_other_code_starts_from_scratch_and_names_the_changed_files(tmp_path):
     with open_by(tmp_path, "a", OLD) as run:
-        save_state(run.folder, saved_at(600))
+        save_state(run.folder, state_at(600))
     with open_by(tmp_path, "b", NEW) as run:
         changes = str(run.changes())
         assert "code has changed in process/losses.py since step 600" in changes
@@ -98,15 +93,13 @@ def test_other_code_starts_from_scratch_and_names_the_changed_files(tmp_path):
 def test_keep_resumes_from_the_states_of_other_code(tmp_path):
     with open_by(tmp_path, "a", OLD) as run:
         for step in (300, 600):
-            save_state(run.folder, saved_at(step))
+            save_state(run.folder, state_at(step))
         (run.folder / ".state-000000900.sealed.x.tmp").write_bytes(b"torn")  # of a save that was killed
     with open_by(tmp_path, "other", OLD, lr=2):
         pass
     with open_by(tmp_path, "b", NEW) as run:
         assert run.keep() == tmp_path / "a"
-        saved = newest_state(run.folder)
-        assert saved is not None
-        assert (saved.values.step, saved.tensors["w"].item()) == (600, 600)
+        assert equal(newest_state(run.folder), state_at(600))
     (tmp_path / "a/state-000000600.sealed").write_bytes(b"")  # the copy does not depend on it
     assert newest_state(tmp_path / "b") is not None
 
@@ -115,7 +108,7 @@ def test_keep_needs_a_state_of_a_training_that_does_not_run(tmp_path):
     with open_by(tmp_path, "a", OLD), open_by(tmp_path, "b", NEW) as run:
         with pytest.raises(UsageError, match="--keep"):
             run.keep()
-        save_state(tmp_path / "a", saved_at(5))
+        save_state(tmp_path / "a", state_at(5))
         with pytest.raises(LockBusy):
             run.keep()
 

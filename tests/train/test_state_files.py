@@ -25,6 +25,7 @@ from diffusion.train.checkpoint.state_files import (
     StateValues,
     StateWriter,
     newest_state,
+    newest_step,
     save_state,
     write_tensors,
 )
@@ -192,11 +193,6 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     made.go.set()
 
 
-def saved_at(folder: Path) -> int | None:
-    saved = newest_state(folder)
-    return None if saved is None else saved.values.step
-
-
 def check_until_it_raises(writer: StateWriter) -> None:
     while True:
         writer.check()
@@ -223,7 +219,7 @@ def test_a_full_disk_is_reported_by_the_next_call(
     assert [path.name for path in tmp_path.iterdir()] == ["state-000000001.sealed"]
     disk.full = False
     writer.save(state(2))
-    assert saved_at(tmp_path) == 2
+    assert newest_step(tmp_path) == 2
 
 
 def test_without_memory_for_a_copy_save_waits_for_the_write(tmp_path, disk, monkeypatch):
@@ -236,7 +232,7 @@ def test_without_memory_for_a_copy_save_waits_for_the_write(tmp_path, disk, monk
         writer = StateWriter(tmp_path)
         with writer.in_background():
             writer.save(state(1))
-            assert copies or saved_at(tmp_path) == 1
+            assert copies or newest_step(tmp_path) == 1
         assert len(made) == copies
 
 
