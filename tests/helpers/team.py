@@ -135,13 +135,10 @@ def postgres(password: str | None = None) -> Iterator[str]:
             with open(Path(folder) / "log", "ab") as log:
                 subprocess.run(command, user=user, cwd=folder, check=True, stdout=log, stderr=log)
 
-        made = ["--username=diffctl", "--encoding=UTF8", "--no-sync", "--locale=C.UTF-8"]
-        if password is None:
-            run("initdb", "--auth=trust", *made)
-        else:
-            secret = Path(folder) / "password"
-            secret.write_text(password)
-            run("initdb", "--auth=scram-sha-256", f"--pwfile={secret}", *made)
+        secret = Path(folder) / "password"
+        secret.write_text(password or "")
+        auth = ["--auth=scram-sha-256", f"--pwfile={secret}"] if password else ["--auth=trust"]
+        run("initdb", *auth, "--username=diffctl", "--encoding=UTF8", "--no-sync", "--locale=C.UTF-8")
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         run("pg_ctl", "start", "-w", "-o", options, "-l", f"{folder}/server.log")
         try:

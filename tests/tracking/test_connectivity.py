@@ -79,7 +79,6 @@ def test_lost_connection_is_detected() -> None:
     [
         "http://host:port",
         "http://",
-        "http://[::1",
         "postgresql+psycopg://me:secret@host:port/db",
         "postgre://me:secret@host/db",
         "mssql+pyodbc://me:secret@host/db",

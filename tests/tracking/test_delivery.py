@@ -135,18 +135,6 @@ def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     assert keys.FILE_SHA256 in the_run(uri).data.tags
 
 
-def test_torn_line_is_delivered_when_it_is_complete(folder, uri):
-    write_points(open_spool(folder), 1, 10)
-    content = (folder / EVENTS).read_bytes()
-    (folder / EVENTS).write_bytes(content[:-10])
-    deliver(folder, uri)
-    assert DeliveryState.load(folder, uri).complete
-    assert len(stored(uri)) == 16
-    (folder / EVENTS).write_bytes(content)
-    deliver(folder, uri)
-    assert stored(uri) == logged(folder)
-
-
 def test_resumed_training_continues_its_run(folder, uri):
     write_points(open_spool(folder), 1, 10)
     deliver(folder, uri)
