@@ -65,7 +65,7 @@ def version_link(address: str, name: str, number: int) -> str:
 
 def _link(address: str, path: str, **query: str) -> str:
     """Return a page's address; without its `workflowType` MLflow 3 opens pages for language models."""
-    query = {"workflowType": "machine_learning", **query}
+    query = {**query, "workflowType": "machine_learning"}  # the page compare-runs needs `runs` first
     return f"{address.rstrip('/')}/#/{path}?{urlencode(query)}"
 
 
