@@ -4,7 +4,6 @@ Rows are read in blocks. A worker reads a block and writes it at its place in `i
 marks the block as done. Memory holds a few blocks, whatever the size of the set.
 """
 
-import io
 import os
 import time
 from collections.abc import Callable
@@ -14,12 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-from numpy.lib import format as npy
 from pydantic import NonNegativeInt
 
 from diffusion.data.readers.image_files import conform
 from diffusion.data.source import Job, Reader
-from diffusion.images.store import Images, row_digests
+from diffusion.images.store import npy_header, row_digests
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, parse_json, strip_checksum
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import disk_errors, sync_path
@@ -29,8 +27,6 @@ from diffusion.system.section import Section, canonical_json, validate
 BLOCK_BYTES = 3 << 19  # fits in a core's cache, so that hashing and writing are faster
 BLOCK_ROWS = 256
 COMMIT_SECONDS = 1.0  # of work that a kill may lose
-
-Done = Callable[[int], None]  # number of further images that are done
 
 
 @dataclass(frozen=True)
@@ -72,9 +68,7 @@ class SplitTarget:
     @property
     def header(self) -> bytes:
         """The bytes before the first image."""
-        file = io.BytesIO()
-        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
-        return file.getvalue()
+        return npy_header(self.shape)
 
     def is_laid_out(self) -> bool:
         """Return whether images and digests have their final sizes, and images their header."""
@@ -88,10 +82,10 @@ class SplitTarget:
             return False
 
 
-def fill_split(reader: Reader, target: SplitTarget, done: Done) -> dict[int, str]:
+def fill_split(reader: Reader, target: SplitTarget, done: Callable[[int], None]) -> dict[int, str]:
     """Write all rows of the reader; return the bad rows, which hold zeros, with reasons.
 
-    DiffctlError if the disk is full or a worker dies; finished blocks stay for the next try.
+    `done` gets the number of further images that are done. DiffctlError if the disk is full or a worker dies; finished blocks stay for the next try.
     """
     finished = _start(target)
     starts = range(0, target.shape[0], target.block)
@@ -129,9 +123,18 @@ def _commit(target: SplitTarget, blocks: dict[int, dict[int, str]]) -> None:
 
 
 def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
-    """Return the finished blocks of an earlier try with their bad rows; create the files at first."""
+    """Return the finished blocks of an earlier try with their bad rows; create the files at first.
+
+    Damaged lines of the journal and blocks with other digests are left out. No pixels are read.
+    """
+    finished: dict[int, dict[int, str]] = {}
     if target.journal.exists() and target.is_laid_out():
-        return _read_journal(target)
+        for line in target.journal.read_bytes().split(b"\n"):
+            with suppress(Corrupted, DiffctlError, OSError):
+                entry = validate(_Entry, strip_checksum(parse_json(line, JsonObject, "")), "")
+                if entry.digests == _digest_of(target, entry.start):
+                    finished[entry.start] = entry.bad
+        return finished
     with disk_errors(target.folder):
         target.folder.mkdir(parents=True, exist_ok=True)
         with open(target.images, "wb") as file:
@@ -140,17 +143,6 @@ def _start(target: SplitTarget) -> dict[int, dict[int, str]]:
         with open(target.digests, "wb") as file:
             file.truncate(target.shape[0] * 64)
         target.journal.write_bytes(b"")
-    return {}
-
-
-def _read_journal(target: SplitTarget) -> dict[int, dict[int, str]]:
-    """Return the finished blocks, without damaged lines and blocks with other digests. Reads no pixels."""
-    finished: dict[int, dict[int, str]] = {}
-    for line in target.journal.read_bytes().split(b"\n"):
-        with suppress(Corrupted, DiffctlError, OSError):
-            entry = validate(_Entry, strip_checksum(parse_json(line, JsonObject, "")), "")
-            if entry.digests == _digest_of(target, entry.start):
-                finished[entry.start] = entry.bad
     return finished
 
 
@@ -179,12 +171,10 @@ def _work(job: Job, target: SplitTarget, start: int) -> tuple[int, dict[int, str
     if rows.digests is not None:
         digests[:, 32:] = rows.digests
     with disk_errors(target.folder):
-        _write_at(target.images, len(target.header) + start * target.row_bytes, images)
-        _write_at(target.digests, 64 * start, digests)
+        with open(target.images, "r+b") as file:
+            file.seek(len(target.header) + start * target.row_bytes)
+            file.write(images.data)
+        with open(target.digests, "r+b") as file:
+            file.seek(64 * start)
+            file.write(digests.data)
     return start, {start + row: why for row, why in rows.bad.items()}
-
-
-def _write_at(path: Path, offset: int, values: Images) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        file.write(values.data)

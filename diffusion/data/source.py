@@ -91,8 +91,7 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """One split: its images by row, and a label for each row (None if unlabelled)."""
 
     reader: Reader

@@ -11,6 +11,7 @@ not prove a change (`dvc checkout` and a copy give new ones), so the files are h
 
 import contextlib
 import hashlib
+import io
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,11 +176,17 @@ def stream_store(
     """Write images that arrive in parts, in order, one part in memory at a time; as `write_store`."""
     with atomic_folder(path) as folder:
         with open(folder / "images.npy", "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
-            write_array_header_1_0(file, header)
+            file.write(npy_header(shape))
             digest = combine_digests(shape, _written(file, parts), labels)
         describe_store(folder, labels, meta, shape[0], digest)
     return open_store(path, unverified=True)
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the bytes before the values of a uint8 .npy file."""
+    file = io.BytesIO()
+    write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))})
+    return file.getvalue()
 
 
 def _written(file: IO[bytes], parts: Iterable[Images]) -> Iterator[NDArray[np.uint8]]:

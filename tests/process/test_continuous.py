@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.data.split_stores import pixel_std
+from diffusion.data.prepare import pixel_std
 from diffusion.images.pixels import to_model
 from diffusion.images.store import open_store
 from diffusion.process.denoiser import Condition
