@@ -85,7 +85,8 @@ class SplitTarget:
 def fill_split(reader: Reader, target: SplitTarget, done: Callable[[int], None]) -> dict[int, str]:
     """Write all rows of the reader; return the bad rows, which hold zeros, with reasons.
 
-    `done` gets the number of further images that are done. DiffctlError if the disk is full or a worker dies; finished blocks stay for the next try.
+    `done` receives the number of further finished images. DiffctlError if the disk is full or a worker dies;
+    finished blocks stay for the next try.
     """
     finished = _start(target)
     starts = range(0, target.shape[0], target.block)

@@ -1,6 +1,5 @@
 """The user's cache of raw files, shared by all projects, and verified downloads into it."""
 
-import fnmatch
 import hashlib
 import os
 import time
@@ -16,7 +15,6 @@ from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import disk_errors, sync_path
 from diffusion.system.locks import file_lock
 
-MAX_DEPTH = 8  # folder levels in which raw files are searched
 BLOCK = 1 << 20  # bytes
 RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
@@ -61,15 +59,9 @@ def find_file(folder: Path, name: str) -> Path | None:
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """Return matching files, nearest to the top first, without linked folders and levels below MAX_DEPTH."""
-    found = []
-    for place, folders, names in os.walk(folder):
-        depth = len(Path(place).relative_to(folder).parts)
-        if depth == MAX_DEPTH:
-            folders.clear()
-        paths = (Path(place, name) for name in fnmatch.filter(names, pattern))
-        found += [(depth, path) for path in paths if path.is_file()]
-    return [path for _, path in sorted(found)]
+    """Return matching files, nearest to the top first; linked folders are not searched."""
+    found = (path for path in folder.rglob(pattern) if path.is_file())
+    return sorted(found, key=lambda path: (len(path.parts), path))
 
 
 def fetch(

@@ -26,8 +26,6 @@ GAP = 2  # pixels between the images of a sheet
 MONTAGE, MONTAGE_COLUMNS = 40, 10  # images of a montage: ten classes in turn give one column each
 DISPLAY_SIZE = 64  # pixels: smaller images are enlarged by integer factors to about this size
 
-_BOMB = f"with more than {MAX_PIXELS >> 20} million pixels"
-
 
 class BadImage(Exception):
     """The bytes are no usable image; the message is a short reason."""
@@ -38,29 +36,24 @@ def open_image(content: bytes) -> Iterator[Image.Image]:
     """Open an image, not loaded yet; BadImage for any fault, also in the block, but not a DiffctlError."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _refuse_bomb(image, content)
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            # A scan's marker: within coded pixels, 0xff is followed by a zero.
+            if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") * pixels > MAX_SCANNED:
+                raise BadImage("with too many scans")
             yield image
     except (BadImage, DiffctlError):
         raise
     except UnidentifiedImageError:
         raise BadImage("not an image") from None
     except Image.DecompressionBombError:
-        raise BadImage(_BOMB) from None
+        raise BadImage(f"with more than {MAX_PIXELS >> 20} million pixels") from None
     except MemoryError:
         raise BadImage("too large for the memory that is free") from None
     except Exception as error:  # decoders raise any type for damaged bytes
         is_cut = "truncated" in str(error).lower() or isinstance(error, EOFError)
         raise BadImage("truncated" if is_cut else "damaged") from None
-
-
-def _refuse_bomb(image: Image.Image, content: bytes) -> None:
-    pixels = image.width * image.height
-    if pixels > MAX_PIXELS:
-        raise BadImage(_BOMB)
-    if content[:2] == b"\xff\xd8":
-        scans = content.count(b"\xff\xda")  # a marker: within coded pixels, 0xff is followed by a zero
-        if scans * pixels > MAX_SCANNED:
-            raise BadImage("with too many scans")
 
 
 def load_pixels(image: Image.Image, channels: int) -> Image.Image:

@@ -10,14 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion.downloads import fetch as downloads
-from diffusion.downloads.fetch import (
-    MAX_DEPTH,
-    RemoteFile,
-    cache_root,
-    fetch,
-    find_file,
-    raw_folder,
-)
+from diffusion.downloads.fetch import RemoteFile, cache_root, fetch, find_file, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until
@@ -178,17 +171,16 @@ def test_cache_folder_follows_environment_variables(tmp_path, monkeypatch):
     assert raw_folder("cifar10", tmp_path / "own") == tmp_path / "own"
 
 
-def test_file_search_is_bounded(tmp_path):
-    deep = tmp_path.joinpath(*"abcdefghi")
-    deep.mkdir(parents=True)
-    (deep / "x").touch()
-    assert len("abcdefghi") == MAX_DEPTH + 1
-    assert find_file(tmp_path, "x") is None
-    assert find_file(tmp_path / "a", "x") == deep / "x"
-    (tmp_path / "b/c").mkdir(parents=True)
-    (tmp_path / "b/c/x").touch()
-    (tmp_path / "c").mkdir()
+def test_nearest_regular_file_is_found(tmp_path):
+    for folder in ("a/b/c", "b/c", "c", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    for path in ("a/b/c/x", "b/c/x", "elsewhere/x"):
+        (tmp_path / path).touch()
+    assert find_file(tmp_path / "gone", "x") is None
     os.mkfifo(tmp_path / "c/x")
-    (tmp_path / "d").symlink_to(deep)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/d").symlink_to(tmp_path / "elsewhere")
+    assert find_file(tmp_path / "raw", "x") is None
+    (tmp_path / "elsewhere/x").unlink()
     (tmp_path / "x").symlink_to("x")
     assert find_file(tmp_path, "x") == tmp_path / "b/c/x"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from diffusion.data.source import Problem
 from diffusion.images.pictures import SUFFIXES
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.files import open_regular
+from diffusion.system.files import read_regular_text
 
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
-MAX_LINE = 1 << 16  # characters; a path and a class take a few hundred
+MAX_LIST = 1 << 28  # bytes of a list of classes; a million images take less than half of it
 FILE_COLUMNS, LABEL_COLUMNS = ("file", "filename", "path", "image"), ("label", "class")
 
 Paths = NDArray[np.bytes_]
@@ -115,28 +115,17 @@ def _stem(name: bytes) -> str | None:
 
 
 def read_labels(path: Path) -> Iterator[tuple[str, str, str | None]]:
-    """Yield file, label ("" if none) and split (None, train or test) of each row; UsageError if not CSV."""
+    """Yield file, label ("" if none) and split (None, train or test) of each row; DiffctlError if not CSV."""
+    reader = csv.DictReader(io.StringIO(read_regular_text(path, MAX_LIST), newline=""))
     try:
-        with io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(_lines(file))
-            columns = list(reader.fieldnames or [])
-            name_column = _column(path, columns, FILE_COLUMNS)
-            label_column = _column(path, columns, LABEL_COLUMNS)
-            for values in reader:
-                name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
-                yield name, (values[label_column] or "").strip(), _split(path, values.get("split"))
-    except OSError as error:
-        raise UsageError(f"data.labels: {path} cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"data.labels: {path} is not readable as CSV in UTF-8 ({error})") from None
-
-
-def _lines(file: io.TextIOWrapper) -> Iterator[str]:
-    """Yield lines; csv.Error for one that is too long, before the rest of it is read."""
-    while line := file.readline(MAX_LINE):
-        if len(line) == MAX_LINE:
-            raise csv.Error(f"a line has more than {MAX_LINE:,} characters")
-        yield line
+        columns = list(reader.fieldnames or [])
+        name_column = _column(path, columns, FILE_COLUMNS)
+        label_column = _column(path, columns, LABEL_COLUMNS)
+        for values in reader:
+            name = (values[name_column] or "").strip().replace("\\", "/").removeprefix("./")
+            yield name, (values[label_column] or "").strip(), _split(path, values.get("split"))
+    except csv.Error as error:
+        raise UsageError(f"data.labels: {path} is not readable as CSV ({error})") from None
 
 
 def _column(path: Path, columns: Sequence[str], names: Sequence[str]) -> str:

@@ -128,10 +128,6 @@ class _Unpickler(pickle.Unpickler):
         except KeyError:
             raise _Forbidden(f"{module}.{name}") from None
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse objects outside of the file."""
-        raise _Forbidden("an object that is not in the file")
-
 
 def _left_in_file(path: Path, content: bytes, value: Any) -> Any:
     """Return the array mapped from the file, if its bytes are there as they are; else the value itself."""

@@ -12,7 +12,6 @@ import numpy as np
 from diffusion.data.data_config import DataConfig
 from diffusion.data.source import ArrayReader, DatasetInfo, RawData, Split
 from diffusion.downloads.fetch import OnProgress, RemoteFile, fetch, raw_folder
-from diffusion.images.store import Images
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import read_error, read_regular
 from diffusion.system.memory import format_bytes
@@ -30,16 +29,14 @@ SHAPE = (28, 28, 1)
 MAX_BYTES = 64 << 20  # of a file, unpacked; the training images take 47 MB
 
 
-def _remote(name: str, md5: str, size: int) -> RemoteFile:
-    return RemoteFile(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
-
-
-# Checksums of the authors' README.
-FILES = (
-    _remote("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26421880),
-    _remote("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29515),
-    _remote("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4422102),
-    _remote("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5148),
+FILES = tuple(
+    RemoteFile(name, tuple(server + name for server in SERVERS), f"md5:{md5}", size)
+    for name, md5, size in (  # the authors' README has the checksums
+        ("train-images-idx3-ubyte.gz", "8d4fb7e6c68d591d4c3dfef9ec88bf0d", 26421880),
+        ("train-labels-idx1-ubyte.gz", "25c81989df183df01b3e8a0aad5dffbe", 29515),
+        ("t10k-images-idx3-ubyte.gz", "bef4ecab320f06d8554ea6380940ec79", 4422102),
+        ("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310", 5148),
+    )
 )
 
 
@@ -80,22 +77,17 @@ def read_split(folder: Path, prefix: str, sources: dict[str, str]) -> Split:
         path = folder / f"{prefix}-{kind}-ubyte.gz"
         content = _gunzip(path)
         sources[path.stem] = hashlib.sha256(content).hexdigest()
-        arrays.append(parse_idx(content, axes, path))
+        start = 4 + 4 * axes  # of the values, after the magic number and the shape
+        shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+        # 8: unsigned bytes
+        if content[:4] != bytes([0, 0, 8, axes]) or len(content) != start + math.prod(shape):
+            raise DiffctlError(f"{path} is damaged or no IDX file of bytes with {axes} axes: get it again")
+        arrays.append(np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape))
     images, labels = arrays
     if images.shape != (len(labels), *SHAPE[:2]) or not len(labels) or labels.max() >= len(CLASSES):
         shapes = f"images {images.shape} and labels {labels.shape}"
         raise DiffctlError(f"{folder}: the {prefix} {shapes} do not match")
     return Split(ArrayReader(images[..., None]), labels.astype(np.int64))
-
-
-def parse_idx(content: bytes, axes: int, origin: Path) -> Images:
-    """Return the uint8 array of an IDX file; DiffctlError for another type, number of axes or length."""
-    start = 4 + 4 * axes
-    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
-    magic = bytes([0, 0, 8, axes])  # 8: unsigned bytes
-    if content[:4] != magic or len(content) != start + math.prod(shape):
-        raise DiffctlError(f"{origin} is damaged or no IDX file of bytes with {axes} axes: get it again")
-    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
 def _gunzip(path: Path) -> bytes:
