@@ -5,7 +5,6 @@ import functools
 import os
 import pickle
 import struct
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.readers import pickles
 from diffusion.data.readers.pickles import LARGE, integers, plain_array, read_pickle
 from diffusion.data.sources.cifar import CIFAR10
 from diffusion.data.sources.mini_imagenet import read_part
@@ -56,9 +54,7 @@ def test_plain_values_and_arrays_round_trip(tmp_path_factory, value, protocol):
     assert same(value, read_pickle(path))
 
 
-@pytest.mark.parametrize(
-    "make", [python2_pickle, functools.partial(old_numpy_pickle, protocol=3), pickle.dumps]
-)
+@pytest.mark.parametrize("make", [python2_pickle, old_numpy_pickle, pickle.dumps])
 def test_large_array_is_left_in_the_file(tmp_path, make):
     images = random_images(0, 40, 32)
     images[:20] = 7  # so that its first bytes are found at a wrong place before
@@ -80,33 +76,18 @@ class Reduces:
         return self.call
 
 
-def malicious(path: Path) -> dict[str, object]:
-    command = f"touch {path}"
-    return {
-        "os.system": Reduces(os.system, (command,)),
-        "eval": Reduces(eval, (f"__import__('os').system({command!r})",)),
-        "Popen": Reduces(subprocess.Popen, (["touch", str(path)],)),
-        "partial": Reduces(functools.partial, (os.system, command)),
-        "a state": Reduces(collections.OrderedDict, (), {"x": Reduces(os.system, (command,))}),
-        "an object array": np.array([Reduces(os.system, (command,))], dtype=object),
-        "a plain class": Path(path),
-    }
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-@pytest.mark.parametrize("name", list(malicious(Path("x"))))
-def test_malicious_pickle_runs_nothing(tmp_path, protocol, name):
-    path = tmp_path / "data_batch_1"
-    value = malicious(tmp_path / "canary")[name]
-    path.write_bytes(pickle.dumps({"labels": [1], "data": [value]}, protocol=protocol))
-    with pytest.raises(DiffctlError, match="data_batch_1 is not a data file: it requires"):
-        read_pickle(path)
-    assert not (tmp_path / "canary").exists()
+SYSTEM = Reduces(os.system, ("touch canary",))
 
 
 @pytest.mark.parametrize(
     "content",
     [
+        *(pickle.dumps({"labels": [1], "data": SYSTEM}, protocol) for protocol in (0, 2, 5)),
+        pickle.dumps(Reduces(eval, ("__import__('os').system('touch canary')",))),
+        pickle.dumps(Reduces(functools.partial, (os.system, "touch canary"))),
+        pickle.dumps(Reduces(collections.OrderedDict, (), {"x": SYSTEM})),  # in a state
+        pickle.dumps(np.array([SYSTEM], dtype=object)),
+        pickle.dumps(Path("x")),
         b"cos\nsystem\n(S'touch canary'\ntR.",  # the classic one
         b"(S'touch canary'\nios\nsystem\n.",  # INST
         b"(cos\nsystem\nS'touch canary'\no.",  # OBJ
@@ -119,25 +100,21 @@ def test_malicious_pickle_runs_nothing(tmp_path, protocol, name):
         b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.",
     ],
 )
-def test_crafted_opcodes_are_refused(tmp_path, content, monkeypatch):
+def test_malicious_pickle_runs_nothing(tmp_path, content, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "crafted").write_bytes(content)
-    with pytest.raises(DiffctlError, match="crafted"):
-        read_pickle(tmp_path / "crafted")
+    (tmp_path / "batch").write_bytes(content)
+    with pytest.raises(DiffctlError, match=r"batch is (not a data file: it requires|damaged)"):
+        read_pickle(tmp_path / "batch")
     assert not (tmp_path / "canary").exists()
 
 
-def test_false_lengths_and_large_files_allocate_nothing(tmp_path, monkeypatch):
+def test_false_lengths_and_large_files_allocate_nothing(tmp_path):
     (tmp_path / "long").write_bytes(b"\x80\x04\x8e" + (1 << 62).to_bytes(8, "little") + b"x.")
     assert "memory: is it the right file?" in bounded(lambda: read_pickle(tmp_path / "long"))
     with open(tmp_path / "sparse", "wb") as file:
         file.write(b"\x80\x04\x8d" + struct.pack("<Q", 30 << 30))
         file.truncate(40 + (30 << 30))
     assert "larger than 2.1 GB" in bounded(lambda: read_pickle(tmp_path / "sparse"))
-    monkeypatch.setattr(pickles, "MAX_BYTES", 1 << 20)
-    (tmp_path / "text").write_bytes(bytes(2 << 20))
-    with pytest.raises(DiffctlError, match=r"larger than 1\.0 MB"):
-        read_pickle(tmp_path / "text")
 
 
 @pytest.mark.parametrize("value", ["text", {"a": 1}, 3, [1.5], ["a"], [[0], [1]]])
@@ -159,17 +136,7 @@ def test_invalid_class_names_of_a_pickle_are_refused(tmp_path, names):
 
 
 @pytest.mark.parametrize(
-    "rows",
-    [
-        {"a": [0], "b": [-1]},
-        {"a": [0, 1], "b": [1]},
-        {"a": [0]},
-        {"a": [0, 2]},
-        {},
-        3,
-        {"a": [[0], [1]]},
-        {"a": "01"},
-    ],
+    "rows", [{"a": [0], "b": [-1]}, {"a": [0, 1], "b": [1]}, {"a": [0, 2]}, {}, 3, {"a": [[0], [1]]}]
 )
 def test_mini_imagenet_needs_one_class_per_image(tmp_path, rows):
     images = np.zeros((2, 84, 84, 3), np.uint8)

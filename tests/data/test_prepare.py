@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,12 +18,13 @@ from diffusion.data.data_config import DataConfig
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.prepare import prepare
 from diffusion.data.source import ArrayReader
-from diffusion.images.store import open_store, row_digests
+from diffusion.images.store import content_digest, open_store, row_digests
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, start_python
 from tests.helpers.damaged_bytes import damages
 from tests.helpers.raw_data import by_image, prepared, random_images, tree, write_folder, write_numbered
+from tests.helpers.small import own_code
 from tests.helpers.waiting import wait_until
 
 PROGRAM = """
@@ -33,11 +33,8 @@ from pathlib import Path
 from diffusion.data.sources.image_folder import ImageFolderConfig
 from diffusion.data.prepare import prepare
 
-if __name__ == "__main__":
-    raw, out, work = map(Path, sys.argv[1:4])
-    show = lambda done, total: print(done, total, flush=True)
-    config = ImageFolderConfig(name="image-folder", path=raw, image_size=int(sys.argv[4]))
-    prepare(config, out, show, work=work)
+config = ImageFolderConfig(name="image-folder", path=Path(sys.argv[1]), image_size=48)
+prepare(config, Path("out"), lambda done, total: print(done, total, flush=True), work=Path("work"))
 """
 
 
@@ -68,32 +65,27 @@ def test_equal_raw_files_give_equal_bytes(tmp_path):
     }
 
 
-def test_unusable_files_stop_with_counts_and_paths_and_a_skip_decodes_nothing_again(tmp_path):
+def test_unusable_files_stop_and_a_skip_lists_them_and_decodes_nothing_again(tmp_path):
     raw = with_bad_images(tmp_path / "raw")
     with pytest.raises(DiffctlError, match="3 of the raw files cannot be used") as error:
         prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
     assert "1 truncated (a/cut.png)" in str(error.value)
     assert "2 not an image (b/text.png, c/only.png)" in str(error.value)
-    assert "data.on_bad: skip" in str(error.value)
-    listed = (tmp_path / "work/problems.csv").read_text().splitlines()
-    assert listed[0] == "file,why"
-    assert len(listed) == 4
+    listed = (tmp_path / "work/problems.csv").read_text()
+    assert listed.startswith("file,why\n")
+    assert len(listed.splitlines()) == 4
     assert not (tmp_path / "out").exists()
     steps = []
     config = folder_config(raw, on_bad="skip")
     prepare(config, tmp_path / "out", lambda *step: steps.append(step), work=tmp_path / "work")
     assert steps == [(21, 23), (23, 23)]  # one step per split: all was done
-
-
-def test_unusable_files_are_skipped_and_listed(tmp_path):
-    raw = with_bad_images(tmp_path / "raw")
-    train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8, on_bad="skip")
+    train, test = (open_store(tmp_path / "out" / split) for split in ("train", "test"))
     assert train.meta["classes"] == ["a", "b"]  # class c lost its only image
-    assert len(train) + len(test) == 20
     good = {image.tobytes(): "ab"[at % 2] for at, image in enumerate(random_images(0, 20, 8))}
     assert by_image(train) | by_image(test) == good
     assert sum(train.meta["skipped"].values()) == 3
-    assert len((tmp_path / "prepared/skipped.csv").read_text().splitlines()) == 4
+    assert content_digest(train.images, train.labels) == train.digest
+    assert (tmp_path / "out/skipped.csv").read_text() == listed
 
 
 def test_duplicates_are_counted_within_and_across(tmp_path):
@@ -111,20 +103,10 @@ def test_duplicates_are_counted_within_and_across(tmp_path):
     assert listed[0] == "file,why"
     assert len(copies) == 3
     assert ("test: test/a/0.png", "train: train/a/5.png") in copies
-    among = {name for pair in copies for name in pair if "a/5" not in name and "test" not in name}
-    assert among == {f"train: train/a/{at}.png" for at in range(3)}
-
-
-def start(tmp_path, raw, size=48):
-    arguments = [str(raw), str(tmp_path / "out"), str(tmp_path / "work"), str(size)]
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    return subprocess.Popen(
-        [sys.executable, str(program), *arguments],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-    )
+    assert {name for pair in copies for name in pair} == {
+        "test: test/a/0.png",
+        *(f"train: train/a/{at}.png" for at in (0, 1, 2, 5)),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +126,7 @@ def uninterrupted(many_images, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_preparation_resumes_and_leaves_no_process(tmp_path, many_images, uninterrupted, kill):
-    process = start(tmp_path, many_images)
+    process = start_python(tmp_path, "-c", PROGRAM, str(many_images), env=own_code(ROOT))
     block = SplitTarget(tmp_path, (6000, 48, 48, 3)).block
     while int(process.stdout.readline().split()[0]) < block:
         pass
@@ -176,18 +158,13 @@ def test_killed_worker_is_one_sentence(tmp_path, many_images):
 
 @pytest.mark.slow
 def test_second_preparation_is_refused(tmp_path, many_images):
-    config, refused = folder_config(many_images, image_size=48), []
+    config = folder_config(many_images, image_size=48)
 
     def again(done, total):
-        if not refused:
-            with pytest.raises(
-                DiffctlError, match="another process is preparing this data set already"
-            ) as error:
-                prepare(config, tmp_path / "out", work=tmp_path / "work")
-            refused.append(error)
+        prepare(config, tmp_path / "out", work=tmp_path / "work")
 
-    prepare(config, tmp_path / "out", again, work=tmp_path / "work")
-    assert refused
+    with pytest.raises(DiffctlError, match="another process is preparing this data set already"):
+        prepare(config, tmp_path / "out", again, work=tmp_path / "work")
 
 
 # Equal preparations: one deletes its folder while another one waits for the lock.
@@ -204,16 +181,8 @@ for _ in range(2):
 
 @pytest.mark.slow
 def test_overlapping_preparations_lose_nothing(tmp_path):
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", AGAIN],
-            cwd=tmp_path,
-            env=environment({"PYTHONPATH": str(ROOT)}),
-            stderr=subprocess.PIPE,
-        )
-        for _ in range(3)
-    ]
-    assert [process.communicate(timeout=120)[1] for process in running] == [b""] * 3
+    running = [start_python(tmp_path, "-c", AGAIN, env=own_code(ROOT)) for _ in range(3)]
+    assert [process.communicate(timeout=120)[1] for process in running] == [""] * 3
     assert len(open_store(tmp_path / "out/train")) + len(open_store(tmp_path / "out/test")) == 1797
     assert os.listdir(tmp_path / "work") == []
 

@@ -2,23 +2,22 @@
 
 import dataclasses
 import hashlib
+import tarfile
 from functools import partial
 
 import numpy as np
 import pytest
 
 from diffusion.data.data_config import DataConfig, build_source
-from diffusion.data.sources import cifar
+from diffusion.data.sources import cifar, fashion_mnist
 from diffusion.system.errors import DiffctlError
 from tests.helpers.raw_data import (
     CIFAR10_CLASSES,
     by_image,
-    pack_tar,
     prepared,
     random_images,
     write_cifar10,
     write_cifar100,
-    write_class_list,
     write_fashion,
     write_imagenet,
     write_mini_imagenet,
@@ -50,16 +49,13 @@ def test_digits_keep_every_image_of_scikit_learn(tmp_path):
 COUNT, TEST = 33, 9  # images of a set, and of its test split
 LABELS = np.random.default_rng(0).integers(0, 1000, COUNT)
 LABELS[[0, -1]] = 0, 999
-FASHION = [
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-]  # fmt: skip
 SYNSETS = ["n01440764", "n01443537", "n01484850"]
 
 
 # Write raw files and return the class of each image.
-def fashion_mnist(raw, images):
+def fashion(raw, images):
     write_fashion(raw, images, LABELS % 10, TEST)
-    return [FASHION[label] for label in LABELS % 10]
+    return [fashion_mnist.CLASSES[label] for label in LABELS % 10]
 
 
 def cifar10(raw, images):
@@ -86,16 +82,15 @@ def mini_imagenet(raw, images, form):
 def imagenet(raw, images):
     parts = np.split(images[:-TEST], len(SYNSETS))
     held_out = [SYNSETS[at % 3] for at in range(TEST)]
-    write_imagenet(
-        raw, dict(zip(SYNSETS, parts, strict=True)), list(zip(held_out, images[-TEST:], strict=True))
-    )
+    val = list(zip(held_out, images[-TEST:], strict=True))
+    write_imagenet(raw, dict(zip(SYNSETS, parts, strict=True)), val)
     return [f"name of {synset}, second name" for synset in [*np.repeat(SYNSETS, len(parts[0])), *held_out]]
 
 
 @pytest.mark.parametrize(
     ("name", "side", "write", "options"),
     [
-        ("fashion-mnist", 28, fashion_mnist, {}),
+        ("fashion-mnist", 28, fashion, {}),
         ("cifar10", 32, cifar10, {}),
         ("cifar100", 32, cifar100, {}),
         ("cifar100", 32, partial(cifar100, kind="coarse", classes=20), {"labels": "coarse"}),
@@ -125,15 +120,15 @@ def test_official_format_round_trips(tmp_path, name, side, write, options):
         assert train.meta["sources"].keys() == {*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"}
 
 
-def pack_zip(archive, files):
-    archive.write_bytes(zip_bytes({f"{archive.stem}/{file.name}": file.read_bytes() for file in files}))
-
-
 def test_missing_batches_are_named_until_all_are_unpacked_from_zips(tmp_path, cache):
     images, labels = random_images(0, 44, 32), np.arange(44) * 22
     loose = write_small_imagenet(tmp_path / "loose", images, labels, 8)
     raw, config = tmp_path / "raw", DataConfig(name="imagenet32", path=tmp_path / "raw")
     raw.mkdir()
+
+    def pack(name, *files):
+        members = {f"{name}/{file.name}": file.read_bytes() for file in files}
+        (raw / f"{name}.zip").write_bytes(zip_bytes(members))
 
     def messages():
         with pytest.raises(DiffctlError) as error:
@@ -143,15 +138,19 @@ def test_missing_batches_are_named_until_all_are_unpacked_from_zips(tmp_path, ca
 
     training = [f"train_data_batch_{number}" for number in range(1, 11)]
     assert messages() == [*training, "val_data"]
-    pack_zip(raw / "Imagenet32_val_npz.zip", [loose / "val_data.npz"])
+    pack("Imagenet32_val_npz", loose / "val_data.npz")
     assert messages() == training
     files = [loose / f"{name}.npz" for name in training]
-    pack_zip(raw / "Imagenet32_train_part1_npz.zip", files[:4])
+    pack("Imagenet32_train_part1_npz", *files[:4])
     (raw / files[5].name).write_bytes(files[5].read_bytes())
     assert messages() == [training[4], *training[6:]]
-    pack_zip(raw / "Imagenet32_train_part2_npz.zip", files[4:])
+    pack("Imagenet32_train_part2_npz", *files[4:])
     assert not build_source(config).info().blocked
-    names = write_class_list(raw)
+    names = [f"class {number}" for number in range(1, 1001)]
+    names[134] = names[517] = "crane"  # as in the real list
+    lines = [f"n{number} {number} {name.replace(' ', '_')}\n" for number, name in enumerate(names, 1)]
+    (raw / "map_clsloc.txt").write_text("".join(lines))
+    names[134], names[517] = "crane (n135)", "crane (n518)"
     train, test = prepared(tmp_path, name="imagenet32", path=raw)
     expected = {image.tobytes(): names[label] for image, label in zip(images, labels, strict=True)}
     assert by_image(train) | by_image(test) == expected
@@ -201,7 +200,9 @@ def test_existing_cifar_archive_is_verified_and_used(tmp_path, monkeypatch):
     images, labels = random_images(5, 30, 32), np.arange(30) % 10
     archive = tmp_path / "raw/cifar-10-python.tar.gz"
     archive.parent.mkdir()
-    pack_tar(write_cifar10(tmp_path / "made", images, labels, 5), archive)
+    made = write_cifar10(tmp_path / "made", images, labels, 5)
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(made, arcname=made.name)
     checksum = f"sha256:{hashlib.sha256(archive.read_bytes()).hexdigest()}"
     source = build_source(DataConfig(name="cifar10", path=tmp_path / "raw"))
     with pytest.raises(DiffctlError, match="is not the published file"):

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import pickle
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,9 +47,9 @@ def python2_pickle(value: Any) -> bytes:
     return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
 
 
-def old_numpy_pickle(value: Any, protocol: int) -> bytes:
-    """The value as Python 3 with NumPy 1 pickled it, up to protocol 3."""
-    return pickle.dumps(value, protocol=protocol).replace(b"numpy._core.", b"numpy.core.")
+def old_numpy_pickle(value: Any) -> bytes:
+    """The value as Python 3 with NumPy 1 pickled it."""
+    return pickle.dumps(value, protocol=3).replace(b"numpy._core.", b"numpy.core.")
 
 
 def planar(images: np.ndarray) -> np.ndarray:
@@ -60,51 +59,41 @@ def planar(images: np.ndarray) -> np.ndarray:
 
 def write_cifar10(folder: Path, images: np.ndarray, labels: np.ndarray, test: int) -> Path:
     """The unpacked folder cifar-10-batches-py; the last `test` images are the test batch."""
-    place = folder / "cifar-10-batches-py"
-    place.mkdir(parents=True)
     parts = np.array_split(np.arange(len(images) - test), 5)
     batches = {f"data_batch_{number}": rows for number, rows in enumerate(parts, 1)}
-    for name, rows in {**batches, "test_batch": np.arange(len(images) - test, len(images))}.items():
-        batch = {
-            "batch_label": f"{name} of 5",
-            "labels": labels[rows].tolist(),
-            "data": planar(images[rows]),
-            "filenames": [f"image_s_{row:06d}.png" for row in rows],
-        }
-        (place / name).write_bytes(python2_pickle(batch))
-    meta = {"num_cases_per_batch": 10000, "label_names": CIFAR10_CLASSES, "num_vis": 3072}
-    (place / "batches.meta").write_bytes(python2_pickle(meta))
-    (place / "readme.html").write_text("<html></html>")
-    return place
+    names = {"batches.meta": {"num_cases_per_batch": 10000, "label_names": CIFAR10_CLASSES}}
+    batches["test_batch"] = np.arange(len(images) - test, len(images))
+    return _write_cifar(folder / "cifar-10-batches-py", images, {"labels": labels}, batches, names)
 
 
 def write_cifar100(folder: Path, images: np.ndarray, fine: np.ndarray, coarse: np.ndarray, test: int) -> Path:
     """The unpacked folder cifar-100-python."""
-    place = folder / "cifar-100-python"
-    place.mkdir(parents=True)
-    cut = len(images) - test
-    for name, rows in {"train": np.arange(cut), "test": np.arange(cut, len(images))}.items():
-        batch = {
-            "filenames": [f"image_s_{row:06d}.png" for row in rows],
-            "batch_label": f"{name} batch 1 of 1",
-            "fine_labels": fine[rows].tolist(),
-            "coarse_labels": coarse[rows].tolist(),
-            "data": planar(images[rows]),
-        }
-        (place / name).write_bytes(python2_pickle(batch))
+    labels = {"fine_labels": fine, "coarse_labels": coarse}
+    train, held_out = np.split(np.arange(len(images)), [-test])
     names = {
-        "fine_label_names": [f"fine {number}" for number in range(100)],
-        "coarse_label_names": [f"coarse {number}" for number in range(20)],
+        f"{kind}_label_names": [f"{kind} {number}" for number in range(count)]
+        for kind, count in (("fine", 100), ("coarse", 20))
     }
-    (place / "meta").write_bytes(python2_pickle(names))
-    return place
+    batches = {"train": train, "test": held_out}
+    return _write_cifar(folder / "cifar-100-python", images, labels, batches, {"meta": names})
 
 
-def pack_tar(folder: Path, archive: Path) -> Path:
-    """A gzipped tar of a folder, as the publishers pack it."""
-    with tarfile.open(archive, "w:gz") as tar:
-        tar.add(folder, arcname=folder.name)
-    return archive
+def _write_cifar(
+    folder: Path,
+    images: np.ndarray,
+    labels: dict[str, np.ndarray],
+    batches: dict[str, np.ndarray],
+    meta: dict[str, dict[str, Any]],
+) -> Path:
+    """Pickles of batches, by name with the rows of images and labels, and of the description."""
+    folder.mkdir(parents=True)
+    for name, rows in batches.items():
+        batch = {"batch_label": name, "filenames": [f"image_s_{row:06d}.png" for row in rows]}
+        of_rows = {key: values[rows].tolist() for key, values in labels.items()}
+        (folder / name).write_bytes(python2_pickle({**batch, **of_rows, "data": planar(images[rows])}))
+    for name, values in meta.items():
+        (folder / name).write_bytes(python2_pickle(values))
+    return folder
 
 
 def idx_file(values: np.ndarray) -> bytes:
@@ -136,10 +125,9 @@ def write_mini_imagenet(folder: Path, images: np.ndarray, names: list[str], form
         of_class = {name: [at for at, row in enumerate(rows) if names[row] == name] for name in mine}
         content: dict[Any, Any] = {"image_data": images[rows], "class_dict": of_class}
         if form == "bytes":
-            bytes_of_class = {name.encode(): rows for name, rows in of_class.items()}
-            content = {b"image_data": images[rows], b"class_dict": bytes_of_class}
-        protocol = 3 if form == "python 3" else 2
-        pickled = python2_pickle(content) if form == "python 2" else old_numpy_pickle(content, protocol)
+            of_class = {name.encode(): rows for name, rows in of_class.items()}
+            content = {b"image_data": images[rows], b"class_dict": of_class}
+        pickled = python2_pickle(content) if form == "python 2" else old_numpy_pickle(content)
         (folder / f"mini-imagenet-cache-{part}.pkl").write_bytes(pickled)
     return folder
 
@@ -157,22 +145,11 @@ def write_small_imagenet(
         if name != "val_data":
             batch["mean"] = planar(images[rows]).mean(axis=0)
         if form == "pickle":
-            (folder / name).write_bytes(old_numpy_pickle(batch, 3))
+            (folder / name).write_bytes(old_numpy_pickle(batch))
         else:
             save = np.savez_compressed if form == "compressed" else np.savez
             save(folder / f"{name}.npz", **batch)
     return folder
-
-
-def write_class_list(folder: Path) -> list[str]:
-    """map_clsloc.txt, with two classes of one name as in the real one; the names that are expected."""
-    names = [f"class_{number}" for number in range(1, 1001)]
-    names[134] = names[517] = "crane"
-    lines = [f"n{number:08d} {number} {name}" for number, name in enumerate(names, 1)]
-    (folder / "map_clsloc.txt").write_text("\n".join(lines) + "\n")
-    expected = [name.replace("_", " ") for name in names]
-    expected[134], expected[517] = "crane (n00000135)", "crane (n00000518)"
-    return expected
 
 
 def write_imagenet(
