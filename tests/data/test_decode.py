@@ -10,13 +10,7 @@ from PIL import Image, ImageOps
 
 from diffusion.data.readers.image_files import conform, decode, square
 from diffusion.images.pictures import BadImage
-from tests.helpers.raw_data import random_images
-
-
-def encoded(image, form="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
+from tests.helpers.raw_data import encoded, random_images
 
 
 def noise(size=16, seed=0):
@@ -81,22 +75,21 @@ def test_sixteen_bits_are_scaled():
     np.testing.assert_array_equal(found, np.round(levels / 257))
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(("form", "options"), [("JPEG", {}), ("PNG", {}), ("WEBP", {"lossless": True})])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_format_equals_pillow_with_exif_orientation(form, orientation):
+def test_every_format_equals_pillow_with_exif_orientation(form, options, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encoded(noise(), form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+    content = encoded(noise(), form, exif=exif, **options)
     for channels, mode in ((1, "L"), (3, "RGB")):
         with Image.open(io.BytesIO(content)) as image:
             expected = np.asarray(ImageOps.exif_transpose(image).convert(mode)).reshape(16, 16, channels)
         np.testing.assert_array_equal(pixels_of(content, 16, channels), expected)
 
 
-@pytest.mark.parametrize("form", ["GIF", "WEBP"])
-def test_animation_gives_first_frame(form):
+@pytest.mark.parametrize(("form", "options"), [("GIF", {}), ("WEBP", {"lossless": True})])
+def test_animation_gives_first_frame(form, options):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    options = {"lossless": True} if form == "WEBP" else {}
     content = encoded(frames[0], form, save_all=True, append_images=frames[1:], **options)
     np.testing.assert_array_equal(pixels_of(content, 8, 3), np.tile([255, 0, 0], (8, 8, 1)))
 

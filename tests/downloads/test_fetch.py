@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import subprocess
-import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,16 +10,16 @@ import pytest
 from diffusion.downloads import fetch as downloads
 from diffusion.downloads.fetch import RemoteFile, cache_root, fetch, find_file, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError
+from tests.conftest import ROOT, start_python
 from tests.helpers.file_server import serving
 from tests.helpers.waiting import wait_until
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
-def remote(*urls, content=CONTENT, algorithm="sha256"):
-    return RemoteFile(
-        "file.bin", urls, f"{algorithm}:{hashlib.new(algorithm, content).hexdigest()}", len(content)
-    )
+def remote(*urls, algorithm="sha256"):
+    digest = hashlib.new(algorithm, CONTENT).hexdigest()
+    return RemoteFile("file.bin", urls, f"{algorithm}:{digest}", len(CONTENT))
 
 
 @pytest.fixture
@@ -84,27 +82,19 @@ def test_any_partial_file_gives_the_right_result(folder, have, honest):
 def test_download_resumes_after_sigkill(folder):
     with serving({"file.bin": CONTENT}, "cut", "hang") as server:
         wanted = remote(server.url("file.bin"))
-        program = (
-            "import sys; from pathlib import Path; from diffusion.downloads.fetch import *;"
-            f"fetch({wanted!r}, Path(sys.argv[1]))"
-        )
-        process = subprocess.Popen([sys.executable, "-c", program, str(folder)])
+        program = f"from diffusion.downloads.fetch import *; fetch({wanted!r}, Path({str(folder)!r}))"
+        process = start_python(ROOT, "-c", program)
         wait_until(lambda: len(server.requests) == 2)  # the second request hangs
         process.kill()
-        process.wait()
+        process.communicate()
         assert fetch(wanted, folder).read_bytes() == CONTENT
         assert server.ranges()[2] == f"bytes={len(CONTENT) // 2}-"
 
 
 def test_mirrors_are_tried_in_turn_and_resume(folder):
     with serving({"file.bin": CONTENT}, "cut") as first, serving({"file.bin": CONTENT}) as second:
-        urls = (
-            "http://127.0.0.1:9/file.bin",
-            first.url("gone.bin"),
-            first.url("file.bin"),
-            second.url("file.bin"),
-        )
-        path = fetch(remote(*urls), folder)
+        urls = [first.url("gone.bin"), first.url("file.bin"), second.url("file.bin")]
+        path = fetch(remote("http://127.0.0.1:9/file.bin", *urls), folder)
         assert path.read_bytes() == CONTENT
         assert second.ranges() == [f"bytes={len(CONTENT) // 2}-"]
 
@@ -127,8 +117,7 @@ def test_wrong_content_is_refused_and_not_kept(folder):
 
 
 @pytest.mark.parametrize(
-    ("fault", "requests", "kind"),
-    [("404", 1, DiffctlError), ("503", 6, TemporaryError)],
+    ("fault", "requests", "kind"), [("404", 1, DiffctlError), ("503", 6, TemporaryError)]
 )
 def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     with serving({"file.bin": CONTENT}, *[fault] * 9) as server:
@@ -152,12 +141,8 @@ def test_existing_file_is_verified(folder):
 
 def test_concurrent_calls_download_once(folder):
     with serving({"file.bin": CONTENT}, "cut") as server:
-        wanted, paths = remote(server.url("file.bin")), []
-        threads = [threading.Thread(target=lambda: paths.append(fetch(wanted, folder))) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as pool:
+            paths = list(pool.map(fetch, [remote(server.url("file.bin"))] * 6, [folder] * 6))
         assert len(server.requests) == 2
     assert paths == [folder / "file.bin"] * 6
 

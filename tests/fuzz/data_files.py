@@ -28,9 +28,8 @@ from diffusion.evaluate.statistics_file import has_array, is_statistics, open_st
 from diffusion.images.pictures import read_picture
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION_SPATIAL
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.mutators import EXTREMES, MAX_BYTES, mutate_bytes
-from tests.fuzz.parser import Parser, saved
-from tests.helpers.raw_data import idx_file, planar, random_images, zip_bytes
+from tests.fuzz.mutators import EXTREMES, MAX_BYTES, Parser, mutate_bytes, saved
+from tests.helpers.raw_data import encoded, idx_file, planar, random_images, zip_bytes
 
 # Zips of the downsampled ImageNet
 WANTED = ("one", "two")
@@ -218,7 +217,7 @@ def image_seeds() -> list[bytes]:
         (noise, "GIF", animated),
         (noise.convert("P"), "GIF", {"transparency": 1}),
     ]
-    return [saved(image.save, form, **options) for image, form, options in kinds]
+    return [encoded(image, form, **options) for image, form, options in kinds]
 
 
 def read_image(path: Path) -> None:

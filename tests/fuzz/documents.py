@@ -21,8 +21,8 @@ from diffusion.report.score_tables import headline
 from diffusion.system.errors import DiffctlError
 from diffusion.system.section import fingerprint
 from tests.conftest import ROOT, params
-from tests.fuzz.parser import Parser, as_json
-from tests.helpers.broken_params import CLASSIFIER, RAW
+from tests.fuzz.mutators import Parser, as_json
+from tests.helpers.broken_params import CLASSIFIER, broken_profile
 from tests.helpers.scores_document import ERRORS, document, with_space
 from tracking.comparison.score_comparison import ScoredRun, compare
 
@@ -47,14 +47,9 @@ def read_params_file(path: Path) -> None:
         settings_card(cell_settings(config.sample, cell))
 
 
-def mutate_lines(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Duplicate, drop or indent a line, or replace its value with other YAML."""
-    lines = data.split(b"\n")
-    at = rng.randrange(len(lines))
-    other = lines[at].partition(b":")[0] + b": " + rng.choice(RAW).encode()
-    indented = rng.choice((b" ", b"\t", b"- ", b"? ", b"  ")) + lines[at]
-    lines[at : at + 1] = rng.choice(([lines[at]] * 2, [], [indented], [lines[at].lstrip()], [other]))
-    return b"\n".join(lines)
+def mutate_profile(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
+    """Return a broken profile, also with YAML that no values make."""
+    return broken_profile(rng)
 
 
 @cache
@@ -124,7 +119,7 @@ def read_scores_file(path: Path) -> None:
 
 
 PARSERS = {
-    "params": Parser(params_seeds, read_params_file, "params.yaml", [mutate_lines]),
+    "params": Parser(params_seeds, read_params_file, "params.yaml", [mutate_profile]),
     "paper": Parser(paper_seeds, read_paper, "paper.yaml"),
     "scores": Parser(scores_seeds, read_scores_file, "scores.json", [mutate_errors]),
 }

@@ -3,6 +3,7 @@
 import json
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,12 +21,12 @@ from diffusion.interop.from_openai import import_openai, weight_names
 from diffusion.interop.to_diffusers import scheduler_config, translate, unet_config
 from diffusion.model.classifier import Classifier, ClassifierArtefact, load_classifier
 from diffusion.model.model_file import METADATA_KEY, load_model, read_verified_artefact, save_artefact
-from diffusion.model.presets import PRESETS, Preset
+from diffusion.model.presets import PRESETS
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError
-from tests.fuzz.parser import Parser, as_json, correct_checksum, correct_metadata_checksum, npy, saved
+from tests.fuzz.mutators import Parser, as_json, correct_checksum, correct_metadata_checksum, saved
 from tests.helpers.networks import artefact_of, network_of, spec_of
 
 
@@ -64,17 +65,8 @@ def read_model(path: Path) -> None:
 
 
 SHAPE: dict[str, Any] = {"channel_mult": (1,), "num_res_blocks": 1, "attention_resolutions": ()}
-FAMILY = PRESETS["adm-64"]
-SMALL_PRESET = Preset(
-    {**SHAPE, "channels": 8, "head_channels": 8},
-    FAMILY.process,
-    FAMILY.train,
-    FAMILY.data,
-    8,
-    0,
-    0,
-    "",
-    False,
+SMALL_PRESET = replace(
+    PRESETS["adm-64"], model={**SHAPE, "channels": 8, "head_channels": 8}, image_size=8, parameters=0
 )
 
 
@@ -144,8 +136,8 @@ STORES = [
 @cache
 def store_seeds() -> list[bytes]:
     """Return meta.json of a cell and of a split, images and labels."""
-    arrays = npy(np.zeros((COUNT, *IMAGE), np.uint8)), npy(np.array([0, 0, 1, 1]))
-    return [*as_json(*map(add_checksum, STORES)), *arrays]
+    arrays = np.zeros((COUNT, *IMAGE), np.uint8), np.array([0, 0, 1, 1])
+    return [*as_json(*map(add_checksum, STORES)), *(saved(np.save, array) for array in arrays)]
 
 
 def read_store(path: Path) -> None:

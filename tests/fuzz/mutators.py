@@ -1,14 +1,19 @@
-"""Mutators: broken inputs from valid ones. A mutator returns None for inputs of another format.
+"""Parsers of outside files, and mutators, which return None for inputs of another format.
 
 `rng` is drawn by Hypothesis, so that failing inputs are made smaller and repeated.
 """
 
+import io
 import json
 import random
 import re
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffusion.system.checksums import FIELD, add_checksum
+from diffusion.system.section import canonical_json
 
 Mutator = Callable[[random.Random, bytes, Sequence[bytes]], bytes | None]  # last: other inputs
 
@@ -145,3 +150,49 @@ def mutate_safetensors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -
     made = written.encode("utf-8", "surrogatepass")
     stated = len(made) if rng.randrange(20) else rng.choice((*EXTREMES, 100_000_000))
     return struct.pack("<Q", stated) + made + data[8 + length :]
+
+
+class Parser(NamedTuple):
+    """`seeds` returns valid inputs of a few kilobytes; `parse` reads one file as the product does.
+
+    `repair` corrects checksums, so that more than these are tested.
+    """
+
+    seeds: Callable[[], list[bytes]]
+    parse: Callable[[Path], object]
+    name: str = "input"
+    mutators: Sequence[Mutator] = ()
+    repair: Callable[[bytes], bytes] = bytes
+
+
+def saved(save: Callable[..., object], *values: Any, **named: Any) -> bytes:
+    """Return what a function that saves to a file writes."""
+    file = io.BytesIO()
+    save(file, *values, **named)
+    return file.getvalue()
+
+
+def as_json(*values: Any) -> list[bytes]:
+    """Return each value as a JSON document."""
+    return [json.dumps(one).encode() for one in values]
+
+
+def correct_checksum(data: bytes) -> bytes:
+    """Return a JSON object with a correct checksum, and other data unchanged."""
+    try:
+        values = json.loads(data)
+        return json.dumps(add_checksum(values)).encode() if FIELD in values else data
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return data
+
+
+def correct_metadata_checksum(data: bytes, key: str) -> bytes:
+    """Return a safetensors file with a correct checksum of the JSON under that metadata key."""
+    try:
+        (length,) = struct.unpack("<Q", data[:8])
+        header: dict[str, Any] = json.loads(data[8 : 8 + length])
+        header["__metadata__"][key] = canonical_json(add_checksum(json.loads(header["__metadata__"][key])))
+        made = json.dumps(header).encode()
+    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, struct.error):
+        return data
+    return struct.pack("<Q", len(made)) + made + data[8 + length :]

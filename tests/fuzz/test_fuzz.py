@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from diffusion.system.errors import DiffctlError
 from tests.fuzz import data_files, documents, guard, models
 from tests.fuzz.guard import CodeRun, TooSlow, guarded
-from tests.fuzz.mutators import mutate
-from tests.fuzz.parser import Parser
+from tests.fuzz.mutators import Parser, mutate
 
 PARSERS = {**data_files.PARSERS, **models.PARSERS, **documents.PARSERS}
 CORPUS = Path(__file__).parent / "corpus"

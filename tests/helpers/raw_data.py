@@ -174,6 +174,13 @@ def write_imagenet(
     return folder
 
 
+def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
+    """Return the content of an image file."""
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
 def write_folder(root: Path, images: dict[str, np.ndarray], suffix: str = "png") -> Path:
     """Image files by relative name without suffix."""
     for name, image in images.items():

@@ -2,8 +2,6 @@
 
 import io
 import os
-import subprocess
-import sys
 import zlib
 
 import numpy as np
@@ -27,19 +25,13 @@ from diffusion.images.pictures import (
 )
 from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
 from diffusion.images.store import write_store
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, run_python
 from tests.helpers.damaged_bytes import bounded, png
 from tests.helpers.networks import artefact_of, spec_of
-from tests.helpers.raw_data import random_images
+from tests.helpers.raw_data import encoded, random_images
 from tests.helpers.small import own_code
 
 CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}  # by PNG colour type
-
-
-def encoded(image, form="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
 
 
 def outcome(content, size, channels):
@@ -67,9 +59,10 @@ def test_any_shape_becomes_a_square_or_is_too_narrow(narrow, long, turned, depth
         assert bounded(lambda: outcome(content, size, 3)) == str(wanted)
 
 
-def test_header_with_too_many_pixels_is_refused_before_decoding():
+def test_bombs_and_other_formats_of_pillow_are_refused_before_decoding():
     message = bounded(lambda: outcome(png(8193, 8193), 64, 3), megabytes=1024)
     assert message == "with more than 64 million pixels"
+    assert outcome(encoded(Image.new("RGB", (8, 8)), "EPS"), 8, 3) == "not an image"
 
 
 def test_jpeg_with_too_many_scans_is_refused():
@@ -98,13 +91,8 @@ def test_largest_image_needs_about_a_gigabyte(tmp_path, depth, kind):
         png(8192, 8192, depth=depth, kind=kind, data=zlib.compress(bytes(8192 * row)))
     )
     # In a process of its own: freed memory of earlier tests would count.
-    line = [sys.executable, "-c", LARGEST, str(tmp_path / "x.png")]
-    done = subprocess.run(line, env=environment(own_code(ROOT)), capture_output=True, text=True)
+    done = run_python(tmp_path, "-c", LARGEST, "x.png", env=own_code(ROOT))
     assert done.stdout.strip() == "(64, 64)", done.stderr
-
-
-def test_other_formats_of_pillow_are_refused():
-    assert outcome(encoded(Image.new("RGB", (8, 8)), "EPS"), 8, 3) == "not an image"
 
 
 # Pictures for a model
@@ -143,21 +131,15 @@ def test_any_input_name_is_an_image_or_refused(tmp_path, monkeypatch, name):
 
 @st.composite
 def images(draw: st.DrawFn) -> np.ndarray:
-    shape = (
-        draw(st.integers(1, 5)),
-        draw(st.integers(1, 9)),
-        draw(st.integers(1, 9)),
-        draw(st.integers(1, 4)),
-    )
-    return draw(st_numpy.arrays(np.uint8, shape))
+    sizes = [draw(st.integers(1, most)) for most in (5, 9, 9, 4)]
+    return draw(st_numpy.arrays(np.uint8, sizes))
 
 
 def test_pixel_values_round_trip_and_are_rounded_and_clamped():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     values = to_model(pixels)
     assert values.dtype == torch.float32
-    assert float(values.min()) == -1
-    assert float(values.max()) == 1
+    assert (float(values.min()), float(values.max())) == (-1, 1)
     assert torch.equal(to_uint8(values), pixels)
     assert torch.equal(to_uint8(values.double()), pixels)
 

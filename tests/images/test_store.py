@@ -67,8 +67,7 @@ def test_damaged_store_is_refused_or_equal(damage: Damage, name: str) -> None:
     ],
 )
 def test_missing_file_is_detected(tmp_path: Path, gone: str, message: str) -> None:
-    written(tmp_path / "s")
-    (tmp_path / "s" / gone).unlink()
+    (written(tmp_path / "s").path / gone).unlink()
     with pytest.raises(DiffctlError, match=message):
         open_store(tmp_path / "s")
 

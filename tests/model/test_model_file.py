@@ -24,7 +24,7 @@ from diffusion.system.checksums import add_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import canonical_json
 from tests.conftest import ROOT, environment, params
-from tests.fuzz.parser import correct_metadata_checksum
+from tests.fuzz.mutators import correct_metadata_checksum
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.networks import artefact_of, network_of, small_model, spec_of
 
