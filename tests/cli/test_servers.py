@@ -17,8 +17,8 @@ from flows.prefect_server.client import HOME
 from tests.conftest import diffctl, start_diffctl
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.mlflow_server import empty_database, free_port
+from tests.helpers.nightly import servers_up
 from tests.helpers.prefect_home import with_database
-from tests.helpers.servers import servers_up
 from tests.helpers.spools import open_spool, write_points
 from tests.helpers.toy_project import be, processes_in, toy_project, wait_until_left
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)

@@ -16,9 +16,9 @@ from diffusion.evaluate.scores.jackknife import Interactions, grouped, image_err
 from diffusion.evaluate.scores.kernel_distance import Kernel, interactions
 from diffusion.evaluate.scores.moments import Statistics, frechet_distance, statistics
 from diffusion.protocol.card import GROUPS
-from tests.helpers import features
+from tests.helpers import digits_sweep
 
-normal = partial(features.normal, shift=1.0)
+normal = partial(digits_sweep.normal, shift=1.0)
 
 
 @given(st.integers(0, 1000), st.integers(2, 40), st.integers(2, 40), st.integers(2, 12))
@@ -166,7 +166,7 @@ def test_corrected_variance_matches_random_matrices(count, dimension):
 
 def test_kernel_interactions_equal_least_squares():
     """Compare with least squares over all pairs, written out."""
-    sample = features.normal(0, 12, 5)
+    sample = digits_sweep.normal(0, 12, 5)
     own = Kernel(sample, sample)
     pairs = list(itertools.combinations(range(12), 2))
     design = np.zeros((len(pairs), 12))

@@ -21,9 +21,9 @@ from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, o
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.protocol.card import SEED, SUBSETS, subset_size
 from tests.evaluate.test_scorer import META
-from tests.helpers import features
+from tests.helpers import digits_sweep
 
-normal = partial(features.normal, dimension=8)
+normal = partial(digits_sweep.normal, dimension=8)
 CPU = torch.device("cpu")
 
 
@@ -117,7 +117,7 @@ def distance(a, b):
 def test_kernel_distance_equals_torch_fidelity(monkeypatch, count, real_count, whole):
     if not whole:
         monkeypatch.setattr(kernel, "WHOLE", 0)
-    a, b = features.normal(0, count), features.normal(1, real_count, shift=0.5)
+    a, b = digits_sweep.normal(0, count), digits_sweep.normal(1, real_count, shift=0.5)
     size = subset_size(count, real_count)
     options = {"kid_subsets": SUBSETS, "kid_subset_size": size, "rng_seed": SEED, "verbose": False}
     want = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **options)
@@ -134,14 +134,14 @@ def unbiased(x, y):
 
 
 def test_leave_one_out_is_exact_up_to_a_constant():
-    a, b = features.normal(0, 30), features.normal(1, 50, shift=0.5)
+    a, b = digits_sweep.normal(0, 30), digits_sweep.normal(1, 50, shift=0.5)
     want = np.array([unbiased(np.delete(a, i, axis=0).astype(float), b.astype(float)) for i in range(30)])
     got = leave_one_out(Kernel(a, a), Kernel(a, b))
     np.testing.assert_allclose(got - got.mean(), want - want.mean(), atol=1e-5)
 
 
 def unit(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
-    rows = features.normal(seed, count, 24, shift)
+    rows = digits_sweep.normal(seed, count, 24, shift)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 

@@ -17,8 +17,7 @@ from diffusion.images.store import write_store
 from diffusion.protocol.card import subset_size
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.system.errors import DiffctlError
-from tests.helpers.digits_sweep import effnet, real_digits
-from tests.helpers.features import normal
+from tests.helpers.digits_sweep import effnet, normal, real_digits
 
 META = {"extractor": "effnet-lite0-64", "reference_split": "train", "heldout_split": "test"}
 FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"

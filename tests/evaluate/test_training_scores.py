@@ -20,7 +20,7 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.train.plan import plan_artefact
 from diffusion.train.train_step import TrainState, new_state
 from tests.conftest import diffctl, params, write_params
-from tests.helpers.features import normal
+from tests.helpers.digits_sweep import normal
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.prepared import copy_data

@@ -11,9 +11,9 @@ from diffusion.system.errors import UsageError
 from flows import champion
 from tests.conftest import environment
 from tests.helpers.mlflow_server import empty_database
+from tests.helpers.nightly import post
 from tests.helpers.prefect_home import PrefectServer, with_database
 from tests.helpers.scores_document import document
-from tests.helpers.servers import post
 from tests.helpers.small import own_code, small_project
 from tests.helpers.toy_project import script
 from tests.tracking.conftest import make_model  # noqa: F401 (a fixture)

@@ -17,8 +17,7 @@ from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
 from tests.closure import ROOT
 from tests.conftest import diffctl, run_python, write_params
-from tests.helpers.nightly import Nightly, nightly
-from tests.helpers.servers import post
+from tests.helpers.nightly import Nightly, nightly, post
 from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script
 from tests.helpers.waiting import wait_until

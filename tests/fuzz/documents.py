@@ -47,11 +47,6 @@ def read_params_file(path: Path) -> None:
         settings_card(cell_settings(config.sample, cell))
 
 
-def mutate_profile(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes:
-    """Return a broken profile, also with YAML that no values make."""
-    return broken_profile(rng)
-
-
 @cache
 def paper_seeds() -> list[bytes]:
     """Return a minimal and a complete YAML file of published figures."""
@@ -119,7 +114,9 @@ def read_scores_file(path: Path) -> None:
 
 
 PARSERS = {
-    "params": Parser(params_seeds, read_params_file, "params.yaml", [mutate_profile]),
+    "params": Parser(
+        params_seeds, read_params_file, "params.yaml", [lambda rng, data, pool: broken_profile(rng)]
+    ),
     "paper": Parser(paper_seeds, read_paper, "paper.yaml"),
     "scores": Parser(scores_seeds, read_scores_file, "scores.json", [mutate_errors]),
 }

@@ -1,4 +1,7 @@
-"""Real digits as a prepared set, and a sweep of them with noise that falls with steps and rises with eta."""
+"""Real digits as a prepared set, and a sweep of them with noise that falls with steps and rises with eta.
+
+Also features of no images.
+"""
 
 import numpy as np
 
@@ -92,9 +95,15 @@ def tamper(path, row=0):
     images.flush()
 
 
-def rewrite(path, row=0):
+def rewrite(path):
     """Write a store again with one pixel changed, digest included."""
     store = open_store(path)
     images = np.array(store.images)
-    images[row, 0, 0, 0] ^= 255
+    images[0, 0, 0, 0] ^= 255
     return write_store(path, images, store.labels, store.meta)
+
+
+def normal(seed, count, dimension=16, shift=0.0, scale=1.0):
+    """Return float32 Gaussian features (count, dimension) of mean `scale`·`shift` and deviation `scale`."""
+    drawn = np.random.default_rng(seed).normal(size=(count, dimension))
+    return (scale * (drawn + shift)).astype(np.float32)

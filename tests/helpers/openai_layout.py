@@ -41,19 +41,17 @@ class Layout:
         assert tuple(tensor.shape) == shape, name
         return tensor
 
+    def affine(self, name: str, width: int, *rest: int) -> tuple[Tensor, Tensor]:
+        return self.weight(f"{name}.weight", width, *rest), self.weight(f"{name}.bias", width)
+
     def linear(self, x: Tensor, name: str, width: int) -> Tensor:
-        return F.linear(
-            x, self.weight(f"{name}.weight", width, x.shape[1]), self.weight(f"{name}.bias", width)
-        )
+        return F.linear(x, *self.affine(name, width, x.shape[1]))
 
     def conv(self, x: Tensor, name: str, width: int, size: int = 3, stride: int = 1) -> Tensor:
-        weight = self.weight(f"{name}.weight", width, x.shape[1], size, size)
-        return F.conv2d(x, weight, self.weight(f"{name}.bias", width), stride, size // 2)
+        return F.conv2d(x, *self.affine(name, width, x.shape[1], size, size), stride, size // 2)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
-        width = x.shape[1]
-        weight, bias = self.weight(f"{name}.weight", width), self.weight(f"{name}.bias", width)
-        return F.group_norm(x, 32, weight, bias)
+        return F.group_norm(x, 32, *self.affine(name, x.shape[1]))
 
     def res_block(self, x: Tensor, emb: Tensor, name: str, width: int, resample=lambda x: x) -> Tensor:
         h = resample(F.silu(self.norm(x, f"{name}.in_layers.0")))
@@ -73,8 +71,7 @@ class Layout:
         batch, width, height, _ = x.shape
         heads = self.num_heads if self.num_head_channels == -1 else width // self.num_head_channels
         h = self.norm(x, f"{name}.norm").flatten(2)
-        weight, bias = self.weight(f"{name}.qkv.weight", 3 * width, width, 1), f"{name}.qkv.bias"
-        qkv = F.conv1d(h, weight, self.weight(bias, 3 * width))
+        qkv = F.conv1d(h, *self.affine(f"{name}.qkv", 3 * width, width, 1))
         if self.new_attention_order:
             parts = [part.reshape(batch, heads, -1, height**2) for part in qkv.chunk(3, 1)]
         else:
@@ -82,8 +79,7 @@ class Layout:
         q, k, v = parts
         scores = torch.einsum("bhct,bhcs->bhts", q, k) / math.sqrt(q.shape[2])
         h = torch.einsum("bhts,bhcs->bhct", scores.softmax(-1), v).reshape(batch, width, -1)
-        weight, bias = self.weight(f"{name}.proj_out.weight", width, width, 1), f"{name}.proj_out.bias"
-        return x + F.conv1d(h, weight, self.weight(bias, width)).reshape(x.shape)
+        return x + F.conv1d(h, *self.affine(f"{name}.proj_out", width, width, 1)).reshape(x.shape)
 
     def down(self, x: Tensor, emb: Tensor, name: str) -> Tensor:
         if self.resblock_updown:
@@ -130,9 +126,8 @@ class Layout:
         index = 0
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
-                h = self.res_block(
-                    torch.cat([h, skips.pop()], 1), emb, f"output_blocks.{index}.0", mult * base
-                )
+                h = torch.cat([h, skips.pop()], 1)
+                h = self.res_block(h, emb, f"output_blocks.{index}.0", mult * base)
                 part = 1
                 if size in self.attention_resolutions:
                     h = self.attention(h, f"output_blocks.{index}.1")
