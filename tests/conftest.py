@@ -45,11 +45,6 @@ if find_spec("hypothesis"):
     settings.load_profile("fast")
 
 
-# No test simulates a power failure of this process, so it need not sync. Child processes do.
-def _skip_sync(handle: int) -> None:
-    """Replace os.fsync."""
-
-
 def _connect_unsynced(*arguments: Any, **options: Any) -> sqlite3.Connection:
     """Replace sqlite3.connect: commits do not wait for the disk."""
     connection: sqlite3.Connection = _connect(*arguments, **options)
@@ -58,8 +53,9 @@ def _connect_unsynced(*arguments: Any, **options: Any) -> sqlite3.Connection:
     return connection
 
 
+# No test simulates a power failure of this process, so it need not sync. Child processes do.
 _connect = sqlite3.connect
-os.fsync = _skip_sync
+os.fsync = lambda handle: None
 sqlite3.connect = sqlite3.dbapi2.connect = _connect_unsynced  # type: ignore[attr-defined, assignment]
 
 SMALL: dict[str, dict[str, Any]] = {  # profiles/digits.yaml reduced, so that a stage takes a second or two

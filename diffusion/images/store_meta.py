@@ -15,6 +15,8 @@ from pydantic import (
     model_validator,
 )
 
+from diffusion.system.section import Section
+
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
@@ -51,19 +53,15 @@ class PreparedMeta(StoreMeta):
         return self
 
 
-class Training(BaseModel):
+class Training(Section):
     """The training that produced a model: `setting` is a digest of its settings without the seed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     setting: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     seed: NonNegativeInt
 
 
-class Ancestor(BaseModel):
+class Ancestor(Section):
     """A model that another one was initialised from: its digest, data and step."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: Digest
     data: Annotated[str, Field(max_length=1000)]

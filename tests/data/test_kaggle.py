@@ -6,7 +6,6 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 
@@ -54,19 +53,16 @@ def signed_in(tmp_path, monkeypatch):
 
 
 @contextmanager
-def serving():
-    """Run a server without archives."""
-
-    class Handler(Kaggle):
-        archives: ClassVar = {}
-
+def serving(**archives):
+    """Run a server of these archives."""
+    Kaggle.archives = archives
     try:
-        server = ThreadingHTTPServer(("127.0.0.1", 7777), Handler)
+        server = ThreadingHTTPServer(("127.0.0.1", 7777), Kaggle)
     except OSError:
         pytest.skip("port 7777 is taken")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    yield Handler
+    yield
     server.shutdown()
     server.server_close()
 
@@ -82,15 +78,12 @@ def test_kaggle_download_is_reused_offline(tmp_path, signed_in, name, monkeypatc
     """It is in our own cache unless KAGGLEHUB_CACHE is set."""
     monkeypatch.delenv("KAGGLEHUB_CACHE")
     config = {"name": name, "image_size": 16}
-    with serving() as server:
-        images = random_images(0, 24, 84)
-        mini = write_mini_imagenet(tmp_path / "mini", images, ["a", "b", "c", "d"] * 6)
-        synsets = {"n01440764": list(images[:3]), "n01443537": list(images[3:6])}
-        large = write_imagenet(tmp_path / "large", synsets, [("n01443537", images[6])])
-        server.archives |= {
-            "miniimagenet": packed(mini),
-            "imagenet-object-localization-challenge": packed(large),
-        }
+    images = random_images(0, 24, 84)
+    mini = write_mini_imagenet(tmp_path / "mini", images, ["a", "b", "c", "d"] * 6)
+    synsets = {"n01440764": list(images[:3]), "n01443537": list(images[3:6])}
+    large = write_imagenet(tmp_path / "large", synsets, [("n01443537", images[6])])
+    archives = {"miniimagenet": packed(mini), "imagenet-object-localization-challenge": packed(large)}
+    with serving(**archives):
         first, _ = prepared(tmp_path / "first", **config)
         assert build_source(DataConfig(**config)).info().download == 0
     monkeypatch.delenv("KAGGLE_API_TOKEN")

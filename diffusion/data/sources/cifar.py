@@ -155,10 +155,8 @@ def _read_batch(
         images, labels = open_npz(path, "data"), open_npz(path, label_key)
     else:
         batch = read_pickle(path)
-        images, labels = (
-            plain_array(entry(batch, "data", path), f"{name}: data"),
-            entry(batch, label_key, path),
-        )
+        images = plain_array(entry(batch, "data", path), f"{name}: data")
+        labels = entry(batch, label_key, path)
     labels = integers(labels, f"{name}: {label_key}") - first_label
     if images.dtype != np.uint8 or images.shape != (len(labels), pixels):
         found = f"{images.dtype} {images.shape} and {len(labels)} labels"

@@ -15,8 +15,6 @@ from diffusion.system.locks import file_lock
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-HUB_CACHE = "KAGGLEHUB_CACHE"  # kagglehub's own variable for its cache
-
 
 @dataclass(frozen=True)
 class KaggleFiles:
@@ -64,7 +62,7 @@ class KaggleFiles:
         import kagglehub
         import requests
 
-        os.environ.setdefault(HUB_CACHE, str(cache_root() / "kagglehub"))
+        os.environ.setdefault("KAGGLEHUB_CACHE", str(cache_root() / "kagglehub"))
         download = kagglehub.dataset_download if self.kind == "datasets" else kagglehub.competition_download
         with file_lock(cache_root() / f".kaggle-{self.handle.replace('/', '-')}.lock"):
             try:

@@ -1,1 +1,1 @@
-"""Plugins that docs/extending.md does not show, and tests of all plugins, for tests/test_extending.py."""
+"""Plugins that docs/extending.md does not show, and tests of its plugins, for tests/test_extending.py."""
