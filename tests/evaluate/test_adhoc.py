@@ -126,6 +126,9 @@ def test_files_that_cannot_be_used_are_named(tmp_path, root):
     (tmp_path / "a.jpg").rename(tmp_path / "x.npz")
     with pytest.raises(DiffctlError, match=r"x\.npz"):
         open_images(tmp_path / "x.npz")
+    Image.new("L", (8, 9)).save(tmp_path / "a.png")
+    with pytest.raises(DiffctlError, match=r"a\.png is 8×9, .* give square images"):
+        open_images(tmp_path)
     draw(tmp_path / "a.png", 32)
     draw(tmp_path / "b.png", 9)
     with pytest.raises(DiffctlError, match=r"b\.png is 9×9, and a\.png is 32×32"):

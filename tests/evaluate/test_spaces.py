@@ -148,8 +148,7 @@ DISTANCE = "fd_effnet_lite0_64"
 PUBLISHED = f"{DISTANCE}_published"
 
 
-@pytest.mark.slow
-def test_statistics_of_the_reference_give_its_distance_and_leave_all_other_scores(made, documents):
+def test_statistics_of_the_reference_give_its_distance_and_leave_all_other_scores(made):
     features, path = np.load(made / "first/features.npy").astype(np.float64), made / "statistics.npz"
     np.savez(path, mu=features.mean(axis=0), sigma=np.cov(features, rowvar=False))
     section = configured(statistics={"file": str(path), "sha256": sha256_file(path)})
@@ -161,7 +160,7 @@ def test_statistics_of_the_reference_give_its_distance_and_leave_all_other_score
         cell["card"] = {key: one for key, one in cell["card"].items() if not key.startswith("statistics_")}
         del cell["errors"][PUBLISHED]
     assert values["reference"]["floor"].pop(PUBLISHED) > 0
-    assert values == document_values(documents["first"])
+    assert values == document_values(scored(made, "first"))
 
 
 def test_distances_to_two_files_are_not_compared():

@@ -118,10 +118,16 @@ def test_cells_of_the_default_ema_are_those_without_the_axis() -> None:
         assert settings[cell] == settings[cell.model_copy(update={"ema": None})]
 
 
-def test_too_long_name_of_a_cell_is_refused() -> None:
-    sweep = SweepConfig(steps=[5], eta=[0.0], guide=["a/" * 150])
-    with pytest.raises(UsageError, match="shorter path"):
+@pytest.mark.parametrize(("guides", "message"), [(["a/" * 150], "shorter path"), (["a/b", "a_b"], "rename")])
+def test_too_long_or_equal_names_of_cells_are_refused(guides: list[str], message: str) -> None:
+    sweep = SweepConfig(steps=[5], eta=[0.0], guide=guides)
+    with pytest.raises(UsageError, match=message):
         grid(SampleConfig(num_images=2, guidance=1.0), sweep)
+
+
+def test_rule_without_a_guide_drops_it() -> None:
+    settings = SampleSettings(guidance=1.0, guidance_rule="classifier-free", guide="a")
+    assert settings == SampleSettings(guidance=1.0)
 
 
 def test_single_step_requires_eta_0() -> None:
