@@ -24,7 +24,7 @@ def listing() -> str:
     lines = []
     for path in sorted((ROOT / "diffusion").rglob("*.py")):
         text, file = path.read_text(encoding="utf-8"), path.relative_to(ROOT)
-        names = re.findall(r"^(\w+): Registry\[.*\] = Registry\($", text, re.MULTILINE)
+        names = re.findall(r"^(\w+): Registry\[.*\] = Registry\(", text, re.MULTILINE)
         for name in names:
             registry = getattr(import_module(".".join(file.with_suffix("").parts)), name)
             lines += [f"### {name}: `{registry.key}`\n", f"`{file}`: {registry.contract}.\n"]
