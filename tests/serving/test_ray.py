@@ -172,7 +172,7 @@ def test_token_is_required_disconnects_free_images_and_ray_ends_with_its_server(
         assert httpx.post(f"{url}/v1/images", json={"steps": 2}, headers=known).status_code == 200
         large = {"num": 64, "steps": 100}
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/images", json=large, headers=known, timeout=0.3)
+            httpx.post(f"{url}/v1/images", json=large, headers=known, timeout=httpx.Timeout(60, read=0.3))
         wait_until(lambda: server.metric("diffctl_images_held ", known) == 0)
     wait_until(lambda: not any(one.is_running() for one in family))
 

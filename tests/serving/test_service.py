@@ -61,8 +61,10 @@ def test_a_request_that_outlasts_the_drain_gets_503(model):
     gate = gated(service)
     with TestClient(create_app(service), HERE) as client, pending(client, gate, {"steps": 50}) as answers:
         client.portal.call(service.drain)
-        threading.Timer(0.05, gate.open.set).start()
-        client.portal.call(service.stop)
+        stopped = client.portal.start_task_soon(service.stop)
+        wait_until(lambda: not service.current.loop.is_running)
+        gate.open.set()
+        stopped.result(30)
     assert answers[0].status_code == 503
 
 
