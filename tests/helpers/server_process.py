@@ -101,8 +101,10 @@ class ServerProcess:
 
     def metric(self, name: str, headers: dict[str, str] | None = None) -> float:
         """Return the sum of the metrics whose lines begin with `name`."""
-        lines = httpx.get(f"{self.url}/metrics", headers=headers).text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+        answer = httpx.get(f"{self.url}/metrics", headers=headers).raise_for_status()
+        return sum(
+            float(line.rpartition(" ")[2]) for line in answer.text.splitlines() if line.startswith(name)
+        )
 
     def stop(self) -> int:
         """Send SIGTERM, wait, and return the exit code."""
