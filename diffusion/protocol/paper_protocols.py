@@ -143,5 +143,6 @@ _PAPERS = {
         ),
     ),
 }
-CONTRACT = "what a paper states of a run, field by field"
-PROTOCOLS: Registry[Protocol] = Registry("evaluate.protocol", CONTRACT, _PAPERS)
+PROTOCOLS: Registry[Protocol] = Registry(
+    "evaluate.protocol", "what a paper states of a run, field by field", _PAPERS
+)
