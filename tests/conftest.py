@@ -88,19 +88,13 @@ def params(**changes: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` if there is no GPU."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked:
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `gpu` without a GPU. Seed torch, so that draws do not depend on earlier tests."""
+    if item.get_closest_marker("gpu"):
         import torch
 
         if not torch.cuda.is_available():
-            for item in marked:
-                item.add_marker(pytest.mark.skip(reason="no GPU"))
-
-
-def pytest_runtest_setup() -> None:
-    """Seed torch's global generator, so that draws do not depend on the order of tests."""
+            pytest.skip("no GPU")
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 

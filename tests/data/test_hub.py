@@ -109,12 +109,13 @@ def test_ambiguous_columns_must_be_named(tmp_path):
     rows = {"before": [*map(picture, numbers)], "after": [picture(n + 50) for n in numbers]}
     rows |= {"fine": [n % 3 for n in numbers], "coarse": [n % 2 for n in numbers]}
     dataset_of(rows, **kinds).save_to_disk(tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.image: name the column; before, after are candidates"):
-        store_of(tmp_path, tmp_path / "set")
-    with pytest.raises(UsageError, match=r"data\.label: name the column; fine, coarse are candidates"):
-        store_of(tmp_path, tmp_path / "set", image="after")
-    with pytest.raises(UsageError, match=r"data\.image: there is no column 'photo'; there are before"):
-        store_of(tmp_path, tmp_path / "set", image="photo")
+    for columns, message in (
+        ({}, "image: name the column; before, after are candidates"),
+        ({"image": "after"}, "label: name the column; fine, coarse are candidates"),
+        ({"image": "photo"}, "image: there is no column 'photo'; there are before"),
+    ):
+        with pytest.raises(UsageError, match=rf"data\.{message}"):
+            store_of(tmp_path, tmp_path / "set", **columns)
     train, _ = store_of(tmp_path, tmp_path / "set", image="after", label="coarse")
     assert train.meta["classes"] == ["a", "b"]
     assert min(levels(train)) >= 50

@@ -207,25 +207,18 @@ def test_damaged_unfinished_split_is_redone_or_detected(damage, name):
         assert np.array_equal(images, MANY_IMAGES) == np.array_equal(row_digests(images), noted)
 
 
-def test_changed_raw_files_restart_the_preparation(tmp_path):
-    raw = with_bad_images(tmp_path / "raw")
-    with pytest.raises(DiffctlError):
-        prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
-    for path in ("a/cut.png", "b/text.png", "c/only.png"):
-        shutil.copyfile(raw / "b/1.png", raw / path)
-    prepare(folder_config(raw), tmp_path / "out", work=tmp_path / "work")
-    assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
-
-
-def test_unfinished_work_of_other_settings_is_removed(tmp_path):
+def test_changed_files_restart_and_unfinished_work_of_other_settings_is_removed(tmp_path):
     raw, work = with_bad_images(tmp_path / "raw"), tmp_path / "work"
     for size in (8, 12):
         with pytest.raises(DiffctlError):
             prepare(folder_config(raw, image_size=size), tmp_path / "out", work=work)
     left = sorted(path for path in work.iterdir() if path.is_dir())
     assert len(left) == 2
+    for path in ("a/cut.png", "b/text.png", "c/only.png"):
+        shutil.copyfile(raw / "b/1.png", raw / path)
     with file_lock(work / f"{left[0].name}.lock"):  # as the process that fills it
-        prepare(DataConfig(name="digits"), tmp_path / "out", work=work)
+        prepare(folder_config(raw), tmp_path / "out", work=work)
+    assert open_store(tmp_path / "out/train").meta["classes"] == ["a", "b", "c"]
     assert [path for path in work.iterdir() if path.is_dir()] == left[:1]
 
 

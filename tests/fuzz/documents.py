@@ -1,9 +1,5 @@
 """Documents: params.yaml, papers, scores."""
 
-import json
-import math
-import random
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -85,22 +81,6 @@ def scores_seeds() -> list[bytes]:
     return as_json(document_values(document()), rich, several)
 
 
-def mutate_errors(rng: random.Random, data: bytes, pool: Sequence[bytes]) -> bytes | None:
-    """Replace a cell's errors by valid ones with rare numbers and sizes."""
-    numbers = (0.0, -0.1, 1e-45, 1e15, -1e15, 1e16, math.inf, math.nan)
-    try:
-        values = json.loads(data)
-        cell = rng.choice(list(values["cells"].values()))
-        cell["errors"] = {
-            name: pack([rng.choice(numbers)] * rng.choice((count, count, count, 1)))
-            for name, count in ERRORS.items()
-        }
-        cell["scores"] |= {f"{name}_{end}": 0.0 for name in ERRORS for end in ("low", "high")}
-        return json.dumps(values).encode()
-    except (ValueError, RecursionError, TypeError, AttributeError, KeyError, IndexError):
-        return None
-
-
 def read_scores_file(path: Path) -> None:
     """Read, rank and format it."""
     ours, theirs = read_scores(path), document()
@@ -118,5 +98,5 @@ PARSERS = {
         params_seeds, read_params_file, "params.yaml", [lambda rng, data, pool: broken_profile(rng)]
     ),
     "paper": Parser(paper_seeds, read_paper, "paper.yaml"),
-    "scores": Parser(scores_seeds, read_scores_file, "scores.json", [mutate_errors]),
+    "scores": Parser(scores_seeds, read_scores_file, "scores.json"),
 }

@@ -23,11 +23,10 @@ PROCESSES = (
     "os.system", "os.exec", "os.fork", "os.forkpty", "os.spawn", "os.posix_spawn", "subprocess.Popen",
 )  # fmt: skip
 REACHES = ("socket.connect", "socket.bind", "ctypes.dlopen", "webbrowser.open", "marshal.loads")
-CHANGES = (  # events with paths as first arguments
+CHANGES = (  # events with one or two paths as first arguments
     "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod",
     "os.chown", "os.utime", "shutil.rmtree", "shutil.move", "shutil.copyfile", "shutil.unpack_archive",
 )  # fmt: skip
-TWO_PATHS = ("os.rename", "os.link", "os.symlink", "shutil.move", "shutil.copyfile", "shutil.unpack_archive")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -69,12 +68,11 @@ class _Guard:
             path, _, flags = arguments
             return action if flags & WRITING and not self._inside(path) else None
         if event in CHANGES:
-            paths = arguments[: 1 + (event in TWO_PATHS)]
-            return None if all(map(self._inside, paths)) else action
+            return None if all(map(self._inside, arguments[:2])) else action
         return None
 
     def _inside(self, path: Any) -> bool:
-        if isinstance(path, int):  # an open file descriptor
+        if not isinstance(path, str | bytes | os.PathLike):  # an open file descriptor, or no path
             return True
         place = Path(os.path.realpath(os.fsdecode(path)))
         return place == Path(os.devnull) or place.is_relative_to(self.folder)

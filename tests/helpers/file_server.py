@@ -30,10 +30,8 @@ def serving(files: dict[str, bytes], *faults: str) -> Iterator[FileServer]:
     """Run a server for the block."""
     state = FileServer(files, list(faults))
 
-    class Handler(_Handler):
-        server_state = state
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.state = state
     server.daemon_threads = True
     state.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -48,10 +46,9 @@ def serving(files: dict[str, bytes], *faults: str) -> Iterator[FileServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server_state: FileServer
 
     def do_GET(self) -> None:
-        state = self.server_state
+        state = self.server.state
         state.requests.append((self.path, self.headers.get("Range")))
         content = state.files.get(self.path.lstrip("/"))
         if content is None:
@@ -63,17 +60,16 @@ class _Handler(BaseHTTPRequestHandler):
             threading.Event().wait(20)  # longer than the client's timeout
         return self._send(content, fault)
 
-    def _status(self, code: int, headers: dict[str, str] | None = None) -> None:
+    def _status(self, code: int) -> None:
         self.send_response(code)
-        for name, value in {"Content-Length": "0", **(headers or {})}.items():
-            self.send_header(name, value)
+        self.send_header("Content-Length", "0")
         self.end_headers()
 
     def _send(self, content: bytes, fault: str) -> None:
-        header = self.headers.get("Range")
-        start = int(header.removeprefix("bytes=").rstrip("-")) if header and fault != "no ranges" else 0
-        if start >= len(content) and header and fault != "no ranges":
-            return self._status(416, {"Content-Range": f"bytes */{len(content)}"})
+        header = None if fault == "no ranges" else self.headers.get("Range")
+        start = int(header.removeprefix("bytes=").rstrip("-")) if header else 0
+        if header and start >= len(content):
+            return self._status(416)
         body = content[start:]
         if fault == "wrong byte":
             body = bytes([body[0] ^ 1]) + body[1:]
