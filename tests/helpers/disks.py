@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 Mount = Callable[..., Path]
-"""Takes a folder and the options of `mount`; mounts a disk there until the test ends."""
+"""Takes a folder and a size; mounts a disk in memory of that size there until the test ends."""
 
 
 @pytest.fixture
@@ -15,9 +15,10 @@ def mount() -> Iterator[Mount]:
     """Mount disks; the test is skipped where that is not allowed."""
     mounted: list[Path] = []
 
-    def mount(folder: Path, *options: str) -> Path:
+    def mount(folder: Path, size: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
+        line = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        done = subprocess.run(line, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"a disk can be mounted by root only: {done.stderr.strip()}")
         mounted.append(folder)
@@ -28,11 +29,6 @@ def mount() -> Iterator[Mount]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def memory_disk(size: str, more: str = "") -> list[str]:
-    """The options of a disk in memory of that size."""
-    return ["-t", "tmpfs", "-o", f"size={size}{more}", "tmpfs"]
-
-
-def make_room(disk: Path, size: str = "32m") -> None:
-    """Let the mounted disk have more room."""
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(disk)], check=True)
+def make_room(disk: Path) -> None:
+    """Let the mounted disk have 32 MB."""
+    subprocess.run(["mount", "-o", "remount,size=32m", str(disk)], check=True)

@@ -14,7 +14,7 @@ from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.files import write_text
 from diffusion.system.output_paths import check_output, check_output_folder, write_output, write_output_text
 from tests.helpers import special_paths as at
-from tests.helpers.disks import Mount, memory_disk
+from tests.helpers.disks import Mount
 from tests.helpers.special_paths import Place
 
 CONTENT = b"content" * 100
@@ -138,7 +138,7 @@ def test_missing_permission_is_found_before_the_work(below: str) -> None:
 
 
 def test_full_disk_names_the_users_path(tmp_path: Path, mount: Mount) -> None:
-    folder = mount(tmp_path / "disk", *memory_disk("64k"))
+    folder = mount(tmp_path / "disk", "64k")
     (folder / "a.png").write_bytes(b"before")
     link = tmp_path / "link.png"
     link.symlink_to(folder / "a.png")

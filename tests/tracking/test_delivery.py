@@ -11,7 +11,7 @@ from PIL import Image
 
 from diffusion.system.locks import file_lock
 from diffusion.train.checkpoint.run_dir import open_run
-from tests.helpers.disks import make_room, memory_disk
+from tests.helpers.disks import make_room
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.spools import logged, open_spool, stored, the_run, write_points
 from tracking import keys
@@ -125,7 +125,7 @@ def test_full_artifact_disk_rejects_nothing(folder, uri, mount, tmp_path):
     spool = open_spool(folder)
     spool.artifact(model, keys.MODEL_FOLDER)
     spool.close("FINISHED")
-    disk = mount(database_file(uri).parent / ARTIFACTS, *memory_disk("32k"))
+    disk = mount(database_file(uri).parent / ARTIFACTS, "32k")
     for _ in range(UPLOAD_TRIES + 1):
         with pytest.raises(MlflowError, match="make room"):
             deliver(folder, uri)

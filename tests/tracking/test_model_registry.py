@@ -25,7 +25,7 @@ from diffusion.sample.generate import class_condition, generate, mixed_condition
 from diffusion.sample.guidance import NO_GUIDES, Guides
 from diffusion.system.errors import DiffctlError, UsageError
 from tests.conftest import run_python
-from tests.helpers.disks import make_room, memory_disk
+from tests.helpers.disks import make_room
 from tests.helpers.mlflow_server import free_port, running_server
 from tests.helpers.scores_document import document
 from tracking import keys
@@ -70,7 +70,7 @@ def test_only_a_better_score_of_the_same_protocol_is_promoted(make_model):
 
 def test_full_artifact_disk_leaves_no_partial_version(make_model, mount, tmp_path):
     make_model(1)
-    artifacts = mount(tmp_path / "mlartifacts", *memory_disk("300k"))
+    artifacts = mount(tmp_path / "mlartifacts", "300k")
     with pytest.raises(MlflowError, match="make room"):
         register()
     assert not [path for path in artifacts.rglob("*") if path.is_file() and path.parent.name != "evaluation"]

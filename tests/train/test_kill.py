@@ -13,7 +13,7 @@ from diffusion.train.checkpoint.state_files import step_of
 from diffusion.train.plan import training_fingerprint
 from diffusion.train.train_step import new_state
 from tests.conftest import diffctl
-from tests.helpers.disks import Mount, memory_disk
+from tests.helpers.disks import Mount
 from tests.helpers.mlflow_server import empty_database
 from tests.helpers.training_process import (
     DEADLINE,
@@ -106,7 +106,7 @@ def test_a_paused_training_is_listed_as_running_and_cannot_start_twice(prepared:
 
 
 def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(prepared: Path, mount: Mount) -> None:
-    folder, small_disk = prepared, mount(prepared / "runs", *memory_disk("8m"))
+    folder, small_disk = prepared, mount(prepared / "runs", "8m")
     process = start(folder)
     wait_until(lambda: len(states(folder)) == 2, DEADLINE)
     room, ballast = os.statvfs(small_disk), small_disk / "ballast"
