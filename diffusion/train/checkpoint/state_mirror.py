@@ -136,9 +136,8 @@ class StateMirror:
 
     def _files(self) -> dict[str, int]:
         """Return the sizes of the copied files."""
-        return {
-            path: entry["size"] for path, entry in self._system.find(str(self._root), detail=True).items()
-        }
+        found = self._system.find(str(self._root), detail=True)
+        return {path: entry["size"] for path, entry in found.items()}
 
     def _states(self) -> list[str]:
         """Return the copied states, the newest last."""

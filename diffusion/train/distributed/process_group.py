@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import Store
-from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors
+from torch._utils import _take_tensors
 
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError, first_line
 from diffusion.train.checkpoint.state_files import LazyTensors, SavedState, meta_tensors
@@ -75,11 +75,11 @@ class ProcessGroup:
         if self.world_size > 1:
             with translate_dist_errors():
                 for bucket in _take_tensors(tensors, BUCKET):  # type: ignore[no-untyped-call]
-                    flat = _flatten_dense_tensors(bucket)  # type: ignore[no-untyped-call]
+                    flat = torch.cat([tensor.flatten() for tensor in bucket])
                     dist.all_reduce(flat)
-                    sums = _unflatten_dense_tensors(flat, bucket)  # type: ignore[no-untyped-call]
-                    for tensor, part in zip(bucket, sums, strict=True):
-                        tensor.copy_(part)
+                    parts = flat.split_with_sizes([tensor.numel() for tensor in bucket])
+                    for tensor, part in zip(bucket, parts, strict=True):
+                        tensor.copy_(part.view_as(tensor))
 
     def reduce_number(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
         """Return the ranks' numbers combined by `operation`."""
