@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -62,6 +64,12 @@ def kill_in_a_save(folder: Path) -> None:
     assert torn_saves(folder)
 
 
+def pause(process: "subprocess.Popen[str]") -> None:
+    """Stop the process until it gets SIGCONT."""
+    process.send_signal(signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_STOPPED)
+
+
 def stop_by(folder: Path, number: signal.Signals) -> None:
     """Send the signal some steps after the start, and assert that the last step was saved."""
     process = signal_at(folder, max(logged_steps(folder), default=0) + 3, number)
@@ -92,8 +100,7 @@ def test_the_model_is_bitwise_equal_after_kills_and_stops(prepared: Path) -> Non
 def test_a_paused_training_is_listed_as_running_and_cannot_start_twice(prepared: Path) -> None:
     first = start(prepared)
     wait_for_step(prepared, first, 3)
-    first.send_signal(signal.SIGSTOP)
-    wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED)
+    pause(first)
     assert [training.state for training in list_trainings()] == ["running"]
     second = diffctl(prepared, "stage", "train")
     assert second.returncode == 1
@@ -109,9 +116,15 @@ def test_a_full_disk_keeps_the_states_and_training_resumes_with_space(prepared: 
     folder, small_disk = prepared, mount(prepared / "runs", "8m")
     process = start(folder)
     wait_until(lambda: len(states(folder)) == 2, DEADLINE)
+    pause(process)
+    while torn_saves(folder) or len(states(folder)) > 2:  # in a save, whose end makes room
+        process.send_signal(signal.SIGCONT)
+        time.sleep(0.01)
+        pause(process)
     room, ballast = os.statvfs(small_disk), small_disk / "ballast"
     free = room.f_bavail * room.f_frsize
     ballast.write_bytes(bytes(max(0, free - 20_000)))  # not enough for a third state
+    process.send_signal(signal.SIGCONT)
     assert process.wait(DEADLINE) == 1
     assert process.stderr is not None
     lines = process.stderr.read().splitlines()

@@ -101,6 +101,8 @@ from diffusion.train.distributed.process_group import ProcessGroup, join_group
 process_group.COLLECTIVE_TIMEOUT = timedelta(seconds=1)
 rank, port = int(sys.argv[1]), int(sys.argv[2])
 store = dist.TCPStore("127.0.0.1", port, 2, is_master=False)
+store.set(f"started/{rank}", "")
+store.wait(["started/0", "started/1"])  # one may take seconds longer to import torch
 groups = [ProcessGroup(torch.device("cpu"), rank, 2, store=one) for one in (store, None)]
 numbers = [torch.ones(3)]
 try:
