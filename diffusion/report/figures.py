@@ -29,8 +29,6 @@ VALIDATION_PARTS = {
     "validation loss by band of the log-SNR, EMA": BAND_NAMES,
     "validation loss by quarter of t, EMA": tuple(f"loss_q{quarter}" for quarter in range(4)),  # old curves
 }
-
-
 FRONT, NO_FRONT = "front", "other cells"  # names of lines
 COMPARABLE, NOT_COMPARABLE = "published, comparable", "published, not comparable"
 
