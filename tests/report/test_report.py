@@ -22,6 +22,7 @@ from diffusion.report.score_tables import score_table
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
 from tests.helpers.digits_sweep import make_config, score_sweep, write_cell, write_sweep
+from tests.helpers.disks import make_room
 from tests.helpers.report_page import Page, report, write_validation_losses
 
 
@@ -155,15 +156,18 @@ def test_scores_of_other_samples_are_refused(own, tmp_path):
         report((config, root), tmp_path / "report")
 
 
-def test_failed_report_keeps_the_old_one(sweep, tmp_path, monkeypatch):
-    out = tmp_path / "report"
+def test_full_disk_keeps_the_old_report(sweep, mount, tmp_path):
+    disk = mount(tmp_path / "disk", "128k")
+    out = disk / "report"
     out.mkdir()
     (out / "index.html").write_text("before")
-    monkeypatch.setattr("diffusion.report.write.as_png", lambda figure: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(OSError, match="No space left on device"):
         report(sweep, out)
-    assert list(tmp_path.rglob("*")) == [out, out / "index.html"]
+    assert list(disk.rglob("*")) == [out, out / "index.html"]
     assert (out / "index.html").read_text() == "before"
+    make_room(disk)
+    report(sweep, out)
+    assert "<html" in (out / "index.html").read_text()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from scipy import stats
 
 from diffusion.images.store import ImageStore
 from diffusion.process.time_samplers import HISTORY, LossAware, TimeSampler, Uniform
-from diffusion.train.batch import Batch, ImageLoader, draw_batch, epoch_rows
+from diffusion.train.batch import Batch, ImageLoader, draw_batch, draw_rows, epoch_rows
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.plan import TrainPlan
 from tests.helpers.trainings import CPU, plan_of
@@ -135,3 +135,12 @@ def test_flips_dropped_labels_and_timesteps_are_independent_and_noise_is_normal(
     assert torch.equal(batch.labels[kept], torch.from_numpy(store.labels[numbers])[kept])
     assert stats.kstest(batch.noise.flatten().numpy(), "norm").pvalue > SURE
     assert len({row.numpy().tobytes() for row in batch.noise}) == 4000
+
+
+def test_a_row_does_not_depend_on_the_row_before():
+    """Normals are drawn in pairs, so that an odd number leaves one over."""
+    (uniforms, noise), name = draw_rows(("train", 0, 0), range(9), (1, 1, 3)), ("train", 0, 0)
+    for row in range(9):
+        alone, own = draw_rows(name, range(row, row + 1), (1, 1, 3))
+        assert torch.equal(alone[:, 0], uniforms[:, row])
+        assert torch.equal(own[0], noise[row])
