@@ -153,7 +153,8 @@ def _fill_all(
         problems = [Problem(file, why) for file, why in zip(reader.names(rows), bad.values(), strict=True)]
         good = np.ones(len(reader), dtype=bool)
         good[rows] = False
-        digests = np.fromfile(target.digests, np.uint8).reshape(-1, 64)[good]
+        digests = np.memmap(target.digests, np.uint8, "r").reshape(-1, 64)
+        digests = digests[good] if problems else digests  # a copy of 64 bytes an image
         kept = None if labels is None else labels[good]
         filled[name] = FilledSplit(reader, target, good, problems, kept, digests)
     return filled
