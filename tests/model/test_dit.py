@@ -92,7 +92,7 @@ def test_a_patch_is_written_where_it_was_read() -> None:
 
 
 def test_a_block_is_a_pre_norm_transformer_layer_where_nothing_is_modulated() -> None:
-    """Scale and shift 0 and gate 1 give torch's own layer without the norms' weights."""
+    """Scale and shift 0 and gate 1 give torch's own layer without the norms' weights; gate 2 doubles."""
     block = DiTBlock(spec_of())
     gelu = partial(F.gelu, approximate="tanh")
     theirs = nn.TransformerEncoderLayer(
@@ -101,12 +101,12 @@ def test_a_block_is_a_pre_norm_transformer_layer_where_nothing_is_modulated() ->
     randomise(block)
     nn.init.zeros_(block.modulation.weight)
     with torch.no_grad():
-        block.modulation.bias.view(6, 24).copy_(torch.tensor([0, 0, 1, 0, 0, 1])[:, None])
+        block.modulation.bias.view(6, 24).copy_(torch.tensor([0, 0, 1, 0, 0, 2])[:, None])
     pairs = {
         "self_attn.in_proj_weight": block.qkv.weight, "self_attn.in_proj_bias": block.qkv.bias,
         "self_attn.out_proj.weight": block.project.weight, "self_attn.out_proj.bias": block.project.bias,
         "linear1.weight": block.expand.weight, "linear1.bias": block.expand.bias,
-        "linear2.weight": block.contract.weight, "linear2.bias": block.contract.bias,
+        "linear2.weight": 2 * block.contract.weight, "linear2.bias": 2 * block.contract.bias,
     }  # fmt: skip
     theirs.load_state_dict({**theirs.state_dict(), **pairs})
     x = torch.randn(3, 16, 24)

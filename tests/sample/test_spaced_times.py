@@ -66,6 +66,11 @@ def test_times_are_even_in_their_sense():
     assert shares["trailing"] == pytest.approx(np.arange(1, 6) / 5)
 
 
+def test_the_first_time_is_exactly_that_of_the_process():
+    times = spaced_times(SampleSettings(spacing="log-snr", steps=5), process_of("linear", 15))
+    assert (times[0], times[-1]) == (0.0, 14.0), "the inverse of its noise level is 3e-16"
+
+
 @pytest.mark.parametrize("spacing", ["ddim-uniform", "ddim-quadratic", "adm-stride"])
 def test_grids_of_papers_are_for_discrete_processes_only(spacing):
     with pytest.raises(UsageError, match=f"{spacing} needs a discrete process: use one of uniform"):
