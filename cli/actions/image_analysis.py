@@ -2,7 +2,6 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +50,8 @@ def encode(options: Encode) -> None:
 
 
 def interpolate(options: Interpolate) -> None:
-    (loaded, settings), names = _load(options), (options.first, options.second)
+    loaded, settings = _load(options)
+    names = options.first, options.second
     ends = [image_inputs.load_input(name, options.store, loaded.artefact) for name in names]
     condition = image_inputs.end_condition(loaded.artefact, [end.label for end in ends], options.klass)
     pixels = np.stack([end.pixels for end in ends])
@@ -106,8 +106,15 @@ def compute_nll(options: Nll) -> None:
     labels = image_inputs.known_labels(images, loaded.artefact, range(count))
     condition = image_inputs.input_condition(loaded.artefact, labels, None)
     with progress("nll", unit="terms") as show:
-        settings: Any = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
-        bits = bits_per_dimension(loaded, images.images[:count], condition, progress=show, **settings)
+        bits = bits_per_dimension(
+            loaded,
+            images.images[:count],
+            condition,
+            steps=options.steps,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            progress=show,
+        )
     _write_bits(options.out, bits)
     mean = float(bits.total.mean())
     error = float(bits.total.std() / count**0.5) if count > 1 else None

@@ -56,8 +56,16 @@ def select_front(cells: Cells) -> list[FrontCell]:
         if not front or value < front[-1].value:
             affordable = [cell for cell in cells.values() if cell.nfe <= nfe]
             metric = cells[name].spec.distance
-            chosen: dict[str, Any] = {"cell": name, "nfe": nfe, "metric": metric, "value": value}
-            front.append(FrontCell(**chosen, of=len(affordable), optimism=optimism(affordable, metric)))
+            front.append(
+                FrontCell(
+                    cell=name,
+                    nfe=nfe,
+                    metric=metric,
+                    value=value,
+                    of=len(affordable),
+                    optimism=optimism(affordable, metric),
+                )
+            )
     return front
 
 

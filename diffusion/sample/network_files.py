@@ -135,7 +135,8 @@ def network_files(settings: SampleSettings, model: Path) -> NetworkFiles:
 
     A guide is a file, or an EMA profile of the training of `model`, which is made if it is missing.
     """
-    (guide, classifier), profile = _named_networks(settings), _guide_profile(settings)
+    guide, classifier = _named_networks(settings)
+    profile = _guide_profile(settings)
     made = None if profile is None else ema_model_file(guide_snapshots(profile, model), profile.sigma_rel)
     return NetworkFiles(model, made or _existing(guide, "guide"), _existing(classifier, "classifier"))
 

@@ -88,10 +88,11 @@ def epoch_rows(purpose: str, seed: int, places: range, count: int) -> Tensor:
     Each epoch has every row once, in its own order. Place p is place p mod `count` of epoch p // `count`, so
     that a resume needs the place alone.
     """
-    epochs = range(places.start // count, -(-places.stop // count))
-    rows = torch.cat([_permutation(purpose, seed, epoch, count) for epoch in epochs])
-    first = places.start % count
-    return rows[first : first + len(places)]
+    parts = []
+    for epoch in range(places.start // count, -(-places.stop // count)):
+        first, last = places.start - epoch * count, places.stop - epoch * count
+        parts.append(_permutation(purpose, seed, epoch, count)[max(0, first) : last])
+    return torch.cat(parts)
 
 
 @lru_cache(maxsize=2)  # a batch, or a prefetched one, may span two epochs

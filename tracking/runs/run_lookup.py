@@ -139,18 +139,36 @@ def list_runs(root: Path = TRAIN_RUNS, newest: int | None = None) -> tuple[list[
 
 
 def _local_row(one: TrainingStatus, run: "Run | None", uri: str) -> RunRow:
-    progress = one.step, one.steps, one.started, one.updated, one.heartbeat
-    best, run_id = (run.data.tags.get(BEST), run.info.run_id) if run else (None, None)
-    undelivered = not DeliveryState.load(one.folder, uri).complete
-    return RunRow(one.name, one.state, *progress, best, run_id, one.folder.name, str(one.folder), undelivered)
+    return RunRow(
+        name=one.name,
+        state=one.state,
+        step=one.step,
+        steps=one.steps,
+        started=one.started,
+        updated=one.updated,
+        heartbeat=one.heartbeat,
+        best=run.data.tags.get(BEST) if run else None,
+        run_id=run.info.run_id if run else None,
+        fingerprint=one.folder.name,
+        folder=str(one.folder),
+        undelivered=not DeliveryState.load(one.folder, uri).complete,
+    )
 
 
 def _remote_row(run: "Run") -> RunRow:
     """Return the row of a training of another machine, or without its folder."""
-    info, tags, steps = run.info, run.data.tags, run.data.params.get("train.steps")
-    progress = None, int(steps) if steps else None, info.start_time, info.end_time, None
-    found = tags.get(BEST), info.run_id, tags.get(FINGERPRINT)
-    return RunRow(info.run_name, STATES.get(info.status, "running"), *progress, *found)
+    steps = run.data.params.get("train.steps")
+    return RunRow(
+        name=run.info.run_name,
+        state=STATES.get(run.info.status, "running"),
+        step=None,
+        steps=int(steps) if steps else None,
+        started=run.info.start_time,
+        updated=run.info.end_time,
+        best=run.data.tags.get(BEST),
+        run_id=run.info.run_id,
+        fingerprint=run.data.tags.get(FINGERPRINT),
+    )
 
 
 @dataclass(frozen=True)
