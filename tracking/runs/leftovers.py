@@ -134,10 +134,13 @@ def _cells(needed: set[str], scored: Sequence[ScoredCell], *, is_complete: bool)
 def _scored_cells(config: Config, cells: Sequence[Cell]) -> Iterator[ScoredCell]:
     """Yield the settings and the existing files of each cell whose model exists."""
     models = {None: MODEL, **existing_ema_models(MODEL, config.sweep.sigma_rels)}
+    found: dict[tuple[str | None, ...], NetworkFiles] = {}  # a guide may be made from hundreds of snapshots
     for cell in cells:
         settings = cell_settings(config.sample, cell)
+        key = settings.guide, settings.classifier if settings.has_classifier else None
         if cell.ema in models:
-            yield settings, existing_files(settings, MODEL)._replace(model=models[cell.ema])
+            found[key] = found.get(key) or existing_files(settings, MODEL)
+            yield settings, found[key]._replace(model=models[cell.ema])
 
 
 def _ema_models(scored: Sequence[ScoredCell]) -> Iterator[Leftover]:
