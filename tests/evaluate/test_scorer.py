@@ -165,7 +165,7 @@ def test_excess_over_an_extrapolated_floor_has_no_interval():
 )
 def test_heavy_tailed_features_cause_a_warning(count, outlier, warns):
     """One image has a large share of the variance; of fewer than 200 it may have that by chance."""
-    sample, target = normal(1, count, 64), Target(normal(0, 3000, 64))
+    sample, target = 100 * normal(1, count, 64), Target(100 * normal(0, 3000, 64))
     sample[0] *= outlier
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -164,7 +164,7 @@ class Line(NoiseProcess):
 
 
 LINE = Line(ProcessConfig(prediction="velocity", variance="small", loss="simple"))
-EDM = build_process(ProcessConfig(schedule="edm", prediction="velocity"))
+EDM = build_process(ProcessConfig(schedule="edm", prediction="velocity", sigma_min=0.001))
 
 
 @pytest.mark.parametrize(

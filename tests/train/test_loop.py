@@ -48,6 +48,15 @@ def test_resume_is_bitwise_equal(store, tmp_path, at, changes):
     assert rest == [(step, values) for step, values in seen if step > at]
 
 
+def test_logged_values_are_means_over_the_finite_steps(store):
+    state = new_state(plan_of(store), CPU)
+    for loss in (1.0, math.nan, 4.0):
+        state.record({"loss": loss, "mse": 2 * loss})
+    assert (state.skipped, state.bad_in_a_row) == (1, 0)
+    assert state.pop_means() == {"loss": 2.5, "mse": 5.0}
+    assert state.pop_means() == {}
+
+
 def test_state_records_code_and_torch_of_every_step(store):
     plan = plan_of(store)
     (own,) = plan.code
