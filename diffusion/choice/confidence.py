@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.protocol.card import GROUPS, STATISTICS_FIELDS, differing_fields
-from diffusion.protocol.grid import DERIVED_FIELDS
+from diffusion.protocol.grid import DERIVED_FIELDS, OPTION_FIELDS
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument, unpack
 from diffusion.protocol.settings import AXES
 
@@ -28,7 +28,8 @@ NORMAL = 1.959964  # standard deviations of a 95 % interval
 Trainings = Sequence[ImageScores]  # one cell of the trainings of a group
 
 SUBJECT = ("model_sha256", "ema", "guide_sha256")  # the compared model: fields of a card that may differ
-SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS)  # cells that differ in these alone share x_T by index
+# Cells that differ in these alone share x_T by index.
+SAME_NOISE = ("model_sha256", *AXES, *DERIVED_FIELDS, *OPTION_FIELDS)
 
 
 class Interval(NamedTuple):

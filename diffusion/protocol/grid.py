@@ -24,6 +24,8 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import Section, ShortText, canonical_json
 
 DERIVED_FIELDS = ("nfe", "guide_sha256")  # of a card: they follow from the model and the values on the axes
+# Of a card: they follow from the section `sample` and the sampler, spacing and guidance rule on the axes.
+OPTION_FIELDS = (*(f"{field}_options" for field in OPTION_ENTRIES), "sampling_plugins")
 RESERVED = re.compile(r"[^A-Za-z0-9._+-]")  # in names, by file systems, MLflow or copying programs
 MAX_CELL_NAME = 200  # characters; file systems and MLflow allow 250 with what they add
 SAMPLING_VERSION = 5  # raise it when the same model and settings would no longer give the same images

@@ -35,6 +35,7 @@ def cell(value, errors=None, **card):
 @pytest.mark.parametrize(("card", "shared"), [
     ({"steps": 10, "eta": 1.0, "nfe": 10}, True),
     ({"model_sha256": "b" * 64}, True),
+    ({"sampler": "heun", "sampler_options": "{}", "sampling_plugins": "c"}, True),
     ({"seed": 1}, False),
     ({"num_images": 1000}, False),
 ])  # fmt: skip

@@ -119,6 +119,16 @@ def test_csv_is_in_long_format(document, tmp_path):
     assert not any(row["metric"].endswith(("_std", "_low", "_high")) for row in rows)
 
 
+def test_cells_may_have_samplers_and_spacings_with_options(real, tmp_path):
+    sweep = {"steps": [5], "eta": [0.0], "sampler": ["ddim", "heun"], "spacing": ["uniform", "karras"]}
+    config = make_config(sweep=sweep)
+    cells = score_sweep(config, write_sweep(tmp_path, config), real / "reference").cells
+    assert len(cells) == 4
+    assert {"sampler_options", "spacing_options"} <= cells[
+        "steps5-eta0-sampler_heun-spacing_karras"
+    ].card.keys()
+
+
 @pytest.mark.parametrize(
     ("card", "match"),
     [
