@@ -10,8 +10,9 @@ from diffusion.data.prepare import shape_of
 from diffusion.data.source import DatasetInfo
 from diffusion.images.store import ImageStore, open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import MODEL, PREPARED
+from diffusion.layout import AVERAGES, MODEL, PREPARED
 from diffusion.model.model_file import read_artefact
+from diffusion.model.posthoc_ema import snapshot_path
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError
 from diffusion.train.classifier_training import ClassifierPlan, plan_classifier
@@ -77,8 +78,14 @@ class Project:
 
     @cached_property
     def is_trained(self) -> bool:
-        """Whether the model file is the result of this configuration on this machine."""
-        if self.plan is None or not MODEL.is_file():
+        """Whether model file and EMA snapshots are the result of this configuration on this machine."""
+        train = self.config.train
+        snapshots = (
+            snapshot_path(AVERAGES, sigma_rel, step)
+            for sigma_rel in train.sigma_rels
+            for step in train.snapshot_steps()
+        )
+        if self.plan is None or not MODEL.is_file() or not all(path.is_file() for path in snapshots):
             return False
         try:
             artefact = read_artefact(MODEL)

@@ -15,10 +15,12 @@ from diffusion.config import load, parse
 from diffusion.data.prepare import prepare
 from diffusion.images.store import write_store
 from diffusion.layout import MODEL, PREPARED
+from diffusion.model.model_file import save_artefact
+from diffusion.model.network_registry import build_network
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train import step_memory
-from diffusion.train.plan import plan_training
+from diffusion.train.plan import plan_artefact, plan_training
 from diffusion.train.step_memory import activation_bytes
 from tests.conftest import ROOT, params, write_params
 from tests.helpers.networks import small_model
@@ -268,6 +270,17 @@ def test_impossible_steps_are_refused(project, sections, match):
     for stage in ("train", "sample"):
         with pytest.raises(UsageError, match=match):
             preflight(config, stage)
+
+
+def test_model_without_the_configured_snapshots_will_be_trained_again(project):
+    config = configuration()
+    plan = Project(config).plan
+    save_artefact(project / MODEL, build_network(plan.network).state_dict(), plan_artefact(plan))
+    assert Project(config).is_trained
+    guide = {"guidance": 1.0, "guide": "ema:0.1@1"}
+    with_profile = configuration(train={"ema_profiles": {"sigma_rel": [0.1], "every": 1}}, sample=guide)
+    assert not Project(with_profile).is_trained
+    assert with_level(check(with_profile), "error") == {}
 
 
 def test_guides_must_exist_fit_and_be_dependencies_of_the_stage(project, monkeypatch):
