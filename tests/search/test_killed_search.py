@@ -3,8 +3,10 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from diffusion.search.search_config import SearchConfig
@@ -36,10 +38,16 @@ def test_killed_search_loses_and_repeats_no_trial(searching: Path) -> None:
 
     process = start_diffctl(searching, "search")
     wait_for_step(searching, process, 9)
+    trial = psutil.Process(process.pid).children(recursive=True)
+    for one in trial:
+        one.suspend()  # it must not end meanwhile
     busy = diffctl(searching, "search")
     assert (busy.returncode, "is running" in busy.stderr) == (1, True)
     process.kill()
     process.wait()
+    for one in trial:
+        with suppress(psutil.NoSuchProcess):
+            one.resume()
     (lock,) = searching.glob("runs/train/*/lock")
     wait_until(lambda: not is_held(lock))
     assert [trial.state for trial in trials(searching)] == ["running"]
