@@ -40,7 +40,8 @@ def main() -> None:
     """Set up the environment, run the tests and the demo; CalledProcessError or SystemExit if one fails."""
     print("Setting up .venv-newest with the newest packages ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
-    pip = [VENV / "bin/pip", "--disable-pip-version-check", "install", "--quiet", "--upgrade"]
+    pip = [VENV / "bin/python", "-m", "pip", "install", "--quiet", "--upgrade"]
+    subprocess.run([*pip, "pip"], check=True)  # pip 23, of Python 3.11, resolves these packages in hours
     subprocess.run([*pip, "--upgrade-strategy", "eager", "--editable", ".[dev]"], cwd=ROOT, check=True)
     tests = [VENV / "bin/python", "-m", "pytest", "-n", "2", "-m", "not slow and not long"]
     subprocess.run(tests, cwd=ROOT, env=environment(), check=True)

@@ -25,6 +25,7 @@ echo "python $@" >> calls' > .venv/bin/python
 chmod +x .venv/bin/pip .venv/bin/python
 """
 INSTALL = ".venv/.installed"
+FROM_MAKE = ("MAKEFLAGS", "MAKELEVEL", "PYTHON", "TORCH", "EXTRAS")  # of the `make` that runs the tests
 LS_OF_A_GPU = "echo /dev/nvidia0; exit 2"  # like ls if one of its arguments does not exist
 
 
@@ -40,7 +41,7 @@ def run_make(folder: Path, target: str, report: str, gpu: bool) -> tuple[str, li
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    env = {name: value for name, value in os.environ.items() if name not in FROM_MAKE}
     done = subprocess.run(
         ["make", target], cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True
     )
