@@ -173,6 +173,14 @@ def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, t
     assert "train.lr.rates [[0, 0.002], [10, 0.0005... → [[0, 0.002], [2, 0.0005]" in str(run.changes())
 
 
+def test_a_training_with_the_schedule_of_a_removed_plugin_is_no_start(tmp_path):
+    for name, schedule in (("a", "removed"), ("b", "constant")):
+        config = {"train": {"steps": 8, "lr": {"schedule": schedule, "rate": 0.002}}}
+        with open_run(tmp_path, name, config=config, code=OLD, resume=name == "b") as run:
+            assert run.start is None
+    assert "train.lr.schedule removed → constant" in str(run.changes())
+
+
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"ema_decay": 0.5}])
 def test_a_change_of_the_steps_themselves_starts_from_scratch(store, tmp_path, changes):
     run_in(store, plan_of(store, 4), tmp_path)

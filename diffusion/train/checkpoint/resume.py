@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from diffusion.code_digest import ModuleDigests, changed_modules, code_digest
 from diffusion.system.checksums import JsonObject
@@ -59,7 +59,10 @@ def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -
         theirs = read_note(other / CONFIG)
         if _without(left_out, theirs) != _without(left_out, settings):
             continue
-        key = _LRKey.model_validate(theirs["train"])
+        try:
+            key = _LRKey.model_validate(theirs["train"])
+        except ValidationError:  # its schedule is of a plugin that was removed
+            continue
         last, why = ours.steps, "changes no step before"
         if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is not None:
             last, why = min(last, diverges_at), f"changes the rate from step {diverges_at:,} on"
