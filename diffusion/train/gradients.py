@@ -219,9 +219,10 @@ def _row_sizes(network: nn.Module, spec: NetworkSpec) -> list[int]:
         sizes[layer] = arguments[0].numel()
 
     template = meta_copy(network).to("meta").eval()  # with its buffers
-    for layer in _layers(template):
+    layers = _layers(template)
+    for layer in layers:
         layer.register_forward_pre_hook(record)
     with torch.device("meta"):
         x, t = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size), torch.zeros(1).long()
         template(x, t, t if spec.num_classes else None)
-    return list(sizes.values())
+    return [sizes[layer] for layer in layers]  # a network may call them in another order

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.images.store import ImageStore
 from diffusion.model.classifier import Classifier
@@ -106,6 +106,23 @@ def test_masks_depend_on_purpose_step_and_row(store):
     assert all(torch.equal(a[2:5], b) for a, b in zip(first, part, strict=True))
     for masks_of_another in (later, other):
         assert not any(torch.equal(a, b) for a, b in zip(first, masks_of_another, strict=True))
+
+
+def test_layers_may_be_called_in_another_order_than_they_are_registered(store):
+    class Reordered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last, self.first = Dropout(P), Dropout(P)
+            self.expand, self.head = nn.Conv2d(1, 400, 1), nn.Conv2d(400, 1, 1)
+
+        def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+            return self.last(self.head(self.first(self.expand(x))))
+
+    network, plan = Reordered(), described(store)
+    masks = DropoutMasks(network, plan, "dropout", network)
+    masks.draw(0, CPU)
+    masks.select_rows(slice(8))
+    assert network(torch.randn(8, 1, 8, 8), torch.zeros(8), None).shape == (8, 1, 8, 8)
 
 
 def test_kept_values_are_scaled_and_masks_do_not_depend_on_the_memory_layout():
