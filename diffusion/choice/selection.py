@@ -192,13 +192,14 @@ def best_settings(scores: ScoresDocument) -> SampleSettings:
 def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that options default to: those of the best cell.
 
-    None if there are no scores, or if `chosen` names another sampler. Another spacing has its own options.
+    Empty without scores, and if `chosen` names another sampler. Another spacing has its own options, and
+    timesteps have their own number of steps.
     """
-    usual = best_settings(scores) if scores else SampleSettings()
-    if not scores or chosen.get("sampler", usual.sampler) != usual.sampler:
+    usual = None if scores is None else best_settings(scores)
+    if usual is None or chosen.get("sampler", usual.sampler) != usual.sampler:
         return {}
-    other_spacing = chosen.get("spacing", usual.spacing) != usual.spacing
-    return usual.model_dump(exclude={"spacing_options"} if other_spacing else None)
+    left_out = {"spacing_options"} if chosen.get("spacing", usual.spacing) != usual.spacing else set()
+    return usual.model_dump(exclude=left_out | ({"steps"} if "timesteps" in chosen else set()))
 
 
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:

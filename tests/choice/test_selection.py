@@ -22,10 +22,11 @@ from diffusion.choice.selection import (
     select,
     select_best,
     select_front,
+    usual_settings,
     write_summary,
 )
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, SelectedCell, document_values
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, parse_settings
 from diffusion.report.score_tables import best_cell
 from flows.run_summary import sweep_markdown
 from tests.helpers.scores_document import certain_cell, document, with_errors
@@ -195,3 +196,22 @@ def test_models_of_different_ema_profiles_are_comparable() -> None:
     verdict = decide(candidate.cells, champion.cells, "version 1")
     assert not verdict.better
     assert "not comparable" not in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("chosen", "changes"),
+    [
+        ({}, {}),
+        ({"eta": 0.0}, {"eta": 0.0}),
+        ({"timesteps": (0, 500, 999)}, {"timesteps": (0, 500, 999), "steps": 3}),
+        ({"spacing": "log-snr"}, {"spacing": "log-snr", "spacing_options": {}}),
+        ({"sampler": "unipc"}, {"sampler": "unipc"}),
+    ],
+)
+def test_a_chosen_option_drops_settings_of_the_best_cell_that_belong_to_another_value(chosen, changes):
+    card = {"spacing": "karras", "spacing_options": '{"rho": 5.0}'}
+    scores = document({(10, 1.0): 0.1, (50, 0.0): 0.2}, **card)
+    best = {"steps": 10, "eta": 1.0, "spacing": "karras", "spacing_options": {"rho": 5.0}}
+    wanted = SampleSettings(**({} if "sampler" in chosen else best) | changes)
+    assert parse_settings(chosen, usual_settings(scores, chosen)) == wanted
+    assert usual_settings(None, chosen) == {}
