@@ -102,7 +102,7 @@ class _Falling(LRSchedule):
 
 
 class CosineLR(_Falling):
-    """Half a cosine from `rate` after the warm-up to `end` at the last step (1608.03983, eq. 5)."""
+    """Half a cosine from `rate` after the warm-up to `end` after the last step (1608.03983, eq. 5)."""
 
     schedule: Literal["cosine"] = "cosine"
 
@@ -112,7 +112,7 @@ class CosineLR(_Falling):
 
 
 class LinearLR(_Falling):
-    """A line from `rate` after the warm-up to `end` at the last step."""
+    """A line from `rate` after the warm-up to `end` after the last step."""
 
     schedule: Literal["linear"] = "linear"
 
