@@ -236,7 +236,7 @@ def compare_spaces(
 def shared_differences(found: Iterable[Sequence[Difference]]) -> list[Difference]:
     """Return the differences common to all of one or more figures."""
     first, *others = found
-    return [departure for departure in first if all(departure in other for other in others)]
+    return [one for one in first if all(one in other for other in others)]
 
 
 def _text(value: Any) -> str:

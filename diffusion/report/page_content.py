@@ -96,7 +96,7 @@ def page_content(
         "seeds": seeds_content(document, others),
         **{name: as_svg(drawn[name], name, text) for name, text in alternatives.items()},
         "published": published,
-        "departures": protocol_mismatches(inputs.config),
+        "mismatches": protocol_mismatches(inputs.config),
         "training": _training(inputs),
         "montage": _montage(inputs),
         "tile": sample_pictures.TILE,
@@ -115,7 +115,7 @@ def protocol_mismatches(config: Config) -> dict[str, Any] | None:
     if name is None:
         return None
     rows = [one._asdict() for one in mismatches(name, config.model_dump(mode="json"))]
-    return {"paper": PROTOCOLS[name].paper, "rows": rows, "besides": PROTOCOLS[name].remarks}
+    return {"paper": PROTOCOLS[name].paper, "rows": rows, "remarks": PROTOCOLS[name].remarks}
 
 
 def _spaces(document: ScoresDocument) -> dict[str, Any] | None:

@@ -72,7 +72,7 @@ def _drawing(document: ScoresDocument, metric: str, label: str, shown: list[Figu
 
 def _row(one: FigureComparison, alike: list[Difference]) -> dict[str, str]:
     """Return a row of the table. Differences common to all figures are stated once, next to it."""
-    own = ", ".join(str(departure) for departure in one.differences if departure not in alike)
+    own = ", ".join(str(field) for field in one.differences if field not in alike)
     cost = _cost(one)
     return {
         "name": one.figure.name,
