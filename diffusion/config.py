@@ -89,7 +89,7 @@ class Config(TrainSections):
 
 
 def parse(values: Any, origin: str) -> Config:
-    """The Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
+    """Return the Config of nested plain values; UsageError names `origin`, the field and what is allowed."""
     refuse_renamed(values, origin)
     return validate(Config, values, origin)
 

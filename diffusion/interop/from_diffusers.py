@@ -1,7 +1,7 @@
-"""A pipeline folder of Hugging Face's diffusers, UNet2DModel and a scheduler of betas, becomes a model file.
+"""Import of a pipeline folder of Hugging Face's diffusers, with a UNet2DModel and a scheduler of betas.
 
-Read are the two configurations and the weights, and no code of theirs is run. The names are those of the
-export; what the network here cannot express is refused by the key.
+Only the two configurations and the weights are read, and no code of the pipeline runs. Weights have the names
+of the export. A configuration that the U-Net here cannot express is refused with its key.
 """
 
 import re
@@ -157,7 +157,7 @@ def import_diffusers(folder: Path) -> tuple[dict[str, Tensor], Artefact]:
 
 
 def _part(folder: Path, name: str) -> Path:
-    """A part's folder; older pipelines have all files in one."""
+    """Return the folder of a part; older pipelines have all files in one folder."""
     return folder / name if (folder / name).is_dir() else folder
 
 
@@ -172,7 +172,7 @@ def _read(path: Path, kind: type[Kind]) -> Kind:
 
 
 def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
-    """The file of weights, and what is in it under today's names."""
+    """Return the file of weights, and its tensors under the current names."""
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise UsageError(f"{folder} has no {' or '.join(WEIGHTS)}: the weights are not there")
@@ -183,7 +183,10 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
-    """Names in label order: the export's, where they fit with or without its empty label, else numbers."""
+    """Return the class names in label order: those of our export, else numbers.
+
+    DiffctlError unless the network has a row for each name, and at most one more for the null label.
+    """
     rows = config.num_class_embeds or 0
     try:
         names = tuple(read_json(folder / CLASS_NAMES, list[str], MAX_CONFIG_BYTES))
@@ -195,7 +198,7 @@ def _class_names(folder: Path, config: UNetFile) -> tuple[str, ...]:
 
 
 def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
-    """The network of this configuration."""
+    """Return the spec of the network of this configuration."""
     first, levels = config.block_out_channels[0], enumerate(config.down_block_types)
     within = config.halves_within_blocks
     try:
@@ -225,7 +228,7 @@ def _spec(folder: Path, config: UNetFile, classes: int) -> UNetSpec:
 
 
 def _heads(config: UNetFile) -> dict[str, Any]:
-    """Channels a head where they divide every level's, else the number of heads, by default one."""
+    """Return the option for attention's heads: `head_channels` if it divides all levels, else `heads`."""
     width = config.attention_head_dim
     levels = zip(config.block_out_channels, config.down_block_types, strict=True)
     if width is None:
@@ -261,7 +264,7 @@ def _process(folder: Path, config: SchedulerFile, unet: UNetFile) -> ProcessConf
 
 
 def _betas(config: SchedulerFile) -> Tensor:
-    """(T,) float64, as diffusers' schedulers make them."""
+    """Return the betas (T,) float64 as diffusers' schedulers compute them."""
     if config.trained_betas is not None:
         return torch.tensor(config.trained_betas, dtype=torch.float64)
     steps, start, end = config.num_train_timesteps, config.beta_start, config.beta_end

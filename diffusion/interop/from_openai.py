@@ -40,7 +40,7 @@ PARTS: dict[type[nn.Module], dict[str, str]] = {
 
 
 def import_openai(path: Path, preset_name: str) -> tuple[dict[str, Tensor], Artefact]:
-    """Our weights by name, float32, and the description of a published `.pt` file of this preset's shape.
+    """Return our weights by name (float32) and the metadata of a published `.pt` file of this preset.
 
     The channels and whether there are classes come from the file. UsageError for an unknown preset;
     DiffctlError when the file holds no plain weights, or names the first key that is missing, left over or
@@ -178,5 +178,5 @@ def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
 
 
 def split_qkv_by_kind(qkv: Tensor, heads: int) -> Tensor:
-    """(3C, …) channels ordered head by head (q, k, v of each) → all q first, then all k, then all v."""
+    """Reorder channels (3C, …) from q, k and v of each head in turn to all q, then all k, then all v."""
     return qkv.reshape(heads, 3, -1, *qkv.shape[1:]).transpose(0, 1).reshape(qkv.shape)

@@ -1,4 +1,4 @@
-"""A model becomes a pipeline folder of Hugging Face's diffusers: UNet2DModel and DDIMScheduler.
+"""Export of a model as a pipeline folder of Hugging Face's diffusers: UNet2DModel and DDIMScheduler.
 
 `DDIMPipeline.from_pretrained(folder)` gives the same images for the same noise with `trailing` spacing where
 S divides T, which is where that scheduler's step and its own list of timesteps agree, and with
@@ -77,7 +77,7 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
 
 
 def unet_config(network: UNet) -> dict[str, Any]:
-    """UNet2DModel's arguments for this network; UsageError names the first option that it cannot express."""
+    """Return UNet2DModel's arguments for this network; UsageError for an option that it cannot express."""
     spec = network.spec
     if spec.channel_mult[0] != 1:
         raise _without_counterpart(f"model.channel_mult that starts with {spec.channel_mult[0]}, not 1")
@@ -118,7 +118,7 @@ def unet_config(network: UNet) -> dict[str, Any]:
 
 
 def scheduler_config(artefact: Artefact) -> dict[str, Any]:
-    """DDIMScheduler's arguments for the model's process; UsageError where it cannot express that."""
+    """Return DDIMScheduler's arguments for the model's process; UsageError if it cannot express it."""
     process, grid = artefact.process, build_process(artefact.process).probe_grid()
     power = grid.alpha.square() + grid.sigma.square()
     if not isinstance(process, DiscreteConfig) or not torch.allclose(power, torch.ones_like(power)):
@@ -137,7 +137,7 @@ def scheduler_config(artefact: Artefact) -> dict[str, Any]:
 
 
 def translate(network: UNet) -> dict[str, Tensor]:
-    """The network's weights under UNet2DModel's names, q, k and v apart and as matrices."""
+    """Return the weights under UNet2DModel's names, with separate matrices for q, k and v."""
     theirs: dict[str, Tensor] = {}
     weights = network.state_dict()
     for name, named in diffusers_names(network).items():
@@ -193,7 +193,7 @@ def _block_names(network: UNet) -> dict[str, str]:
 
 
 def _head_channels(network: UNet) -> int | None:
-    """Channels a head where all attention agrees, None for one head everywhere."""
+    """Return the channels of a head, None if every attention has one head; UsageError if they differ."""
     attentions = [module for module in network.modules() if isinstance(module, Attention)]
     widths = {module.norm.num_channels // module.heads for module in attentions}
     if len(widths) == 1:

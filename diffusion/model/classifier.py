@@ -56,7 +56,7 @@ class ClassifierArtefact(Artefact):
     network: UNetSpec
 
     def check_channels(self) -> None:
-        """ValueError unless it gives a logit for each of its classes."""
+        """Raise ValueError unless the network gives a logit for each of its classes."""
         logits, classes = self.network.out_channels, self.network.num_classes
         if logits != classes:
             raise ValueError(f"network.out_channels {logits} is not num_classes, {classes}")

@@ -35,7 +35,7 @@ def grid_positions(side: int, width: int, device: torch.device) -> Tensor:
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LN(x)·(1 + scale) + shift: x (B, N, D), scale and shift (B, D) → (B, N, D)."""
+    """Return LN(x)·(1 + scale) + shift, (B, N, D), for x (B, N, D), scale and shift (B, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -86,7 +86,7 @@ class DiT(ConditionedNetwork):
         self.head = zero(ExactLinear(width, spec.out_channels * patch**2))
 
     def sinusoids(self, t: Tensor) -> Tensor:
-        """(B,) times → (B, 256)."""
+        """Return the sinusoids (B, 256) of times (B,)."""
         return timestep_embedding(t, SINUSOIDS)
 
     def shard_units(self) -> list[nn.Module]:

@@ -42,12 +42,12 @@ class DiTConfig(ModelConfig):
         return self
 
     def check_size(self, image_size: int) -> None:
-        """ValueError where an image of this side cannot be cut into patches."""
+        """Raise ValueError if an image of this side cannot be divided into patches."""
         if image_size % self.patch_size:
             raise ValueError(f"patch_size {self.patch_size} must divide image_size {image_size}")
 
     def least_parameters(self) -> int:
-        """Those of the matrices of all blocks: attention, the hidden layer both ways, modulation."""
+        """Return the number of weights in the blocks' matrices: attention, both hidden layers, modulation."""
         return self.depth * self.width * (10 * self.width + 2 * int(self.mlp_ratio * self.width))
 
 

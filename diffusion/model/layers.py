@@ -12,9 +12,9 @@ from diffusion.model.network_registry import AUGMENTATION_NUMBERS, ConditionedSp
 
 
 def timestep_embedding(t: Tensor, width: int, shift: int = 0) -> Tensor:
-    """(B,) embedded times, real or whole → (B, width) sinusoids of periods 2π … 10,000·2π (DDPM app. B).
+    """Return sinusoids (B, width) of embedded times (B,), of periods 2π … 10,000·2π (DDPM app. B).
 
-    The last one has that period with `shift` 1, as in DDPM's code; without it the next one would.
+    With `shift` 1 the last period is 10,000·2π, as in DDPM's code; with 0 it is one step shorter.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / (half - shift))
@@ -47,13 +47,13 @@ class ConditionedNetwork(nn.Module):
             self.augmentation = ZeroLinear(AUGMENTATION_NUMBERS, width, bias=False)
 
     def sinusoids(self, t: Tensor) -> Tensor:
-        """(B,) times → (B, sinusoids)."""
+        """Return the sinusoids (B, n) of embedded times (B,), whole or real."""
         raise NotImplementedError
 
     def embed(
         self, x: Tensor, t: Tensor, labels: Tensor | None, augmentation: Tensor | None = None
     ) -> Tensor:
-        """(B, E) activated embedding of (B,) embedded times, real or whole, and labels, in `x`'s dtype.
+        """Return the activated embedding (B, E) of embedded times (B,) and labels, in `x`'s dtype.
 
         `augmentation` (B, 9) describes how images were transformed; None if they were not. ValueError unless
         there are labels exactly when the network is conditional.
@@ -110,7 +110,7 @@ class Dropout(nn.Dropout):
 
 
 def _tape_windows(tape: Tensor, starts: Tensor, x: Tensor) -> Tensor:
-    """The tape from each start on, as (B, ...) in `x`'s layout; the layout does not change a mask."""
+    """Return the tape from each start on, (B, ...) in `x`'s layout; the layout does not change a mask."""
     shape = x.shape[1:]
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     windows = (len(tape) - math.prod(shape) + 1, *shape), (1, *strides)

@@ -148,7 +148,7 @@ class Artefact(ModelDescription):
         return self
 
     def check_channels(self) -> None:
-        """ValueError unless the network gives what the process takes: ε, and v of a learned variance."""
+        """Raise ValueError unless the network has C output channels, or 2C for a learned variance."""
         wanted = self.network.in_channels * (1 + self.process.learned_variance)
         given = self.network.out_channels
         if given != wanted:
@@ -175,7 +175,7 @@ def save_artefact(
 
 
 def tensors_sha256(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 in hex over names, types, shapes and values, in the order of the names."""
+    """Return the SHA-256 in hex over names, types, shapes and values, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

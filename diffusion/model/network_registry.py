@@ -100,10 +100,10 @@ class ModelConfig(RegistrySection):
         return {**{key: value for key, value in presets[name].model.items() if key not in replaced}, **given}
 
     def check_size(self, image_size: int) -> None:
-        """ValueError where it cannot be built for images of this side in pixels."""
+        """Raise ValueError if the network cannot be built for images of this side in pixels."""
 
     def least_parameters(self) -> int:
-        """At least how many numbers it learns, in closed form: what is too large is not built to find out."""
+        """Return a lower bound of the parameters in closed form, so that a huge network is not built."""
         return 0
 
 

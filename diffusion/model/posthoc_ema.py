@@ -122,7 +122,7 @@ def fit_profile(steps: Sequence[int], sigma_rels: Sequence[float], sigma_rel: fl
 
 
 def correlation(t_a: Times, gamma_a: Times, t_b: Times, gamma_b: Times) -> Times:
-    """∫ p_a(τ)·p_b(τ) dτ of two profiles, in closed form (app. C.3); broadcast over all four."""
+    """Return ∫ p_a(τ)·p_b(τ) dτ of two profiles in closed form (app. C.3); the arguments broadcast."""
     power: Times = np.where(t_a < t_b, gamma_b, -gamma_a)
     longest: Times = np.maximum(t_a, t_b)
     scaled: Times = (gamma_a + 1) * (gamma_b + 1) / ((gamma_a + gamma_b + 1) * longest)

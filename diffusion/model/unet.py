@@ -51,7 +51,7 @@ class Encoder(ConditionedNetwork):
         return Downsample(self.spec, channels) if how == "down" else Upsample(channels)
 
     def sinusoids(self, t: Tensor) -> Tensor:
-        """(B,) embedded times, real or whole → (B, channels)."""
+        """Return the sinusoids (B, channels) of embedded times (B,)."""
         spec = self.spec
         return timestep_embedding(t * spec.time_scale, spec.channels, spec.frequency_shift)
 
@@ -60,7 +60,7 @@ class Encoder(ConditionedNetwork):
         return [module for module in self.modules() if isinstance(module, Stage)]
 
     def encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B, C, H, W) → the middle's feature map, and the skips from the image down."""
+        """Return the feature map of the middle for x (B, C, H, W), and the skips, the stem's first."""
         h = self.stem(x)
         skips = [h]
         for stage in self.encoder:

@@ -94,13 +94,13 @@ class UNetConfig(ModelConfig):
         return self
 
     def check_size(self, image_size: int) -> None:
-        """ValueError where the levels or the attention do not fit images of this side."""
+        """Raise ValueError if the levels or the attention do not fit images of this side."""
         sizes = self.level_sizes(image_size)
         if missing := sorted(set(self.attention_resolutions) - set(sizes)):
             raise ValueError(f"attention_resolutions: feature maps have {sizes} pixels, not {missing}")
 
     def level_sizes(self, image_size: int) -> list[int]:
-        """The feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
+        """Return the feature-map sizes of the levels in pixels; ValueError unless each division is exact."""
         levels, patch_size = len(self.channel_mult), self.patch_size
         stride = patch_size * 2 ** (levels - 1)
         if image_size % stride:
@@ -113,7 +113,7 @@ class UNetConfig(ModelConfig):
         return channels // self.head_channels if self.head_channels else self.heads or 1
 
     def least_parameters(self) -> int:
-        """Those of the last convolution, and of the projection of time and class, in each level's blocks."""
+        """Return the number of weights of two layers in each block: last convolution and conditioning."""
         kernel = 9 if self.block == "resnet" else 4  # 3×3, or 1×1 from four times the channels
         blocks = 2 * self.num_res_blocks + 1  # down and up
         return blocks * sum(kernel * width * width + 4 * self.channels * width for width in self.widths)

@@ -74,7 +74,7 @@ def transfer_unchanged(
 
 
 def check_same_options(source: NetworkSpec, spec: NetworkSpec, free: frozenset[str] = frozenset()) -> None:
-    """Incompatible where an option of the network itself differs: equal weights would compute something else.
+    """Raise Incompatible if an option differs with which equal weights would compute something else.
 
     The common options of networks may differ, those of training alone, and those in `free`.
     """

@@ -50,7 +50,7 @@ class Condition:
         return replace(self, count=count, labels=None if self.labels is None else self.labels[index])
 
     def to(self, device: torch.device) -> "Condition":
-        """Return the same on a device; nothing waits for it to be there."""
+        """Return the same on a device, without a synchronisation."""
         return self if self.labels is None else replace(self, labels=to_device(self.labels, device))
 
     @staticmethod
@@ -79,9 +79,9 @@ class Prediction(NamedTuple):
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) values as (B, 1, 1, 1) on `like`'s device and in its dtype.
+    """Return values (B,) as (B, 1, 1, 1) on `like`'s device and in its dtype, without a synchronisation.
 
-    A single () value stays on the CPU, from where it multiplies any device's tensor and nothing waits.
+    A single value () stays on the CPU, since it can be multiplied with a tensor of any device.
     """
     if values.ndim == 0:
         return values.to(like.dtype)
@@ -89,7 +89,7 @@ def expand(values: Tensor, like: Tensor) -> Tensor:
 
 
 def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Part an output of C or 2C channels into what it predicts and f = (v+1)/2, None where there is no v."""
+    """Split an output of C or 2C channels into the prediction and f = (v+1)/2, None without v."""
     if output.shape[1] == channels:
         return output, None
     predicted, v = output.chunk(2, dim=1)
@@ -108,7 +108,7 @@ class NetworkDenoiser:
     process: "NoiseProcess"
 
     def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        """One forward pass."""
+        """Run one forward pass; return the prediction in x's dtype."""
         times = time_tensor(t)
         if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
             times = to_device(times, x.device)
@@ -125,7 +125,7 @@ def time_tensor(t: Tensor | float) -> Tensor:
 
 
 def expand_times(t: Tensor | float, x: Tensor) -> Tensor:
-    """Return the time of each row of x (B, …), (B,) on its device; nothing waits for it to be there.
+    """Return the time of each row of x (B, …), (B,) on its device, without a synchronisation.
 
     Real times are in x's dtype. A single () time is on the CPU.
     """

@@ -31,7 +31,7 @@ class DiscreteProcess(NoiseProcess):
         self._full: dict[torch.device, TimeGrid] = {}
 
     def time_at(self, share: Tensor) -> Tensor:
-        """Return the timesteps ⌊share·T⌋, of which each has the same part of [0, 1)."""
+        """Return the timesteps ⌊share·T⌋; each has an equal part of [0, 1)."""
         return (share * self.timesteps).long().clamp(max=self.timesteps - 1)
 
     def full_grid(self, device: torch.device = CPU) -> TimeGrid:

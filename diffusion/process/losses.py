@@ -34,9 +34,9 @@ class Noised(NamedTuple):
 def training_losses(
     network: Network, process: NoiseProcess, x_0: Tensor, t: Tensor, noise: Tensor, condition: Condition
 ) -> dict[str, Tensor]:
-    """Per-image losses of the process's objective, each (B,): `loss`, which is minimised, and its parts.
+    """Return the objective's losses per image, each (B,): `loss`, which is minimised, and its parts.
 
-    `t` (B,) are times: whole ones of a discrete process. `mse` is of what the network predicts, not weighted.
+    `t` (B,) are times, whole ones of a discrete process. `mse` is the unweighted error of the prediction.
     """
     x_t = process.q_sample(x_0, t, noise)
     received, time = process.network_input(x_t, t)
@@ -93,7 +93,7 @@ def take(table: Tensor, index: Tensor, like: Tensor) -> Tensor:
 
 
 def posterior_mean(grid: TimeGrid, x_0: Tensor, x_t: Tensor, index: Tensor) -> Tensor:
-    """Mean of q(x_{t−1} | x_t, x_0): (α'β·x_0 + α/α'·σ'²·x_t)/σ² (DDPM eq. 7)."""
+    """Return the mean of q(x_{t−1} | x_t, x_0): (α'β·x_0 + α/α'·σ'²·x_t)/σ² (DDPM eq. 7)."""
     variance = grid.sigma.square()
     of_x0 = grid.alpha_prev * grid.betas / variance
     of_xt = grid.alpha / grid.alpha_prev * grid.sigma_prev.square() / variance
@@ -103,7 +103,7 @@ def posterior_mean(grid: TimeGrid, x_0: Tensor, x_t: Tensor, index: Tensor) -> T
 def log_variance(
     grid: TimeGrid, variance: str, fraction: Tensor | None, like: Tensor, index: Tensor
 ) -> Tensor:
-    """log Σ of the reverse step, broadcastable to `like`.
+    """Return log Σ of the reverse step, broadcastable to `like`.
 
     `small` is log β̃, `large` log β (DDPM sec. 3.2), but β̃_1 at t = 0, as in iDDPM's code, since β_0 would put
     noise into the 8-bit likelihood. `learned` is f·log β + (1−f)·log β̃ of the network's fraction f (iDDPM
@@ -120,15 +120,16 @@ def log_variance(
 
 
 def normal_kl(mean_1: Tensor, log_var_1: Tensor, mean_2: Tensor, log_var_2: Tensor) -> Tensor:
-    """KL(N₁ ‖ N₂) of diagonal Gaussians, elementwise, in nats."""
+    """Return KL(N₁ ‖ N₂) of diagonal Gaussians, elementwise, in nats."""
     squared = (mean_1 - mean_2) ** 2 * torch.exp(-log_var_2)
     return 0.5 * (log_var_2 - log_var_1 + torch.exp(log_var_1 - log_var_2) - 1 + squared)
 
 
 def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
-    """log-probability in nats of 8-bit images in [−1, 1] under N(mean, var): bins of 2/255, open at ±1.
+    """Return the log-probability of 8-bit images in [−1, 1] under N(mean, var), in nats (DDPM eq. 13).
 
-    DDPM eq. 13. The difference of the two cumulative probabilities is floored at 1e-12.
+    The bins have width 2/255 and are open at ±1. The difference of the two cumulative probabilities is at
+    least 1e-12.
     """
     inverse_std = torch.exp(-0.5 * log_var)
     distance = x_0 - mean
@@ -144,7 +145,7 @@ def discretized_log_likelihood(x_0: Tensor, mean: Tensor, log_var: Tensor) -> Te
 def vlb_terms(
     grid: TimeGrid, x_0: Tensor, x_t: Tensor, index: Tensor, x0_hat: Tensor, log_var: Tensor
 ) -> Tensor:
-    """(B,) terms of the bound at `index`, in bits per dimension.
+    """Return the terms (B,) of the bound at `index`, in bits per dimension.
 
     KL(q(x_{t−1}|x_t,x_0) ‖ p_θ) for t > 0 (DDPM eq. 5), the discretised likelihood of x_0 at t = 0.
     """
@@ -158,7 +159,7 @@ def vlb_terms(
 
 
 def prior_term(grid: TimeGrid, x_0: Tensor) -> Tensor:
-    """(B,) KL(q(x_T|x_0) ‖ N(0, I)) in bits per dimension: what no network can change."""
+    """Return KL(q(x_T|x_0) ‖ N(0, I)), (B,) in bits per dimension, which no network can change."""
     last = torch.full((len(x_0),), len(grid) - 1)
     mean = take(grid.alpha, last, x_0) * x_0
     log_var = take(grid.sigma.square().log(), last, x_0).expand_as(x_0)

@@ -60,7 +60,7 @@ class NoiseProcess(ABC):
         return float(self.noise_level(torch.tensor(self.t_max, dtype=torch.float64)))
 
     def noise_level(self, t: Tensor) -> Tensor:
-        """σ/α of times, as `alpha_sigma`: the σ of images that are not scaled down (Karras et al. 2022).
+        """Return σ/α of times, as `alpha_sigma`: the σ of unscaled images (Karras et al. 2022).
 
         For a variance-preserving process √((1−ᾱ)/ᾱ); ∞ where nothing of the image is left.
         """
@@ -68,7 +68,7 @@ class NoiseProcess(ABC):
         return sigma / alpha
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """λ = log α/σ of times, as `alpha_sigma`: half the logarithm of the signal-to-noise ratio."""
+        """Return λ = log α/σ of times, as `alpha_sigma`: half the logarithm of the signal-to-noise ratio."""
         alpha, sigma = self.alpha_sigma(t)
         return (alpha / sigma).log()
 
@@ -99,7 +99,7 @@ class NoiseProcess(ABC):
     def network_input(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the network receives for x_t: the scaled image, and the time that it embeds.
 
-        `t` is a time a row, (B,), or one for all, ().
+        `t` has a time per row, (B,), or one for all, ().
         """
         if self._predicted.input_scale is not None:
             scale: Tensor = self._predicted.input_scale(*self.alpha_sigma(t), self.sigma_data)
@@ -115,7 +115,7 @@ class NoiseProcess(ABC):
         return self.t_min + (self.t_max - self.t_min) * share
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = α_t·x_0 + σ_t·ε (DDPM eq. 4), for a time a row, (B,), or one for all, ()."""
+        """Return x_t = α_t·x_0 + σ_t·ε (DDPM eq. 4), for a time per row, (B,), or one for all, ()."""
         alpha, sigma = self.alpha_sigma(t)
         return expand(alpha, x_0) * x_0 + expand(sigma, x_0) * noise
 
@@ -157,7 +157,7 @@ class NoiseProcess(ABC):
         return self.grid(times)
 
     def loss_weight(self, t: Tensor) -> Tensor:
-        """(B,) float64 weights of the squared errors of what the network predicts; 1 for weighting none.
+        """Return the float64 weights (B,) of the prediction's squared errors; 1 for weighting none.
 
         A weight is of x̂_0's error, which is σ/(αb − σa) times the prediction's (Hang et al. 2023, 2303.09556,
         app. A): min(SNR, γ) is divided by SNR for ε, by SNR + 1 for the velocity.

@@ -60,7 +60,7 @@ def _edm(alpha: Any, sigma: Any, sigma_data: float) -> tuple[Any, Any]:
 
 
 def _unit_variance(alpha: Any, sigma: Any, sigma_data: float) -> Any:
-    """c_in, with which x_t has variance 1."""
+    """Return c_in, with which x_t has variance 1."""
     return (alpha**2 * sigma_data**2 + sigma**2) ** -0.5
 
 

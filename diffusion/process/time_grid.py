@@ -117,5 +117,5 @@ class TimeGrid:
 
 
 def _shifted(log_snr: Tensor) -> Tensor:
-    """λ one time earlier; ∞ at the image."""
+    """Return λ one time earlier; ∞ at the image."""
     return torch.cat([torch.full_like(log_snr[:1], torch.inf), log_snr[:-1]])

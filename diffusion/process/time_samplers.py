@@ -15,7 +15,7 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_options import NormalOptions
 from diffusion.system.registry import load_reference
 
-HISTORY = 10  # losses remembered of each timestep
+HISTORY = 10  # stored losses of each timestep
 UNIFORM_SHARE = 0.001
 
 
@@ -28,15 +28,15 @@ class TimeSampler:
         self.process, self.options = process, options
 
     def times(self, uniforms: Tensor) -> Tensor:
-        """(B,) times: the inverse of the distribution function at (B,) float64 numbers in [0, 1)."""
+        """Return times (B,): the inverse distribution function at float64 numbers (B,) in [0, 1)."""
         raise NotImplementedError
 
     def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) times and the weights of their losses; 1 unless the sampler corrects the mean for its draw."""
+        """Return times (B,) and the weights of their losses: 1, unless they correct the loss's mean."""
         return self.times(uniforms), torch.ones(len(uniforms))
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Learn from the (B,) losses at the (B,) times; most samplers learn nothing."""
+        """Update the statistics with the losses (B,) at the times (B,); most samplers have none."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors that a resumed training restores, in place."""
@@ -89,7 +89,7 @@ class LossAware(TimeSampler):
         self.counts = torch.zeros(self.timesteps, dtype=torch.int64)
 
     def probabilities(self) -> Tensor:
-        """(T,) float64 probabilities."""
+        """Return the probabilities (T,) float64 of the timesteps."""
         uniform = torch.full((self.timesteps,), 1 / self.timesteps, dtype=torch.float64)
         weights = self.losses.square().mean(1).sqrt()
         if (self.counts < HISTORY).any() or not weights.any():
@@ -102,18 +102,18 @@ class LossAware(TimeSampler):
         return torch.searchsorted(reached / reached[-1], uniforms, right=True)
 
     def draw(self, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) timesteps and the weights 1/(T·p_t) that keep the loss's mean unbiased."""
+        """Return timesteps (B,) and the weights 1/(T·p_t) that keep the loss's mean unbiased."""
         t = self.times(uniforms)
         return t, (1 / (self.timesteps * self.probabilities()[t])).float()
 
     def update(self, t: Tensor, losses: Tensor) -> None:
-        """Remember the (B,) losses at the (B,) timesteps, the oldest of each t forgotten first."""
+        """Store the losses (B,) at the timesteps (B,) in place of the oldest ones of each t."""
         for timestep, loss in zip(t.long().tolist(), losses.double().tolist(), strict=True):
             self.losses[timestep, self.counts[timestep] % HISTORY] = loss
             self.counts[timestep] += 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the remembered losses and their counts."""
+        """Return the stored losses and their counts."""
         return {"losses": self.losses, "counts": self.counts}
 
 

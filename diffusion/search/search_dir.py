@@ -29,7 +29,7 @@ class Trial:
     """One training of a search.
 
     `number` counts from 0, `value` is the score (lower is better) if the trial is done, `reports` has the
-    validation loss by step, `reason` says why the trial failed.
+    validation loss by step, `reason` is why the trial failed.
     """
 
     number: int

@@ -23,8 +23,8 @@ class ScoredTrial(NamedTuple):
 class SettingRow(NamedTuple):
     """One setting: its trials, and the cell with the best mean over them.
 
-    `interval` is over the seeds, or over the images of a single training; None without one. `tied` says that
-    the gap to the best setting is within chance, None if that is unknown.
+    `interval` is over the seeds, or over the images of a single training; None without one. `tied` is
+    whether the gap to the best setting is within chance, None if that is unknown.
     """
 
     point: Point

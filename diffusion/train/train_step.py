@@ -245,7 +245,7 @@ def ema_copy(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor) -> None:
-    """ema ← decay·ema + (1 − decay)·network in place, if `finite`, which the host does not wait for."""
+    """Set ema to decay·ema + (1 − decay)·network in place if `finite`, without a synchronisation."""
     averages: list[Tensor] = list(ema.parameters())
     weights: list[Tensor] = list(network.parameters())
     part = (1 - decay) * finite.to(averages[0].dtype)
@@ -256,7 +256,7 @@ def ema_update(ema: nn.Module, network: nn.Module, decay: float, finite: Tensor)
 
 
 def lerp_tensors(averages: list[Tensor], weights: list[Tensor], part: Tensor) -> None:
-    """averages ← averages + part·(weights − averages) in place, in few kernels; `part` is on their device."""
+    """Add part·(weights − averages) to `averages` in place, in few kernels; `part` is on their device."""
     differences = torch._foreach_sub(weights, averages)
     torch._foreach_mul_(differences, part)
     torch._foreach_add_(averages, list(differences))

@@ -107,7 +107,7 @@ class Hub:
         return Split(reader, None if table.labels is None else table.labels[order])
 
     def _tables(self) -> tuple[list[Table], tuple[str, ...]]:
-        """Return one split, or two of which the second is the test split, and the classes."""
+        """Return the training split, with the test split if there is one, and the classes."""
         config = self.config
         with _explained(config):
             splits = self._load()

@@ -20,7 +20,7 @@ CHANGES_RESULTS = False  # diffusion/code_digest.py
 class KaggleFiles:
     """A Kaggle data set or competition of `size` bytes, in `data.path` or the cache.
 
-    `missing` returns the files that a folder lacks, `manual_steps` says how to put them there.
+    `missing` returns the files that a folder lacks, `manual_steps` describes how to put them there.
     """
 
     config: DataConfig

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 class RunDir:
     """A run directory that this process has locked.
 
-    `key` identifies the training in MLflow. `is_new` says that the directory is new. `start` is the state of
+    `key` identifies the training in MLflow. `is_new` is whether the directory is new. `start` is the state of
     another training with which it was initialised. `fetched` is the step of the state that came from the
     `mirror`, 0 without one.
     """
