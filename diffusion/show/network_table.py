@@ -26,7 +26,8 @@ from diffusion.show.figure import FigureData, columns, format_quantity
 class Part:
     """Consecutive modules with outputs of one size.
 
-    `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's.
+    `name` is the network's attribute, `blocks` counts modules by class, `shape` is the last output's. It is
+    empty for a layer that only training uses, such as that of an augmentation.
     """
 
     name: str
@@ -89,8 +90,7 @@ def model(spec: NetworkSpec) -> Model:
     with torch.device("meta"), Unfilled():
         network = build_network(spec).eval()
         shapes, flops = _pass(network, spec)
-    own = [(name, module) for name, module in stages(network) if name in shapes]
-    parts = []
+    parts, own = [], stages(network)
     for (name, _), members in groupby(own, key=lambda item: (item[0].partition(".")[0], shapes[item[0]][1:])):
         paths, modules = zip(*members, strict=True)
         parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
@@ -114,7 +114,7 @@ def stages(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _pass(network: nn.Module, spec: NetworkSpec) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
     """Run one image through the network; return the shapes and FLOPs of the stages by name."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: dict[str, tuple[int, ...]] = {name: () for name, _ in stages(network)}
 
     def note(name: str, module: nn.Module, given: Any, made: Tensor) -> None:
         shapes[name] = tuple(made.shape[1:])

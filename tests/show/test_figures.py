@@ -109,6 +109,7 @@ SHAPES: list[dict[str, Any]] = [
     {"num_classes": 0, "null_class": False},
     {"patch_size": 2, "pixel_channels": 4, "image_size": 16},
     {"gradient_checkpointing": True, "in_channels": 3, "out_channels": 3},
+    {"augmented": True},
 ]
 
 
