@@ -107,11 +107,11 @@ class ScoredCheckpoints:
         known = self.scores() | {step: scores}
         steps = {str(key): value for key, value in known.items()}
         write_json(self.folder / "scores.json", {"card": self.card, "steps": steps})
-        kept, path = self._kept(known), self._path(step)
+        present = {int(file.stem) for file in self.folder.glob("*.safetensors")}
+        kept, path = self._kept(known, present), self._path(step)
         if step in kept:
             save_artefact(path, network.state_dict(), artefact.model_copy(update={"step": step}))
-        present = sorted(int(file.stem) for file in self.folder.glob("*.safetensors"))
-        removed = [old for old in present if old not in kept]
+        removed = sorted(present - kept)
         for old in removed:
             self._path(old).unlink()
         return path if step in kept else None, removed
@@ -126,9 +126,9 @@ class ScoredCheckpoints:
             return {}
         return {step: scores for step, scores in known.steps.items() if self.ranked_by in scores}
 
-    def _kept(self, known: dict[int, Scores]) -> set[int]:
-        if isinstance(self.keep, int):
-            return {step for step in known if step % self.keep == 0}
+    def _kept(self, known: dict[int, Scores], present: set[int]) -> set[int]:
+        if isinstance(self.keep, int):  # whatever the protocol of their scores
+            return {step for step in known.keys() | present if step % self.keep == 0}
         if self.keep == "last":
             return {max(known)}
         return {min(known, key=lambda step: (known[step][self.ranked_by], step))}

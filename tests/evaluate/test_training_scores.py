@@ -74,12 +74,15 @@ def test_keep_best_last_or_every_k_steps(
     assert all(torch.equal(value, ours[name]) for name, value in model.network.state_dict().items())
 
 
-def test_scores_of_another_protocol_are_ignored(tmp_path: Path, state: TrainState) -> None:
-    add_all(tmp_path, "best", state)
-    other = ScoredCheckpoints(tmp_path, "best", "kd", {"num_images": 40})
+@pytest.mark.parametrize(("keep", "gone", "stay"), [("best", [20], [60]), (20, [], [20, 40, 60])])
+def test_scores_of_another_protocol_are_ignored(
+    tmp_path: Path, state: TrainState, keep: str | int, gone: list[int], stay: list[int]
+) -> None:
+    add_all(tmp_path, keep, state)
+    other = ScoredCheckpoints(tmp_path, keep, "kd", {"num_images": 40})
     assert other.scores() == {}
-    assert other.add(50, {"kd": 9.0}, state.ema, plan_artefact(state.plan))[1] == [20]
-    assert kept(tmp_path) == [50]
+    assert other.add(60, {"kd": 9.0}, state.ema, plan_artefact(state.plan))[1] == gone
+    assert kept(tmp_path) == stay
 
 
 def test_mlflow_receives_kept_checkpoints_once(tmp_path: Path) -> None:
