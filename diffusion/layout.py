@@ -11,14 +11,14 @@ GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 
 PREPARED = Path("data/prepared")  # {train,test}/ image stores
 REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor
-STARTS = Path("start")  # models that trainings start from, by their SHA-256
+STARTS = Path("start")  # pretrained models, by their SHA-256
 MODEL = Path("models/model.safetensors")  # the self-describing artefact
 AVERAGES = Path("models/ema")  # snapshots of EMA profiles, from which any sigma_rel is made
 RUN = Path("models/run.json")  # the MLflow run and facts of the training; only the report depends on it
 LOSS_CURVE = Path("plots/loss.csv")
 CLASSIFIER = Path("models/classifier.safetensors")  # of noised images, for guidance; no part of the pipeline
 CLASSIFIER_CURVE = Path("plots/classifier.csv")
-SAMPLES = Path("samples")  # one image store a cell
+SAMPLES = Path("samples")  # one image store per cell
 SCORES = Path("metrics/scores.json")
 SUMMARY = Path("metrics/summary.json")  # of the scores: what DVC shows as metrics
 SCORE_CURVES = Path("plots/scores.csv")
@@ -29,10 +29,10 @@ RUNS = Path("runs")
 PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CLASSIFIER_RUNS = Path("runs/classifier")
-SEARCH_RUNS = Path("runs/search")  # by the search's name: its ledger, and a folder a trial
+SEARCH_RUNS = Path("runs/search")  # a folder per search, with its journal and a folder per trial
 CELL_RUNS = Path("runs/cells")
-VERIFIED_RUNS = Path("runs/verified")  # what large stores were when they were found right
-EMA_RUNS = Path("runs/ema")  # models of widths, by what they are made of
+VERIFIED_RUNS = Path("runs/verified")  # the state of large stores' files when they were verified
+EMA_RUNS = Path("runs/ema")  # model files of EMA profiles, by the fingerprint of their inputs
 SWEEP_RUN = Path("runs/sweep")  # samples/ and scores.json of the last `diffctl sweep`
 EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `evaluate`
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
@@ -43,7 +43,7 @@ CONFLICT = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
 def home(folder: Path) -> Path:
     """Return the checkout of an absolute folder: itself, or the one that runs a DVC experiment there.
 
-    `dvc exp run --temp` and `--queue` work in .dvc/tmp/exps/<name>/ of a checkout, which goes with all in it.
+    `dvc exp run --temp` and `--queue` work in .dvc/tmp/exps/<name>/ of a checkout. DVC removes it afterwards.
     """
     for parent in folder.parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):

@@ -1,4 +1,4 @@
-"""The times along which a process is walked, and its tables there (iDDPM sec. 4 for any spacing of them).
+"""The times of a sampler's steps, and the tables of a process at them (iDDPM sec. 4, for any spacing).
 
 Every table is float64 and (S,); it is cast once, where it meets the image. With α, σ of a time t and α', σ'
 of the time before it on the grid, q(x_t | x_t') = N(α/α'·x_t', β), β = σ² − (α/α')²σ'², and the posterior
@@ -23,7 +23,7 @@ class NoisePoint(NamedTuple):
 
 
 class GridStep(NamedTuple):
-    """One step of a walk as plain numbers: from time `t` to the one before it on the grid, or to the image.
+    """A step as plain numbers: from time `t` to the one before it on the grid, or to the image.
 
     `alpha_prev` and `sigma_prev` of the step to the image are 1 and 0; `log_snr` is λ = log α/σ, ∞ there.
     """
