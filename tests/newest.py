@@ -22,6 +22,7 @@ EXPECTED = (
     r"==> (data|reference|train|sample|evaluate|report)",
     r"(data|reference|train|evaluate|steps\d+-eta[\d.]+) [\d,]+/[\d,]+( · [^·]+)*",
     r"data/prepared: [\d,]+ train, [\d,]+ test images of 8×8×1, 10 classes",
+    r"diffctl: the machine is busy: .*",
     r"train: [\d,]+ steps, state in runs/train/[0-9a-f]{16}",
     r"model: models/model\.safetensors",
     r"report: report/index\.html",
