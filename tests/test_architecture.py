@@ -98,7 +98,7 @@ def test_every_output_is_in_gitignore() -> None:
 
 @pytest.mark.parametrize(
     ("command", "light"),  # typer itself loads pydantic for a command's options
-    [([], {"yaml", "rich"}), (["stage"], set()), (["run"], set())],
+    [([], {"yaml", "rich"}), (["stage"], set()), (["stage", "train"], set()), (["run"], set())],
 )
 def test_help_loads_nothing_heavy(command: list[str], light: set[str], tmp_path: Path) -> None:
     own = {"PYTHONPATH": str(ROOT)}  # in a folder without plugins

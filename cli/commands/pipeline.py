@@ -7,8 +7,6 @@ from cli/ and tracking/ only watch and record, so a change there makes nothing s
 import os
 from pathlib import Path
 
-import typer
-
 from cli.shared.command import Options, add_command, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -29,20 +27,23 @@ class Run(Options):
 
 # Set by DVC, by `diffctl run` and by rank 0 of a training, which print a message of their own.
 ANNOUNCED_BY = ("DVC_STAGE", "DIFFCTL_WORK", "RANK")
-stage_app = typer.Typer(name="stage", help="A stage of the pipeline, as DVC runs it.", no_args_is_help=True)
+stage_app = group("stage", "A stage of the pipeline, as DVC runs it.")
 
 
-@stage_app.callback()
-def stage(context: typer.Context) -> None:
-    """A stage of the pipeline, as DVC runs it."""
-    announced = not os.environ.keys().isdisjoint(ANNOUNCED_BY)
-    begin(f"preparing the stage {context.invoked_subcommand}", silent=announced)
-    from cli.stages.context import enter_stage
+class StageOptions(Options):
+    """Base class of the stages."""
 
-    enter_stage(context)
+    def run(self) -> None:
+        """Print the stage, then check params.yaml, and run the body while no other run uses this folder."""
+        name = type(self).__name__.lower()
+        begin(f"preparing the stage {name}", silent=not os.environ.keys().isdisjoint(ANNOUNCED_BY))
+        from cli.stages.context import enter_stage
+
+        with enter_stage(name):
+            super().run()
 
 
-class TrainingOptions(Options):
+class TrainingOptions(StageOptions):
     """How a training resumes."""
 
     fresh: bool = option("Discard the saved state and train from scratch.")
@@ -50,12 +51,12 @@ class TrainingOptions(Options):
 
 
 @command("cli.stages.data_stage:run_stage")
-class Data(Options):
+class Data(StageOptions):
     """Download the data set and prepare it: data/prepared."""
 
 
 @command("cli.stages.reference_stage:run_stage")
-class Reference(Options):
+class Reference(StageOptions):
     """Compute the features of the reference and of held-out real images: data/reference."""
 
 
@@ -65,17 +66,17 @@ class Train(TrainingOptions):
 
 
 @command("cli.stages.sample_stage:run_stage")
-class Sample(Options):
+class Sample(StageOptions):
     """Sample every cell of the grid that is not complete: samples/."""
 
 
 @command("cli.stages.evaluate_stage:run_stage")
-class Evaluate(Options):
+class Evaluate(StageOptions):
     """Score every cell against the reference: metrics/scores.json, and curves in MLflow."""
 
 
 @command("cli.stages.report_stage:run_stage")
-class Report(Options):
+class Report(StageOptions):
     """Write the report of the sweep: report/index.html, one file."""
 
 

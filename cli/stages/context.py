@@ -25,12 +25,14 @@ class InputsChanged(LastingError):
     exit_code = TEMPORARY
 
 
-def enter_stage(context: typer.Context) -> None:
-    """Check params.yaml, share resumable work, and keep other runs out of this folder until the end."""
-    context.with_resource(unchanged_inputs(str(context.invoked_subcommand)))
-    load()  # no stage begins if a later one would refuse its section
-    share_runs()
-    context.with_resource(join_run())
+@contextmanager
+def enter_stage(stage: str) -> Iterator[None]:
+    """Check params.yaml, share resumable work, and keep other runs out of this folder during the block."""
+    with unchanged_inputs(stage):
+        load()  # no stage begins if a later one would refuse its section
+        share_runs()
+        with join_run():
+            yield
 
 
 @contextmanager
