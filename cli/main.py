@@ -8,35 +8,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from cli.commands import models, pipeline, registry, scores, servers, show
-from cli.shared.command import Options, add_command
+from cli.shared.command import CommandGroup, Options, add_command
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from flows import stage_outcome
 
-
-class PanelGroup(TyperGroup):
-    """A group whose help lists its commands by panel, without rich, which takes longer to import."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write a section for each panel, in the order of its first command."""
-        panels: dict[str, list[tuple[str, str]]] = {}
-        for name, command in self.commands.items():
-            if not command.hidden:
-                panel = str(getattr(command, "rich_help_panel", "Commands"))
-                panels.setdefault(panel, []).append((name, command.get_short_help_str(80)))
-        for panel, rows in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl(rows)
-
-
 app = typer.Typer(
-    cls=PanelGroup,
+    cls=CommandGroup,
     help="Train, sweep, evaluate and ship diffusion models; every number can be reproduced.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -22,7 +22,7 @@ class Sample(JsonOptions, ModelOptions):
     """
 
     out: Path = out_option("FILE.png (grid), .gif (denoising) or .npz.", ".png", ".gif", ".npz")
-    num: int | None = option("Images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD)
+    num: int | None = option("Number of images. [default: 16]", "--num", "-n", min=1, max=MAX_HELD)
     index: int | None = option("Only image I, as in any batch.", min=0, max=MAX_COUNT)
     budget: int | None = option("NFE per image: sample the sweep's best cell for it.", min=1, max=MAX_COUNT)
     klass: str | None = option("A class by name or number. [default: all in turn]", "--class")
@@ -93,7 +93,7 @@ class Search(JsonOptions):
     """
 
     address: str | None = argument(
-        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]"
+        "With --ray: the cluster. [default: sample.address, RAY_ADDRESS, or a local Ray]"
     )
     name: str = option("The name of the search, stored in runs/search/NAME.", default="search")
     ray: bool = option("Run trials in parallel on Ray, one per device.")
@@ -112,7 +112,7 @@ class Search(JsonOptions):
 class SearchTrial(Options):
     """Run one trial; `diffctl search` starts these processes."""
 
-    folder: Path = argument(metavar="FOLDER")
+    folder: Path = argument()
     local: bool = option("Sample in this process, whatever sample.runner is.")
 
 
@@ -141,7 +141,7 @@ class ImportDiffusers(ImportOptions):
 class ExportDiffusers(JsonOptions, ModelOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
-    folder: Path = argument("The new pipeline folder.", metavar="FOLDER")
+    folder: Path = argument("The new pipeline folder.")
 
 
 import_app = group("import", "Import a model of another project.")

@@ -2,7 +2,7 @@
 
 import typer
 
-from cli.shared.command import add_command, argument, callback_of, command, option
+from cli.shared.command import CommandGroup, add_command, argument, callback_of, command, option
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
@@ -21,7 +21,7 @@ class Promote(MoveOptions):
     Without VERSION, the model of this project is registered with its scores first.
     """
 
-    version: int | None = argument("A version. [default: models/]", metavar="[VERSION]", min=1, max=MAX_COUNT)
+    version: int | None = argument("A version. [default: models/]", min=1, max=MAX_COUNT)
     force: bool = option("Promote it even if the gate refuses; needs --reason.")
     dry_run: bool = option("Print the decision of the gate without any change.")
 
@@ -62,7 +62,7 @@ class Reap(JsonOptions):
     deployment.
     """
 
-    names: list[str] | None = argument("Runs to mark. [default: dead runs here]", metavar="[RUN]...")
+    names: list[str] | None = argument("Runs to mark. [default: dead runs here]", metavar="RUN")
     pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
@@ -82,7 +82,7 @@ class Prune(JsonOptions):
     yes: bool = option("Remove the files; else they are only listed.")
 
 
-runs_app = typer.Typer(name="runs", help="List the trainings.", invoke_without_command=True)
+runs_app = typer.Typer(name="runs", cls=CommandGroup, help="List the trainings.", invoke_without_command=True)
 runs_app.callback()(callback_of(Runs))
 add_command(runs_app, Reap)
 COMMANDS = (Promote, Rollback, History, runs_app, Sync, Prune)

@@ -55,7 +55,7 @@ class Sweep(JsonOptions, ModelOptions):
 
 @command("cli.actions.image_analysis:compute_nll", "loading the model")
 class Nll(JsonOptions, ModelOptions):
-    """Compute bits per dimension of images: their variational bound, or the likelihood by an ODE.
+    """Compute bits per dimension of images, by the variational bound or an ODE.
 
     The probability-flow ODE is for continuous processes, such as edm and flow, which have no bound.
     """
@@ -64,7 +64,7 @@ class Nll(JsonOptions, ModelOptions):
         "FILE.png of the terms by t; .csv has the values.", ".png", default=Path("plots/nll.png")
     )
     store: StorePath = None
-    num: int | None = option("Images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT)
+    num: int | None = option("Number of images. [default: all]", "--num", "-n", min=1, max=MAX_COUNT)
     steps: int | None = option("Timesteps, or steps of the ODE. [default: all, or 64]", min=1, max=MAX_STEPS)
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
@@ -83,7 +83,7 @@ class Compare(JsonOptions):
     confidence interval is marked as not significant. A row without intervals has no best.
     """
 
-    names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN...")
+    names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN")
     metric: list[str] | None = option("Show only this score; repeatable.")
     html: Path | None = out_option("Also write a page with curves and images.", flags=("--html",))
     per_seed: bool = option("Show trainings that differ only in the seed separately.")

@@ -29,9 +29,7 @@ class Serve(ServerOptions):
     Requests share forward passes. With --champion, a new champion is loaded without losing a request.
     """
 
-    address: str | None = argument(
-        "With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]", metavar="[ADDRESS]"
-    )
+    address: str | None = argument("With --ray: the cluster. [default: RAY_ADDRESS, or a local Ray]")
     ray: bool = option("Run replicas on Ray Serve.")
     replicas: str | None = option("With --ray: replicas. [default: 1]", metavar="N|MIN:MAX")
     gpus: float | None = option(

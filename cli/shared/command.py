@@ -15,6 +15,7 @@ from types import MappingProxyType, NoneType
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 from diffusion.layout import refuse_subfolder
 from diffusion.system.errors import UsageError, printable
@@ -22,6 +23,7 @@ from diffusion.system.output_paths import check_output
 from diffusion.system.registry import load_reference
 
 MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
+MAX_SUMMARY = 200  # characters of a command in the help of its group
 
 
 def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
@@ -119,9 +121,24 @@ def add_command(app: typer.Typer, options: type[Options], name: str | None = Non
     app.command(name, **settings)(callback_of(options))
 
 
+class CommandGroup(TyperGroup):
+    """A group whose help lists its commands by panel, without rich, which takes longer to import."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each panel, in the order of its first command; summaries are not cut."""
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            if not command.hidden:
+                panel = getattr(command, "rich_help_panel", None) or "Commands"
+                panels.setdefault(panel, []).append((name, command.get_short_help_str(MAX_SUMMARY)))
+        for panel, rows in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(rows)
+
+
 def group(name: str, help: str) -> typer.Typer:
     """Return a group of commands, which stays a group with a single command."""
-    app = typer.Typer(name=name, help=help, no_args_is_help=True)
+    app = typer.Typer(name=name, cls=CommandGroup, help=help, no_args_is_help=True)
     app.callback()(lambda: None)
     return app
 
@@ -155,6 +172,8 @@ def _parameters(options: type[Options]) -> list[inspect.Parameter]:
             default = inspect.Parameter.empty if one.default is MISSING else one.default
             annotation = hints[one.name]
             if make := one.metadata.get(MAKE):
+                if make.func is typer.Argument:
+                    make = partial(make, metavar=make.keywords.get("metavar", one.name.upper()))
                 is_switch = annotation is bool and not make.args
                 annotation = Annotated[annotation, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
             parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))

@@ -203,7 +203,7 @@ class SampleSettings(SamplerConfig):
     steps: Annotated[
         Steps,
         Option(
-            "Sampling steps, at most the model's T along timesteps.", axis="required", always_in_card=True
+            "Sampling steps; at most T with a spacing of timesteps.", axis="required", always_in_card=True
         ),
     ] = 50
     eta: Annotated[
@@ -308,7 +308,7 @@ class ModelOptions(Section):
     ema: Annotated[
         SigmaRel | Literal["decay"] | None,
         Option(
-            "Power-function averages of the weights, by their widths, or decay.",
+            "EMA profiles by their width σ_rel; decay: the EMA of the model file.",
             label="σ_rel",
             phrase="σ_rel = {}",
             stored=SigmaRel,

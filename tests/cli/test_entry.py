@@ -7,12 +7,16 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from fcntl import ioctl
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from cli import main
 from cli.shared.console import print_line, progress
 from diffusion.protocol.scores_document import write_scores_document
 from tests.conftest import ROOT, command, environment, run_python
@@ -99,6 +103,24 @@ def test_full_disk_behind_stdout_is_one_sentence(project: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("diffctl: ")
     assert "Traceback" not in done.stderr
+
+
+def helps(command: Any, parent: Any = None, name: str = "diffctl") -> Iterator[tuple[str, str]]:
+    """Yield the name and the help of a command and of all below it, in 80 columns."""
+    context = command.make_context(name, [], parent=parent, resilient_parsing=True, terminal_width=80)
+    yield context.command_path, command.get_help(context)
+    for inner, one in getattr(command, "commands", {}).items():
+        yield from helps(one, context, inner)
+
+
+def test_help_is_complete_in_80_columns() -> None:
+    texts = dict(helps(typer.main.get_command(main.app)))
+    assert len(texts) > 40
+    assert [name for name, text in texts.items() if "...\n" in text.partition("\n")[2]] == []
+    usages = {name: text.splitlines()[0] for name, text in texts.items()}
+    assert usages["diffctl runs reap"] == "Usage: diffctl runs reap [OPTIONS] [RUN]..."
+    assert usages["diffctl promote"] == "Usage: diffctl promote [OPTIONS] [VERSION]"
+    assert usages["diffctl use"] == "Usage: diffctl use [OPTIONS] [PROFILE]"
 
 
 class Loaded(Exception):
