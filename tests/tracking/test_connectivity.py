@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,12 @@ def test_any_http_answer_counts_as_reachable() -> None:
     with server(404, 404) as uri:
         check_reachable(uri)
     check_reachable("sqlite:////nowhere/b@c.db")
+
+
+def test_a_missing_run_creates_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run 'abc'"):
+        find_run("abc", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_hung_server_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,8 +83,10 @@ def newest_experiment_link(address: str, uri: str) -> str:
 
 def find_run(name: str, uri: str | None = None) -> "Run":
     """Return the run with this id, beginning of an id, name, fingerprint or key; UsageError if not one."""
-    with mlflow_client(uri) as client:
-        runs = training_runs(client)
+    runs: list[Run] = []
+    if store_exists(uri):
+        with mlflow_client(uri) as client:
+            runs = training_runs(client)
     exact = []
     for run in runs:
         tags = run.data.tags
