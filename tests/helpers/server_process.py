@@ -61,8 +61,8 @@ class Gate(torch.nn.Module):
         """Return the network's output once the gate is open."""
         self.reached.set()
         assert self.open.wait(60)
-        startup_line: torch.Tensor = self.network(x, t, labels)
-        return startup_line
+        output: torch.Tensor = self.network(x, t, labels)
+        return output
 
 
 def gated(service: Service) -> Gate:
