@@ -32,7 +32,10 @@ class MlflowDenied(MlflowError, UsageError):
 
 def redact_uri(uri: str) -> str:
     """Return the URI without user name and password, nor the options of a database that contain one."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return "an invalid address"
     host = parts.netloc.rpartition("@")[2]
     redacted = uri.replace(parts.netloc, host, 1) if host != parts.netloc else uri
     return redacted.replace(f"?{parts.query}", "", 1) if "password=" in parts.query else redacted
@@ -43,15 +46,15 @@ def unavailable(uri: str, why: str) -> MlflowUnavailable:
     return MlflowUnavailable(f"MLflow does not answer at {redact_uri(uri)} ({why}): try again later")
 
 
-def check_address(uri: str) -> None:
-    """Raise UsageError if a server's address has no host or an invalid port."""
+def check_address(uri: str, variable: str = "MLFLOW_TRACKING_URI", form: str = "http://HOST:PORT") -> None:
+    """Raise UsageError if a server's address, the value of `variable`, has no host or an invalid port."""
     try:
         parts = urlsplit(uri)
         valid = parts.hostname and (parts.port is None or parts.port > 0)
     except ValueError:
         valid = False
     if not valid:
-        raise UsageError("MLFLOW_TRACKING_URI is not the address of a server: give http://HOST:PORT")
+        raise UsageError(f"{variable} is not the address of a server: give {form}")
 
 
 _answered: set[str] = set()  # each store is checked once per process

@@ -4,6 +4,7 @@ They outlive the command, each recorded in runs/servers/ by process id and start
 with the same id is not mistaken for it. Nothing here imports Prefect or MLflow.
 """
 
+import http.client
 import os
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from diffusion.system.section import Section
 from diffusion.system.signals import check_signals
 from flows.output_relay import echo
 from flows.prefect_server.client import BUSY, HOME, home_settings
-from tracking.connectivity import redact_uri
+from tracking.connectivity import check_address, redact_uri
 from tracking.store import connect, server_command, server_environment, tracking_uri
 
 FOLDER = Path("runs/servers")
@@ -145,8 +146,12 @@ def is_mlflow_healthy(page: str) -> bool:
 
 
 def prefect_url() -> str | None:
-    """Return PREFECT_API_URL, else the URL of the live Prefect server of `diffctl up`, else None."""
+    """Return PREFECT_API_URL, else the URL of the live Prefect server of `diffctl up`, else None.
+
+    UsageError if PREFECT_API_URL is no address.
+    """
     if named := os.environ.get(PREFECT.variable):
+        check_address(named, PREFECT.variable, "http://HOST:PORT/api")
         return named
     server = running(PREFECT.name)
     return None if server is None else f"{server.page}/api"
@@ -251,5 +256,5 @@ def _get(url: str) -> str | None:
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return str(reply.read(1000).decode(errors="replace")).strip().strip('"')
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):  # HTTPException: not a web server
         return None

@@ -48,6 +48,13 @@ def test_status_and_down_without_servers(project: Path, invoke: Invoke) -> None:
     assert invoke("down").code == 0
 
 
+@pytest.mark.parametrize("command", ["status", "deploy", "emit data-changed", "runs reap", "run"])
+def test_an_invalid_address_of_prefect_is_one_sentence(project, invoke, monkeypatch, command) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://[::1/api")
+    words = "PREFECT_API_URL is not the address of a server", "http://HOST:PORT/api"
+    assert_refused(invoke(*command.split()), *words)
+
+
 def test_status_check_reports_disk_metrics_deployments_and_workers(project, invoke, monkeypatch) -> None:
     spool = open_spool(project / TRAIN_RUNS / "f1")
     write_points(spool, 1, 3)

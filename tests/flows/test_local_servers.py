@@ -1,13 +1,22 @@
 """Background servers: recorded, found again, and stopped without touching other processes."""
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from flows.prefect_server.local_servers import FOLDER, LocalServer, recorded, running, start_server
+from flows.prefect_server.local_servers import (
+    FOLDER,
+    LocalServer,
+    is_mlflow_healthy,
+    recorded,
+    running,
+    start_server,
+)
 from tests.helpers.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"]
@@ -36,6 +45,15 @@ def test_a_started_server_is_recorded_and_stopped_but_no_process_with_a_reused_p
     assert made.alive
     made.stop()
     assert (recorded("one"), running("one"), made.alive) == (None, None, False)
+
+
+def test_a_port_without_a_web_server_is_not_healthy() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as thread:
+        healthy = thread.submit(is_mlflow_healthy, f"http://127.0.0.1:{listener.getsockname()[1]}")
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_10.0\r\n")
+            assert healthy.result() is False
 
 
 @pytest.mark.slow

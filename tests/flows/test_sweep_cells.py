@@ -37,9 +37,10 @@ def test_a_failing_cell_leaves_the_others_alone_and_is_named(error, kind, named)
     assert (made, type(caught.value)) == (["a", "c", "d"], kind)
 
 
-def test_without_a_reachable_server_the_cells_run_in_a_loop(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/api", "http://[::1/api"])
+def test_without_a_reachable_server_the_cells_run_in_a_loop(url: str, capsys) -> None:
     made: list[str] = []
-    with environment({"PREFECT_API_URL": "http://127.0.0.1:1/api"}):
+    with environment({"PREFECT_API_URL": url}):
         run_cells(CellTasks(appending(made, "ab")))
     assert made == ["a", "b"]
     assert "no Prefect server answers" in capsys.readouterr().out
