@@ -243,7 +243,7 @@ def _target(history: History, to: int | None) -> int:
     earlier = sorted({version for version in moved if version is not None} - {holder})
     number = history.previous if to is None else to
     if number not in earlier:
-        others = ", ".join(map(str, earlier)) or "no version"
+        others = f"--to takes {', '.join(map(str, earlier))}" if earlier else "it has had no other champion"
         where = f"version {number}" if number else "an earlier version"
-        raise UsageError(f"{name} cannot go from version {holder} to {where}: --to may name {others}")
+        raise UsageError(f"{name} cannot go from version {holder} to {where}: {others}")
     return number
