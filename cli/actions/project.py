@@ -33,10 +33,11 @@ def check_project(options: Check) -> None:
             typer.echo(f"{typer.style(sign, fg=colour, bold=True)} {finding.subject}: {finding.message}")
             if finding.remedy:
                 typer.echo(f"    {finding.remedy}")
-    errors, warnings = (sum(one.level == level for one in findings) for level in ("error", "warning"))
+    counts = {level: sum(one.level == level for one in findings) for level in ("error", "warning")}
     values = [{name: value for name, value in one._asdict().items() if value is not None} for one in findings]
-    options.answer(values, f"{errors} errors, {warnings} warnings")
-    if errors:
+    totals = (f"{count} {level}{'s' * (count != 1)}" for level, count in counts.items())
+    options.answer(values, ", ".join(totals))
+    if counts["error"]:
         raise typer.Exit(1)
 
 

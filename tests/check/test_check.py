@@ -63,6 +63,7 @@ def test_command_prints_findings_and_sets_the_exit_code(project, invoke):
     write_params(project, train={"batch_size": 4000})
     bad = invoke("check", "--json")
     assert bad.code == 1
+    assert "\n1 error, " in invoke("check").out
     errors = [finding for finding in json.loads(bad.out) if finding["level"] == "error"]
     assert [error["subject"] for error in errors] == ["batch"]
     assert errors[0]["remedy"]
