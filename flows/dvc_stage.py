@@ -171,8 +171,8 @@ def fetch_pretrained(config: "PretrainedConfig | None") -> None:
     """Pull the pinned weights from DVC's cache or remote unless they exist or DVC does not track them.
 
     They are no dependency of the stage `train`: `dvc repro` would pull them for a training that does not run.
-    A stage may call DVC, which holds no lock of the folder while a command runs. Raise
-    DiffctlError if DVC fails; the training itself reports untracked weights that are missing.
+    A stage may call DVC, which holds no lock of the folder while a command runs. Raise DiffctlError if DVC
+    fails; the training itself reports untracked weights that are missing.
     """
     from diffusion.train.pretrained import dvc_file, pretrained_path
 

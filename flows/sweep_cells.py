@@ -68,7 +68,7 @@ class CellTasks:
 def run_sweep(
     sample: "SampleConfig", cells: "Sequence[Cell]", files: "CellFiles", samples: Path, progress: ProgressOf
 ) -> None:
-    """Sample every cell into `samples`/<cell>, in this process or on Ray as `sample.runner` says.
+    """Sample every cell into `samples`/<cell>, in this process or on Ray by `sample.runner`.
 
     Raise DiffctlError with the failed cells after all others are finished, Interrupted on SIGINT or SIGTERM.
     """

@@ -1,1 +1,1 @@
-"""The engine's web face: images of a model, or of whatever is champion, behind an address."""
+"""The HTTP server of a model or the champion, and the playground."""

@@ -1,1 +1,1 @@
-"""Everything MLflow: the spool and its sender, runs, and the model registry."""
+"""MLflow: the spool and its sender, runs, and the model registry."""

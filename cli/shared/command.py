@@ -27,12 +27,12 @@ MAX_SUMMARY = 200  # characters of a command in the help of its group
 
 
 def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
-    """Declare an option with more settings of Typer; its flag is its name, for a switch without `--no-…`."""
+    """Declare an option with settings of Typer. By default its flag is its name; a switch has no `--no-…`."""
     return field(default=default, metadata={MAKE: partial(typer.Option, *flags, help=help, **settings)})
 
 
 def argument(help: str | None = None, *, default: Any = MISSING, **settings: Any) -> Any:
-    """Declare an argument with more settings of Typer."""
+    """Declare an argument with settings of Typer."""
     return field(default=default, metadata={MAKE: partial(typer.Argument, help=help, **settings)})
 
 

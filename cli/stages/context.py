@@ -20,7 +20,7 @@ from flows.run_lock import join_run
 
 
 class InputsChanged(LastingError):
-    """Settings or code changed while a stage ran: nobody retries it, since it would do other work."""
+    """Settings or code changed while a stage ran. It is not retried, since a retry would do other work."""
 
     exit_code = TEMPORARY
 

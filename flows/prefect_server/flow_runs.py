@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_RUNS = 20  # listed, the next first
 UNFINISHED = ("RUNNING", "CANCELLING", "PENDING", "PAUSED", "SCHEDULED")
-ENDED = ("COMPLETED", "FAILED", "CRASHED")  # a skipped or cancelled run says nothing about the deployment
+ENDED = ("COMPLETED", "FAILED", "CRASHED")  # a skipped or cancelled run is no result
 REASON = "A worker took this run and never began it; `diffctl runs reap` freed its slot."
 Row = dict[str, Any]  # of `diffctl status` or `runs reap`; times are in UTC
 

@@ -160,8 +160,8 @@ def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
 def nfe_preview(model: ServedModel, request: SampleRequest) -> dict[str, Any]:
     """Return the NFE per image of a request without sampling; raise UsageError as for images.
 
-    `everywhere` is the NFE if guidance applied at every time. `questions` counts the times at which the
-    sampler calls the denoiser, `guided` those with guidance.
+    `everywhere` is the NFE if guidance applied at every time. `times` counts the times at which the sampler
+    calls the denoiser, `guided` those with guidance.
     """
     settings, config = model.resolve(request), model.artefact.process
     check_settings(model.artefact, settings)
@@ -170,6 +170,6 @@ def nfe_preview(model: ServedModel, request: SampleRequest) -> dict[str, Any]:
     return {
         "nfe": count_nfe(settings, config),
         "everywhere": count_nfe(settings.guided_everywhere(), config),
-        "questions": len(times),
+        "times": len(times),
         "guided": sum(guidance_weight(settings, process, t) > 0 for t in times),
     }

@@ -228,7 +228,7 @@ def test_the_nfe_preview_matches_the_images(client):
         return client.post("/playground/guided", json={"steps": 10, "eta": 0, **body})
 
     full = preview(guidance=2).json()
-    assert (full["nfe"], full["everywhere"], full["questions"], full["guided"]) == (20, 20, 10, 10)
+    assert (full["nfe"], full["everywhere"], full["times"], full["guided"]) == (20, 20, 10, 10)
     limited = {"guidance": 2, "guidance_interval": [0.3, 4]}
     some = preview(**limited).json()
     assert 0 < some["guided"] < 10

@@ -59,9 +59,9 @@ export function cost(request, off) {
   timer = setTimeout(async () => {
     running = new AbortController();
     try {
-      const { nfe, everywhere, questions, guided } = await send("/playground/guided", request, running.signal);
+      const { nfe, everywhere, times, guided } = await send("/playground/guided", request, running.signal);
       const saved = nfe < everywhere ? ` instead of ${everywhere}` : "";
-      note.textContent = `guided at ${guided} of ${questions} times: NFE ${nfe} per image${saved}`;
+      note.textContent = `guided at ${guided} of ${times} times: NFE ${nfe} per image${saved}`;
     } catch (error) {
       if (error.name !== "AbortError") note.textContent = "";
     }
