@@ -12,6 +12,7 @@ from flows.prefect_server.flow_runs import reap_pending_runs
 from tracking.runs.run_lookup import RunRow, list_runs, reap
 from tracking.spool.sender import deliver_all
 
+NOTHING = "nothing to mark: no dead training is RUNNING in MLflow"
 SILENT_SECONDS = 120.0  # without a heartbeat, which is written every 10 s
 
 
@@ -34,7 +35,7 @@ def reap_dead_runs(options: Reap) -> None:
     freed = [] if options.names else reap_pending_runs(60 * options.pending)
     lines = [f"{one.name}: {one.problem or 'marked KILLED'}" for one in reaped]
     lines += [f"{run['name']}: pending for {_span(run['seconds'])}, now Crashed on Prefect" for run in freed]
-    options.answer([*map(vars, reaped), *freed], "\n".join(lines or ["no dead training"]))
+    options.answer([*map(vars, reaped), *freed], "\n".join(lines or [NOTHING]))
     if problems := [one for one in reaped if one.problem]:
         raise TemporaryError(f"{len(problems)} of {len(reaped)} could not be marked: try again later")
 
@@ -52,7 +53,8 @@ def _show_runs(rows: list[RunRow]) -> None:
     if any(row.undelivered for row in rows):
         typer.echo("* not all of it is in MLflow yet: `diffctl sync` delivers it")
     if any(row.state == "dead" for row in rows):
-        typer.echo("dead: its process ended; `diffctl run` resumes it, `diffctl runs reap` marks it KILLED")
+        typer.echo("dead: its process ended; `diffctl run` resumes it")
+        typer.echo("if MLflow has it as RUNNING, `diffctl runs reap` marks it KILLED")
 
 
 def _cells(row: RunRow) -> tuple[str, ...]:

@@ -130,6 +130,7 @@ def test_list_sync_and_reap_commands(invoke):
     assert json.loads(synced.out)[0]["points"] == 2
     assert synced.err == ""
     assert invoke("runs", "reap").out == "digits-f1f1f1f1: marked KILLED\n"
+    assert "no dead training is RUNNING in MLflow" in invoke("runs", "reap").out
     (row,) = json.loads(invoke("runs", "--json").out)
     assert (row["state"], row["undelivered"]) == ("dead", False)
     write_training("another", "f2" * 8)

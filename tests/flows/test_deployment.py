@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.actions.tracked_runs import NOTHING
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import holding_group
 from flows import clone
@@ -223,7 +224,7 @@ def test_reap_frees_a_pending_run(work: Nightly) -> None:
     run_id = work.start("pipeline/retrain")
     work.set_state(run_id, "PENDING")
     patient = diffctl(work.clone, "runs", "reap", env=work.env)
-    assert patient.stdout == "no dead training\n"
+    assert patient.stdout == f"{NOTHING}\n"
     freed = diffctl(work.clone, "runs", "reap", "--pending", "0", env=work.env)
     assert freed.returncode == 0, freed.stderr
     assert "pending for" in freed.stdout
