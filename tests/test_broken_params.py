@@ -99,6 +99,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         ("name: digits", "name: Digits", "got 'Digits'; did you mean digits?)"),
         ("noise: small", "noise: smal", "sample.noise: allowed are small, large, learned (got 'smal'; did"),
         ("steps: [5, 10, 20, 50]", "steps: 5", "sweep.steps: it must be a list (got 5)"),
+        ("name: digits", "name: digits\n  channels: 2", "data.channels: allowed are 1, 3 (got 2)"),
         ("name: digits", "name:", "data.name: it must be text (got null)"),
         ("steps: 1200", "init_from: a.b\n  steps: 12", "it must be a section with the keys sha256, freeze"),
         ("steps: 1200", "devices: many\n  steps: 12",
@@ -113,6 +114,13 @@ def test_slip_in_a_profile_is_named_with_its_correction(tmp_path, old, new, mess
         load(tmp_path / "params.yaml")
     assert message in str(refusal.value)
     assert not re.search(r"tuple|dict|None|instance|True|Config", str(refusal.value))
+
+
+def test_invalid_element_of_a_list_is_the_only_problem() -> None:
+    with pytest.raises(UsageError, match=r"sweep.steps.1: it must be greater than 0 \(got 0\)$"):
+        parse(params(sweep={"steps": [5, 0]}), "params.yaml")
+    with pytest.raises(UsageError, match=r"train.steps: [^;]*; sweep.eta.0: [^;]*$"):
+        parse(params(sweep={"eta": [-1]}, train={"steps": 0}), "params.yaml")
 
 
 def test_section_loads_if_other_sections_are_invalid(tmp_path: Path) -> None:

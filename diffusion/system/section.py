@@ -167,14 +167,23 @@ def validate(kind: type[Kind], values: Any, origin: str) -> Kind:
 def explain(error: ValidationError | list[ErrorDetails], origin: str, kind: Any) -> str:
     """Return one sentence: where, what is wrong, what is allowed. `kind` is the validated class."""
     fields: dict[str, list[ErrorDetails]] = {}
-    for item in error.errors(include_url=False) if isinstance(error, ValidationError) else error:
-        fields.setdefault(_field(item["loc"]), []).append(item)
+    details = error.errors(include_url=False) if isinstance(error, ValidationError) else error
+    for item in details:
+        if not _follows(item, details):
+            fields.setdefault(_field(item["loc"]), []).append(item)
     problems = [_problem(field, items, kind) for field, items in [*fields.items()][:MAX_PROBLEMS]]
     while len(problems) > 1 and sum(map(len, problems)) > MAX_MESSAGE:
         problems.pop()
     if len(fields) > len(problems):
         problems.append(f"and {len(fields) - len(problems)} more")
     return f"{origin}: " + "; ".join(problems)
+
+
+def _follows(item: ErrorDetails, details: Sequence[ErrorDetails]) -> bool:
+    """Return whether a list is too short only because pydantic does not count its invalid elements."""
+    place = item["loc"]
+    inner = (one["loc"] for one in details if len(one["loc"]) > len(place))
+    return item["type"] == "too_short" and any(other[: len(place)] == place for other in inner)
 
 
 def _field(location: tuple[int | str, ...]) -> str:
@@ -212,8 +221,8 @@ def _message(item: ErrorDetails, kind: Any) -> str:
 
 
 def _choices(item: ErrorDetails) -> list[str]:
-    """Return the values of a `Literal`, from a text such as "'a', 'b' or 'c'"."""
-    return re.findall(r"'([^']*)'", item.get("ctx", {}).get("expected", ""))
+    """Return the values of a `Literal`, from a text such as "'a', 'b' or 'c'" or "1 or 3"."""
+    return [one.strip("'") for one in re.split(", | or ", item.get("ctx", {}).get("expected", ""))]
 
 
 def _value_hint(item: ErrorDetails) -> str:
