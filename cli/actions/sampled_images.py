@@ -15,7 +15,7 @@ from diffusion.images.store import Images, save_npz
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
-from diffusion.protocol.grid import describe_cell, settings_axes
+from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.generate import check_settings, chosen_condition, generate, should_compile
@@ -50,7 +50,7 @@ def sample_images(options: Sample) -> None:
     condition = chosen_condition(guides.labelled(loaded), settings, options.indices, options.klass)
     _write(options, _sample_frames(options, loaded, guides, settings, condition), condition)
     text = f"{len(options.indices)} image(s) of {loaded.artefact.data.name}: {options.out}"
-    cell = describe_cell(settings_axes(settings))
+    cell = describe_cell(effective_axes(settings))
     if options.budget is not None:
         text = f"{cell}, the best of its sweep for {options.budget} NFE\n{text}"
     elif usual:

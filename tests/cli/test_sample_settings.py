@@ -49,7 +49,8 @@ def test_budget_selects_the_best_affordable_cell(sample):
     budgeted = np.load("x.npz")["arr_0"]
     sample("--steps", "10", "--eta", "0.5", "--noise", "large")
     np.testing.assert_array_equal(np.load("x.npz")["arr_0"], budgeted)
-    assert "5 steps, η = 0, ddim" in sample("--budget", "5", "--seed", "7").out
+    printed = sample("--budget", "5", "--seed", "7").out
+    assert printed.startswith("5 steps, η = 0, ddim, the best of its sweep for 5 NFE\n")  # no idle options
 
 
 def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sample):
