@@ -45,7 +45,7 @@ def open_weights(path: Path) -> Any:
     if path.name == MODEL.name and not path.exists() and path.with_name(EARLIER_NAME).exists():
         raise UsageError(f"{path.with_name(EARLIER_NAME)} is of an earlier version: rename it to {path}")
     if not path.is_file():
-        raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name one with --model")
+        raise UsageError(f"no model file at {path}: train one with `diffctl run`, or name another file")
     try:
         with open(path, "rb") as file:
             header = int.from_bytes(file.read(8), "little")
