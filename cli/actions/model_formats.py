@@ -78,4 +78,4 @@ def _widths(text: str) -> list[float]:
         return list(dict.fromkeys(TypeAdapter(list[SigmaRel]).validate_python(text.split(","))))
     except ValidationError:
         limits = f"{MIN_SIGMA_REL} to {MAX_SIGMA_REL}"
-        raise UsageError(f"--sigma-rel {printable(text)}: give widths from {limits}, with commas") from None
+        raise UsageError(f"--sigma-rel {printable(text)}: give σ_rel from {limits}, with commas") from None

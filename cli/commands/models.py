@@ -79,7 +79,7 @@ class Interpolate(CodeOptions):
 class Ema(JsonOptions):
     """Make models with other EMA profiles from a training's snapshots."""
 
-    sigma_rel: str = option("Widths of the EMA profiles, such as 0.05,0.1,0.2.")
+    sigma_rel: str = option("The σ_rel of the EMA profiles, such as 0.05,0.1,0.2.")
     source: Path = option("The folder of snapshots.", "--from", default=AVERAGES)
     out: Path = option("The folder of the models.", "--out", "-o", metavar="FOLDER", default=Path("models"))
 

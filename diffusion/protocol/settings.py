@@ -308,7 +308,7 @@ class ModelOptions(Section):
     ema: Annotated[
         SigmaRel | Literal["decay"] | None,
         Option(
-            "EMA profiles by their width σ_rel; decay: the EMA of the model file.",
+            "EMA profiles by their σ_rel; decay: the EMA of the model file.",
             label="σ_rel",
             phrase="σ_rel = {}",
             stored=SigmaRel,
