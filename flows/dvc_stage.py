@@ -58,8 +58,8 @@ async def reproduce(stage: str, write: Write = echo, *, force: bool = False) -> 
 
     Raise StageFailed with its exit code, or Interrupted on a signal, after its processes have ended.
     """
-    remote = ["--pull", "--allow-missing"] if has_remote() else []
-    await supervise(stage, [*DVC, "repro", "--single-item", stage, *["--force"] * force, *remote], write)
+    flags = ["--force"] * force + ["--pull"] * has_remote()
+    await supervise(stage, [*DVC, "repro", "--single-item", stage, *flags], write)
 
 
 def is_unchanged() -> bool:

@@ -17,6 +17,7 @@ _CHATTER = {
     r"Running stage '([^']+)':": r"==> \1\n",
     r"Stage '([^']+)' didn't change, skipping": r"==> \1: up to date\n",
     r"Stage '([^']+)' is cached - skipping run, checking out outputs": r"==> \1: from the cache\n",
+    r"Pulling data for stage: '([^']+)'": r"==> \1: pulling its outputs\n",
     r"> diffctl stage \w+": "",
     r"(Generating|Updating) lock file '.*'": "",
     r"To (track the changes with git|enable auto staging), run:": "",

@@ -159,7 +159,7 @@ except SystemExit as end:
 
 
 @pytest.mark.slow
-def test_a_clone_reruns_nothing_and_pulls_the_initial_weights(toy, tmp_path_factory, monkeypatch, capsys):
+def test_a_clone_pulls_outputs_and_the_initial_weights(toy, tmp_path_factory, monkeypatch, capsys):
     other = tmp_path_factory.mktemp("clones")
     start, content = Path("start/5eed5eed5eed5eed.safetensors"), "of another training"
     write_text(toy / start, content)
@@ -174,9 +174,9 @@ def test_a_clone_reruns_nothing_and_pulls_the_initial_weights(toy, tmp_path_fact
     capsys.readouterr()
     for stage in ("data", "train"):
         asyncio.run(reproduce(stage))
-    assert capsys.readouterr().out == "==> data: up to date\n==> train: up to date\n"
+    assert capsys.readouterr().out == "==> data: pulling its outputs\n==> train: pulling its outputs\n"
+    assert (Path("prepared").read_text(), Path("model").read_text()) == ("data", "train")
 
-    run("dvc", "pull", "data")
     be(other / "clone", "train", FETCHING)
     assert not start.exists(), "the stage pulls it when it runs"
     (sent,) = (path for path in other.glob("remote/files/md5/*/*") if path.read_text() == content)
