@@ -121,7 +121,9 @@ def test_rollback_to_a_damaged_model_or_one_with_nan_is_refused(make_model, here
 
 
 def test_rollback_accepts_only_an_earlier_champion_and_needs_only_the_data_name(register_all, here):
-    register_all(0.2, 0.1, 0.9)
+    register_all(0.2)
+    assert str(run("rollback").exception).endswith("rolled back: version 1 is its first champion")
+    register_all(0.1, 0.9, seed=2)
     for to in ("9", "3", "2"):
         assert isinstance(run("rollback", "--to", to).exception, UsageError)
     (here / "params.yaml").write_text("data: {name: digits, path: 7}\ntrain: {lr: {course: cosine}}\n")

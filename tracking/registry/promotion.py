@@ -243,7 +243,7 @@ def _target(history: History, to: int | None) -> int:
     earlier = sorted({version for version in moved if version is not None} - {holder})
     number = history.previous if to is None else to
     if number not in earlier:
-        others = f"--to takes {', '.join(map(str, earlier))}" if earlier else "it has had no other champion"
-        where = f"version {number}" if number else "an earlier version"
-        raise UsageError(f"{name} cannot go from version {holder} to {where}: {others}")
+        why = f"version {number} is no earlier" if number else f"version {holder} is its first"
+        choices = f": give one of {', '.join(map(str, earlier))} by --to" if earlier else ""
+        raise UsageError(f"{name} cannot be rolled back: {why} champion{choices}")
     return number
