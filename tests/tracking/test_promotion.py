@@ -85,8 +85,6 @@ def test_promote_and_rollback_commands_return_their_exit_codes(make_model):
 
 def test_rollback_pins_the_version_until_it_is_forced(make_model, register_all):
     register_all(0.2)
-    refused = str(run("rollback").exception)
-    assert refused.endswith("from version 1 to an earlier version: it has had no other champion")
     make_model(2, {(2, 0.0): 0.1})
     assert register().champion == 2
     assert run("rollback", "--reason", "blurred eyes").exit_code == 0
