@@ -24,6 +24,7 @@ from diffusion.sample.generate import generate
 from diffusion.sample.guidance import guided
 from diffusion.sample.sampler import run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
+from diffusion.system.devices import float64_device
 
 __all__ = [
     "Condition",
@@ -102,7 +103,8 @@ def fit(
             dropped = torch.rand(batch_size, generator=source) < p_uncond
             drawn = torch.where(dropped, null_label, drawn)
         condition = Condition(batch_size, drawn).to(device)
-        x_0, t, noise = images[rows].to(device), t.to(device), noise.to(device)
+        t = t.to(float64_device(device))  # where the process has its tables
+        x_0, noise = images[rows].to(device), noise.to(device)
         loss = training_losses(network, process, x_0, t, noise, condition)["loss"].mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
+from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import FlowConfig
 from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
+from tests.helpers.no_sync_tensors import no_float64
 
 (PROGRAM,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/library.md").read_text(), re.M | re.S)
 PROCESS = build_process(ProcessConfig(timesteps=50, variance="small", loss="simple", prediction="velocity"))
+FLOW = build_process(FlowConfig(schedule="flow"))
 
 
 def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
@@ -32,13 +35,18 @@ def test_classes_are_learned_and_image_i_depends_on_its_index_alone() -> None:
 
 
 def test_continuous_process_is_learned() -> None:
-    process = build_process(FlowConfig(schedule="flow"))
     points = torch.tensor([0.7, -0.7])[:, None, None, None].repeat(200, 2, 1, 1)
     torch.manual_seed(0)
-    model = fit(PointNetwork(width=64), process, points, steps=300, lr=0.01, ema_decay=0.97)
-    made = sample(model, process, 40, (2, 1, 1), SampleSettings(sampler="heun", steps=20))
+    model = fit(PointNetwork(width=64), FLOW, points, steps=300, lr=0.01, ema_decay=0.97)
+    made = sample(model, FLOW, 40, (2, 1, 1), SampleSettings(sampler="heun", steps=20))
     assert (made.abs() - 0.7).abs().median() < 0.1
     assert 10 < (made[:, 0] > 0).sum() < 30
+
+
+@pytest.mark.parametrize("process", [PROCESS, FLOW], ids=["linear", "flow"])
+def test_training_creates_no_float64_on_a_device_without_it(process: NoiseProcess) -> None:
+    with no_float64() as device:
+        fit(PointNetwork(width=8).to(device), process, torch.zeros(4, 2, 1, 1), steps=1)
 
 
 @pytest.mark.slow
