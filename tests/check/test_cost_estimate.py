@@ -158,7 +158,8 @@ def test_estimate_on_a_busy_machine_is_called_an_upper_bound(timed, monkeypatch,
 
 
 def test_command_measures_and_prints_json(project: Path, invoke: Invoke) -> None:
-    write_params(project, classifier=CLASSIFIER)
+    sampling = {"sample": {"spacing": "ddim-uniform"}, "sweep": {"steps": [5], "eta": [0.0]}}
+    write_params(project, classifier=CLASSIFIER, process={"timesteps": 50}, **sampling)
     done = invoke("check", "--measure", "--json")
     assert done.code == 0
     found = [Finding(**finding) for finding in json.loads(done.out)]
