@@ -9,6 +9,7 @@ import numpy as np
 from diffusion.choice.confidence import errors_of, gap, share_noise
 from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
 from diffusion.protocol.grid import SAMPLING_VERSION
+from diffusion.protocol.options import split_list
 from diffusion.protocol.scores_document import (
     CellScores,
     FrontCell,
@@ -192,14 +193,19 @@ def best_settings(scores: ScoresDocument) -> SampleSettings:
 def usual_settings(scores: ScoresDocument | None, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that options default to: those of the best cell.
 
-    Empty without scores, and if `chosen` names another sampler. Another spacing has its own options, and
-    timesteps have their own number of steps.
+    Empty without scores, and if `chosen` names another sampler. Those that do not fit chosen ones are left
+    out: the options of another spacing, the number of steps next to timesteps, and eta with a single step.
     """
     usual = None if scores is None else best_settings(scores)
     if usual is None or chosen.get("sampler", usual.sampler) != usual.sampler:
         return {}
-    left_out = {"spacing_options"} if chosen.get("spacing", usual.spacing) != usual.spacing else set()
-    return usual.model_dump(exclude=left_out | ({"steps"} if "timesteps" in chosen else set()))
+    timesteps = split_list(chosen.get("timesteps"))
+    conflicts = {
+        "spacing_options": chosen.get("spacing", usual.spacing) != usual.spacing,
+        "steps": timesteps is not None or (usual.steps == 1 and bool(chosen.get("eta"))),
+        "eta": chosen.get("steps", len(timesteps or ())) == 1,
+    }
+    return usual.model_dump(exclude={name for name, is_so in conflicts.items() if is_so})
 
 
 def settings_of(cell: CellScores, name: str, seed: int) -> SampleSettings:

@@ -204,6 +204,8 @@ def test_models_of_different_ema_profiles_are_comparable() -> None:
         ({}, {}),
         ({"eta": 0.0}, {"eta": 0.0}),
         ({"timesteps": (0, 500, 999)}, {"timesteps": (0, 500, 999), "steps": 3}),
+        ({"steps": 1}, {"steps": 1, "eta": 0.0}),
+        ({"timesteps": (999,)}, {"timesteps": (999,), "steps": 1, "eta": 0.0}),
         ({"spacing": "log-snr"}, {"spacing": "log-snr", "spacing_options": {}}),
         ({"sampler": "unipc"}, {"sampler": "unipc"}),
     ],
@@ -215,3 +217,9 @@ def test_a_chosen_option_drops_settings_of_the_best_cell_that_belong_to_another_
     wanted = SampleSettings(**({} if "sampler" in chosen else best) | changes)
     assert parse_settings(chosen, usual_settings(scores, chosen)) == wanted
     assert usual_settings(None, chosen) == {}
+
+
+def test_a_chosen_eta_drops_the_single_step_of_the_best_cell():
+    chosen = {"eta": 1.0}
+    settings = parse_settings(chosen, usual_settings(document({(1, 0.0): 0.1}), chosen))
+    assert settings == SampleSettings(eta=1.0)
