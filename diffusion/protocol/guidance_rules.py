@@ -13,7 +13,7 @@ from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
 CHANGES_RESULTS = False  # diffusion/code_digest.py
 
-EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@(\d{1,9}))?")
+EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@0*([1-9]\d{0,8}))?")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def ema_guide(text: str) -> EmaGuide | None:
     if not text.startswith("ema:"):
         return None
     found = EMA_GUIDE.fullmatch(text)
-    if found is None or not MIN_SIGMA_REL <= float(found[1]) <= MAX_SIGMA_REL or found[2] == "0":
+    if found is None or not MIN_SIGMA_REL <= float(found[1]) <= MAX_SIGMA_REL:
         want = f"ema:WIDTH or ema:WIDTH@STEP with a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"
         raise ValueError(f"a guide is {want}, such as ema:0.1@300 (got {text!r})")
     return EmaGuide(float(found[1]), None if found[2] is None else int(found[2]))

@@ -84,7 +84,7 @@ def test_equal_images_have_equal_settings_and_a_card_reads_back():
 
 
 @pytest.mark.parametrize(
-    "guide", [None, "", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@x", "ema:-1", "a" * 5000]
+    "guide", [None, "", "ema:", "ema:0.5", "ema:0.1@0", "ema:0.1@00", "ema:0.1@x", "ema:-1", "a" * 5000]
 )
 def test_an_impossible_or_missing_guide_is_refused(guide):
     with pytest.raises(ValueError, match="guide"):
