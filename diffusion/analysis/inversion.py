@@ -23,7 +23,7 @@ def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajecto
     x_0. ε is predicted at the start of a step, so the result is exact only as S grows. The first step starts
     at the image itself, with the prediction for the first timestep.
     """
-    steps = grid.walk()[::-1]
+    steps = grid.reverse_steps()[::-1]
     for done, step in enumerate(steps, start=1):
         prediction = yield DenoiserCall(x, steps[max(done - 2, 0)].t)
         x0_hat = (x - step.sigma_prev * prediction.eps) / step.alpha_prev

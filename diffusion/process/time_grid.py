@@ -106,7 +106,7 @@ class TimeGrid:
         alpha, sigma = float(self.alpha[-1]), float(self.sigma[-1])
         return 1.0 if abs(alpha**2 + sigma**2 - 1) < 1e-9 else sigma
 
-    def walk(self) -> list[GridStep]:
+    def reverse_steps(self) -> list[GridStep]:
         """Return the steps from the last time to the image, in the order that they are taken."""
         columns = (
             self.alpha, self.sigma, self.log_snr, self.alpha_prev, self.sigma_prev, _shifted(self.log_snr),

@@ -30,7 +30,7 @@ class Ddim:
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x; UsageError, at its start, if η is too large for the grid."""
         check_eta(grid, self.eta)
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             z = noise() if self.eta > 0 and not step.is_last else None
             x, x0_hat = self.step(step, x, prediction, z)

@@ -54,7 +54,7 @@ class DPMSolverMultistep:
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
         earlier: _Earlier | None = None
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat = prediction.x0.clamp(-1, 1) if self.clip else prediction.x0
             h = step.log_snr_prev - step.log_snr
@@ -83,7 +83,7 @@ class DPMSolverSDE:
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
         earlier: deque[_Earlier] = deque(maxlen=self.order - 1)
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             h = step.log_snr_prev - step.log_snr

@@ -46,7 +46,7 @@ class Heun:
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
-        steps = grid.walk()
+        steps = grid.reverse_steps()
         for done, step in enumerate(steps, start=1):
             start, x = self._churned(grid, step, x, noise)
             prediction = yield DenoiserCall(x, start.t)
@@ -91,7 +91,7 @@ class EulerAncestral:
 
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             level, after = noise_level(step.log_snr), noise_level(step.log_snr_prev)

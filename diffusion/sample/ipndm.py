@@ -36,7 +36,7 @@ class IPNDM:
     def __call__(self, grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
         """Return the trajectory from x."""
         slopes: deque[Tensor] = deque(maxlen=self.order)
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             slopes.appendleft(eps)

@@ -46,7 +46,7 @@ class UniPC:
         """Return the trajectory from x."""
         known: deque[_Known] = deque(maxlen=self.order)
         pending: tuple[GridStep, Tensor, Sequence[_Known]] | None = None  # a step that is not yet corrected
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             x0_hat, eps = data_and_noise(prediction, x, step.alpha, step.sigma, self.clip)
             if step.is_last:

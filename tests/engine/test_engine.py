@@ -205,7 +205,7 @@ def failing(settings: SampleSettings):
     """Return a sampler that raises an error at its second step."""
 
     def trajectory(grid, x, noise):
-        for done, step in enumerate(grid.walk(), start=1):
+        for done, step in enumerate(grid.reverse_steps(), start=1):
             prediction = yield DenoiserCall(x, step.t)
             if done == 2:
                 raise ZeroDivisionError("a fault")

@@ -71,8 +71,8 @@ def test_a_sampling_step_does_not_synchronise(device, values, guidance) -> None:
     with prefetched_draws(lambda: to_device(noise.draw(), device), settings.steps, device) as draw:
         there = condition.to(device)
         with waiting_fails(device):
-            walk = build_sampler(settings)(grid, draw(), draw)
-            made = run_sampler(walk, denoiser, there, guard=watch)
+            trajectory = build_sampler(settings)(grid, draw(), draw)
+            made = run_sampler(trajectory, denoiser, there, guard=watch)
     assert made.x.device.type == device.type
 
 

@@ -41,7 +41,7 @@ def noisy_grids(draw: st.DrawFn) -> tuple[TimeGrid, float]:
 def reverse_step(grid: TimeGrid, i: int, x, eps, v, *, z=None, **options):
     """Return (x_prev, x̂_0) of a step of Ddim(**options) from index i, for network outputs ε and v."""
     prediction = OnGrid(grid).read(eps if v is None else torch.cat([eps, v], 1), x, grid.times[i])
-    return Ddim(**options).step(grid.walk()[len(grid) - 1 - i], x, prediction, z)
+    return Ddim(**options).step(grid.reverse_steps()[len(grid) - 1 - i], x, prediction, z)
 
 
 @given(noisy_grids(), IMAGES, st.data())
