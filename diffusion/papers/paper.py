@@ -42,7 +42,7 @@ Text = Annotated[str, Field(min_length=1, max_length=300)]
 class Figure(Section):
     """A published `value` of the score `metric`, its place in the paper, and its protocol.
 
-    `protocol` extends the paper's. Reports on the data sets in `beside` show the figure, by default the one
+    `protocol` extends the paper's. Reports on `datasets` show the figure, by default those on the data set
     of its protocol.
     """
 
@@ -51,7 +51,7 @@ class Figure(Section):
     metric: ShortText
     value: Annotated[float, Field(ge=-1e6, le=1e6)]
     protocol: Stated = Field(default_factory=dict)
-    beside: Annotated[list[ShortText], Field(max_length=20)] | None = None
+    datasets: Annotated[list[ShortText], Field(max_length=20)] | None = None
 
     @model_validator(mode="after")
     def _metric_is_a_score(self) -> Self:
@@ -85,10 +85,10 @@ class Paper(Section):
         """Return the full protocol of a figure, by fields of a card."""
         return {**self.protocol, **figure.protocol}
 
-    def beside(self, figure: Figure) -> list[str]:
-        """Return the data sets with this figure in their report."""
+    def datasets_of(self, figure: Figure) -> list[str]:
+        """Return the data sets whose reports show this figure."""
         data = self.protocol_of(figure).get("data")
-        return figure.beside or ([] if data is None else [str(data)])
+        return figure.datasets or ([] if data is None else [str(data)])
 
 
 def open_paper(name: str) -> Paper:
@@ -174,7 +174,7 @@ class FigureComparison:
             "here": self.here,
             **({} if self.cell is None else {"cell": self.cell}),
             "comparable": self.is_comparable,
-            "departures": [one._asdict() for one in self.differences],
+            "mismatches": [one._asdict() for one in self.differences],
         }
 
 

@@ -47,7 +47,7 @@ def matching_figures(document: ScoresDocument) -> Iterator[FigureComparison]:
     has = {name for seen in space_scores(first) for name in seen.scores}
     for paper in map(open_paper, PAPERS):
         for one in compare_cells(paper, document.cells, SAME_CURVE):
-            if one.figure.metric in has and first.card["data"] in paper.beside(one.figure):
+            if one.figure.metric in has and first.card["data"] in paper.datasets_of(one.figure):
                 yield one
 
 

@@ -49,7 +49,7 @@ def paper_seeds() -> list[bytes]:
     figure = {"name": "a", "where": "table 1", "metric": "fid", "value": 2.5}
     plain = {"title": "A", "source": "B", "figures": [figure]}
     protocol = {"data": "cifar10", "num_images": 50_000, "clip": True, "noise": None}
-    figures = [{**figure, "beside": ["digits"], "protocol": {"steps": 10, "eta": 0.5}}, figure]
+    figures = [{**figure, "datasets": ["digits"], "protocol": {"steps": 10, "eta": 0.5}}, figure]
     rich = {**plain, "note": "n", "least_of": 3, "protocol": protocol, "figures": figures}
     return [yaml.safe_dump(values).encode() for values in (plain, rich)]
 

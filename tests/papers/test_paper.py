@@ -44,7 +44,7 @@ def test_every_paper_states_its_protocol(name):
         assert {"data", "image_size", "num_images", "extractor", "reference_split", "steps"} <= stated.keys()
         assert {"clip", "spacing"} <= stated.keys()
         assert stated.keys() <= card_fields()
-        assert paper.beside(figure)
+        assert paper.datasets_of(figure)
 
 
 def test_table_1_of_ddim_is_complete():
@@ -193,7 +193,7 @@ def test_json_lists_the_differing_fields(sweep):
     found = json.loads(run("--paper", "paper.yaml", "--json").stdout)
     first, second = found["figures"]
     assert (first["comparable"], first["here"], first["cell"]) == (True, 300.0, "steps5-eta0")
-    assert second["departures"] == [{"field": "eta", "paper": 0.5, "here": 0.0}]
+    assert second["mismatches"] == [{"field": "eta", "paper": 0.5, "here": 0.0}]
 
 
 @pytest.mark.parametrize("arguments", [[], ["images"], ["--against", "images"], ["--paper", "none"]])

@@ -130,7 +130,7 @@ def test_sweep_without_published_figures():
 def test_figures_of_other_data_or_scores_are_omitted(monkeypatch):
     other = {**figure("fid", 1.0, steps=5), "metric": "fid"}
     elsewhere = figure("elsewhere", 1.0, data="cifar10", steps=5)
-    meant = {**figure("meant", 1.0, data="cifar10", steps=5), "beside": ["digits"]}
+    meant = {**figure("meant", 1.0, data="cifar10", steps=5), "datasets": ["digits"]}
     shipped(monkeypatch, paper_of(other, elsewhere, meant, figure("same", 2.0, steps=5)))
     assert [one.figure.name for one in matching_figures(document())] == ["meant", "same"]
 
