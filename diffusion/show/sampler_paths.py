@@ -117,7 +117,7 @@ class Samplers(FigureData):
             "std": self.mixture.std,
             "steps": self.steps,
             "exact": self.exact.tolist(),
-            "walks": {
+            "samplers": {
                 name: {
                     "nfe": paths.nfe,
                     "from_exact": self.off(paths),

@@ -173,11 +173,11 @@ def test_last_prediction_is_the_image(loaded: LoadedModel, sampler: str, steps: 
 def test_every_sampler_starts_from_the_same_noise() -> None:
     shown = samplers(LONG, 6, count=40)
     assert {name.split(",")[0] for name in shown.paths_by_sampler} == set(SAMPLERS)
-    starts = [walks.paths[0] for walks in shown.paths_by_sampler.values()]
+    starts = [result.paths[0] for result in shown.paths_by_sampler.values()]
     assert all(np.array_equal(starts[0], start) for start in starts)
-    for name, walks in shown.paths_by_sampler.items():
-        assert walks.paths.shape == (7, 40, 2)
-        assert walks.nfe == SAMPLERS[name.split(",")[0]].nfe(6)
+    for name, result in shown.paths_by_sampler.items():
+        assert result.paths.shape == (7, 40, 2)
+        assert result.nfe == SAMPLERS[name.split(",")[0]].nfe(6)
 
 
 def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
