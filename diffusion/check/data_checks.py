@@ -85,7 +85,7 @@ def check_fit(project: Project) -> Iterator[Finding]:
     try:
         plan = plan_training(config, project.train_meta(), torch.device("cpu"))
     except PretrainedMissing as error:
-        yield Finding("warning", "start", str(error), "the stage `train` lets DVC bring it")
+        yield Finding("warning", "start", str(error), "the stage `train` fetches it by DVC")
     except PretrainedRefused as error:
         yield Finding("error", "start", str(error))
     except DiffctlError as error:

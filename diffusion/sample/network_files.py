@@ -83,7 +83,7 @@ def matching_snapshots(model: Path, averages: Path = AVERAGES, *, unverified: bo
     snapshots, own = Snapshots.of(averages, unverified=unverified), read_artefact(model)
     compared = [one.model_dump(exclude=SNAPSHOT_FIELDS - {"step"}) for one in (snapshots.last, own)]
     if compared[0] != compared[1]:
-        remedy = "bring both by `dvc checkout` or `dvc pull`, or train"
+        remedy = "restore both by `dvc checkout` or `dvc pull`, or train again"
         raise UsageError(f"{averages} has snapshots of another training than {model}: {remedy}")
     return snapshots
 

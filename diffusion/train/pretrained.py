@@ -25,7 +25,7 @@ from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import copy_file
 from diffusion.train.train_config import PretrainedConfig
 
-HOW_TO_GET = "`diffctl use --init-from` fetches it, `dvc pull` brings one that was pushed"
+HOW_TO_GET = "`diffctl use --init-from` fetches it, `dvc pull` fetches one that was pushed"
 
 
 class PretrainedRefused(UsageError):
