@@ -21,6 +21,7 @@ from diffusion.train.train_config import BAND_NAMES
 SIZE = (4.6, 3.2)  # inches, so that text stays readable on a phone
 LEGEND_CHARACTERS = 56  # per line of a legend
 LEGEND_ROW = 0.18  # inches
+LOG_RANGE = 8  # of the values on a log axis, at least: it has few labels
 
 Values = NDArray[np.float64]
 VALIDATION, RAW = "val_", "val_raw_"  # prefixes of columns: validation loss of the EMA, of the raw weights
@@ -70,7 +71,8 @@ def score_curve(
 def _draw_line(axes: Axes, line: Sequence[CurvePoint], number: int) -> None:
     """Draw a line with its band of intervals, and the single values as dots."""
     colour, (x, values) = line_colour(number), _coordinates(line)
-    style = {"marker": MARKERS[number % len(MARKERS)], "linewidth": 1.8, "markersize": 5}
+    marker = MARKERS[(number + number // len(LINES)) % len(MARKERS)]  # each pair with a colour once
+    style = {"marker": marker, "linewidth": 1.8, "markersize": 5}
     axes.plot(x, values, color=colour, label=line[0].line, **style)  # type: ignore[arg-type]
     if all(point.interval for point in line):
         low, high = zip(*(point.interval for point in line if point.interval), strict=True)
@@ -151,7 +153,7 @@ def read_curve(path: Path) -> TrainingCurve:
 
 @figure_style()
 def loss_curve(curve: TrainingCurve, label: str) -> Figure:
-    """Draw the loss (thin), its moving average (thick) and validation losses; on a log axis if positive."""
+    """Draw the loss (thin), its moving average (thick) and validation losses. A wide range has a log axis."""
     heldout = curve.lines()
     figure, axes = _axes()
     colour, smooth = line_colour(0), moving_average(curve.loss)
@@ -162,7 +164,7 @@ def loss_curve(curve: TrainingCurve, label: str) -> Figure:
         axes.plot(curve.val_steps, values, **style)  # type: ignore[arg-type]
     values = np.concatenate([curve.loss, *heldout.values()])
     values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0:
+    if len(values) and values.min() > 0 and values.max() / values.min() > LOG_RANGE:
         log_axis(axes, "y", _two_or_five)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set(xlabel="training step", ylabel=label)
@@ -220,7 +222,7 @@ def _label_axes(
         height, name = level
         axes.axhline(height, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (5, 3)), label=name)
         lowest = min(lowest, height)
-    if lowest > 0 and max(values) / min(values) > 8:
+    if lowest > 0 and max(values) / min(values) > LOG_RANGE:
         log_axis(axes, "y", _two_or_five)
     axes.set(xlabel=x_label, ylabel=label)
     _legend(axes)

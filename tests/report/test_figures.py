@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from diffusion.report.figures import CurvePoint, moving_average, read_curve, score_curve
+from diffusion.report.figure_base import as_png
+from diffusion.report.figures import (
+    CurvePoint,
+    TrainingCurve,
+    loss_curve,
+    moving_average,
+    read_curve,
+    score_curve,
+)
 from diffusion.report.sample_pictures import nearest
 from diffusion.system.errors import DiffctlError
 from tests.helpers.report_page import write_validation_losses
@@ -45,6 +53,24 @@ def test_only_the_scores_decide_on_a_log_axis(values, real, scale):
     points = [CurvePoint(steps, "η = 0", value) for steps, value in zip((5, 50), values, strict=True)]
     (axes,) = score_curve(points, "KD", (real, "real")).axes
     assert axes.get_yscale() == scale
+
+
+def test_lines_differ_in_colour_or_marker():
+    points = [CurvePoint(5, f"w = {number}", 1.0) for number in range(30)]
+    (axes,) = score_curve(points, "KD").axes
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 30
+
+
+@pytest.mark.parametrize(("least", "scale"), [(0.48, "linear"), (0.01, "log")])
+def test_axis_of_a_loss_has_two_labels_or_more(least, scale):
+    steps = np.arange(10.0)
+    figure = loss_curve(TrainingCurve(steps, np.linspace(1.1, least, 10), np.empty(0), {}), "loss")
+    as_png(figure)  # sets the labels
+    axis = figure.axes[0].yaxis
+    assert axis.get_scale() == scale
+    low, high = axis.get_view_interval()
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    assert sum(bool(tick.label1.get_text()) and low <= tick.get_loc() <= high for tick in ticks) > 1
 
 
 @pytest.mark.parametrize("text", ["", "step,loss\n", "step,other\n1,2\n", "step,loss\n1\n"])
