@@ -43,7 +43,7 @@ def headline(document: ScoresDocument) -> str:
     sentence = f"{lowest}, and {others} statistically tied with it"
     if tied[0].nfe >= best.nfe:
         return f"{sentence}."
-    which = "" if len(tied) == 1 else "the cheapest "
+    which = "" if len(tied) == 1 else "the cheapest is "
     cost = f"{tied[0].nfe:,} NFE per image instead of {best.nfe:,}"
     return f"{sentence}: {which}{describe_cell(tied[0].axes)}, for {cost}."
 

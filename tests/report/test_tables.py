@@ -26,7 +26,7 @@ VALUES = st.lists(st.integers(10, 900), min_size=2, max_size=8)
 
 def test_a_tied_cell_is_not_called_the_best():
     lowest, tied = "Of 4 cells, 20 steps, η = 0 has the lowest KD, and", "statistically tied with it"
-    cheapest = "the cheapest 10 steps, η = 0, for 10 NFE per image instead of 20"
+    cheapest = "the cheapest is 10 steps, η = 0, for 10 NFE per image instead of 20"
     assert headline(certain(document(CELLS), KD, half=0.15)) == f"{lowest} 2 others are {tied}: {cheapest}."
     assert headline(certain(document(CELLS), KD, half=0.05)) == f"{lowest} one other is {tied}."
 
