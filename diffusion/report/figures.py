@@ -1,6 +1,7 @@
 """The charts of the report: scores over steps, the Pareto front, the training loss, and the montage."""
 
 import csv
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -234,14 +235,15 @@ def _two_or_five(value: float) -> str:
 
 
 def _legend(axes: Axes) -> None:
-    """Put the legend above the axes, in as many columns as fit, and enlarge the figure by its rows."""
-    _, names = axes.get_legend_handles_labels()
+    """Put the legend above the axes, in as many columns as fit; enlarge the figure by its rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    names = [textwrap.fill(label, LEGEND_CHARACTERS - 5) for label in labels]
     columns = next((n for n in (4, 3, 2) if _legend_width(names, n) <= LEGEND_CHARACTERS), 1)
-    rows = -(-len(names) // columns)
+    rows = -(-len("\n".join(names).splitlines()) // columns)
     figure = axes.get_figure(root=True)
     assert figure, "the axes belong to a figure"
     figure.set_size_inches(SIZE[0], SIZE[1] + LEGEND_ROW * (rows - 1))
-    legend_above(axes, columns, handletextpad=0.5)
+    legend_above(axes, columns, handletextpad=0.5, handles=handles, labels=names)
 
 
 def _legend_width(names: Sequence[str], columns: int) -> int:

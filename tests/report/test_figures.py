@@ -61,6 +61,17 @@ def test_lines_differ_in_colour_or_marker():
     assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 30
 
 
+def test_names_of_lines_are_within_the_figure():
+    name = "η = 0, w = 1.5, guided by ema:0.1@20, σ/α in 0.3:2, σ_rel = 0.2"
+    points = [CurvePoint(steps, f"{name}{line}", 1.0) for steps in (5, 50) for line in range(9)]
+    figure = score_curve(points, "KD", (0.5, "real, held out"))
+    as_png(figure)  # places the legend
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
 @pytest.mark.parametrize(("least", "scale"), [(0.48, "linear"), (0.01, "log")])
 def test_axis_of_a_loss_has_two_labels_or_more(least, scale):
     steps = np.arange(10.0)
