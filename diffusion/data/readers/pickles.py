@@ -47,7 +47,7 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:
         raise read_error(path, error) from None
     except _Forbidden as error:
-        why = f"it requires {printable(error)[:200]}, which was not run"
+        why = f"it requires {printable(error)[:200]}, which is refused"
         raise DiffctlError(f"{printable(path)} is not a data file: {why}. Delete it") from None
     except MemoryError:
         raise DiffctlError(f"{printable(path)} needs too much memory: is it the right file?") from None
