@@ -135,7 +135,7 @@ def _download(
         except _Refused as refusal:
             why, urls = str(refusal), others
         except (requests.RequestException, HTTPError) as failure:
-            why, urls = str(failure) or type(failure).__name__, [*others, url]
+            why, urls = _network_problem(failure), [*others, url]
             failures = 0 if _size(part) > before else failures + 1
             if failures < attempts:
                 time.sleep(min(MAX_WAIT, WAIT * 2**failures))
@@ -165,6 +165,15 @@ def _transfer(url: str, part: Path, received: Callable[[int], None]) -> None:
                 done += file.write(block)
                 received(done)
             os.fsync(file.fileno())
+
+
+def _network_problem(failure: Exception) -> str:
+    """Return what failed without the library's objects, as in "HTTPSConnectionPool(...): Max retries"."""
+    if isinstance(failure, requests.Timeout):
+        return "no answer"
+    if isinstance(failure, requests.HTTPError):
+        return str(failure)
+    return "no connection" if isinstance(failure, requests.ConnectionError) else "the connection broke off"
 
 
 def _digest_of(path: Path, algorithm: str) -> str:

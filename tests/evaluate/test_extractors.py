@@ -17,7 +17,7 @@ from diffusion.evaluate.features.reference_features import Reference, extraction
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL, default_extractor
 from diffusion.report.score_tables import short_names
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import sha256_file
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.file_server import serving
@@ -106,6 +106,15 @@ def test_only_the_right_download_is_kept(tmp_path, monkeypatch, random_inception
     if fits:  # without the server, from torch's hub cache
         assert read_weights(spec, sha256=sha256).getbuffer() == path.read_bytes()
     assert len([*(tmp_path / "torch").rglob("*.pth")]) == fits
+
+
+def test_download_without_network_is_a_temporary_error_in_plain_words(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with serving({}) as server:
+        url = server.url("weights.pth")
+    spec = dataclasses.replace(INCEPTION, weights=dataclasses.replace(INCEPTION.weights, url=url))
+    with pytest.raises(TemporaryError, match=r"\(127\.0\.0\.1:\d+: no connection\): try again later"):
+        read_weights(spec)
 
 
 @pytest.fixture(scope="module")

@@ -150,7 +150,8 @@ def _locate(weights: Weights, sha256: str) -> Path:
         return fetch(remote, folder, attempts=1)  # fails at once if offline
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if not spec.weights.url)
-        raise DiffctlError(f"{error}; or name the file in evaluate.weights, or take {installed}") from None
+        advice = f"name the file in evaluate.weights, or take {installed}"
+        raise type(error)(f"{error}; or {advice}") from None
 
 
 @contextmanager
