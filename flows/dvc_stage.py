@@ -164,7 +164,7 @@ def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> Diff
     if "is busy" in text or "Unable to acquire lock" in text:
         busy = f"another DVC command is running in this folder ({text}): wait for it to end"
         return StageFailed(stage, busy, TEMPORARY, retry=True)
-    return StageFailed(stage, text or "DVC failed without a message; `dvc repro` may show one")
+    return StageFailed(stage, text or "DVC failed: see its output above")
 
 
 def fetch_pretrained(config: "PretrainedConfig | None") -> None:
