@@ -18,7 +18,7 @@ from diffusion.system.memory import format_bytes
 from diffusion.system.output_paths import write_output_text
 from diffusion.system.signals import interrupt_on_signal
 from tracking.connectivity import MlflowError, MlflowUnavailable, redact_uri
-from tracking.runs.leftovers import Leftover, find_leftovers, remove_leftovers
+from tracking.runs.leftovers import ROOTS, Leftover, find_leftovers, remove_leftovers
 from tracking.store import check_access, tracking_uri
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "red")}
@@ -75,6 +75,8 @@ def write_schema(options: Schema) -> None:
 
 def prune_runs(options: Prune) -> None:
     project = Project(load())
+    if not any(any(root.glob("*/")) for root in ROOTS):  # such as before the first training
+        return options.answer([], partial(_show_leftovers, [], [], options.yes))
     if not project.is_ready or project.plan is None:
         raise UsageError("the data of params.yaml are not prepared: `diffctl stage data` prepares them")
     plans = [plan for plan in (project.plan, project.classifier_plan) if plan is not None]

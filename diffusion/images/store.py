@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from diffusion.images.store_meta import StoreMeta
-from diffusion.layout import VERIFIED_RUNS
+from diffusion.layout import PREPARED, VERIFIED_RUNS
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_json, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json
@@ -71,7 +71,8 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
         meta = _read_meta(path, kind)
         labels = read_array(path / "labels.npy") if (path / "labels.npy").exists() else None
     except FileNotFoundError as error:
-        raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing") from None
+        advice = "; `diffctl stage data` prepares the images" if path.parent == PREPARED else ""
+        raise UsageError(f"no images in {path}: {Path(error.filename).name} is missing{advice}") from None
     except NotADirectoryError:
         raise UsageError(f"{path} is a file: give the folder of an image store") from None
     except (Corrupted, OSError) as error:

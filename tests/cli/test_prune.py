@@ -211,8 +211,14 @@ def test_files_are_listed_before_they_are_removed(plan, invoke) -> None:
 
 
 def test_without_data_or_mlflow_nothing_is_listed(project, plan, invoke, monkeypatch) -> None:
+    make_training("other", "other")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert_refused(invoke("prune"), "MLflow", code=75)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     write_params(project, data={"channels": 3})
     assert_refused(invoke("prune"), "`diffctl stage data`")
+
+
+def test_nothing_is_listed_before_the_first_training(project, invoke) -> None:
+    write_params(project, data={"channels": 3})  # the prepared data do not fit
+    assert invoke("prune").out == "runs/ contains nothing to remove\n"

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from diffusion.images import store as stores
 from diffusion.images.store import ImageStore, open_store, write_store
 from diffusion.images.store_meta import CellMeta, PreparedMeta, StoreMeta
+from diffusion.layout import PREPARED
 from diffusion.system.checksums import add_checksum
-from diffusion.system.errors import DiffctlError
+from diffusion.system.errors import DiffctlError, UsageError
 from tests.helpers.damaged_bytes import Damage, damages
 from tests.helpers.digits_sweep import tamper
 
@@ -156,3 +157,9 @@ def test_edit_with_restored_time_is_detected(large: Path) -> None:
     for _ in range(2):
         with pytest.raises(DiffctlError, match="changed after they were written"):
             open_store(large)
+
+
+def test_missing_prepared_data_name_the_stage_that_makes_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"images.npy is missing; `diffctl stage data`"):
+        open_store(PREPARED / "train")

@@ -32,6 +32,7 @@ from tracking.store import mlflow_client, store_exists, tracking_uri
 
 NEEDED = (KEY, MODEL_SHA256, FILE_SHA256, *GUIDE_TAGS.values())  # tags with what a run or a version needs
 TRAININGS = (TRAIN_RUNS, CLASSIFIER_RUNS)
+ROOTS = (*TRAININGS, CELL_RUNS, EMA_RUNS, MODEL_RUNS)
 ScoredCell = tuple[SampleSettings, NetworkFiles]
 
 
