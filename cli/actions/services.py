@@ -128,7 +128,10 @@ def _describe(server: local.LocalServer) -> dict[str, Any]:
 
 
 def _champion() -> dict[str, Any] | None:
-    """Return the champion's last move and the models kept out since; if MLflow is away the reason."""
+    """Return the champion's last move and the models kept out after the newest of all champions.
+
+    If MLflow is away, return the reason.
+    """
     try:
         name = project_model()
         moves = read_champion_history(name).events
@@ -142,7 +145,8 @@ def _champion() -> dict[str, Any] | None:
     kept_out = sum(one.version > newest for one in list_versions(name))
     at = datetime.fromtimestamp(moves[-1].at / 1000, UTC)
     values = moves[-1].model_dump(include={"after", "how", "who", "reason"})
-    return {"model": name, **values, "time": f"{at:%Y-%m-%d %H:%M}", "kept_out": kept_out}
+    counted = {"newest": newest, "kept_out": kept_out}
+    return {"model": name, **values, "time": f"{at:%Y-%m-%d %H:%M}", **counted}
 
 
 def _problems(found: dict[str, Any]) -> Iterator[str]:
@@ -172,7 +176,7 @@ def _show(found: dict[str, Any], url: str | None, problems: list[str]) -> None:
         _show_prefect(found, url)
     if (champion := found["champion"]) and "unknown" not in champion:
         since = f"since {champion['time']} UTC, by {champion['how']}"
-        kept_out = f"models kept out since: {champion['kept_out']}"
+        kept_out = f"models kept out after version {champion['newest']}: {champion['kept_out']}"
         typer.echo(f"champion: {champion['model']} version {champion['after']} {since}; {kept_out}")
     free, total = (format_bytes(found["disk"][name]) for name in ("free", "total"))
     typer.echo(f"disk: {free} of {total} are free")

@@ -166,4 +166,5 @@ def test_status_mentions_models_that_were_kept_out(project, make_model, invoke) 
     status = invoke("status", "--check")
     assert status.code == 1
     assert "champion: diffctl-digits version 1 since " in status.out
+    assert "models kept out after version 1: 3" in status.out
     assert "problem: the last 3 models were kept out" in status.out
