@@ -75,8 +75,9 @@ def test_a_new_training_is_compared_with_the_newest_other(tmp_path):
             assert (run.changes() or "None").count(str(before)) == 1
     with open_run(tmp_path, "a", config={"train": {"lr": 1}}):
         pass
-    with open_run(tmp_path, "d", config={"train": {"lr": 4}}) as run:
-        assert f"train.lr 1 → 4 (against {tmp_path / 'a'})" in str(run.changes())
+    with open_run(tmp_path, "d", config={"train": {"lr": 4, "freeze": ["a"], "shard": True}}) as run:
+        fields = 'train.freeze not set → ["a"], train.lr 1 → 4, train.shard not set → true'
+        assert f"{fields} (against {tmp_path / 'a'})" in str(run.changes())
 
 
 def test_other_code_starts_from_scratch_and_names_the_changed_files(tmp_path):
@@ -155,7 +156,7 @@ def test_a_shorter_training_resumes_from_a_state_before_its_end(store, tmp_path)
     assert_as_from_scratch(store, plan_of(store, 10), state, tmp_path)
     run, _, begun = run_in(store, plan_of(store, 7), tmp_path / "runs")
     assert (begun, run.start) == (0, None)
-    assert "train.steps 10 → 7" in str(run.changes())
+    assert "no state up to step 7, the last step in common (train.steps 10 → 7)" in str(run.changes())
 
 
 def test_a_later_change_of_the_rate_resumes_and_an_earlier_one_does_not(store, tmp_path):

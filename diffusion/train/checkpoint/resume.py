@@ -52,22 +52,14 @@ class _LRKey(BaseModel):
 
 def find_resume_point(folder: Path, settings: JsonObject, code: ModuleDigests) -> ResumePoint | None:
     """Return the furthest fitting state of a sibling of `folder`, or None; report damaged ones."""
-    digest, ours = code_digest(code), _LRKey.model_validate(settings["train"])
-    left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in settings["train"] else set())
+    digest = code_digest(code)
     points: list[ResumePoint] = []
     for other in reversed(sibling_runs(folder)):
         theirs = read_note(other / CONFIG)
-        if _without(left_out, theirs) != _without(left_out, settings):
-            continue
-        try:
-            key = _LRKey.model_validate(theirs["train"])
-        except ValidationError:  # its schedule is of a plugin that was removed
-            continue
-        last, why = ours.steps, "changes no step before"
-        if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is not None:
-            last, why = min(last, diverges_at), f"changes the rate from step {diverges_at:,} on"
-        why = f"{', '.join(changed_fields(theirs, settings))} {why}"
-        points += [ResumePoint(path, why) for path in state_files(other) if 0 < step_of(path) <= last]
+        if (common := _steps_in_common(theirs, settings)) is not None:
+            last, why = common
+            why = f"{', '.join(changed_fields(theirs, settings))} {why}"
+            points += [ResumePoint(path, why) for path in state_files(other) if 0 < step_of(path) <= last]
     for point in sorted(points, key=lambda point: point.step, reverse=True):
         try:
             state = read_state(point.path)
@@ -91,7 +83,11 @@ def why_from_scratch(folder: Path, settings: JsonObject, code: ModuleDigests) ->
             f"starts from scratch, since the training's code has changed in {modules} since step "
             f"{newest_step(same[-1]):,} (in {same[-1]}): `diffctl run --keep` resumes from there instead"
         )
-    fields = ", ".join(changed_fields(read_note(others[-1] / CONFIG), settings))
+    theirs = read_note(others[-1] / CONFIG)
+    fields, common = ", ".join(changed_fields(theirs, settings)), _steps_in_common(theirs, settings)
+    if common and not any(0 < step_of(path) <= common[0] for path in state_files(others[-1])):
+        kept = f"{others[-1]} has no state up to step {common[0]:,}"
+        return f"starts from scratch, since {kept}, the last step in common ({fields})"
     return f"starts from scratch, since the configuration changed: {fields} (against {others[-1]})"
 
 
@@ -105,6 +101,22 @@ def sibling_runs(folder: Path) -> list[Path]:
     """Return the run directories next to `folder`, the newest last."""
     others = [path.parent for path in folder.parent.glob(f"*/{CONFIG}") if path.parent != folder]
     return sorted(others, key=lambda other: (other / HEARTBEAT).stat().st_mtime_ns)
+
+
+def _steps_in_common(theirs: JsonObject, settings: JsonObject) -> tuple[int, str] | None:
+    """Return the last equal step of two trainings, and how they differ; None if no step is equal."""
+    train = settings.get("train", {})
+    left_out = set(_LRKey.model_fields) | ({AVERAGES} if AVERAGES not in train else set())
+    if _without(left_out, theirs) != _without(left_out, settings):
+        return None
+    try:
+        key, ours = (_LRKey.model_validate(one) for one in (theirs.get("train", {}), train))
+    except ValidationError:  # a schedule is of a plugin that was removed
+        return None
+    if (diverges_at := first_divergent_step(ours.lr, ours.steps, key.lr, key.steps)) is None:
+        return ours.steps, "changes no step before"
+    last = min(ours.steps, diverges_at)
+    return (last, f"changes the rate from step {diverges_at:,} on") if last else None
 
 
 def _without(left_out: set[str], settings: JsonObject) -> JsonObject:

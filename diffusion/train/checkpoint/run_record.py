@@ -1,5 +1,6 @@
 """What a training records in its run directory: heartbeat, settings and code. Loads no torch."""
 
+import json
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,8 +89,13 @@ def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return `name old → new` of every field that differs, sorted by name."""
+    """Return `name old → new` of every field that differs, sorted by name, with values as in YAML."""
     before, after = flatten_fields(old), flatten_fields(new)
-    changed = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
-    shown = [[brief(values.get(name, "-"), str, MAX_SHOWN) for values in (before, after)] for name in changed]
-    return sorted(f"{name} {one} → {other}" for name, (one, other) in zip(changed, shown, strict=True))
+
+    def shown(values: dict[str, Any], name: str) -> str:
+        value = values.get(name, "not set")
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        return brief(text, str, MAX_SHOWN)
+
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name} {shown(before, name)} → {shown(after, name)}" for name in changed]
