@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError, reason
+from diffusion.system.files import disk_errors
+from diffusion.system.section import brief
 from diffusion.system.signals import interrupt_on_signal
 from flows.output_relay import echo
 from flows.prefect_server.client import is_healthy, quiet_client, run_flow
@@ -47,7 +49,7 @@ class CellTasks:
     def make(self, name: str) -> None:
         """Run one task; print, store and raise its exception. Interrupted leaves it untried."""
         try:
-            with interrupt_on_signal():
+            with interrupt_on_signal(), disk_errors("its images"):
                 self.makers[name]()
         except Exception as error:
             echo(f"{name} failed: {reason(error)}\n")
@@ -60,7 +62,10 @@ class CellTasks:
         failures = {name: error for name, error in self._errors.items() if error is not None}
         if failures:
             refused = all(isinstance(error, UsageError) for error in failures.values())
-            reasons = "; ".join(f"{name} ({reason(error)})" for name, error in failures.items())
+            cells_of: dict[str, list[str]] = {}  # by reason: a full disk fails many cells
+            for name, error in failures.items():
+                cells_of.setdefault(reason(error), []).append(name)
+            reasons = "; ".join(f"{brief(', '.join(names), str)} ({why})" for why, names in cells_of.items())
             kind = UsageError if refused else DiffctlError
             raise kind(f"{len(failures)} of {len(self.makers)} cells failed: {reasons}")
 

@@ -85,7 +85,8 @@ def _temporary(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             _remove(made)
         if isinstance(error, OSError) and error.errno and str(error.filename or made).startswith(str(made)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2  # None would be printed as `-> None`
         raise
     sync_path(path.parent)
 

@@ -3,10 +3,12 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from diffusion.system.errors import DiffctlError, Interrupted, UsageError
+from diffusion.system.files import write_text
 from flows.run_lock import environment
 from flows.sweep_cells import CellTasks, run_cells
 from tests.helpers.prefect_home import recorded, with_database
@@ -35,6 +37,15 @@ def test_a_failing_cell_leaves_the_others_alone_and_is_named(error, kind, named)
     with pytest.raises(DiffctlError, match=rf"1 of 4 cells failed: b \({named}\)") as caught:
         run_cells(CellTasks({**appending(made, "abcd"), "b": fail}))
     assert (made, type(caught.value)) == (["a", "c", "d"], kind)
+
+
+def test_cells_that_cannot_be_written_are_named_with_one_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cells = {name: lambda: write_text(tmp_path / "file" / "images", "") for name in "abc"}
+    with pytest.raises(DiffctlError) as caught:
+        run_cells(CellTasks(cells))
+    assert str(caught.value).startswith("3 of 3 cells failed: a, b, c (cannot write its images (")
+    assert str(caught.value).count("cannot write") == 1
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/api", "http://[::1/api"])
