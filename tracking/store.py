@@ -54,19 +54,25 @@ def tracking_uri(root: Path | None = None) -> str:
     root = home((root or Path.cwd()).resolve())
     given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
-        return f"sqlite:///{root / DATABASE}"
+        return sqlite_uri(root / DATABASE)
     if given.startswith(("http://", "https://")):
         check_address(given)
     elif urlsplit(given).scheme in ("", "file"):
         raise UsageError(f"MLFLOW_TRACKING_URI={given} is a folder: give sqlite:////…/{DATABASE} or http://…")
     elif given.startswith("sqlite:///") and not given.startswith("sqlite:////"):
-        return f"sqlite:///{root / given.removeprefix('sqlite:///')}"
+        return f"{sqlite_uri(root)}/{given.removeprefix('sqlite:///')}"
     return given
+
+
+def sqlite_uri(path: Path, driver: str = "sqlite") -> str:
+    """Return the URI of a sqlite file, in which SQLAlchemy decodes `%41` and cuts at `?`."""
+    return f"{driver}:///{str(path).replace('%', '%25').replace('?', '%3F')}"
 
 
 def database_file(uri: str) -> Path | None:
     """Return the file of a sqlite store; None for a server or another database."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:////") else None
+    path = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+    return Path(path) if uri.startswith("sqlite:////") else None
 
 
 def store_exists(uri: str | None = None) -> bool:
@@ -134,7 +140,7 @@ def _create(database: Path) -> None:
     for left in database.parent.glob(f"{unfinished.name}*"):  # of a killed creation, with its journal
         left.unlink()
     artifacts = (database.parent / ARTIFACTS).as_uri()
-    store = SqlAlchemyStore(f"sqlite:///{unfinished}", artifacts)  # type: ignore[no-untyped-call]
+    store = SqlAlchemyStore(sqlite_uri(unfinished), artifacts)  # type: ignore[no-untyped-call]
     store.engine.dispose()
     os.replace(unfinished, database)
 

@@ -20,6 +20,7 @@ from diffusion.system.signals import check_signals, make_interrupted
 from flows.output_relay import echo
 from flows.run_lock import environment
 from tracking.connectivity import redact_uri
+from tracking.store import sqlite_uri
 
 if TYPE_CHECKING:
     from prefect import State
@@ -44,7 +45,7 @@ def home_settings(home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_PROFILES_PATH": str(home / "profiles.toml"),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home / 'prefect.db'}",
+        "PREFECT_API_DATABASE_CONNECTION_URL": sqlite_uri(home / "prefect.db", "sqlite+aiosqlite"),
     }
 
 

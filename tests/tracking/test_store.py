@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from diffusion.images.store_meta import Ancestor
 from diffusion.layout import MODEL
@@ -49,6 +50,13 @@ print(experiment)
 def test_tracking_uri_is_absolute(tmp_path, monkeypatch, given, expected):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
     assert store.tracking_uri(tmp_path) == expected.format(root=tmp_path)
+
+
+def test_folder_name_with_percent_or_question_mark_is_quoted(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "100%41 q?x"
+    uri = store.tracking_uri(root)
+    assert make_url(uri).database == str(store.database_file(uri)) == str(root / "mlflow.db")
 
 
 @pytest.mark.slow
