@@ -78,7 +78,7 @@ class Trials:
         return result
 
     def _print(self, number: int, text: str) -> None:
-        typer.echo(f"trial {number + 1} of {self._total}{text}", err=True)
+        typer.echo(f"trial {number} (of {self._total}){text}", err=True)
 
 
 def search_settings(options: Search) -> None:

@@ -80,7 +80,8 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
         write_json(folder / ABOUT, add_checksum(about.model_dump()))
         return about
     before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
-    if changed := changed_fields(before, now):
+    fields_changed = changed_fields({"search": known.search}, {"search": search})  # they change settings too
+    if changed := fields_changed or changed_fields(before, now):
         fields = ", ".join(changed[:3])
         raise UsageError(f"{folder} is a search with other settings ({fields}): use another --name")
     return known
