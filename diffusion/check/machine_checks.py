@@ -189,9 +189,9 @@ def _training(project: Project) -> list[Need]:
     needs = [
         ("training", folder, max(0, STATES * (STATE_BYTES * parameters + profiles) - states)),
         ("training", MODEL, 2 * MODEL_BYTES * parameters),
-        ("averages", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
-        ("averages", AVERAGES, 2 * snapshots),
-        ("averages", EMA_RUNS, max(0, models - disk_usage(EMA_RUNS))),
+        ("EMA profiles", folder, max(0, snapshots - disk_usage(folder / SNAPSHOTS))),
+        ("EMA profiles", AVERAGES, 2 * snapshots),
+        ("EMA profiles", EMA_RUNS, max(0, models - disk_usage(EMA_RUNS))),
     ]
     return [(part, place, size) for part, place, size in needs if size or part == "training"]
 

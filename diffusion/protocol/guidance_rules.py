@@ -68,12 +68,12 @@ class EmaGuide(NamedTuple):
 
 
 def ema_guide(text: str) -> EmaGuide | None:
-    """Parse `ema:WIDTH` or `ema:WIDTH@STEP`; None for the path of a model file. ValueError for a bad one."""
+    """Parse `ema:SIGMA_REL[@STEP]`; None for the path of a model file. ValueError for a bad one."""
     if not text.startswith("ema:"):
         return None
     found = EMA_GUIDE.fullmatch(text)
     if found is None or not MIN_SIGMA_REL <= float(found[1]) <= MAX_SIGMA_REL:
-        want = f"ema:WIDTH or ema:WIDTH@STEP with a width from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"
+        want = f"ema:SIGMA_REL[@STEP] with σ_rel from {MIN_SIGMA_REL} to {MAX_SIGMA_REL}"
         raise ValueError(f"a guide is {want}, such as ema:0.1@300 (got {text!r})")
     return EmaGuide(float(found[1]), None if found[2] is None else int(found[2]))
 
@@ -83,6 +83,6 @@ def normalize_guide(text: str) -> str:
     profile = ema_guide(text)
     if profile is None:
         if not text or "\0" in text:
-            raise ValueError("a guide is ema:WIDTH, ema:WIDTH@STEP or the path of a model file")
+            raise ValueError("a guide is ema:SIGMA_REL[@STEP] or the path of a model file")
         return text
     return f"ema:{profile.sigma_rel:g}" + ("" if profile.step is None else f"@{profile.step}")

@@ -49,14 +49,14 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
     """The grid: every number of `steps` with every `eta`, and with every value of the further axes.
 
     These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
-    section `sample` in every cell. A null on the axis of intervals is everywhere. `ema` lists averages of the
-    weights: widths σ_rel of power-function averages, reconstructed from what `train.ema_profiles` keeps, and
+    section `sample` in every cell. A null on the axis of intervals is everywhere. `ema` lists the σ_rel of
+    EMA profiles, which are reconstructed from the snapshots of `train.ema_profiles`, and
     `decay` for the model file's own, which is the only one where nothing is listed.
     """
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The widths of power-function averages that the grid has cells of."""
+        """The σ_rel of the EMA profiles that the grid has cells of."""
         return tuple(value for value in self.ema or () if not isinstance(value, str))
 
     @model_validator(mode="after")

@@ -125,9 +125,9 @@ class SamplerConfig(Section):
     guide: Annotated[
         Guide | None,
         Option(
-            "A worse model of the same data that guides: ema:WIDTH or ema:WIDTH@STEP of the same training, "
+            "A worse model of the same data that guides: ema:SIGMA_REL[@STEP] of the same training, "
             "or a model file.",
-            metavar="ema:WIDTH[@STEP]|FILE",
+            metavar="ema:SIGMA_REL[@STEP]|FILE",
             phrase="guided by {}",
             write=str,
             no_effect=(
@@ -259,7 +259,7 @@ class SampleSettings(SamplerConfig):
         if self.eta and self.steps == 1:
             raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
         if self.needs_guide and self.guide is None:
-            raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:WIDTH, ema:WIDTH@STEP or a file")
+            raise ValueError(f"guidance_rule {self.rule} needs a guide: ema:SIGMA_REL[@STEP] or a file")
         return self
 
     @property

@@ -124,12 +124,12 @@ class OptimisationConfig(Section):
 
     @property
     def sigma_rels(self) -> tuple[float, ...]:
-        """The σ_rel of the power-function averages, if there are any."""
+        """The σ_rel of the EMA profiles, if there are any."""
         profiles: EmaProfilesConfig | None = getattr(self, "ema_profiles", None)
         return profiles.sigma_rel if profiles else ()
 
     def snapshot_steps(self) -> Sequence[int]:
-        """Return the steps with a snapshot of these averages, including the last step."""
+        """Return the steps with a snapshot of these profiles, including the last step."""
         profiles: EmaProfilesConfig | None = getattr(self, "ema_profiles", None)
         return (*range(profiles.every, self.steps, profiles.every), self.steps) if profiles else ()
 
@@ -148,7 +148,7 @@ class PretrainedConfig(Section):
 
 
 class EmaProfilesConfig(Section):
-    """Power-function averages of the weights, in addition to the EMA (EDM2, 2312.02696).
+    """EMA profiles: power-function averages of the weights, in addition to the EMA (EDM2, 2312.02696).
 
     `sigma_rel` lists their σ_rel. A snapshot of each is saved every `every` steps and after the last. From
     these `diffctl ema` reconstructs any other σ_rel.
