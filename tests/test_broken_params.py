@@ -101,6 +101,7 @@ def test_missing_file_is_refused(tmp_path: Path) -> None:
         ("steps: [5, 10, 20, 50]", "steps: 5", "sweep.steps: it must be a list (got 5)"),
         ("name: digits", "name: digits\n  channels: 2", "data.channels: allowed are 1, 3 (got 2)"),
         ("name: digits", "name:", "data.name: it must be text (got null)"),
+        ("steps: 1200", "init_from: {sha256: abc}\n  steps: 12", "sha256: it must match pattern"),
         ("steps: 1200", "init_from: a.b\n  steps: 12", "it must be a section with the keys sha256, freeze"),
         ("steps: 1200", "devices: many\n  steps: 12",
          "train.devices: it must be a whole number, or allowed are auto (got 'many')"),

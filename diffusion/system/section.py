@@ -216,7 +216,7 @@ def _message(item: ErrorDetails, kind: Any) -> str:
         bounds = item.get("ctx", {})
         limit = bounds.get("min_length", bounds.get("max_length"))
         return f"it must have at {'least' if item['type'] == 'too_short' else 'most'} {limit} value(s)"
-    text = item["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
+    text = re.sub("^(Input|String) should", "it must", item["msg"].removeprefix("Value error, "))
     return next((ours for kind, ours in MESSAGES.items() if item["type"].startswith(kind)), text)
 
 

@@ -76,7 +76,7 @@ def test_missing_file_is_detected(tmp_path: Path, gone: str, message: str) -> No
 @pytest.mark.parametrize(
     ("changes", "kind", "expected"),
     [
-        ({"digest": "0"}, StoreMeta, "digest: String should match"),
+        ({"digest": "0"}, StoreMeta, "digest: it must match"),
         ({"count": -1}, StoreMeta, "count: it must be greater"),
         ({"card": [1]}, CellMeta, "card: it must be a section"),
         ({}, PreparedMeta, "split: it is missing"),
