@@ -105,7 +105,7 @@ def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
         "data": images * pixels,
         "state": STATE_BYTES * parameters + averages,
         "model": MODEL_BYTES * parameters,
-        "EMA profiles": averages * len(plan.train.snapshot_steps()) + widths * MODEL_BYTES * parameters,
+        "ema_profiles": averages * len(plan.train.snapshot_steps()) + widths * MODEL_BYTES * parameters,
         "samples": len(grid(config.sample, config.sweep)) * config.sample.num_images * pixels,
         "features": FLOAT_BYTES * images * numbers,
     }

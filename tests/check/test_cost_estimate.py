@@ -74,7 +74,7 @@ def test_cost_is_the_sum_of_its_parts() -> None:
         "data": 1797 * 64,
         "state": (STATE_BYTES + 2 * 4) * parameters,
         "model": MODEL_BYTES * parameters,
-        "EMA profiles": 3 * 2 * 4 * parameters,  # after 5, 10 and 12 steps
+        "ema_profiles": 3 * 2 * 4 * parameters,  # after 5, 10 and 12 steps
         "samples": 8 * 20 * 64,
         "features": 1797 * 4 * (1280 + 2048),
     }
