@@ -185,7 +185,8 @@ def first_step(process: "subprocess.Popen[bytes]", folder: Path) -> int:
 @contextmanager
 def project(**train: Any) -> Iterator[Path]:
     """Yield a folder with the prepared digits and these settings of `train`."""
-    with tempfile.TemporaryDirectory() as name:
+    # A killed training's sender may still deliver, and create files, meanwhile.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_params(folder, train=train)
         run(folder, *STAGE, "data")
