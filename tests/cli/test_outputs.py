@@ -118,9 +118,9 @@ class Row(NamedTuple):
 OUT, RUN, MODEL = ("--out", "x.png"), ("--run-id", "abc"), ("--model", "no.safetensors")
 LACKING = ("reference", "train", "classifier", "sample", "evaluate", "report")  # stages without their input
 COMMANDS = {
-    **dict.fromkeys(("deploy", "emit data-changed", "seeds", "prune"), Row(())),
+    **dict.fromkeys(("deploy", "emit data-changed", "seeds"), Row(())),
     **{f"stage {name}": Row(()) for name in LACKING},
-    **dict.fromkeys(("down", "status", "check", "schema", "stage data"), Row(("no-such-argument",))),
+    **dict.fromkeys(("down", "status", "check", "schema", "stage data", "prune"), Row(("no-such-argument",))),
     **dict.fromkeys(("sync", "history"), Row(("no-such-argument",), ())),
     **dict.fromkeys(("sweep", "nll", "serve", "playground"), Row(MODEL, RUN)),
     **dict.fromkeys(("show variance", "show reverse", "show model"), Row(MODEL, RUN)),
