@@ -185,7 +185,7 @@ def first_step(process: "subprocess.Popen[bytes]", folder: Path) -> int:
 @contextmanager
 def project(**train: Any) -> Iterator[Path]:
     """Yield a folder with the prepared digits and these settings of `train`."""
-    # A killed training's sender may still deliver, and create files, meanwhile.
+    # The sender of a killed training is still running and may create files.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         write_params(folder, train=train)

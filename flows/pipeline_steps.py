@@ -79,7 +79,7 @@ def _model_mismatch() -> str:
 
     project = Project(load())
     if not MODEL.exists() or not project.is_ready or project.plan is None:
-        return ""
+        return ""  # no model, or no plan to compare it with
     made, wanted = (
         one.model_dump(mode="json", include={"network", "process", "data", "step", "train"})
         for one in (read_artefact(MODEL), plan_artefact(project.plan))

@@ -55,7 +55,7 @@ def _save(
 
 
 def make_ema_models(options: Ema) -> None:
-    files = {one: options.out / f"ema-{one:g}.safetensors" for one in _widths(options.sigma_rel)}
+    files = {one: options.out / f"ema-{one:g}.safetensors" for one in _sigma_rels(options.sigma_rel)}
     for file in files.values():
         check_output(file, "--out")
     snapshots = Snapshots.of(options.source)
@@ -72,8 +72,8 @@ def make_ema_models(options: Ema) -> None:
     options.answer(made, "\n".join(lines))
 
 
-def _widths(text: str) -> list[float]:
-    """Parse the widths without duplicates; UsageError if one is invalid."""
+def _sigma_rels(text: str) -> list[float]:
+    """Parse the σ_rel without duplicates; UsageError if one is invalid."""
     try:
         return list(dict.fromkeys(TypeAdapter(list[SigmaRel]).validate_python(text.split(","))))
     except ValidationError:

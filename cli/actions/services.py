@@ -145,8 +145,8 @@ def _champion() -> dict[str, Any] | None:
     kept_out = sum(one.version > newest for one in list_versions(name))
     at = datetime.fromtimestamp(moves[-1].at / 1000, UTC)
     values = moves[-1].model_dump(include={"after", "how", "who", "reason"})
-    counted = {"newest": newest, "kept_out": kept_out}
-    return {"model": name, **values, "time": f"{at:%Y-%m-%d %H:%M}", **counted}
+    time = f"{at:%Y-%m-%d %H:%M}"
+    return {"model": name, **values, "time": time, "newest": newest, "kept_out": kept_out}
 
 
 def _problems(found: dict[str, Any]) -> Iterator[str]:

@@ -96,16 +96,17 @@ def _real_images(project: Project) -> int:
 def _sizes(project: Project, plan: DenoiserPlan) -> dict[str, int]:
     """Return the bytes of each kind of result, without DVC's copies."""
     config, parameters = project.config, step_memory.count_parameters(plan.network)
-    averages = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
-    widths = len(config.sweep.sigma_rels)
+    profiles = step_memory.profile_bytes(plan.network, len(plan.train.sigma_rels))
+    reconstructed = len(config.sweep.sigma_rels)
     side, images = plan.network.image_size, _real_images(project)
     pixels = side * side * plan.network.in_channels
     numbers = sum(extractor_spec(space.extractor).features for space in config.evaluate.spaces)
     sizes = {
         "data": images * pixels,
-        "state": STATE_BYTES * parameters + averages,
+        "state": STATE_BYTES * parameters + profiles,
         "model": MODEL_BYTES * parameters,
-        "ema_profiles": averages * len(plan.train.snapshot_steps()) + widths * MODEL_BYTES * parameters,
+        "ema_profiles": profiles * len(plan.train.snapshot_steps())
+        + reconstructed * MODEL_BYTES * parameters,
         "samples": len(grid(config.sample, config.sweep)) * config.sample.num_images * pixels,
         "features": FLOAT_BYTES * images * numbers,
     }

@@ -117,8 +117,13 @@ def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: to
     """Time one call of the network per image, in few steps of the last cell of the sweep."""
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[-1])
     steps = min(TIMED_STEPS, config.process.max_steps)
-    few = {"steps": steps, "spacing": "uniform", "spacing_options": {}, "eta": min(1.0, settings.eta)}
-    few["classifier"] = None  # its time is unknown
+    few = {
+        "steps": steps,
+        "spacing": "uniform",
+        "spacing_options": {},
+        "eta": min(1.0, settings.eta),
+        "classifier": None,  # its time is unknown
+    }
     settings = settings.guided_everywhere().model_copy(update=few)
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)

@@ -50,8 +50,8 @@ class SweepConfig(_AxisLists):  # type: ignore[misc]
 
     These are the sampler's options that may vary, and `ema`. An axis that is not listed has the value of the
     section `sample` in every cell. A null on the axis of intervals is everywhere. `ema` lists the σ_rel of
-    EMA profiles, which are reconstructed from the snapshots of `train.ema_profiles`, and
-    `decay` for the model file's own, which is the only one where nothing is listed.
+    EMA profiles, which are reconstructed from the snapshots of `train.ema_profiles`. `decay` is the model
+    file's own EMA, and the only one of a grid without `ema`.
     """
 
     @property
