@@ -7,7 +7,7 @@ functions. Modules that a registry names by text are not followed, so that an en
 changes no digest.
 
 Neutral are the packages system and downloads, the modules directly in diffusion/, and every module with the
-line `CHANGES_RESULTS = False`. They are neither hashed nor followed. plugins/__init__.py is neither: it has
+line `IN_CODE_DIGEST = False`. They are neither hashed nor followed. plugins/__init__.py is neither: it has
 entries and no code.
 """
 
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(__file__).parent.name
 
 NEUTRAL_PACKAGES = ("system", "downloads")
-MARKER = "CHANGES_RESULTS = False"
+MARKER = "IN_CODE_DIGEST = False"
 DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 IGNORED_FIELDS = {"ctx", "kind", "type_comment"}  # redundant
 REPORTING = {"print", "warnings.warn"}  # calls that only report
@@ -114,7 +114,7 @@ def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
 
 
 def is_neutral(name: str) -> bool:
-    """Return whether a module of this package changes no result, by the rule at the top of this file."""
+    """Return whether the digests leave a module of this package out, by the rule at the top of this file."""
     parts = name.split(".")
     if parts[0] == PACKAGE and (len(parts) < 3 or parts[1] in NEUTRAL_PACKAGES):
         return module_file(name) != ROOT.joinpath(*parts, "__init__.py")

@@ -15,7 +15,7 @@ from diffusion.system.section import FilePath, RegistrySection, Side
 if TYPE_CHECKING:
     from diffusion.data.source import Source
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from diffusion.system.limits import MAX_COUNT, MAX_NEIGHBOURS
 from diffusion.system.registry import check_name
 from diffusion.system.section import BatchSize, FilePath, NotBool, Section
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 OTHER_SPLIT = {"train": "test", "test": "train"}
 

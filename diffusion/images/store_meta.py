@@ -17,7 +17,7 @@ from pydantic import (
 
 from diffusion.system.section import Section
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 CardValue = StrictBool | Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | StrictFloat | StrictStr | None
 MAX_ANCESTORS = 100  # of the lineage, nearest first

@@ -30,7 +30,7 @@ from diffusion.system.registry import UnknownName, is_entry, load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 METADATA_KEY = "diffctl"
 FORMERLY_COMMON = {"dropout", "gradient_checkpointing"}  # options of every network, which could ignore them

@@ -21,7 +21,7 @@ from diffusion.system.section import NotBool, RegistrySection, Side, brief
 if TYPE_CHECKING:
     from torch import nn
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 AUGMENTATION_NUMBERS = 9  # that describe how an image was transformed (2206.00364, table 6)
 MAX_CLASSES = 100_000  # all of ImageNet has 21,841; a classifier gives as many channels

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion.system.registry import Registry
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from diffusion.model.network_registry import NetworkSpec
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.section import brief
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_HEADER_BYTES = 8 * 2**20  # bytes; a tensor takes about a hundred
 MAX_TENSORS = 10_000  # tensors; the largest published network has some 1,100

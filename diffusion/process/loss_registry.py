@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from diffusion.system.section import NotBool, RegistrySection, explain
 if TYPE_CHECKING:
     from diffusion.process.noise_process import NoiseProcess
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 REFERENCE_SIZE = 4096  # numbers of an image for which the shift auto is 1
 

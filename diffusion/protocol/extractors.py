@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import BuilderEntry, Registry
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 INSTALL = "pip install 'diffctl[extractors]'"  # installs the packages that some extractors need
 COMMON = ("floor", "excess", "memorisation")  # scores with the same name for every extractor

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 EMA_GUIDE = re.compile(r"ema:(\d*\.?\d+)(?:@0*([1-9]\d{0,8}))?")
 

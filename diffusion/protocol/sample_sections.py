@@ -11,7 +11,7 @@ from diffusion.protocol.settings import AXES, OPTIONS, SamplerConfig
 from diffusion.system.limits import MAX_COUNT
 from diffusion.system.section import BatchSize, NotBool, Section, ShortText, Unique
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_CELLS = 1000  # each is a folder, a set of images, their scores and a run
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusion.protocol.settings import SampleSettings
     from diffusion.sample.sampler import Sampler
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_ADAMS_ORDER = 4
 MAX_CHURN = 1e6  # more than S·(√2 − 1) is cut to that (EDM alg. 2)

@@ -34,7 +34,7 @@ from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
 from diffusion.system.registry import OptionsEntry, check_name, load_reference
 from diffusion.system.section import NotBool, Section, Seed, ShortText, Steps, explain, validate
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 # The options whose entries have options of their own, in the field `<name>_options`.
 OPTION_ENTRIES: dict[str, Mapping[str, OptionsEntry]] = {"sampler": SAMPLERS, "spacing": SPACINGS}

@@ -24,7 +24,7 @@ from diffusion.train.train_config import BAND_EDGES, BAND_NAMES
 if TYPE_CHECKING:
     from diffusion.train.train_step import TrainState
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MONITORED_STEPS, MONITORED_SECONDS = 10, 5.0  # least length of a window of ThreadMonitor
 BUSY_SHARE = 0.6  # of the threads' time; an idle machine gives about all of it

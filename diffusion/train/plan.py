@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffusion.process.time_samplers import TimeSampler
     from diffusion.train.batch import Batch
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 # Fields of `train` that are not part of the fingerprint: when to observe, and how to fit the machine. The
 # latter change sums by rounding.

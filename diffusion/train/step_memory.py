@@ -20,7 +20,7 @@ from diffusion.system.memory import machine_memory
 from diffusion.system.threads import single_thread
 from diffusion.train.distributed.sharding import shard_units
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 TRAIN_BYTES = 20  # per parameter: weight, EMA, gradient and Adam's two moments, in fp32
 # Per parameter of the gathered units of a sharded network, in fp32: the one that computes and the next, each

@@ -27,7 +27,7 @@ from diffusion.system.section import (
 )
 from diffusion.train.lr_schedule import LRSchedule, Rate, parse_lr
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_FROZEN_PARTS = 100  # named parts of the network
 MAX_EMA_PROFILES = 4  # each takes as much memory as the weights

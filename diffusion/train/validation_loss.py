@@ -26,7 +26,7 @@ from diffusion.train.observers import band_sums, with_band_means
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.train_config import BAND_NAMES
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MAX_BATCH = 64
 PREFIX = "val_"  # of the losses' names in the curve

@@ -13,7 +13,7 @@ from diffusion.downloads.fetch import cache_root, raw_folder
 from diffusion.system.errors import DiffctlError, TemporaryError, first_line
 from diffusion.system.locks import file_lock
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 
 @dataclass(frozen=True)

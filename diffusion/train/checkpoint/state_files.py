@@ -26,7 +26,7 @@ from diffusion.system.files import disk_errors
 from diffusion.system.memory import available_memory
 from diffusion.system.section import Section, brief, canonical_json
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 KEPT_STATES = 2
 PREFIX, SUFFIX = "state-", ".sealed"

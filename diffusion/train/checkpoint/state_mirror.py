@@ -25,7 +25,7 @@ from diffusion.train.checkpoint.state_files import (
     step_of,
 )
 
-CHANGES_RESULTS = False  # diffusion/code_digest.py
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 VARIABLE = "DIFFCTL_STATE_URL"
 POLL_SECONDS = 1.0
