@@ -1,5 +1,6 @@
 """Folders of images: classes, splits, CSV labels, and files that cannot be used. Held-out splits."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_train_and_test_folders_are_an_official_split(tmp_path, held_out):
     assert train.meta["classes"] == ["a", "b"]
     with pytest.raises(UsageError, match="test_fraction"):
         build_source(folder_config(tmp_path / "raw", test_fraction=0.2)).open()
+
+
+@pytest.mark.parametrize("top", ["train", "pictures"])
+def test_classes_below_train_alone_are_labels_and_below_one_class_are_reported(tmp_path, top):
+    pool = random_images(0, 20, 8)
+    raw = write_folder(tmp_path / "raw", {f"{top}/{'ab'[at % 2]}/{at}": one for at, one in enumerate(pool)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train, test = prepared(tmp_path, name="image-folder", path=raw, image_size=8)
+    assert (len(train), len(test)) == (18, 2)
+    assert train.meta["classes"] == (["a", "b"] if top == "train" else ["pictures"])
+    expected = "one class, pictures, which has sub-folders (a, b): if these are the classes, set data.path to"
+    assert [expected in str(one.message) for one in caught] == [True] * (top == "pictures")
+    (raw / "test").mkdir()
+    assert build_source(folder_config(raw)).info().problems[0].where == "test"
 
 
 def test_flat_folder_has_no_labels(tmp_path):

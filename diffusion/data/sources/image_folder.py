@@ -1,5 +1,6 @@
 """A folder of the user's images: class sub-folders, a CSV file with labels, or no labels."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ from diffusion.data.data_config import PhotographsConfig
 from diffusion.data.holdout import Indices, hold_out, shuffled
 from diffusion.data.readers.image_files import ImageFileReader
 from diffusion.data.readers.listing import SPLITS, Listing, as_text, list_images, read_labels
-from diffusion.data.source import DatasetInfo, Problem, RawData, Split, class_names
+from diffusion.data.source import SHOWN, DatasetInfo, Problem, RawData, Split, class_names
 from diffusion.downloads.fetch import OnProgress, raw_folder
 from diffusion.images.store import Labels
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
 from diffusion.system.section import NotBool, ShortText
 
 TEST_FRACTION = 0.1
@@ -111,12 +112,12 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
-    """Take classes from the first folder of a path, below the split's folder in an official split."""
-    official = _split_folders(listing)
+    """Take classes from the first folder of a path, below the split's folder if there are such folders."""
+    splits = _split_folders(listing)
     counts = [count for _, count in listing.folders]
     heads = [prefix.partition("/") for prefix, _ in listing.folders]
-    in_test = np.repeat([SPLITS[top] == "test" for top, _, _ in heads], counts) if official else None
-    class_of = [below.partition("/")[0] if official else top for top, _, below in heads]  # "": outside one
+    in_test = np.repeat([SPLITS[top] == "test" for top, _, _ in heads], counts) if len(splits) > 1 else None
+    class_of = [below.partition("/")[0] if splits else top for top, _, below in heads]  # "": outside one
     if labels == "none" or (labels is None and not any(class_of)):
         return Items(np.arange(len(listing.paths)), in_test=in_test), _stray(listing, 0)
     if not any(class_of):
@@ -126,15 +127,32 @@ def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items,
     found = np.repeat(np.array([number.get(name, -1) for name in class_of], dtype=np.int64), counts)
     rows = np.flatnonzero(found >= 0)
     loose = [Problem(name, "outside a class folder") for name in as_text(listing.paths[found < 0])]
-    empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, official) - number.keys())]
+    empty = [Problem(name, "empty class") for name in sorted(_class_folders(root, splits) - number.keys())]
+    if len(splits) == 1:
+        empty += [
+            Problem(top, "empty split") for top in sorted(SPLITS.keys() - splits) if (root / top).is_dir()
+        ]
     items = Items(rows, classes, found[rows], None if in_test is None else in_test[rows])
-    return items, loose + empty + _stray(listing, 1 + bool(official))
+    if len(classes) == 1:
+        _warn_of_subfolders(root, listing, 1 + bool(splits))
+    return items, loose + empty + _stray(listing, 1 + bool(splits))
+
+
+def _warn_of_subfolders(root: Path, listing: Listing, depth: int) -> None:
+    """Warn if the only class, `depth` folders below root, has sub-folders: they may be the classes."""
+    deeper = [parts for prefix, _ in listing.folders if len(parts := prefix.split("/")[:-1]) > depth]
+    if deeper:
+        place, names = root.joinpath(*deeper[0][:depth]), sorted({parts[depth] for parts in deeper})
+        shown = ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
+        message = f"data.path: {root} has one class, {place.name}, which has sub-folders ({shown})"
+        remedy = f"if these are the classes, set data.path to {place}"
+        warnings.warn(printable(f"{message}: {remedy}"), DiffctlWarning, stacklevel=2)
 
 
 def _split_folders(listing: Listing) -> set[str]:
-    """Return the folders of an official split, if all images are in train and held-out folders."""
+    """Return the folders of splits if all images are in train or held-out folders; train may be alone."""
     tops = {prefix.partition("/")[0] for prefix, _ in listing.folders}
-    return tops if len(tops) > 1 and "train" in tops and tops <= SPLITS.keys() else set()
+    return tops if "train" in tops and tops <= SPLITS.keys() else set()
 
 
 def _class_folders(root: Path, splits: set[str]) -> set[str]:
