@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.layout import RUNS
+from diffusion.system import signals
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import StopRequest, stop_request
@@ -82,7 +83,7 @@ async def supervise(stage: str, command: list[str], write: Write) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=writer,
                 stderr=writer,
-                env={**child_environment(), VARIABLE: str(place)},
+                env={**child_environment(), VARIABLE: str(place), signals.PATIENCE: str(_patience()[0][1])},
                 start_new_session=True,
             )
         finally:
@@ -103,7 +104,7 @@ async def supervise(stage: str, command: list[str], write: Write) -> None:
 
 def _end_group(process: subprocess.Popen[bytes], stop: StopRequest, stage: str, write: Write) -> None:
     """End the process group: SIGINT, after which a second Ctrl-C may end this process, SIGTERM, SIGKILL."""
-    for turn, (number, patience) in enumerate(WORKERS_PATIENCE if FLOW_RUN in os.environ else PATIENCE):
+    for turn, (number, patience) in enumerate(_patience()):
         if not _alive(process):
             return
         os.killpg(process.pid, number)
@@ -115,6 +116,10 @@ def _end_group(process: subprocess.Popen[bytes], stop: StopRequest, stage: str, 
             if not _alive(process):
                 break
             time.sleep(POLL_SECONDS)
+
+
+def _patience() -> tuple[tuple[signal.Signals, float], ...]:
+    return WORKERS_PATIENCE if FLOW_RUN in os.environ else PATIENCE
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:

@@ -4,7 +4,10 @@ The work either checks the flag where it is safe to stop, or gets an exception a
 such an exception. So the flag stays set, and the next `check_signals` raises again.
 """
 
+import math
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
@@ -18,6 +21,9 @@ FINISHED_STAYS = ": the same command resumes after the finished parts"
 # does not end the process either.
 SignalMode = Literal["raise", "poll", "hold"]
 
+PATIENCE = "DIFFCTL_PATIENCE"  # set by a supervisor: seconds from its signal to the next, stronger one
+DEFAULT_PATIENCE = 60.0
+
 
 class StopRequest:
     """The first signal that requested a stop. A second Ctrl-C ends the process at once.
@@ -28,6 +34,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.received_at = 0.0  # by the monotonic clock
         self._pressed = False
         self._mode: SignalMode = "poll"
 
@@ -40,7 +47,7 @@ class StopRequest:
         """Request a stop as SIGTERM does; return False if a signal did so before."""
         if self.signal is not None:
             return False
-        self.signal = signal.SIGTERM
+        self.signal, self.received_at = signal.SIGTERM, time.monotonic()
         return True
 
     def release(self) -> None:
@@ -54,7 +61,8 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         first = self.signal is None
-        self.signal = self.signal or number
+        if first:
+            self.signal, self.received_at = number, time.monotonic()
         self._pressed = self._pressed or number == signal.SIGINT
         self._arm()
         if first and self._mode == "raise":
@@ -90,6 +98,13 @@ def check_signals() -> None:
     """Raise Interrupted if an earlier one was swallowed; do nothing in `stop_request`."""
     if _current is not None and _current._mode == "raise" and _current.signal is not None:
         raise make_interrupted(_current.signal)
+
+
+def patience_left() -> float:
+    """Return the seconds before a received signal's sender may kill this process; infinity without one."""
+    if _current is None or _current.signal is None:
+        return math.inf
+    return _current.received_at + float(os.environ.get(PATIENCE, DEFAULT_PATIENCE)) - time.monotonic()
 
 
 @contextmanager

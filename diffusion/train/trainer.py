@@ -80,7 +80,7 @@ class Trainer:
                 group.agree_on_stop(stop)
 
             snapshot = partial(save_snapshots, run.folder)
-            with run.saving():
+            with run.saving(self.on_wait):
                 train(state, self.store, group, observer, check_stop, snapshot)
             write_loss_curve(self.curve, state.history)
             artefact = plan_artefact(plan, state.code)

@@ -1,21 +1,28 @@
 """DIFFCTL_STATE_URL: a training that resumes on another machine is bitwise equal; no step waits or fails."""
 
+import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import requests
+import torch
+from fsspec import register_implementation
+from fsspec.implementations.local import LocalFileSystem
 from moto.server import ThreadedMotoServer
 
 from diffusion.images.store import ImageStore
+from diffusion.system import signals
 from diffusion.system.errors import DiffctlWarning, TemporaryError, UsageError
 from diffusion.train.checkpoint import state_mirror
 from diffusion.train.checkpoint.run_dir import RunDir
-from diffusion.train.checkpoint.state_files import step_of
+from diffusion.train.checkpoint.state_files import SavedState, StateValues, save_state, state_name, step_of
 from diffusion.train.checkpoint.state_mirror import VARIABLE, StateMirror
 from diffusion.train.train_step import TrainState
 from tests.helpers.mlflow_server import empty_database
@@ -79,7 +86,7 @@ def test_another_machine_resumes_bitwise_with_all_snapshots(store, tmp_path, url
 def test_a_torn_upload_is_reported_and_the_state_before_it_is_used(store, tmp_path, url):
     train_in(store, tmp_path / "one", stop_at=6)
     train_in(store, tmp_path / "one", stop_at=9)
-    before, newest = sorted(Path(url).glob("*/state-*"))
+    *_, before, newest = sorted(Path(url).glob("*/state-*"))
     newest.write_bytes(newest.read_bytes()[:-100])
     with pytest.warns(DiffctlWarning, match=rf"{newest.name} of {VARIABLE} is damaged"):
         _, _, begun = train_in(store, tmp_path / "two")
@@ -87,26 +94,112 @@ def test_a_torn_upload_is_reported_and_the_state_before_it_is_used(store, tmp_pa
 
 
 @pytest.mark.parametrize("url", ["folder"], indirect=True)
-def test_a_mirror_that_hangs_or_fails_delays_no_step(store, tmp_path, url, monkeypatch):
-    over, plan = threading.Event(), plan_of(store, train=TRAIN)
-    monkeypatch.setattr(state_mirror, "END_SECONDS", 0.1)
-    monkeypatch.setattr(state_mirror, "POLL_SECONDS", 0.001)
-    monkeypatch.setattr(StateMirror, "_upload", lambda mirror, step: over.wait())
-    _, state, _ = train_in(store, tmp_path / "hangs")
-    assert state.step == plan.train.steps
-    over.set()
-    for thread in threading.enumerate():
-        if thread.name == "mirror":
-            thread.join()
-
+def test_a_mirror_that_fails_delays_no_step_and_the_missing_state_is_named(store, tmp_path, url, monkeypatch):
     def fail(mirror: StateMirror, step: int) -> None:
         raise OSError("no route")
 
+    monkeypatch.setattr(state_mirror, "POLL_SECONDS", 0.001)
     monkeypatch.setattr(StateMirror, "_upload", fail)
     with pytest.warns(DiffctlWarning, match=rf"was not copied to {VARIABLE} \(OSError: no route\)") as caught:
-        _, failed, _ = train_in(store, tmp_path / "fails")
-    assert sum("was not copied" in str(one.message) for one in caught) == 1
-    assert_same(failed, state)
+        _, state, _ = train_in(store, tmp_path)
+    said = [str(one.message) for one in caught]
+    assert [one.startswith("the state of step 12 is in ") for one in said] == [False, True]
+    assert state.step == 12
+
+
+def state_of(folder: Path, step: int) -> bytes:
+    """Save a small state; return the file."""
+    return save_state(folder, SavedState({"a": torch.zeros(200)}, StateValues(step=step))).read_bytes()
+
+
+def test_damaged_copies_are_renamed_and_replaced_and_never_outlive_intact_ones(tmp_path: Path) -> None:
+    here, url = tmp_path / "here", str(tmp_path / "mirror")
+    copies = tmp_path / "mirror/here"
+    copies.mkdir(parents=True)
+    for step in (8, 9):
+        content = bytearray(state_of(tmp_path / "other", step))
+        content[-40] ^= 1  # of equal size
+        (copies / state_name(step)).write_bytes(content)
+    late = StateMirror(url, here)  # its first reading failed
+    saved = {}
+    for step in (1, 2, 3):
+        saved[state_name(step)] = state_of(here, step)
+        late._upload(step)
+    assert {path.name for path in copies.glob("state-*")} == {state_name(step) for step in (2, 3, 8, 9)}
+    mirror = StateMirror(url, tmp_path / "new/here")
+    with pytest.warns(DiffctlWarning, match="is damaged") as caught:
+        assert mirror.fetch() == 3
+    assert len(caught) == 2
+    assert {path.name for path in copies.glob("damaged-*")} == {
+        f"damaged-{state_name(step)}" for step in (8, 9)
+    }
+    damaged = copies / state_name(3)
+    damaged.write_bytes(bytes(damaged.stat().st_size))
+    again = StateMirror(url, here)
+    for step in (3, 4):
+        saved[state_name(step)] = state_of(here, step)
+        again._upload(step)
+    assert {path.name: path.read_bytes() for path in copies.iterdir()} == {
+        state_name(step): saved[state_name(step)] for step in (3, 4)
+    }
+    with pytest.raises(UsageError, match=f"{VARIABLE} memory://x ends with this process: name a folder"):
+        StateMirror("memory://x", here)
+
+
+class SlowFiles(LocalFileSystem):
+    """A folder whose files call `on_write` before each block."""
+
+    protocol = "slow"
+    on_write: ClassVar[Callable[[], object]]
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        file = super()._open(path, mode, **options)
+        write = file.write
+        file.write = lambda block: (type(self).on_write(), write(block))
+        return file
+
+
+@pytest.mark.parametrize("event", ["slow", "hangs", "signal"])
+def test_the_end_waits_while_the_last_copy_makes_progress(event, tmp_path, monkeypatch):
+    """Each block takes 50 s of a clock that the test sets, after the end has noticed the block before."""
+    register_implementation("slow", SlowFiles, clobber=True)
+    clock, polled, gone = [0.0], threading.Semaphore(0), threading.Event()
+    left = signals.patience_left
+
+    def patience() -> float:
+        polled.release()
+        return left()
+
+    def on_write() -> None:
+        if gone.is_set():
+            raise OSError("the test is over")
+        assert not list((tmp_path / "mirror").rglob("state-*")), "a torn copy has its name"
+        while polled.acquire(blocking=False):
+            pass
+        for _ in range(2):  # one may have looked before the last block was counted
+            polled.acquire()
+        clock[0] += {"slow": 50, "hangs": 61, "signal": 14}[event]
+        if event != "slow":
+            gone.wait()
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(state_mirror, "patience_left", patience)
+    monkeypatch.setattr(state_mirror, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(state_mirror, "BLOCK", 256)
+    monkeypatch.setattr(SlowFiles, "on_write", on_write, raising=False)
+    monkeypatch.setenv(signals.PATIENCE, "18")  # of which 5 are kept
+    mirror, waits = StateMirror(f"slow://{tmp_path}/mirror", tmp_path / "here"), []
+    with warnings.catch_warnings(record=True) as caught, signals.stop_request() as stop:
+        with mirror.in_background(waits.append):
+            state_of(tmp_path / "here", 7)
+            if event == "signal":
+                os.kill(os.getpid(), signal.SIGTERM)
+        stop.clear()
+        gone.set()
+    assert waits == [f"copying the state of step 7 to {VARIABLE}"]
+    whys = {"slow": [], "hangs": ["(no progress for 60 s)"], "signal": ["(the signal leaves no more time)"]}
+    assert [str(one.message).partition(f"not at {VARIABLE} ")[2] for one in caught] == whys[event]
+    assert clock[0] > 200 or event != "slow"
 
 
 def test_an_unreachable_mirror_stops_a_start_without_a_state_here(store, tmp_path, monkeypatch):

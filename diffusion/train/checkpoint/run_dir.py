@@ -22,6 +22,7 @@ from diffusion.layout import TRAIN_RUNS
 from diffusion.model.model_file import Artefact, read_artefact, read_weights, save_artefact
 from diffusion.model.posthoc_ema import snapshot_files, snapshot_path, snapshot_step
 from diffusion.system.checksums import JsonObject, add_checksum
+from diffusion.system.devices import OnWait
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, copy_file, disk_errors, sync_path, write_json
 from diffusion.system.locks import file_lock
@@ -71,9 +72,13 @@ class RunDir:
         return StateWriter(self.folder)
 
     @contextmanager
-    def saving(self) -> Iterator[None]:
-        """Write states, and copy them to the mirror, in threads during the block."""
-        with self.mirror.in_background() if self.mirror else nullcontext(), self.writer.in_background():
+    def saving(self, on_wait: OnWait = lambda sentence: None) -> Iterator[None]:
+        """Write states, and copy them to the mirror, in threads during the block.
+
+        `on_wait` is called if the end waits for a copy.
+        """
+        mirror = self.mirror.in_background(on_wait) if self.mirror else nullcontext()
+        with mirror, self.writer.in_background():
             yield
 
     def beat(self, step: int) -> None:
