@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from diffusion.layout import MODEL, REPORT
+from docs.site import notebook_pages
 from tests.conftest import ROOT, command, environment
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.mlflow_server import free_port, running_server
@@ -28,13 +29,11 @@ COLUMNS = 100  # of the terminal
 SIZE = {"width": 1120, "height": 700}  # of a page
 ASSISTANT = 384  # width of MLflow's assistant in pixels
 COLOURS = 128  # the pages have few
+NOTEBOOKS = {"forward-1.png", "forward-2.png", "variance-1.png", "variance-2.png"}  # pictures of notebooks
 COMPARED = "steps5-eta0", "steps10-eta0", "steps20-eta0", "steps50-eta0"  # cells of the sweep
 
 FIGURES = {
-    "forward": ["forward", "--image", "7"],
     "model": ["model", "--profile", "digits"],
-    "variance": ["variance"],
-    "variance-20-steps": ["variance", "--steps", "20"],
     "reverse-ancestral": ["reverse", "--index", "3", "--steps", "1000", "--eta", "1", "--noise", "learned"],
     "reverse-10-steps": ["reverse", "--index", "3", "--steps", "10"],
     "steps": ["steps", "--steps", "10", "--profile", "digits"],
@@ -48,6 +47,9 @@ def figures(project: Path) -> None:
     """Draw the figures of docs/theory.md."""
     for name in FIGURES:
         make(name, project, FOLDER)
+    for path, content in notebook_pages.pages(executed=True):
+        if (name := Path(path).name) in NOTEBOOKS:
+            (FOLDER / name).write_bytes(content)
 
 
 def make(name: str, project: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/theory.md: every formula names the code that computes it; `diffctl show` creates every figure."""
+"""docs/theory.md: every formula names its code; `diffctl show` or a notebook creates every figure."""
 
 import itertools
 import re
@@ -9,7 +9,7 @@ import pytest
 
 from diffusion.system.registry import load_reference
 from tests.conftest import ROOT
-from tests.pictures import FIGURES, FOLDER, PICTURE, make
+from tests.pictures import FIGURES, FOLDER, NOTEBOOKS, PICTURE, make
 
 PAGE = (ROOT / "docs/theory.md").read_text(encoding="utf-8")
 BLOCKS = PAGE.split("\n\n")
@@ -35,8 +35,9 @@ def test_named_code_exists_and_has_a_docstring(reference: str) -> None:
 
 
 def test_figures_match_the_commands_in_the_page() -> None:
-    assert set(re.findall(r"\(figures/([\w-]+)\.svg\)", PAGE)) == set(FIGURES)
-    assert {file.stem for file in FOLDER.glob("*")} == {*FIGURES, PICTURE.stem}
+    files = {*(f"{name}.svg" for name in FIGURES), *NOTEBOOKS}
+    assert set(re.findall(r"\(figures/([\w.-]+)\)", PAGE)) == files
+    assert {file.name for file in FOLDER.glob("*")} == {*files, PICTURE.name}
     for name, arguments in FIGURES.items():
         assert f"`diffctl show {' '.join(arguments)}`" in PAGE, name
 

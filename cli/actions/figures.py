@@ -1,58 +1,27 @@
 """The figures of `diffctl show`."""
 
 import shutil
-from pathlib import Path
-
-import typer
 
 from cli.actions.model_choice import selected_config, selected_files, selected_model, selected_process
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
-from cli.shared.console import progress
-from diffusion.analysis.image_inputs import input_condition, known_labels, open_matching_store
 from diffusion.check.findings import Project
-from diffusion.images.pictures import read_picture
-from diffusion.images.store import Images, open_store
-from diffusion.layout import PREPARED
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.protocol.settings import parse_settings, refuse_idle
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.generate import chosen_condition
 from diffusion.sample.network_files import load_guides
-from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing
+from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData
-from diffusion.show.variance import learned_variance, make_grid, variance_bounds
 from diffusion.system.devices import default_device
-from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
 from diffusion.train.plan import plan_training
 
 WIDEST, NARROWEST = 120, 72  # characters of a line
 
 
-def show_forward(options: commands.Forward) -> None:
-    shown = forward.forward(selected_process(options), _image(options.image, options.store), options.seed)
-    if not shown.noised:
-        typer.echo("no data is prepared, so no image is shown: `diffctl stage data`, or --image", err=True)
-    write_figure(shown, options)
-
-
 def show_steps(options: commands.Steps) -> None:
     write_figure(step_spacing.steps(selected_process(options), options.count), options)
-
-
-def show_variance(options: commands.Variance) -> None:
-    if not options.names_model and options.profile is not None:
-        grid = make_grid(selected_process(options), options.count, options.spacing.value)
-        return write_figure(variance_bounds(grid), options)
-    loaded = load_model(selected_model(options), default_device())
-    grid = make_grid(loaded.artefact.process, options.count, options.spacing.value)
-    images = open_matching_store(options.store, loaded.artefact)
-    indices = range(min(options.num, len(images)))
-    condition = input_condition(loaded.artefact, known_labels(images, loaded.artefact, indices), None)
-    with progress("variance", unit="passes") as show:
-        shown = learned_variance(loaded, grid, images.images[: len(indices)], condition, options.seed, show)
-    write_figure(shown, options)
 
 
 def show_reverse(options: commands.Reverse) -> None:
@@ -77,22 +46,6 @@ def show_samplers(options: commands.Samplers) -> None:
     process = selected_process(options)
     shown = sampler_paths.samplers(process, options.count, options.spacing.value, seed=options.seed)
     write_figure(shown, options)
-
-
-def _image(name: str | None, store: Path | None) -> Images | None:
-    """Return the image (H, W, C) of a file or number; None if neither is given and no data is prepared."""
-    if name is not None and not name.isdecimal():
-        picture = read_picture(Path(name), None, 3)
-        is_grey = bool((picture == picture[:, :, :1]).all())
-        return picture[:, :, :1] if is_grey else picture
-    if name is None and store is None and not (PREPARED / "test").is_dir():
-        return None
-    opened = open_store(store or PREPARED / "test")
-    number = int((name or "0")[:18])
-    if number >= len(opened):
-        raise UsageError(f"no image {number} in {opened.path}: give 0 to {len(opened) - 1}")
-    image: Images = opened.images[number]
-    return image
 
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:

@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from cli.shared.command import add_command, command, group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, StorePath, sampling_options
-from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_SEED, MAX_STEPS
+from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, sampling_options
+from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 
 MESSAGE = "computing the figure"
-Seed = Annotated[int, typer.Option("--seed", min=0, max=MAX_SEED, help="The seed of the noise.")]
-SpacingOption = Annotated[Spacing, typer.Option("--spacing", help="The times of the steps.")]
+NOTEBOOKS = "forward", "variance"  # the figures that are notebooks now
 StepCount = Annotated[int, typer.Option("--steps", min=1, max=MAX_STEPS, help="Sampling steps.")]
 
 
@@ -21,31 +21,11 @@ class FigureOptions(JsonOptions):
     out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg")
 
 
-@command("cli.actions.figures:show_forward", MESSAGE)
-class Forward(FigureOptions, ProfileOptions):
-    """Noise schedules by t: ᾱ, signal-to-noise ratio, and noised images."""
-
-    image: str | None = option("A file or a number in the store. [default: 0 if prepared]")
-    store: StorePath = None
-    seed: Seed = 0
-
-
 @command("cli.actions.figures:show_steps", MESSAGE)
 class Steps(FigureOptions, ProfileOptions):
     """The times of each spacing."""
 
     count: StepCount = 10
-
-
-@command("cli.actions.figures:show_variance", MESSAGE)
-class Variance(FigureOptions, ProfileOptions):
-    """The learned variance between its bounds, by t. With --profile only the bounds."""
-
-    count: int | None = option("Steps. [default: all T]", "--steps", min=1, max=MAX_STEPS)
-    spacing: SpacingOption = Spacing["uniform"]
-    store: StorePath = None
-    num: int = option("Number of images.", "--num", "-n", min=1, max=MAX_BATCH, default=64)
-    seed: Seed = 0
 
 
 @command("cli.actions.figures:show_reverse", MESSAGE, sampling_options("timesteps"))
@@ -66,10 +46,21 @@ class Samplers(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 
     count: StepCount = 10
-    spacing: SpacingOption = Spacing["uniform"]
-    seed: Seed = 0
+    spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
+    seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
 
 
 app = group("show", "Figures of params.yaml, a profile or a model.")
-for figure in (Forward, Steps, Variance, Reverse, Model, Samplers):
+for figure in (Steps, Reverse, Model, Samplers):
     add_command(app, figure)
+
+
+def _name_notebook(context: typer.Context) -> None:
+    """Refuse a figure that was a command, and name its notebook."""
+    notebook = f"docs/notebooks/{context.info_name}.ipynb"
+    raise UsageError(f"`{context.command_path}` was removed: open {notebook} of diffctl's repository")
+
+
+for name in NOTEBOOKS:
+    ignored = {"ignore_unknown_options": True, "allow_extra_args": True}
+    app.command(name, hidden=True, context_settings=ignored)(_name_notebook)

@@ -1,5 +1,6 @@
 """Hooks of mkdocs.yml: they add the generated pages and link names of the library."""
 
+import re
 from collections.abc import Iterator
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -20,7 +21,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Insert the docstrings of benchmarks, and link the names of the library to the reference."""
+    """Insert the docstrings of benchmarks; link notebooks to their pages and names to the reference."""
+    markdown = re.sub(r"(\(notebooks/\w+)\.ipynb\)", r"\1.md)", markdown)
     return library_page.with_links(benchmarks_page.with_promises(markdown))
 
 

@@ -123,8 +123,9 @@ COMMANDS = {
     **dict.fromkeys(("down", "status", "check", "schema", "stage data", "prune"), Row(("no-such-argument",))),
     **dict.fromkeys(("sync", "history"), Row(("no-such-argument",), ())),
     **dict.fromkeys(("sweep", "nll", "serve", "playground"), Row(MODEL, RUN)),
-    **dict.fromkeys(("show variance", "show reverse", "show model"), Row(MODEL, RUN)),
-    **dict.fromkeys(("show forward", "show steps"), Row(("--profile", "no-such-profile"))),
+    **dict.fromkeys(("show reverse", "show model"), Row(MODEL, RUN)),
+    **dict.fromkeys(("show forward", "show variance"), Row(("--steps", "20"))),  # notebooks now
+    "show steps": Row(("--profile", "no-such-profile")),
     "show samplers": Row(("--steps", "0")),
     "run": Row(("--push",)),  # no DVC remote
     "ui": Row(("--port", "0")),

@@ -46,8 +46,8 @@ def test_notebooks_show_what_they_printed_and_drew(tmp_path: Path) -> None:
     site = build_site(tmp_path / "site")
     assert "of the roll" in (site / "notebooks/swiss_roll.html").read_text(encoding="utf-8")
     assert "model_sha256" in (site / "notebooks/card.html").read_text(encoding="utf-8")
-    assert (site / "notebooks/swiss_roll-1.png").stat().st_size > 5_000
-    assert (site / "notebooks/finetuning-1.png").stat().st_size > 5_000
+    for name in ("swiss_roll-1", "finetuning-1", "forward-2", "variance-2"):
+        assert (site / f"notebooks/{name}.png").stat().st_size > 5_000
 
 
 @NEEDS_CHROMIUM

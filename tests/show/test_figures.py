@@ -2,13 +2,13 @@
 
 import io
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +18,7 @@ from PIL import Image
 from rich.cells import cell_len
 from torch import nn
 
+from cli.commands.show import NOTEBOOKS
 from diffusion.layout import MODEL
 from diffusion.model.blocks import Attention
 from diffusion.model.model_file import LoadedModel
@@ -29,7 +30,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.report.theme import DARK, LIGHT
-from diffusion.show import forward, network_table, reverse, sampler_paths, step_spacing, variance
+from diffusion.show import network_table, reverse, sampler_paths, step_spacing
 from diffusion.show.figure import FigureData, columns, format_quantity
 from diffusion.show.network_table import model
 from tests.conftest import ROOT
@@ -37,7 +38,6 @@ from tests.helpers.invoke import assert_refused
 from tests.helpers.networks import artefact_of, network_of, small_model, spec_of
 
 CPU, PROCESS = torch.device("cpu"), ProcessConfig(timesteps=100)
-IMAGE = np.random.default_rng(0).integers(0, 256, (8, 8, 1), dtype=np.uint8)
 
 
 def loaded() -> LoadedModel:
@@ -45,19 +45,9 @@ def loaded() -> LoadedModel:
     return LoadedModel(network_of(spec), artefact_of(spec))
 
 
-def learned() -> FigureData:
-    images, grid = IMAGE[None].repeat(2, axis=0), variance.make_grid(PROCESS, 10, "uniform")
-    return variance.learned_variance(loaded(), grid, images, Condition(2))
-
-
 FIGURES: dict[str, Callable[[], FigureData]] = {
-    "forward": lambda: forward.forward(PROCESS, IMAGE),
-    "forward without images": lambda: forward.forward(PROCESS),
     "steps": lambda: step_spacing.steps(PROCESS, 10),
     "steps of one": lambda: step_spacing.steps(PROCESS, 1),
-    "variance": learned,
-    "bounds": lambda: variance.variance_bounds(variance.make_grid(PROCESS, None, "uniform")),
-    "bounds of one": lambda: variance.variance_bounds(variance.make_grid(PROCESS, 1, "uniform")),
     "reverse": lambda: reverse.reverse(loaded(), SampleSettings(steps=10), 0, Condition(1), CPU),
     "model": lambda: network_table.model(spec_of()),
     "samplers": lambda: sampler_paths.samplers(PROCESS, 5, count=30),
@@ -174,10 +164,7 @@ def folder(project: Path, digits_store: Path) -> Path:
     return project
 
 
-SHORT = ("forward --image 3", "steps --steps 5", "variance --num 2 --steps 5", "reverse --steps 3 --index 2")
-
-
-@pytest.mark.parametrize("line", [*SHORT, "model", "samplers --steps 3"])
+@pytest.mark.parametrize("line", ["steps", "reverse --steps 3 --index 2", "model", "samplers --steps 3"])
 def test_figure_as_text_json_and_files(folder, invoke, line) -> None:
     command = ("show", *line.split())
     assert len(invoke(*command).out.splitlines()) > 5
@@ -203,17 +190,13 @@ def test_params_profile_and_model_give_different_figures(folder, invoke) -> None
     parameters = values("model", "--model", str(MODEL))["parameters"]
     assert parameters == sum(p.numel() for p in network_of(spec_of()).parameters())
     assert values("model", "--profile", "cifar10")["parameters"] > 100 * parameters
-    assert "fraction" not in values("variance", "--profile", "digits")
-    Image.new("RGB", (12, 6), "red").save("red.png")
-    Image.new("L", (5, 5), 100).save("grey.png")
-    for name, shape in (("red.png", (6, 12, 3)), ("grey.png", (5, 5, 1))):
-        first = values("forward", "--image", name)["noised"]["cosine"][0]
-        assert (len(first), len(first[0]), len(first[0][0])) == shape
-    shutil.rmtree(folder / "data")
-    assert values("forward")["noised"] == {}
 
 
 def test_misuse_is_one_sentence(folder, invoke) -> None:
     assert_refused(invoke("show", "steps", "--profile", "digits", "--champion"), "--profile")
     assert_refused(invoke("show", "steps", "--steps", "2000"), "1 to 1000")
-    assert_refused(invoke("show", "forward", "--image", "64"), "64")
+    for name in NOTEBOOKS:
+        done = invoke("show", name, "--image", "7", "extra")
+        (notebook,) = re.findall(r"docs/notebooks/\w+\.ipynb", done.err)
+        assert_refused(done, f"`diffctl show {name}` was removed")
+        assert (ROOT / notebook).is_file()
