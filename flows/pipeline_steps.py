@@ -74,7 +74,7 @@ def _model_mismatch() -> str:
     """
     from diffusion.check.findings import Project
     from diffusion.model.model_file import read_artefact
-    from diffusion.train.checkpoint.run_record import changed_fields
+    from diffusion.system.fields import changed_fields
     from diffusion.train.plan import plan_artefact
 
     project = Project(load())

@@ -15,9 +15,10 @@ from diffusion.interop.from_openai import import_openai
 from diffusion.interop.to_diffusers import export_diffusers
 from diffusion.model.model_file import Artefact, load_model, save_artefact
 from diffusion.model.posthoc_ema import Snapshots
-from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL, SigmaRel
 from diffusion.system.errors import UsageError, printable
+from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.output_paths import check_output, check_output_folder, write_output
+from diffusion.system.section import SigmaRel
 
 
 def import_openai_model(options: ImportOpenai) -> None:

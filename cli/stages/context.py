@@ -13,9 +13,9 @@ from diffusion.code_digest import PACKAGE, is_neutral, normalized_syntax
 from diffusion.config import Config, load
 from diffusion.layout import RUNS, dvc_stages, home
 from diffusion.system.errors import TEMPORARY, LastingError
+from diffusion.system.fields import changed_fields
 from diffusion.system.params import read_params
 from diffusion.system.registry import PLUGINS
-from diffusion.train.checkpoint.run_record import changed_fields
 from flows.run_lock import join_run
 
 

@@ -18,7 +18,6 @@ from safetensors.torch import save
 from diffusion.code_digest import CodeSince
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
-from diffusion.model.power_ema import SigmaRel
 from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
 from diffusion.process.process_registry import ProcessConfig
@@ -28,7 +27,7 @@ from diffusion.system.files import Write, write_atomic
 from diffusion.system.memory import keep_freed_memory
 from diffusion.system.registry import UnknownName, is_entry, load_reference
 from diffusion.system.renamed import translate
-from diffusion.system.section import Section, brief, canonical_json, explain, fingerprint
+from diffusion.system.section import Section, SigmaRel, brief, canonical_json, explain, fingerprint
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 

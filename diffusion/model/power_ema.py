@@ -6,14 +6,9 @@ units of t; it determines γ and is easier to choose. This module is torch-free.
 """
 
 import math
-from typing import Annotated
 
-from pydantic import Field
+from diffusion.system.limits import MIN_SIGMA_REL
 
-from diffusion.system.section import NotBool
-
-MIN_SIGMA_REL, MAX_SIGMA_REL = 0.01, 0.28  # γ of 97.5 and 0.23; at 0, the flat average, it is 1/√12
-SigmaRel = Annotated[float, Field(ge=MIN_SIGMA_REL, le=MAX_SIGMA_REL), NotBool]
 HALVINGS = 200  # more than a double has digits
 
 

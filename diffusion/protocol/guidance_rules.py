@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from diffusion.model.power_ema import MAX_SIGMA_REL, MIN_SIGMA_REL
+from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.registry import BuilderEntry, Registry, load_reference
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from diffusion.model.power_ema import SigmaRel
 from diffusion.protocol.guidance_rules import (
     GUIDANCE_RULES,
     implied_rule,
@@ -32,7 +31,7 @@ from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
 from diffusion.system.registry import OptionsEntry, check_name, load_reference
-from diffusion.system.section import NotBool, Section, Seed, ShortText, Steps, explain, validate
+from diffusion.system.section import NotBool, Section, Seed, ShortText, SigmaRel, Steps, explain, validate
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 

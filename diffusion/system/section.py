@@ -55,6 +55,7 @@ Side = Annotated[int, Field(gt=0, le=limits.MAX_SIDE), NotBool]
 Steps = Annotated[int, Field(gt=0, le=limits.MAX_STEPS), NotBool]
 Seed = Annotated[int, Field(ge=0, le=limits.MAX_SEED), NotBool]
 Probability = Annotated[float, Field(ge=0, lt=1), NotBool]
+SigmaRel = Annotated[float, Field(ge=limits.MIN_SIGMA_REL, le=limits.MAX_SIGMA_REL), NotBool]
 ShortText = Annotated[str, Field(max_length=limits.MAX_NAME)]
 FilePath = Annotated[Path, AfterValidator(_check_path)]
 Unique = AfterValidator(_check_unique)

@@ -10,7 +10,6 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from diffusion.data.data_config import DataConfig
 from diffusion.model.network_registry import ModelConfig
-from diffusion.model.power_ema import SigmaRel
 from diffusion.model.unet_config import UNetConfig
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.limits import MAX_COUNT, MAX_HELD
@@ -22,6 +21,7 @@ from diffusion.system.section import (
     Section,
     Seed,
     ShortText,
+    SigmaRel,
     Steps,
     Unique,
 )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from diffusion.layout import RUN, TRAIN_RUNS
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.fields import flatten_fields
 from diffusion.system.locks import LockBusy, file_lock
-from diffusion.train.checkpoint.run_record import TrainingIdentity, flatten_fields
+from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
 from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags, search_runs
 from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name

@@ -20,9 +20,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, create_model
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning
+from diffusion.system.fields import flatten_fields
 from diffusion.system.files import sha256_file, sync_path
 from diffusion.system.renamed import DocumentKind, translate_names
-from diffusion.train.checkpoint.run_record import flatten_fields
 
 EVENTS = "events.jsonl"
 OUTBOX = "outbox"  # copies of the files that become artifacts, as they were when they were logged

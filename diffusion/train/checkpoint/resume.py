@@ -14,8 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from diffusion.code_digest import ModuleDigests, changed_modules, code_digest
 from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlWarning
+from diffusion.system.fields import changed_fields
 from diffusion.system.section import PositiveInt
-from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, changed_fields, read_note
+from diffusion.train.checkpoint.run_record import CODE, CONFIG, HEARTBEAT, read_note
 from diffusion.train.checkpoint.state_files import READ_ERRORS, newest_step, read_state, state_files, step_of
 from diffusion.train.lr_schedule import LRSchedule, first_divergent_step, parse_lr
 

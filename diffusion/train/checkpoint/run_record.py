@@ -1,21 +1,19 @@
 """What a training records in its run directory: heartbeat, settings and code. Loads no torch."""
 
-import json
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from diffusion.system.checksums import JsonObject, read_checksummed_json
 from diffusion.system.errors import DiffctlError, DiffctlWarning
-from diffusion.system.section import Section, brief
+from diffusion.system.section import Section
 
 HEARTBEAT = "run.json"
 CONFIG, CODE = "config.json", "code.json"  # what the training's fingerprint was computed from
 FACTS = "facts.json"  # of the last session that trained a step
 SNAPSHOTS = "ema"  # the folder of EMA snapshots in a run directory
-MAX_SHOWN = 24  # characters of a value in a message
 
 _Timestamp = Annotated[float, Field(ge=0, lt=10**11)]
 
@@ -77,25 +75,3 @@ def read_note(path: Path) -> JsonObject:
     except DiffctlError as error:
         warnings.warn(f"{error}: it is ignored", DiffctlWarning, stacklevel=2)
         return {}
-
-
-def flatten_fields(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name, as in params.yaml."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        found |= flatten_fields(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return found
-
-
-def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return `name old → new` of every field that differs, sorted by name, with values as in YAML."""
-    before, after = flatten_fields(old), flatten_fields(new)
-
-    def shown(values: dict[str, Any], name: str) -> str:
-        value = values.get(name, "not set")
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-        return brief(text, str, MAX_SHOWN)
-
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return [f"{name} {shown(before, name)} → {shown(after, name)}" for name in changed]
