@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 
 from cli.commands import models, pipeline, registry, scores, servers, show
-from cli.shared.command import CommandGroup, Options, add_command
+from cli.shared.command import CommandGroup
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
 from flows import stage_outcome
@@ -24,20 +24,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-PANELS: dict[str, tuple[type[Options] | typer.Typer, ...]] = {
-    "Pipeline": pipeline.COMMANDS,
-    "Models": (*models.COMMANDS, show.app),
-    "Scores": scores.COMMANDS,
-    "Servers": servers.COMMANDS,
-    "Registry": registry.COMMANDS,
-}
-for panel, commands in PANELS.items():
-    for command in commands:
-        if isinstance(command, typer.Typer):
-            app.add_typer(command, rich_help_panel=panel)
-        else:
-            add_command(app, command, rich_help_panel=panel)
-add_command(app, models.SearchTrial, "search-trial", hidden=True)
+PANELS = (
+    ("Pipeline", pipeline.app),
+    ("Models", models.app),
+    ("Models", show.app),
+    ("Scores", scores.app),
+    ("Servers", servers.app),
+    ("Registry", registry.app),
+)
+for panel, commands in PANELS:
+    for one in (*commands.registered_commands, *commands.registered_groups):
+        one.rich_help_panel = panel  # type: ignore[attr-defined]  # both have it
+    app.add_typer(commands)
 
 
 def main() -> None:

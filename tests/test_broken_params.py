@@ -290,7 +290,7 @@ def numeric_options(app: typer.Typer, name: str = "diffctl") -> Iterator[tuple[s
                 assert hint not in (int, float), f"{called}: give {parameter} bounds"
     for group in app.registered_groups:
         assert group.typer_instance is not None
-        yield from numeric_options(group.typer_instance, f"{name} {group.name}")
+        yield from numeric_options(group.typer_instance, f"{name} {group.name}" if group.name else name)
 
 
 def test_every_number_of_a_command_has_both_bounds() -> None:

@@ -1,1 +1,5 @@
-"""The work of the commands. Each module is imported by its command, since it may load torch."""
+"""The bodies of commands. `from cli.actions import module` delays its loading until it is used."""
+
+from cli.shared.lazy import lazy_submodules
+
+__getattr__ = lazy_submodules(__name__)

@@ -27,7 +27,7 @@ from tracking.runs.scored_runs import log_sweep
 
 def sweep_model(options: Sweep) -> None:
     config = load()
-    given = {name: text for name, text in options.sampling.items() if text is not None}
+    given = {name: text for name, text in options.axes.items() if text is not None}
     changes: dict[str, Any] = {} if options.num_images is None else {"num_images": options.num_images}
     changes |= {name: None for name in given if _is_nullable(name)}  # the axis replaces the section's value
     sections = {"sample": config.sample.model_copy(update=changes), "sweep": _axes(config.sweep, given)}

@@ -42,7 +42,7 @@ def start_servers(options: Up) -> None:
         typer.echo("they run until `diffctl down`")
 
 
-def stop_servers() -> None:
+def stop_servers(_: object) -> None:
     stopped = local.down()
     for server in stopped:
         typer.echo(f"{server.kind.title} at {server.page} is stopped")

@@ -2,18 +2,26 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from cli.shared.command import Options, add_command, argument, command, group, option, out_option
+import typer
+
+from cli.actions import image_analysis, model_formats, sampled_images, search_trial, trial_search
+from cli.shared.command import Options, argument, command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, Preset, Spacing, StorePath, sampling_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
 
+app = typer.Typer()
+import_app = group(app, "import", "Import a model of another project.")
+export_app = group(app, "export", "Export a model for another project.")
+
 MAX_FRAMES = 10_000  # of an interpolation
 USUAL_NUM = 16  # images, without --num and --index
 
 
-@command("cli.actions.sampled_images:sample_images", "loading the model", sampling_options())
+@command(app, lambda: sampled_images.sample_images, "loading the model")
 class Sample(JsonOptions, ModelOptions):
     """Sample images from a model.
 
@@ -27,15 +35,15 @@ class Sample(JsonOptions, ModelOptions):
     budget: int | None = option("NFE per image: sample the sweep's best cell for it.", min=1, max=MAX_COUNT)
     klass: str | None = option("A class by name or number. [default: all in turn]", "--class")
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
+    sampling: dict[str, Any] = sampling_options()
 
     @property
     def indices(self) -> range:
         """The indices of the images."""
         return range(self.num or USUAL_NUM) if self.index is None else range(self.index, self.index + 1)
 
-    def check(self) -> None:
-        """Raise UsageError for options that exclude each other or have no effect."""
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.budget is not None:  # it decides all but the seed
             decided = {**self.sampling, "seed": None}
             if given := [name for name, value in decided.items() if value is not None]:
@@ -53,7 +61,7 @@ class CodeOptions(JsonOptions, ModelOptions):
     spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
 
 
-@command("cli.actions.image_analysis:encode", "loading the model")
+@command(app, lambda: image_analysis.encode, "loading the model")
 class Encode(CodeOptions):
     """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction."""
 
@@ -64,7 +72,7 @@ class Encode(CodeOptions):
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
 
-@command("cli.actions.image_analysis:interpolate", "loading the model")
+@command(app, lambda: image_analysis.interpolate, "loading the model")
 class Interpolate(CodeOptions):
     """Interpolate between two images by slerp of their codes."""
 
@@ -75,7 +83,7 @@ class Interpolate(CodeOptions):
     klass: str | None = option("The class of all images. [default: of the nearer end, if any]", "--class")
 
 
-@command("cli.actions.model_formats:make_ema_models", "reading the snapshots")
+@command(app, lambda: model_formats.make_ema_models, "reading the snapshots")
 class Ema(JsonOptions):
     """Make models with other EMA profiles from a training's snapshots."""
 
@@ -84,7 +92,7 @@ class Ema(JsonOptions):
     out: Path = option("The folder of the models.", "--out", "-o", metavar="FOLDER", default=Path("models"))
 
 
-@command("cli.actions.trial_search:search_settings", "checking the points of the search")
+@command(app, lambda: trial_search.search_settings, "checking the points of the search")
 class Search(JsonOptions):
     """Search hyperparameters: train and score every point of `search` in params.yaml.
 
@@ -100,15 +108,14 @@ class Search(JsonOptions):
     max_parallel: int | None = option("With --ray: trials at once. [default: all that fit]", min=1, max=4096)
     cpus: int | None = option("With --ray: cores per trial. [default: 1]", min=1, max=4096)
 
-    def check(self) -> None:
-        """Raise UsageError for options of Ray without --ray, and without Optuna."""
+    def __post_init__(self) -> None:
         if not self.ray and any((self.address, self.max_parallel, self.cpus)):
             raise UsageError("ADDRESS, --max-parallel and --cpus need --ray: add it, or leave them out")
         if find_spec("optuna") is None:
             raise UsageError("a search needs Optuna: pip install 'diffctl[search]'")
 
 
-@command("cli.actions.search_trial:run_trial")
+@command(app, lambda: search_trial.run_trial, name="search-trial", hidden=True)
 class SearchTrial(Options):
     """Run one trial; `diffctl search` starts these processes."""
 
@@ -122,7 +129,7 @@ class ImportOptions(JsonOptions):
     out: Path | None = out_option("Output file. [default: models/NAME.safetensors]")
 
 
-@command("cli.actions.model_formats:import_openai_model", "reading the checkpoint")
+@command(import_app, lambda: model_formats.import_openai_model, "reading the checkpoint", name="openai")
 class ImportOpenai(ImportOptions):
     """Import a published checkpoint without executing code from it."""
 
@@ -130,23 +137,15 @@ class ImportOpenai(ImportOptions):
     preset: Preset = option("Its architecture.")
 
 
-@command("cli.actions.model_formats:import_diffusers_model", "reading the pipeline")
+@command(import_app, lambda: model_formats.import_diffusers_model, "reading the pipeline", name="diffusers")
 class ImportDiffusers(ImportOptions):
     """Import a diffusers pipeline: its network and beta schedule."""
 
     folder: Path = argument("A pipeline folder with a UNet2DModel.")
 
 
-@command("cli.actions.model_formats:export_diffusers_model", "loading the model")
+@command(export_app, lambda: model_formats.export_diffusers_model, "loading the model", name="diffusers")
 class ExportDiffusers(JsonOptions, ModelOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
     folder: Path = argument("The new pipeline folder.")
-
-
-import_app = group("import", "Import a model of another project.")
-add_command(import_app, ImportOpenai, "openai")
-add_command(import_app, ImportDiffusers, "diffusers")
-export_app = group("export", "Export a model for another project.")
-add_command(export_app, ExportDiffusers, "diffusers")
-COMMANDS = (Sample, Encode, Interpolate, Ema, Search, import_app, export_app)

@@ -7,13 +7,30 @@ from cli/ and tracking/ only watch and record, so a change there makes nothing s
 import os
 from pathlib import Path
 
-from cli.shared.command import Options, add_command, argument, begin, command, group, option, out_option
+import typer
+
+from cli.actions import params_file, pipeline, project
+from cli.shared.command import Options, argument, begin, command, group, option, out_option
 from cli.shared.options import JsonOptions, profile_names
+from cli.stages import (
+    classifier_stage,
+    context,
+    data_stage,
+    evaluate_stage,
+    reference_stage,
+    report_stage,
+    sample_stage,
+    train_stage,
+)
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.errors import UsageError, printable
 
+app = typer.Typer()
+stage_app = group(app, "stage", "A stage of the pipeline, as DVC runs it.")
+emit_app = group(app, "emit", "Send an event to Prefect, which may start a run.")
 
-@command("cli.actions.pipeline:run_stages", "reading params.yaml")
+
+@command(app, lambda: pipeline.run_stages, "reading params.yaml")
 class Run(Options):
     """Run the pipeline: data, model, samples, scores, report, registry.
 
@@ -27,7 +44,6 @@ class Run(Options):
 
 # Set by DVC, by `diffctl run` and by rank 0 of a training, which print a message of their own.
 ANNOUNCED_BY = ("DVC_STAGE", "DIFFCTL_WORK", "RANK")
-stage_app = group("stage", "A stage of the pipeline, as DVC runs it.")
 
 
 class StageOptions(Options):
@@ -37,9 +53,7 @@ class StageOptions(Options):
         """Print the stage, then check params.yaml, and run the body while no other run uses this folder."""
         name = type(self).__name__.lower()
         begin(f"preparing the stage {name}", silent=not os.environ.keys().isdisjoint(ANNOUNCED_BY))
-        from cli.stages.context import enter_stage
-
-        with enter_stage(name):
+        with context.enter_stage(name):
             super().run()
 
 
@@ -50,46 +64,42 @@ class TrainingOptions(StageOptions):
     keep: bool = option("Resume although the code has changed.")
 
 
-@command("cli.stages.data_stage:run_stage")
+@command(stage_app, lambda: data_stage.run_stage)
 class Data(StageOptions):
     """Download the data set and prepare it: data/prepared."""
 
 
-@command("cli.stages.reference_stage:run_stage")
+@command(stage_app, lambda: reference_stage.run_stage)
 class Reference(StageOptions):
     """Compute the features of the reference and of held-out real images: data/reference."""
 
 
-@command("cli.stages.train_stage:run_stage")
+@command(stage_app, lambda: train_stage.run_stage)
 class Train(TrainingOptions):
     """Train, or resume the same training: models/model.safetensors."""
 
 
-@command("cli.stages.sample_stage:run_stage")
+@command(stage_app, lambda: sample_stage.run_stage)
 class Sample(StageOptions):
     """Sample every cell of the grid that is not complete: samples/."""
 
 
-@command("cli.stages.evaluate_stage:run_stage")
+@command(stage_app, lambda: evaluate_stage.run_stage)
 class Evaluate(StageOptions):
     """Score every cell against the reference: metrics/scores.json, and curves in MLflow."""
 
 
-@command("cli.stages.report_stage:run_stage")
+@command(stage_app, lambda: report_stage.run_stage)
 class Report(StageOptions):
     """Write the report of the sweep: report/index.html, one file."""
 
 
-@command("cli.stages.classifier_stage:run_stage")
+@command(stage_app, lambda: classifier_stage.run_stage)
 class Classifier(TrainingOptions):
     """Train the classifier of params.yaml, or resume its training: models/classifier.safetensors."""
 
 
-for one in (Data, Reference, Train, Sample, Evaluate, Report, Classifier):
-    add_command(stage_app, one)
-
-
-@command("cli.actions.params_file:use")
+@command(app, lambda: params_file.use)
 class Use(Options):
     """Copy a profile to params.yaml, or edit params.yaml in place.
 
@@ -106,15 +116,14 @@ class Use(Options):
         "Follow a paper: adm, edm or ddim.", metavar="PAPER", autocompletion=lambda: list(PROTOCOLS)
     )
 
-    def check(self) -> None:
-        """Raise UsageError if there is nothing to do, or no such protocol."""
+    def __post_init__(self) -> None:
         if self.profile is None and self.init_from is None and self.protocol is None:
             raise UsageError("name a profile, a model with --init-from, or a paper with --protocol")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise UsageError(f"--protocol {printable(self.protocol)}: give one of {', '.join(PROTOCOLS)}")
 
 
-@command("cli.actions.project:check_project", "checking the project")
+@command(app, lambda: project.check_project, "checking the project")
 class Check(JsonOptions):
     """Check data, model, disk, memory and weights for errors before a run.
 
@@ -124,14 +133,14 @@ class Check(JsonOptions):
     measure: bool = option("Estimate the durations from a few measured steps and images.")
 
 
-@command("cli.actions.project:write_schema", "loading the schema")
+@command(app, lambda: project.write_schema, "loading the schema")
 class Schema(Options):
     """Print the JSON schema of params.yaml, for editors."""
 
     out: Path | None = out_option("FILE.json. [default: standard output]", ".json")
 
 
-@command("cli.actions.pipeline:deploy_to_prefect", "connecting to Prefect")
+@command(app, lambda: pipeline.deploy_to_prefect, "connecting to Prefect")
 class Deploy(JsonOptions):
     """Create or update the deployments of prefect.yaml on Prefect.
 
@@ -141,15 +150,8 @@ class Deploy(JsonOptions):
     params: bool = option("Also list the parameters of each deployment.")
 
 
-emit_app = group("emit", "Send an event to Prefect, which may start a run.")
-
-
-@command("cli.actions.pipeline:emit_event", "connecting to Prefect")
+@command(emit_app, lambda: pipeline.emit_event, "connecting to Prefect", name="data-changed")
 class DataChanged(Options):
     """Report changed data, such as after `dvc push`: this starts the deployment `retrain`."""
 
     data: str | None = option("The name of the data set. [default: from params.yaml]")
-
-
-add_command(emit_app, DataChanged, "data-changed")
-COMMANDS = (Run, Use, Check, Schema, stage_app, Deploy, emit_app)

@@ -2,10 +2,15 @@
 
 import typer
 
-from cli.shared.command import CommandGroup, add_command, argument, callback_of, command, option
+from cli.actions import champion, champion_rollback, project, tracked_runs
+from cli.shared.command import CommandGroup, argument, command, option
 from cli.shared.options import JsonOptions
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT
+
+app = typer.Typer()
+runs_app = typer.Typer(name="runs", cls=CommandGroup, help="List the trainings.", invoke_without_command=True)
+app.add_typer(runs_app)
 
 
 class MoveOptions(JsonOptions):
@@ -14,7 +19,7 @@ class MoveOptions(JsonOptions):
     reason: str = option("The reason, stored in the history.", metavar="TEXT", default="")
 
 
-@command("cli.actions.champion:promote_model", "reading the registry")
+@command(app, lambda: champion.promote_model, "reading the registry")
 class Promote(MoveOptions):
     """Make a model version the champion if it is better. Exit code 3 if the gate refuses it.
 
@@ -25,13 +30,12 @@ class Promote(MoveOptions):
     force: bool = option("Promote it even if the gate refuses; needs --reason.")
     dry_run: bool = option("Print the decision of the gate without any change.")
 
-    def check(self) -> None:
-        """Raise UsageError for --force without a reason."""
+    def __post_init__(self) -> None:
         if self.force and not self.reason.strip():
             raise UsageError("--force needs --reason TEXT, which the history stores")
 
 
-@command("cli.actions.champion_rollback:roll_back_champion", "reading the registry")
+@command(app, lambda: champion_rollback.roll_back_champion, "reading the registry")
 class Rollback(MoveOptions):
     """Make the previous champion the champion again. Its file is verified and one image sampled first.
 
@@ -41,12 +45,12 @@ class Rollback(MoveOptions):
     to: int | None = option("A version. [default: previous champion]", metavar="N", min=1, max=MAX_COUNT)
 
 
-@command("cli.actions.champion:show_champions", "reading the registry")
+@command(app, lambda: champion.show_champions, "reading the registry")
 class History(JsonOptions):
     """List the changes of the champion, newest last."""
 
 
-@command("cli.actions.tracked_runs:show_runs", "reading the runs", at_root=True)
+@command(runs_app, lambda: tracked_runs.show_runs, "reading the runs", name="", at_root=True)
 class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
@@ -54,7 +58,7 @@ class Runs(JsonOptions):
     every: bool = option("Show all.", "--all")
 
 
-@command("cli.actions.tracked_runs:reap_dead_runs", "looking for dead trainings", at_root=True)
+@command(runs_app, lambda: tracked_runs.reap_dead_runs, "looking for dead trainings", at_root=True)
 class Reap(JsonOptions):
     """Mark trainings without a process as KILLED in MLflow. Their logs are delivered first.
 
@@ -66,12 +70,12 @@ class Reap(JsonOptions):
     pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
-@command("cli.actions.tracked_runs:sync_runs", "looking for undelivered logs", at_root=True)
+@command(app, lambda: tracked_runs.sync_runs, "looking for undelivered logs", at_root=True)
 class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command("cli.actions.project:prune_runs", "looking through runs/", at_root=True)
+@command(app, lambda: project.prune_runs, "looking through runs/", at_root=True)
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 
@@ -80,9 +84,3 @@ class Prune(JsonOptions):
 
     keep: list[str] | None = option("Keep the files of this run.", metavar="RUN")
     yes: bool = option("Remove the files; else they are only listed.")
-
-
-runs_app = typer.Typer(name="runs", cls=CommandGroup, help="List the trainings.", invoke_without_command=True)
-runs_app.callback()(callback_of(Runs))
-add_command(runs_app, Reap)
-COMMANDS = (Promote, Rollback, History, runs_app, Sync, Prune)

@@ -1,16 +1,20 @@
 """Scores: `diffctl evaluate`, `sweep`, `nll`, `compare` and `seeds`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import typer
+
+from cli.actions import image_analysis, image_scores, model_sweep, run_comparison
 from cli.shared.command import argument, command, option, out_option
 from cli.shared.options import Extractor, JsonOptions, ModelOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
-from diffusion.system.output_paths import check_output
+
+app = typer.Typer()
 
 
-@command("cli.actions.image_scores:evaluate_images", "reading the images")
+@command(app, lambda: image_scores.evaluate_images, "reading the images")
 class Evaluate(JsonOptions):
     """Score images by their distances to real ones.
 
@@ -33,8 +37,7 @@ class Evaluate(JsonOptions):
     prc_samples: int | None = option("Scored images for these. [default: same]", min=1, max=MAX_NEIGHBOURS)
     out: Path | None = out_option("Write scores and protocol card as JSON.")
 
-    def check(self) -> None:
-        """Raise UsageError unless there are images to score or a paper to compare with."""
+    def __post_init__(self) -> None:
         if (self.path is None) != (self.against is None):
             raise UsageError("PATH and --against need each other: give both")
         if self.path is None and self.paper is None:
@@ -43,7 +46,7 @@ class Evaluate(JsonOptions):
             raise UsageError("--out needs PATH: the scores of the sweep are in metrics/scores.json")
 
 
-@command("cli.actions.model_sweep:sweep_model", "loading the model", axis_options())
+@command(app, lambda: model_sweep.sweep_model, "loading the model")
 class Sweep(JsonOptions, ModelOptions):
     """Sample and score a grid of settings of a trained model.
 
@@ -51,9 +54,10 @@ class Sweep(JsonOptions, ModelOptions):
     """
 
     num_images: int | None = option("Images per cell. [default: params.yaml's]", min=2, max=MAX_COUNT)
+    axes: dict[str, Any] = axis_options()
 
 
-@command("cli.actions.image_analysis:compute_nll", "loading the model")
+@command(app, lambda: image_analysis.compute_nll, "loading the model")
 class Nll(JsonOptions, ModelOptions):
     """Compute bits per dimension of images, by the variational bound or an ODE.
 
@@ -69,13 +73,8 @@ class Nll(JsonOptions, ModelOptions):
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
 
-    def check(self) -> None:
-        """Raise UsageError if the CSV file cannot be written."""
-        super().check()
-        check_output(self.out.with_suffix(".csv"), "--out, as .csv,")
 
-
-@command("cli.actions.run_comparison:compare_runs", "reading the scores")
+@command(app, lambda: run_comparison.compare_runs, "reading the scores")
 class Compare(JsonOptions):
     """Compare the scores of runs whose protocol cards agree.
 
@@ -89,13 +88,12 @@ class Compare(JsonOptions):
     per_seed: bool = option("Show trainings that differ only in the seed separately.")
     open_page: bool = option("Open MLflow's page of these runs in a browser.", "--open")
 
-    def check(self) -> None:
-        """Raise UsageError for a single run."""
+    def __post_init__(self) -> None:
         if len(self.names) < 2:
             raise UsageError("compare needs two runs or more")
 
 
-@command("cli.actions.run_comparison:show_seeds", "reading the scores of the seeds", at_root=True)
+@command(app, lambda: run_comparison.show_seeds, "reading the scores of the seeds", at_root=True)
 class Seeds(JsonOptions):
     """Compare the scores of this training with those of other seeds in MLflow.
 
@@ -103,6 +101,3 @@ class Seeds(JsonOptions):
     """
 
     html: Path | None = out_option("Also write the report with this table.", flags=("--html",))
-
-
-COMMANDS = (Evaluate, Sweep, Nll, Compare, Seeds)

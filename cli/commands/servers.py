@@ -3,10 +3,15 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import typer
+
+from cli.actions import model_server, services
 from cli.shared.command import Options, argument, command, option
 from cli.shared.options import JsonOptions, ModelOptions, StorePath
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_HELD, MAX_STEPS
+
+app = typer.Typer()
 
 SERVE_PORT, PLAYGROUND_PORT = 8080, 8081
 
@@ -14,15 +19,14 @@ SERVE_PORT, PLAYGROUND_PORT = 8080, 8081
 class ServerOptions(ModelOptions):
     """The options of a server of models."""
 
-    def check(self) -> None:
-        """Raise UsageError for two models, or if a package of the extra `serve` is missing."""
+    def __post_init__(self) -> None:
         names = ("fastapi", "uvicorn", "prometheus_client")
         if missing := [name for name in names if find_spec(name) is None]:
             raise UsageError(f"serving needs {' and '.join(missing)}: pip install 'diffctl[serve]'")
-        super().check()
+        super().__post_init__()
 
 
-@command("cli.actions.model_server:serve_model", "loading the model")
+@command(app, lambda: model_server.serve_model, "loading the model")
 class Serve(ServerOptions):
     """Serve a model over HTTP (POST /v1/images) until Ctrl-C.
 
@@ -47,14 +51,13 @@ class Serve(ServerOptions):
     poll: float | None = option("Seconds between checks for a champion. [default: 10]", min=0.1, max=86_400)
     drain: float | None = option("Seconds to finish open requests at the end. [default: 60]", min=0, max=3600)
 
-    def check(self) -> None:
-        """Raise UsageError for options of Ray without --ray, two models, or missing packages."""
+    def __post_init__(self) -> None:
         if not self.ray and (self.address, self.replicas, self.gpus) != (None, None, None):
             raise UsageError("ADDRESS, --replicas and --gpus-per-replica need --ray: add it, or omit them")
-        super().check()
+        super().__post_init__()
 
 
-@command("cli.actions.model_server:serve_playground", "loading the model")
+@command(app, lambda: model_server.serve_playground, "loading the model")
 class Playground(ServerOptions):
     """Try a model in the browser until Ctrl-C.
 
@@ -65,7 +68,7 @@ class Playground(ServerOptions):
     store: StorePath = None
 
 
-@command("cli.actions.services:start_servers", at_root=True)
+@command(app, lambda: services.start_servers, at_root=True)
 class Up(Options):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -78,23 +81,20 @@ class Up(Options):
     )
 
 
-@command("cli.actions.services:stop_servers", at_root=True)
+@command(app, lambda: services.stop_servers, at_root=True)
 class Down(Options):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command("cli.actions.services:show_status", at_root=True)
+@command(app, lambda: services.show_status, at_root=True)
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
     check_problems: bool = option("List problems and exit with 1 if there are any.", "--check")
 
 
-@command("cli.actions.services:open_ui", at_root=True)
+@command(app, lambda: services.open_ui, at_root=True)
 class Ui(Options):
     """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 
     port: int = option("Port of the UI.", min=1, max=65535, default=5000)
-
-
-COMMANDS = (Serve, Playground, Up, Down, Status, Ui)

@@ -1,14 +1,18 @@
 """`diffctl show`: figures of a configuration or a model, each a subcommand."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cli.shared.command import add_command, command, group, option, out_option
+from cli.actions import figures
+from cli.shared.command import command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, sampling_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
+
+app = typer.Typer()
+show_app = group(app, "show", "Figures of params.yaml, a profile or a model.")
 
 MESSAGE = "computing the figure"
 NOTEBOOKS = "forward", "variance"  # the figures that are notebooks now
@@ -21,38 +25,34 @@ class FigureOptions(JsonOptions):
     out: Path | None = out_option("FILE.svg or .png. [default: text]", ".png", ".svg")
 
 
-@command("cli.actions.figures:show_steps", MESSAGE)
+@command(show_app, lambda: figures.show_steps, MESSAGE)
 class Steps(FigureOptions, ProfileOptions):
     """The times of each spacing."""
 
     count: StepCount = 10
 
 
-@command("cli.actions.figures:show_reverse", MESSAGE, sampling_options("timesteps"))
+@command(show_app, lambda: figures.show_reverse, MESSAGE)
 class Reverse(FigureOptions, ModelOptions):
     """The sampling of one image: x_t and the predicted x_0 at some steps."""
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
     klass: str | None = option("A class by name or number. [default: as in `sample`]", "--class")
+    sampling: dict[str, Any] = sampling_options("timesteps")
 
 
-@command("cli.actions.figures:show_model", MESSAGE)
+@command(show_app, lambda: figures.show_model, MESSAGE)
 class Model(FigureOptions, ProfileOptions):
     """The network: levels, output shapes, parameters and FLOPs per image."""
 
 
-@command("cli.actions.figures:show_samplers", MESSAGE)
+@command(show_app, lambda: figures.show_samplers, MESSAGE)
 class Samplers(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 
     count: StepCount = 10
     spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
-
-
-app = group("show", "Figures of params.yaml, a profile or a model.")
-for figure in (Steps, Reverse, Model, Samplers):
-    add_command(app, figure)
 
 
 def _name_notebook(context: typer.Context) -> None:
@@ -63,4 +63,4 @@ def _name_notebook(context: typer.Context) -> None:
 
 for name in NOTEBOOKS:
     ignored = {"ignore_unknown_options": True, "allow_extra_args": True}
-    app.command(name, hidden=True, context_settings=ignored)(_name_notebook)
+    show_app.command(name, hidden=True, context_settings=ignored)(_name_notebook)

@@ -1,6 +1,6 @@
-"""Commands as dataclasses: a field for each option, and a body that is imported when the command runs.
+"""Commands as dataclasses: a field for each option, and a body whose module is loaded when the command runs.
 
-Each option is named once, and `diffctl --help` imports nothing heavy.
+Each option is named once, and `diffctl --help` loads nothing heavy.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType, NoneType
+from types import NoneType
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_type_hints
 
 import typer
@@ -20,9 +20,9 @@ from typer.core import TyperGroup
 from diffusion.layout import refuse_subfolder
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.output_paths import check_output
-from diffusion.system.registry import load_reference
 
-MAKE, SUFFIXES = "make", "suffixes"  # keys in a field's metadata: the parameter for Typer, output files
+# Keys in a field's metadata: the parameter for Typer, suffixes of an output file, a table of options.
+MAKE, SUFFIXES, TABLE = "make", "suffixes", "table"
 MAX_SUMMARY = 200  # characters of a command in the help of its group
 
 
@@ -44,20 +44,23 @@ def out_option(
     return field(default=default, metadata={MAKE: make, SUFFIXES: suffixes})
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, out_option))
+def option_table(types: Mapping[str, Any]) -> Any:
+    """Declare a dict of options that are None unless given, by their names and annotated types."""
+    return field(default_factory=dict, metadata={TABLE: types})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, out_option, option_table))
 @dataclass(kw_only=True)
 class Options:
     """Base class of a command's options. Its docstring is the help text of the command.
 
     Without a default, a switch is off, and a value that may be None is None. Other options are required.
+    `__post_init__` raises UsageError for options that contradict each other, before slow imports.
     """
 
-    body: ClassVar[str]
+    body: ClassVar[Callable[[], Callable[[Any], None]]]
     message: ClassVar[str]
-    declared: ClassVar[Mapping[str, Any]]
     at_root: ClassVar[bool]
-    sampling: dict[str, Any] = field(default_factory=dict, init=False)
-    """The declared sampling options by name, None where one is not given."""
 
     def __init_subclass__(cls) -> None:
         for name, hint in inspect.get_annotations(cls).items():
@@ -69,11 +72,8 @@ class Options:
                     declared.default = None
         dataclass(kw_only=True)(cls)
 
-    def check(self) -> None:
-        """Raise UsageError for options that contradict each other, before slow imports."""
-
     def run(self) -> None:
-        """Check the options, print what the command does, then import and call its body."""
+        """Check the outputs, print what the command does, then load and call its body."""
         for one in fields(self):
             if SUFFIXES in one.metadata and (out := getattr(self, one.name)) is not None:
                 flag, suffixes = one.metadata[MAKE].args[0], one.metadata[SUFFIXES]
@@ -81,12 +81,10 @@ class Options:
                     ends = " or ".join(suffixes)
                     raise UsageError(f"{flag} {printable(out)}: give a file that ends in {ends}")
                 check_output(out, flag)
-        self.check()
         if self.at_root:
             refuse_subfolder()
         begin(self.message, silent=getattr(self, "as_json", False))
-        body = load_reference(self.body)
-        body(self) if any(one.init for one in fields(self)) else body()
+        type(self).body()(self)
 
 
 def begin(doing: str, silent: bool = False) -> None:
@@ -100,25 +98,28 @@ Command = TypeVar("Command", bound=Options)
 
 
 def command(
-    body: str, message: str = "", declared: Mapping[str, Any] = MappingProxyType({}), *, at_root: bool = False
+    app: typer.Typer,
+    body: Callable[[], Callable[[Command], None]],
+    message: str = "",
+    *,
+    name: str | None = None,
+    at_root: bool = False,
+    hidden: bool = False,
 ) -> Callable[[type[Command]], type[Command]]:
-    """Declare a command: its body as "module:function", and the message before that is imported.
+    """Add a command to the app, by default under the name of its class; an empty name is the group itself.
 
-    `declared` has the annotated types of the sampling options by name. With `at_root` the command is refused
-    in a subfolder of a project, where it would use other databases and runs.
+    `body` returns the function that carries it out, and `message` is printed before its module is loaded.
+    With `at_root` the command is refused in a subfolder of a project, where it would use other databases.
     """
 
     def declare(options: type[Command]) -> type[Command]:
-        options.body, options.message, options.declared, options.at_root = body, message, declared, at_root
+        options.body, options.message, options.at_root = body, message, at_root
+        called = options.__name__.lower() if name is None else name
+        add = app.command(called, hidden=hidden) if called else app.callback()
+        add(_callback_of(options))
         return options
 
     return declare
-
-
-def add_command(app: typer.Typer, options: type[Options], name: str | None = None, **settings: Any) -> None:
-    """Add a command to the app, by default under the name of its class, with more settings of Typer."""
-    name = name or options.__name__.lower()
-    app.command(name, **settings)(callback_of(options))
 
 
 class CommandGroup(TyperGroup):
@@ -136,26 +137,27 @@ class CommandGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
-def group(name: str, help: str) -> typer.Typer:
-    """Return a group of commands, which stays a group with a single command."""
+def group(parent: typer.Typer, name: str, help: str) -> typer.Typer:
+    """Add a group of commands, which stays a group with a single command."""
     app = typer.Typer(name=name, cls=CommandGroup, help=help, no_args_is_help=True)
     app.callback()(lambda: None)
+    parent.add_typer(app)
     return app
 
 
-def callback_of(options: type[Options]) -> Callable[..., None]:
+def _callback_of(options: type[Options]) -> Callable[..., None]:
     """Return the function of a command or a group for Typer; before a subcommand it does nothing."""
 
     def run(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is not None:
             return
-        sampling = {name: values.pop(name) for name in options.declared}
         for name, value in values.items():
             if isinstance(value, Path):  # a shell leaves `~` as it is in quotes and in `--out=~/x`
                 values[name] = Path(os.path.expanduser(value))
-        made = options(**values)
-        made.sampling = sampling
-        made.run()
+        for one in fields(options):
+            if table := one.metadata.get(TABLE):
+                values[one.name] = {name: values.pop(name) for name in table}
+        options(**values).run()
 
     run.__signature__ = inspect.Signature(_parameters(options))  # type: ignore[attr-defined]
     run.__doc__ = options.__doc__
@@ -163,20 +165,21 @@ def callback_of(options: type[Options]) -> Callable[..., None]:
 
 
 def _parameters(options: type[Options]) -> list[inspect.Parameter]:
-    """Return the parameters of a command: context, own, inherited and declared options."""
+    """Return the parameters of a command: context, own and inherited options, tables."""
     keyword, own = inspect.Parameter.KEYWORD_ONLY, inspect.get_annotations(options)
     hints = get_type_hints(options, include_extras=True)
     parameters = [inspect.Parameter("context", keyword, annotation=typer.Context)]
-    for one in sorted(fields(options), key=lambda one: one.name not in own):
-        if one.init:
-            default = inspect.Parameter.empty if one.default is MISSING else one.default
-            annotation = hints[one.name]
-            if make := one.metadata.get(MAKE):
-                if make.func is typer.Argument:
-                    make = partial(make, metavar=make.keywords.get("metavar", one.name.upper()))
-                is_switch = annotation is bool and not make.args
-                annotation = Annotated[annotation, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
-            parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))
-    further = options.declared.items()
-    parameters += [inspect.Parameter(name, keyword, default=None, annotation=kind) for name, kind in further]
+    for one in sorted(fields(options), key=lambda one: (TABLE in one.metadata, one.name not in own)):
+        if table := one.metadata.get(TABLE):
+            for name, kind in table.items():
+                parameters.append(inspect.Parameter(name, keyword, default=None, annotation=kind))
+            continue
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        annotation = hints[one.name]
+        if make := one.metadata.get(MAKE):
+            if make.func is typer.Argument:
+                make = partial(make, metavar=make.keywords.get("metavar", one.name.upper()))
+            is_switch = annotation is bool and not make.args
+            annotation = Annotated[annotation, make(*[f"--{one.name.replace('_', '-')}"] * is_switch)]
+        parameters.append(inspect.Parameter(one.name, keyword, default=default, annotation=annotation))
     return parameters

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from cli.shared.command import Options, option
+from cli.shared.command import Options, option, option_table
 from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
@@ -63,8 +63,7 @@ class ModelOptions(Options):
         """Whether a model is named."""
         return self.model is not None or self.run_id is not None or self.champion
 
-    def check(self) -> None:
-        """Raise UsageError if two models are named."""
+    def __post_init__(self) -> None:
         if sum((self.model is not None, self.run_id is not None, self.champion)) > 1:
             raise UsageError("--model, --run-id and --champion exclude each other: give one of them")
 
@@ -76,22 +75,21 @@ class ProfileOptions(ModelOptions):
         "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names
     )
 
-    def check(self) -> None:
-        """Raise UsageError if two models, or a model and a profile, are named."""
-        super().check()
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.names_model and self.profile is not None:
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
 
 
-def sampling_options(*without: str) -> dict[str, Any]:
-    """Return the annotated type of each declared sampling option of the command line, by name."""
+def sampling_options(*without: str) -> Any:
+    """Declare the sampling options of the command line as a dict of their values."""
     options = SAMPLING_OPTIONS.values()
-    return {one.name: _option(one) for one in options if one.cli and one.name not in without}
+    return option_table({one.name: _option(one) for one in options if one.cli and one.name not in without})
 
 
-def axis_options() -> dict[str, Any]:
-    """Return the annotated type of an option for each axis of a sweep: a list of values as text."""
-    return {name: _axis(OPTIONS[name]) for name in AXES}
+def axis_options() -> Any:
+    """Declare an option for each axis of a sweep as a dict of lists of values as text."""
+    return option_table({name: _axis(OPTIONS[name]) for name in AXES})
 
 
 def _option(option: Option) -> Any:

@@ -14,7 +14,7 @@ from diffusion.system.params import load_section, read_params
 from diffusion.system.signals import stop_request
 
 
-def run_stage() -> None:
+def run_stage(_: object) -> None:
     """Prepare the data of params.yaml and print its size; a signal stops at the next report of progress."""
     with stop_request() as stop, progress("data") as show_images, ExitStack() as download_line:
         lines: dict[str, Show] = {}

@@ -17,7 +17,7 @@ from diffusion.system.params import load_section
 from tracking.runs.scored_runs import log_samples, log_scores
 
 
-def run_stage() -> None:
+def run_stage(_: object) -> None:
     """Score every cell and log the scores."""
     preflight("evaluate")
     section = load_section("evaluate", EvaluateConfig)

@@ -8,7 +8,7 @@ from diffusion.layout import PREPARED, REFERENCE
 from diffusion.system.params import load_section
 
 
-def run_stage() -> None:
+def run_stage(_: object) -> None:
     """Compute the features of the reference."""
     preflight("reference")
     with progress("reference") as show:

@@ -8,7 +8,7 @@ from diffusion.report.write import read_inputs, write_report
 from tracking.runs.scored_runs import log_report
 
 
-def run_stage() -> None:
+def run_stage(_: object) -> None:
     """Write the report and log it."""
     page = write_report(read_inputs(load()), REPORT)
     log_report()

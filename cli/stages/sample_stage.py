@@ -13,7 +13,7 @@ from diffusion.system.params import load_section
 from flows.sweep_cells import run_sweep
 
 
-def run_stage() -> None:
+def run_stage(_: object) -> None:
     """Sample every cell that is not complete."""
     preflight("sample")
     sample_cells(MODEL, load_section("sample", SampleConfig), load_section("sweep", SweepConfig), SAMPLES)

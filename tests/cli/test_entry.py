@@ -144,8 +144,7 @@ def load(*_: object) -> None:
 def test_message_precedes_slow_imports(
     project, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, capsys, arguments, variable, message
 ) -> None:
-    monkeypatch.setattr("cli.shared.command.load_reference", load)
-    monkeypatch.setattr("cli.stages.context.enter_stage", load)
+    monkeypatch.setattr("cli.shared.lazy.import_module", load)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     if variable is not None:
         monkeypatch.setenv(variable, "1")
