@@ -28,6 +28,12 @@ def ranking_score(spec: ExtractorSpec, num_images: int, *, has_floor: bool) -> s
     return "excess" if has_floor else spec.distance
 
 
+def front_metric(cell: ImageScores) -> str:
+    """Return the score that orders cells as `rank_metric` does and is positive on real images."""
+    metric = rank_metric(cell)
+    return cell.spec.distance if metric == "excess" else metric
+
+
 def best_cell(cells: Cells) -> tuple[str, str, float]:
     """Return the best cell's name, metric and value; among equal cells the one with the fewest steps."""
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffusion.choice.confidence import errors_of, gap, share_noise
-from diffusion.choice.ranking import Cells, best_cell, is_auxiliary
+from diffusion.choice.ranking import Cells, best_cell, front_metric, is_auxiliary
 from diffusion.protocol.grid import SAMPLING_VERSION
 from diffusion.protocol.options import split_list
 from diffusion.protocol.scores_document import (
@@ -47,16 +47,16 @@ def select_best(cells: Cells) -> SelectedCell:
 
 
 def select_front(cells: Cells) -> list[FrontCell]:
-    """Return the cells that no other beats in NFE and Fréchet distance, with the bias of each selection.
+    """Return the cells that no other beats in NFE and the score that ranks, with the bias of each selection.
 
-    The cheapest is first.
+    The cheapest is first. The last one has the score of the best cell.
     """
     front: list[FrontCell] = []
-    points = [(cell.nfe, cell.scores[cell.spec.distance], name) for name, cell in cells.items()]
+    points = [(cell.nfe, cell.scores[front_metric(cell)], name) for name, cell in cells.items()]
     for nfe, value, name in sorted(points, key=lambda point: point[:2]):
         if not front or value < front[-1].value:
             affordable = [cell for cell in cells.values() if cell.nfe <= nfe]
-            metric = cells[name].spec.distance
+            metric = front_metric(cells[name])
             front.append(
                 FrontCell(
                     cell=name,
@@ -85,12 +85,13 @@ def describe_optimism(chosen: SelectedCell) -> str:
 
 def describe_disagreement(document: ScoresDocument) -> str:
     """Return which cell the Fréchet distance prefers to the best one (docs/evaluation.md); else empty."""
-    best, other = document.best, document.front[-1]
-    if other.cell == best.cell or best.metric in ("excess", other.metric):
+    best, cells, metric = document.best, document.cells, document.spec.distance
+    other = min(cells, key=lambda name: (cells[name].scores[metric], name != best.cell))
+    if other == best.cell or best.metric in ("excess", metric):
         return ""
-    found = gap(document.cells[other.cell], document.cells[best.cell], other.metric)
+    found = gap(cells[other], cells[best.cell], metric)
     chance = "" if found is None or found.is_significant else ", within chance"
-    return f"{other.metric} prefers {other.cell} to {best.cell}{chance}"
+    return f"{metric} prefers {other} to {best.cell}{chance}"
 
 
 def optimism(cells: Sequence[ImageScores], metric: str) -> float | None:

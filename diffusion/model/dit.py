@@ -72,7 +72,10 @@ class DiTBlock(nn.Module):
 
 
 class DiT(ConditionedNetwork):
-    """The prediction, then v of a learned variance, of noised images at a time and a class."""
+    """The prediction, then v of a learned variance, of noised images at a time and a class.
+
+    The embeddings of time and class have PyTorch's initial weights, not the authors' N(0, 0.02²).
+    """
 
     spec: DiTSpec
 

@@ -56,7 +56,7 @@ LOSS_WEIGHTS: Registry[LossWeight] = Registry(
     {
         "none": LossWeight("diffusion.process.losses:none", "DDPM, 2006.11239, eq. 14"),
         "min-snr": LossWeight(
-            "diffusion.process.losses:min_snr", "Hang et al. 2023, 2303.09556, eq. 6",
+            "diffusion.process.losses:min_snr", "Hang et al. 2023, 2303.09556",
             options="diffusion.process.process_options:MinSNROptions",
         ),
         "min-snr-soft": LossWeight(

@@ -184,7 +184,7 @@ class FlowConfig(ContinuousConfig):
     """Flow matching on the straight line from image to noise (Lipman et al. 2023, 2210.02747).
 
     `shift` s moves times to s·t/(1 + (s − 1)·t), in training and sampling (Esser et al. 2024, 2403.03206,
-    eq. 23): 1 leaves them. `auto` is √(CHW/4096) of the images (SR-DiT, 2512.12386).
+    eq. 23): 1 leaves them. `auto` is √(CHW/4096) of the images, as in the code of SR-DiT (2512.12386).
     """
 
     prediction: PredictionName = "flow"

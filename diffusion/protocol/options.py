@@ -175,7 +175,7 @@ NoiseLevel = Annotated[float, Field(ge=0, le=MAX_NOISE_LEVEL), NotBool]
 Interval = Annotated[
     tuple[NoiseLevel, NoiseLevel], BeforeValidator(_parse_interval), AfterValidator(_check_order)
 ]
-"""(low, high] of noise levels σ/α (Kynkäänniemi et al. 2024, 2404.07724, eq. 6).
+"""(low, high] of noise levels σ/α (Kynkäänniemi et al. 2024, 2404.07724).
 
 σ/α is the paper's σ, since its images are not scaled down. So an interval does not depend on the schedule.
 """

@@ -63,7 +63,7 @@ class SamplerConfig(Section):
 
     `guidance` is w of D + w·(D − D_worse). `guidance_rule` selects D_worse: the network without the condition
     (classifier-free, CFG eq. 6), or a `guide`, a worse model of the same data (autoguidance, 2406.02507).
-    Guidance applies where low < σ/α ≤ high of `guidance_interval` (2404.07724, eq. 6). `classifier_scale` is
+    Guidance applies where low < σ/α ≤ high of `guidance_interval` (2404.07724). `classifier_scale` is
     s of ADM's alg. 1 and 2. `sampler` ddim is the reverse step of DDPM, iDDPM and DDIM. All noise follows
     from `seed` and the image's index.
     """

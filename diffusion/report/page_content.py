@@ -58,7 +58,7 @@ def draw(inputs: ReportInputs) -> dict[str, Figure]:
     return {
         "curve": _curve(document, spec.distance, distance),
         "kernel": _curve(document, spec.kernel_distance, kernel),
-        "front": _front(document, spec.distance, distance),
+        "front": _front(document, distance if document.front[0].metric == spec.distance else kernel),
         "loss": figures.loss_curve(inputs.curve, f"{inputs.config.process.loss} loss"),
         "montage": figures.montage(tiles),
     }
@@ -69,7 +69,8 @@ def page_content(
 ) -> dict[str, Any]:
     """Return the variables of the template. `others` are scores of trainings with other seeds."""
     document, spec = inputs.document, inputs.document.spec
-    names = score_tables.short_names(spec)
+    names, front_metric = score_tables.short_names(spec), document.front[0].metric
+    front_name = score_tables.score_name(spec, front_metric)
     if published := published_content(document):
         title = f"The curve of the sweep and {len(published['rows'])} published figures"
         published["drawing"] = as_svg(published["drawing"], "published", title)
@@ -78,7 +79,7 @@ def page_content(
     alternatives = {
         "curve": _describe_curve(document, spec.distance, names["distance"]),
         "kernel": _describe_curve(document, spec.kernel_distance, names["kernel"]),
-        "front": _describe_curve(document, spec.distance, names["distance"], "NFE per image"),
+        "front": _describe_curve(document, front_metric, front_name, "NFE per image"),
         "loss": _describe_loss(inputs.curve),
     }
     return {
@@ -92,6 +93,7 @@ def page_content(
         "scores": score_tables.score_table(document),
         "confidence": f"{document.intervals.confidence:.0%}" if document.intervals else None,
         "budgets": score_tables.front_table(document),
+        "front_score": front_name,
         "spaces": _spaces(document),
         "seeds": seeds_content(document, others),
         **{name: as_svg(drawn[name], name, text) for name, text in alternatives.items()},
@@ -151,8 +153,8 @@ def _level(document: ScoresDocument, metric: str) -> tuple[float, str] | None:
     return (floor[metric], "real, held out") if floor else None
 
 
-def _front(document: ScoresDocument, metric: str, label: str) -> Figure:
-    best_ones = {chosen.cell for chosen in document.front}
+def _front(document: ScoresDocument, label: str) -> Figure:
+    best_ones, metric = {chosen.cell for chosen in document.front}, document.front[0].metric
     points = [
         CurvePoint(cell.nfe, figures.FRONT if name in best_ones else figures.NO_FRONT, cell.scores[metric])
         for name, cell in document.cells.items()

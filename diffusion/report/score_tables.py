@@ -14,6 +14,7 @@ from diffusion.protocol.options import format_value
 from diffusion.protocol.scores_document import CellScores, ImageScores, ScoresDocument
 from diffusion.protocol.settings import AXES, OPTIONS
 
+FAR_RECALL = 0.2  # of the recall of real images: samples with less leave out most of the data
 PROTOCOL = {
     "Samples": " ".join(("num_images", "model_sha256", *OPTIONS, "precision")),
     "Reference": (
@@ -35,7 +36,7 @@ def headline(document: ScoresDocument) -> str:
     best, count = document.cells[document.best.cell], len(document.cells)
     if count == 1:
         return f"One cell was sampled: {describe_cell(best.axes)}."
-    score, tied = _score_name(document), tied_cells(document)
+    score, tied = score_name(document.spec, document.best.metric), tied_cells(document)
     if not tied:
         return f"Of {count} cells, {describe_cell(best.axes)} is the best by {score}."
     others = "one other is" if len(tied) == 1 else f"{len(tied)} others are"
@@ -56,9 +57,8 @@ def tied_cells(document: ScoresDocument) -> list[CellScores]:
     return sorted(tied, key=lambda cell: (cell.nfe, cell.scores[metric]))
 
 
-def _score_name(document: ScoresDocument) -> str:
-    """Return the page's name of the score that selects the best cell."""
-    spec, metric = document.spec, document.best.metric
+def score_name(spec: ExtractorSpec, metric: str) -> str:
+    """Return the page's name of a score that selects cells."""
     names = short_names(spec)
     return {spec.kernel_distance: names["kernel"], spec.distance: names["distance"]}.get(metric, metric)
 
@@ -73,7 +73,7 @@ def best_cell(document: ScoresDocument) -> dict[str, Any]:
     words: dict[str, Any] = {
         "name": name,
         "cell": describe_cell(cell.axes),
-        "by": _score_name(document),
+        "by": score_name(spec, document.best.metric),
         "tied": len(tied_cells(document)),
         "distance": number(scores[spec.distance], distance_places),
         "kernel": number(scores[spec.kernel_distance], kernel_places),
@@ -92,10 +92,20 @@ def best_cell(document: ScoresDocument) -> dict[str, Any]:
             places = distance_places if key == "limit" else 2
             words[key] = number(scores[metric], places)
             words[f"{key}_real"] = number(real[metric], places) if metric in real else None
+    if is_far(cell, real):
+        words["far"] = True
     if "memorisation" in scores:
         words["memorisation"] = number(scores["memorisation"], 2)
         words["memorisation_std"] = number(scores["memorisation_std"], 2)
     return words
+
+
+def is_far(cell: CellScores, real: Mapping[str, float]) -> bool:
+    """Return whether the samples are far from the data: an excess above the floor, and hardly any recall."""
+    scores, recall = cell.scores, cell.spec.named("recall")
+    if "excess" not in scores or recall not in scores or recall not in real:
+        return False
+    return scores["excess"] > scores["floor"] and scores[recall] < FAR_RECALL * real[recall]
 
 
 def short_names(spec: ExtractorSpec) -> dict[str, str]:
@@ -189,8 +199,8 @@ def spaces_table(documents: Sequence[ScoresDocument]) -> dict[str, Any]:
 
 def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
     """Return the Pareto front by cost with the budgets for each cell; marked if tied with the cheaper one."""
-    cells, front, distance = document.cells, document.front, document.spec.distance
-    places = column_places(document, distance)
+    cells, front, metric = document.cells, document.front, document.front[0].metric
+    places = column_places(document, metric)
     rows: list[dict[str, Any]] = []
     for place, choice in enumerate(front):
         cell, following = cells[choice.cell], front[place + 1].nfe if place + 1 < len(front) else None
@@ -200,10 +210,10 @@ def front_table(document: ScoresDocument) -> list[dict[str, Any]]:
                 "nfe": choice.nfe,
                 "cell": describe_cell(cell.axes),
                 "budget": _budget(choice.nfe, following),
-                "distance": number(choice.value, places),
+                "score": number(choice.value, places),
                 "too_low": too_low if too_low.strip("0.,") else None,
-                "half": half_width(cell, distance, places),
-                "tied": place > 0 and _tied(cell, cells[front[place - 1].cell], distance),
+                "half": half_width(cell, metric, places),
+                "tied": place > 0 and _tied(cell, cells[front[place - 1].cell], metric),
             }
         )
     return rows

@@ -93,7 +93,7 @@ def extrapolate(denoiser: Denoiser, pair: Pair, weight: Weight) -> Denoiser:
 
 
 def guidance_weight(settings: SampleSettings, process: NoiseProcess, t: Tensor | float) -> float:
-    """Return the weight of guidance at a time: w, but 0 outside of an interval (2404.07724, eq. 6).
+    """Return the weight of guidance at a time: w, but 0 outside of an interval (2404.07724).
 
     It applies where low < σ/α ≤ high. A level above MAX_NOISE_LEVEL, such as that of pure noise, counts as
     that. The paper's w is one more than this project's, which is CFG's: no guidance is 1 there.

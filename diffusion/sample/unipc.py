@@ -2,7 +2,7 @@
 
 A step over h from x_s, with the predictions m_0 there and m_k at earlier times, at λ − λ_s = r_k·h, is
 
-    x_t = σ_t/σ_s·x_s − α_t (e^{−h} − 1) m_0 − α_t B(h) Σ_k ρ_k (m_k − m_0)/r_k   (eq. 3 and 8, for x̂_0),
+    x_t = σ_t/σ_s·x_s − α_t (e^{−h} − 1) m_0 − α_t B(h) Σ_k ρ_k (m_k − m_0)/r_k   (for x̂_0),
 
 where B(h) is −h (bh1) or e^{−h} − 1 (bh2). The corrector repeats the step with the prediction at its own end,
 r = 1. That raises the order by one, and the call is the next step's, so S steps are S calls.

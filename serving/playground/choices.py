@@ -137,8 +137,8 @@ def _entry_controls(option: str, entry: OptionsEntry) -> Iterator[dict[str, Any]
 
 
 def sweep_cost(scores: ScoresDocument) -> dict[str, Any]:
-    """Return NFE and Fréchet distance of a sweep's cells by increasing NFE, marked if `on_front`."""
-    metric, front = scores.spec.distance, {one.cell for one in scores.front}
+    """Return NFE and the ranking distance of a sweep's cells by increasing NFE, marked if `on_front`."""
+    metric, front = scores.front[0].metric, {one.cell for one in scores.front}
     points: list[dict[str, Any]] = []
     for name, cell in sorted(scores.cells.items(), key=lambda one: (one[1].nfe, one[1].scores[metric])):
         ends = interval_of(cell, metric)

@@ -38,7 +38,7 @@ def cells_of(points):
     cells = {}
     for number, (steps, guidance, distance) in enumerate(points):
         card = {"nfe": SampleSettings(steps=steps, guidance=guidance).nfe, **shared}
-        scores = {"fid": distance, "kid": distance}
+        scores = {"fid": 20 - distance, "kid": distance}
         cells[str(number)] = CellScores(steps=steps, eta=0.0, scores=scores, card=card)
     return cells
 
@@ -56,8 +56,9 @@ def test_recommended_cell_is_the_best_within_the_budget(points, budget):
         assert before.nfe < after.nfe
         assert before.value > after.value
     choice = recommended(ScoresDocument.model_construct(front=front, cells=cells), budget)
-    affordable = [(cell.scores["fid"], cell.nfe) for cell in cells.values() if cell.nfe <= budget]
+    affordable = [(cell.scores["kid"], cell.nfe) for cell in cells.values() if cell.nfe <= budget]
     assert (choice and (choice.value, choice.nfe)) == min(affordable, default=None)
+    assert front[-1].value == select_best(cells).value, "one rule selects both"
 
 
 KD = "kd_effnet_lite0_64"

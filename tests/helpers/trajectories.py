@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from diffusion.process.denoiser import Condition, Denoiser, Network, NetworkDenoiser
@@ -29,6 +30,11 @@ def grid_of(name: str, timesteps: int, times: Sequence[int] | None = None) -> Ti
 def randn(*shape: int, seed: int = 0) -> Tensor:
     """Return float64 standard-normal numbers from the seed."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def step_counts() -> Sequence[int]:
+    """Return every S from 1 to 200 in the thorough profile, and some of them in the fast one."""
+    return range(1, 201) if settings().max_examples > 100 else (*range(1, 12), 50, 199, 200)
 
 
 class Draws:

@@ -35,6 +35,11 @@ def test_page_fits_and_text_has_contrast_in_both_schemes(with_seeds, browser, sc
     drawn = page.eval_on_selector_all("svg path", "found => found.map(one => getComputedStyle(one).stroke)")
     assert {colours["line0"], colours["line1"]} <= {hexadecimal(one) for one in drawn if one != "none"}
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    edges = "rows => rows.map(row => [...row.children].map(cell => cell.getBoundingClientRect().left))"
+    grid = page.eval_on_selector_all(".montage tbody tr", edges)
+    assert all(row == grid[-1][: len(row)] for row in grid)
+    style = "all => all.map(one => getComputedStyle(one).backgroundAttachment)"
+    assert all("local" in one for one in page.eval_on_selector_all(".scroll", style)), "marks a hidden part"
     for caption in page.locator("figcaption, caption").all():
         assert caption.bounding_box()["x"] + caption.bounding_box()["width"] <= width
     page.close()

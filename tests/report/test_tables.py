@@ -13,7 +13,7 @@ from diffusion.protocol.scores_document import ScoresDocument
 from diffusion.report import published_figures
 from diffusion.report.page_content import _lineage
 from diffusion.report.published_figures import matching_figures, published_content
-from diffusion.report.score_tables import headline
+from diffusion.report.score_tables import best_cell, headline
 from diffusion.report.seed_comparison import compare_seeds, excluded_seeds, seeds_content
 from tests.conftest import params
 from tests.helpers.report_page import Page, report
@@ -35,6 +35,14 @@ def test_headline_names_only_the_best_without_a_tie():
     for one in (certain(document(CELLS), KD, half=0.005), document(CELLS)):
         assert headline(one) == "Of 4 cells, 20 steps, η = 0 is the best by KD."
     assert headline(document({(10, 0.0): 0.2})) == "One cell was sampled: 10 steps, η = 0."
+
+
+@pytest.mark.parametrize(("recall", "excess", "far"), [(0.1, 30, True), (0.3, 30, False), (0.1, 20, False)])
+def test_samples_far_from_the_data_are_named(recall, excess, far) -> None:
+    one, name = document(), "recall_effnet_lite0_64"
+    one.cells[one.best.cell].scores.update({name: recall, "excess": excess})  # the floor is 25
+    one.reference.floor.update({metric: 0.7 for metric in (name, FD, KD)})
+    assert ("far" in best_cell(one)) == far
 
 
 def test_lineage_lists_the_nearest_model_first() -> None:

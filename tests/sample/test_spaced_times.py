@@ -14,17 +14,18 @@ from diffusion.protocol.spacing import SPACINGS, spaced_timesteps
 from diffusion.sample.sampling_steps import spaced_times
 from diffusion.system.errors import UsageError
 from tests.conftest import params
-from tests.helpers.trajectories import process_of
+from tests.helpers.trajectories import process_of, step_counts
 
 FLOW = build_process(ProcessConfig(schedule="flow", prediction="flow", shift=1.0))  # α is 0 at the last time
 REAL = [name for name, entry in SPACINGS.items() if entry.real]
 IN_NOISE = [name for name, entry in SPACINGS.items() if entry.in_noise]
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("spacing", REAL)
 @pytest.mark.parametrize("process", [process_of("linear", 1000), process_of("cosine", 1000), FLOW])
 def test_any_number_of_steps_has_as_many_distinct_times_to_the_last(process, spacing):
-    for steps in (*range(1, 12), 50, 199, 200):
+    for steps in step_counts():
         times = spaced_times(SampleSettings(spacing=spacing, steps=steps), process)
         assert len(times) == steps
         assert all(a < b for a, b in itertools.pairwise(times))

@@ -118,9 +118,9 @@ def test_choices_are_what_the_model_allows_and_identify_the_cell_of_a_response(c
     assert (controls["steps"]["least"], controls["steps"]["kind"]) == (1, "integer")
     assert choices["store"] == {"images": 6, "why": None}
     cost = choices["cost"]
-    assert (cost["metric"], cost["num_images"]) == ("fd_effnet_lite0_64", 500)
+    assert (cost["metric"], cost["num_images"]) == ("kd_effnet_lite0_64", 500)
     points = [(one["cell"], one["nfe"], one["distance"], one["low"]) for one in cost["points"]]
-    assert points == [("steps4-eta0", 4, 300.0, None), ("steps8-eta1", 8, 200.0, None)]
+    assert points == [("steps4-eta0", 4, 0.3, None), ("steps8-eta1", 8, 0.2, None)]
     assert all(one["on_front"] and "seed" not in one["settings"] for one in cost["points"])
     shown = Image.open(io.BytesIO(client.get("/playground/images/3").content))
     assert np.array_equal(np.asarray(shown), place[2][3, ..., 0])

@@ -87,8 +87,8 @@ def why_from_scratch(folder: Path, settings: JsonObject, code: ModuleDigests) ->
     theirs = read_note(others[-1] / CONFIG)
     fields, common = ", ".join(changed_fields(theirs, settings)), _steps_in_common(theirs, settings)
     if common and not any(0 < step_of(path) <= common[0] for path in state_files(others[-1])):
-        kept = f"{others[-1]} has no state up to step {common[0]:,}"
-        return f"starts from scratch, since {kept}, the last step in common ({fields})"
+        kept = f"{others[-1]} has no state from before"
+        return f"starts from scratch: steps after {common[0]:,} differ ({fields}), and {kept}"
     return f"starts from scratch, since the configuration changed: {fields} (against {others[-1]})"
 
 

@@ -50,9 +50,10 @@ function chart({ metric, points }, here) {
   const width = Math.min(MAX_WIDTH, innerWidth - MARGINS); // text keeps its size
   const costs = [...points.map((point) => point.nfe), ...(here ? [here.nfe] : [])];
   const most = Math.max(...points.map((point) => point.high ?? point.distance)) * 1.05;
+  const least = Math.min(0, ...points.map((point) => point.low ?? point.distance)); // of an unbiased distance
   const [low, high] = [Math.log(Math.min(...costs) / 1.25), Math.log(Math.max(...costs) * 1.25)];
   const x = (value) => LEFT + ((Math.log(value) - low) / (high - low)) * (width - LEFT - RIGHT);
-  const y = (value) => HEIGHT - BOTTOM - (value / most) * (HEIGHT - TOP - BOTTOM);
+  const y = (value) => HEIGHT - BOTTOM - ((value - least) / (most - least)) * (HEIGHT - TOP - BOTTOM);
   const svg = drawn("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img" });
   svg.setAttribute("aria-label", `${metric} against NFE per image, a point per cell of the sweep`);
   axes(svg, width, x, y, [...new Set(points.map((point) => point.nfe))], most, metric);
