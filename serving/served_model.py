@@ -216,7 +216,12 @@ class ServedModel:
             card=self.artefact.model_dump(mode="json", exclude={"code", "train"}),
             usual=usual.model_dump(mode="json"),
             front=[
-                {"cell": one.cell, "nfe": one.nfe, "distance": cell.scores[cell.spec.distance], "card": cell.card}
+                {
+                    "cell": one.cell,
+                    "nfe": one.nfe,
+                    "distance": cell.scores[cell.spec.distance],
+                    "card": cell.card,
+                }
                 for one, cell in chosen
             ],
             limits={"images": self.config.images, "steps": self.config.steps},

@@ -41,7 +41,7 @@ def test_headline_names_only_the_best_without_a_tie():
 def test_samples_far_from_the_data_are_named(recall, excess, far) -> None:
     one, name = document(), "recall_effnet_lite0_64"
     one.cells[one.best.cell].scores.update({name: recall, "excess": excess})  # the floor is 25
-    one.reference.floor.update({metric: 0.7 for metric in (name, FD, KD)})
+    one.reference.floor.update(dict.fromkeys((name, FD, KD), 0.7))
     assert ("far" in best_cell(one)) == far
 
 

@@ -76,7 +76,7 @@ def limit_and_errors(
     """Return the distance for N → ∞, and the errors (GROUPS,) of the distance at N ≥ 3 if required.
 
     Warn of features with heavy tails, whose intervals are too narrow: with those of Student's t with 3
-    degrees of freedom, 95% intervals of 200 images contain the truth in 38 to 71% of draws (docs/evaluation.md).
+    degrees of freedom, 95% intervals of 200 images contain the truth in 38 to 71% of draws.
     """
     projected = ProjectedSample(features, target)
     limit, _ = fit_line(projected)
