@@ -29,10 +29,10 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import figure_style, line_colour, log_axis, new_figure, svg_file
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.files import write_json, write_text
 from docs.site.samplers_page import with_tables

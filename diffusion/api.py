@@ -12,17 +12,16 @@ from diffusion.model.dit_config import DiTSpec
 from diffusion.model.model_file import load_model
 from diffusion.model.network_registry import build_network
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.denoiser import Condition, NetworkDenoiser
+from diffusion.process.denoiser import Condition
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise, counter_generator
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_samplers import default_time_sampler
-from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate
 from diffusion.sample.guidance import guided
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.devices import float64_device
 

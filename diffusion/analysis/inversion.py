@@ -10,10 +10,9 @@ from diffusion.images.store import Images
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep, check_settings, guided_denoiser, model_denoiser
-from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, run_sampler
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Step, Trajectory, build_sampler, run_sampler
 
 
 def encoding(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:

@@ -12,11 +12,10 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
 from diffusion.process.process_registry import build_process
-from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import Guides, check_guides, classifier_guidance, guidance_weight
-from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step
+from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step, build_sampler
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import to_device
 

@@ -1,17 +1,14 @@
-"""Networks within their process: conditions, the prediction of x_0 and ε in an output, and denoisers."""
+"""The inputs and outputs of a denoiser: conditions, times, and the prediction of x_0 and ε."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from diffusion.system.devices import float64_device, to_device
+from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
-
-if TYPE_CHECKING:
-    from diffusion.process.noise_process import NoiseProcess
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(x_t (B, C, H, W), times (B,), labels or None) → (B, C or 2C, H, W): what it predicts, then iDDPM's v."""
@@ -98,23 +95,6 @@ def split_output(output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
 
 Denoiser = Callable[[Tensor, Tensor | float, Condition], Prediction]
 """(x (B, C, H, W), time of all or (B,) of each row, condition) → x_0 and ε. Guidance wraps one and is one."""
-
-
-@dataclass(frozen=True)
-class NetworkDenoiser:
-    """A network within the process that it was trained for."""
-
-    network: Network
-    process: "NoiseProcess"
-
-    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        """Run one forward pass; return the prediction in x's dtype."""
-        times = time_tensor(t)
-        if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
-            times = to_device(times, x.device)
-        received, time = self.process.network_input(x, times)
-        output = self.network(received, expand_times(time, x), condition.labels)
-        return self.process.read(output.to(x.dtype), x, times)
 
 
 def time_tensor(t: Tensor | float) -> Tensor:

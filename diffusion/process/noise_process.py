@@ -1,4 +1,4 @@
-"""Noise processes over real time, with a network's input, targets and loss weights.
+"""Noise processes over real time, with a network's input, targets and loss weights, and its denoiser.
 
 x_t = α_t·x_0 + σ_t·ε with ε ~ N(0, I), for real t from `t_min` to `t_max`. A further process is a subclass
 with its own α and σ, and an entry of PROCESSES.
@@ -6,16 +6,25 @@ with its own α and σ, and an entry of PROCESSES.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from diffusion.process.denoiser import Prediction, expand, split_output
+from diffusion.process.denoiser import (
+    Condition,
+    Network,
+    Prediction,
+    expand,
+    expand_times,
+    split_output,
+    time_tensor,
+)
 from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import NoisePoint, TimeGrid
-from diffusion.system.devices import float64_device
+from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_reference
 
@@ -175,6 +184,23 @@ class NoiseProcess(ABC):
     def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return a and b of what the network predicts, a·x_0 + b·ε."""
         return self._predicted.combination(alpha, sigma, self.sigma_data)
+
+
+@dataclass(frozen=True)
+class NetworkDenoiser:
+    """A network within the process that it was trained for."""
+
+    network: Network
+    process: NoiseProcess
+
+    def __call__(self, x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
+        """Run one forward pass; return the prediction in x's dtype."""
+        times = time_tensor(t)
+        if times.ndim and float64_device(x.device) == x.device:  # where the process has its tables
+            times = to_device(times, x.device)
+        received, time = self.process.network_input(x, times)
+        output = self.network(received, expand_times(time, x), condition.labels)
+        return self.process.read(output.to(x.dtype), x, times)
 
 
 def _sum(factors: tuple[Tensor | float, Tensor | float], first: Tensor, second: Tensor) -> Tensor:

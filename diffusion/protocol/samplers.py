@@ -6,17 +6,13 @@ here too. This module loads no torch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from diffusion.system.limits import MAX_NOISE_LEVEL
-from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry, load_reference
+from diffusion.system.registry import BuilderEntry, OptionsEntry, Registry
 from diffusion.system.section import NotBool, Section
-
-if TYPE_CHECKING:
-    from diffusion.protocol.settings import SampleSettings
-    from diffusion.sample.sampler import Sampler
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -129,14 +125,6 @@ class SamplerEntry(BuilderEntry, OptionsEntry):
     source: str = ""
     noise_option: str | None = None
 
-    def adds_noise(self, settings: "SampleSettings") -> bool:
-        """Return whether the steps of a sampler with these settings draw noise."""
-        if self.uses_eta:
-            return settings.eta > 0
-        if self.noise_option is None:
-            return False
-        return bool(self.checked_options(settings.sampler_options)[self.noise_option])
-
 
 _EDM = "Karras et al. 2022 (2206.00364), alg. 1 and 2"
 _K_DIFFUSION = "github.com/crowsonkb/k-diffusion, sampling.py"
@@ -194,9 +182,3 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
     },
 )
-
-
-def build_sampler(settings: "SampleSettings") -> "Sampler":
-    """Return the sampler that the settings name."""
-    sampler: Sampler = load_reference(SAMPLERS[settings.sampler].builder)(settings)
-    return sampler

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from diffusion.images.pixels import to_uint8
 from diffusion.model.precision import autocast
-from diffusion.process.denoiser import Condition, Denoiser, NetworkDenoiser
+from diffusion.process.denoiser import Condition, Denoiser
 from diffusion.process.noise import ImageNoise, counter_generator
+from diffusion.process.noise_process import NetworkDenoiser
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import (
     NO_GUIDES,
@@ -24,7 +25,7 @@ from diffusion.sample.guidance import (
     guided,
     without_labels,
 )
-from diffusion.sample.sampler import NaNGuard, Step, run_sampler
+from diffusion.sample.sampler import NaNGuard, Step, adds_noise, build_sampler, run_sampler
 from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
@@ -103,8 +104,7 @@ def noise_draws(settings: SampleSettings, device: torch.device) -> int:
 
     On a CPU a drawing thread takes cores from the network. On an Apple GPU a second thread is untested.
     """
-    adds_noise = SAMPLERS[settings.sampler].adds_noise(settings)
-    return settings.steps if adds_noise and device.type == "cuda" else 0
+    return settings.steps if device.type == "cuda" and adds_noise(settings) else 0
 
 
 def model_denoiser(loaded: "LoadedModel", *, fast: bool = False) -> NetworkDenoiser:

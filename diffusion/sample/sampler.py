@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
+from diffusion.system.registry import load_reference
 
 
 class DenoiserCall(NamedTuple):
@@ -44,6 +47,22 @@ Sampler = Callable[[TimeGrid, Tensor, Callable[[], Tensor]], Trajectory]
 `noise` returns standard-normal z, shaped as x, on its device. Coefficients are plain numbers, computed on the
 host, so that no step waits for a GPU.
 """
+
+
+def build_sampler(settings: SampleSettings) -> Sampler:
+    """Return the sampler that the settings name."""
+    sampler: Sampler = load_reference(SAMPLERS[settings.sampler].builder)(settings)
+    return sampler
+
+
+def adds_noise(settings: SampleSettings) -> bool:
+    """Return whether the steps of the sampler with these settings draw noise."""
+    entry = SAMPLERS[settings.sampler]
+    if entry.uses_eta:
+        return settings.eta > 0
+    if entry.noise_option is None:
+        return False
+    return bool(entry.checked_options(settings.sampler_options)[entry.noise_option])
 
 
 class SamplerDriver:

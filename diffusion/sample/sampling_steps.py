@@ -9,11 +9,11 @@ from diffusion.process.discrete import require_discrete
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import Noise, build_sampler
+from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, check_steps, check_timesteps, spaced_timesteps
 from diffusion.sample.guidance import guidance_weight
-from diffusion.sample.sampler import SamplerDriver
+from diffusion.sample.sampler import SamplerDriver, build_sampler
 from diffusion.system.errors import UsageError
 
 

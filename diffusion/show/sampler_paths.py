@@ -18,11 +18,11 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.options import format_value
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.report.figure_base import WIDTH, figure_style, line_colour, new_figure
 from diffusion.report.theme import LIGHT
-from diffusion.sample.sampler import Step, run_sampler
+from diffusion.sample.sampler import Step, build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.show.figure import FigureData, columns
 

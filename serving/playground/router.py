@@ -21,9 +21,9 @@ from diffusion.images.pictures import decode_picture, png_bytes
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
-from diffusion.protocol.samplers import build_sampler
 from diffusion.report.theme import render
 from diffusion.sample.generate import check_settings, chosen_condition
+from diffusion.sample.sampler import build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images

@@ -15,7 +15,7 @@ from diffusion.engine.job import CustomTrajectory, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.samplers import SAMPLERS, SamplerEntry, build_sampler
+from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import (
     check_settings,
@@ -25,7 +25,7 @@ from diffusion.sample.generate import (
     model_denoiser,
 )
 from diffusion.sample.guidance import NO_GUIDES
-from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step
+from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step, build_sampler
 from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk
 

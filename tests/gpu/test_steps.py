@@ -15,11 +15,10 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
-from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate, guided_denoiser, mixed_condition
 from diffusion.sample.guidance import Guides
-from diffusion.sample.sampler import NaNGuard, run_sampler
+from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.threads import prefetch, prefetched_draws

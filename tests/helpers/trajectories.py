@@ -7,9 +7,9 @@ import torch
 from hypothesis import settings
 from torch import Tensor
 
-from diffusion.process.denoiser import Condition, Denoiser, Network, NetworkDenoiser
+from diffusion.process.denoiser import Condition, Denoiser, Network
 from diffusion.process.discrete import DiscreteProcess
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim

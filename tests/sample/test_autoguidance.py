@@ -7,11 +7,11 @@ from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate, mixed_condition
 from diffusion.sample.guidance import Guides, guided
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import loaded_model

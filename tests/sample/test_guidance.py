@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
-from diffusion.process.denoiser import Condition, NetworkDenoiser, Prediction
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.denoiser import Condition, Prediction
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
 from diffusion.process.process_registry import ProcessConfig, build_process
-from diffusion.protocol.samplers import build_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, guided
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import build_sampler, run_sampler
 from diffusion.sample.sampling_steps import count_nfe, sampling_grid
 from diffusion.system.errors import UsageError
 from tests.helpers.trajectories import process_of

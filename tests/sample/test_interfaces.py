@@ -10,14 +10,15 @@ from functools import partial
 import pytest
 import torch
 
-from diffusion.process.denoiser import Condition, NetworkDenoiser
+from diffusion.process.denoiser import Condition
+from diffusion.process.noise_process import NetworkDenoiser
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
-from diffusion.protocol.samplers import HeunOptions, build_sampler
+from diffusion.protocol.samplers import HeunOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, classifier_gradient, guided, shift_eps, shift_mean
-from diffusion.sample.sampler import NaNGuard, run_sampler
+from diffusion.sample.sampler import NaNGuard, build_sampler, run_sampler
 from tests.helpers.networks import loaded_model
 from tests.helpers.no_sync_tensors import DEVICE, no_float64, nothing_waits
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.process.denoiser import Condition, Network, NetworkDenoiser
-from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.denoiser import Condition, Network
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
 from diffusion.process.parameterization import PREDICTIONS
 from diffusion.process.process_registry import PROCESSES, ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sampler import run_sampler
+from diffusion.sample.sampler import build_sampler, run_sampler
 
 MEAN, STD, PIXELS = 0.3, 0.5, 4_000
 FIRST_ORDER = {"ddim", "euler", "euler-ancestral"}  # they need more steps for the same variance

@@ -15,7 +15,7 @@ from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.process_registry import ProcessConfig, build_process
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import SAMPLERS, ChurnOptions, build_sampler
+from diffusion.protocol.samplers import SAMPLERS, ChurnOptions
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import spaced_timesteps
 from diffusion.sample.ddim import Ddim
@@ -23,7 +23,7 @@ from diffusion.sample.dpm_solver import DPMSolverMultistep, DPMSolverSDE
 from diffusion.sample.euler import EulerAncestral, Heun
 from diffusion.sample.ipndm import IPNDM
 from diffusion.sample.ode_step import phi
-from diffusion.sample.sampler import Sampler, Step, run_sampler
+from diffusion.sample.sampler import Sampler, Step, build_sampler, run_sampler
 from diffusion.sample.sampling_steps import call_times, sampling_grid
 from diffusion.sample.unipc import UniPC
 from tests.conftest import ROOT

@@ -4,9 +4,9 @@ import torch
 
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.time_grid import TimeGrid
-from diffusion.protocol.samplers import SAMPLERS, build_sampler
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.sampler import Step, run_sampler
+from diffusion.sample.sampler import Step, build_sampler, run_sampler
 
 
 def error(steps: int) -> float:
