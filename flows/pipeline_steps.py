@@ -3,21 +3,15 @@
 They run on a Prefect server, and without one after the server fails.
 """
 
-import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from diffusion.config import load
-from diffusion.layout import MODEL, PREPARED, repository_problem
+from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
-from diffusion.system.signals import check_signals, interrupt_on_signal
-from flows.dvc_stage import DVC, STAGES, fetch_pretrained, has_remote, is_unchanged, reproduce, supervise
+from diffusion.system.signals import check_signals
+from flows.dvc_stage import DVC, STAGES, fetch_pretrained, has_remote, reproduce, supervise
 from flows.output_relay import echo
-from flows.prefect_server.client import run_flow
-from flows.prefect_server.local_servers import prefect_url
-from flows.prefect_server.temporary_server import prefect_server
-from flows.run_lock import hold_run_lock
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
@@ -58,16 +52,16 @@ async def run_step(name: str, fresh: bool, write: Callable[[str], object] = echo
         await supervise(name, [*DVC, "push"], write)
     else:
         await reproduce(name, write, force=fresh and name in RESUMABLE)
-    if name == "data" and _raw_files_changed():
+    if name == "data" and raw_files_changed():
         write("==> data: its raw files have changed since they were prepared\n")
         await reproduce(name, write, force=True)
-    if name == "train" and (changed := _model_mismatch()):
+    if name == "train" and (changed := model_mismatch()):
         write(f"==> train: {MODEL} was trained with other settings ({changed}): training again\n")
         await reproduce(name, write, force=True)
     return None
 
 
-def _model_mismatch() -> str:
+def model_mismatch() -> str:
     """Return the settings in which the model file differs from params.yaml; empty if it was trained by them.
 
     `dvc commit` records any model. Precision is left out, since each machine chooses it.
@@ -90,7 +84,7 @@ def _model_mismatch() -> str:
     return ", ".join(changed_fields(made, wanted)[:3])
 
 
-def _raw_files_changed() -> bool:
+def raw_files_changed() -> bool:
     """Return whether the raw files differ from the prepared ones; DVC does not track them."""
     from diffusion.check.findings import Project
 
@@ -142,37 +136,3 @@ def _discard_shards() -> None:
             folder = cells_folder(read_artefact(model).model_sha256)
             if folder.exists():
                 shutil.rmtree(folder)
-
-
-def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
-    """Bring every stage up to date and register the model; return the registry's decision.
-
-    Raise UsageError before any work; StageFailed, DiffctlError or Interrupted if a step ends the run.
-    """
-    options, done = {"push": push, "fresh": fresh, "keep": keep}, dict[str, str | None]()
-
-    def start_flow() -> Any:
-        from flows.pipeline import done_steps, pipeline
-
-        done_steps.set(done)
-        return pipeline(**options, return_state=True)
-
-    load()
-    if problem := repository_problem():
-        raise UsageError(": ".join(problem))
-    check_options(**options)
-    echo("==> starting; Ctrl-C saves the training, and the same command resumes it\n")
-    check_mlflow()
-    with interrupt_on_signal(), hold_run_lock():
-        # One call of DVC instead of one per stage, and no temporary server.
-        needs_server = any(options.values()) or prefect_url() is not None
-        unchanged = not needs_server and is_unchanged() and not _raw_files_changed()
-        if unchanged and not _model_mismatch():
-            done |= dict.fromkeys(STAGES)
-            echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
-        else:
-            with prefect_server() as url:
-                run_flow(start_flow, url)
-        # Without effect after a flow that completed: every step is in `done`.
-        asyncio.run(run_steps(run_step, done, **options))
-    return done["register"] or ""

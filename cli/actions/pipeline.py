@@ -11,7 +11,7 @@ from cli.shared.console import print_table
 from diffusion.config import load
 from diffusion.layout import REPORT, SCORES
 from diffusion.protocol.scores_document import read_scores
-from flows.pipeline_steps import run_pipeline
+from flows.pipeline_run import run_pipeline
 from flows.prefect_server.deployments import deploy_all, emit_data_changed
 from flows.prefect_server.local_servers import require_prefect_url
 from tracking.connectivity import redact_uri

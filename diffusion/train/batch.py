@@ -3,9 +3,9 @@
 So each rank, and each micro-batch, draws its own rows only, and every one draws the same for a row.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.threads import prefetch
 from diffusion.train.augmentation import augment
+from diffusion.train.objective import Batch
 from diffusion.train.plan import TrainPlan, build_objective
 
 if TYPE_CHECKING:
@@ -25,24 +26,6 @@ if TYPE_CHECKING:
 WHOLE = slice(None)
 DEVICE_SHARE = 0.25  # of a GPU's free memory that a data set may take
 COPY_ROWS = 4096  # copied to the device at a time
-
-
-class Batch(NamedTuple):
-    """A step's images in [−1, 1], labels with some dropped, t, weights, noise, augmentation (B, 9)."""
-
-    x_0: Tensor
-    labels: Tensor | None
-    t: Tensor
-    weights: Tensor
-    noise: Tensor
-    augmentation: Tensor | None = None
-
-    def divide(self, count: int) -> Iterator["Batch"]:
-        """Divide the batch into `count` parts, in order, whose sizes differ by at most one image."""
-        size = len(self.t)
-        for number in range(count):
-            rows = slice(number * size // count, (number + 1) * size // count)
-            yield Batch(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 
 
 class ImageLoader:

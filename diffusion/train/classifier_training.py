@@ -14,8 +14,8 @@ from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.errors import UsageError
 from diffusion.system.section import explain
-from diffusion.train.batch import Batch
-from diffusion.train.plan import Objective, TrainPlan, make_plan
+from diffusion.train.objective import Batch, Objective
+from diffusion.train.plan import TrainPlan, make_plan
 from diffusion.train.train_config import ClassifierSections, ClassifierTrainConfig
 
 

@@ -11,8 +11,7 @@ from diffusion.process.denoiser import Condition, Network
 from diffusion.process.losses import training_losses
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.time_samplers import build_time_sampler
-from diffusion.train.batch import Batch
-from diffusion.train.plan import Objective
+from diffusion.train.objective import Batch, Objective
 
 
 def _losses(network: Network, process: NoiseProcess, batch: Batch) -> dict[str, Tensor]:

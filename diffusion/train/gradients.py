@@ -21,9 +21,9 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, first_line
-from diffusion.train.batch import Batch
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors
 from diffusion.train.distributed.sharding import Shards, meta_copy
+from diffusion.train.objective import Batch
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.step_memory import (
     device_memory,

@@ -1,8 +1,4 @@
-"""What a training reports: observers, a guard for their errors, and the means of steps.
-
-The loss by band of the log-SNR shows where between image and noise a training still learns. Sums and counts
-are added up over a window of steps, so that each band's mean is over all of its images.
-"""
+"""What a training reports: observers, a guard for their errors, and the means of steps."""
 
 import os
 import time
@@ -11,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +15,13 @@ from torch import Tensor, nn
 from diffusion.system.errors import DiffctlWarning, reason
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.distributed.process_group import RankFailed
-from diffusion.train.train_config import BAND_EDGES, BAND_NAMES
-
-if TYPE_CHECKING:
-    from diffusion.train.train_step import TrainState
+from diffusion.train.train_step import TrainState
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 MONITORED_STEPS, MONITORED_SECONDS = 10, 5.0  # least length of a window of ThreadMonitor
 BUSY_SHARE = 0.6  # of the threads' time; an idle machine gives about all of it
 MAX_LAG = 8  # steps that the host may be ahead of a GPU
-SUM, COUNT = ".sum", ".count"
 
 
 class Observer:
@@ -38,7 +30,7 @@ class Observer:
     They get networks in eval mode. `observer_guard` catches the errors of those from `metrics` on.
     """
 
-    def announce(self, state: "TrainState", ema: nn.Module) -> None:
+    def announce(self, state: TrainState, ema: nn.Module) -> None:
         """Report the start or resume; `ema` is unsharded if it is scored at this step."""
 
     def save(self, saved: SavedState) -> None:
@@ -139,22 +131,3 @@ class AsyncMetrics:
             self._pending.popleft()
             self.newest = dict(zip(names, values.tolist(), strict=True))
             yield self.newest
-
-
-def band_sums(losses: Tensor, log_snr: Tensor) -> dict[str, Tensor]:
-    """Return sum and count of per-image losses (B,) by band of the log-SNR 2λ; `log_snr` (B,) is λ."""
-    log_snr = log_snr.to(losses.device)
-    band = torch.stack([2 * log_snr <= edge for edge in BAND_EDGES]).sum(0)
-    inside = (band[:, None] == torch.arange(len(BAND_NAMES), device=losses.device)).to(losses.dtype)
-    sums = {f"{name}{SUM}": value for name, value in zip(BAND_NAMES, losses @ inside, strict=True)}
-    counts = zip(BAND_NAMES, inside.sum(0), strict=True)
-    return sums | {f"{name}{COUNT}": value for name, value in counts}
-
-
-def with_band_means(totals: dict[str, float]) -> dict[str, float]:
-    """Replace sums and counts by each band's mean; omit a band without images."""
-    values = {name: value for name, value in totals.items() if not name.endswith((SUM, COUNT))}
-    for name in BAND_NAMES:
-        if totals.get(f"{name}{COUNT}"):
-            values[name] = totals[f"{name}{SUM}"] / totals[f"{name}{COUNT}"]
-    return values

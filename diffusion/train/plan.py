@@ -1,12 +1,10 @@
 """From a configuration and prepared data to a training plan: the description of the resulting model."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
 from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
@@ -19,6 +17,7 @@ from diffusion.system.errors import UsageError
 from diffusion.system.registry import load_reference, reference_module
 from diffusion.system.section import explain, fingerprint
 from diffusion.train.lr_schedule import LR_SCHEDULES
+from diffusion.train.objective import Objective
 from diffusion.train.pretrained import check_pretrained
 from diffusion.train.train_config import (
     AugmentConfig,
@@ -29,12 +28,6 @@ from diffusion.train.train_config import (
     TrainSections,
 )
 
-if TYPE_CHECKING:
-    from diffusion.process.denoiser import Network
-    from diffusion.process.noise_process import NoiseProcess
-    from diffusion.process.time_samplers import TimeSampler
-    from diffusion.train.batch import Batch
-
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
 # Fields of `train` that are not part of the fingerprint: when to observe, and how to fit the machine. The
@@ -43,25 +36,6 @@ OBSERVATION_FIELDS = {"log_every", "save_every", "val_every", "val_images", "pre
 OBSERVATION_FIELDS |= {"eval_every", "eval_images", "eval_steps", "keep"}
 HARDWARE_FIELDS = {"devices", "shard", "microbatch", "compile"}
 TRACKED_FIELDS = {"ema_profiles"}  # part of the fingerprint, but of no effect on the model
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a network is trained for.
-
-    `network` builds it from the plan's spec, with weights from the global generator. `losses` returns the
-    losses of a micro-batch by name, (B,) each, with `loss` first, which is minimised. `time_sampler` makes
-    the sampler of t. `artefact` is the class of the model file's metadata. The purposes name random
-    generators, so that trainings of two objectives share no draw.
-    """
-
-    network: Callable[[Any], nn.Module]
-    losses: "Callable[[Network, NoiseProcess, Batch], dict[str, Tensor]]"
-    time_sampler: "Callable[[NoiseProcess], TimeSampler]"
-    artefact: type[Artefact]
-    steps_purpose: str
-    weights_purpose: str
-    dropout_purpose: str
 
 
 class TrainPlan(ModelDescription):

@@ -20,7 +20,6 @@ from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.memory import keep_freed_memory
-from diffusion.train.batch import Batch
 from diffusion.train.checkpoint.state_files import (
     Means,
     SavedState,
@@ -31,8 +30,9 @@ from diffusion.train.checkpoint.state_files import (
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.distributed.sharding import Shards, shard_network
 from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.loss_bands import band_sums
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import band_sums
+from diffusion.train.objective import Batch
 from diffusion.train.optimizers import make_optimizer
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.pretrained import init_network

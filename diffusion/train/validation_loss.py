@@ -21,8 +21,9 @@ from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.files import write_text
-from diffusion.train.batch import Batch, draw_rows
-from diffusion.train.observers import band_sums, with_band_means
+from diffusion.train.batch import draw_rows
+from diffusion.train.loss_bands import band_sums, with_band_means
+from diffusion.train.objective import Batch
 from diffusion.train.plan import TrainPlan, build_objective
 from diffusion.train.train_config import BAND_NAMES
 

@@ -14,9 +14,10 @@ from diffusion.model.model_file import read_artefact
 from diffusion.sample.cell_images import cells_folder
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
-from flows import pipeline_steps, registration
+from flows import pipeline_run, registration
 from flows.dvc_stage import STAGES, StageFailed, is_unchanged
-from flows.pipeline_steps import run_pipeline, run_steps
+from flows.pipeline_run import run_pipeline
+from flows.pipeline_steps import run_steps
 from tests.closure import GRAPH
 from tests.conftest import start_diffctl
 from tests.helpers.networks import small_model
@@ -86,11 +87,11 @@ def test_fresh_discards_shards_of_the_current_model_only(project: Path) -> None:
     ("changed", "mismatch"), [(False, ""), (True, ""), (False, "train.lr.rate 0.002 → 0.5")]
 )
 def test_a_run_without_work_starts_no_server(project, monkeypatch, changed, mismatch) -> None:
-    monkeypatch.setattr(pipeline_steps, "is_unchanged", lambda: True)
-    monkeypatch.setattr(pipeline_steps, "_raw_files_changed", lambda: changed)
-    monkeypatch.setattr(pipeline_steps, "_model_mismatch", lambda: mismatch)
-    monkeypatch.setattr(pipeline_steps, "check_mlflow", lambda: None)
-    monkeypatch.setattr(pipeline_steps, "prefect_server", lambda: 1 / 0)
+    monkeypatch.setattr(pipeline_run, "is_unchanged", lambda: True)
+    monkeypatch.setattr(pipeline_run, "raw_files_changed", lambda: changed)
+    monkeypatch.setattr(pipeline_run, "model_mismatch", lambda: mismatch)
+    monkeypatch.setattr(pipeline_run, "check_mlflow", lambda: None)
+    monkeypatch.setattr(pipeline_run, "prefect_server", lambda: 1 / 0)
     monkeypatch.setattr(registration, "register_model", lambda: "version 1")
     if changed or mismatch:
         with pytest.raises(ZeroDivisionError):

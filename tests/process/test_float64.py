@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from diffusion.process.process_registry import build_process
-from diffusion.train.batch import Batch, ImageLoader, draw_batch
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.objective import Batch
 from diffusion.train.plan import build_objective
 from tests.helpers.no_sync_tensors import Float64, no_float64
 from tests.helpers.trainings import CPU, plan_of

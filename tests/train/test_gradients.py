@@ -10,9 +10,10 @@ import torch
 from diffusion.images.store import ImageStore
 from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.memory import cgroup_limit
-from diffusion.train.batch import Batch, ImageLoader, draw_batch
+from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.objective import Batch
 from diffusion.train.plan import TrainPlan
 from diffusion.train.step_memory import (
     STEP_SHARE,

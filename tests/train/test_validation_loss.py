@@ -16,8 +16,9 @@ from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
 from diffusion.process.process_registry import build_process
 from diffusion.system.errors import Interrupted
+from diffusion.train.loss_bands import band_sums, with_band_means
 from diffusion.train.lr_schedule import ConstantLR
-from diffusion.train.observers import Observer, band_sums, with_band_means
+from diffusion.train.observers import Observer
 from diffusion.train.plan import DenoiserPlan, TrainPlan, training_fingerprint
 from diffusion.train.train_config import BAND_NAMES, CURVE_ROWS, VALIDATION_SHARE, TrainConfig
 from diffusion.train.train_step import TrainState, new_state
