@@ -4,15 +4,16 @@ A digest hashes the syntax tree of a module, as text that is equal on all Python
 that have no effect on results: docstrings, comments, messages of exceptions and warnings, printing, and code
 for type checkers. Imports within this package and the project's plugins are followed, also those inside
 functions. Modules that a registry names by text are not followed, so that an entry that was not chosen
-changes no digest.
+changes no digest. diffusion/entry_code.py adds the chosen entries.
 
 Neutral are the packages system and downloads, the modules directly in diffusion/, and every module with the
-line `IN_CODE_DIGEST = False`. They are neither hashed nor followed. plugins/__init__.py is neither: it has
+line `IN_CODE_DIGEST = False`. They are neither hashed nor followed, nor is plugins/__init__.py, which has
 entries and no code.
 """
 
 import ast
 import hashlib
+import operator
 import socket
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +23,8 @@ from importlib.metadata import version
 from importlib.util import resolve_name
 from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from diffusion.system.errors import DiffctlError
 from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
@@ -37,15 +40,16 @@ IGNORED_FIELDS = {"ctx", "kind", "type_comment"}  # redundant
 REPORTING = {"print", "warnings.warn"}  # calls that only report
 
 ModuleDigests = dict[str, str]
-"""Module names and the digests of their syntax trees, 16 hex digits each."""
+"""Digests of modules' syntax trees and of registry entries by their keys, 16 hex digits each."""
 
 
 class CodeSince(Section):
-    """The code of a training from `step` on: its digest, and torch's version."""
+    """The code of a training from `step` on: its digest, torch's version, and the digests of its plugins."""
 
     step: int
     digest: str
     torch: str
+    plugins: ModuleDigests = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 @cache
@@ -75,14 +79,20 @@ def code_digest(code: ModuleDigests) -> str:
 
 
 def plugin_card(field: str, code: ModuleDigests) -> dict[str, str]:
-    """Return a card's `field` with the digest of the plugins among these modules; empty without one."""
-    plugins = {name: digest for name, digest in code.items() if is_plugin(name)}
+    """Return a card's `field` with the digest of the plugins in this code; empty without one."""
+    plugins = plugin_digests(code)
     return {field: code_digest(plugins)} if plugins else {}
+
+
+def plugin_digests(code: ModuleDigests) -> ModuleDigests:
+    """Return the digests of plugins: their modules and their entries."""
+    return {name: digest for name, digest in code.items() if is_plugin(name)}
 
 
 def code_since(step: int, code: ModuleDigests) -> CodeSince:
     """Return this code with the installed torch, from `step` on."""
-    return CodeSince(step=step, digest=code_digest(code), torch=torch_version())
+    plugins = plugin_digests(code)
+    return CodeSince(step=step, digest=code_digest(code), torch=torch_version(), plugins=plugins)
 
 
 def torch_version() -> str:
@@ -108,9 +118,14 @@ def check_worker_version(version: str) -> None:
 
 
 def changed_modules(old: ModuleDigests, new: ModuleDigests) -> list[str]:
-    """Return the files of changed, new and removed modules, such as train/loop.py, in order."""
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return [f"{name.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py" for name in names]
+    """Return the files of changed, new and removed modules and entries, such as train/loop.py, in order."""
+    return [_file(name) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+
+
+def _file(name: str) -> str:
+    module, _, entry = name.partition(" ")
+    file = f"{module.removeprefix(f'{PACKAGE}.').replace('.', '/')}.py"
+    return f"{file} ({entry})" if entry else file
 
 
 def is_neutral(name: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from diffusion.code_digest import imported_modules, module_file
+from diffusion.system.registry import ENTRIES
 from tests.closure import GRAPH, LIBRARY, ROOT, parse, problems
 from tests.conftest import run_python
 
@@ -75,14 +76,14 @@ def test_stages_run_one_command_and_depend_on_the_plugins_of_their_sections() ->
         name: {dep for dep in stage["deps"] if dep.startswith("plugins/")} for name, stage in stages.items()
     }
     assert deps == {
-        "data": {"plugins/data"},
-        "reference": {"plugins/evaluate"},
-        "train": {"plugins/model", "plugins/process", "plugins/train"},
-        "sample": {"plugins/model", "plugins/process", "plugins/sample"},
-        "evaluate": {"plugins/evaluate"},
+        "data": {ENTRIES, "plugins/data"},
+        "reference": {ENTRIES, "plugins/evaluate"},
+        "train": {ENTRIES, "plugins/model", "plugins/process", "plugins/train"},
+        "sample": {ENTRIES, "plugins/model", "plugins/process", "plugins/sample"},
+        "evaluate": {ENTRIES, "plugins/evaluate"},
         "report": set(),
     }
-    assert all((ROOT / dep / "__init__.py").is_file() for dep in set().union(*deps.values()))
+    assert all((ROOT / dep).exists() for dep in set().union(*deps.values()))
     assert all(stage["cmd"] == f"diffctl stage {name}" for name, stage in stages.items())
 
 
@@ -116,7 +117,7 @@ def test_help_loads_nothing_heavy(command: list[str], light: set[str], tmp_path:
 # own layer without cycles.
 LAYERS = (
     {"system"},
-    {"images", "downloads", "code_digest", "layout"},
+    {"images", "downloads", "code_digest", "entry_code", "layout"},
     {"process"},
     {"model"},
     {"protocol"},

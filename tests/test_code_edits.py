@@ -5,6 +5,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +13,24 @@ import pytest
 import yaml
 
 from diffusion.code_digest import changed_modules, is_neutral, module_digests, modules_of, normalized_syntax
+from diffusion.data.data_config import SOURCES
+from diffusion.entry_code import code_of
+from diffusion.evaluate.features.reference_features import extraction_code
 from diffusion.model.model_file import read_artefact, save_artefact
-from diffusion.process.loss_registry import LOSS_WEIGHTS, TIME_DISTRIBUTIONS
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.model.network_registry import MODELS
+from diffusion.process.loss_registry import LOSS_WEIGHTS, OBJECTIVES, TIME_DISTRIBUTIONS
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
+from diffusion.protocol.extractors import EXTRACTORS
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
 from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.system.registry import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
+from diffusion.train.lr_schedule import LR_SCHEDULES
 from diffusion.train.plan import DenoiserPlan, training_code
 from tests.conftest import start_python
 from tests.helpers.networks import artefact_of, network_of, spec_of
@@ -103,7 +114,10 @@ def test_all_imports_are_followed_except_for_type_checking() -> None:
 
 def test_training_code_excludes_modules_of_other_objectives() -> None:
     kinds = DenoiserPlan, ClassifierPlan
-    model, classifier = (set(training_code(kind, ProcessConfig(), spec_of())) for kind in kinds)
+    codes = [training_code(kind, ProcessConfig(), spec_of()) for kind in kinds]
+    model, classifier = ({name for name in code if " " not in name} for code in codes)
+    entries = {name.rpartition(" ")[0].partition(" ")[2] for name in codes[0].keys() - codes[1].keys()}
+    assert entries == {"", "process.loss", "process.t_sampler", "process.weighting"}
     assert model - classifier == {"diffusion.train.denoiser_objective", "diffusion.process.losses"}
     assert classifier - model == {"diffusion.train.classifier_training", "diffusion.model.classifier"}
     names = {f"train.{name}" for name in ("loop", "gradients", "batch", "train_step", "lr_schedule")}
@@ -122,16 +136,60 @@ def test_code_of_an_entry_contains_the_defaults_of_its_options(entry) -> None:
 def test_sampling_code_contains_only_the_sampler_of_the_cell() -> None:
     settings = (SampleSettings(sampler=name) for name in ("ddim", "dpm-solver++"))
     ddim, solver = (set(sampling_code(one, artefact_of(spec_of()))) for one in settings)
-    assert solver - ddim == {"diffusion.sample.dpm_solver", "diffusion.sample.ode_step"}
+    entry = "diffusion.protocol.samplers sample.sampler dpm-solver++"
+    assert solver - ddim == {"diffusion.sample.dpm_solver", "diffusion.sample.ode_step", entry}
     names = ("sample.generate", "sample.sampler", "model.blocks", "process.noise")
     assert {f"diffusion.{name}" for name in names} <= ddim
     assert not [name for name in ddim if name.startswith("diffusion.train.")]
 
 
+PROCESS = ProcessConfig(
+    schedule="linear", variance="small", loss="simple", weighting="min-snr", prediction="velocity"
+)
+SETTINGS = SampleSettings(sampler="euler", spacing="karras")
+
+
+def keys() -> list[object]:
+    """Return the keys of a training, of a cell, of prepared data and of a reference."""
+    spec = spec_of(out_channels=1)
+    networks = NetworkArtefacts(artefact_of(spec, process=PROCESS))
+    data = code_of(["diffusion.data.prepare"], [(SOURCES, "cifar10")])
+    training = training_code(DenoiserPlan, PROCESS, spec, "mine")
+    return [training, shards_folder(SETTINGS, networks), data, extraction_code(EXTRACTORS["effnet-lite0-64"])]
+
+
+EDITED_ENTRIES = [  # other code of the same module, or another field; whether it changes each key
+    (LOSS_WEIGHTS, "min-snr", {"builder": LOSS_WEIGHTS["min-snr-soft"].builder}, [True, False, False, False]),
+    (LOSS_WEIGHTS, "min-snr", {"source": "another paper"}, [False, False, False, False]),
+    (LOSS_WEIGHTS, "edm", {"builder": LOSS_WEIGHTS["none"].builder}, [False, False, False, False]),
+    (OBJECTIVES, "simple", {"builder": OBJECTIVES["hybrid"].builder}, [True, False, False, False]),
+    (TIME_DISTRIBUTIONS, "uniform", TIME_DISTRIBUTIONS["log-normal"].__dict__, [True, False, False, False]),
+    (LR_SCHEDULES, "mine", LR_SCHEDULES["linear"].__dict__, [True, False, False, False]),
+    (PROCESSES, "linear", PROCESSES["cosine"].__dict__, [True, True, False, False]),
+    (PREDICTIONS, "velocity", PREDICTIONS["flow"].__dict__, [True, True, False, False]),
+    (MODELS, "unet", {"builder": "diffusion.model.unet:Encoder"}, [True, True, False, False]),
+    (SAMPLERS, "euler", {"builder": SAMPLERS["heun"].builder}, [False, True, False, False]),
+    (SPACINGS, "karras", {"real": SPACINGS["uniform"].real}, [False, True, False, False]),
+    (GUIDANCE_RULES, SETTINGS.rule, {"nfe": 1}, [False, True, False, False]),
+    (SOURCES, "cifar10", {"builder": "diffusion.data.sources.cifar:Other"}, [False, False, True, False]),
+    (EXTRACTORS, "effnet-lite0-64", {"size": 32}, [False, False, False, True]),
+]
+
+
+@pytest.mark.parametrize(("registry", "name", "fields", "changes"), EDITED_ENTRIES)
+def test_an_edited_entry_changes_the_keys_of_what_uses_it(
+    registry, name, fields, changes, monkeypatch
+) -> None:
+    monkeypatch.setitem(LR_SCHEDULES.data, "mine", LR_SCHEDULES["cosine"])
+    before = keys()
+    monkeypatch.setitem(registry.data, name, replace(registry[name], **fields))
+    assert [one != other for one, other in zip(before, keys(), strict=True)] == changes
+
+
 def test_changed_modules_are_listed_as_files() -> None:
     old = {"diffusion.model.unet": "1", "diffusion.train.batch": "2", "diffusion.gone": "3"}
-    new = {"diffusion.model.unet": "1", "diffusion.train.batch": "4", "diffusion.new": "5"}
-    assert changed_modules(old, new) == ["gone.py", "new.py", "train/batch.py"]
+    new = {"diffusion.model.unet": "1", "diffusion.train.batch": "4", "plugins.__init__ model.name tiny": "5"}
+    assert changed_modules(old, new) == ["gone.py", "train/batch.py", "plugins/__init__.py (model.name tiny)"]
 
 
 def test_model_identity_depends_on_weights_and_settings_not_on_training_code(tmp_path: Path) -> None:

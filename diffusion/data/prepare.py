@@ -14,12 +14,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.code_digest import code_digest, module_digests
+from diffusion.code_digest import code_digest
 from diffusion.data.data_config import SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import Problem, RawData, Reader, count_problems, summarize, write_list
 from diffusion.downloads.fetch import OnProgress
+from diffusion.entry_code import code_of
 from diffusion.images.store import Labels, combine_digests, describe_store, npy_header
 from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
@@ -117,7 +118,7 @@ def _name(config: DataConfig, raw: RawData) -> str:
     chosen = config.model_dump(mode="json", exclude={"on_bad", "flip"})
     rows = [len(split.reader) for split in raw.splits.values()]
     of = [raw.identity, dict(raw.sources), rows]
-    code = module_digests("diffusion.data.prepare", SOURCES[config.name].module)
+    code = code_of(["diffusion.data.prepare"], [(SOURCES, config.name)])
     return fingerprint({"code": code_digest(code), **chosen, "of": of})
 
 

@@ -12,7 +12,7 @@ from diffusion.choice.ranking import is_auxiliary, ranking_score
 from diffusion.code_digest import code_digest, module_digests
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Extractor, Progress, extract
-from diffusion.evaluate.features.reference_features import Reference
+from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.images.pixels import to_nhwc
 from diffusion.model.model_file import Artefact, LoadedModel, save_artefact
@@ -55,9 +55,10 @@ class ValidationScorer:
     def card(self, artefact: Artefact) -> Card:
         """Return everything that the scores depend on, except the weights; `artefact` describes the model."""
         settings = self.images.settings
-        scoring = module_digests("diffusion.evaluate.training_scores", self.extractor.spec.module)
+        own = module_digests("diffusion.evaluate.training_scores")
+        code = {**own, **extraction_code(self.extractor.spec), **sampling_code(settings, artefact)}
         card = self.scorer.card(settings_card(settings), self.images.count)
-        return {**card, "code": code_digest(scoring | sampling_code(settings, artefact))}
+        return {**card, "code": code_digest(code)}
 
     def scores(self, network: nn.Module, artefact: Artefact, progress: Progress) -> Scores:
         """Return scores of a network in eval mode by name; `progress`(done, total) may raise to stop."""

@@ -19,7 +19,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from diffusion.code_digest import ModuleDigests, code_digest, module_digests, plugin_card, torch_version
+from diffusion.code_digest import ModuleDigests, code_digest, plugin_card, torch_version
+from diffusion.entry_code import Chosen, code_of
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import UNREADABLE, Images, ImageStore, stream_store
 from diffusion.layout import CELL_RUNS
@@ -61,19 +62,19 @@ def sampling_code(
     guide: ModelDescription | None = None,
     classifier: ModelDescription | None = None,
 ) -> ModuleDigests:
-    """Return the modules that determine a model's images with these settings."""
+    """Return the digests of the code that determines a model's images with these settings."""
     models = [one for one in (model, guide) if one is not None]
     processes = [one.process for one in (model, guide, classifier) if one is not None]
-    entries = [
-        *(PROCESSES.module(process.schedule) for process in processes),
-        *(PREDICTIONS.module(process.prediction) for process in processes),
-        *(MODELS.module(one.network.name) for one in models),
-        SAMPLERS.module(settings.sampler),
-        SPACINGS.module(settings.spacing),
-        GUIDANCE_RULES.module(settings.rule),
-        *(["diffusion.model.classifier"] if classifier is not None else []),
+    entries: list[Chosen] = [
+        *((PROCESSES, process.schedule) for process in processes),
+        *((PREDICTIONS, process.prediction) for process in processes),
+        *((MODELS, one.network.name) for one in models),
+        (SAMPLERS, settings.sampler),
+        (SPACINGS, settings.spacing),
+        (GUIDANCE_RULES, settings.rule),
     ]
-    return module_digests("diffusion.sample.generate", *entries)
+    roots = [] if classifier is None else ["diffusion.model.classifier"]
+    return code_of(["diffusion.sample.generate", *roots], entries)
 
 
 def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from pydantic import ValidationError
 
-from diffusion.code_digest import CodeSince, ModuleDigests, code_since, module_digests
+from diffusion.code_digest import CodeSince, ModuleDigests, code_since
+from diffusion.entry_code import Chosen, code_of
 from diffusion.model.model_file import Artefact, DataCard, ModelDescription
 from diffusion.model.network_registry import MODELS, ModelConfig, NetworkSpec
 from diffusion.model.precision import Precision
@@ -150,21 +151,20 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: torch.dev
 def training_code(
     kind: type[TrainPlan], process: ProcessConfig, model: ModelConfig, schedule: str = "constant"
 ) -> ModuleDigests:
-    """Return the digests of the modules that compute such a training; `schedule` is that of the rate."""
-    modules = [
-        "diffusion.train.loop",
-        reference_module(kind.OBJECTIVE),
-        reference_module(MODELS[model.name].transfer),
-        MODELS.module(model.name),
-        PROCESSES.module(process.schedule),
-        PREDICTIONS.module(process.prediction),
-        LR_SCHEDULES.module(schedule),
+    """Return the digests of what computes such a training; `schedule` is that of the rate."""
+    entries: list[Chosen] = [
+        (MODELS, model.name),
+        (PROCESSES, process.schedule),
+        (PREDICTIONS, process.prediction),
     ]
+    if schedule in LR_SCHEDULES.plugins:  # a training by one schedule of the library resumes another's
+        entries.append((LR_SCHEDULES, schedule))
     if issubclass(kind, DenoiserPlan):  # a classifier has a loss and times of its own
-        modules.append(TIME_DISTRIBUTIONS.module(process.t_sampler))
-        modules.append(LOSS_WEIGHTS.module(process.weighting))
-        modules.append(OBJECTIVES.module(process.loss))
-    return module_digests(*modules)
+        entries.append((TIME_DISTRIBUTIONS, process.t_sampler))
+        entries.append((LOSS_WEIGHTS, process.weighting))
+        entries.append((OBJECTIVES, process.loss))
+    roots = ["diffusion.train.loop", reference_module(kind.OBJECTIVE), LR_SCHEDULES.module(schedule)]
+    return code_of(roots, entries)
 
 
 def training_fingerprint(plan: TrainPlan) -> str:

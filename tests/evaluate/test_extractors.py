@@ -9,7 +9,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
 
-from diffusion.code_digest import module_digests
+from diffusion.code_digest import code_digest
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import extract, load_extractor, read_weights
 from diffusion.evaluate.features.inception import _network
@@ -42,10 +42,9 @@ def test_effnet_equals_the_packages_network(extractor):
 
 def test_extraction_code_contains_only_the_chosen_extractor():
     codes = [extraction_code(spec) for spec in EXTRACTORS.values()]
-    assert len(set(codes)) == len(codes)
-    assert codes[0] == extraction_code(EXTRACTORS["effnet-lite0-64"])
+    assert len(set(map(code_digest, codes))) == len(codes)
     ours, theirs = (
-        set(module_digests("diffusion.evaluate.features.reference_features", spec.module))
+        {name for name in extraction_code(spec) if " " not in name}
         for spec in (EXTRACTORS["effnet-lite0-64"], INCEPTION)
     )
     assert ours ^ theirs == {"diffusion.evaluate.features.effnet", "diffusion.evaluate.features.inception"}

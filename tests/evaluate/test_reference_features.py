@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.code_digest import code_digest
 from diffusion.evaluate.features.extractors import extract
 from diffusion.evaluate.features.reference_features import (
     extraction_code,
@@ -59,7 +60,7 @@ def test_reference_holds_both_splits_and_their_metadata(real, extractor):
     assert reference.train_and_test[0] is reference.features
     assert reference.train_and_test[1] is reference.heldout.features
     assert reference.meta == {
-        "code": extraction_code(EXTRACTORS["effnet-lite0-64"]),
+        "code": code_digest(extraction_code(EXTRACTORS["effnet-lite0-64"])),
         "evaluation": EVALUATION_VERSION,
         "extractor": "effnet-lite0-64",
         "weights_sha256": extractor.weights_sha256,

@@ -10,7 +10,8 @@ import pytest
 
 from diffusion.check.dependency_checks import check_plugins
 from diffusion.check.findings import Project
-from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
+from diffusion.code_digest import changed_modules, code_digest, module_digests, module_tree, plugin_card
+from diffusion.entry_code import code_of
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
 from diffusion.system.registry import BuilderEntry, Registry, load_package, load_reference, plugins_folder
@@ -21,6 +22,8 @@ Write = Callable[..., Path]
 @dataclass(frozen=True)
 class Entry(BuilderEntry):
     builder: str
+    sides: Callable[[int], int] | None = None
+    edges: Callable[[int], int] | None = None
 
 
 @pytest.fixture
@@ -114,6 +117,32 @@ def test_digest_follows_imports_between_plugins_but_not_entries(write: Write) ->
     assert changed_modules({}, code) == ["plugins/data/area.py", "plugins/data/sphere.py"]
     assert plugin_card("plugins", code) == {"plugins": code_digest(code)}
     assert plugin_card("plugins", {"diffusion.model.unet": "1"}) == {}
+
+
+EDITS = {  # of the entry `Entry(CUBE, lambda n: n, times(2))`, and whether they change its digest
+    "Entry(CUBE, (lambda n:  n), times(2))  # a comment": False,
+    "Entry('plugins.data.cube:EDGE', lambda n: n, times(2))": True,
+    "Entry(CUBE, lambda n: n + 1, times(2))": True,
+    "Entry(CUBE, lambda n: n, times(3))": True,
+    "Entry(CUBE, lambda n: n, None)": True,
+}
+
+
+def test_edits_of_an_entry_change_its_digest(write: Write, shapes: Registry[Entry]) -> None:
+    imports = "from plugins.data.other import times\nCUBE = 'plugins.data.cube:SIDE'\n"
+    root = write(imports, cube="SIDE = 3\n", other="def times(n):\n    return lambda m: n * m\n")
+    entries, codes = (root / "plugins/__init__.py").read_text(), []
+    for entry in ("Entry(CUBE, lambda n: n, times(2))", *EDITS):
+        (root / "plugins/__init__.py").write_text(f"{entries}SHAPES['cube'] = {entry}\n")
+        sys.modules.pop("plugins", None)
+        shapes.data.pop("cube", None)
+        module_tree.cache_clear()
+        load_package(root)
+        codes.append(code_of([], [(shapes, "cube")]))
+    first = codes[0]
+    assert first.keys() >= {"plugins.data.cube", "plugins.__init__ data.shape cube"}
+    assert [code != first for code in codes[1:]] == list(EDITS.values())
+    assert {name for name in first if first[name] != codes[3][name]} == {"plugins.__init__ data.shape cube"}
 
 
 @pytest.mark.parametrize("listed", [["plugins/data"], ["plugins/data", "plugins/model"], []])

@@ -6,13 +6,14 @@ are optional. Further feature spaces are subfolders named by their extractors.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion.code_digest import ModuleDigests, code_digest, module_digests
+from diffusion.code_digest import ModuleDigests, code_digest
+from diffusion.entry_code import code_of
 from diffusion.evaluate.evaluate_config import OTHER_SPLIT, EvaluateConfig
 from diffusion.evaluate.features.extractors import (
     Extractor,
@@ -25,11 +26,11 @@ from diffusion.evaluate.features.extractors import (
 )
 from diffusion.images.store import ImageStore, Labels, array_digest, open_store, read_array
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.protocol.extractors import ExtractorSpec
+from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError, reason
 from diffusion.system.files import atomic_folder, write_json
-from diffusion.system.section import brief, fingerprint
+from diffusion.system.section import brief
 
 ARRAYS = "arrays"  # key of the meta: each array's digest
 MAKE_AGAIN = "make it again with `diffctl stage reference`"
@@ -131,21 +132,16 @@ def make_reference_of(
 def extraction(extractor: Extractor) -> dict[str, Any]:
     """Return what decides the features of given images."""
     return {
-        "code": extraction_code(extractor.spec),
+        "code": code_digest(extraction_code(extractor.spec)),
         "evaluation": extractor.spec.evaluation,
         "extractor": extractor.spec.name,
         "weights_sha256": extractor.weights_sha256,
     }
 
 
-def extraction_code(spec: ExtractorSpec) -> str:
-    """Return the digest of the code that decides this extractor's features, and of its spec."""
-    return code_digest({**extraction_modules(spec), "spec": fingerprint(asdict(spec))})
-
-
-def extraction_modules(spec: ExtractorSpec) -> ModuleDigests:
-    """Return the digests of the modules that decide this extractor's features."""
-    return module_digests("diffusion.evaluate.features.reference_features", spec.module)
+def extraction_code(spec: ExtractorSpec) -> ModuleDigests:
+    """Return the digests of the code that decides this extractor's features."""
+    return code_of(["diffusion.evaluate.features.reference_features"], [(EXTRACTORS, spec.name)])
 
 
 def write_reference(folder: Path, reference: Reference) -> None:

@@ -10,7 +10,7 @@ from diffusion.choice.confidence import interval
 from diffusion.code_digest import plugin_card
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, exact_float32
-from diffusion.evaluate.features.reference_features import Reference, extraction_modules
+from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores import kernel_distance as kernel
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
@@ -64,7 +64,7 @@ class Scorer:
         """Return the full card; `sampling` is the part that comes with the samples."""
         card = protocol_card(sampling, num_images, self.reference.meta, self.spec, self.most)
         published = {} if self.published is None else statistics_fields(self.published.facts)
-        return card | plugin_card("extractor_plugins", extraction_modules(self.spec)) | published
+        return card | plugin_card("extractor_plugins", extraction_code(self.spec)) | published
 
     def scores(self, sample: Features) -> Scores:
         """Return every score of a sample that the reference allows, and the ends of intervals."""
