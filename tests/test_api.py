@@ -1,14 +1,17 @@
 """`diffusion.api`: the program in docs/library.md, and small models with a known answer."""
 
+import inspect
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from diffusion import api
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import FlowConfig
+from diffusion.process.process_registry import EDMConfig, FlowConfig
 from diffusion.system.errors import UsageError
 from tests.conftest import ROOT
 from tests.helpers.no_sync_tensors import no_float64
@@ -49,11 +52,109 @@ def test_training_creates_no_float64_on_a_device_without_it(process: NoiseProces
         fit(PointNetwork(width=8).to(device), process, torch.zeros(4, 2, 1, 1), steps=1)
 
 
+# A value of each setting and of what it needs, where it changes the model or its images.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "schedule": ({}, {"schedule": "linear"}),
+    "timesteps": ({}, {"timesteps": 90}),
+    "prediction": ({}, {"prediction": "velocity"}),
+    "variance": ({}, {"variance": "learned", "loss": "hybrid"}),  # large changes the bound alone
+    "loss": ({"variance": "learned", "loss": "hybrid"}, {"loss": "vlb"}),
+    "t_sampler": ({}, {"t_sampler": "logit-normal"}),
+    "t_sampler_options": ({"t_sampler": "log-normal"}, {"t_sampler_options": {"mean": 1.0}}),
+    "stratified": ({}, {"stratified": True}),
+    "weighting": ({}, {"weighting": "min-snr"}),
+    "weighting_options": ({"weighting": "min-snr"}, {"weighting_options": {"gamma": 0.5}}),
+    "sigma_data": ({"prediction": "edm", "sigma_data": 0.5}, {"sigma_data": 0.9}),
+    "zero_terminal_snr": ({"prediction": "velocity"}, {"zero_terminal_snr": True}),
+    "sigma_min": ({"schedule": "edm", "sigma_data": 0.5}, {"sigma_min": 0.5}),
+    "sigma_max": ({"schedule": "edm", "sigma_data": 0.5}, {"sigma_max": 2.0}),
+    "shift": ({"schedule": "flow"}, {"shift": 3.0}),
+}
+LEARNED = {"variance": "learned", "loss": "hybrid", "timesteps": 3}
+
+
+class Doubled(PointNetwork):
+    """A network with a variance."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        return super().forward(x, t, labels).repeat(1, 2, 1, 1)
+
+
+def fitted(section: dict[str, Any], **options: Any) -> list[float]:
+    """Return numbers of a small network that was trained and sampled with these settings."""
+    values = {"schedule": "cosine", **section}
+    if values["schedule"] in ("cosine", "linear"):
+        values = {"timesteps": 50, "variance": "small", "loss": "simple"} | values
+    process = build_process(ProcessConfig.model_validate(values))
+    torch.manual_seed(0)
+    kind = Doubled if process.config.learned_variance else PointNetwork
+    network = kind(classes=3, width=8)
+    options = {"steps": 12, "batch_size": 16, "labels": torch.arange(60) % 2, **options}
+    points = torch.linspace(-1, 1, 120).reshape(60, 2, 1, 1)
+    model = fit(network, process, points, **options)
+    settings = SampleSettings(steps=3, eta=1.0 if "timesteps" in values else 0.0)
+    made = sample(model, process, 2, (2, 1, 1), settings, torch.tensor([0, 1]))
+    return [*model.layers[-1].bias.tolist(), *made.flatten().tolist()]
+
+
+def test_each_setting_that_fit_accepts_has_an_effect_or_is_refused() -> None:
+    sections = [type(process.config) for process in (PROCESS, FLOW, build_process(EDMConfig(schedule="edm")))]
+    assert {name for section in sections for name in section.model_fields} == CHANGES.keys()
+    for name, (base, change) in CHANGES.items():
+        assert fitted(base) != fitted(base | change), name
+    loss_aware = {**LEARNED, "t_sampler": "loss-aware"}  # from the 10th loss of each t on
+    assert fitted(loss_aware, steps=40) != fitted(LEARNED, steps=40)
+    drops = {"null_label": 2, "p_uncond": 0.5}
+    options = {"steps": 13, "batch_size": 17, "lr": 0.1, "ema_decay": 0.1, "seed": 1, "null_label": 2}
+    for name, value in options.items():
+        assert fitted({}) != fitted({}, **{name: value}), name
+    assert fitted({}, null_label=2) != fitted({}, **drops)
+    known = {"network", "process", "images", "labels", "callback", *options, *drops}
+    assert inspect.signature(fit).parameters.keys() == known
+    for section, given, message in [
+        ({"schedule": "flow", "shift": "auto"}, {}, "process.shift is to follow from the images: set shift"),
+        ({"schedule": "edm"}, {}, "process.sigma_data is to follow"),
+        ({}, {"p_uncond": 0.1}, "p_uncond 0.1 has no effect without a null_label"),
+        ({}, {"labels": None, "null_label": 2}, "null_label 2 has no effect without labels"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            fitted(section, **given)
+
+
+def test_model_of_a_script_is_saved_for_the_commands(tmp_path, monkeypatch, invoke, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    shape = {"image_size": 8, "in_channels": 1, "out_channels": 1, "num_classes": 2, "null_class": True}
+    spec = api.UNetSpec(channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), **shape)
+    seen: list[api.FitStep] = []
+
+    def see(done: api.FitStep) -> None:
+        seen.append(done)
+        api.print_progress(done)
+
+    labels = torch.arange(8) % 2
+    network = api.build_network(spec)
+    model = fit(network, PROCESS, torch.zeros(8, 1, 8, 8), labels, steps=20, batch_size=4, callback=see)
+    assert [done.step for done in seen] == list(range(1, 21))
+    assert seen[-1].ema is model
+    assert len(capsys.readouterr().err.splitlines()) == 10
+    api.save_model("m.safetensors", model, PROCESS, classes=["a", "b"])
+    command = "sample --model m.safetensors --class b --num 1 --steps 3 --eta 0 --guidance 1 --out x.npz"
+    assert invoke(*command.split()).code == 0
+    settings = SampleSettings(steps=3, guidance=1.0)
+    made = sample(model, PROCESS, 1, (1, 8, 8), settings, torch.tensor([1]), null_label=2)
+    wanted = (127.5 * (made[0, 0] + 1)).clamp(0, 255)
+    assert (torch.tensor(np.load("x.npz")["arr_0"][0, ..., 0]) - wanted).abs().max() <= 1
+    with pytest.raises(UsageError, match="save_model: PointNetwork has no spec"):
+        api.save_model("n.safetensors", PointNetwork(), PROCESS)
+    assert dir(api) == sorted(api.__all__)
+
+
 @pytest.mark.slow
-def test_program_in_the_docs_samples_digits_of_their_classes() -> None:
+def test_program_in_the_docs_samples_digits_of_their_classes(tmp_path, monkeypatch) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     assert len([line for line in PROGRAM.splitlines() if line.strip()]) <= 15
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     torch.manual_seed(0)
     exec(PROGRAM, names)
