@@ -4,6 +4,8 @@ The library knows nothing of servers: no prefect, dvc, mlflow or typer is import
 The entries of the project's plugins are added to the registries when it is imported.
 """
 
+from diffusion.system.loaded_code import keep_sources
 from diffusion.system.registry import load_plugins
 
+keep_sources()
 load_plugins()

@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import Field
 
 from diffusion.system.errors import DiffctlError
+from diffusion.system.loaded_code import module_source
 from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
 from diffusion.system.section import Section
 
@@ -56,8 +57,8 @@ class CodeSince(Section):
 def module_digests(*roots: str) -> ModuleDigests:
     """Return the digests of `roots` and of the modules that they import, without neutral ones.
 
-    The roots are imported first, so that later edits change neither the running code nor the digest. The
-    result is computed once a process and must not be changed.
+    The roots are imported first, and the digests are of what was compiled, whatever the files contain now.
+    The result is computed once a process and must not be changed.
     """
     found: ModuleDigests = {}
     todo = list(roots)
@@ -106,7 +107,8 @@ def library_version() -> str:
     digest = hashlib.sha256()
     for root in filter(None, (ROOT / PACKAGE, plugins_folder())):
         for file in sorted(root.rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+            name = ".".join(file.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+            digest.update(f"{file.relative_to(root)}\0".encode() + module_source(name, file))
     return f"{digest.hexdigest()[:12]} with torch {torch_version()}"
 
 
@@ -143,13 +145,17 @@ def module_file(name: str) -> Path | None:
     return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.exists()), None)
 
 
-@cache
 def module_tree(name: str) -> ast.Module:
-    """Return a module's syntax tree, with absolute imports."""
+    """Return a module's syntax tree, as it was loaded if it is, with absolute imports."""
     file = module_file(name)
     if file is None:
         raise ValueError(f"there is no module {name}")
-    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return _parse(name, file, module_source(name, file))
+
+
+@cache
+def _parse(name: str, file: Path, source: bytes) -> ast.Module:
+    tree = ast.parse(source, str(file))
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:

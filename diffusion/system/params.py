@@ -31,6 +31,7 @@ MAX_TEXT = 300  # characters of a path or a reason
 MAX_BYTES = 64 * 2**10  # of a params file; the profiles have two thousand
 MAX_DEPTH = 16  # levels; the sections of params.yaml need four
 MAX_NODES = 5000  # scalars, lists and mappings; the profiles have a hundred
+READ: list[str] = []  # the different texts of params.yaml that this process has read
 COMMENT = re.compile(r"(?:^|\s)#", re.MULTILINE)
 
 
@@ -55,7 +56,8 @@ def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[
     """
     shown = brief(path, str, MAX_TEXT)
     try:
-        values = parse_yaml(read_regular(Path(path), MAX_BYTES).decode())
+        text = read_regular(Path(path), MAX_BYTES).decode()
+        values = parse_yaml(text)
     except FileNotFoundError:
         raise UsageError(
             f"{shown} does not exist: run this in the project's folder, or `diffctl use PROFILE` to start one"
@@ -67,6 +69,8 @@ def read_params(path: Path | str = PARAMS, earlier_names: bool = False) -> dict[
         raise UsageError(f"{shown} is not a params file: it has no sections")
     if not earlier_names:
         refuse_renamed(values, shown)
+    if str(path) == PARAMS and text not in READ:
+        READ.append(text)
     return values
 
 

@@ -26,12 +26,12 @@ import traceback
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from importlib.machinery import PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusion.system.errors import UsageError, printable, reason
+from diffusion.system.loaded_code import SourceFinder
 
 PLUGINS = "plugins"  # the package of the project's own entries
 ENTRIES = f"{PLUGINS}/__init__.py"
@@ -105,7 +105,7 @@ def load_plugins() -> None:
 
 def load_package(root: Path) -> None:
     """Import the package `plugins` of the folder or archive `root`, if there is one."""
-    spec = PathFinder.find_spec(PLUGINS, [str(root)])
+    spec = SourceFinder.find_spec(PLUGINS, [str(root)])
     if spec is None or spec.loader is None or spec.origin is None:
         if any((root / PLUGINS).glob("**/*.py")):
             raise UsageError(f"{root / ENTRIES} is missing: it adds the entries of plugins to registries")
@@ -143,25 +143,29 @@ def is_plugin(module: str) -> bool:
 
 @contextmanager
 def plugin_errors() -> Iterator[None]:
-    """Raise UsageError, with file and line, for an error while a plugin is imported."""
+    """Raise UsageError, with file and line, for an error or an exit while a plugin is imported."""
     try:
         yield
-    except Exception as error:
-        remedy = f"correct it, or remove its entry from {ENTRIES}"
-        raise UsageError(f"{_place(error)}: {reason(error)}: {remedy}") from error
+    except (Exception, SystemExit) as error:
+        raise plugin_error(error, find_plugin_line(error) or ENTRIES) from error
 
 
-def _place(error: BaseException) -> str:
-    """Return the last file and line of the package in the traceback; the file of the entries without one."""
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [(frame.filename, frame.lineno) for frame in frames]
+def plugin_error(error: BaseException, place: str) -> UsageError:
+    """Return the UsageError for an error of a plugin's code in this place."""
+    return UsageError(f"{place}: {reason(error)}: correct it, or remove its entry from {ENTRIES}")
+
+
+def find_plugin_line(error: BaseException) -> str | None:
+    """Return the last file and line of the package in the traceback; None without one."""
+    frames = traceback.walk_tb(error.__traceback__)
+    places: list[tuple[str, int | None]] = [(frame.f_code.co_filename, line) for frame, line in frames]
     if isinstance(error, SyntaxError) and error.filename:
         places.append((error.filename, error.lineno))
     root = plugins_root()
     for file, line in reversed(places):
         if root and Path(file).is_relative_to(root / PLUGINS):
             return f"{Path(file).relative_to(root)}, line {line}"
-    return ENTRIES
+    return None
 
 
 def load_reference(reference: str) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cli import main
-from cli.stages.context import InputsChanged
+from cli.stages.used_inputs import InputsChanged
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import make_interrupted
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome

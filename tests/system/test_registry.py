@@ -10,7 +10,7 @@ import pytest
 
 from diffusion.check.dependency_checks import check_plugins
 from diffusion.check.findings import Project
-from diffusion.code_digest import changed_modules, code_digest, module_digests, module_tree, plugin_card
+from diffusion.code_digest import changed_modules, code_digest, module_digests, plugin_card
 from diffusion.entry_code import code_of
 from diffusion.system import registry
 from diffusion.system.errors import UsageError
@@ -136,7 +136,6 @@ def test_edits_of_an_entry_change_its_digest(write: Write, shapes: Registry[Entr
         (root / "plugins/__init__.py").write_text(f"{entries}SHAPES['cube'] = {entry}\n")
         sys.modules.pop("plugins", None)
         shapes.data.pop("cube", None)
-        module_tree.cache_clear()
         load_package(root)
         codes.append(code_of([], [(shapes, "cube")]))
     first = codes[0]
