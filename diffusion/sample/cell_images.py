@@ -51,9 +51,11 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 ShardRunner = Callable[
-    [NetworkFiles, SampleSettings, Sequence[range]], Generator[tuple[range, Images], None, None]
+    [NetworkFiles, NetworkArtefacts, SampleSettings, Sequence[range]],
+    Generator[tuple[range, Images], None, None],
 ]
-"""(files of the networks, settings, shards) → each shard with its images, as they are sampled."""
+"""(files of the networks, what they must contain, settings, shards) → each shard with its images, as they are
+sampled; DiffctlError if a file was replaced."""
 
 
 def sampling_code(
@@ -196,7 +198,7 @@ def make_cell(
     done = total - sum(map(len, missing))
     show = progress or (lambda done, total: None)
     show(done, total)
-    with LocalRunner() as local, closing((run or local)(files, settings, missing)) as made:
+    with LocalRunner() as local, closing((run or local)(files, networks, settings, missing)) as made:
         for shard, images in made:
             shards.save(shard, images)
             done += len(shard)
@@ -226,7 +228,7 @@ class LocalRunner:
     def __init__(self, waiting: OnWait | None = None) -> None:
         self._waiting, self._held = waiting, ExitStack()
         self._device: torch.device | None = None
-        self._loaded: dict[Path, Any] = {}
+        self._loaded: dict[tuple[Path | None, Any], LoadedModel] = {}  # by path and model_sha256
 
     def __enter__(self) -> Self:
         return self
@@ -237,29 +239,39 @@ class LocalRunner:
         self._held.close()
 
     def __call__(
-        self, files: NetworkFiles, settings: SampleSettings, shards: Sequence[range]
+        self,
+        files: NetworkFiles,
+        networks: NetworkArtefacts,
+        settings: SampleSettings,
+        shards: Sequence[range],
     ) -> Generator[tuple[range, Images], None, None]:
         """Yield each shard with its images."""
         if not shards:
             return
         if self._device is None:
             self._device = self._held.enter_context(acquire_device(self._waiting))
-        loaded, guides = self._load(files, self._device)
+        loaded, *others = self._load(files, networks, self._device)
+        assert loaded is not None, "every cell has a model"
+        guides = Guides(*others)
         fast = should_compile(loaded.artefact, settings, len(shards), self._device)
         for shard in shards:
             yield shard, shard_images(loaded, settings, shard, self._device, guides, fast=fast)
 
-    def _load(self, files: NetworkFiles, device: torch.device) -> tuple[LoadedModel, Guides]:
+    def _load(
+        self, files: NetworkFiles, wanted: NetworkArtefacts, device: torch.device
+    ) -> list[LoadedModel | None]:
         """Return the networks of the files; those of the last call stay loaded if they are used again."""
-        if any(path not in self._loaded for path in files if path is not None):
-            self._loaded = {path: one for path, one in self._loaded.items() if path in files}
+        keys = [(path, one and one.model_sha256) for path, one in zip(files, wanted, strict=True)]
+        if any(key not in self._loaded for key in keys if key[0] is not None):
+            self._loaded = {key: one for key, one in self._loaded.items() if key in keys}
             _free_memory(device)  # before the next one is there
-        for path, load in zip(files, (load_model, load_model, load_classifier), strict=True):
-            if path is not None and path not in self._loaded:
-                self._loaded[path] = load(path, device)
-        model, *guides = (None if path is None else self._loaded[path] for path in files)
-        assert model is not None, "every cell has a model"
-        return model, Guides(*guides)
+        for key, load in zip(keys, (load_model, load_model, load_classifier), strict=True):
+            if key[0] is not None and key not in self._loaded:
+                one = load(key[0], device)
+                self._loaded[key[0], one.artefact.model_sha256] = one
+        loaded = [self._loaded.get(key) for key in keys]
+        wanted.check_loaded(loaded)
+        return loaded
 
 
 def _free_memory(device: torch.device | None) -> None:

@@ -12,6 +12,7 @@ from diffusion.layout import AVERAGES, EMA_RUNS, MODEL
 from diffusion.model.classifier import ClassifierArtefact, load_classifier
 from diffusion.model.model_file import (
     Artefact,
+    LoadedModel,
     ModelDescription,
     load_model,
     read_artefact,
@@ -46,6 +47,13 @@ class NetworkArtefacts(NamedTuple):
             if card.get(f"{name}_sha256") != (None if one is None else one.model_sha256):
                 return str(name)
         return None
+
+    def check_loaded(self, loaded: Iterable[LoadedModel | None]) -> None:
+        """Raise DiffctlError if the loaded networks are others, since a file was replaced meanwhile."""
+        names = (f"{name}_sha256" for name in self._fields)
+        found = [one and one.artefact.model_sha256 for one in loaded]
+        if wrong := self.find_difference(dict(zip(names, found, strict=True))):
+            raise DiffctlError(f"the file of the {wrong} was replaced meanwhile: run the same command again")
 
     def check(self) -> None:
         """Raise UsageError if the guide or the classifier does not fit the model."""

@@ -24,7 +24,7 @@ from flows.ray.ray_session import RETRIES, get_result, ray_session, resolve_gpus
 if TYPE_CHECKING:
     from diffusion.images.store import Images
     from diffusion.sample.cell_images import ShardRunner
-    from diffusion.sample.network_files import NetworkFiles
+    from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 
 Digests = Sequence[str | None]
 """The SHA-256 of the files of the model, its guide and its classifier, as far as there are any."""
@@ -46,6 +46,7 @@ def _run(
     sweep: str,
     shared: dict[str, Any],
     files: "NetworkFiles",
+    wanted: "NetworkArtefacts",
     settings: SampleSettings,
     shards: Sequence[range],
 ) -> "Generator[tuple[range, Images], None, None]":
@@ -63,7 +64,7 @@ def _run(
     make = ray.remote(make_shard).options(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
     # Ray resolves references among the arguments.
     contents = [None if digest is None else shared[digest] for digest in digests]
-    same = digests, library_version(), settings, gpus, sweep
+    same = digests, wanted, library_version(), settings, gpus, sweep
     waiting = deque(shards)
     running: dict[Any, range] = {}
     try:
@@ -96,6 +97,7 @@ def _max_running(gpus: float) -> int:
 
 def make_shard(
     digests: Digests,
+    wanted: "NetworkArtefacts",
     version: str,
     settings: SampleSettings,
     gpus: float,
@@ -115,6 +117,7 @@ def make_shard(
     own = acquire_device(group=sweep if gpus < 1 else None) if gpus else nullcontext(torch.device("cpu"))
     with own as device:
         networks = _loaded(digests, contents)
+        wanted.check_loaded(networks)
         if device.type == "cuda":  # copies, which keep no rounded ones alive
             networks = [one and one._replace(network=copy.deepcopy(one.network)) for one in networks]
         model, *guides = networks

@@ -16,22 +16,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.check.dependency_checks import check_samples
+from diffusion.check.findings import Project
 from diffusion.config import Config
 from diffusion.images.store import Images, ImageStore
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import SAMPLING_VERSION, grid
+from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import CellShards, LocalRunner, make_cell
 from diffusion.sample.network_files import CellFiles, NetworkFiles
 from diffusion.system import devices
-from diffusion.system.errors import DiffctlWarning
+from diffusion.system.errors import DiffctlError, DiffctlWarning
 from diffusion.system.locks import is_held
 from flows.sweep_cells import run_sweep
 from tests.conftest import command, diffctl, environment
 from tests.helpers.damaged_bytes import Damage, damages
-from tests.helpers.networks import cell_images, with_model
+from tests.helpers.networks import cell_images, small_model, with_model
 from tests.helpers.waiting import wait_until
 
 PIXEL = (1, 1, 1)
@@ -169,9 +171,9 @@ def shard_files(project: Path) -> list[Path]:
 def make_cells(config: Config, made: list[SampleSettings]) -> list[ImageStore]:
     """Make every cell of the grid. `made` receives the settings once for each shard that is not reused."""
 
-    def runner(model, settings, shards):
+    def runner(files, networks, settings, shards):
         made.extend([settings] * len(shards))
-        yield from local(model, settings, shards)
+        yield from local(files, networks, settings, shards)
 
     cells, sample, files = grid(config.sample, config.sweep), config.sample, NetworkFiles(MODEL)
     with LocalRunner() as local:
@@ -186,6 +188,24 @@ def test_extended_grid_makes_only_its_new_cells(project: Path) -> None:
     make_cells(with_model(project, sample=sample, sweep={"steps": [2, 3]}), made)
     assert {settings.steps for settings in made[4:]} == {3}
     assert len(cell_images(project)) == 4
+
+
+def test_model_that_is_replaced_during_a_sweep_makes_its_own_cells_only(project: Path) -> None:
+    config = with_model(project, sample={"num_images": 4}, sweep={"steps": [2, 3], "eta": [0.0]})
+    files, (first, second) = NetworkFiles(MODEL), grid(config.sample, config.sweep)
+    with LocalRunner() as run:
+        make_cell(config.sample, first, files, SAMPLES / first.name, run=run)
+        described = files.read()
+        small_model(MODEL, seed=1)
+        store = make_cell(config.sample, second, files, SAMPLES / second.name, run=run)
+        with pytest.raises(DiffctlError, match="the file of the model was replaced"):
+            list(run(files, described, cell_settings(config.sample, second), [range(4)]))
+    shutil.rmtree("runs")
+    again = make_cell(config.sample, second, files, Path("again"))
+    assert np.array_equal(store.images, again.images)
+    assert store.meta["card"] == again.meta["card"]
+    (finding,) = check_samples(Project(config))
+    assert finding.message == f"the images in {SAMPLES / first.name} are of another training than {MODEL}"
 
 
 @pytest.mark.parametrize(
