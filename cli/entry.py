@@ -20,6 +20,8 @@ if sys.platform == "darwin":  # operations that torch lacks for Apple GPUs run o
 
 try:
     from cli.main import main
+except KeyboardInterrupt:  # of a plugin with signal handlers of its own
+    sys.exit(128 + signal.SIGINT)
 except Exception as _error:  # the library's import raises a UsageError for a broken plugin
     if not hasattr(_error, "exit_code"):
         raise

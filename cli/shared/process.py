@@ -6,13 +6,15 @@ import gc
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 
 import typer
 
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted, is_disk_full, printable, reason
-from diffusion.system.signals import StopRequest
+from diffusion.system.registry import find_plugin_line, plugin_error
+from diffusion.system.signals import StopRequest, make_interrupted
 from flows.stage_outcome import StageOutcome
 
 
@@ -69,6 +71,8 @@ def run_app(app: typer.Typer, stop: StopRequest) -> int:
     except BrokenPipeError:
         _discard()
     except SystemExit as end:  # typer ends by itself on these two
+        if line := find_plugin_line(end):
+            raise plugin_error(end, line) from None
         code = end.code if isinstance(end.code, int) else 0
         if isinstance(stopped := _cause(end, Interrupted), Interrupted):
             raise stopped from None
@@ -109,6 +113,8 @@ def outcome_of(error: BaseException) -> StageOutcome:
     """Return the kind, the sentence and the exit code of a command that raised the error."""
     if isinstance(error, DiffctlError | Interrupted):
         return StageOutcome(error.kind, str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):  # raised by code that does not use our handlers
+        return outcome_of(make_interrupted(signal.SIGINT))
     if isinstance(error, OSError) and not isinstance(error, ValueError):  # io.UnsupportedOperation is both
         return StageOutcome("failed", _describe(error), DiffctlError.exit_code)
     return StageOutcome("crashed", reason(error), DiffctlError.exit_code)

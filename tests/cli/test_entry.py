@@ -19,7 +19,7 @@ import typer
 from cli import main
 from cli.shared.console import print_line, progress
 from diffusion.protocol.scores_document import write_scores_document
-from tests.conftest import ROOT, command, environment, run_python
+from tests.conftest import ROOT, command, diffctl, environment, run_python, write_params
 from tests.helpers.invoke import Invoke
 from tests.helpers.scores_document import document
 
@@ -30,6 +30,35 @@ def test_signal_during_the_first_imports_prints_no_traceback(number: int, sent: 
     done = run_python(ROOT, "-m", "tests.helpers.stop_at_event", "use", "none", env=moment)
     assert (done.returncode, done.stdout) == (128 + sent, "")
     assert not done.stderr or done.stderr.startswith(f"diffctl: stopped by {sent.name}")
+
+
+ENTRY = """
+from diffusion.data.data_config import SOURCES, SourceEntry
+SOURCES["mine"] = SourceEntry("plugins.data.mine:build")
+"""
+
+
+@pytest.mark.parametrize(
+    ("entries", "arguments", "status", "message"),
+    [
+        (
+            "raise SystemExit(0)",
+            "--help",
+            2,
+            "diffctl: plugins/__init__.py, line 1: SystemExit: 0: correct it",
+        ),
+        ("raise KeyboardInterrupt", "--help", 130, ""),
+        (ENTRY, "stage data", 2, "diffctl: plugins/data/mine.py, line 2: SystemExit: 0: correct it"),
+    ],
+)
+def test_plugin_that_ends_the_process_fails_the_command(project, entries, arguments, status, message) -> None:
+    write_params(project, data={"name": "mine"})
+    (project / "plugins/data").mkdir(parents=True)
+    (project / "plugins/__init__.py").write_text(entries)
+    (project / "plugins/data/mine.py").write_text("def build(config):\n    raise SystemExit(0)")
+    done = diffctl(project, *arguments.split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (status, "", bool(message))
+    assert done.stderr.startswith(message)
 
 
 QUIET = """

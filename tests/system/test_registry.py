@@ -79,6 +79,7 @@ def test_project_without_entries_has_no_plugins(tmp_path: Path, write: Write) ->
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
+        ("raise SystemExit", r"^plugins/__init__.py, line 2: SystemExit: correct it"),
         ("1 / 0", r"^plugins/__init__.py, line 2: ZeroDivisionError: .*: correct it, or remove its entry"),
         ("import plugins.data.broken", r"^plugins/data/broken.py, line 2: SyntaxError: "),
         ("import plugins.data.missing", r"^plugins/__init__.py, line 2: ModuleNotFoundError: "),
