@@ -32,7 +32,7 @@ DRAWN = 7  # drawn paths; more are computed for the numbers
 MAX_COLUMNS = 4
 OPTIONS = {"heun": {"path": "straight"}}  # so that it follows long steps from large noise
 EXACT = SampleSettings(sampler="unipc", spacing="log-snr", steps=500, clip=False)
-EDGE = 2.2  # of the drawn square, which contains most of the noise
+EDGES = 2.2, 5.0  # least and largest half width of a square: the noise of EDM is far larger than its data
 
 
 class SamplerPaths(NamedTuple):
@@ -80,14 +80,16 @@ class Samplers(FigureData):
         rows = math.ceil(count / columns)
         figure = new_figure(rows * (WIDTH / columns + 0.3))
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        drawn = [np.abs(paths.paths[:, :DRAWN]).max() for paths in self.paths_by_sampler.values()]
+        edge = np.clip(1.05 * max(drawn), *EDGES)
         for number, (name, paths) in enumerate(self.paths_by_sampler.items()):
             panels[number].set_title(f"{name}\nNFE {paths.nfe}", fontsize=9)
-            self._panel(panels[number], paths, number)
+            self._panel(panels[number], paths, number, edge)
         for axes in panels[count:]:
             axes.set_visible(False)
         return figure
 
-    def _panel(self, axes: Axes, paths: SamplerPaths, number: int) -> None:
+    def _panel(self, axes: Axes, paths: SamplerPaths, number: int, edge: float) -> None:
         for centre in self.mixture.means.tolist():
             ring = Circle((centre[0], centre[1]), 2 * self.mixture.std, fill=False)
             ring.set(edgecolor=LIGHT["muted"], linewidth=0.8)
@@ -96,7 +98,7 @@ class Samplers(FigureData):
         axes.plot(x, y, color=line_colour(number), linewidth=0.6, alpha=0.5, zorder=1.5)
         axes.plot(x[0], y[0], "o", color=LIGHT["muted"], markersize=1.8)
         axes.plot(x[-1], y[-1], "o", color=line_colour(number), markersize=2.6)
-        axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[], aspect="equal")
+        axes.set(xlim=(-edge, edge), ylim=(-edge, edge), xticks=[], yticks=[], aspect="equal")
         axes.spines[:].set_visible(True)
 
     def lines(self, width: int) -> list[str]:

@@ -51,6 +51,24 @@ def test_notebooks_show_what_they_printed_and_drew(tmp_path: Path) -> None:
 
 
 @NEEDS_CHROMIUM
+def test_still_of_the_terminal_shows_the_finished_run(browser) -> None:
+    page = browser.new_page(viewport=WIDE)
+    page.goto((ROOT / "docs/run.svg").as_uri())
+    stills = [
+        page.evaluate(
+            """time => { document.getAnimations().forEach(one => { one.pause(); one.currentTime = time });
+            return [...document.querySelectorAll("text")].filter(line => getComputedStyle(line).visibility
+                == "visible").map(line => line.textContent) }""",
+            time,
+        )
+        for time in (0, 3_000, 10**6)
+    ]
+    assert stills[0][-1].startswith("runs:")
+    assert stills[0] == stills[2] != stills[1]
+    page.close()
+
+
+@NEEDS_CHROMIUM
 @pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
 def test_pages_fit_in_both_schemes(site: Path, browser, size, scheme) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme)

@@ -86,6 +86,8 @@ def test_every_sampler_starts_from_the_same_noise() -> None:
     for name, result in shown.paths_by_sampler.items():
         assert result.paths.shape == (7, 40, 2)
         assert result.nfe == SAMPLERS[name.split(",")[0]].nfe(6)
+    for axes in shown.draw().axes:  # no drawn path leaves its square
+        assert all(np.abs(line.get_xydata()).max() < axes.get_xlim()[1] for line in axes.lines)
 
 
 def test_deterministic_samplers_converge_to_the_exact_flow() -> None:
