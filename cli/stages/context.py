@@ -8,7 +8,12 @@ import typer
 
 from cli.stages.used_inputs import unchanged_inputs
 from diffusion.config import Config, load
-from diffusion.layout import RUNS, home
+from diffusion.data.data_config import DataConfig, preparation_changes
+from diffusion.images.store import read_meta
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import PARAMS, PREPARED, RUNS, home
+from diffusion.system.checksums import Corrupted
+from diffusion.system.errors import DiffctlError, UsageError
 from flows.run_lock import join_run
 
 
@@ -16,10 +21,25 @@ from flows.run_lock import join_run
 def enter_stage(stage: str) -> Iterator[None]:
     """Check params.yaml, share resumable work, and keep other runs out of this folder during the block."""
     with unchanged_inputs(stage):
-        load()  # no stage begins if a later one would refuse its section
+        config = load()  # no stage begins if a later one would refuse its section
+        if stage != "data":
+            _refuse_other_data(config.data)
         share_runs()
         with join_run():
             yield
+
+
+def _refuse_other_data(data: DataConfig) -> None:
+    """Raise UsageError if data/prepared was made with other options than those of the section `data`."""
+    try:
+        meta = read_meta(PREPARED / "train", PreparedMeta)
+    except (OSError, Corrupted, DiffctlError):
+        return  # the stages that read them report missing or damaged data
+    if changes := preparation_changes(data, meta):
+        raise UsageError(
+            f"{PREPARED} was made with other options than {PARAMS} has ({', '.join(changes[:3])}): correct "
+            f"{PARAMS}, or run `diffctl stage data` to prepare the data again"
+        )
 
 
 def share_runs() -> None:

@@ -52,7 +52,7 @@ def check_prepared(project: Project) -> Iterator[Finding]:
         yield Finding("error", "prepared data", str(error), f"remove {PREPARED} and run `diffctl stage data`")
         return
     if not project.fits_config:
-        message = f"{PREPARED} holds {stores['train'].meta['name']} by another configuration"
+        message = f"{PREPARED} was made with other options ({', '.join(project.preparation_changes[:3])})"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it again")
         return
     if project.raw_files_changed:

@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 from diffusion.config import Config
-from diffusion.data.data_config import build_source
+from diffusion.data.data_config import build_source, preparation_changes
 from diffusion.data.prepare import shape_of
 from diffusion.data.source import DatasetInfo
 from diffusion.images.store import ImageStore, open_store
@@ -55,13 +55,13 @@ class Project:
 
     @cached_property
     def fits_config(self) -> bool:
-        """Whether the prepared data fit the configuration, by their metadata."""
-        meta, data = self.stores["train"].meta, self.config.data
-        native = None if data.image_size and data.channels else self.info.shape
-        size, _, channels = shape_of(data, native)
-        wanted = {"name": data.name, "image_size": size, "channels": channels, "options": data.own_options()}
-        all_are_used = data.on_bad == "skip" or not meta.get("skipped")
-        return all_are_used and all(meta.get(key) == value for key, value in wanted.items())
+        """Whether the prepared data are those of the configuration, by their metadata."""
+        return not self.preparation_changes
+
+    @cached_property
+    def preparation_changes(self) -> list[str]:
+        """The options of `data` that differ from those of the prepared data, with both values."""
+        return preparation_changes(self.config.data, self.stores["train"].meta)
 
     @cached_property
     def is_ready(self) -> bool:

@@ -3,6 +3,7 @@
 To add a set, write a module with a builder, DataConfig → Source, and add an entry to SOURCES.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
-from diffusion.system.section import FilePath, RegistrySection, Side
+from diffusion.system.section import FilePath, RegistrySection, Side, brief
 
 if TYPE_CHECKING:
     from diffusion.data.source import Source
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
+GIVEN = {"path", "image_size", "channels"}  # fields that a prepared split records as they were given
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,20 @@ class PhotographsConfig(DataConfig):
         """Side in pixels of every prepared image."""
         assert self.image_size is not None, "the section refuses photographs without one"
         return self.image_size
+
+
+def preparation_changes(config: DataConfig, meta: Mapping[str, Any]) -> list[str]:
+    """Return `data.option old → new` of the options that differ from those of a prepared split.
+
+    `meta` is the split's. Earlier versions did not record the path.
+    """
+    before = {"name": meta["name"], **meta.get("given", {}), **meta["options"]}
+    before |= {key: meta[key] for key in ("image_size", "channels") if getattr(config, key) is not None}
+    now = config.model_dump(mode="json", exclude={"flip", "on_bad", *(GIVEN - before.keys())})
+    if config.on_bad == "stop" and meta.get("skipped"):
+        before["on_bad"], now["on_bad"] = "skip", "stop"
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    return [f"data.{name} {brief(before.get(name), str)} → {brief(now.get(name), str)}" for name in names]
 
 
 def build_source(config: DataConfig) -> "Source":

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion.code_digest import code_digest
-from diffusion.data.data_config import SOURCES, DataConfig, build_source
+from diffusion.data.data_config import GIVEN, SOURCES, DataConfig, build_source
 from diffusion.data.journal import SplitTarget, fill_split
 from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import Problem, RawData, Reader, count_problems, summarize, write_list
@@ -187,6 +187,7 @@ def _write_stores(
             "name": config.name,
             "split": name,
             "options": config.own_options(),
+            "given": config.model_dump(mode="json", include=GIVEN),
             "classes": classes,
             "counts": [] if labels is None else np.bincount(labels, None, len(classes)).tolist(),
             "image_size": shape[1],

@@ -68,7 +68,7 @@ def open_store(path: Path, kind: type[StoreMeta] = StoreMeta, *, unverified: boo
     path = Path(path)
     try:
         images = read_array(path / "images.npy", mapped=True)
-        meta = _read_meta(path, kind)
+        meta = read_meta(path, kind)
         labels = read_array(path / "labels.npy") if (path / "labels.npy").exists() else None
     except FileNotFoundError as error:
         advice = "; `diffctl stage data` prepares the images" if path.parent == PREPARED else ""
@@ -96,8 +96,8 @@ def read_array(path: Path, *, mapped: bool = False) -> NDArray[Any]:
     return array
 
 
-def _read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
-    """Return the validated meta, whose checksum proves that diffctl wrote it."""
+def read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
+    """Return the validated meta, with a checksum by diffctl; DiffctlError if it is invalid."""
     try:
         values: JsonObject = translate("store", strip_checksum(read_json(path / "meta.json", JsonObject)))
     except Corrupted as error:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from cli.stages.context import enter_stage
 from diffusion.check import check, check_spacing, preflight
 from diffusion.check.dependency_checks import check_guides
 from diffusion.check.findings import Project
@@ -152,11 +153,12 @@ def test_prepared_data_fit_until_a_deciding_option_changes(tmp_path, before, cha
     config = configuration(data={**before, "path": str(raw)}, model={"attention_resolutions": []})
     prepare(config.data, PREPARED, work=Path("work"))
     shutil.copytree(raw, tmp_path / "moved")
-    moved = {**before, **change, "path": str(tmp_path / "moved")}
-    after = configuration(data=moved, model={"attention_resolutions": []})
-    assert Project(after).is_ready is fits
-    warnings = with_level(check(after), "warning")
-    assert ("by another configuration" in str(warnings.get("prepared data"))) is not fits
+    for path, fits_path in (("raw", True), ("moved", False)):
+        moved = {**before, **change, "path": str(tmp_path / path)}
+        after = configuration(data=moved, model={"attention_resolutions": []})
+        assert Project(after).is_ready is (fits and fits_path)
+        warnings = with_level(check(after), "warning")
+        assert ("with other options" in str(warnings.get("prepared data"))) is not (fits and fits_path)
 
 
 def folder_of(raw, on_bad="stop"):
@@ -175,6 +177,14 @@ def test_changed_raw_data_are_reported_and_missing_ones_are_an_error_until_prepa
     assert "have changed" in with_level(check(config), "warning")["prepared data"].message
     shutil.rmtree(raw)
     assert not with_level(check(config), "error")
+    assert "not a folder" in with_level(check(folder_of(tmp_path / "rwa")), "error")["raw data"].remedy
+    write_params(tmp_path, data={"name": "image-folder", "path": "rwa", "image_size": 8})
+    for stage in ("reference", "train", "sample", "evaluate", "report"):
+        with (
+            pytest.raises(UsageError, match=r"other options .* \(data.path /.*raw → rwa\)"),
+            enter_stage(stage),
+        ):
+            pass
     shutil.rmtree(tmp_path / "data")
     assert str(raw) in with_level(check(config), "error")["raw data"].remedy
 

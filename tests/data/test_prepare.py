@@ -53,11 +53,13 @@ def with_bad_images(raw):
     return raw
 
 
-def test_equal_raw_files_give_equal_bytes(tmp_path):
-    raw = write_numbered(tmp_path / "raw", random_images(0, 600, 8), "abc")
-    shutil.copytree(raw, tmp_path / "elsewhere", copy_function=shutil.copyfile)  # other times, another place
-    for number, place in enumerate((raw, tmp_path / "elsewhere")):
-        prepare(folder_config(place), tmp_path / f"out{number}", work=tmp_path / f"work{number}")
+def test_equal_raw_files_give_equal_bytes(tmp_path, monkeypatch):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    write_numbered(here / "raw", random_images(0, 600, 8), "abc")
+    shutil.copytree(here, elsewhere, copy_function=shutil.copyfile)  # other times, another place
+    for number, place in enumerate((here, elsewhere)):
+        monkeypatch.chdir(place)
+        prepare(folder_config("raw"), tmp_path / f"out{number}", work=tmp_path / f"work{number}")
         assert os.listdir(tmp_path / f"work{number}") == []
     assert tree(tmp_path / "out0") == tree(tmp_path / "out1")
     assert set(tree(tmp_path / "out0")) == {
