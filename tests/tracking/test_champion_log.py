@@ -77,7 +77,7 @@ def test_rollbacks_return_along_the_stack_of_champions(choices):
     for choice in choices:
         before = stack[-1] if stack else None
         if choice and choice != before:
-            stack = [version for version in stack if version != choice] + [choice]
+            stack.append(choice)
             moved.append((before, choice, "gate"))
         elif not choice and len(stack) > 1:
             stack.pop()

@@ -80,7 +80,10 @@ def test_promote_and_rollback_commands_return_their_exit_codes(make_model):
     make_model(1, {(2, 0.0): 0.2})
     assert run("promote").exit_code == 0, "it is better than version 2 and was not rolled back"
     assert run("rollback", "--reason", "blurred").exit_code == 0
-    assert (history().aliases, set(history().pinned)) == ({keys.CHAMPION: 2}, {1})
+    assert (history().aliases, set(history().pinned)) == ({keys.CHAMPION: 2, keys.PREVIOUS: 1}, {1})
+    assert run("rollback").exit_code == 0, "version 1 was champion before version 2"
+    assert (history().holders, set(history().pinned)) == ([1], {2})
+    assert str(run("rollback").exception).startswith(f"{NAME} cannot be rolled back: version 1 is its first")
 
 
 def test_rollback_pins_the_version_until_it_is_forced(make_model, register_all):

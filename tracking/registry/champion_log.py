@@ -97,22 +97,26 @@ class History:
 
     @cached_property
     def _replay(self) -> tuple[list[int], dict[int, Move]]:
-        """The stack of champions and the pinned versions after all moves."""
+        """The stack of champions, in which a version may occur again, and the pinned versions."""
         held: list[int] = []
         pins: dict[int, Move] = {}
         for number, move in enumerate(self.events):
             if move.before and held[-1:] != [move.before]:  # an alias before the log, or an unreadable move
-                held = [version for version in held if version != move.before] + [move.before]
+                held.append(move.before)
             if move.how == "rollback":
-                place = held.index(move.after) + 1 if move.after in held else -1
-                replaced = set(held[place:])
+                kept = list(held)
+                while kept and kept[-1] != move.after:
+                    kept.pop()
+                replaced = set(held[len(kept) :] if kept else held[-1:])
                 for other in reversed(self.events[:number]):
                     if other.how == RESCORED and other.after in replaced and other.before is not None:
                         replaced.add(other.before)
                 pins |= dict.fromkeys(replaced, move)
-                held = held if place < 0 else held[:place]
-            left = {move.after, move.before} if move.how == RESCORED else {move.after}
-            held = [version for version in held if version not in left] + [move.after]
+                held = kept or [*held, move.after]
+            elif move.how == RESCORED:
+                held = [move.after if version == move.before else version for version in held]
+            else:
+                held.append(move.after)
             pins.pop(move.after, None)
         return held, pins
 
