@@ -31,8 +31,9 @@ from diffusion.sample.sampling_steps import sampling_grid
 from diffusion.system.devices import float64_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
-from diffusion.train.batch import Batch, stratified_uniforms
+from diffusion.train.batch import stratified_uniforms
 from diffusion.train.denoiser_objective import DENOISER
+from diffusion.train.objective import Batch
 
 __all__ = [
     "Condition",

@@ -128,8 +128,8 @@ def _prepare_training(*, fresh: bool, keep: bool) -> None:
 def _discard_shards() -> None:
     """Remove the finished shards of the current model and its EMA profiles."""
     from diffusion.model.model_file import read_artefact
-    from diffusion.sample.cell_images import cells_folder
     from diffusion.sample.network_files import existing_ema_models
+    from diffusion.sample.sampling_card import cells_folder
 
     if MODEL.exists():
         for model in (MODEL, *existing_ema_models(MODEL, load().sweep.sigma_rels).values()):

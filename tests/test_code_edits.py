@@ -26,8 +26,8 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
-from diffusion.sample.cell_images import sampling_code, shards_folder
 from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.sampling_card import sampling_code, shards_folder
 from diffusion.system.registry import reference_module
 from diffusion.train.classifier_training import ClassifierPlan
 from diffusion.train.lr_schedule import LR_SCHEDULES

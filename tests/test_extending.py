@@ -81,7 +81,7 @@ from diffusion.code_digest import code_digest
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact
 from diffusion.protocol.grid import cell_settings, grid
-from diffusion.sample.cell_images import sampling_card, sampling_code
+from diffusion.sample.sampling_card import sampling_card, sampling_code
 from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.train.plan import DenoiserPlan, training_code
 

@@ -1,4 +1,4 @@
-"""Observers of a training: console, spool, previews and scores. They change no result."""
+"""Observers of a training: console, spool and scores. They change no result."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,30 +6,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch import nn
 
 from cli.shared.console import Show, print_line, progress
+from cli.stages.preview import write_preview
 from diffusion.evaluate.training_scores import ScoredCheckpoints, ValidationScorer
-from diffusion.images.pictures import enlarge, grid, png_bytes
-from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import ImageStore
-from diffusion.model.model_file import Artefact, LoadedModel
-from diffusion.process.process_registry import DiscreteConfig
-from diffusion.protocol.settings import SampleSettings
-from diffusion.report.sample_pictures import real_images
-from diffusion.sample.generate import generate, mixed_condition
+from diffusion.model.model_file import Artefact
 from diffusion.system.checksums import add_checksum
 from diffusion.system.devices import default_device, device_name
 from diffusion.system.errors import Interrupted
-from diffusion.system.files import write_atomic, write_json
+from diffusion.system.files import write_json
 from diffusion.system.signals import StopRequest
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.checkpoint.run_record import FACTS, TrainingFacts, TrainingIdentity, read_facts
 from diffusion.train.checkpoint.state_files import SavedState
 from diffusion.train.checkpoint.state_mirror import VARIABLE
 from diffusion.train.observers import Observer, observer_guard
-from diffusion.train.plan import DenoiserPlan, plan_artefact
+from diffusion.train.plan import DenoiserPlan
 from diffusion.train.step_memory import count_parameters
 from diffusion.train.train_step import TrainState
 from diffusion.train.validation_loss import ValidationLoss
@@ -40,7 +34,6 @@ from tracking.system_metrics import SystemMetrics
 BEAT_SECONDS = 10.0
 SHORT_COMMIT = 9  # digits
 SYSTEM_SECONDS = 10.0  # between system metrics
-PREVIEW_STEPS = 20  # DDIM steps of a preview
 SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
 
 
@@ -231,24 +224,3 @@ class TrackedTraining(ConsoleTraining):
             if self._window:
                 since, start = self._window
                 self._window = (since + time.monotonic() - began, start)
-
-
-def write_preview(
-    path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module, real: ImageStore | None = None
-) -> None:
-    """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
-    artefact = plan_artefact(plan)
-    steps = min(PREVIEW_STEPS, artefact.process.max_steps)
-    spacing = "uniform" if isinstance(artefact.process, DiscreteConfig) else "karras"
-    settings = SampleSettings(steps=steps, spacing=spacing)
-    indices = range(10)
-    device = next(network.parameters()).device
-    rows, wanted = [], mixed_condition(artefact, settings, indices)
-    for weights in (network, ema):
-        images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
-        rows.append(to_nhwc(images))
-    if real is not None:
-        labels = None if wanted.labels is None else wanted.labels.tolist()
-        rows.append(real_images(real, labels, len(indices)))
-    picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.image_size)
-    write_atomic(path, lambda file: file.write(png_bytes(picture)))

@@ -20,8 +20,8 @@ from diffusion.model.precision import freeze
 from diffusion.protocol.card import Card, differing_fields
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import sampling_code
 from diffusion.sample.generate import generate, mixed_condition, should_compile
+from diffusion.sample.sampling_card import sampling_code
 from diffusion.system.checksums import read_json
 from diffusion.system.files import write_json
 from diffusion.system.section import Section

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cli.stages.observers import TrackedTraining, Validation, write_preview
+from cli.stages.observers import TrackedTraining, Validation
+from cli.stages.preview import write_preview
 from diffusion.model.unet import UNet
 from diffusion.system.errors import DiffctlError, DiffctlWarning, Interrupted
 from diffusion.train.checkpoint.run_dir import open_run
@@ -95,7 +96,7 @@ def failing(plan: DenoiserPlan, saved: list[int]) -> Any:
     def preview(step: int, network: UNet, ema: UNet) -> None:
         with pytest.MonkeyPatch.context() as patch:
             full = raising(torch.OutOfMemoryError("CUDA out of memory."))
-            patch.setattr("cli.stages.observers.generate", full)
+            patch.setattr("cli.stages.preview.generate", full)
             write_preview(Path("/nonexistent/never.png"), plan, network, ema)
 
     return SimpleNamespace(

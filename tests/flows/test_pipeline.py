@@ -11,7 +11,7 @@ import yaml
 
 from diffusion.layout import MODEL
 from diffusion.model.model_file import read_artefact
-from diffusion.sample.cell_images import cells_folder
+from diffusion.sample.sampling_card import cells_folder
 from diffusion.system.errors import Interrupted, UsageError
 from diffusion.system.files import write_text
 from flows import pipeline_run, registration

@@ -14,7 +14,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import make_cell, sampling_card, sampling_code, shards_folder
+from diffusion.sample.cell_images import make_cell
 from diffusion.sample.network_files import (
     CellFiles,
     NetworkFiles,
@@ -23,6 +23,7 @@ from diffusion.sample.network_files import (
     existing_files,
     network_files,
 )
+from diffusion.sample.sampling_card import sampling_card, sampling_code, shards_folder
 from diffusion.system.errors import UsageError
 from tests.helpers.networks import artefact_of, loaded_classifier, network_of, spec_of
 

@@ -212,7 +212,7 @@ def test_model_that_is_replaced_during_a_sweep_makes_its_own_cells_only(project:
     ("changed", "place", "value"),
     [
         ("sampling_version", "diffusion.protocol.grid.SAMPLING_VERSION", SAMPLING_VERSION + 1),
-        ("sampling_torch", "diffusion.sample.cell_images.torch_version", lambda: "another"),
+        ("sampling_torch", "diffusion.sample.sampling_card.torch_version", lambda: "another"),
     ],
 )
 def test_shards_of_another_code_version_are_made_again(project, monkeypatch, changed, place, value) -> None:

@@ -14,8 +14,8 @@ from diffusion.config import Config
 from diffusion.layout import CELL_RUNS, CLASSIFIER_RUNS, EMA_RUNS, MODEL, MODEL_RUNS, TRAIN_RUNS
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
-from diffusion.sample.cell_images import cells_folder, shards_folder
 from diffusion.sample.network_files import NetworkFiles, existing_ema_models, existing_files
+from diffusion.sample.sampling_card import cells_folder, shards_folder
 from diffusion.search.search_dir import known_searches
 from diffusion.system.files import disk_usage
 from diffusion.system.locks import LockBusy, file_lock, is_held

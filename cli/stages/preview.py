@@ -1,0 +1,40 @@
+"""The preview of a training: images by its raw and its EMA weights, above real ones."""
+
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from diffusion.images.pictures import enlarge, grid, png_bytes
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import ImageStore
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.process_registry import DiscreteConfig
+from diffusion.protocol.settings import SampleSettings
+from diffusion.report.sample_pictures import real_images
+from diffusion.sample.generate import generate, mixed_condition
+from diffusion.system.files import write_atomic
+from diffusion.train.plan import DenoiserPlan, plan_artefact
+
+PREVIEW_STEPS = 20  # DDIM steps of a preview
+
+
+def write_preview(
+    path: Path, plan: DenoiserPlan, network: nn.Module, ema: nn.Module, real: ImageStore | None = None
+) -> None:
+    """Write a PNG with ten images by the raw weights, by their EMA, and `real` ones of the same classes."""
+    artefact = plan_artefact(plan)
+    steps = min(PREVIEW_STEPS, artefact.process.max_steps)
+    spacing = "uniform" if isinstance(artefact.process, DiscreteConfig) else "karras"
+    settings = SampleSettings(steps=steps, spacing=spacing)
+    indices = range(10)
+    device = next(network.parameters()).device
+    rows, wanted = [], mixed_condition(artefact, settings, indices)
+    for weights in (network, ema):
+        images = generate(LoadedModel(weights, artefact), settings, indices, wanted, device)
+        rows.append(to_nhwc(images))
+    if real is not None:
+        labels = None if wanted.labels is None else wanted.labels.tolist()
+        rows.append(real_images(real, labels, len(indices)))
+    picture = enlarge(grid(np.concatenate(rows), columns=len(indices)), artefact.network.image_size)
+    write_atomic(path, lambda file: file.write(png_bytes(picture)))

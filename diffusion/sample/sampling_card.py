@@ -1,0 +1,71 @@
+"""What a cell's images depend on: the sampling part of its protocol card, and the code that samples them."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusion.code_digest import ModuleDigests, code_digest, plugin_card, torch_version
+from diffusion.entry_code import Chosen, code_of
+from diffusion.layout import CELL_RUNS
+from diffusion.model.model_file import ModelDescription
+from diffusion.model.network_registry import MODELS
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES
+from diffusion.protocol.grid import settings_card
+from diffusion.protocol.guidance_rules import GUIDANCE_RULES
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.spacing import SPACINGS
+from diffusion.sample.network_files import NetworkArtefacts
+from diffusion.sample.sampling_steps import count_nfe
+from diffusion.system.section import fingerprint
+
+
+def sampling_code(
+    settings: SampleSettings,
+    model: ModelDescription,
+    guide: ModelDescription | None = None,
+    classifier: ModelDescription | None = None,
+) -> ModuleDigests:
+    """Return the digests of the code that determines a model's images with these settings."""
+    models = [one for one in (model, guide) if one is not None]
+    processes = [one.process for one in (model, guide, classifier) if one is not None]
+    entries: list[Chosen] = [
+        *((PROCESSES, process.schedule) for process in processes),
+        *((PREDICTIONS, process.prediction) for process in processes),
+        *((MODELS, one.network.name) for one in models),
+        (SAMPLERS, settings.sampler),
+        (SPACINGS, settings.spacing),
+        (GUIDANCE_RULES, settings.rule),
+    ]
+    roots = [] if classifier is None else ["diffusion.model.classifier"]
+    return code_of(["diffusion.sample.generate", *roots], entries)
+
+
+def sampling_card(settings: SampleSettings, networks: NetworkArtefacts) -> dict[str, Any]:
+    """Return the sampling part of the protocol card, without the number of images: a flat JSON dict."""
+    artefact, guides = networks.model, {"guide": networks.guide, "classifier": networks.classifier}
+    return {
+        "model_sha256": artefact.model_sha256,
+        "ema": artefact.ema_sigma_rel or True,
+        "precision": artefact.precision,
+        **settings_card(settings),
+        **{f"{name}_sha256": one.model_sha256 for name, one in guides.items() if one is not None},
+        "nfe": count_nfe(settings, artefact.process),
+        "sampling_torch": torch_version(),
+        **plugin_card("sampling_plugins", sampling_code(settings, *networks)),
+    }
+
+
+def shards_folder(settings: SampleSettings, networks: NetworkArtefacts) -> Path:
+    """Return the folder of a cell's finished shards, named by its card and the sampling code.
+
+    The card's version is raised by hand: it stays the same if other code samples the same images.
+    """
+    code = code_digest(sampling_code(settings, *networks))
+    made_by = {"card": sampling_card(settings, networks), "code": code}
+    return cells_folder(networks.model.model_sha256) / fingerprint(made_by)
+
+
+def cells_folder(model_sha256: str) -> Path:
+    """Return the folder of a model's cells; each cell has a folder named by its card and code."""
+    return CELL_RUNS / model_sha256[:16]
