@@ -16,7 +16,7 @@ from diffusion.code_digest import is_neutral, normalized_syntax
 from diffusion.layout import dvc_stages
 from diffusion.system.errors import TEMPORARY, LastingError
 from diffusion.system.fields import changed_fields
-from diffusion.system.loaded_code import loader_of
+from diffusion.system.loaded_code import PACKAGES, loader_of
 from diffusion.system.params import READ, parse_yaml, read_params
 from diffusion.system.registry import PLUGINS
 
@@ -96,8 +96,9 @@ def _file_states(deps: list[Path]) -> dict[Path, tuple[int, ...]]:
 
     A file that is linked twice has none for the inode: DVC links its cache in other folders meanwhile.
     """
-    files = (file for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*")))
-    states = {file: file.stat() for file in files if file.is_file() and file.suffix not in (".py", ".pyc")}
+    data = (dep for dep in deps if str(dep).partition("/")[0] not in PACKAGES)
+    files = (file for dep in data for file in ([dep] if dep.is_file() else dep.rglob("[!.]*")))
+    states = {file: file.stat() for file in files if file.is_file()}
     return {
         file: (one.st_size, one.st_ino, one.st_mtime_ns, one.st_ctime_ns * (one.st_nlink == 1))
         for file, one in states.items()

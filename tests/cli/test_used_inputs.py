@@ -101,4 +101,6 @@ def test_edits_that_were_not_used_or_change_no_result_are_accepted(project: Path
         write("params.yaml", "# A comment.\ntrain: {seed: 1}\nsample: {}")
         write("plugins/data/cube.py", "# A comment.\nSIDE = 3")
         write("plugins/__init__.py", f'TABLE = {{}}\nTABLE["new"] = 1\n{ENTRIES}')
+        Path("plugins/data/.cube.py.swp").touch()  # an editor's
+        Path("models/.DS_Store").touch()
         os.link("twice", "thrice")  # as DVC links its cache in another clone
