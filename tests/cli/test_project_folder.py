@@ -11,7 +11,7 @@ import pytest
 
 from cli.stages.context import share_runs
 from diffusion.layout import MODEL, home
-from tests.conftest import command, diffctl, environment, run_python
+from tests.conftest import ROOT, command, diffctl, environment, run_python
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import git, own_code, small_project
@@ -50,6 +50,29 @@ def test_check_and_run_name_what_dvc_cannot_work_with(repository, invoke: Invoke
     assert error["subject"] == "repository"
     assert words in f"{error['message']} {error['remedy']}"
     assert_refused(invoke("run"), words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "code"),
+    [
+        ("(target - predicted)", "(target - predicted)", 0),
+        ('"""', '"""Other words. ', 0),
+        ("(target - predicted)", "(predicted - target)", 2),
+    ],
+)
+def test_project_with_other_code_than_the_installed_one_is_refused(tmp_path: Path, old, new, code) -> None:
+    folder = small_project(tmp_path / "project")
+    (folder / "plugins/__init__.py").write_text("print('a plugin')\n")
+    losses = folder / "diffusion/process/losses.py"
+    losses.write_text(losses.read_text().replace(old, new, 1))
+    done = run_python(folder, "-P", "-m", "cli.entry", "--help")
+    assert done.returncode == code, done.stderr
+    assert ("a plugin" in done.stdout) == (code == 0)
+    refusal = (
+        f"diffctl: {losses} is not the code that runs, {ROOT / 'diffusion/process/losses.py'}: activate "
+    )
+    assert done.stderr.startswith(refusal if code else "")
+    assert done.stderr.count("\n") == (1 if code else 0)
 
 
 @pytest.mark.parametrize("command", ["runs reap", "sync", "status", "up", "down", "ui", "prune", "seeds"])
