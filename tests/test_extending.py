@@ -199,6 +199,24 @@ def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(experiment: Path) 
     assert dict(zip(PLUGIN_EDITS, changes, strict=True)) == PLUGIN_EDITS
 
 
+@pytest.mark.slow
+def test_edit_of_a_plugin_after_the_training_is_reported(experiment: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(experiment, tmp_path / "project")
+
+    def reports(file: str, old: str, new: str) -> list[str]:
+        (folder / file).write_text((folder / file).read_text().replace(old, new))
+        sample = ["-m", "cli.entry", "sample", "--num", "1", "--out", "x.png"]
+        done = run_python(folder, *sample, env=own_code(folder))
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stderr.splitlines() if "was trained" in line]
+
+    assert reports("plugins/process/early.py", "square()", "sqrt()") == []
+    (report,) = reports("plugins/model/tiny.py", "/ 1000", "/ 100")
+    assert report.startswith(
+        "diffctl: plugins/model/tiny.py changed after models/model.safetensors was trained"
+    )
+
+
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect
     "diffusion/protocol/settings.py": (
         "    clip: Annotated[\n",

@@ -5,6 +5,7 @@ from pathlib import Path
 from cli.shared.console import progress
 from cli.stages.context import preflight
 from diffusion.layout import MODEL, SAMPLES
+from diffusion.model.model_file import read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import grid
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig
 from diffusion.sample.cell_images import drop_other_cells
@@ -21,6 +22,7 @@ def run_stage(_: object) -> None:
 
 def sample_cells(model: Path, section: SampleConfig, sweep: SweepConfig, samples: Path) -> None:
     """Sample every cell of the grid into `samples`. Complete cells are reused, others removed."""
+    warn_of_edited_plugins(model, read_artefact(model))  # also if every cell is complete
     cells = grid(section, sweep)
     files = CellFiles(model, section, cells)
     drop_other_cells(samples, cells)

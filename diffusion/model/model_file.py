@@ -7,6 +7,7 @@ CPU the file is a function of config, data and code, byte for byte.
 
 import hashlib
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
@@ -15,14 +16,16 @@ import torch
 from pydantic import Field, PrivateAttr, SerializeAsAny, ValidationError, model_validator
 from safetensors.torch import save
 
-from diffusion.code_digest import CodeSince
+from diffusion.code_digest import CodeSince, changed_modules
+from diffusion.entry_code import code_of
 from diffusion.images.store_meta import MAX_ANCESTORS, Ancestor
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
 from diffusion.model.precision import Precision, freeze
 from diffusion.model.weights_header import build_matching, open_weights
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.parameterization import PREDICTIONS
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, parse_json, strip_checksum
-from diffusion.system.errors import DiffctlError, printable
+from diffusion.system.errors import DiffctlError, DiffctlWarning, printable
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.memory import keep_freed_memory
 from diffusion.system.registry import UnknownName, is_entry, load_reference
@@ -225,10 +228,24 @@ def load_network(
 
     DiffctlError if they are damaged or do not fit.
     """
+    warn_of_edited_plugins(path, artefact)
     network = build_matching(build, artefact.network, path)
     network.load_state_dict(read_weights(path, artefact))
     keep_freed_memory(torch.device(device).type)
     return LoadedModel(freeze(network.to(device)), artefact)
+
+
+def warn_of_edited_plugins(path: Path, artefact: Artefact) -> None:
+    """Warn if the plugins that compute the model's outputs are not those that it was trained with."""
+    trained = artefact.code[-1].plugins if artefact.code else {}
+    if not trained:
+        return
+    process, name = artefact.process, artefact.network.name
+    now = code_of([], [(MODELS, name), (PROCESSES, process.schedule), (PREDICTIONS, process.prediction)])
+    common = trained.keys() & now.keys()
+    if changed := changed_modules(*({key: code[key] for key in common} for code in (trained, now))):
+        message = f"{', '.join(changed)} changed after {path} was trained: its images may differ from then"
+        warnings.warn(message, DiffctlWarning, stacklevel=1)  # once per message
 
 
 def read_verified_artefact(path: Path) -> Artefact:
