@@ -136,7 +136,7 @@ def test_section_loads_if_other_sections_are_invalid(tmp_path: Path) -> None:
         load_section("evaluate", EvaluateConfig, path)
 
 
-MAX_BUILT = 2  # networks that `check` builds: to count weights, and to count activations
+MAX_BUILT = 3  # networks that `check` builds: to count weights, to count activations, and to try
 
 BASE = {**params(), "classifier": CLASSIFIER}
 

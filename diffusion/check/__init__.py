@@ -8,6 +8,7 @@ from diffusion.check.data_checks import check_fit, check_prepared, check_raw
 from diffusion.check.dependency_checks import check_guides, check_plugins, check_samples
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
+from diffusion.check.trial import check_trial
 from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.process_registry import build_process
@@ -18,6 +19,7 @@ from diffusion.protocol.samplers import SAMPLERS
 from diffusion.sample.guidance import guidance_weight
 from diffusion.sample.sampling_steps import call_times, check_eta, sampling_grid
 from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.registry import find_plugin_line, plugin_error
 from diffusion.system.threads import single_thread
 from diffusion.train.checkpoint.resume import find_resume_point, why_from_scratch
 from diffusion.train.checkpoint.run_dir import run_dir_of
@@ -29,6 +31,15 @@ MAX_NAMED = 3  # cells in a message
 EVEN_IN_TIME = ("uniform", "trailing")  # spacings; the time of process edm is σ
 
 Check = Callable[[Project], Iterator[Finding]]
+
+
+def check_process(project: Project) -> Iterator[Finding]:
+    """Check whether the process can be trained and sampled at every time."""
+    try:
+        with single_thread():
+            build_process(project.config.process)
+    except UsageError as error:
+        yield Finding("error", "process", str(error))
 
 
 def check_spacing(project: Project) -> Iterator[Finding]:
@@ -124,16 +135,17 @@ ALL: tuple[Check, ...] = (
     check_guidance,
     check_guides,
     check_device,
-    check_memory,
-    check_disk,
     check_weights,
     check_protocol,
     check_start,
+    check_trial,
+    check_memory,
+    check_disk,
     check_cost,
 )
 OF_STAGE: dict[str, tuple[Check, ...]] = {
     "reference": (check_weights,),
-    "train": (check_prepared, check_fit, check_spacing, check_memory, check_states),
+    "train": (check_prepared, check_fit, check_spacing, check_trial, check_memory, check_states),
     "sample": (check_spacing, check_guides),
     "evaluate": (check_weights, check_samples),
 }  # other stages check their inputs themselves, immediately
@@ -142,17 +154,23 @@ OF_STAGE: dict[str, tuple[Check, ...]] = {
 def check(config: Config, checks: Sequence[Check] = ALL) -> Iterator[Finding]:
     """Run checks of the project in the working directory, and yield each finding immediately.
 
-    If the network's prediction cannot be solved for x_0 and ε at every time, the process is the only finding.
+    An error of the process or of the trial is the last finding: the checks after it run the same code.
+    UsageError, with file and line, if a plugin's code fails elsewhere.
     """
-    try:
-        with single_thread():
-            build_process(config.process)
-    except UsageError as error:
-        yield Finding("error", "process", str(error))
-        return
     project = Project(config)
-    for one in checks:
-        yield from one(project)
+    for one in (check_process, *checks):
+        levels = set()
+        try:
+            for finding in one(project):
+                levels.add(finding.level)
+                yield finding
+        except Exception as error:
+            line = find_plugin_line(error)
+            if line is None or isinstance(error, DiffctlError):
+                raise
+            raise plugin_error(error, line) from error
+        if "error" in levels and one in (check_process, check_trial):
+            return
 
 
 def preflight(config: Config, stage: str) -> list[Finding]:

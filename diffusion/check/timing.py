@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -16,10 +15,10 @@ import numpy as np
 import torch
 
 from diffusion.check.findings import Project
+from diffusion.check.trial_steps import few_steps, random_images
 from diffusion.config import Config
 from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
-from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
 from diffusion.model.precision import freeze
@@ -82,7 +81,7 @@ def time_steps(
 ) -> TimeRange:
     """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
     state = new_state(plan, device)
-    store = project.stores["train"] if project.is_ready else _random_images(plan)
+    store = project.stores["train"] if project.is_ready else random_images(plan.network, SYNTHETIC)
 
     def work(images: int, repeats: int) -> Sequence[float]:
         changes = {"batch_size": images, "compile": False, "devices": 1}
@@ -105,26 +104,11 @@ def time_steps(
     return time_work(work, batch, seconds)
 
 
-def _random_images(plan: TrainPlan) -> ImageStore:
-    spec, random = plan.network, np.random.default_rng(0)
-    shape = (SYNTHETIC, spec.image_size, spec.image_size, spec.in_channels)
-    images = random.integers(0, 256, shape, np.uint8)
-    labels = random.integers(0, spec.num_classes, SYNTHETIC) if spec.num_classes else None
-    return ImageStore(Path("synthetic"), images, labels, {})
-
-
 def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: torch.device) -> TimeRange:
     """Time one call of the network per image, in few steps of the last cell of the sweep."""
     settings = cell_settings(config.sample, grid(config.sample, config.sweep)[-1])
-    steps = min(TIMED_STEPS, config.process.max_steps)
-    few = {
-        "steps": steps,
-        "spacing": "uniform",
-        "spacing_options": {},
-        "eta": min(1.0, settings.eta),
-        "classifier": None,  # its time is unknown
-    }
-    settings = settings.guided_everywhere().model_copy(update=few)
+    settings = few_steps(settings, min(TIMED_STEPS, config.process.max_steps))
+    settings = settings.model_copy(update={"spacing": "uniform", "spacing_options": {}})
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network)
     loaded = LoadedModel(freeze(network.to(device)), plan_artefact(plan))

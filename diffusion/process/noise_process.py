@@ -26,7 +26,7 @@ from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import NoisePoint, TimeGrid
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
-from diffusion.system.registry import load_reference
+from diffusion.system.registry import function_place, load_reference
 
 MIN_DETERMINANT = 1e-12  # errors divided by less have squares beyond float32
 BISECTIONS = 80  # halve any range of times to below the spacing of float64
@@ -142,8 +142,8 @@ class NoiseProcess(ABC):
         eps = _sum((-a, alpha), x_t, predicted) / determinant
         return Prediction(x0, eps, fraction)
 
-    def check_solvable(self) -> None:
-        """Raise UsageError unless `read` can solve for x̂_0 and ε̂ at every time, with σ > 0.
+    def check(self) -> None:
+        """Raise UsageError if σ/α falls, or if `read` cannot solve for x̂_0 and ε̂ at every time, with σ > 0.
 
         Between the checked times αb − σa has no zero, since it has one sign at all of them.
         """
@@ -158,6 +158,13 @@ class NoiseProcess(ABC):
                 f"process.schedule {config.schedule} and process.prediction {config.prediction} leave x_0 or "
                 f"ε undetermined at t = {grid.times[wrong[0]]:g}, where α = {alpha:g} and σ = {sigma:g}: "
                 "use another prediction, such as velocity"
+            )
+        levels = grid.sigma / grid.alpha
+        if falls := (levels[1:] < levels[:-1]).nonzero().flatten().tolist():
+            place, at = function_place(type(self).alpha_sigma), falls[0]
+            raise UsageError(
+                f"{place}: σ/α of process.schedule {self.config.schedule} falls from {levels[at]:g} at "
+                f"t = {grid.times[at]:g} to {levels[at + 1]:g} at the next time: it must grow with t"
             )
 
     def probe_grid(self) -> TimeGrid:

@@ -70,9 +70,9 @@ PROCESSES: Registry[ProcessEntry] = Registry(
 
 
 def build_process(config: "ProcessConfig") -> "NoiseProcess":
-    """Build the process of the section; UsageError if its prediction cannot be solved at every time."""
+    """Build the process of the section; UsageError as `NoiseProcess.check`."""
     process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)
-    process.check_solvable()
+    process.check()
     return process
 
 

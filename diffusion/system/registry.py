@@ -19,12 +19,13 @@ every process has the same entries: commands, ranks, workers and registered mode
 
 import difflib
 import importlib
+import inspect
 import operator
 import re
 import sys
 import traceback
 from collections import UserDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.util import module_from_spec
 from pathlib import Path
@@ -166,6 +167,14 @@ def find_plugin_line(error: BaseException) -> str | None:
         if root and Path(file).is_relative_to(root / PLUGINS):
             return f"{Path(file).relative_to(root)}, line {line}"
     return None
+
+
+def function_place(function: Callable[..., object]) -> str:
+    """Return the file and line of a Python function; only the file's name outside of the project."""
+    code, root = inspect.unwrap(function).__code__, plugins_root()
+    file = Path(code.co_filename)
+    shown = file.relative_to(root) if root and file.is_relative_to(root) else file.name
+    return f"{shown}, line {code.co_firstlineno}"
 
 
 def load_reference(reference: str) -> Any:

@@ -105,7 +105,7 @@ def profile_bytes(spec: NetworkSpec, profiles: int) -> int:
 
 def activation_bytes(spec: NetworkSpec, images: int) -> int:
     """Return the bytes that a forward pass keeps in fp32, linear after the first image."""
-    one, two, _ = _counted_passes(spec)
+    one, two, *_ = _counted_passes(spec)
     return one + (images - 1) * (two - one)
 
 
@@ -114,9 +114,14 @@ def forward_flops(spec: NetworkSpec) -> int:
     return _counted_passes(spec)[2]
 
 
+def output_shape(spec: NetworkSpec) -> tuple[int, ...]:
+    """Return the shape of the network's output for one image; empty if it is no tensor."""
+    return _counted_passes(spec)[3]
+
+
 @cache
-def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int]:
-    """Run forward passes; return the kept bytes of one and of two images, and the FLOPs of one.
+def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int, tuple[int, ...]]:
+    """Run forward passes; return the kept bytes of one and of two images, the FLOPs and the shape of one.
 
     The passes are real if they are quick, else they use fake tensors, which select the same kernels but hold
     no memory. Meta tensors would select another attention kernel, which keeps more.
@@ -132,11 +137,12 @@ def _counted_passes(spec: NetworkSpec) -> tuple[int, int, int]:
         with Unfilled():
             network = build_network(spec)
         with FlopCounter() as operations:
-            one = _kept_bytes(network, spec, 1)
-        return one, _kept_bytes(network, spec, 2), operations.total
+            one, shape = _kept_bytes(network, spec, 1)
+        return one, _kept_bytes(network, spec, 2)[0], operations.total, shape
 
 
-def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
+def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> tuple[int, tuple[int, ...]]:
+    """Run a forward pass of so many images; return the bytes that it keeps, and its output's shape."""
     found: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -147,9 +153,10 @@ def _kept_bytes(network: nn.Module, spec: NetworkSpec, images: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         x = torch.empty(images, spec.in_channels, spec.image_size, spec.image_size)
         t = torch.zeros(images, dtype=torch.int64)
-        network(x, t, t if spec.num_classes else None)
+        output = network(x, t, t if spec.num_classes else None)
     weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
-    return sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+    kept = sum(storage.nbytes() for address, storage in found.items() if address not in weights)
+    return kept, tuple(getattr(output, "shape", ()))
 
 
 def fitting_microbatch(spec: NetworkSpec, images: int, total: int, shards: int = 1) -> int:

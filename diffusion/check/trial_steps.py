@@ -1,0 +1,96 @@
+"""A training step, sampling and feature extraction of two random images, by the code of the stages.
+
+The optimiser is left out, since its import takes a second.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffusion.evaluate.evaluate_config import Space
+from diffusion.evaluate.features.extractors import extract, load_extractor
+from diffusion.images.store import ImageStore
+from diffusion.model.model_file import LoadedModel
+from diffusion.model.network_registry import NetworkSpec
+from diffusion.model.precision import freeze
+from diffusion.process.process_registry import build_process
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.cell_images import shard_images
+from diffusion.sample.guidance import Guides
+from diffusion.train.batch import ImageLoader, draw_batch
+from diffusion.train.distributed.process_group import ProcessGroup
+from diffusion.train.gradients import GradientAccumulator
+from diffusion.train.lr_schedule import learning_rate
+from diffusion.train.plan import Plan, TrainPlan, build_objective, plan_artefact, resolve_precision
+
+CPU = torch.device("cpu")
+IMAGES = 2
+
+
+class StandIn(nn.Module):
+    """A tiny network with the inputs and outputs of one that is too large to try."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(spec.in_channels, spec.out_channels, 1)
+
+    def forward(self, x: Tensor, *conditions: Tensor | None, augmentation: Tensor | None = None) -> Tensor:
+        """Return an output of the network's shape."""
+        output: Tensor = self.layer(x)
+        return output
+
+
+def random_images(network: NetworkSpec, count: int) -> ImageStore:
+    """Return images of uniform noise, with labels if the network takes them."""
+    random = np.random.default_rng(0)
+    shape = (count, network.image_size, network.image_size, network.in_channels)
+    images = random.integers(0, 256, shape, np.uint8)
+    labels = random.integers(0, network.num_classes, count) if network.num_classes else None
+    return ImageStore(Path("synthetic"), images, labels, {})
+
+
+def few_steps(settings: SampleSettings, steps: int) -> SampleSettings:
+    """Return the settings with so many steps, guidance at all of them, and no classifier."""
+    changes = {"steps": steps, "eta": min(1.0, settings.eta), "classifier": None}
+    return settings.guided_everywhere().model_copy(update=changes)
+
+
+def trial_plan(plan: Plan) -> Plan:
+    """Return the plan with a batch of two images on the CPU."""
+    changes = {"batch_size": IMAGES, "microbatch": None, "compile": False, "devices": 1, "shard": False}
+    train = plan.train.model_copy(update=changes)
+    return plan.model_copy(update={"train": train, "precision": resolve_precision(train.precision, CPU)})
+
+
+def try_training(plan: TrainPlan, network: nn.Module | None = None) -> None:
+    """Compute the gradients of step 0, and the first and the last learning rate; ValueError for NaN.
+
+    Without `network` the plan's own is built.
+    """
+    objective, steps = build_objective(plan), plan.train.steps
+    data = ImageLoader(random_images(plan.network, IMAGES), CPU)
+    batch = draw_batch(plan, objective.time_sampler(build_process(plan.process)), data, 0)
+    gradients = GradientAccumulator(plan, network or objective.network(plan.network), ProcessGroup(CPU))
+    losses, *_ = gradients(batch, 0)
+    rates = torch.tensor([learning_rate(plan.train.lr, step, steps) for step in (0, steps - 1)])
+    if not torch.cat([*losses.values(), rates]).isfinite().all():
+        raise ValueError("the loss of random images, or the learning rate, is NaN or infinite")
+
+
+def try_sampling(plan: TrainPlan, network: nn.Module, settings: SampleSettings) -> None:
+    """Sample two images by the network, which is frozen; ValueError if they have another shape."""
+    loaded = LoadedModel(freeze(network), plan_artefact(plan))
+    images = shard_images(loaded, settings, range(IMAGES), CPU, Guides(model=loaded))
+    if images.shape != (wanted := random_images(plan.network, IMAGES).images.shape):
+        raise ValueError(f"the images have the shape {images.shape}, not {wanted}")
+
+
+def try_extractor(space: Space) -> None:
+    """Extract the features of two images; ValueError for another number of them than the entry has."""
+    extractor = load_extractor(space.extractor, space.weights, CPU, space.weights_sha256)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 32, 32, 3), np.uint8)
+    found = extract(extractor, pixels).features.shape[1]
+    if found != extractor.spec.features:
+        raise ValueError(f"it has {found} features, and its entry {extractor.spec.features}")

@@ -1,0 +1,104 @@
+"""The trial of `diffctl check`: plugins that would fail, or train wrongly, hours later."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffusion.check import trial
+from diffusion.check.findings import Project
+from diffusion.check.trial import check_trial
+from diffusion.config import parse
+from tests.conftest import params, run_python
+
+PLUGINS = {
+    "__init__": """
+from diffusion.model.network_registry import MODELS, ModelEntry
+from diffusion.process.process_registry import PROCESSES, ProcessEntry
+from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
+CLASSES = {"config": "plugins.model.half:Config", "spec": "plugins.model.half:Spec"}
+MODELS["half"] = ModelEntry("plugins.model.half:Half", **CLASSES)
+PROCESSES["falling"] = ProcessEntry("plugins.process.falling:Falling")
+SAMPLERS["late"] = SamplerEntry("plugins.sample.late:build")
+""",
+    "model/half": """from torch import nn
+from diffusion.model.network_registry import ModelConfig, NetworkSpec
+class Config(ModelConfig): pass
+class Spec(Config, NetworkSpec): pass
+class Half(nn.Conv2d):
+    def __init__(self, spec): super().__init__(spec.in_channels, spec.out_channels, 2, 2)
+    def forward(self, x, t, labels): return super().forward(x)
+""",
+    "process/falling": """from diffusion.process.discrete import DiscreteProcess
+class Falling(DiscreteProcess):
+    def alpha_sigma(self, t):
+        angle = 0.8 + 0.7 * (t.double() / 50).cos()
+        return angle.cos(), angle.sin()
+""",
+    "sample/late": """from diffusion.sample.sampler import DenoiserCall, Step
+def build(settings): return run
+def run(grid, x, noise):
+    for done, step in enumerate(grid.reverse_steps()):
+        prediction = yield DenoiserCall(x, step.t)
+        x = step.alpha_prev * prediction.x0 + step.sigma_prev * prediction.eps * (1 / (1 - done))
+        yield Step(done + 1, len(grid), x, prediction.x0)
+""",
+}
+BROKEN = {
+    "plugins/model/half.py, line 7: the network half returns (1, 2, 4, 4), and its output must be (1, 2,": (
+        {"model": {"name": "half"}, "train": {"p_uncond": 0.0}}
+    ),
+    "plugins/process/falling.py, line 3: σ/α of process.schedule falling falls from": (
+        {"process": {"schedule": "falling"}}
+    ),
+    "sampling by 2 steps, late (plugins.sample.late) failed: plugins/sample/late.py, line 6: ZeroDivision": (
+        {"sweep": {"steps": [5], "sampler": ["ddim", "late"], "eta": [0.0]}}
+    ),
+}
+SCRIPT = """
+import sys
+from pathlib import Path
+from cli.main import app
+from diffusion.check import preflight
+from diffusion.config import load
+for text in sys.argv[1:]:
+    Path("params.yaml").write_text(text)
+    print(app(["check"], standalone_mode=False))
+    try:
+        preflight(load(), "train")
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_broken_entries_are_named_with_file_and_line(project: Path) -> None:
+    """Also before a training: the preflight refuses them."""
+    for name, code in PLUGINS.items():
+        (project / f"plugins/{name}.py").parent.mkdir(parents=True, exist_ok=True)
+        (project / f"plugins/{name}.py").write_text(code)
+    texts = [json.dumps(params(**changes)) for changes in BROKEN.values()]
+    found = run_python(project, "-c", SCRIPT, *texts)
+    assert found.returncode == 0, found.stderr
+    errors = [line for line in found.stdout.splitlines() if line.startswith("✗")]
+    refused = [line for line in found.stdout.splitlines() if line.startswith("UsageError")]
+    assert len(errors) == len(refused) == len(BROKEN)
+    for message, *lines in zip(BROKEN, errors, refused, strict=True):
+        assert [message in line for line in lines] == [True, True], lines
+
+
+def test_other_entries_are_tried_without_a_network_that_is_too_large(project, monkeypatch) -> None:
+    guided = {"train": {"p_uncond": 0.1}, "sweep": {"steps": [5], "guidance": [0, 1], "eta": [0.0]}}
+    config = parse(params(**guided), "params")
+    monkeypatch.setattr(trial, "MAX_FLOPS", 0)
+    (finding,) = check_trial(Project(config))
+    assert finding.level == "ok"
+    assert "sampling by 2 settings work; the network is too large to try" in finding.message
+    monkeypatch.setattr(trial.StandIn, "forward", lambda self, x, *conditions: x[:, :, 1:])
+    assert {finding.level for finding in check_trial(Project(config))} == {"error"}
+
+
+@pytest.mark.parametrize(("timesteps", "steps", "tried"), [(50, 5, 2), (51, 17, 17)])
+def test_spacing_has_two_steps_or_those_of_its_first_cell(timesteps: int, steps: int, tried: int) -> None:
+    changes = {"process": {"timesteps": timesteps}, "sample": {"spacing": "ddim-uniform"}}
+    config = parse(params(**changes, sweep={"steps": [steps], "eta": [0.0]}), "params")
+    assert [one.steps for one in trial.distinct_settings(config)] == [tried]
