@@ -15,7 +15,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, ema_guide, implied_rule
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
-from diffusion.protocol.samplers import SAMPLERS
+from diffusion.protocol.samplers import SAMPLERS, without_eta
 from diffusion.protocol.spacing import check_steps
 from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
@@ -54,7 +54,7 @@ class Config(TrainSections):
         if "learned" in noise[1] and not self.process.learned_variance:
             raise ValueError(f"{noise[0]} learned needs process.variance learned")
         if any(self.sweep.eta) and not any(SAMPLERS[name].uses_eta for name in sampler[1]):
-            raise ValueError(f"{sampler[0]} {sampler[1][0]} does not use eta, so sweep.eta must be [0.0]")
+            raise ValueError(f"{without_eta(sampler[0], sampler[1][0])}, so sweep.eta must be [0.0]")
         check_axes(self.sample, self.sweep)
         for sigma_rel in self.sweep.sigma_rels:
             self._check_snapshot("sweep.ema", f"{sigma_rel:g}")

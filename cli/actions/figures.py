@@ -2,12 +2,17 @@
 
 import shutil
 
-from cli.actions.model_choice import selected_config, selected_files, selected_model, selected_process
+from cli.actions.model_choice import (
+    chosen_settings,
+    selected_config,
+    selected_files,
+    selected_model,
+    selected_process,
+)
 from cli.commands import show as commands
 from cli.commands.show import FigureOptions
 from diffusion.check.findings import Project
 from diffusion.model.model_file import load_model, read_artefact
-from diffusion.protocol.settings import parse_settings, refuse_idle
 from diffusion.report.figure_base import as_png, svg_file
 from diffusion.sample.generate import chosen_condition
 from diffusion.sample.network_files import load_guides
@@ -25,8 +30,7 @@ def show_steps(options: commands.Steps) -> None:
 
 
 def show_reverse(options: commands.Reverse) -> None:
-    settings = parse_settings(options.sampling)
-    refuse_idle(options.sampling, settings)
+    settings = chosen_settings(options.sampling)
     path, device = selected_model(options), default_device()
     loaded, guides = load_model(path, device), load_guides(selected_files(options, settings, path), device)
     condition = chosen_condition(guides.labelled(loaded), settings, [options.index], options.klass)

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cli.actions.model_choice import selected_model
+from cli.actions.model_choice import chosen_settings, selected_model
 from cli.commands.models import CodeOptions, Encode, Interpolate
 from cli.commands.scores import Nll
 from cli.shared.console import Show, progress
@@ -69,7 +69,7 @@ def interpolate(options: Interpolate) -> None:
 
 
 def _load(options: CodeOptions) -> tuple[LoadedModel, SampleSettings]:
-    settings = SampleSettings(steps=options.steps, spacing=options.spacing.value)
+    settings = chosen_settings(options.sampling, {"steps": options.steps})
     return load_model(selected_model(options), default_device()), settings
 
 

@@ -1,15 +1,17 @@
 """The model or configuration that a command's options select."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from cli.actions.params_file import find_profile
-from cli.shared.options import ModelOptions, ProfileOptions
+from cli.actions.params_file import find_profile, parse_assignments
+from cli.shared.options import OWN_OPTIONS, ModelOptions, ProfileOptions, flag_of
 from diffusion.choice.selection import best_settings
 from diffusion.config import Config, load
 from diffusion.layout import MODEL, PARAMS
 from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
-from diffusion.protocol.settings import SampleSettings
+from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.network_files import NetworkFiles, network_files
 from tracking.keys import model_name
 from tracking.registry.registered_models import fetch_version_files, find_version_files, project_model
@@ -51,6 +53,21 @@ def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]
         for kind, is_used in used.items()
         if is_used and (path := getattr(found.files, kind)) and getattr(best, kind) == getattr(settings, kind)
     }
+
+
+def given_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling options that are not None; those of a sampler or a spacing as a mapping."""
+    given = {name: value for name, value in options.items() if value is not None}
+    own = OWN_OPTIONS & given.keys()
+    return given | {name: parse_assignments(given[name], flag_of(name)) for name in own}
+
+
+def chosen_settings(options: Mapping[str, Any], usual: dict[str, Any] | None = None) -> SampleSettings:
+    """Return the settings of given options and `usual` ones; UsageError if they do not fit."""
+    given = given_options(options)
+    settings = parse_settings(given, usual)
+    refuse_idle(given, settings)
+    return settings
 
 
 def selected_config(options: ProfileOptions) -> Config:

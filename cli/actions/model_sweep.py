@@ -6,15 +6,16 @@ from typing import Any
 
 import typer
 
-from cli.actions.model_choice import selected_model
+from cli.actions.model_choice import given_options, selected_model
 from cli.actions.score_tables import show_sweep_scores
 from cli.commands.scores import Sweep
+from cli.shared.options import OWN_OPTIONS, flag_of
 from cli.stages.evaluate_stage import score_cells
 from cli.stages.sample_stage import sample_cells
 from diffusion.config import Config, load
 from diffusion.layout import SCORE_CURVES, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import open_cells
-from diffusion.protocol.sample_sections import SweepConfig, check_axes
+from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import MODEL_AXES, OPTIONS
 from diffusion.system.errors import UsageError
@@ -27,11 +28,15 @@ from tracking.runs.scored_runs import log_sweep
 
 def sweep_model(options: Sweep) -> None:
     config = load()
-    given = {name: text for name, text in options.axes.items() if text is not None}
+    given = given_options(options.axes)
+    own = {name: given.pop(name) for name in OWN_OPTIONS if name in given}
+    sweep = _axes(config.sweep, given)
     changes: dict[str, Any] = {} if options.num_images is None else {"num_images": options.num_images}
     changes |= {name: None for name in given if _is_nullable(name)}  # the axis replaces the section's value
-    sections = {"sample": config.sample.model_copy(update=changes), "sweep": _axes(config.sweep, given)}
-    config = config.model_copy(update=sections)
+    for name in own:
+        changes |= {name: own[name], **_only_value(name.removesuffix("_options"), config.sample, sweep)}
+    sample = validate(SampleConfig, {**config.sample.model_dump(), **changes}, "these options do not fit")
+    config = config.model_copy(update={"sample": sample, "sweep": sweep})
     try:
         check_axes(config.sample, config.sweep, given)
     except ValueError as error:
@@ -72,6 +77,15 @@ def _axes(usual: SweepConfig, given: dict[str, str]) -> SweepConfig:
         parts = map(str.strip, text.split(","))
         listed[axis] = [None if part == "none" and _is_nullable(axis) else part for part in parts]
     return validate(SweepConfig, {**usual.model_dump(), **listed}, "this grid does not fit")
+
+
+def _only_value(axis: str, sample: SampleConfig, sweep: SweepConfig) -> dict[str, Any]:
+    """Return the sampler or spacing of all cells, which given options are of; UsageError for several."""
+    field, values = axis_values(axis, dict(sample), dict(sweep))
+    if len(values) > 1:
+        flag = flag_of(f"{axis}_options")
+        raise UsageError(f"{flag} is of one {axis}, and {field} has {', '.join(values)}: give one --{axis}")
+    return {axis: values[0]}
 
 
 def _is_nullable(axis: str) -> bool:

@@ -2,20 +2,19 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import typer
 
+from cli.actions.params_file import replace_values
 from diffusion.check.findings import Project
 from diffusion.check.params_changes import adopt_protocol, format_sections, needed_changes
 from diffusion.config import load, parse
 from diffusion.layout import PARAMS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
-from diffusion.system.params import REMOVED, YamlRefusal, edit_yaml, parse_yaml
+from diffusion.system.params import REMOVED, parse_yaml
 from diffusion.system.section import brief
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
@@ -30,7 +29,7 @@ def use_pretrained(name: str) -> None:
     """Copy the model into the folder `start`, and pin its SHA-256 in params.yaml."""
     load()  # an invalid params.yaml is refused before any download
     if name == "none":
-        write_text(PARAMS, _replace_values({PINNED[:-1]: None}))
+        write_text(PARAMS, replace_values({PINNED[:-1]: None}))
         return typer.echo(f"{PARAMS}: train.init_from is null; the weights are random")
     path, artefact = store_pretrained(_model(name))
     if has_dvc := Path(".dvc").is_dir():
@@ -38,7 +37,7 @@ def use_pretrained(name: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise DiffctlError(f"DVC cannot track {path} ({brief(done.stderr, str)})")
-    write_text(PARAMS, _replace_values({PINNED: artefact.model_sha256}))
+    write_text(PARAMS, replace_values({PINNED: artefact.model_sha256}))
     spec = artefact.network
     shape = f"{spec.image_size}×{spec.image_size}×{spec.in_channels}"
     about = f"{artefact.step:,} steps of {artefact.data.name}, {shape}, {spec.num_classes} classes"
@@ -77,7 +76,7 @@ def use_protocol(name: str) -> None:
         section, key = one.field.split(".")
         if one.new is REMOVED and key not in written[section]:  # it has its default
             changes.remove(one)
-    text = _replace_values({tuple(one.field.split(".")): one.new for one in changes})
+    text = replace_values({tuple(one.field.split(".")): one.new for one in changes})
     parse(parse_yaml(text), f"{PARAMS} by the protocol {name}")  # validated before the file is written
     if changes:
         write_text(PARAMS, text)
@@ -89,14 +88,3 @@ def use_protocol(name: str) -> None:
         typer.echo("process has changed: the next `diffctl run` trains from scratch")
     if left:
         typer.echo("\n".join(["not set:", *(f"  {field}: {why}" for field, why in left.items())]))
-
-
-def _replace_values(values: Mapping[tuple[str, ...], Any]) -> str:
-    """Return the text of params.yaml with these values; UsageError if one cannot be replaced."""
-    text = PARAMS.read_text(encoding="utf-8")
-    for path, value in values.items():
-        try:
-            text = edit_yaml(text, path, value)
-        except YamlRefusal as refusal:
-            raise UsageError(f"{PARAMS}: {refusal}") from None
-    return text

@@ -1,19 +1,26 @@
-"""The file params.yaml as a copy of a profile."""
+"""The file params.yaml: copied from a profile, and edited in place."""
 
+import json
 import subprocess
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from cli.commands.pipeline import Use
+from cli.actions import params_edits
+from cli.commands.pipeline import Set, Use
 from cli.shared.command import begin
 from cli.shared.options import PROFILES, profile_names
-from diffusion.config import load
+from diffusion.config import load, parse
 from diffusion.layout import PARAMS
-from diffusion.system.errors import UsageError
-from diffusion.system.files import read_regular, write_atomic
-from diffusion.system.params import MAX_BYTES
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.files import read_regular, write_atomic, write_text
+from diffusion.system.params import MAX_BYTES, YamlRefusal, edit_yaml, parse_yaml, read_params
 from diffusion.system.section import brief
+
+UNSET = object()  # the value of a key that params.yaml does not have
 
 
 def use(options: Use) -> None:
@@ -28,12 +35,52 @@ def use(options: Use) -> None:
     if options.protocol is None and options.init_from is None:
         return
     begin("loading the model or the protocol")
-    from cli.actions.params_edits import use_pretrained, use_protocol  # torch is not needed for a profile
-
     if options.protocol is not None:
-        use_protocol(options.protocol)
+        params_edits.use_protocol(options.protocol)
     if options.init_from is not None:
-        use_pretrained(options.init_from)
+        params_edits.use_pretrained(options.init_from)
+
+
+def set_values(options: Set) -> None:
+    values = parse_assignments(options.assignments, "set")
+    before = read_params()
+    text = replace_values({tuple(key.split(".")): value for key, value in values.items()})
+    parse(parse_yaml(text), f"{PARAMS} with these values")  # validated before the file is written
+    write_text(PARAMS, text)
+    for key, value in values.items():
+        old: Any = before
+        for part in key.split("."):
+            old = old.get(part, UNSET) if isinstance(old, dict) else UNSET
+        typer.echo(f"{key}: {_format(old)} → {_format(value)}")
+
+
+def _format(value: Any) -> str:
+    return "unset" if value is UNSET else brief(value, partial(json.dumps, ensure_ascii=False))
+
+
+def parse_assignments(texts: Iterable[str], source: str) -> dict[str, Any]:
+    """Parse `KEY=VALUE` with values in YAML, as `dvc exp run -S`; UsageError names the source."""
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"{source} {printable(text)}: give KEY=VALUE")
+        try:
+            values[key] = parse_yaml(value)
+        except YamlRefusal as refusal:
+            raise UsageError(f"{source} {printable(text)}: {refusal}") from None
+    return values
+
+
+def replace_values(values: Mapping[tuple[str, ...], Any]) -> str:
+    """Return the text of params.yaml with these values; UsageError if one cannot be replaced."""
+    text = PARAMS.read_text(encoding="utf-8")
+    for path, value in values.items():
+        try:
+            text = edit_yaml(text, path, value)
+        except YamlRefusal as refusal:
+            raise UsageError(f"{PARAMS}: {refusal}") from None
+    return text
 
 
 def find_profile(profile: str) -> Path:

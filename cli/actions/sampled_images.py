@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from cli.actions.model_choice import selected_files, selected_model
+from cli.actions.model_choice import chosen_settings, given_options, selected_files, selected_model
 from cli.commands.models import Sample
 from cli.shared.console import progress
 from diffusion.choice.selection import budget_settings, usual_settings
-from diffusion.images.pictures import contact_sheet, gif_bytes, png_bytes
+from diffusion.images.pictures import MAX_PIXELS, contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
 from diffusion.layout import MODEL, SCORES
@@ -17,7 +17,7 @@ from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
-from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
+from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, chosen_condition, generate, should_compile
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import load_guides
@@ -37,15 +37,17 @@ def sample_images(options: Sample) -> None:
     usual: dict[str, Any] = {}
     if options.budget is None and (options.champion or options.run_id is not None):
         with suppress(UsageError):  # it was not evaluated
-            chosen = {name: value for name, value in options.sampling.items() if value is not None}
-            usual = usual_settings(_scores_of(options), chosen)
-    settings = parse_settings(options.sampling, usual)
-    refuse_idle(options.sampling, settings)
+            usual = usual_settings(_scores_of(options), given_options(options.sampling))
+    settings = chosen_settings(options.sampling, usual)
     if options.budget is not None:
         scores, digest = _scores_of(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
+    width = loaded.artefact.network.image_size * (options.scale or 1)
+    if options.scale and len(options.indices) * width**2 > MAX_PIXELS:
+        limit = f"{MAX_PIXELS >> 20} million pixels"
+        raise UsageError(f"--scale {options.scale}: the picture would have over {limit}: give a smaller one")
     guides = load_guides(selected_files(options, settings, path), device)
     condition = chosen_condition(guides.labelled(loaded), settings, options.indices, options.klass)
     _write(options, _sample_frames(options, loaded, guides, settings, condition), condition)
@@ -103,6 +105,6 @@ def _write(options: Sample, frames: list[Images], condition: Condition) -> None:
     if options.out.suffix == ".npz":
         labels = None if condition.labels is None else condition.labels.tolist()
         return write_output(options.out, lambda file: save_npz(file, frames[-1], labels))
-    sheets = [contact_sheet(frame) for frame in frames]
+    sheets = [contact_sheet(frame, options.scale) for frame in frames]
     data = gif_bytes(sheets) if options.out.suffix == ".gif" else png_bytes(sheets[-1])
     write_output(options.out, lambda file: file.write(data))

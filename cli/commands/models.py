@@ -8,7 +8,7 @@ import typer
 
 from cli.actions import image_analysis, model_formats, sampled_images, search_trial, trial_search
 from cli.shared.command import Options, argument, command, group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, Preset, Spacing, StorePath, sampling_options
+from cli.shared.options import JsonOptions, ModelOptions, Preset, StorePath, flag_of, sampling_options
 from diffusion.layout import AVERAGES
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
@@ -35,6 +35,9 @@ class Sample(JsonOptions, ModelOptions):
     budget: int | None = option("NFE per image: sample the sweep's best cell for it.", min=1, max=MAX_COUNT)
     klass: str | None = option("A class by name or number. [default: all in turn]", "--class")
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
+    scale: int | None = option(
+        "Repeat each pixel N times in PNG and GIF. [default: to about 64 pixels]", metavar="N", min=1, max=32
+    )
     sampling: dict[str, Any] = sampling_options()
 
     @property
@@ -46,11 +49,12 @@ class Sample(JsonOptions, ModelOptions):
         super().__post_init__()
         if self.budget is not None:  # it decides all but the seed
             decided = {**self.sampling, "seed": None}
-            if given := [name for name, value in decided.items() if value is not None]:
-                flag = f"--{given[0].replace('_', '-')}"
-                raise UsageError(f"--budget takes {flag} from the model's sweep: give one of them")
+            if given := [flag_of(name) for name, value in decided.items() if value is not None]:
+                raise UsageError(f"--budget takes {given[0]} from the model's sweep: give one of them")
         if self.num is not None and self.index is not None:
             raise UsageError("--num and --index exclude each other: leave one out")
+        if self.scale is not None and self.out.suffix == ".npz":
+            raise UsageError("--scale is for pictures: give --out FILE.png or FILE.gif, or leave it out")
 
 
 class CodeOptions(JsonOptions, ModelOptions):
@@ -58,7 +62,7 @@ class CodeOptions(JsonOptions, ModelOptions):
 
     store: StorePath = None
     steps: int = option("DDIM steps in each direction.", min=1, max=MAX_STEPS, default=100)
-    spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
+    sampling: dict[str, Any] = sampling_options(["spacing", "spacing_options"])
 
 
 @command(app, lambda: image_analysis.encode, "loading the model")

@@ -1,4 +1,4 @@
-"""The pipeline and its configuration: `diffctl run`, `stage`, `use`, `check`, `schema`, `deploy` and `emit`.
+"""The pipeline and its settings: `diffctl run`, `stage`, `use`, `set`, `check`, `schema`, `deploy`, `emit`.
 
 The `deps:` of a stage in dvc.yaml contain what its module in cli/stages/ imports from diffusion/. Its imports
 from cli/ and tracking/ only watch and record, so a change there makes nothing stale.
@@ -121,6 +121,15 @@ class Use(Options):
             raise UsageError("name a profile, a model with --init-from, or a paper with --protocol")
         if self.protocol is not None and self.protocol not in PROTOCOLS:
             raise UsageError(f"--protocol {printable(self.protocol)}: give one of {', '.join(PROTOCOLS)}")
+
+
+@command(app, lambda: params_file.set_values)
+class Set(Options):
+    """Edit params.yaml in place. Comments stay, and nothing is written if a value does not fit."""
+
+    assignments: list[str] = argument(
+        "A key and its value in YAML, such as train.lr.rate=0.001 or sweep.steps=[5,10].", metavar="KEY=VALUE"
+    )
 
 
 @command(app, lambda: project.check_project, "checking the project")

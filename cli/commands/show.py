@@ -8,6 +8,7 @@ import typer
 from cli.actions import figures
 from cli.shared.command import command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, sampling_options
+from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
 
@@ -38,7 +39,7 @@ class Reverse(FigureOptions, ModelOptions):
 
     index: int = option("The image's index, as in `diffctl sample`.", min=0, max=MAX_COUNT, default=0)
     klass: str | None = option("A class by name or number. [default: as in `sample`]", "--class")
-    sampling: dict[str, Any] = sampling_options("timesteps")
+    sampling: dict[str, Any] = sampling_options(SAMPLING_OPTIONS.keys() - {"timesteps"})
 
 
 @command(show_app, lambda: figures.show_model, MESSAGE)

@@ -1,7 +1,7 @@
 """Options that several commands have, and checks of options that need no heavy import."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +13,12 @@ from diffusion.layout import MODEL
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.options import Option
-from diffusion.protocol.settings import AXES, OPTIONS, SAMPLING_OPTIONS
+from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 
 PROFILES = Path("profiles")
+OWN_OPTIONS = {f"{name}_options" for name in OPTION_ENTRIES}  # of a sampler or a spacing, as KEY=VALUE
 
 # Choices from the names in registries.
 Spacing = StrEnum("Spacing", {name: name for name in SPACINGS})  # type: ignore[misc]
@@ -81,15 +82,24 @@ class ProfileOptions(ModelOptions):
             raise UsageError("--profile excludes --model, --run-id and --champion: give one of them")
 
 
-def sampling_options(*without: str) -> Any:
-    """Declare the sampling options of the command line as a dict of their values."""
+def sampling_options(names: Iterable[str] = SAMPLING_OPTIONS) -> Any:
+    """Declare these sampling options of the command line as a dict of their values."""
     options = SAMPLING_OPTIONS.values()
-    return option_table({one.name: _option(one) for one in options if one.cli and one.name not in without})
+    return option_table({one.name: _option(one) for one in options if one.cli and one.name in names})
 
 
 def axis_options() -> Any:
-    """Declare an option for each axis of a sweep as a dict of lists of values as text."""
-    return option_table({name: _axis(OPTIONS[name]) for name in AXES})
+    """Declare an option for each axis of a sweep as a dict of lists of values as text.
+
+    Options of a sampler or a spacing are not axes: they are of all cells.
+    """
+    own = {name: _option(option) for name, option in SAMPLING_OPTIONS.items() if name in OWN_OPTIONS}
+    return option_table({name: _axis(OPTIONS[name]) for name in AXES} | own)
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a sampling option."""
+    return f"--{name.replace('_options', '_option').replace('_', '-')}"
 
 
 def _option(option: Option) -> Any:
@@ -97,13 +107,15 @@ def _option(option: Option) -> Any:
     kind: Any = option.plain_type
     default = f" [default: {option.default}]" if option.default not in (None, "") else ""
     more: dict[str, Any] = {}
-    if option.choices:
+    if option.name in OWN_OPTIONS:
+        kind, default, more = list[str], "", {"metavar": "KEY=VALUE"}
+    elif option.choices:
         kind = Literal[*option.choices]
     elif option.write is not None:
         kind, more = str, {"metavar": option.metavar}
     elif kind is not bool:
         more = {"min": option.bound(lower=True), "max": option.bound(lower=False)}
-    return Annotated[kind | None, typer.Option(help=option.help + default, **more)]
+    return Annotated[kind | None, typer.Option(flag_of(option.name), help=option.help + default, **more)]
 
 
 def _axis(option: Option) -> Any:

@@ -118,9 +118,9 @@ def grid(images: Images, columns: int, gap: int = 1) -> Images:
     return picture
 
 
-def enlarge(picture: Images, image_size: int) -> Images:
-    """Repeat pixels by the integer factor that brings images of `image_size` to about 64 pixels."""
-    factor = max(1, DISPLAY_SIZE // image_size)
+def enlarge(picture: Images, image_size: int, factor: int | None = None) -> Images:
+    """Repeat pixels `factor` times, by default so that images of `image_size` have about 64 pixels."""
+    factor = factor or max(1, DISPLAY_SIZE // image_size)
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
@@ -134,10 +134,10 @@ def montage(images: Images) -> Images:
     return sheet(images[:MONTAGE], MONTAGE_COLUMNS)
 
 
-def contact_sheet(images: Images) -> Images:
-    """Arrange (N, H, W, C) images in one picture: ten per row, or about square."""
+def contact_sheet(images: Images, factor: int | None = None) -> Images:
+    """Arrange (N, H, W, C) images in one picture, enlarged by a factor: ten per row, or about square."""
     columns = min(len(images), 10 if len(images) % 10 == 0 else max(1, round(len(images) ** 0.5)))
-    return enlarge(grid(images, columns), images.shape[1])
+    return enlarge(grid(images, columns), images.shape[1], factor)
 
 
 def to_pil(picture: Images) -> Image.Image:

@@ -182,3 +182,10 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         ),
     },
 )
+
+
+def without_eta(where: str, name: str) -> str:
+    """Return that a sampler does not use eta, and the option of its own noise, if it has one."""
+    own = SAMPLERS[name].noise_option
+    hint = f" (its noise is set by sampler_options.{own})" if own else ""
+    return f"{where} {name} does not use eta{hint}"

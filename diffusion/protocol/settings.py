@@ -26,7 +26,7 @@ from diffusion.protocol.options import (
     interval_text,
     split_list,
 )
-from diffusion.protocol.samplers import SAMPLERS, Noise
+from diffusion.protocol.samplers import SAMPLERS, Noise, without_eta
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_ETA, MAX_GUIDANCE, MAX_NAME, MAX_PATH
@@ -74,7 +74,7 @@ class SamplerConfig(Section):
     ] = "ddim"
     sampler_options: Annotated[
         Options,
-        Option("Options of this sampler alone.", axis=None, cli=False, registered=False),
+        Option("Options of this sampler alone.", axis=None, registered=False),
     ] = Field(default_factory=dict)
     seed: Annotated[Seed, Option("Another seed gives other images.", axis=None, always_in_card=True)] = 0
     noise: Annotated[
@@ -100,7 +100,7 @@ class SamplerConfig(Section):
     ] = "uniform"
     spacing_options: Annotated[
         Options,
-        Option("Options of this spacing alone.", axis=None, cli=False, registered=False),
+        Option("Options of this spacing alone.", axis=None, registered=False),
     ] = Field(default_factory=dict)
     guidance: Annotated[
         GuidanceScale,
@@ -187,8 +187,10 @@ class SamplerConfig(Section):
             try:
                 entry.checked_options(getattr(self, f"{field}_options"))
             except ValidationError as error:
-                where = f"{field}_options of {getattr(self, field)}"
-                raise ValueError(explain(error, where, load_reference(entry.options))) from None
+                kind = load_reference(entry.options)
+                found = explain(error, f"{field}_options of {getattr(self, field)}", kind)
+                names = ", ".join(kind.model_fields)
+                raise ValueError(found + f"; options are {names}" * ("unknown key" not in found)) from None
         return self
 
 
@@ -254,7 +256,7 @@ class SampleSettings(SamplerConfig):
         if self.timesteps is not None and len(self.timesteps) != self.steps:
             raise ValueError(f"steps {self.steps} is not the length of timesteps, {len(self.timesteps)}")
         if self.eta and not SAMPLERS[self.sampler].uses_eta:
-            raise ValueError(f"sampler {self.sampler} does not use eta: it must be 0 (got {self.eta})")
+            raise ValueError(f"{without_eta('sampler', self.sampler)}: it must be 0 (got {self.eta})")
         if self.eta and self.steps == 1:
             raise ValueError(f"a single step adds no noise: eta must be 0 (got {self.eta})")
         if self.needs_guide and self.guide is None:

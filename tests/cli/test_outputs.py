@@ -133,6 +133,7 @@ COMMANDS = {
     "search": Row(("--name", "no/name")),
     "search-trial": Row(("no-such-folder",)),
     "use": Row(("no-such-profile",)),
+    "set": Row(("no-such-key=1",)),
     "sample": Row((*MODEL, *OUT), (*RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
     "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cli.actions import model_choice
 from cli.actions.model_sweep import _axes
@@ -14,6 +15,7 @@ from diffusion.images.store import open_store
 from diffusion.layout import MODEL, RUN, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.model.posthoc_ema import snapshot_path
+from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.sample_sections import SweepConfig
 from diffusion.protocol.scores_document import read_scores, write_scores_document
 from diffusion.protocol.settings import SampleSettings
@@ -64,6 +66,46 @@ def test_unaffordable_or_contradicting_budgets_and_foreign_scores_are_refused(sa
     assert_refused(sample("--budget", "20"), "sampling_version")
     SCORES.unlink()
     assert_refused(sample("--budget", "20"), str(SCORES))
+
+
+def test_options_of_a_sampler_and_a_spacing(sample, project, invoke, monkeypatch):
+    chosen = ["--steps", "4", "--sampler", "unipc", "--spacing", "karras", "--json"]
+    own = ["--sampler-option", "order=2", "--sampler-option", "variant=bh1", "--spacing-option", "rho=3"]
+    made = json.loads(sample(*chosen, *own).out)
+    assert made["sampler_options"] == {"order": 2, "variant": "bh1"}
+    assert made["spacing_options"] == {"rho": 3}
+    images = np.load("x.npz")["arr_0"]
+    sample(*chosen)
+    assert (np.load("x.npz")["arr_0"] != images).any()
+    for wrong in ("order=9", "orders=2"):
+        assert_refused(
+            sample(*chosen, "--sampler-option", wrong), "sampler_options of unipc: ", "order, variant"
+        )
+    assert_refused(sample(*chosen, "--sampler-option", "order"), "--sampler-option order: give KEY=VALUE")
+    assert_refused(sample("--budget", "20", *own), "--budget takes --sampler-option")
+    for sampler, option in {"euler-ancestral": "eta", "heun": "s_churn"}.items():
+        refused = sample("--sampler", sampler, "--eta", "0.5")
+        assert_refused(refused, f"its noise is set by sampler_options.{option}")
+
+    write_params(project)
+    swept = []
+    take = lambda config, *_: swept.append(config) or document(SWEEP)  # noqa: E731
+    monkeypatch.setattr("cli.actions.model_sweep.score_grid", take)
+    assert invoke("sweep", "--sampler", "ipndm", "--eta", "0", *own[:2]).code == 0
+    cells = [cell_settings(swept[0].sample, cell) for cell in grid(swept[0].sample, swept[0].sweep)]
+    assert {(one.sampler, one.sampler_options["order"]) for one in cells} == {("ipndm", 2)}
+    assert_refused(invoke("sweep", "--sampler", "ipndm,unipc", *own[:2]), "one sampler", "ipndm, unipc")
+
+
+def test_scale_repeats_pixels(sample):
+    for name in ("x.png", "x.gif"):
+        sizes = []
+        for scale in ("1", "3"):
+            assert sample("--steps", "2", "--scale", scale, "--out", name).code == 0
+            sizes.append(np.asarray(Image.open(name)))
+        np.testing.assert_array_equal(sizes[1], sizes[0].repeat(3, axis=0).repeat(3, axis=1))
+    assert_refused(sample("--scale", "2"), "--scale")
+    assert_refused(sample("--scale", "32", "--num", "2000", "--out", "x.png"), "--scale 32", "million pixels")
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_edm_sets_process_sampler_and_spacing(capsys):
     process = config.process
     assert (process.schedule, process.prediction, process.sigma_data) == ("edm", "edm", 0.5)
     assert (process.weighting, process.t_sampler, process.t_sampler_options) == ("edm", "log-normal", {})
-    assert (config.sample.sampler, config.sample.spacing) == ("heun", "karras")
+    assert (config.sample.sampler, config.sample.runner) == ("heun", "karras")
     assert (config.sweep.steps, config.sweep.eta) == ((18,), (0.0,))
     Use(protocol="ddim").run()
     lines = capsys.readouterr().out.splitlines()
@@ -289,3 +289,23 @@ def test_result_is_valid_idempotent_and_differs_only_in_the_listed_fields(proces
     config = parse(parse_yaml(yaml.safe_dump(after)), "test")
     assert {one.field for one in mismatches(name, values(config))} == unchanged.keys()
     assert adopt_protocol(name, values(config)) == ([], unchanged)
+
+
+def test_set_edits_values_in_place_or_none_at_all(folder: Path, invoke: Invoke) -> None:
+    before = (folder / "params.yaml").read_text()
+    printed = invoke("set", "train.lr.rate=1e-3", "sweep.steps=[5,10]", "sample.runner=ray").out
+    lines = printed.splitlines()
+    assert lines[0] == "train.lr.rate: 0.002 → 0.001"
+    assert lines[1].endswith(" → [5, 10]")
+    assert lines[2] == 'sample.runner: unset → "ray"'
+    edited = (folder / "params.yaml").read_text()
+    assert re.findall("#.*", edited) == re.findall("#.*", before)
+    config = load()
+    assert (config.train.lr.rate, config.sweep.steps, config.sample.runner) == (0.001, (5, 10), "ray")
+    for wrong, where in {
+        "train.lr.rat=1": "train.lr.rat",
+        "train.lr": "train.lr",
+        "train.seed=[": "train.seed=[",
+    }.items():
+        assert_refused(invoke("set", "train.steps=7", wrong), where)
+    assert (folder / "params.yaml").read_text() == edited

@@ -20,6 +20,7 @@ TUTORIAL = BLOCK.findall((ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
 NOT_RUN = {  # lines of the README's section Use, by how they begin
     "diffctl use": "data that is fetched",
     "diffctl run  ": "the tutorial does",
+    "diffctl set": "the tutorial does",
     "dvc exp": "tests/cli/test_project_folder.py",
     "diffctl sample --run-id": "a run of one's own",
     "diffctl search": "tests/search/",
