@@ -1,14 +1,13 @@
-"""The content of MLflow's pages: links, descriptions in Markdown, and an experiment's table and charts.
+"""The content of MLflow's pages: links, and descriptions in Markdown.
 
-A description that a user edited in MLflow is kept: ours is recognised by its digest. The UI reads a shared
-view, JSON, from an experiment's tag. Its charts have the format of MLflow 3; a later UI may ignore them.
+A description that a user edited in MLflow is kept: ours is recognised by its digest.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from diffusion.choice.ranking import is_auxiliary
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"  # MLflow's own tag: its UI shows it as the description
 NOTE_DIGEST = "diffctl.note"  # digest of the description as diffctl wrote it
-VIEW = "diffctl"  # key of the experiment's shared view, also in links
-SHARED_VIEW = f"mlflow.sharedViewState.{VIEW}"
+PRIMARY_METRIC = "mlflow.experiment.primaryMetric.name"  # MLflow's tag of an experiment
 
 LOCAL = "http://127.0.0.1:5000"  # default address of `diffctl ui`
 
@@ -33,16 +31,11 @@ MONTAGE = "montage.png"
 MAX_CHARACTERS = 5000  # of a description in MLflow's database
 MAX_ROWS = 20  # of a table of cells
 MAX_NAME_LENGTH = 200
-MAX_RUNS = 20  # in a chart
-PARAMS = ("train.steps", "train.lr.rate", "model.channels", "train.seed")
-SHOWN = {"display": True, "isReordered": False, "deleted": False, "isGenerated": False}  # a section
-
-Chart = dict[str, Any]
 
 
 def experiment_link(address: str, experiment_id: str) -> str:
-    """Return the page of an experiment's runs, with charts."""
-    query = {"compareRunsMode": "CHART", "viewStateShareKey": VIEW}
+    """Return the page of an experiment's trainings, without their cells, with charts."""
+    query = {"compareRunsMode": "CHART", "searchFilter": f"tags.`{KEY}` LIKE '%'"}
     return _link(address, f"experiments/{experiment_id}/runs", **query)
 
 
@@ -211,47 +204,3 @@ def best_scores(document: ScoresDocument) -> dict[str, float]:
     """Return the best cell's scores as metrics of the training's run."""
     best = document.cells[document.best.cell]
     return {f"best/{name}": value for name, value in best.all_scores.items() if not is_auxiliary(name)}
-
-
-def view_tags(document: ScoresDocument) -> dict[str, str]:
-    """Return the experiment's tags: the primary metric, and a view of scores, curves and samples."""
-    primary = f"best/{document.best.metric}"
-    metrics = dict.fromkeys([primary, f"best/{document.spec.distance}", "best/steps", "best/eta"])
-    columns = [f"metrics.`{name}`" for name in metrics]
-    columns += [f"params.`{name}`" for name in PARAMS]
-    columns += ["attributes.`Duration`", "attributes.`Version`"]
-    sections = _sections(document, primary)
-    state = {
-        "searchFilter": f"tags.`{KEY}` LIKE '%'",  # trainings without their cells
-        "orderByKey": f"metrics.`{primary}`",
-        "orderByAsc": True,
-        "selectedColumns": columns,
-        "compareRunSections": [{"uuid": f"diffctl-{name}", "name": name, **SHOWN} for name in sections],
-        "compareRunCharts": [chart for charts in sections.values() for chart in charts],
-        "isAccordionReordered": True,
-    }
-    return {"mlflow.experiment.primaryMetric.name": primary, SHARED_VIEW: json.dumps(state, sort_keys=True)}
-
-
-def _sections(document: ScoresDocument, primary: str) -> dict[str, list[Chart]]:
-    """Return the charts of each section."""
-    best = document.cells[document.best.cell]
-    distance = document.spec.distance
-    curves = [f"{distance}/{line}" for line in dict.fromkeys(map(series_name, document.cells.values()))]
-    images = [f"samples-{series_name(best)}"]
-    scores = [_chart("Scores", "BAR", metricKey=primary), _lines("Scores", f"{distance} over steps", curves)]
-    samples = _chart("Samples", "IMAGE", imageKeys=images, step=best.steps) | {"showRunParams": False}
-    training = [_lines("Training", name, [name]) for name in ("loss", "grad_norm")]
-    return {"Scores": scores, "Samples": [samples], "Training": training}
-
-
-def _lines(section: str, name: str, metrics: list[str]) -> Chart:
-    axes = {"xAxisKey": "step", "selectedXAxisMetricKey": "", "scaleType": "linear", "lineSmoothness": 0}
-    return _chart(section, "LINE", displayName=name, metricKey=metrics[0], selectedMetricKeys=metrics, **axes)
-
-
-def _chart(section: str, kind: str, **values: Any) -> Chart:
-    identity = "-".join(["diffctl", section, *map(str, values.values())])
-    place = {"uuid": identity, "metricSectionId": f"diffctl-{section}"}
-    shared = {"runsCountToCompare": MAX_RUNS, "deleted": False, "isGenerated": False}
-    return {"type": kind, **place, **shared, **values}

@@ -1,6 +1,5 @@
 """MLflow's pages of three small trainings and sweeps, in a real browser over a real server."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -25,7 +24,6 @@ TRAININGS = {
     "seed1-digits": {"seed": 1},
 }
 SWEEP = {"steps": [2], "eta": [0.0]}
-BEST = "best/kd_effnet_lite0_64"
 
 
 def train(folder: Path, **changes: object) -> str:
@@ -67,22 +65,13 @@ def shown(browser, url: str, *texts: str) -> str:
     return text
 
 
-def test_experiment_page_lists_trainings_by_their_best_score(trainings, browser):
-    uri, runs = trainings
+def test_experiment_page_lists_trainings_without_cells(trainings, browser):
+    uri, _ = trainings
     experiment = training_runs(connect(uri))[0].info.experiment_id
     link = newest_experiment_link(uri, uri)
     assert link == experiment_link(uri, experiment)
-    text = shown(browser, link, *TRAININGS, BEST, "samples-eta_0.0")
-    assert "3 matching runs" in text  # without cells
-    scores = [connect(uri).get_run(run).data.metrics[BEST] for run in runs]
-    lines = [line.strip() for line in text.splitlines()]
-    places = [lines.index(name) for _, name in sorted(zip(scores, TRAININGS, strict=True))]
-    assert places == sorted(places)  # the best first
-    assert {"Scores", "Samples", "Training"} <= {line.split(" (")[0].strip() for line in text.splitlines()}
+    text = shown(browser, link, *TRAININGS, "3 matching runs")
     assert "Diffusion models of digits" in text
-    table = shown(browser, link.replace("CHART", "TABLE"), *TRAININGS, "best/steps", "train.lr.rate")
-    numbers = [float(number) for number in re.findall(r"\d+\.\d+", table)]
-    assert all(pytest.approx(score, rel=0.01) in numbers for score in scores)
 
 
 def test_compare_command_opens_mlflows_page_of_its_runs(trainings, browser, monkeypatch):

@@ -1,7 +1,6 @@
 """What scores and the report of a training become in MLflow: child runs, curves, metrics and pictures."""
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
@@ -88,8 +87,6 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     experiment = connect().get_experiment(run.info.experiment_id)
     assert "*digits*" in experiment.tags[NOTE]
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
-    view = json.loads(experiment.tags["mlflow.sharedViewState.diffctl"])
-    assert view["selectedColumns"][0] == "metrics.`best/kd_effnet_lite0_64`"
     connect().set_tag(run_id, NOTE, "the one with the odd threes")
     log_scores(document(num_images=1000))
     assert connect().get_run(run_id).data.tags[NOTE] == "the one with the odd threes", "a person wrote it"

@@ -152,9 +152,9 @@ def _update_pages(client: "MlflowClient", parent: "Run", training: str, document
     for name, value in mlflow_pages.changed_note(text, parent.data.tags).items():
         client.set_tag(parent.info.run_id, name, value)
     experiment = client.get_experiment(parent.info.experiment_id)
-    for name, value in mlflow_pages.view_tags(document).items():
-        if experiment.tags.get(name) != value:
-            client.set_experiment_tag(experiment.experiment_id, name, value)
+    name, value = mlflow_pages.PRIMARY_METRIC, f"best/{document.best.metric}"
+    if experiment.tags.get(name) != value:
+        client.set_experiment_tag(experiment.experiment_id, name, value)
 
 
 def log_samples(run_id: str, document: ScoresDocument, pictures: Mapping[str, Images]) -> None:
