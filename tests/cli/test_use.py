@@ -232,7 +232,7 @@ def test_edm_sets_process_sampler_and_spacing(capsys):
     process = config.process
     assert (process.schedule, process.prediction, process.sigma_data) == ("edm", "edm", 0.5)
     assert (process.weighting, process.t_sampler, process.t_sampler_options) == ("edm", "log-normal", {})
-    assert (config.sample.sampler, config.sample.runner) == ("heun", "karras")
+    assert (config.sample.sampler, config.sample.spacing) == ("heun", "karras")
     assert (config.sweep.steps, config.sweep.eta) == ((18,), (0.0,))
     Use(protocol="ddim").run()
     lines = capsys.readouterr().out.splitlines()
