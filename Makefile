@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 # Tests and the pipeline start hundreds of processes: keep compiled modules, whatever the shell's setting.
 unexport PYTHONDONTWRITEBYTECODE
 PIP := $(BIN)/pip --disable-pip-version-check
-# `make demo TORCH=cpu` installs PyTorch's CPU build from its own index, a tenth of PyPI's size on Linux.
-INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu)
+# `make demo TORCH=cpu` installs PyTorch's CPU build from its own index, a tenth of PyPI's size on Linux. No other
+# package is requested there, which takes minutes where that index is blocked.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
 # `make install EXTRAS=serve,gpu` adds these parts of pyproject.toml's optional dependencies.
 PROJECT := .$(if $(EXTRAS),[$(EXTRAS)])
 
@@ -19,10 +20,10 @@ help:  ## List these commands
 # One of these files is always missing, so the output counts, not the exit code of `ls`.
 HAS_GPU = ls /dev/nvidia* /dev/dxg 2>/dev/null | grep -q .
 
-# Without a GPU, warn before pip downloads 3 GB of CUDA libraries.
+# Without a GPU, warn before pip downloads 3 GB of CUDA libraries; a torch that is installed has none to download.
 define CUDA_FOR_NOTHING
 [ "$$(uname -sm)" != "Linux x86_64" ] || $(HAS_GPU) || \
-! $(PIP) install --quiet $(INDEX) --no-deps --dry-run --report - torch 2>/dev/null | grep -q '"nvidia-' || \
+! $(PIP) install --quiet --no-deps --dry-run --report - torch 2>/dev/null | grep -q '"nvidia-' || \
 echo "No NVIDIA GPU was found, and torch includes 3 GB of CUDA libraries: to avoid them, press Ctrl-C and run \`make $(MAKECMDGOALS) TORCH=cpu\`."
 endef
 
@@ -30,8 +31,9 @@ endef
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@$(PYTHON) -m venv $(VENV)
+	@$(if $(filter cpu,$(TORCH)),$(PIP) install --quiet --no-deps --index-url $(CPU_INDEX) torch)
 	@$(CUDA_FOR_NOTHING)
-	@$(PIP) install --quiet $(INDEX) --constraint constraints.txt --editable '$(PROJECT)'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '$(PROJECT)'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -43,7 +43,7 @@ def run_make(folder: Path, target: str, report: str, gpu: bool) -> tuple[str, li
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     env = {name: value for name, value in os.environ.items() if name not in FROM_MAKE}
     done = subprocess.run(
-        ["make", target], cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True
+        ["make", *target.split()], cwd=folder, env={**env, "PATH": path}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -58,6 +58,13 @@ def test_cuda_without_a_gpu_warns_with_the_command_for_cpu(tmp_path, report, gpu
     output, calls = run_make(tmp_path, INSTALL, report, gpu)
     assert ("make .venv/.installed TORCH=cpu" in output) == warns
     assert calls[-1].endswith("--constraint constraints.txt --editable .")
+
+
+def test_only_torch_is_requested_from_pytorchs_index(tmp_path) -> None:
+    _, calls = run_make(tmp_path, f"{INSTALL} TORCH=cpu", CPU, False)
+    first, *others = (call for call in calls if " install " in call)
+    assert first.endswith("--no-deps --index-url https://download.pytorch.org/whl/cpu torch")
+    assert not [call for call in others if "pytorch.org" in call]
 
 
 @pytest.mark.parametrize(("target", "module"), [("test-gpu", "pytest"), ("bench-gpu", "benchmarks.gpu")])

@@ -3,13 +3,14 @@
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, ProxyError
 
 from diffusion.system.errors import DiffctlError, TemporaryError
 from diffusion.system.files import disk_errors, sync_path
@@ -20,8 +21,10 @@ RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 HEADERS = {"User-Agent": "diffctl", "Accept-Encoding": "identity"}
 
 ATTEMPTS = 6  # without any progress, in a row: one that received bytes is no failure
+CONNECTIONS = 2  # attempts to connect to an address, unless some bytes have arrived
 WAIT, MAX_WAIT = 1.0, 30.0  # seconds after the first failure; the wait doubles from failure to failure
 TIMEOUT = 30.0  # seconds
+CONNECT_TIMEOUT = 10.0
 
 OnProgress = Callable[[int, int, str], None]  # bytes done, bytes in total, file name
 
@@ -115,7 +118,8 @@ def _download(
 ) -> None:
     """Fill `part` with the right content, from the addresses in turn."""
     algorithm, expected = remote.checksum.split(":")
-    wrong, failures, why = 0, 0, ""
+    wrong, failures, unreachable, reasons = 0, 0, Counter[str](), dict[str, str]()
+    at_first = _size(part)
 
     def received(done: int) -> None:
         if notify is not None:
@@ -137,12 +141,16 @@ def _download(
         except (requests.RequestException, HTTPError) as failure:
             why, urls = _network_problem(failure), [*others, url]
             failures = 0 if _size(part) > before else failures + 1
-            if failures < attempts:
-                time.sleep(min(MAX_WAIT, WAIT * 2**failures))
-        why = f"{urlsplit(url).netloc}: {why}"
-    kind = TemporaryError if failures >= attempts else DiffctlError
-    raise kind(
-        f"cannot download {remote.name} ({why}): try again later, or get it elsewhere and put it at "
+            wait = min(MAX_WAIT, WAIT * 2**failures)
+            if _is_unreachable(failure) and _size(part) <= at_first:  # else the network was there
+                wait, unreachable[url] = WAIT, unreachable[url] + 1
+                urls = [one for one in urls if unreachable[one] < min(attempts, CONNECTIONS)]
+            if urls and failures < attempts:
+                time.sleep(wait)
+        reasons[urlsplit(url).netloc] = why
+    listed = "; ".join(f"{place}: {why}" for place, why in reasons.items())
+    raise (TemporaryError if failures else DiffctlError)(
+        f"cannot download {remote.name} ({listed}): try again later, or get it elsewhere and put it at "
         f"{part.parent / remote.name}"
     )
 
@@ -151,7 +159,10 @@ def _transfer(url: str, part: Path, received: Callable[[int], None]) -> None:
     """Complete `part` from `url`; DiffctlError for the disk, other exceptions for the network."""
     done = _size(part)
     headers = {**HEADERS, "Range": f"bytes={done}-"} if done else HEADERS
-    with disk_errors(part), requests.get(url, headers=headers, timeout=TIMEOUT, stream=True) as response:
+    with (
+        disk_errors(part),
+        requests.get(url, headers=headers, timeout=(CONNECT_TIMEOUT, TIMEOUT), stream=True) as response,
+    ):
         if response.status_code == 416:  # nothing after our bytes: the digest shows if they are complete
             return
         if response.status_code in RETRIED_STATUS:
@@ -174,6 +185,12 @@ def _network_problem(failure: Exception) -> str:
     if isinstance(failure, requests.HTTPError):
         return str(failure)
     return "no connection" if isinstance(failure, requests.ConnectionError) else "the connection broke off"
+
+
+def _is_unreachable(failure: Exception) -> bool:
+    """Return whether no connection was made: an unknown name, a refused connection, no route, no answer."""
+    cause = getattr(failure.args[0] if failure.args else None, "reason", None)
+    return isinstance(cause, NewConnectionError | ConnectTimeoutError | ProxyError)
 
 
 def _digest_of(path: Path, algorithm: str) -> str:

@@ -130,6 +130,18 @@ def test_failing_server_ends_in_one_sentence(folder, fault, requests, kind):
     assert "\n" not in str(error.value)
 
 
+def test_unreachable_addresses_are_all_named_after_two_attempts_each(folder, monkeypatch):
+    waits = []
+    monkeypatch.setattr(downloads, "WAIT", 1.0)
+    monkeypatch.setattr(downloads.time, "sleep", waits.append)
+    addresses = "http://127.0.0.1:9/file.bin", "http://nowhere.invalid/file.bin"
+    with serving({}) as server, pytest.raises(TemporaryError) as error:
+        fetch(remote(*addresses, server.url("gone.bin")), folder)
+    for reason in ("127.0.0.1:9: no connection; nowhere.invalid: no connection; 127.0.0.1", "HTTP 404"):
+        assert reason in str(error.value)
+    assert sum(waits) <= 4
+
+
 def test_existing_file_is_verified(folder):
     folder.mkdir(parents=True)
     (folder / "file.bin").write_bytes(CONTENT)
