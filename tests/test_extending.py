@@ -17,40 +17,17 @@ from tests.helpers.waiting import made_once
 
 BLOCK = re.compile(r"^```python\n# (?P<file>\S+\.py)\n(?P<code>.*?)^```$", re.M | re.S)
 THROWAWAY = ROOT / "tests/helpers/throwaway"
-MODULES = {"sample": ("cubic", "blurred"), "process": ("early", "sigmoid"), "evaluate": ("pixels",)}
-ENTRIES = """
-from diffusion.process.loss_registry import (  # noqa: E402
-    LOSS_WEIGHTS,
-    TIME_DISTRIBUTIONS,
-    LossWeight,
-    TimeDistribution,
-)
-from diffusion.protocol.extractors import EXTRACTORS, ExtractorSpec  # noqa: E402
-from diffusion.protocol.guidance_rules import GUIDANCE_RULES, GuidanceRule  # noqa: E402
-from diffusion.protocol.spacing import SPACINGS, SpacingEntry  # noqa: E402
-from plugins.sample.cubic import cubic  # noqa: E402
-
-SPACINGS["cubic"] = SpacingEntry("cubes of even numbers", real=cubic)
-GUIDANCE_RULES["blurred"] = GuidanceRule("plugins.sample.blurred:build", "2210.00939")
-TIME_DISTRIBUTIONS["early"] = TimeDistribution("plugins.process.early:Early", "an example")
-LOSS_WEIGHTS["sigmoid"] = LossWeight(
-    "plugins.process.sigmoid:sigmoid", "2303.00848", options="plugins.process.sigmoid:Options"
-)
-EXTRACTORS["pixels"] = ExtractorSpec(
-    "pixels", "plugins.evaluate.pixels:build", 4, "means, to 4", 48, "fd_pixels", "kd_pixels"
-)
-"""
 EXPERIMENT: dict[str, dict[str, Any]] = {
     "data": {"name": "rings", "count": 200},
     "model": {"name": "tiny", "width": 6},
     "process": {
-        "schedule": "arc", "prediction": "velocity", "t_sampler": "early", "stratified": True,
+        "schedule": "arc", "prediction": "velocity", "t_sampler": "log-uniform", "stratified": True,
         "weighting": "sigmoid", "weighting_options": {"shift": 1.0},
     },
     "train": {"eval_every": 6, "eval_images": 20, "eval_steps": 2},
     "sample": {
-        "sampler": "trapezoid", "spacing": "cubic", "guidance": 0.5, "guidance_rule": "blurred",
-        "num_images": 20,
+        "sampler": "trapezoid", "sampler_options": {"weight": 0.6}, "spacing": "cubic",
+        "guidance": 0.5, "guidance_rule": "blurred", "num_images": 20,
     },
     "sweep": {"steps": [2, 3], "eta": [0.0]},
     "evaluate": {"extractor": "pixels"},
@@ -113,7 +90,7 @@ def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
 
 
 def extended_project(folder: Path) -> Path:
-    """Make a copy of the project with the plugins in the docs and those in tests/helpers/throwaway."""
+    """Make a copy of the project with the plugins in the docs and their tests in tests/helpers/throwaway."""
     small_project(folder)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
@@ -122,11 +99,6 @@ def extended_project(folder: Path) -> Path:
         (folder / block["file"]).write_text(block["code"])
     for file in THROWAWAY.glob("check_*.py"):
         shutil.copy(file, folder / "tests/plugins" / file.name.replace("check_", "test_"))
-    for section, names in MODULES.items():
-        for name in names:
-            shutil.copy(THROWAWAY / f"{name}.py", folder / "plugins" / section)
-    with open(folder / "plugins/__init__.py", "a", encoding="utf-8") as file:
-        file.write(ENTRIES)
     return folder
 
 
@@ -181,9 +153,9 @@ def test_pipeline_and_registered_model_have_only_new_entries(experiment: Path, t
 
 
 PLUGIN_EDITS = {  # whether the digests of training, sampling and the card change
-    ("plugins/sample/trapezoid.py", "/ 2)", "/ 3)"): [False, True, True],
+    ("plugins/sample/trapezoid.py", "weight * (", "2 * weight * ("): [False, True, True],
     ("plugins/sample/blurred.py", "(x, 3, 1, 1", "(x, 5, 1, 2"): [False, True, True],
-    ("plugins/process/early.py", "square()", "sqrt()"): [True, False, False],
+    ("plugins/process/log_uniform.py", "0.01", "0.02"): [True, False, False],
     ("plugins/model/tiny.py", "/ 1000", "/ 100"): [True, True, True],
     ("plugins/model/tiny.py", "Two convolutions", "A few convolutions"): [False, False, False],
     ("plugins/data/rings.py", "0.7", "0.8"): [False, False, False],

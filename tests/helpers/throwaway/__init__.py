@@ -1,1 +1,1 @@
-"""Plugins that docs/extending.md does not show, and tests of its plugins, for tests/test_extending.py."""
+"""Tests of the plugins in docs/extending.md, for tests/test_extending.py."""

@@ -13,7 +13,7 @@ from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import NoOptions
 from plugins.model.tiny import TinySpec
-from plugins.process.early import Early
+from plugins.process.log_uniform import LogUniform
 from tests.helpers.raw_data import prepared
 
 TIMES = torch.tensor([0.1, 0.8, 1.5], dtype=torch.float64)
@@ -32,9 +32,18 @@ def test_target_is_the_velocity_and_determines_image_and_noise() -> None:
     assert torch.allclose(found.eps, noise)
 
 
-def test_median_is_a_quarter_of_the_range() -> None:
-    process = build_process(ProcessConfig(schedule="arc", end=1.5))
-    assert torch.allclose(Early(process).times(torch.tensor([0.5])), torch.tensor(1e-3 + 1.499 / 4))
+def test_median_of_the_noise_levels_is_their_geometric_mean() -> None:
+    process = build_process(ProcessConfig(schedule="arc"))
+    times = LogUniform(process).times(torch.tensor([0.5], dtype=torch.float64))
+    assert process.noise_level(times).item() == pytest.approx((0.01 * 100) ** 0.5)
+
+
+def test_roots_of_the_betas_are_even() -> None:
+    process = build_process(ProcessConfig(schedule="scaled-linear", timesteps=1000))
+    alphas_cumprod = process.grid(range(1000)).alpha.square().numpy()
+    roots = np.sqrt(1 - alphas_cumprod / np.append(1, alphas_cumprod[:-1]))
+    assert roots == pytest.approx(np.linspace(0.00085**0.5, 0.012**0.5, 1000))
+    assert set(LogUniform(process).times(torch.tensor([0.0, 0.999])).tolist()) == {0, 999}
 
 
 def test_weight_of_the_noise_is_a_sigmoid() -> None:
