@@ -28,7 +28,7 @@ from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, pars
 from diffusion.system.errors import DiffctlError, DiffctlWarning, printable
 from diffusion.system.files import Write, write_atomic
 from diffusion.system.memory import keep_freed_memory
-from diffusion.system.registry import UnknownName, is_entry, load_reference
+from diffusion.system.registry import ARCHIVE, UnknownName, is_entry, load_reference
 from diffusion.system.renamed import translate
 from diffusion.system.section import Section, SigmaRel, brief, canonical_json, explain, fingerprint
 
@@ -238,7 +238,7 @@ def load_network(
 def warn_of_edited_plugins(path: Path, artefact: Artefact) -> None:
     """Warn if the plugins that compute the model's outputs are not those that it was trained with."""
     trained = artefact.code[-1].plugins if artefact.code else {}
-    if not trained:
+    if not trained or ARCHIVE.is_file():  # a registered model runs its own plugins
         return
     process, name = artefact.process, artefact.network.name
     now = code_of([], [(MODELS, name), (PROCESSES, process.schedule), (PREDICTIONS, process.prediction)])
