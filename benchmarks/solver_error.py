@@ -26,8 +26,8 @@ from torch import Tensor
 from benchmarks import ROOT
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings

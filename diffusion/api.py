@@ -20,8 +20,8 @@ from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.unet_config import UNetSpec
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise, counter_generator
-from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_samplers import build_time_sampler
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import generate

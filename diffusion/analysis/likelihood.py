@@ -15,8 +15,7 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.discrete import DiscreteProcess
 from diffusion.process.losses import log_variance, prior_term, vlb_terms
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NetworkDenoiser
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import NetworkDenoiser, build_process
 from diffusion.process.time_grid import NoisePoint
 from diffusion.protocol.spacing import log_snr, spaced_timesteps
 from diffusion.sample.sampler import NaNGuard

@@ -11,7 +11,7 @@ from diffusion.check.machine_checks import check_device, check_disk, check_memor
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
 from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS

@@ -21,7 +21,7 @@ from diffusion.check.trial_steps import (
 )
 from diffusion.config import Config
 from diffusion.model.network_registry import MODELS, NetworkSpec, build_network
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import cell_settings, describe_cell, effective_axes, grid
 from diffusion.protocol.samplers import SAMPLERS

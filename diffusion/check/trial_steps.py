@@ -15,7 +15,7 @@ from diffusion.images.store import ImageStore
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import freeze
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides

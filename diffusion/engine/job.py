@@ -11,7 +11,7 @@ from diffusion.images.pixels import to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.noise import ImageNoise
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import Guides, check_guides, classifier_guidance, guidance_weight

@@ -18,7 +18,8 @@ from diffusion.model.model_file import Artefact, DataCard
 from diffusion.model.unet import UNet
 from diffusion.model.unet_config import UNetSpec
 from diffusion.model.weights_header import Unfilled
-from diffusion.process.process_registry import DiscreteConfig, ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.system.checksums import JsonObject, read_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import sha256_file

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from diffusion.model.blocks import Attention, Downsample, GroupNorm, ResBlock, Upsample
 from diffusion.model.model_file import Artefact, LoadedModel
 from diffusion.model.unet import UNet
-from diffusion.process.process_registry import DiscreteConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import DiscreteConfig
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import atomic_folder, write_json, write_text
 from diffusion.system.output_paths import check_output_folder

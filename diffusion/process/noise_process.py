@@ -22,7 +22,7 @@ from diffusion.process.denoiser import (
 )
 from diffusion.process.loss_registry import LOSS_WEIGHTS
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import ProcessConfig
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.process.time_grid import NoisePoint, TimeGrid
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import UsageError
@@ -191,6 +191,13 @@ class NoiseProcess(ABC):
     def _coefficients(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """Return a and b of what the network predicts, a·x_0 + b·ε."""
         return self._predicted.combination(alpha, sigma, self.sigma_data)
+
+
+def build_process(config: ProcessConfig) -> NoiseProcess:
+    """Build the process of the section; UsageError as `NoiseProcess.check`."""
+    process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)
+    process.check()
+    return process
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -18,9 +18,6 @@ from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_STEPS
 from diffusion.system.registry import BuilderEntry, Registry, check_name, load_reference
 from diffusion.system.section import NotBool, RegistrySection, explain
-
-if TYPE_CHECKING:
-    from diffusion.process.noise_process import NoiseProcess
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
@@ -67,13 +64,6 @@ PROCESSES: Registry[ProcessEntry] = Registry(
         ),
     },
 )
-
-
-def build_process(config: "ProcessConfig") -> "NoiseProcess":
-    """Build the process of the section; UsageError as `NoiseProcess.check`."""
-    process: NoiseProcess = load_reference(PROCESSES[config.schedule].builder)(config)
-    process.check()
-    return process
 
 
 class ProcessConfig(RegistrySection):

@@ -10,8 +10,7 @@ from diffusion.images.pixels import to_uint8
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition, Denoiser
 from diffusion.process.noise import ImageNoise, counter_generator
-from diffusion.process.noise_process import NetworkDenoiser
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import NetworkDenoiser, build_process
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import SAMPLERS

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from diffusion.process.denoiser import Condition, Denoiser, Prediction, expand, expand_times, time_tensor
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.devices import to_device

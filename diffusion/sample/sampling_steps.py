@@ -6,8 +6,8 @@ import torch
 
 from diffusion.process.denoiser import Prediction
 from diffusion.process.discrete import require_discrete
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import Noise
 from diffusion.protocol.settings import SampleSettings

@@ -15,8 +15,8 @@ from torch import Tensor
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import counter_generator
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.options import format_value
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.report.figure_base import figure_style, line_colour, new_figure

@@ -18,7 +18,7 @@ from diffusion.model.network_registry import NetworkSpec
 from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Network
 from diffusion.process.noise import counter_generator
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.system.devices import to_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, first_line
 from diffusion.train.distributed.process_group import ProcessGroup, translate_dist_errors

@@ -17,7 +17,7 @@ from diffusion.code_digest import CodeSince
 from diffusion.model.power_ema import newest_weight
 from diffusion.model.precision import memory_layout
 from diffusion.process.noise import counter_generator
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.process.time_samplers import TimeSampler
 from diffusion.system.memory import keep_freed_memory
 from diffusion.train.checkpoint.state_files import (

@@ -16,7 +16,7 @@ from diffusion.images.pixels import to_model, to_nchw
 from diffusion.images.store import ImageStore
 from diffusion.model.precision import autocast
 from diffusion.process.noise import counter_generator
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.process.time_samplers import default_time_sampler
 from diffusion.system.devices import float64_device, to_device
 from diffusion.system.errors import DiffctlWarning

@@ -7,7 +7,7 @@ from typing import Any
 from diffusion.analysis.image_inputs import open_matching_store
 from diffusion.choice.confidence import interval_of
 from diffusion.choice.selection import settings_of
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.options import Option
 from diffusion.protocol.scores_document import ScoresDocument

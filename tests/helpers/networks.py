@@ -14,7 +14,8 @@ from diffusion.model.classifier import Classifier, ClassifierArtefact
 from diffusion.model.model_file import Artefact, DataCard, LoadedModel, save_artefact
 from diffusion.model.network_registry import NetworkSpec, build_network
 from diffusion.model.unet_config import UNetSpec
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.grid import grid
 from tests.conftest import write_params

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from diffusion.process.denoiser import Condition, Denoiser, Network
 from diffusion.process.discrete import DiscreteProcess
-from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.sample.ddim import Ddim
 from diffusion.sample.dpm_solver import DPMSolverMultistep

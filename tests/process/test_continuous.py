@@ -14,8 +14,8 @@ from diffusion.process.denoiser import Condition
 from diffusion.process.discrete import require_discrete
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import ImageNoise
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.system.errors import UsageError
 from diffusion.train.plan import plan_artefact, training_fingerprint
 from tests.helpers import trajectories

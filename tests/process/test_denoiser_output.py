@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from diffusion.check import check
 from diffusion.config import parse
 from diffusion.process.discrete import DiscreteProcess
+from diffusion.process.noise_process import build_process
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import PROCESSES, ProcessEntry, build_process
+from diffusion.process.process_registry import PROCESSES, ProcessEntry
 from diffusion.system.errors import UsageError
 from tests.conftest import params
 from tests.helpers.trajectories import process_of, randn

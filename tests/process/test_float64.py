@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.train.batch import ImageLoader, draw_batch
 from diffusion.train.distributed.process_group import ProcessGroup
 from diffusion.train.gradients import GradientAccumulator

@@ -17,7 +17,8 @@ from diffusion.process.losses import (
     training_losses,
     vlb_terms,
 )
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.spacing import spaced_timesteps
 from tests.helpers import papers

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.process.loss_registry import TIME_DISTRIBUTIONS
-from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_registry import DiscreteConfig, ProcessConfig, build_process
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.process.process_registry import DiscreteConfig, ProcessConfig
 from diffusion.process.time_samplers import HISTORY, UNIFORM_SHARE, LossAware, build_time_sampler
 from diffusion.train.batch import stratified_uniforms
 from tests.helpers.trajectories import process_of

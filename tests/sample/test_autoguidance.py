@@ -5,7 +5,8 @@ import torch
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser, ring
 from diffusion.process.denoiser import Condition, Prediction
-from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.guidance import classifier_free, guided
 from diffusion.sample.sampler import build_sampler, run_sampler

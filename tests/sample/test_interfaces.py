@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from diffusion.process.denoiser import Condition
-from diffusion.process.noise_process import NetworkDenoiser
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import NetworkDenoiser, build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.samplers import HeunOptions

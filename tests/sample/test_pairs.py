@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from diffusion.process.denoiser import Condition, Network
-from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess
+from diffusion.process.noise_process import NetworkDenoiser, NoiseProcess, build_process
 from diffusion.process.parameterization import PREDICTIONS
-from diffusion.process.process_registry import PROCESSES, ProcessConfig, build_process
+from diffusion.process.process_registry import PROCESSES, ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from diffusion.analysis.mixture import Mixture, MixtureDenoiser
 from diffusion.process.denoiser import Condition, Prediction
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS, ChurnOptions
 from diffusion.protocol.settings import SampleSettings

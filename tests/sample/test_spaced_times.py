@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffusion.config import parse
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.grid import cell_settings, grid, settings_card
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.noise import ImageNoise
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.samplers import SAMPLERS
 from diffusion.protocol.settings import SampleSettings
 from diffusion.protocol.spacing import SPACINGS, spaced_timesteps

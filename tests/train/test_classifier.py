@@ -14,7 +14,8 @@ from diffusion.images.store import ImageStore
 from diffusion.model.classifier import AttentionPool, load_classifier
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact, save_artefact
 from diffusion.process.denoiser import Condition
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.ddim import Ddim

@@ -14,7 +14,7 @@ from diffusion.model.precision import autocast
 from diffusion.process.denoiser import Condition
 from diffusion.process.losses import training_losses
 from diffusion.process.noise import counter_generator
-from diffusion.process.process_registry import build_process
+from diffusion.process.noise_process import build_process
 from diffusion.system.errors import Interrupted
 from diffusion.train.loss_bands import band_sums, with_band_means
 from diffusion.train.lr_schedule import ConstantLR

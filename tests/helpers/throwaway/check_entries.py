@@ -8,7 +8,8 @@ import torch
 
 from diffusion.model.network_registry import build_network
 from diffusion.process.denoiser import Condition, Prediction
-from diffusion.process.process_registry import ProcessConfig, build_process
+from diffusion.process.noise_process import build_process
+from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.section import NoOptions
