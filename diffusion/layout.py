@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.output_paths import check_output
+from diffusion.system.registry import PLUGINS
 
 PARAMS = Path("params.yaml")
 GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
@@ -37,6 +39,11 @@ SWEEP_RUN = Path("runs/sweep")  # samples/ and scores.json of the last `diffctl 
 EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `evaluate`
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
+# What commands read: no output of a command replaces a file of these.
+READ: tuple[Path, ...] = (PARAMS, GRAPH, LOCK, Path(PLUGINS), Path(".git"), Path(".dvc"), RUNS)
+READ += (PREPARED, REFERENCE, STARTS, MODEL, AVERAGES, RUN, LOSS_CURVE, CLASSIFIER, CLASSIFIER_CURVE)
+READ += (SAMPLES, SCORES, SUMMARY, SCORE_CURVES)
+
 CONFLICT = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
 
 
@@ -49,6 +56,16 @@ def home(folder: Path) -> Path:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
             return parent.parents[2]
     return folder
+
+
+def check_output_file(path: Path, flag: str, kind: str = "") -> None:
+    """Raise as `check_output`, and UsageError for an existing file of the project that commands read."""
+    places = (path.resolve(), path.parent.resolve() / path.name)  # a link, and what it leads to
+    for kept in READ if PARAMS.exists() and path.is_file() else ():
+        file = Path.cwd() / kept
+        if any(place.is_relative_to(one) for place in places for one in (file, file.resolve())):
+            raise UsageError(f"{flag} {printable(path)} is a file that diffctl reads: name another file")
+    check_output(path, flag, kind)
 
 
 def repository_problem(root: Path = Path()) -> tuple[str, str] | None:

@@ -17,11 +17,12 @@ from diffusion.analysis.likelihood import Bits, bits_per_dimension
 from diffusion.images.pictures import enlarge, gif_bytes, grid, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images
+from diffusion.layout import check_output_file
 from diffusion.model.model_file import LoadedModel, load_model
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep
 from diffusion.system.devices import default_device
-from diffusion.system.output_paths import check_output, write_output, write_output_text
+from diffusion.system.output_paths import write_output, write_output_text
 
 
 def encode(options: Encode) -> None:
@@ -100,7 +101,7 @@ def _write_rows(out: Path, images: Images, columns: int) -> None:
 
 
 def compute_nll(options: Nll) -> None:
-    check_output(options.out.with_suffix(".csv"), "--out, as .csv,")
+    check_output_file(options.out.with_suffix(".csv"), "--out, as .csv,")
     loaded = load_model(selected_model(options), default_device())
     images = image_inputs.open_matching_store(options.store, loaded.artefact)
     count = min(options.num or len(images), len(images))

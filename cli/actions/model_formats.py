@@ -13,11 +13,12 @@ from diffusion.check.params_changes import format_sections, sections_of
 from diffusion.interop.from_diffusers import import_diffusers
 from diffusion.interop.from_openai import import_openai
 from diffusion.interop.to_diffusers import export_diffusers
+from diffusion.layout import check_output_file
 from diffusion.model.model_file import Artefact, load_model, save_artefact
 from diffusion.model.posthoc_ema import Snapshots
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
-from diffusion.system.output_paths import check_output, check_output_folder, write_output
+from diffusion.system.output_paths import check_output_folder, write_output
 from diffusion.system.section import SigmaRel
 
 
@@ -44,6 +45,7 @@ def _save(
 ) -> None:
     """Write the model file, by default models/NAME.safetensors, and print its description."""
     out = options.out or Path("models") / f"{name}.safetensors"
+    check_output_file(out, "--out")
     save_artefact(out, weights, artefact, write_output)
     parameters = sum(tensor.numel() for tensor in weights.values())
     sections, kinds = sections_of(artefact), ", ".join(what.values())
@@ -58,7 +60,7 @@ def _save(
 def make_ema_models(options: Ema) -> None:
     files = {one: options.out / f"ema-{one:g}.safetensors" for one in _sigma_rels(options.sigma_rel)}
     for file in files.values():
-        check_output(file, "--out")
+        check_output_file(file, "--out")
     snapshots = Snapshots.of(options.source)
     made: list[dict[str, Any]] = []
     with progress("ema", unit="models") as show:

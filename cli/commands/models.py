@@ -130,7 +130,7 @@ class SearchTrial(Options):
 class ImportOptions(JsonOptions):
     """The output of an import."""
 
-    out: Path | None = out_option("Output file. [default: models/NAME.safetensors]")
+    out: Path | None = out_option("Output file. [default: models/NAME.safetensors]", kind=".safetensors")
 
 
 @command(import_app, lambda: model_formats.import_openai_model, "reading the checkpoint", name="openai")

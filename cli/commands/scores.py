@@ -35,7 +35,7 @@ class Evaluate(JsonOptions):
         "Real images for precision, recall, density, coverage. [default: 10,000]", min=1, max=MAX_NEIGHBOURS
     )
     prc_samples: int | None = option("Scored images for these. [default: same]", min=1, max=MAX_NEIGHBOURS)
-    out: Path | None = out_option("Write scores and protocol card as JSON.")
+    out: Path | None = out_option("Write scores and protocol card as JSON.", kind=".json")
 
     def __post_init__(self) -> None:
         if (self.path is None) != (self.against is None):
@@ -84,7 +84,9 @@ class Compare(JsonOptions):
 
     names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN")
     metric: list[str] | None = option("Show only this score; repeatable.")
-    html: Path | None = out_option("Also write a page with curves and images.", flags=("--html",))
+    html: Path | None = out_option(
+        "Also write a page with curves and images.", kind=".html", flags=("--html",)
+    )
     per_seed: bool = option("Show trainings that differ only in the seed separately.")
     open_page: bool = option("Open MLflow's page of these runs in a browser.", "--open")
 
@@ -100,4 +102,4 @@ class Seeds(JsonOptions):
     For each score of the best cell: its value, mean and standard deviation over the seeds, and its rank.
     """
 
-    html: Path | None = out_option("Also write the report with this table.", flags=("--html",))
+    html: Path | None = out_option("Also write the report with this table.", kind=".html", flags=("--html",))

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,11 @@ from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_a
 import typer
 from typer.core import TyperGroup
 
-from diffusion.layout import refuse_subfolder
+from diffusion.layout import check_output_file, refuse_subfolder
 from diffusion.system.errors import UsageError, printable
-from diffusion.system.output_paths import check_output
 
-# Keys in a field's metadata: the parameter for Typer, suffixes of an output file, a table of options.
-MAKE, SUFFIXES, TABLE = "make", "suffixes", "table"
+# Keys in a field's metadata: the parameter for Typer, suffixes and kind of an output, a table of options.
+MAKE, SUFFIXES, KIND, TABLE = "make", "suffixes", "kind", "table"
 MAX_SUMMARY = 200  # characters of a command in the help of its group
 
 
@@ -37,11 +36,14 @@ def argument(help: str | None = None, *, default: Any = MISSING, **settings: Any
 
 
 def out_option(
-    help: str, *suffixes: str, flags: tuple[str, ...] = ("--out", "-o"), default: Any = MISSING
+    help: str, *suffixes: str, kind: str = "", flags: Sequence[str] = ("--out", "-o"), default: Any = MISSING
 ) -> Any:
-    """Declare an output file with one of these suffixes, or any; it is checked before the work."""
+    """Declare an output file with one of these suffixes, or with any one and this kind.
+
+    It is checked before the work. The command gets `--force`, to replace a file of another kind.
+    """
     make = partial(typer.Option, *flags, help=help, metavar="FILE")
-    return field(default=default, metadata={MAKE: make, SUFFIXES: suffixes})
+    return field(default=default, metadata={MAKE: make, SUFFIXES: suffixes, KIND: kind})
 
 
 def option_table(types: Mapping[str, Any]) -> Any:
@@ -63,6 +65,9 @@ class Options:
     at_root: ClassVar[bool]
 
     def __init_subclass__(cls) -> None:
+        if any(isinstance(one, Field) and KIND in one.metadata for one in vars(cls).values()):
+            cls.__annotations__["force"] = bool
+            cls.force = option("Replace an output file of another kind.")  # type: ignore[attr-defined]
         for name, hint in inspect.get_annotations(cls).items():
             declared = cls.__dict__.get(name)
             if isinstance(declared, Field) and declared.default is MISSING:
@@ -80,7 +85,8 @@ class Options:
                 if suffixes and out.suffix not in suffixes:
                     ends = " or ".join(suffixes)
                     raise UsageError(f"{flag} {printable(out)}: give a file that ends in {ends}")
-                check_output(out, flag)
+                kind = out.suffix if suffixes else one.metadata[KIND]
+                check_output_file(out, flag, "" if getattr(self, "force", False) else kind)
         if self.at_root:
             refuse_subfolder()
         begin(self.message, silent=getattr(self, "as_json", False))

@@ -16,6 +16,16 @@ from diffusion.system.errors import DiffctlError, UsageError, is_disk_full, prin
 from diffusion.system.files import Fill, write_atomic
 
 DVC_CACHE = re.compile(r"/files/md5/[0-9a-f]{2}/|/\.dvc/cache/")
+HEAD_BYTES = 512
+BEGINNINGS = {  # of files by suffix
+    ".gif": rb"GIF8",
+    ".html": rb"\s*<(!doctype )?html",
+    ".json": rb"\s*[\[{]",
+    ".npz": rb"PK",
+    ".png": rb"\x89PNG",
+    ".safetensors": rb"(?s:.{8})\{",
+    ".svg": rb"\s*<(\?xml|svg)",
+}
 
 
 def write_output(path: Path, write: Fill) -> None:
@@ -41,10 +51,11 @@ def write_output_text(path: Path, text: str) -> None:
     write_output(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
-def check_output(path: Path, flag: str) -> None:
+def check_output(path: Path, flag: str, kind: str = "") -> None:
     """Raise UsageError, or OSError for a full disk, if `write_output` would fail.
 
-    Its folder is created.
+    UsageError also if a file is there that does not begin as one of this `kind`, a suffix. Its folder is
+    created.
     """
     with _refusing(path, flag, "file"):
         target = _target(path)
@@ -52,6 +63,12 @@ def check_output(path: Path, flag: str) -> None:
             raise UsageError(f"{flag} {printable(path)} is a folder: name a file")
         if target.is_file() or not target.exists():
             _probe(target)
+        if kind in BEGINNINGS and target.is_file():
+            with open(target, "rb") as file:
+                head = file.read(HEAD_BYTES)
+            if head and not re.match(BEGINNINGS[kind], head, re.IGNORECASE):
+                what = f"{flag} {printable(path)} is there and is no {kind[1:].upper()} file"
+                raise UsageError(f"{what}: name another file, or replace it with --force")
 
 
 def check_output_folder(path: Path, flag: str) -> None:

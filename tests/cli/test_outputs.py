@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from cli import main
 from cli.main import app
-from diffusion.layout import TRAIN_RUNS
+from diffusion.layout import LOSS_CURVE, READ, TRAIN_RUNS
 from diffusion.system.errors import REFUSED, TEMPORARY, printable
 from tests.helpers.invoke import Invoke, Result, assert_refused
 from tests.helpers.mlflow_server import free_port
@@ -68,7 +68,39 @@ def test_output_is_usable_or_refused_before_any_work(command: str, run: Callable
     assert not os.path.exists(f"new/a{suffix}")
 
 
+KINDS = {".png": b"\x89PNG\r\n", ".gif": b"GIF89a", ".npz": b"PK\3\4", ".svg": b"<?xml"}
+KINDS |= {".html": b"<!doctype html>\n", ".safetensors": bytes(8) + b"{"}
+
+
+@pytest.mark.parametrize("command", [name for name in OUTPUTS if OUTPUTS[name][0]])
+def test_no_output_replaces_a_file_that_is_read_or_of_another_kind(command: str, run, invoke) -> None:
+    suffix = OUTPUTS[command][0]
+    Path("params.yaml").touch()
+    links = {}
+    for number, kept in enumerate(READ):
+        file = kept if kept.suffix else kept / f"file{suffix}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(KINDS[suffix])
+        links[file] = Path(f"link{number}{suffix}")
+        links[file].symlink_to(file)
+    for file, link in links.items():
+        assert_refused(run(command, str(file)), str(file))
+        assert_refused(run(command, str(link)), f"{link} is a file that diffctl reads: name another file")
+    for content in [b"mine", *(one for kind, one in KINDS.items() if kind != suffix)]:
+        Path(f"mine{suffix}").write_bytes(content)
+        assert_refused(run(command, f"mine{suffix}"), f"is no {suffix[1:].upper()} file", "--force")
+        with pytest.raises(Worked):
+            invoke(*OUTPUTS[command][1][:-1], f"mine{suffix}", "--force")
+    Path(f"mine{suffix}").write_bytes(KINDS[suffix])
+    with pytest.raises(Worked):
+        run(command, f"mine{suffix}")
+
+
 def test_csv_next_to_a_plot_is_checked_too(run: Callable[..., Result]) -> None:
+    Path("plots").mkdir()
+    for name in ("params.yaml", LOSS_CURVE):
+        Path(name).touch()
+    assert_refused(run("nll", "plots/loss.png"), "loss.csv is a file that diffctl reads")
     Path("a.csv").mkdir()
     assert_refused(run("nll", "a.png"), "a.csv")
 
