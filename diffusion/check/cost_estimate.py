@@ -7,7 +7,7 @@ import torch
 
 from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import MODEL_BYTES, STATE_BYTES, weights_finding
-from diffusion.check.timing import TimeRange, time_extractor, time_sampling, time_steps
+from diffusion.check.timing import TimeRange, matmul_speed, time_extractor, time_sampling, time_steps
 from diffusion.config import Config
 from diffusion.model.network_registry import NetworkSpec
 from diffusion.protocol.extractors import extractor_spec
@@ -29,6 +29,8 @@ PART_SECONDS = 15.0  # limit for measuring sampling, scoring and each training
 MAX_LOAD = 0.1  # of the processors, by other processes
 SUBJECT = "time"
 HOUR = 3600.0
+MIN_MEASURED = 10**15  # FLOPs that take hours on any CPU of today
+LONG = 48 * HOUR
 
 
 def check_cost(project: Project) -> Iterator[Finding]:
@@ -65,6 +67,20 @@ def check_cost(project: Project) -> Iterator[Finding]:
     yield Finding("ok", "cost", message, values=cost)
     listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.items())
     yield Finding("ok", "sizes", listed)
+    work = step * config.train.steps + flops * evaluations
+    if default_device().type == "cpu" and work > MIN_MEASURED:
+        yield from _long_work(work, matmul_speed(plan.precision))
+
+
+def _long_work(work: int, speed: float) -> Iterator[Finding]:
+    """Warn of many FLOPs that take days at a speed in FLOP/s."""
+    if work / speed > LONG:
+        message = (
+            f"training and sweep take about {format_duration(work / speed)} here at the speed of a matrix "
+            f"product, {format_quantity(round(speed))} FLOP/s, or longer"
+        )
+        remedy = "use a GPU, or lower train.steps, sample.num_images or the model's size"
+        yield Finding("warning", "cost", message, f"{remedy}; `diffctl check --measure` estimates the hours")
 
 
 def network_evaluations(config: Config) -> int:
@@ -207,7 +223,8 @@ def format_range(total: TimeRange) -> str:
 
 def format_duration(seconds: float) -> str:
     """Format with two or three digits and a suitable unit: 35 ms, 12 s, 2.1 min, 14 h, 5.2 days."""
-    for unit, size in (("days", 24 * HOUR), ("h", HOUR), ("min", 60.0), ("s", 1.0)):
+    units = ("years", 365 * 24 * HOUR), ("days", 24 * HOUR), ("h", HOUR), ("min", 60.0), ("s", 1.0)
+    for unit, size in units:
         if seconds >= 2 * size or (unit == "s" and seconds >= 1):
             return f"{seconds / size:,.{0 if seconds >= 20 * size else 1}f} {unit}"
     return f"{1000 * seconds:.3g} ms"

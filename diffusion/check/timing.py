@@ -21,7 +21,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
 from diffusion.evaluate.features.extractors import load_extractor
 from diffusion.model.model_file import LoadedModel
 from diffusion.model.network_registry import build_network
-from diffusion.model.precision import freeze
+from diffusion.model.precision import Precision, freeze
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.sample.cell_images import shard_images
 from diffusion.sample.guidance import Guides
@@ -35,6 +35,7 @@ from diffusion.train.train_step import new_state
 REPEATS = 5
 GROWTH = 4  # of the number of images from trial to trial
 TIMED_STEPS = 4  # of sampling
+MATRIX = 1024  # rows and columns of a measured product
 SYNTHETIC = 256  # random images if the data are not prepared
 
 Work = Callable[[int, int], Sequence[float]]  # (images, repeats) -> seconds of each repeat
@@ -118,6 +119,13 @@ def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: to
 
     most = min(config.sample.batch_size, config.sample.num_images)
     return time_work(_repeated(generate), most, seconds).scaled(1 / count_nfe(settings, plan.process))
+
+
+def matmul_speed(precision: Precision) -> float:
+    """Return the FLOP/s of the fastest of a few matrix products on the CPU, which no training reaches."""
+    factor = torch.ones(MATRIX, MATRIX, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    seconds = _repeated(lambda images: factor @ factor)(1, REPEATS)
+    return 2 * MATRIX**3 / min(seconds)
 
 
 def time_extractor(

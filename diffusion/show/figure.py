@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PREFIXES = "kMGTP"  # of powers of a thousand
+PREFIXES = "kMGTPE"  # of powers of a thousand
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The cost of a configuration: operations by closed forms, and measured time."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,16 @@ def test_timing_stays_within_its_limit(image: float, fixed: float, most: int, se
     assert spent <= max(seconds, 2 * (fixed + image)) + fixed + calls[-1][0] * image + 1e-6
 
 
+def test_years_on_this_machine_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_estimate, "matmul_speed", lambda precision: 1e7)
+    (found,) = (one for one in check_cost(project_of(train={"steps": 10**8})) if one.level == "warning")
+    assert re.search(r"about [\d.]+ years here at the speed of a matrix product, 10 M FLOP/s", found.message)
+    assert not [one for one in check_cost(project_of(train={"steps": 10**5})) if one.level == "warning"]
+
+
 def test_duration_has_a_suitable_unit() -> None:
     durations = {0.035: "35 ms", 1.23: "1.2 s", 42: "42 s", 126: "2.1 min", 28_800: "8.0 h", 6e5: "6.9 days"}
+    durations |= {9.5e7: "3.0 years"}
     assert {seconds: format_duration(seconds) for seconds in durations} == durations
 
 
