@@ -48,7 +48,8 @@ def show_model(options: commands.Model) -> None:
 
 def show_samplers(options: commands.Samplers) -> None:
     process = selected_process(options)
-    shown = sampler_paths.samplers(process, options.count, options.spacing.value, seed=options.seed)
+    spacing = chosen_settings(options.sampling).spacing
+    shown = sampler_paths.samplers(process, options.count, spacing, seed=options.seed)
     write_figure(shown, options)
 
 

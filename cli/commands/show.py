@@ -7,7 +7,7 @@ import typer
 
 from cli.actions import figures
 from cli.shared.command import command, group, option, out_option
-from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, Spacing, sampling_options
+from cli.shared.options import JsonOptions, ModelOptions, ProfileOptions, sampling_options
 from diffusion.protocol.settings import SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_COUNT, MAX_SEED, MAX_STEPS
@@ -52,8 +52,8 @@ class Samplers(FigureOptions, ProfileOptions):
     """Sampling paths to five Gaussians with an exact denoiser, by sampler."""
 
     count: StepCount = 10
-    spacing: Spacing = option("The times of the steps.", default=Spacing["uniform"])
     seed: int = option("The seed of the noise.", min=0, max=MAX_SEED, default=0)
+    sampling: dict[str, Any] = sampling_options(["spacing"])
 
 
 def _name_notebook(context: typer.Context) -> None:

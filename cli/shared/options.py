@@ -14,14 +14,12 @@ from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.options import Option
 from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS
-from diffusion.protocol.spacing import SPACINGS
 from diffusion.system.errors import UsageError
 
 PROFILES = Path("profiles")
 OWN_OPTIONS = {f"{name}_options" for name in OPTION_ENTRIES}  # of a sampler or a spacing, as KEY=VALUE
 
 # Choices from the names in registries.
-Spacing = StrEnum("Spacing", {name: name for name in SPACINGS})  # type: ignore[misc]
 Extractor = StrEnum("Extractor", {name: name for name in EXTRACTORS})  # type: ignore[misc]
 Preset = StrEnum("Preset", {name: name for name in PRESETS})  # type: ignore[misc]
 

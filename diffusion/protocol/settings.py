@@ -73,8 +73,7 @@ class SamplerConfig(Section):
         Option("How a step is made.", phrase="{}", choices=SAMPLERS, always_in_card=True, registered=False),
     ] = "ddim"
     sampler_options: Annotated[
-        Options,
-        Option("Options of this sampler alone.", axis=None, registered=False),
+        Options, Option("Options of this sampler alone.", axis=None, registered=False)
     ] = Field(default_factory=dict)
     seed: Annotated[Seed, Option("Another seed gives other images.", axis=None, always_in_card=True)] = 0
     noise: Annotated[
@@ -99,8 +98,7 @@ class SamplerConfig(Section):
         ),
     ] = "uniform"
     spacing_options: Annotated[
-        Options,
-        Option("Options of this spacing alone.", axis=None, registered=False),
+        Options, Option("Options of this spacing alone.", axis=None, registered=False)
     ] = Field(default_factory=dict)
     guidance: Annotated[
         GuidanceScale,

@@ -122,9 +122,10 @@ def edit_yaml(text: str, path: Sequence[str], value: Any) -> str:
     yaml.indent(mapping=2, sequence=4, offset=2)
     document, out = yaml.load(text), io.StringIO()
     refusal = YamlRefusal(f"{'.'.join(path)} cannot be set to {json.dumps(value)} in it: edit the file")
+    flow = YAML().load(json.dumps(value)) if isinstance(value, list | dict) else value  # [5, 10] on one line
     try:
-        for values in (wanted, document):
-            _set_value(values, path, value)
+        _set_value(wanted, path, value)
+        _set_value(document, path, flow)
     except (AttributeError, TypeError):  # something else than a mapping is in the way
         raise refusal from None
     yaml.dump(document, out)

@@ -300,6 +300,7 @@ def test_set_edits_values_in_place_or_none_at_all(folder: Path, invoke: Invoke) 
     assert lines[2] == 'sample.runner: unset → "ray"'
     edited = (folder / "params.yaml").read_text()
     assert re.findall("#.*", edited) == re.findall("#.*", before)
+    assert "\n  steps: [5, 10]\n" in edited
     config = load()
     assert (config.train.lr.rate, config.sweep.steps, config.sample.runner) == (0.001, (5, 10), "ray")
     for wrong, where in {
