@@ -7,10 +7,11 @@ import, so that the command line can validate in milliseconds.
 
 from itertools import product
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from diffusion.data.data_config import default_title
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, ema_guide, implied_rule
@@ -19,17 +20,27 @@ from diffusion.protocol.samplers import SAMPLERS, without_eta
 from diffusion.protocol.spacing import check_steps
 from diffusion.search.search_config import SearchConfig
 from diffusion.system.errors import UsageError
+from diffusion.system.limits import MAX_NAME
 from diffusion.system.params import PARAMS, read_params
 from diffusion.system.renamed import refuse_renamed
-from diffusion.system.section import validate
+from diffusion.system.section import Section, validate
 from diffusion.train.train_config import ClassifierConfig, TrainSections
+
+
+class TrackingConfig(Section):
+    """`title` names the images in MLflow: the experiment and the registered model are diffctl-TITLE.
+
+    None: the last component of `data.path` for one's own images, else `data.name`. No stage depends on it.
+    """
+
+    title: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=MAX_NAME)] | None = None
 
 
 class Config(TrainSections):
     """The whole experiment: params.yaml.
 
-    A `classifier` and a `search` are opt-in and no part of the pipeline; a search describes no training, so
-    that it is left out wherever a configuration is written down.
+    A `classifier` and a `search` are opt-in and no part of the pipeline. A search and `tracking` describe no
+    training, so that they are left out wherever a configuration is written down.
     """
 
     sample: SampleConfig
@@ -37,6 +48,12 @@ class Config(TrainSections):
     evaluate: EvaluateConfig
     classifier: ClassifierConfig | None = None
     search: SearchConfig | None = Field(default=None, exclude=True)
+    tracking: TrackingConfig = Field(default=TrackingConfig(), exclude=True)
+
+    @property
+    def title(self) -> str:
+        """The name of the images in MLflow."""
+        return self.tracking.title or default_title(self.data.name, self.data.path)
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:

@@ -13,7 +13,6 @@ from prefect import State, flow
 from prefect.states import Cancelled
 from pydantic import Field
 
-from diffusion.config import load
 from diffusion.layout import EVALUATE_RUN, PREPARED, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import format_option
 from diffusion.protocol.sample_sections import SweepConfig
@@ -26,8 +25,7 @@ from flows.dvc_stage import Write, reproduce, supervise
 from flows.pipeline import as_task, run_name, stop_on_cancel
 from flows.pipeline_steps import check_mlflow
 from flows.run_summary import evaluation_markdown, links_of_model, publish_markdown, sweep_markdown
-from tracking.keys import model_name
-from tracking.registry.registered_models import champion_run
+from tracking.registry.registered_models import champion_run, project_model
 from tracking.runs.run_lookup import find_run
 
 CHAMPION, RUN = "champion", "run:"
@@ -115,7 +113,7 @@ def _swept(images: str) -> str:
 
     def links() -> Iterator[str]:
         is_champion = images == CHAMPION
-        name = champion_run(model_name(load().data.name)) if is_champion else images.removeprefix(RUN)
+        name = champion_run(project_model()) if is_champion else images.removeprefix(RUN)
         yield from links_of_model(find_run(name), document)
 
     return sweep_markdown(document, IMAGES, links())

@@ -15,11 +15,10 @@ from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlError
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
-from tracking.keys import REPORT_FOLDER, model_name
+from tracking.keys import REPORT_FOLDER
 from tracking.mlflow_pages import cells_table, markdown_table, run_link, version_link
 from tracking.registry.registered_models import find_registered
 from tracking.runs.run_lookup import find_run, read_identity
-from tracking.runs.scored_runs import data_name
 from tracking.store import tracking_uri
 
 if TYPE_CHECKING:
@@ -96,6 +95,5 @@ def links_of_model(run: "Run", document: ScoresDocument) -> Iterator[str]:
     else:
         yield f"run {run.info.run_name} in MLflow (`diffctl up` or `diffctl ui` shows it)"
     if version is not None:
-        name = model_name(data_name(document))
-        words = f"{name} version {version.version}{', the champion' * version.is_champion}"
-        yield f"[{words}]({version_link(page, name, version.version)})" if page else words
+        words = f"{version.name} version {version.version}{', the champion' * version.is_champion}"
+        yield f"[{words}]({version_link(page, version.name, version.version)})" if page else words

@@ -10,7 +10,6 @@ from diffusion.model.model_file import read_artefact
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.sample.network_files import NetworkFiles, card_files
 from diffusion.system.errors import UsageError
-from tracking.keys import model_name
 from tracking.registry.registered_models import champion_version, fetch_version_files, find_version_files
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import fetch_model, fetch_scores
@@ -81,6 +80,6 @@ def model_of_run(name: str) -> PublishedModel:
         scores = model_scores(fetch_scores(run), artefact.model_sha256)
     except UsageError:  # not evaluated
         scores = None
-    registered = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
+    registered = find_version_files(artefact.model_sha256)
     files = NetworkFiles(file) if registered is None else registered.files._replace(model=file)
     return PublishedModel(title, None, files, scores)

@@ -96,10 +96,10 @@ def join_search(client: "MlflowClient", run_id: str, key: str) -> None:
     client.set_tag(run_id, PARENT, _ensure_search(client, run.info.experiment_id, key, name))
 
 
-def log_search(key: str, name: str, data: str, table: dict[str, Any], best: dict[str, float]) -> str:
+def log_search(key: str, name: str, title: str, table: dict[str, Any], best: dict[str, float]) -> str:
     """Log a search's table, and the best values as metrics, once; return the run's id."""
     with mlflow_client() as client:
-        experiment = ensure_experiment(client, experiment_name(data))
+        experiment = ensure_experiment(client, experiment_name(title))
         run_id = _ensure_search(client, experiment, key, name)
         client.log_dict(run_id, table, SEARCH_TABLE)
         logged = client.get_run(run_id).data.metrics

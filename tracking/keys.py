@@ -40,6 +40,7 @@ CARD = "diffctl.card"  # fingerprint of a cell's protocol card, or of the cards 
 DECISION = "diffctl.decision"  # the gate's first decision; later ones have a number appended
 FORMAT = "diffctl.format"  # of the registered files and tags; versions of format 2 have no such tag
 DVC_MD5 = "diffctl.dvc_md5"  # the file's MD5 in dvc.lock
+DATA_SAMPLE = "diffctl.data_sample"  # of its images, diffusion/images/image_sample.py; also DATA_DIGEST
 EMA_SIGMA_REL = "diffctl.ema_sigma_rel"  # σ_rel, if the version is an EMA profile
 EVENT = "diffctl.event"  # a move as JSON in earlier versions; `.NUMBER.ID` is appended
 HISTORY_RUN = "diffctl.history_run"  # a run with a param for each move of the champion
@@ -57,14 +58,14 @@ CHAMPION = "champion"
 PREVIOUS = "previous"  # the version that a rollback restores
 
 
-def experiment_name(data_name: str) -> str:
-    """Return the experiment of all trainings on a data set."""
-    return f"diffctl-{data_name}"
+def experiment_name(title: str) -> str:
+    """Return the experiment of all trainings on the images with a title."""
+    return f"diffctl-{title}"
 
 
-def model_name(data_name: str) -> str:
-    """Return the registered model of a data set."""
-    return f"diffctl-{data_name}"
+def model_name(title: str) -> str:
+    """Return the registered model of the images with a title."""
+    return f"diffctl-{title}"
 
 
 def source_tags(command: str) -> dict[str, str]:

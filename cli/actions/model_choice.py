@@ -13,8 +13,7 @@ from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.network_files import NetworkFiles, network_files
-from tracking.keys import model_name
-from tracking.registry.registered_models import fetch_version_files, find_version_files, project_model
+from tracking.registry.registered_models import champion_model, fetch_version_files, find_version_files
 from tracking.runs.scored_runs import fetch_model
 
 
@@ -23,7 +22,7 @@ def selected_model(options: ModelOptions) -> Path:
     if options.run_id is not None:
         return fetch_model(options.run_id)
     if options.champion:
-        return fetch_version_files(project_model()).files.model
+        return fetch_version_files(champion_model(force=options.force)).files.model
     return options.model or MODEL
 
 
@@ -43,7 +42,7 @@ def selected_files(options: ModelOptions, settings: SampleSettings, model: Path)
 def _registered_guides(settings: SampleSettings, model: Path) -> dict[str, Path]:
     """Return the registered files, guide and classifier, that these settings name as the best cell does."""
     artefact = read_artefact(model)
-    found = find_version_files(model_name(artefact.data.name), artefact.model_sha256)
+    found = find_version_files(artefact.model_sha256)
     if found is None:
         return {}
     best = best_settings(found.scores)

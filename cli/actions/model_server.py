@@ -20,7 +20,7 @@ from serving.playground.router import playground as routes
 from serving.ray_serve import ReplicaSpec, check_capacity, parse_replicas, serve_on_ray
 from serving.schemas import ServeConfig
 from serving.service import Service
-from tracking.registry.registered_models import project_model
+from tracking.registry.registered_models import champion_model
 from tracking.store import tracking_uri
 
 PLAYGROUND_DRAIN = 5  # seconds to finish open requests at the end
@@ -80,7 +80,7 @@ def _proxy_address(host: str, port: int, has_token: bool, cluster: str | None) -
 def _source(options: ModelOptions) -> ModelSource:
     """Return the source of the model; UsageError if there is none."""
     if options.champion:
-        return ChampionSource(project_model())
+        return ChampionSource(champion_model(force=options.force))
     if options.run_id is not None:
         return FixedSource(model_of_run(options.run_id))
     return FixedSource(model_of_file(options.model or MODEL, print_message))

@@ -20,8 +20,7 @@ from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import MODEL_AXES, OPTIONS
 from diffusion.system.errors import UsageError
 from diffusion.system.section import validate
-from tracking.keys import model_name
-from tracking.registry.registered_models import champion_run
+from tracking.registry.registered_models import champion_run, project_model
 from tracking.runs.run_lookup import find_run
 from tracking.runs.scored_runs import log_sweep
 
@@ -44,7 +43,7 @@ def sweep_model(options: Sweep) -> None:
     document = score_grid(config, selected_model(options), SWEEP_RUN)
     run_id = options.run_id
     if options.champion:
-        run_id = champion_run(model_name(config.data.name))
+        run_id = champion_run(project_model())
     elif run_id is not None:
         run_id = str(find_run(run_id).info.run_id)
     if run_id is not None:

@@ -18,7 +18,7 @@ from diffusion.system.params import REMOVED, parse_yaml
 from diffusion.system.section import brief
 from diffusion.train.pretrained import dvc_file, store_pretrained
 from tracking.keys import CHAMPION, model_name
-from tracking.registry.registered_models import fetch_version_files
+from tracking.registry.registered_models import fetch_version_files, project_model
 from tracking.runs.scored_runs import fetch_model
 
 VERSION = "version"  # version:N of the registered model
@@ -63,7 +63,7 @@ def _model(name: str) -> Path:
         raise UsageError(f"--init-from: {brief(text, str)} is no version: `diffctl history` lists them")
     if kind == CHAMPION or text:
         number = int(text) if text else None
-        return fetch_version_files(model_name(data or load().data.name), number).files.model
+        return fetch_version_files(model_name(data) if data else project_model(), number).files.model
     return Path(name) if name.endswith(".safetensors") else fetch_model(name)  # reading it raises the error
 
 

@@ -118,7 +118,7 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     config, folder = trial.config, training.run.folder
     document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
     with file_lock(folder / "lock"):
-        spool = Spool(folder, training.run.key, training_name(config), experiment_name(config.data.name))
+        spool = Spool(folder, training.run.key, training_name(config), experiment_name(config.title))
         spool.metrics(config.train.steps, best_scores(document))
         spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")

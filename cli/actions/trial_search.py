@@ -105,7 +105,7 @@ def search_settings(options: Search) -> None:
             )
         with runners as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
-        _report(options, folder, about, config.data.name, done)
+        _report(options, folder, about, config.title, done)
 
 
 def _check_search(
@@ -124,7 +124,7 @@ def _check_search(
     return first.model_dump(mode="json"), str(meta["digest"])
 
 
-def _report(options: Search, folder: Path, about: About, data: str, trials: list[Trial]) -> None:
+def _report(options: Search, folder: Path, about: About, title: str, trials: list[Trial]) -> None:
     """Log and print the table, and how to use the best setting."""
     done = [one for one in trials if one.state == "done"]
     scores = [read_scores(trial_dir(folder, one.number) / search_dir.SCORES) for one in done]
@@ -141,7 +141,7 @@ def _report(options: Search, folder: Path, about: About, data: str, trials: list
         "trials": [{name: getattr(one, name) for name in names} for one in trials],
     }
     try:
-        log_search(about.key, folder.name, data, values, {f"best/{rows[0].metric}": rows[0].value})
+        log_search(about.key, folder.name, title, values, {f"best/{rows[0].metric}": rows[0].value})
     except DiffctlError as error:
         problem = f"the table is not in MLflow ({error}): run the same command again, which only logs it"
         warnings.warn(problem, DiffctlWarning, stacklevel=2)

@@ -56,6 +56,7 @@ class ModelOptions(Options):
     model: Path | None = option(f"A model file. [default: {MODEL}]")
     run_id: str | None = option("The model of this MLflow run.")
     champion: bool = option("The registered champion for the data of params.yaml.")
+    force: bool = option("Use a champion that was trained on other images than data/prepared.")
 
     @property
     def names_model(self) -> bool:

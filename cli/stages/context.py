@@ -9,11 +9,9 @@ import typer
 from cli.stages.used_inputs import unchanged_inputs
 from diffusion.config import Config, load
 from diffusion.data.data_config import DataConfig, preparation_changes
-from diffusion.images.store import read_meta
-from diffusion.images.store_meta import PreparedMeta
+from diffusion.images.store import prepared_meta
 from diffusion.layout import PARAMS, PREPARED, RUNS, home
-from diffusion.system.checksums import Corrupted
-from diffusion.system.errors import DiffctlError, UsageError
+from diffusion.system.errors import UsageError
 from flows.run_lock import join_run
 
 
@@ -31,11 +29,8 @@ def enter_stage(stage: str) -> Iterator[None]:
 
 def _refuse_other_data(data: DataConfig) -> None:
     """Raise UsageError if data/prepared was made with other options than those of the section `data`."""
-    try:
-        meta = read_meta(PREPARED / "train", PreparedMeta)
-    except (OSError, Corrupted, DiffctlError):
-        return  # the stages that read them report missing or damaged data
-    if changes := preparation_changes(data, meta):
+    meta = prepared_meta()  # the stages that read them report missing or damaged data
+    if meta is not None and (changes := preparation_changes(data, meta)):
         raise UsageError(
             f"{PREPARED} was made with other options than {PARAMS} has ({', '.join(changes[:3])}): correct "
             f"{PARAMS}, or run `diffctl stage data` to prepare the data again"

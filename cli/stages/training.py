@@ -70,7 +70,7 @@ def tracked_training(
     plan: DenoiserPlan, config: Config, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
     """Track a training in MLflow; the end of the block decides the status of its run."""
-    spool = Spool(run.folder, run.key, training_name(config), keys.experiment_name(plan.data.name))
+    spool = Spool(run.folder, run.key, training_name(config), keys.experiment_name(config.title))
     values, made_by = config.model_dump(mode="json"), plan.code[-1]
     spool.params(values)
     tags = {keys.FINGERPRINT: run.folder.name, keys.DATA_DIGEST: plan.data.digest}

@@ -3,9 +3,11 @@
 To add a set, write a module with a builder, DataConfig → Source, and add an entry to SOURCES.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from diffusion.data.source import Source
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
+OWN_IMAGES = ("image-folder", "hf")  # sets whose path says which images they are
 GIVEN = {"path", "image_size", "channels"}  # fields that a prepared split records as they were given
 
 
@@ -110,6 +113,12 @@ def preparation_changes(config: DataConfig, meta: Mapping[str, Any]) -> list[str
         before["on_bad"], now["on_bad"] = "skip", "stop"
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     return [f"data.{name} {brief(before.get(name), str)} → {brief(now.get(name), str)}" for name in names]
+
+
+def default_title(name: str, path: object) -> str:
+    """Return a name for the images of a section: the last component of the path of one's own, else `name`."""
+    last = Path(str(path)).name if name in OWN_IMAGES and path else ""
+    return re.sub(r"[^\w.-]+", "-", last).strip(".-") or name
 
 
 def build_source(config: DataConfig) -> "Source":

@@ -21,6 +21,7 @@ from diffusion.data.readers.image_files import transforms
 from diffusion.data.source import Problem, RawData, Reader, count_problems, summarize, write_list
 from diffusion.downloads.fetch import OnProgress
 from diffusion.entry_code import code_of
+from diffusion.images.image_sample import image_sample
 from diffusion.images.store import Labels, combine_digests, describe_store, npy_header
 from diffusion.layout import PREPARE_RUNS
 from diffusion.system.errors import DiffctlError
@@ -196,6 +197,7 @@ def _write_stores(
             "sources": sources,
             "duplicates": _duplicates(name, filled),
             "skipped": count_problems(problems),
+            "sample": image_sample(part.digests for part in filled.values()),
         }
         if name == "train":
             meta["pixel_std"] = pixel_std(part.images())

@@ -23,7 +23,7 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from diffusion.images.store_meta import StoreMeta
+from diffusion.images.store_meta import PreparedMeta, StoreMeta
 from diffusion.layout import PREPARED, VERIFIED_RUNS
 from diffusion.system.checksums import Corrupted, JsonObject, add_checksum, read_json, strip_checksum
 from diffusion.system.errors import DiffctlError, UsageError
@@ -111,6 +111,14 @@ def read_meta(path: Path, kind: type[StoreMeta]) -> dict[str, Any]:
             f"{explain(error, f'the images in {path} have an incomplete meta.json', kind)}: make them again"
         ) from None
     return values
+
+
+def prepared_meta() -> dict[str, Any] | None:
+    """Return the meta of the prepared training split; None if it is missing or damaged."""
+    try:
+        return read_meta(PREPARED / "train", PreparedMeta)
+    except (OSError, Corrupted, DiffctlError):
+        return None
 
 
 def _find_problem(store: ImageStore) -> str | None:

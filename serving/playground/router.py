@@ -33,6 +33,7 @@ from serving.schemas import MAX_BODY, MAX_IMAGES, Index, SampleRequest, StrictRe
 from serving.served_model import PendingImages, ServedModel
 from serving.service import Service
 from tracking.keys import model_name
+from tracking.project import title_of
 from tracking.registry.registered_models import fetch_version_files, list_versions
 
 FOLDER = Path(__file__).parent
@@ -128,7 +129,7 @@ def _add_versions(router: APIRouter, service: Service) -> None:
         """Return the registered name of the model that serves, for a file that of its data set."""
         model = service.current
         registered = model.published.version is not None
-        return model.published.name if registered else model_name(model.artefact.data.name)
+        return model.published.name if registered else model_name(title_of(model.artefact.data.name))
 
     @router.get("/playground/versions")
     def versions() -> dict[str, Any]:

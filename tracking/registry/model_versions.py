@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
-from diffusion.layout import MODEL_RUNS, SCORES
+from diffusion.images.image_sample import contained_share
+from diffusion.images.store import prepared_meta
+from diffusion.layout import MODEL_RUNS, PREPARED, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import sha256_file
@@ -40,6 +42,7 @@ WEIGHTS, EARLIER_NAME = "model.safetensors", "unet.safetensors"
 VERSION_FORMAT = 3  # 1: without the file's SHA-256; 2: with a folder of code; 3: with an archive
 READABLE_FORMATS = ("2", "3")
 CODE_ARCHIVE = "diffusion.zip"  # pyfunc_model.py reads it
+GROWN = 0.9  # share of the images of an earlier state of growing data that are still there
 # Packages that a registered model imports, apart from its copy of diffusion/.
 REQUIREMENTS = ("mlflow", "torch", "numpy", "pydantic", "pyyaml", "safetensors", "pillow", "filelock")
 
@@ -94,6 +97,7 @@ def create_version(
         **({keys.EMA_SIGMA_REL: f"{artefact.ema_sigma_rel:g}"} if artefact.ema_sigma_rel else {}),
         **{tag: sha256_file(file) for kind, tag in keys.GUIDE_TAGS.items() if (file := getattr(files, kind))},
         **_dvc_tags(files.model),
+        **_data_tags(client, name, artefact.data.digest),
         **keys.git_tags(),
     }
     text = describe_version(artefact, document, run_id, folder, with_montage=montage is not None)
@@ -105,6 +109,32 @@ def _dvc_tags(model: Path) -> dict[str, str]:
     md5 = hashlib.md5(model.read_bytes(), usedforsecurity=False).hexdigest()
     known = DVC_LOCK.is_file() and f"md5: {md5}\n" in DVC_LOCK.read_text(encoding="utf-8")
     return {keys.DVC_MD5: md5} if known else {}
+
+
+def _data_tags(client: "MlflowClient", name: str, digest: str) -> dict[str, str]:
+    """Return the digest of the training images, and a sample of them: the prepared one's or a version's."""
+    meta = prepared_meta() or {}
+    if meta.get("digest") == digest:
+        samples = [meta.get("sample")]
+    else:
+        query = f"name = '{name}' AND tags.`{keys.DATA_DIGEST}` = '{digest}'"
+        samples = [one.tags.get(keys.DATA_SAMPLE) for one in client.search_model_versions(query)]
+    known = next(filter(None, samples), None)
+    return {keys.DATA_DIGEST: digest, **({keys.DATA_SAMPLE: known} if known else {})}
+
+
+def other_images(version: "ModelVersion") -> str:
+    """Return that a version was trained on other images than data/prepared; empty if that is not known.
+
+    The images of an earlier state of growing data are not others.
+    """
+    meta, tags = prepared_meta() or {}, version.tags
+    sample, prepared = tags.get(keys.DATA_SAMPLE), meta.get("sample")
+    if not sample or not prepared or tags.get(keys.DATA_DIGEST) == meta["digest"]:
+        return ""
+    share = contained_share(sample, prepared)
+    which = f"version {version.version} of {version.name} was trained on other images"
+    return "" if share >= GROWN else f"{which}, {share:.0%} of which are in {PREPARED}"
 
 
 def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, scratch: Path) -> None:

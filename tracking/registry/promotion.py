@@ -25,7 +25,12 @@ from tracking.registry.champion_log import (
     read_history,
     repair,
 )
-from tracking.registry.model_versions import fetch_version_networks, fetch_version_scores, get_version
+from tracking.registry.model_versions import (
+    fetch_version_networks,
+    fetch_version_scores,
+    get_version,
+    other_images,
+)
 from tracking.store import mlflow_client
 
 if TYPE_CHECKING:
@@ -135,6 +140,9 @@ def _judge(
         note = f" ({pin.note})" if pin.note else ""
         back = f"{pin.who} rolled it back to version {pin.after} on {day}{note}"
         text = f"{back}: `diffctl promote {number} --force --reason TEXT` promotes it"
+        return Verdict(False, text), against
+    if why := other_images(champion):
+        text = f"{why}: set tracking.title to name this project's models, or --force replaces the champion"
         return Verdict(False, text), against
     if scores is None:
         return Verdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None

@@ -4,20 +4,18 @@ Registering the same weights under the same protocol again changes nothing. Only
 under the same protocol card becomes champion. The decision stays on the version and in the champion log.
 """
 
-from typing import TYPE_CHECKING, Annotated, NamedTuple
-
-from pydantic import Field
+import warnings
+from typing import TYPE_CHECKING, NamedTuple
 
 from diffusion.choice.ranking import outdated_best_cell
 from diffusion.choice.selection import best_model_scores, settings_of
+from diffusion.data.data_config import default_title
 from diffusion.images.store_meta import Training
 from diffusion.layout import MODEL, SCORES
 from diffusion.protocol.scores_document import CellScores, ScoresDocument, read_scores
-from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.limits import MAX_NAME
-from diffusion.system.params import PARAMS, read_params
-from diffusion.system.section import Section, validate
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from tracking.keys import MODEL_SHA256, model_name
+from tracking.project import read_project, title_of
 from tracking.registry.champion_log import History, read_history, repair
 from tracking.registry.model_versions import (
     create_version,
@@ -25,6 +23,7 @@ from tracking.registry.model_versions import (
     fetch_version_scores,
     find_version,
     get_version,
+    other_images,
     unreadable_reason,
 )
 from tracking.registry.promotion import NO_OVERRIDE, Decision, Override, apply_gate
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 class RegisteredVersion(NamedTuple):
     """A version of a registered model, and whether it is champion."""
 
+    name: str
     version: int
     is_champion: bool
 
@@ -61,17 +61,43 @@ class OutdatedChampion(NamedTuple):
     files: "NetworkFiles"
 
 
-class _Data(Section, extra="ignore"):
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=MAX_NAME)]
-
-
-class _Params(Section, extra="ignore"):
-    data: _Data
-
-
 def project_model() -> str:
-    """Return the name of this project's registered model; of params.yaml only data.name has to be valid."""
-    return model_name(validate(_Params, read_params(earlier_names=True), PARAMS).data.name)
+    """Return the name of this project's registered model.
+
+    Earlier versions named it after data.name. As long as this project's champion is there, that name is
+    returned, with a DiffctlWarning.
+    """
+    project = read_project()
+    name, earlier = model_name(project.title), model_name(project.data.name)
+    if project.tracking.title is None and name != earlier and store_exists():
+        with mlflow_client() as client:
+            champion = find_champion(client, earlier)
+            if champion is not None and find(client.get_registered_model, name) is None:
+                path = client.get_run(str(champion.run_id)).data.params.get("data.path")
+                if default_title(project.data.name, path) == project.title:
+                    keep = f"set tracking.title: {project.data.name} to keep the name"
+                    text = f"the champion is in {earlier}: rename that model to {name} in MLflow, or {keep}"
+                    warnings.warn(text, DiffctlWarning, stacklevel=2)
+                    return earlier
+    return name
+
+
+def champion_model(*, force: bool) -> str:
+    """Return the name of this project's registered model, to use its champion.
+
+    UsageError if the champion was trained on other images than data/prepared, unless `force` is set.
+    """
+    name = project_model()
+    with mlflow_client() as client:
+        if not force and (why := other_images(require_version(client, name, None))):
+            raise UsageError(f"{why}: set tracking.title to name this project's models, or add --force")
+    return name
+
+
+def _model_of(document: ScoresDocument) -> str:
+    """Return the name of the registered model for these scores, of the project's or other data."""
+    data = data_name(document)
+    return project_model() if title_of(data) != data else model_name(data)
 
 
 def register(override: Override = NO_OVERRIDE) -> Decision:
@@ -83,7 +109,7 @@ def register(override: Override = NO_OVERRIDE) -> Decision:
     """
     document = read_scores(SCORES)
     files, sha256, scores = _best_model(document)
-    name = model_name(data_name(document))
+    name = _model_of(document)
     run_id = None if override.dry_run else log_scores(document)
     with mlflow_client() as client:
         found = find_version(client, name, sha256, scores)
@@ -125,8 +151,8 @@ def promote(name: str, number: int, override: Override = NO_OVERRIDE) -> Decisio
 def outdated_champion(document: ScoresDocument) -> OutdatedChampion | None:
     """Return the champion if only its code or number of real images makes it incomparable; else None."""
     with mlflow_client() as client:
-        champion = find_champion(client, model_name(data_name(document)))
-        if champion is None or unreadable_reason(champion):
+        champion = find_champion(client, _model_of(document))
+        if champion is None or unreadable_reason(champion) or other_images(champion):
             return None
         cells = fetch_version_scores(client, champion).cells
         if cell := outdated_best_cell(document.cells, cells):
@@ -193,12 +219,12 @@ def fetch_version_files(name: str, number: int | None = None) -> VersionFiles:
         return _fetch_files(client, require_version(client, name, number))
 
 
-def find_version_files(name: str, sha256: str) -> VersionFiles | None:
+def find_version_files(sha256: str) -> VersionFiles | None:
     """Return the files and the scores of the newest version of a model by its `model_sha256`, or None."""
     if not store_exists():
         return None
     with mlflow_client() as client:
-        found = _search_versions(client, name, sha256)
+        found = _search_versions(client, sha256=sha256)
         return _fetch_files(client, found[0]) if found else None
 
 
@@ -214,19 +240,22 @@ def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
     with mlflow_client() as client:
         numbers = [int(one.version) for one in _search_versions(client, name, sha256)]
         champion = find_champion(client, name)
-    return [RegisteredVersion(one, champion is not None and one == int(champion.version)) for one in numbers]
+    return [
+        RegisteredVersion(name, one, champion is not None and one == int(champion.version)) for one in numbers
+    ]
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
     """Return the version with the weights of the scores' best model: the champion, else the newest."""
     scores = best_model_scores(document)
     sha256 = str(scores.cells[scores.best.cell].card.get("model_sha256"))
-    found = list_versions(model_name(data_name(scores)), sha256)
+    found = list_versions(_model_of(scores), sha256)
     return max(found, key=lambda one: one.is_champion, default=None)
 
 
-def _search_versions(client: "MlflowClient", name: str, sha256: str = "") -> "list[ModelVersion]":
-    """Return the versions that diffctl registered, all or those of some weights, the newest first."""
-    query = f"name = '{name}'" + (f" AND tags.`{MODEL_SHA256}` = '{sha256}'" if sha256 else "")
-    found = [one for one in client.search_model_versions(query) if not unreadable_reason(one)]
-    return sorted(found, key=lambda one: int(one.version), reverse=True)
+def _search_versions(client: "MlflowClient", name: str = "", sha256: str = "") -> "list[ModelVersion]":
+    """Return the versions that diffctl registered, of a model or of some weights, the newest first."""
+    terms = [f"name = '{name}'"] * bool(name) + [f"tags.`{MODEL_SHA256}` = '{sha256}'"] * bool(sha256)
+    versions = client.search_model_versions(" AND ".join(terms))
+    found = [one for one in versions if not unreadable_reason(one)]
+    return sorted(found, key=lambda one: int(one.creation_timestamp), reverse=True)

@@ -23,8 +23,8 @@ from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.plan import TrainPlan
-from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY, model_name
-from tracking.registry.registered_models import find_champion
+from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY
+from tracking.registry.registered_models import find_champion, project_model
 from tracking.runs.run_lookup import find_run
 from tracking.spool.event_log import EVENTS, read_events
 from tracking.spool.spool_status import DeliveryState, read_status
@@ -52,7 +52,7 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     search that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or MLflow, which
     names the champion, does not answer.
     """
-    needed = _needed_by_mlflow(config.data.name, names) | {search.key for search in known_searches()}
+    needed = _needed_by_mlflow(names) | {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
         folder, settings, code = run_dir_of(plan, root)
         needed.add(folder.name)
@@ -82,13 +82,14 @@ def remove_leftovers(found: Sequence[Leftover]) -> list[Leftover]:
     return busy
 
 
-def _needed_by_mlflow(data: str, names: Sequence[str]) -> set[str]:
+def _needed_by_mlflow(names: Sequence[str]) -> set[str]:
     """Return the keys and digests in the tags of the champion and the named runs."""
     if not names and not store_exists():
         return set()
     tags = [find_run(name).data.tags for name in names]
+    name = project_model()
     with mlflow_client() as client:
-        champion = find_champion(client, model_name(data))
+        champion = find_champion(client, name)
     tags += [champion.tags] if champion else []
     return {values[tag] for values in tags for tag in NEEDED if tag in values}
 

@@ -13,9 +13,10 @@ from diffusion.system.fields import flatten_fields
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.train.checkpoint.run_record import TrainingIdentity
 from tracking.connectivity import MlflowDenied, MlflowError, check_reachable
-from tracking.experiments import create_finished_run, ensure_experiment, find_by_tags, search_runs
+from tracking.experiments import create_finished_run, ensure_experiment, search_runs
 from tracking.keys import BEST, FINGERPRINT, KEY, experiment_name
 from tracking.mlflow_pages import experiment_link
+from tracking.project import title_of
 from tracking.spool.delivery import deliver, mark_killed
 from tracking.spool.sender import LOCK
 from tracking.spool.spool_status import (
@@ -48,27 +49,28 @@ def read_identity() -> TrainingIdentity:
         raise UsageError(f"{RUN} is missing: get it by `dvc pull` or `diffctl run`") from None
 
 
-def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data_name: str) -> str:
-    """Return the id of a training's run, created if MLflow lacks it after its spool was delivered."""
+def ensure_training_run(client: "MlflowClient", identity: TrainingIdentity, data: str) -> str:
+    """Return the id of a training's run on a data set; create it if MLflow lacks it with its spool."""
     folder = TRAIN_RUNS / identity.fingerprint
     training = read_status(folder)
     if training is not None and training.key == identity.key:
         with contextlib.suppress(LockBusy), file_lock(folder / LOCK, SENDER_SECONDS):
             deliver(folder, client.tracking_uri)
-    experiment = ensure_experiment(client, experiment_name(data_name))
-    if found := find_by_tags(client, [experiment], {KEY: identity.key}):
+    if found := training_runs(client, query=f"tags.`{KEY}` = '{identity.key}'"):
         return str(found[0].info.run_id)
     # The model was pulled from another machine, with another store.
-    name = f"{data_name}-{identity.fingerprint[:8]}"
+    experiment = ensure_experiment(client, experiment_name(title_of(data)))
+    name = f"{data}-{identity.fingerprint[:8]}"
     tags = {KEY: identity.key, FINGERPRINT: identity.fingerprint}
     return create_finished_run(client, experiment, name, tags)
 
 
-def training_runs(client: "MlflowClient", newest: int | None = None) -> "list[Run]":
-    """Return the runs of all trainings, the oldest first; or the `newest` ones, the newest first."""
+def training_runs(
+    client: "MlflowClient", newest: int | None = None, query: str = f"tags.`{KEY}` LIKE '%'"
+) -> "list[Run]":
+    """Return the runs of trainings, the oldest first; or the `newest` ones, the newest first."""
     experiments = client.search_experiments(filter_string=f"name LIKE '{experiment_name('%')}'")
     ids = [experiment.experiment_id for experiment in experiments]
-    query = f"tags.`{KEY}` LIKE '%'"
     return search_runs(client, ids, query, newest) if ids else []
 
 

@@ -29,7 +29,7 @@ from tracking.registry.model_versions import (
     fetch_version_networks,
     unreadable_reason,
 )
-from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity
+from tracking.runs.run_lookup import ensure_training_run, find_run, read_identity, training_runs
 from tracking.spool.event_log import flatten
 from tracking.store import mlflow_client, store_exists
 
@@ -221,11 +221,9 @@ def other_seeds(document: ScoresDocument) -> list[ScoresDocument]:
         return []
     found: list[ScoresDocument] = []
     with mlflow_client() as client:
-        if experiment := client.get_experiment_by_name(keys.experiment_name(data_name(document))):
-            query = f"tags.`{keys.SETTING}` = '{training.setting}'"
-            for run in search_runs(client, [experiment.experiment_id], query, MAX_SEEDS):
-                with suppress(UsageError):  # its scores were deleted
-                    found.append(fetch_scores(run))
+        for run in training_runs(client, MAX_SEEDS, f"tags.`{keys.SETTING}` = '{training.setting}'"):
+            with suppress(UsageError):  # its scores were deleted
+                found.append(fetch_scores(run))
     return [one for one in found if one.training is not None and one.training.seed != training.seed]
 
 

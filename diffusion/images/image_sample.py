@@ -1,0 +1,30 @@
+"""A sample of a set's images that shows whether another set contains them.
+
+It has the smallest digests of the set, so that two samples choose the same images where both sets have them.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+IN_CODE_DIGEST = False  # diffusion/code_digest.py
+
+SAMPLED = 256  # images
+DIGITS = 8  # hex digits of an image's digest
+
+
+def image_sample(digests: Iterable[NDArray[np.uint8]]) -> str:
+    """Return the sample of a set, in hex, from arrays (n, ≥ 4) of the digests of its images."""
+    heads = np.concatenate([np.ascontiguousarray(some[:, : DIGITS // 2]) for some in digests])
+    return bytes(np.unique(heads.view(">u4"))[:SAMPLED].astype(">u4")).hex()
+
+
+def contained_share(sample: str, larger: str) -> float:
+    """Estimate which share of a set's images is in another, `larger` one, from the samples of both."""
+    first, second = (
+        [text[at : at + DIGITS] for at in range(0, len(text), DIGITS)] for text in (sample, larger)
+    )
+    end = second[-1] if len(second) == SAMPLED else "g"  # above it the second sample has no images
+    tested = [digest for digest in first if digest <= end]
+    return sum(digest in second for digest in tested) / len(tested) if tested else 0.0
