@@ -197,10 +197,10 @@ def _write_stores(
             "sources": sources,
             "duplicates": _duplicates(name, filled),
             "skipped": count_problems(problems),
-            "sample": image_sample(part.digests for part in filled.values()),
         }
         if name == "train":
             meta["pixel_std"] = pixel_std(part.images())
+            meta["sample"] = image_sample(one.digests for one in filled.values())
         (out / name).mkdir()
         digest = combine_digests(shape, [part.digests[:, :32]], labels)
         describe_store(out / name, labels, meta, shape[0], digest)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 IN_CODE_DIGEST = False  # diffusion/code_digest.py
 
-SAMPLED = 256  # images
+SAMPLED = 4096  # images
 DIGITS = 8  # hex digits of an image's digest
+TAG_LENGTH = 256 * DIGITS  # characters of a sample's beginning that a tag of MLflow stores
 
 
 def image_sample(digests: Iterable[NDArray[np.uint8]]) -> str:
@@ -20,11 +21,15 @@ def image_sample(digests: Iterable[NDArray[np.uint8]]) -> str:
     return bytes(np.unique(heads.view(">u4"))[:SAMPLED].astype(">u4")).hex()
 
 
-def contained_share(sample: str, larger: str) -> float:
-    """Estimate which share of a set's images is in another, `larger` one, from the samples of both."""
+def contained_share(sample: str, larger: str) -> float | None:
+    """Estimate which share of a set's images is in another one.
+
+    `sample` is the beginning of the set's sample, `larger` the other's whole sample. None if samples do not
+    show it, of a few images and a very large set.
+    """
     first, second = (
         [text[at : at + DIGITS] for at in range(0, len(text), DIGITS)] for text in (sample, larger)
     )
     end = second[-1] if len(second) == SAMPLED else "g"  # above it the second sample has no images
     tested = [digest for digest in first if digest <= end]
-    return sum(digest in second for digest in tested) / len(tested) if tested else 0.0
+    return sum(digest in second for digest in tested) / len(tested) if tested else None

@@ -39,9 +39,11 @@ def test_changed_folder_is_prepared_again(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(values))
     with open(tmp_path / ".gitignore", "a", encoding="utf-8") as file:
         file.write("/data/\n/runs/\n/raw/\n")
-    write_params(tmp_path, data={"name": "image-folder", "path": "raw", "image_size": 8})
+    folder = {"name": "image-folder", "path": "raw", "image_size": 8}
+    write_params(tmp_path, data=folder)
     assert "==> data\n" in run(tmp_path)
-    assert "==> data: up to date" in run(tmp_path)
+    write_params(tmp_path, data=folder, tracking={"title": "my-images"})
+    assert "==> data: up to date" in run(tmp_path), "a title makes nothing stale"
     write_folder(tmp_path / "raw", {"a/more": images[20]})
     output = run(tmp_path)
     assert "==> data: its raw files have changed since they were prepared" in output

@@ -71,4 +71,6 @@ def test_the_registered_version_is_linked(project, make_model, monkeypatch):  # 
     assert linked() == f"[diffctl-digits version 2]({page.format(2)})"
     cells = {first.best.cell: first.cells[first.best.cell]}
     other = first.model_copy(update={"protocol": None, "cells": cells})
-    assert find_registered(other) == RegisteredVersion(1, True), "other scores of the same weights"
+    assert find_registered(other) == RegisteredVersion("diffctl-digits", 1, True), (
+        "other scores of the same weights"
+    )

@@ -1,5 +1,7 @@
 """Fixtures: an empty project with an MLflow store, a training's folder, and a model with its scores."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -50,10 +52,15 @@ def make_model(digits_store):
     """
 
     def make(
-        seed: int, kernel: dict | None = None, add: float = 0.01, train: dict | None = None, **card
+        seed: int,
+        kernel: dict | None = None,
+        add: float = 0.01,
+        train: dict | None = None,
+        store: Path = digits_store,
+        **card,
     ) -> str:
         config = parse(params(train={"seed": seed, **(train or {})}), "the test")
-        artefact = plan_training(config, open_store(digits_store).meta, CPU)
+        artefact = plan_training(config, open_store(store).meta, CPU)
         state = new_state(artefact, CPU)
         weights = {key: value + add for key, value in state.ema.state_dict().items()}
         sha256 = save_artefact(MODEL, weights, artefact).model_sha256

@@ -174,8 +174,8 @@ def test_registered_model_carries_the_guide_of_its_scores(make_model, here):
     GUIDE.unlink()
     found = fetch_version_files(NAME)
     assert found.files.guide.read_bytes() == original
-    assert find_version_files(NAME, read_artefact(MODEL).model_sha256) == found
-    assert find_version_files(NAME, "0" * 64) is None
+    assert find_version_files(read_artefact(MODEL).model_sha256) == found
+    assert find_version_files("0" * 64) is None
 
 
 LOAD = """

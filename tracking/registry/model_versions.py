@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
-from diffusion.images.image_sample import contained_share
+from diffusion.images.image_sample import TAG_LENGTH, contained_share
 from diffusion.images.store import prepared_meta
 from diffusion.layout import MODEL_RUNS, PREPARED, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores, write_scores_document
@@ -120,7 +120,7 @@ def _data_tags(client: "MlflowClient", name: str, digest: str) -> dict[str, str]
         query = f"name = '{name}' AND tags.`{keys.DATA_DIGEST}` = '{digest}'"
         samples = [one.tags.get(keys.DATA_SAMPLE) for one in client.search_model_versions(query)]
     known = next(filter(None, samples), None)
-    return {keys.DATA_DIGEST: digest, **({keys.DATA_SAMPLE: known} if known else {})}
+    return {keys.DATA_DIGEST: digest, **({keys.DATA_SAMPLE: known[:TAG_LENGTH]} if known else {})}
 
 
 def other_images(version: "ModelVersion") -> str:
@@ -134,7 +134,7 @@ def other_images(version: "ModelVersion") -> str:
         return ""
     share = contained_share(sample, prepared)
     which = f"version {version.version} of {version.name} was trained on other images"
-    return "" if share >= GROWN else f"{which}, {share:.0%} of which are in {PREPARED}"
+    return "" if share is None or share >= GROWN else f"{which}, {share:.0%} of which are in {PREPARED}"
 
 
 def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, scratch: Path) -> None:

@@ -1,0 +1,89 @@
+"""Projects with own pictures in one registry: titles, and champions that were trained on other images."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from diffusion.config import load, parse
+from diffusion.data.prepare import prepare
+from diffusion.layout import PREPARED
+from diffusion.system.errors import DiffctlWarning, UsageError
+from tests.conftest import params, write_params
+from tests.helpers.raw_data import random_images, write_numbered
+from tests.tracking.test_promotion import run
+from tracking import keys
+from tracking.registry.registered_models import champion_model, champion_version, project_model, register
+from tracking.store import connect
+
+
+@pytest.fixture
+def take(here, make_model):
+    """A function that prepares images of a folder and makes a model of them, with a kernel distance."""
+
+    def take_images(path: str, images, kernel: float, **tracking: str) -> None:
+        write_numbered(here / path, images, "ab")
+        write_params(
+            here,
+            data={"name": "image-folder", "path": path, "image_size": 8, "channels": 1},
+            tracking=tracking,
+        )
+        prepare(load().data, PREPARED, work=Path("work"))
+        make_model(int(1000 * kernel), {(2, 0.0): kernel}, store=PREPARED / "train", data="image-folder")
+
+    return take_images
+
+
+def test_champion_of_other_images_is_refused_and_that_of_an_earlier_state_is_not(take, here):
+    pool = random_images(0, 120, 8)
+    take("pictures/cats", pool[:20], 0.3)
+    assert (register().name, champion_model(force=False)) == ("diffctl-cats", "diffctl-cats")
+    tags = connect().get_model_version("diffctl-cats", "1").tags
+    assert [len(tags[key]) for key in (keys.DATA_DIGEST, keys.DATA_SAMPLE)] == [64, 20 * 8]
+    take("pictures/cats", pool[:50], 0.2)
+    assert champion_model(force=False) == "diffctl-cats", "the data have grown"
+    assert register().champion == 2
+    take("dogs", pool[50:], 0.1, title="cats")
+    refused = "version 2 of diffctl-cats was trained on other images, 0% of which are in data/prepared"
+    for command in (["sample", "--out", "x.png"], ["sweep"]):
+        assert str(run(*command, "--champion").exception).startswith(refused)
+    assert run("sample", "--champion", "--force", "--num", "1", "--out", "x.png").exit_code == 0
+    decision = register()
+    assert (decision.champion, decision.passed) == (2, False)
+    assert f"{refused}: set tracking.title" in decision.reason
+    assert run("promote", "--force", "--reason", "these are better cats").exit_code == 0
+    take("dogs", pool[50:], 0.4)
+    assert (register().name, champion_version("diffctl-dogs")) == ("diffctl-dogs", 1)
+    shutil.rmtree(PREPARED)
+    write_params(here, data={"name": "image-folder", "path": "pictures/cats", "image_size": 8})
+    assert champion_model(force=False) == "diffctl-cats", "without prepared data every champion is sampled"
+
+
+def test_champion_under_an_earlier_name_is_found_by_the_path_of_its_training(take):
+    take("cats", random_images(0, 20, 8), 0.3)
+    client = connect()
+    run_id = client.get_model_version(register().name, "1").run_id
+    client.rename_registered_model("diffctl-cats", "diffctl-image-folder")
+    assert project_model() == "diffctl-cats", "another project's"
+    client.log_param(run_id, "data.path", "old/cats")
+    with pytest.warns(
+        DiffctlWarning, match="rename that model to diffctl-cats in MLflow, or set tracking.title"
+    ):
+        assert project_model() == "diffctl-image-folder"
+    take("cats", random_images(1, 20, 8), 0.2, title="image-folder")
+    assert project_model() == "diffctl-image-folder"
+    client.rename_registered_model("diffctl-image-folder", "diffctl-cats")
+    take("cats", random_images(1, 20, 8), 0.2)
+    assert champion_version(project_model()) == 1
+
+
+def test_title_is_in_no_recorded_setting_and_is_a_name_that_mlflow_accepts():
+    titled, path = params(tracking={"title": "my.digits"}), "/a/my pictures: 1"
+    assert parse(titled, "it").model_dump() == parse(params(), "it").model_dump()
+    assert parse(titled, "it").title == "my.digits"
+    folder = {"name": "image-folder", "path": path, "image_size": 8}
+    assert parse(params(data=folder), "it").title == "my-pictures-1"
+    assert parse(params(data={"name": "cifar10", "path": path}), "it").title == "cifar10"
+    with pytest.raises(UsageError, match=re.escape("tracking.title")):
+        parse(params(tracking={"title": "a/b"}), "it")
