@@ -11,7 +11,6 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from diffusion.data.data_config import default_title
 from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.process.process_registry import DiscreteConfig
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES, ema_guide, implied_rule
@@ -49,11 +48,6 @@ class Config(TrainSections):
     classifier: ClassifierConfig | None = None
     search: SearchConfig | None = Field(default=None, exclude=True)
     tracking: TrackingConfig = Field(default=TrackingConfig(), exclude=True)
-
-    @property
-    def title(self) -> str:
-        """The name of the images in MLflow."""
-        return self.tracking.title or default_title(self.data.name, self.data.path)
 
     @model_validator(mode="after")
     def _steps_are_there(self) -> Self:

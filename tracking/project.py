@@ -18,7 +18,7 @@ class _Data(Section, extra="ignore"):
 
 
 class Project(Section, extra="ignore"):
-    """The sections of params.yaml that name the images; of `data` only the name has to be valid."""
+    """The sections that name the images; of `data` only the name has to be valid."""
 
     data: _Data
     tracking: TrackingConfig = TrackingConfig()

@@ -39,6 +39,7 @@ from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import STARTER
 from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
 from tracking.mlflow_pages import best_scores
+from tracking.project import title_of
 from tracking.runs.run_lookup import training_name
 from tracking.spool.event_log import Spool
 from tracking.spool.sender import close_sender, start_sender
@@ -118,7 +119,9 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
     config, folder = trial.config, training.run.folder
     document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
     with file_lock(folder / "lock"):
-        spool = Spool(folder, training.run.key, training_name(config), experiment_name(config.title))
+        spool = Spool(
+            folder, training.run.key, training_name(config), experiment_name(title_of(config.data.name))
+        )
         spool.metrics(config.train.steps, best_scores(document))
         spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")

@@ -34,6 +34,7 @@ from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
 from flows.ray.trial_runner import ray_trials, run_process
 from tracking.experiments import log_search
+from tracking.project import title_of
 
 MAX_FAILURES = 3  # in a row, which the settings alone do not explain
 
@@ -105,7 +106,7 @@ def search_settings(options: Search) -> None:
             )
         with runners as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)
-        _report(options, folder, about, config.title, done)
+        _report(options, folder, about, title_of(config.data.name), done)
 
 
 def _check_search(

@@ -51,8 +51,8 @@ def check_prepared(project: Project) -> Iterator[Finding]:
     except DiffctlError as error:
         yield Finding("error", "prepared data", str(error), f"remove {PREPARED} and run `diffctl stage data`")
         return
-    if not project.fits_config:
-        message = f"{PREPARED} was made with other options ({', '.join(project.preparation_changes[:3])})"
+    if changes := project.preparation_changes:
+        message = f"{PREPARED} was made with other options ({', '.join(changes[:3])})"
         yield Finding("warning", "prepared data", message, "`diffctl stage data` prepares it again")
         return
     if project.raw_files_changed:

@@ -54,11 +54,6 @@ class Project:
         return {split: open_store(PREPARED / split, PreparedMeta, unverified=True) for split in SPLITS}
 
     @cached_property
-    def fits_config(self) -> bool:
-        """Whether the prepared data are those of the configuration, by their metadata."""
-        return not self.preparation_changes
-
-    @cached_property
     def preparation_changes(self) -> list[str]:
         """The options of `data` that differ from those of the prepared data, with both values."""
         return preparation_changes(self.config.data, self.stores["train"].meta)
@@ -67,7 +62,7 @@ class Project:
     def is_ready(self) -> bool:
         """Whether the prepared data are complete and fit the configuration."""
         try:
-            return PREPARED.is_dir() and self.fits_config
+            return PREPARED.is_dir() and not self.preparation_changes
         except DiffctlError:
             return False
 

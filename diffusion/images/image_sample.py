@@ -4,6 +4,7 @@ It has the smallest digests of the set, so that two samples choose the same imag
 """
 
 from collections.abc import Iterable
+from textwrap import wrap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,7 @@ def contained_share(sample: str, larger: str) -> float | None:
     `sample` is the beginning of the set's sample, `larger` the other's whole sample. None if samples do not
     show it, of a few images and a very large set.
     """
-    first, second = (
-        [text[at : at + DIGITS] for at in range(0, len(text), DIGITS)] for text in (sample, larger)
-    )
+    first, second = wrap(sample, DIGITS), wrap(larger, DIGITS)
     end = second[-1] if len(second) == SAMPLED else "g"  # above it the second sample has no images
     tested = [digest for digest in first if digest <= end]
     return sum(digest in second for digest in tested) / len(tested) if tested else None

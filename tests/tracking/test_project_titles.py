@@ -14,6 +14,7 @@ from tests.conftest import params, write_params
 from tests.helpers.raw_data import random_images, write_numbered
 from tests.tracking.test_promotion import run
 from tracking import keys
+from tracking.project import read_project
 from tracking.registry.registered_models import champion_model, champion_version, project_model, register
 from tracking.store import connect
 
@@ -78,12 +79,13 @@ def test_champion_under_an_earlier_name_is_found_by_the_path_of_its_training(tak
     assert champion_version(project_model()) == 1
 
 
-def test_title_is_in_no_recorded_setting_and_is_a_name_that_mlflow_accepts():
-    titled, path = params(tracking={"title": "my.digits"}), "/a/my pictures: 1"
-    assert parse(titled, "it").model_dump() == parse(params(), "it").model_dump()
-    assert parse(titled, "it").title == "my.digits"
-    folder = {"name": "image-folder", "path": path, "image_size": 8}
-    assert parse(params(data=folder), "it").title == "my-pictures-1"
-    assert parse(params(data={"name": "cifar10", "path": path}), "it").title == "cifar10"
+def test_title_is_in_no_recorded_setting_and_is_a_name_that_mlflow_accepts(here):
+    assert parse(params(tracking={"title": "a"}), "it").model_dump() == parse(params(), "it").model_dump()
+    for data, title in (
+        ({"name": "hf", "path": "/a/my pictures: 1"}, "my-pictures-1"),
+        ({"path": "a"}, "digits"),
+    ):
+        write_params(here, data=data)
+        assert read_project().title == title
     with pytest.raises(UsageError, match=re.escape("tracking.title")):
         parse(params(tracking={"title": "a/b"}), "it")
