@@ -141,8 +141,8 @@ def _judge(
         back = f"{pin.who} rolled it back to version {pin.after} on {day}{note}"
         text = f"{back}: `diffctl promote {number} --force --reason TEXT` promotes it"
         return Verdict(False, text), against
-    if why := other_images(champion):
-        text = f"{why}: set tracking.title to name this project's models, or --force replaces the champion"
+    if others := other_images(champion):
+        text = f"{others}: set tracking.title to name this project's models, or --force replaces the champion"
         return Verdict(False, text), against
     if scores is None:
         return Verdict(False, f"the champion cannot be compared ({why}): --force replaces it"), None
