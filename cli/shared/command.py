@@ -66,8 +66,10 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         if any(isinstance(one, Field) and KIND in one.metadata for one in vars(cls).values()):
+            inherited = getattr(cls, "__dataclass_fields__", {}).get("force")
+            also = f"{inherited.metadata[MAKE].keywords['help']} " if inherited else ""
             cls.__annotations__["force"] = bool
-            cls.force = option("Replace an output file of another kind.")  # type: ignore[attr-defined]
+            cls.force = option(f"{also}Replace an output file of another kind.")  # type: ignore[attr-defined]
         for name, hint in inspect.get_annotations(cls).items():
             declared = cls.__dict__.get(name)
             if isinstance(declared, Field) and declared.default is MISSING:
