@@ -66,8 +66,8 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         if any(isinstance(one, Field) and KIND in one.metadata for one in vars(cls).values()):
-            inherited = getattr(cls, "__dataclass_fields__", {}).get("force")
-            also = f"{inherited.metadata[MAKE].keywords['help']} " if inherited else ""
+            known = (getattr(base, "__dataclass_fields__", {}).get("force") for base in cls.__mro__[1:])
+            also = "".join(f"{one.metadata[MAKE].keywords['help']} " for one in {*filter(None, known)})
             cls.__annotations__["force"] = bool
             cls.force = option(f"{also}Replace an output file of another kind.")  # type: ignore[attr-defined]
         for name, hint in inspect.get_annotations(cls).items():
