@@ -36,14 +36,8 @@ def front_metric(cell: ImageScores) -> str:
 
 def best_cell(cells: Cells) -> tuple[str, str, float]:
     """Return the best cell's name, metric and value; among equal cells the one with the fewest steps."""
-
-    def order(name: str) -> tuple[float, int, str]:
-        cell = cells[name]
-        return cell.scores[rank_metric(cell)], cell.steps, name
-
-    name = min(cells, key=order)
-    metric = rank_metric(cells[name])
-    return name, metric, cells[name].scores[metric]
+    value, _, name = min((cell.scores[rank_metric(cell)], cell.steps, name) for name, cell in cells.items())
+    return name, rank_metric(cells[name]), value
 
 
 def is_auxiliary(metric: str) -> bool:

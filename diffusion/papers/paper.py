@@ -110,20 +110,12 @@ def open_paper(name: str) -> Paper:
 @cache
 def card_fields() -> frozenset[str]:
     """Return the fields of cards."""
-    nothing: dict[str, Any] = dict.fromkeys(
-        ("name", "image_size", "extractor", "weights_sha256", "dtype"), ""
-    )
+    reference = {"name": "", "image_size": 2, "weights_sha256": "", "reference_count": 2}
     facts = dict.fromkeys(("name", "sha256", "source"), "")
     spec = next(iter(EXTRACTORS.values()))
-    return frozenset(
-        {
-            *FROM_SAMPLING,
-            *SampleSettings.model_fields,
-            *settings_card(SampleSettings()),
-            *protocol_card({}, 2, {**nothing, "reference_count": 2}, spec, (2, 2)),
-            *statistics_card({}, 2, facts, spec, ""),
-        }
-    )
+    settings = {**SampleSettings.model_fields, **settings_card(SampleSettings())}
+    cards = protocol_card({}, 2, reference, spec, (2, 2)) | statistics_card({}, 2, facts, spec, "")
+    return frozenset({*FROM_SAMPLING, *settings, *cards})
 
 
 @cache

@@ -6,6 +6,7 @@ here too. This module loads no torch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -127,7 +128,12 @@ class SamplerEntry(BuilderEntry, OptionsEntry):
 
 
 _EDM = "Karras et al. 2022 (2206.00364), alg. 1 and 2"
-_K_DIFFUSION = "github.com/crowsonkb/k-diffusion, sampling.py"
+_sde_sampler = partial(
+    SamplerEntry,
+    options="diffusion.protocol.samplers:SDEOptions",
+    noise_option="eta",
+    source="github.com/crowsonkb/k-diffusion, sampling.py",
+)
 
 SAMPLERS: Registry[SamplerEntry] = Registry(
     "sample.sampler",
@@ -142,12 +148,7 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
             noise_option="s_churn",
             source=_EDM,
         ),
-        "euler-ancestral": SamplerEntry(
-            "diffusion.sample.euler:build_ancestral",
-            options="diffusion.protocol.samplers:SDEOptions",
-            noise_option="eta",
-            source=_K_DIFFUSION,
-        ),
+        "euler-ancestral": _sde_sampler("diffusion.sample.euler:build_ancestral"),
         "heun": SamplerEntry(
             "diffusion.sample.euler:build_heun",
             nfe=lambda steps: 2 * steps - 1,
@@ -158,18 +159,8 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         "dpm-solver++": SamplerEntry(
             "diffusion.sample.dpm_solver:build", source="Lu et al. 2022 (2211.01095), alg. 2"
         ),
-        "dpm-solver++-2m-sde": SamplerEntry(
-            "diffusion.sample.dpm_solver:build_2m_sde",
-            options="diffusion.protocol.samplers:SDEOptions",
-            noise_option="eta",
-            source=_K_DIFFUSION,
-        ),
-        "dpm-solver++-3m-sde": SamplerEntry(
-            "diffusion.sample.dpm_solver:build_3m_sde",
-            options="diffusion.protocol.samplers:SDEOptions",
-            noise_option="eta",
-            source=_K_DIFFUSION,
-        ),
+        "dpm-solver++-2m-sde": _sde_sampler("diffusion.sample.dpm_solver:build_2m_sde"),
+        "dpm-solver++-3m-sde": _sde_sampler("diffusion.sample.dpm_solver:build_3m_sde"),
         "unipc": SamplerEntry(
             "diffusion.sample.unipc:build",
             options="diffusion.protocol.samplers:UniPCOptions",

@@ -82,10 +82,7 @@ class SamplerConfig(Section):
             "The variance that η scales.",
             choices=get_args(Noise),
             always_in_card=True,
-            no_effect=(
-                _WITHOUT_ETA,
-                NoEffect("eta", "at {option} 0, where no noise is added", _equal_to(0)),
-            ),
+            no_effect=(_WITHOUT_ETA, NoEffect("eta", "at {option} 0, where no noise is added", _equal_to(0))),
         ),
     ] = "small"
     spacing: Annotated[
@@ -168,8 +165,7 @@ class SamplerConfig(Section):
         ),
     ] = 1.0
     clip: Annotated[
-        bool,
-        Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False),
+        bool, Option("Clip x̂_0 to [−1, 1] at every step.", axis=None, always_in_card=True, cli=False)
     ] = True
     classes: Annotated[
         Literal["balanced", "data"],

@@ -21,7 +21,6 @@ from diffusion.images.store import Images
 from diffusion.report.theme import DARK, LIGHT, LINES, css_variables
 
 WIDTH = 7.2  # inches, the width of a page of text
-DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.2))
 STYLE: Any = {  # matplotlib has a type for the name of each setting
     "svg.fonttype": "none",
     "svg.hashsalt": "diffctl",

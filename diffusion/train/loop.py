@@ -14,12 +14,7 @@ from diffusion.train.distributed.process_group import ProcessGroup, RankFailed, 
 from diffusion.train.gradients import GradientAccumulator
 from diffusion.train.loss_bands import with_band_means
 from diffusion.train.lr_schedule import learning_rate
-from diffusion.train.observers import (
-    AsyncMetrics,
-    Observer,
-    ThreadMonitor,
-    observer_guard,
-)
+from diffusion.train.observers import AsyncMetrics, Observer, ThreadMonitor, observer_guard
 from diffusion.train.step_memory import translate_oom
 from diffusion.train.train_step import TrainState, train_step
 
