@@ -158,23 +158,16 @@ def weight_names(network: UNet) -> dict[str, tuple[str, ...]]:
         "norm.": "out.0.",
         "head.": "out.2.",
     }
-    for index, stage in enumerate(network.encoder, start=1):
-        prefixes |= _stage_prefixes(stage, f"encoder.{index - 1}.", f"input_blocks.{index}.")
-    prefixes |= _stage_prefixes(network.middle, "middle.", "middle_block.")
-    for index, stage in enumerate(network.decoder):
-        prefixes |= _stage_prefixes(stage, f"decoder.{index}.", f"output_blocks.{index}.")
+    stages = {f"encoder.{index}": f"input_blocks.{index + 1}" for index in range(len(network.encoder))}
+    stages |= {f"decoder.{index}": f"output_blocks.{index}" for index in range(len(network.decoder))}
+    for ours, theirs in {**stages, "middle": "middle_block"}.items():
+        for index, block in enumerate(network.get_submodule(ours).children()):
+            for part, their_part in PARTS[type(block)].items():
+                prefixes[f"{ours}.{index}.{part}."] = f"{theirs}.{index}.{their_part}."
     for name in network.state_dict():
         prefix = next(prefix for prefix in prefixes if name.startswith(prefix))
         names[name] = (prefixes[prefix] + name.removeprefix(prefix),)
     return names
-
-
-def _stage_prefixes(stage: nn.Module, ours: str, theirs: str) -> dict[str, str]:
-    return {
-        f"{ours}{index}.{part}.": f"{theirs}{index}.{their_part}."
-        for index, block in enumerate(stage.children())
-        for part, their_part in PARTS[type(block)].items()
-    }
 
 
 def split_qkv_by_kind(qkv: Tensor, heads: int) -> Tensor:

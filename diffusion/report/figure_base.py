@@ -57,13 +57,6 @@ def line_colour(number: int) -> str:
     return LIGHT[LINES[number % len(LINES)]]
 
 
-def legend_above(axes: Axes, columns: int = 4, **options: Any) -> None:
-    """Put the legend above the axes."""
-    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-    place |= {"ncols": columns, "fontsize": 9, "handlelength": 1.6, "columnspacing": 1.0}
-    axes.legend(**place, **options)
-
-
 def log_axis(axes: Axes, which: str, minor: Callable[[float], str] = lambda value: "") -> None:
     """Make the axis `x` or `y` logarithmic, with plain numbers as tick labels."""
     axis = axes.xaxis if which == "x" else axes.yaxis

@@ -4,7 +4,7 @@ import csv
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from diffusion.images.store import Images
-from diffusion.report.figure_base import figure_style, image_axes, legend_above, line_colour, log_axis
+from diffusion.report.figure_base import figure_style, image_axes, line_colour, log_axis
 from diffusion.report.theme import LIGHT, LINES, MARKERS
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.train.train_config import BAND_NAMES
@@ -243,7 +243,9 @@ def _legend(axes: Axes) -> None:
     figure = axes.get_figure(root=True)
     assert figure, "the axes belong to a figure"
     figure.set_size_inches(SIZE[0], SIZE[1] + LEGEND_ROW * (rows - 1))
-    legend_above(axes, columns, handletextpad=0.5, handles=handles, labels=names)
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    place |= {"ncols": columns, "fontsize": 9, "handlelength": 1.6, "columnspacing": 1.0}
+    axes.legend(handles, names, handletextpad=0.5, **place)
 
 
 def _legend_width(names: Sequence[str], columns: int) -> int:

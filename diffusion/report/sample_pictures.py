@@ -61,20 +61,18 @@ def neighbour_pairs(store: ImageStore, train: ImageStore, test: ImageStore) -> d
     """Return the samples nearest to a training image, and distances of unseen images in grey levels."""
     rows, distances = nearest(store.images[:MAX_COMPARED], train.images)
     _, unseen = nearest(test.images[:MAX_COMPARED], train.images)
-    pairs = []
-    for index in np.argsort(distances, kind="stable")[:NEIGHBOURS]:
-        row = int(rows[index])
-        pair = np.stack([store.images[index], train.images[row]])
-        pairs.append(
+    order = np.argsort(distances, kind="stable")[:NEIGHBOURS]
+    pairs = np.stack([store.images[order], train.images[rows[order]]], axis=1)
+    return {
+        "pairs": [
             {
                 "index": int(index),
-                "row": row,
+                "row": int(rows[index]),
                 "distance": f"{distances[index]:.1f}",
                 "image": data_uri(png_bytes(sheet(pair, 1))),
             }
-        )
-    return {
-        "pairs": pairs,
+            for index, pair in zip(order, pairs, strict=True)
+        ],
         "compared": len(rows),
         "unseen": len(unseen),
         "sample_median": f"{np.median(distances):.1f}",
