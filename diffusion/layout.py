@@ -68,32 +68,31 @@ def check_output_file(path: Path, flag: str, kind: str = "") -> None:
     check_output(path, flag, kind)
 
 
-def repository_problem(root: Path = Path()) -> tuple[str, str] | None:
+def repository_problem() -> tuple[str, str] | None:
     """Return what keeps DVC from running the stages of a project, and the remedy; None for other folders."""
-    if not (root / GRAPH).is_file():
+    if not GRAPH.is_file():
         return None
-    for name in (GRAPH, LOCK):
-        file = root / name
+    for file in (GRAPH, LOCK):
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if found := CONFLICT.search(text):
             line = text.count("\n", 0, found.start()) + 1
-            problem = f"{name} has conflict markers from line {line} on"
-            return problem, f"resolve them, such as by `git checkout --ours {name}`"
-    config = root / ".dvc/config"
+            problem = f"{file} has conflict markers from line {line} on"
+            return problem, f"resolve them, such as by `git checkout --ours {file}`"
+    config, root = Path(".dvc/config"), Path.cwd()
     if not config.is_file():
         return "DVC is not set up here (no .dvc/config)", "`git checkout .dvc`, or `dvc init`"
-    has_git = any((folder / ".git").exists() for folder in (root.resolve(), *root.resolve().parents))
+    has_git = any((folder / ".git").exists() for folder in (root, *root.parents))
     if not has_git and "no_scm" not in config.read_text(encoding="utf-8"):
         return "this is no Git repository, which DVC needs", "`git init`"
     return None
 
 
-def dvc_stages(root: Path = Path()) -> dict[str, dict[str, Any]]:
+def dvc_stages() -> dict[str, dict[str, Any]]:
     """Return the stages of dvc.yaml by name; empty without the file, or if it is invalid."""
     import yaml  # every command imports this module
 
     try:
-        stages = yaml.safe_load((root / GRAPH).read_text(encoding="utf-8"))["stages"]
+        stages = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))["stages"]
         return {name: dict(stage) for name, stage in stages.items()}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
         return {}

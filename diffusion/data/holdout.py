@@ -22,22 +22,14 @@ def hold_out(labels: Labels | None, count: int, held_out: int, seed: int) -> tup
     """
     if not 0 < held_out < count:
         raise ValueError(f"cannot hold out {held_out} of {count} images: at least one must be on each side")
-    in_test = _chosen(labels, held_out, shuffled(count, seed, 0))
-    order = shuffled(count, seed, 1)  # a second one: in the first, held-out images of a class come early
-    return order[~in_test[order]], order[in_test[order]]
-
-
-def _chosen(labels: Labels | None, held_out: int, order: Indices) -> NDArray[np.bool_]:
-    """Return a mask of the held-out images: the first in the order, of each class its share."""
-    chosen = np.zeros(len(order), dtype=bool)
-    if labels is None:
-        chosen[order[:held_out]] = True
-        return chosen
+    labels = np.zeros(count, dtype=np.int64) if labels is None else labels
     classes, sizes = np.unique(labels, return_counts=True)
+    order, in_test = shuffled(count, seed, 0), np.zeros(count, dtype=bool)
     ordered = labels[order]
     for label, share in zip(classes, _shares(sizes, held_out), strict=True):
-        chosen[order[ordered == label][:share]] = True
-    return chosen
+        in_test[order[ordered == label][:share]] = True
+    order = shuffled(count, seed, 1)  # a second one: in the first, held-out images of a class come early
+    return order[~in_test[order]], order[in_test[order]]
 
 
 def _shares(sizes: Indices, total: int) -> Indices:

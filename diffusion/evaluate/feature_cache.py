@@ -20,7 +20,7 @@ from diffusion.downloads.fetch import cache_root
 from diffusion.evaluate.features.extractors import Extractor, Features, Progress, ProgressCounter, extract
 from diffusion.evaluate.features.reference_features import extraction
 from diffusion.images.store import ImageStore
-from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
+from diffusion.system.checksums import Corrupted, name_in_folder, read_checksummed, write_checksummed
 from diffusion.system.errors import DiffctlWarning, printable
 from diffusion.system.files import disk_usage
 from diffusion.system.section import fingerprint
@@ -70,7 +70,7 @@ def _read(path: Path, block: range, extractor: Extractor) -> Features | None:
     """Return the features in a file, None if it is missing or damaged."""
     spec = extractor.spec
     try:
-        arrays = load(read_checksummed(path, _name(path)))
+        arrays = load(read_checksummed(path, name_in_folder(path)))
         features, logits = arrays["features"], arrays.get("logits")
         if features.shape != (len(block), spec.features) or (logits is None) != (spec.score is None):
             raise Corrupted(f"it holds {features.shape}, want {(len(block), spec.features)}")
@@ -86,7 +86,7 @@ def _read(path: Path, block: range, extractor: Extractor) -> Features | None:
 def _write(path: Path, part: Features) -> None:
     arrays = {"features": part.features} | ({} if part.logits is None else {"logits": part.logits})
     try:
-        write_checksummed(path, lambda file: file.write(save(arrays)), _name(path))
+        write_checksummed(path, lambda file: file.write(save(arrays)), name_in_folder(path))
     except OSError as error:
         found = f"features cannot be cached in {printable(path.parent)} ({error.strerror})"
         warnings.warn(f"{found}: free some space, or set DIFFCTL_CACHE", DiffctlWarning, stacklevel=3)
@@ -100,11 +100,6 @@ def _joined(parts: Sequence[Features]) -> Features:
 
 def _path(folder: Path, block: range) -> Path:
     return folder / f"{block.start:09d}-{block.stop:09d}.features"
-
-
-def _name(path: Path) -> str:
-    """Return the block's name in its checksum, with the fingerprint of images and extractor."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def _evict(root: Path, used: set[Path]) -> None:

@@ -30,7 +30,7 @@ from diffusion.sample.generate import generate, mixed_condition, should_compile
 from diffusion.sample.guidance import NO_GUIDES, Guides
 from diffusion.sample.network_files import NetworkArtefacts, NetworkFiles
 from diffusion.sample.sampling_card import sampling_card, shards_folder
-from diffusion.system.checksums import Corrupted, read_checksummed, write_checksummed
+from diffusion.system.checksums import Corrupted, name_in_folder, read_checksummed, write_checksummed
 from diffusion.system.devices import OnWait, acquire_device
 from diffusion.system.errors import DiffctlWarning
 from diffusion.system.section import brief
@@ -80,7 +80,7 @@ class CellShards:
     def save(self, shard: range, images: Images) -> None:
         """Write a shard's images atomically."""
         path = self.folder / f"{shard.start:08d}-{shard.stop:08d}.npy"
-        write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), _checksum_name(path))
+        write_checksummed(path, lambda file: np.save(file, images, allow_pickle=False), name_in_folder(path))
 
     def images(self) -> Iterator[Images]:
         """Return all images in order, a file at a time; the finished shards must cover them."""
@@ -99,7 +99,7 @@ class CellShards:
 
     def _read(self, shard: range, path: Path) -> Images:
         shape = (len(shard), *self.shape)
-        data = read_checksummed(path, _checksum_name(path), max_bytes=math.prod(shape) + HEADER)
+        data = read_checksummed(path, name_in_folder(path), max_bytes=math.prod(shape) + HEADER)
         try:
             images: Images = np.load(io.BytesIO(data), allow_pickle=False)
         except UNREADABLE as error:
@@ -107,11 +107,6 @@ class CellShards:
         if images.shape != shape or images.dtype != np.uint8:
             raise Corrupted(f"it holds {images.dtype} {images.shape}, want uint8 {shape}")
         return images
-
-
-def _checksum_name(path: Path) -> str:
-    """Return the name in a file's checksum; a folder's name is the fingerprint of the card and the code."""
-    return f"{path.parent.name}/{path.name}"
 
 
 def make_cell(

@@ -42,6 +42,11 @@ class _Hashing:
         return self._file.write(data)
 
 
+def name_in_folder(path: Path) -> str:
+    """Return a file's name with that of its folder: a checksum of both is valid in no other folder."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def write_checksummed(path: Path, write: Callable[[Any], object], name: str | None = None) -> None:
     """Let `write` fill a file, atomically; append the SHA-256 of its name and content.
 
