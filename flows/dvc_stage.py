@@ -15,20 +15,17 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffusion.layout import RUNS
 from diffusion.system import signals
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
 from diffusion.system.signals import StopRequest, stop_request
+from diffusion.train.train_config import PretrainedConfig
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
-
-if TYPE_CHECKING:
-    from diffusion.train.train_config import PretrainedConfig
 
 STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
@@ -172,7 +169,7 @@ def failure(stage: str, outcome: StageOutcome | None, errors: list[str]) -> Diff
     return StageFailed(stage, text or "DVC failed: see its output above")
 
 
-def fetch_pretrained(config: "PretrainedConfig | None") -> None:
+def fetch_pretrained(config: PretrainedConfig | None) -> None:
     """Pull the pinned weights from DVC's cache or remote unless they exist or DVC does not track them.
 
     They are no dependency of the stage `train`: `dvc repro` would pull them for a training that does not run.

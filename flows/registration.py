@@ -6,10 +6,16 @@ Both steps are idempotent: a rescored champion has the current card, and a model
 import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from diffusion.choice.confidence import card_diff
+from diffusion.choice.selection import best_model_scores
 from diffusion.layout import MODEL_RUNS, PREPARED, REFERENCE, SCORES
+from diffusion.protocol.grid import Cell
+from diffusion.protocol.sample_sections import SampleConfig
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.protocol.settings import SamplerConfig
 from diffusion.system.errors import DiffctlError, TemporaryError, reason
+from diffusion.system.section import validate
 from flows.output_relay import echo
 from flows.sweep_cells import ProgressOf, Show
 from tracking.connectivity import MlflowError
@@ -22,9 +28,6 @@ from tracking.registry.registered_models import (
     register,
     register_rescored,
 )
-
-if TYPE_CHECKING:
-    from diffusion.protocol.scores_document import ScoresDocument
 
 
 def no_progress(label: str) -> AbstractContextManager[Show]:
@@ -39,9 +42,6 @@ def register_model(override: Override = NO_OVERRIDE, progress: ProgressOf = no_p
     weights. If that fails, a message is printed, and the gate finds the two not comparable. Raise
     DiffctlError as `register`.
     """
-    from diffusion.choice.selection import best_model_scores
-    from diffusion.protocol.scores_document import read_scores
-
     _rescore_champion(best_model_scores(read_scores(SCORES)), override, progress)
     return register(override)
 
@@ -54,7 +54,7 @@ def promote_version(
     return promote(name, number, override)
 
 
-def _rescore_champion(document: "ScoresDocument", override: Override, progress: ProgressOf) -> None:
+def _rescore_champion(document: ScoresDocument, override: Override, progress: ProgressOf) -> None:
     """Rescore an outdated champion, unless the user forces the decision or requests a dry run."""
     if override.force or override.dry_run or (champion := outdated_champion(document)) is None:
         return
@@ -68,16 +68,11 @@ def _rescore_champion(document: "ScoresDocument", override: Override, progress: 
         echo(f"the champion, version {number}, could not be rescored: {reason(error)}\n")
 
 
-def rescore(champion: OutdatedChampion, document: "ScoresDocument", progress: ProgressOf) -> "ScoresDocument":
+def rescore(champion: OutdatedChampion, document: ScoresDocument, progress: ProgressOf) -> ScoresDocument:
     """Return the champion's best cell scored by this code; raise DiffctlError under another protocol."""
-    from diffusion.choice.confidence import card_diff
     from diffusion.config import load
     from diffusion.evaluate.sweep_scores import evaluate
-    from diffusion.protocol.grid import Cell
-    from diffusion.protocol.sample_sections import SampleConfig
-    from diffusion.protocol.settings import SamplerConfig
     from diffusion.sample.cell_images import make_cell
-    from diffusion.system.section import validate
 
     cell, config, card = Cell(**champion.cell.axes), load(), champion.cell.card
     target = document.cells[cell.name]

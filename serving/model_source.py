@@ -24,34 +24,32 @@ class PublishedModel(NamedTuple):
     scores: ScoresDocument | None
 
 
-class FixedSource:
+class FixedSource(NamedTuple):
     """A model that never changes."""
 
-    def __init__(self, published: PublishedModel) -> None:
-        self._published = published
+    published: PublishedModel
 
     def fetch(self) -> PublishedModel:
         """Return the model."""
-        return self._published
+        return self.published
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether a server has yet to load it."""
-        return since is not self._published
+        return since is not self.published
 
 
-class ChampionSource:
+class ChampionSource(NamedTuple):
     """The champion of the registered model `name`."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    name: str
 
     def fetch(self) -> PublishedModel:
         """Return the champion; raise UsageError if there is none."""
-        return PublishedModel(self._name, *fetch_version_files(self._name))
+        return PublishedModel(self.name, *fetch_version_files(self.name))
 
     def has_changed(self, since: PublishedModel) -> bool:
         """Return whether another version is champion; without any, the last one still serves."""
-        return champion_version(self._name) not in (None, since.version)
+        return champion_version(self.name) not in (None, since.version)
 
 
 ModelSource = FixedSource | ChampionSource

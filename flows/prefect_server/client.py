@@ -106,23 +106,20 @@ def run_flow(start: "Callable[[], Awaitable[State]]", url: str) -> None:
     import httpx
     from prefect.exceptions import PrefectException, TerminationSignal
 
+    async def run() -> None:
+        try:
+            state = await start()
+        except RuntimeError as error:  # the server has another major version
+            raise PrefectException(str(error)) from error
+        await state.aresult()
+
     try:
-        asyncio.run(_raise_failure(start))
+        asyncio.run(run())
     except TerminationSignal as end:  # Prefect's exception for SIGTERM
         raise make_interrupted(end.signal) from None
     except (PrefectException, httpx.HTTPError) as error:
         why = str(error) or type(error).__name__
         echo(f"the Prefect server at {redact_uri(url)} failed ({why}): continuing without it\n")
-
-
-async def _raise_failure(start: "Callable[[], Awaitable[State]]") -> None:
-    from prefect.exceptions import PrefectException
-
-    try:
-        state = await start()
-    except RuntimeError as error:  # the server has another major version
-        raise PrefectException(str(error)) from error
-    await state.aresult()
 
 
 def drain(url: str) -> None:

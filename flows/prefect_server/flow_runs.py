@@ -1,7 +1,7 @@
 """Flow runs of a Prefect server: what runs, how deployments ended, and slots of runs stuck in Pending."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flows.prefect_server.client import api_client
@@ -90,11 +90,10 @@ def reap_pending_runs(seconds: float) -> list[Row]:
         from prefect.states import Crashed
 
         for run in client.read_flow_runs(flow_run_filter=_in_states(["PENDING"])):
-            waited = datetime.now(UTC) - run.state.timestamp if run.state else timedelta()
-            if run.deployment_id is not None and waited.total_seconds() >= seconds:
+            waited = (datetime.now(UTC) - run.state.timestamp).total_seconds() if run.state else 0.0
+            if run.deployment_id is not None and waited >= seconds:
                 client.set_flow_run_state(run.id, Crashed(message=REASON))
-                row = {"name": run.name, "flow_run": str(run.id), "seconds": waited.total_seconds()}
-                reaped.append(row)
+                reaped.append({"name": run.name, "flow_run": str(run.id), "seconds": waited})
     return reaped
 
 

@@ -35,7 +35,6 @@ from tracking.store import mlflow_client, store_exists
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 SCORES_PATH = f"{keys.EVALUATION_FOLDER}/{SCORES.name}"
@@ -235,16 +234,11 @@ def fetch_model(name: str) -> Path:
     run = find_run(name)
     run_id, sha256 = run.info.run_id, run.data.tags.get(keys.FILE_SHA256)
     with mlflow_client() as client:
-        if profile := _registered_profile(client, run):
-            return fetch_version_networks(client, profile).model
+        versions = client.search_model_versions(f"run_id = '{run_id}'")
+        ours = (version for version in versions if not unreadable_reason(version))
+        newest = max(ours, key=lambda version: int(version.version), default=None)
+        if newest and keys.EMA_SIGMA_REL in translate_names("tags", newest.tags):
+            return fetch_version_networks(client, newest).model
         if sha256 is None:
             raise UsageError(f"run {run.info.run_name} ({run_id}) has no model in MLflow: try `diffctl sync`")
         return cached_model(sha256, partial(download_weights, client, run_id, keys.MODEL_FOLDER))
-
-
-def _registered_profile(client: "MlflowClient", run: "Run") -> "ModelVersion | None":
-    """Return the run's newest version if it is an EMA profile; None if it is the run's own model."""
-    versions = client.search_model_versions(f"run_id = '{run.info.run_id}'")
-    ours = (version for version in versions if not unreadable_reason(version))
-    newest = max(ours, key=lambda version: int(version.version), default=None)
-    return newest if newest and keys.EMA_SIGMA_REL in translate_names("tags", newest.tags) else None
