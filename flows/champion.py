@@ -112,8 +112,7 @@ def _swept(images: str) -> str:
     document = read_scores(SWEPT)
 
     def links() -> Iterator[str]:
-        is_champion = images == CHAMPION
-        name = champion_run(project_model()) if is_champion else images.removeprefix(RUN)
+        name = champion_run(project_model()) if images == CHAMPION else images.removeprefix(RUN)
         yield from links_of_model(find_run(name), document)
 
     return sweep_markdown(document, IMAGES, links())

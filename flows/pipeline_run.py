@@ -45,8 +45,7 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     with interrupt_on_signal(), hold_run_lock():
         # One call of DVC instead of one per stage, and no temporary server.
         needs_server = any(options.values()) or prefect_url() is not None
-        unchanged = not needs_server and is_unchanged() and not raw_files_changed()
-        if unchanged and not model_mismatch():
+        if not needs_server and is_unchanged() and not raw_files_changed() and not model_mismatch():
             done |= dict.fromkeys(STAGES)
             echo("".join(f"==> {stage}: up to date\n" for stage in STAGES))
         else:

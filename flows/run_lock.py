@@ -7,7 +7,7 @@ at the same time.
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from diffusion.system.locks import group_lock, holding_group
@@ -58,9 +58,6 @@ def hold_run_lock(folder: Path = Path(), wait: float = 0.0, *, through_exec: boo
 def join_run() -> Iterator[None]:
     """Share the lock of the run that started this process; raise LockBusy if another one is running."""
     run = os.environ.get(VARIABLE)
-    if not run:
-        yield
-        return
     busy = f"the run that started this ({run}) is gone, and another one is running in this folder"
-    with group_lock(LOCK, run, busy=busy):
+    with group_lock(LOCK, run, busy=busy) if run else nullcontext():
         yield

@@ -55,10 +55,9 @@ def bind_socket(host: str, port: int, has_token: bool) -> socket.socket:
 
 def require_token(host: str, address: str, has_token: bool) -> None:
     """Raise UsageError if other machines can reach the address and there is no token."""
-    try:
-        is_local = address == "localhost" or ipaddress.ip_address(address).is_loopback
-    except ValueError:  # another name
-        is_local = False
+    is_local = address == "localhost"
+    with contextlib.suppress(ValueError):  # another name
+        is_local |= ipaddress.ip_address(address).is_loopback
     if not has_token and not is_local:
         raise UsageError(f"{printable(host)} is open to others: give a --token-file, or serve at 127.0.0.1")
 

@@ -57,8 +57,7 @@ ModelSource = FixedSource | ChampionSource
 
 def model_of_file(path: Path, report: Callable[[str], object]) -> PublishedModel:
     """Return a model file with its project's scores; if they are of another model, `report` that."""
-    file = path.absolute()
-    scores_file = file.parent.parent / SCORES
+    scores_file = path.absolute().parent.parent / SCORES
     if scores_file.exists():
         try:
             scores = scores_for(read_scores(scores_file), path, read_artefact(path).model_sha256)

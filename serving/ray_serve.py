@@ -205,10 +205,9 @@ def _wait_for_stop(serve: Any, stop: StopRequest) -> None:
         if time.monotonic() < next_check:
             continue
         next_check = time.monotonic() + STATUS_SECONDS
-        try:
+        found = None
+        with suppress(RayError):
             found = serve.status().applications.get(NAME)
-        except RayError:
-            found = None
         if found is None or found.status not in RUNNING:
             raise DiffctlError("Ray Serve ended the deployment: the cluster stopped, or someone shut it down")
 

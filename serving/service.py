@@ -118,10 +118,20 @@ class Service:
     async def refresh(self, source: ModelSource | None = None) -> None:
         """Serve the model that the source has now, or that of another source from now on.
 
-        If it fails to load, raise and keep the source and the model.
+        Wait until the old model has finished. If the new one fails to load, raise, and keep source and model.
         """
         async with self._refreshing:
-            await self._replace(source or self.source)
+            source = source or self.source
+            if await asyncio.to_thread(source.has_changed, self.current.published):
+                published, loaded, guides = await asyncio.to_thread(self._load, source)
+                self._old, self._current = self._current, self._serve(published, loaded, guides)
+                self.metrics.reloads.labels("done").inc()
+                version = "" if published.version is None else f" version {published.version}"
+                self.report(f"{published.name}{version} serves now")
+            self.source = source
+            if self._old is not None:
+                await self._old.loop.close()
+                self._old = None
 
     async def drain(self) -> None:
         """Accept no new requests and wait up to `drain` seconds until all are answered."""
@@ -154,16 +164,3 @@ class Service:
                 if sentence != self._last_report:  # a long outage is one line
                     self._last_report = sentence
                     self.report(sentence)
-
-    async def _replace(self, source: ModelSource) -> None:
-        """Load and serve the source's model if it is another one; wait until the old one has finished."""
-        if await asyncio.to_thread(source.has_changed, self.current.published):
-            published, loaded, guides = await asyncio.to_thread(self._load, source)
-            self._old, self._current = self._current, self._serve(published, loaded, guides)
-            self.metrics.reloads.labels("done").inc()
-            version = "" if published.version is None else f" version {published.version}"
-            self.report(f"{published.name}{version} serves now")
-        self.source = source
-        if self._old is not None:
-            await self._old.loop.close()
-            self._old = None

@@ -49,8 +49,7 @@ def show_model(options: commands.Model) -> None:
 def show_samplers(options: commands.Samplers) -> None:
     process = selected_process(options)
     spacing = chosen_settings(options.sampling).spacing
-    shown = sampler_paths.samplers(process, options.count, spacing, seed=options.seed)
-    write_figure(shown, options)
+    write_figure(sampler_paths.samplers(process, options.count, spacing, seed=options.seed), options)
 
 
 def write_figure(shown: FigureData, options: FigureOptions) -> None:

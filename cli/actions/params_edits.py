@@ -69,8 +69,7 @@ def _model(name: str) -> Path:
 
 def use_protocol(name: str) -> None:
     """Set each field that differs from the paper; print the changes, and what cannot be set."""
-    config = load()
-    changes, left = adopt_protocol(name, config.model_dump(mode="json"))
+    changes, left = adopt_protocol(name, load().model_dump(mode="json"))
     written = parse_yaml(PARAMS.read_text(encoding="utf-8"))
     for one in list(changes):
         section, key = one.field.split(".")

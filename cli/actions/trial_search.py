@@ -95,14 +95,13 @@ def search_settings(options: Search) -> None:
         trials = Trials(folder, values, search_config.count_trials(section))
         runners: AbstractContextManager[TrialRunner] = nullcontext(TrialRunner(trials.run))
         if options.ray:
-            devices = config.train.devices if isinstance(config.train.devices, int) else 1
             runners = ray_trials(
                 options.address or config.sample.address,
                 folder,
                 (*MODULE, "--local"),
                 at_once=options.max_parallel,
                 cpus=options.cpus or 1,
-                gpus=devices,
+                gpus=config.train.devices if isinstance(config.train.devices, int) else 1,
             )
         with runners as runner:
             done = run_search(SearchStudy(folder, section), runner, trials.begin, trials.end)

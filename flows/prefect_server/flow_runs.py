@@ -3,13 +3,12 @@
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from flows.prefect_server.client import api_client
 from flows.prefect_server.local_servers import prefect_url
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -64,7 +63,7 @@ def prefect_status(url: str) -> dict[str, list[Row]]:
         }
 
 
-def _last_run(client: "SyncPrefectClient", deployment: "UUID") -> Row:
+def _last_run(client: "SyncPrefectClient", deployment: UUID) -> Row:
     """Return the last run of a deployment that completed or failed; empty texts without one."""
     from prefect.client.schemas.sorting import FlowRunSort
 
@@ -97,7 +96,7 @@ def reap_pending_runs(seconds: float) -> list[Row]:
     return reaped
 
 
-def _in_states(names: Iterable[str], deployment: "UUID | None" = None) -> "FlowRunFilter":
+def _in_states(names: Iterable[str], deployment: UUID | None = None) -> "FlowRunFilter":
     from prefect.client.schemas import filters
     from prefect.client.schemas.objects import StateType
 

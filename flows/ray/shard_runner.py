@@ -73,8 +73,7 @@ def _run(
                 while waiting and len(running) < _max_running(gpus):
                     shard = waiting.popleft()
                     running[make.remote(*same, shard, *contents)] = shard
-                ready = ray.wait(list(running), timeout=POLL_SECONDS)[0]
-                for reference in ready:
+                for reference in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
                     shard = running.pop(reference)
                     yield shard, get_result(reference, f"images {shard.start} to {shard.stop - 1}")
                 stop.raise_if_set()

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import diffusion
 from diffusion.choice.ranking import best_cell
 from diffusion.choice.selection import describe_selection
 from diffusion.images.image_sample import TAG_LENGTH, contained_share
@@ -158,8 +159,6 @@ def _save_pyfunc(path: Path, files: "NetworkFiles", document: ScoresDocument, sc
 
 def _archive(scratch: Path) -> Path:
     """Write the library and the plugins into one file: a server authenticates each file of an upload."""
-    import diffusion
-
     path = scratch / CODE_ARCHIVE
     library = Path(diffusion.__file__).parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:

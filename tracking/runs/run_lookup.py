@@ -76,12 +76,10 @@ def training_runs(
 
 def newest_experiment_link(address: str, uri: str) -> str:
     """Return the page of the newest training's experiment at `address`, or the address if there is none."""
-    try:
-        with mlflow_client(uri) as client:
-            runs = training_runs(client, newest=1)
-    except MlflowError:
-        return address
-    return experiment_link(address, runs[0].info.experiment_id) if runs else address
+    with contextlib.suppress(MlflowError), mlflow_client(uri) as client:
+        for run in training_runs(client, newest=1):
+            return experiment_link(address, run.info.experiment_id)
+    return address
 
 
 def find_run(name: str, uri: str | None = None) -> "Run":

@@ -177,9 +177,8 @@ class Spool:
     def image(self, step: int, key: str, path: Path) -> None:
         """Log a picture that stays at `path`, in the series `key`."""
         if self._is_new(f"image {key}", step):
-            self._append(
-                kind="image", time=self._now(), step=step, key=key, path=os.path.relpath(path, self.folder)
-            )
+            place = os.path.relpath(path, self.folder)
+            self._append(kind="image", time=self._now(), step=step, key=key, path=place)
 
     def checkpoint(self, step: int, path: Path | None, values: dict[str, float]) -> None:
         """Log the scores of the weights after `step` steps, and the weights if they are kept at `path`."""

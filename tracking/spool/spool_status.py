@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -43,10 +44,9 @@ def read_status(folder: Path) -> TrainingStatus | None:
     """Return the status of the training in `folder`; None if its spool contains no start."""
     # Check the lock first: a training logs its end before it releases the lock.
     running = is_held(folder / "lock")
-    try:
+    beat = None
+    with suppress(OSError, DiffctlError):  # a damaged heartbeat hides nothing else
         beat = read_heartbeat(folder)
-    except (OSError, DiffctlError):  # a damaged heartbeat hides nothing else
-        beat = None
     key = name = ""
     status: str | None = None
     steps: int | None = None
@@ -101,13 +101,11 @@ class DeliveryState(BaseModel, extra="forbid"):
         """
         starts = (event for event in read_events(folder) if event["kind"] == "start")
         store, key = _relative_store(folder, uri), next(starts, {}).get("key", "")
-        try:
+        with suppress(FileNotFoundError, DiffctlError):  # sending it again changes nothing
             sent = read_checksummed_json(folder / SENT, cls)
-        except (FileNotFoundError, DiffctlError):  # sending it again changes nothing
-            sent = None
-        if sent is None or (sent.store, sent.key) != (store, key):
-            return cls(folder=folder, store=store, key=key)
-        return sent.model_copy(update={"folder": folder})
+            if (sent.store, sent.key) == (store, key):
+                return sent.model_copy(update={"folder": folder})
+        return cls(folder=folder, store=store, key=key)
 
     def save(self) -> None:
         """Write `sent.json`."""
