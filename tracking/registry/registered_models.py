@@ -239,10 +239,8 @@ def list_versions(name: str, sha256: str = "") -> list[RegisteredVersion]:
         return []
     with mlflow_client() as client:
         numbers = [int(one.version) for one in _search_versions(client, name, sha256)]
-        champion = find_champion(client, name)
-    return [
-        RegisteredVersion(name, one, champion is not None and one == int(champion.version)) for one in numbers
-    ]
+        holder = read_history(client, name).holder
+    return [RegisteredVersion(name, one, one == holder) for one in numbers]
 
 
 def find_registered(document: ScoresDocument) -> RegisteredVersion | None:
