@@ -2,6 +2,7 @@
 
 They show a project, by default this checkout: run `make demo` there first. `figures` are those of
 docs/theory.md, `samples` and `terminal` are in the README, and the others are screenshots of pages.
+`notebooks` needs no project: it executes docs/notebooks and stores the outputs in them.
 """
 
 import argparse
@@ -44,10 +45,15 @@ FIGURES = {
 
 
 def figures(project: Path) -> None:
-    """Draw the figures of docs/theory.md."""
+    """Draw the figures of docs/theory.md that `diffctl show` draws."""
     for name in FIGURES:
         make(name, project, FOLDER)
-    for path, content in notebook_pages.pages(executed=True):
+
+
+def notebooks(_: Path) -> None:
+    """Store the outputs of the notebooks in them, and their figures of docs/theory.md."""
+    notebook_pages.store_outputs()
+    for path, content in notebook_pages.pages(executed=False):
         if (name := Path(path).name) in NOTEBOOKS:
             (FOLDER / name).write_bytes(content)
 
@@ -157,7 +163,7 @@ def take_screenshot(shoot: Callable[[Any, Path], bytes], project: Path) -> None:
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / f"{shoot.__name__}.png", optimize=True)
 
 
-DRAWN = {function.__name__: function for function in (figures, samples, terminal)}
+DRAWN = {function.__name__: function for function in (figures, notebooks, samples, terminal)}
 PAGES = {function.__name__: function for function in (playground, report, mlflow)}
 
 

@@ -1,4 +1,4 @@
-"""The notebooks as pages: executed for this build, with their output."""
+"""The notebooks as pages, with the outputs of this build or the stored ones."""
 
 import base64
 import tempfile
@@ -26,11 +26,19 @@ def execute(notebook: Node) -> Node:
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory(prefix="diffctl-notebook-") as folder:
-        resources = {"metadata": {"path": folder}}
-        quiet = ["--log-level=ERROR"]
-        return NotebookClient(
-            notebook, timeout=MAX_CELL_SECONDS, resources=resources, extra_arguments=quiet
-        ).execute()
+        options: dict[str, Any] = {"record_timing": False, "coalesce_streams": True}  # reproducible outputs
+        options |= {"resources": {"metadata": {"path": folder}}, "extra_arguments": ["--log-level=ERROR"]}
+        return NotebookClient(notebook, timeout=MAX_CELL_SECONDS, **options).execute()
+
+
+def store_outputs() -> None:
+    """Execute all notebooks and write them back with their outputs."""
+    import nbformat
+
+    for file in sorted(FOLDER.glob("*.ipynb")):
+        executed = execute(nbformat.read(file, as_version=4))  # type: ignore[no-untyped-call]
+        executed.metadata.language_info = {"name": "python"}  # without the version
+        nbformat.write(executed, file)  # type: ignore[no-untyped-call]
 
 
 def page(name: str, notebook: Node) -> Iterator[tuple[str, str | bytes]]:
@@ -49,5 +57,5 @@ def page(name: str, notebook: Node) -> Iterator[tuple[str, str | bytes]]:
                 parts.append(f"![{cell.metadata.get('alt', 'What the cell draws')}]({name}-{pictures}.png)")
             elif text := output.get("text") or data.get("text/plain"):
                 parts.append(f"```text\n{text.rstrip()}\n```")
-    source = f"*Executed when this page was built: [{name}.ipynb]({name}.ipynb) without output.*"
+    source = f"*The notebook of this page: [{name}.ipynb]({name}.ipynb).*"
     yield f"notebooks/{name}.md", "\n\n".join([*parts, source]) + "\n"
