@@ -72,9 +72,10 @@ lint: $(VENV)/.installed-dev  ## Check style, format and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-format: $(VENV)/.installed-dev  ## Rewrite the code in the project's format
+format: $(VENV)/.installed-dev  ## Rewrite the code in the project's format, and code.yaml
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+	@$(BIN)/diffctl stage code
 
 ui: $(VENV)/.installed  ## Open the runs in the MLflow UI (http://127.0.0.1:5000)
 	@$(BIN)/diffctl ui

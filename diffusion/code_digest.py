@@ -69,7 +69,7 @@ def module_digests(*roots: str) -> ModuleDigests:
         name = todo.pop()
         if name not in found and not is_neutral(name):
             tree = module_tree(name)
-            found[name] = _digest(normalized_syntax(tree))
+            found[name] = syntax_digest(tree)
             todo.extend(modules_of(tree))
     return dict(sorted(found.items()))
 
@@ -150,11 +150,12 @@ def module_tree(name: str) -> ast.Module:
     file = module_file(name)
     if file is None:
         raise ValueError(f"there is no module {name}")
-    return _parse(name, file, module_source(name, file))
+    return parse_module(name, file, module_source(name, file))
 
 
 @cache
-def _parse(name: str, file: Path, source: bytes) -> ast.Module:
+def parse_module(name: str, file: Path, source: bytes) -> ast.Module:
+    """Return the syntax tree of a module's source, with absolute imports."""
     tree = ast.parse(source, str(file))
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(tree):
@@ -177,6 +178,11 @@ def modules_of(tree: ast.AST) -> set[str]:
             if file and (file.name != "__init__.py" or len(module_tree(module).body) > 1):
                 found.add(module)
     return found
+
+
+def syntax_digest(tree: ast.Module) -> str:
+    """Return 16 hex digits for a module's code, without what has no effect on results."""
+    return _digest(normalized_syntax(tree))
 
 
 def _digest(text: str) -> str:

@@ -10,6 +10,7 @@ from diffusion.system.registry import PLUGINS
 
 PARAMS = Path("params.yaml")
 GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
+CODE = Path("code.yaml")  # a digest of each stage's code, an input of the stages for DVC
 
 PREPARED = Path("data/prepared")  # {train,test}/ image stores
 REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor

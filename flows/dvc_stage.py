@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from diffusion.layout import RUNS
+from diffusion.layout import RUNS, dvc_stages
 from diffusion.system import signals
 from diffusion.system.errors import TEMPORARY, DiffctlError, Interrupted
 from diffusion.system.locks import file_lock
@@ -25,9 +25,8 @@ from diffusion.train.train_config import PretrainedConfig
 from flows.output_relay import OutputRelay, echo, open_channel, relay_output
 from flows.run_lock import FLOW_RUN, current_run
 from flows.run_lock import VARIABLE as WORK
+from flows.stage_code import STAGES
 from flows.stage_outcome import VARIABLE, StageOutcome, read_outcome
-
-STAGES = ("data", "reference", "train", "sample", "evaluate", "report")  # dvc.yaml's, in an order it allows
 
 Write = Callable[[str], object]
 """Takes output: full lines, and progress that overwrites itself."""
@@ -58,6 +57,12 @@ async def reproduce(stage: str, write: Write = echo, *, force: bool = False) -> 
     """
     flags = ["--force"] * force + ["--pull"] * has_remote()
     await supervise(stage, [*DVC, "repro", "--single-item", stage, *flags], write)
+
+
+async def refresh_code() -> None:
+    """Write code.yaml in another process, since this one may have loaded other code or plugins."""
+    if "code" in dvc_stages():
+        await supervise("code", [sys.executable, "-m", "cli.entry", "stage", "code"], echo)
 
 
 def is_unchanged() -> bool:

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 from diffusion.config import load
-from diffusion.layout import repository_problem
+from diffusion.layout import dvc_stages, repository_problem
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import interrupt_on_signal
-from flows.dvc_stage import STAGES, is_unchanged
+from flows.dvc_stage import is_unchanged
 from flows.output_relay import echo
 from flows.pipeline_steps import (
     check_mlflow,
@@ -21,6 +21,7 @@ from flows.prefect_server.client import run_flow
 from flows.prefect_server.local_servers import prefect_url
 from flows.prefect_server.temporary_server import prefect_server
 from flows.run_lock import hold_run_lock
+from flows.stage_code import STAGES, write_stage_code
 
 
 def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False) -> str:
@@ -43,6 +44,8 @@ def run_pipeline(*, push: bool = False, fresh: bool = False, keep: bool = False)
     echo("==> starting; Ctrl-C saves the training, and the same command resumes it\n")
     check_mlflow()
     with interrupt_on_signal(), hold_run_lock():
+        if "code" in dvc_stages():
+            write_stage_code()
         # One call of DVC instead of one per stage, and no temporary server.
         needs_server = any(options.values()) or prefect_url() is not None
         if not needs_server and is_unchanged() and not raw_files_changed() and not model_mismatch():

@@ -10,8 +10,9 @@ from diffusion.config import load
 from diffusion.layout import MODEL, PREPARED
 from diffusion.system.errors import UsageError
 from diffusion.system.signals import check_signals
-from flows.dvc_stage import DVC, STAGES, fetch_pretrained, has_remote, reproduce, supervise
+from flows.dvc_stage import DVC, fetch_pretrained, has_remote, refresh_code, reproduce, supervise
 from flows.output_relay import echo
+from flows.stage_code import STAGES, source_state
 
 RESUMABLE = ("train", "sample")  # stages that save their progress
 
@@ -99,10 +100,14 @@ async def run_steps(
     `fresh` discards the saved progress of resumable stages, once, before the first try of each. `keep` lets
     the training resume from a state that other code saved.
     """
+    digested: int | None = None
     for name in [*STAGES, "register", *["push"] * push]:
         if name in done:
             continue
         check_signals()
+        if (state := source_state()) != digested:
+            await refresh_code()
+            digested = state
         if name == "train" and (fresh or keep):
             _prepare_training(fresh=fresh, keep=keep)
         if name == "sample" and fresh:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import pytest
 import yaml
 
 from diffusion.code_digest import imported_modules, module_file
-from diffusion.system.registry import ENTRIES
-from tests.closure import GRAPH, LIBRARY, ROOT, parse, problems
-from tests.conftest import run_python
+from diffusion.process.process_registry import ProcessConfig
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.sampling_card import sampling_code
+from diffusion.train.plan import DenoiserPlan, training_code
+from flows.stage_code import STAGES, read_stage_code
+from tests.conftest import ROOT, run_python
+from tests.helpers.networks import artefact_of, spec_of
 
 MAY_USE = {
     "diffusion": {"diffusion"},
@@ -22,6 +27,7 @@ MAY_USE = {
     "serving": {"serving", "tracking", "diffusion"},
     "cli": {"cli", "flows", "serving", "tracking", "diffusion"},
 }
+LIBRARY, GRAPH = "diffusion", ROOT / "dvc.yaml"
 WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 SERVICES = {"prefect", "dvc", "mlflow", "typer", "ray", *WEB}
 MAY_SERVE = {
@@ -34,6 +40,12 @@ MAY_SERVE = {
 }
 LAZY = {"cli.actions", "cli.stages"}  # their modules load when they are used, see cli/shared/lazy.py
 FILES = sorted(file for package in MAY_USE for file in (ROOT / package).rglob("*.py"))
+
+
+@cache
+def parse(file: Path) -> ast.Module:
+    """Return the file's syntax tree."""
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
 def package(file: Path) -> str:
@@ -66,31 +78,33 @@ def loaded(file: Path) -> Iterator[Path]:
             yield from (path for path in found if path and not (path.name == "__init__.py" and found[1:]))
 
 
-def test_dvc_lists_the_code_that_each_stage_imports() -> None:
-    assert not list(problems())
+def test_code_of_a_stage_contains_what_computes_its_result(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with read_stage_code() as code:
+        modules = {stage: code.modules(stage).keys() for stage in STAGES}
+        digests = {stage: code.digest(stage) for stage in STAGES}
+    assert yaml.safe_load((ROOT / "code.yaml").read_text()) == digests, "run `make format`"
+    training = training_code(DenoiserPlan, ProcessConfig(), spec_of())
+    assert modules["train"] >= {name for name in training if " " not in name}  # without entries
+    report = {name.split(".")[1] for name in modules["report"]}
+    assert {"report", "choice", "protocol"} <= report
+    assert not {"sample", "analysis"} & report
+    sampling = sampling_code(SampleSettings(), artefact_of(spec_of()))
+    assert modules["sample"] >= {name for name in sampling if " " not in name}
 
 
-def test_stages_run_one_command_and_depend_on_the_plugins_of_their_sections() -> None:
+def test_stages_run_one_command_and_depend_on_their_code() -> None:
     stages = yaml.safe_load(GRAPH.read_text())["stages"]
-    deps = {
-        name: {dep for dep in stage["deps"] if dep.startswith("plugins/")} for name, stage in stages.items()
-    }
-    assert deps == {
-        "data": {ENTRIES, "plugins/data"},
-        "reference": {ENTRIES, "plugins/evaluate"},
-        "train": {ENTRIES, "plugins/model", "plugins/process", "plugins/train"},
-        "sample": {ENTRIES, "plugins/model", "plugins/process", "plugins/sample"},
-        "evaluate": {ENTRIES, "plugins/evaluate"},
-        "report": set(),
-    }
-    assert all((ROOT / dep).exists() for dep in set().union(*deps.values()))
+    assert list(stages) == ["code", *STAGES]
     assert all(stage["cmd"] == f"diffctl stage {name}" for name, stage in stages.items())
+    assert all({"code.yaml": [name]} in stages[name]["params"] for name in STAGES)
 
 
 def test_every_output_is_in_gitignore() -> None:
     stages = yaml.safe_load(GRAPH.read_text())["stages"]
     outs = [out for stage in stages.values() for key in ("outs", "plots") for out in stage.get(key, [])]
-    outs = [out for out in outs if out != {"metrics/scores.json": {"cache": False}}]  # in Git
+    in_git = ("metrics/scores.json", "code.yaml")
+    outs = [out for out in outs if out not in [{name: {"cache": False}} for name in in_git]]
     paths = [next(iter(out)) if isinstance(out, dict) else out for out in outs]
     paths = [path if Path(path).suffix else f"{path}/" for path in paths]
     command = ["git", "check-ignore", "--no-index", *paths]

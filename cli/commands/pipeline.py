@@ -1,7 +1,7 @@
 """The pipeline and its settings: `diffctl run`, `stage`, `use`, `set`, `check`, `schema`, `deploy`, `emit`.
 
-The `deps:` of a stage in dvc.yaml contain what its module in cli/stages/ imports from diffusion/. Its imports
-from cli/ and tracking/ only watch and record, so a change there makes nothing stale.
+The code of a stage is what its module in cli/stages/ imports from diffusion/ (flows/stage_code.py). What it
+imports from cli/ and tracking/ only watches and records, so a change there makes nothing stale.
 """
 
 import os
@@ -14,6 +14,7 @@ from cli.shared.command import Options, argument, begin, command, group, option,
 from cli.shared.options import JsonOptions, profile_names
 from cli.stages import (
     classifier_stage,
+    code_stage,
     context,
     data_stage,
     evaluate_stage,
@@ -62,6 +63,11 @@ class TrainingOptions(StageOptions):
 
     fresh: bool = option("Discard the saved state and train from scratch.")
     keep: bool = option("Resume although the code has changed.")
+
+
+@command(stage_app, lambda: code_stage.run_stage)
+class Code(Options):
+    """Digest the code of every stage: code.yaml, an input of the stages for DVC."""
 
 
 @command(stage_app, lambda: data_stage.run_stage)

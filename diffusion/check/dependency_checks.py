@@ -1,7 +1,7 @@
 """Checks of plugins and of the sweep's networks: whether they fit, and whether DVC detects their changes."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.network_files import check_networks, matching_snapshots
 from diffusion.system.errors import DiffctlError, UsageError
-from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, is_plugin, load_reference
+from diffusion.system.registry import PLUGINS, REGISTRIES, SLOW_IMPORTS, Registry, load_reference
 
 REFERENCE = re.compile(r"[\w.]+:[\w.]+")
 
@@ -27,40 +27,23 @@ def check_plugins(project: Project) -> Iterator[Finding]:
     for library in SLOW_IMPORTS:
         message = f"{PLUGINS}/__init__.py loads {library}, and every command loads that file"
         yield Finding("warning", PLUGINS, message, "import it only in modules that entries name")
-    deps = _dependencies()
     for registry in REGISTRIES:
         for name in registry.plugins:
-            yield from _check_entry(registry, name, deps)
+            yield _check_entry(registry, name)
 
 
-def _dependencies() -> dict[str, set[str]]:
-    """Return the dependencies of each stage of dvc.yaml."""
-    return {name: set(map(str, stage.get("deps") or ())) for name, stage in dvc_stages().items()}
-
-
-def _check_entry(registry: Registry[Any], name: str, deps: Mapping[str, set[str]]) -> Iterator[Finding]:
-    """Yield problems of an entry, or that it is one."""
+def _check_entry(registry: Registry[Any], name: str) -> Finding:
+    """Return whether the code that an entry names can be imported."""
     entry, subject = registry[name], f"{registry.key} {name}"
     values = [getattr(entry, one.name) for one in fields(entry)] if is_dataclass(entry) else []
     try:
         for value in values:
             if isinstance(value, str) and REFERENCE.fullmatch(value):
                 load_reference(value)
-        modules = module_digests(registry.module(name))
+        module_digests(registry.module(name))
     except UsageError as error:
-        yield Finding("error", PLUGINS, f"{subject}: {error}")
-        return
-    yield Finding("ok", PLUGINS, f"{subject}: {registry.module(name)}")
-    folder = f"{PLUGINS}/{registry.key.partition('.')[0]}"
-    needed = {"/".join(module.split(".")[:2]) for module in modules if is_plugin(module)}
-    for stage, listed in deps.items():
-        if folder in listed and (missing := sorted(needed - listed)):
-            message = f"{subject} imports {', '.join(missing)}, on which the stage {stage} does not depend"
-            remedy = f"move the code to {folder}, or add it to the deps of {stage} in {GRAPH}"
-            yield Finding("warning", PLUGINS, message, remedy)
-    if deps and needed and not any(folder in listed for listed in deps.values()):
-        message = f"{subject} is in {folder}, on which no stage depends"
-        yield Finding("warning", PLUGINS, message, f"add {folder} to deps in {GRAPH}")
+        return Finding("error", PLUGINS, f"{subject}: {error}")
+    return Finding("ok", PLUGINS, f"{subject}: {registry.module(name)}")
 
 
 def check_guides(project: Project) -> Iterator[Finding]:
@@ -68,7 +51,8 @@ def check_guides(project: Project) -> Iterator[Finding]:
     config = project.config
     cells = [cell_settings(config.sample, cell) for cell in grid(config.sample, config.sweep)]
     guided = [one for one in cells if one.needs_guide or one.has_classifier]
-    deps = _dependencies().get("sample")
+    stage = dvc_stages().get("sample")
+    deps = None if stage is None else set(map(str, stage.get("deps") or ()))
     for file in sorted({file for settings in guided for file in _files(settings)}):
         if deps is not None and not deps & {str(path) for path in (Path(file), *Path(file).parents)}:
             message = f"{file} is no dependency of the stage sample, so DVC does not detect its changes"

@@ -152,7 +152,9 @@ LACKING = ("reference", "train", "classifier", "sample", "evaluate", "report")  
 COMMANDS = {
     **dict.fromkeys(("deploy", "emit data-changed", "seeds"), Row(())),
     **{f"stage {name}": Row(()) for name in LACKING},
-    **dict.fromkeys(("down", "status", "check", "schema", "stage data", "prune"), Row(("no-such-argument",))),
+    **dict.fromkeys(
+        ("down", "status", "check", "schema", "stage code", "stage data", "prune"), Row(("no-such-argument",))
+    ),
     **dict.fromkeys(("sync", "history"), Row(("no-such-argument",), ())),
     **dict.fromkeys(("sweep", "nll", "serve", "playground"), Row(MODEL, RUN)),
     **dict.fromkeys(("show reverse", "show model"), Row(MODEL, RUN)),

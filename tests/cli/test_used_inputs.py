@@ -13,18 +13,23 @@ import pytest
 
 from cli.stages.used_inputs import InputsChanged, unchanged_inputs
 from diffusion.code_digest import module_digests, normalized_syntax
+from diffusion.data.data_config import SOURCES
 from diffusion.system.params import load_section
 from diffusion.system.registry import load_package, load_reference
 from diffusion.system.section import Section
+from flows.stage_code import write_stage_code
 
-ENTRIES = 'TABLE = {}\nTABLE["cube"] = "plugins.data.cube:SIDE"\n'
+ENTRIES = """
+from diffusion.data.data_config import SOURCES, SourceEntry
+SOURCES["cube"] = SourceEntry("plugins.data.cube:SIDE")
+"""
 FILES = {
     "params.yaml": "train: {seed: 1}\n",
     "plugins/__init__.py": ENTRIES,
     "plugins/data/cube.py": "SIDE = 3\n",
     "models/model.safetensors": "weights 1\n",
 }
-GRAPH = {"deps": ["models", "plugins/data", "missing"], "params": ["train"]}
+GRAPH = {"deps": ["models", "missing"], "params": ["train", {"code.yaml": ["data"]}]}
 
 
 class Train(Section):
@@ -33,21 +38,37 @@ class Train(Section):
     seed: int
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project with the stage `cook`, as the working directory, and without the plugins of this process."""
+def forget_plugins() -> None:
+    """Unload the plugins of this process, with their entry."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:
-        monkeypatch.delitem(sys.modules, name)
+        del sys.modules[name]
+    SOURCES.data.pop("cube", None)
+    module_digests.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is remembered of modules, for all tests."""
+    return tmp_path_factory.mktemp("facts") / "code.json"
+
+
+@pytest.fixture
+def project(tmp_path: Path, facts: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A project with the stage `data`, run by DVC, as the working directory, and its plugins alone."""
+    kept = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "plugins"}
+    forget_plugins()
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"cook": GRAPH}}))
+    monkeypatch.setenv("DVC_STAGE", "data")
+    monkeypatch.setattr("flows.stage_code.FACTS", facts)
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"data": GRAPH}}))
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    module_digests.cache_clear()
+    load_package(tmp_path)
+    write_stage_code()
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "plugins"]:
-        del sys.modules[name]
-    module_digests.cache_clear()
+    forget_plugins()
+    sys.modules.update(kept)
 
 
 def write(name: str, text: str) -> None:
@@ -60,7 +81,6 @@ def write(name: str, text: str) -> None:
 
 def use() -> tuple[int, int]:
     """Use every input, as a stage does after its start; return the values."""
-    load_package(Path.cwd())
     return load_section("train", Train).seed, load_reference("plugins.data.cube:SIDE")
 
 
@@ -68,7 +88,6 @@ def use() -> tuple[int, int]:
     ("name", "old", "new", "message"),
     [
         ("params.yaml", "seed: 1", "seed: 7", "train.seed 7 → 1"),
-        ("plugins/__init__.py", ":SIDE", ":EDGE", "plugins/__init__.py"),
         ("plugins/data/cube.py", "= 3", "= 4", "plugins/data/cube.py"),
         ("models/model.safetensors", "1", "2", "models/model.safetensors"),
     ],
@@ -79,8 +98,8 @@ def test_edit_that_was_used_and_undone_is_refused(
     os.utime(name, (1, 1))
     if name.endswith(".py"):
         py_compile.compile(name)  # keyed by time and size, which the edit keeps
-    refused = pytest.raises(InputsChanged, match=rf"cook ran \({message}\)")
-    with refused as caught, unchanged_inputs("cook"):
+    refused = pytest.raises(InputsChanged, match=rf"data ran \({message}\)")
+    with refused as caught, unchanged_inputs("data"):
         write(name, FILES[name].replace(old, new))
         used = use()
         write(name, FILES[name])
@@ -90,17 +109,30 @@ def test_edit_that_was_used_and_undone_is_refused(
     assert module_digests("plugins.data.cube") == {"plugins.data.cube": code[:16]}
 
 
+def test_code_that_differs_from_code_yaml_is_refused(project: Path) -> None:
+    refused = pytest.raises(InputsChanged, match=r"changed since code.yaml was written: run `dvc repro`")
+    for name, old, new in (("plugins/data/cube.py", "3", "4"), ("plugins/__init__.py", ":SIDE", ":EDGE")):
+        forget_plugins()
+        write(name, FILES[name].replace(old, new))
+        load_package(project)
+        write(name, FILES[name] if name.endswith("__init__.py") else FILES[name].replace(old, new))
+        with refused, unchanged_inputs("data"):
+            pass
+        write(name, FILES[name])
+    write_stage_code()
+    with pytest.raises(InputsChanged, match=r"data ran \(code.yaml\)"), unchanged_inputs("data"):
+        write("code.yaml", "data: '1'")
+
+
 def test_edits_that_were_not_used_or_change_no_result_are_accepted(project: Path) -> None:
     os.link("models/model.safetensors", "twice")
-    with unchanged_inputs("cook"):
+    with unchanged_inputs("data"):
         write("params.yaml", "train: {seed: 7}")
         write("plugins/data/cube.py", "SIDE = 4")
         write("params.yaml", FILES["params.yaml"])
-        write("plugins/data/cube.py", FILES["plugins/data/cube.py"])
+        write("plugins/data/cube.py", "# A comment.\nSIDE = 3")
         assert use() == (1, 3)
         write("params.yaml", "# A comment.\ntrain: {seed: 1}\nsample: {}")
-        write("plugins/data/cube.py", "# A comment.\nSIDE = 3")
-        write("plugins/__init__.py", f'TABLE = {{}}\nTABLE["new"] = 1\n{ENTRIES}')
-        Path("plugins/data/.cube.py.swp").touch()  # an editor's
         Path("models/.DS_Store").touch()
+        write("plugins/data/cube.py", "SIDE = 4")  # code.yaml has the digest of what was loaded
         os.link("twice", "thrice")  # as DVC links its cache in another clone

@@ -16,8 +16,7 @@ from diffusion.system.locks import holding_group
 from flows import clone
 from flows.prefect_server.deployments import AUTOMATIONS, FILE, read_automations, read_plan
 from flows.run_lock import LOCK, VARIABLE, hold_run_lock, join_run
-from tests.closure import ROOT
-from tests.conftest import diffctl, run_python, write_params
+from tests.conftest import ROOT, diffctl, run_python, write_params
 from tests.helpers.nightly import Nightly, nightly, post
 from tests.helpers.small import commit, git
 from tests.helpers.toy_project import processes_in, script

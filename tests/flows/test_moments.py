@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.dvc_stage import STAGES
+from flows.stage_code import STAGES
 from tests.conftest import ROOT, run_python
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import commit, own_code, small_project

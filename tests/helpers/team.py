@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.closure import ROOT
-from tests.conftest import command, environment
+from tests.conftest import ROOT, command, environment
 from tests.helpers.mlflow_server import free_port, running_server
 
 TEAM = ROOT / "deploy/team"

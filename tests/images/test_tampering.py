@@ -32,7 +32,8 @@ def edited(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(store, "LARGE", 0)
     (project / "runs").mkdir()
     config = with_model(project, sample={"num_images": 1000}, sweep=ONE_CELL)
-    write_cell(project / CELL, config, Cell(steps=50, eta=0.0))
+    own = read_artefact(MODEL).model_sha256
+    write_cell(project / CELL, config, Cell(steps=50, eta=0.0), model_sha256=own)
     copy_data(project)
     open_cells(config.sample, config.sweep, SAMPLES)
     for split in ("train", "test"):

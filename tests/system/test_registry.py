@@ -1,6 +1,5 @@
 """The package `plugins` of a project: entries in registries, errors in one sentence, names."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -143,24 +142,6 @@ def test_edits_of_an_entry_change_its_digest(write: Write, shapes: Registry[Entr
     assert first.keys() >= {"plugins.data.cube", "plugins.__init__ data.shape cube"}
     assert [code != first for code in codes[1:]] == list(EDITS.values())
     assert {name for name in first if first[name] != codes[3][name]} == {"plugins.__init__ data.shape cube"}
-
-
-@pytest.mark.parametrize("listed", [["plugins/data"], ["plugins/data", "plugins/model"], []])
-def test_check_warns_of_code_that_a_stage_does_not_depend_on(listed, write: Write, monkeypatch) -> None:
-    entry = 'SHAPES["bent"] = Entry("plugins.data.bent:A")'
-    root = write(entry, bent="from plugins.model.curve import A")
-    (root / "plugins/model").mkdir()
-    (root / "plugins/model/curve.py").write_text("A = 1")
-    (root / "dvc.yaml").write_text(json.dumps({"stages": {"data": {"deps": ["raw", *listed]}}}))
-    load_package(root)
-    monkeypatch.chdir(root)
-    findings = list(check_plugins(Project(None)))
-    assert findings[0] == ("ok", "plugins", "data.shape bent: plugins.data.bent", "", None)
-    messages = [finding.message for finding in findings[1:]]
-    if listed == ["plugins/data"]:
-        assert "imports plugins/model, on which the stage data does not depend" in messages[0]
-    else:
-        assert len(messages) == (0 if listed else 1)
 
 
 def test_check_reports_code_that_cannot_be_imported(write: Write, shapes: Registry[Entry]) -> None:
