@@ -56,17 +56,9 @@ def select_front(cells: Cells) -> list[FrontCell]:
     for nfe, value, name in sorted(points, key=lambda point: point[:2]):
         if not front or value < front[-1].value:
             affordable = [cell for cell in cells.values() if cell.nfe <= nfe]
-            metric = front_metric(cells[name])
-            front.append(
-                FrontCell(
-                    cell=name,
-                    nfe=nfe,
-                    metric=metric,
-                    value=value,
-                    of=len(affordable),
-                    optimism=optimism(affordable, metric),
-                )
-            )
+            metric, of = front_metric(cells[name]), len(affordable)
+            too_low = optimism(affordable, metric)
+            front.append(FrontCell(cell=name, nfe=nfe, metric=metric, value=value, of=of, optimism=too_low))
     return front
 
 

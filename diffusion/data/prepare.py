@@ -163,11 +163,7 @@ def _fill_all(
 
 
 def _write_stores(
-    out: Path,
-    config: DataConfig,
-    raw: RawData,
-    filled: Mapping[str, FilledSplit],
-    problems: Sequence[Problem],
+    out: Path, config: DataConfig, raw: RawData, filled: dict[str, FilledSplit], problems: list[Problem]
 ) -> None:
     """Write a store per split into `out`, and skipped.csv and duplicates.csv if there are any.
 

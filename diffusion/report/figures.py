@@ -144,12 +144,8 @@ def read_curve(path: Path) -> TrainingCurve:
         raise DiffctlError(f"{path} is no loss curve ({error}): make it with `diffctl stage train`") from None
     measured = ~np.isnan(columns.get(f"{VALIDATION}loss", np.full(len(rows), np.nan)))
     trained = ~(measured & np.isnan(columns["loss"]))  # a row may have validation losses only
-    return TrainingCurve(
-        columns["step"][trained],
-        columns["loss"][trained],
-        columns["step"][measured],
-        {name: columns[name][measured] for name in names},
-    )
+    steps, validation = columns["step"], {name: columns[name][measured] for name in names}
+    return TrainingCurve(steps[trained], columns["loss"][trained], steps[measured], validation)
 
 
 @figure_style()

@@ -51,12 +51,5 @@ def read_inputs(config: Config) -> ReportInputs:
         if changed := differing_fields([{field: card.get(field) for field in sampled}, sampled]):
             raise DiffctlError(f"{cell.name} has scores of other samples ({', '.join(changed)}): {again}")
     facts = read_checksummed_json(RUN, TrainingIdentity).facts if RUN.exists() else None
-    return ReportInputs(
-        config,
-        document,
-        cells,
-        open_store(PREPARED / "train", PreparedMeta),
-        open_store(PREPARED / "test", PreparedMeta),
-        read_curve(LOSS_CURVE),
-        facts,
-    )
+    train, test = (open_store(PREPARED / split, PreparedMeta) for split in ("train", "test"))
+    return ReportInputs(config, document, cells, train, test, read_curve(LOSS_CURVE), facts)

@@ -160,11 +160,7 @@ def write_reference(folder: Path, reference: Reference) -> None:
 
 
 def open_references(
-    path: Path,
-    extractors: Sequence[Extractor],
-    split: str,
-    prepared: Path | None = None,
-    limit: int | None = None,
+    path: Path, extractors: Sequence[Extractor], split: str, prepared: Path | None, limit: int | None
 ) -> list[Reference]:
     """Open the references of several spaces; errors as `open_reference`."""
     places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
