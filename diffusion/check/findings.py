@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from diffusion.config import Config
@@ -75,12 +76,9 @@ class Project:
     def is_trained(self) -> bool:
         """Whether model file and EMA snapshots are the result of this configuration on this machine."""
         train = self.config.train
-        snapshots = (
-            snapshot_path(AVERAGES, sigma_rel, step)
-            for sigma_rel in train.sigma_rels
-            for step in train.snapshot_steps()
-        )
-        if self.plan is None or not MODEL.is_file() or not all(path.is_file() for path in snapshots):
+        profiles = product(train.sigma_rels, train.snapshot_steps())
+        files = [MODEL, *(snapshot_path(AVERAGES, *profile) for profile in profiles)]
+        if self.plan is None or not all(path.is_file() for path in files):
             return False
         try:
             artefact = read_artefact(MODEL)

@@ -199,12 +199,9 @@ def _training(project: Project) -> list[Need]:
 def _samples(project: Project) -> list[Need]:
     """Return the space for shards, stores and DVC's copies of the cells that are not sampled."""
     config, meta = project.config, project.train_meta()
-    cells = [
-        cell
-        for cell in grid(config.sample, config.sweep)
-        if not (project.is_trained and (SAMPLES / cell.name).is_dir())
-    ]
-    size = len(cells) * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
+    cells = grid(config.sample, config.sweep)
+    left = sum(not (project.is_trained and (SAMPLES / cell.name).is_dir()) for cell in cells)
+    size = left * config.sample.num_images * int(meta["image_size"]) ** 2 * int(meta["channels"])
     return [("samples", CELL_RUNS, size), ("samples", SAMPLES, 2 * size)]
 
 

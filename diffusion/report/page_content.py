@@ -164,10 +164,9 @@ def _front(document: ScoresDocument, label: str) -> Figure:
 
 def _class_scores(inputs: ReportInputs) -> dict[str, str]:
     """Return by class the excess in the best cell, or the distance without a floor."""
-    scores = inputs.document.cells[inputs.document.best.cell].classes
-    values = {
-        name: entry.get("excess", entry[inputs.document.spec.distance]) for name, entry in scores.items()
-    }
+    document = inputs.document
+    scores = document.cells[document.best.cell].classes
+    values = {name: entry.get("excess", entry[document.spec.distance]) for name, entry in scores.items()}
     places = score_tables.decimals(list(values.values()))
     return {name: score_tables.number(value, places) for name, value in values.items()}
 

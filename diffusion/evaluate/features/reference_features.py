@@ -164,10 +164,8 @@ def open_references(
 ) -> list[Reference]:
     """Open the references of several spaces; errors as `open_reference`."""
     places = [path, *(path / extractor.spec.name for extractor in extractors[1:])]
-    return [
-        open_reference(place, extractor, split, prepared, limit)
-        for place, extractor in zip(places, extractors, strict=True)
-    ]
+    pairs = zip(places, extractors, strict=True)
+    return [open_reference(*pair, split, prepared, limit) for pair in pairs]
 
 
 def open_reference(
