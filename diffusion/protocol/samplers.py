@@ -127,7 +127,9 @@ class SamplerEntry(BuilderEntry, OptionsEntry):
     noise_option: str | None = None
 
 
-_EDM = "Karras et al. 2022 (2206.00364), alg. 1 and 2"
+_edm_sampler = partial(
+    SamplerEntry, noise_option="s_churn", source="Karras et al. 2022 (2206.00364), alg. 1 and 2"
+)
 _sde_sampler = partial(
     SamplerEntry,
     options="diffusion.protocol.samplers:SDEOptions",
@@ -142,19 +144,14 @@ SAMPLERS: Registry[SamplerEntry] = Registry(
         "ddim": SamplerEntry(
             "diffusion.sample.ddim:build", uses_eta=True, source="Song et al. 2020 (2010.02502), eq. 12"
         ),
-        "euler": SamplerEntry(
-            "diffusion.sample.euler:build_euler",
-            options="diffusion.protocol.samplers:ChurnOptions",
-            noise_option="s_churn",
-            source=_EDM,
+        "euler": _edm_sampler(
+            "diffusion.sample.euler:build_euler", options="diffusion.protocol.samplers:ChurnOptions"
         ),
         "euler-ancestral": _sde_sampler("diffusion.sample.euler:build_ancestral"),
-        "heun": SamplerEntry(
+        "heun": _edm_sampler(
             "diffusion.sample.euler:build_heun",
             nfe=lambda steps: 2 * steps - 1,
             options="diffusion.protocol.samplers:HeunOptions",
-            noise_option="s_churn",
-            source=_EDM,
         ),
         "dpm-solver++": SamplerEntry(
             "diffusion.sample.dpm_solver:build", source="Lu et al. 2022 (2211.01095), alg. 2"
