@@ -113,9 +113,10 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 def _by_folder(root: Path, listing: Listing, labels: str | None) -> tuple[Items, list[Problem]]:
     """Take classes from the first folder of a path, below the split's folder if there are such folders."""
-    splits = _split_folders(listing)
     counts = [count for _, count in listing.folders]
     heads = [prefix.partition("/") for prefix, _ in listing.folders]
+    tops = {top for top, _, _ in heads}  # folders of splits if all are; train may be alone
+    splits = tops if "train" in tops and tops <= SPLITS.keys() else set()
     in_test = np.repeat([SPLITS[top] == "test" for top, _, _ in heads], counts) if len(splits) > 1 else None
     class_of = [below.partition("/")[0] if splits else top for top, _, below in heads]  # "": outside one
     if labels == "none" or (labels is None and not any(class_of)):
@@ -147,12 +148,6 @@ def _warn_of_subfolders(root: Path, listing: Listing, depth: int) -> None:
         message = f"data.path: {root} has one class, {place.name}, which has sub-folders ({shown})"
         remedy = f"if these are the classes, set data.path to {place}"
         warnings.warn(printable(f"{message}: {remedy}"), DiffctlWarning, stacklevel=2)
-
-
-def _split_folders(listing: Listing) -> set[str]:
-    """Return the folders of splits if all images are in train or held-out folders; train may be alone."""
-    tops = {prefix.partition("/")[0] for prefix, _ in listing.folders}
-    return tops if "train" in tops and tops <= SPLITS.keys() else set()
 
 
 def _class_folders(root: Path, splits: set[str]) -> set[str]:
