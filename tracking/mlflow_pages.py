@@ -147,8 +147,12 @@ def samples_montage(document: ScoresDocument) -> bytes | None:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of texts; all columns but the first are right-aligned."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    """Return a Markdown table of texts; all columns but the first are right-aligned.
+
+    MLflow's page drops the alignment and leaves no space between columns, so cells begin with one.
+    """
+    lines = [[first, *(f"&emsp;{text}" for text in others)] for first, *others in (head, *rows)]
+    lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

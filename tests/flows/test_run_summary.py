@@ -47,9 +47,12 @@ def test_evaluated_has_a_row_per_score_with_its_interval() -> None:
     }
     first, _, *rows = evaluation_markdown(values).splitlines()
     assert first == "1,200 images of cell against digits, extractor an-extractor"
-    assert rows[2:] == ["| fd | 12.35 | 11 to 13.5 | 2.5 |", "| kd | 0.5 |  |  |"]
+    assert rows[2:] == [
+        "| fd | &emsp;12.35 | &emsp;11 to 13.5 | &emsp;2.5 |",
+        "| kd | &emsp;0.5 | &emsp; | &emsp; |",
+    ]
     del values["reference"]["floor"]  # type: ignore[attr-defined]
-    assert "| fd | 12.35 | 11 to 13.5 |  |" in evaluation_markdown(values)
+    assert "| fd | &emsp;12.35 | &emsp;11 to 13.5 | &emsp; |" in evaluation_markdown(values)
 
 
 @pytest.mark.slow

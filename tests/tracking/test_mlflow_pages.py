@@ -12,7 +12,7 @@ from tests.conftest import SMALL, write_params
 from tests.helpers.browser import NEEDS_CHROMIUM
 from tests.helpers.mlflow_server import MlflowServer
 from tests.helpers.prepared import copy_reference
-from tracking.mlflow_pages import comparison_link, experiment_link
+from tracking.mlflow_pages import comparison_link, experiment_link, run_link
 from tracking.runs.run_lookup import find_run, newest_experiment_link, read_identity, training_runs
 from tracking.spool.sender import deliver_all
 from tracking.store import connect
@@ -72,6 +72,12 @@ def test_experiment_page_lists_trainings_without_cells(trainings, browser):
     assert link == experiment_link(uri, experiment)
     text = shown(browser, link, *TRAININGS, "3 matching runs")
     assert "Diffusion models of digits" in text
+
+
+def test_description_has_space_between_the_columns_of_its_table(trainings, browser):
+    uri, (run, *_) = trainings
+    link = run_link(uri, connect(uri).get_run(run).info.experiment_id, run)
+    assert "\t\N{EM SPACE}excess\t" in shown(browser, link, "images a cell against")
 
 
 def test_compare_command_opens_mlflows_page_of_its_runs(trainings, browser, monkeypatch):

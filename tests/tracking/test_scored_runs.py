@@ -83,7 +83,7 @@ def test_best_cell_becomes_metrics_and_pages_get_descriptions():
     assert best == {f"best/{name}": value for name, value in wanted.items()}
     assert history(run_id, "best/kd_effnet_lite0_64") == [(0, 0.2)]
     note = run.data.tags[NOTE]
-    assert "| **10 steps, η = 0** | 200 | 175 | 0.2 |" in note
+    assert "| **10 steps, η = 0** | &emsp;200 | &emsp;175 | &emsp;0.2 |" in note
     experiment = connect().get_experiment(run.info.experiment_id)
     assert "*digits*" in experiment.tags[NOTE]
     assert experiment.tags["mlflow.experiment.primaryMetric.name"] == "best/kd_effnet_lite0_64"
