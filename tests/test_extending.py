@@ -175,18 +175,20 @@ def test_edit_of_a_plugin_changes_the_digests_of_what_uses_it(experiment: Path) 
 def test_edit_of_a_plugin_after_the_training_is_reported(experiment: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(experiment, tmp_path / "project")
 
-    def reports(file: str, old: str, new: str) -> list[str]:
+    def reports(file: str, old: str, new: str, *command: str) -> list[str]:
         (folder / file).write_text((folder / file).read_text().replace(old, new))
-        sample = ["-m", "cli.entry", "sample", "--num", "1", "--out", "x.png"]
-        done = run_python(folder, *sample, env=own_code(folder))
+        done = run_python(folder, "-m", "cli.entry", *command, env=own_code(folder))
         assert done.returncode == 0, done.stderr
         return [line for line in done.stderr.splitlines() if "was trained" in line]
 
-    assert reports("plugins/process/log_uniform.py", "0.01", "0.02") == []
-    (report,) = reports("plugins/model/tiny.py", "/ 1000", "/ 100")
+    sample, evaluate = ("sample", "--num", "1", "--out", "x.png"), ("stage", "evaluate")
+    assert reports("plugins/process/log_uniform.py", "0.01", "0.02", *sample) == []
+    edit = ("plugins/model/tiny.py", "/ 1000", "/ 100")
+    (report,) = reports(*edit, *sample)
     assert report.startswith(
         "diffctl: plugins/model/tiny.py changed after models/model.safetensors was trained"
     )
+    assert reports(*edit, *evaluate) == [report]
 
 
 OPTION_EDITS = {  # every file that a new sampling option touches: its declaration and its effect

@@ -11,7 +11,7 @@ from diffusion.code_digest import module_digests
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
 from diffusion.layout import AVERAGES, GRAPH, MODEL, SAMPLES, dvc_stages
-from diffusion.model.model_file import read_artefact
+from diffusion.model.model_file import read_artefact, warn_of_edited_plugins
 from diffusion.protocol.grid import cell_settings, grid
 from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.protocol.settings import SampleSettings
@@ -73,10 +73,11 @@ def check_samples(project: Project) -> Iterator[Finding]:
     """Check that every sampled cell is of the training in models/, of the model or an EMA profile."""
     if not MODEL.is_file():
         return
-    own, config = read_artefact(MODEL).model_sha256, project.config
+    artefact, config = read_artefact(MODEL), project.config
+    warn_of_edited_plugins(MODEL, artefact)
     for path in (SAMPLES / cell.name for cell in grid(config.sample, config.sweep)):
         meta = open_store(path, CellMeta, unverified=True).meta if path.is_dir() else {}
-        if meta and own != (meta.get("average_of") or meta["card"].get("model_sha256")):
+        if meta and artefact.model_sha256 != (meta.get("average_of") or meta["card"].get("model_sha256")):
             message = f"the images in {path} are of another training than {MODEL}"
             yield Finding("error", "samples", message, "make them again with `diffctl stage sample`")
 
