@@ -112,7 +112,7 @@ def test_the_last_setting_is_marked_on_the_cost_curve(page):
     make(page, 10)
     page.click("#tab-cost")
     shows(page, "#cost .finding", "NFE 8 per image")
-    shows(page, "#cost .finding", "steps8-eta1 of the sweep, fd_effnet_lite0_64 200.")
+    shows(page, "#cost .finding", "steps8-eta1 of the sweep, kd_effnet_lite0_64 0.2.")
     assert page.locator("#cost circle.chosen").count() == 1
     fill(page, guidance=2)
     page.press("#settings [name=guidance]", "Enter")
