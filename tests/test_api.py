@@ -150,6 +150,7 @@ def test_model_of_a_script_is_saved_for_the_commands(tmp_path, monkeypatch, invo
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_program_in_the_docs_samples_digits_of_their_classes(tmp_path, monkeypatch) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 

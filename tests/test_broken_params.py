@@ -136,7 +136,9 @@ def test_section_loads_if_other_sections_are_invalid(tmp_path: Path) -> None:
         load_section("evaluate", EvaluateConfig, path)
 
 
-MAX_BUILT = 3  # networks that `check` builds: to count weights, to count activations, and to try
+# Networks that `check` builds: of the model and of the classifier one to count weights, one to count
+# activations and one to try, and one to find the largest shard.
+MAX_BUILT = 7
 
 BASE = {**params(), "classifier": CLASSIFIER}
 
@@ -215,6 +217,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(UNet, "__init__", record_spec)
     step_memory.count_parameters.cache_clear()
     step_memory._counted_passes.cache_clear()
+    step_memory._largest_unit.cache_clear()
     return shapes
 
 

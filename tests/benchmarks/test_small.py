@@ -17,6 +17,7 @@ def test_benchmark_runs_and_prints_its_goals(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_numbers_are_those_of_torch_fidelity(capsys: pytest.CaptureFixture[str]) -> None:
     evaluation.main(small=True)
     found = re.search(r"largest relative difference: (\S+)", capsys.readouterr().out)

@@ -122,6 +122,7 @@ def ended(process: "subprocess.Popen[str]", others: list[psutil.Process]) -> str
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_training_resumes_sharded_or_with_another_number_of_processes(prepared: Path) -> None:
     """Previews and validation losses of a sharded training use gathered networks."""
     changes = {"steps": 120, "preview_every": 60, "val_every": 20}
