@@ -79,6 +79,7 @@ def kill_one_at_work() -> bool:
     return False
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_only_its_shard(project: Path, address: str, wanted: dict) -> None:
     on_ray(project, address)
     process = start_diffctl(project, "stage", "sample", env={"RAY_ADDRESS": ""})

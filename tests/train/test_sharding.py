@@ -133,6 +133,7 @@ def test_a_saved_state_is_loaded_as_rows_and_other_sizes_are_refused_on_all_rank
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ranks_train_like_one_process_and_resume_bitwise_equal(digits_store, tmp_path):
     """With three ranks and many buckets, where the order of summation matters, and tensors of one row.
 
