@@ -41,7 +41,7 @@ EVALUATE_RUN = Path("runs/evaluate/scores.json")  # the scores of the flow `eval
 MODEL_RUNS = Path("runs/models")  # models fetched from MLflow, by their file's SHA-256
 
 # What commands read: no output of a command replaces a file of these.
-READ: tuple[Path, ...] = (PARAMS, GRAPH, LOCK, Path(PLUGINS), Path(".git"), Path(".dvc"), RUNS)
+READ: tuple[Path, ...] = (PARAMS, GRAPH, LOCK, CODE, Path(PLUGINS), Path(".git"), Path(".dvc"), RUNS)
 READ += (PREPARED, REFERENCE, STARTS, MODEL, AVERAGES, RUN, LOSS_CURVE, CLASSIFIER, CLASSIFIER_CURVE)
 READ += (SAMPLES, SCORES, SUMMARY, SCORE_CURVES)
 
