@@ -68,12 +68,12 @@ def blocks(count: int) -> list[range]:
 
 def _read(path: Path, block: range, extractor: Extractor) -> Features | None:
     """Return the features in a file, None if it is missing or damaged."""
-    spec = extractor.spec
+    size = extractor.spec.features
     try:
         arrays = load(read_checksummed(path, name_in_folder(path)))
         features, logits = arrays["features"], arrays.get("logits")
-        if features.shape != (len(block), spec.features) or (logits is None) != (spec.score is None):
-            raise Corrupted(f"it holds {features.shape}, want {(len(block), spec.features)}")
+        if features.shape != (len(block), size):
+            raise Corrupted(f"it holds {features.shape}, want {(len(block), size)}")
         return Features(features, logits)
     except (FileNotFoundError, NotADirectoryError):
         return None

@@ -8,16 +8,18 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from safetensors.torch import save_file
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from diffusion.code_digest import code_digest
-from diffusion.evaluate.evaluate_config import EvaluateConfig
-from diffusion.evaluate.features.extractors import extract, load_extractor, read_weights
+from diffusion.evaluate.adhoc import open_inputs, score_images
+from diffusion.evaluate.evaluate_config import EvaluateConfig, Space
+from diffusion.evaluate.features.extractors import extract, load_extractor, read_weights, space_extractor
 from diffusion.evaluate.features.inception import _network
 from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores.scorer import Scorer
 from diffusion.protocol.extractors import EXTRACTORS, INCEPTION, INCEPTION_SPATIAL, default_extractor
 from diffusion.report.score_tables import short_names
-from diffusion.system.errors import DiffctlError, TemporaryError
+from diffusion.system.errors import DiffctlError, DiffctlWarning, TemporaryError
 from diffusion.system.files import sha256_file
 from tests.helpers.digits_sweep import real_digits
 from tests.helpers.file_server import serving
@@ -66,6 +68,58 @@ def test_inception_loads_from_a_path_with_the_right_hash(random_inception):
     assert extractor.weights_sha256 == sha256
     with pytest.raises(DiffctlError, match="does not hold the weights of inception-v3-compat"):
         load_extractor("inception-v3-compat", path)
+
+
+@pytest.fixture
+def changed_inception(random_inception, tmp_path):
+    """Return a function that stores the random weights with other tensors, None for a missing one."""
+
+    def change(**tensors):
+        state = {
+            **torch.load(random_inception[0]),
+            **{key.replace("__", "."): t for key, t in tensors.items()},
+        }
+        path = tmp_path / "changed.pth"
+        torch.save({name: part for name, part in state.items() if part is not None}, path)
+        return {"weights": path, "weights_sha256": sha256_file(path), "extractor": INCEPTION.name}
+
+    return change
+
+
+@pytest.mark.slow
+def test_inception_without_class_layer_gives_all_scores_but_the_inception_score(
+    random_inception, changed_inception, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DIFFCTL_CACHE", str(tmp_path / "cache"))
+    images = real_digits()[0][:4]
+    np.savez(tmp_path / "a.npz", arr_0=images[:2])
+    np.savez(tmp_path / "b.npz", arr_0=images[2:])
+    pair = open_inputs(tmp_path / "a.npz", tmp_path / "b.npz")
+    whole = {"weights": random_inception[0], "weights_sha256": random_inception[1]}
+    expected = score_images(pair, EvaluateConfig(extractor=INCEPTION.name, **whole))["scores"]
+    section = EvaluateConfig(
+        **changed_inception(fc__weight=torch.full((1008, 2048), torch.nan), fc__bias=None)
+    )
+    for _ in ("extracted", "from the cache"):
+        with pytest.warns(DiffctlWarning, match="no class layer: the Inception score is left out"):
+            scores = score_images(pair, section)["scores"]
+        assert scores == {name: value for name, value in expected.items() if name not in ("is", "is_std")}
+
+
+def test_damaged_weights_are_refused_when_they_are_loaded(changed_inception):
+    name = "Mixed_6b.branch1x1.conv.weight"
+    with pytest.raises(DiffctlError, match=rf"damaged: {name} has NaN"):
+        space_extractor(Space(**changed_inception(**{name: torch.full((192, 768, 1, 1), torch.nan)})))
+
+
+def test_folded_inception_equals_torch_fidelitys_network(random_inception):
+    path, sha256 = random_inception
+    plain = FeatureExtractorInceptionV3("plain", ["2048", "logits_unbiased"], str(path))
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    for ours, theirs in zip(
+        load_extractor(INCEPTION.name, path, sha256=sha256)(images), plain(images), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
 
 
 class Malicious:
@@ -125,7 +179,7 @@ def spatial(random_inception):
 def test_spatial_features_equal_the_map_of_the_full_network(random_inception, spatial):
     """`mixed_6/conv:0` is NHWC after ReLU; OpenAI's evaluator takes [..., :7]."""
     images = torch.randint(0, 256, (3, 3, 40, 40), dtype=torch.uint8)
-    whole, seen = _network(INCEPTION, ["2048"], random_inception[0].open("rb")), []
+    whole, seen = _network(INCEPTION, ["2048"], torch.load(random_inception[0])), []
     whole.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, made: seen.append(made.clone()))
     with torch.inference_mode():
         whole(images)

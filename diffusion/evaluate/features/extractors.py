@@ -61,7 +61,7 @@ class Extractor:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """uint8 (B, 3, H, W) → features (B, D) and logits (B, K) or None, float32 on the CPU."""
         with torch.inference_mode(), exact_float32():
-            features, logits = self.module(images.to(self.device))
+            features, logits = (*self.module(images.to(self.device)), None)[:2]
         return features.cpu(), None if logits is None else logits.cpu()
 
 
@@ -82,6 +82,8 @@ def load_extractor(
     except (RuntimeError, LookupError, ValueError, TypeError, ArithmeticError) as error:
         # a missing or misshapen tensor fails wherever the builder first uses it
         raise DiffctlError(f"the weights do not fit {name}: {first_line(error)}") from None
+    if wrong := next((key for key, part in module.state_dict().items() if not part.isfinite().all()), None):
+        raise DiffctlError(f"the weights of {name} are damaged: {wrong} has NaN or infinite values")
     device = torch.device(device)
     keep_freed_memory(device.type)
     return Extractor(spec, sha256 or spec.weights.sha256, module.eval().to(device), device)
