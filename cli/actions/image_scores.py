@@ -81,7 +81,7 @@ def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:
     takes = [name for name in names if extractor_spec(name).weights.url] or names[:1]
     if options.weights is not None and len({extractor_spec(name).weights for name in takes}) > 1:
         raise UsageError(f"--weights is a file of one network: score {' and '.join(takes)} one by one")
-    fields = ("batch_size", "prc_images", "prc_samples")
+    fields = ("batch_size", "prc_images", "prc_samples", "kid_subset_size")
     shared = {name: value for name in fields if (value := getattr(options, name)) is not None}
     weights = {"weights": options.weights, "weights_sha256": options.weights_sha256}
     given = ({"extractor": name, **shared, **(weights if name in takes else {})} for name in names)

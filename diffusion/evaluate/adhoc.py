@@ -215,7 +215,7 @@ def score_against_statistics(
         reference |= {"images": len(images), "images_digest": images.digest}
         scorer = Scorer(make_reference_of(loaded, real, of_real), section, loaded.device)
         scores |= scorer.scores_without_distance(features)
-        card |= neighbour_card(len(sample), len(images), scorer.most)
+        card |= neighbour_card(len(sample), len(images), scorer.limits)
     return {
         "images": _described(sample),
         "extractor": spec.name,

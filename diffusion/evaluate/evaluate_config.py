@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from diffusion.protocol.card import SUBSET_SIZE
 from diffusion.protocol.extractors import EXTRACTORS, MAX_SPACES
 from diffusion.protocol.paper_protocols import PROTOCOLS
 from diffusion.system.limits import MAX_COUNT, MAX_NEIGHBOURS
@@ -56,6 +57,7 @@ class EvaluateConfig(Section):
     None: all. `batch_size` is the number of images at a time, None for one that suits the device.
     `confidence_intervals` adds intervals to scores. At most `prc_images` images of each set are compared
     pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
+    `kid_subset_size` is the largest number of images in a subset of the kernel distance.
     `protocol` names a paper's protocol. It changes no score; `diffctl check` and the report list the
     mismatches.
     """
@@ -74,6 +76,7 @@ class EvaluateConfig(Section):
     protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
     prc_images: Neighbours = 10_000
     prc_samples: Neighbours | None = None
+    kid_subset_size: Annotated[int, Field(ge=2, le=MAX_NEIGHBOURS), NotBool] = SUBSET_SIZE
 
     @property
     def spaces(self) -> tuple[Space, ...]:

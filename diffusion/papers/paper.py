@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from diffusion.images.store_meta import CardValue
-from diffusion.protocol.card import SHARES, Card, protocol_card, statistics_card
+from diffusion.protocol.card import SHARES, Card, Limits, protocol_card, statistics_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.scores_document import CellScores
@@ -114,7 +114,7 @@ def card_fields() -> frozenset[str]:
     facts = dict.fromkeys(("name", "sha256", "source"), "")
     spec = next(iter(EXTRACTORS.values()))
     settings = {**SampleSettings.model_fields, **settings_card(SampleSettings())}
-    cards = protocol_card({}, 2, reference, spec, (2, 2)) | statistics_card({}, 2, facts, spec, "")
+    cards = protocol_card({}, 2, reference, spec, Limits(2, 2)) | statistics_card({}, 2, facts, spec, "")
     return frozenset({*FROM_SAMPLING, *settings, *cards})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion.protocol.extractors import COMMON, ExtractorSpec
 
@@ -10,7 +10,7 @@ Card = dict[str, Any]
 
 SEED = 2020  # torch-fidelity's own default: which images a subset or a split gets
 SUBSETS = 100  # of a kernel distance
-SUBSET_SIZE = 500  # at most
+SUBSET_SIZE = 500  # at most, by default
 GROUPS = 100  # random groups of images that estimate a score's errors
 IS_SPLITS = 10  # at most
 NEIGHBOUR = 3  # the k of precision and recall (Kynkäänniemi et al. 2019)
@@ -18,14 +18,21 @@ SHARES = ("precision", "recall", "density", "coverage")  # of neighbours, in an 
 WIDE_NEIGHBOUR = 5  # that of density and coverage (Naeem et al. 2020)
 
 
+class Limits(NamedTuple):
+    """The largest numbers of images: of both sets for neighbours, and of a kernel distance's subsets."""
+
+    samples: int
+    real: int
+    kid_subset: int = SUBSET_SIZE
+
+
 def protocol_card(
-    sampling: Card, num_images: int, reference: Mapping[str, Any], spec: ExtractorSpec, most: tuple[int, int]
+    sampling: Card, num_images: int, reference: Mapping[str, Any], spec: ExtractorSpec, limits: Limits
 ) -> Card:
     """Return the complete card of N images against a reference, a flat JSON dict.
 
     `sampling` is the images' part (their store's meta["card"]), empty for images of unknown origin.
-    `reference` is the meta of the reference, `spec` its extractor. `most` has the largest numbers of sampled
-    and of reference images for neighbours.
+    `reference` is the meta of the reference, `spec` its extractor.
     """
     count = reference["reference_count"]
     return {
@@ -35,7 +42,7 @@ def protocol_card(
         "image_size": reference["image_size"],
         **{key: reference.get(key) for key in SPLIT_FIELDS},
         **_extractor_card(spec, reference["weights_sha256"]),
-        **neighbour_card(num_images, count, most),
+        **neighbour_card(num_images, count, limits),
     }
 
 
@@ -51,16 +58,16 @@ def _extractor_card(spec: ExtractorSpec, weights_sha256: str) -> Card:
     }
 
 
-def neighbour_card(num_images: int, count: int, most: tuple[int, int]) -> Card:
+def neighbour_card(num_images: int, count: int, limits: Limits) -> Card:
     """Return the fields on subsets, splits and neighbours of N images and `count` real ones."""
     return {
-        "kid_subset_size": subset_size(num_images, count),
+        "kid_subset_size": subset_size(num_images, count, limits.kid_subset),
         "kid_subsets": SUBSETS,
         "is_splits": is_splits(num_images),
         "prc_neighbour": NEIGHBOUR,
         "coverage_neighbour": WIDE_NEIGHBOUR,
-        "prc_images": min(num_images, most[0]),
-        "prc_reference_images": min(count, most[1]),
+        "prc_images": min(num_images, limits.samples),
+        "prc_reference_images": min(count, limits.real),
         "subset_seed": SEED,
     }
 
@@ -101,9 +108,9 @@ def _short(value: Any) -> str:
     return f"{text[:12]}…" if len(text) == 64 else text  # a SHA-256
 
 
-def subset_size(count: int, reference_count: int) -> int:
-    """Return the images per subset: half of the smaller set, at least 2 and at most 500."""
-    return max(2, min(SUBSET_SIZE, count // 2, reference_count // 2))
+def subset_size(count: int, reference_count: int, most: int = SUBSET_SIZE) -> int:
+    """Return the images per subset: half of the smaller set, at least 2 and at most `most`."""
+    return max(2, min(most, count // 2, reference_count // 2))
 
 
 def is_splits(count: int) -> int:

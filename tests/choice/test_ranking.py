@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion.choice.ranking import CODE_VERSIONS, decide, outdated_best_cell
-from diffusion.protocol.card import PLUGIN_FIELDS, REAL_IMAGE_FIELDS, protocol_card
+from diffusion.protocol.card import PLUGIN_FIELDS, REAL_IMAGE_FIELDS, Limits, protocol_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.grid import settings_card
 from diffusion.protocol.settings import SampleSettings
@@ -95,5 +95,5 @@ def test_gate_fields_are_fields_of_a_card():
     names = ("name", "image_size", "extractor", "weights_sha256", "dtype")
     reference = {**dict.fromkeys(names, "x"), "reference_count": 10}
     sampling = {**settings_card(SampleSettings()), "sampling_torch": "2"}
-    card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], (10, 10))
+    card = protocol_card(sampling, 10, reference, EXTRACTORS["effnet-lite0-64"], Limits(10, 10))
     assert card.keys() >= CODE_VERSIONS.union(REAL_IMAGE_FIELDS) - {*PLUGIN_FIELDS}

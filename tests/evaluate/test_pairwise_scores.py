@@ -107,7 +107,7 @@ def test_precision_and_recall_are_of_as_many_images_as_the_section_has():
 
 
 def distance(a, b):
-    drawn = kernel.subsets(len(a), len(b))
+    drawn = kernel.subsets(len(a), len(b), subset_size(len(a), len(b)))
     return kernel_distance(Kernel(a, a), Kernel(a, b), drawn, own_sums(Kernel(b, b), drawn[1]))
 
 
@@ -124,6 +124,16 @@ def test_kernel_distance_equals_torch_fidelity(monkeypatch, count, real_count, w
     got = distance(a, b)
     assert got.mean() == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-6)
     assert got.std() == pytest.approx(want["kernel_inception_distance_std"], rel=1e-6)
+
+
+def test_kernel_distance_is_of_subsets_as_large_as_the_section_has():
+    real, sample = normal(0, 150), normal(1, 90)
+    for size in (60, 20):
+        scorer = Scorer(Reference(META, real, None), EvaluateConfig(kid_subset_size=size))
+        options = {"kid_subset_size": min(size, 45), "rng_seed": SEED, "verbose": False}
+        want = kid_features_to_metric(*map(torch.from_numpy, (sample, real)), **options)
+        got = scorer.scores(Features(sample))["kd_effnet_lite0_64"]
+        assert got == pytest.approx(want["kernel_inception_distance_mean"], rel=1e-5)
 
 
 def unbiased(x, y):

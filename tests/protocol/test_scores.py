@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffusion.protocol.card import differing_fields, protocol_card
+from diffusion.protocol.card import Limits, differing_fields, protocol_card
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.scores_document import (
     ScoresDocument,
@@ -132,7 +132,7 @@ def test_packed_errors_round_trip_as_float32() -> None:
 
 
 def test_card_contains_every_field_of_the_protocol():
-    card = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (1000, 1000))
+    card = protocol_card(SAMPLING, 500, REFERENCE, SPEC, Limits(1000, 1000))
     assert card == {
         **SAMPLING,
         **{field: REFERENCE[field] for field in ("extractor", "weights_sha256", "image_size")},
@@ -155,8 +155,12 @@ def test_card_contains_every_field_of_the_protocol():
         "torch_fidelity": version("torch-fidelity"),
         "evaluation": SPEC.evaluation,
     }
-    other = protocol_card(SAMPLING, 500, REFERENCE, SPEC, (400, 100))
-    assert differing_fields([card, other]) == {"prc_images": [500, 400], "prc_reference_images": [1000, 100]}
+    other = protocol_card(SAMPLING, 500, REFERENCE, SPEC, Limits(400, 100, 200))
+    assert differing_fields([card, other]) == {
+        "kid_subset_size": [250, 200],
+        "prc_images": [500, 400],
+        "prc_reference_images": [1000, 100],
+    }
 
 
 @given(st.lists(CARDS, min_size=1, max_size=4), st.sets(st.sampled_from("abcd")))

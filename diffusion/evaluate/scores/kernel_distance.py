@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.evaluate.features.extractors import FeatureArray
 from diffusion.evaluate.scores.jackknife import Interactions
 from diffusion.evaluate.scores.moments import Float, Rows, random_subset
-from diffusion.protocol.card import SEED, SUBSET_SIZE, SUBSETS, subset_size
+from diffusion.protocol.card import SEED, SUBSET_SIZE, SUBSETS
 
 COLUMNS = 5000  # images compared with each image for leave-one-out
 PAIRED = 1000  # images used for the interactions of pairs
@@ -27,10 +27,10 @@ CMMD_SCALE = 1000.0
 CMMD_BLOCK = 2048
 
 
-def subsets(count: int, reference_count: int) -> Rows:
-    """Return the rows of the subsets that torch-fidelity draws of sets of these sizes, (2, SUBSETS, size)."""
+def subsets(count: int, reference_count: int, size: int) -> Rows:
+    """Return the rows of the subsets of `size` that torch-fidelity draws of two sets, (2, SUBSETS, size)."""
     draw = np.random.RandomState(SEED)
-    drawn = np.empty((2, SUBSETS, subset_size(count, reference_count)), np.int64)
+    drawn = np.empty((2, SUBSETS, size), np.int64)
     for pair in zip(*drawn, strict=True):
         for rows, total in zip(pair, (count, reference_count), strict=True):
             rows[:] = draw.choice(total, len(rows), replace=False)  # allocates a full permutation

@@ -25,7 +25,7 @@ from diffusion.evaluate.scores.jackknife import grouped, image_errors
 from diffusion.evaluate.scores.moments import Float, Statistics, frechet_distance, inception_score, statistics
 from diffusion.evaluate.scores.precision_recall import Manifold, memorisation, overlap
 from diffusion.images.store import Labels
-from diffusion.protocol.card import SUBSETS, Card, protocol_card, statistics_fields
+from diffusion.protocol.card import SUBSETS, Card, Limits, protocol_card, statistics_fields, subset_size
 from diffusion.protocol.extractors import ExtractorSpec, extractor_spec
 
 Scores = dict[str, float]
@@ -40,8 +40,7 @@ SampleScores = tuple[Scores, dict[str, Float]]
 class Scorer:
     """Scores samples under the names of the reference's extractor, in exact float32.
 
-    The distance to `published` statistics is a further score. `most` has the largest numbers of samples and
-    of real images that are compared pairwise.
+    The distance to `published` statistics is a further score.
     """
 
     def __init__(
@@ -52,7 +51,8 @@ class Scorer:
         published: PublishedStatistics | None = None,
     ) -> None:
         self.reference, self.intervals = reference, section.confidence_intervals
-        self.most = section.prc_samples or section.prc_images, section.prc_images
+        samples = section.prc_samples or section.prc_images
+        self.limits = Limits(samples, section.prc_images, section.kid_subset_size)
         self.device = torch.device(device)
         self.spec: ExtractorSpec = extractor_spec(reference.meta["extractor"])
         self.published = published
@@ -62,7 +62,7 @@ class Scorer:
 
     def card(self, sampling: Card, num_images: int) -> Card:
         """Return the full card; `sampling` is the part that comes with the samples."""
-        card = protocol_card(sampling, num_images, self.reference.meta, self.spec, self.most)
+        card = protocol_card(sampling, num_images, self.reference.meta, self.spec, self.limits)
         published = {} if self.published is None else statistics_fields(self.published.facts)
         return card | plugin_card("extractor_plugins", extraction_code(self.spec)) | published
 
@@ -85,7 +85,7 @@ class Scorer:
         distance = frechet_distance(statistics(sample.features), self._statistics)
         scores = {spec.distance: distance, spec.limit: limit}
         errors = {} if by_image is None else {spec.distance: by_image}
-        manifold = Manifold(sample.features, self.most[0], self.device)
+        manifold = Manifold(sample.features, self.limits.samples, self.device)
         compared, compared_errors = self._compared(sample, manifold, has_errors)
         scores |= compared
         errors |= compared_errors
@@ -105,7 +105,7 @@ class Scorer:
     @exact_float32()
     def scores_without_distance(self, sample: Features) -> Scores:
         """Return the scores without a Fréchet distance, as next to one to published statistics."""
-        manifold = Manifold(sample.features, self.most[0], self.device)
+        manifold = Manifold(sample.features, self.limits.samples, self.device)
         scores, errors = self._compared(sample, manifold, self._has_errors(len(sample)))
         return scores | self._ends(scores, errors, len(sample))
 
@@ -131,7 +131,7 @@ class Scorer:
             return None
         sample = Features(heldout.features[shuffled(len(heldout))[:num_images]], heldout.logits)
         limit, _ = limit_and_errors(sample.features, self.target, False)
-        manifold = Manifold(sample.features, self.most[0], self.device)
+        manifold = Manifold(sample.features, self.limits.samples, self.device)
         scores: dict[str, Any] = {"num_images": num_images, "extrapolated": num_images > len(heldout)}
         scores |= {self.spec.distance: floor, self.spec.limit: limit}
         scores |= self._compared(sample, manifold, has_errors=False)[0]
@@ -193,7 +193,7 @@ class Scorer:
 
     @cached_property
     def _real_manifold(self) -> Manifold:
-        return Manifold(self.reference.features, self.most[1], self.device)
+        return Manifold(self.reference.features, self.limits.real, self.device)
 
     @cached_property
     def _real_classes(self) -> RealClasses | None:
@@ -209,5 +209,5 @@ class Scorer:
 
     def _draw(self, count: int) -> Any:
         real = self.reference.features
-        drawn = kernel.subsets(count, len(real))
+        drawn = kernel.subsets(count, len(real), subset_size(count, len(real), self.limits.kid_subset))
         return drawn, kernel.own_sums(kernel.Kernel(real, real), drawn[1])
