@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,9 @@ def _network(spec: ExtractorSpec, layers: Sequence[str], tensors: Mapping[str, T
     file = io.BytesIO()
     torch.save(tensors, file)
     file.seek(0)
-    network: nn.Module = FeatureExtractorInceptionV3(
-        spec.name, list(layers), feature_extractor_weights_path=file
-    )
-    for module in network.modules():
-        if hasattr(module, "bn"):
-            module.conv, module.bn = fuse_conv_bn_eval(module.conv, module.bn), nn.Identity()
-    return network.to(memory_format=torch.channels_last)
+    network: Any = FeatureExtractorInceptionV3(spec.name, list(layers), feature_extractor_weights_path=file)
+    for block in network.modules():
+        if hasattr(block, "bn"):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    module: nn.Module = network.to(memory_format=torch.channels_last)
+    return module
