@@ -19,14 +19,23 @@ if sys.platform == "darwin":  # operations that torch lacks for Apple GPUs run o
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 try:
-    from cli.main import main
+    from diffusion.project import enter_project
+
+    _started_in = enter_project()
+    from cli.main import main as _main  # choices of options include the names of plugins' entries
 except KeyboardInterrupt:  # of a plugin with signal handlers of its own
     sys.exit(128 + signal.SIGINT)
-except Exception as _error:  # the library's import raises a UsageError for a broken plugin
+except Exception as _error:  # a UsageError, such as for a broken plugin
     if not hasattr(_error, "exit_code"):
         raise
     print(f"diffctl: {_error}", file=sys.stderr)
     sys.exit(_error.exit_code)
+
+
+def main() -> None:
+    """Run the command of the command line."""
+    _main(_started_in)
+
 
 if __name__ == "__main__":
     main()

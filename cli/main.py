@@ -38,9 +38,10 @@ for panel, commands in PANELS:
     app.add_typer(commands)
 
 
-def main() -> None:
+def main(started_in: Path | None = None) -> None:
     """Run a command; an error of ours becomes one line on stderr and an exit code.
 
+    Paths of the command line are relative to the folder `started_in`, by default the working directory.
     A supervising process receives the outcome in the file that it names by an environment variable.
     """
     set_up_process()
@@ -48,7 +49,7 @@ def main() -> None:
     code, stop = 0, StopRequest()
     try:
         with interrupt_on_signal() as stop:
-            code = run_app(app, stop)
+            code = run_app(app, stop, started_in)
     except BaseException as error:
         outcome = outcome_of(error)
         if outcome.kind == "crashed" and stop.signal is not None:  # an error caused by the signal

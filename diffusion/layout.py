@@ -97,12 +97,3 @@ def dvc_stages() -> dict[str, dict[str, Any]]:
         return {name: dict(stage) for name, stage in stages.items()}
     except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError):
         return {}
-
-
-def refuse_subfolder() -> None:
-    """Raise UsageError if the working directory is inside a project and not its root."""
-    if PARAMS.exists():
-        return
-    for folder in Path.cwd().parents:
-        if (folder / PARAMS).is_file() and (folder / GRAPH).is_file():
-            raise UsageError(f"this is a folder of the project {folder}: run this there (`cd {folder}`)")

@@ -13,6 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import flows
+from diffusion.project import load_project
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
@@ -39,6 +40,7 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
             if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
                 raise DiffctlError(f"{clone} has commits that its upstream lacks: push or remove them")
             _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
+        load_project(clone)
     except DiffctlError as error:
         _log(str(error), logging.ERROR)  # Prefect shows only the exit code of a failed pull step
         raise

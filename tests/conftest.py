@@ -25,12 +25,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from diffusion.project import MARK, load_project
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
 from tests.helpers.invoke import invoke  # noqa: F401 (a fixture)
 from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parent.parent
+load_project(ROOT)
 
 # `make test` runs the fast profile, `make test-properties` the thorough one. tests/gpu needs neither.
 if find_spec("hypothesis"):
@@ -103,6 +105,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small params.yaml as the working directory; MLflow's store is inside it."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / MARK).parent.mkdir()
+    (tmp_path / MARK).touch()
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     write_params(tmp_path)

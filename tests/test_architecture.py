@@ -131,7 +131,7 @@ def test_help_loads_nothing_heavy(command: list[str], light: set[str], tmp_path:
 # own layer without cycles.
 LAYERS = (
     {"system"},
-    {"images", "downloads", "code_digest", "entry_code", "layout", "project_code"},
+    {"images", "downloads", "code_digest", "entry_code", "layout", "project", "project_code"},
     {"process"},
     {"model"},
     {"protocol"},

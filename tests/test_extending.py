@@ -33,6 +33,7 @@ EXPERIMENT: dict[str, dict[str, Any]] = {
     "evaluate": {"extractor": "pixels"},
 }  # fmt: skip
 STAGES = """
+import cli.entry
 from cli.main import app
 for stage in ("data", "reference", "train", "sample", "evaluate", "report"):
     app(["stage", stage], standalone_mode=False)
@@ -40,6 +41,7 @@ from tracking.registry.registered_models import register
 print(register().promoted)
 """
 CHECK = """
+import cli.entry
 from diffusion.check import check
 from diffusion.config import load
 for finding in check(load()):
@@ -54,6 +56,7 @@ print(len(model.predict([{"num": 2}])[0].images))
 DIGESTS_AFTER_EDITS = """
 import json, os, sys
 from pathlib import Path
+import cli.entry
 from diffusion.code_digest import code_digest
 from diffusion.config import load
 from diffusion.model.model_file import read_artefact

@@ -70,7 +70,7 @@ class Encode(CodeOptions):
     """Encode images as noise by DDIM inversion (η = 0). Also prints the error of the reconstruction."""
 
     out: Path = out_option("FILE.npz (codes) or .png (images, codes, reconstructions).", ".npz", ".png")
-    images: list[str] | None = argument("Files or numbers in the store. [default: first --num]")
+    images: list[str] | None = argument("Files or numbers in the store. [default: first --num]", paths=True)
     num: int = option("Number of images from the store.", "--num", "-n", min=1, max=MAX_HELD, default=16)
     klass: str | None = option("A class by name or number. [default: the image's]", "--class")
     batch_size: int = option("Images per forward pass.", min=1, max=MAX_BATCH, default=64)
@@ -80,8 +80,8 @@ class Encode(CodeOptions):
 class Interpolate(CodeOptions):
     """Interpolate between two images by slerp of their codes."""
 
-    first: str = argument("An image file, or a number in the store.")
-    second: str = argument("Another one.")
+    first: str = argument("An image file, or a number in the store.", paths=True)
+    second: str = argument("Another one.", paths=True)
     out: Path = out_option("FILE.png (one row) or .gif.", ".png", ".gif")
     frames: int = option("Number of images, both ends included.", min=2, max=MAX_FRAMES, default=9)
     klass: str | None = option("The class of all images. [default: of the nearer end, if any]", "--class")

@@ -113,10 +113,14 @@ class Use(Options):
     the changes with their sources.
     """
 
-    profile: str | None = argument("A name in profiles/, or a file.", autocompletion=profile_names)
+    profile: str | None = argument(
+        "A name in profiles/, or a file.", autocompletion=profile_names, paths=True
+    )
     force: bool = option("Overwrite unsaved edits.")
     init_from: str | None = option(
-        "Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.", metavar="MODEL"
+        "Initial weights: a file, MLflow run, champion[:DATA], version:N[:DATA] or none.",
+        metavar="MODEL",
+        paths=True,
     )
     protocol: str | None = option(
         "Follow a paper: adm, edm or ddim.", metavar="PAPER", autocompletion=lambda: list(PROTOCOLS)

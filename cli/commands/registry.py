@@ -50,7 +50,7 @@ class History(JsonOptions):
     """List the changes of the champion, newest last."""
 
 
-@command(runs_app, lambda: tracked_runs.show_runs, "reading the runs", name="", at_root=True)
+@command(runs_app, lambda: tracked_runs.show_runs, "reading the runs", name="")
 class Runs(JsonOptions):
     """List the trainings of this project and its MLflow, newest first."""
 
@@ -58,7 +58,7 @@ class Runs(JsonOptions):
     every: bool = option("Show all.", "--all")
 
 
-@command(runs_app, lambda: tracked_runs.reap_dead_runs, "looking for dead trainings", at_root=True)
+@command(runs_app, lambda: tracked_runs.reap_dead_runs, "looking for dead trainings")
 class Reap(JsonOptions):
     """Mark trainings without a process as KILLED in MLflow. Their logs are delivered first.
 
@@ -70,12 +70,12 @@ class Reap(JsonOptions):
     pending: int = option("Minutes until a pending run counts as crashed.", min=0, max=10_000, default=20)
 
 
-@command(app, lambda: tracked_runs.sync_runs, "looking for undelivered logs", at_root=True)
+@command(app, lambda: tracked_runs.sync_runs, "looking for undelivered logs")
 class Sync(JsonOptions):
     """Deliver logs that MLflow missed during an outage, each point once."""
 
 
-@command(app, lambda: project.prune_runs, "looking through runs/", at_root=True)
+@command(app, lambda: project.prune_runs, "looking through runs/")
 class Prune(JsonOptions):
     """List or remove files in runs/ that nothing needs.
 

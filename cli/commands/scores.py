@@ -23,7 +23,7 @@ class Evaluate(JsonOptions):
 
     path: Path | None = argument("Image folder, npz (arr_0) or store. [default with --paper: the sweep]")
     against: Path | None = option("Real images: likewise, prepared data, or statistics.")
-    paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.")
+    paper: str | None = option("Compare with a paper: adm, ddim, edm, or a YAML of its scores.", paths=True)
     extractor: list[Extractor] | None = option(
         "Feature extractor; repeatable. [default: by image size; inception for statistics]"
     )
@@ -85,7 +85,9 @@ class Compare(JsonOptions):
     confidence interval is marked as not significant. A row without intervals has no best.
     """
 
-    names: list[str] = argument("A run's id (or a prefix), its name, or a scores.json.", metavar="RUN")
+    names: list[str] = argument(
+        "A run's id (or a prefix), its name, or a scores.json.", metavar="RUN", paths=True
+    )
     metric: list[str] | None = option("Show only this score; repeatable.")
     html: Path | None = out_option(
         "Also write a page with curves and images.", kind=".html", flags=("--html",)
@@ -98,7 +100,7 @@ class Compare(JsonOptions):
             raise UsageError("compare needs two runs or more")
 
 
-@command(app, lambda: run_comparison.show_seeds, "reading the scores of the seeds", at_root=True)
+@command(app, lambda: run_comparison.show_seeds, "reading the scores of the seeds")
 class Seeds(JsonOptions):
     """Compare the scores of this training with those of other seeds in MLflow.
 

@@ -68,7 +68,7 @@ class Playground(ServerOptions):
     store: StorePath = None
 
 
-@command(app, lambda: services.start_servers, at_root=True)
+@command(app, lambda: services.start_servers)
 class Up(Options):
     """Start MLflow and Prefect on this machine, until `diffctl down`.
 
@@ -81,19 +81,19 @@ class Up(Options):
     )
 
 
-@command(app, lambda: services.stop_servers, at_root=True)
+@command(app, lambda: services.stop_servers)
 class Down(Options):
     """Stop the servers of `diffctl up` in this folder."""
 
 
-@command(app, lambda: services.show_status, at_root=True)
+@command(app, lambda: services.show_status)
 class Status(JsonOptions):
     """Show servers, scheduled runs, the last champion move, disk and undelivered metrics."""
 
     check_problems: bool = option("List problems and exit with 1 if there are any.", "--check")
 
 
-@command(app, lambda: services.open_ui, at_root=True)
+@command(app, lambda: services.open_ui)
 class Ui(Options):
     """Open the MLflow UI until Ctrl-C. If one runs already, only its address is printed."""
 

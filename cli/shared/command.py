@@ -17,22 +17,28 @@ from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_a
 import typer
 from typer.core import TyperGroup
 
-from diffusion.layout import check_output_file, refuse_subfolder
+from diffusion.layout import check_output_file
 from diffusion.system.errors import UsageError, printable
 
-# Keys in a field's metadata: the parameter for Typer, suffixes and kind of an output, a table of options.
-MAKE, SUFFIXES, KIND, TABLE = "make", "suffixes", "kind", "table"
+# Keys in a field's metadata: the parameter for Typer, whether a text may be a path, suffixes and kind of an
+# output, a table of options.
+MAKE, PATHS, SUFFIXES, KIND, TABLE = "make", "paths", "suffixes", "kind", "table"
 MAX_SUMMARY = 200  # characters of a command in the help of its group
 
 
-def option(help: str, *flags: str, default: Any = MISSING, **settings: Any) -> Any:
-    """Declare an option with settings of Typer. By default its flag is its name; a switch has no `--no-…`."""
-    return field(default=default, metadata={MAKE: partial(typer.Option, *flags, help=help, **settings)})
+def option(help: str, *flags: str, default: Any = MISSING, paths: bool = False, **settings: Any) -> Any:
+    """Declare an option with settings of Typer. By default its flag is its name; a switch has no `--no-…`.
+
+    With `paths` a text that is the path of an existing file or folder is used as a path.
+    """
+    make = partial(typer.Option, *flags, help=help, **settings)
+    return field(default=default, metadata={MAKE: make, PATHS: paths})
 
 
-def argument(help: str | None = None, *, default: Any = MISSING, **settings: Any) -> Any:
-    """Declare an argument with settings of Typer."""
-    return field(default=default, metadata={MAKE: partial(typer.Argument, help=help, **settings)})
+def argument(help: str | None = None, *, default: Any = MISSING, paths: bool = False, **settings: Any) -> Any:
+    """Declare an argument with settings of Typer; `paths` as in `option`."""
+    make = partial(typer.Argument, help=help, **settings)
+    return field(default=default, metadata={MAKE: make, PATHS: paths})
 
 
 def out_option(
@@ -46,9 +52,12 @@ def out_option(
     return field(default=default, metadata={MAKE: make, SUFFIXES: suffixes, KIND: kind})
 
 
-def option_table(types: Mapping[str, Any]) -> Any:
-    """Declare a dict of options that are None unless given, by their names and annotated types."""
-    return field(default_factory=dict, metadata={TABLE: types})
+def option_table(types: Mapping[str, Any], paths: Sequence[str] = ()) -> Any:
+    """Declare a dict of options that are None unless given, by their names and annotated types.
+
+    The values of `paths` may be paths, as in `option`.
+    """
+    return field(default_factory=dict, metadata={TABLE: types, PATHS: paths})
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(option, argument, out_option, option_table))
@@ -62,7 +71,6 @@ class Options:
 
     body: ClassVar[Callable[[], Callable[[Any], None]]]
     message: ClassVar[str]
-    at_root: ClassVar[bool]
 
     def __init_subclass__(cls) -> None:
         if any(isinstance(one, Field) and KIND in one.metadata for one in vars(cls).values()):
@@ -89,8 +97,6 @@ class Options:
                     raise UsageError(f"{flag} {printable(out)}: give a file that ends in {ends}")
                 kind = out.suffix if suffixes else one.metadata[KIND]
                 check_output_file(out, flag, "" if getattr(self, "force", False) else kind)
-        if self.at_root:
-            refuse_subfolder()
         begin(self.message, silent=getattr(self, "as_json", False))
         type(self).body()(self)
 
@@ -111,17 +117,15 @@ def command(
     message: str = "",
     *,
     name: str | None = None,
-    at_root: bool = False,
     hidden: bool = False,
 ) -> Callable[[type[Command]], type[Command]]:
     """Add a command to the app, by default under the name of its class; an empty name is the group itself.
 
     `body` returns the function that carries it out, and `message` is printed before its module is loaded.
-    With `at_root` the command is refused in a subfolder of a project, where it would use other databases.
     """
 
     def declare(options: type[Command]) -> type[Command]:
-        options.body, options.message, options.at_root = body, message, at_root
+        options.body, options.message = body, message
         called = options.__name__.lower() if name is None else name
         add = app.command(called, hidden=hidden) if called else app.callback()
         add(_callback_of(options))
@@ -159,17 +163,38 @@ def _callback_of(options: type[Options]) -> Callable[..., None]:
     def run(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is not None:
             return
-        for name, value in values.items():
-            if isinstance(value, Path):  # a shell leaves `~` as it is in quotes and in `--out=~/x`
-                values[name] = Path(os.path.expanduser(value))
+        relative = partial(_user_path, folder=context.obj or Path.cwd())
         for one in fields(options):
+            paths, source = one.metadata.get(PATHS) or (), context.get_parameter_source(one.name)
             if table := one.metadata.get(TABLE):
-                values[one.name] = {name: values.pop(name) for name in table}
+                own = {name: values.pop(name) for name in table}
+                values[one.name] = {name: relative(own[name], texts=name in paths) for name in table}
+            elif source is not None and source.name != "DEFAULT":
+                values[one.name] = relative(values[one.name], texts=bool(paths))
         options(**values).run()
 
     run.__signature__ = inspect.Signature(_parameters(options))  # type: ignore[attr-defined]
     run.__doc__ = options.__doc__
     return run
+
+
+def _user_path(value: Any, folder: Path, texts: bool) -> Any:
+    """Return a path relative to `folder` as one relative to the working directory, or absolute.
+
+    With `texts` a text is such a path if it names an existing file. Other values are returned as they are.
+    """
+    if isinstance(value, list):
+        return [_user_path(each, folder, texts) for each in value]
+    if not isinstance(value, Path) and not (texts and isinstance(value, str)):
+        return value
+    path = Path(value).expanduser()  # a shell leaves `~` as it is in quotes and in `--out=~/x`
+    if folder != Path.cwd():
+        path = folder / path
+        if path.is_relative_to(Path.cwd()) and ".." not in path.parts:
+            path = path.relative_to(Path.cwd())
+    if isinstance(value, Path):
+        return path
+    return str(path) if os.path.exists(path) else value
 
 
 def _parameters(options: type[Options]) -> list[inspect.Parameter]:

@@ -72,7 +72,7 @@ class ProfileOptions(ModelOptions):
     """The options that select a model, or else a configuration."""
 
     profile: str | None = option(
-        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names
+        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names, paths=True
     )
 
     def __post_init__(self) -> None:
@@ -84,7 +84,8 @@ class ProfileOptions(ModelOptions):
 def sampling_options(names: Iterable[str] = SAMPLING_OPTIONS) -> Any:
     """Declare these sampling options of the command line as a dict of their values."""
     options = SAMPLING_OPTIONS.values()
-    return option_table({one.name: _option(one) for one in options if one.cli and one.name in names})
+    types = {one.name: _option(one) for one in options if one.cli and one.name in names}
+    return option_table(types, paths=["guide"])
 
 
 def axis_options() -> Any:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 import typer
 
@@ -63,11 +64,14 @@ def _show_unraisable(unraisable: "sys.UnraisableHookArgs", /) -> None:
         sys.__unraisablehook__(unraisable)
 
 
-def run_app(app: typer.Typer, stop: StopRequest) -> int:
-    """Run the command of the command line and return its exit code; a closed pipe is no error."""
+def run_app(app: typer.Typer, stop: StopRequest, started_in: Path | None = None) -> int:
+    """Run the command of the command line and return its exit code; a closed pipe is no error.
+
+    `started_in` is the folder that its paths are relative to; None for the working directory.
+    """
     code = 0
     try:
-        app()
+        app(obj=started_in)
     except BrokenPipeError:
         _discard()
     except SystemExit as end:  # typer ends by itself on these two

@@ -13,8 +13,8 @@ plugins/__init__.py adds one, whose code is in plugins/<section>/ and is importe
 
     SOURCES["rings"] = SourceEntry("plugins.data.rings:Rings")
 
-The module `diffusion/__init__.py` calls `load_plugins` before any other module of the library is imported. So
-every process has the same entries: commands, ranks, workers and registered models.
+Plugins are loaded by an explicit step before entries are used: by `diffusion/project.py` for commands, ranks
+and workers, and by a registered model from its archive. Importing the library executes no code of a project.
 """
 
 import difflib
@@ -93,19 +93,11 @@ REGISTRIES: list[Registry[Any]] = []
 """All registries whose modules are imported."""
 
 
-def load_plugins() -> None:
-    """Import the package `plugins` next to params.yaml in the working directory, if there is one.
-
-    A registered model has its own in its archive. UsageError names the file, the line and the error.
-    """
-    if ARCHIVE.is_file():
-        load_package(ARCHIVE)
-    elif Path("params.yaml").is_file():
-        load_package(Path.cwd())
-
-
 def load_package(root: Path) -> None:
-    """Import the package `plugins` of the folder or archive `root`, if there is one."""
+    """Import the package `plugins` of the folder or archive `root`, if there is one.
+
+    UsageError names the file, the line and the error.
+    """
     spec = SourceFinder.find_spec(PLUGINS, [str(root)])
     if spec is None or spec.loader is None or spec.origin is None:
         if any((root / PLUGINS).glob("**/*.py")):

@@ -58,6 +58,7 @@ BROKEN = {
 SCRIPT = """
 import sys
 from pathlib import Path
+import cli.entry
 from cli.main import app
 from diffusion.check import preflight
 from diffusion.config import load

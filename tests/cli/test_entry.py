@@ -64,7 +64,7 @@ def test_plugin_that_ends_the_process_fails_the_command(project, entries, argume
 QUIET = """
 import cli.main
 
-def work():
+def work(obj):
     import logging, warnings
     import matplotlib.figure, matplotlib.font_manager
     logging.getLogger("some.library").warning("for developers")
@@ -92,7 +92,7 @@ REGISTERING = """
 import atexit
 from cli import main
 app = main.app
-main.app = lambda: (atexit.register(print, "at the end", file=sys.stderr), app())
+main.app = lambda obj: (atexit.register(print, "at the end", file=sys.stderr), app())
 main.main()
 """
 

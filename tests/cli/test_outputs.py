@@ -116,7 +116,7 @@ def fail(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception
     """Let a command fail with an error; return its exit code and output."""
 
     def fail(error: Exception) -> Result:
-        def app() -> None:
+        def app(obj: object) -> None:
             raise error
 
         monkeypatch.setattr(main, "app", app)

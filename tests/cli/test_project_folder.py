@@ -11,8 +11,10 @@ import pytest
 
 from cli.stages.context import share_runs
 from diffusion.layout import MODEL, home
+from diffusion.project import MARK, find_project
 from tests.conftest import ROOT, command, diffctl, environment, run_python
 from tests.helpers.invoke import Invoke, assert_refused
+from tests.helpers.networks import small_model
 from tests.helpers.prefect_home import recorded, with_database
 from tests.helpers.small import git, own_code, small_project
 from tests.helpers.toy_project import processes_in
@@ -75,13 +77,67 @@ def test_project_with_other_code_than_the_installed_one_is_refused(tmp_path: Pat
     assert done.stderr.count("\n") == (1 if code else 0)
 
 
-@pytest.mark.parametrize("command", ["runs reap", "sync", "status", "up", "down", "ui", "prune", "seeds"])
-def test_command_of_the_project_is_refused_in_a_subfolder(repository, invoke, monkeypatch, command) -> None:
-    folder = repository / "notebooks"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    assert_refused(invoke(*command.split()), str(repository))
-    assert not list(folder.iterdir())
+FOREIGN = {"params.yaml": "lr: 0.1", "plugins/__init__.py": "raise SystemExit('run')"}
+OURS = {"dvc.yaml": "stages: {data: {cmd: diffctl stage data}}"}
+
+
+def write_files(folder: Path, files: dict[str, str]) -> Path:
+    """Write the files into the folder."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "root"),
+    [
+        ({}, None),
+        (FOREIGN, None),
+        ({"a/dvc.yaml": "stages: {}", str(MARK): ""}, None),
+        ({str(MARK): ""}, "."),
+        ({f"a/{MARK}": "", str(MARK): ""}, "a"),
+        (OURS | FOREIGN, "."),
+        ({f"a/{name}": text for name, text in OURS.items()} | {str(MARK): ""}, "a"),
+    ],
+)
+def test_project_is_the_nearest_folder_with_a_mark_or_our_stages(tmp_path: Path, files, root) -> None:
+    below = write_files(tmp_path, files) / "a/b"
+    below.mkdir(parents=True, exist_ok=True)
+    found = find_project(below)
+    assert found == (root and (tmp_path / root).resolve())
+
+
+def test_code_of_a_folder_that_is_no_project_is_not_run(tmp_path: Path) -> None:
+    write_files(tmp_path, FOREIGN)
+    assert run_python(tmp_path, "-P", "-c", "import diffusion.api").returncode == 0
+    assert diffctl(tmp_path, "--help", env={"PYTHONSAFEPATH": "1"}).returncode == 0
+
+
+NOTEBOOK = """
+from diffusion.protocol.samplers import SAMPLERS
+from diffusion.project import load_project
+print(load_project(), SAMPLERS.plugins)
+"""
+PLUGIN = """
+from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
+SAMPLERS["mine"] = SamplerEntry("plugins.sample.mine:build")
+"""
+
+
+def test_commands_and_notebooks_work_in_a_subfolder(project: Path) -> None:
+    """Paths of the user are relative to where the user is; defaults and plugins are those of the project."""
+    folder = write_files(project, {"plugins/__init__.py": PLUGIN, "notebooks/.keep": ""}) / "notebooks"
+    small_model(project / "model.safetensors")
+    arguments = ["sample", "--model", "../model.safetensors", "--num", "1", "--steps", "1", "--out", "x.png"]
+    done = diffctl(folder, *arguments)
+    assert (done.returncode, (folder / "x.png").is_file()) == (0, True), done.stderr
+    assert "mine" in diffctl(folder, "sample", "--help").stdout
+    assert diffctl(folder, "ema", "--sigma-rel", "0.1").stderr.startswith("diffctl: models/ema ")
+    assert json.loads(diffctl(folder, "runs", "--json").stdout) == []
+    assert [path.name for path in folder.iterdir()].count("mlflow.db") == 0
+    found = run_python(folder, "-c", NOTEBOOK).stdout
+    assert found.strip() == f"{project.resolve()} ['mine']"
 
 
 def test_temporary_folder_uses_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

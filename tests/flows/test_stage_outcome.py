@@ -47,7 +47,7 @@ def interrupted() -> None:
 def test_a_failure_is_written_and_its_path_is_not_inherited(tmp_path, monkeypatch, work, outcome) -> None:
     inherited: list[str | None] = []
 
-    def app() -> None:
+    def app(obj: object) -> None:
         inherited.append(os.environ.get(VARIABLE))
         work()
 

@@ -9,7 +9,7 @@ from tests.conftest import ROOT, write_params
 
 COPIED = (
     "cli", "diffusion", "flows", "plugins", "serving", "tracking", "profiles", "deploy",
-    "dvc.yaml", "code.yaml", "prefect.yaml", ".dvc", ".gitignore",
+    "dvc.yaml", "code.yaml", "prefect.yaml", ".diffctl", ".dvc", ".gitignore",
 )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ behaviour = Path(f"be-{stage}")
 def fail(error):  # like `diffctl stage`
     import cli.main
 
-    def work():
+    def work(obj):
         raise error
 
     cli.main.app = work

@@ -32,7 +32,11 @@ from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.sample.sampler import NonFiniteError
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
+from diffusion.system.registry import load_package
 from diffusion.system.section import validate
+
+if CODE.is_file():
+    load_package(CODE)  # the plugins that the model was trained with
 
 MAX_IMAGES = 64  # of one request: the scoring server gives up after 60 seconds
 MAX_NAME = 100  # characters of an option's value

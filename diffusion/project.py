@@ -1,0 +1,67 @@
+"""The project: its folder, found from the working directory upwards, and its plugins.
+
+A project's mark is .diffctl/project.yaml, which Git tracks. A project of an earlier version has none: it is
+found by the stages in its dvc.yaml.
+"""
+
+import os
+from pathlib import Path
+
+from diffusion.project_code import check_project_code
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.registry import load_package, plugins_root
+
+MARK = Path(".diffctl/project.yaml")
+GRAPH = "dvc.yaml"
+OUR_STAGE = b"cmd: diffctl stage "
+
+
+def find_project(start: Path) -> Path | None:
+    """Return the nearest project at or above an absolute folder; None without one.
+
+    A folder with a dvc.yaml ends the search: a copy by `dvc exp run --temp`, inside a project, is one itself.
+    """
+    for folder in (start, *start.parents):
+        if (folder / MARK).is_file():
+            return folder
+        if (graph := folder / GRAPH).is_file():
+            return folder if OUR_STAGE in graph.read_bytes() else None
+    return None
+
+
+def load_project(start: Path | str = ".") -> Path:
+    """Find the project at or above a folder, load its plugins, and return its folder.
+
+    UsageError without a project there, for a broken plugin, for a project with other code of diffctl than
+    the imported code, and if this process has loaded the plugins of another project.
+    """
+    folder = Path(start).expanduser().resolve()
+    root = find_project(folder)
+    if root is None:
+        raise UsageError(f"{printable(folder)} is in no project: give the folder of one, with {MARK} in it")
+    loaded = plugins_root()
+    if loaded not in (None, root):
+        raise UsageError(f"the plugins of {loaded} are loaded: use another process for the project {root}")
+    check_project_code(root)
+    load_package(root)
+    return root
+
+
+def enter_project() -> Path:
+    """Load the project at or above the working directory, if any, and change into it.
+
+    Return the earlier working directory, which paths of the command line are relative to.
+    """
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise UsageError("the working directory was removed: change into another one") from None
+    if find_project(here) is not None:
+        os.chdir(load_project(here))
+    return here
+
+
+def load_worker_project(root: str) -> None:
+    """Load the plugins of a project in a worker process of Ray, on a machine that has its folder."""
+    if Path(root).is_dir() and find_project(Path(root)) is not None:
+        load_project(root)
