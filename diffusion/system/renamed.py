@@ -1,7 +1,7 @@
 """Fields that had another name in an earlier version: old keys are refused in params.yaml, read elsewhere.
 
-`refuse_renamed` names the new key of an old one in params.yaml. `translate` gives a stored document its new
-keys, `translate_names` does so for flat names, as MLflow has them.
+`refuse_renamed` names the new key of an old one in params.yaml, `rename_keys` writes it there. `translate`
+gives a stored document its new keys, `translate_names` does so for flat names, as MLflow has them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,13 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
+from ruamel.yaml import YAML
+
 from diffusion.system.errors import UsageError
 
 DocumentKind = Literal["params", "model", "store", "scores", "tags", "metrics"]
 Value = TypeVar("Value")
+FIELDS = ["search", "fields"]  # its keys are dotted names
 
 # Its old parent key and a key → the key's new name. The parent of a document's own keys is its kind, that of
 # the entries of a list is the list's key.
@@ -59,9 +62,25 @@ def translate_names(kind: DocumentKind, values: Mapping[str, Value]) -> dict[str
 
 def refuse_renamed(values: Any, origin: str) -> None:
     """Raise UsageError if the sections of a params file, or its search, use an old key."""
-    renames = [f"{old} was renamed, write {_translated_name('params', old)}" for old in _old_keys(values)]
+    names = [path[-1] if list(path[:-1]) == FIELDS else ".".join(path) for path in _old_keys(values)]
+    renames = [f"{old} was renamed, write {_translated_name('params', old)}" for old in names]
     if renames:
         raise UsageError(f"{origin}: {'; '.join(renames)}")
+
+
+def rename_keys(text: str) -> str:
+    """Return the YAML of a params file with today's keys; comments and layout stay as they are."""
+    values, lines = YAML().load(text), text.splitlines(keepends=True)
+    places = []
+    for *path, old in _old_keys(values):
+        mapping = values
+        for key in path:
+            mapping = mapping[key]
+        new = _translated_name("params", old if path == FIELDS else ".".join([*path, old]))
+        places.append((*mapping.lc.key(old), old, new if path == FIELDS else new.rpartition(".")[2]))
+    for line, column, old, new in sorted(places, reverse=True):  # so that columns stay valid
+        lines[line] = lines[line][:column] + lines[line][column:].replace(old, new, 1)
+    return "".join(lines)
 
 
 def _translated_name(kind: DocumentKind, name: str) -> str:
@@ -71,12 +90,11 @@ def _translated_name(kind: DocumentKind, name: str) -> str:
     return ".".join(KEYS.get(pair, pair[1]) for pair in pairwise([kind, *name.split(".")]))
 
 
-def _old_keys(values: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield the old keys, and the old names among the fields that a search varies."""
+def _old_keys(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of old keys, and of old names among the fields that a search varies."""
     for key, value in values.items() if isinstance(values, Mapping) else ():
         here = (*path, str(key))
-        if here[-2:] in KEYS:
-            yield ".".join(here)
-        elif path == ("search", "fields") and _translated_name("params", str(key)) != str(key):
-            yield str(key)
+        is_field = list(path) == FIELDS
+        if here[-2:] in KEYS or (is_field and _translated_name("params", str(key)) != str(key)):
+            yield here
         yield from _old_keys(value, here)

@@ -3,7 +3,8 @@
 import pytest
 
 from diffusion.system.errors import UsageError
-from diffusion.system.renamed import refuse_renamed, translate, translate_names
+from diffusion.system.params import parse_yaml
+from diffusion.system.renamed import refuse_renamed, rename_keys, translate, translate_names
 
 
 def test_keys_of_a_document_are_translated_at_their_own_place_only():
@@ -50,3 +51,28 @@ def test_flat_names_are_translated(kind, old, new):
 def test_an_old_key_of_params_is_refused_with_its_new_name(values, old, new):
     with pytest.raises(UsageError, match=f"here: .*{old} was renamed, write {new}"):
         refuse_renamed(values, "here")
+
+
+OLD = """# course: a comment
+train:
+  lr: {course: cosine, rate: 0.002}  # the course
+  averages:  # averages
+    widths: [0.1]
+  steps: 5
+search: {fields: {train.lr.course: [a, b], "evaluate.also": [[]], train.steps: [1]}}
+"""
+NEW = """# course: a comment
+train:
+  lr: {schedule: cosine, rate: 0.002}  # the course
+  ema_profiles:  # averages
+    sigma_rel: [0.1]
+  steps: 5
+search: {fields: {train.lr.schedule: [a, b], "evaluate.extra_extractors": [[]], train.steps: [1]}}
+"""
+
+
+def test_keys_of_a_params_file_are_renamed_and_nothing_else():
+    with pytest.raises(UsageError, match=r"train.averages.widths .*; evaluate.also was renamed"):
+        refuse_renamed(parse_yaml(OLD), "params.yaml")
+    assert rename_keys(OLD) == rename_keys(NEW) == NEW
+    refuse_renamed(parse_yaml(NEW), "params.yaml")
