@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import flows
-from diffusion.project import load_project
+from diffusion.project import find_project, load_project
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
@@ -29,7 +29,7 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
 
     Wait up to `wait` seconds for another run, or a stage that outlived one. After that this run is skipped:
     its state becomes Skipped, and the process exits. Raise UsageError if the variable names no clone or this
-    code is not the clone's, DiffctlError if git fails. Both are logged in the run.
+    code is not that of a clone with code, DiffctlError if git fails. Both are logged in the run.
     """
     try:
         clone = _named_clone()
@@ -40,7 +40,8 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
             if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
                 raise DiffctlError(f"{clone} has commits that its upstream lacks: push or remove them")
             _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
-        load_project(clone)
+        if find_project(clone) is not None:
+            load_project(clone)
     except DiffctlError as error:
         _log(str(error), logging.ERROR)  # Prefect shows only the exit code of a failed pull step
         raise
@@ -54,7 +55,7 @@ def _named_clone() -> Path:
     if not named or not (clone / "dvc.yaml").is_file():
         raise UsageError(f"{VARIABLE} must name a clone that only scheduled runs use (got {named!r})")
     installed = Path(flows.__file__).resolve()
-    if not installed.is_relative_to(clone):
+    if (clone / "flows").is_dir() and not installed.is_relative_to(clone):  # a clone of diffctl itself
         raise UsageError(f"start the worker from the environment of {VARIABLE}={clone}, not of {installed}")
     return clone
 

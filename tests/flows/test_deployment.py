@@ -74,6 +74,7 @@ def test_update_clone_requires_a_clone_that_runs_its_own_code(tmp_path, monkeypa
     monkeypatch.delenv(clone.VARIABLE, raising=False)
     with pytest.raises(UsageError, match="must name a clone"):
         clone.update_clone()
+    (tmp_path / "flows").mkdir()
     (tmp_path / "dvc.yaml").touch()
     monkeypatch.setenv(clone.VARIABLE, str(tmp_path))
     with pytest.raises(UsageError, match="start the worker from"):
