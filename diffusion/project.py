@@ -61,7 +61,7 @@ def enter_project() -> Path:
     return here
 
 
-def load_worker_project(root: str) -> None:
-    """Load the plugins of a project in a worker process of Ray, on a machine that has its folder."""
-    if Path(root).is_dir() and find_project(Path(root)) is not None:
-        load_project(root)
+def load_worker_project() -> None:
+    """Load the project at or above the working directory, if any, when a worker process of Ray starts."""
+    if find_project(Path.cwd()) is not None:
+        load_project()

@@ -10,14 +10,13 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
-from diffusion.project import load_worker_project
 from diffusion.system.errors import DiffctlError, UsageError, first_line, reason
 from flows.run_lock import environment
 
 CHECK_SECONDS = 10
+LOAD_PLUGINS = "diffusion.project.load_worker_project"
 RETRIES = 3  # of a task after its worker died
 
 
@@ -34,9 +33,8 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = cluster_address(address)
-    load_plugins = functools.partial(load_worker_project, str(Path.cwd()))
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    options["runtime_env"] = {"worker_process_setup_hook": load_plugins}  # arguments are unpickled after it
+    options["runtime_env"] = {"worker_process_setup_hook": LOAD_PLUGINS}  # arguments are unpickled after it
     with ExitStack() as stack:
         if address is None:
             folder = tempfile.TemporaryDirectory(prefix="diffctl-ray-", ignore_cleanup_errors=True)
