@@ -13,7 +13,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends git g++ make
 
 # The installed packages depend on these files alone: code edits reuse this layer.
 WORKDIR /diffctl
-COPY Makefile pyproject.toml constraints.txt README.md LICENSE ./
+COPY Makefile pyproject.toml constraints.txt README.md LICENSE NOTICE ./
 RUN make install VENV=/opt/diffctl TORCH=${TORCH} EXTRAS=${EXTRAS}
 
 # Outside the working folder, so that a mounted clone does not hide the environment.

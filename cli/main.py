@@ -8,13 +8,15 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from cli.commands import models, pipeline, registry, scores, servers, show
+from cli.commands import models, pipeline, project, registry, scores, servers, show
 from cli.shared.command import CommandGroup
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
+from diffusion.version import VERSION
 from flows import stage_outcome
 
 app = typer.Typer(
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 PANELS = (
     ("Pipeline", pipeline.app),
+    ("Project", project.app),
     ("Models", models.app),
     ("Models", show.app),
     ("Scores", scores.app),
@@ -36,6 +39,22 @@ for panel, commands in PANELS:
     for one in (*commands.registered_commands, *commands.registered_groups):
         one.rich_help_panel = panel  # type: ignore[attr-defined]  # both have it
     app.add_typer(commands)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        typer.echo(f"diffctl {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take options before the command."""
 
 
 def main(started_in: Path | None = None) -> None:

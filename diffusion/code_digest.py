@@ -30,6 +30,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.loaded_code import module_source
 from diffusion.system.registry import PLUGINS, is_plugin, plugin_errors, plugins_folder, plugins_root
 from diffusion.system.section import Section
+from diffusion.version import VERSION
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(__file__).parent.name
@@ -45,12 +46,16 @@ ModuleDigests = dict[str, str]
 
 
 class CodeSince(Section):
-    """The code of a training from `step` on: its digest, torch's version, and the digests of its plugins."""
+    """The code of a training from `step` on: its digest, the digests of its plugins, and two versions.
+
+    `diffctl` is empty in files of versions before 0.2.0, and no part of any digest.
+    """
 
     step: int
     digest: str
     torch: str
     plugins: ModuleDigests = Field(default_factory=dict, exclude_if=operator.not_)
+    diffctl: str = Field(default="", max_length=100, exclude_if=operator.not_)
 
 
 @cache
@@ -93,7 +98,9 @@ def plugin_digests(code: ModuleDigests) -> ModuleDigests:
 def code_since(step: int, code: ModuleDigests) -> CodeSince:
     """Return this code with the installed torch, from `step` on."""
     plugins = plugin_digests(code)
-    return CodeSince(step=step, digest=code_digest(code), torch=torch_version(), plugins=plugins)
+    return CodeSince(
+        step=step, digest=code_digest(code), torch=torch_version(), plugins=plugins, diffctl=VERSION
+    )
 
 
 def torch_version() -> str:

@@ -1,4 +1,4 @@
-"""Paths relative to the project's root (the folder with params.yaml), and checks of that folder."""
+"""Paths relative to the project's root (the folder with params.yaml), its checks, and package data."""
 
 import re
 from pathlib import Path
@@ -11,6 +11,9 @@ from diffusion.system.registry import PLUGINS
 PARAMS = Path("params.yaml")
 GRAPH, LOCK = Path("dvc.yaml"), Path("dvc.lock")
 CODE = Path("code.yaml")  # a digest of each stage's code, an input of the stages for DVC
+
+PACKAGE_DATA = Path(__file__).parents[1] / "diffctl"  # the files that diffctl is installed with
+PROFILES = PACKAGE_DATA / "profiles"
 
 PREPARED = Path("data/prepared")  # {train,test}/ image stores
 REFERENCE = Path("data/reference")  # the reference's features and the real-against-real floor

@@ -36,6 +36,7 @@ from diffusion.system.registry import PLUGINS, REGISTRIES, Registry, reference_m
 
 HEADER = "# A digest of each stage's code, by `diffctl stage code`. Commit it with your project.\n"
 FACTS = RUNS / "code.json"
+VERSION_MODULE = f"{PACKAGE}.version"  # left out, so that a new version of equal code makes nothing stale
 MAX_SOURCE = 2**20  # bytes of a module
 # The stages of dvc.yaml in an order that it allows, and the sections whose registries each builds from.
 STAGES = {
@@ -96,14 +97,14 @@ class StageCode:
         return [registry for registry in REGISTRIES if registry.key.partition(".")[0] in STAGES[stage]]
 
     def _named(self, names: Iterable[str]) -> list[str]:
-        """Return the modules of the library and of plugins that are named, with packages that have code."""
+        """Return the named modules of the library and of plugins, with packages that have code."""
         found = []
         for name in names:
             parts = reference_module(name).split(".")
             if parts[0] in (PACKAGE, PLUGINS):
                 for length in range(2, len(parts) + 1):
                     module = ".".join(parts[:length])
-                    file = self._file(module)
+                    file = None if module == VERSION_MODULE else self._file(module)
                     if file and (file.name != "__init__.py" or self._of(module).has_code):
                         found.append(module)
         return found

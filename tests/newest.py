@@ -32,7 +32,7 @@ EXPECTED = (
     r"its \S+ is roughly [\d.]+(e-?\d+)? too low, as the least of \d+",
     r"\S+ prefers steps\S+ to steps\S+(, within chance)?",
     r"model:  diffctl-digits version \d+: .*",
-    r"runs:   `make ui` .*",
+    r"runs:   `diffctl ui` .*",
     r"",
 )
 
@@ -68,9 +68,9 @@ def copy_files(folder: Path, *sources: str) -> None:
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", *sources]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():  # a deleted file stays listed until its deletion is committed
+        if os.path.lexists(ROOT / name):  # a deleted file stays listed until its deletion is committed
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
 
 
 def copy_checkout(folder: Path) -> None:

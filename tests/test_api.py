@@ -1,19 +1,21 @@
-"""`diffusion.api`: the program in docs/library.md, and small models with a known answer."""
+"""The library for scripts: the programs in the docs, and small models with a known answer."""
 
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import diffctl
 from diffusion import api
 from diffusion.api import PointNetwork, ProcessConfig, SampleSettings, build_process, fit, sample
 from diffusion.process.noise_process import NoiseProcess
 from diffusion.process.process_registry import EDMConfig, FlowConfig
 from diffusion.system.errors import UsageError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
 from tests.helpers.no_sync_tensors import no_float64
 
 (PROGRAM,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/library.md").read_text(), re.M | re.S)
@@ -162,3 +164,18 @@ def test_program_in_the_docs_samples_digits_of_their_classes(tmp_path, monkeypat
     digits, made = names["digits"], 8 * (names["made"].flatten(1) + 1)
     found = KNeighborsClassifier(3).fit(digits.data, digits.target).predict(made.numpy())
     assert (found == names["wanted"].numpy()).mean() > 0.8
+
+
+def test_diffctl_has_the_names_of_the_library_and_its_example_runs() -> None:
+    assert set(diffctl.__all__) == {*api.__all__, "project"}
+    assert all(getattr(diffctl, name) is getattr(api, name) for name in api.__all__)
+    names: dict[str, Any] = {}
+    code = textwrap.dedent(re.findall(r"^    .*?\n\n(?=\w)", diffctl.__doc__, re.M | re.S)[0])
+    exec(code.replace("steps=600", "steps=2"), names)
+    assert names["made"].shape == (16, 1, 8, 8)
+
+
+def test_import_loads_nothing_until_a_name_is_used(tmp_path) -> None:
+    code = "import diffctl, sys; print({'torch', 'diffusion'} & sys.modules.keys())"
+    done = run_python(tmp_path, "-c", code)
+    assert (done.stdout, done.stderr) == ("set()\n", "")

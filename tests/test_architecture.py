@@ -20,17 +20,19 @@ from tests.conftest import ROOT, run_python
 from tests.helpers.networks import artefact_of, spec_of
 
 MAY_USE = {
+    "diffctl": {"diffctl", "cli", "diffusion"},
     "diffusion": {"diffusion"},
     "plugins": {"plugins", "diffusion"},
     "tracking": {"tracking", "diffusion"},
     "flows": {"flows", "tracking", "diffusion"},
     "serving": {"serving", "tracking", "diffusion"},
-    "cli": {"cli", "flows", "serving", "tracking", "diffusion"},
+    "cli": {"cli", "flows", "serving", "tracking", "diffusion", "diffctl"},
 }
 LIBRARY, GRAPH = "diffusion", ROOT / "dvc.yaml"
 WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
 SERVICES = {"prefect", "dvc", "mlflow", "typer", "ray", *WEB}
 MAY_SERVE = {
+    "diffctl": set(),
     "diffusion": set(),
     "plugins": set(),
     "tracking": {"mlflow", "fastapi"},
@@ -130,7 +132,7 @@ def test_help_loads_nothing_heavy(command: list[str], light: set[str], tmp_path:
 # The packages of the library in layers, the lowest first. A package imports from lower layers, and from its
 # own layer without cycles.
 LAYERS = (
-    {"system"},
+    {"system", "version"},
     {"images", "downloads", "code_digest", "entry_code", "layout", "project", "project_code"},
     {"process"},
     {"model"},

@@ -1,4 +1,4 @@
-"""The Makefile and the Dockerfile: warnings, and a working environment. Nothing is downloaded here."""
+"""The Makefile, the Dockerfile and the wheel: warnings, working environments. Nothing is downloaded."""
 
 import os
 import re
@@ -6,11 +6,16 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment
+import diffctl
+from diffctl.installation import other_distributions
+from diffusion.version import VERSION
+from tests.conftest import ROOT, environment, run_python
 from tests.newest import copy_files
 
 CUDA = r'{"install": [{"metadata": {"requires_dist": ["nvidia-nccl-cu13==2.30; platform_system"]}}]}'
@@ -88,14 +93,97 @@ def test_outputs_of_commands_are_excluded_from_the_image() -> None:
     assert {".git", ".venv*"} <= inside
 
 
-@pytest.mark.long
-def test_steps_set_up_a_working_environment(tmp_path: Path) -> None:
-    """Run the steps in order, in a new folder and a new environment with access to the packages here."""
-    folder, venv = tmp_path / "diffctl", tmp_path / "environment"
-    folder.mkdir()
+def test_version_is_that_of_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (project["version"], diffctl.__version__) == (VERSION, VERSION)
+
+
+FOREIGN = """
+import sys
+from diffctl.__main__ import main
+sys.argv = ["diffctl", "--version"]
+main()
+"""
+
+
+def test_package_of_another_distribution_is_named(tmp_path, monkeypatch) -> None:
+    """In front of diffctl's it is refused with the remedy; behind it `check` reports it."""
+    info = tmp_path / "workflows-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: workflows\nVersion: 1.0\n")
+    (info / "RECORD").write_text("flows/__init__.py,,\n")
+    (tmp_path / "flows").mkdir()
+    (tmp_path / "flows/__init__.py").touch()
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_python(tmp_path, "-P", "-c", FOREIGN, env={"PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        r"diffctl: the package flows .*/flows/__init__.py \(workflows\) .* of its own.*\n", done.stderr
+    )
+    done = run_python(ROOT, "-P", "-c", "from diffctl import fit", env={"PYTHONPATH": path})
+    assert "ImportError: the package flows of diffctl is " in done.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    assert other_distributions() == {"flows": ["workflows"]}
+
+
+@pytest.fixture
+def environment_of_packages(tmp_path: Path) -> Path:
+    """A new virtual environment with access to the packages here, without diffctl."""
+    venv = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    here, there = (Path(sysconfig.get_path("purelib", vars=place)) for place in (None, {"base": str(venv)}))
-    (there / "here.pth").write_text(f"{here}\n")
+    there = Path(sysconfig.get_path("purelib", vars={"base": str(venv)}))
+    (there / "here.pth").write_text("".join(f"{place}\n" for place in sys.path if "site-packages" in place))
+    return venv
+
+
+USED = """
+from pathlib import Path
+import diffctl, diffctl.installation
+print(Path(diffctl.__file__).is_relative_to("%s"), diffctl.SampleSettings().steps)
+"""
+
+
+@pytest.mark.slow
+def test_wheel_is_reproducible_and_complete(tmp_path, environment_of_packages: Path) -> None:
+    wheels = []
+    for name in ("one", "two"):
+        copy_files(tmp_path / name)
+        line = [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            "dist",
+            ".",
+        ]
+        run(line, tmp_path / name, environment({"SOURCE_DATE_EPOCH": "1700000000"}))
+        wheels += (tmp_path / name / "dist").iterdir()
+    assert wheels[0].read_bytes() == wheels[1].read_bytes()
+    bin, folder = environment_of_packages / "bin", tmp_path / "empty"
+    folder.mkdir()
+    env = environment({"PATH": f"{bin}:/usr/bin:/bin", "PYTHONPATH": ""})
+    install = ["python", "-m", "pip", "install", "-q", "--no-deps", "--ignore-installed"]
+    run([*install, str(wheels[0])], folder, env)
+    assert run(["diffctl", "--version"], folder, env) == f"diffctl {VERSION}\n"
+    assert run(["diffctl", "docs", "sweep"], folder, env) == (ROOT / "docs/sweep.md").read_text()
+    run(["diffctl", "use", "digits"], folder, env)
+    assert (folder / "params.yaml").read_text() == (ROOT / "profiles/digits.yaml").read_text()
+    assert run(["python", "-c", USED % environment_of_packages], folder, env) == "True 50\n"
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        names = {name.partition("/")[2] for name in wheel.namelist()}
+    in_git = run(["git", "ls-files", "profiles", "deploy", ":(glob)docs/*.md"], ROOT, env).split()
+    assert names >= {*in_git, "licenses/LICENSE", "licenses/NOTICE"}
+
+
+@pytest.mark.long
+def test_steps_set_up_a_working_environment(tmp_path: Path, environment_of_packages: Path) -> None:
+    """Run the steps in order, in a new folder and a new environment with access to the packages here."""
+    folder, venv = tmp_path / "diffctl", environment_of_packages
+    folder.mkdir()
     env = environment({"PATH": f"{venv}/bin:/usr/bin:/bin", "PYTHONPATH": str(folder), "MAKEFLAGS": ""})
     for line in re.findall(r"^(?:COPY|RUN) .+$", TEXT, re.MULTILINE):
         if line.startswith("COPY"):

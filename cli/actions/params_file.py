@@ -12,9 +12,9 @@ import typer
 from cli.actions import params_edits
 from cli.commands.pipeline import Set, Use
 from cli.shared.command import begin
-from cli.shared.options import PROFILES, profile_names
+from cli.shared.options import profile_names
 from diffusion.config import load, parse
-from diffusion.layout import PARAMS
+from diffusion.layout import PARAMS, PROFILES
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.files import read_regular, write_atomic, write_text
 from diffusion.system.params import MAX_BYTES, YamlRefusal, edit_yaml, parse_yaml, read_params
@@ -29,9 +29,9 @@ def use(options: Use) -> None:
         load(source)
         text = source.read_bytes()
         if not options.force and _has_unsaved_edits(text):
-            raise UsageError(f"{PARAMS} has edits without a commit: copy it to {PROFILES}/, or give --force")
+            raise UsageError(f"{PARAMS} has edits without a commit: commit them, or give --force")
         write_atomic(PARAMS, lambda file: file.write(text))
-        typer.echo(f"{PARAMS} is now {source}; `diffctl run` trains it")
+        typer.echo(f"{PARAMS} is now the profile {options.profile}; `diffctl run` trains it")
     if options.protocol is None and options.init_from is None:
         return
     begin("loading the model or the protocol")
@@ -89,7 +89,7 @@ def find_profile(profile: str) -> Path:
         if path.is_file():
             return path
     names = ", ".join(profile_names()) or "none"
-    raise UsageError(f"no profile {brief(profile, str)} in {PROFILES}/ and no such file; there are: {names}")
+    raise UsageError(f"no profile and no file {brief(profile, str)}; the profiles are: {names}")
 
 
 def _has_unsaved_edits(wanted: bytes) -> bool:

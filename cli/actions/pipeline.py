@@ -23,7 +23,7 @@ def run_stages(options: Run) -> None:
     show_sweep_scores(read_scores(SCORES))
     typer.echo(f"\nmodel:  {outcome}")
     typer.echo(f"report: {REPORT / 'index.html'}")
-    typer.echo("runs:   `make ui` (or `diffctl ui`) opens them in MLflow")
+    typer.echo("runs:   `diffctl ui` opens them in MLflow")
 
 
 def deploy_to_prefect(options: Deploy) -> None:
@@ -35,7 +35,7 @@ def deploy_to_prefect(options: Deploy) -> None:
             typer.echo(f"{one['name']}: {one['description']}")
             if options.params:
                 _show_parameters(one["schema"], one["parameters"])
-        typer.echo(f"on Prefect at {redact_uri(url)}; a Prefect worker runs them, see docs/operations.md")
+        typer.echo(f"on Prefect at {redact_uri(url)}; a worker runs them: `diffctl docs operations`")
 
     options.answer(deployed, show_deployed)
 

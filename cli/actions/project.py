@@ -8,6 +8,7 @@ import typer
 from cli.commands.pipeline import Check, Schema
 from cli.commands.registry import Prune
 from cli.shared.console import print_table
+from diffctl.installation import REMEDY, other_distributions
 from diffusion.check import check
 from diffusion.check.cost_estimate import SUBJECT, check_time
 from diffusion.check.findings import Finding, Project
@@ -47,12 +48,20 @@ def _findings(config: Config, measure: bool) -> Iterator[Finding]:
     for finding in check(config):
         refused |= finding.level == "error"
         yield finding
+    yield from _packages()
     yield (mlflow := _mlflow())
     if measure and (refused or mlflow.level == "error"):
         yield Finding("warning", SUBJECT, "not measured", "correct the errors first")
     elif measure:
         with interrupt_on_signal():
             yield from check_time(Project(config), partial(typer.echo, err=True))
+
+
+def _packages() -> Iterator[Finding]:
+    """Report other distributions that install packages of the names of diffctl's."""
+    for package, others in other_distributions().items():
+        message = f"{', '.join(others)} also installs a package {package}: one has overwritten the other"
+        yield Finding("error", "installation", message, REMEDY)
 
 
 def _mlflow() -> Finding:

@@ -85,7 +85,7 @@ class Trials:
 def search_settings(options: Search) -> None:
     folder, values, config = search_dir.search_dir(options.name), read_params(), load()
     if (section := config.search) is None:
-        raise UsageError(f"{PARAMS} has no section `search`: add one, see docs/search.md")
+        raise UsageError(f"{PARAMS} has no section `search`: add one, see `diffctl docs search`")
     if options.ray and "train.devices" in section.fields:
         raise UsageError("search.fields.train.devices: with --ray it is equal for all trials: leave it out")
     settings, digest = _check_search(values, config, section)

@@ -114,7 +114,7 @@ class Use(Options):
     """
 
     profile: str | None = argument(
-        "A name in profiles/, or a file.", autocompletion=profile_names, paths=True
+        "A profile of diffctl, or a file.", autocompletion=profile_names, paths=True
     )
     force: bool = option("Overwrite unsaved edits.")
     init_from: str | None = option(

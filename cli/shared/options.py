@@ -9,14 +9,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cli.shared.command import Options, option, option_table
-from diffusion.layout import MODEL
+from diffusion.layout import MODEL, PROFILES
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.options import Option
 from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS
 from diffusion.system.errors import UsageError
 
-PROFILES = Path("profiles")
 OWN_OPTIONS = {f"{name}_options" for name in OPTION_ENTRIES}  # of a sampler or a spacing, as KEY=VALUE
 
 # Choices from the names in registries.
@@ -25,7 +24,7 @@ Preset = StrEnum("Preset", {name: name for name in PRESETS})  # type: ignore[mis
 
 
 def profile_names() -> list[str]:
-    """Return the names in profiles/, also for shell completion."""
+    """Return the names of the profiles, also for shell completion."""
     return sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 
@@ -72,7 +71,9 @@ class ProfileOptions(ModelOptions):
     """The options that select a model, or else a configuration."""
 
     profile: str | None = option(
-        "A name in profiles/, or a file. [default: params.yaml]", autocompletion=profile_names, paths=True
+        "A profile of `diffctl use`, or a file. [default: params.yaml]",
+        autocompletion=profile_names,
+        paths=True,
     )
 
     def __post_init__(self) -> None:

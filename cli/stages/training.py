@@ -76,6 +76,7 @@ def tracked_training(
     spool.params(values)
     tags = {keys.FINGERPRINT: run.folder.name, keys.DATA_DIGEST: plan.data.digest}
     tags |= {"diffctl.precision": plan.precision, keys.CODE: made_by.digest, "diffctl.torch": made_by.torch}
+    tags["diffctl.version"] = made_by.diffctl
     if run.start:
         tags[keys.RESUMED_FROM] = f"{run.start.folder.name} after step {run.start.step}"
     tags |= keys.pretrained_tags(plan.lineage) | note_tags(training_note(flatten(values), run.folder.name))

@@ -32,6 +32,7 @@ from diffusion.layout import REFERENCE
 from diffusion.protocol.card import missing_scores, neighbour_card, statistics_card
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError, printable
 from diffusion.system.memory import format_bytes, machine_memory
+from diffusion.version import VERSION
 
 MIN_IMAGES = 2  # a covariance needs two images
 LOSSY = (".jpg", ".jpeg", ".webp")
@@ -218,6 +219,7 @@ def score_against_statistics(
         card |= neighbour_card(len(sample), len(images), scorer.limits)
     return {
         "images": _described(sample),
+        "diffctl": VERSION,
         "extractor": spec.name,
         "reference": reference,
         "intervals": {"confidence": CONFIDENCE},

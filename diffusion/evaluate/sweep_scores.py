@@ -36,6 +36,7 @@ from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_text
 from diffusion.system.section import explain
 from diffusion.system.threads import gather, half_of_the_cores, two_threads
+from diffusion.version import VERSION
 
 Values = dict[str, Any]
 MODEL = "model_sha256"  # field of the card
@@ -124,9 +125,10 @@ def score(sample: Features, store: ImageStore, scorer: Scorer) -> Values:
 
 
 def shared_values(scorer: Scorer, num_images: int) -> Values:
-    """Return a document's values for all cells: extractor, reference with its floor, and confidence."""
+    """Return a document's values for all cells: version, extractor, reference with its floor, confidence."""
     reference, floor = scorer.reference.facts, scorer.real(num_images)
     document: Values = {
+        "diffctl": VERSION,
         "extractor": scorer.spec.name,
         "reference": reference if floor is None else {**reference, "floor": floor},
     }

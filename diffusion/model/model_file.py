@@ -140,6 +140,7 @@ class Artefact(ModelDescription):
         if not self.code or "seed" not in self.train:
             return None
         values = {key: value for key, value in self.stored().items() if key != "weights_sha256"}
+        values["code"] = [{key: since[key] for key in since if key != "diffctl"} for since in values["code"]]
         values["train"] = dict(values["train"])
         seed = values["train"].pop("seed")
         return {"setting": fingerprint(values), "seed": seed}

@@ -185,13 +185,15 @@ class FrontCell(SelectedCell):
 class ScoresDocument(Section):
     """The scores of a sweep by the names of its cells, of one extractor against one reference.
 
-    `training` is the model's, if it was trained here. `best` is the best cell, `front` the best cell for each
+    `training` is the model's, if it was trained here. `diffctl` is the version that scored the cells, empty
+    before 0.2.0; no fingerprint contains it. `best` is the best cell, `front` the best cell for each
     budget, the cheapest first. `spaces` has the references of further extractors, by their
     names; every cell has scores of each. `protocol` is the name of a paper's protocol to compare with.
     """
 
     training: Training | None = None
     protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
+    diffctl: Annotated[str, Field(max_length=100)] = ""
     extractor: str
     reference: ScoredReference
     spaces: Annotated[dict[str, ScoredReference], Field(max_length=MAX_SPACES)] = Field(default_factory=dict)

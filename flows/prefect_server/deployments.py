@@ -1,4 +1,4 @@
-"""Deploy prefect.yaml and deploy/automations.yaml to a Prefect server, and emit the project's events."""
+"""Deploy prefect.yaml and diffctl's automations to a Prefect server, and emit the project's events."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from diffusion.layout import PACKAGE_DATA
 from diffusion.system.errors import DiffctlError, TemporaryError, UsageError
 from flows.prefect_server.client import api_client, is_healthy, quiet_client
 from tracking.connectivity import redact_uri
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 FILE = Path("prefect.yaml")
-AUTOMATIONS = Path("deploy/automations.yaml")
+AUTOMATIONS = PACKAGE_DATA / "deploy/automations.yaml"
 DATA_CHANGED = "diffctl.data-changed"
 
 

@@ -53,7 +53,7 @@ def ray_session(address: str | None, missing: str) -> Iterator[None]:
             ray.init(address or "local", **options)
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             where = f"the Ray cluster at {address} is out of reach" if address else "Ray does not start here"
-            raise DiffctlError(f"{where} ({first_line(error)}); see docs/sweep.md on tokens") from None
+            raise DiffctlError(f"{where} ({first_line(error)}); see `diffctl docs sweep` on tokens") from None
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray installs its own
         yield

@@ -1,7 +1,6 @@
 """The process of a command: signals, messages, progress lines, completion, output that is not read."""
 
 import os
-import shutil
 import signal
 import struct
 import subprocess
@@ -187,7 +186,6 @@ def test_message_precedes_slow_imports(
     [("show re", "reverse"), ("sample --sampler uni", "unipc"), ("use cifar", "cifar10 cifar100")],
 )
 def test_completes_commands_choices_and_profiles(project, invoke, monkeypatch, words, found) -> None:
-    shutil.copytree(ROOT / "profiles", project / "profiles")
     monkeypatch.setattr(sys.modules["__main__"], "__package__", None)  # so that argv names the program
     monkeypatch.setenv("_DIFFCTL_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", f"diffctl {words}")

@@ -187,7 +187,7 @@ def test_stopped_run_resumes_and_registers_its_model(tmp_path: Path, prefect_dat
     assert "train: resuming after step" in resumed.stdout
     assert "model:  diffctl-digits version 1: promoted" in resumed.stdout
     assert "report: report/index.html" in resumed.stdout
-    assert "make ui" in resumed.stdout
+    assert "diffctl ui" in resumed.stdout
     assert "Traceback" not in resumed.stdout + resumed.stderr
     table = resumed.stdout[resumed.stdout.index("STEPS") :].splitlines()
     assert table[0].split() == ["STEPS", "ETA", "fd_effnet_lite0_64", "excess", "kd_effnet_lite0_64"]

@@ -148,7 +148,7 @@ def test_the_projects_files_are_valid_and_zombies_are_found_after_three_heartbea
     plan = read_plan(ROOT / FILE)
     assert [entry["name"] for entry in plan["deployments"]] == ["retrain", "sweep", "evaluate"]
     assert plan["deployments"][0]["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-    (automation,) = read_automations(ROOT / AUTOMATIONS)
+    (automation,) = read_automations(AUTOMATIONS)
     for entry in plan["deployments"]:
         heartbeat = int(entry["work_pool"]["job_variables"]["env"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
         assert automation.trigger.within.total_seconds() >= 3 * heartbeat  # type: ignore[union-attr]
@@ -173,7 +173,7 @@ def test_an_unknown_key_or_value_is_refused(edit: object, key: str, tmp_path: Pa
 
 
 def test_templates_of_messages_are_valid(tmp_path: Path) -> None:
-    text = (ROOT / AUTOMATIONS).read_text()
+    text = AUTOMATIONS.read_text()
     head, _, template = text.partition("# - name:")
     made = "\n".join(line.removeprefix("# ") for line in f"# - name:{template}".splitlines())
     (tmp_path / "automations.yaml").write_text(f"{head}\n{textwrap.indent(made, '  ')}\n")

@@ -8,7 +8,7 @@ from typing import Any
 from tests.conftest import ROOT, write_params
 
 COPIED = (
-    "cli", "diffusion", "flows", "plugins", "serving", "tracking", "profiles", "deploy",
+    "cli", "diffusion", "flows", "plugins", "serving", "tracking", "profiles", "deploy", "diffctl",
     "dvc.yaml", "code.yaml", "prefect.yaml", ".diffctl", ".dvc", ".gitignore",
 )  # fmt: skip
 
@@ -20,7 +20,7 @@ def small_project(folder: Path, **changes: dict[str, Any]) -> Path:
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=unwanted)
+            shutil.copytree(source, folder / name, ignore=unwanted, symlinks=True)
         else:
             shutil.copy(source, folder / name)
     write_params(folder, **changes)

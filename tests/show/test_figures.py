@@ -156,8 +156,7 @@ def test_parts_are_in_forward_order_with_their_shapes() -> None:
 
 @pytest.fixture
 def folder(project: Path, digits_store: Path) -> Path:
-    """A project with prepared digits, a model of random weights and the profiles."""
-    shutil.copytree(ROOT / "profiles", project / "profiles")
+    """A project with prepared digits and a model of random weights."""
     (project / "data/prepared").mkdir(parents=True)
     shutil.move(digits_store, project / "data/prepared/test")
     small_model(MODEL)

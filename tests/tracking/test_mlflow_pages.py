@@ -48,6 +48,7 @@ def trainings(tmp_path_factory):
     shutil.copy(folder / "params.yaml", folder / "profiles/digits.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("tracking.runs.run_lookup.PROFILES", folder / "profiles")
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         copy_reference(folder)
         yield server.uri, [train(folder, **changes) for changes in TRAININGS.values()]

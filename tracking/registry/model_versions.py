@@ -177,7 +177,7 @@ def unreadable_reason(registered: "ModelVersion") -> str:
     number = tags.get(keys.FORMAT, str(VERSION_FORMAT - 1) if keys.FILE_SHA256 in tags else "1")
     if number not in READABLE_FORMATS:
         known = " and ".join(READABLE_FORMATS)
-        return f"was registered by diffctl format {brief(number, str)}, not {known}: see docs/upgrading.md"
+        return f"was registered by diffctl format {brief(number, str)}, not {known}: `diffctl docs upgrading`"
     return ""
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.layout import RUN, TRAIN_RUNS
+from diffusion.layout import PROFILES, RUN, TRAIN_RUNS
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.fields import flatten_fields
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from diffusion.config import Config
 
 SENDER_SECONDS = 15.0  # to wait for a running sender
-PROFILES = Path("profiles")
 SECTIONS = ("data", "model", "process", "train")  # the sections of params.yaml that decide a training
 MAX_NAME_LENGTH = 60  # characters
 
@@ -223,7 +222,7 @@ def _reap_named(name: str, trainings: list[TrainingStatus], uri: str) -> KilledR
     return KilledRun(run.info.run_name)
 
 
-def training_name(config: "Config", profiles: Path = PROFILES) -> str:
+def training_name(config: "Config", profiles: Path | None = None) -> str:
     """Return a name such as `lr0.001-channels64-digits`: differing fields and a profile of the data set.
 
     MLflow shows the beginning of a long name: as many fields as fit, and `+3` counts three more. The profile
@@ -234,7 +233,7 @@ def training_name(config: "Config", profiles: Path = PROFILES) -> str:
     values = _training_fields(config)
     name = str(values["data.name"])
     differing: list[str] | None = None
-    for path in sorted(profiles.glob("*.yaml")):
+    for path in sorted((profiles or PROFILES).glob("*.yaml")):
         with contextlib.suppress(DiffctlError):  # not a profile
             profile = _training_fields(load(path))
             fields = [one for one in {**values, **profile} if profile.get(one) != values.get(one)]

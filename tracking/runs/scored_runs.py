@@ -66,9 +66,10 @@ def log_sweep(run_id: str, document: ScoresDocument) -> None:
     The run's own evaluation stays. Logging the same again changes nothing. MlflowError if MLflow fails.
     """
     values = document_values(document)
+    name = fingerprint({key: value for key, value in values.items() if key != "diffctl"})
     with mlflow_client() as client:
         _log_cells(client, client.get_run(run_id), document)
-        client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{fingerprint(values)}.json")
+        client.log_dict(run_id, values, f"{keys.EVALUATION_FOLDER}/sweeps/{name}.json")
 
 
 def log_report() -> None:

@@ -1,0 +1,20 @@
+"""The `diffctl` script, and `python -m diffctl`."""
+
+import sys
+from importlib import import_module
+
+from diffctl.installation import check_packages
+
+
+def main() -> None:
+    """Run the command line, unless a package of diffctl would be imported from elsewhere (exit 2)."""
+    try:
+        check_packages()
+    except ImportError as error:
+        print(f"diffctl: {error}", file=sys.stderr)
+        sys.exit(2)
+    import_module("cli.entry").main()
+
+
+if __name__ == "__main__":
+    main()
