@@ -136,7 +136,7 @@ def test_champion_of_an_unreadable_format_is_reported_by_its_format(old, number)
     client.delete_model_version_tag("diffctl-digits", "1", FILE_SHA256)
     if number != 1:
         client.set_model_version_tag("diffctl-digits", "1", FORMAT, str(number))
-    with pytest.raises(DiffctlError, match=rf"format {number}, .*upgrading\.md"):
+    with pytest.raises(DiffctlError, match=rf"format {number}, .*docs upgrading"):
         run("sample", "--champion", "--num", "1", "--out", "one.png")
     decision = apply_gate(client, "diffctl-digits", None, read_scores(SCORES), Override(dry_run=True))
     assert not decision.passed

@@ -1,11 +1,35 @@
-"""The documentation that diffctl is installed with: `diffctl docs`."""
+"""A project: made by `diffctl init`, and the documentation by `diffctl docs`."""
+
+from pathlib import Path
 
 import typer
 
-from cli.actions import documentation
-from cli.shared.command import Options, argument, command
+from cli.actions import documentation, new_project
+from cli.shared.command import Options, argument, command, option
+from cli.shared.options import profile_names
+from diffusion.system.errors import UsageError
 
 app = typer.Typer()
+
+
+@command(app, lambda: new_project.init)
+class Init(Options):
+    """Make a folder a project: params.yaml, pipeline, plugins, Git and DVC. No file is overwritten.
+
+    For a folder of pictures, image size, profile and training steps are chosen for them and this machine.
+    """
+
+    folder: Path = argument("The folder of the project.", metavar="[DIR]", default=Path())
+    data: Path | None = option("A folder of pictures, or a data set such as cifar10.", metavar="FOLDER|NAME")
+    profile: str | None = option("The settings: a profile.", metavar="NAME", autocompletion=profile_names)
+    defaults: bool = option("Ask nothing: without --data and --profile, handwritten digits.")
+    subdir: bool = option("Make a project in a folder inside a Git repository.")
+    github_actions: bool = option("Also write a workflow that checks every push on GitHub.")
+    sky: bool = option("Also write sky.yaml, for spot machines with SkyPilot.")
+
+    def __post_init__(self) -> None:
+        if self.data is not None and self.profile is not None:
+            raise UsageError("--data and --profile exclude each other: give one of them")
 
 
 @command(app, lambda: documentation.show_page)

@@ -80,7 +80,7 @@ def test_works_without_git_and_without_params(folder: Path) -> None:
 
 def test_missing_or_invalid_profile_changes_nothing(folder: Path) -> None:
     before = (folder / "params.yaml").read_text()
-    with pytest.raises(UsageError, match=r"digit .*digits.*fashion-mnist"):
+    with pytest.raises(UsageError, match=r"digit; .*digits.*fashion-mnist"):
         Use(profile="digit").run()
     (folder / "broken.yaml").write_text(before.replace("batch_size: 64", "batch_size: -1"))
     with pytest.raises(UsageError, match=r"broken\.yaml: train\.batch_size"):

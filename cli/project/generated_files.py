@@ -1,0 +1,104 @@
+"""The files of a new project as text: `diffctl init` writes them, and an upgrade compares with them."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field
+
+from diffusion.layout import PACKAGE_DATA, PARAMS, PROFILES
+from diffusion.system.params import edit_yaml, parse_yaml
+from diffusion.system.section import Section
+from diffusion.version import VERSION
+
+MARK = ".diffctl/project.yaml"
+BASE = ".diffctl/base"  # the generated files as they were written, by their paths
+TEMPLATES = PACKAGE_DATA / "project"
+WORKFLOW, SKY = ".github/workflows/check.yaml", "sky.yaml"
+FILES = {  # by their names among the templates
+    "gitignore": ".gitignore",
+    "dvcignore": ".dvcignore",
+    "dvc.yaml": "dvc.yaml",
+    "scores.json": ".dvc/plots/scores.json",
+    "prefect.yaml": "prefect.yaml",
+    "pyproject": "pyproject.toml",
+    "README.md": "README.md",
+}
+PLUGINS = {
+    "data": "Data sets",
+    "model": "Networks",
+    "process": "Noise processes, predictions, time distributions and loss weights",
+    "train": "Learning-rate schedules, optimizers and objectives",
+    "sample": "Samplers, spacings and guidance rules",
+    "evaluate": "Feature extractors",
+}
+ENTRIES = '''"""The project's own entries: data sets, networks, samplers and more (`diffctl docs extending`).
+
+Add them to the registries here, such as `SAMPLERS["mine"] = SamplerEntry("plugins.sample.mine:build")`. Write
+their code in the folder of the section of params.yaml that selects them. Import only torch-free modules here:
+every command imports this file.
+"""
+'''
+
+
+class ProjectChoices(Section):
+    """What decides the generated files, as .diffctl/project.yaml records it.
+
+    `values` are set in the profile's text, by dotted keys of params.yaml.
+    """
+
+    version: str = VERSION
+    name: Annotated[str, Field(max_length=200)] = "project"
+    profile: str = "digits"
+    values: dict[str, Any] = Field(default_factory=dict)
+    github_actions: bool = False
+    sky: bool = False
+
+
+def generated_files(choices: ProjectChoices) -> dict[str, str]:
+    """Return the text of each file of a project by its path, in the order of a reader's interest.
+
+    The files of this version of diffctl are returned, whatever `choices.version` is. code.yaml, which depends
+    on the plugins, and .diffctl/base are left out.
+    """
+    params = (PROFILES / f"{choices.profile}.yaml").read_text(encoding="utf-8")
+    for key, value in choices.values.items():
+        params = edit_yaml(params, key.split("."), value)
+    files = {str(PARAMS): params}
+    data = parse_yaml(params)["data"]
+    words = {
+        "version": VERSION,
+        "name": re.sub(r"[^A-Za-z0-9._-]+", "-", choices.name).strip("-._") or "project",
+        "about": f"the pictures in `{data['path']}`" if data.get("path") else f"the images of {data['name']}",
+    }
+    files |= {path: _filled(template, words) for template, path in FILES.items()}
+    if choices.github_actions:
+        files[WORKFLOW] = _filled("workflow.yaml", words)
+    if choices.sky:
+        files[SKY] = _filled("sky.yaml", words)
+    files["plugins/__init__.py"] = ENTRIES
+    for name, what in PLUGINS.items():
+        files[f"plugins/{name}/__init__.py"] = f'"""{what} of this project."""\n'
+    record = choices.model_copy(update={"version": VERSION}).model_dump(mode="json")
+    files[MARK] = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    files[".diffctl/.dvcignore"] = "*\n"
+    return files
+
+
+def base_files(files: dict[str, str]) -> dict[str, str]:
+    """Return the originals to keep in .diffctl/base, of the files that the user may edit, by their paths."""
+    return {f"{BASE}/{path}": text for path, text in files.items() if not path.startswith(".diffctl/")}
+
+
+def read_choices(root: Path) -> ProjectChoices:
+    """Return the recorded choices of the project in `root`; FileNotFoundError without a record."""
+    return ProjectChoices.model_validate(parse_yaml((root / MARK).read_text(encoding="utf-8")))
+
+
+def _filled(template: str, words: dict[str, str]) -> str:
+    """Return a template with each @word@ replaced."""
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    for word, value in words.items():
+        text = text.replace(f"@{word}@", value)
+    return text

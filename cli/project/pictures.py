@@ -1,0 +1,169 @@
+"""A folder of pictures: what it has, and settings of params.yaml that fit it and this machine."""
+
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from cli.project.generated_files import ProjectChoices, generated_files
+from diffusion.check.findings import Project
+from diffusion.check.timing import time_steps
+from diffusion.config import parse
+from diffusion.data.readers.image_files import read_content
+from diffusion.data.source import RawData
+from diffusion.data.sources.image_folder import ImageFolder, ImageFolderConfig
+from diffusion.images.pictures import BadImage, load_pixels, open_image
+from diffusion.layout import PARAMS
+from diffusion.system.devices import default_device
+from diffusion.system.params import parse_yaml
+
+SAMPLED = 200  # pictures that are decoded, evenly over the folder
+SIDES = (64, 32, 16)  # of the images of a model, which halves them two or three times
+MEASURED_SECONDS = 10.0
+MAX_STEPS, MIN_STEPS = 100_000, 1000
+MIN_PER_CLASS = 20  # images, for a network with labels
+
+
+class Budget(NamedTuple):
+    """A profile for a kind of device: the largest side, and the time to train."""
+
+    profile: str
+    max_side: int
+    minutes: int
+
+
+CPU, GPU = Budget("image-folder-cpu", 32, 10), Budget("image-folder", 64, 60)
+
+
+class Pictures(NamedTuple):
+    """What a folder of pictures has. `sides` are the shorter sides of the decoded pictures, `bad` is how many
+    files cannot be used.
+    """
+
+    total: int
+    train: int
+    classes: dict[str, int]
+    sides: list[int]
+    is_grey: bool
+    bad: int
+
+    @property
+    def colour(self) -> str:
+        """Whether the pictures are grey or in colour."""
+        return "grey" if self.is_grey else "in colour"
+
+    def describe(self) -> str:
+        """Return the facts in one line."""
+        least, most = min(self.sides), max(self.sides)
+        sides = f"{least} pixels" if least == most else f"{least} to {most} pixels"
+        classes = f"{len(self.classes)} classes" if self.classes else "no classes"
+        return f"{self.total:,}, {self.colour}, {sides} at the shorter side, {classes}"
+
+
+def look_at(folder: Path) -> Pictures:
+    """Count the pictures of a folder and decode some; DiffctlError without any."""
+    config = ImageFolderConfig(name="image-folder", path=folder, image_size=SIDES[0])
+    raw = ImageFolder(config).open()
+    labels = [split.labels for split in raw.splits.values() if split.labels is not None]
+    classes: dict[str, int] = {}
+    if labels and len(raw.classes) > 1:
+        counts = np.bincount(np.concatenate(labels), minlength=len(raw.classes))
+        classes = dict(zip(raw.classes, counts.tolist(), strict=True))
+    train, test = len(raw.train.reader), len(raw.test.reader)
+    decoded = list(_decode_some(folder, raw))
+    pictures = [one for one in decoded if one is not None]
+    return Pictures(
+        total=train + test,
+        train=train,
+        classes=classes,
+        sides=[min(one.shape[:2]) for one in pictures] or [SIDES[-1]],
+        is_grey=all((one == one[:, :, :1]).all() for one in pictures),
+        bad=len(decoded) - len(pictures) + len(raw.problems),
+    )
+
+
+def _decode_some(folder: Path, raw: RawData) -> Iterator[np.ndarray[Any, Any] | None]:
+    """Yield the pixels (H, W, 3) of evenly chosen pictures, None for one that cannot be decoded."""
+    for split in raw.splits.values():
+        rows = np.unique(np.linspace(0, len(split.reader) - 1, SAMPLED // 2).astype(int))
+        for name in split.reader.names(rows):
+            try:
+                with open_image(read_content(bytes(folder / name))) as image:
+                    yield np.asarray(load_pixels(image, 3))
+            except BadImage:
+                yield None
+
+
+def choose_settings(
+    folder: Path, path: str, root: Path, choices: ProjectChoices
+) -> tuple[ProjectChoices, list[str]]:
+    """Return choices with profile and values for a folder of pictures, and a line of reason for each.
+
+    `path` is the folder for params.yaml. Training steps are measured in `root`, which has no data yet.
+    """
+    pictures, device = look_at(folder), default_device()
+    budget = CPU if device.type == "cpu" else GPU
+    typical = int(median(pictures.sides))
+    side = next((one for one in SIDES if one <= min(typical, budget.max_side)), SIDES[-1])
+    channels = 1 if pictures.is_grey else 3
+    values: dict[str, Any] = {"data.path": path, "data.image_size": side, "data.channels": channels}
+    reasons = [
+        f"pictures: {pictures.describe()}",
+        f"profile: {budget.profile}, since this machine computes on {_name(device)}",
+        f"data.image_size: {side}, since half of the pictures have at least {typical} pixels"
+        + (f" and {budget.max_side} is the most for {_name(device)}" if typical > budget.max_side else ""),
+        f"data.channels: {channels}, since the pictures are {pictures.colour}",
+    ]
+    if pictures.bad:
+        values["data.on_bad"] = "skip"
+        reasons.append(f"data.on_bad: skip, since at least {pictures.bad} files cannot be used")
+    if pictures.classes and min(pictures.classes.values()) >= MIN_PER_CLASS:
+        values |= {"model.class_cond": True, "train.p_uncond": 0.1}
+        reasons.append(f"model.class_cond: true, for images by class: {_listed(pictures.classes)}")
+    elif pictures.classes:
+        name = min(pictures.classes, key=lambda one: pictures.classes[one])
+        why = f"since class {name} has {pictures.classes[name]} images and a class needs {MIN_PER_CLASS}"
+        reasons.append(f"model.class_cond: false, {why}")
+    choices = choices.model_copy(update={"profile": budget.profile, "values": values})
+    batch = _section(choices, "train")["batch_size"]
+    if (usable := max(1, pictures.train - pictures.bad)) < batch:
+        values["train.batch_size"] = usable
+        reasons.append(f"train.batch_size: {usable}, since there are no more training images")
+    values["train.steps"], reason = _steps(choices, root, device, budget)
+    return choices, [*reasons, reason]
+
+
+def _steps(choices: ProjectChoices, root: Path, device: torch.device, budget: Budget) -> tuple[int, str]:
+    """Return the number of training steps that this machine takes in the budget, with the reason."""
+    config = parse(parse_yaml(generated_files(choices)[str(PARAMS)]), str(PARAMS))
+    with chdir(root):
+        project = Project(config)
+        assert project.plan is not None, "the chosen settings fit the pictures"
+        batch = config.train.batch_size
+        seconds = batch * time_steps(project, project.plan, batch, MEASURED_SECONDS, device).median
+    steps = min(MAX_STEPS, round(60 * budget.minutes / seconds / 100) * 100)
+    measured = f"with {1000 * seconds:,.0f} ms a step"
+    if steps < MIN_STEPS:  # a network learns little in fewer
+        minutes = round(config.train.steps * seconds / 60)
+        why = f"as in the profile: about {minutes:,} minutes here {measured}, less if nothing else runs"
+        return config.train.steps, f"train.steps: {config.train.steps:,}, {why}"
+    minutes = max(1, round(steps * seconds / 60))
+    return steps, f"train.steps: {steps:,}, about {minutes} minutes here {measured}"
+
+
+def _section(choices: ProjectChoices, name: str) -> dict[str, Any]:
+    values: dict[str, Any] = parse_yaml(generated_files(choices)[str(PARAMS)])[name]
+    return values
+
+
+def _name(device: torch.device) -> str:
+    return "a CPU" if device.type == "cpu" else "a GPU"
+
+
+def _listed(classes: dict[str, int]) -> str:
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:5])
+    return f"{shown}, …" if len(classes) > 5 else shown

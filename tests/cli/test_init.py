@@ -1,0 +1,108 @@
+"""`diffctl init`: the generated files, their place in Git and DVC, and settings for a folder of pictures."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from cli.commands.project import Init
+from cli.project import pictures
+from cli.project.generated_files import ProjectChoices, generated_files, read_choices
+from cli.shared.options import profile_names
+from diffusion.check.timing import TimeRange
+from diffusion.config import parse
+from diffusion.system.errors import UsageError
+from diffusion.system.params import parse_yaml
+from tests.conftest import ROOT
+from tests.helpers.small import commit, git
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_files_are_complete_valid_and_short(profile: str) -> None:
+    files = generated_files(ProjectChoices(name="my cats", profile=profile, github_actions=True, sky=True))
+    parse(parse_yaml(files["params.yaml"]), "params.yaml")
+    assert sum(text.count("\n") for text in files.values()) < 400
+    assert not [path for path, text in files.items() if re.search("@[a-z]+@", text)]
+    for path in ("dvc.yaml", "prefect.yaml", "sky.yaml", ".github/workflows/check.yaml"):
+        assert isinstance(yaml.safe_load(files[path]), dict)
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert set(files[".gitignore"].splitlines()) - set(ignored) == {
+        *files[".gitignore"].splitlines()[:2],
+        "/params.schema.json",
+    }
+
+
+def folder_of_pictures(folder: Path, count: int, side: int, is_grey: bool, classes: int = 0) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (count, side, side + 2, 1 if is_grey else 3), np.uint8)
+    for number, pixels in enumerate(noise):
+        path = folder / (str(number % classes) if classes else "") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("made", "seconds", "values"),
+    [
+        ((90, 70, False), 0.02, {"image_size": 32, "channels": 3, "class_cond": False, "steps": 1900}),
+        ((90, 20, True, 3), 0.02, {"image_size": 16, "channels": 1, "class_cond": True, "p_uncond": 0.1}),
+        ((30, 8, True, 3), 99.0, {"image_size": 16, "class_cond": False, "steps": 3000}),
+        ((9, 40, False), 0.02, {"batch_size": 8}),
+    ],
+)
+def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds, values) -> None:
+    monkeypatch.setattr(pictures, "time_steps", lambda *_: TimeRange(seconds, seconds, seconds))
+    monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cpu"))
+    folder, root = folder_of_pictures(tmp_path / "cats", *made), tmp_path / "project"
+    (folder / "broken.png").write_bytes(b"\x89PNG")
+    root.mkdir()
+    choices, reasons = pictures.choose_settings(folder, str(folder), root, ProjectChoices())
+    config = parse(parse_yaml(generated_files(choices)["params.yaml"]), "params.yaml").model_dump(mode="json")
+    found = config["model"] | config["train"] | config["data"]
+    assert {name: found[name] for name in values} == values
+    assert config["data"]["path"] == str(folder)
+    explained = {line.partition(":")[0] for line in reasons}
+    assert explained >= choices.values.keys() - {"data.path", "train.p_uncond"}
+    assert config["data"]["on_bad"] == "skip"
+
+
+@pytest.mark.slow
+def test_new_project_is_a_repository_and_keeps_existing_files(tmp_path: Path, capsys) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    Init(folder=tmp_path, defaults=True).run()
+    assert "kept, since they exist: README.md" in capsys.readouterr().out
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "# " in (tmp_path / ".diffctl/base/README.md").read_text()
+    assert read_choices(tmp_path) == ProjectChoices(name=tmp_path.name)
+    assert git(tmp_path, "ls-files", "--others", "--exclude-standard").split() == ["README.md"]
+    listed = ["dvc", "stage", "list", "--all", "--name-only"]  # those of .diffctl/base are ignored
+    stages = subprocess.run([sys.executable, "-m", *listed], cwd=tmp_path, capture_output=True, text=True)
+    assert stages.stdout.split() == ["code", "data", "reference", "train", "sample", "evaluate", "report"]
+    with pytest.raises(UsageError, match="is a project of diffctl already"):
+        Init(folder=tmp_path, defaults=True).run()
+    commit(tmp_path, "begin")
+    inner = tmp_path / "experiments/cats"
+    with pytest.raises(UsageError, match="give --subdir"):
+        Init(folder=inner, profile="cifar10").run()
+    assert not inner.exists()
+    Init(folder=inner, data=Path("cifar10"), subdir=True).run()
+    assert read_choices(inner).profile == "cifar10"
+    assert not (inner / ".git").exists()
+    assert "experiments/cats/.dvc/config" in git(tmp_path, "diff", "--cached", "--name-only")
+
+
+def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> None:
+    for options, message in (
+        ({}, "give --data FOLDER, --profile NAME, or --defaults"),
+        ({"profile": "nope"}, "the profiles are cifar10"),
+        ({"data": Path("nope")}, "is no folder and no data set with a profile"),
+        ({"subdir": True}, "leave it out"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Init(folder=tmp_path / "new", **options).run()
+    assert not (tmp_path / "new").exists()
