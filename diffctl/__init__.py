@@ -43,10 +43,12 @@ __all__ = [
 ]
 
 
-def project(path: Path | str) -> Any:
-    """Enter the project that contains `path`: its plugins are loaded. ImportError as for other names."""
+def project(path: Path | str = ".") -> Path:
+    """Load the plugins of the project at or above `path`, and return its folder: `load_project`."""
     check_packages()
-    return importlib.import_module("diffusion.project").load_project(Path(path))
+    from diffusion.project import load_project
+
+    return load_project(path)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,10 +8,11 @@ from pathlib import Path
 import typer
 
 from cli.commands.project import Init
-from cli.project.generated_files import MARK, ProjectChoices, base_files, generated_files
+from cli.project.generated_files import ProjectChoices, base_files, generated_files
 from cli.shared.options import profile_names
 from diffusion.config import load
 from diffusion.layout import PROFILES
+from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError, printable
 from diffusion.system.section import brief
 

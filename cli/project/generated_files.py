@@ -8,11 +8,11 @@ import yaml
 from pydantic import Field
 
 from diffusion.layout import PACKAGE_DATA, PARAMS, PROFILES
+from diffusion.project import MARK
 from diffusion.system.params import edit_yaml, parse_yaml
 from diffusion.system.section import Section
 from diffusion.version import VERSION
 
-MARK = ".diffctl/project.yaml"
 BASE = ".diffctl/base"  # the generated files as they were written, by their paths
 TEMPLATES = PACKAGE_DATA / "project"
 WORKFLOW, SKY = ".github/workflows/check.yaml", "sky.yaml"
@@ -81,7 +81,7 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
     for name, what in PLUGINS.items():
         files[f"plugins/{name}/__init__.py"] = f'"""{what} of this project."""\n'
     record = choices.model_copy(update={"version": VERSION}).model_dump(mode="json")
-    files[MARK] = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+    files[str(MARK)] = yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
     files[".diffctl/.dvcignore"] = "*\n"
     return files
 
