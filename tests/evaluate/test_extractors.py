@@ -166,8 +166,11 @@ def test_download_without_network_is_a_temporary_error_in_plain_words(tmp_path, 
     with serving({}) as server:
         url = server.url("weights.pth")
     spec = dataclasses.replace(INCEPTION, weights=dataclasses.replace(INCEPTION.weights, url=url))
-    with pytest.raises(TemporaryError, match=r"\(127\.0\.0\.1:\d+: no connection\): try again later"):
+    with pytest.raises(
+        TemporaryError, match=r"\(127\.0\.0\.1:\d+: no connection\): try again later"
+    ) as failed:
         read_weights(spec)
+    assert "`diffctl weights inception FILE`" in str(failed.value)
 
 
 @pytest.fixture(scope="module")

