@@ -32,6 +32,7 @@ PANELS = (
     ("Models", models.app),
     ("Models", show.app),
     ("Scores", scores.app),
+    ("Scores", verdict.app),
     ("Servers", servers.app),
     ("Registry", registry.app),
 )

@@ -36,6 +36,7 @@ PREPARE_RUNS = Path("runs/prepare")
 TRAIN_RUNS = Path("runs/train")
 CLASSIFIER_RUNS = Path("runs/classifier")
 SEARCH_RUNS = Path("runs/search")  # a folder per search, with its journal and a folder per trial
+VERDICT_RUNS = Path("runs/verdict")  # a folder per verdict, by the digest of its settings
 CELL_RUNS = Path("runs/cells")
 VERIFIED_RUNS = Path("runs/verified")  # the state of large stores' files when they were verified
 EMA_RUNS = Path("runs/ema")  # model files of EMA profiles, by the fingerprint of their inputs

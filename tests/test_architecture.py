@@ -139,7 +139,7 @@ LAYERS = (
     {"protocol"},
     {"data", "train", "sample", "evaluate", "choice", "papers"},
     {"analysis", "api", "config", "engine", "search"},
-    {"report", "check", "interop", "show"},
+    {"report", "check", "interop", "show", "verdict"},
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(file for file in (ROOT / LIBRARY).rglob("*.py") if file != ROOT / LIBRARY / "__init__.py")

@@ -19,6 +19,7 @@ LINEAGE = "diffctl.lineage"  # all models that the weights descend from, the nea
 SETTING = "diffctl.setting"  # digest of everything that decides the training but its seed
 BEST = "diffctl.best"  # the best score and its cell, as text
 SEARCH, SEARCH_KEY = "diffctl.search", "diffctl.search_key"  # the search that the training is a trial of
+VERDICT = "diffctl.verdict"  # the key of a verdict: on its trainings, on its own run, and on those of pairs
 TRIAL = "diffctl.trial"  # its number in the search
 PRUNED = "diffctl.pruned"  # the step after which the trial was pruned
 SEARCH_ROOT = "diffctl.search_root"  # tag of a search's own run, the parent of its trials

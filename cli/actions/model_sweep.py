@@ -13,7 +13,9 @@ from cli.shared.options import OWN_OPTIONS, flag_of
 from cli.stages.evaluate_stage import score_cells
 from cli.stages.sample_stage import sample_cells
 from diffusion.config import Config, load
-from diffusion.layout import SCORE_CURVES, SCORES, SWEEP_RUN
+from diffusion.evaluate.features.extractors import space_extractor
+from diffusion.evaluate.features.reference_features import open_references
+from diffusion.layout import PREPARED, REFERENCE, SCORE_CURVES, SCORES, SWEEP_RUN
 from diffusion.protocol.grid import open_cells
 from diffusion.protocol.sample_sections import SampleConfig, SweepConfig, axis_values, check_axes
 from diffusion.protocol.scores_document import ScoresDocument, document_values
@@ -60,6 +62,13 @@ def score_grid(config: Config, model: Path, folder: Path) -> ScoresDocument:
     sample_cells(model, config.sample, config.sweep, samples)
     cells = open_cells(config.sample, config.sweep, samples)
     return score_cells(cells, config.evaluate, folder / SCORES.name, folder / SCORE_CURVES.name)
+
+
+def check_reference(config: Config) -> None:
+    """Raise before any work as the scoring of a grid would, if data/reference is missing or stale."""
+    section = config.evaluate
+    extractors = [space_extractor(space) for space in section.spaces]
+    open_references(REFERENCE, extractors, section.reference, PREPARED, section.reference_images)
 
 
 def _show(document: ScoresDocument, run_id: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The process of one trial of a search: train, sample and evaluate, as the stages do, in the trial's folder.
+"""The process of one trial of a search or a verdict: train, sample and score in the trial's folder.
 
 The models/, samples/ and metrics/ of the project do not change. The training is in runs/train like any other,
 so it can be resumed.
@@ -6,9 +6,10 @@ so it can be resumed.
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,20 +25,19 @@ from diffusion.layout import PARAMS, PREPARED, TRAIN_RUNS
 from diffusion.search import search_dir
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import About, TrialResult
-from diffusion.search.study import SearchStudy
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlError, Interrupted, TemporaryError, UsageError
 from diffusion.system.locks import LockBusy, file_lock
 from diffusion.system.processes import die_with_parent
-from diffusion.system.signals import StopRequest
+from diffusion.system.signals import StopRequest, stop_request
 from diffusion.train.checkpoint.run_dir import RunDir
 from diffusion.train.distributed.launch import is_follower
 from diffusion.train.plan import DenoiserPlan, plan_training
 from diffusion.train.trainer import Trainer
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import STARTER
-from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, experiment_name
+from flows.ray.trial_runner import STARTER, run_process
+from tracking.keys import EVALUATION_FOLDER, PRUNED, SEARCH, SEARCH_KEY, TRIAL, VERDICT, experiment_name
 from tracking.mlflow_pages import best_scores
 from tracking.project import title_of
 from tracking.runs.run_lookup import training_name
@@ -58,8 +58,8 @@ def run_trial(options: SearchTrial) -> None:
     config = load(folder / PARAMS.name)
     if options.local:
         config = config.model_copy(update={"sample": config.sample.model_copy(update={"runner": "local"})})
-    if config.search is None or not folder.name.isdecimal():
-        raise UsageError(f"{folder} is no trial of a search: `diffctl search` makes them")
+    if not folder.name.isdecimal():
+        raise UsageError(f"{folder} is no trial: `diffctl search` and `diffctl verdict` make them")
     if starter := os.environ.pop(STARTER, None):  # a leftover training would block the next search
         die_with_parent(int(starter), "the search of this trial")
     fetch_pretrained(config.train.init_from)
@@ -72,22 +72,33 @@ def run_trial(options: SearchTrial) -> None:
         return follow(trainer)
     with file_lock(folder / LOCK):
         if search_dir.read_result(folder) is None:
+            started = time.monotonic()
             try:
                 result = _train_and_score(TrialRun(folder, config, config.search), trainer, plan)
             except (TemporaryError, LockBusy):
                 raise
             except DiffctlError as error:
                 result = TrialResult("failed", reason=str(error)[:1000])
-            search_dir.write_result(folder, result)
+            seconds = time.monotonic() - started
+            search_dir.write_result(folder, replace(result, seconds=round(seconds, 1)))
+
+
+def run_in_process(folder: Path) -> TrialResult:
+    """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
+    with stop_request() as stop:
+        result = run_process([sys.executable, *MODULE, str(folder)], folder, stop)
+        stop.raise_if_set()
+    assert result is not None, "it was not stopped"
+    return result
 
 
 @dataclass
 class TrialRun:
-    """A trial in its folder, which is two levels below the folder of its search."""
+    """A trial in its folder, which is two levels below that of its search, or of a verdict: no section."""
 
     folder: Path
     config: Config
-    section: SearchConfig
+    section: SearchConfig | None
     stop: StopRequest | None = None
     """The request to stop of the running training."""
     pruned_at: int | None = None
@@ -100,14 +111,17 @@ class TrialRun:
 
     def report(self, step: int, loss: float) -> None:
         """Report a validation loss, and request a save and stop if the study prunes the trial."""
+        from diffusion.search.study import SearchStudy  # a verdict needs no Optuna
+
         assert self.stop is not None, "the training has started"
+        assert self.section is not None, "a verdict prunes nothing"
         prune = SearchStudy(self.search, self.section).report(int(self.folder.name), step, loss)
         if prune and step < self.config.train.steps and self.stop.request():
             self.pruned_at = step
 
 
 def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> TrialResult:
-    """Train the model of a trial and score its grid. Adds the scores to the MLflow run of the training."""
+    """Train the model of a trial and score its grid. In a search, add the scores to the training's run."""
     about = read_checksummed_json(trial.search / search_dir.ABOUT, About)
     try:
         training = trainer.lead(partial(_tracked_trial, trial, plan, about))
@@ -118,6 +132,9 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         return TrialResult("pruned")
     config, folder = trial.config, training.run.folder
     document = score_grid(config, trial.folder / search_dir.MODEL, trial.folder)
+    result = TrialResult("done", document.best.value)
+    if trial.section is None:
+        return result  # a verdict's scores are of one cell, and its training may be that of the pipeline
     with file_lock(folder / "lock"):
         spool = Spool(
             folder, training.run.key, training_name(config), experiment_name(title_of(config.data.name))
@@ -126,19 +143,20 @@ def _train_and_score(trial: TrialRun, trainer: Trainer, plan: DenoiserPlan) -> T
         spool.artifact(trial.folder / search_dir.SCORES, EVALUATION_FOLDER)
         spool.close("FINISHED")
     close_sender(start_sender(folder), SENDER_SECONDS["FINISHED"])
-    return TrialResult("done", document.best.value)
+    return result
 
 
 @contextmanager
 def _tracked_trial(
     trial: TrialRun, plan: DenoiserPlan, about: About, run: RunDir, stop: StopRequest
 ) -> Iterator[TrackedTraining]:
-    """Track the training as a child run of the search, and prune it by its validation loss."""
+    """Track the training, in a search as a child run that its validation loss may prune."""
     trial.stop = stop
     with tracked_training(plan, trial.config, run, stop) as training:
+        training.explains_start = False
         tags = {SEARCH: trial.search.name, SEARCH_KEY: about.key, TRIAL: str(int(trial.folder.name))}
-        training.spool.tags(tags)
-        if trial.section.prune:
+        training.spool.tags({VERDICT: about.key} if trial.section is None else tags)
+        if trial.section is not None and trial.section.prune:
             training.on_validation = trial.report
         try:
             yield training

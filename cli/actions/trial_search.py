@@ -1,6 +1,5 @@
 """A hyperparameter search: its trials one by one or in parallel on Ray, and its table."""
 
-import sys
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,29 +9,28 @@ from typing import Any
 import torch
 import typer
 
-from cli.actions.search_trial import MODULE
+from cli.actions.model_sweep import check_reference
+from cli.actions.search_trial import MODULE, run_in_process
 from cli.commands.models import Search
 from cli.shared.console import print_table
 from diffusion.check import preflight
 from diffusion.config import Config, load, parse
-from diffusion.evaluate.features.extractors import space_extractor
-from diffusion.evaluate.features.reference_features import open_references
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import PreparedMeta
-from diffusion.layout import PARAMS, PREPARED, REFERENCE
+from diffusion.layout import PARAMS, PREPARED
 from diffusion.protocol.scores_document import read_scores
 from diffusion.search import search_config, search_dir
 from diffusion.search.search_config import SearchConfig, describe_point
 from diffusion.search.search_dir import About, Trial, TrialResult, trial_dir
 from diffusion.search.setting_table import ScoredTrial, SettingRow, best_trial, setting_rows
-from diffusion.search.study import SearchStudy, TrialRunner, run_search
+from diffusion.search.study import SearchStudy, run_search
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.params import read_params
-from diffusion.system.signals import stop_request
 from diffusion.train.plan import plan_training
 from flows.dvc_stage import fetch_pretrained
-from flows.ray.trial_runner import ray_trials, run_process
+from flows.ray.trial_runner import ray_trials
 from tracking.experiments import log_search
 from tracking.project import title_of
 
@@ -70,13 +68,8 @@ class Trials:
             raise DiffctlError(f"{MAX_FAILURES} trials in a row failed{why}: correct that, remove {folder}")
 
     def run(self, trial: Trial) -> TrialResult:
-        """Run the trial in a child process, which frees its memory. Interrupted on a signal, after a save."""
-        folder = trial_dir(self._folder, trial.number)
-        with stop_request() as stop:
-            result = run_process([sys.executable, *MODULE, str(folder)], folder, stop)
-            stop.raise_if_set()
-        assert result is not None, "it was not stopped"
-        return result
+        """Run the trial. Interrupted on a signal, after a save."""
+        return run_in_process(trial_dir(self._folder, trial.number))
 
     def _print(self, number: int, text: str) -> None:
         typer.echo(f"trial {number} (of {self._total}){text}", err=True)
@@ -117,9 +110,7 @@ def _check_search(
     preflight(config, "train")
     meta, cpu = open_store(PREPARED / "train", PreparedMeta).meta, torch.device("cpu")
     search_config.refuse_invalid(values, section, lambda *changed: plan_training(parse(*changed), meta, cpu))
-    evaluate = config.evaluate
-    extractors = [space_extractor(space) for space in evaluate.spaces]
-    open_references(REFERENCE, extractors, evaluate.reference, PREPARED, evaluate.reference_images)
+    check_reference(config)
     first = parse(search_config.applied(values, search_config.grid(section)[0]), "search")
     return first.model_dump(mode="json"), str(meta["digest"])
 

@@ -121,7 +121,7 @@ class Search(JsonOptions):
 
 @command(app, lambda: search_trial.run_trial, name="search-trial", hidden=True)
 class SearchTrial(Options):
-    """Run one trial; `diffctl search` starts these processes."""
+    """Run one trial; `diffctl search` and `diffctl verdict` start these processes."""
 
     folder: Path = argument()
     local: bool = option("Sample in this process, whatever sample.runner is.")

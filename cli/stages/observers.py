@@ -40,6 +40,9 @@ SHOWN = ("loss", "mse", "vlb", "accuracy", "grad_norm")  # on the live line
 class ConsoleTraining(Observer):
     """The observer that reports on the console under the name of a stage, and writes a heartbeat."""
 
+    explains_start = True
+    """Whether to print why the training does not resume another one; the trials of a search never do."""
+
     def __init__(self, name: str, run: RunDir, show: Show, heldout: ValidationLoss | None = None) -> None:
         self.name, self.run = name, run
         self._show, self._heldout = show, heldout
@@ -54,7 +57,7 @@ class ConsoleTraining(Observer):
             print_line(self.name, f"the state of step {self.run.fetched:,} came from {VARIABLE}")
         if self.run.start:
             print_line(self.name, self.run.start.describe())
-        elif not step and (changes := self.run.changes()):
+        elif self.explains_start and not step and (changes := self.run.changes()):
             print_line(self.name, changes)
         if changed := state.change_of_code():
             before, now = changed

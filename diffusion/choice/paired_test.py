@@ -8,7 +8,7 @@ t-test (Wang & Ramdas 2023, 2310.03722) was measured too, and has less power up 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 PATHS, SEED = 200_000, 0  # of the simulated boundary; its error probability is exact to ± 0.0005
 POWER_PATHS = 20_000
-MAX_EFFECT = 1000.0  # standard deviations; two pairs need up to a few hundred
 
+Values = NDArray[np.float64]
 Kind = Literal["better", "worse", "no evidence"]
 
 
@@ -47,15 +47,10 @@ class PairedTest:
     last: int = 12
     error: float = 0.05
 
-    @cached_property
+    @property
     def level(self) -> float:
         """The nominal two-sided level of each look."""
-        from scipy.special import stdtr
-
-        least = np.ones(PATHS)
-        for count, t in self._paths(0.0, PATHS):
-            np.minimum(least, 2 * stdtr(count - 1, -np.abs(t)), out=least)
-        return float(np.quantile(least, self.error))
+        return _nominal_level(self.first, self.last, self.error)
 
     @cached_property
     def bounds(self) -> dict[int, float]:
@@ -87,27 +82,39 @@ class PairedTest:
     def power(self, effect: float, pairs: int) -> float:
         """Return the probability of a decision by `pairs` pairs; `effect` is in standard deviations."""
         passed = np.zeros(POWER_PATHS, dtype=bool)
-        for count, t in self._paths(effect, POWER_PATHS):
-            if count <= pairs:
-                passed |= np.abs(t) > self.bounds[count]
+        for count, mean, scale in _paths(self.first, pairs, POWER_PATHS):
+            passed |= np.abs(mean + effect) * scale > self.bounds[count]
         return float(passed.mean())
 
     def detectable(self, pairs: int, power: float = 0.8) -> float:
-        """Return the effect in standard deviations that is decided by `pairs` pairs with this power."""
-        low, high = 0.0, MAX_EFFECT
-        while high - low > 0.005 * high:
-            middle = (low + high) / 2
-            low, high = (low, middle) if self.power(middle, pairs) >= power else (middle, high)
-        return high
+        """Return the effect in standard deviations that is decided by `pairs` pairs with this power.
 
-    def _paths(self, effect: float, paths: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Yield (pairs, t of each path) at every look; equal noise for all effects."""
-        draw = np.random.default_rng(SEED)
-        total, squares = np.zeros(paths), np.zeros(paths)
-        for count in range(1, self.last + 1):
-            noise = draw.normal(size=paths)
-            total += noise
-            squares += noise * noise
-            if count >= self.first:
-                variance = (squares - total * total / count) / (count - 1)
-                yield count, (total / count + effect) * np.sqrt(count / variance)
+        Decisions in the wrong direction are left out: they are rare at such an effect.
+        """
+        least = np.full(POWER_PATHS, np.inf)  # the effect from which on each path passes a look
+        for count, mean, scale in _paths(self.first, pairs, POWER_PATHS):
+            np.minimum(least, self.bounds[count] / scale - mean, out=least)
+        return float(np.quantile(least, power))
+
+
+@lru_cache(maxsize=100)
+def _nominal_level(first: int, last: int, error: float) -> float:
+    from scipy.special import stdtr
+
+    least = np.ones(PATHS)
+    for count, mean, scale in _paths(first, last, PATHS):
+        np.minimum(least, 2 * stdtr(count - 1, -np.abs(mean * scale)), out=least)
+    return float(np.quantile(least, error))
+
+
+def _paths(first: int, last: int, paths: int) -> Iterator[tuple[int, Values, Values]]:
+    """Yield (pairs, mean of the noise, √n / its deviation) of each path at every look."""
+    draw = np.random.default_rng(SEED)
+    total, squares = np.zeros(paths), np.zeros(paths)
+    for count in range(1, last + 1):
+        noise = draw.normal(size=paths)
+        total += noise
+        squares += noise * noise
+        if count >= first:
+            variance = (squares - total * total / count) / (count - 1)
+            yield count, total / count, np.sqrt(count / variance)

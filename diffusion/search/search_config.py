@@ -99,8 +99,11 @@ def count_trials(section: SearchConfig) -> int:
     return section.trials
 
 
-def applied(values: dict[str, Any], point: Point) -> dict[str, Any]:
-    """Return the plain values of params.yaml with those of the point; UsageError if a field cannot be set."""
+def applied(values: dict[str, Any], point: Point, source: str = "search.fields.") -> dict[str, Any]:
+    """Return the plain values of params.yaml with those of the point.
+
+    UsageError, which begins with the `source`, if a field cannot be set.
+    """
     changed = deepcopy(values)
     for name, value in point.items():
         *parents, last = name.split(".")
@@ -110,7 +113,7 @@ def applied(values: dict[str, Any], point: Point) -> dict[str, Any]:
                 section[key] = {}
             section = section[key]
             if not isinstance(section, dict):
-                raise UsageError(f"search.fields.{name}: params.yaml has {brief(section)} at {key}, not keys")
+                raise UsageError(f"{source}{name}: params.yaml has {brief(section)} at {key}, not keys")
         section[last] = deepcopy(value)
     return changed
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from diffusion.layout import PARAMS, SEARCH_RUNS
+from diffusion.layout import PARAMS, SEARCH_RUNS, VERDICT_RUNS
 from diffusion.search.search_config import Point, SearchConfig, applied
 from diffusion.system.checksums import add_checksum, read_checksummed_json
 from diffusion.system.errors import DiffctlError, UsageError
@@ -42,15 +42,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The final state of a trial, with its value if it is done, or the reason if it failed."""
+    """The final state of a trial: its value if it is done, the reason if it failed, and what it took."""
 
     state: State
     value: float | None = None
     reason: Annotated[str, Field(max_length=2000)] = ""
+    seconds: float = 0.0
 
 
 class About(Section):
-    """The settings of a search: its key in MLflow, and everything that its trials share."""
+    """The settings of a search or a verdict: its key in MLflow, and everything that its trials share."""
 
     key: Annotated[str, Field(min_length=1, max_length=100)]
     data_digest: Annotated[str, Field(max_length=200)]
@@ -74,11 +75,7 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
     """
     search = section.model_dump(mode="json", exclude={"trials"})
     about = About(key=uuid.uuid4().hex, data_digest=data_digest, settings=settings, search=search)
-    try:
-        known = read_checksummed_json(folder / ABOUT, About)
-    except FileNotFoundError:
-        write_json(folder / ABOUT, add_checksum(about.model_dump()))
-        return about
+    known = open_about(folder, about)
     before, now = (one.model_dump(exclude={"key"}) for one in (known, about))
     fields_changed = changed_fields({"search": known.search}, {"search": search})  # they change settings too
     if changed := fields_changed or changed_fields(before, now):
@@ -87,9 +84,19 @@ def open_search(folder: Path, section: SearchConfig, settings: dict[str, Any], d
     return known
 
 
+def open_about(folder: Path, about: About) -> About:
+    """Return the settings stored in the directory, which are `about` if it is new."""
+    try:
+        return read_checksummed_json(folder / ABOUT, About)
+    except FileNotFoundError:
+        write_json(folder / ABOUT, add_checksum(about.model_dump()))
+        return about
+
+
 def known_searches() -> list[About]:
-    """Return the settings of all searches in runs/search/; DiffctlError if a file is damaged."""
-    return [read_checksummed_json(path, About) for path in sorted(SEARCH_RUNS.glob(f"*/{ABOUT}"))]
+    """Return the settings of all searches and verdicts; DiffctlError if a file is damaged."""
+    paths = [path for root in (SEARCH_RUNS, VERDICT_RUNS) for path in sorted(root.glob(f"*/{ABOUT}"))]
+    return [read_checksummed_json(path, About) for path in paths]
 
 
 def trial_dir(folder: Path, number: int) -> Path:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from diffusion.search.search_config import Point, Range, SearchConfig, count_trials, grid
 from diffusion.search.search_dir import State, Trial, TrialResult
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
 from diffusion.system.locks import file_lock
 from diffusion.system.section import canonical_json
@@ -160,27 +161,6 @@ def _distributions(section: SearchConfig) -> dict[str, BaseDistribution]:
         else:
             found[name] = FloatDistribution(values.low, values.high, log=values.log)
     return found
-
-
-class TrialRunner:
-    """Runs one trial at a time by calling `run`. A subclass may run several."""
-
-    def __init__(self, run: Callable[[Trial], TrialResult]) -> None:
-        self._run = run
-        self._started: list[Trial] = []
-
-    def room(self) -> int:
-        """Return how many trials may run now, at least one."""
-        return 1
-
-    def start(self, trial: Trial) -> None:
-        """Start a trial, or resume it."""
-        self._started.append(trial)
-
-    def ended(self) -> list[tuple[int, TrialResult]]:
-        """Return the numbers and results of trials that ended since the last call; wait a while for one."""
-        trial = self._started.pop()
-        return [(trial.number, self._run(trial))]
 
 
 def run_search(

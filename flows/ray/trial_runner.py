@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from diffusion.code_digest import check_worker_version, library_version
 from diffusion.search.search_dir import ABOUT, About, Trial, TrialResult, read_result, trial_dir
-from diffusion.search.study import TrialRunner
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.checksums import read_checksummed_json
 from diffusion.system.errors import TEMPORARY, DiffctlError, TemporaryError, UsageError
 from diffusion.system.signals import StopRequest, stop_request

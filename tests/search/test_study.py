@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from diffusion.code_digest import library_version
 from diffusion.search.search_config import SearchConfig
 from diffusion.search.search_dir import Trial, TrialResult
-from diffusion.search.study import JOURNAL, SearchStudy, TrialRunner, run_search
+from diffusion.search.study import JOURNAL, SearchStudy, run_search
+from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.errors import DiffctlError
 from flows.ray import trial_runner
 

@@ -1,4 +1,4 @@
-"""Folders in runs/ that nothing needs: not the present configuration, champion, searches or named runs.
+"""Folders in runs/ that nothing needs: not the configuration, champion, searches, verdicts or named runs.
 
 runs/ grows with every change of configuration or code. Trainings that run, or are not delivered to MLflow
 completely, are never leftovers.
@@ -23,7 +23,7 @@ from diffusion.train.checkpoint.resume import find_kept_run, find_resume_point
 from diffusion.train.checkpoint.run_dir import run_dir_of
 from diffusion.train.checkpoint.state_files import newest_step
 from diffusion.train.plan import TrainPlan
-from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY
+from tracking.keys import FILE_SHA256, GUIDE_TAGS, KEY, MODEL_SHA256, SEARCH_KEY, VERDICT
 from tracking.registry.registered_models import find_champion, project_model
 from tracking.runs.run_lookup import find_run
 from tracking.spool.event_log import EVENTS, read_events
@@ -49,8 +49,8 @@ def find_leftovers(config: Config, plans: Sequence[TrainPlan], names: Sequence[s
     """Return the leftovers, the largest first; `plans` are the present trainings, `names` runs to keep.
 
     Also keep the trainings that a present one, or `diffctl run --keep`, would resume from, and those of each
-    search that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or MLflow, which
-    names the champion, does not answer.
+    search and verdict that exists. UsageError for an unknown name; DiffctlError if a search is damaged, or
+    MLflow, which names the champion, does not answer.
     """
     needed = _needed_by_mlflow(names) | {search.key for search in known_searches()}
     for plan, root in itertools.product(plans, TRAININGS):
@@ -101,7 +101,8 @@ def _trainings(needed: set[str]) -> Iterator[Leftover]:
         identities, steps = {folder.name}, "nothing"
         if training is not None:
             tags = [event["values"] for event in read_events(folder) if event["kind"] == "tags"]
-            searches = {values[SEARCH_KEY] for values in tags if SEARCH_KEY in values}  # MLflow has the last
+            named = (values.get(tag) for values in tags for tag in (SEARCH_KEY, VERDICT))
+            searches = {key for key in named if key}  # MLflow has the last
             identities |= {training.key, *searches}
             steps = f"{training.step:,} steps"
         delivered = training is None or DeliveryState.load(folder, uri).complete

@@ -1,0 +1,239 @@
+"""A verdict on changes of params.yaml: the arms, the work that decides, and what is printed and logged."""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from cli.actions.model_sweep import check_reference, score_grid
+from cli.actions.params_file import find_profile, parse_assignments
+from cli.actions.search_trial import run_in_process
+from cli.actions.verdict_trials import Judge, VerdictTrials
+from cli.commands.verdict import Verdict
+from diffusion.check import preflight
+from diffusion.check.cost_estimate import format_duration
+from diffusion.check.findings import Project
+from diffusion.check.timing import time_sampling, time_steps
+from diffusion.choice.paired_test import PairedTest
+from diffusion.config import parse
+from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.protocol.scores_document import CellScores
+from diffusion.sample.sampling_steps import count_nfe
+from diffusion.search import search_dir
+from diffusion.search.search_config import applied
+from diffusion.search.search_dir import About, trial_dir
+from diffusion.search.trial_runner import TrialRunner
+from diffusion.system.devices import acquire_device
+from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
+from diffusion.system.locks import file_lock
+from diffusion.system.output_paths import write_output_text
+from diffusion.system.params import read_params
+from diffusion.system.section import fingerprint
+from diffusion.verdict.arms import APART, Arm, common_subject
+from diffusion.verdict.outcome import Outcome, SamplingOutcome
+from diffusion.verdict.page import render_verdict
+from flows.dvc_stage import fetch_pretrained
+from tracking.project import title_of
+from tracking.verdict_runs import log_verdict
+
+ERROR = 0.05  # of a verdict on all of its changes
+TIMED_SECONDS = 3.0  # for measuring the steps and the sampling of an arm
+TRIAL_SECONDS = 12.0  # of a training's process for imports, scores and files, on two cores
+
+
+def judge_changes(options: Verdict) -> None:
+    arms = _arms(options)
+    control, *changes = arms
+    for arm in arms:
+        fetch_pretrained(arm.config.train.init_from)
+    subject = common_subject(control, changes, options.cell)
+    folder, about = _identify(arms, options, subject)
+    check_reference(control.config)
+    test = PairedTest(*options.looks, ERROR / len(changes))
+    judge = _judge_trainings if subject == "training" else _judge_samples
+    busy = f"this verdict is running ({folder}): wait for it or stop it"
+    with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
+        about = search_dir.open_about(folder, about)
+        values, outcomes = judge(options, folder, arms, test)
+        values = {"folder": str(folder), "subject": subject, "control": control.name, **values}
+        values["changes"] = [one.as_json() for one in outcomes]
+        page = render_verdict(values, outcomes)
+        if options.html is not None:
+            write_output_text(options.html, page)
+        try:
+            log_verdict(about.key, title_of(control.config.data.name), values, page)
+        except DiffctlError as error:
+            problem = (
+                f"the verdict is not in MLflow ({error}): run the same command again, which only logs it"
+            )
+            warnings.warn(problem, DiffctlWarning, stacklevel=2)
+    options.answer(values, partial(_show, outcomes, values["seconds"]))
+    if options.html is not None:
+        typer.echo(f"page: {options.html}", err=options.as_json)
+
+
+def _arms(options: Verdict) -> list[Arm]:
+    """Return the control and its changes; UsageError for an invalid one."""
+    own = read_params()
+    control = Arm(PARAMS.name, own)
+    if options.against is not None:
+        file = find_profile(options.against)
+        control = Arm(str(file), read_params(file))
+    texts = [text for text in options.changes or [] if "=" in text]
+    files = [find_profile(text) for text in options.changes or [] if "=" not in text]
+    groups = [[text] for text in texts] if options.each else [texts] if texts else []
+    changes = [Arm(str(file), read_params(file)) for file in files]
+    for group in groups:
+        point = parse_assignments(group, "verdict")
+        changes.append(Arm(" ".join(group), applied(own, point, "")))
+    if options.seeds_apart:
+        changes.append(Arm("other seeds", control.values, APART))
+    elif not changes:
+        changes.append(Arm(PARAMS.name, own))
+    if options.stratified:
+        fixed = {"process.stratified": True}
+        control, *changes = (
+            Arm(one.name, applied(one.values, fixed, ""), one.seeds) for one in (control, *changes)
+        )
+    return [control, *changes]
+
+
+def _identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path, About]:
+    """Return the folder of the verdict, by what decides its result but the budget, and its settings."""
+    control, cell = arms[0], arms[0].cell(options.cell)
+    seed = control.config.train.seed
+    models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
+    settings = {
+        "models": models,
+        "images": [_images_card(arm, options.cell) for arm in arms],
+        "evaluate": control.config.evaluate.model_dump(mode="json"),
+        "pairs": options.looks,
+        "metric": options.metric,
+    }
+    digest = control.plan.data.digest
+    key = fingerprint({**settings, "data": digest})
+    names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
+    config = control.config.model_dump(mode="json")
+    return VERDICT_RUNS / key, About(
+        key=key, data_digest=digest, settings=config, search={**settings, **names}
+    )
+
+
+def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
+    sample, cell = arm.config.sample, arm.cell(name)
+    card = settings_card(cell_settings(sample, cell))
+    return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
+
+
+def _model_sha256() -> str:
+    if not MODEL.is_file():
+        raise UsageError(f"a change of the sampling is judged with {MODEL}, which is missing: `diffctl run`")
+    return read_artefact(MODEL).model_sha256
+
+
+def _judge_trainings(
+    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest
+) -> tuple[dict[str, Any], Sequence[Outcome]]:
+    """Return the outcome of pairs of trainings, and what they share."""
+    control = arms[0]
+    for arm in arms:
+        preflight(arm.config, "train")
+    cell = control.cell(options.cell)
+    trials = VerdictTrials(folder, arms, cell, control.config.sample.num_images)
+    first_seed = control.config.train.seed
+    _announce(arms, f"and the seeds of a pair, from {first_seed} on: {test.first} to {test.last} pairs")
+    if options.seconds is not None:
+        _check_budget(options.seconds, trials, test)
+    runner = TrialRunner(lambda trial: run_in_process(trial_dir(folder, trial.number)))
+    judge = Judge(trials, test, options.metric, options.seconds, runner)
+    outcomes = judge.decide()
+    values = {
+        "cell": cell.name,
+        "images": trials.images,
+        "metric": outcomes[0].metrics[0],
+        "pairs": list(options.looks),
+        "error": ERROR,
+        "level": test.level,
+        "budget": options.seconds,
+        "over_budget": judge.is_over_budget,
+        "seconds": round(judge.seconds, 1),
+    }
+    return values, outcomes
+
+
+def _judge_samples(
+    options: Verdict, folder: Path, arms: Sequence[Arm], test: PairedTest
+) -> tuple[dict[str, Any], Sequence[Outcome]]:
+    """Return the outcome of samples of the project's model, and what they share."""
+    control, *changes = arms
+    _announce(arms, f"the model ({MODEL}), and each image's noise")
+    scored = [_score_samples(arm, options.cell, folder / f"arm{number}") for number, arm in enumerate(arms)]
+    spec = scored[0].spec
+    metrics = spec.distance, spec.kernel_distance
+    metrics = metrics if options.metric == "fd" else metrics[::-1]
+    outcomes = [
+        SamplingOutcome(
+            arm.name, tuple(arm.differences(control)), metrics, test.error, scores=(scored[0], one)
+        )
+        for arm, one in zip(changes, scored[1:], strict=True)
+    ]
+    values = {
+        "cell": control.cell(options.cell).name,
+        "images": scored[0].num_images,
+        "metric": metrics[0],
+        "error": ERROR,
+        "seconds": None,
+    }
+    return values, outcomes
+
+
+def _score_samples(arm: Arm, cell: str | None, folder: Path) -> CellScores:
+    """Return the scores of the arm's cell of the project's model."""
+    chosen = arm.cell(cell)
+    axes = {axis: [value] for axis, value in chosen.axes.items()}
+    document = score_grid(parse({**arm.values, "sweep": axes}, arm.name), MODEL, folder)
+    return document.cells[chosen.name]
+
+
+def _announce(arms: Sequence[Arm], how: str) -> None:
+    """Print the arms and what is equal in them."""
+    control, *changes = arms
+    typer.echo(f"control: {control.name}", err=True)
+    for arm in changes:
+        typer.echo(f"change: {', '.join(arm.differences(control)) or arm.name}", err=True)
+    typer.echo(f"equal: all other settings, {how}", err=True)
+
+
+def _check_budget(budget: float, trials: VerdictTrials, test: PairedTest) -> None:
+    """Print what the pairs need by a measurement; UsageError if the first look is out of reach."""
+    if trials.is_fixed:
+        return  # the first look was reached, and later pairs are estimated by these
+    with acquire_device(partial(typer.echo, err=True)) as device:
+        pair = sum(_trial_seconds(arm, trials.cell, trials.images, device) for arm in trials.arms)
+    needs = [f"{count} pairs need about {format_duration(count * pair)}" for count in (test.first, test.last)]
+    if test.first * pair > budget:
+        raise UsageError(f"--budget: {needs[0]} here: give more time, or train fewer steps")
+    typer.echo(f"{needs[1]} here, and the budget is {format_duration(budget)}", err=True)
+
+
+def _trial_seconds(arm: Arm, cell: Cell, images: int, device: torch.device) -> float:
+    """Return the estimated duration of a training with its samples and scores."""
+    config, plan = arm.config, arm.plan
+    step = time_steps(Project(config), plan, config.train.batch_size, TIMED_SECONDS, device)
+    call = time_sampling(plan, config, TIMED_SECONDS, device)
+    nfe = count_nfe(cell_settings(config.sample, cell), config.process)
+    trained = step.median * config.train.batch_size * config.train.steps
+    return TRIAL_SECONDS + trained + call.median * nfe * images
+
+
+def _show(outcomes: Sequence[Outcome], seconds: float | None) -> None:
+    for one in outcomes:
+        typer.echo(f"{one.name}: {one.sentence(seconds)}" if len(outcomes) > 1 else one.sentence(seconds))
+        for text in one.disagreements() if not one.failure else ():
+            typer.echo(f"  {text}")

@@ -1,0 +1,1 @@
+"""A verdict on changes of params.yaml: arms, pairs of trainings, decisions, and the page."""

@@ -1,0 +1,117 @@
+"""The arms of a verdict: the control and its changes, and what may differ between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from diffusion.choice.confidence import SAME_NOISE
+from diffusion.config import Config, parse
+from diffusion.images.store import open_store
+from diffusion.images.store_meta import PreparedMeta
+from diffusion.layout import PARAMS, PREPARED
+from diffusion.protocol.card import differing_fields
+from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
+from diffusion.search.search_config import applied
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError
+from diffusion.system.fields import changed_fields
+from diffusion.train.plan import DenoiserPlan, plan_training, training_fingerprint
+
+APART = 500_000  # between the seeds of arms that differ in their seeds alone
+PROTOCOL = ("data", "evaluate")  # sections that decide what scores are computed on
+IMAGES = ("num_images", "seed")  # of the section `sample`: which images are scored
+
+Subject = Literal["training", "sampling"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of a comparison: its name, and its values of params.yaml.
+
+    `seeds` is added to the seeds of its trainings.
+    """
+
+    name: str
+    values: dict[str, Any]
+    seeds: int = 0
+
+    @cached_property
+    def config(self) -> Config:
+        """The validated values; UsageError names the arm."""
+        return parse(self.values, f"{PARAMS} with {self.name}" if "=" in self.name else self.name)
+
+    @cached_property
+    def plan(self) -> DenoiserPlan:
+        """The plan of its training on the prepared data."""
+        meta = open_store(PREPARED / "train", PreparedMeta).meta
+        return plan_training(self.config, meta, default_device())
+
+    def cell(self, name: str | None) -> Cell:
+        """Return the cell of its sweep that is scored: by default the first one with the most steps."""
+        cells = {cell.name: cell for cell in grid(self.config.sample, self.config.sweep)}
+        if name is None:
+            return max(cells.values(), key=lambda cell: cell.steps)
+        if name not in cells:
+            raise UsageError(f"--cell {name}: the sweep of {self.name} has {', '.join(cells)}")
+        return cells[name]
+
+    def differences(self, control: "Arm") -> list[str]:
+        """Return the fields that differ from the control's, as text."""
+        return changed_fields(*(one.config.model_dump(mode="json") for one in (control, self)))
+
+    def fingerprint(self, seed: int) -> str:
+        """Return the identity of its training with a seed, to which its own offset is added."""
+        train = self.plan.train.model_copy(update={"seed": seed + self.seeds})
+        return training_fingerprint(self.plan.model_copy(update={"train": train}))
+
+    def pair_values(self, seeds: tuple[int, int], cell: Cell, images: int) -> dict[str, Any]:
+        """Return the params.yaml of a training: the seeds of training and samples, and the scored cell."""
+        point = {
+            "train.seed": seeds[0] + self.seeds,
+            "sample.seed": seeds[1],
+            "sample.num_images": images,
+            "sweep": {axis: [value] for axis, value in cell.axes.items()},
+        }
+        return applied({name: one for name, one in self.values.items() if name != "search"}, point, "")
+
+
+def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
+    """Return what the change is of; UsageError if the two arms cannot be judged by one protocol."""
+    if wrong := [text for text in change.differences(control) if _is_protocol(text.split()[0])]:
+        raise UsageError(f"{change.name} changes what is scored ({wrong[0]}): leave that equal in both arms")
+    cards = [_card(arm, cell) for arm in (control, change)]
+    trains = control.fingerprint(0) != change.fingerprint(0)
+    if not differing_fields(cards):
+        if not trains:
+            raise UsageError(f"{change.name}: the same training and sampling: nothing to judge")
+        return "training"
+    fields = ", ".join(differing_fields(cards))
+    if trains:
+        both = f"{change.name} changes the training and the sampling ({fields})"
+        raise UsageError(f"{both}: judge one of them at a time, with the other one equal in both arms")
+    if wrong := list(differing_fields(cards, SAME_NOISE)):
+        found = f"{change.name} changes which images are made ({', '.join(wrong)})"
+        raise UsageError(f"{found}: they could not be paired, so leave that equal in both arms")
+    return "sampling"
+
+
+def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Subject:
+    """Return what all changes are of; UsageError if some are of the training and some of the sampling."""
+    subjects = [find_subject(control, change, cell) for change in changes]
+    if len(set(subjects)) > 1:
+        first = changes[subjects.index("sampling")].name
+        raise UsageError(
+            f"{first} changes the sampling and another change the training: judge them separately"
+        )
+    return subjects[0]
+
+
+def _is_protocol(field: str) -> bool:
+    section, _, name = field.partition(".")
+    return (section in PROTOCOL and field != "data.flip") or (section == "sample" and name in IMAGES)
+
+
+def _card(arm: Arm, name: str | None) -> dict[str, Any]:
+    cell = arm.cell(name)
+    return {**settings_card(cell_settings(arm.config.sample, cell)), "ema": cell.ema}

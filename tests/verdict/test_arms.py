@@ -1,0 +1,87 @@
+"""What a verdict compares, and the changes that it refuses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffusion.verdict.arms import Arm, find_subject
+from tests.conftest import params
+from tests.helpers.invoke import Invoke, assert_refused
+from tests.helpers.prepared import copy_data
+
+REFUSED = {
+    "train.stepz=1": "unknown key",
+    "model.channels=9": "channels",
+    "train.seed=7": "nothing to judge",  # a pair's seed replaces it
+    "train.log_every=1": "nothing to judge",
+    "sample.num_images=30": "what is scored",
+    "sample.seed=1": "what is scored",
+    "evaluate.reference=test": "what is scored",
+    "data.name=cifar10": "what is scored",
+    "sample.classes=data": "which images are made",
+}
+
+
+def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke) -> None:
+    copy_data(project)
+    for change, words in REFUSED.items():
+        assert_refused(invoke("verdict", change), change.partition("=")[0], words)
+    assert_refused(
+        invoke("verdict", "sample.spacing=trailing", "train.batch_size=4"), "one of them at a time"
+    )
+    assert_refused(invoke("verdict", "sample.spacing=trailing"), "models/model.safetensors", "missing")
+    both = ("verdict", "sample.spacing=trailing", "train.batch_size=4", "--each")
+    assert_refused(invoke(*both), "sample.spacing=trailing", "separately")
+    assert_refused(
+        invoke("verdict", "train.batch_size=4", "--cell", "steps9-eta0"), "steps9-eta0", "steps3-eta1"
+    )
+    assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
+    assert not (project / "runs").exists()
+
+
+def test_options_without_a_meaning_are_refused(project: Path, invoke: Invoke) -> None:
+    assert_refused(invoke("verdict"), "nothing to judge")
+    for pairs in ("1..3", "5..4", "3..51", "3", "3-4"):
+        assert_refused(invoke("verdict", "train.steps=4", "--pairs", pairs), "--pairs", pairs)
+    assert_refused(invoke("verdict", "train.steps=4", "--budget", "20"), "--budget", "20m")
+    assert_refused(invoke("verdict", "no-profile"), "no-profile")
+    assert_refused(invoke("verdict", "train.steps=4", "--against", "no-file"), "no-file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "subject"),
+    [
+        ("train.steps", 5, "training"),
+        ("process.t_sampler", "logit-normal", "training"),
+        ("data.flip", True, "training"),
+        ("sample.spacing", "trailing", "sampling"),
+        ("sweep.steps", [2, 5], "sampling"),
+        ("sweep.eta", [1.0], "sampling"),
+    ],
+)
+def test_subject_of_a_change(project: Path, field: str, value: object, subject: str) -> None:
+    copy_data(project)
+    values = params()
+    section, name = field.split(".")
+    changed = {**values, section: {**values[section], name: value}}
+    assert find_subject(Arm("control", values), Arm("change", changed), None) == subject
+
+
+def test_arms_of_a_pair_differ_in_the_change_alone() -> None:
+    values = params(search={"fields": {"train.seed": [0, 1]}, "method": "grid"})
+    changed = {**values, "train": {**values["train"], "steps": 5, "seed": 9}}
+    control, change = Arm("control", values), Arm("change", changed)
+    cell = control.cell(None)
+    assert (cell.steps, cell.eta) == (3, 0.0)  # the first one with the most steps
+    pair = [arm.pair_values((4, 2), cell, 50) for arm in (control, change)]
+    assert pair[1] == {**pair[0], "train": {**pair[0]["train"], "steps": 5}}
+    assert (pair[0]["train"]["seed"], pair[0]["sample"]["seed"], pair[0]["sample"]["num_images"]) == (
+        4,
+        2,
+        50,
+    )
+    written = Arm("written", yaml.safe_load(yaml.safe_dump(pair[0])))
+    assert [written.cell(None)] == [cell]
+    assert written.config.sweep.steps == (3,)
+    assert "search" not in pair[0]

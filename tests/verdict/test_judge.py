@@ -1,0 +1,162 @@
+"""The order of a verdict's trainings, and its end: stopped anywhere, it ends with the same verdict."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cli.actions.verdict_trials import Judge, VerdictTrials
+from diffusion.choice.paired_test import PairedTest
+from diffusion.protocol.scores_document import write_scores_document
+from diffusion.search.search_dir import SCORES, Trial, TrialResult, trial_dir, write_result
+from diffusion.search.trial_runner import TrialRunner
+from diffusion.system.errors import DiffctlError
+from diffusion.verdict.arms import Arm
+from diffusion.verdict.outcome import TrainingOutcome
+from tests.conftest import params
+from tests.helpers.scores_document import chance, document, with_errors
+
+FD, KD = "fd_effnet_lite0_64", "kd_effnet_lite0_64"
+BETTER, WORSE, EQUAL = -300.0, 300.0, 0.0
+
+
+class Stopped(Exception):
+    """A kill before or after a training."""
+
+
+class Machine:
+    """A machine whose trainings take 10 s each and score as chosen by (arm, seed).
+
+    `noise` is the standard error of a score with 20 images. It stops after so many trainings.
+    """
+
+    def __init__(
+        self, folder: Path, effects: tuple[float, ...], noise: float = 0.0, spread: float = 20.0
+    ) -> None:
+        self.folder, self.effects, self.noise, self.spread = folder, effects, noise, spread
+        self.trained: list[tuple[int, int, int]] = []  # (arm, seed, images)
+        self.stops_after = 10_000
+        self.failures: dict[tuple[int, int], str] = {}
+
+    def run(self, trial: Trial) -> TrialResult:
+        folder, arm = trial_dir(self.folder, trial.number), trial.number % (len(self.effects) + 1)
+        values = yaml.safe_load((folder / "params.yaml").read_text())
+        seed, images = values["train"]["seed"], values["sample"]["num_images"]
+        if len(self.trained) >= self.stops_after:
+            raise Stopped
+        self.trained.append((arm, seed, images))
+        if reason := self.failures.get((arm, seed)):
+            result = TrialResult("failed", reason=reason, seconds=10.0)
+        else:
+            drawn = np.random.default_rng([arm, seed]).normal()
+            value = 1000 + (0.0, *self.effects)[arm] + self.spread * drawn
+            scores = document({(3, 0.0): value / 1000}, num_images=images, seed=values["sample"]["seed"])
+            if self.noise:
+                error = self.noise * (20 / images) ** 0.5
+                with_errors(scores.cells["steps3-eta0"], FD, chance(arm, error))
+                with_errors(scores.cells["steps3-eta0"], KD, chance(arm, error / 1000))
+            write_scores_document(folder / SCORES, scores)
+            result = TrialResult("done", value, seconds=10.0)
+        write_result(folder, result)
+        return result
+
+    def judge(
+        self, budget: float | None = None, pairs: tuple[int, int] = (3, 12)
+    ) -> tuple[Judge, list[TrainingOutcome]]:
+        """Return a judge in a new process, and its outcomes."""
+        arms = [
+            Arm(f"arm{number}", params(train={"steps": 12 + number}))
+            for number in range(len(self.effects) + 1)
+        ]
+        trials = VerdictTrials(self.folder, arms, arms[0].cell(None), 20)
+        test = PairedTest(*pairs, 0.05 / len(self.effects))
+        judge = Judge(trials, test, "fd", budget, TrialRunner(self.run))
+        return judge, judge.decide()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., Machine]:
+    def make(*effects: float, name: str = "verdict", **options: float) -> Machine:
+        return Machine(tmp_path / name, effects, **options)
+
+    return make
+
+
+def as_json(outcomes: list[TrainingOutcome]) -> str:
+    return json.dumps([one.as_json() for one in outcomes])
+
+
+def test_arms_alternate_and_a_clear_change_ends_at_the_first_look(machine: Callable[..., Machine]) -> None:
+    one = machine(BETTER)
+    judge, (outcome,) = one.judge()
+    assert one.trained == [(0, 0, 20), (1, 0, 20), (1, 1, 20), (0, 1, 20), (0, 2, 20), (1, 2, 20)]
+    assert outcome.kind == "better"
+    assert judge.seconds == 60
+    assert outcome.main.interval is not None
+    assert outcome.main.interval[0] < BETTER < outcome.main.interval[1]
+
+
+def test_decided_changes_end_early_and_share_the_control(machine: Callable[..., Machine]) -> None:
+    one = machine(EQUAL, WORSE)
+    _, (equal, worse) = one.judge(pairs=(3, 5))
+    assert (equal.kind, worse.kind) == ("no evidence", "worse")
+    assert [len(outcome.pairs) for outcome in (equal, worse)] == [5, 3]
+    assert sorted(arm for arm, _, _ in one.trained) == [0] * 5 + [1] * 5 + [2] * 3
+
+
+def test_noisy_scores_get_more_images_once_before_the_first_look(machine: Callable[..., Machine]) -> None:
+    one = machine(BETTER, noise=25.0)
+    judge, (outcome,) = one.judge()
+    assert [images for _, _, images in one.trained] == [20] * 6 + [80] * 6
+    assert judge.seconds == 120  # those of fewer images count
+    assert outcome.pairs[0].change[FD] == pytest.approx(
+        1000 + BETTER + 20 * np.random.default_rng([1, 0]).normal()
+    )
+    assert one.judge()[1] == [outcome]
+    assert len(one.trained) == 12
+
+
+def test_budget_ends_after_the_first_look_and_can_be_raised(machine: Callable[..., Machine]) -> None:
+    one = machine(EQUAL)
+    judge, (outcome,) = one.judge(budget=1.0)
+    assert (len(outcome.pairs), judge.is_over_budget) == (3, True)
+    judge, (outcome,) = one.judge(budget=100.0)
+    assert (len(outcome.pairs), judge.seconds, judge.is_over_budget) == (5, 100, True)
+    assert one.judge(budget=100.0)[1] == [outcome]
+    assert len(one.trained) == 10
+
+
+def test_failed_training_of_a_change_ends_it_and_of_the_control_ends_all(
+    machine: Callable[..., Machine],
+) -> None:
+    one = machine(BETTER, EQUAL)
+    one.failures = {(1, 1): "the loss is NaN"}
+    _, (failed, other) = one.judge(pairs=(3, 4))
+    assert failed.sentence() == "not judged: the training of arm1 with seed 1 failed because the loss is NaN"
+    assert failed.as_json()["decision"] == "failed"
+    assert len(other.pairs) == 4
+    assert (1, 2, 20) not in one.trained
+    two = machine(EQUAL, name="two")
+    two.failures = {(0, 1): "the disk is full"}
+    with pytest.raises(
+        DiffctlError, match=r"arm0 with seed 1 failed because the disk is full: .*trials/00002"
+    ):
+        two.judge()
+
+
+@pytest.mark.slow
+def test_verdict_stopped_anywhere_ends_alike(machine: Callable[..., Machine]) -> None:
+    whole = machine(EQUAL, noise=25.0)
+    wanted = as_json(whole.judge(pairs=(3, 5), budget=165)[1])
+    assert len(whole.trained) == 14  # 3 pairs, those again with more images, and one of two that remain
+    for stop in range(len(whole.trained)):
+        part = machine(EQUAL, noise=25.0, name=f"stopped{stop}")
+        part.stops_after = stop
+        with pytest.raises(Stopped):
+            part.judge(pairs=(3, 5), budget=165)
+        part.stops_after = 10_000
+        assert as_json(part.judge(pairs=(3, 5), budget=165)[1]) == wanted
+        assert sorted(part.trained) == sorted(whole.trained)  # nothing is lost or repeated
