@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import models, pipeline, project, registry, scores, servers, show
+from cli.commands import models, pipeline, project, registry, scores, servers, show, verdict
 from cli.shared.command import CommandGroup
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
