@@ -86,6 +86,9 @@ def test_code_of_a_stage_contains_what_computes_its_result(tmp_path: Path, monke
         modules = {stage: code.modules(stage).keys() for stage in STAGES}
         digests = {stage: code.digest(stage) for stage in STAGES}
     assert yaml.safe_load((ROOT / "code.yaml").read_text()) == digests, "run `make format`"
+    assert not any("diffusion.version" in names for names in modules.values()), (
+        "a version makes nothing stale"
+    )
     training = training_code(DenoiserPlan, ProcessConfig(), spec_of())
     assert modules["train"] >= {name for name in training if " " not in name}  # without entries
     report = {name.split(".")[1] for name in modules["report"]}

@@ -206,6 +206,11 @@ def test_model_identity_depends_on_weights_and_settings_not_on_training_code(tmp
     base = identity(code=(code,))
     assert identity(code=(code, {**code, "step": 5, "digest": "b" * 16})) == base
     assert identity(code=()) == base
+    versions = ({**code, "diffctl": version} for version in ("", "0.2.0", "9.0.0"))
+    first, *others = (artefact_of(spec, code=(since,), train={"seed": 0}) for since in versions)
+    assert [one.training for one in others] == [first.training] * 2  # so that seeds of two versions compare
+    assert first.stored()["code"] == [code]  # as files before 0.2.0
+    assert others[0].stored()["code"] == [{**code, "diffctl": "0.2.0"}]
     assert identity(timesteps=50)[0] != base[0]
     other = {name: tensor + 1 if name == "stem.bias" else tensor for name, tensor in weights.items()}
     assert identity(other)[0] != base[0]
