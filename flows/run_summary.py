@@ -10,13 +10,14 @@ from diffusion.images.pictures import png_bytes, sheet
 from diffusion.images.store import open_store
 from diffusion.layout import REPORT, SAMPLES, SCORES
 from diffusion.protocol.scores_document import ScoresDocument, read_scores
+from diffusion.report.markdown import markdown_table
 from diffusion.report.sample_pictures import data_uri
 from diffusion.system.checksums import JsonObject
 from diffusion.system.errors import DiffctlError
 from flows.output_relay import echo
 from flows.prefect_server.local_servers import mlflow_page
 from tracking.keys import REPORT_FOLDER
-from tracking.mlflow_pages import cells_table, markdown_table, run_link, version_link
+from tracking.mlflow_pages import GAP, cells_table, run_link, version_link
 from tracking.registry.registered_models import find_registered
 from tracking.runs.run_lookup import find_run, read_identity
 from tracking.store import tracking_uri
@@ -70,7 +71,7 @@ def evaluation_markdown(values: JsonObject) -> str:
             ends = [f"{scores[f'{name}{end}']:.4g}" for end in ("_low", "_high") if f"{name}{end}" in scores]
             real = f"{floor[name]:.4g}" if name in floor else ""
             rows.append([name, f"{value:.4g}", " to ".join(ends), real])
-    table = markdown_table(["score", "value", "interval", "real, held out"], rows)
+    table = markdown_table(["score", "value", "interval", "real, held out"], rows, GAP)
     images = f"{values['images']['count']:,} images of {values['images']['path']}"
     title = f"{images} against {reference['name']}, extractor {values['extractor']}"
     return f"{title}\n\n{table}\n"

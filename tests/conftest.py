@@ -28,6 +28,7 @@ import yaml
 from diffusion.project import MARK, load_project
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
+from tests.helpers.hub_server import hub  # noqa: F401 (a fixture)
 from tests.helpers.invoke import invoke  # noqa: F401 (a fixture)
 from tests.helpers.prefect_home import prefect_database  # noqa: F401 (a fixture)
 

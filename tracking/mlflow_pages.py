@@ -6,7 +6,7 @@ A description that a user edited in MLflow is kept: ours is recognised by its di
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
@@ -15,7 +15,7 @@ from diffusion.choice.selection import describe_selection
 from diffusion.layout import SAMPLES
 from diffusion.protocol.grid import RESERVED, Cell, cell_order, describe_cell
 from diffusion.protocol.scores_document import CellScores, ScoresDocument
-from diffusion.system.section import brief
+from diffusion.report.markdown import describe_model, escape_markdown, markdown_table
 from tracking.keys import KEY, REGISTRY_EXPERIMENT, experiment_name
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LOCAL = "http://127.0.0.1:5000"  # default address of `diffctl ui`
 MONTAGE = "montage.png"
 MAX_CHARACTERS = 5000  # of a description in MLflow's database
 MAX_ROWS = 20  # of a table of cells
-MAX_NAME_LENGTH = 200
+GAP = "&emsp;"  # MLflow's page drops the alignment and leaves no space between columns
 
 
 def experiment_link(address: str, experiment_id: str) -> str:
@@ -117,7 +117,7 @@ def describe_version(
     """
     address = urlencode({"path": f"{folder}/{MONTAGE}", "run_uuid": run_id})
     parts = [
-        _model_text(artefact),
+        describe_model(artefact),
         f"Best: {describe_selection(document.best)}.",
         *([f"![samples](get-artifact?{address})"] if with_montage else []),
         cells_table(document),
@@ -146,16 +146,6 @@ def samples_montage(document: ScoresDocument) -> bytes | None:
     return png_bytes(tile(store)) if store.meta["card"].get("model_sha256") == wanted else None
 
 
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table of texts; all columns but the first are right-aligned.
-
-    MLflow's page drops the alignment and leaves no space between columns, so cells begin with one.
-    """
-    lines = [[first, *(f"&emsp;{text}" for text in others)] for first, *others in (head, *rows)]
-    lines.insert(1, ["---", *["---:"] * (len(head) - 1)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def cells_table(document: ScoresDocument) -> str:
     """Return the cells' scores in Markdown, the best first and in bold: of a large sweep the fewest steps."""
     spec, best = document.spec, document.cells[document.best.cell]
@@ -166,35 +156,19 @@ def cells_table(document: ScoresDocument) -> str:
     for cell in cells[:MAX_ROWS]:
         mark = "**" * (cell is best)
         values = (f"{cell.scores[metric]:.4g}" for metric in names)
-        rows.append([f"{mark}{_escape(describe_cell(cell.axes))}{mark}", *values])
+        rows.append([f"{mark}{escape_markdown(describe_cell(cell.axes))}{mark}", *values])
     left = len(cells) - len(rows)
     text = f"\n\n{left} more cells are in its scores.json." if left else ""
-    return markdown_table(["cell", *names], rows) + text
+    return markdown_table(["cell", *names], rows, GAP) + text
 
 
 def _reference_text(document: ScoresDocument) -> str:
     reference, cell = document.reference, document.cells[document.best.cell]
     return (
         f"{cell.num_images:,} images a cell against {reference.reference_count:,} "
-        f"of {_escape(reference.name)} ({_escape(reference.reference_split)}), "
+        f"of {escape_markdown(reference.name)} ({escape_markdown(reference.reference_split)}), "
         f"extractor {document.spec.name}. The protocol card of each cell is in scores.json."
     )
-
-
-def _model_text(artefact: "Artefact") -> str:
-    spec, width = artefact.network, artefact.ema_sigma_rel
-    classes = f"{spec.num_classes} classes" if spec.num_classes else "no classes"
-    profile = f", EMA profile of σ_rel = {width:g}" if width else ""
-    return (
-        f"**{_escape(artefact.data.name)}**, {spec.image_size}×{spec.image_size}×{spec.in_channels}, "
-        f"{classes}: network {_escape(spec.name)}, {artefact.step:,} steps of training, process "
-        f"{_escape(artefact.process.schedule)}, {_escape(artefact.process.prediction)}{profile}."
-    )
-
-
-def _escape(text: str) -> str:
-    """Return a user's text without Markdown markup."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in brief(text, str, MAX_NAME_LENGTH))
 
 
 def series_name(cell: CellScores) -> str:

@@ -8,13 +8,21 @@ from cli.actions.params_file import find_profile, parse_assignments
 from cli.shared.options import OWN_OPTIONS, ModelOptions, ProfileOptions, flag_of
 from diffusion.choice.selection import best_settings
 from diffusion.config import Config, load
-from diffusion.layout import MODEL, PARAMS
+from diffusion.layout import MODEL, PARAMS, SCORES
 from diffusion.model.model_file import read_artefact
 from diffusion.process.process_registry import ProcessConfig
+from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings, parse_settings, refuse_idle
 from diffusion.sample.network_files import NetworkFiles, network_files
-from tracking.registry.registered_models import champion_model, fetch_version_files, find_version_files
-from tracking.runs.scored_runs import fetch_model
+from tracking.registry.registered_models import (
+    champion_model,
+    fetch_scores_of,
+    fetch_version_files,
+    find_version_files,
+    project_model,
+)
+from tracking.runs.run_lookup import find_run
+from tracking.runs.scored_runs import fetch_model, fetch_scores
 
 
 def selected_model(options: ModelOptions) -> Path:
@@ -24,6 +32,15 @@ def selected_model(options: ModelOptions) -> Path:
     if options.champion:
         return fetch_version_files(champion_model(force=options.force)).files.model
     return options.model or MODEL
+
+
+def selected_scores(options: ModelOptions) -> ScoresDocument:
+    """Return the scores of a model: of its run, its version, or metrics/scores.json next to its folder."""
+    if options.run_id is not None:
+        return fetch_scores(find_run(options.run_id))
+    if options.champion:
+        return fetch_scores_of(project_model())
+    return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
 
 
 def selected_files(options: ModelOptions, settings: SampleSettings, model: Path) -> NetworkFiles:

@@ -5,18 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from cli.actions.model_choice import chosen_settings, given_options, selected_files, selected_model
+from cli.actions.model_choice import (
+    chosen_settings,
+    given_options,
+    selected_files,
+    selected_model,
+    selected_scores,
+)
 from cli.commands.models import Sample
 from cli.shared.console import progress
 from diffusion.choice.selection import budget_settings, usual_settings
 from diffusion.images.pictures import MAX_PIXELS, contact_sheet, gif_bytes, png_bytes
 from diffusion.images.pixels import to_nhwc, to_uint8
 from diffusion.images.store import Images, save_npz
-from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel, load_model, read_artefact
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.grid import describe_cell, effective_axes
-from diffusion.protocol.scores_document import ScoresDocument, read_scores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, chosen_condition, generate, should_compile
 from diffusion.sample.guidance import Guides
@@ -25,9 +29,6 @@ from diffusion.sample.sampler import Step
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
 from diffusion.system.output_paths import write_output
-from tracking.registry.registered_models import fetch_scores_of, project_model
-from tracking.runs.run_lookup import find_run
-from tracking.runs.scored_runs import fetch_scores
 
 GIF_FRAMES = 60  # at most
 
@@ -37,10 +38,10 @@ def sample_images(options: Sample) -> None:
     usual: dict[str, Any] = {}
     if options.budget is None and (options.champion or options.run_id is not None):
         with suppress(UsageError):  # it was not evaluated
-            usual = usual_settings(_scores_of(options), given_options(options.sampling))
+            usual = usual_settings(selected_scores(options), given_options(options.sampling))
     settings = chosen_settings(options.sampling, usual)
     if options.budget is not None:
-        scores, digest = _scores_of(options), read_artefact(path).model_sha256
+        scores, digest = selected_scores(options), read_artefact(path).model_sha256
         settings = budget_settings(scores, options.budget, settings.seed, path, digest)
     loaded = load_model(path, device)
     check_settings(loaded.artefact, settings)
@@ -59,15 +60,6 @@ def sample_images(options: Sample) -> None:
         text = f"{cell}: settings without an option are those of the best cell\n{text}"
     made = {"out": options.out, "indices": list(options.indices), **settings.model_dump(mode="json")}
     options.answer(made, text)
-
-
-def _scores_of(options: Sample) -> ScoresDocument:
-    """Return the scores of a model: of its run, its version, or metrics/scores.json next to its folder."""
-    if options.run_id is not None:
-        return fetch_scores(find_run(options.run_id))
-    if options.champion:
-        return fetch_scores_of(project_model())
-    return read_scores((options.model or MODEL).absolute().parent.parent / SCORES)
 
 
 def _sample_frames(

@@ -1,21 +1,30 @@
-"""Models and images: `diffctl sample`, `encode`, `interpolate`, `ema`, `search`, `import` and `export`."""
+"""Models and images: `sample`, `encode`, `interpolate`, `ema`, `search`, `import`, `export`, `publish`."""
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from cli.actions import image_analysis, model_formats, sampled_images, search_trial, trial_search
+from cli.actions import (
+    image_analysis,
+    model_formats,
+    publication,
+    sampled_images,
+    search_trial,
+    trial_search,
+)
 from cli.shared.command import Options, argument, command, group, option, out_option
 from cli.shared.options import JsonOptions, ModelOptions, Preset, StorePath, flag_of, sampling_options
 from diffusion.layout import AVERAGES
-from diffusion.system.errors import UsageError
+from diffusion.system.errors import UsageError, printable
 from diffusion.system.limits import MAX_BATCH, MAX_COUNT, MAX_HELD, MAX_STEPS
 
 app = typer.Typer()
 import_app = group(app, "import", "Import a model of another project.")
 export_app = group(app, "export", "Export a model for another project.")
+publish_app = group(app, "publish", "Publish a model.")
 
 MAX_FRAMES = 10_000  # of an interpolation
 USUAL_NUM = 16  # images, without --num and --index
@@ -153,3 +162,26 @@ class ExportDiffusers(JsonOptions, ModelOptions):
     """Export a pipeline for DDIMPipeline.from_pretrained."""
 
     folder: Path = argument("The new pipeline folder.")
+
+
+@command(publish_app, lambda: publication.publish_to_hub, "loading the model", name="hub")
+class PublishHub(JsonOptions, ModelOptions):
+    """Publish a model on the Hugging Face hub: model file, diffusers pipeline, scores, samples, model card.
+
+    It is one commit, and the same content is not uploaded twice. The token is HF_TOKEN, or that of `hf auth
+    login`. The samples have the settings of the best cell where no option sets them.
+    """
+
+    repo: str = argument("The repository: user/name. It is created if it is missing.")
+    license: str | None = option("The licence as the hub names it, such as apache-2.0.", metavar="ID")
+    dataset: list[str] | None = option("The training data on the hub: user/name. Repeatable.", metavar="ID")
+    private: bool = option("Create a private repository.")
+    dry_run: Path | None = option("Write the content to this new folder; upload nothing.", metavar="FOLDER")
+    sampling: dict[str, Any] = sampling_options()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+", self.repo):
+            raise UsageError(f"REPO {printable(self.repo)} is no name of a repository: give user/name")
+        if self.dry_run is None and find_spec("huggingface_hub") is None:
+            raise UsageError("the upload needs huggingface_hub: pip install 'diffctl[hf]'")

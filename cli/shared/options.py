@@ -1,7 +1,8 @@
 """Options that several commands have, and checks of options that need no heavy import."""
 
 import json
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from diffusion.layout import MODEL, PROFILES
 from diffusion.model.presets import PRESETS
 from diffusion.protocol.extractors import EXTRACTORS
 from diffusion.protocol.options import Option
-from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS
+from diffusion.protocol.settings import AXES, OPTION_ENTRIES, OPTIONS, SAMPLING_OPTIONS, SampleSettings
 from diffusion.system.errors import UsageError
 
 OWN_OPTIONS = {f"{name}_options" for name in OPTION_ENTRIES}  # of a sampler or a spacing, as KEY=VALUE
@@ -96,6 +97,17 @@ def axis_options() -> Any:
     """
     own = {name: _option(option) for name, option in SAMPLING_OPTIONS.items() if name in OWN_OPTIONS}
     return option_table({name: _axis(OPTIONS[name]) for name in AXES} | own)
+
+
+def sample_flags(settings: SampleSettings, files: Mapping[str, str]) -> str:
+    """Return the options of `diffctl sample` for these settings; `files` replace names of files."""
+    words = []
+    for name, one in SAMPLING_OPTIONS.items():
+        value = files.get(name, getattr(settings, name))
+        if one.cli and value != one.default:
+            values = [f"{k}={v}" for k, v in value.items()] if name in OWN_OPTIONS else [str(one.text(value))]
+            words += [word for text in values for word in (flag_of(name), text)]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def flag_of(name: str) -> str:

@@ -48,9 +48,8 @@ from diffusers import DDIMPipeline
 pipeline = DDIMPipeline.from_pretrained("{folder}")
 ```
 
-- The scheduler's spacing is `trailing`; give a number of steps that divides {timesteps}.
-- `use_clipped_model_output=True` recomputes ε from the clipped image, as diffctl does by default.
-{notes}"""
+{notes}
+"""
 
 
 def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
@@ -60,6 +59,13 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
     DiffctlError when diffusers is not installed.
     """
     check_output_folder(folder, "the folder")
+    with atomic_folder(folder.resolve()) as made:
+        save_pipeline(loaded, made)
+        write_text(made / "README.md", _readme(loaded.artefact, folder))
+
+
+def save_pipeline(loaded: LoadedModel, folder: Path) -> None:
+    """Write the pipeline into an existing folder; errors as `export_diffusers`, with nothing written."""
     network = loaded.network
     if not isinstance(network, UNet):
         raise _without_counterpart(f"model.name {loaded.artefact.network.name}")
@@ -70,11 +76,8 @@ def export_diffusers(loaded: LoadedModel, folder: Path) -> None:
         raise DiffctlError("diffusers is not installed: pip install 'diffctl[interop]'") from None
     unet = UNet2DModel(**config)
     unet.load_state_dict(translate(network))
-    scheduler = DDIMScheduler(**of_scheduler)
-    with atomic_folder(folder.resolve()) as made:
-        DDIMPipeline(unet, scheduler).save_pretrained(made)
-        write_json(made / "class_names.json", list(loaded.artefact.data.classes))
-        write_text(made / "README.md", _readme(loaded.artefact, folder))
+    DDIMPipeline(unet, DDIMScheduler(**of_scheduler)).save_pretrained(folder)
+    write_json(folder / "class_names.json", list(loaded.artefact.data.classes))
 
 
 def unet_config(network: UNet) -> dict[str, Any]:
@@ -210,24 +213,35 @@ def norm_groups(network: UNet) -> list[int]:
 
 
 def _without_counterpart(option: str) -> UsageError:
-    return UsageError(f"diffusers' UNet2DModel and DDIMScheduler have no {option}: nothing was written")
+    return UsageError(
+        f"diffusers' UNet2DModel and DDIMScheduler have no {option}: this model cannot be exported"
+    )
+
+
+def pipeline_notes(artefact: Artefact) -> list[str]:
+    """Return how the pipeline differs from the model, and how it is used, as sentences in Markdown."""
+    spec, most = artefact.network, artefact.process.max_steps
+    notes = [
+        f"The scheduler's spacing is `trailing`; give a number of steps that divides {most}.",
+        "`use_clipped_model_output=True` recomputes ε from the clipped image, as diffctl does by default.",
+    ]
+    if spec.num_classes:
+        notes.append(
+            f"The UNet takes `class_labels` 0 … {spec.num_classes - 1} (class_names.json); DDIMPipeline "
+            "passes none, so call the UNet and the scheduler in a loop."
+        )
+    if spec.null_class:
+        notes.append(f"Label {spec.num_classes} is the empty one of classifier-free guidance.")
+    if spec.learned_variance:
+        notes.append("The learned variance was left out: diffusers' DDIM uses ε alone.")
+    return notes
 
 
 def _readme(artefact: Artefact, folder: Path) -> str:
-    spec, notes = artefact.network, ""
-    if spec.num_classes:
-        notes += (
-            f"- The UNet takes `class_labels` 0 … {spec.num_classes - 1} (class_names.json); DDIMPipeline "
-            "passes none, so call the UNet and the scheduler in a loop.\n"
-        )
-    if spec.null_class:
-        notes += f"- Label {spec.num_classes} is the empty one of classifier-free guidance.\n"
-    if spec.learned_variance:
-        notes += "- The learned variance was left out: diffusers' DDIM uses ε alone.\n"
+    spec = artefact.network
     return README.format(
         name=artefact.data.name,
         details=f"({spec.image_size}×{spec.image_size}, {artefact.step:,} steps of training)",
         folder=folder.name,
-        timesteps=artefact.process.max_steps,
-        notes=notes,
+        notes="\n".join(f"- {note}" for note in pipeline_notes(artefact)),
     )

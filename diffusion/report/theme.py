@@ -38,13 +38,18 @@ def css_variables(colours: dict[str, str]) -> str:
 
 def render(template: Path, **content: Any) -> str:
     """Render a template that extends base.html.j2 into one file; text is escaped, Markup is not."""
+    css = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
+    colours = {"light": css_variables(LIGHT), "dark": css_variables(DARK)}
+    return render_text(template, autoescape=True, css=css, **colours, **content)
+
+
+def render_text(template: Path, *, autoescape: bool = False, **content: Any) -> str:
+    """Render a template, by default of plain text; an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, FOLDER]),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    css = Markup((FOLDER / "page.css").read_text(encoding="utf-8"))
-    colours = {"light": css_variables(LIGHT), "dark": css_variables(DARK)}
-    return environment.get_template(template.name).render(css=css, **colours, **content)
+    return environment.get_template(template.name).render(**content)

@@ -29,10 +29,12 @@ OUTPUTS = {
     "compare": (".html", ["compare", "a", "b", "--html", "PATH"]),
     "seeds": (".html", ["seeds", "--html", "PATH"]),
     "export": ("", ["export", "diffusers", "PATH"]),
+    "publish": ("", ["publish", "hub", "me/model", "--dry-run", "PATH"]),
 }
 WORK = (
     *(f"{name}.selected_model" for name in ("sampled_images", "image_analysis", "model_formats", "figures")),
     "model_formats.import_openai",
+    "publication.selected_model",
     "run_comparison.load_scored",
     "run_comparison.read_scores",
 )
@@ -181,6 +183,7 @@ COMMANDS = {
     "import diffusers": Row(("no-such-folder",)),
     "import openai": Row(("no.pt", "--preset", "ddpm-cifar10", "--out", "x.safetensors")),
     "export diffusers": Row(("folder", *MODEL), ("folder", *RUN)),
+    "publish hub": Row(("me/model", *MODEL), ("me/model", *RUN)),
 }
 
 

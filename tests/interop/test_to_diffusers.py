@@ -134,7 +134,7 @@ def test_exported_readme_describes_model(tmp_path):
     ],
 )
 def test_unsupported_model_is_refused_before_writing(tmp_path, changes, message):
-    with pytest.raises(UsageError, match=f"{message}.*nothing was written"):
+    with pytest.raises(UsageError, match=f"{message}.*this model cannot be exported"):
         export_diffusers(model(**changes), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -156,7 +156,7 @@ def test_unsupported_processes_are_refused():
         *((ProcessConfig(schedule=name), f"schedule {name}") for name in ("edm", "flow")),
     ):
         artefact = artefact_of(spec_of(out_channels=1), process=process)
-        with pytest.raises(UsageError, match=rf"have no process\.{field}: nothing was written"):
+        with pytest.raises(UsageError, match=rf"have no process\.{field}: this model cannot be exported"):
             scheduler_config(artefact)
     artefact = artefact_of(spec_of(), process=ProcessConfig(prediction="x0"))
     assert scheduler_config(artefact)["prediction_type"] == "sample"

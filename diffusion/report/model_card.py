@@ -1,0 +1,152 @@
+"""The model card of a published model: README.md with the metadata that the Hugging Face hub reads.
+
+A metric is listed under its own name, so `fid` is there only if the extractor is Inception.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from diffusion.choice.confidence import interval_of
+from diffusion.choice.selection import all_spaces, describe_optimism
+from diffusion.images.pictures import MONTAGE
+from diffusion.protocol.grid import describe_cell, effective_axes
+from diffusion.protocol.scores_document import ScoresDocument
+from diffusion.protocol.settings import SampleSettings
+from diffusion.report.markdown import describe_model, escape_markdown, markdown_table
+from diffusion.report.score_tables import headline, protocol_table, score_columns, score_table
+from diffusion.report.theme import render_text
+from diffusion.system.section import fingerprint
+
+if TYPE_CHECKING:
+    from diffusion.model.model_file import Artefact
+
+TEMPLATE = Path(__file__).with_name("model_card.md.j2")
+MAX_PIPELINE_STEPS = 50  # in the example for diffusers
+
+
+@dataclass(frozen=True)
+class CardInputs:
+    """What a model card is made of.
+
+    `repo` is the repository (user/name), `settings` and `num_images` are those of samples.png, `options` the
+    options of `diffctl sample` for these settings. `pipeline_notes` are None without a diffusers pipeline.
+    `license` and `datasets` are identifiers of the hub that the user gave.
+    """
+
+    repo: str
+    artefact: "Artefact"
+    scores: ScoresDocument | None
+    settings: SampleSettings
+    options: str
+    pipeline_notes: list[str] | None = None
+    license: str | None = None
+    datasets: tuple[str, ...] = ()
+    num_images: int = MONTAGE
+
+    @property
+    def name(self) -> str:
+        """The name of the repository without its owner."""
+        return self.repo.rpartition("/")[2]
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether the model takes classes."""
+        return bool(self.artefact.network.num_classes)
+
+
+def model_card(inputs: CardInputs) -> str:
+    """Return README.md: equal inputs give equal text."""
+    scores, steps = inputs.scores, inputs.artefact.process.max_steps
+    divisors = [one for one in range(1, min(steps, MAX_PIPELINE_STEPS) + 1) if steps % one == 0]
+    values: dict[str, Any] = {}
+    if scores is not None:
+        values = {
+            "headline": headline(scores),
+            "optimism": describe_optimism(scores.best),
+            "tables": [(one.extractor, _table(score_table(one))) for one in all_spaces(scores)],
+            "protocol": protocol_table([cell.card for cell in scores.cells.values()]),
+        }
+    text = render_text(
+        TEMPLATE,
+        metadata=yaml.safe_dump(metadata(inputs), sort_keys=False, allow_unicode=True),
+        card=inputs,
+        about=describe_model(inputs.artefact),
+        sampled=describe_cell(effective_axes(inputs.settings)),
+        pipeline_steps=divisors[-1],
+        escape=escape_markdown,
+        **values,
+    )
+    return text.rstrip() + "\n"
+
+
+def _table(table: Mapping[str, Any]) -> str:
+    """Return a table of scores as Markdown, the best cell in bold."""
+    rows = []
+    for row in table["rows"]:
+        mark = "**" * row.get("best", False)
+        axes = row.get("axes") or [row["label"], *[""] * (len(table["axes"]) - 1)]
+        scores = [
+            entry["text"] + (f" ± {entry['half']}" if entry["half"] else "") for entry in row["entries"]
+        ]
+        rows.append([*(f"{mark}{escape_markdown(text)}{mark}" for text in axes), *scores])
+    return markdown_table([*table["axes"], *table["columns"]], rows)
+
+
+def metadata(inputs: CardInputs) -> dict[str, Any]:
+    """Return the metadata block that the hub reads.
+
+    `library_name` is diffusers only if its pipeline samples the model by itself, which needs no classes.
+    """
+    has_pipeline, conditional = inputs.pipeline_notes is not None, inputs.is_conditional
+    tags = ["diffctl", "pytorch", "diffusion", *["diffusers"] * has_pipeline]
+    values = {
+        "license": inputs.license,
+        "library_name": "diffusers" if has_pipeline and not conditional else "diffctl",
+        "pipeline_tag": None if conditional else "unconditional-image-generation",
+        "tags": [*tags, *["class-conditional"] * conditional],
+        "datasets": list(inputs.datasets),
+        "model-index": inputs.scores
+        and [{"name": inputs.name, "results": [_results(inputs, inputs.scores)]}],
+    }
+    return {key: value for key, value in values.items() if value}
+
+
+def _results(inputs: CardInputs, scores: ScoresDocument) -> dict[str, Any]:
+    """Return the distances of the best cell, each with the protocol that it depends on."""
+    data, reference = inputs.artefact.data.name, scores.reference
+    kind = "image-generation" if inputs.is_conditional else "unconditional-image-generation"
+    metrics = []
+    for space in all_spaces(scores):
+        cell, headings = space.cells[scores.best.cell], score_columns(space)
+        for metric in (*space.spec.distances, *space.spec.results):
+            if metric not in cell.scores:
+                continue
+            against = f"{reference.reference_count:,} of {reference.name} ({reference.reference_split})"
+            protocol = f"{space.extractor}, {cell.num_images:,} images against {against}"
+            ends = interval_of(cell, metric)
+            interval = {} if ends is None else {"interval_95": [_short(end) for end in ends]}
+            metrics.append(
+                {
+                    "type": metric,
+                    "name": f"{headings.get(metric, metric)} ({protocol}; {describe_cell(cell.axes)})",
+                    "value": _short(cell.scores[metric]),
+                    "args": {**interval, "card": fingerprint(cell.card)},  # scores.json has the card
+                }
+            )
+    return {
+        "task": {"type": kind, "name": kind.replace("-", " ").capitalize()},
+        "dataset": {
+            "type": (inputs.datasets or (data,))[0],
+            "name": data,
+            "split": reference.reference_split,
+        },
+        "metrics": metrics,
+    }
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
