@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import typer
 
+from cli.actions import documentation
 from cli.main import app
 from tests.conftest import ROOT
+from tests.helpers.invoke import assert_refused
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
@@ -63,3 +65,15 @@ def test_every_command_and_option_of_a_page_is_there(page: Path) -> None:
 
 def test_commands_are_found_in_readme_and_tutorial() -> None:
     assert all(len(list(commands_of(ROOT / name))) > 10 for name in ("README.md", "docs/tutorial.md"))
+
+
+def test_pages_of_the_documentation_are_printed_and_those_that_messages_name_exist(invoke) -> None:
+    packages = ("cli", "diffusion", "flows", "serving", "tracking")
+    files = [file for name in packages for file in (ROOT / name).rglob("*.py")]
+    files += [*(ROOT / "profiles").glob("*.yaml"), *(ROOT / "diffctl/project").iterdir(), ROOT / "README.md"]
+    named = {name for file in files for name in re.findall(r"`diffctl docs ([a-z/.]+)`", file.read_text())}
+    assert {"data", "extending", "operations"} <= named <= documentation.pages().keys()
+    assert invoke("docs", "data").out == (ROOT / "docs/data.md").read_text()
+    assert invoke("docs", "deploy/nginx.conf").out == (ROOT / "deploy/nginx.conf").read_text()
+    assert "sweep" in invoke("docs").out
+    assert_refused(invoke("docs", "trainin"), "did you mean training?", "`diffctl docs` lists them")

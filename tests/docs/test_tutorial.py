@@ -48,19 +48,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def output(folder: Path) -> str:
-    """Return the output of the tutorial's commands."""
+    """Return the output of the tutorial's commands, which make the project `digits` next to the clone."""
     return shell("\n".join(TUTORIAL[1:]), folder)
 
 
 def test_the_tutorial_ends_with_two_models_and_their_images(folder: Path, output: str) -> None:
+    project = folder.parent / "digits"
     assert "diffctl-digits version 1: " in output
     assert "diffctl-digits version 2: promoted" in output  # three times the steps are not chance
     assert "champion is version 2; `diffctl rollback` goes to version 1" in output
     for name in ("digits.png", "seventh.png", "threes.gif", "champion.png"):
-        with Image.open(folder / name) as picture:
+        with Image.open(project / name) as picture:
             picture.verify()
-    assert (folder / "report/index.html").stat().st_size > 10_000
-    assert (folder / "way.svg").exists()
+    assert (project / "report/index.html").stat().st_size > 10_000
+    assert (project / "way.svg").exists()
     assert "excess" in output
     assert "train 200/200" in output, "the first lines shorten the training"
     assert "train 600/600" in output
@@ -73,8 +74,9 @@ def test_the_readmes_commands_run(folder: Path, output: str) -> None:
     assert all(any(line.startswith(begin) for line in lines) for begin in NOT_RUN)
     wanted = [line for line in lines if not any(line.startswith(begin) for begin in NOT_RUN)]
     assert len(wanted) > 8
-    shell("\n".join(["source .venv/bin/activate", *wanted]), folder)
-    assert (folder / "sevens.gif").exists()
+    project = folder.parent / "digits"
+    shell("\n".join(["source ../diffctl/.venv/bin/activate", *wanted]), project)
+    assert (project / "sevens.gif").exists()
 
 
 SCRIPTS = {"diffctl": "cli.entry", "dvc": "dvc"}
