@@ -176,6 +176,7 @@ def test_wheel_is_reproducible_and_complete(tmp_path, environment_of_packages: P
     with zipfile.ZipFile(wheels[0]) as wheel:
         names = {name.partition("/")[2] for name in wheel.namelist()}
     in_git = run(["git", "ls-files", "profiles", "deploy", ":(glob)docs/*.md"], ROOT, env).split()
+    assert "project/dvc.yaml" not in names, "DVC would read it in a project's .venv"
     assert names >= {*in_git, "licenses/LICENSE", "licenses/NOTICE"}
 
 

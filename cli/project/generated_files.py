@@ -19,7 +19,7 @@ WORKFLOW, SKY = ".github/workflows/check.yaml", "sky.yaml"
 FILES = {  # by their names among the templates
     "gitignore": ".gitignore",
     "dvcignore": ".dvcignore",
-    "dvc.yaml": "dvc.yaml",
+    "pipeline.yaml": "dvc.yaml",  # DVC would read a dvc.yaml also in an installation
     "scores.json": ".dvc/plots/scores.json",
     "prefect.yaml": "prefect.yaml",
     "pyproject": "pyproject.toml",
