@@ -10,6 +10,7 @@ from pathlib import Path
 from diffusion.project_code import check_project_code
 from diffusion.system.errors import UsageError, printable
 from diffusion.system.registry import load_package, plugins_root
+from diffusion.version import VERSION
 
 MARK = Path(".diffctl/project.yaml")
 GRAPH = "dvc.yaml"
@@ -45,6 +46,24 @@ def load_project(start: Path | str = ".") -> Path:
     check_project_code(root)
     load_package(root)
     return root
+
+
+def version_problem(root: Path) -> tuple[str, str] | None:
+    """Return how the project's version of diffctl and the installed one differ, and the remedy; else None.
+
+    A clone of diffctl has the code of its own version.
+    """
+    if (root / "diffusion/version.py").is_file():
+        return None
+    if not (root / MARK).is_file():
+        return f"the project has no {MARK}", "`diffctl upgrade` writes it"
+    from diffusion.system.params import parse_yaml  # every command imports this module
+
+    version = (parse_yaml((root / MARK).read_text(encoding="utf-8")) or {}).get("version")
+    if version == VERSION:
+        return None
+    how = f"`diffctl upgrade`, or `pip install diffctl=={version}`"
+    return f"the project is of diffctl {version}, and {VERSION} is installed", how
 
 
 def enter_project() -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from cli.actions import documentation, new_project
+from cli.actions import documentation, new_project, project_upgrade
 from cli.shared.command import Options, argument, command, option
 from cli.shared.options import profile_names
 from diffusion.system.errors import UsageError
@@ -30,6 +30,16 @@ class Init(Options):
     def __post_init__(self) -> None:
         if self.data is not None and self.profile is not None:
             raise UsageError("--data and --profile exclude each other: give one of them")
+
+
+@command(app, lambda: project_upgrade.upgrade, "comparing the project's files")
+class Upgrade(Options):
+    """Bring the files of this project to the installed version; edits of yours are merged.
+
+    Renamed keys of params.yaml get their new names. Conflicts are marked as by `git merge`, and exit with 1.
+    """
+
+    dry_run: bool = option("List the changes and write nothing.")
 
 
 @command(app, lambda: documentation.show_page)

@@ -10,8 +10,9 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
-from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
+from diffusion.layout import CLASSIFIER_RUNS, GRAPH, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import build_process
+from diffusion.project import version_problem
 from diffusion.protocol.grid import Cell, cell_settings, grid
 from diffusion.protocol.paper_mismatches import mismatches
 from diffusion.protocol.paper_protocols import PROTOCOLS
@@ -63,9 +64,11 @@ def check_spacing(project: Project) -> Iterator[Finding]:
 
 
 def check_repository(project: Project) -> Iterator[Finding]:
-    """Check whether DVC can run the stages here."""
+    """Check whether DVC can run the stages here, and whether they are of the installed version."""
     if problem := repository_problem():
         yield Finding("error", "repository", *problem)
+    if GRAPH.is_file() and (problem := version_problem(Path())):
+        yield Finding("warning", "project", *problem)
 
 
 def check_guidance(project: Project) -> Iterator[Finding]:
