@@ -91,3 +91,17 @@ def test_without_a_look_there_is_no_evidence() -> None:
     assert TEST.decide([-5.0, -5.1]).half == math.inf
     assert TEST.decide([0.0] * 12).kind == "no evidence"  # equal scores
     assert TEST.decide([1.0] * 3).kind == "worse"
+
+
+def test_anytime_valid_test_has_less_power() -> None:
+    """The Gaussian mixture of Wang & Ramdas 2023 (2310.03722), with a prior deviation of 2."""
+    shares = []
+    for effect in (0.0, 1.0, 1.5):
+        values, count = gaussian(6, effect), np.arange(2, 13)
+        mean = np.cumsum(values, axis=1)[:, 1:] / count
+        variance = (np.cumsum(values**2, axis=1)[:, 1:] - count * mean**2) / (count - 1)
+        square, kept = count * mean**2 / variance / (count - 1), 0.25 / (count + 0.25)
+        evidence = np.sqrt(kept) * ((1 + square) / (1 + kept * square)) ** (count / 2)
+        shares.append(np.mean((evidence >= 20).any(axis=1)))
+    assert shares == pytest.approx([0.019, 0.505, 0.900], abs=0.03)
+    assert shares[1] < TEST.power(1.0, 12) - 0.15
