@@ -22,30 +22,26 @@ DVC_CONFIG = """\
     autostage = false
     check_update = false
 """
-QUESTION = "Pictures: a folder, or the name of a data set"
+QUESTION, DEFAULT = "Pictures: a folder, or the name of a data set", "digits"
 
 
 def init(options: Init) -> None:
     root = options.folder.resolve()
     repository = _check_place(root, options)
     choices = ProjectChoices(name=root.name, github_actions=options.github_actions, sky=options.sky)
-    data = _data(options)
-    profile = options.profile or (None if data.is_dir() else _profile_of(data))
-    is_new = not root.exists()
-    root.mkdir(parents=True, exist_ok=True)
-    try:
-        if profile is not None:
-            choices = choices.model_copy(update={"profile": _known(profile)})
-        else:
-            from cli.project.pictures import choose_settings  # torch
+    profile, data = _source(options)
+    if profile is not None:
+        choices = choices.model_copy(update={"profile": profile})
+    else:
+        if root.is_relative_to(data.resolve()):
+            message = f"--data {printable(data)} contains the project, whose pictures would become data"
+            raise UsageError(f"{message}: name a folder for the project outside it")
+        from cli.project.pictures import choose_settings  # torch
 
-            typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
-            choices, reasons = choose_settings(data.resolve(), _path_from(root, data), root, choices)
-            typer.echo("\n".join(reasons))
-    except DiffctlError:
-        if is_new:
-            root.rmdir()
-        raise
+        typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
+        choices, reasons = choose_settings(data.resolve(), _path_from(root, data), choices)
+        typer.echo("\n".join(reasons))
+    root.mkdir(parents=True, exist_ok=True)
     made, kept = _write(root, choices, repository)
     parts = (path.partition("/") for path in made)
     shown = dict.fromkeys(f"{top}{slash}" for top, slash, _ in parts)
@@ -81,15 +77,16 @@ def _check_place(root: Path, options: Init) -> Path | None:
     return repository
 
 
-def _data(options: Init) -> Path:
-    """Return --data, or its default or answer, as a path that may be the name of a data set."""
-    if options.data is not None:
-        return options.data
-    if options.profile is not None or options.defaults:
-        return Path("digits")
-    if not sys.stdin.isatty():
-        raise UsageError("give --data FOLDER, --profile NAME, or --defaults for handwritten digits")
-    return Path(typer.prompt(QUESTION, default="digits")).expanduser()
+def _source(options: Init) -> tuple[str | None, Path]:
+    """Return the profile of the options or the user's answer, or None and a folder of pictures."""
+    data = options.data
+    if options.profile is not None or (data is None and options.defaults):
+        return _known(options.profile or DEFAULT), Path()
+    if data is None:
+        if not sys.stdin.isatty():
+            raise UsageError("give --data FOLDER, --profile NAME, or --defaults for handwritten digits")
+        data = Path(typer.prompt(QUESTION, default=DEFAULT)).expanduser()
+    return (None, data) if data.is_dir() else (_profile_of(data), data)
 
 
 def _profile_of(data: Path) -> str:

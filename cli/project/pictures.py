@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,37 +81,36 @@ def look_at(folder: Path) -> Pictures:
         total=train + test,
         train=train,
         classes=classes,
-        sides=[min(one.shape[:2]) for one in pictures] or [SIDES[-1]],
-        is_grey=all((one == one[:, :, :1]).all() for one in pictures),
+        sides=[side for side, _ in pictures] or [SIDES[-1]],
+        is_grey=all(is_grey for _, is_grey in pictures),
         bad=len(decoded) - len(pictures) + len(raw.problems),
     )
 
 
-def _decode_some(folder: Path, raw: RawData) -> Iterator[np.ndarray[Any, Any] | None]:
-    """Yield the pixels (H, W, 3) of evenly chosen pictures, None for one that cannot be decoded."""
+def _decode_some(folder: Path, raw: RawData) -> Iterator[tuple[int, bool] | None]:
+    """Yield shorter side and greyness of evenly chosen pictures, None for one that cannot be decoded."""
     for split in raw.splits.values():
         rows = np.unique(np.linspace(0, len(split.reader) - 1, SAMPLED // 2).astype(int))
         for name in split.reader.names(rows):
             try:
                 with open_image(read_content(bytes(folder / name))) as image:
-                    yield np.asarray(load_pixels(image, 3))
+                    pixels = np.asarray(load_pixels(image, 3))
+                yield min(pixels.shape[:2]), bool((pixels == pixels[:, :, :1]).all())
             except BadImage:
                 yield None
 
 
-def choose_settings(
-    folder: Path, path: str, root: Path, choices: ProjectChoices
-) -> tuple[ProjectChoices, list[str]]:
+def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[ProjectChoices, list[str]]:
     """Return choices with profile and values for a folder of pictures, and a line of reason for each.
 
-    `path` is the folder for params.yaml. Training steps are measured in `root`, which has no data yet.
+    `path` is the folder for params.yaml. A few training steps are timed.
     """
     pictures, device = look_at(folder), default_device()
     budget = CPU if device.type == "cpu" else GPU
     typical = int(median(pictures.sides))
     side = next((one for one in SIDES if one <= min(typical, budget.max_side)), SIDES[-1])
     channels = 1 if pictures.is_grey else 3
-    values: dict[str, Any] = {"data.path": path, "data.image_size": side, "data.channels": channels}
+    values: dict[str, Any] = {"data.path": str(folder), "data.image_size": side, "data.channels": channels}
     reasons = [
         f"pictures: {pictures.describe()}",
         f"profile: {budget.profile}, since this machine computes on {_name(device)}",
@@ -133,14 +133,15 @@ def choose_settings(
     if (usable := max(1, pictures.train - pictures.bad)) < batch:
         values["train.batch_size"] = usable
         reasons.append(f"train.batch_size: {usable}, since there are no more training images")
-    values["train.steps"], reason = _steps(choices, root, device, budget)
+    values["train.steps"], reason = _steps(choices, device, budget)
+    values["data.path"] = path
     return choices, [*reasons, reason]
 
 
-def _steps(choices: ProjectChoices, root: Path, device: torch.device, budget: Budget) -> tuple[int, str]:
+def _steps(choices: ProjectChoices, device: torch.device, budget: Budget) -> tuple[int, str]:
     """Return the number of training steps that this machine takes in the budget, with the reason."""
     config = parse(parse_yaml(generated_files(choices)[str(PARAMS)]), str(PARAMS))
-    with chdir(root):
+    with TemporaryDirectory() as empty, chdir(empty):  # without prepared data
         project = Project(config)
         assert project.plan is not None, "the chosen settings fit the pictures"
         batch = config.train.batch_size

@@ -58,14 +58,13 @@ def folder_of_pictures(folder: Path, count: int, side: int, is_grey: bool, class
 def test_settings_follow_from_the_pictures(tmp_path, monkeypatch, made, seconds, values) -> None:
     monkeypatch.setattr(pictures, "time_steps", lambda *_: TimeRange(seconds, seconds, seconds))
     monkeypatch.setattr(pictures, "default_device", lambda: pictures.torch.device("cpu"))
-    folder, root = folder_of_pictures(tmp_path / "cats", *made), tmp_path / "project"
+    folder = folder_of_pictures(tmp_path / "cats", *made)
     (folder / "broken.png").write_bytes(b"\x89PNG")
-    root.mkdir()
-    choices, reasons = pictures.choose_settings(folder, str(folder), root, ProjectChoices())
+    choices, reasons = pictures.choose_settings(folder, "data/cats", ProjectChoices())
     config = parse(parse_yaml(generated_files(choices)["params.yaml"]), "params.yaml").model_dump(mode="json")
     found = config["model"] | config["train"] | config["data"]
     assert {name: found[name] for name in values} == values
-    assert config["data"]["path"] == str(folder)
+    assert config["data"]["path"] == "data/cats"
     explained = {line.partition(":")[0] for line in reasons}
     assert explained >= choices.values.keys() - {"data.path", "train.p_uncond"}
     assert config["data"]["on_bad"] == "skip"
@@ -102,6 +101,7 @@ def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> No
         ({"profile": "nope"}, "the profiles are cifar10"),
         ({"data": Path("nope")}, "is no folder and no data set with a profile"),
         ({"subdir": True}, "leave it out"),
+        ({"data": tmp_path}, "contains the project"),
     ):
         with pytest.raises(UsageError, match=message):
             Init(folder=tmp_path / "new", **options).run()
