@@ -70,7 +70,7 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
     words = {
         "version": VERSION,
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", choices.name).strip("-._") or "project",
-        "about": f"the pictures in `{data['path']}`" if data.get("path") else f"the images of {data['name']}",
+        "about": f"the pictures in `{data['path']}`" if data.get("path") else f"the data set {data['name']}",
     }
     files |= {path: _filled(template, words) for template, path in FILES.items()}
     if choices.github_actions:

@@ -114,8 +114,7 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
     reasons = [
         f"pictures: {pictures.describe()}",
         f"profile: {budget.profile}, since this machine computes on {_name(device)}",
-        f"data.image_size: {side}, since half of the pictures have at least {typical} pixels"
-        + (f" and {budget.max_side} is the most for {_name(device)}" if typical > budget.max_side else ""),
+        f"data.image_size: {side}, {_reason_of_side(typical, budget, device)}",
         f"data.channels: {channels}, since the pictures are {pictures.colour}",
     ]
     if pictures.bad:
@@ -136,6 +135,13 @@ def choose_settings(folder: Path, path: str, choices: ProjectChoices) -> tuple[P
     values["train.steps"], reason = _steps(choices, device, budget)
     values["data.path"] = path
     return choices, [*reasons, reason]
+
+
+def _reason_of_side(typical: int, budget: Budget, device: torch.device) -> str:
+    if typical < SIDES[-1]:
+        return f"the least of the profile: half of the pictures have at most {typical} pixels"
+    has = f"since half of the pictures have at least {typical} pixels"
+    return f"{has} and more takes long on {_name(device)}" if typical > budget.max_side else has
 
 
 def _steps(choices: ProjectChoices, device: torch.device, budget: Budget) -> tuple[int, str]:
