@@ -8,12 +8,14 @@ from pathlib import Path
 import typer
 
 from cli.commands.project import Init
+from cli.project import clones
 from cli.project.generated_files import ProjectChoices, base_files, generated_files
 from cli.shared.options import profile_names
 from diffusion.config import load
-from diffusion.layout import PROFILES
+from diffusion.layout import PARAMS, PROFILES
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.params import read_params
 from diffusion.system.section import brief
 
 DVC_CONFIG = """\
@@ -29,31 +31,57 @@ def init(options: Init) -> None:
     root = options.folder.resolve()
     repository = _check_place(root, options)
     choices = ProjectChoices(name=root.name, github_actions=options.github_actions, sky=options.sky)
-    profile, data = _source(options)
-    if profile is not None:
-        choices = choices.model_copy(update={"profile": profile})
+    if options.from_clone is not None:
+        choices, is_checked = _take_over(options.from_clone, root, choices, options.ignore_edits), True
     else:
-        if root.is_relative_to(data.resolve()):
-            message = f"--data {printable(data)} contains the project, whose pictures would become data"
-            raise UsageError(f"{message}: name a folder for the project outside it")
-        from cli.project.pictures import choose_settings  # torch
-
-        typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
-        choices, reasons = choose_settings(data.resolve(), _path_from(root, data), choices)
-        typer.echo("\n".join(reasons))
+        choices, is_checked = _choose(options, root, choices)
     root.mkdir(parents=True, exist_ok=True)
     made, kept = _write(root, choices, repository)
     parts = (path.partition("/") for path in made)
     shown = dict.fromkeys(f"{top}{slash}" for top, slash, _ in parts)
     typer.echo(f"made in {printable(root)}: {', '.join(shown)}")
-    if kept:
+    if options.from_clone is not None:
+        if missing := clones.restore_outputs(root):
+            typer.echo(f"not in DVC's cache: {', '.join(missing)}; `diffctl run` makes them again")
+        _run(["git", "add", "--all", "."], root)
+    elif kept:
         typer.echo(f"kept, since they exist: {', '.join(kept)}; .diffctl/base has what diffctl would write")
-    if profile is None:
+    if is_checked:
         typer.echo("\n`diffctl check`:")
         subprocess.run([sys.executable, "-m", "cli.entry", "check"], cwd=root, check=False)
     folder = [] if root == Path.cwd() else [f"cd {printable(options.folder)}"]
     steps = [*folder, "git commit --message 'Begin'", *["diffctl check"] * (not folder), "diffctl run"]
     typer.echo("next:\n" + "\n".join(f"    {step}" for step in steps))
+
+
+def _choose(options: Init, root: Path, choices: ProjectChoices) -> tuple[ProjectChoices, bool]:
+    """Return the choices for the profile or the pictures of the options, and whether they are pictures."""
+    profile, data = _source(options)
+    if profile is not None:
+        return choices.model_copy(update={"profile": profile}), False
+    if root.is_relative_to(data.resolve()):
+        message = f"--data {printable(data)} contains the project, whose pictures would become data"
+        raise UsageError(f"{message}: name a folder for the project outside it")
+    from cli.project.pictures import choose_settings  # torch
+
+    typer.echo(f"looking at the pictures in {printable(data)} and timing a few training steps")
+    choices, reasons = choose_settings(data.resolve(), _path_from(root, data), choices)
+    typer.echo("\n".join(reasons))
+    return choices, True
+
+
+def _take_over(clone: Path, root: Path, choices: ProjectChoices, ignore_edits: bool) -> ProjectChoices:
+    """Copy the user's work from a clone; UsageError if the clone has edits of the library."""
+    clones.check_clone(clone)
+    if (edited := clones.edited_library_files(clone)) and not ignore_edits:
+        raise UsageError(
+            f"{printable(clone)} has edits of the library ({', '.join(edited)}), and a project has none: "
+            "move them to plugins/ (`diffctl docs extending`), or leave them behind by --ignore-edits"
+        )
+    typer.echo(f"taken from {printable(clone)}: {', '.join(clones.take_over(clone, root))}")
+    data = read_params(root / PARAMS)["data"]
+    values = {f"data.{key}": data[key] for key in ("name", "path") if key in data}
+    return choices.model_copy(update={"profile": None, "values": values})
 
 
 def _check_place(root: Path, options: Init) -> Path | None:

@@ -22,14 +22,18 @@ class Init(Options):
     folder: Path = argument("The folder of the project.", metavar="[DIR]", default=Path())
     data: Path | None = option("A folder of pictures, or a data set such as cifar10.", metavar="FOLDER|NAME")
     profile: str | None = option("The settings: a profile.", metavar="NAME", autocompletion=profile_names)
+    from_clone: Path | None = option("Take over the work in a clone of diffctl.", metavar="CLONE")
+    ignore_edits: bool = option("With --from-clone: leave its edits of the library behind.")
     defaults: bool = option("Ask nothing: without --data and --profile, handwritten digits.")
     subdir: bool = option("Make a project in a folder inside a Git repository.")
     github_actions: bool = option("Also write a workflow that checks every push on GitHub.")
     sky: bool = option("Also write sky.yaml, for spot machines with SkyPilot.")
 
     def __post_init__(self) -> None:
-        if self.data is not None and self.profile is not None:
-            raise UsageError("--data and --profile exclude each other: give one of them")
+        if sum(source is not None for source in (self.data, self.profile, self.from_clone)) > 1:
+            raise UsageError("--data, --profile and --from-clone exclude each other: give one of them")
+        if self.ignore_edits and self.from_clone is None:
+            raise UsageError("--ignore-edits needs --from-clone: add it, or leave it out")
 
 
 @command(app, lambda: project_upgrade.upgrade, "comparing the project's files")

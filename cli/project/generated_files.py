@@ -45,12 +45,13 @@ every command imports this file.
 class ProjectChoices(Section):
     """What decides the generated files, as .diffctl/project.yaml records it.
 
-    `values` are set in the profile's text, by dotted keys of params.yaml.
+    `values` are set in the profile's text, by dotted keys of params.yaml. Without a profile params.yaml is
+    the user's own, and `values` are those of its data.
     """
 
     version: str = VERSION
     name: Annotated[str, Field(max_length=200)] = "project"
-    profile: str = "digits"
+    profile: str | None = "digits"
     values: dict[str, Any] = Field(default_factory=dict)
     github_actions: bool = False
     sky: bool = False
@@ -62,11 +63,12 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
     The files of this version of diffctl are returned, whatever `choices.version` is. code.yaml, which depends
     on the plugins, and .diffctl/base are left out.
     """
-    params = (PROFILES / f"{choices.profile}.yaml").read_text(encoding="utf-8")
-    for key, value in choices.values.items():
-        params = edit_yaml(params, key.split("."), value)
-    files = {str(PARAMS): params}
-    data = parse_yaml(params)["data"]
+    files, data = {}, {key.removeprefix("data."): value for key, value in choices.values.items()}
+    if choices.profile is not None:
+        params = (PROFILES / f"{choices.profile}.yaml").read_text(encoding="utf-8")
+        for key, value in choices.values.items():
+            params = edit_yaml(params, key.split("."), value)
+        files, data = {str(PARAMS): params}, parse_yaml(params)["data"]
     words = {
         "version": VERSION,
         "name": re.sub(r"[^A-Za-z0-9._-]+", "-", choices.name).strip("-._") or "project",

@@ -1,8 +1,11 @@
 """`diffctl init`: the generated files, their place in Git and DVC, and settings for a folder of pictures."""
 
+import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,11 @@ from cli.project.generated_files import ProjectChoices, generated_files, read_ch
 from cli.shared.options import profile_names
 from diffusion.check.timing import TimeRange
 from diffusion.config import parse
+from diffusion.images.store import open_store
 from diffusion.system.errors import UsageError
 from diffusion.system.params import parse_yaml
-from tests.conftest import ROOT
-from tests.helpers.small import commit, git
+from tests.conftest import ROOT, diffctl, run_python
+from tests.helpers.small import commit, git, own_code, small_project
 
 
 @pytest.mark.parametrize("profile", profile_names())
@@ -106,3 +110,33 @@ def test_questions_are_for_terminals_and_names_are_checked(tmp_path: Path) -> No
         with pytest.raises(UsageError, match=message):
             Init(folder=tmp_path / "new", **options).run()
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_clone_becomes_a_project_without_its_code(tmp_path: Path, capsys) -> None:
+    """Data, plugins, runs and the lock are taken over; edits of the library are not lost silently."""
+    clone, root = small_project(tmp_path / "clone", train={"seed": 7}), tmp_path / "project"
+    env = own_code(clone) | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = run_python(clone, "-m", "dvc", "repro", "data", env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with closing(sqlite3.connect(clone / "mlflow.db")) as database:
+        database.execute("CREATE TABLE kept (value)")
+        database.commit()
+    (clone / "plugins/sample/mine.py").write_text("MINE = 1\n")
+    losses = clone / "diffusion/process/losses.py"
+    losses.write_text(losses.read_text() + "\nEDITED = True\n")
+
+    with pytest.raises(UsageError, match=r"edits of the library \(diffusion/process/losses.py\)"):
+        Init(folder=root, from_clone=clone).run()
+    assert not root.exists()
+    Init(folder=root, from_clone=clone, ignore_edits=True).run()
+    assert "taken from" in capsys.readouterr().out
+    assert "seed: 7" in (root / "params.yaml").read_text()
+    assert (root / "plugins/sample/mine.py").read_text() == "MINE = 1\n"
+    assert not (root / "diffusion").exists()
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        assert database.execute("SELECT name FROM sqlite_master").fetchone() == ("kept",)
+    stale = diffctl(root, "stage", "data")
+    assert (stale.returncode, len(open_store(root / "data/prepared/train"))) == (0, 1297)
+    assert read_choices(root).profile is None
+    assert diffctl(root, "upgrade").stdout.startswith("the project is up to date")

@@ -1,0 +1,89 @@
+"""A clone of diffctl that was used as a project: edits of the library, and what a new project takes over."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import yaml
+
+from diffusion.layout import GRAPH, LOCK, PARAMS
+from diffusion.project_code import PACKAGES
+from diffusion.system.errors import DiffctlError, UsageError, printable
+from diffusion.system.registry import PLUGINS
+from diffusion.system.renamed import rename_keys
+from tracking.store import ARTIFACTS, DATABASE
+
+COPIED = (LOCK, Path("metrics"), Path("start"), Path(".dvc/config"), Path(PLUGINS))
+LINKED = (Path(ARTIFACTS), Path(".dvc/cache"))  # their files never change
+
+
+def check_clone(clone: Path) -> None:
+    """Raise UsageError if a folder is no clone of diffctl with settings."""
+    for name in (PARAMS, GRAPH, Path("diffusion/__init__.py")):
+        if not (clone / name).is_file():
+            raise UsageError(f"--from-clone {printable(clone)}: there is no {name}: name a clone of diffctl")
+
+
+def edited_library_files(clone: Path) -> list[str]:
+    """Return the files of the library that differ from the upstream branch, or from HEAD without one."""
+    base = _git(clone, "merge-base", "HEAD", "@{upstream}") or "HEAD"
+    return _git(clone, "diff", "--name-only", base, "--", *PACKAGES).splitlines()
+
+
+def take_over(clone: Path, root: Path) -> list[str]:
+    """Copy what belongs to the user into a new project: settings, plugins, results, models and runs.
+
+    Return what was taken. Files that DVC and MLflow store by content are linked where the disk allows it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    text = rename_keys((clone / PARAMS).read_text(encoding="utf-8"))
+    (root / PARAMS).write_text(text, encoding="utf-8")
+    taken = [str(PARAMS)]
+    for path in (*COPIED, *LINKED):
+        source, target = clone / path, root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            copy, ignored = _link if path in LINKED else shutil.copy2, shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target, copy_function=copy, ignore=ignored, dirs_exist_ok=True)
+        elif source.is_file():
+            shutil.copy2(source, target)
+        taken += [str(path)] * source.exists()
+    if (clone / DATABASE).is_file():
+        with (
+            closing(sqlite3.connect(clone / DATABASE)) as old,
+            closing(sqlite3.connect(root / DATABASE)) as new,
+        ):
+            old.backup(new)
+        taken.append(DATABASE)
+    return taken
+
+
+def restore_outputs(root: Path) -> list[str]:
+    """Restore data, models and samples from DVC's cache; return the outputs of dvc.lock that it lacks."""
+    command = [sys.executable, "-m", "dvc", "checkout", "--quiet", "--allow-missing"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DiffctlError(
+            f"`dvc checkout` failed in {printable(root)}: {' '.join(done.stderr.split())[:300]}"
+        )
+    lock = root / LOCK
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"] if lock.is_file() else {}
+    outs = (out["path"] for stage in stages.values() for out in stage.get("outs", []))
+    return [path for path in outs if not (root / path).exists()]
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, or copy it where the file system does not link."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _git(clone: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=clone, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
