@@ -1,6 +1,7 @@
-"""A project of commit 5cf73ea is still usable. tests/fixtures/old_project/README.md lists its files."""
+"""Projects of commits 5cf73ea and 59a3ea9c are still usable. README.md in each fixture lists its files."""
 
 import gzip
+import json
 import shutil
 import sqlite3
 
@@ -13,18 +14,21 @@ from cli import main
 from diffusion.config import load, parse
 from diffusion.images.store import open_store
 from diffusion.images.store_meta import CellMeta
-from diffusion.layout import AVERAGES, SAMPLES, SCORES
+from diffusion.layout import AVERAGES, REPORT, SAMPLES, SCORES
 from diffusion.layout import MODEL as MODEL_FILE
 from diffusion.model.model_file import load_model, read_artefact
 from diffusion.model.posthoc_ema import Snapshots
 from diffusion.protocol.card import differing_fields
-from diffusion.protocol.grid import settings_card
+from diffusion.protocol.grid import SAMPLING_VERSION, describe_cell, settings_card
 from diffusion.protocol.scores_document import read_scores
 from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.renamed import translate
+from flows.stage_code import STAGES
 from serving.model_source import ChampionSource
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_python
+from tests.helpers.networks import assert_equal_but_for_rounding
+from tests.helpers.small import git
 from tracking.keys import FILE_SHA256, FORMAT
 from tracking.registry.champion_log import make_move, read_history
 from tracking.registry.promotion import Override, apply_gate
@@ -38,20 +42,35 @@ SETTING = "7732907d43b56f74"
 CELL = "steps2-eta0-ema0.15"
 UNDELIVERED = "cfe489803e714234"
 
+PREVIOUS = ROOT / "tests/fixtures/project_59a3ea9"
+PREVIOUS_DELIVERED, PREVIOUS_UNDELIVERED = "36876eec4a9cd719", "ae61ea8e935bab9a"
 
-@pytest.fixture
-def old(tmp_path, monkeypatch):
-    """The old project as the working directory, with its MLflow store."""
-    folder = shutil.copytree(OLD, tmp_path / "old")
-    sql = gzip.decompress((OLD / "mlflow.sql.gz").read_bytes()).decode()
+
+def restore(fixture, folder, monkeypatch):
+    """Copy a project with its MLflow store and make it the working directory."""
+    shutil.copytree(fixture, folder)
+    sql = gzip.decompress((fixture / "mlflow.sql.gz").read_bytes()).decode()
     database = sqlite3.connect(folder / "mlflow.db")
     database.executescript(sql)
     database.close()
-    sections = translate("params", yaml.safe_load((folder / "params.yaml").read_text()))
-    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
     monkeypatch.chdir(folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     return folder
+
+
+@pytest.fixture
+def old(tmp_path, monkeypatch):
+    """The project of 5cf73ea with today's keys in params.yaml."""
+    folder = restore(OLD, tmp_path / "old", monkeypatch)
+    sections = translate("params", yaml.safe_load((folder / "params.yaml").read_text()))
+    (folder / "params.yaml").write_text(yaml.safe_dump(sections))
+    return folder
+
+
+@pytest.fixture
+def previous(tmp_path, monkeypatch):
+    """The project of 59a3ea9c."""
+    return restore(PREVIOUS, tmp_path / "previous", monkeypatch)
 
 
 def run(*arguments):
@@ -143,15 +162,76 @@ def test_champion_of_an_unreadable_format_is_reported_by_its_format(old, number)
     assert f"format {number}," in decision.reason
 
 
-def test_undelivered_spool_of_an_old_training_is_delivered(old):
+def delivered_run(fingerprint):
+    """Deliver the spools; return the run in MLflow of the training with this fingerprint."""
     run("sync")
     client = connect()
     experiment = client.get_experiment_by_name("diffctl-digits")
-    query = f"tags.`diffctl.fingerprint` = '{UNDELIVERED}'"
-    (found,) = client.search_runs([experiment.experiment_id], query)
+    (found,) = client.search_runs([experiment.experiment_id], f"tags.`diffctl.fingerprint` = '{fingerprint}'")
+    return found
+
+
+def test_undelivered_spool_of_an_old_training_is_delivered(old):
+    found, client = delivered_run(UNDELIVERED), connect()
     assert found.info.status == "FINISHED"
     assert found.data.params["train.seed"] == "1"
     assert found.data.metrics["loss"] == pytest.approx(0.7774300773938497)
     (weights,) = client.list_artifacts(found.info.run_id, "weights")
     (stored,) = (OLD / "runs/train" / UNDELIVERED / "outbox").rglob("*.safetensors")
     assert weights.file_size == stored.stat().st_size
+
+
+def test_model_and_champion_of_59a3ea9c_sample_the_images_of_their_cell(previous):
+    assert "champion is version 1" in run("history")
+    for options, out in (([], "model.npz"), (["--champion"], "champion.npz")):
+        run("sample", *options, "--num", "40", "--steps", "2", "--eta", "0", "--out", out)
+    images = np.load("model.npz")["arr_0"]
+    assert np.array_equal(images, np.load("champion.npz")["arr_0"])
+    stored = open_store(SAMPLES / "steps2-eta0", CellMeta)
+    assert stored.meta["card"]["model_sha256"] == read_artefact(MODEL_FILE).model_sha256
+    if stored.meta["card"]["sampling_version"] == SAMPLING_VERSION:
+        assert_equal_but_for_rounding(images, stored.images[:])
+
+
+def test_scores_of_59a3ea9c_are_compared_with_those_in_mlflow(previous):
+    scores = read_scores(SCORES)
+    compared = run("compare", str(SCORES), PREVIOUS_DELIVERED)
+    assert all(name in compared for name in scores.cells)
+    assert "left out" not in compared
+
+
+def test_undelivered_spool_of_59a3ea9c_is_delivered(previous):
+    found = delivered_run(PREVIOUS_UNDELIVERED)
+    assert (found.info.status, found.data.params["train.seed"]) == ("FINISHED", "1")
+    (stored,) = (PREVIOUS / "runs/train" / PREVIOUS_UNDELIVERED / "outbox").rglob("*.safetensors")
+    (weights,) = connect().list_artifacts(found.info.run_id, "weights")
+    assert weights.file_size == stored.stat().st_size
+
+
+VERSIONS = {"evaluation", "sampling_version", "sampling_torch", "torch", "torch_fidelity"}
+
+
+@pytest.mark.slow
+def test_scores_of_today_have_the_protocol_of_59a3ea9c(previous):
+    before = read_scores(SCORES)
+    for stage in ("data", "report", "reference", "sample", "evaluate"):  # the report is of the old scores
+        run("stage", stage)
+    assert describe_cell(before.cells[before.best.cell].axes) in (REPORT / "index.html").read_text()
+    after = read_scores(SCORES)
+    assert after.cells.keys() == before.cells.keys()
+    for name, cell in after.cells.items():
+        assert differing_fields([before.cells[name].card, cell.card]).keys() <= VERSIONS
+
+
+@pytest.mark.slow
+def test_only_the_code_and_missing_folders_differ_from_dvc_lock_of_59a3ea9c(previous):
+    for name in ("dvc.yaml", "code.yaml", ".dvc"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, previous / name)
+    git(previous, "init", "--quiet")
+    done = run_python(previous, "-m", "dvc", "status", "--json", *STAGES)
+    assert done.returncode == 0, done.stderr
+    stages = json.loads(done.stdout)
+    changed = {name for stage in stages.values() for one in stage for name in one.get("changed deps", ())}
+    assert changed == {"code.yaml", "data/prepared", "data/reference"}
+    assert "metrics/scores.json" not in stages["evaluate"][-1]["changed outs"]  # the only one without a cache
