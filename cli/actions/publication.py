@@ -57,8 +57,8 @@ def publish_to_hub(options: PublishHub) -> None:
         repository = HubRepository(options.repo, private=options.private)
     with tempfile.TemporaryDirectory() as scratch:
         out = options.dry_run or Path(scratch) / "repository"
-        with atomic_folder(out.resolve()) as made, progress("sample", unit="steps") as show:
-            without = write_hub_folder(made, card, loaded, files, lambda one: show(one.done, one.total))
+        with atomic_folder(out.resolve()) as made, progress("sample") as show:
+            without = write_hub_folder(made, card, loaded, files, show)
         if without:
             warnings.warn(f"published without a diffusers pipeline: {without}", DiffctlWarning, stacklevel=1)
         names = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())

@@ -1,21 +1,27 @@
 """The content of a model repository on the Hugging Face hub."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from diffusion.images.pictures import contact_sheet, png_bytes
+import numpy as np
+
+from diffusion.images.pictures import MONTAGE_COLUMNS, contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import Images
 from diffusion.interop.to_diffusers import pipeline_notes, save_pipeline
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.scores_document import write_scores_document
 from diffusion.report.model_card import CardInputs, model_card
-from diffusion.sample.generate import OnStep, chosen_condition, generate
+from diffusion.sample.generate import chosen_condition, generate
+from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import NetworkFiles, load_guides
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import copy_file, write_text
 
+OnProgress = Callable[[int, int], object]
 # What a publication may contain next to README.md and the model: the next one without it removes it.
 OPTIONAL = (
     "guide.safetensors",
@@ -29,14 +35,14 @@ OPTIONAL = (
 
 
 def write_hub_folder(
-    folder: Path, card: CardInputs, loaded: LoadedModel, files: NetworkFiles, on_step: OnStep | None = None
+    folder: Path, card: CardInputs, loaded: LoadedModel, files: NetworkFiles, notify: OnProgress
 ) -> str:
-    """Write samples, pipeline, networks, scores and README.md; return why there is no pipeline, or ""."""
-    device, indices = next(loaded.network.parameters()).device, range(card.num_images)
-    guides = load_guides(files, device)
-    condition = chosen_condition(guides.labelled(loaded), card.settings, indices, None)
-    images = generate(loaded, card.settings, indices, condition, device, on_step, guides)
-    (folder / "samples.png").write_bytes(png_bytes(contact_sheet(to_nhwc(images))))
+    """Write samples, pipeline, networks, scores and README.md; return why there is no pipeline, or "".
+
+    `notify` is called with the number of sampled images and of all.
+    """
+    images = _sample(card, loaded, load_guides(files, next(loaded.network.parameters()).device), notify)
+    (folder / "samples.png").write_bytes(png_bytes(contact_sheet(images)))
     missing = ""
     try:  # in the root, so that `from_pretrained` finds it by the repository's name
         save_pipeline(loaded, folder)
@@ -50,6 +56,20 @@ def write_hub_folder(
         write_scores_document(folder / SCORES.name, card.scores)
     write_text(folder / "README.md", model_card(card))
     return missing
+
+
+def _sample(card: CardInputs, loaded: LoadedModel, guides: Guides, notify: OnProgress) -> Images:
+    """Return the first images (N, H, W, C) by the card's settings, a row of the picture at a time."""
+    device, indices = next(loaded.network.parameters()).device, range(card.num_images)
+    condition = chosen_condition(guides.labelled(loaded), card.settings, indices, None)
+    batches = []
+    for start in range(0, len(indices), MONTAGE_COLUMNS):
+        notify(start, len(indices))
+        part = slice(start, start + MONTAGE_COLUMNS)
+        made = generate(loaded, card.settings, indices[part], condition.rows(part), device, guides=guides)
+        batches.append(to_nhwc(made))
+    notify(len(indices), len(indices))
+    return np.concatenate(batches)
 
 
 def is_outdated(name: str, published: set[str]) -> bool:
