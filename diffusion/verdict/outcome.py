@@ -132,7 +132,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingOutcome(Outcome):
-    """The outcome of pairs of trainings by a sequential test, whose error is that of the change."""
+    """The outcome of pairs of trainings by a sequential test, which has the `error` of the change."""
 
     test: PairedTest = field(default_factory=PairedTest)
     pairs: tuple[Pair, ...] = ()

@@ -28,7 +28,7 @@ class Stopped(Exception):
 
 
 class Machine:
-    """A machine whose trainings take 10 s each and score as chosen by (arm, seed).
+    """A machine on which a training takes 10 s and scores as chosen by (arm, seed).
 
     `noise` is the standard error of a score with 20 images. It stops after so many trainings.
     """

@@ -1,11 +1,13 @@
 """The sentences of a verdict, and the number of images that it needs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from diffusion.choice.paired_test import PairedTest
 from diffusion.verdict.outcome import Pair, SamplingOutcome, TrainingOutcome, needed_images
+from diffusion.verdict.page import render_verdict
 from tests.helpers.scores_document import certain, document
 
 FD, KD = "fd", "kd"
@@ -73,3 +75,18 @@ def test_samples_of_one_model_are_judged_by_pairs_of_images() -> None:
     assert found.main.mean == pytest.approx(200)
     strict = SamplingOutcome("eta=1", (), found.metrics, 0.01, scores=both)
     assert strict.main.half > found.main.half > 0
+
+
+def test_page_has_each_sentence_and_one_picture() -> None:
+    one, failed = outcome([-30.0, -31.0, -32.0]), replace(outcome([1.0]), name="<b>", failure="it is <NaN>")
+    values = {"control": "params.yaml", "cell": "steps3-eta0", "images": 1000, "metric": FD, "seconds": 90.0}
+    values |= {"pairs": [3, 12], "error": 0.05, "level": one.test.level, "over_budget": True}
+    page = render_verdict({**values, "subject": "training"}, [one, failed])
+    assert one.sentence() in page
+    assert "not judged: it is &lt;NaN&gt;" in page
+    assert "ended by the budget" in page
+    assert page.count("<svg") == 1
+    assert page.count('<tr><th scope="row">2</th>') == 1
+    assert "<b>:" not in page
+    assert "http" not in page
+    assert "<svg" not in render_verdict({**values, "subject": "training"}, [failed])
