@@ -24,6 +24,8 @@ NOT_RUN = {  # lines of the README's section Use, by how they begin
     "dvc exp": "tests/cli/test_project_folder.py",
     "diffctl sample --run-id": "a run of one's own",
     "diffctl search": "tests/search/",
+    "diffctl verdict": "an hour: tests/verdict/",
+    "diffctl publish": "the hub: tests/cli/test_publish.py",
     "diffctl serve": "until Ctrl-C: tests/serving/",
     "diffctl playground": "until Ctrl-C: tests/serving/",
     "diffctl up": "tests/cli/test_servers.py",
