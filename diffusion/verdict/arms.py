@@ -12,6 +12,7 @@ from diffusion.images.store_meta import PreparedMeta
 from diffusion.layout import PARAMS, PREPARED
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import Cell, cell_settings, grid, settings_card
+from diffusion.protocol.guidance_rules import ema_guide
 from diffusion.search.search_config import applied
 from diffusion.system.devices import default_device
 from diffusion.system.errors import UsageError
@@ -85,6 +86,7 @@ def find_subject(control: Arm, change: Arm, cell: str | None) -> Subject:
     if not differing_fields(cards):
         if not trains:
             raise UsageError(f"{change.name}: the same training and sampling: nothing to judge")
+        _refuse_ema_profiles(control, cell)
         return "training"
     fields = ", ".join(differing_fields(cards))
     if trains:
@@ -105,6 +107,15 @@ def common_subject(control: Arm, changes: Sequence[Arm], cell: str | None) -> Su
             f"{first} changes the sampling and another change the training: judge them separately"
         )
     return subjects[0]
+
+
+def _refuse_ema_profiles(control: Arm, name: str | None) -> None:
+    """Raise UsageError if the cell needs EMA profiles, which only the project's own training publishes."""
+    cell = control.cell(name)
+    guide = cell_settings(control.config.sample, cell).guide
+    if cell.ema is not None or (guide is not None and ema_guide(guide) is not None):
+        found = f"cell {cell.name} is sampled from EMA profiles, which the trainings of a verdict do not keep"
+        raise UsageError(f"{found}: give another --cell, or leave sweep.ema and the guide out")
 
 
 def _is_protocol(field: str) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from diffusion.verdict.arms import Arm, find_subject
-from tests.conftest import params
+from tests.conftest import params, write_params
 from tests.helpers.invoke import Invoke, assert_refused
 from tests.helpers.prepared import copy_data
 
@@ -85,3 +85,10 @@ def test_arms_of_a_pair_differ_in_the_change_alone() -> None:
     assert [written.cell(None)] == [cell]
     assert written.config.sweep.steps == (3,)
     assert "search" not in pair[0]
+
+
+def test_cells_of_ema_profiles_are_refused(project: Path, invoke: Invoke) -> None:
+    profiles, sweep = {"ema_profiles": {"every": 6}}, {"steps": [3], "eta": [0.0], "ema": [0.1]}
+    write_params(project, train=profiles, sweep=sweep)
+    copy_data(project)
+    assert_refused(invoke("verdict", "train.batch_size=4"), "steps3-eta0-ema0.1", "EMA profiles", "--cell")
