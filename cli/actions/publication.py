@@ -16,10 +16,10 @@ from cli.shared.console import progress
 from cli.shared.options import sample_flags
 from diffusion.choice.selection import model_scores, usual_settings
 from diffusion.interop.hub_folder import write_hub_folder
+from diffusion.interop.model_card import CardInputs
 from diffusion.layout import MODEL
 from diffusion.model.model_file import load_model
 from diffusion.protocol.scores_document import ScoresDocument
-from diffusion.report.model_card import CardInputs
 from diffusion.sample.generate import check_settings
 from diffusion.system.devices import default_device
 from diffusion.system.errors import DiffctlWarning, UsageError

@@ -10,11 +10,11 @@ import numpy as np
 from diffusion.images.pictures import MONTAGE_COLUMNS, contact_sheet, png_bytes
 from diffusion.images.pixels import to_nhwc
 from diffusion.images.store import Images
+from diffusion.interop.model_card import CardInputs, model_card
 from diffusion.interop.to_diffusers import pipeline_notes, save_pipeline
 from diffusion.layout import MODEL, SCORES
 from diffusion.model.model_file import LoadedModel
 from diffusion.protocol.scores_document import write_scores_document
-from diffusion.report.model_card import CardInputs, model_card
 from diffusion.sample.generate import chosen_condition, generate
 from diffusion.sample.guidance import Guides
 from diffusion.sample.network_files import NetworkFiles, load_guides

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from diffusion.interop.model_card import CardInputs, model_card
 from diffusion.protocol.extractors import INCEPTION
 from diffusion.protocol.scores_document import ScoresDocument, document_values
 from diffusion.protocol.settings import SampleSettings
-from diffusion.report.model_card import CardInputs, model_card
 from diffusion.system.section import fingerprint
 from tests.helpers.networks import artefact_of, spec_of
 from tests.helpers.scores_document import certain, document, with_space
