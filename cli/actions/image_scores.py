@@ -84,6 +84,7 @@ def _sections(names: list[str], options: Evaluate) -> list[EvaluateConfig]:
     fields = ("batch_size", "prc_images", "prc_samples", "kid_subset_size")
     shared = {name: value for name in fields if (value := getattr(options, name)) is not None}
     weights = {"weights": options.weights, "weights_sha256": options.weights_sha256}
+    shared["feature_likelihood"] = options.feature_likelihood
     given = ({"extractor": name, **shared, **(weights if name in takes else {})} for name in names)
     return [validate(EvaluateConfig, values, "diffctl evaluate") for values in given]
 

@@ -34,7 +34,7 @@ def _rows(extractor: str, one: dict[str, Any], named: bool) -> Iterator[tuple[st
     """Yield name, value, interval and the value of held-out images of each score."""
     spec, scores, floor = extractor_spec(extractor), one["scores"], one["reference"].get("floor", {})
     shown = [spec.distance, "excess", spec.limit, spec.kernel_distance, spec.gaussian_distance or ""]
-    for name in [*shown, *map(spec.named, SHARES), "memorisation", *spec.results]:
+    for name in [*shown, *map(spec.named, (*SHARES, "fld")), "memorisation", *spec.results]:
         if name in scores:
             label = spec.qualified(name) if named else name
             real = f"{floor[name]:.5g}" if name in floor else ""

@@ -36,6 +36,7 @@ class Evaluate(JsonOptions):
         "Real images for precision, recall, density, coverage. [default: 10,000]", min=1, max=MAX_NEIGHBOURS
     )
     prc_samples: int | None = option("Scored images for these. [default: same]", min=1, max=MAX_NEIGHBOURS)
+    feature_likelihood: bool = option("Add FLD, which detects copies; --against must be prepared data.")
     kid_subset_size: int | None = option(
         "Images in a subset of the kernel distance, at most. [default: 500]", min=2, max=MAX_NEIGHBOURS
     )

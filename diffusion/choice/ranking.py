@@ -65,7 +65,7 @@ def leader(metric: str) -> Callable[..., Any] | None:
         return None
     if metric.startswith(("precision", "recall", "coverage")):
         return max
-    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "sfid", "cmmd", "excess")) else None
+    return min if metric.startswith(("kd_", "kid", "fd_", "fid", "fld", "sfid", "cmmd", "excess")) else None
 
 
 # The fields of a card with versions of the code. Weights can be scored again with the current ones.

@@ -180,6 +180,7 @@ def score_images(
     Features come from data/reference if it fits, then from the feature cache; only the rest is extracted.
     `progress` receives (done, total) of the images that are extracted.
     """
+    _check_likelihood(section, inputs.heldout is not None, inputs.against)
     sample, loaded = inputs.sample, space_extractor(section.spaces[0])
     reference: Reference | None = None
     real = [inputs.real]
@@ -206,6 +207,7 @@ def score_against_statistics(
     the other scores; this is how OpenAI's evaluator computes precision and recall. `not_scored` lists the
     missing scores and the reason.
     """
+    _check_likelihood(section, False, Path(published.facts["name"]))
     spec, loaded = published.spec, space_extractor(section.spaces[0])
     real = [] if images is None else [images]
     features, *of_real = cached_features(loaded, [sample, *real], section.batch_size, progress)
@@ -227,6 +229,13 @@ def score_against_statistics(
         "not_scored": missing_scores(spec, bool(real)),
         "card": card,
     }
+
+
+def _check_likelihood(section: EvaluateConfig, has_splits: bool, against: Path) -> None:
+    """Raise a UsageError if FLD, which needs two splits of real images, is required of one."""
+    if section.feature_likelihood and not has_splits:
+        found = f"feature_likelihood needs training and test images, and {printable(against)} has no splits"
+        raise UsageError(f"{found}: give prepared data")
 
 
 @exact_float32()

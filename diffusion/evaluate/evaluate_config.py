@@ -57,6 +57,7 @@ class EvaluateConfig(Section):
     None: all. `batch_size` is the number of images at a time, None for one that suits the device.
     `confidence_intervals` adds intervals to scores. At most `prc_images` images of each set are compared
     pairwise for precision, recall and memorisation; `prc_samples` is another limit for the samples.
+    `feature_likelihood` adds the divergence that detects copies, in each space; it needs both splits.
     `kid_subset_size` is the largest number of images in a subset of the kernel distance.
     `protocol` names a paper's protocol. It changes no score; `diffctl check` and the report list the
     mismatches.
@@ -73,6 +74,7 @@ class EvaluateConfig(Section):
     extra_extractors: Annotated[tuple[_NamedSpace, ...], Field(max_length=MAX_SPACES)] = ()
     batch_size: BatchSize | None = None
     confidence_intervals: bool = True
+    feature_likelihood: bool = False
     protocol: Annotated[str, AfterValidator(partial(check_name, registry=PROTOCOLS))] | None = None
     prc_images: Neighbours = 10_000
     prc_samples: Neighbours | None = None

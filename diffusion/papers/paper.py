@@ -123,7 +123,7 @@ def known_scores() -> frozenset[str]:
     """Return the names of all extractors' scores."""
     names: set[str | None] = set()
     for spec in EXTRACTORS.values():
-        names |= {*spec.distances, spec.limit, spec.published, spec.score, *map(spec.named, SHARES)}
+        names |= {*spec.distances, spec.limit, spec.published, spec.score, *map(spec.named, (*SHARES, "fld"))}
     return frozenset(filter(None, names))
 
 

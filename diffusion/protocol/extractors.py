@@ -90,7 +90,7 @@ class ExtractorSpec(BuilderEntry):
         return f"{self.distance}_published"
 
     def named(self, score: str) -> str:
-        """Return the name of precision, recall, density or coverage in this extractor's features."""
+        """Return the name of precision, recall, density, coverage or FLD in this extractor's features."""
         return score if self.is_inception else self._with_name(score)
 
     def qualified(self, score: str) -> str:

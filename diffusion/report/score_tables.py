@@ -236,6 +236,7 @@ def score_columns(document: ScoresDocument) -> dict[str, str]:
         spec.kernel_distance: names["kernel"],
         **({spec.gaussian_distance: "CMMD"} if spec.gaussian_distance else {}),
         **{spec.named(share): share for share in SHARES},
+        spec.named("fld"): "FLD",
         **dict.fromkeys(spec.results, names["score"]),
     }
     known = {name for cell in document.cells.values() for name in cell.scores}

@@ -12,6 +12,7 @@ from diffusion.evaluate.evaluate_config import EvaluateConfig
 from diffusion.evaluate.features.extractors import Features, exact_float32
 from diffusion.evaluate.features.reference_features import Reference, extraction_code
 from diffusion.evaluate.scores import kernel_distance as kernel
+from diffusion.evaluate.scores.feature_likelihood import FeatureLikelihood
 from diffusion.evaluate.scores.frechet import Target
 from diffusion.evaluate.scores.frechet_scores import (
     PublishedStatistics,
@@ -51,6 +52,7 @@ class Scorer:
         published: PublishedStatistics | None = None,
     ) -> None:
         self.reference, self.intervals = reference, section.confidence_intervals
+        self.has_likelihood = section.feature_likelihood
         samples = section.prc_samples or section.prc_images
         self.limits = Limits(samples, section.prc_images, section.kid_subset_size)
         self.device = torch.device(device)
@@ -93,6 +95,8 @@ class Scorer:
         if train is not None and test is not None:
             found = memorisation(manifold, train, test)
             scores |= {"memorisation": found.mean, "memorisation_std": found.std}
+        if self._likelihood is not None:
+            scores[spec.named("fld")] = self._likelihood(sample.features)
         if floor is not None:
             scores |= {"floor": floor, "excess": distance - floor}
         if self.published is not None:
@@ -180,6 +184,13 @@ class Scorer:
     def target(self) -> Target:
         """The reference's Gaussian."""
         return Target(self.reference.features)
+
+    @cached_property
+    def _likelihood(self) -> FeatureLikelihood | None:
+        train, test = self.reference.train_and_test
+        if not self.has_likelihood or train is None or test is None:
+            return None
+        return FeatureLikelihood(train, test, self.limits.real, self.device)
 
     @cached_property
     def _statistics(self) -> Statistics:
