@@ -294,6 +294,41 @@ def test_edit_reruns_exactly_the_affected_stages(folder: Path, edit: Edit, chang
     assert (restart in output) == (edit is LOSS)
 
 
+OWN_ENTRY = """from diffusion.protocol.samplers import SAMPLERS, SamplerEntry
+SAMPLERS["mine"] = SamplerEntry("plugins.sample.mine:build")
+"""
+OWN, ENTRIES = "plugins/sample/mine.py", "plugins/__init__.py"
+STAGES_OF_EDITS = [  # the stages that DVC runs after each edit, as in docs/reliability.md
+    (Edit(LOSS.file, "(target - predicted)", "(target - predicted  # a comment\n)"), set()),
+    (Edit("diffusion/version.py", "VERSION = ", "VERSION = '1' + "), set()),
+    (Edit(OWN, "= 1", "= 1  # a comment"), set()),
+    (Edit(OWN, "= 1", "= 2"), {"sample"}),
+    (Edit(ENTRIES, "mine:build", "mine:other"), {"sample"}),
+    (LOSS, {"train", "sample"}),
+    (SAMPLER, {"sample"}),
+    (EXTRACTOR, {"reference", "evaluate"}),
+    (Edit("diffusion/report/page.css", "}", "} "), {"report"}),
+]
+
+
+@pytest.mark.slow
+def test_digests_of_stages_change_where_the_docs_say(tmp_path: Path) -> None:
+    folder = small_project(tmp_path)
+    (folder / ENTRIES).write_text(OWN_ENTRY)
+    (folder / OWN).write_text("build = 1\n")
+
+    def digests() -> dict[str, str]:
+        finished(run_python(folder, "-m", "cli.entry", "stage", "code"))
+        return dict(yaml.safe_load((folder / "code.yaml").read_text()))
+
+    before = digests()
+    for edit, wanted in STAGES_OF_EDITS:
+        edit.apply(folder)
+        after = digests()
+        assert {stage for stage in before if after[stage] != before[stage]} == wanted, edit
+        edit.revert(folder)
+
+
 @pytest.mark.slow
 def test_keep_resumes_with_changed_code_and_the_model_records_both_versions(folder: Path) -> None:
     first = read_artefact(folder / "models/model.safetensors")
