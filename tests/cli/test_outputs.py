@@ -163,6 +163,9 @@ COMMANDS = {
     **dict.fromkeys(("show forward", "show variance"), Row(("--steps", "20"))),  # notebooks now
     "show steps": Row(("--profile", "no-such-profile")),
     "show samplers": Row(("--steps", "0")),
+    "init": Row(("elsewhere", "--profile", "no-such-profile")),
+    "upgrade": Row(()),
+    "docs": Row(("no-such-page",)),
     "run": Row(("--push",)),  # no DVC remote
     "ui": Row(("--port", "0")),
     "up": Row(("--mlflow-port", "0")),
@@ -170,6 +173,8 @@ COMMANDS = {
     "search-trial": Row(("no-such-folder",)),
     "use": Row(("no-such-profile",)),
     "set": Row(("no-such-key=1",)),
+    "verdict": Row(("no-such-key=1",)),
+    "weights inception": Row(("no-such-file",)),
     "sample": Row((*MODEL, *OUT), (*RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
     "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),
