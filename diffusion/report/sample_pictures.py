@@ -13,7 +13,7 @@ from diffusion.images.store import Images, ImageStore
 TILE = 10  # images per cell in the montage: one of each class for ten classes in turn
 TILE_COLUMNS = 5
 PER_CLASS = 10
-MAX_CLASSES = 20  # rows
+MAX_PICTURED = 100  # classes with pictures; 1,000 would take tens of megabytes
 NEIGHBOURS = 10  # samples shown with their nearest training image
 TRAIN_BLOCK = 2048
 MAX_COMPARED = 1000  # images with a search for nearest neighbours
@@ -39,12 +39,17 @@ def real_images(store: ImageStore, labels: Sequence[int] | None, count: int) -> 
 
 
 def class_rows(store: ImageStore, real: ImageStore, classes: list[str]) -> list[dict[str, Any]]:
-    """Return a row of samples and of real images for each class, in label order; empty without labels."""
+    """Return a row of samples and of real images for each class, in label order; empty without labels.
+
+    Classes after the first MAX_PICTURED have a name only.
+    """
     if store.labels is None:
         return []
-    rows = []
-    for label, name in enumerate(classes[:MAX_CLASSES]):
-        if made := _of_class(store, label):
+    rows: list[dict[str, Any]] = []
+    for label, name in enumerate(classes):
+        if label >= MAX_PICTURED and label in store.labels:
+            rows.append({"name": name})
+        elif made := _of_class(store, label):
             rows.append({"name": name, **made, "real": _of_class(real, label)})
     return rows
 

@@ -18,6 +18,7 @@ from diffusion.layout import LOSS_CURVE, PREPARED, REFERENCE, SAMPLES, SCORE_CUR
 from diffusion.protocol.card import SHARES
 from diffusion.protocol.grid import Cell
 from diffusion.protocol.scores_document import read_scores
+from diffusion.report.sample_pictures import class_rows
 from diffusion.report.score_tables import score_table
 from diffusion.system.errors import DiffctlError
 from diffusion.system.files import write_json
@@ -101,6 +102,14 @@ def test_real_images_next_to_samples_have_their_classes(page, sweep):
     assert len(rows) == len(set(best.labels.tolist()))
     last = test.images[np.flatnonzero(test.labels == max(best.labels))[0], :, :, 0]
     np.testing.assert_array_equal(_embedded(rows[-1])[:64:8, :64:8], last)
+
+
+def test_every_class_has_a_row_and_the_first_hundred_have_pictures(tmp_path):
+    labels, names = np.repeat(np.arange(120), 2), [f"class {number}" for number in range(120)]
+    store = write_store(tmp_path / "x", np.zeros((240, 8, 8, 3), np.uint8), labels, {"classes": names})
+    rows = class_rows(store, store, names)
+    assert [row["name"] for row in rows] == names
+    assert [row.get("count") for row in rows] == [2] * 100 + [None] * 20
 
 
 def _embedded(image):
