@@ -51,9 +51,9 @@ def load_project(start: Path | str = ".") -> Path:
 def version_problem(root: Path) -> tuple[str, str] | None:
     """Return how the project's version of diffctl and the installed one differ, and the remedy; else None.
 
-    A clone of diffctl has the code of its own version.
+    A clone of diffctl has the code of its own version, and other folders have none.
     """
-    if (root / "diffusion/version.py").is_file():
+    if (root / "diffusion/version.py").is_file() or find_project(root) != root:
         return None
     if not (root / MARK).is_file():
         return f"the project has no {MARK}", "`diffctl upgrade` writes it"

@@ -13,7 +13,7 @@ from pathlib import Path
 from uuid import UUID
 
 import flows
-from diffusion.project import find_project, load_project, version_problem
+from diffusion.project import version_problem
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.locks import LockBusy, holding_group
 from flows.run_lock import FLOW_RUN, LOCK, hold_run_lock
@@ -40,10 +40,8 @@ def update_clone(wait: float = 600.0) -> dict[str, str]:
             if _git(clone, "rev-list", f"{UPSTREAM}..HEAD"):
                 raise DiffctlError(f"{clone} has commits that its upstream lacks: push or remove them")
             _git(clone, "reset", "--quiet", "--hard", UPSTREAM)  # over untracked files of the new commit too
-        if find_project(clone) is not None:
-            if problem := version_problem(clone):
-                raise UsageError(f"{problem[0]} for the worker: {problem[1]}")
-            load_project(clone)
+        if problem := version_problem(clone):
+            raise UsageError(f"{problem[0]} for the worker: {problem[1]}")
     except DiffctlError as error:
         _log(str(error), logging.ERROR)  # Prefect shows only the exit code of a failed pull step
         raise

@@ -26,6 +26,7 @@ import pytest
 import yaml
 
 from diffusion.project import MARK, load_project
+from diffusion.version import VERSION
 from tests.helpers.browser import browser  # noqa: F401 (a fixture)
 from tests.helpers.disks import mount  # noqa: F401 (a fixture)
 from tests.helpers.hub_server import hub  # noqa: F401 (a fixture)
@@ -107,7 +108,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small params.yaml as the working directory; MLflow's store is inside it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / MARK).parent.mkdir()
-    (tmp_path / MARK).touch()
+    (tmp_path / MARK).write_text(f"version: {VERSION}\n")
     for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
         monkeypatch.delenv(name, raising=False)
     write_params(tmp_path)

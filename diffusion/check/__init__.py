@@ -10,7 +10,7 @@ from diffusion.check.findings import Finding, Project
 from diffusion.check.machine_checks import check_device, check_disk, check_memory, check_states, check_weights
 from diffusion.check.trial import check_trial
 from diffusion.config import Config
-from diffusion.layout import CLASSIFIER_RUNS, GRAPH, TRAIN_RUNS, repository_problem
+from diffusion.layout import CLASSIFIER_RUNS, TRAIN_RUNS, repository_problem
 from diffusion.process.noise_process import build_process
 from diffusion.project import version_problem
 from diffusion.protocol.grid import Cell, cell_settings, grid
@@ -67,7 +67,7 @@ def check_repository(project: Project) -> Iterator[Finding]:
     """Check whether DVC can run the stages here, and whether they are of the installed version."""
     if problem := repository_problem():
         yield Finding("error", "repository", *problem)
-    if GRAPH.is_file() and (problem := version_problem(Path())):
+    if problem := version_problem(Path.cwd()):
         yield Finding("warning", "project", *problem)
 
 
