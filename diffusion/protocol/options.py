@@ -6,6 +6,7 @@ playground, cards, cell names and report columns. This module loads no torch.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -92,11 +93,16 @@ class Option:
 
     def bound(self, lower: bool) -> float | None:
         """Return the inclusive lower or upper bound of a number, or None."""
+        inclusive, exclusive = (Ge, Gt) if lower else (Le, Lt)
+        towards = math.inf if lower else -math.inf
         for one in self.declared.metadata:
-            if lower and isinstance(one, Ge | Gt):
-                return one.ge if isinstance(one, Ge) else one.gt + 1  # type: ignore[return-value, operator]
-            if not lower and isinstance(one, Le | Lt):
-                return one.le if isinstance(one, Le) else one.lt - 1  # type: ignore[return-value, operator]
+            if isinstance(one, inclusive | exclusive):
+                end: Any = getattr(one, type(one).__name__.lower())
+                if isinstance(one, inclusive):
+                    return end  # type: ignore[no-any-return]
+                return (
+                    math.nextafter(end, towards) if self.plain_type is float else end + (1 if lower else -1)
+                )
         return None
 
     def text(self, value: Any) -> Any:
