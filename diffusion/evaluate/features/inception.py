@@ -67,7 +67,7 @@ def _network(spec: ExtractorSpec, layers: Sequence[str], tensors: Mapping[str, T
     """Build torch-fidelity's network of the verified tensors; RuntimeError for other weights.
 
     A class layer that is missing, NaN or infinite is zero, because torch-fidelity requires one. Batch norms
-    are folded into convolutions and channels come last: together 1.6 times as fast on a CPU.
+    are folded into convolutions and channels come last, which is faster on a CPU.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
