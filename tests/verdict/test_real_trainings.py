@@ -82,5 +82,5 @@ def test_at_least_nine_of_ten_harms_are_found(decide: Decide) -> None:
     found = []
     for number in range(1, 11):
         harm = HARMS[number % len(HARMS)]
-        found.append(decide(Arm("control", settings(number)), Arm(str(harm), settings(number, harm)), (3, 6)))
+        found.append(decide(Arm("control", settings(number)), Arm(str(harm), settings(number, harm)), (3, 8)))
     assert found.count("worse") >= 9
