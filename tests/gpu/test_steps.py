@@ -15,6 +15,7 @@ from diffusion.model.model_file import LoadedModel
 from diffusion.model.precision import CompiledNetwork, freeze
 from diffusion.process.denoiser import Condition
 from diffusion.process.noise import ImageNoise
+from diffusion.protocol.card import subset_size
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings, generate, guided_denoiser, mixed_condition
 from diffusion.sample.guidance import Guides
@@ -181,7 +182,7 @@ def test_scores_equal_the_cpus(device) -> None:
 
 def distances(features: np.ndarray, real: np.ndarray) -> tuple[float, float]:
     """Return the Fréchet and the kernel distance."""
-    drawn = subsets(len(features), len(real))
+    drawn = subsets(len(features), len(real), subset_size(len(features), len(real)))
     kernel = kernel_distance(
         Kernel(features, features), Kernel(features, real), drawn, own_sums(Kernel(real, real), drawn[1])
     )

@@ -16,11 +16,11 @@ COPIED = (
 def small_project(folder: Path, **changes: dict[str, Any]) -> Path:
     """Copy the project into `folder` and commit it there; `changes` go into params.yaml by section."""
     folder.mkdir(parents=True, exist_ok=True)
-    unwanted = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+    unwanted = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local", "docs")
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=unwanted, symlinks=True)
+            shutil.copytree(source, folder / name, ignore=unwanted, symlinks=True, dirs_exist_ok=True)
         else:
             shutil.copy(source, folder / name)
     write_params(folder, **changes)

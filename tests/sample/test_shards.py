@@ -22,6 +22,7 @@ from diffusion.config import Config
 from diffusion.images.store import Images, ImageStore
 from diffusion.layout import MODEL, SAMPLES
 from diffusion.model.model_file import LoadedModel, load_model
+from diffusion.project import MARK
 from diffusion.protocol.card import differing_fields
 from diffusion.protocol.grid import SAMPLING_VERSION, cell_settings, grid
 from diffusion.protocol.settings import SampleSettings
@@ -156,7 +157,7 @@ def test_sweep_resumes_from_finished_shards_after_sigkill(project: Path) -> None
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "finished shards are not made again"
 
     other = project / "other"
-    other.mkdir()
+    shutil.copytree(project / MARK.parent, other / MARK.parent)
     with_model(other, **sections)
     assert diffctl(other, "stage", "sample").returncode == 0
     expected = cell_images(other)

@@ -101,7 +101,9 @@ def test_trial_above_the_median_saves_and_ends_early(project: Path, monkeypatch:
 
     ended = diffctl(project, "search-trial", str(folder_of_trial.relative_to(project)))
     assert ended.returncode == 0, ended.stderr
-    assert read_result(folder_of_trial) == TrialResult("pruned")
+    result = read_result(folder_of_trial)
+    assert result is not None
+    assert result.state == "pruned"
     assert list(study.trials()[number].reports) == [2]
     assert not (folder_of_trial / "model.safetensors").exists()
     (state,) = project.glob("runs/train/*/state-*.sealed")
