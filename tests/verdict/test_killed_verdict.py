@@ -104,7 +104,7 @@ def test_verdict_killed_in_each_phase_ends_alike(
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_of_a_verdict_is_that_of_the_pipeline(project: Path) -> None:
     """Pair 0 has the project's own seed: it resumes the training that `stage train` made."""
     write_params(project, **SETTINGS)
