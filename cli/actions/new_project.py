@@ -9,13 +9,12 @@ import typer
 
 from cli.commands.project import Init
 from cli.project import clones
-from cli.project.generated_files import ProjectChoices, base_files, generated_files
+from cli.project.generated_files import ProjectChoices, base_files, generated_files, with_own_params
 from cli.shared.options import profile_names
 from diffusion.config import load
 from diffusion.layout import PARAMS, PROFILES
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError, printable
-from diffusion.system.params import read_params
 from diffusion.system.section import brief
 
 DVC_CONFIG = """\
@@ -79,9 +78,7 @@ def _take_over(clone: Path, root: Path, choices: ProjectChoices, ignore_edits: b
             "move them to plugins/ (`diffctl docs extending`), or leave them behind by --ignore-edits"
         )
     typer.echo(f"taken from {printable(clone)}: {', '.join(clones.take_over(clone, root))}")
-    data = read_params(root / PARAMS)["data"]
-    values = {f"data.{key}": data[key] for key in ("name", "path") if key in data}
-    return choices.model_copy(update={"profile": None, "values": values})
+    return with_own_params(choices, root / PARAMS)
 
 
 def _check_place(root: Path, options: Init) -> Path | None:

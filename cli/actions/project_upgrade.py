@@ -6,9 +6,16 @@ from pathlib import Path
 import typer
 
 from cli.commands.project import Upgrade
-from cli.project.generated_files import BASE, ProjectChoices, base_files, generated_files, read_choices
+from cli.project.generated_files import (
+    BASE,
+    ProjectChoices,
+    base_files,
+    generated_files,
+    read_choices,
+    with_own_params,
+)
 from cli.project.upgrade_plan import FileChange, plan_upgrade
-from diffusion.layout import GRAPH, MODEL
+from diffusion.layout import GRAPH, MODEL, PARAMS
 from diffusion.project import MARK
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.files import write_text
@@ -50,10 +57,9 @@ def _choices() -> ProjectChoices:
     if not GRAPH.is_file():
         raise UsageError("this is no project of diffctl: `diffctl init` makes one")
     try:
-        choices = read_choices(Path())
+        return read_choices(Path())
     except FileNotFoundError:
-        choices = ProjectChoices(version="an earlier version", name=Path.cwd().name)
-    return choices
+        return with_own_params(ProjectChoices(version="an earlier version", name=Path.cwd().name), PARAMS)
 
 
 def _refuse_uncommitted(paths: list[str]) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from diffusion.layout import PACKAGE_DATA, PARAMS, PROFILES
 from diffusion.project import MARK
-from diffusion.system.params import edit_yaml, parse_yaml
+from diffusion.system.params import edit_yaml, parse_yaml, read_params
 from diffusion.system.section import Section
 from diffusion.version import VERSION
 
@@ -91,6 +91,13 @@ def generated_files(choices: ProjectChoices) -> dict[str, str]:
 def base_files(files: dict[str, str]) -> dict[str, str]:
     """Return the originals to keep in .diffctl/base, of the files that the user may edit, by their paths."""
     return {f"{BASE}/{path}": text for path, text in files.items() if not path.startswith(".diffctl/")}
+
+
+def with_own_params(choices: ProjectChoices, params: Path) -> ProjectChoices:
+    """Return the choices of a project with this params.yaml, which no profile replaces."""
+    data = read_params(params, earlier_names=True)["data"]
+    values = {f"data.{key}": data[key] for key in ("name", "path") if key in data}
+    return choices.model_copy(update={"profile": None, "values": values})
 
 
 def read_choices(root: Path) -> ProjectChoices:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from cli.commands.project import Init
-from cli.project.generated_files import BASE
+from cli.project.generated_files import BASE, read_choices
 from cli.project.upgrade_plan import plan_upgrade
 from diffusion.project import MARK
 from diffusion.version import VERSION
 from tests.conftest import diffctl
+from tests.helpers.invoke import Invoke
 from tests.helpers.small import commit, git
 
 OLD, NEW = "a\nb\nc\n", "a\nb\nc\nd\n"
@@ -89,3 +90,14 @@ def test_project_of_an_older_version_is_upgraded_with_its_edits(tmp_path: Path) 
     commit(tmp_path, "upgraded")
     (tmp_path / "prefect.yaml").write_text((tmp_path / BASE / "prefect.yaml").read_text())
     assert diffctl(tmp_path, "upgrade").stdout == f"the project is up to date with diffctl {VERSION}\n"
+
+
+def test_project_without_a_mark_keeps_its_own_params(project: Path, invoke: Invoke) -> None:
+    (project / MARK).unlink()
+    (project / "dvc.yaml").write_text("stages: {}\n")
+    params = (project / "params.yaml").read_text()
+    assert invoke("upgrade").code == 0
+    choices = read_choices(project)
+    assert (choices.profile, choices.values) == (None, {"data.name": "digits"})
+    assert (project / "params.yaml").read_text() == params
+    assert not (project / BASE / "params.yaml").exists()
