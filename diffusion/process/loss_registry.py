@@ -66,6 +66,10 @@ LOSS_WEIGHTS: Registry[LossWeight] = Registry(
         "edm": LossWeight(
             "diffusion.process.losses:edm", "EDM, 2206.00364, table 1", uses_sigma_data=True
         ),
+        "velocity": LossWeight(
+            "diffusion.process.losses:velocity", "JiT, 2511.13720",
+            options="diffusion.process.process_options:VelocityOptions",
+        ),
     },
 )  # fmt: skip
 

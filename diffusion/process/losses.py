@@ -14,7 +14,7 @@ from diffusion.process.denoiser import Condition, Network, expand, expand_times,
 from diffusion.process.discrete import require_discrete
 from diffusion.process.loss_registry import OBJECTIVES
 from diffusion.process.noise_process import NoiseProcess
-from diffusion.process.process_options import MinSNROptions
+from diffusion.process.process_options import MinSNROptions, VelocityOptions
 from diffusion.process.time_grid import TimeGrid
 from diffusion.system.devices import to_device
 from diffusion.system.registry import load_reference
@@ -188,3 +188,8 @@ def min_snr_soft(alpha: Any, sigma: Any, sigma_data: float, options: Section) ->
 def edm(alpha: Any, sigma: Any, sigma_data: float, options: Section) -> Any:
     """1/c_out² = (α²σ_data² + σ²)/(σ·σ_data)²: 1 for prediction edm."""
     return (alpha**2 * sigma_data**2 + sigma**2) / (sigma * sigma_data) ** 2
+
+
+def velocity(alpha: Any, sigma: Any, sigma_data: float, options: VelocityOptions) -> Any:
+    """1/max(σ, min_sigma)²: the squared error of the velocity ε − x_0 or α·ε − σ·x_0, bounded near t = 0."""
+    return sigma.clamp(min=options.min_sigma) ** -2

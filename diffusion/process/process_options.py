@@ -29,3 +29,9 @@ class MinSNROptions(Section):
     """`gamma` is the signal-to-noise ratio above which the weight of x̂_0's error stays constant."""
 
     gamma: Annotated[float, Field(gt=0, le=1e6), NotBool] = 5.0
+
+
+class VelocityOptions(Section):
+    """`min_sigma` is the σ below which the weight of x̂_0's error stays constant."""
+
+    min_sigma: Annotated[float, Field(gt=0, le=1), NotBool] = 0.05

@@ -73,6 +73,28 @@ def test_soft_min_snr_is_k_diffusions_weight_of_the_output():
     assert torch.allclose(hard.loss_weight(sigma), sigma.pow(-2).clamp(max=2))
 
 
+@pytest.mark.parametrize(("schedule", "predicted"), [("flow", "flow"), ("cosine", "velocity")])
+def test_velocity_weight_makes_the_error_of_x_0_that_of_the_velocity(schedule, predicted):
+    """JiT (2511.13720): ‖x̂_0 − x_0‖²/max(σ, 0.05)²; with another minimum the bound moves."""
+    fixed = {"variance": "small", "loss": "simple"} if schedule == "cosine" else {}
+    target = process_of(schedule, prediction=predicted, **fixed)
+    options = {"prediction": "x0", "weighting": "velocity", **fixed}
+    process = process_of(schedule, **options)
+    t = torch.linspace(process.t_min, process.t_max, 200, dtype=torch.float64)
+    sigma = process.alpha_sigma(t)[1]
+    x_0, noise, x0_hat = randn(3, 200, 1, 2, 2, seed=4)
+    x_t = process.q_sample(x_0, t, noise)
+    losses = training_losses(lambda *_: x0_hat, process, x_0, t, noise, Condition(200))
+    error = (x0_hat - x_0).square().flatten(1).mean(1)
+    eps_hat = (x_t - process.alpha_sigma(t)[0].reshape(-1, 1, 1, 1) * x0_hat) / sigma.reshape(-1, 1, 1, 1)
+    difference = target.target(x0_hat, t, eps_hat) - target.target(x_0, t, noise)
+    expected = torch.where(sigma < 0.05, error / 0.05**2, difference.square().flatten(1).mean(1))
+    assert bool((sigma < 0.05).any())
+    assert torch.allclose(losses["loss"], expected)
+    other = process_of(schedule, **options, weighting_options={"min_sigma": 0.5})
+    assert torch.allclose(other.loss_weight(t), sigma.clamp(min=0.5).pow(-2))
+
+
 @pytest.mark.parametrize("shift", [1.0, 0.4375, 3.0])
 def test_flow_is_the_straight_line_at_shifted_times(shift):
     process, t = process_of("flow", shift=shift), torch.linspace(1e-5, 1, 300, dtype=torch.float64)
