@@ -13,12 +13,13 @@ from torch import Tensor
 
 from diffusion.choice.selection import best_settings, budget_settings, usual_settings
 from diffusion.engine.engine import Engine, ForwardPass
-from diffusion.engine.job import ChunkStep, CustomTrajectory, Job
+from diffusion.engine.job import ChunkStep, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition
 from diffusion.protocol.settings import SampleSettings, refuse_idle
 from diffusion.sample.generate import chosen_condition
 from diffusion.sample.guidance import Guides, check_served_guide
+from diffusion.sample.sampler import CustomTrajectory
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import validate
 from serving.model_source import PublishedModel

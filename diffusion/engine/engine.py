@@ -20,13 +20,14 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
-from diffusion.engine.job import Chunk, ChunkStep, CustomTrajectory, Job
+from diffusion.engine.job import Chunk, ChunkStep, Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.protocol.guidance_rules import GUIDANCE_RULES
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import guide_denoiser, model_denoiser
 from diffusion.sample.guidance import NO_GUIDES, Guides
+from diffusion.sample.sampler import CustomTrajectory, predict
 from diffusion.system.errors import TemporaryError
 from diffusion.system.threads import in_halves, splitting_helps, two_threads
 
@@ -214,16 +215,25 @@ def batched_forward(denoiser: Denoiser, chunks: Sequence[Chunk], guide: Denoiser
     for rule in dict.fromkeys(chunk.rule for chunk in chunks if chunk.weight):
         weights = [chunk.weight if chunk.rule == rule else 0.0 for chunk in chunks for _ in range(len(chunk))]
         denoiser = GUIDANCE_RULES[rule].load()(denoiser, torch.tensor(weights, dtype=torch.float64), guide)
-    return denoiser(torch.cat([call.x for call in calls]), times, condition)
+    ends = [0, *itertools.accumulate(map(len, chunks))]
+    losses = [(call.loss, slice(*rows)) for call, rows in zip(calls, itertools.pairwise(ends), strict=True)]
+
+    def joint_loss(x0_hat: Tensor) -> Tensor:
+        return torch.cat([loss(x0_hat[rows]) for loss, rows in losses if loss is not None])
+
+    loss = joint_loss if any(one is not None for one, _ in losses) else None
+    return predict(denoiser, torch.cat([call.x for call in calls]), times, condition, loss)
 
 
 def halved(denoiser: Denoiser, pool: Executor) -> Denoiser:
     """Return the denoiser that computes its rows in two halves, in the two threads of a pool."""
 
     def call(x: Tensor, t: Tensor | float, condition: Condition) -> Prediction:
-        @torch.no_grad()
+        needs_gradient = torch.is_grad_enabled()  # of this thread
+
         def half(rows: slice, check: object) -> Prediction:
-            return denoiser(x[rows], t[rows] if isinstance(t, Tensor) else t, condition.rows(rows))
+            with torch.set_grad_enabled(needs_gradient):
+                return denoiser(x[rows], t[rows] if isinstance(t, Tensor) else t, condition.rows(rows))
 
         if len(x) < 2:
             return half(slice(None), None)

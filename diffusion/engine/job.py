@@ -15,17 +15,16 @@ from diffusion.process.noise_process import build_process
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import check_settings
 from diffusion.sample.guidance import Guides, check_guides, classifier_guidance, guidance_weight
-from diffusion.sample.sampler import DenoiserCall, NaNGuard, Sampler, SamplerDriver, Step, build_sampler
+from diffusion.sample.sampler import (
+    CustomTrajectory,
+    DenoiserCall,
+    NaNGuard,
+    SamplerDriver,
+    Step,
+    build_sampler,
+)
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.system.devices import to_device
-
-
-class CustomTrajectory(NamedTuple):
-    """Trajectories of `sampler` from `start` (B, C, H, W); `end` converts their ends into the result."""
-
-    start: Tensor
-    sampler: Sampler
-    end: Callable[[Tensor], Tensor] = to_uint8
 
 
 @dataclass(eq=False)
@@ -56,7 +55,8 @@ class Job:
         settings, artefact = self.settings, self.loaded.artefact
         check_guides(settings, self.guides)
         self.grid, self.process = check_settings(artefact, settings), build_process(artefact.process)
-        self.nfe = count_nfe(settings, artefact.process)
+        own = None if self.custom is None else self.custom.nfe
+        self.nfe = count_nfe(settings, artefact.process) if own is None else own
         self.by_classifier: Callable[[Denoiser], Denoiser] | None = None
         if settings.has_classifier and self.guides.classifier is not None:
             self.by_classifier = classifier_guidance(artefact, settings, self.guides.classifier)
@@ -125,12 +125,12 @@ class Chunk:
         def noise() -> Tensor:
             return to_device(images.draw(), job.device)
 
-        if custom is None:
-            trajectory = build_sampler(settings)(job.grid, noise(), noise)
+        sampler = build_sampler(settings) if custom is None else custom.samplers(self.images)
+        if custom is None or custom.start is None:
+            start = noise()
         else:
             start = to_device(custom.start[self.images], job.device)
-            trajectory = custom.sampler(job.grid, start, noise)
-        self._driver = SamplerDriver(trajectory)
+        self._driver = SamplerDriver(sampler(job.grid, start, noise))
         self._update_weight(self._driver)
         return self._driver
 

@@ -24,8 +24,16 @@ from diffusion.sample.guidance import (
     guided,
     without_labels,
 )
-from diffusion.sample.sampler import NaNGuard, Step, adds_noise, build_sampler, run_sampler
+from diffusion.sample.sampler import (
+    CustomTrajectory,
+    NaNGuard,
+    Step,
+    adds_noise,
+    build_sampler,
+    run_sampler,
+)
 from diffusion.sample.sampling_steps import check_eta, check_noise, count_nfe, sampling_grid
+from diffusion.sample.tiles import tiled
 from diffusion.system.devices import to_device
 from diffusion.system.errors import UsageError
 from diffusion.system.section import brief
@@ -70,8 +78,13 @@ def generate(
     guides: Guides = NO_GUIDES,
     *,
     fast: bool = False,
+    custom: CustomTrajectory | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return the images at `indices`, uint8 (B, C, H, W) on the CPU; the condition has a row for each.
+
+    A `custom` trajectory replaces the settings' sampler. Images of another `size` (H, W) than the model's are
+    denoised in tiles.
 
     The networks are in eval mode on `device`; `fast` compiles them. On a CPU two halves are computed in
     parallel, unless a `callback` needs all images at each step. UsageError as `check_settings`, or for a
@@ -79,9 +92,11 @@ def generate(
     infinity.
     """
     spec = loaded.artefact.network
-    shape = (spec.in_channels, spec.image_size, spec.image_size)
+    shape = (spec.in_channels, *(size or (spec.image_size, spec.image_size)))
     grid, sampler = check_settings(loaded.artefact, settings), build_sampler(settings)
     denoiser = guided_denoiser(loaded, settings, guides, fast=fast)
+    if size is not None:
+        denoiser = tiled(denoiser, spec.image_size)
     networks, ahead = guides.networks(loaded), noise_draws(settings, device)
 
     def images(part: slice, on_step: OnStep | None) -> Tensor:
@@ -89,7 +104,8 @@ def generate(
         guard = NaNGuard(lambda row: f"image {own[row]}", networks, settings.is_guided)
         image_noise = ImageNoise(settings.seed, own, shape, grid.initial_noise_scale)
         with prefetched_draws(lambda: to_device(image_noise.draw(), device), ahead, device) as noise:
-            trajectory = sampler(grid, noise(), noise)
+            start = sampler if custom is None else custom.samplers(part)
+            trajectory = start(grid, noise(), noise)
             result = run_sampler(trajectory, denoiser, condition.rows(part).to(device), on_step, guard)
             return to_uint8(result.x).cpu()
 

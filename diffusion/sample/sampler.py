@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion.images.pixels import to_uint8
 from diffusion.process.denoiser import Condition, Denoiser, Prediction
 from diffusion.process.time_grid import TimeGrid
 from diffusion.protocol.samplers import SAMPLERS
@@ -19,12 +20,24 @@ from diffusion.protocol.settings import SampleSettings
 from diffusion.system.errors import DiffctlError
 from diffusion.system.registry import load_reference
 
+Loss = Callable[[Tensor], Tensor]
+"""x̂_0 (B, C, H, W) → (B,) losses, each of its own image."""
+
 
 class DenoiserCall(NamedTuple):
-    """A sampler's request for the prediction of x (B, C, H, W) at the time `t`, the same for all rows."""
+    """A sampler's request for the prediction of x (B, C, H, W) at the time `t`, the same for all rows.
+
+    With a `loss` of x̂_0 the prediction has its gradient for x.
+    """
 
     x: Tensor
     t: int | float
+    loss: Loss | None = None
+
+    @property
+    def nfe(self) -> int:
+        """NFE: 1, and 1 for a backward pass, which costs about as much without gradients of weights."""
+        return 1 if self.loss is None else 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,20 @@ host, so that no step waits for a GPU.
 """
 
 
+class CustomTrajectory(NamedTuple):
+    """Trajectories that are not the settings' sampler's from the images' noise.
+
+    `samplers` returns the sampler of some of the images, a slice of them. They begin at `start`
+    (B, C, H, W), None for the images' noise. `end` converts their ends into the result. `nfe` is that of an
+    image, by default that of the settings.
+    """
+
+    samplers: Callable[[slice], Sampler]
+    start: Tensor | None = None
+    end: Callable[[Tensor], Tensor] = to_uint8
+    nfe: int | None = None
+
+
 def build_sampler(settings: SampleSettings) -> Sampler:
     """Return the sampler that the settings name."""
     sampler: Sampler = load_reference(SAMPLERS[settings.sampler].builder)(settings)
@@ -68,8 +95,8 @@ def adds_noise(settings: SampleSettings) -> bool:
 class SamplerDriver:
     """Advance a trajectory from call to call: `call` is the pending one, None at the end.
 
-    `nfe` counts the answered calls, `step` is the number of the current step, from 1. `x` is that of the last
-    step.
+    `nfe` is the NFE of the answered calls, `step` is the number of the current step, from 1. `x` is that of
+    the last step.
     """
 
     def __init__(self, trajectory: Trajectory) -> None:
@@ -82,7 +109,8 @@ class SamplerDriver:
 
     def advance(self, prediction: Prediction) -> list[Step]:
         """Answer the pending call; return the steps up to the next one."""
-        self.nfe += 1
+        assert self.call is not None, "a trajectory at its end has no call"
+        self.nfe += self.call.nfe
         steps: list[Step] = []
         try:
             event = self._trajectory.send(prediction)
@@ -151,8 +179,25 @@ class NaNGuard:
         return f"the weights are finite, but what they give is too large: {remedy}"
 
 
+def predict(
+    denoiser: Denoiser, x: Tensor, t: Tensor | float, condition: Condition, loss: Loss | None = None
+) -> Prediction:
+    """Return the prediction, detached, with the gradient of the loss of x̂_0 for x, if there is a loss.
+
+    The rows of a network in eval mode do not depend on each other, so one gradient has that of every row.
+    """
+    if loss is None:
+        return denoiser(x, t, condition)
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        prediction = denoiser(x, t, condition)
+        (gradient,) = torch.autograd.grad(loss(prediction.x0).sum(), x)
+    parts = (None if part is None else part.detach() for part in prediction)
+    return Prediction(*parts)._replace(gradient=gradient)  # type: ignore[arg-type]
+
+
 class SampleResult(NamedTuple):
-    """The end of a trajectory, (B, C, H, W), and its number of calls."""
+    """The end of a trajectory, (B, C, H, W), and its NFE, without those of guidance."""
 
     x: Tensor
     nfe: int
@@ -173,8 +218,8 @@ def run_sampler(
     guard = guard or NaNGuard()
     driver = SamplerDriver(trajectory)
     while driver.call is not None:
-        x, t = driver.call
-        prediction = denoiser(x, t, condition)
+        x, t, loss = driver.call
+        prediction = predict(denoiser, x, t, condition, loss)
         guard.check(driver.step, t, *prediction)
         for step in driver.advance(prediction):
             guard.check(step.done, t, step.x)

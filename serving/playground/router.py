@@ -16,14 +16,13 @@ from torch import Tensor
 
 from diffusion.analysis.image_inputs import InputImage, end_condition, load_input
 from diffusion.analysis.inversion import encoding, interpolate_codes
-from diffusion.engine.job import CustomTrajectory
 from diffusion.images.pictures import decode_picture, png_bytes
 from diffusion.images.pixels import to_model, to_nchw
 from diffusion.model.model_file import Artefact
 from diffusion.process.noise import ImageNoise
 from diffusion.report.theme import render
 from diffusion.sample.generate import check_settings, chosen_condition
-from diffusion.sample.sampler import build_sampler
+from diffusion.sample.sampler import CustomTrajectory, build_sampler
 from diffusion.system.errors import DiffctlError, UsageError
 from diffusion.system.section import PositiveInt, Seed
 from serving.handlers import CLIENT_CLOSED_REQUEST, EventStreamResponse, Work, http_errors, wait_for_images
@@ -202,14 +201,14 @@ class Interpolation:
 
     def encode(self) -> PendingImages:
         """Submit the encoding of the real images."""
-        trajectory = CustomTrajectory(self._ends, encoding, lambda x: x)
+        trajectory = CustomTrajectory(lambda rows: encoding, self._ends, lambda x: x)
         return self._model.loop.submit(self.settings, range(2), self._condition, trajectory=trajectory)
 
     def decode(self, codes: Tensor | None) -> PendingImages:
         """Submit all frames between the codes, or between the noise of the seeds without codes."""
         ends = self._ends if codes is None else codes
         points, condition = interpolate_codes(ends, self._condition, self._request.frames)
-        trajectory = CustomTrajectory(points, build_sampler(self.settings))
+        trajectory = CustomTrajectory(lambda rows: build_sampler(self.settings), points)
         indices = range(self._request.frames)
         return self._model.loop.submit(self.settings, indices, condition, self._request.every, trajectory)
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from diffusion.analysis.inversion import decode_images, encoding
 from diffusion.engine.engine import CHUNK_SIZE, Engine, Full, batched_forward
-from diffusion.engine.job import CustomTrajectory, Job
+from diffusion.engine.job import Job
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Prediction
 from diffusion.process.process_registry import ProcessConfig
@@ -25,7 +25,7 @@ from diffusion.sample.generate import (
     model_denoiser,
 )
 from diffusion.sample.guidance import NO_GUIDES
-from diffusion.sample.sampler import DenoiserCall, NonFiniteError, Step, build_sampler
+from diffusion.sample.sampler import CustomTrajectory, DenoiserCall, NonFiniteError, Step, build_sampler
 from tests.helpers.networks import artefact_of, counting, network_of, spec_of
 from tests.helpers.trajectories import walk
 
@@ -266,12 +266,13 @@ def test_custom_trajectory_uses_its_start_and_end():
     settings, indices, condition = request_args(indices=range(CHUNK_SIZE + 1), steps=5, clip=False)
     with closing(Engine(MODEL, CPU)) as engine:
         other = engine.add(*request_args(steps=3, eta=1.0))
-        encoded = engine.add(settings, indices, condition, CustomTrajectory(images, encoding, lambda x: x))
+        encoded = engine.add(
+            settings, indices, condition, CustomTrajectory(lambda rows: encoding, images, lambda x: x)
+        )
         run_until_empty(engine)
         assert encoded.images is not None
-        decoded = engine.add(
-            settings, indices, condition, CustomTrajectory(encoded.images, build_sampler(settings))
-        )
+        decoding = CustomTrajectory(lambda rows: build_sampler(settings), encoded.images)
+        decoded = engine.add(settings, indices, condition, decoding)
         run_until_empty(engine)
     grid = check_settings(MODEL.artefact, settings)
     exact = walk(model_denoiser(MODEL), grid, lambda: images, encoding, condition)
