@@ -141,7 +141,7 @@ LAYERS = (
     {"model"},
     {"protocol"},
     {"data", "train", "sample", "evaluate", "choice", "papers"},
-    {"analysis", "api", "config", "engine", "search"},
+    {"analysis", "api", "config", "edit", "engine", "search"},
     {"report", "check", "interop", "show", "verdict"},
 )
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,99 @@
+"""Edits of images by a model: the trajectories, the images, and the NFE of an image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.edit.measurement import Measurement
+from diffusion.edit.method import build_method
+from diffusion.model.model_file import LoadedModel
+from diffusion.process.denoiser import Condition, Prediction
+from diffusion.process.noise_process import NoiseProcess, build_process
+from diffusion.protocol.edits import EditSettings
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.generate import OnStep, generate
+from diffusion.sample.guidance import NO_GUIDES, Guides, guidance_weight
+from diffusion.sample.sampler import CustomTrajectory, SamplerDriver
+from diffusion.sample.sampling_steps import sampling_grid
+
+
+def edit_trajectory(
+    edit: EditSettings,
+    settings: SampleSettings,
+    measurement: Measurement,
+    process: NoiseProcess,
+    device: torch.device,
+) -> CustomTrajectory:
+    """Return the trajectories of edited images, for `generate` and for an engine's job.
+
+    Image i depends on (seed, i), the measurement's row and the model alone. UsageError for settings that do
+    not fit the method.
+    """
+    nfe = count_edit_nfe(edit, settings, measurement, process)
+    measured = measurement.to(device)
+    return CustomTrajectory(lambda rows: build_method(edit, settings, measured.rows(rows), process), nfe=nfe)
+
+
+def edit_images(
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    edit: EditSettings,
+    measurement: Measurement,
+    indices: Sequence[int],
+    condition: Condition,
+    device: torch.device,
+    callback: OnStep | None = None,
+    guides: Guides = NO_GUIDES,
+) -> Tensor:
+    """Return the edited images at `indices`, uint8 (B, C, H, W) on the CPU; a row of all inputs for each.
+
+    Images larger than the model's are denoised in tiles. UsageError as `edit_trajectory` and `generate`.
+    """
+    spec, size = loaded.artefact.network, measurement.image_shape[1:]
+    process = build_process(loaded.artefact.process)
+    return generate(
+        loaded,
+        settings,
+        indices,
+        condition,
+        device,
+        callback,
+        guides,
+        custom=edit_trajectory(edit, settings, measurement, process, device),
+        size=None if size == (spec.image_size, spec.image_size) else size,
+    )
+
+
+@torch.no_grad()
+def count_edit_nfe(
+    edit: EditSettings, settings: SampleSettings, measurement: Measurement, process: NoiseProcess
+) -> int:
+    """Return the NFE of an edited image, from a run without a network.
+
+    A call has that of the guidance where it applies, twice that with a gradient.
+    """
+    x = torch.zeros(1, *measurement.image_shape)
+    sampler = build_method(edit, settings, measurement.rows(slice(1)).to(x.device), process)
+    driver = SamplerDriver(sampler(sampling_grid(settings, process), x, lambda: x))
+    nfe = 0
+    while driver.call is not None:
+        guided = guidance_weight(settings, process, driver.call.t)
+        nfe += driver.call.nfe * (settings.guided_nfe if guided else 1)
+        driver.advance(Prediction(x, x, x, gradient=x))
+    return nfe
+
+
+def edit_card(
+    edit: EditSettings, measurement: Measurement, inputs_digest: str, nfe: int
+) -> Mapping[str, Any]:
+    """Return the fields that an edit adds to its images' card; the operator's text has a mask's digest."""
+    return {
+        "method": edit.method,
+        **{f"method_{name}": value for name, value in edit.options.model_dump(mode="json").items()},
+        "operator": None if measurement.operator is None else measurement.operator.text,
+        "sigma_y": edit.sigma_y,
+        "inputs_sha256": inputs_digest,
+        "nfe": nfe,
+    }

@@ -1,0 +1,34 @@
+"""SDEdit (Meng et al. 2021, 2108.01073): the picture with noise of a middle time, sampled from there."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffusion.edit.measurement import Measurement
+from diffusion.process.noise_process import NoiseProcess
+from diffusion.process.time_grid import TimeGrid
+from diffusion.protocol.edits import SDEditOptions
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.sampler import Sampler, Trajectory, build_sampler
+
+
+def build(
+    settings: SampleSettings, options: SDEditOptions, measurement: Measurement, process: NoiseProcess
+) -> Sampler:
+    """Return the settings' sampler from α·x + σ·ε at the last of its times up to the strength's time.
+
+    The times above are left out: of S steps about the share `strength` remains, at least one.
+    """
+    sampler, picture = build_sampler(settings), measurement.y
+    share = torch.tensor(options.strength, dtype=torch.float64)
+    highest = float(process.time_at(share))
+
+    def edited(grid: TimeGrid, x: Tensor, noise: Callable[[], Tensor]) -> Trajectory:
+        count = max(1, int((grid.times <= highest).sum()))
+        rest = TimeGrid(grid.times[:count], grid.alpha[:count], grid.sigma[:count], grid.locate)
+        eps = x / grid.initial_noise_scale
+        start = float(rest.alpha[-1]) * picture + float(rest.sigma[-1]) * eps
+        return sampler(rest, start, noise)
+
+    return edited

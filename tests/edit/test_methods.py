@@ -1,0 +1,90 @@
+"""Methods on Gaussian data with the exact denoiser, against their recursions of mean and covariance."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion.edit.edits import count_edit_nfe
+from diffusion.process.time_grid import GridStep
+from tests.helpers.gaussian_edits import SHAPE, Problem, denoised, problem, recursion
+from tests.helpers.trajectories import randn
+
+MASK = "mask:1,0,3,2"
+OPERATORS = (MASK, "downsample:2", "gray", "blur:0.8", "gray+downsample:2")
+PAIR = ("cosine", "edm")
+PROCESSES = ("cosine", "edm", "flow")
+TRAVEL = {"travel_length": 2, "travel_repeat": 3}
+CASES = [
+    *(problem("ddnm", operator, process) for operator in OPERATORS for process in PROCESSES),
+    *(problem("ddnm", operator, eta=0.3, sigma_y=0.2) for operator in OPERATORS),
+    problem("ddnm", "blur:0.8", "edm", sigma_y=0.05, **TRAVEL),
+    *(problem("projection", operator, process) for operator in OPERATORS for process in PROCESSES),
+    *(problem("projection", "blur:0.8", sampler=name, eta=eta) for name, eta in (("ddim", 1), ("euler", 0))),
+    problem("projection", "downsample:2", "edm", spacing="karras"),
+    *(problem("repaint", MASK, process, **TRAVEL) for process in PROCESSES),
+    *(problem("sdedit", None, one, eta=0.5, strength=s) for one in ("cosine", "flow") for s in (0.41, 1)),
+]
+
+
+def name_of(given: Problem) -> str:
+    return f"{given.edit.method}-{given.edit.operator}-{given.process.config.schedule}-{given.edit.sigma_y}"
+
+
+@pytest.mark.parametrize("given", CASES, ids=name_of)
+def test_mean_and_covariance_are_those_of_the_recursion(given: Problem) -> None:
+    found, wanted = given.result(), recursion(given)
+    assert torch.allclose(found.mean, wanted.mean, atol=1e-8)
+    assert torch.allclose(found.covariance, wanted.covariance, atol=1e-8)
+    if given.edit.method in ("ddnm", "projection") and not given.edit.sigma_y:
+        y = given.measurement.y.flatten()
+        assert torch.allclose(given.matrix @ found.mean, y, atol=1e-10)
+        assert float((given.matrix @ found.covariance @ given.matrix.T).abs().max()) < 1e-12
+
+
+def dps_step(given: Problem, step: GridStep, x: Tensor, z: Tensor) -> Tensor:
+    """Return x' (B, SIZE) by alg. 1 of 2209.14687 for a linear denoiser, whose gradient is in closed form."""
+    zeta, data = given.edit.options.zeta, denoised(step.alpha, step.sigma)
+    x0_hat = x @ data.matrix.T + data.offset
+    left = given.measurement.y.flatten() - x0_hat @ given.matrix.T
+    gradient = -(left / left.norm(dim=1, keepdim=True)) @ given.matrix @ data.matrix
+    beta = step.sigma**2 - (step.alpha / step.alpha_prev * step.sigma_prev) ** 2
+    mean = step.alpha_prev * beta / step.sigma**2 * x0_hat
+    mean = mean + step.alpha / step.alpha_prev * (step.sigma_prev / step.sigma) ** 2 * x
+    spread = math.sqrt(beta) * step.sigma_prev / step.sigma
+    scale = math.hypot(step.alpha, step.sigma) * math.hypot(step.alpha_prev, step.sigma_prev)
+    return mean + spread * z - zeta * scale * gradient
+
+
+@pytest.mark.parametrize("process", ["cosine", "edm"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_dps_follows_the_gradient_in_closed_form(operator: str, process: str) -> None:
+    given = problem("dps", operator, process, zeta=0.4)
+    noise = randn(7, 5, *SHAPE)
+    found = given.run(iter(noise))
+    x, draws = noise[0].flatten(1) * given.grid.initial_noise_scale, iter(noise[1:])
+    for step in given.grid.reverse_steps():
+        z = torch.zeros_like(x) if step.is_last else next(draws).flatten(1)
+        x = dps_step(given, step, x, z)
+    assert torch.allclose(found, x, atol=1e-9)
+    assert count_edit_nfe(given.edit, given.settings, given.measurement, given.process) == 12
+
+
+def test_dps_does_not_depend_on_the_scale_of_a_process() -> None:
+    """At equal noise levels, images divided by α have the same results."""
+    options = {"sigma_min": 0.03, "sigma_max": 50.0}
+    given = [problem("dps", "gray", process, spacing="karras", spacing_options=options) for process in PAIR]
+    alphas = [one.grid.reverse_steps()[0].alpha for one in given]
+    assert alphas == [pytest.approx((1 + 50**2) ** -0.5), 1]
+    noise = randn(7, 5, *SHAPE)
+    longer = noise[0] * (1 + 50**-2) ** 0.5  # EDM starts at σ·ε, without the data's α² of 1
+    ends = [one.run(iter([start, *noise[1:]])) for one, start in zip(given, (noise[0], longer), strict=True)]
+    assert torch.allclose(*ends, atol=1e-8)
+
+
+def test_nfe_of_moves_back_is_the_formula_of_the_authors_code() -> None:
+    """RePaint's 250 steps with 10 back, 10 times: 4,570 moves, 2,410 of them calls."""
+    given = problem("repaint", MASK, steps=100, travel_length=10, travel_repeat=10)
+    nfe = count_edit_nfe(given.edit, given.settings, given.measurement, given.process)
+    assert nfe == 100 + 10 * 9 * len(range(0, 100 - 10, 10))
