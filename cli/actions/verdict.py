@@ -10,8 +10,8 @@ import torch
 import typer
 
 from cli.actions.model_sweep import check_reference, score_grid
-from cli.actions.params_file import find_profile, parse_assignments
 from cli.actions.search_trial import run_in_process
+from cli.actions.verdict_arms import count_equal_work, identify, origin, read_arms, time_equal_work
 from cli.actions.verdict_trials import Judge, VerdictTrials
 from cli.commands.verdict import Verdict
 from diffusion.check import preflight
@@ -20,22 +20,18 @@ from diffusion.check.findings import Project
 from diffusion.check.timing import time_sampling, time_steps
 from diffusion.choice.paired_test import PairedTest
 from diffusion.config import parse
-from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
-from diffusion.model.model_file import read_artefact
-from diffusion.protocol.grid import Cell, cell_settings, settings_card
+from diffusion.layout import MODEL
+from diffusion.protocol.grid import Cell, cell_settings
 from diffusion.protocol.scores_document import CellScores
 from diffusion.sample.sampling_steps import count_nfe
 from diffusion.search import search_dir
-from diffusion.search.search_config import applied
-from diffusion.search.search_dir import About, trial_dir
+from diffusion.search.search_dir import trial_dir
 from diffusion.search.trial_runner import TrialRunner
 from diffusion.system.devices import acquire_device
 from diffusion.system.errors import DiffctlError, DiffctlWarning, UsageError
 from diffusion.system.locks import file_lock
 from diffusion.system.output_paths import write_output_text
-from diffusion.system.params import read_params
-from diffusion.system.section import fingerprint
-from diffusion.verdict.arms import APART, Arm, common_subject
+from diffusion.verdict.arms import Arm, common_subject
 from diffusion.verdict.outcome import Outcome, SamplingOutcome
 from diffusion.verdict.page import render_verdict
 from flows.dvc_stage import fetch_pretrained
@@ -48,93 +44,41 @@ TRIAL_SECONDS = 12.0  # of a training's process for imports, scores and files, o
 
 
 def judge_changes(options: Verdict) -> None:
-    arms = _arms(options)
-    control, *changes = arms
+    arms = read_arms(options)
     for arm in arms:
         fetch_pretrained(arm.config.train.init_from)
-    subject = common_subject(control, changes, options.cell)
-    folder, about = _identify(arms, options, subject)
-    check_reference(control.config)
-    test = PairedTest(*options.looks, ERROR / len(changes))
-    judge = _judge_trainings if subject == "training" else _judge_samples
+    subject = common_subject(arms[0], arms[1:], options.cell)
+    arms, ratios = count_equal_work(options, arms, subject)
+    folder, about = identify(arms, options, subject)
+    check_reference(arms[0].config)
     busy = f"this verdict is running ({folder}): wait for it or stop it"
     with file_lock(folder / search_dir.LOCK, timeout=0, busy=busy):
         about = search_dir.open_about(folder, about)
+        arms, ratios = time_equal_work(options, folder, arms, ratios)
+        test = PairedTest(*options.looks, ERROR / len(arms[1:]))
+        judge = _judge_trainings if subject == "training" else _judge_samples
         values, outcomes = judge(options, folder, arms, test)
-        values = {"folder": str(folder), "subject": subject, "control": control.name, **values}
+        values = {"folder": str(folder), "subject": subject, "control": arms[0].name, **values, **origin()}
         values["changes"] = [one.as_json() for one in outcomes]
+        for one, arm, ratio in zip(values["changes"], arms[1:], ratios, strict=True):
+            one["steps"] = [arms[0].config.train.steps, arm.config.train.steps]
+            one["step_cost"] = ratio
         page = render_verdict(values, outcomes)
         if options.html is not None:
             write_output_text(options.html, page)
-        try:
-            log_verdict(about.key, title_of(control.config.data.name), values, page)
-        except DiffctlError as error:
-            problem = (
-                f"the verdict is not in MLflow ({error}): run the same command again, which only logs it"
-            )
-            warnings.warn(problem, DiffctlWarning, stacklevel=2)
+        _log(about.key, arms[0], values, page)
     options.answer(values, partial(_show, outcomes, values["seconds"]))
     if options.html is not None:
         typer.echo(f"page: {options.html}", err=options.as_json)
 
 
-def _arms(options: Verdict) -> list[Arm]:
-    """Return the control and its changes; UsageError for an invalid one."""
-    own = read_params()
-    control = Arm(PARAMS.name, own)
-    if options.against is not None:
-        file = find_profile(options.against)
-        control = Arm(str(file), read_params(file))
-    texts = [text for text in options.changes or [] if "=" in text]
-    files = [find_profile(text) for text in options.changes or [] if "=" not in text]
-    groups = [[text] for text in texts] if options.each else [texts] if texts else []
-    changes = [Arm(str(file), read_params(file)) for file in files]
-    for group in groups:
-        point = parse_assignments(group, "verdict")
-        changes.append(Arm(" ".join(group), applied(own, point, "")))
-    if options.seeds_apart:
-        changes.append(Arm("other seeds", control.values, APART))
-    elif not changes:
-        changes.append(Arm(PARAMS.name, own))
-    if options.stratified:
-        fixed = {"process.stratified": True}
-        control, *changes = (
-            Arm(one.name, applied(one.values, fixed, ""), one.seeds) for one in (control, *changes)
-        )
-    return [control, *changes]
-
-
-def _identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path, About]:
-    """Return the folder of the verdict, by what decides its result but the budget, and its settings."""
-    control, cell = arms[0], arms[0].cell(options.cell)
-    seed = control.config.train.seed
-    models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
-    settings = {
-        "models": models,
-        "images": [_images_card(arm, options.cell) for arm in arms],
-        "evaluate": control.config.evaluate.model_dump(mode="json"),
-        "pairs": options.looks,
-        "metric": options.metric,
-    }
-    digest = control.plan.data.digest
-    key = fingerprint({**settings, "data": digest})
-    names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
-    config = control.config.model_dump(mode="json")
-    return VERDICT_RUNS / key, About(
-        key=key, data_digest=digest, settings=config, search={**settings, **names}
-    )
-
-
-def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
-    sample, cell = arm.config.sample, arm.cell(name)
-    card = settings_card(cell_settings(sample, cell))
-    return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
-
-
-def _model_sha256() -> str:
-    if not MODEL.is_file():
-        raise UsageError(f"a change of the sampling is judged with {MODEL}, which is missing: `diffctl run`")
-    return read_artefact(MODEL).model_sha256
+def _log(key: str, control: Arm, values: dict[str, Any], page: str) -> None:
+    """Log the verdict to MLflow, or warn that it is not there."""
+    try:
+        log_verdict(key, title_of(control.config.data.name), values, page)
+    except DiffctlError as error:
+        problem = f"the verdict is not in MLflow ({error}): run the same command again, which only logs it"
+        warnings.warn(problem, DiffctlWarning, stacklevel=2)
 
 
 def _judge_trainings(
@@ -158,6 +102,7 @@ def _judge_trainings(
         "images": trials.images,
         "metric": outcomes[0].metrics[0],
         "pairs": list(options.looks),
+        "equal": options.equal,
         "error": ERROR,
         "level": test.level,
         "budget": options.seconds,

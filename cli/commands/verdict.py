@@ -38,6 +38,10 @@ class Verdict(JsonOptions):
     pairs: str = option(
         "Pairs of trainings: decide after A at least, B at most.", metavar="A..B", default="3..12"
     )
+    equal: Literal["steps", "time", "flops"] = option(
+        "What the trainings of a pair have in common: with time or flops, the steps of the change follow.",
+        default="steps",
+    )
     budget: str | None = option(
         "Start no pair that would end after this time, such as 20m or 2h.", metavar="TIME"
     )

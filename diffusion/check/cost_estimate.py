@@ -45,8 +45,7 @@ def check_cost(project: Project) -> Iterator[Finding]:
     if plan is None or step_memory.exceeds_memory(plan.network, total):
         return
     evaluations, images = network_evaluations(config), scored_images(project)
-    flops = step_memory.forward_flops(plan.network)
-    step = flops * passes(plan.network) * config.train.batch_size
+    flops, step = step_memory.forward_flops(plan.network), step_flops(plan)
     sizes = _sizes(project, plan)
     cost = {
         "evaluation_flops": flops,
@@ -92,6 +91,11 @@ def network_evaluations(config: Config) -> int:
 def passes(network: NetworkSpec) -> int:
     """Return the passes of a training step per image: forward, backward, and recomputed forward."""
     return 1 + BACKWARD + bool(getattr(network, "gradient_checkpointing", False))
+
+
+def step_flops(plan: TrainPlan) -> int:
+    """Return the FLOPs of a training step, without the optimiser's."""
+    return step_memory.forward_flops(plan.network) * passes(plan.network) * plan.train.batch_size
 
 
 def scored_images(project: Project) -> int:

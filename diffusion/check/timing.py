@@ -81,6 +81,11 @@ def time_steps(
     project: Project, plan: TrainPlan, batch: int, seconds: float, device: torch.device
 ) -> TimeRange:
     """Time training steps of up to `batch` images, of random ones if the data are not prepared."""
+    return time_work(step_work(project, plan, device), batch, seconds)
+
+
+def step_work(project: Project, plan: TrainPlan, device: torch.device) -> Work:
+    """Return training steps as work; their images are random if the data are not prepared."""
     state = new_state(plan, device)
     store = project.stores["train"] if project.is_ready else random_images(plan.network, SYNTHETIC)
 
@@ -102,7 +107,7 @@ def time_steps(
             begin_step()  # the training has fewer steps
         return [after - before for before, after in pairwise(stamps)]
 
-    return time_work(work, batch, seconds)
+    return work
 
 
 def time_sampling(plan: DenoiserPlan, config: Config, seconds: float, device: torch.device) -> TimeRange:

@@ -75,6 +75,11 @@ class LRSchedule(RegistrySection):
                 f"set {lr}.cooldown to {most} or less"
             )
 
+    def stretched(self, factor: float) -> Self:
+        """Return the schedule of a training `factor` times as long: at each share of it, the same rate."""
+        counts = {"warmup": int(factor * self.warmup), "cooldown": int(factor * self.cooldown)}
+        return self.model_copy(update=counts)
+
     def describe(self) -> str:
         """Return the schedule's name and its options that are not defaults."""
         options = self.model_dump(exclude={"schedule"}, exclude_defaults=True)
@@ -132,6 +137,10 @@ class InverseSqrtLR(LRSchedule):
         """Return rate/√max(step/hold, 1)."""
         return self.rate / math.sqrt(max(1.0, step / self.hold))
 
+    def stretched(self, factor: float) -> Self:
+        """As the base, with `hold`."""
+        return super().stretched(factor).model_copy(update={"hold": max(1, int(factor * self.hold))})
+
 
 class StepLR(LRSchedule):
     """`rates` lists [step, rate]: each rate applies from its step until the next entry's."""
@@ -162,6 +171,11 @@ class StepLR(LRSchedule):
                 f"remove it, or raise {prefix}train.steps"
             )
         super().check_length(steps, prefix)
+
+    def stretched(self, factor: float) -> Self:
+        """As the base, with the first step of each rate; of rates with the same one the last stays."""
+        rates = tuple({int(factor * start): rate for start, rate in self.rates}.items())
+        return super().stretched(factor).model_copy(update={"rates": rates})
 
 
 def parse_lr(value: Any) -> Any:

@@ -36,6 +36,12 @@ def test_changes_that_cannot_be_judged_are_refused(project: Path, invoke: Invoke
     assert_refused(
         invoke("verdict", "train.batch_size=4", "--cell", "steps9-eta0"), "steps9-eta0", "steps3-eta1"
     )
+    for quantity in ("time", "flops"):
+        for change, words in (
+            ("sample.spacing=trailing", "sampling alone"),
+            ("train.steps=4", "train.steps"),
+        ):
+            assert_refused(invoke("verdict", change, "--equal", quantity), f"--equal {quantity}", words)
     assert_refused(invoke("verdict", "train.batch_size=4"), "data/reference")
     assert not (project / "runs").exists()
 

@@ -81,6 +81,7 @@ def test_page_has_each_sentence_and_one_picture() -> None:
     one, failed = outcome([-30.0, -31.0, -32.0]), replace(outcome([1.0]), name="<b>", failure="it is <NaN>")
     values = {"control": "params.yaml", "cell": "steps3-eta0", "images": 1000, "metric": FD, "seconds": 90.0}
     values |= {"pairs": [3, 12], "error": 0.05, "level": one.test.level, "over_budget": True}
+    values |= {"equal": "time", "machine": "a CPU", "commit": None, "command": "diffctl verdict <b>"}
     page = render_verdict({**values, "subject": "training"}, [one, failed])
     assert one.sentence() in page
     assert "not judged: it is &lt;NaN&gt;" in page

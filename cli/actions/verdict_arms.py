@@ -1,0 +1,146 @@
+"""The arms of a verdict from its options: read, with equal work, and identified."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+
+from cli.actions.params_file import find_profile, parse_assignments
+from cli.commands.verdict import Verdict
+from diffusion.layout import MODEL, PARAMS, VERDICT_RUNS
+from diffusion.model.model_file import read_artefact
+from diffusion.protocol.grid import cell_settings, settings_card
+from diffusion.search.search_config import applied
+from diffusion.search.search_dir import About
+from diffusion.system.devices import acquire_device, default_device, device_name
+from diffusion.system.errors import UsageError
+from diffusion.system.params import read_params
+from diffusion.system.section import fingerprint
+from diffusion.verdict.arms import APART, Arm
+from diffusion.verdict.equal_work import (
+    Ratio,
+    flop_ratios,
+    refuse_steps,
+    time_ratios,
+    with_equal_work,
+)
+from tracking.keys import GIT_COMMIT, GIT_DIRTY, git_tags
+
+
+def read_arms(options: Verdict) -> list[Arm]:
+    """Return the control and its changes; UsageError for an invalid one."""
+    own = read_params()
+    control = Arm(PARAMS.name, own)
+    if options.against is not None:
+        file = find_profile(options.against)
+        control = Arm(str(file), read_params(file))
+    texts = [text for text in options.changes or [] if "=" in text]
+    files = [find_profile(text) for text in options.changes or [] if "=" not in text]
+    groups = [[text] for text in texts] if options.each else [texts] if texts else []
+    changes = [Arm(str(file), read_params(file)) for file in files]
+    for group in groups:
+        point = parse_assignments(group, "verdict")
+        changes.append(Arm(" ".join(group), applied(own, point, "")))
+    if options.seeds_apart:
+        changes.append(Arm("other seeds", control.values, APART))
+    elif not changes:
+        changes.append(Arm(PARAMS.name, own))
+    if options.stratified:
+        fixed = {"process.stratified": True}
+        control, *changes = (
+            Arm(one.name, applied(one.values, fixed, ""), one.seeds) for one in (control, *changes)
+        )
+    return [control, *changes]
+
+
+def count_equal_work(
+    options: Verdict, arms: Sequence[Arm], subject: str
+) -> tuple[list[Arm], list[Ratio | None]]:
+    """Return the arms, of equal FLOPs if that is requested, and the cost of the changes' steps if known."""
+    control, *changes = arms
+    if options.equal == "steps":
+        return list(arms), [None] * len(changes)
+    if subject == "sampling":
+        raise UsageError(f"--equal {options.equal} is of trainings, and the change is of the sampling alone")
+    refuse_steps(control, changes, options.equal)
+    if options.equal == "time":
+        return list(arms), [None] * len(changes)
+    return _with_ratios(arms, flop_ratios(arms), "FLOPs")
+
+
+def time_equal_work(
+    options: Verdict, folder: Path, arms: Sequence[Arm], ratios: Sequence[Ratio | None]
+) -> tuple[list[Arm], list[Ratio | None]]:
+    """Return the arms, of equal time if that is requested, by measurements that the folder keeps."""
+    if options.equal != "time":
+        return list(arms), list(ratios)
+
+    def device() -> AbstractContextManager[torch.device]:
+        typer.echo("measuring the seconds of a step, the arms in turns", err=True)
+        return acquire_device(partial(typer.echo, err=True))
+
+    return _with_ratios(arms, time_ratios(folder, arms, device), "seconds")
+
+
+def _with_ratios(
+    arms: Sequence[Arm], ratios: Sequence[Ratio], unit: str
+) -> tuple[list[Arm], list[Ratio | None]]:
+    control, *changes = arms
+    scaled = with_equal_work(control, changes, ratios)
+    for arm, ratio in zip(scaled, ratios, strict=True):
+        own, other = arm.config.train.steps, control.config.train.steps
+        steps = f"{own:,} steps, and {other:,} of the control"
+        steps = steps if ratio.is_clear else f"no clear difference, {other:,} steps in both"
+        typer.echo(f"{arm.name}: a step takes {ratio} times the control's {unit}: {steps}", err=True)
+    return [control, *scaled], list(ratios)
+
+
+def origin() -> dict[str, str | None]:
+    """Return the machine, the commit of the project, with a + if there are edits, and the command."""
+    tags, version = git_tags(), torch.__version__.partition("+")[0]
+    return {
+        "machine": f"{device_name(default_device())}, torch {version}",
+        "commit": tags[GIT_COMMIT][:7] + "+" * (tags[GIT_DIRTY] == "true") if tags else None,
+        "command": shlex.join(["diffctl", *sys.argv[1:]]),
+    }
+
+
+def identify(arms: Sequence[Arm], options: Verdict, subject: str) -> tuple[Path, About]:
+    """Return the folder of the verdict, by what decides its result but the budget, and its settings."""
+    control, cell = arms[0], arms[0].cell(options.cell)
+    seed = control.config.train.seed
+    models = [arm.fingerprint(seed) for arm in arms] if subject == "training" else [_model_sha256()]
+    settings = {
+        "models": models,
+        "images": [_images_card(arm, options.cell) for arm in arms],
+        "evaluate": control.config.evaluate.model_dump(mode="json"),
+        "pairs": options.looks,
+        "metric": options.metric,
+    }
+    if options.equal == "time":
+        settings["equal"] = {"time": device_name(default_device())}  # another machine has other steps
+    digest = control.plan.data.digest
+    key = fingerprint({**settings, "data": digest})
+    names = {"control": control.name, "changes": [arm.name for arm in arms[1:]], "cell": cell.name}
+    config = control.config.model_dump(mode="json")
+    return VERDICT_RUNS / key, About(
+        key=key, data_digest=digest, settings=config, search={**settings, **names}
+    )
+
+
+def _images_card(arm: Arm, name: str | None) -> dict[str, Any]:
+    sample, cell = arm.config.sample, arm.cell(name)
+    card = settings_card(cell_settings(sample, cell))
+    return {**card, "ema": cell.ema, "num_images": sample.num_images, "seed": sample.seed}
+
+
+def _model_sha256() -> str:
+    if not MODEL.is_file():
+        raise UsageError(f"a change of the sampling is judged with {MODEL}, which is missing: `diffctl run`")
+    return read_artefact(MODEL).model_sha256
