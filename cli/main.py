@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import models, pipeline, project, registry, scores, servers, show, verdict
+from cli.commands import edits, models, pipeline, project, registry, scores, servers, show, verdict
 from cli.shared.command import CommandGroup
 from cli.shared.process import outcome_of, print_message, run_app, set_up_process
 from diffusion.system.signals import StopRequest, interrupt_on_signal, make_interrupted
@@ -30,6 +30,7 @@ PANELS = (
     ("Pipeline", pipeline.app),
     ("Project", project.app),
     ("Models", models.app),
+    ("Models", edits.app),
     ("Models", show.app),
     ("Scores", scores.app),
     ("Scores", verdict.app),

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 
 from diffusion.layout import check_output_file
 from diffusion.system.errors import UsageError, printable
+from diffusion.system.output_paths import check_output_folder
 
 # Keys in a field's metadata: the parameter for Typer, whether a text may be a path, suffixes and kind of an
 # output, a table of options.
@@ -46,6 +47,7 @@ def out_option(
 ) -> Any:
     """Declare an output file with one of these suffixes, or with any one and this kind.
 
+    The suffix "" allows a new folder.
     It is checked before the work. The command gets `--force`, to replace a file of another kind.
     """
     make = partial(typer.Option, *flags, help=help, metavar="FILE")
@@ -93,8 +95,11 @@ class Options:
             if SUFFIXES in one.metadata and (out := getattr(self, one.name)) is not None:
                 flag, suffixes = one.metadata[MAKE].args[0], one.metadata[SUFFIXES]
                 if suffixes and out.suffix not in suffixes:
-                    ends = " or ".join(suffixes)
+                    ends = " or ".join(filter(None, suffixes))
                     raise UsageError(f"{flag} {printable(out)}: give a file that ends in {ends}")
+                if suffixes and not out.suffix:
+                    check_output_folder(out, flag)
+                    continue
                 kind = out.suffix if suffixes else one.metadata[KIND]
                 check_output_file(out, flag, "" if getattr(self, "force", False) else kind)
         begin(self.message, silent=getattr(self, "as_json", False))

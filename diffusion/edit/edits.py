@@ -1,21 +1,26 @@
 """Edits of images by a model: the trajectories, the images, and the NFE of an image."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffusion.code_digest import plugin_card
 from diffusion.edit.measurement import Measurement
 from diffusion.edit.method import build_method
+from diffusion.entry_code import Chosen, code_of
+from diffusion.images.store import array_digest
 from diffusion.model.model_file import LoadedModel
 from diffusion.process.denoiser import Condition, Prediction
 from diffusion.process.noise_process import NoiseProcess, build_process
-from diffusion.protocol.edits import EditSettings
+from diffusion.protocol.edits import METHODS, OPERATORS, EditSettings, parse_operator
 from diffusion.protocol.settings import SampleSettings
 from diffusion.sample.generate import OnStep, generate
 from diffusion.sample.guidance import NO_GUIDES, Guides, guidance_weight
+from diffusion.sample.network_files import NetworkArtefacts
 from diffusion.sample.sampler import CustomTrajectory, SamplerDriver
+from diffusion.sample.sampling_card import sampling_card
 from diffusion.sample.sampling_steps import sampling_grid
 
 
@@ -86,14 +91,23 @@ def count_edit_nfe(
 
 
 def edit_card(
-    edit: EditSettings, measurement: Measurement, inputs_digest: str, nfe: int
-) -> Mapping[str, Any]:
-    """Return the fields that an edit adds to its images' card; the operator's text has a mask's digest."""
+    edit: EditSettings, settings: SampleSettings, measurement: Measurement, networks: NetworkArtefacts
+) -> dict[str, Any]:
+    """Return the protocol card of edited images: that of sampling with the edit's own fields.
+
+    The operator's text names a mask that is a picture by its digest.
+    """
+    process = build_process(networks.model.process)
+    entries: list[Chosen] = [(METHODS, edit.method)]
+    if edit.operator is not None:
+        entries += [(OPERATORS, name) for name, _ in parse_operator(edit.operator)]
     return {
+        **sampling_card(settings, networks),
         "method": edit.method,
         **{f"method_{name}": value for name, value in edit.options.model_dump(mode="json").items()},
         "operator": None if measurement.operator is None else measurement.operator.text,
         "sigma_y": edit.sigma_y,
-        "inputs_sha256": inputs_digest,
-        "nfe": nfe,
+        "inputs_sha256": array_digest(measurement.y.cpu().numpy()),
+        "nfe": count_edit_nfe(edit, settings, measurement, process),
+        **plugin_card("edit_plugins", code_of([__name__], entries)),
     }

@@ -21,6 +21,7 @@ from tracking.spool.event_log import Spool
 # The suffix of the output and the command line; PATH is replaced by the output's path.
 OUTPUTS = {
     "sample": (".png", ["sample", "--out", "PATH"]),
+    "edit": (".png", ["edit", "a.png", "--upscale", "2", "--out", "PATH"]),
     "encode": (".npz", ["encode", "-o", "PATH"]),
     "interpolate": (".gif", ["interpolate", "0", "1", "--out", "PATH"]),
     "nll": (".png", ["nll", "--out", "PATH"]),
@@ -32,7 +33,8 @@ OUTPUTS = {
     "publish": ("", ["publish", "hub", "me/model", "--dry-run", "PATH"]),
 }
 WORK = (
-    *(f"{name}.selected_model" for name in ("sampled_images", "image_analysis", "model_formats", "figures")),
+    *(f"{name}.selected_model" for name in ("sampled_images", "edited_images", "image_analysis")),
+    *(f"{name}.selected_model" for name in ("model_formats", "figures")),
     "model_formats.import_openai",
     "publication.selected_model",
     "run_comparison.load_scored",
@@ -176,6 +178,7 @@ COMMANDS = {
     "verdict": Row(("no-such-key=1",)),
     "weights inception": Row(("no-such-file",)),
     "sample": Row((*MODEL, *OUT), (*RUN, *OUT)),
+    "edit": Row(("no.png", "--colorize", *MODEL, *OUT), ("no.png", "--colorize", *RUN, *OUT)),
     "evaluate": Row(("no-such-folder", "--against", "no-such-store")),
     "ema": Row(("--sigma-rel", "0.1", "--from", "no-such-folder")),
     "encode": Row(("no.png", *MODEL, "--out", "x.npz"), ("0", *RUN, "--out", "x.npz")),

@@ -1,0 +1,229 @@
+"""Pictures that are restored from measurements or sampled again, and written as a picture, npz or store."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cli.actions.model_choice import chosen_settings, selected_files, selected_model
+from cli.actions.params_file import parse_assignments
+from cli.commands.edits import Edit
+from cli.shared.console import progress
+from diffusion.analysis.image_inputs import input_condition
+from diffusion.edit.edits import edit_card, edit_images
+from diffusion.edit.input_files import InputPicture, read_pictures
+from diffusion.edit.measurement import Measurement, build_operator
+from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.edit.pictures import (
+    fit,
+    in_channels,
+    kept_pixels,
+    measure,
+    picture_shape,
+    show_measurement,
+    show_spread,
+)
+from diffusion.images.pictures import MAX_PIXELS, enlarge, grid, png_bytes, read_picture
+from diffusion.images.pixels import to_nhwc
+from diffusion.images.store import Images, save_npz, write_store
+from diffusion.model.model_file import Artefact, LoadedModel, load_model
+from diffusion.process.denoiser import Condition
+from diffusion.protocol.edits import PRODUCT, EditSettings
+from diffusion.protocol.settings import SampleSettings
+from diffusion.sample.guidance import Guides
+from diffusion.sample.network_files import load_guides
+from diffusion.system.devices import default_device
+from diffusion.system.errors import UsageError, printable
+from diffusion.system.output_paths import write_output
+from diffusion.system.section import validate
+
+
+class Inputs(NamedTuple):
+    """The pictures as they are measured, at one size, with what was measured; `resized` says which were."""
+
+    pictures: list[InputPicture]
+    measurement: Measurement
+    resized: list[str]
+
+
+def edit(options: Edit) -> None:
+    path, device = selected_model(options), default_device()
+    settings, edit_settings = chosen_settings(options.sampling), _edit_settings(options)
+    loaded = load_model(path, device)
+    files = selected_files(options, settings, path)
+    inputs = _read_inputs(options, edit_settings, loaded.artefact, settings.seed)
+    count, labels = options.num, [one.label for one in inputs.pictures]
+    condition = input_condition(loaded.artefact, labels, options.klass)
+    repeated = condition.rows(torch.arange(len(labels)).repeat_interleave(count))
+    card = edit_card(edit_settings, settings, inputs.measurement, files.read())
+    images = _edit(
+        options, loaded, settings, edit_settings, inputs.measurement, repeated, load_guides(files, device)
+    )
+    _write(options, inputs, images, repeated, loaded.artefact, card)
+    described = edit_settings.operator or f"strength {edit_settings.options.strength:g}"
+    text = [
+        f"{len(images)} image(s) from {len(labels)} picture(s) by {edit_settings.method} ({described}, "
+        f"{card['nfe']} NFE each): {options.out}",
+        *inputs.resized,
+    ]
+    if options.out.suffix == ".png":
+        columns = ["the picture", *["its measurement"] * (inputs.measurement.operator is not None)]
+        spread = ["their spread (white is a deviation of 64 levels)"] * (count > 1)
+        results = f"{count} results" if count > 1 else "the result"
+        text.append(f"columns: {', '.join([*columns, results, *spread])}")
+    answer = {
+        "out": options.out,
+        "pictures": len(labels),
+        "num": count,
+        "resized": inputs.resized,
+        "card": card,
+    }
+    options.answer(answer, "\n".join(text))
+
+
+def _edit_settings(options: Edit) -> EditSettings:
+    """Return the method and the text of the operator; the factors are in the order of their application."""
+    factors = [
+        "gray" if options.colorize else "",
+        f"downsample:{options.upscale}" if options.upscale else "",
+        f"blur:{options.deblur:g}" if options.deblur is not None else "",
+        _mask_text(options.mask) if options.mask is not None else "",
+    ]
+    operator = options.operator or PRODUCT.join(filter(None, factors)) or None
+    own = parse_assignments(options.method_option or [], "--method-option")
+    if options.strength is not None:
+        own["strength"] = options.strength
+    method = options.method or ("sdedit" if operator is None else "ddnm")
+    values = {"method": method, "method_options": own, "operator": operator, "sigma_y": options.sigma_y}
+    return validate(EditSettings, values, "these options do not fit")
+
+
+def _mask_text(mask: str) -> str:
+    is_box = mask.count(",") == 3 and mask.replace(",", "").isdecimal()
+    return f"mask:{mask}" if is_box else "mask"
+
+
+def _read_inputs(options: Edit, edit_settings: EditSettings, artefact: Artefact, seed: int) -> Inputs:
+    """Return the pictures and their measurement; UsageError if they do not fit the model."""
+    spec = artefact.network
+    image_shape = (spec.in_channels, spec.image_size, spec.image_size)
+    if options.tile:
+        image_shape = _tiled_shape(options, image_shape)
+    operator = None
+    if edit_settings.operator is not None:
+        operator = _operator(options, edit_settings.operator, image_shape)
+    channels, height, width = picture_shape(operator, image_shape, degrade=options.degrade)
+    pictures = read_pictures(options.source, channels, artefact, options.first)
+    fitted = [one._replace(pixels=fit(one.pixels, (height, width))) for one in pictures]
+    resized = [
+        f"{one.name}: the middle of {one.pixels.shape[1]}×{one.pixels.shape[0]} pixels at {width}×{height}"
+        for one in pictures
+        if one.pixels.shape[:2] != (height, width)
+    ]
+    pixels = [one.pixels for one in fitted]
+    measurement = measure(operator, pixels, edit_settings.sigma_y, degrade=options.degrade, seed=seed)
+    return Inputs(fitted, measurement, resized)
+
+
+def _tiled_shape(options: Edit, model_shape: Shape) -> Shape:
+    """Return the shape of the edited image of a picture that keeps its size, cropped to whole blocks."""
+    channels, size, _ = model_shape
+    if not options.source.is_file() or options.source.suffix == ".npz":
+        raise UsageError(f"--tile takes one picture (got {printable(options.source)}): give a file")
+    height, width = read_picture(options.source, None, channels).shape[:2]
+    factor = options.upscale or 1
+    height, width = (
+        (side // factor * factor if options.degrade else side * factor) for side in (height, width)
+    )
+    if min(height, width) < size:
+        raise UsageError(
+            f"--tile makes {width}×{height} pixels, less than a tile's {size}×{size}: leave it out"
+        )
+    if height * width > MAX_PIXELS:
+        raise UsageError(f"--tile makes {width}×{height} pixels: give a smaller picture")
+    return channels, height, width
+
+
+def _operator(options: Edit, text: str, image_shape: Shape) -> LinearOperator:
+    """Return the operator, with a mask from a file or from the picture's transparency."""
+    if "mask" not in text.split(PRODUCT) or options.mask is None:
+        return build_operator(text, image_shape)
+    *before, _ = text.split(PRODUCT)
+    measured = build_operator(PRODUCT.join(before), image_shape).shape if before else image_shape
+    file = options.source if options.mask == "alpha" else Path(options.mask)
+    if options.mask == "alpha":
+        if not file.is_file():
+            raise UsageError("--mask alpha takes one picture with transparent pixels: give --mask FILE")
+        mask = 255 - read_picture(file, None, 4)[:, :, 3:]
+    else:
+        mask = read_picture(file, None, 1)
+    return build_operator(text, image_shape, kept_pixels(fit(mask, measured[1:])))
+
+
+def _edit(
+    options: Edit,
+    loaded: LoadedModel,
+    settings: SampleSettings,
+    edit_settings: EditSettings,
+    measurement: Measurement,
+    condition: Condition,
+    guides: Guides,
+) -> Images:
+    """Return the results (N, H, W, C), `num` for each picture in turn."""
+    device, count, size = default_device(), len(condition), options.batch_size
+    source = torch.arange(len(measurement)).repeat_interleave(options.num)
+    parts: list[Tensor] = []
+    with progress("edit") as show:
+        for start in range(0, count, size):
+            show(start, count)
+            rows = slice(start, min(start + size, count))
+            indices = range(rows.start, rows.stop)
+            part = measurement.rows(source[rows])
+            parts.append(
+                edit_images(
+                    loaded,
+                    settings,
+                    edit_settings,
+                    part,
+                    indices,
+                    condition.rows(rows),
+                    device,
+                    guides=guides,
+                )
+            )
+        show(count, count)
+    return to_nhwc(torch.cat(parts))
+
+
+def _write(
+    options: Edit,
+    inputs: Inputs,
+    images: Images,
+    condition: Condition,
+    artefact: Artefact,
+    card: dict[str, Any],
+) -> None:
+    """Write the results as npz or store, or a picture with the inputs and the spread."""
+    labels = None if condition.labels is None else condition.labels.numpy()
+    has_null = labels is not None and bool((labels == artefact.network.num_classes).any())
+    labels = None if has_null else labels
+    if options.out.suffix == ".npz":
+        return write_output(
+            options.out, lambda file: save_npz(file, images, None if labels is None else labels.tolist())
+        )
+    if not options.out.suffix:
+        classes = list(artefact.data.classes)
+        meta = {"name": artefact.data.name, "classes": classes, "card": card}
+        write_store(options.out, images, labels, meta)
+        return None
+    rows: list[Images] = []
+    shown, size = show_measurement(inputs.measurement), images.shape[1:3]
+    for k, picture in enumerate(inputs.pictures):
+        results = images[k * options.num : (k + 1) * options.num]
+        rows.append(in_channels(fit(picture.pixels, size), images.shape[3]))
+        rows += [shown[k]] * (inputs.measurement.operator is not None)
+        rows += [*results, *[show_spread(results)] * (options.num > 1)]
+    sheet = enlarge(grid(np.stack(rows), len(rows) // len(inputs.pictures)), min(size), options.scale)
+    return write_output(options.out, lambda file: file.write(png_bytes(sheet)))

@@ -1,0 +1,85 @@
+"""Pictures that are edited: fitted to the model's size, masks, measurements, and the picture of a result."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import ImageOps
+from torch import Tensor
+
+from diffusion.edit.measurement import Measurement
+from diffusion.edit.operator import LinearOperator, Shape
+from diffusion.images.pictures import MODES, flatten, to_pil
+from diffusion.images.pixels import to_model, to_nchw, to_nhwc, to_uint8
+from diffusion.images.store import Images
+from diffusion.process.noise import counter_generator
+
+HIDDEN = 128  # the level of a mask from which a pixel is to be filled
+SPREAD = 4  # the factor of deviations in a picture: 64 levels are white
+
+
+def fit(pixels: Images, size: tuple[int, int]) -> Images:
+    """Return the middle of a picture (H, W, C), resized to another height and width."""
+    if pixels.shape[:2] == size:
+        return pixels
+    fitted = ImageOps.fit(to_pil(pixels).convert(MODES[pixels.shape[2]]), size[::-1])
+    return np.asarray(fitted, dtype=np.uint8).reshape(*size, pixels.shape[2])
+
+
+def in_channels(pixels: Images, channels: int) -> Images:
+    """Return a picture (H, W, C) in grey or in colours."""
+    if pixels.shape[2] == channels:
+        return pixels
+    return np.asarray(flatten(to_pil(pixels), channels), dtype=np.uint8).reshape(*pixels.shape[:2], channels)
+
+
+def kept_pixels(mask: Images) -> Tensor:
+    """Return where a mask (H, W, 1) keeps a pixel, (H, W): where it is darker than mid-grey."""
+    return torch.from_numpy(mask[:, :, 0] < HIDDEN)
+
+
+def measure(
+    operator: LinearOperator | None,
+    pictures: Sequence[Images],
+    sigma_y: float,
+    *,
+    degrade: bool,
+    seed: int = 0,
+) -> Measurement:
+    """Return the measurement of pictures (H, W, C).
+
+    With `degrade` they are originals, and y = A·x + σ_y·n, where n follows from the seed and the place.
+    Otherwise they are measurements, of the operator's shape: y is the part of them that A can make.
+    """
+    x = to_model(to_nchw(np.stack(pictures)))
+    if operator is None:
+        return Measurement(None, x, sigma_y)
+    if not degrade:
+        return Measurement(operator, operator.apply(operator.pseudo_inverse(x)), sigma_y)
+    y = operator.apply(x)
+    for row, clean in enumerate(y if sigma_y else ()):
+        noise = torch.randn(clean.shape, generator=counter_generator("measurement", seed, row))
+        clean += sigma_y * operator.apply(operator.pseudo_inverse(noise[None]))[0]
+    return Measurement(operator, y, sigma_y)
+
+
+def picture_shape(operator: LinearOperator | None, image_shape: Shape, *, degrade: bool) -> Shape:
+    """Return the shape that input pictures must have: of an image, or of a measurement."""
+    return image_shape if degrade or operator is None else operator.shape
+
+
+def show_measurement(measurement: Measurement) -> Images:
+    """Return measurements as pictures (B, H, W, C) of the image's shape; pixels are repeated."""
+    channels, height, width = measurement.image_shape
+    y = measurement.y
+    if height % y.shape[2] or width % y.shape[3] or channels % y.shape[1]:
+        assert measurement.operator is not None, "pictures have the shape of images"
+        return to_nhwc(to_uint8(measurement.operator.pseudo_inverse(y)))
+    y = y.repeat_interleave(height // y.shape[2], 2).repeat_interleave(width // y.shape[3], 3)
+    return to_nhwc(to_uint8(y.repeat(1, channels // y.shape[1], 1, 1)))
+
+
+def show_spread(results: Images) -> Images:
+    """Return the deviation of each pixel over results (N, H, W, C), times 4: white is 64 levels."""
+    spread = np.round(SPREAD * results.astype(np.float32).std(0))
+    return np.asarray(spread.clip(0, 255), dtype=np.uint8)
